@@ -1,0 +1,13 @@
+"""What both sides speak: typed messages, their bytes, and clients for scripts.
+
+`from protocol import Client` is all that a script needs; PROTOCOL.md is for those who write a client of their own.
+"""
+
+from protocol.aio import AsyncClient, AsyncStream
+from protocol.client import Client, Stream
+from protocol.connection import Connection
+from protocol.errors import Gpt2dError
+from protocol.ledger import Ledger
+from protocol.sockets import DEFAULT_ENDPOINT
+
+__all__ = ["DEFAULT_ENDPOINT", "AsyncClient", "AsyncStream", "Client", "Connection", "Gpt2dError", "Ledger", "Stream"]

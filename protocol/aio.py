@@ -1,0 +1,154 @@
+"""AsyncClient: the face of Client for asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Self, TypeVar
+
+from protocol import messages as m
+from protocol.client import CONTROL_S, GENERATE_S, LOAD_S, UNLOAD_S, expect, generate_request
+from protocol.connection import Connection, Event
+from protocol.errors import Gpt2dError
+from protocol.sockets import DEFAULT_ENDPOINT
+
+R = TypeVar("R", bound=m.Result)
+
+
+class AsyncStream(AsyncIterator[m.Tokens]):
+    """As client.Stream. Use `async with` (or `close`) where the loop may be left early: that cancels the generation."""
+
+    def __init__(self, connection: Connection, request: m.Generate, timeout: float) -> None:
+        self._connection = connection
+        self._events, on_event = _event_queue()
+        self._over = False
+        self._result: m.Generated | None = None
+        self.id = connection.submit(request, on_event, timeout)
+
+    @property
+    def result(self) -> m.Generated:
+        """The whole generation, after the last piece. Raises: RuntimeError before that."""
+        if self._result is None:
+            raise RuntimeError("the result comes after the last piece of the stream")
+        return self._result
+
+    async def __anext__(self) -> m.Tokens:
+        if self._over:
+            raise StopAsyncIteration
+        try:
+            event = await self._events.get()
+        except asyncio.CancelledError:
+            self.close()
+            raise
+        if isinstance(event, m.Tokens):
+            return event
+        self._over = True
+        if isinstance(event, Gpt2dError):
+            raise event
+        self._result = expect(event, m.Generated)
+        raise StopAsyncIteration
+
+    def cancel(self) -> None:
+        """Ask the server to stop; the stream then ends with the result of what was written so far."""
+        self._connection.cancel(self.id)
+
+    def close(self) -> None:
+        if not self._over:
+            self._over = True
+            self._connection.cancel(self.id)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "id"):
+            self.close()
+
+
+class AsyncClient:
+    """A connection to one daemon, for use in one event loop."""
+
+    def __init__(self, endpoint: str = DEFAULT_ENDPOINT) -> None:
+        """Does not wait. Raises: ValueError for a malformed endpoint."""
+        self.connection = Connection(endpoint)
+
+    async def hello(self, timeout: float = CONTROL_S) -> m.ServerInfo:
+        return await self._call(m.Hello(), m.ServerInfo, timeout)
+
+    async def ping(self, timeout: float = CONTROL_S) -> m.Pong:
+        return await self._call(m.Ping(), m.Pong, timeout)
+
+    async def models(self, timeout: float = CONTROL_S) -> list[m.ModelInfo]:
+        return (await self._call(m.Models(), m.ModelList, timeout)).models
+
+    async def stats(self, timeout: float = CONTROL_S) -> m.Stats:
+        return await self._call(m.GetStats(), m.Stats, timeout)
+
+    async def load(
+        self,
+        model: str,
+        *,
+        engine: str | None = None,
+        precision: str | None = None,
+        on_progress: Callable[[m.Progress], object] | None = None,
+        timeout: float = LOAD_S,
+    ) -> m.Loaded:
+        """As Client.load; `on_progress` is called in the event loop."""
+        request = m.Load(model=model, engine=engine, precision=precision, stream=on_progress is not None)
+        return await self._call(request, m.Loaded, timeout, on_progress)
+
+    async def unload(self, model: str, *, engine: str | None = None, precision: str | None = None, timeout: float = UNLOAD_S) -> list[str]:
+        """As Client.unload."""
+        return (await self._call(m.Unload(model=model, engine=engine, precision=precision), m.Unloaded, timeout)).names
+
+    async def generate(self, prompt: str | None = None, *, timeout: float = GENERATE_S, **settings: Any) -> m.Generated:
+        """As Client.generate; cancelling the task cancels the generation."""
+        return await self._call(generate_request(prompt, stream=False, **settings), m.Generated, timeout)
+
+    def stream(self, prompt: str | None = None, *, timeout: float = GENERATE_S, **settings: Any) -> AsyncStream:
+        """As Client.stream, for `async for`."""
+        return AsyncStream(self.connection, generate_request(prompt, stream=True, **settings), timeout)
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self.connection.close)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def _call(
+        self, request: m.AnyRequest, wanted: type[R], timeout: float, on_progress: Callable[[m.Progress], object] | None = None
+    ) -> R:
+        events, on_event = _event_queue()
+        request_id = self.connection.submit(request, on_event, timeout)
+        try:
+            while True:
+                event = await events.get()
+                if isinstance(event, Gpt2dError):
+                    raise event
+                if isinstance(event, m.Progress):
+                    if on_progress:
+                        on_progress(event)
+                    continue
+                return expect(event, wanted)
+        except BaseException as e:
+            if not isinstance(e, Gpt2dError):
+                self.connection.cancel(request_id)
+            raise
+
+
+def _event_queue() -> tuple[asyncio.Queue[Event], Callable[[Event], None]]:
+    """A queue in the running loop, and a callback that fills it from the connection's thread."""
+    loop = asyncio.get_running_loop()
+    events: asyncio.Queue[Event] = asyncio.Queue()
+
+    def on_event(event: Event) -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(events.put_nowait, event)
+
+    return events, on_event

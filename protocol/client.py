@@ -1,0 +1,179 @@
+"""Client: blocking calls and a streaming iterator, a thin face on a Connection.
+
+    with Client() as client:
+        client.load("demo", precision="int8", on_progress=print)
+        for piece in client.stream("Shall I compare thee", temperature=0.8, seed=1):
+            print(piece.text, end="", flush=True)
+
+Every call has a deadline (`timeout`, seconds) and raises one of protocol.errors.
+"""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any, Self, TypeVar, cast
+
+from protocol import messages as m
+from protocol.connection import Connection, Event
+from protocol.errors import BadRequest, Gpt2dError
+from protocol.sockets import DEFAULT_ENDPOINT
+
+R = TypeVar("R", bound=m.Result)
+
+CONTROL_S = 10.0
+UNLOAD_S = 60.0
+LOAD_S = 3600.0
+GENERATE_S = 600.0
+
+
+class Stream(Iterator[m.Tokens]):
+    """The pieces of one generation as they come. Leaving it early (close, `with`, dropping it) cancels the generation."""
+
+    def __init__(self, connection: Connection, request: m.Generate, timeout: float) -> None:
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._connection = connection
+        self._over = False
+        self._result: m.Generated | None = None
+        self.id = connection.submit(request, self._events.put, timeout)
+
+    @property
+    def result(self) -> m.Generated:
+        """The whole generation, after the last piece. Raises: RuntimeError before that."""
+        if self._result is None:
+            raise RuntimeError("the result comes after the last piece of the stream")
+        return self._result
+
+    def __next__(self) -> m.Tokens:
+        if self._over:
+            raise StopIteration
+        event = _next(self._events)
+        if isinstance(event, m.Tokens):
+            return event
+        self._over = True
+        if isinstance(event, Gpt2dError):
+            raise event
+        self._result = cast("m.Generated", event)
+        raise StopIteration
+
+    def cancel(self) -> None:
+        """Ask the server to stop; the stream then ends with the result of what was written so far."""
+        self._connection.cancel(self.id)
+
+    def close(self) -> None:
+        if not self._over:
+            self._over = True
+            self._connection.cancel(self.id)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "id"):
+            self.close()
+
+
+class Client:
+    """A connection to one daemon. May be used by several threads."""
+
+    def __init__(self, endpoint: str = DEFAULT_ENDPOINT) -> None:
+        """Does not wait: the first call tells if there is no server. Raises: ValueError for a malformed endpoint."""
+        self.connection = Connection(endpoint)
+
+    def hello(self, timeout: float = CONTROL_S) -> m.ServerInfo:
+        """Who the server is, and every engine, precision and generation setting with its range and default."""
+        return self._call(m.Hello(), m.ServerInfo, timeout)
+
+    def ping(self, timeout: float = CONTROL_S) -> m.Pong:
+        return self._call(m.Ping(), m.Pong, timeout)
+
+    def models(self, timeout: float = CONTROL_S) -> list[m.ModelInfo]:
+        return self._call(m.Models(), m.ModelList, timeout).models
+
+    def stats(self, timeout: float = CONTROL_S) -> m.Stats:
+        return self._call(m.GetStats(), m.Stats, timeout)
+
+    def load(
+        self,
+        model: str,
+        *,
+        engine: str | None = None,
+        precision: str | None = None,
+        on_progress: Callable[[m.Progress], object] | None = None,
+        timeout: float = LOAD_S,
+    ) -> m.Loaded:
+        """Load a model (at once if it is loaded already). `on_progress` is called in this thread.
+
+        Raises: UnknownModel, BadModel, NoMemory, LoadFailed, Cancelled, and what every call raises.
+        """
+        request = m.Load(model=model, engine=engine, precision=precision, stream=on_progress is not None)
+        return self._call(request, m.Loaded, timeout, on_progress)
+
+    def unload(self, model: str, *, engine: str | None = None, precision: str | None = None, timeout: float = UNLOAD_S) -> list[str]:
+        """Unload what matches; return the names. Raises: NotLoaded."""
+        return self._call(m.Unload(model=model, engine=engine, precision=precision), m.Unloaded, timeout).names
+
+    def generate(self, prompt: str | None = None, *, timeout: float = GENERATE_S, **settings: Any) -> m.Generated:
+        """Continue a text and return the whole result. `settings` are the fields of messages.Generate.
+
+        Raises: NotLoaded, TooLong, Busy, WorkerDied, and what every call raises.
+        """
+        return self._call(generate_request(prompt, stream=False, **settings), m.Generated, timeout)
+
+    def stream(self, prompt: str | None = None, *, timeout: float = GENERATE_S, **settings: Any) -> Stream:
+        """Continue a text; iterate over the pieces, then look at `.result`."""
+        return Stream(self.connection, generate_request(prompt, stream=True, **settings), timeout)
+
+    def close(self) -> None:
+        self.connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _call(self, request: m.AnyRequest, wanted: type[R], timeout: float, on_progress: Callable[[m.Progress], object] | None = None) -> R:
+        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        request_id = self.connection.submit(request, events.put, timeout)
+        try:
+            while True:
+                event = _next(events)
+                if isinstance(event, Gpt2dError):
+                    raise event
+                if isinstance(event, m.Progress):
+                    if on_progress:
+                        on_progress(event)
+                    continue
+                return expect(event, wanted)
+        except BaseException as e:
+            if not isinstance(e, Gpt2dError):  # Ctrl-C, or an error in on_progress: nobody waits for it any more
+                self.connection.cancel(request_id)
+            raise
+
+
+def generate_request(prompt: str | None, **fields: Any) -> m.Generate:
+    """Raises: BadRequest for a prompt that is missing or given twice, TypeError for a setting that does not exist."""
+    try:
+        return m.Generate(prompt=prompt, **fields)
+    except ValueError as e:
+        raise BadRequest(f"generate: {e}") from None
+
+
+def expect(event: Event, wanted: type[R]) -> R:
+    """Raises: TypeError if the server answered with the result of another request type."""
+    if not isinstance(event, wanted):
+        raise TypeError(f"the server answered with {type(event).__name__} instead of {wanted.__name__}")
+    return event
+
+
+def _next(events: queue.SimpleQueue[Event]) -> Event:
+    while True:
+        try:
+            return events.get(timeout=0.2)  # in slices: Windows delivers Ctrl-C only between them
+        except queue.Empty:
+            continue

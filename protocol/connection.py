@@ -1,0 +1,317 @@
+"""One thread that owns one DEALER: a table of pending requests, their deadlines, reconnection.
+
+The thread never blocks on anything but its poller. Events of a request are handed to the callback given with it, in the
+thread; the last event of each request is a result or an error. The route: `submit` -> outbox -> socket -> `_receive`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import msgspec
+import zmq
+
+from protocol import codec, messages as m, sockets
+from protocol.errors import (
+    BadRequest,
+    Closed,
+    ConnectionFailed,
+    ConnectionLost,
+    DeadlineExceeded,
+    Gpt2dError,
+    NoServer,
+    NotGpt2d,
+    RequestError,
+    ServerRestarted,
+    ServerStuck,
+    VersionMismatch,
+    from_code,
+)
+
+Event: TypeAlias = m.AnyReply | Gpt2dError
+State: TypeAlias = Literal["connecting", "ready", "lost", "closed"]
+
+CONNECT_S = 3.0
+"""How long a request waits for a connection to be made."""
+REFUSED_S = 1.0
+"""The same where it is refused, or by something else: long enough for a server that is just starting."""
+LOST_S = 2.0
+"""After a broken connection: how long its requests wait for the reconnection that tells what happened."""
+QUIET_S = 1.5
+"""A server that says nothing for so long while something is open is asked for a sign of life."""
+STUCK_S = 3.0
+"""A server that does not give it within this time is stuck."""
+DEADLINE_GRACE_S = 2.0
+"""How long after its deadline a request waits for the server's own answer to it."""
+PROBE_S = 0.5
+"""How long a connection may be without a handshake before it is looked into."""
+TICK_MS = 50
+
+
+@dataclass
+class _Pending:
+    request: m.AnyRequest
+    on_event: Callable[[Event], None]
+    expires: float
+    """Monotonic seconds: the last moment at which its end may come."""
+    submitted: float
+    sent: bool = False
+    next_seq: int = 0
+
+
+class Connection:
+    """A connection to one server. All methods may be called from any thread."""
+
+    def __init__(self, endpoint: str = sockets.DEFAULT_ENDPOINT) -> None:
+        """Start connecting. Raises: ValueError if the endpoint is malformed."""
+        self.endpoint = sockets.check_endpoint(endpoint)
+        self.state: State = "connecting"
+        self.info: m.ServerInfo | None = None
+        """The server's answer to `hello`, from the latest connection."""
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._wake = sockets.Wake(self._context)
+        self._inbox: queue.SimpleQueue[_Pending | int] = queue.SimpleQueue()
+        self._ids = itertools.count(1)  # its next() is atomic
+        self._closing = False
+        self._pending: dict[int, _Pending] = {}
+        self._hello_id = self._ping_id = -1
+        self._heard = self._asked = 0.0
+        self._lost_at: float | None = None
+        self._connected_at = 0.0
+        self._shaken = self._probed = True
+        """Of the latest connection: its handshake was done; it was looked into."""
+        self._trouble: ConnectionFailed | RequestError = NoServer(f"no connection to {endpoint} could be made")
+        """Why there is no working connection: the error of requests that could not be sent."""
+        self._thread = threading.Thread(target=self._run, name=f"gpt2d {endpoint}", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: m.AnyRequest, on_event: Callable[[Event], None], timeout: float) -> int:
+        """Send a request; return its id. `timeout` (seconds) goes along as its deadline.
+
+        `on_event` is called in the connection's thread and must not block. Its last call has a Result or an error.
+        """
+        request_id = next(self._ids)
+        deadline_ms = max(1, min(86_400_000, int(timeout * 1000)))
+        request = msgspec.structs.replace(request, id=request_id, deadline_ms=deadline_ms)
+        now = time.monotonic()
+        expires = now + timeout + DEADLINE_GRACE_S
+        self._inbox.put(_Pending(request, on_event, expires, now))
+        self._wake.wake()
+        if self.state == "closed":
+            self._refuse_inbox()
+        return request_id
+
+    def cancel(self, request_id: int) -> None:
+        """Ask the server to cancel a request, which then gets its last event as always."""
+        self._inbox.put(request_id)
+        self._wake.wake()
+
+    def close(self) -> None:
+        """End the thread; what is pending fails with Closed."""
+        if not self._closing:
+            self._closing = True
+            self._wake.wake()
+        self._thread.join(timeout=5)
+
+    # Everything below runs in the connection's thread.
+
+    def _run(self) -> None:
+        self._socket, self._monitor = sockets.client_socket(self._context, self.endpoint)
+        poller = zmq.Poller()
+        for socket in (self._socket, self._monitor, self._wake.receiver):
+            poller.register(socket, zmq.POLLIN)
+        try:
+            while not self._closing:
+                poller.poll(TICK_MS if self._pending else None)
+                self._wake.clear()
+                self._take_inbox()
+                self._watch()
+                self._receive()
+                self._check_times()
+        finally:
+            self.state = "closed"
+            self._fail_all(Closed("this client was closed"))
+            sockets.close_monitored(self._socket, self._monitor)
+            self._wake.close()
+            self._context.term()
+
+    def _take_inbox(self) -> None:
+        while True:
+            try:
+                item = self._inbox.get_nowait()
+            except queue.Empty:
+                return
+            if isinstance(item, _Pending):
+                self._pending[item.request.id] = item
+                if self.state == "ready":
+                    self._send(item)
+            elif item in self._pending:
+                if self._pending[item].sent:
+                    self._send_quietly(m.Cancel(id=next(self._ids), target=item))
+                else:
+                    self._finish(item, from_code("cancelled", "cancelled before it was sent"))
+
+    def _send(self, pending: _Pending) -> None:
+        try:
+            frame = codec.encode(pending.request)
+            self._socket.send(frame, zmq.NOBLOCK)
+        except BadRequest as e:
+            self._finish(pending.request.id, e)
+        except zmq.Again:
+            self._finish(pending.request.id, from_code("busy", "the server takes no more messages at the moment"))
+        else:
+            pending.sent = True
+
+    def _send_quietly(self, request: m.AnyRequest) -> None:
+        """Send something whose reply nobody waits for, or whose absence is noticed elsewhere."""
+        with contextlib.suppress(zmq.Again):
+            self._socket.send(codec.encode(request), zmq.NOBLOCK)
+
+    def _watch(self) -> None:
+        while event := sockets.next_event(self._monitor):
+            kind, value = event
+            if kind == zmq.EVENT_CONNECTED:
+                self._connected_at, self._probed, self._shaken = time.monotonic(), False, False
+                if not isinstance(self._trouble, NotGpt2d):
+                    self._trouble = ServerStuck(
+                        f"{self.endpoint} accepts connections and then says nothing; is the server stopped or stuck?"
+                    )
+            elif kind == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._shaken = True
+                self._hello_id, self._asked = next(self._ids), time.monotonic()
+                self._send_quietly(m.Hello(id=self._hello_id))
+            elif kind & sockets.HANDSHAKE_FAILED and value != errno.EAGAIN:  # EAGAIN is a timeout: said nothing
+                self._trouble = self._not_gpt2d()
+            elif kind == zmq.EVENT_DISCONNECTED:
+                self._disconnected()
+            elif kind == zmq.EVENT_CLOSED and self.state != "ready":  # the connection was refused
+                self._trouble = NoServer(f"nobody listens on {self.endpoint}; start a server there with `gpt2d-server`")
+
+    def _disconnected(self) -> None:
+        if self.state == "ready":
+            self.state, self._lost_at = "lost", time.monotonic()
+            self._trouble = NoServer(f"the server on {self.endpoint} went away")
+        elif self.info is None and (self._shaken or time.monotonic() < self._connected_at + PROBE_S):
+            self._trouble = self._not_gpt2d()  # it hung up, at once or after it had agreed to talk
+        self._hello_id = self._ping_id = -1
+
+    def _not_gpt2d(self) -> NotGpt2d:
+        return NotGpt2d(f"something answers on {self.endpoint}, but it is not a gpt2d server")
+
+    def _probe(self) -> None:
+        """In a thread of its own: tell a program that speaks something else from a server that says nothing."""
+        if sockets.speaks_otherwise(self.endpoint):
+            self._trouble = self._not_gpt2d()
+
+    def _receive(self) -> None:
+        while sockets.readable(self._socket):
+            frames = self._socket.recv_multipart(zmq.NOBLOCK)
+            self._heard = time.monotonic()
+            try:
+                if len(frames) != 1:
+                    raise BadRequest(f"{len(frames)} frames instead of one")
+                reply = codec.decode_reply(frames[0])
+            except VersionMismatch as e:
+                self._trouble = e
+                self._fail_all(e)
+                continue
+            except BadRequest as e:
+                self._trouble = self._not_gpt2d()
+                self._fail_all(NotGpt2d(f"{self._trouble}: {e}"))
+                continue
+            if reply is not None:
+                self._dispatch(reply)
+
+    def _dispatch(self, reply: m.AnyReply) -> None:
+        if reply.id == self._hello_id:
+            self._greeted(reply)
+        elif reply.id == self._ping_id:
+            self._ping_id = -1
+        elif reply.id is not None and (pending := self._pending.get(reply.id)):
+            if reply.seq != pending.next_seq:
+                self._finish(reply.id, ConnectionLost(f"reply {pending.next_seq} was lost on the way"))
+                return
+            pending.next_seq += 1
+            if isinstance(reply, m.Failure):
+                self._finish(reply.id, from_code(reply.code, reply.message))
+            elif isinstance(reply, m.Result):
+                self._finish(reply.id, reply)
+            else:
+                pending.on_event(reply)
+
+    def _greeted(self, reply: m.AnyReply) -> None:
+        self._hello_id = -1
+        if isinstance(reply, m.Failure):
+            error = from_code(reply.code, reply.message)
+            self._trouble = error
+            self._fail_all(error)
+            return
+        if not isinstance(reply, m.ServerInfo):
+            self._trouble = self._not_gpt2d()
+            return
+        restarted = self.info is not None and self.info.server_id != reply.server_id
+        self.info, self.state, self._lost_at = reply, "ready", None
+        for pending in list(self._pending.values()):
+            if not pending.sent:
+                self._send(pending)
+            elif restarted:
+                self._finish(pending.request.id, ServerRestarted(f"the server on {self.endpoint} was restarted; this request is gone"))
+            else:
+                self._finish(pending.request.id, ConnectionLost(f"the connection to {self.endpoint} broke; this request is gone"))
+
+    def _check_times(self) -> None:
+        now = time.monotonic()
+        for request_id, pending in list(self._pending.items()):
+            if not pending.sent and now > pending.submitted + (REFUSED_S if isinstance(self._trouble, NoServer | NotGpt2d) else CONNECT_S):
+                self._finish(request_id, self._trouble)
+            elif now > pending.expires:
+                self._finish(request_id, DeadlineExceeded(f"no answer within {pending.request.deadline_ms} ms"))
+        if not (self._shaken or self._probed) and self.info is None and now > self._connected_at + PROBE_S:
+            self._probed = True
+            threading.Thread(target=self._probe, daemon=True).start()
+        if self._lost_at is not None and now > self._lost_at + LOST_S:
+            self._lost_at = None
+            lost = ConnectionLost(f"the connection to {self.endpoint} broke and could not be made again")
+            self._fail_sent(self._trouble if isinstance(self._trouble, ServerStuck) else lost)
+        waiting = self.state == "ready" and any(p.sent for p in self._pending.values())
+        if self._ping_id < 0:
+            if waiting and now > max(self._heard, self._asked) + QUIET_S:
+                self._ping_id, self._asked = next(self._ids), now
+                self._send_quietly(m.Ping(id=self._ping_id))
+        elif self._heard > self._asked:
+            self._ping_id = -1
+        elif now > self._asked + STUCK_S:
+            self._ping_id = -1
+            self._fail_sent(ServerStuck(f"the server on {self.endpoint} is connected and answers nothing"))
+
+    def _finish(self, request_id: int, event: Event) -> None:
+        if isinstance(event, Gpt2dError):
+            event = type(event)(*event.args)  # each request raises an exception of its own
+        self._pending.pop(request_id).on_event(event)
+
+    def _fail_sent(self, error: Gpt2dError) -> None:
+        for request_id in [r for r, p in self._pending.items() if p.sent]:
+            self._finish(request_id, error)
+
+    def _fail_all(self, error: Gpt2dError) -> None:
+        self._take_inbox()
+        for request_id in list(self._pending):
+            self._finish(request_id, error)
+
+    def _refuse_inbox(self) -> None:
+        """May run in any thread, once there is no connection's thread any more."""
+        while True:
+            try:
+                item = self._inbox.get_nowait()
+            except queue.Empty:
+                return
+            if isinstance(item, _Pending):
+                item.on_event(Closed("this client was closed"))

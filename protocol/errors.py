@@ -1,0 +1,137 @@
+"""Everything that can go wrong, as one tree:
+
+Gpt2dError
+├── RequestError                a reply of the server; each class has its wire code
+│   ├── BadRequest              bad_request: a malformed message or a value out of its range
+│   ├── VersionMismatch         version_mismatch: the other side speaks another major version
+│   ├── Unauthorised            unauthorised: this peer may not do that
+│   ├── Busy                    busy: a queue is full; try again later
+│   ├── TooLong                 too_long: prompt and new tokens do not fit the model's context
+│   ├── UnknownModel            unknown_model: no model of that name on the server
+│   ├── BadModel                bad_model: there is one, but it cannot be used
+│   ├── NoMemory                no_memory: it does not fit into the memory that is free
+│   ├── LoadFailed              load_failed: the worker ended or failed while loading
+│   ├── NotLoaded               not_loaded: load it first
+│   ├── WorkerDied              worker_died: the process that ran the request is gone
+│   ├── Cancelled               cancelled: before it had begun to answer
+│   ├── DeadlineExceeded        deadline: its time ran out before it had begun to answer
+│   ├── Draining                draining: the server is stopping and takes no new work
+│   └── Internal                internal: a fault of the server, told with an id that stands in its log
+└── ConnectionFailed            found out by the client's side; never on the wire
+├── NoServer                nobody listens on the endpoint
+├── NotGpt2d                something listens there, but it is not a gpt2d server
+├── ServerStuck             something accepts the connection and then says nothing
+├── ConnectionLost          the connection broke while the request was under way
+├── ServerRestarted         the server that held the request is gone and another has taken its place
+└── Closed                  this client was closed
+"""
+
+from __future__ import annotations
+
+
+class Gpt2dError(Exception):
+    """Base of all errors here. `request_id` is the request it answers, where known."""
+
+    request_id: int | None = None
+
+
+class RequestError(Gpt2dError):
+    """An error reply. `code` is the word on the wire."""
+
+    code = "internal"
+
+
+class BadRequest(RequestError):
+    code = "bad_request"
+
+
+class VersionMismatch(RequestError):
+    code = "version_mismatch"
+
+
+class Unauthorised(RequestError):
+    code = "unauthorised"
+
+
+class Busy(RequestError):
+    code = "busy"
+
+
+class TooLong(RequestError):
+    code = "too_long"
+
+
+class UnknownModel(RequestError):
+    code = "unknown_model"
+
+
+class BadModel(RequestError):
+    code = "bad_model"
+
+
+class NoMemory(RequestError):
+    code = "no_memory"
+
+
+class LoadFailed(RequestError):
+    code = "load_failed"
+
+
+class NotLoaded(RequestError):
+    code = "not_loaded"
+
+
+class WorkerDied(RequestError):
+    code = "worker_died"
+
+
+class Cancelled(RequestError):
+    code = "cancelled"
+
+
+class DeadlineExceeded(RequestError):
+    code = "deadline"
+
+
+class Draining(RequestError):
+    code = "draining"
+
+
+class Internal(RequestError):
+    code = "internal"
+
+
+class ConnectionFailed(Gpt2dError):
+    """The server cannot be talked to."""
+
+
+class NoServer(ConnectionFailed):
+    pass
+
+
+class NotGpt2d(ConnectionFailed):
+    pass
+
+
+class ServerStuck(ConnectionFailed):
+    pass
+
+
+class ConnectionLost(ConnectionFailed):
+    pass
+
+
+class ServerRestarted(ConnectionFailed):
+    pass
+
+
+class Closed(ConnectionFailed):
+    pass
+
+
+BY_CODE: dict[str, type[RequestError]] = {cls.code: cls for cls in RequestError.__subclasses__()}
+
+
+def from_code(code: str, message: str) -> RequestError:
+    """The error of a wire code; a code that this version does not know counts as `internal`."""
+    return BY_CODE.get(code, Internal)(message)

@@ -1,0 +1,371 @@
+"""Every wire type: frozen structs, with the range and the unit of each field.
+
+A message on the wire is a map of these fields plus `v` (the major protocol version) and `type` (the tag). PROTOCOL.md
+describes the bytes. Times are in milliseconds, sizes in bytes; deadlines are durations, never clock times.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal, TypeAlias
+
+import msgspec
+from msgspec import Meta, Struct
+
+from protocol.ledger import Ledger
+
+MAJOR, MINOR = 1, 0
+
+RequestId: TypeAlias = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=200)]
+Milliseconds: TypeAlias = Annotated[int, Meta(ge=1, le=86_400_000)]
+
+
+class Request(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type"):
+    """Base of all requests. `id` is the client's own; it must not be one of its open requests."""
+
+    id: RequestId = 0
+    deadline_ms: Milliseconds | None = None
+    """How long the server may take, counted from its receipt; None: no limit."""
+
+
+class Hello(Request, frozen=True, tag="hello"):
+    """Ask who the server is and what it offers. Answered by ServerInfo."""
+
+    client: Annotated[str, Meta(max_length=200)] = ""
+
+
+class Ping(Request, frozen=True, tag="ping"):
+    """Answered at once, by Pong, whatever else goes on."""
+
+
+class Models(Request, frozen=True, tag="models"):
+    """Answered by ModelList."""
+
+
+class GetStats(Request, frozen=True, tag="stats"):
+    """Answered by Stats."""
+
+
+class Load(Request, frozen=True, tag="load"):
+    """Load a model; answered by Loaded, with `stream` also by Progress. Left out: the default engine and precision."""
+
+    model: Name
+    engine: Name | None = None
+    precision: Name | None = None
+    stream: bool = False
+
+
+class Unload(Request, frozen=True, tag="unload"):
+    """Unload what matches; answered by Unloaded. What it was generating ends with `worker_died`."""
+
+    model: Name
+    engine: Name | None = None
+    precision: Name | None = None
+
+
+class Cancel(Request, frozen=True, tag="cancel"):
+    """Cancel this client's request `target`; answered by CancelSent, while the target gets its own last reply."""
+
+    target: RequestId
+
+
+Strategy: TypeAlias = Literal["sample", "greedy"]
+
+
+class Generate(Request, frozen=True, tag="generate"):
+    """Continue a text. Answered by Generated, with `stream` first by Tokens.
+
+    `model`, `engine` and `precision` may be left out where one loaded model is meant without doubt. Exactly one of
+    `prompt` and `prompt_ids` is given; an empty prompt starts from the end-of-text token.
+    """
+
+    model: Name | None = None
+    engine: Name | None = None
+    precision: Name | None = None
+    prompt: str | None = None
+    prompt_ids: Annotated[list[Annotated[int, Meta(ge=0, le=2**31 - 1)]], Meta(max_length=65_536)] | None = None
+    stream: bool = False
+    max_new_tokens: Annotated[int, Meta(ge=1, le=65_536, description="How many tokens to write at most.")] = 25
+    truncate: Annotated[
+        Literal["error", "left"],
+        Meta(description="A prompt too long for the context with its new tokens: refuse it, or drop its beginning."),
+    ] = "error"
+    ignore_eos: Annotated[bool, Meta(description="Go on after the end-of-text token (for benchmarks).")] = False
+    strategy: Annotated[Strategy, Meta(description="Draw each token at random, or always take the likeliest.")] = "sample"
+    temperature: Annotated[
+        float, Meta(ge=0, le=100, description="Below 1 sharpens the distribution, above 1 flattens it; 0 is greedy.")
+    ] = 1.0
+    top_k: Annotated[int, Meta(ge=0, le=1_000_000, description="Draw from the k likeliest tokens only; 0 is off.")] = 50
+    top_p: Annotated[float, Meta(gt=0, le=1, description="Draw from the fewest tokens that together reach this probability; 1 is off.")] = (
+        1.0
+    )
+    min_p: Annotated[float, Meta(ge=0, le=1, description="Drop tokens less likely than this share of the likeliest one's; 0 is off.")] = 0.0
+    repetition_penalty: Annotated[
+        float, Meta(gt=0, le=100, description="Above 1 makes tokens that were there already less likely; 1 is off.")
+    ] = 1.0
+    stop: Annotated[
+        list[Annotated[str, Meta(min_length=1, max_length=200)]],
+        Meta(max_length=16, description="End before any of these strings."),
+    ] = []
+    seed: Annotated[int, Meta(ge=0, le=2**63 - 1, description="Fixes the random draws; left out: a new one.")] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.prompt is None) == (self.prompt_ids is None):
+            raise ValueError("give exactly one of `prompt` and `prompt_ids`")
+        # One test for all four; NaN and infinity, which pass the ranges' comparisons or not by accident, get through a sum.
+        if not math.isfinite(self.temperature + self.top_p + self.min_p + self.repetition_penalty):
+            raise ValueError("`temperature`, `top_p`, `min_p` and `repetition_penalty` must be finite numbers")
+
+
+SETTINGS = (
+    "max_new_tokens", "truncate", "ignore_eos", "strategy", "temperature", "top_k", "top_p", "min_p",
+    "repetition_penalty", "stop", "seed",
+)  # fmt: skip
+"""The fields of Generate that shape the text: described by ServerInfo, repeated in Generated."""
+
+
+class Reply(Struct, frozen=True, kw_only=True):
+    """Base of all replies. `seq` numbers the replies to one request from 0, without gaps."""
+
+    id: int | None
+    """The request's id; None where the request was too broken to have one."""
+    seq: int = 0
+
+
+class Progress(Reply, frozen=True, tag_field="type", tag="progress"):
+    """How far a load is. `stage` is a word for people; `unit` says what `done` and `total` count."""
+
+    stage: str
+    done: int
+    total: int
+    unit: str
+
+
+class Tokens(Reply, frozen=True, tag_field="type", tag="tokens"):
+    """New text of a stream. `ids` may run ahead of `text`: a token can end inside a character or a possible stop string."""
+
+    text: str
+    ids: list[int]
+
+
+class Failure(Reply, frozen=True, tag_field="type", tag="error"):
+    """The last reply of a request that failed; `code` is one of errors.BY_CODE."""
+
+    code: str
+    message: str
+
+
+class Result(Reply, frozen=True, tag_field="of"):
+    """Base of the last replies of requests that succeeded: `type` is "result", `of` the request's type."""
+
+
+class Parameter(Struct, frozen=True, kw_only=True):
+    """A generation setting, so that a client need not know it beforehand."""
+
+    name: str
+    type: Literal["int", "float", "bool", "choice", "strings"]
+    default: Any
+    description: str
+    minimum: int | float | None = None
+    maximum: int | float | None = None
+    choices: list[str] = []
+
+
+class Engine(Struct, frozen=True, kw_only=True):
+    """An engine and its precisions, the default first."""
+
+    name: str
+    precisions: list[str]
+
+
+class ServerInfo(Result, frozen=True, tag="hello"):
+    """`server_id` changes with every start: a client that sees another one knows that its state is gone."""
+
+    protocol: str
+    server_id: str
+    version: str
+    host: str
+    cpu: str
+    cores: int
+    memory_bytes: int
+    engines: list[Engine]
+    parameters: list[Parameter]
+
+
+class WorkerHealth(Struct, frozen=True, kw_only=True):
+    """One loaded (or loading) model. `moved_ms_ago` is the time since its work loop last moved: large means stuck."""
+
+    model: str
+    engine: str
+    precision: str
+    state: Literal["loading", "ready", "stopping"]
+    moved_ms_ago: float
+    running: int
+    waiting: int
+
+
+class Pong(Result, frozen=True, tag="ping"):
+    server_id: str
+    uptime_ms: float
+    draining: bool
+    workers: list[WorkerHealth]
+
+
+class Precision(Struct, frozen=True, kw_only=True):
+    """One way to load a model: about how much memory it takes, and whether it is loaded so."""
+
+    engine: str
+    precision: str
+    memory_bytes: int
+    loaded: bool
+
+
+class ModelInfo(Struct, frozen=True, kw_only=True):
+    """A model the server knows. `problem` says why it cannot be loaded; the sizes are then 0."""
+
+    name: str
+    parameters: int
+    context: int
+    file_bytes: int
+    precisions: list[Precision]
+    problem: str = ""
+
+
+class ModelList(Result, frozen=True, tag="models"):
+    models: list[ModelInfo]
+
+
+class Loaded(Result, frozen=True, tag="load"):
+    model: str
+    engine: str
+    precision: str
+    digest: str
+    """SHA-256 of the weights' file."""
+    context: int
+    rows: int
+    threads: int
+    rss_bytes: int
+    load_ms: float
+    """From the start of its process to its readiness."""
+    already: bool
+    """It was loaded before this request."""
+
+
+class Unloaded(Result, frozen=True, tag="unload"):
+    """What was unloaded, as model/engine/precision."""
+
+    names: list[str]
+
+
+class CancelSent(Result, frozen=True, tag="cancel"):
+    """`found`: the target was an open request of this client."""
+
+    found: bool
+
+
+FinishReason: TypeAlias = Literal["eos", "length", "stop", "cancelled", "deadline"]
+
+
+class Generated(Result, frozen=True, tag="generate"):
+    text: str
+    ids: list[int]
+    """All new tokens, the end-of-text token included where it came."""
+    finish_reason: FinishReason
+    prompt_truncated: int
+    """Tokens dropped from the prompt's beginning."""
+    settings: dict[str, Any]
+    """The settings in force, the drawn seed included (SETTINGS)."""
+    model: str
+    engine: str
+    precision: str
+    digest: str
+    threads: int
+    ledger: Ledger
+
+
+class WorkerStats(Struct, frozen=True, kw_only=True):
+    """What one worker has done since it was loaded."""
+
+    model: str
+    engine: str
+    precision: str
+    rss_bytes: int
+    requests: int
+    prompt_tokens: int
+    new_tokens: int
+    busy_ms: float
+
+
+class Stats(Result, frozen=True, tag="stats"):
+    uptime_ms: float
+    rss_bytes: int
+    """Of the gateway's process."""
+    peers: int
+    open_requests: int
+    requests: dict[str, int]
+    """Requests received, by type."""
+    errors: dict[str, int]
+    """Error replies sent, by code."""
+    workers: list[WorkerStats]
+
+
+# The link between gateway and worker, on a socket of its own. It carries Generate, Cancel, Progress, Tokens, Generated
+# and Failure too, with the gateway's own request ids.
+
+
+class Ready(Reply, frozen=True, tag_field="type", tag="ready"):
+    """The worker has loaded its model."""
+
+    digest: str
+    context: int
+    rows: int
+    threads: int
+    rss_bytes: int
+
+
+class Beat(Reply, frozen=True, tag_field="type", tag="beat"):
+    """The worker's loop moves: sent between its steps, at most a few times a second."""
+
+    running: int
+    waiting: int
+    rss_bytes: int
+    requests: int
+    prompt_tokens: int
+    new_tokens: int
+    busy_ms: float
+
+
+AnyRequest: TypeAlias = Hello | Ping | Models | GetStats | Load | Unload | Cancel | Generate
+AnyResult: TypeAlias = ServerInfo | Pong | ModelList | Stats | Loaded | Unloaded | CancelSent | Generated
+AnyReply: TypeAlias = Progress | Tokens | Failure | AnyResult
+FromWorker: TypeAlias = AnyReply | Ready | Beat
+
+
+def parameters() -> list[Parameter]:
+    """Describe the generation settings from the types above: name, type, range, default."""
+    fields = {f.name: f for f in msgspec.structs.fields(Generate)}
+    return [_parameter(name, fields[name]) for name in SETTINGS]
+
+
+def _parameter(name: str, field: msgspec.structs.FieldInfo) -> Parameter:
+    default = field.default_factory() if field.default is msgspec.NODEFAULT else field.default
+    info = msgspec.inspect.type_info(field.type)
+    if isinstance(info, msgspec.inspect.UnionType):
+        info = next(t for t in info.types if not isinstance(t, msgspec.inspect.NoneType))
+    description = ""
+    if isinstance(info, msgspec.inspect.Metadata):
+        description = (info.extra_json_schema or {}).get("description", "")
+        info = info.type
+    if isinstance(info, msgspec.inspect.LiteralType):
+        choices = [str(v) for v in info.values]
+        # The default first, as for precisions.
+        choices.sort(key=lambda c: c != default)
+        return Parameter(name=name, type="choice", default=default, description=description, choices=choices)
+    if isinstance(info, msgspec.inspect.IntType | msgspec.inspect.FloatType):
+        low = info.ge if info.ge is not None else info.gt
+        kind: Literal["int", "float"] = "int" if isinstance(info, msgspec.inspect.IntType) else "float"
+        return Parameter(name=name, type=kind, default=default, description=description, minimum=low, maximum=info.le)
+    if isinstance(info, msgspec.inspect.BoolType):
+        return Parameter(name=name, type="bool", default=default, description=description)
+    return Parameter(name=name, type="strings", default=default, description=description)

@@ -1,0 +1,314 @@
+"""No call can hang, and each error tells what is at the other end."""
+
+from __future__ import annotations
+
+import asyncio
+import http.server
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+
+import msgpack
+import pytest
+import zmq
+
+from protocol import AsyncClient, Client, codec, messages as m
+from protocol.errors import (
+    BadRequest,
+    Busy,
+    Closed,
+    ConnectionLost,
+    DeadlineExceeded,
+    NoServer,
+    NotGpt2d,
+    ServerRestarted,
+    ServerStuck,
+    VersionMismatch,
+)
+
+
+def free_port() -> int:
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        return int(listener.getsockname()[1])
+
+
+@contextmanager
+def tcp_server(handle: Callable[[socket.socket], None]) -> Iterator[str]:
+    """Something that is not ZeroMQ."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        connections: list[socket.socket] = []
+
+        def accept() -> None:
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return
+                connections.append(connection)
+                threading.Thread(target=handle, args=(connection,), daemon=True).start()
+
+        threading.Thread(target=accept, daemon=True).start()
+        yield f"tcp://127.0.0.1:{listener.getsockname()[1]}"
+        for connection in connections:
+            connection.close()
+
+
+def info(request_id: int, server_id: str = "one") -> m.ServerInfo:
+    return m.ServerInfo(
+        id=request_id,
+        protocol="1.0",
+        server_id=server_id,
+        version="0",
+        host="h",
+        cpu="c",
+        cores=1,
+        memory_bytes=1,
+        engines=[],
+        parameters=[],
+    )
+
+
+class FakeServer:
+    """A ROUTER that answers as told: `answer(request) -> replies`."""
+
+    def __init__(self, answer: Callable[[m.AnyRequest], list[m.AnyReply | bytes]], server_id: str = "one", port: int = 0) -> None:
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.socket = self.context.socket(zmq.ROUTER)
+        self.socket.linger = 0
+        self.socket.bind(f"tcp://127.0.0.1:{port}")
+        self.endpoint = self.socket.last_endpoint.decode().rstrip("\0")
+        self.answer, self.server_id = answer, server_id
+        self.over = False
+        self.requests: list[m.AnyRequest] = []
+        self.thread = threading.Thread(target=self.run, daemon=True)
+        self.thread.start()
+
+    def run(self) -> None:
+        while not self.over:
+            if self.socket.poll(20):
+                peer, frame = self.socket.recv_multipart()
+                request = codec.decode_request(frame)
+                self.requests.append(request)
+                replies = [info(request.id, self.server_id)] if isinstance(request, m.Hello) else self.answer(request)
+                for reply in replies:
+                    self.socket.send_multipart([peer, reply if isinstance(reply, bytes) else codec.encode(reply)])
+
+    def close(self) -> None:
+        self.over = True
+        self.thread.join()
+        self.socket.close()
+        self.context.term()
+
+
+def pong(request: m.AnyRequest) -> m.Pong:
+    return m.Pong(id=request.id, server_id="one", uptime_ms=1, draining=False, workers=[])
+
+
+def test_nobody_there() -> None:
+    with Client(f"tcp://127.0.0.1:{free_port()}") as client, pytest.raises(NoServer, match="gpt2d-server"):
+        client.ping()
+
+
+def test_a_server_that_starts_within_a_moment_is_waited_for() -> None:
+    port = free_port()
+    with Client(f"tcp://127.0.0.1:{port}") as client:
+        started: list[FakeServer] = []
+        timer = threading.Timer(0.3, lambda: started.append(FakeServer(lambda r: [pong(r)], port=port)))
+        timer.start()
+        assert client.ping().server_id == "one"
+    started[0].close()
+
+
+def test_an_http_server_there() -> None:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with Client(f"tcp://127.0.0.1:{server.server_port}") as client, pytest.raises(NotGpt2d):
+        client.ping()
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("says", [b"SSH-2.0-OpenSSH_9.2\r\n", b"", None], ids=["banner", "hangs up", "zeros"])
+def test_another_program_there(says: bytes | None) -> None:
+    def handle(connection: socket.socket) -> None:
+        if says:
+            connection.sendall(says)
+        elif says == b"":
+            connection.close()
+        else:
+            connection.sendall(bytes(100))
+
+    with tcp_server(handle) as endpoint, Client(endpoint) as client, pytest.raises(NotGpt2d):
+        client.ping()
+
+
+def test_a_zeromq_server_of_another_kind_there() -> None:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    publisher = context.socket(zmq.PUB)
+    port = publisher.bind_to_random_port("tcp://127.0.0.1")
+    with Client(f"tcp://127.0.0.1:{port}") as client, pytest.raises(NotGpt2d):
+        client.ping()
+    context.destroy(linger=0)
+
+
+def test_a_server_that_speaks_no_msgpack() -> None:
+    server = FakeServer(lambda _: [b"hello"])
+    with Client(server.endpoint) as client, pytest.raises(NotGpt2d):
+        client.ping()
+    server.close()
+
+
+def test_something_that_accepts_and_says_nothing() -> None:
+    with tcp_server(lambda _: None) as endpoint, Client(endpoint) as client, pytest.raises(ServerStuck):
+        client.ping()
+
+
+def test_another_version() -> None:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    router = context.socket(zmq.ROUTER)
+    port = router.bind_to_random_port("tcp://127.0.0.1")
+
+    def serve() -> None:
+        peer, frame = router.recv_multipart()
+        answer = {"v": 9, "id": msgpack.unpackb(frame)["id"], "type": "error", "code": "version_mismatch", "message": ""}
+        router.send_multipart([peer, msgpack.packb(answer)])
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    with Client(f"tcp://127.0.0.1:{port}") as client, pytest.raises(VersionMismatch, match="version 9"):
+        client.ping()
+    thread.join()
+    context.destroy(linger=0)
+
+
+def test_a_stuck_server_is_told_from_a_slow_one() -> None:
+    """It answered hello, then nothing, not even a ping."""
+    server = FakeServer(lambda _: [])
+    began = time.monotonic()
+    with Client(server.endpoint) as client, pytest.raises(ServerStuck):
+        client.generate("x", timeout=60)
+    assert time.monotonic() - began < 6
+    server.close()
+
+
+def test_a_slow_request_on_a_live_server_is_waited_for() -> None:
+    server = FakeServer(lambda r: [pong(r)] if isinstance(r, m.Ping) else [])
+    with Client(server.endpoint) as client, pytest.raises(DeadlineExceeded):
+        client.generate("x", timeout=4)
+    assert any(isinstance(r, m.Ping) for r in server.requests)
+    server.close()
+
+
+def test_a_restarted_server() -> None:
+    first = FakeServer(lambda _: [])
+    with Client(first.endpoint) as client:
+        errors: list[BaseException] = []
+
+        def call() -> None:
+            try:
+                client.generate("x")
+            except ServerRestarted as e:
+                errors.append(e)
+
+        thread = threading.Thread(target=call)
+        thread.start()
+        while not first.requests[1:]:
+            time.sleep(0.01)
+        port = int(first.endpoint.rsplit(":", 1)[1])
+        first.close()
+        second = FakeServer(lambda r: [pong(r)], server_id="two", port=port)
+        thread.join(10)
+        assert len(errors) == 1
+        assert client.ping()
+        assert client.connection.info and client.connection.info.server_id == "two"
+        second.close()
+
+
+def test_a_server_that_goes_away_for_good() -> None:
+    server = FakeServer(lambda r: [] if isinstance(r, m.Generate) else [pong(r)])
+    with Client(server.endpoint) as client:
+        client.ping()
+        threading.Timer(0.3, server.close).start()
+        with pytest.raises(ConnectionLost):
+            client.generate("x")
+        with pytest.raises(NoServer):
+            client.ping()
+
+
+def test_a_lost_reply_is_noticed() -> None:
+    server = FakeServer(lambda r: [m.Tokens(id=r.id, seq=1, text="b", ids=[1])])
+    with Client(server.endpoint) as client, pytest.raises(ConnectionLost, match="reply 0 was lost"):
+        next(client.stream("x"))
+    server.close()
+
+
+def test_server_errors_become_exceptions() -> None:
+    server = FakeServer(lambda r: [m.Failure(id=r.id, code="busy", message="full up")])
+    with Client(server.endpoint) as client, pytest.raises(Busy, match="full up"):
+        client.generate("x")
+    server.close()
+
+
+def test_an_oversize_request_is_refused_here() -> None:
+    server = FakeServer(lambda r: [pong(r)])
+    with Client(server.endpoint) as client:
+        with pytest.raises(BadRequest, match="over the limit"):
+            client.generate("x" * 300_000)
+        assert client.ping()
+    server.close()
+
+
+def test_leaving_a_stream_cancels_it() -> None:
+    server = FakeServer(lambda r: [m.Tokens(id=r.id, text="a", ids=[1])] if isinstance(r, m.Generate) else [])
+    with Client(server.endpoint) as client:
+        for _ in client.stream("x"):
+            break
+        wait_for(lambda: any(isinstance(r, m.Cancel) for r in server.requests))
+        generate = next(r for r in server.requests if isinstance(r, m.Generate))
+        assert [r.target for r in server.requests if isinstance(r, m.Cancel)] == [generate.id]
+    server.close()
+
+
+def test_closing_ends_what_is_pending() -> None:
+    server = FakeServer(lambda _: [])
+    client = Client(server.endpoint)
+    threading.Timer(0.3, client.close).start()
+    with pytest.raises(Closed):
+        client.generate("x")
+    with pytest.raises(Closed):
+        client.ping()
+    server.close()
+
+
+def test_malformed_endpoints_are_refused() -> None:
+    for endpoint in ("127.0.0.1:5757", "tcp://127.0.0.1", "http://127.0.0.1:5757", "tcp://127.0.0.1:x", ""):
+        with pytest.raises(ValueError, match="endpoint"):
+            Client(endpoint)
+
+
+def test_asyncio_cancel_cancels() -> None:
+    server = FakeServer(lambda r: [pong(r)] if isinstance(r, m.Ping) else [])
+
+    async def run() -> None:
+        async with AsyncClient(server.endpoint) as client:
+            assert (await client.ping()).server_id == "one"
+            task = asyncio.create_task(client.generate("x"))
+            while not any(isinstance(r, m.Generate) for r in server.requests):
+                await asyncio.sleep(0.01)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            while not any(isinstance(r, m.Cancel) for r in server.requests):
+                await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(run(), 10))
+    server.close()
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 5) -> None:
+    give_up = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < give_up
+        time.sleep(0.01)
