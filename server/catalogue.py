@@ -1,0 +1,166 @@
+"""Which models, engines and precisions there are, and what they need. Standard library only: the gateway imports it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from protocol.errors import BadModel, UnknownModel
+
+DEMO = "demo"
+DEMO_FOLDER = Path(__file__).parent / "demo_model"
+ENGINES: dict[str, tuple[str, ...]] = {"onnx": ("int8", "fp32")}
+"""Engine -> its precisions; the first of each is the default."""
+OVERHEAD_BYTES = 80 << 20
+"""A worker's interpreter, libraries and activations."""
+TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The shape of a GPT-2, from its config.json."""
+
+    layers: int
+    heads: int
+    width: int
+    inner: int
+    context: int
+    vocabulary: int
+    epsilon: float
+    end_of_text: int
+
+    @property
+    def head(self) -> int:
+        """Width of one attention head."""
+        return self.width // self.heads
+
+    @property
+    def parameters(self) -> int:
+        block = 4 * self.width * self.width + 2 * self.width * self.inner + 9 * self.width + self.inner
+        return (self.vocabulary + self.context) * self.width + self.layers * block + 2 * self.width
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one sequence's KV cache: two float32 vectors a position and layer."""
+        return 2 * 4 * self.layers * self.context * self.width
+
+    def memory_bytes(self, precision: str, rows: int) -> int:
+        """About what a worker needs: weights, `rows` rows of KV cache, overhead."""
+        blocks = self.layers * (4 * self.width * self.width + 2 * self.width * self.inner)
+        head = self.vocabulary * self.width
+        rest = self.parameters - blocks - head
+        if precision == "fp32":
+            weights = 4 * (blocks + head + rest)
+        else:  # blocks of 32 bytes with a float32 scale; the runtime keeps a packed copy of the head beside the table
+            weights = int(1.125 * (blocks + 2 * head)) + 4 * rest
+        return weights + rows * self.row_bytes + OVERHEAD_BYTES
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model on this server's disk. `problem` says why it cannot be loaded; `architecture` is then None."""
+
+    name: str
+    folder: Path
+    architecture: Architecture | None
+    problem: str = ""
+
+
+class Catalogue:
+    """The embedded model and every folder of `models_dir`; read afresh at each question, so that new folders show."""
+
+    def __init__(self, models_dir: Path | None) -> None:
+        self._models_dir = models_dir
+
+    def models(self) -> list[Model]:
+        found = [_inspect(DEMO, DEMO_FOLDER)]
+        if self._models_dir and self._models_dir.is_dir():
+            folders = sorted(p for p in self._models_dir.iterdir() if p.is_dir() and not p.name.startswith("."))
+            found += [_inspect(p.name, p) for p in folders if p.name != DEMO]
+        return found
+
+    def find(self, name: str) -> Model:
+        """Raises: UnknownModel, BadModel."""
+        models = {m.name: m for m in self.models()}
+        if name not in models:
+            where = f" (folders of {self._models_dir} are looked at)" if self._models_dir else ""
+            raise UnknownModel(f"no model {name!r} here; there are: {', '.join(models)}{where}")
+        if models[name].problem:
+            raise BadModel(f"{name}: {models[name].problem}")
+        return models[name]
+
+
+def choose_engine(engine: str | None, precision: str | None) -> tuple[str, str]:
+    """Fill in what a load request left out.
+
+    Raises: BadModel, naming what there is.
+    """
+    engine = engine or next(iter(ENGINES))
+    if engine not in ENGINES:
+        raise BadModel(f"no engine {engine!r}; there are: {', '.join(ENGINES)}")
+    precision = precision or ENGINES[engine][0]
+    if precision not in ENGINES[engine]:
+        raise BadModel(f"engine {engine} has no precision {precision!r}; it has: {', '.join(ENGINES[engine])}")
+    return engine, precision
+
+
+def read_architecture(folder: Path) -> Architecture:
+    """Read and check config.json.
+
+    Raises: BadModel, naming what is not GPT-2 about it.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadModel("config.json is missing") from None
+    except (OSError, ValueError) as e:
+        raise BadModel(f"config.json cannot be read: {e}") from None
+    if not isinstance(config, dict):
+        raise BadModel("config.json is not a map")
+    kind = config.get("model_type")
+    if kind != "gpt2":
+        raise BadModel(f"its architecture is {kind!r}; only gpt2 is supported")
+    wanted = {
+        "activation_function": ("gelu_new", ("gelu_new", "gelu_pytorch_tanh")),
+        "scale_attn_weights": (True, (True,)),
+        "scale_attn_by_inverse_layer_idx": (False, (False,)),
+        "add_cross_attention": (False, (False,)),
+    }
+    for key, (default, accepted) in wanted.items():
+        if config.get(key, default) not in accepted:
+            raise BadModel(f"config.json has {key}={config[key]!r}; supported: {', '.join(map(str, accepted))}")
+    width, context = _size(config, "n_embd", 768), _size(config, "n_positions", 1024)
+    arch = Architecture(
+        layers=_size(config, "n_layer", 12),
+        heads=_size(config, "n_head", 12),
+        width=width,
+        inner=_size(config, "n_inner", 4 * width) if config.get("n_inner") is not None else 4 * width,
+        context=context,
+        vocabulary=_size(config, "vocab_size", 50257),
+        epsilon=float(config.get("layer_norm_epsilon", 1e-5)),
+        end_of_text=int(config.get("eos_token_id", 50256)),
+    )
+    if arch.width % arch.heads:
+        raise BadModel(f"config.json has n_embd={arch.width}, which {arch.heads} heads do not divide")
+    return arch
+
+
+def _size(config: dict[str, Any], key: str, default: int) -> int:
+    value = config.get(key, default)
+    if not isinstance(value, int) or not 0 < value < 1 << 20:
+        raise BadModel(f"config.json has {key}={value!r}; expected a size")
+    return value
+
+
+def _inspect(name: str, folder: Path) -> Model:
+    try:
+        arch = read_architecture(folder)
+    except BadModel as e:
+        return Model(name, folder, None, str(e))
+    if not (folder / "model.safetensors").is_file():
+        return Model(name, folder, None, "model.safetensors is missing")
+    if not any(all((folder / f).is_file() for f in files) for files in TOKENIZER_FILES):
+        return Model(name, folder, None, "tokenizer.json (or vocab.json and merges.txt) is missing")
+    return Model(name, folder, arch)

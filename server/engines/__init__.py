@@ -1,0 +1,1 @@
+"""Engines: they know tensors and tokens, never sockets or requests."""

@@ -1,0 +1,77 @@
+"""The interface that every engine implements.
+
+An engine holds one model's weights and `rows` rows of KV cache. Row r belongs to one sequence; a running batch fills
+rows 0..B-1. A position's keys and values are written once, in place, and never move unless `move` is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Logits = NDArray[np.float32]
+Progress = Callable[[str, int, int], None]
+"""Called while an engine starts: (stage, done, total)."""
+
+
+@dataclass(frozen=True)
+class KV:
+    """The keys and values of one sequence's first positions, copied out of the rows.
+
+    `keys` and `values` are float32 [layers, heads, positions, head].
+    """
+
+    keys: NDArray[np.float32]
+    values: NDArray[np.float32]
+
+    @property
+    def positions(self) -> int:
+        return int(self.keys.shape[2])
+
+    @property
+    def nbytes(self) -> int:
+        return self.keys.nbytes + self.values.nbytes
+
+
+class Engine(Protocol):
+    rows: int
+    """How many sequences can run together."""
+    context: int
+    """Positions in a row."""
+    vocabulary: int
+    threads: int
+
+    def prefill(self, row: int, ids: Sequence[int], past: int, wanted: Sequence[int]) -> Logits:
+        """Run a chunk of one sequence's tokens on top of its first `past` positions.
+
+        `wanted` are indices into `ids`; returns float32 [len(wanted), vocabulary], the logits after those tokens.
+        Nothing wanted costs no LM head.
+        """
+        ...
+
+    def decode(self, ids: Sequence[int], past: Sequence[int]) -> Logits:
+        """Run one token for each of rows 0..len(ids)-1, row r on top of its first `past[r]` positions.
+
+        Returns float32 [len(ids), vocabulary], valid until the next call.
+        """
+        ...
+
+    def move(self, source: int, target: int, positions: int) -> None:
+        """Copy the first `positions` positions of row `source` over row `target`."""
+        ...
+
+    def export(self, row: int, positions: int) -> KV:
+        """Copy a row's first positions out."""
+        ...
+
+    def restore(self, row: int, kv: KV) -> None:
+        """Write exported positions to the start of a row."""
+        ...
+
+    def close(self) -> None:
+        """Give the memory back; the engine must not be used any more."""
+        ...

@@ -1,0 +1,119 @@
+"""The ONNX engine against transformers, on the embedded model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import GPT2LMHeadModel
+
+from server.catalogue import DEMO_FOLDER, read_architecture
+from server.engines.base import Engine
+from server.weights import load_engine
+
+ARCH = read_architecture(DEMO_FOLDER)
+RNG = np.random.default_rng(0)
+IDS = RNG.integers(1, ARCH.vocabulary, 1024).tolist()
+TOLERANCE = 1e-4
+
+
+def make(cache: Path, precision: str, rows: int) -> Engine:
+    engine, _ = load_engine(DEMO_FOLDER, ARCH, "onnx", precision, rows, 2, cache, 1 << 30, lambda *_: None)
+    return engine
+
+
+@pytest.fixture(scope="module")
+def reference() -> GPT2LMHeadModel:
+    return GPT2LMHeadModel.from_pretrained(DEMO_FOLDER, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def engine(cache: Path) -> Iterator[Engine]:
+    engine = make(cache, "fp32", 4)
+    yield engine
+    engine.close()
+
+
+def expected(reference: GPT2LMHeadModel, ids: list[int]) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    with torch.inference_mode():
+        return np.asarray(reference(torch.tensor([ids])).logits[0].numpy())
+
+
+def test_logits_of_a_full_context(engine: Engine, reference: GPT2LMHeadModel) -> None:
+    ours = engine.prefill(0, IDS, 0, list(range(len(IDS))))
+    assert np.abs(ours - expected(reference, IDS)).max() < TOLERANCE
+
+
+def test_chunks_and_steps_are_the_same_as_all_at_once(engine: Engine, reference: GPT2LMHeadModel) -> None:
+    want = expected(reference, IDS[:60])
+    assert engine.prefill(0, IDS[:20], 0, []).shape == (0, ARCH.vocabulary)
+    chunk = engine.prefill(0, IDS[20:50], 20, [0, 29])
+    assert np.abs(chunk - want[[20, 49]]).max() < TOLERANCE
+    for i in range(50, 60):
+        assert np.abs(engine.decode([IDS[i]], [i])[0] - want[i]).max() < TOLERANCE
+
+
+def test_a_batch_of_different_lengths(engine: Engine, reference: GPT2LMHeadModel) -> None:
+    lengths = [5, 300, 41, 1023]
+    for row, n in enumerate(lengths):
+        engine.prefill(row, IDS[row : row + n] if row + n <= 1024 else IDS[:n], 0, [])
+    prompts = [IDS[row : row + n] if row + n <= 1024 else IDS[:n] for row, n in enumerate(lengths)]
+    logits = engine.decode([7, 8, 9, 10], lengths)
+    for row, prompt in enumerate(prompts):
+        assert np.abs(logits[row] - expected(reference, [*prompt, 7 + row])[-1]).max() < TOLERANCE
+
+
+def test_rows_move_and_can_be_taken_out_and_put_back(engine: Engine, reference: GPT2LMHeadModel) -> None:
+    want = expected(reference, IDS[:31])[-1]
+    engine.prefill(2, IDS[:30], 0, [])
+    engine.move(2, 0, 30)
+    assert np.abs(engine.decode([IDS[30]], [30])[0] - want).max() < TOLERANCE
+    kv = engine.export(0, 30)
+    assert kv.positions == 30
+    assert kv.nbytes == ARCH.row_bytes * 30 // 1024
+    engine.prefill(0, IDS[500:600], 0, [])
+    engine.restore(0, kv)
+    assert np.abs(engine.decode([IDS[30]], [30])[0] - want).max() < TOLERANCE
+
+
+def test_greedy_text_is_that_of_transformers(engine: Engine, reference: GPT2LMHeadModel) -> None:
+    prompt = IDS[:8]
+    with torch.inference_mode():
+        want = reference.generate(
+            torch.tensor([prompt]), do_sample=False, max_new_tokens=200, min_new_tokens=200, pad_token_id=0, eos_token_id=None
+        )
+    ids = list(prompt)
+    logits = engine.prefill(0, prompt, 0, [7])
+    for _ in range(200):
+        ids.append(int(logits[0].argmax()))
+        logits = engine.decode([ids[-1]], [len(ids) - 1])
+    assert ids == want[0].tolist()
+
+
+def test_int8_stays_close(cache: Path, reference: GPT2LMHeadModel) -> None:
+    engine = make(cache, "int8", 1)
+    want = torch.log_softmax(torch.tensor(expected(reference, IDS[:200])), -1)
+    got = torch.log_softmax(torch.tensor(engine.prefill(0, IDS[:200], 0, list(range(200)))), -1)
+    divergence = (want.exp() * (want - got)).sum(-1).mean()
+    assert divergence < 2e-3, "mean Kullback-Leibler divergence, nats"
+    engine.close()
+
+
+def test_int8_does_not_depend_on_the_batch(cache: Path) -> None:
+    engine = make(cache, "int8", 3)
+    for row in range(3):
+        engine.prefill(row, IDS[row * 50 : row * 50 + 40], 0, [])
+    together = engine.decode([1, 2, 3], [40, 40, 40])[0].copy()
+    alone = engine.decode([1], [40])[0]
+    assert np.abs(together - alone).max() < 1e-4
+    engine.close()
+
+
+def test_a_closed_engine_says_so(cache: Path) -> None:
+    engine = make(cache, "int8", 1)
+    engine.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        engine.prefill(0, [1], 0, [0])

@@ -1,0 +1,169 @@
+"""Models on disk: what is accepted, what is refused and how it is said; the cache of built graphs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, strategies as st
+from hypothesis.extra.numpy import arrays
+from safetensors.numpy import load_file, save_file
+
+from protocol.errors import BadModel, UnknownModel
+from server.catalogue import DEMO_FOLDER, Catalogue, choose_engine, read_architecture
+from server.quantise import BLOCK, dequantise, int8_blocks, relative_error
+from server.weights import GraphCache, Weights, digest, load_engine
+
+ARCH = read_architecture(DEMO_FOLDER)
+
+
+def copy_demo(folder: Path, **config: object) -> Path:
+    """The embedded model with some of its config.json changed."""
+    shutil.copytree(DEMO_FOLDER, folder)
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | config))
+    return folder
+
+
+def test_the_embedded_model_is_what_it_says() -> None:
+    assert (ARCH.context, ARCH.vocabulary, ARCH.end_of_text) == (1024, 4096, 0)
+    assert 5e6 < ARCH.parameters < 7e6
+    assert sum(int(np.prod(s.shape)) for s in load_file(DEMO_FOLDER / "model.safetensors").values()) == ARCH.parameters
+    assert (DEMO_FOLDER / "model.safetensors").stat().st_size < 15e6
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"model_type": "llama"}, "architecture is 'llama'"), ({"activation_function": "relu"}, "relu"),
+        ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"), ({"n_head": 7}, "7 heads"),
+        ({"n_layer": "many"}, "n_layer"), ({"n_embd": -1}, "n_embd"), ({"n_positions": 1 << 40}, "n_positions"),
+    ],
+)  # fmt: skip
+def test_another_architecture_is_refused_by_name(tmp_path: Path, config: dict[str, object], says: str) -> None:
+    copy_demo(tmp_path / "odd", **config)
+    catalogue = Catalogue(tmp_path)
+    with pytest.raises(BadModel, match=says):
+        catalogue.find("odd")
+    assert says in next(m.problem for m in catalogue.models() if m.name == "odd")
+
+
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_missing_file_is_named(tmp_path: Path, missing: str) -> None:
+    (copy_demo(tmp_path / "part") / missing).unlink()
+    with pytest.raises(BadModel, match=missing):
+        Catalogue(tmp_path).find("part")
+
+
+def test_names_are_looked_up_never_paths(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    copy_demo(tmp_path / "outside")
+    for name in ("../outside", str(tmp_path / "outside"), "..", ".", "models", "nonsense"):
+        with pytest.raises(UnknownModel, match="demo"):
+            Catalogue(tmp_path / "models").find(name)
+
+
+def test_engines_and_precisions_are_named_when_asked_for_wrongly() -> None:
+    assert choose_engine(None, None) == ("onnx", "int8")
+    with pytest.raises(BadModel, match="onnx"):
+        choose_engine("cuda", None)
+    with pytest.raises(BadModel, match="int8, fp32"):
+        choose_engine("onnx", "int2")
+
+
+def test_a_tensor_that_is_missing_or_misshapen_is_named(tmp_path: Path) -> None:
+    tensors = load_file(DEMO_FOLDER / "model.safetensors")
+    file = tmp_path / "model.safetensors"
+    save_file({k: v for k, v in tensors.items() if k != "h.3.ln_1.bias"}, file)
+    with pytest.raises(BadModel, match=r"no tensor h\.3\.ln_1\.bias"):
+        Weights(file, ARCH)
+    save_file(tensors | {"wpe.weight": tensors["wpe.weight"][:512].copy()}, file)
+    with pytest.raises(BadModel, match=r"wpe\.weight has shape \[512, 256\].*\[1024, 256\]"):
+        Weights(file, ARCH)
+    file.write_bytes(b"not safetensors at all")
+    with pytest.raises(BadModel, match="cannot be read"):
+        Weights(file, ARCH)
+
+
+def test_prefixed_and_half_precision_tensors_are_read(tmp_path: Path) -> None:
+    tensors = load_file(DEMO_FOLDER / "model.safetensors")
+    plain = Weights(DEMO_FOLDER / "model.safetensors", ARCH)
+    for dtype in (np.float32, ml_dtypes.bfloat16):
+        file = tmp_path / f"{np.dtype(dtype).name}.safetensors"
+        save_file(
+            {f"transformer.{k}": v.astype(dtype) for k, v in tensors.items()} | {"lm_head.weight": tensors["wte.weight"].astype(dtype)},
+            file,
+        )
+        weights = Weights(file, ARCH)
+        assert "lm_head.weight" not in weights, "a tied head is no tensor of its own"
+        assert weights["wte.weight"].dtype == np.float32
+        np.testing.assert_allclose(weights["wte.weight"], plain["wte.weight"], rtol=2**-8)
+
+
+def test_an_untied_head_is_used(tmp_path: Path, cache: Path) -> None:
+    folder = copy_demo(tmp_path / "untied")
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors | {"lm_head.weight": np.roll(tensors["wte.weight"], 1, axis=0).copy()}, folder / "model.safetensors")
+    for precision in ("fp32", "int8"):
+        logits = []
+        for place in (DEMO_FOLDER, folder):
+            engine, _ = load_engine(place, ARCH, "onnx", precision, 1, 2, cache, 1 << 30, lambda *_: None)
+            logits.append(engine.prefill(0, [5, 6, 7], 0, [2])[0])
+            engine.close()
+        np.testing.assert_allclose(logits[1], np.roll(logits[0], 1), atol=1e-3)
+
+
+def test_the_graph_cache_keeps_within_its_bound(tmp_path: Path) -> None:
+    class Small:
+        def write(self, folder: Path) -> None:
+            (folder / "model.onnx").write_bytes(bytes(1000))
+
+    cache = GraphCache(tmp_path, 2500)
+    for age, name in enumerate(("a", "b", "c")):
+        os.utime(cache.get(name, Small).parent, (age, age))  # type: ignore[arg-type]
+    assert sorted(p.name[0] for p in tmp_path.iterdir()) == ["b", "c"]
+    built: list[str] = []
+
+    def build(name: str) -> Small:
+        built.append(name)
+        return Small()
+
+    cache.get("b", lambda: build("b"))  # type: ignore[arg-type, return-value]
+    cache.get("d", lambda: build("d"))  # type: ignore[arg-type, return-value]
+    assert built == ["d"]
+    assert sorted(p.name[0] for p in tmp_path.iterdir()) == ["b", "d"], "c was used least recently"
+
+
+def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
+    def build() -> object:
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        GraphCache(tmp_path, 1 << 30).get("x", build)  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_digest_is_the_files_sha256() -> None:
+    import hashlib
+
+    file, seen = DEMO_FOLDER / "model.safetensors", []
+    assert digest(file, lambda done, total: seen.append((done, total))) == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert seen[-1] == (file.stat().st_size, file.stat().st_size)
+
+
+@given(arrays(np.float32, st.tuples(st.integers(1, 5), st.integers(1, 100)), elements=st.floats(-1000, 1000, width=32)))
+def test_blocks_lose_at_most_half_a_step(matrix: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> None:
+    blocks = int8_blocks(matrix)
+    assert blocks.values.shape == (len(matrix), -(-matrix.shape[1] // BLOCK), BLOCK)
+    steps = np.repeat(blocks.scales, BLOCK, axis=1)[:, : matrix.shape[1]]
+    assert (np.abs(dequantise(blocks) - matrix) <= 0.501 * steps + 1e-30).all()
+
+
+def test_what_is_lost_on_the_embedded_model_is_small() -> None:
+    matrix = Weights(DEMO_FOLDER / "model.safetensors", ARCH)["h.0.mlp.c_fc.weight"].T
+    assert 0 < relative_error(matrix, int8_blocks(matrix)) < 0.01
