@@ -1,0 +1,140 @@
+"""One generation's whole mutable state."""
+
+from __future__ import annotations
+
+import time
+
+import msgspec
+
+from protocol import messages as m
+from protocol.ledger import ledger
+from server.sampling import Sampler
+from server.text import Increments
+
+
+class Sequence:
+    """A prompt and what has been written after it.
+
+    `ids` are prompt and new tokens together; `cached` of them have their keys and values in the row. While it decodes,
+    all but the last token are cached.
+    """
+
+    def __init__(self, request: m.Generate, prompt: list[int], dropped: int, seed: int, increments: Increments,
+                 vocabulary: int, end_of_text: int, received: float) -> None:  # fmt: skip
+        self.id = request.id
+        self.request = request
+        self.ids = prompt
+        self.prompt_tokens = len(prompt)
+        self.dropped = dropped
+        self.seed = seed
+        self.cached = 0
+        self.row = -1
+        self.finished: m.FinishReason | None = None
+        self.sampler = Sampler(request, seed, prompt, vocabulary)
+        self.sequence_number = 0
+        self.sent_at = float("-inf")
+        self._increments = increments
+        self._end_of_text = end_of_text
+        self._text = ""
+        self._sent_characters = 0
+        self._sent_tokens = 0
+        self._received = received
+        self._tokenised = time.monotonic()
+        self._prefill_began = self._first_token = self._last_token = 0.0
+        self._steps = self._batch_total = 0
+        self._expires = received + request.deadline_ms / 1000 if request.deadline_ms else None
+
+    @property
+    def new_tokens(self) -> int:
+        return len(self.ids) - self.prompt_tokens
+
+    @property
+    def started(self) -> bool:
+        return self._prefill_began > 0
+
+    @property
+    def prefilling(self) -> bool:
+        return self.cached < self.prompt_tokens
+
+    def expired(self, now: float) -> bool:
+        return self._expires is not None and now > self._expires
+
+    def begin(self, row: int) -> None:
+        """It has got a row; its prefill starts."""
+        self.row = row
+        self._prefill_began = time.monotonic()
+
+    def append(self, token: int, batch: int) -> None:
+        """Take a new token, drawn in a decode step of `batch` sequences (0: it came out of the prefill)."""
+        self._last_token = time.monotonic()
+        if batch:
+            self._steps += 1
+            self._batch_total += batch
+        else:
+            self._first_token = self._last_token
+        self.ids.append(token)
+        self._text += self._increments.push(token)
+        if token == self._end_of_text and not self.request.ignore_eos:
+            self._finish("eos")
+        elif self.request.stop and (at := self._stop_at()) is not None:
+            self._text = self._text[:at]
+            self.finished = "stop"
+        elif self.new_tokens >= self.request.max_new_tokens:
+            self._finish("length")
+
+    def end(self, reason: m.FinishReason) -> None:
+        """End it from outside: cancelled, or out of time."""
+        self._finish(reason)
+
+    def _finish(self, reason: m.FinishReason) -> None:
+        self.finished = reason
+        self._text += self._increments.flush()
+
+    def _stop_at(self) -> int | None:
+        """Where the earliest stop string begins in text that has not been sent, if one is there."""
+        found = [at for stop in self.request.stop if (at := self._text.find(stop, self._sent_characters)) >= 0]
+        return min(found, default=None)
+
+    def _held_back(self) -> int:
+        """How many characters at the end could be the beginning of a stop string."""
+        held = 0
+        for stop in self.request.stop:
+            for n in range(min(len(stop) - 1, len(self._text)), held, -1):
+                if self._text.endswith(stop[:n]):
+                    held = n
+                    break
+        return held
+
+    def take_piece(self) -> m.Tokens | None:
+        """What has been written since the last piece; None if there is nothing."""
+        end = len(self._text) if self.finished else max(self._sent_characters, len(self._text) - self._held_back())
+        text = self._text[self._sent_characters : end]
+        ids = self.ids[self.prompt_tokens + self._sent_tokens :]
+        if not ids and not text:
+            return None
+        self._sent_characters, self._sent_tokens = end, self.new_tokens
+        return m.Tokens(id=self.id, text=text, ids=ids)
+
+    def result(self, *, model: str, engine: str, precision: str, digest: str, threads: int) -> m.Generated:
+        """The last reply."""
+        settings = {name: getattr(self.request, name) for name in m.SETTINGS}
+        queued_until = self._prefill_began or time.monotonic()
+        first = self._first_token or time.monotonic()
+        return m.Generated(
+            id=self.id,
+            text=self._text,
+            ids=self.ids[self.prompt_tokens :],
+            finish_reason=self.finished or "cancelled",
+            prompt_truncated=self.dropped,
+            settings=msgspec.to_builtins(settings | {"seed": self.seed}),
+            model=model, engine=engine, precision=precision, digest=digest, threads=threads,
+            ledger=ledger(
+                queue_ms=(queued_until - self._tokenised) * 1000,
+                tokenise_ms=(self._tokenised - self._received) * 1000,
+                prefill_ms=(first - self._prefill_began) * 1000 if self.started else 0.0,
+                decode_ms=(self._last_token - self._first_token) * 1000 if self._first_token else 0.0,
+                prompt_tokens=self.prompt_tokens,
+                new_tokens=self.new_tokens,
+                mean_batch=self._batch_total / self._steps if self._steps else 0.0,
+            ),
+        )  # fmt: skip

@@ -1,0 +1,93 @@
+"""Text -> tokens, and tokens -> text in pieces that never split a UTF-8 character."""
+
+from __future__ import annotations
+
+import codecs
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from protocol.errors import BadModel, BadRequest
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+class Text:
+    """A model's byte-level BPE tokenizer (Radford et al. 2019, section 2.2)."""
+
+    def __init__(self, folder: Path, vocabulary: int, end_of_text: int) -> None:
+        """Raises: BadModel if the files are unreadable or hold another kind of tokenizer."""
+        self._tokenizer = _read(folder)
+        self._vocabulary = vocabulary
+        self._end_of_text = end_of_text
+        self._bytes = _token_bytes(self._tokenizer, vocabulary)
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of a prompt; an empty one starts from the end-of-text token, as GPT-2's training texts did."""
+        return self._tokenizer.encode(text, add_special_tokens=False).ids or [self._end_of_text]
+
+    def check(self, ids: list[int]) -> list[int]:
+        """Return the ids, or the end-of-text token for none. Raises: BadRequest for one outside the vocabulary."""
+        if ids and max(ids) >= self._vocabulary:
+            raise BadRequest(f"generate: token {max(ids)} in `prompt_ids`; this model's are 0 to {self._vocabulary - 1}")
+        return list(ids) or [self._end_of_text]
+
+    def increments(self) -> Increments:
+        """A decoder for one sequence's new tokens."""
+        return Increments(self._bytes)
+
+
+class Increments:
+    """Turns tokens into text one at a time. Bytes of an unfinished character wait for the next token."""
+
+    def __init__(self, token_bytes: list[bytes]) -> None:
+        self._bytes = token_bytes
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token: int) -> str:
+        return self._decoder.decode(self._bytes[token])
+
+    def flush(self) -> str:
+        """What is left at the end: a replacement character if the last one stayed unfinished, else nothing."""
+        return self._decoder.decode(b"", final=True)
+
+
+def _read(folder: Path) -> Tokenizer:
+    try:
+        if (folder / "tokenizer.json").is_file():
+            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        else:
+            tokenizer = Tokenizer(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
+            tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+            tokenizer.decoder = decoders.ByteLevel()
+            tokenizer.add_special_tokens([END_OF_TEXT])
+    except Exception as e:  # noqa: BLE001 - tokenizers raises plain Exception
+        raise BadModel(f"the tokenizer cannot be read: {e}") from None
+    if not isinstance(tokenizer.model, models.BPE) or not isinstance(tokenizer.decoder, decoders.ByteLevel):
+        raise BadModel("its tokenizer is not byte-level BPE, which GPT-2 uses")
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _token_bytes(tokenizer: Tokenizer, vocabulary: int) -> list[bytes]:
+    """The bytes that each token stands for; none for special tokens and for padding of the vocabulary."""
+    byte_of = _byte_alphabet()
+    special = set(tokenizer.get_added_tokens_decoder())
+    table = [b""] * vocabulary
+    for token, index in tokenizer.get_vocab().items():
+        if index >= vocabulary:
+            raise BadModel(f"its tokenizer has token {index}, the model's vocabulary only {vocabulary}")
+        if index not in special:
+            try:
+                table[index] = bytes(byte_of[c] for c in token)
+            except KeyError as e:
+                raise BadModel(f"its token {index} has the character {e}, which is not of byte-level BPE") from None
+    return table
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's printable stand-in for each byte: itself where printable, else the next free one from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [b for b in range(256) if b not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}

@@ -1,0 +1,237 @@
+"""The process that holds one model. Its loop: schedule -> run -> postprocess.
+
+Started by `workers.py` with a Spec on its stdin. It ends when that stdin closes, so that no worker
+outlives its daemon, however that ends.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+
+import psutil
+import zmq
+
+from protocol import codec, messages as m, sockets
+from protocol.errors import Gpt2dError, TooLong
+from server import catalogue
+from server.engines.base import Engine
+from server.sampling import sample
+from server.scheduler import Scheduler
+from server.sequence import Sequence
+from server.spec import Spec
+from server.text import Text
+from server.weights import load_engine
+
+PIECE_S = 0.020
+"""Text goes out at once for the first token of a sequence, then at most this often."""
+BEAT_S = 0.25
+"""The loop tells at least this often that it moves."""
+PROGRESS_S = 0.05
+YIELD_S = 0.001
+"""After a stream's first token: a pause in which it travels. Where the engine's threads fill all cores, each thread on the
+way to the client would wait for a timer tick (4 ms) before it gets one."""
+
+
+class Link:
+    """The worker's socket to the gateway."""
+
+    def __init__(self, spec: Spec) -> None:
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._socket = sockets.worker_socket(self._context, spec.endpoint, spec.server_key, spec.identity)
+
+    def send(self, message: m.FromWorker) -> None:
+        frame = codec.encode(message)
+        while True:
+            try:
+                return self._socket.send(frame, zmq.NOBLOCK)
+            except zmq.Again:  # not connected yet, or the gateway is behind; if it is gone, stdin closes
+                self._socket.poll(1000, zmq.POLLOUT)
+
+    def receive(self, timeout_ms: int) -> list[m.AnyRequest]:
+        """Everything that has arrived; waits up to `timeout_ms` for the first."""
+        requests: list[m.AnyRequest] = []
+        if timeout_ms:
+            self._socket.poll(timeout_ms)
+        while sockets.readable(self._socket):
+            requests.append(codec.decode_request(self._socket.recv()))
+        return requests
+
+
+class Worker:
+    def __init__(self, spec: Spec, link: Link, engine: Engine, text: Text, digest: str, end_of_text: int) -> None:
+        self._spec, self._link, self._engine, self._text, self._digest = spec, link, engine, text, digest
+        self._end_of_text = end_of_text
+        self._scheduler = Scheduler(engine.rows, engine.move)
+        self._process = psutil.Process()
+        self._beat_at = 0.0
+        self._requests = self._prompt_tokens = self._new_tokens = 0
+        self._busy_s = 0.0
+
+    def run(self) -> None:
+        while True:
+            idle = not (self._scheduler.running or self._scheduler.waiting)
+            for request in self._link.receive(int(BEAT_S * 1000) if idle else 0):
+                self._take(request)
+            for sequence in self._scheduler.reap():
+                self._end(sequence)
+            self._step()
+            self._beat()
+
+    def _step(self) -> None:
+        batch = self._scheduler.schedule()
+        if not (batch.prefill or batch.decode):
+            return
+        began = time.perf_counter()
+        first_token = None
+        if batch.prefill:
+            wanted = [len(batch.chunk) - 1] if batch.completes_prompt else []
+            logits = self._engine.prefill(batch.prefill.row, batch.chunk, batch.prefill.cached, wanted)
+            if wanted:
+                first_token = sample(logits, [batch.prefill.sampler])[0]
+        prefilled = time.perf_counter()
+        tokens: list[int] = []
+        if batch.decode:
+            logits = self._engine.decode([s.ids[-1] for s in batch.decode], [s.cached for s in batch.decode])
+            tokens = sample(logits, [s.sampler for s in batch.decode])
+        for sequence in self._scheduler.postprocess(batch, first_token, tokens, (prefilled - began) * 1000):
+            if sequence.finished:
+                self._end(sequence)
+            elif sequence.request.stream:
+                self._send_piece(sequence)
+        self._prompt_tokens += len(batch.chunk)
+        self._new_tokens += len(tokens) + (first_token is not None)
+        self._busy_s += time.perf_counter() - began
+
+    def _take(self, request: m.AnyRequest) -> None:
+        received = time.monotonic()
+        if isinstance(request, m.Cancel):
+            if sequence := self._scheduler.find(request.target):
+                sequence.end("cancelled")
+        elif isinstance(request, m.Generate):
+            self._requests += 1
+            try:
+                self._scheduler.add(self._sequence(request, received))
+            except Gpt2dError as e:
+                self._fail(request.id, getattr(e, "code", "internal"), str(e))
+
+    def _sequence(self, request: m.Generate, received: float) -> Sequence:
+        """Encode the prompt and fit it into the context. Raises: BadRequest, TooLong."""
+        prompt = self._text.encode(request.prompt) if request.prompt is not None else self._text.check(request.prompt_ids or [])
+        context, dropped = self._engine.context, 0
+        if request.max_new_tokens >= context:
+            raise TooLong(f"max_new_tokens is {request.max_new_tokens}; the context of {context} has room for {context - 1}")
+        excess = len(prompt) + request.max_new_tokens - context
+        if excess > 0:
+            if request.truncate == "error":
+                raise TooLong(
+                    f"the prompt has {len(prompt)} tokens and max_new_tokens is {request.max_new_tokens}, together over the "
+                    f'context of {context}; shorten either, or ask for truncate="left"'
+                )
+            prompt, dropped = prompt[excess:], excess
+        seed = request.seed if request.seed is not None else secrets.randbits(63)
+        return Sequence(request, prompt, dropped, seed, self._text.increments(), self._engine.vocabulary, self._end_of_text, received)
+
+    def _send_piece(self, sequence: Sequence) -> None:
+        now = time.monotonic()
+        if now >= sequence.sent_at + PIECE_S and (piece := sequence.take_piece()):
+            first, sequence.sent_at = sequence.sent_at < 0, now
+            self._link.send(piece)
+            if first:
+                time.sleep(YIELD_S)
+
+    def _end(self, sequence: Sequence) -> None:
+        """Its last reply: a result if it had started, else an error."""
+        reason = sequence.finished
+        if not sequence.started and (reason in {"cancelled", "deadline"}):
+            self._fail(sequence.id, reason, "cancelled while it waited" if reason == "cancelled" else "its time ran out while it waited")
+            return
+        if sequence.request.stream and (piece := sequence.take_piece()):
+            self._link.send(piece)
+        spec = self._spec
+        self._link.send(
+            sequence.result(
+                model=spec.model, engine=spec.engine, precision=spec.precision, digest=self._digest, threads=self._engine.threads
+            )
+        )
+
+    def _fail(self, request_id: int, code: str, message: str) -> None:
+        self._link.send(m.Failure(id=request_id, code=code, message=message))
+
+    def _beat(self) -> None:
+        now = time.monotonic()
+        if now < self._beat_at + BEAT_S * 0.9:
+            return
+        self._beat_at = now
+        self._link.send(
+            m.Beat(
+                id=None, running=self._scheduler.running, waiting=self._scheduler.waiting, rss_bytes=self._process.memory_info().rss,
+                requests=self._requests, prompt_tokens=self._prompt_tokens, new_tokens=self._new_tokens, busy_ms=self._busy_s * 1000,
+            )
+        )  # fmt: skip
+
+
+def load(spec: Spec, link: Link) -> Worker:
+    """Make the engine and say so. Raises: BadModel, and whatever a runtime raises."""
+    sent_at = 0.0
+
+    def progress(stage: str, done: int, total: int, unit: str) -> None:
+        nonlocal sent_at
+        if done >= total or time.monotonic() > sent_at + PROGRESS_S:
+            sent_at = time.monotonic()
+            link.send(m.Progress(id=None, stage=stage, done=done, total=total, unit=unit))
+
+    progress("start", 1, 1, "process")
+    folder = Path(spec.folder)
+    arch = catalogue.read_architecture(folder)
+    text = Text(folder, arch.vocabulary, arch.end_of_text)
+    engine, digest = load_engine(
+        folder, arch, spec.engine, spec.precision, spec.rows, spec.threads, Path(spec.cache_dir), spec.cache_bytes, progress
+    )
+    progress("warm up", 0, 1, "step")
+    engine.prefill(0, [arch.end_of_text], 0, [0])
+    engine.decode([0], [1])
+    progress("warm up", 1, 1, "step")
+    worker = Worker(spec, link, engine, text, digest, arch.end_of_text)
+    link.send(
+        m.Ready(
+            id=None, digest=digest, context=engine.context, rows=engine.rows, threads=engine.threads,
+            rss_bytes=psutil.Process().memory_info().rss,
+        )
+    )  # fmt: skip
+    return worker
+
+
+def _end_with_stdin() -> None:
+    while sys.stdin.buffer.read(1):
+        pass
+    os._exit(0)
+
+
+def main() -> None:
+    spec = Spec.from_line(sys.stdin.buffer.readline())
+    threading.Thread(target=_end_with_stdin, daemon=True).start()
+    link = Link(spec)
+    if hasattr(os, "nice"):
+        # The gateway and the clients come first. On Linux this holds for this thread and those it makes from here on, so
+        # that ZeroMQ's thread, made above, need not wait for a computing one when it has something to send.
+        os.nice(5)
+    try:
+        worker = load(spec, link)
+    except BaseException as e:  # noqa: BLE001 - told to the gateway, whatever it is
+        if not isinstance(e, Gpt2dError):
+            traceback.print_exc()
+        code = getattr(e, "code", "no_memory" if isinstance(e, MemoryError) else "load_failed")
+        link.send(m.Failure(id=None, code=code, message=f"{spec.model}/{spec.engine}/{spec.precision}: {e or type(e).__name__}"))
+        link.receive(5000)  # the gateway ends this process when it has read that
+        sys.exit(1)
+    worker.run()
+
+
+if __name__ == "__main__":
+    main()

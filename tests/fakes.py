@@ -1,0 +1,56 @@
+"""A fake engine with known logits: it tests all but the arithmetic, in microseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from server.engines.base import KV, Logits
+
+
+class FakeEngine:
+    """Remembers which token stands at which position of which row, and predicts from that: next = (sum of the row) % vocabulary.
+
+    So a sequence whose row was mixed up with another's gets other tokens.
+    """
+
+    def __init__(self, rows: int = 4, context: int = 64, vocabulary: int = 97) -> None:
+        self.rows, self.context, self.vocabulary, self.threads = rows, context, vocabulary, 1
+        self.cells = np.full((rows, context), -1, np.int64)
+        self.calls: list[str] = []
+
+    def prefill(self, row: int, ids: Sequence[int], past: int, wanted: Sequence[int]) -> Logits:
+        self.calls.append(f"prefill {row} {past}+{len(ids)}")
+        assert (self.cells[row, :past] >= 0).all(), "positions before the chunk are missing"
+        self.cells[row, past : past + len(ids)] = ids
+        return np.stack([self._logits(row, past + w + 1) for w in wanted]) if wanted else np.empty((0, self.vocabulary), np.float32)
+
+    def decode(self, ids: Sequence[int], past: Sequence[int]) -> Logits:
+        self.calls.append(f"decode {len(ids)}")
+        for row, (token, position) in enumerate(zip(ids, past, strict=True)):
+            self.cells[row, position] = token
+        return np.stack([self._logits(row, position + 1) for row, position in enumerate(past)])
+
+    def move(self, source: int, target: int, positions: int) -> None:
+        self.calls.append(f"move {source}->{target}")
+        self.cells[target, :positions] = self.cells[source, :positions]
+        self.cells[source] = -1
+
+    def export(self, row: int, positions: int) -> KV:
+        raise NotImplementedError
+
+    def restore(self, row: int, kv: KV) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        pass
+
+    def _logits(self, row: int, end: int) -> Logits:
+        logits = np.zeros(self.vocabulary, np.float32)
+        logits[self.expected(self.cells[row, :end].tolist())] = 10
+        return logits
+
+    def expected(self, ids: Sequence[int]) -> int:
+        """The greedy next token of a sequence. Token 0, the end of text, never comes."""
+        return 1 + sum(ids) % (self.vocabulary - 1)

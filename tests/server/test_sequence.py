@@ -1,0 +1,91 @@
+"""Stop strings, pieces, ends."""
+
+from __future__ import annotations
+
+import time
+
+from hypothesis import given, strategies as st
+
+from protocol.messages import Generate
+from server.sequence import Sequence
+from server.text import Increments
+
+VOCABULARY = 257
+TABLE = [bytes([i]) for i in range(256)] + [b""]
+END = 256
+
+
+def make(**settings: object) -> Sequence:
+    request = Generate(id=1, prompt="", **({"max_new_tokens": 1000} | settings))  # type: ignore[arg-type]
+    return Sequence(request, [65], 0, 0, Increments(TABLE), VOCABULARY, END, time.monotonic())
+
+
+def feed(sequence: Sequence, data: bytes) -> list[str]:
+    """Append bytes as tokens, taking a piece after each; return the pieces' texts."""
+    sequence.begin(0)
+    pieces = []
+    for byte in data:
+        sequence.append(byte, 1)
+        if piece := sequence.take_piece():
+            pieces.append(piece.text)
+        if sequence.finished:
+            break
+    return pieces
+
+
+@given(st.text("abx", max_size=30), st.lists(st.text("abx", min_size=1, max_size=4), min_size=1, max_size=3))
+def test_a_stop_string_ends_the_text_before_it_and_is_never_sent(text: str, stops: list[str]) -> None:
+    sequence = make(stop=stops)
+    pieces = feed(sequence, text.encode())
+    if not sequence.finished:
+        sequence.end("cancelled")
+        if piece := sequence.take_piece():
+            pieces.append(piece.text)
+    # The plain reading: the text ends at the first moment at which a stop string stands in it.
+    expected = text
+    for end in range(len(text) + 1):
+        found = [text[:end].find(s) for s in stops if s in text[:end]]
+        if found:
+            expected = text[: min(found)]
+            break
+    assert "".join(pieces) == expected
+    assert result_text(sequence) == expected
+
+
+def result_text(sequence: Sequence) -> str:
+    return sequence.result(model="", engine="", precision="", digest="", threads=1).text
+
+
+@given(st.text(max_size=20))
+def test_pieces_never_split_a_character(text: str) -> None:
+    sequence = make()
+    pieces = feed(sequence, text.encode())
+    assert "".join(pieces) == text
+    assert "\ufffd" in text or all("\ufffd" not in p for p in pieces)
+
+
+def test_an_unfinished_character_at_the_end_becomes_a_replacement() -> None:
+    sequence = make(max_new_tokens=3)
+    assert feed(sequence, "a€".encode()) == ["a", "", "\ufffd"]
+    assert sequence.finished == "length"
+    assert result_text(sequence) == "a\ufffd"
+
+
+def test_end_of_text_ends_it_unless_ignored() -> None:
+    sequence = make()
+    sequence.begin(0)
+    sequence.append(97, 0)
+    sequence.append(END, 1)
+    assert (sequence.finished, result_text(sequence)) == ("eos", "a")
+    sequence = make(ignore_eos=True)
+    sequence.begin(0)
+    sequence.append(END, 0)
+    assert sequence.finished is None
+
+
+def test_the_ledger_counts() -> None:
+    sequence = make(max_new_tokens=3)
+    feed(sequence, b"abc")
+    ledger = sequence.result(model="", engine="", precision="", digest="", threads=1).ledger
+    assert (ledger.prompt_tokens, ledger.new_tokens, ledger.mean_batch) == (1, 3, 1.0)
+    assert ledger.first_token_ms == ledger.queue_ms + ledger.tokenise_ms + ledger.prefill_ms

@@ -1,0 +1,66 @@
+"""The tokenizer's pieces: whole characters, the same text as decoding all at once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings, strategies as st
+from tokenizers import Tokenizer
+
+from protocol.errors import BadModel, BadRequest
+from server.catalogue import DEMO_FOLDER, read_architecture
+from server.text import END_OF_TEXT, Text
+
+ARCH = read_architecture(DEMO_FOLDER)
+TEXT = Text(DEMO_FOLDER, ARCH.vocabulary, ARCH.end_of_text)
+REFERENCE = Tokenizer.from_file(str(DEMO_FOLDER / "tokenizer.json"))
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=60))
+def test_encoding_and_decoding_gives_the_text_back(text: str) -> None:
+    ids = TEXT.encode(text)
+    increments = TEXT.increments()
+    pieces = [increments.push(token) for token in ids] + [increments.flush()]
+    if text:
+        assert "".join(pieces) == text.replace(END_OF_TEXT, "")
+
+
+@settings(max_examples=300)
+@given(st.lists(st.integers(0, ARCH.vocabulary - 1), max_size=30))
+def test_any_tokens_decode_as_the_library_decodes_them(ids: list[int]) -> None:
+    increments = TEXT.increments()
+    assert "".join([increments.push(t) for t in ids] + [increments.flush()]) == REFERENCE.decode(ids)
+
+
+def test_an_empty_prompt_starts_from_the_end_of_text() -> None:
+    assert TEXT.encode("") == [ARCH.end_of_text] == TEXT.check([])
+
+
+def test_a_token_outside_the_vocabulary_is_refused() -> None:
+    with pytest.raises(BadRequest, match="0 to 4095"):
+        TEXT.check([1, 4096])
+
+
+def test_vocab_and_merges_make_the_same_tokenizer(tmp_path: Path) -> None:
+    model = json.loads(REFERENCE.to_str())["model"]
+    (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]))
+    merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+    other = Text(tmp_path, ARCH.vocabulary, ARCH.end_of_text)
+    for sentence in ("Shall I compare thee", "  naïve — “quotes”\n\n\t€ 42", END_OF_TEXT + "x"):
+        assert other.encode(sentence) == TEXT.encode(sentence)
+
+
+def test_other_tokenizers_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(BadModel, match="cannot be read"):
+        Text(tmp_path, 10, 0)
+    (tmp_path / "tokenizer.json").write_text(
+        json.dumps({"version": "1.0", "added_tokens": [], "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}})
+    )
+    with pytest.raises(BadModel, match="byte-level BPE"):
+        Text(tmp_path, 10, 0)
+    with pytest.raises(BadModel, match="vocabulary only 100"):
+        Text(DEMO_FOLDER, 100, 0)
