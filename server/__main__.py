@@ -1,0 +1,130 @@
+"""Arguments, signals; start -> serve -> drain -> stop."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import logging
+import logging.handlers
+import queue
+import signal
+import sys
+from pathlib import Path
+
+import zmq
+
+from protocol.errors import Gpt2dError
+from protocol.sockets import check_endpoint, is_loopback
+from server.config import VERSION, Config
+from server.gateway import Gateway
+
+LOG_QUEUE = 10_000
+
+EPILOG = """\
+examples:
+  gpt2d-server --preload demo                       start with the embedded model loaded
+  gpt2d-server --preload gpt2/onnx/int8 --threads 4
+  gpt2d-server --models-dir ~/gpt2-models           offer every GPT-2 folder in there
+
+A model's folder has config.json, model.safetensors and tokenizer.json (or vocab.json and merges.txt); its name is the
+model's name. Clients connect with `gpt2d-client ENDPOINT`, scripts with `protocol.Client(ENDPOINT)`.
+
+Ctrl-C (or SIGTERM) stops: no new work, running streams finish within --drain-seconds. A second one stops at once.
+"""
+
+
+class _Bounded(logging.handlers.QueueHandler):
+    """Hands log lines to a thread that writes them; drops them when a blocked stderr has filled the queue."""
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(queue.Full):
+            self.queue.put_nowait(record)
+
+
+def parse(argv: list[str] | None = None) -> Config:
+    defaults = Config()
+    parser = argparse.ArgumentParser(
+        prog="gpt2d-server",
+        description="A daemon that holds GPT-2 models and answers msgpack requests on a ZeroMQ socket.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--endpoint", default=defaults.endpoint, help="where to listen (default: %(default)s)")
+    parser.add_argument(
+        "--models-dir", type=Path, default=defaults.models_dir, metavar="DIR", help="folders of GPT-2 models (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--cache-dir", type=Path, default=defaults.cache_dir, metavar="DIR", help="built graphs are kept here (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--preload", nargs="+", action="extend", default=[], metavar="MODEL", help="model[/engine[/precision]], loaded at the start"
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=defaults.threads,
+        metavar="N",
+        help="threads of each worker (default: %(default)s, the physical cores)",
+    )
+    parser.add_argument(
+        "--drain-seconds",
+        type=float,
+        default=defaults.drain_seconds,
+        metavar="S",
+        help="how long running streams may go on after Ctrl-C (default: %(default)s)",
+    )
+    parser.add_argument("--log-prompts", action="store_true", help="write prompts to the log (off: a prompt's text is never logged)")
+    parser.add_argument("--version", action="version", version=f"gpt2d {VERSION}")
+    args = parser.parse_args(argv)
+    try:
+        check_endpoint(args.endpoint)
+    except ValueError as e:
+        parser.error(str(e))
+    if not is_loopback(args.endpoint):
+        parser.error(
+            f"{args.endpoint} can be reached from other machines, and this version has no keys to tell who may; use tcp://127.0.0.1:PORT, and `ssh -L PORT:127.0.0.1:PORT HOST` from the other machine"
+        )
+    if args.threads < 1 or args.drain_seconds < 0:
+        parser.error("--threads is at least 1, --drain-seconds at least 0")
+    return Config(
+        endpoint=args.endpoint,
+        models_dir=args.models_dir.expanduser(),
+        cache_dir=args.cache_dir.expanduser(),
+        preload=tuple(args.preload),
+        threads=args.threads,
+        drain_seconds=args.drain_seconds,
+        log_prompts=args.log_prompts,
+    )
+
+
+def main() -> None:
+    config = parse()
+    lines: queue.Queue[logging.LogRecord] = queue.Queue(LOG_QUEUE)
+    to_stderr = logging.StreamHandler()
+    to_stderr.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    writer = logging.handlers.QueueListener(lines, to_stderr)
+    writer.start()
+    log = logging.getLogger("gpt2d")
+    log.setLevel(logging.INFO)
+    log.addHandler(_Bounded(lines))
+    try:
+        gateway = Gateway(config)
+    except Gpt2dError as e:
+        sys.exit(f"gpt2d-server: {e}")
+    except zmq.ZMQError as e:
+        if e.errno == errno.EADDRINUSE:
+            sys.exit(
+                f"gpt2d-server: {config.endpoint} is taken, perhaps by a running gpt2d-server; stop that, or choose another with --endpoint"
+            )
+        sys.exit(f"gpt2d-server: cannot listen on {config.endpoint}: {e.strerror}")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: gateway.drain())
+    log.info("gpt2d %s listens on %s, %d threads a worker", VERSION, gateway.endpoint, config.threads)
+    gateway.run()
+    log.info("stopped")
+    writer.stop()
+
+
+if __name__ == "__main__":
+    main()

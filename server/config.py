@@ -1,0 +1,53 @@
+"""One frozen Config: every limit, path and default of the daemon."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import platformdirs
+import psutil
+
+from protocol.sockets import DEFAULT_ENDPOINT
+
+VERSION = "0.1.0"
+
+
+def default_models_dir() -> Path:
+    """Where GPT-2 folders are looked for: `gpt2d/models` in the user's data folder."""
+    return platformdirs.user_data_path("gpt2d") / "models"
+
+
+def default_cache_dir() -> Path:
+    """Where built graphs are kept: `gpt2d/graphs` in the user's cache folder."""
+    return platformdirs.user_cache_path("gpt2d") / "graphs"
+
+
+def default_threads() -> int:
+    """The physical cores that this process may use."""
+    physical = psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else physical
+    return max(1, min(physical, allowed))
+
+
+@dataclass(frozen=True)
+class Config:
+    endpoint: str = DEFAULT_ENDPOINT
+    models_dir: Path = field(default_factory=default_models_dir)
+    cache_dir: Path = field(default_factory=default_cache_dir)
+    preload: tuple[str, ...] = ()
+    """model, model/engine or model/engine/precision, loaded at the start."""
+    threads: int = field(default_factory=default_threads)
+    rows: int = 1
+    """Sequences that run together in a worker."""
+    drain_seconds: float = 10.0
+    log_prompts: bool = False
+    max_open_per_peer: int = 64
+    """Unfinished requests of one client."""
+    max_open_per_worker: int = 128
+    """Unfinished generations of one worker, running and waiting; beyond it: busy."""
+    max_unsent_bytes: int = 4 << 20
+    """Replies kept for a client that does not read them; beyond it, the client is given up."""
+    cache_bytes: int = 20 << 30
+    """Built graphs on disk; the least recently used leave first."""

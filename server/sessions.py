@@ -1,0 +1,164 @@
+"""Peer -> its open requests and its unsent replies. With the gateway the only file that knows a peer's identity."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from dataclasses import dataclass, field
+
+import msgspec
+import zmq
+
+from protocol import codec, messages as m
+from protocol.errors import BadRequest, Busy
+from server.config import Config
+
+
+@dataclass(eq=False)
+class Open:
+    """A request that has not had its last reply. `key` is the gateway's own id for it, unique among all peers."""
+
+    key: int
+    peer: bytes
+    envelope: list[bytes]
+    request: m.AnyRequest
+    began: float = field(default_factory=time.monotonic)
+    worker: str | None = None
+    """Identity of the worker that has it."""
+    seq: int = 0
+
+    @property
+    def deadline(self) -> float:
+        """Monotonic seconds."""
+        return self.began + self.request.deadline_ms / 1000 if self.request.deadline_ms else float("inf")
+
+
+@dataclass(eq=False)
+class Session:
+    """One connected peer."""
+
+    fd: int
+    open: dict[int, Open] = field(default_factory=dict)
+    unsent: deque[list[bytes]] = field(default_factory=deque)
+    unsent_bytes: int = 0
+
+
+class Sessions:
+    """Used by the gateway's thread only."""
+
+    def __init__(self, config: Config, socket: zmq.Socket[bytes]) -> None:
+        self._config, self._socket = config, socket
+        self._peers: dict[bytes, Session] = {}
+        self._open: dict[int, Open] = {}
+        self._keys = iter(range(1, 1 << 62))
+        self._gone: list[Open] = []
+        self.errors: Counter[str] = Counter()
+
+    @property
+    def peers(self) -> int:
+        return len(self._peers)
+
+    @property
+    def backlog(self) -> bool:
+        """Some peer has replies that could not be sent yet."""
+        return any(s.unsent for s in self._peers.values())
+
+    def all_open(self) -> list[Open]:
+        return list(self._open.values())
+
+    def of_worker(self, identity: str) -> list[Open]:
+        return [o for o in self._open.values() if o.worker == identity]
+
+    def by_key(self, key: int | None) -> Open | None:
+        return self._open.get(key) if key is not None else None
+
+    def of_peer(self, peer: bytes, request_id: int) -> Open | None:
+        session = self._peers.get(peer)
+        return session.open.get(request_id) if session else None
+
+    def admit(self, peer: bytes, fd: int, envelope: list[bytes], request: m.AnyRequest) -> Open:
+        """Write a request down. Raises: BadRequest if its id is in use, Busy if the peer has too many."""
+        session = self._peers.setdefault(peer, Session(fd))
+        if request.id in session.open:
+            raise BadRequest(f"request {request.id} is still open; give each a new id")
+        # Control is answered at once and never refused.
+        if isinstance(request, m.Generate | m.Load) and len(session.open) >= self._config.max_open_per_peer:
+            raise Busy(f"this client has {len(session.open)} open requests, which is the limit")
+        entry = Open(next(self._keys), peer, envelope, request)
+        session.open[request.id] = self._open[entry.key] = entry
+        return entry
+
+    def reply(self, entry: Open, reply: m.AnyReply) -> None:
+        """Number a reply and send it; a Result or Failure closes the request."""
+        if entry.key not in self._open:
+            return
+        last = isinstance(reply, m.Result | m.Failure)
+        numbered = msgspec.structs.replace(reply, id=entry.request.id, seq=entry.seq)
+        entry.seq += 1
+        if last:
+            self._forget(entry)
+        self.send(entry.peer, entry.envelope, numbered)
+
+    def send(self, peer: bytes, envelope: list[bytes], reply: m.AnyReply) -> None:
+        """Send to a peer without ever waiting; what it cannot take now is kept for it, within a bound."""
+        if isinstance(reply, m.Failure):
+            self.errors[reply.code] += 1
+        frames = [peer, *envelope, codec.encode(reply)]
+        session = self._peers.get(peer)
+        if session and session.unsent:
+            self._keep(peer, session, frames)
+            return
+        try:
+            self._socket.send_multipart(frames, zmq.NOBLOCK)
+        except zmq.Again:
+            if session:
+                self._keep(peer, session, frames)
+        except zmq.ZMQError as e:
+            if e.errno != zmq.EHOSTUNREACH:
+                raise
+            self.drop(peer)
+
+    def flush(self) -> None:
+        """Try again what could not be sent."""
+        for peer, session in list(self._peers.items()):
+            while session.unsent:
+                try:
+                    self._socket.send_multipart(session.unsent[0], zmq.NOBLOCK)
+                except zmq.Again:
+                    break
+                except zmq.ZMQError as e:
+                    if e.errno != zmq.EHOSTUNREACH:
+                        raise
+                    self.drop(peer)
+                    break
+                session.unsent_bytes -= len(session.unsent.popleft()[-1])
+
+    def drop(self, peer: bytes) -> None:
+        """A peer is gone: forget it; `take_gone` gives what it had open."""
+        session = self._peers.pop(peer, None)
+        if session:
+            for entry in session.open.values():
+                del self._open[entry.key]
+                self._gone.append(entry)
+
+    def drop_fd(self, fd: int) -> None:
+        """A connection broke."""
+        for peer in [p for p, s in self._peers.items() if s.fd == fd]:
+            self.drop(peer)
+
+    def take_gone(self) -> list[Open]:
+        """The open requests of peers that vanished since the last call."""
+        gone, self._gone = self._gone, []
+        return gone
+
+    def _forget(self, entry: Open) -> None:
+        del self._open[entry.key]
+        session = self._peers.get(entry.peer)
+        if session:
+            session.open.pop(entry.request.id, None)
+
+    def _keep(self, peer: bytes, session: Session, frames: list[bytes]) -> None:
+        session.unsent.append(frames)
+        session.unsent_bytes += len(frames[-1])
+        if session.unsent_bytes > self._config.max_unsent_bytes:
+            self.drop(peer)

@@ -1,0 +1,68 @@
+"""What the daemon says about itself: the bodies of hello, models and stats."""
+
+from __future__ import annotations
+
+import os
+import platform
+from functools import cache
+from pathlib import Path
+
+import psutil
+
+from protocol import messages as m
+from server.catalogue import ENGINES, Catalogue, Model
+from server.config import VERSION, Config
+from server.workers import Workers
+
+
+def server_info(server_id: str) -> m.ServerInfo:
+    return m.ServerInfo(
+        id=None,
+        protocol=f"{m.MAJOR}.{m.MINOR}",
+        server_id=server_id,
+        version=VERSION,
+        host=platform.node(),
+        cpu=_cpu(),
+        cores=os.cpu_count() or 1,
+        memory_bytes=psutil.virtual_memory().total,
+        engines=[m.Engine(name=name, precisions=list(precisions)) for name, precisions in ENGINES.items()],
+        parameters=m.parameters(),
+    )
+
+
+def model_list(catalogue: Catalogue, workers: Workers, config: Config) -> m.ModelList:
+    return m.ModelList(id=None, models=[_model(model, workers, config) for model in catalogue.models()])
+
+
+def process_rss() -> int:
+    """Resident bytes of this process."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def _model(model: Model, workers: Workers, config: Config) -> m.ModelInfo:
+    arch = model.architecture
+    if arch is None:
+        return m.ModelInfo(name=model.name, parameters=0, context=0, file_bytes=0, precisions=[], problem=model.problem)
+    precisions = [
+        m.Precision(
+            engine=engine,
+            precision=precision,
+            memory_bytes=arch.memory_bytes(precision, config.rows),
+            loaded=any(w.state == "ready" for w in workers.matching(model.name, engine, precision)),
+        )
+        for engine, supported in ENGINES.items()
+        for precision in supported
+    ]
+    size = (model.folder / "model.safetensors").stat().st_size
+    return m.ModelInfo(name=model.name, parameters=arch.parameters, context=arch.context, file_bytes=size, precisions=precisions)
+
+
+@cache
+def _cpu() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

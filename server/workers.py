@@ -1,0 +1,193 @@
+"""Launches, watches and ends worker processes, one per loaded model."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+from protocol import messages as m
+from protocol.errors import BadRequest, NotLoaded
+from protocol.sockets import CurveKeys
+from server.catalogue import Model
+from server.config import Config
+from server.spec import Spec
+
+STOP_S = 2.0
+"""How long a worker may take to end by itself before it is killed."""
+
+
+class Process(Protocol):
+    """A running worker, as its launcher sees it."""
+
+    def exit_code(self) -> int | None:
+        """None while it runs; negative: ended by that signal."""
+        ...
+
+    def stop(self) -> None:
+        """Ask it to end, without waiting."""
+        ...
+
+    def kill(self) -> None: ...
+
+
+class Launcher(Protocol):
+    """Starts worker processes somewhere."""
+
+    def start(self, spec: Spec) -> Process: ...
+
+
+class LocalProcess:
+    def __init__(self, popen: subprocess.Popen[bytes]) -> None:
+        self._popen = popen
+
+    def exit_code(self) -> int | None:
+        return self._popen.poll()
+
+    def stop(self) -> None:
+        if self._popen.stdin:
+            self._popen.stdin.close()
+
+    def kill(self) -> None:
+        self._popen.kill()
+
+
+class LocalLauncher:
+    """Starts workers on this machine, in sessions of their own: Ctrl-C in the daemon's terminal is the daemon's alone."""
+
+    def start(self, spec: Spec) -> Process:
+        """Raises: OSError if no process can be made."""
+        root = str(Path(__file__).resolve().parent.parent)
+        # NumPy's own thread pool would only take memory: the engine has its threads.
+        environment = os.environ | {"PYTHONPATH": root, "OPENBLAS_NUM_THREADS": "1"}
+        popen = subprocess.Popen(
+            [sys.executable, "-P", "-m", "server.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            env=environment,
+            start_new_session=True,
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+        )
+        if popen.stdin is None:
+            raise OSError("the worker's stdin could not be opened")
+        popen.stdin.write(spec.to_line())
+        popen.stdin.flush()
+        return LocalProcess(popen)
+
+
+@dataclass(eq=False)
+class Worker:
+    """One loaded, loading or stopping model."""
+
+    model: str
+    engine: str
+    precision: str
+    identity: str
+    process: Process
+    state: Literal["loading", "ready", "stopping"] = "loading"
+    ready: m.Ready | None = None
+    began: float = field(default_factory=time.monotonic)
+    load_ms: float = 0.0
+    beat: m.Beat | None = None
+    failure: m.Failure | None = None
+    """What it said before it ended."""
+    heard: float = field(default_factory=time.monotonic)
+    waiters: list[int] = field(default_factory=list)
+    """Keys of the load requests that wait for it."""
+    kept: bool = False
+    """It goes on loading even if nobody waits for it (a preload)."""
+    stop_by: float = 0.0
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}/{self.engine}/{self.precision}"
+
+    def matches(self, model: str | None, engine: str | None, precision: str | None) -> bool:
+        pairs = ((model, self.model), (engine, self.engine), (precision, self.precision))
+        return all(wanted is None or wanted == own for wanted, own in pairs)
+
+    def health(self) -> m.WorkerHealth:
+        return m.WorkerHealth(
+            model=self.model, engine=self.engine, precision=self.precision, state=self.state,
+            moved_ms_ago=(time.monotonic() - self.heard) * 1000,
+            running=self.beat.running if self.beat else 0, waiting=self.beat.waiting if self.beat else 0,
+        )  # fmt: skip
+
+    def stats(self) -> m.WorkerStats:
+        beat = self.beat
+        rss = beat.rss_bytes if beat else self.ready.rss_bytes if self.ready else 0
+        return m.WorkerStats(
+            model=self.model, engine=self.engine, precision=self.precision, rss_bytes=rss,
+            requests=beat.requests if beat else 0, prompt_tokens=beat.prompt_tokens if beat else 0,
+            new_tokens=beat.new_tokens if beat else 0, busy_ms=beat.busy_ms if beat else 0.0,
+        )  # fmt: skip
+
+
+class Workers:
+    """The table of workers; used by the gateway's thread only."""
+
+    def __init__(self, config: Config, keys: CurveKeys, endpoint: str, launcher: Launcher) -> None:
+        self._config, self._keys, self._endpoint, self._launcher = config, keys, endpoint, launcher
+        self._workers: dict[str, Worker] = {}
+
+    def all(self) -> list[Worker]:
+        return list(self._workers.values())
+
+    def start(self, model: Model, engine: str, precision: str) -> Worker:
+        """Launch a worker. Raises: OSError."""
+        config, identity = self._config, secrets.token_hex(16)
+        spec = Spec(
+            endpoint=self._endpoint, server_key=self._keys.public, identity=identity, model=model.name, folder=str(model.folder),
+            engine=engine, precision=precision, threads=config.threads, rows=config.rows,
+            cache_dir=str(config.cache_dir), cache_bytes=config.cache_bytes,
+        )  # fmt: skip
+        worker = Worker(model.name, engine, precision, identity, self._launcher.start(spec))
+        self._workers[identity] = worker
+        return worker
+
+    def by_identity(self, identity: bytes) -> Worker | None:
+        return self._workers.get(identity.decode("ascii", "replace"))
+
+    def find(self, model: str, engine: str, precision: str) -> Worker | None:
+        """The loading or ready worker of exactly that."""
+        return next((w for w in self.matching(model, engine, precision)), None)
+
+    def matching(self, model: str | None, engine: str | None, precision: str | None) -> list[Worker]:
+        return [w for w in self._workers.values() if w.state != "stopping" and w.matches(model, engine, precision)]
+
+    def choose(self, request: m.Generate) -> Worker:
+        """The one ready worker that a request means. Raises: NotLoaded, BadRequest if it could mean several."""
+        wanted = (request.model, request.engine, request.precision)
+        found = [w for w in self.matching(*wanted) if w.state == "ready"]
+        if len(found) == 1:
+            return found[0]
+        asked = "/".join(w or "*" for w in wanted)
+        if found:
+            raise BadRequest(f"generate: {asked} could be any of {', '.join(w.name for w in found)}; name one")
+        there = ", ".join(f"{w.name} ({w.state})" for w in self._workers.values()) or "nothing"
+        raise NotLoaded(f"{asked} is not loaded; load it first (there is: {there})")
+
+    def stop(self, worker: Worker) -> None:
+        """Ask a worker to end; `ended` tells when it has."""
+        if worker.state != "stopping":
+            worker.state = "stopping"
+            worker.stop_by = time.monotonic() + STOP_S
+            worker.process.stop()
+
+    def ended(self) -> list[tuple[Worker, int]]:
+        """Forget and return the workers whose processes have ended, with their exit codes; kill those that linger."""
+        ended = []
+        now = time.monotonic()
+        for worker in list(self._workers.values()):
+            code = worker.process.exit_code()
+            if code is not None:
+                del self._workers[worker.identity]
+                ended.append((worker, code))
+            elif worker.state == "stopping" and now > worker.stop_by:
+                worker.process.kill()
+        return ended

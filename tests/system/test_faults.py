@@ -1,0 +1,333 @@
+"""Cancelling, dying, vanishing, draining: each costs its own requests and nothing else."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from protocol import Client, messages as m
+from protocol.connection import Event
+from protocol.errors import (
+    Cancelled,
+    ConnectionLost,
+    DeadlineExceeded,
+    Draining,
+    Gpt2dError,
+    LoadFailed,
+    NoServer,
+    NotLoaded,
+    ServerStuck,
+    WorkerDied,
+)
+from tests.conftest import Daemon
+from tests.server.test_weights import copy_demo
+
+LONG = {"max_new_tokens": 1000, "ignore_eos": True}
+posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 5) -> None:
+    give_up = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < give_up
+        time.sleep(0.01)
+
+
+def idle(client: Client) -> bool:
+    workers = client.ping().workers
+    return all(w.running + w.waiting == 0 for w in workers)
+
+
+def test_cancel_while_decoding(client: Client) -> None:
+    stream = client.stream("x", **LONG)
+    next(stream)
+    began = time.monotonic()
+    stream.cancel()
+    text = "".join(p.text for p in stream)
+    assert time.monotonic() - began < 0.5
+    assert stream.result.finish_reason == "cancelled" and 0 < len(stream.result.ids) < 1000
+    assert stream.result.text.endswith(text)
+
+
+def test_cancel_while_waiting(client: Client) -> None:
+    running = client.stream("x", **LONG)
+    next(running)
+    waiting = client.stream("y", **LONG)
+    waiting.cancel()
+    with pytest.raises(Cancelled, match="while it waited"):
+        next(waiting)
+    running.close()
+    wait_for(lambda: client.stats().open_requests == 1)
+
+
+def test_a_deadline_while_waiting(client: Client) -> None:
+    running = client.stream("x", **LONG)
+    next(running)
+    with pytest.raises(DeadlineExceeded, match="while it waited"):
+        client.generate("y", timeout=0.1)
+    running.close()
+
+
+def test_cancelling_something_unknown_or_finished_changes_nothing(client: Client) -> None:
+    done = client.stream("x", max_new_tokens=1)
+    list(done)
+    done.cancel()
+    assert client.generate("x", max_new_tokens=2).finish_reason == "length"
+
+
+def test_leaving_a_stream_ends_its_work(client: Client) -> None:
+    for _ in client.stream("x", **LONG):
+        break
+    wait_for(lambda: idle(client) and client.stats().open_requests == 1)
+
+
+def test_a_vanished_peers_work_is_cancelled(shared_daemon: Daemon, client: Client) -> None:
+    """Streaming or not: the connection of a killed process breaks, and its requests end."""
+    code = (
+        "import sys; from protocol import Client; c = Client(sys.argv[1]); s = c.stream('x', max_new_tokens=1000, ignore_eos=True); "
+        "next(s); print('started', flush=True); c.generate('y', max_new_tokens=1000, ignore_eos=True)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, shared_daemon.endpoint], stdout=subprocess.PIPE)
+    assert process.stdout and process.stdout.readline().strip() == b"started"
+    wait_for(lambda: client.stats().open_requests == 3)
+    process.kill()
+    process.wait()
+    wait_for(lambda: client.stats().open_requests == 1 and idle(client), 2)
+
+
+def test_a_killed_worker_costs_its_own_requests(own_daemon: Daemon) -> None:
+    with Client(own_daemon.endpoint) as client:
+        client.load("demo", precision="int8")
+        (int8,) = own_daemon.workers()
+        client.load("demo", precision="fp32")
+        other = client.stream("x", precision="fp32", **LONG)
+        next(other)
+        stream = client.stream("x", precision="int8", **LONG)
+        next(stream)
+        int8.kill()
+        killed = time.monotonic()
+        with pytest.raises(WorkerDied, match="signal 9"):
+            list(stream)
+        assert time.monotonic() - killed < 1
+        assert [w.precision for w in client.ping().workers] == ["fp32"]
+        list(other)
+        assert len(other.result.ids) == 1000
+        with pytest.raises(NotLoaded):
+            client.generate("x", precision="int8")
+        assert not client.load("demo", precision="int8").already
+        assert client.generate("x", precision="int8").ids
+
+
+def test_a_worker_killed_while_it_loads(own_daemon: Daemon) -> None:
+    with Client(own_daemon.endpoint) as client:
+
+        def kill(_: m.Progress) -> None:
+            for worker in own_daemon.workers():
+                worker.kill()
+
+        with pytest.raises(LoadFailed, match="signal 9"):
+            client.load("demo", precision="fp32", on_progress=kill)
+        assert client.ping().workers == []
+        assert not client.load("demo").already
+
+
+def test_a_load_reports_its_stages(own_daemon: Daemon) -> None:
+    with Client(own_daemon.endpoint) as client:
+        seen: list[m.Progress] = []
+        loaded = client.load("demo", on_progress=seen.append)
+        stages = list(dict.fromkeys(p.stage for p in seen))
+        assert stages[:2] == ["start", "check"] and stages[-2:] == ["open", "warm up"]
+        assert all(0 <= p.done <= p.total for p in seen)
+        assert [p.seq for p in seen] == list(range(len(seen)))
+        assert loaded.rss_bytes > 1e7 and loaded.load_ms > 0
+
+
+def test_two_loads_of_one_model_share_a_worker(own_daemon: Daemon) -> None:
+    results: list[m.Loaded] = []
+
+    def load() -> None:
+        with Client(own_daemon.endpoint) as client:
+            results.append(client.load("demo"))
+
+    threads = [threading.Thread(target=load) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 3
+    assert len(own_daemon.workers()) == 1
+
+
+def test_a_cancelled_load_ends_its_worker(own_daemon: Daemon) -> None:
+    with Client(own_daemon.endpoint) as client:
+        client.ping()
+        events: list[Event] = []
+        request_id = client.connection.submit(m.Load(model="demo", stream=True), events.append, 60)
+        wait_for(lambda: bool(client.ping().workers))
+        client.connection.cancel(request_id)
+        wait_for(lambda: any(isinstance(e, Cancelled) for e in events))
+        wait_for(lambda: not own_daemon.workers())
+        assert client.ping().workers == []
+
+
+def test_a_model_that_breaks_while_loading_says_why(own_daemon: Daemon) -> None:
+    folder = copy_demo(own_daemon.folder / "models" / "broken")
+    (folder / "model.safetensors").write_bytes(b"\x08" + bytes(100))
+    with Client(own_daemon.endpoint) as client:
+        with pytest.raises(Gpt2dError, match=r"broken/onnx/int8: .*model\.safetensors cannot be read"):
+            client.load("broken")
+        wait_for(lambda: client.ping().workers == [])
+
+
+def test_unload_gives_the_memory_back(own_daemon: Daemon) -> None:
+    with Client(own_daemon.endpoint) as client:
+        client.load("demo")
+        stream = client.stream("x", **LONG)
+        next(stream)
+        assert client.unload("demo") == ["demo/onnx/int8"]
+        assert own_daemon.workers() == []
+        with pytest.raises(NotLoaded, match="unloaded"):
+            list(stream)
+        with pytest.raises(NotLoaded, match="nothing"):
+            client.generate("x")
+
+
+def test_an_ambiguous_request_is_refused(own_daemon: Daemon) -> None:
+    with Client(own_daemon.endpoint) as client:
+        client.load("demo", precision="int8")
+        client.load("demo", precision="fp32")
+        with pytest.raises(Gpt2dError, match=r"could be any of demo/onnx/int8, demo/onnx/fp32"):
+            client.generate("x")
+        assert client.generate("x", precision="fp32", strategy="greedy").precision == "fp32"
+
+
+def test_a_local_model_is_offered_at_once(own_daemon: Daemon) -> None:
+    with Client(own_daemon.endpoint) as client:
+        copy_demo(own_daemon.folder / "models" / "mine")
+        assert [x.name for x in client.models()] == ["demo", "mine"]
+        client.load("mine")
+        assert client.generate("x").model == "mine"
+
+
+def test_a_killed_daemon_leaves_no_worker_and_its_clients_are_told(own_daemon: Daemon) -> None:
+    with Client(own_daemon.endpoint) as client:
+        client.load("demo")
+        workers = own_daemon.workers()
+        stream = client.stream("x", **LONG)
+        next(stream)
+        own_daemon.kill()
+        killed = time.monotonic()
+        with pytest.raises(ConnectionLost):
+            list(stream)
+        assert time.monotonic() - killed < 5
+        _, alive = psutil.wait_procs(workers, timeout=3)
+        assert not alive
+        with pytest.raises(NoServer):
+            client.ping()
+
+
+@posix
+def test_a_stopped_daemon_is_called_stuck(own_daemon: Daemon) -> None:
+    with Client(own_daemon.endpoint) as client:
+        client.load("demo")
+        stream = client.stream("x", **LONG)
+        next(stream)
+        own_daemon.process.send_signal(signal.SIGSTOP)
+        stopped = time.monotonic()
+        with pytest.raises((ServerStuck, ConnectionLost)):
+            list(stream)
+        with pytest.raises(ServerStuck):
+            client.ping()
+        assert time.monotonic() - stopped < 15
+        own_daemon.process.send_signal(signal.SIGCONT)
+        wait_for(lambda: answers(client), 10)
+
+
+def answers(client: Client) -> bool:
+    try:
+        return bool(client.ping().server_id)
+    except Gpt2dError:
+        return False
+
+
+@posix
+def test_a_stuck_worker_shows_in_ping(own_daemon: Daemon) -> None:
+    with Client(own_daemon.endpoint) as client:
+        client.load("demo")
+        (worker,) = own_daemon.workers()
+        worker.suspend()
+        wait_for(lambda: client.ping().workers[0].moved_ms_ago > 1000)
+        with pytest.raises(DeadlineExceeded):
+            client.generate("x", timeout=0.5)
+        worker.resume()
+        wait_for(lambda: client.ping().workers[0].moved_ms_ago < 1000)
+        assert client.generate("x").ids
+
+
+@posix
+def test_drain_lets_running_streams_finish(own_daemon: Daemon) -> None:
+    with Client(own_daemon.endpoint) as client:
+        client.load("demo")
+        stream = client.stream("x", **LONG)
+        next(stream)
+        own_daemon.process.terminate()
+        wait_for(lambda: client.ping().draining)
+        with pytest.raises(Draining):
+            client.generate("y")
+        with pytest.raises(Draining):
+            client.load("demo", precision="fp32")
+        list(stream)
+        assert len(stream.result.ids) == 1000
+        assert own_daemon.process.wait(10) == 0
+
+
+@posix
+def test_a_second_signal_stops_at_once(own_daemon: Daemon) -> None:
+    with Client(own_daemon.endpoint) as client:
+        client.load("demo")
+        workers = own_daemon.workers()
+        streams = [client.stream("x", **LONG) for _ in range(20)]
+        next(streams[0])
+        own_daemon.process.terminate()
+        wait_for(lambda: client.ping().draining)
+        own_daemon.process.terminate()
+        assert own_daemon.process.wait(5) == 0
+        _, alive = psutil.wait_procs(workers, timeout=2)
+        assert not alive
+        with pytest.raises((Draining, ConnectionLost)):
+            list(streams[-1])
+
+
+@posix
+def test_streams_that_outlast_the_drain_keep_their_text(tmp_path: Path, cache: Path) -> None:
+    daemon = Daemon(tmp_path, "--cache-dir", str(cache), "--drain-seconds", "0.2", "--preload", "demo")
+    with Client(daemon.endpoint) as client:
+        client.load("demo")
+        streams = [client.stream("x", **LONG) for _ in range(10)]
+        next(streams[0])
+        daemon.process.terminate()
+        assert daemon.process.wait(10) == 0
+        list(streams[0])
+        assert streams[0].result.finish_reason in ("cancelled", "length")
+        assert "stopped" in daemon.logged()
+
+
+def test_the_daemon_answers_within_half_a_second_of_its_start(tmp_path: Path) -> None:
+    took = []
+    for attempt in range(3):
+        began = time.monotonic()
+        daemon = Daemon(tmp_path / str(attempt))
+        with Client(daemon.endpoint) as client:
+            client.hello()
+            took.append(time.monotonic() - began)
+        daemon.kill()
+    # The bound is for an idle machine; a loaded one gets some room.
+    assert min(took) < 1.0

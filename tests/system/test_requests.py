@@ -1,0 +1,320 @@
+"""Every request and error, through a real daemon, with the embedded model."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+import time
+from typing import Any
+
+import msgpack
+import pytest
+import zmq
+
+from protocol import AsyncClient, Client, messages as m
+from protocol.errors import BadModel, BadRequest, Busy, NotLoaded, TooLong, UnknownModel
+from server.catalogue import DEMO_FOLDER, read_architecture
+from server.text import Text
+from tests.conftest import Daemon
+
+PROMPT = "Shall I compare thee"
+ARCH = read_architecture(DEMO_FOLDER)
+TEXT = Text(DEMO_FOLDER, ARCH.vocabulary, ARCH.end_of_text)
+
+
+def test_hello_describes_the_server(client: Client) -> None:
+    info = client.hello()
+    assert info.protocol == "1.0"
+    assert [(e.name, e.precisions) for e in info.engines] == [("onnx", ["int8", "fp32"])]
+    assert {p.name for p in info.parameters} == set(m.SETTINGS)
+    assert info.cores > 0 and info.memory_bytes > 1 << 28 and info.cpu
+
+
+def test_a_generation_comes_with_its_ledger(client: Client) -> None:
+    began = time.monotonic()
+    result = client.generate(PROMPT, seed=1, max_new_tokens=20)
+    whole_ms = (time.monotonic() - began) * 1000
+    ledger = result.ledger
+    assert len(result.ids) == ledger.new_tokens == 20
+    assert ledger.prompt_tokens == len(TEXT.encode(PROMPT))
+    assert 0 < ledger.prefill_ms <= ledger.inference_ms <= whole_ms
+    assert ledger.inference_ms == pytest.approx(ledger.prefill_ms + ledger.decode_ms)
+    assert ledger.tokens_per_second == pytest.approx(19 / ledger.decode_ms * 1000)
+    assert (result.model, result.engine, result.precision, result.finish_reason) == ("demo", "onnx", "int8", "length")
+    assert result.settings == {p.name: p.default for p in client.hello().parameters} | {"seed": 1, "max_new_tokens": 20}
+    assert len(result.digest) == 64
+
+
+def test_a_stream_is_the_result_in_pieces(client: Client) -> None:
+    stream = client.stream(PROMPT, seed=2, max_new_tokens=60)
+    pieces = list(stream)
+    assert "".join(p.text for p in pieces) == stream.result.text
+    assert [i for p in pieces for i in p.ids] == stream.result.ids
+    assert [p.seq for p in pieces] == list(range(len(pieces))) and stream.result.seq == len(pieces)
+    assert len(pieces[0].ids) == 1, "the first token is sent at once"
+    assert stream.result.text == client.generate(PROMPT, seed=2, max_new_tokens=60).text
+
+
+def test_seeds(client: Client) -> None:
+    texts = [client.generate(PROMPT, seed=seed).text for seed in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2]
+    drawn = client.generate(PROMPT)
+    assert client.generate(PROMPT, seed=drawn.settings["seed"]).text == drawn.text
+    assert client.generate(PROMPT, strategy="greedy").ids == client.generate(PROMPT, temperature=0, seed=9).ids
+
+
+def test_prompts_as_text_and_as_tokens(client: Client) -> None:
+    ids = TEXT.encode(PROMPT)
+    assert client.generate(prompt_ids=ids, strategy="greedy").text == client.generate(PROMPT, strategy="greedy").text
+    assert client.generate("", strategy="greedy").ledger.prompt_tokens == 1
+    with pytest.raises(BadRequest, match="4096"):
+        client.generate(prompt_ids=[4096])
+
+
+@pytest.mark.parametrize("prompt", ["naïve café", "Ω≈ç√∫ – 汉字", "🙂🙃 👩‍👩‍👧", "a\x00b", "\n\n  tab\t"])
+def test_unicode_goes_in_and_whole_characters_come_out(client: Client, prompt: str) -> None:
+    # Hot sampling over all tokens gives byte soup: pieces may hold replacement characters only where the whole text does.
+    for seed in range(3):
+        stream = client.stream(prompt, seed=seed, temperature=5.0, top_k=0, max_new_tokens=40)
+        pieces = [p.text for p in stream]
+        assert "".join(pieces) == stream.result.text
+        increments = TEXT.increments()
+        assert stream.result.text == "".join([increments.push(t) for t in stream.result.ids] + [increments.flush()])
+
+
+def test_stop_strings(client: Client) -> None:
+    whole = client.generate(PROMPT, seed=3, max_new_tokens=80)
+    stop = whole.text[10:14]
+    stream = client.stream(PROMPT, seed=3, max_new_tokens=80, stop=[stop])
+    assert "".join(p.text for p in stream) == stream.result.text == whole.text[: whole.text.index(stop)]
+    assert stream.result.finish_reason == "stop"
+
+
+def test_the_context_is_kept_to(client: Client) -> None:
+    long = "word " * 1200
+    with pytest.raises(TooLong, match=r"context of 1024.*truncate"):
+        client.generate(long)
+    with pytest.raises(TooLong, match="room for 1023"):
+        client.generate("x", max_new_tokens=1024)
+    result = client.generate(long, truncate="left", max_new_tokens=10)
+    assert result.ledger.prompt_tokens == 1014
+    assert result.prompt_truncated == len(TEXT.encode(long)) - 1014
+    full = client.generate("x", max_new_tokens=1023, ignore_eos=True)
+    assert len(full.ids) == 1023
+
+
+def test_other_settings_change_the_text(client: Client) -> None:
+    plain = client.generate(PROMPT, seed=4, max_new_tokens=40).ids
+    for setting in ({"top_k": 3}, {"top_k": 0, "top_p": 0.4}, {"min_p": 0.3}, {"temperature": 0.3}, {"repetition_penalty": 1.8}):
+        assert client.generate(PROMPT, seed=4, max_new_tokens=40, **setting).ids != plain
+
+
+def test_what_is_wrong_is_named(client: Client) -> None:
+    with pytest.raises(BadRequest, match=r"temperature"):
+        client.generate(PROMPT, temperature=-1)
+    with pytest.raises(BadRequest, match="exactly one"):
+        client.generate()
+    with pytest.raises(TypeError, match="heat"):
+        client.generate(PROMPT, heat=1)
+    with pytest.raises(UnknownModel, match=r"no model 'gpt5' here; there are: demo"):
+        client.load("gpt5")
+    with pytest.raises(BadModel, match="int8, fp32"):
+        client.load("demo", precision="int2")
+    with pytest.raises(NotLoaded, match=r"demo/\*/fp32 is not loaded; load it first \(there is: demo/onnx/int8 \(ready\)\)"):
+        client.generate(PROMPT, model="demo", precision="fp32")
+    with pytest.raises(NotLoaded):
+        client.unload("gpt2")
+
+
+def test_loading_again_is_immediate(client: Client) -> None:
+    loaded = client.load("demo")
+    assert loaded.already and (loaded.engine, loaded.precision, loaded.context, loaded.rows) == ("onnx", "int8", 1024, 1)
+
+
+def test_models_ping_and_stats(client: Client) -> None:
+    demo = client.models()[0]
+    assert demo.name == "demo" and demo.parameters == ARCH.parameters and not demo.problem
+    assert {(p.precision, p.loaded) for p in demo.precisions} == {("int8", True), ("fp32", False)}
+    worker = client.ping().workers[0]
+    assert (worker.model, worker.state) == ("demo", "ready") and worker.moved_ms_ago < 2000
+    before = client.stats()
+    client.generate(PROMPT, max_new_tokens=5)
+    give_up = time.monotonic() + 3
+    while client.stats().workers[0].new_tokens < before.workers[0].new_tokens + 5:
+        assert time.monotonic() < give_up
+        time.sleep(0.05)
+    after = client.stats()
+    assert after.requests["generate"] == before.requests["generate"] + 1
+    assert after.rss_bytes < 60e6
+
+
+def test_many_requests_at_once_each_get_their_own_text(shared_daemon: Daemon, client: Client) -> None:
+    alone = {seed: client.generate(PROMPT, seed=seed, max_new_tokens=12).text for seed in range(6)}
+    results: dict[int, str] = {}
+
+    def ask(seed: int) -> None:
+        with Client(shared_daemon.endpoint) as own:
+            results[seed] = own.generate(PROMPT, seed=seed, max_new_tokens=12).text
+
+    threads = [threading.Thread(target=ask, args=(seed,)) for seed in alone]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == alone
+
+
+def test_control_is_answered_while_work_goes_on(client: Client) -> None:
+    with client.stream("x", max_new_tokens=1000, ignore_eos=True) as stream:
+        next(stream)
+        latencies = []
+        for _ in range(20):
+            began = time.monotonic()
+            client.ping()
+            latencies.append(time.monotonic() - began)
+        assert sorted(latencies)[10] < 0.1
+
+
+def test_a_client_with_too_many_open_requests_is_told_busy(client: Client) -> None:
+    streams = [client.stream("x", max_new_tokens=1000, ignore_eos=True) for _ in range(64)]
+    next(streams[0])
+    with pytest.raises(Busy, match="64 open requests"):
+        client.generate("x")
+    for stream in streams:
+        stream.close()
+    give_up = time.monotonic() + 5
+    while client.stats().open_requests > 1:
+        assert time.monotonic() < give_up
+        time.sleep(0.02)
+
+
+def test_deadlines(client: Client) -> None:
+    result = client.generate("x", max_new_tokens=1000, ignore_eos=True, timeout=0.2)
+    assert result.finish_reason == "deadline" and 0 < len(result.ids) < 1000
+
+
+def test_asyncio(shared_daemon: Daemon, client: Client) -> None:
+    async def run() -> None:
+        async with AsyncClient(shared_daemon.endpoint) as own:
+            first, second = await asyncio.gather(own.generate(PROMPT, seed=1), own.generate(PROMPT, seed=2))
+            assert first.text == client.generate(PROMPT, seed=1).text
+            assert second.text == client.generate(PROMPT, seed=2).text
+            pieces = []
+            async with own.stream(PROMPT, seed=1) as stream:
+                async for piece in stream:
+                    pieces.append(piece.text)
+            assert "".join(pieces) == stream.result.text == first.text
+            assert (await own.load("demo", on_progress=print)).already
+            assert (await own.models())[0].name == "demo"
+            assert (await own.ping()).workers
+            assert (await own.stats()).peers >= 2
+            with pytest.raises(NotLoaded):
+                await own.unload("gpt2")
+
+    asyncio.run(asyncio.wait_for(run(), 30))
+
+
+# A plain REQ socket with msgpack alone: none of our code.
+
+
+def raw(endpoint: str, *requests: dict[str, Any]) -> list[dict[str, Any]]:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    socket = context.socket(zmq.REQ)
+    socket.linger = 0
+    socket.rcvtimeo = 20_000
+    socket.connect(endpoint)
+    answers = []
+    for request in requests:
+        socket.send(msgpack.packb(request))
+        frames = socket.recv_multipart()
+        assert len(frames) == 1
+        answers.append(msgpack.unpackb(frames[0]))
+    assert not socket.poll(200), "exactly one reply each"
+    socket.close()
+    context.term()
+    return answers
+
+
+def test_a_raw_req_socket_gets_exactly_one_reply_each(shared_daemon: Daemon) -> None:
+    load, text, bad, old, ping = raw(
+        shared_daemon.endpoint,
+        {"v": 1, "id": 1, "type": "load", "model": "demo"},
+        {"v": 1, "id": 2, "type": "generate", "prompt": PROMPT, "seed": 1, "stream": False},
+        {"v": 1, "id": 3, "type": "generate", "prompt": PROMPT, "top_k": "many"},
+        {"v": 7, "id": 4, "type": "ping"},
+        {"v": 1, "type": "ping"},
+    )
+    assert load["type"] == "result" and load["already"]
+    assert text["type"] == "result" and text["of"] == "generate" and text["id"] == 2 and text["ledger"]["inference_ms"] > 0
+    assert (bad["type"], bad["code"], bad["id"]) == ("error", "bad_request", 3) and "top_k" in bad["message"]
+    assert (old["type"], old["code"], old["id"]) == ("error", "version_mismatch", 4)
+    assert ping["of"] == "ping" and ping["id"] == 0
+
+
+def test_garbage_gets_an_error_and_harms_nobody(shared_daemon: Daemon, client: Client) -> None:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    socket = context.socket(zmq.DEALER)
+    socket.linger = 0
+    socket.rcvtimeo = 5000
+    socket.connect(shared_daemon.endpoint)
+    stream = client.stream(PROMPT, max_new_tokens=300, ignore_eos=True)
+    for garbage in (b"", b"\xc1", b"\x91" * 9999, msgpack.packb([]), msgpack.packb({"v": 1, "id": 1, "type": "x"})):
+        socket.send(garbage)
+        assert msgpack.unpackb(socket.recv())["code"] == "bad_request"
+    socket.send_multipart([b"a"] * 50)  # no envelope is that deep: dropped
+    socket.send(msgpack.packb({"v": 1, "id": 2, "type": "ping"}))
+    assert msgpack.unpackb(socket.recv())["id"] == 2
+    assert len(list(stream)) > 0 and len(stream.result.ids) == 300
+    socket.close()
+    context.term()
+
+
+def test_an_id_may_not_be_open_twice(shared_daemon: Daemon) -> None:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    socket = context.socket(zmq.DEALER)
+    socket.linger = 0
+    socket.rcvtimeo = 5000
+    socket.connect(shared_daemon.endpoint)
+    long = {"v": 1, "id": 5, "type": "generate", "prompt": "x", "max_new_tokens": 900, "ignore_eos": True}
+    socket.send(msgpack.packb(long))
+    socket.send(msgpack.packb(long))
+    answer = msgpack.unpackb(socket.recv())
+    assert answer["code"] == "bad_request" and "still open" in answer["message"]
+    socket.send(msgpack.packb({"v": 1, "id": 6, "type": "cancel", "target": 5}))
+    answers = {a["id"]: a for a in (msgpack.unpackb(socket.recv()) for _ in range(2))}
+    assert answers[6]["found"] and answers[5]["finish_reason"] == "cancelled"
+    socket.close()
+    context.term()
+
+
+def test_a_prompt_is_never_logged(shared_daemon: Daemon, client: Client) -> None:
+    client.generate("xyzzy plugh", max_new_tokens=3)
+    client.ping()
+    assert "xyzzy" not in shared_daemon.logged()
+    assert "new 3 tokens; queue" in shared_daemon.logged()
+
+
+def test_the_servers_help_and_refusals() -> None:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-m", "server", *arguments], capture_output=True, text=True, timeout=30, check=False)
+
+    assert "--preload" in run("--help").stdout
+    for arguments, says in (
+        (["--endpoint", "tcp://0.0.0.0:5757"], "ssh -L"),
+        (["--endpoint", "localhost"], "is not an endpoint"),
+        (["--preload", "gpt5"], "no model 'gpt5'"),
+        (["--preload", "demo/onnx/int2"], "int8, fp32"),
+        (["--threads", "0"], "at least 1"),
+    ):
+        done = run(*arguments)
+        assert done.returncode and says in done.stderr, arguments
+        assert "Traceback" not in done.stderr
+
+
+def test_a_taken_port_is_said(shared_daemon: Daemon) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "server", "--endpoint", shared_daemon.endpoint], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode == 1 and "is taken" in done.stderr and "Traceback" not in done.stderr
