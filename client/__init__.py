@@ -1,0 +1,1 @@
+"""The client: sends load and generate commands to a daemon and shows what comes back."""

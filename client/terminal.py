@@ -1,0 +1,235 @@
+"""The client without a screen: streaming text, the ledger after each generation, commands.
+
+Text goes to stdout and everything about it to stderr, so that a pipe gets the text alone.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Any, Self
+
+import platformdirs
+
+from protocol import Client, Gpt2dError, messages as m
+
+HELP = """\
+Type the beginning of a text; the model goes on from it. An empty line continues the last text.
+  /load MODEL [PRECISION]    load a model and write with it        /unload MODEL   give its memory back
+  /models                    what the server has                   /stats          what it has done
+  /set                       all settings, with their ranges       /set NAME VALUE change one (/set NAME: its default)
+  /help                      this                                  /quit           leave (also Ctrl-D)
+Ctrl-C cancels the generation; a second one leaves."""
+BAR = 24
+
+
+@dataclass
+class Choice:
+    """Which loaded model to write with; None: whatever is unambiguous."""
+
+    model: str | None = None
+    engine: str | None = None
+    precision: str | None = None
+
+
+class Terminal:
+    def __init__(self, endpoint: str) -> None:
+        self._client = Client(endpoint)
+        self._endpoint = endpoint
+        self._choice = Choice()
+        self._settings: dict[str, Any] = {}
+        self._parameters: dict[str, m.Parameter] = {}
+        self._text = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+
+    def say(self, text: str, end: str = "\n") -> None:
+        print(text, end=end, file=sys.stderr, flush=True)
+
+    def start(self, choice: Choice, settings: list[str], *, hint: bool) -> None:
+        """Meet the server, apply NAME=VALUE settings, load what was asked for. Raises: Gpt2dError, ValueError."""
+        info = self._client.hello()
+        self._parameters = {p.name: p for p in info.parameters}
+        for setting in settings:
+            name, equals, value = setting.partition("=")
+            if not equals:
+                raise ValueError(f"{setting!r}: a setting is NAME=VALUE")
+            self._set(name, value)
+        if hint:
+            self.say(f"gpt2d {info.version} on {info.host} ({info.cpu}, {info.cores} cores), {self._endpoint}")
+        if choice.model:
+            self._load(choice)
+        elif hint:
+            ready = [f"{w.model}/{w.engine}/{w.precision}" for w in self._client.ping().workers if w.state == "ready"]
+            self.say(f"loaded: {', '.join(ready)}" if ready else "nothing is loaded yet; try /load demo")
+        if hint:
+            self.say("/help lists the commands")
+
+    def interact(self) -> int:
+        """Read and do lines until the end; return the exit code."""
+        from prompt_toolkit import PromptSession
+        from prompt_toolkit.history import FileHistory
+
+        folder = platformdirs.user_data_path("gpt2d", ensure_exists=True)
+        session: PromptSession[str] = PromptSession(history=FileHistory(str(folder / "history")))
+        while True:
+            try:
+                line = session.prompt("> ")
+            except EOFError:
+                return 0
+            except KeyboardInterrupt:
+                return 130
+            try:
+                if line.strip() == "/quit":
+                    return 0
+                if not self.do(line):
+                    return 130
+            except (Gpt2dError, ValueError) as e:
+                self.say(str(e))
+
+    def do(self, line: str) -> bool:
+        """Do one line: a command or a prompt. False: the user wants to leave. Raises: Gpt2dError, ValueError."""
+        words = line.split()
+        if not line.startswith("/"):
+            return self.write(line or self._text)
+        command, arguments = words[0], words[1:]
+        match command, arguments:
+            case "/help", []:
+                self.say(HELP)
+            case "/models", []:
+                self._models()
+            case "/stats", []:
+                self._stats()
+            case "/load", [model]:
+                self._load(Choice(model))
+            case "/load", [model, precision]:
+                self._load(Choice(model, None, precision))
+            case "/unload", [model]:
+                self.say(f"unloaded {', '.join(self._client.unload(model))}")
+            case "/set", []:
+                self._list_settings()
+            case "/set", [name]:
+                self._settings.pop(self._parameter(name).name, None)
+            case "/set", [name, *_]:
+                self._set(name, line.split(None, 2)[2])
+            case _:
+                raise ValueError(f"{line.strip()!r} is not a command; /help lists them")
+        return True
+
+    def write(self, prompt: str) -> bool:
+        """Continue a text. Ctrl-C cancels; False after a second one. Raises: Gpt2dError."""
+        choice = self._choice
+        request = {"truncate": "left", "model": choice.model, "engine": choice.engine, "precision": choice.precision} | self._settings
+        pieces: list[str] = []
+        with self._client.stream(prompt, **request) as stream:
+            cancelled = False
+            while True:
+                try:
+                    for piece in stream:
+                        pieces.append(piece.text)
+                        print(piece.text, end="", flush=True)
+                    break
+                except KeyboardInterrupt:
+                    if cancelled:
+                        return False
+                    cancelled = True
+                    stream.cancel()
+                except Gpt2dError:
+                    if pieces:
+                        print(flush=True)
+                    raise
+            print(flush=True)
+            self._text = prompt + stream.result.text
+            self._ledger(stream.result)
+        return True
+
+    def _ledger(self, result: m.Generated) -> None:
+        ledger = result.ledger
+        cut = f", prompt cut by {result.prompt_truncated} tokens" if result.prompt_truncated else ""
+        self.say(
+            f"[inference {ledger.inference_ms:.0f} ms: prefill {ledger.prefill_ms:.0f} + decode {ledger.decode_ms:.0f}; "
+            f"{ledger.prompt_tokens} + {ledger.new_tokens} tokens, {ledger.tokens_per_second:.0f} tokens/s; first token {ledger.first_token_ms:.0f} ms; "
+            f"{result.model}/{result.engine}/{result.precision}, {result.finish_reason}, seed {result.settings['seed']}{cut}]"
+        )
+
+    def _load(self, choice: Choice) -> None:
+        if choice.model is None:
+            raise ValueError("which model?")
+        shown = ""
+
+        def on_progress(p: m.Progress) -> None:
+            nonlocal shown
+            if sys.stderr.isatty():
+                filled = BAR * p.done // max(1, p.total)
+                amount = f"{p.done / 1e6:.0f}/{p.total / 1e6:.0f} MB" if p.unit == "bytes" else f"{p.done}/{p.total} {p.unit}"
+                self.say(f"\r\x1b[K{p.stage:<8} [{'#' * filled}{'.' * (BAR - filled)}] {amount}", end="")
+            shown = p.stage
+
+        try:
+            loaded = self._client.load(choice.model, engine=choice.engine, precision=choice.precision, on_progress=on_progress)
+        finally:
+            if shown and sys.stderr.isatty():
+                self.say("\r\x1b[K", end="")
+        self._choice = Choice(loaded.model, loaded.engine, loaded.precision)
+        if not loaded.already:
+            took = f"loaded in {loaded.load_ms / 1000:.1f} s"
+            self.say(f"{loaded.model}/{loaded.engine}/{loaded.precision} {took}, {loaded.rss_bytes / 1e6:.0f} MB, {loaded.threads} threads")
+
+    def _models(self) -> None:
+        for model in self._client.models():
+            if model.problem:
+                self.say(f"  {model.name:<16} cannot be loaded: {model.problem}")
+                continue
+            ways = ", ".join(
+                f"{p.precision} ({p.engine}, about {p.memory_bytes / 1e6:.0f} MB{', loaded' if p.loaded else ''})" for p in model.precisions
+            )
+            self.say(f"  {model.name:<16} {model.parameters / 1e6:>6.1f} M parameters, context {model.context}: {ways}")
+
+    def _stats(self) -> None:
+        stats = self._client.stats()
+        self.say(
+            f"up {stats.uptime_ms / 1000:.0f} s, {stats.peers} clients, {stats.open_requests} open requests, gateway {stats.rss_bytes / 1e6:.0f} MB"
+        )
+        for name, counts in (("requests", stats.requests), ("errors", stats.errors)):
+            if counts:
+                self.say(f"{name}: {', '.join(f'{kind} {count}' for kind, count in sorted(counts.items()))}")
+        for w in stats.workers:
+            self.say(
+                f"{w.model}/{w.engine}/{w.precision}: {w.requests} requests, {w.prompt_tokens} prompt and {w.new_tokens} new tokens "
+                f"in {w.busy_ms / 1000:.1f} s of work, {w.rss_bytes / 1e6:.0f} MB"
+            )
+
+    def _list_settings(self) -> None:
+        for p in self._parameters.values():
+            value = self._settings.get(p.name, p.default)
+            values = " or ".join(p.choices) if p.choices else p.type
+            if p.minimum is not None or p.maximum is not None:
+                values += f", {p.minimum:g} to {p.maximum:g}"
+            self.say(f"  {p.name:<19} {'new each time' if value is None else value!s:<14} {p.description} ({values})")
+
+    def _parameter(self, name: str) -> m.Parameter:
+        if name not in self._parameters:
+            raise ValueError(f"no setting {name!r}; there are: {', '.join(self._parameters)}")
+        return self._parameters[name]
+
+    def _set(self, name: str, text: str) -> None:
+        """Raises: ValueError if there is no such setting or the text is not of its type; the server checks the range."""
+        parameter = self._parameter(name)
+        try:
+            match parameter.type:
+                case "int":
+                    self._settings[name] = int(text)
+                case "float":
+                    self._settings[name] = float(text)
+                case "bool":
+                    self._settings[name] = {"true": True, "false": False, "on": True, "off": False}[text.lower()]
+                case "strings":
+                    self._settings[name] = [text.encode().decode("unicode_escape")] if "\\" in text else [text]
+                case _:
+                    self._settings[name] = text
+        except (ValueError, KeyError):
+            raise ValueError(f"{name} is of type {parameter.type}; {text!r} is not") from None

@@ -1,0 +1,157 @@
+"""The terminal client: one-shot, commands, Ctrl-C, at a real daemon."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from client.terminal import Choice, Terminal
+from protocol import Client
+from protocol.errors import BadRequest, UnknownModel
+from tests.conftest import Daemon
+
+LEDGER = re.compile(
+    r"\[inference \d+ ms: prefill \d+ \+ decode \d+; 5 \+ \d+ tokens, \d+ tokens/s; first token \d+ ms; demo/onnx/int8, length, seed 1\]"
+)
+CONTROL = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
+PROMPT = "Shall I compare thee"
+
+
+def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "client", *arguments], input=stdin, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.fixture
+def terminal(shared_daemon: Daemon) -> Iterator[Terminal]:
+    with Terminal(shared_daemon.endpoint) as terminal:
+        terminal.start(Choice("demo"), [], hint=False)
+        yield terminal
+
+
+def test_one_shot(shared_daemon: Daemon, client: Client) -> None:
+    expected = client.generate(PROMPT, seed=1, max_new_tokens=30)
+    assert expected.ledger.prompt_tokens == 5
+    for done in (
+        run(shared_daemon.endpoint, "--prompt", PROMPT, "--set", "seed=1", "-n", "30"),
+        run(shared_daemon.endpoint, "--set", "seed=1", "--max-new-tokens", "30", stdin=PROMPT + "\n"),
+    ):
+        assert done.returncode == 0
+        assert done.stdout == expected.text + "\n", "a pipe gets the text alone"
+        assert LEDGER.search(done.stderr)
+
+
+def test_one_shot_errors_are_sentences(shared_daemon: Daemon) -> None:
+    for arguments, says in (
+        (["tcp://127.0.0.1:1", "-p", "x"], "gpt2d-server"),
+        ([shared_daemon.endpoint, "-p", "x", "--model", "gpt5"], "no model 'gpt5'"),
+        ([shared_daemon.endpoint, "-p", "x", "--set", "temperature=hot"], "temperature is of type float"),
+        ([shared_daemon.endpoint, "-p", "x", "--set", "temperature=-1"], ">= 0"),
+        ([shared_daemon.endpoint, "-p", "x", "--set", "heat=1"], "no setting 'heat'"),
+        (["nonsense", "-p", "x"], "not an endpoint"),
+    ):
+        done = run(*arguments)
+        assert done.returncode and says in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def test_commands(terminal: Terminal, capsys: pytest.CaptureFixture[str]) -> None:
+    def says(line: str) -> str:
+        assert terminal.do(line)
+        return capsys.readouterr().err
+
+    assert "/load MODEL" in says("/help")
+    assert re.search(r"demo +6\.\d M parameters, context 1024: int8 \(onnx, about \d+ MB, loaded\)", says("/models"))
+    assert "demo/onnx/int8" in says("/stats")
+    assert "0 to 100" in says("/set")
+    says("/set temperature 0.7")
+    says("/set seed 1")
+    says("/set stop \\n\\n")
+    assert re.search(r"temperature +0\.7 ", says("/set"))
+    assert re.search(r"stop +\['\\n\\n'\] ", says("/set"))
+    says("/set temperature")
+    assert re.search(r"temperature +1\.0 ", says("/set"))
+    with pytest.raises(ValueError, match="no setting"):
+        terminal.do("/set heat 3")
+    with pytest.raises(ValueError, match="not a command"):
+        terminal.do("/sing")
+    with pytest.raises(UnknownModel):
+        terminal.do("/load gpt5")
+    terminal.do("/set top_p 7")
+    with pytest.raises(BadRequest, match="top_p"):
+        terminal.do("x")
+
+
+def test_an_empty_line_goes_on(terminal: Terminal, client: Client, capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.do("/set strategy greedy")
+    terminal.do("/set max_new_tokens 8")
+    terminal.do(PROMPT)
+    terminal.do("")
+    first = client.generate(PROMPT, strategy="greedy", max_new_tokens=8).text
+    second = client.generate(PROMPT + first, strategy="greedy", max_new_tokens=8).text
+    assert capsys.readouterr().out == f"{first}\n{second}\n"
+
+
+def test_load_and_unload(own_daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
+    with Terminal(own_daemon.endpoint) as terminal:
+        terminal.start(Choice(), [], hint=True)
+        assert "try /load demo" in capsys.readouterr().err
+        terminal.do("/load demo fp32")
+        assert re.search(r"demo/onnx/fp32 loaded in \d\.\d s, \d+ MB, \d threads", capsys.readouterr().err)
+        terminal.do("x")
+        assert "demo/onnx/fp32, length" in capsys.readouterr().err
+        terminal.do("/unload demo")
+        assert "unloaded demo/onnx/fp32" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_at_a_real_terminal(shared_daemon: Daemon, tmp_path: Path) -> None:
+    """Prompt, stream, Ctrl-C cancels, /quit; then the history of the last session, Ctrl-D."""
+    import pty
+
+    environment = os.environ | {"XDG_DATA_HOME": str(tmp_path), "TERM": "xterm"}
+
+    def session(keys: list[tuple[str, bytes | int]]) -> str:
+        """Wait for each pattern in what came since the last keys, then type the keys or send the signal."""
+        main, child = pty.openpty()
+        command = [sys.executable, "-m", "client", shared_daemon.endpoint]
+        process = subprocess.Popen(command, stdin=child, stdout=child, stderr=child, env=environment, start_new_session=True)
+        os.close(child)
+        everything, new = "", ""
+        for wanted, action in keys:
+            give_up = time.monotonic() + 10
+            while not re.search(wanted, CONTROL.sub("", new)):
+                assert time.monotonic() < give_up, (wanted, CONTROL.sub("", new))
+                if select.select([main], [], [], 0.1)[0]:
+                    data = os.read(main, 4096).decode(errors="replace")
+                    everything, new = everything + data, new + data
+            new = ""
+            if isinstance(action, int):
+                process.send_signal(action)
+            elif action:
+                os.write(main, action)
+        assert process.wait(10) == 0, everything
+        os.close(main)
+        return everything
+
+    prompt = r">[\s\x08]*$"
+    first = session(
+        [
+            (r"loaded: demo/onnx/int8[\s\S]*" + prompt, b"/set max_new_tokens 1000\r"),
+            (prompt, b"/set ignore_eos on\r"),
+            (prompt, b"Once upon\r"),
+            (r"Once upon[\s\S]*\n[\s\S]*[a-z]{3,}[\s\S]*[a-z]{3,}", signal.SIGINT),
+            (r"cancelled, seed[\s\S]*" + prompt, b"/quit\r"),
+        ]
+    )
+    assert "cancelled" in first
+    session([(prompt, b"\x1b[A\x1b[A"), (r"Once upon", b"\x15"), (r"", b"\x04")])
