@@ -1,0 +1,63 @@
+"""The virtual environment of this checkout. Standard library only: it runs before anything is installed."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+LIGHT = ("requirements-client.txt", "requirements-server.txt")
+FULL = ("requirements.txt", "requirements-dev.txt")
+
+
+def prepare(requirements: tuple[str, ...]) -> None:
+    """Make .venv and install the requirements and this checkout into it; nothing is done where that was done before.
+
+    Exits with a sentence if this Python cannot be used or an installation fails.
+    """
+    if not (3, 11) <= sys.version_info[:2] <= (3, 13):
+        sys.exit(f"gpt2d needs Python 3.11, 3.12 or 3.13; this is {sys.version.split()[0]} ({sys.executable})")
+    stamp = VENV / f"installed-{'full' if requirements == FULL else 'light'}"
+    content = _fingerprint(requirements)
+    if PYTHON.exists() and stamp.exists() and stamp.read_text() == content:
+        return
+    if not PYTHON.exists():
+        if importlib.util.find_spec("ensurepip") is None:
+            install_debian_packages([f"python{sys.version_info[0]}.{sys.version_info[1]}-venv"])
+        print(f"making {VENV}", file=sys.stderr, flush=True)
+        _run([sys.executable, "-m", "venv", str(VENV)], "the virtual environment could not be made")
+    print(f"installing {' and '.join(requirements)} into {VENV} (once)", file=sys.stderr, flush=True)
+    pip = [str(PYTHON), "-m", "pip", "install", "--disable-pip-version-check"]
+    files = [word for name in requirements for word in ("-r", str(ROOT / name))]
+    _run([*pip, *files], "the requirements could not be installed")
+    _run([*pip, "--quiet", "--no-deps", "--editable", str(ROOT)], "this checkout could not be installed")
+    stamp.write_text(content)
+
+
+def install_debian_packages(packages: list[str]) -> None:
+    """Install what is missing with apt-get on Debian as root; elsewhere exit and name it."""
+    apt = shutil.which("apt-get")
+    if not apt or os.name == "nt" or os.geteuid() != 0:
+        sys.exit(f"please install first: {' '.join(packages)} (Debian's names; as root: apt-get install {' '.join(packages)})")
+    print(f"installing {' '.join(packages)}", file=sys.stderr, flush=True)
+    _run([apt, "update", "-qq"], "apt-get update failed")
+    _run([apt, "install", "-y", "-qq", "--no-install-recommends", *packages], "apt-get install failed")
+
+
+def _fingerprint(requirements: tuple[str, ...]) -> str:
+    """Changes with this Python and with every file that says what to install."""
+    names = sorted({*requirements, *LIGHT, "pyproject.toml"})
+    digest = hashlib.sha256("".join((ROOT / name).read_text(encoding="utf-8") for name in names).encode())
+    return f"{sys.version_info[:3]} {ROOT} {digest.hexdigest()}"
+
+
+def _run(command: list[str], problem: str) -> None:
+    if subprocess.run(command, stdin=subprocess.DEVNULL, stdout=sys.stderr, check=False).returncode:
+        sys.exit(f"{problem}; the lines above say why. The command was: {' '.join(command)}")

@@ -1,0 +1,46 @@
+#!/usr/bin/env python3
+"""Run every check and test: install everything into .venv, then ruff, mypy, import-linter, pytest.
+
+python3 scripts/test.py                     all of it
+python3 scripts/test.py tests/protocol -x   the checks, and pytest with these arguments
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+import environment
+
+PACKAGES = ("protocol", "server", "client")
+CHECKS = (
+    ("ruff check", ["-m", "ruff", "check", "."]),
+    ("ruff format", ["-m", "ruff", "format", "--check", "."]),
+    ("mypy", ["-m", "mypy", "--strict", *PACKAGES]),
+    ("import-linter", ["-c", "from importlinter.cli import lint_imports_command; lint_imports_command()"]),
+)
+
+
+def main() -> int:
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(__doc__)
+        return 0
+    environment.prepare(environment.FULL)
+    python = str(environment.PYTHON)
+    failed = []
+    for name, arguments in (*CHECKS, ("pytest", ["-m", "pytest", *sys.argv[1:]])):
+        print(f"--- {name}", flush=True)
+        began = time.monotonic()
+        code = subprocess.run([python, *arguments], cwd=environment.ROOT, env=os.environ, check=False).returncode
+        print(f"--- {name}: {'failed' if code else 'ok'} ({time.monotonic() - began:.0f} s)", flush=True)
+        if code:
+            failed.append(name)
+    if failed:
+        print(f"failed: {', '.join(failed)}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
