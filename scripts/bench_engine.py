@@ -1,0 +1,174 @@
+"""One engine in a process of its own, for the benchmarks: `EngineProcess` starts it, asks for timed runs, reads its memory.
+
+The child reads a line of JSON for each run and answers with a line; nothing else happens in it, so what it reports is
+the engine alone. Run as a program, this file is that child.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import psutil
+from make_model import SIZES, ensure_model
+
+from protocol.errors import Gpt2dError
+from server.catalogue import ENGINES, Catalogue, Model
+from server.config import default_models_dir, default_threads
+
+Generate = Callable[[list[int], int], tuple[float, float]]
+"""(prompt ids, new tokens) -> (prefill seconds, decode seconds): greedy, end of text ignored."""
+
+
+def add_arguments(parser: argparse.ArgumentParser, *, runs: int) -> None:
+    """The arguments that every benchmark of one model has."""
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--model", help="a model of the daemon: demo, or a folder of --models-dir")
+    which.add_argument("--like", choices=list(SIZES), help="random weights of these shapes, made where they are missing")
+    parser.add_argument("--models-dir", type=Path, default=default_models_dir(), help="default: %(default)s")
+    parser.add_argument("--engine", choices=list(ENGINES), default=next(iter(ENGINES)), help="default: %(default)s")
+    parser.add_argument("--precision", default="int8", help="default: %(default)s")
+    parser.add_argument("--prompt-tokens", type=int, default=32, help="default: %(default)s")
+    parser.add_argument("--new-tokens", type=int, default=128, help="default: %(default)s")
+    parser.add_argument("--runs", type=int, default=runs, help="default: %(default)s")
+    parser.add_argument("--threads", type=int, default=default_threads(), help="default: %(default)s")
+
+
+def parse(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Model]:
+    """Parse, check, and find (or make) the model; exits with a sentence where something is wrong."""
+    args = parser.parse_args()
+    if args.precision not in ENGINES[args.engine]:
+        parser.error(f"engine {args.engine} has the precisions {', '.join(ENGINES[args.engine])}")
+    if args.runs < 1 or args.prompt_tokens < 1 or args.new_tokens < 2:
+        parser.error("--runs and --prompt-tokens are at least 1, --new-tokens at least 2")
+    try:
+        return args, Catalogue(args.models_dir).find(args.model or ensure_model(args.like, args.models_dir))
+    except Gpt2dError as e:
+        sys.exit(str(e))
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What to measure: engine "transformers" is the reference, all others are the daemon's own."""
+
+    engine: str
+    precision: str
+    folder: str
+    threads: int
+
+
+@dataclass(frozen=True)
+class Run:
+    prefill_s: float
+    decode_s: float
+
+
+class EngineProcess:
+    """A context manager; `load_s` is the time its model took to load, without the interpreter's start."""
+
+    def __init__(self, variant: Variant) -> None:
+        command = [sys.executable, __file__, json.dumps(asdict(variant))]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.load_s = float(self._read()["load_s"])
+
+    def run(self, prompt_tokens: int, new_tokens: int, seed: int) -> Run:
+        """One generation from a random prompt that no other seed has."""
+        return Run(**self._ask({"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "seed": seed}))
+
+    def rss_mb(self) -> float:
+        return psutil.Process(self._process.pid).memory_info().rss / 1e6
+
+    def close(self) -> None:
+        if self._process.stdin:
+            self._process.stdin.close()
+        self._process.wait(10)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _ask(self, order: dict[str, Any]) -> dict[str, Any]:
+        if self._process.stdin is None:
+            raise RuntimeError("the engine's process has no stdin")
+        print(json.dumps(order), file=self._process.stdin, flush=True)
+        return self._read()
+
+    def _read(self) -> dict[str, Any]:
+        line = self._process.stdout.readline() if self._process.stdout else ""
+        if not line:
+            sys.exit(f"the engine's process ended with exit code {self._process.wait()}; its own words are above")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+def own_engine(variant: Variant) -> tuple[Generate, int]:
+    from server.catalogue import read_architecture
+    from server.config import Config
+    from server.weights import load_engine
+
+    arch, config = read_architecture(Path(variant.folder)), Config()
+    engine, _ = load_engine(
+        Path(variant.folder), arch, variant.engine, variant.precision, 1, variant.threads,
+        config.cache_dir, config.cache_bytes, lambda *_: None,
+    )  # fmt: skip
+
+    def generate(prompt: list[int], new_tokens: int) -> tuple[float, float]:
+        began = time.perf_counter()
+        logits = engine.prefill(0, prompt, 0, [len(prompt) - 1])
+        token = int(logits[0].argmax())
+        middle = time.perf_counter()
+        for position in range(len(prompt), len(prompt) + new_tokens - 1):
+            token = int(engine.decode([token], [position])[0].argmax())
+        return middle - began, time.perf_counter() - middle
+
+    return generate, arch.vocabulary
+
+
+def transformers_engine(variant: Variant) -> tuple[Generate, int]:
+    import torch
+    from transformers import GPT2LMHeadModel
+
+    torch.set_num_threads(variant.threads)
+    model = GPT2LMHeadModel.from_pretrained(variant.folder, dtype=torch.float32).eval()
+
+    @torch.inference_mode()
+    def timed(ids: torch.Tensor, new_tokens: int) -> float:
+        began = time.perf_counter()
+        model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=new_tokens, min_new_tokens=new_tokens,
+            pad_token_id=0, eos_token_id=None,
+        )  # fmt: skip
+        return time.perf_counter() - began
+
+    def generate(prompt: list[int], new_tokens: int) -> tuple[float, float]:
+        ids = torch.tensor([prompt])
+        prefill = timed(ids, 1)
+        return prefill, timed(ids, new_tokens) - prefill
+
+    return generate, model.config.vocab_size
+
+
+def main() -> None:
+    variant = Variant(**json.loads(sys.argv[1]))
+    began = time.perf_counter()
+    generate, vocabulary = (transformers_engine if variant.engine == "transformers" else own_engine)(variant)
+    print(json.dumps({"load_s": time.perf_counter() - began}), flush=True)
+    for line in sys.stdin:
+        order = json.loads(line)
+        prompt = np.random.default_rng(order["seed"]).integers(0, vocabulary, order["prompt_tokens"]).tolist()
+        prefill_s, decode_s = generate(prompt, order["new_tokens"])
+        print(json.dumps({"prefill_s": prefill_s, "decode_s": decode_s}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
