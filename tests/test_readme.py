@@ -1,0 +1,103 @@
+"""The README's blocks do what they say."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import msgpack
+import pytest
+import zmq
+
+from tests.conftest import Daemon
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PROTOCOL = (ROOT / "protocol" / "PROTOCOL.md").read_text(encoding="utf-8")
+DEFAULT = "tcp://127.0.0.1:5757"
+
+
+def blocks(text: str, kind: str) -> list[str]:
+    """The bodies of the fenced blocks whose opening line says `kind`."""
+    parts = re.split(r"^```(.*)\n", text, flags=re.MULTILINE)
+    # Text, opening line, body, closing line, text, ...
+    found = [body for info, body in zip(parts[1::4], parts[2::4], strict=True) if info == kind]
+    assert found, f"no {kind!r} block"
+    return found
+
+
+def test_the_script(shared_daemon: Daemon) -> None:
+    (code,) = blocks(README, "python")
+    assert DEFAULT in code
+    done = subprocess.run(
+        [sys.executable, "-c", code.replace(DEFAULT, shared_daemon.endpoint)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"\d+\.\d ms, \d+ tokens/s", done.stdout)
+
+
+def test_the_three_lines(shared_daemon: Daemon) -> None:
+    (code,) = blocks(PROTOCOL, "python")
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    socket = context.socket(zmq.REQ)
+    socket.rcvtimeo = 20_000
+    socket.linger = 0
+    socket.connect(shared_daemon.endpoint)
+    printed: list[str] = []
+    exec(code, {"socket": socket, "msgpack": msgpack, "print": printed.append})
+    assert len(code.splitlines()) == 3 and len(printed) == 1 and printed[0]
+    context.destroy(linger=0)
+
+
+def test_the_worked_bytes() -> None:
+    expected = [
+        {"v": 1, "type": "generate", "prompt": "Hi", "temperature": 0.5, "seed": 1, "id": 7},
+        {"v": 1, "type": "tokens", "text": "!", "ids": [0], "id": 7, "seq": 0},
+    ]
+    for listing, message in zip(blocks(PROTOCOL, ""), expected, strict=True):
+        pairs = [w for line in listing.splitlines() for w in re.split(r'\s+("|map)', line)[0].split()]
+        assert msgpack.unpackb(bytes.fromhex("".join(pairs))) == message
+
+
+def run(line: str, endpoint: str) -> subprocess.CompletedProcess[str]:
+    words = shlex.split(line)
+    words[0] = {".venv/bin/gpt2d-client": str(Path(sys.executable).parent / "gpt2d-client")}.get(words[0], words[0])
+    command = [*words, "--endpoint", endpoint] if words[0] == "python3" else [words[0], endpoint, *words[1:]]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=110, check=False)
+
+
+@pytest.mark.skipif(not (ROOT / ".venv").exists(), reason="run.py would install everything into a new .venv")
+def test_the_first_command() -> None:
+    """It starts a daemon of its own, writes, and leaves nothing running."""
+    (line,) = blocks(README, "bash")
+    done = run(line.strip(), "tcp://127.0.0.1:" + free_port())
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout) > 60
+    assert re.search(r"\[inference \d+ ms: .* 5 \+ 60 tokens, .*; demo/onnx/int8, length, seed \d+\]", done.stderr)
+
+
+@pytest.mark.skipif(not (ROOT / ".venv").exists(), reason="run.py would install everything into a new .venv")
+def test_a_running_daemon_is_used_and_left_running(shared_daemon: Daemon) -> None:
+    done = run("python3 scripts/run.py --prompt x --max-new-tokens 3", shared_daemon.endpoint)
+    assert done.returncode == 0, done.stderr
+    assert shared_daemon.process.poll() is None
+    assert "generate demo/onnx/int8 length" in shared_daemon.logged()
+
+
+def test_the_client_command(shared_daemon: Daemon) -> None:
+    (block,) = blocks(README, "bash daemon")
+    start, ask = block.splitlines()
+    assert start == ".venv/bin/gpt2d-server --preload demo"
+    done = run(ask, shared_daemon.endpoint)
+    assert done.returncode == 0 and done.stdout.strip(), done.stderr
+    assert run(ask, shared_daemon.endpoint).stdout == done.stdout, "a seed fixes the text"
+
+
+def free_port() -> str:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return str(listener.getsockname()[1])
