@@ -11,7 +11,7 @@ from protocol.errors import BadModel, UnknownModel
 
 DEMO = "demo"
 DEMO_FOLDER = Path(__file__).parent / "demo_model"
-ENGINES: dict[str, tuple[str, ...]] = {"onnx": ("int8", "fp32")}
+ENGINES: dict[str, tuple[str, ...]] = {"onnx": ("int8", "int4", "fp32")}
 """Engine -> its precisions; the first of each is the default."""
 OVERHEAD_BYTES = 80 << 20
 """A worker's interpreter, libraries and activations."""
@@ -53,8 +53,9 @@ class Architecture:
         rest = self.parameters - blocks - head
         if precision == "fp32":
             weights = 4 * (blocks + head + rest)
-        else:  # blocks of 32 bytes with a float32 scale; the runtime keeps a packed copy of the head beside the table
-            weights = int(1.125 * (blocks + 2 * head)) + 4 * rest
+        else:  # a float32 scale for 32 weights; embedding and head have 8 bits, and the runtime keeps a packed copy of the head
+            share = {"int8": 1.125, "int4": 0.625}[precision]
+            weights = int(share * blocks + 1.125 * 2 * head) + 4 * rest
         return weights + rows * self.row_bytes + OVERHEAD_BYTES
 
 

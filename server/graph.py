@@ -1,7 +1,7 @@
 """GPT-2 weights -> an ONNX graph made for decoding.
 
 An exported graph is several times slower than this one, which uses ONNX Runtime's fused operators
-(https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md): MatMulNBits (int8), GroupQueryAttention
+(https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md): MatMulNBits (int8, int4), GroupQueryAttention
 on a KV cache that stays in place, SkipLayerNormalization, FastGelu, and the LM head on the wanted positions only.
 
 Inputs of the graph (B sequences, S new tokens each, W wanted positions):
@@ -24,8 +24,11 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from server.catalogue import Architecture
-from server.quantise import BLOCK, ZERO_POINT, int8_blocks
+from server.quantise import BLOCK, quantise
 
+BITS = {"int8": 8, "int4": 4}
+HEAD_BITS = 8
+"""Of the token embedding and the LM head, at every quantised precision (docs/decisions/head-at-8-bits.md)."""
 Arrays = dict[str, NDArray[np.generic]]
 MODEL_FILE, WEIGHTS_FILE = "model.onnx", "weights.bin"
 INLINE_BYTES = 1 << 12
@@ -78,66 +81,46 @@ class _Builder:
         self.weights[name] = array
         return name
 
-    def quantised(self, name: str, matrix: NDArray[np.float32]) -> tuple[str, str]:
+    def quantised(self, name: str, matrix: NDArray[np.float32], bits: int) -> tuple[str, str]:
         """Store float32 [outputs, inputs] as blocks; return the names of values and scales."""
-        blocks = int8_blocks(matrix)
-        return self.constant(f"{name}.q8", blocks.values), self.constant(f"{name}.scales", blocks.scales)
+        blocks = quantise(matrix, bits)
+        return self.constant(f"{name}.q{bits}", blocks.values), self.constant(f"{name}.scales", blocks.scales)
 
-    def linear(self, name: str, x: str, matrix: NDArray[np.float32], bias: str = "") -> str:
-        """X @ matrix.T (+ bias); `matrix` is float32 [outputs, inputs]."""
-        outputs, inputs = matrix.shape
+    def product(self, x: str, stored: tuple[str, str], shape: tuple[int, ...], bits: int, output: str, bias: str = "") -> str:
+        """Multiply x with a stored quantised matrix of `shape` (outputs, inputs)."""
+        inputs = [x, *stored, "", "", bias] if bias else [x, *stored]
+        sizes = {"N": shape[0], "K": shape[1], "bits": bits, "block_size": BLOCK}
+        return self.node("MatMulNBits", inputs, [output], contrib=True, accuracy_level=4, **sizes)
+
+    def linear(self, name: str, x: str, matrix: NDArray[np.float32], bias: str = "", bits: int | None = None) -> str:
+        """Multiply x with the transpose of float32 [outputs, inputs], and add the bias."""
         if self.precision == "fp32":
             product = self.node("MatMul", [x, self.constant(f"{name}.weight", matrix.T)], [f"{name}.out"])
             return self.node("Add", [product, bias], [f"{name}.biased"]) if bias else product
-        values, scales = self.quantised(name, matrix)
-        return self.node(
-            "MatMulNBits",
-            [x, values, scales, "", "", bias] if bias else [x, values, scales],
-            [f"{name}.out"],
-            contrib=True,
-            K=inputs,
-            N=outputs,
-            bits=8,
-            block_size=BLOCK,
-            accuracy_level=4,
-        )
+        bits = bits or BITS[self.precision]
+        return self.product(x, self.quantised(name, matrix, bits), matrix.shape, bits, f"{name}.out", bias)
 
     def embedding(self, table: NDArray[np.float32]) -> tuple[str, Callable[[str], str]]:
-        """Return the token embedding of `ids` and a function that adds the LM head tied to it."""
+        """Return the token embedding of `ids` and a function that adds the LM head tied to it: one copy serves both ends."""
         if self.precision == "fp32":
             name = self.constant("wte", table)
-            # One copy serves both ends: the head multiplies by the table transposed, as Gemm allows.
             return self.node("Gather", [name, "ids"], ["tokens"]), lambda x: self.node("Gemm", [x, name], ["logits"], transB=1)
-        values, scales = self.quantised("wte", table)
-        picked = self.node("Cast", [self.node("Gather", [values, "ids"], ["tokens.q8"])], ["tokens.f"], to=TensorProto.FLOAT)
-        centred = self.node("Sub", [picked, self.constant("zero_point", np.array(ZERO_POINT, np.float32))], ["tokens.c"])
-        factor = self.node("Gather", [scales, "ids"], ["tokens.scales"])
+        stored = self.quantised("wte", table, HEAD_BITS)
+        picked = self.node("Cast", [self.node("Gather", [stored[0], "ids"], ["tokens.q"])], ["tokens.f"], to=TensorProto.FLOAT)
+        zero = self.constant("zero_point", np.array(1 << (HEAD_BITS - 1), np.float32))
+        centred = self.node("Sub", [picked, zero], ["tokens.c"])
+        factor = self.node("Gather", [stored[1], "ids"], ["tokens.scales"])
         factor = self.node("Unsqueeze", [factor, self.constant("last_axis", np.array([-1]))], ["tokens.factor"])
         scaled = self.node("Mul", [centred, factor], ["tokens.scaled"])
-        shape = self.constant("embedding_shape", np.array([0, 0, -1]))
-        tokens = self.node("Reshape", [scaled, shape], ["tokens"])
+        tokens = self.node("Reshape", [scaled, self.constant("embedding_shape", np.array([0, 0, -1]))], ["tokens"])
         if table.shape[1] % BLOCK:
             ends = [self.constant(n, np.array([v])) for n, v in (("from", 0), ("to", table.shape[1]), ("axis", 2))]
             tokens = self.node("Slice", [tokens, *ends], ["tokens.cut"])
-
-        def head(x: str) -> str:
-            return self.node(
-                "MatMulNBits",
-                [x, values, scales],
-                ["logits"],
-                contrib=True,
-                K=table.shape[1],
-                N=table.shape[0],
-                bits=8,
-                block_size=BLOCK,
-                accuracy_level=4,
-            )
-
-        return tokens, head
+        return tokens, lambda x: self.product(x, stored, table.shape, HEAD_BITS, "logits")
 
 
 def build(arch: Architecture, weights: Mapping[str, NDArray[np.float32]], precision: str, progress: Callable[[int, int], None]) -> Graph:
-    """Build the graph at `precision` ("fp32" or "int8"); `weights` gives float32 tensors by GPT-2's own names.
+    """Build the graph at `precision` ("fp32", "int8" or "int4"); `weights` gives float32 tensors by GPT-2's own names.
 
     `progress(done, total)` counts layers.
     """
@@ -193,7 +176,7 @@ def build(arch: Architecture, weights: Mapping[str, NDArray[np.float32]], precis
     flat = b.node("Reshape", [normed, b.constant("flat", np.array([-1, arch.width]))], ["flat_hidden"])
     picked = b.node("Gather", [flat, "wanted"], ["wanted_hidden"])
     if "lm_head.weight" in weights:
-        b.node("Identity", [b.linear("lm_head", picked, weights["lm_head.weight"])], ["logits"])
+        b.node("Identity", [b.linear("lm_head", picked, weights["lm_head.weight"], bits=HEAD_BITS)], ["logits"])
     else:
         head(picked)
     progress(total, total)

@@ -1,53 +1,95 @@
-"""Weights -> int8 blocks of 32, and how much was lost.
+"""Weights -> int8 or int4 blocks of 32, and how much was lost.
 
 A matrix of N outputs by K inputs is cut into blocks of 32 inputs; each block has one float32 scale. Values are stored
-unsigned with a zero point of 128, the layout that the `com.microsoft.MatMulNBits` operator reads
+unsigned with a zero point of half their range, two 4-bit values a byte with the first in the low half: the layout that
+the `com.microsoft.MatMulNBits` operator reads
 (https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.MatMulNBits).
 """
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 BLOCK = 32
-ZERO_POINT = 128
+INT4_SHRINKS = (8 / 7, 1.0, 0.94, 0.88, 0.82, 0.76)
+"""Scales tried for each int4 block, as shares of the one at which its largest magnitude becomes -8; 8 / 7 is plain rounding to -7..7."""
+TINY = np.finfo(np.float32).tiny
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """A quantised matrix: `values` uint8 [N, ceil(K / 32), 32], `scales` float32 [N, ceil(K / 32)], `inputs` = K."""
+    """A quantised matrix: `values` uint8 [N, ceil(K / 32), 32 * bits / 8], `scales` float32 [N, ceil(K / 32)], `inputs` = K."""
 
+    bits: int
     values: NDArray[np.uint8]
     scales: NDArray[np.float32]
     inputs: int
 
 
-def int8_blocks(matrix: NDArray[np.float32]) -> Blocks:
-    """Quantise float32 [N, K]: symmetric, the largest magnitude of a block becomes 127."""
+def quantise(matrix: NDArray[np.float32], bits: int) -> Blocks:
+    """Quantise float32 [N, K] to 8 or 4 bits.
+
+    8 bits: symmetric, the largest magnitude of a block becomes 127. 4 bits: the scale of each block is the one of several
+    candidates that has the least mean squared error, each refitted to its rounded values by least squares.
+    """
     outputs, inputs = matrix.shape
     padding = -inputs % BLOCK
-    if padding:
-        matrix = np.pad(matrix, ((0, 0), (0, padding)))
-    blocks = matrix.reshape(outputs, -1, BLOCK)
-    scales = np.maximum(blocks.max(axis=2), -blocks.min(axis=2)) / 127
-    scales[scales < np.finfo(np.float32).tiny] = 0  # a block of next to nothing: its inverse would overflow
-    inverse = np.divide(1, scales, out=np.zeros_like(scales), where=scales > 0)
-    rounded = blocks * inverse[:, :, None]
-    np.rint(rounded, out=rounded)
-    rounded += ZERO_POINT
-    return Blocks(rounded.astype(np.uint8), scales.astype(np.float32), inputs)
+    blocks = (np.pad(matrix, ((0, 0), (0, padding))) if padding else matrix).reshape(outputs, -1, BLOCK)
+    one = _int8 if bits == 8 else _int4
+    pieces = np.array_split(blocks, max(1, min(outputs, blocks.size >> 18)))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy lets go of the interpreter's lock in the loops that count
+        done = list(pool.map(one, pieces))
+    return Blocks(bits, np.concatenate([v for v, _ in done]), np.concatenate([s for _, s in done]), inputs)
 
 
 def dequantise(blocks: Blocks) -> NDArray[np.float32]:
     """Return float32 [N, K]."""
-    values = (blocks.values.astype(np.float32) - ZERO_POINT) * blocks.scales[:, :, None]
-    return values.reshape(len(values), -1)[:, : blocks.inputs]
+    values = blocks.values
+    if blocks.bits == 4:
+        values = np.stack([values & 15, values >> 4], axis=-1).reshape(*values.shape[:2], BLOCK)
+    centred = (values.astype(np.float32) - (1 << (blocks.bits - 1))) * blocks.scales[:, :, None]
+    return centred.reshape(len(centred), -1)[:, : blocks.inputs]
 
 
 def relative_error(matrix: NDArray[np.float32], blocks: Blocks) -> float:
     """How much was lost: root mean square of the difference over that of the matrix (0 is nothing)."""
     norm = float(np.linalg.norm(matrix))
     return float(np.linalg.norm(dequantise(blocks) - matrix)) / norm if norm else 0.0
+
+
+def _int8(blocks: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    scales = np.maximum(blocks.max(axis=2), -blocks.min(axis=2)) / np.float32(127)
+    rounded = np.rint(blocks * _inverse(scales)[:, :, None])
+    rounded += 128
+    return rounded.astype(np.uint8), scales
+
+
+def _int4(blocks: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    high, low = blocks.max(axis=2), blocks.min(axis=2)
+    # The largest magnitude becomes -8, the end of the range that has one step more.
+    reach = np.where(high > -low, high, low) / np.float32(-8)
+    best_error = np.full(reach.shape, np.inf, np.float32)
+    best_scale, best_values = np.zeros_like(reach), np.zeros(blocks.shape, np.int8)
+    for shrink in INT4_SHRINKS:
+        scale = reach * np.float32(shrink)
+        values = np.rint(blocks * _inverse(scale)[:, :, None])
+        np.clip(values, -8, 7, out=values)
+        squares = np.einsum("nbk,nbk->nb", values, values)
+        scale = np.einsum("nbk,nbk->nb", values, blocks) * _inverse(squares)  # least squares for these values
+        # |w - s q|^2 without |w|^2, which all candidates share.
+        error = -scale * scale * squares
+        better = error < best_error
+        best_error[better], best_scale[better], best_values[better] = error[better], scale[better], values[better].astype(np.int8)
+    unsigned = (best_values + 8).astype(np.uint8)
+    packed: NDArray[np.uint8] = unsigned[:, :, 0::2] | unsigned[:, :, 1::2] << np.uint8(4)
+    return packed, best_scale
+
+
+def _inverse(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """1 / x, and 0 where x is too small to have an inverse."""
+    return np.divide(1, x, out=np.zeros_like(x), where=np.abs(x) >= TINY)

@@ -91,7 +91,7 @@ def digest(file: Path, progress: Callable[[int, int], None]) -> str:
 class GraphCache:
     """Built graphs on disk, by content: a folder each, complete when it appears, the least recently used out first."""
 
-    FORMAT = 1
+    FORMAT = 2
     """Raised whenever graph.py or quantise.py build something else from the same weights."""
 
     def __init__(self, folder: Path, max_bytes: int) -> None:

@@ -93,17 +93,20 @@ def test_greedy_text_is_that_of_transformers(engine: Engine, reference: GPT2LMHe
     assert ids == want[0].tolist()
 
 
-def test_int8_stays_close(cache: Path, reference: GPT2LMHeadModel) -> None:
-    engine = make(cache, "int8", 1)
-    want = torch.log_softmax(torch.tensor(expected(reference, IDS[:200])), -1)
-    got = torch.log_softmax(torch.tensor(engine.prefill(0, IDS[:200], 0, list(range(200)))), -1)
+@pytest.mark.parametrize(("precision", "bound"), [("int8", 2e-3), ("int4", 6e-2)])
+def test_quantised_logits_stay_close(cache: Path, reference: GPT2LMHeadModel, precision: str, bound: float) -> None:
+    engine = make(cache, precision, 1)
+    ids = IDS[:200]
+    want = torch.log_softmax(torch.tensor(expected(reference, ids)), -1)
+    got = torch.log_softmax(torch.tensor(engine.prefill(0, ids, 0, list(range(len(ids))))), -1)
     divergence = (want.exp() * (want - got)).sum(-1).mean()
-    assert divergence < 2e-3, "mean Kullback-Leibler divergence, nats"
+    assert 0 < divergence < bound, "mean Kullback-Leibler divergence, nats"
     engine.close()
 
 
-def test_int8_does_not_depend_on_the_batch(cache: Path) -> None:
-    engine = make(cache, "int8", 3)
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_quantised_logits_do_not_depend_on_the_batch(cache: Path, precision: str) -> None:
+    engine = make(cache, precision, 3)
     for row in range(3):
         engine.prefill(row, IDS[row * 50 : row * 50 + 40], 0, [])
     together = engine.decode([1, 2, 3], [40, 40, 40])[0].copy()

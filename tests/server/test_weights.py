@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from protocol.errors import BadModel, UnknownModel
 from server.catalogue import DEMO_FOLDER, Catalogue, choose_engine, read_architecture
-from server.quantise import BLOCK, dequantise, int8_blocks, relative_error
+from server.quantise import BLOCK, dequantise, quantise, relative_error
 from server.weights import GraphCache, Weights, digest, load_engine
 
 ARCH = read_architecture(DEMO_FOLDER)
@@ -72,7 +72,7 @@ def test_engines_and_precisions_are_named_when_asked_for_wrongly() -> None:
     assert choose_engine(None, None) == ("onnx", "int8")
     with pytest.raises(BadModel, match="onnx"):
         choose_engine("cuda", None)
-    with pytest.raises(BadModel, match="int8, fp32"):
+    with pytest.raises(BadModel, match="int8, int4, fp32"):
         choose_engine("onnx", "int2")
 
 
@@ -109,7 +109,7 @@ def test_an_untied_head_is_used(tmp_path: Path, cache: Path) -> None:
     folder = copy_demo(tmp_path / "untied")
     tensors = load_file(folder / "model.safetensors")
     save_file(tensors | {"lm_head.weight": np.roll(tensors["wte.weight"], 1, axis=0).copy()}, folder / "model.safetensors")
-    for precision in ("fp32", "int8"):
+    for precision in ("fp32", "int8", "int4"):
         logits = []
         for place in (DEMO_FOLDER, folder):
             engine, _ = load_engine(place, ARCH, "onnx", precision, 1, 2, cache, 1 << 30, lambda *_: None)
@@ -156,14 +156,38 @@ def test_the_digest_is_the_files_sha256() -> None:
     assert seen[-1] == (file.stat().st_size, file.stat().st_size)
 
 
-@given(arrays(np.float32, st.tuples(st.integers(1, 5), st.integers(1, 100)), elements=st.floats(-1000, 1000, width=32)))
-def test_blocks_lose_at_most_half_a_step(matrix: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> None:
-    blocks = int8_blocks(matrix)
+matrices = arrays(np.float32, st.tuples(st.integers(1, 5), st.integers(1, 100)), elements=st.floats(-1000, 1000, width=32))
+
+
+@given(matrices)
+def test_int8_blocks_lose_at_most_half_a_step(matrix: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> None:
+    blocks = quantise(matrix, 8)
     assert blocks.values.shape == (len(matrix), -(-matrix.shape[1] // BLOCK), BLOCK)
     steps = np.repeat(blocks.scales, BLOCK, axis=1)[:, : matrix.shape[1]]
     assert (np.abs(dequantise(blocks) - matrix) <= 0.501 * steps + 1e-30).all()
 
 
-def test_what_is_lost_on_the_embedded_model_is_small() -> None:
+@given(matrices)
+def test_int4_blocks_are_never_worse_than_plain_rounding(matrix: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> None:
+    blocks = quantise(matrix, 4)
+    assert blocks.values.shape == (len(matrix), -(-matrix.shape[1] // BLOCK), BLOCK // 2)
+    padded = np.pad(matrix, ((0, 0), (0, -matrix.shape[1] % BLOCK))).reshape(-1, BLOCK).astype(np.float64)
+    steps = np.abs(padded).max(axis=1, keepdims=True) / 7
+    plain = np.rint(np.divide(padded, steps, out=np.zeros_like(padded), where=steps > 1e-37)) * steps
+    ours = np.pad(dequantise(blocks), ((0, 0), (0, -matrix.shape[1] % BLOCK))).reshape(-1, BLOCK)
+    lost, lost_plainly = (((m - padded) ** 2).sum(axis=1) for m in (ours, plain))
+    rounding = 1e-5 * (padded**2).sum(axis=1) + 1e-30
+    assert (lost <= lost_plainly + rounding).all()
+
+
+def test_int4_scales_are_better_on_real_weights() -> None:
     matrix = Weights(DEMO_FOLDER / "model.safetensors", ARCH)["h.0.mlp.c_fc.weight"].T
-    assert 0 < relative_error(matrix, int8_blocks(matrix)) < 0.01
+    blocks = matrix.reshape(len(matrix), -1, BLOCK)
+    steps = np.abs(blocks).max(axis=2, keepdims=True) / 7
+    plain = np.linalg.norm(np.rint(blocks / steps) * steps - blocks) / np.linalg.norm(blocks)
+    assert relative_error(matrix, quantise(matrix, 4)) < 0.92 * plain
+
+
+def test_what_int8_loses_on_the_embedded_model_is_small() -> None:
+    matrix = Weights(DEMO_FOLDER / "model.safetensors", ARCH)["h.0.mlp.c_fc.weight"].T
+    assert 0 < relative_error(matrix, quantise(matrix, 8)) < 0.01

@@ -27,7 +27,7 @@ TEXT = Text(DEMO_FOLDER, ARCH.vocabulary, ARCH.end_of_text)
 def test_hello_describes_the_server(client: Client) -> None:
     info = client.hello()
     assert info.protocol == "1.0"
-    assert [(e.name, e.precisions) for e in info.engines] == [("onnx", ["int8", "fp32"])]
+    assert [(e.name, e.precisions) for e in info.engines] == [("onnx", ["int8", "int4", "fp32"])]
     assert {p.name for p in info.parameters} == set(m.SETTINGS)
     assert info.cores > 0 and info.memory_bytes > 1 << 28 and info.cpu
 
@@ -120,7 +120,7 @@ def test_what_is_wrong_is_named(client: Client) -> None:
         client.generate(PROMPT, heat=1)
     with pytest.raises(UnknownModel, match=r"no model 'gpt5' here; there are: demo"):
         client.load("gpt5")
-    with pytest.raises(BadModel, match="int8, fp32"):
+    with pytest.raises(BadModel, match="int8, int4, fp32"):
         client.load("demo", precision="int2")
     with pytest.raises(NotLoaded, match=r"demo/\*/fp32 is not loaded; load it first \(there is: demo/onnx/int8 \(ready\)\)"):
         client.generate(PROMPT, model="demo", precision="fp32")
@@ -136,7 +136,7 @@ def test_loading_again_is_immediate(client: Client) -> None:
 def test_models_ping_and_stats(client: Client) -> None:
     demo = client.models()[0]
     assert demo.name == "demo" and demo.parameters == ARCH.parameters and not demo.problem
-    assert {(p.precision, p.loaded) for p in demo.precisions} == {("int8", True), ("fp32", False)}
+    assert {(p.precision, p.loaded) for p in demo.precisions} == {("int8", True), ("int4", False), ("fp32", False)}
     worker = client.ping().workers[0]
     assert (worker.model, worker.state) == ("demo", "ready") and worker.moved_ms_ago < 2000
     before = client.stats()
@@ -305,7 +305,7 @@ def test_the_servers_help_and_refusals() -> None:
         (["--endpoint", "tcp://0.0.0.0:5757"], "ssh -L"),
         (["--endpoint", "localhost"], "is not an endpoint"),
         (["--preload", "gpt5"], "no model 'gpt5'"),
-        (["--preload", "demo/onnx/int2"], "int8, fp32"),
+        (["--preload", "demo/onnx/int2"], "int8, int4, fp32"),
         (["--threads", "0"], "at least 1"),
     ):
         done = run(*arguments)
