@@ -23,6 +23,8 @@ class AsyncStream(AsyncIterator[m.Tokens]):
         self._events, on_event = _event_queue()
         self._over = False
         self._result: m.Generated | None = None
+        self.place = 0
+        """Its place in the server's queue while it waits; 0: it is running, or the server has not said."""
         self.id = connection.submit(request, on_event, timeout)
 
     @property
@@ -36,10 +38,12 @@ class AsyncStream(AsyncIterator[m.Tokens]):
         if self._over:
             raise StopAsyncIteration
         try:
-            event = await self._events.get()
+            while isinstance(event := await self._events.get(), m.Progress):
+                self.place = event.done
         except asyncio.CancelledError:
             self.close()
             raise
+        self.place = 0
         if isinstance(event, m.Tokens):
             return event
         self._over = True

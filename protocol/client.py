@@ -36,6 +36,8 @@ class Stream(Iterator[m.Tokens]):
         self._connection = connection
         self._over = False
         self._result: m.Generated | None = None
+        self.place = 0
+        """Its place in the server's queue while it waits; 0: it is running, or the server has not said."""
         self.id = connection.submit(request, self._events.put, timeout)
 
     @property
@@ -49,6 +51,10 @@ class Stream(Iterator[m.Tokens]):
         if self._over:
             raise StopIteration
         event = _next(self._events)
+        while isinstance(event, m.Progress):
+            self.place = event.done
+            event = _next(self._events)
+        self.place = 0
         if isinstance(event, m.Tokens):
             return event
         self._over = True

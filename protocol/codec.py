@@ -29,6 +29,7 @@ _REQUESTS: dict[str, type[m.Request]] = {
     "cancel": m.Cancel,
     "generate": m.Generate,
 }
+_FOR_WORKER: dict[str, type[m.Request]] = {"work": m.Work, "cancel": m.Cancel}
 _REPLIES: dict[str, type[m.Reply]] = {"progress": m.Progress, "tokens": m.Tokens, "error": m.Failure}
 _FROM_WORKER: dict[str, type[m.Reply]] = _REPLIES | {"ready": m.Ready, "beat": m.Beat}
 _RESULTS: dict[str, type[m.Result]] = {
@@ -41,7 +42,6 @@ _RESULTS: dict[str, type[m.Result]] = {
     "cancel": m.CancelSent,
     "generate": m.Generated,
 }
-REQUEST_TYPES = tuple(_REQUESTS)
 
 
 def type_of(request: m.AnyRequest) -> str:
@@ -49,7 +49,7 @@ def type_of(request: m.AnyRequest) -> str:
     return str(request.__struct_config__.tag)
 
 
-def encode(message: m.AnyRequest | m.FromWorker) -> bytes:
+def encode(message: m.AnyRequest | m.ForWorker | m.FromWorker) -> bytes:
     """Pack a message.
 
     Raises: BadRequest if it is over the limit of its receiver, who would drop it without a word.
@@ -57,7 +57,7 @@ def encode(message: m.AnyRequest | m.FromWorker) -> bytes:
     head: dict[str, Any] = {"v": m.MAJOR}
     if isinstance(message, m.Result):
         head["type"] = "result"
-    limit = MAX_REQUEST_BYTES if isinstance(message, m.Request) else MAX_REPLY_BYTES
+    limit = MAX_REQUEST_BYTES if isinstance(message, m.Request) and not isinstance(message, m.Work) else MAX_REPLY_BYTES
     try:
         frame = cast("bytes", msgpack.packb(head | msgspec.to_builtins(message)))
     except (ValueError, TypeError, OverflowError) as e:
@@ -72,11 +72,15 @@ def decode_request(frame: bytes) -> m.AnyRequest:
 
     Raises: BadRequest, VersionMismatch, with `request_id` set where the frame had one.
     """
-    fields = _unpack(frame, MAX_REQUEST_BYTES)
-    kind = fields.get("type")
-    if not isinstance(kind, str) or kind not in _REQUESTS:
-        raise _about(fields, BadRequest(f"no request type {_brief(kind)}; there are: {', '.join(REQUEST_TYPES)}"))
-    return cast("m.AnyRequest", _convert(fields, _REQUESTS[kind]))
+    return cast("m.AnyRequest", _decode_request(_unpack(frame, MAX_REQUEST_BYTES), _REQUESTS))
+
+
+def decode_for_worker(frame: bytes) -> m.ForWorker:
+    """Unpack what the gateway sent over a worker's link: a client's request with a little around it.
+
+    Raises: BadRequest, VersionMismatch.
+    """
+    return cast("m.ForWorker", _decode_request(_unpack(frame, MAX_REPLY_BYTES), _FOR_WORKER))
 
 
 def decode_reply(frame: bytes) -> m.AnyReply | None:
@@ -93,6 +97,13 @@ def decode_from_worker(frame: bytes) -> m.FromWorker | None:
     Raises: BadRequest, VersionMismatch.
     """
     return cast("m.FromWorker | None", _decode_reply(frame, _FROM_WORKER))
+
+
+def _decode_request(fields: dict[str, Any], table: dict[str, type[m.Request]]) -> m.Request:
+    kind = fields.get("type")
+    if not isinstance(kind, str) or kind not in table:
+        raise _about(fields, BadRequest(f"no request type {_brief(kind)}; there are: {', '.join(table)}"))
+    return cast("m.Request", _convert(fields, table[kind]))
 
 
 def _decode_reply(frame: bytes, table: dict[str, type[m.Reply]]) -> m.Reply | None:

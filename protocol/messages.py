@@ -86,6 +86,10 @@ class Generate(Request, frozen=True, tag="generate"):
     prompt: str | None = None
     prompt_ids: Annotated[list[Annotated[int, Meta(ge=0, le=2**31 - 1)]], Meta(max_length=65_536)] | None = None
     stream: bool = False
+    n: Annotated[int, Meta(ge=1, le=16, description="How many continuations to write; they share one prefill.")] = 1
+    deterministic: Annotated[
+        bool, Meta(description="Run alone and compute everything anew, so that the text depends on the request to the last bit.")
+    ] = False
     max_new_tokens: Annotated[int, Meta(ge=1, le=65_536, description="How many tokens to write at most.")] = 25
     truncate: Annotated[
         Literal["error", "left"],
@@ -119,7 +123,7 @@ class Generate(Request, frozen=True, tag="generate"):
 
 
 SETTINGS = (
-    "max_new_tokens", "truncate", "ignore_eos", "strategy", "temperature", "top_k", "top_p", "min_p",
+    "n", "deterministic", "max_new_tokens", "truncate", "ignore_eos", "strategy", "temperature", "top_k", "top_p", "min_p",
     "repetition_penalty", "stop", "seed",
 )  # fmt: skip
 """The fields of Generate that shape the text: described by ServerInfo, repeated in Generated."""
@@ -134,7 +138,10 @@ class Reply(Struct, frozen=True, kw_only=True):
 
 
 class Progress(Reply, frozen=True, tag_field="type", tag="progress"):
-    """How far a load is. `stage` is a word for people; `unit` says what `done` and `total` count."""
+    """How far a load is. `stage` is a word for people; `unit` says what `done` and `total` count.
+
+    For a generation with `stream` that has to wait: stage "waiting", its place in the queue and the queue's length.
+    """
 
     stage: str
     done: int
@@ -143,10 +150,14 @@ class Progress(Reply, frozen=True, tag_field="type", tag="progress"):
 
 
 class Tokens(Reply, frozen=True, tag_field="type", tag="tokens"):
-    """New text of a stream. `ids` may run ahead of `text`: a token can end inside a character or a possible stop string."""
+    """New text of a stream. `ids` may run ahead of `text`: a token can end inside a character or a possible stop string.
+
+    `index` says which of the `n` continuations it belongs to.
+    """
 
     text: str
     ids: list[int]
+    index: int = 0
 
 
 class Failure(Reply, frozen=True, tag_field="type", tag="error"):
@@ -267,7 +278,19 @@ class CancelSent(Result, frozen=True, tag="cancel"):
 FinishReason: TypeAlias = Literal["eos", "length", "stop", "cancelled", "deadline"]
 
 
+class Continuation(Struct, frozen=True, kw_only=True):
+    """One of the further continuations of a request with `n` above 1, drawn with the seed `seed`."""
+
+    text: str
+    ids: list[int]
+    finish_reason: FinishReason
+    seed: int
+    ledger: Ledger
+
+
 class Generated(Result, frozen=True, tag="generate"):
+    """The first continuation; `others` has the rest, drawn with the seeds that follow."""
+
     text: str
     ids: list[int]
     """All new tokens, the end-of-text token included where it came."""
@@ -282,6 +305,7 @@ class Generated(Result, frozen=True, tag="generate"):
     digest: str
     threads: int
     ledger: Ledger
+    others: list[Continuation] = []
 
 
 class WorkerStats(Struct, frozen=True, kw_only=True):
@@ -310,8 +334,15 @@ class Stats(Result, frozen=True, tag="stats"):
     workers: list[WorkerStats]
 
 
-# The link between gateway and worker, on a socket of its own. It carries Generate, Cancel, Progress, Tokens, Generated
+# The link between gateway and worker, on a socket of its own. It carries Cancel, Progress, Tokens, Generated
 # and Failure too, with the gateway's own request ids.
+
+
+class Work(Request, frozen=True, tag="work"):
+    """A generation for the worker. `group` is the same for all work of one peer: rows are shared out fairly among groups."""
+
+    group: int
+    generate: Generate
 
 
 class Ready(Reply, frozen=True, tag_field="type", tag="ready"):
@@ -339,6 +370,7 @@ class Beat(Reply, frozen=True, tag_field="type", tag="beat"):
 AnyRequest: TypeAlias = Hello | Ping | Models | GetStats | Load | Unload | Cancel | Generate
 AnyResult: TypeAlias = ServerInfo | Pong | ModelList | Stats | Loaded | Unloaded | CancelSent | Generated
 AnyReply: TypeAlias = Progress | Tokens | Failure | AnyResult
+ForWorker: TypeAlias = Work | Cancel
 FromWorker: TypeAlias = AnyReply | Ready | Beat
 
 

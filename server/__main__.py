@@ -8,6 +8,7 @@ import errno
 import logging
 import logging.handlers
 import queue
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -74,6 +75,14 @@ def parse(argv: list[str] | None = None) -> Config:
         metavar="S",
         help="how long running streams may go on after Ctrl-C (default: %(default)s)",
     )
+    parser.add_argument(
+        "--rows", type=int, metavar="N", help="sequences that run together in a worker (default: what fits into 640 MB, 1 to 16)"
+    )
+    parser.add_argument(
+        "--max-memory", type=float, metavar="GB", help="memory that all models together may come to need (default: what is free)"
+    )
+    parser.add_argument("--keep-alive", type=float, metavar="S", help="unload a model that nobody has used for so long (default: never)")
+    parser.add_argument("--clear-cache", action="store_true", help="delete the built graphs and exit")
     parser.add_argument("--log-prompts", action="store_true", help="write prompts to the log (off: a prompt's text is never logged)")
     parser.add_argument("--version", action="version", version=f"gpt2d {VERSION}")
     args = parser.parse_args(argv)
@@ -85,17 +94,33 @@ def parse(argv: list[str] | None = None) -> Config:
         parser.error(
             f"{args.endpoint} can be reached from other machines, and this version has no keys to tell who may; use tcp://127.0.0.1:PORT, and `ssh -L PORT:127.0.0.1:PORT HOST` from the other machine"
         )
-    if args.threads < 1 or args.drain_seconds < 0:
-        parser.error("--threads is at least 1, --drain-seconds at least 0")
+    if args.threads < 1 or args.drain_seconds < 0 or (args.rows is not None and args.rows < 1):
+        parser.error("--threads and --rows are at least 1, --drain-seconds at least 0")
+    if (args.max_memory is not None and args.max_memory <= 0) or (args.keep_alive is not None and args.keep_alive <= 0):
+        parser.error("--max-memory and --keep-alive are above 0")
+    if args.clear_cache:
+        cleared = clear(args.cache_dir.expanduser())
+        parser.exit(message=f"{cleared} built graphs deleted from {args.cache_dir}\n")
     return Config(
         endpoint=args.endpoint,
         models_dir=args.models_dir.expanduser(),
         cache_dir=args.cache_dir.expanduser(),
         preload=tuple(args.preload),
         threads=args.threads,
+        rows=args.rows,
+        max_memory=None if args.max_memory is None else int(args.max_memory * 1e9),
+        keep_alive=args.keep_alive,
         drain_seconds=args.drain_seconds,
         log_prompts=args.log_prompts,
     )
+
+
+def clear(cache_dir: Path) -> int:
+    """Delete built graphs (and nothing else that may stand there); return how many."""
+    entries = [p for p in cache_dir.glob("*-v*") if (p / "model.onnx").is_file()]
+    for entry in (*entries, *cache_dir.glob(".building-*")):
+        shutil.rmtree(entry, ignore_errors=True)
+    return len(entries)
 
 
 def main() -> None:

@@ -15,6 +15,8 @@ ENGINES: dict[str, tuple[str, ...]] = {"onnx": ("int8", "int4", "fp32")}
 """Engine -> its precisions; the first of each is the default."""
 OVERHEAD_BYTES = 80 << 20
 """A worker's interpreter, libraries and activations."""
+ROWS_BYTES = 640 << 20
+MAX_ROWS = 16
 TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 
 
@@ -46,8 +48,18 @@ class Architecture:
         """Bytes of one sequence's KV cache: two float32 vectors a position and layer."""
         return 2 * 4 * self.layers * self.context * self.width
 
+    @property
+    def default_rows(self) -> int:
+        """How many sequences run together: as many rows as fit into ROWS_BYTES, 1 to MAX_ROWS."""
+        return max(1, min(MAX_ROWS, ROWS_BYTES // self.row_bytes))
+
+    @property
+    def prefix_cache_bytes(self) -> int:
+        """The prefix cache holds as much as one row: a whole context."""
+        return self.row_bytes
+
     def memory_bytes(self, precision: str, rows: int) -> int:
-        """About what a worker needs: weights, `rows` rows of KV cache, overhead."""
+        """About what a worker needs when it is full: weights, `rows` rows of KV cache, the prefix cache, overhead."""
         blocks = self.layers * (4 * self.width * self.width + 2 * self.width * self.inner)
         head = self.vocabulary * self.width
         rest = self.parameters - blocks - head
@@ -56,7 +68,7 @@ class Architecture:
         else:  # a float32 scale for 32 weights; embedding and head have 8 bits, and the runtime keeps a packed copy of the head
             share = {"int8": 1.125, "int4": 0.625}[precision]
             weights = int(share * blocks + 1.125 * 2 * head) + 4 * rest
-        return weights + rows * self.row_bytes + OVERHEAD_BYTES
+        return weights + rows * self.row_bytes + self.prefix_cache_bytes + OVERHEAD_BYTES
 
 
 @dataclass(frozen=True)

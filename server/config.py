@@ -39,8 +39,12 @@ class Config:
     preload: tuple[str, ...] = ()
     """model, model/engine or model/engine/precision, loaded at the start."""
     threads: int = field(default_factory=default_threads)
-    rows: int = 1
-    """Sequences that run together in a worker."""
+    rows: int | None = None
+    """Sequences that run together in a worker; None: what catalogue.Architecture.default_rows says."""
+    max_memory: int | None = None
+    """Bytes that all workers together may come to need; None: what is free."""
+    keep_alive: float | None = None
+    """Seconds after which a model that nobody uses is unloaded; None: never."""
     drain_seconds: float = 10.0
     log_prompts: bool = False
     max_open_per_peer: int = 64

@@ -12,7 +12,6 @@ import secrets
 import time
 from collections import Counter
 
-import msgspec
 import zmq
 
 from protocol import codec, messages as m, sockets
@@ -165,8 +164,8 @@ class Gateway:
             raise Busy(f"{worker.name} has {waiting} requests to do, which is the limit; try again later")
         if self._config.log_prompts and request.prompt is not None:
             log.info("prompt %r", request.prompt)
-        self._to_worker(worker, msgspec.structs.replace(request, id=entry.key))
-        entry.worker = worker.identity
+        self._to_worker(worker, m.Work(id=entry.key, group=entry.peer_number, generate=request))
+        entry.worker, worker.used = worker.identity, time.monotonic()
 
     def _load(self, entry: Open, request: m.Load) -> None:
         self._refuse_when_draining()
@@ -223,7 +222,7 @@ class Gateway:
 
     # From and to the workers
 
-    def _to_worker(self, worker: Worker, request: m.AnyRequest) -> None:
+    def _to_worker(self, worker: Worker, request: m.ForWorker) -> None:
         try:
             self._workers_socket.send_multipart([worker.identity.encode(), codec.encode(request)], zmq.NOBLOCK)
         except zmq.Again:
@@ -255,7 +254,8 @@ class Gateway:
                     self._sessions.reply(entry, message)
         elif isinstance(message, m.Ready) and worker.state == "loading":
             worker.state, worker.ready = "ready", message
-            worker.load_ms = (time.monotonic() - worker.began) * 1000
+            worker.used = time.monotonic()
+            worker.load_ms = (worker.used - worker.began) * 1000
             log.info("loaded %s in %.0f ms, %.0f MB", worker.name, worker.load_ms, message.rss_bytes / 1e6)
             for entry in self._waiters(worker):
                 self._sessions.reply(entry, _loaded(worker, message, already=False))
@@ -278,7 +278,8 @@ class Gateway:
             )  # fmt: skip
         if isinstance(message, m.Failure):
             log.info("generate %s failed: %s", worker.name, message.code)
-        if isinstance(message, m.Tokens | m.Generated | m.Failure):
+        if isinstance(message, m.Progress | m.Tokens | m.Generated | m.Failure):
+            worker.used = time.monotonic()
             self._sessions.reply(entry, message)
 
     def _watch_workers(self) -> None:
@@ -317,6 +318,12 @@ class Gateway:
             if now > entry.deadline + (DEADLINE_GRACE_S if entry.worker else 0):
                 self._abandon(entry)
                 self._fail(entry, DeadlineExceeded(f"not done within {entry.request.deadline_ms} ms"))
+        if self._config.keep_alive is not None:
+            for worker in self._workers.all():
+                idle = worker.state == "ready" and not self._sessions.of_worker(worker.identity)
+                if idle and now > worker.used + self._config.keep_alive:
+                    log.info("%s was not used for %g s: unload", worker.name, self._config.keep_alive)
+                    self._workers.stop(worker)
         if self._drain_by is None:
             return
         for worker in self._workers.all():

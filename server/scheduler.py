@@ -1,23 +1,27 @@
 """Waiting and running sequences: who gets a row, and what the next step computes.
 
 Running sequences decode in rows 0..B-1; at most one sequence prefills, in row B. So the rows of a decode step are always
-the first ones, and a sequence that leaves is replaced by the last one.
+the first ones, and a sequence that leaves is replaced by the last one. Groups (peers) with waiting sequences take turns;
+within a group the first comes first.
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable
+from collections import OrderedDict, deque
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 
+from server.engines.base import Engine
+from server.prefix_cache import PrefixCache
 from server.sequence import Sequence
 
 ALONE_MS = 160.0
 """Time for one prefill chunk when nobody else runs: bounds how long a cancellation takes."""
 SHARED_MS = 40.0
 """The same while others decode: bounds the gap in their streams."""
-MIN_CHUNK, MAX_CHUNK = 16, 512
+MIN_CHUNK, MAX_CHUNK, FIXED_CHUNK = 16, 512, 128
 
 
 @dataclass(slots=True)
@@ -34,28 +38,35 @@ class Batch:
 
 
 class Scheduler:
-    def __init__(self, rows: int, move: Callable[[int, int, int], None]) -> None:
-        """`move(source, target, positions)` copies a row's beginning over another row."""
-        self._rows = rows
-        self._move = move
-        self._waiting: deque[Sequence] = deque()
+    def __init__(self, engine: Engine, cache: PrefixCache) -> None:
+        """The engine is asked to move, copy out and restore rows; it computes nothing here."""
+        self._engine = engine
+        self._cache = cache
+        self._waiting: OrderedDict[int, deque[Sequence]] = OrderedDict()
+        """Group -> its waiting sequences; the group whose turn it is stands first."""
         self._prefilling: Sequence | None = None
         self._running: list[Sequence] = []
         self._tokens_per_ms = 0.4
 
     @property
     def waiting(self) -> int:
-        return len(self._waiting)
+        return sum(len(queue) for queue in self._waiting.values())
 
     @property
     def running(self) -> int:
         return len(self._running) + (self._prefilling is not None)
 
     def add(self, sequence: Sequence) -> None:
-        self._waiting.append(sequence)
+        self._waiting.setdefault(sequence.group, deque()).append(sequence)
 
-    def find(self, request_id: int) -> Sequence | None:
-        return next((s for s in self._all() if s.id == request_id), None)
+    def find(self, request_id: int) -> list[Sequence]:
+        """All sequences of a request."""
+        return [s for s in self._all() if s.id == request_id]
+
+    def in_line(self) -> Iterator[Sequence]:
+        """The waiting sequences in the order in which they will get a row."""
+        for turn in zip_longest(*self._waiting.values()):
+            yield from (sequence for sequence in turn if sequence is not None)
 
     def reap(self) -> list[Sequence]:
         """End what is out of time; forget and return what was ended from outside a step."""
@@ -71,14 +82,15 @@ class Scheduler:
         return done
 
     def schedule(self) -> Batch:
-        """Choose the next step. First come, first served."""
-        if self._prefilling is None and self._waiting and len(self._running) < self._rows:
-            self._prefilling = self._waiting.popleft()
-            self._prefilling.begin(len(self._running))
+        """Choose the next step."""
+        if self._prefilling is None and self._waiting:
+            self._admit()
         chunk: list[int] = []
         if self._prefilling:
             budget = SHARED_MS if self._running else ALONE_MS
             size = max(MIN_CHUNK, min(MAX_CHUNK, int(budget * self._tokens_per_ms)))
+            if self._prefilling.request.deterministic:
+                size = FIXED_CHUNK  # how a prompt is cut shows in the last bits of its logits
             start = self._prefilling.cached
             chunk = self._prefilling.ids[start : min(start + size, self._prefilling.prompt_tokens)]
         return Batch(self._prefilling, chunk, list(self._running))
@@ -97,6 +109,8 @@ class Scheduler:
             if len(batch.chunk) >= MIN_CHUNK:
                 self._tokens_per_ms += 0.5 * (len(batch.chunk) / max(prefill_ms, 0.01) - self._tokens_per_ms)
             if first_token is not None:
+                if batch.prefill.request.n > 1:
+                    self._remember(batch.prefill)  # the request's other continuations start from it
                 batch.prefill.append(first_token, 0)
                 self._running.append(batch.prefill)
                 self._prefilling = None
@@ -106,22 +120,52 @@ class Scheduler:
                 self._remove(sequence)
         return advanced
 
+    def _admit(self) -> None:
+        """Give the next sequence in line a row, with whatever of its prompt is known already."""
+        group, queue = next(iter(self._waiting.items()))
+        alone = queue[0].request.deterministic or any(s.request.deterministic for s in self._running)
+        if len(self._running) >= (1 if alone else self._engine.rows):
+            return
+        if queue[0].request.deterministic and self._running:
+            return
+        sequence = queue.popleft()
+        self._waiting.move_to_end(group)
+        if not queue:
+            del self._waiting[group]
+        sequence.begin(len(self._running))
+        if not sequence.request.deterministic:
+            # The last token of the prompt is computed in any case: its logits are wanted.
+            known = self._cache.get(sequence.ids[: sequence.prompt_tokens - 1])
+            if known:
+                self._engine.restore(sequence.row, known)
+                sequence.cached = sequence.reused = known.positions
+        self._prefilling = sequence
+
     def _all(self) -> list[Sequence]:
-        return [*self._running, *([self._prefilling] if self._prefilling else []), *self._waiting]
+        waiting = [sequence for queue in self._waiting.values() for sequence in queue]
+        return [*self._running, *([self._prefilling] if self._prefilling else []), *waiting]
 
     def _remove(self, sequence: Sequence) -> None:
-        if sequence in self._waiting:
-            self._waiting.remove(sequence)
-        elif sequence is self._prefilling:
+        if sequence.row < 0:
+            queue = self._waiting[sequence.group]
+            queue.remove(sequence)
+            if not queue:
+                del self._waiting[sequence.group]
+            return
+        self._remember(sequence)
+        if sequence is self._prefilling:
             self._prefilling = None
-        else:
-            last = self._running.pop()
-            if last is not sequence:
-                self._running[sequence.row] = last
-                self._place(last, sequence.row)
-            if self._prefilling:
-                self._place(self._prefilling, len(self._running))
+            return
+        last = self._running.pop()
+        if last is not sequence:
+            self._running[sequence.row] = last
+            self._place(last, sequence.row)
+        if self._prefilling:
+            self._place(self._prefilling, len(self._running))
+
+    def _remember(self, sequence: Sequence) -> None:
+        self._cache.put(sequence.ids[: sequence.cached], lambda positions: self._engine.export(sequence.row, positions))
 
     def _place(self, sequence: Sequence, row: int) -> None:
-        self._move(sequence.row, row, sequence.cached)
+        self._engine.move(sequence.row, row, sequence.cached)
         sequence.row = row

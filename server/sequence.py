@@ -7,7 +7,7 @@ import time
 import msgspec
 
 from protocol import messages as m
-from protocol.ledger import ledger
+from protocol.ledger import Ledger, ledger
 from server.sampling import Sampler
 from server.text import Increments
 
@@ -19,19 +19,33 @@ class Sequence:
     all but the last token are cached.
     """
 
-    def __init__(self, request: m.Generate, prompt: list[int], dropped: int, seed: int, increments: Increments,
-                 vocabulary: int, end_of_text: int, received: float) -> None:  # fmt: skip
-        self.id = request.id
-        self.request = request
-        self.ids = prompt
+    def __init__(
+        self,
+        work: m.Work,
+        index: int,
+        prompt: list[int],
+        dropped: int,
+        seed: int,
+        increments: Increments,
+        vocabulary: int,
+        end_of_text: int,
+        received: float,
+    ) -> None:
+        """`index` counts the continuations of one request, `dropped` the tokens cut off its prompt; `received` is monotonic."""
+        self.id = work.id
+        self.group = work.group
+        self.request = request = work.generate
+        self.index = index
+        self.ids = list(prompt)
         self.prompt_tokens = len(prompt)
         self.dropped = dropped
         self.seed = seed
-        self.cached = 0
+        self.cached = self.reused = 0
         self.row = -1
+        self.place = 0
+        """Its place in the queue, as last told."""
         self.finished: m.FinishReason | None = None
         self.sampler = Sampler(request, seed, prompt, vocabulary)
-        self.sequence_number = 0
         self.sent_at = float("-inf")
         self._increments = increments
         self._end_of_text = end_of_text
@@ -113,28 +127,53 @@ class Sequence:
         if not ids and not text:
             return None
         self._sent_characters, self._sent_tokens = end, self.new_tokens
-        return m.Tokens(id=self.id, text=text, ids=ids)
+        return m.Tokens(id=self.id, text=text, ids=ids, index=self.index)
 
-    def result(self, *, model: str, engine: str, precision: str, digest: str, threads: int) -> m.Generated:
-        """The last reply."""
-        settings = {name: getattr(self.request, name) for name in m.SETTINGS}
+    @property
+    def text(self) -> str:
+        """What has been written, without what stands behind a stop string."""
+        return self._text
+
+    def ledger(self) -> Ledger:
         queued_until = self._prefill_began or time.monotonic()
         first = self._first_token or time.monotonic()
-        return m.Generated(
-            id=self.id,
-            text=self._text,
-            ids=self.ids[self.prompt_tokens :],
-            finish_reason=self.finished or "cancelled",
-            prompt_truncated=self.dropped,
-            settings=msgspec.to_builtins(settings | {"seed": self.seed}),
-            model=model, engine=engine, precision=precision, digest=digest, threads=threads,
-            ledger=ledger(
-                queue_ms=(queued_until - self._tokenised) * 1000,
-                tokenise_ms=(self._tokenised - self._received) * 1000,
-                prefill_ms=(first - self._prefill_began) * 1000 if self.started else 0.0,
-                decode_ms=(self._last_token - self._first_token) * 1000 if self._first_token else 0.0,
-                prompt_tokens=self.prompt_tokens,
-                new_tokens=self.new_tokens,
-                mean_batch=self._batch_total / self._steps if self._steps else 0.0,
-            ),
-        )  # fmt: skip
+        return ledger(
+            queue_ms=(queued_until - self._tokenised) * 1000,
+            tokenise_ms=(self._tokenised - self._received) * 1000,
+            prefill_ms=(first - self._prefill_began) * 1000 if self.started else 0.0,
+            decode_ms=(self._last_token - self._first_token) * 1000 if self._first_token else 0.0,
+            prompt_tokens=self.prompt_tokens,
+            new_tokens=self.new_tokens,
+            reused_tokens=self.reused,
+            mean_batch=self._batch_total / self._steps if self._steps else 0.0,
+        )
+
+
+def result(sequences: list[Sequence], *, model: str, engine: str, precision: str, digest: str, threads: int) -> m.Generated:
+    """The last reply to a request, from all its continuations."""
+    first, *others = sequences
+    settings = {name: getattr(first.request, name) for name in m.SETTINGS} | {"seed": first.seed}
+    return m.Generated(
+        id=first.id,
+        text=first.text,
+        ids=first.ids[first.prompt_tokens :],
+        finish_reason=first.finished or "cancelled",
+        prompt_truncated=first.dropped,
+        settings=msgspec.to_builtins(settings),
+        model=model,
+        engine=engine,
+        precision=precision,
+        digest=digest,
+        threads=threads,
+        ledger=first.ledger(),
+        others=[
+            m.Continuation(
+                text=s.text,
+                ids=s.ids[s.prompt_tokens :],
+                finish_reason=s.finished or "cancelled",
+                seed=s.seed,
+                ledger=s.ledger(),
+            )
+            for s in others
+        ],
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import Counter, deque
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ class Open:
 
     key: int
     peer: bytes
+    peer_number: int
     envelope: list[bytes]
     request: m.AnyRequest
     began: float = field(default_factory=time.monotonic)
@@ -38,6 +40,8 @@ class Session:
     """One connected peer."""
 
     fd: int
+    number: int
+    """Tells the workers which requests are of one peer."""
     open: dict[int, Open] = field(default_factory=dict)
     unsent: deque[list[bytes]] = field(default_factory=deque)
     unsent_bytes: int = 0
@@ -50,7 +54,8 @@ class Sessions:
         self._config, self._socket = config, socket
         self._peers: dict[bytes, Session] = {}
         self._open: dict[int, Open] = {}
-        self._keys = iter(range(1, 1 << 62))
+        self._keys = itertools.count(1)
+        self._numbers = itertools.count(1)
         self._gone: list[Open] = []
         self.errors: Counter[str] = Counter()
 
@@ -78,13 +83,15 @@ class Sessions:
 
     def admit(self, peer: bytes, fd: int, envelope: list[bytes], request: m.AnyRequest) -> Open:
         """Write a request down. Raises: BadRequest if its id is in use, Busy if the peer has too many."""
-        session = self._peers.setdefault(peer, Session(fd))
+        session = self._peers.get(peer)
+        if session is None:
+            session = self._peers[peer] = Session(fd, next(self._numbers))
         if request.id in session.open:
             raise BadRequest(f"request {request.id} is still open; give each a new id")
         # Control is answered at once and never refused.
         if isinstance(request, m.Generate | m.Load) and len(session.open) >= self._config.max_open_per_peer:
             raise Busy(f"this client has {len(session.open)} open requests, which is the limit")
-        entry = Open(next(self._keys), peer, envelope, request)
+        entry = Open(next(self._keys), peer, session.number, envelope, request)
         session.open[request.id] = self._open[entry.key] = entry
         return entry
 

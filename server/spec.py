@@ -19,6 +19,7 @@ class Spec:
     precision: str
     threads: int
     rows: int
+    prefix_cache_bytes: int
     cache_dir: str
     cache_bytes: int
 

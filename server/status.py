@@ -47,7 +47,7 @@ def _model(model: Model, workers: Workers, config: Config) -> m.ModelInfo:
         m.Precision(
             engine=engine,
             precision=precision,
-            memory_bytes=arch.memory_bytes(precision, config.rows),
+            memory_bytes=arch.memory_bytes(precision, config.rows or arch.default_rows),
             loaded=any(w.state == "ready" for w in workers.matching(model.name, engine, precision)),
         )
         for engine, supported in ENGINES.items()

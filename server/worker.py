@@ -18,12 +18,13 @@ import psutil
 import zmq
 
 from protocol import codec, messages as m, sockets
-from protocol.errors import Gpt2dError, TooLong
+from protocol.errors import Gpt2dError, RequestError, TooLong
 from server import catalogue
 from server.engines.base import Engine
+from server.prefix_cache import PrefixCache
 from server.sampling import sample
 from server.scheduler import Scheduler
-from server.sequence import Sequence
+from server.sequence import Sequence, result
 from server.spec import Spec
 from server.text import Text
 from server.weights import load_engine
@@ -33,6 +34,7 @@ PIECE_S = 0.020
 BEAT_S = 0.25
 """The loop tells at least this often that it moves."""
 PROGRESS_S = 0.05
+SEEDS = 1 << 63
 YIELD_S = 0.001
 """After a stream's first token: a pause in which it travels. Where the engine's threads fill all cores, each thread on the
 way to the client would wait for a timer tick (4 ms) before it gets one."""
@@ -53,13 +55,13 @@ class Link:
             except zmq.Again:  # not connected yet, or the gateway is behind; if it is gone, stdin closes
                 self._socket.poll(1000, zmq.POLLOUT)
 
-    def receive(self, timeout_ms: int) -> list[m.AnyRequest]:
+    def receive(self, timeout_ms: int) -> list[m.ForWorker]:
         """Everything that has arrived; waits up to `timeout_ms` for the first."""
-        requests: list[m.AnyRequest] = []
+        requests: list[m.ForWorker] = []
         if timeout_ms:
             self._socket.poll(timeout_ms)
         while sockets.readable(self._socket):
-            requests.append(codec.decode_request(self._socket.recv()))
+            requests.append(codec.decode_for_worker(self._socket.recv()))
         return requests
 
 
@@ -67,7 +69,9 @@ class Worker:
     def __init__(self, spec: Spec, link: Link, engine: Engine, text: Text, digest: str, end_of_text: int) -> None:
         self._spec, self._link, self._engine, self._text, self._digest = spec, link, engine, text, digest
         self._end_of_text = end_of_text
-        self._scheduler = Scheduler(engine.rows, engine.move)
+        self._scheduler = Scheduler(engine, PrefixCache(spec.prefix_cache_bytes))
+        self._open: dict[int, list[Sequence]] = {}
+        """Request id -> its continuations, until all have finished."""
         self._process = psutil.Process()
         self._beat_at = 0.0
         self._requests = self._prompt_tokens = self._new_tokens = 0
@@ -108,20 +112,25 @@ class Worker:
         self._new_tokens += len(tokens) + (first_token is not None)
         self._busy_s += time.perf_counter() - began
 
-    def _take(self, request: m.AnyRequest) -> None:
+    def _take(self, request: m.ForWorker) -> None:
         received = time.monotonic()
         if isinstance(request, m.Cancel):
-            if sequence := self._scheduler.find(request.target):
+            for sequence in self._scheduler.find(request.target):
                 sequence.end("cancelled")
-        elif isinstance(request, m.Generate):
-            self._requests += 1
-            try:
-                self._scheduler.add(self._sequence(request, received))
-            except Gpt2dError as e:
-                self._fail(request.id, getattr(e, "code", "internal"), str(e))
+            return
+        self._requests += 1
+        try:
+            sequences = self._sequences(request, received)
+        except RequestError as e:
+            self._fail(request.id, e.code, str(e))
+            return
+        self._open[request.id] = sequences
+        for sequence in sequences:
+            self._scheduler.add(sequence)
 
-    def _sequence(self, request: m.Generate, received: float) -> Sequence:
-        """Encode the prompt and fit it into the context. Raises: BadRequest, TooLong."""
+    def _sequences(self, work: m.Work, received: float) -> list[Sequence]:
+        """Encode the prompt and fit it into the context; one sequence for each continuation. Raises: BadRequest, TooLong."""
+        request = work.generate
         prompt = self._text.encode(request.prompt) if request.prompt is not None else self._text.check(request.prompt_ids or [])
         context, dropped = self._engine.context, 0
         if request.max_new_tokens >= context:
@@ -134,8 +143,12 @@ class Worker:
                     f'context of {context}; shorten either, or ask for truncate="left"'
                 )
             prompt, dropped = prompt[excess:], excess
-        seed = request.seed if request.seed is not None else secrets.randbits(63)
-        return Sequence(request, prompt, dropped, seed, self._text.increments(), self._engine.vocabulary, self._end_of_text, received)
+        seed = request.seed if request.seed is not None else secrets.randbits(62)
+        increments, vocabulary = self._text.increments, self._engine.vocabulary
+        return [
+            Sequence(work, i, prompt, dropped, (seed + i) % SEEDS, increments(), vocabulary, self._end_of_text, received)
+            for i in range(request.n)
+        ]
 
     def _send_piece(self, sequence: Sequence) -> None:
         now = time.monotonic()
@@ -146,28 +159,39 @@ class Worker:
                 time.sleep(YIELD_S)
 
     def _end(self, sequence: Sequence) -> None:
-        """Its last reply: a result if it had started, else an error."""
-        reason = sequence.finished
-        if not sequence.started and (reason in {"cancelled", "deadline"}):
-            self._fail(sequence.id, reason, "cancelled while it waited" if reason == "cancelled" else "its time ran out while it waited")
-            return
+        """A sequence has finished. With the last of its request's: the last reply, a result if any had started, else an error."""
         if sequence.request.stream and (piece := sequence.take_piece()):
             self._link.send(piece)
+        sequences = self._open[sequence.id]
+        if any(s.finished is None for s in sequences):
+            return
+        del self._open[sequence.id]
+        if not any(s.started for s in sequences):
+            why = {"cancelled": "cancelled while it waited", "deadline": "its time ran out while it waited"}
+            reason = str(sequence.finished)
+            self._fail(sequence.id, reason, why[reason])
+            return
         spec = self._spec
-        self._link.send(
-            sequence.result(
-                model=spec.model, engine=spec.engine, precision=spec.precision, digest=self._digest, threads=self._engine.threads
-            )
-        )
+        names = {"model": spec.model, "engine": spec.engine, "precision": spec.precision}
+        self._link.send(result(sequences, **names, digest=self._digest, threads=self._engine.threads))
 
     def _fail(self, request_id: int, code: str, message: str) -> None:
         self._link.send(m.Failure(id=request_id, code=code, message=message))
+
+    def _tell_places(self) -> None:
+        """Tell streams that wait where they stand."""
+        line = list(self._scheduler.in_line())
+        for place, sequence in enumerate(line, 1):
+            if sequence.request.stream and sequence.index == 0 and sequence.place != place:
+                sequence.place = place
+                self._link.send(m.Progress(id=sequence.id, stage="waiting", done=place, total=len(line), unit="place"))
 
     def _beat(self) -> None:
         now = time.monotonic()
         if now < self._beat_at + BEAT_S * 0.9:
             return
         self._beat_at = now
+        self._tell_places()
         self._link.send(
             m.Beat(
                 id=None, running=self._scheduler.running, waiting=self._scheduler.waiting, rss_bytes=self._process.memory_info().rss,

@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
+import psutil
+
 from protocol import messages as m
-from protocol.errors import BadRequest, NotLoaded
+from protocol.errors import BadModel, BadRequest, NoMemory, NotLoaded
 from protocol.sockets import CurveKeys
-from server.catalogue import Model
+from server.catalogue import ENGINES, Architecture, Model
 from server.config import Config
 from server.spec import Spec
 
@@ -41,10 +43,20 @@ class Launcher(Protocol):
 
     def start(self, spec: Spec) -> Process: ...
 
+    def free_memory(self) -> int:
+        """Bytes that new workers could take."""
+        ...
+
 
 class LocalProcess:
     def __init__(self, popen: subprocess.Popen[bytes]) -> None:
         self._popen = popen
+
+    def tell(self, line: bytes) -> None:
+        """Write to its stdin. Raises: OSError if it has ended."""
+        if self._popen.stdin:
+            self._popen.stdin.write(line)
+            self._popen.stdin.flush()
 
     def exit_code(self) -> int | None:
         return self._popen.poll()
@@ -73,11 +85,16 @@ class LocalLauncher:
             start_new_session=True,
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
         )
-        if popen.stdin is None:
-            raise OSError("the worker's stdin could not be opened")
-        popen.stdin.write(spec.to_line())
-        popen.stdin.flush()
-        return LocalProcess(popen)
+        process = LocalProcess(popen)
+        try:
+            process.tell(spec.to_line())
+        except OSError:
+            process.kill()
+            raise
+        return process
+
+    def free_memory(self) -> int:
+        return int(psutil.virtual_memory().available)
 
 
 @dataclass(eq=False)
@@ -89,6 +106,8 @@ class Worker:
     precision: str
     identity: str
     process: Process
+    reserved: int
+    """Bytes that it may come to need."""
     state: Literal["loading", "ready", "stopping"] = "loading"
     ready: m.Ready | None = None
     began: float = field(default_factory=time.monotonic)
@@ -96,6 +115,8 @@ class Worker:
     beat: m.Beat | None = None
     failure: m.Failure | None = None
     """What it said before it ended."""
+    used: float = field(default_factory=time.monotonic)
+    """When it last had something to do."""
     heard: float = field(default_factory=time.monotonic)
     waiters: list[int] = field(default_factory=list)
     """Keys of the load requests that wait for it."""
@@ -111,6 +132,11 @@ class Worker:
         pairs = ((model, self.model), (engine, self.engine), (precision, self.precision))
         return all(wanted is None or wanted == own for wanted, own in pairs)
 
+    @property
+    def rss_bytes(self) -> int:
+        """Resident bytes, as it last told."""
+        return self.beat.rss_bytes if self.beat else self.ready.rss_bytes if self.ready else 0
+
     def health(self) -> m.WorkerHealth:
         return m.WorkerHealth(
             model=self.model, engine=self.engine, precision=self.precision, state=self.state,
@@ -120,9 +146,8 @@ class Worker:
 
     def stats(self) -> m.WorkerStats:
         beat = self.beat
-        rss = beat.rss_bytes if beat else self.ready.rss_bytes if self.ready else 0
         return m.WorkerStats(
-            model=self.model, engine=self.engine, precision=self.precision, rss_bytes=rss,
+            model=self.model, engine=self.engine, precision=self.precision, rss_bytes=self.rss_bytes,
             requests=beat.requests if beat else 0, prompt_tokens=beat.prompt_tokens if beat else 0,
             new_tokens=beat.new_tokens if beat else 0, busy_ms=beat.busy_ms if beat else 0.0,
         )  # fmt: skip
@@ -139,16 +164,43 @@ class Workers:
         return list(self._workers.values())
 
     def start(self, model: Model, engine: str, precision: str) -> Worker:
-        """Launch a worker. Raises: OSError."""
+        """Launch a worker and reserve its memory. Raises: NoMemory, OSError."""
+        arch = model.architecture
+        if arch is None:
+            raise BadModel(f"{model.name}: {model.problem}")
+        name = f"{model.name}/{engine}/{precision}"
+        rows, room = self._config.rows or arch.default_rows, self._room()
+        while self._config.rows is None and rows > 1 and arch.memory_bytes(precision, rows) > room:
+            rows -= 1
+        need = arch.memory_bytes(precision, rows)
+        if need > room:
+            raise NoMemory(
+                f"{name} needs about {need / 1e6:.0f} MB; {room / 1e6:.0f} MB are free for it. {self._advice(arch, engine, need)}"
+            )
         config, identity = self._config, secrets.token_hex(16)
         spec = Spec(
             endpoint=self._endpoint, server_key=self._keys.public, identity=identity, model=model.name, folder=str(model.folder),
-            engine=engine, precision=precision, threads=config.threads, rows=config.rows,
+            engine=engine, precision=precision, threads=config.threads, rows=rows, prefix_cache_bytes=arch.prefix_cache_bytes,
             cache_dir=str(config.cache_dir), cache_bytes=config.cache_bytes,
         )  # fmt: skip
-        worker = Worker(model.name, engine, precision, identity, self._launcher.start(spec))
+        worker = Worker(model.name, engine, precision, identity, self._launcher.start(spec), need)
         self._workers[identity] = worker
         return worker
+
+    def _room(self) -> int:
+        """Bytes that a new worker may take: what is free, less what the others have reserved and not yet taken."""
+        room = self._launcher.free_memory() - sum(max(0, w.reserved - w.rss_bytes) for w in self._workers.values())
+        if self._config.max_memory is not None:
+            room = min(room, self._config.max_memory - sum(w.reserved for w in self._workers.values()))
+        return max(0, room)
+
+    def _advice(self, arch: Architecture, engine: str, need: int) -> str:
+        """What could be done about too little memory."""
+        smaller = [f"{p} ({size / 1e6:.0f} MB)" for p in ENGINES[engine] if (size := arch.memory_bytes(p, 1)) < need]
+        loaded = [f"{w.name} ({w.reserved / 1e6:.0f} MB)" for w in self._workers.values()]
+        ways = [f"unload {' or '.join(loaded)}"] if loaded else []
+        ways += [f"choose {' or '.join(smaller)}"] if smaller else []
+        return f"You could {', or '.join([*ways, 'choose a smaller model'])}."
 
     def by_identity(self, identity: bytes) -> Worker | None:
         return self._workers.get(identity.decode("ascii", "replace"))

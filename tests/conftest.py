@@ -13,7 +13,6 @@ import psutil
 import pytest
 
 from protocol import Client
-from server.catalogue import DEMO_FOLDER
 
 START_S = 20
 
@@ -95,6 +94,11 @@ def own_daemon(tmp_path: Path, cache: Path) -> Iterator[Daemon]:
         daemon.kill()
 
 
-@pytest.fixture(scope="session")
-def demo_folder() -> Path:
-    return DEMO_FOLDER
+@pytest.fixture
+def one_row(tmp_path: Path, cache: Path) -> Iterator[Client]:
+    """A client of a daemon with demo/onnx/int8 that runs one sequence at a time, so that others wait."""
+    daemon = Daemon(tmp_path, "--cache-dir", str(cache), "--rows", "1", "--preload", "demo")
+    with Client(daemon.endpoint) as client:
+        client.load("demo")
+        yield client
+    daemon.kill()

@@ -32,6 +32,10 @@ class KV:
     def positions(self) -> int:
         return int(self.keys.shape[2])
 
+    def first(self, positions: int) -> KV:
+        """A view of the first positions."""
+        return KV(self.keys[:, :, :positions], self.values[:, :, :positions])
+
     @property
     def nbytes(self) -> int:
         return self.keys.nbytes + self.values.nbytes

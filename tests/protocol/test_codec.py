@@ -39,7 +39,7 @@ requests = st.one_of(
     st.builds(m.Cancel, **head, target=ids),
     st.builds(
         lambda prompt, **fields: m.Generate(**prompt, **fields),
-        **head, **which, prompt=prompts, model=st.none() | names, stream=st.booleans(), max_new_tokens=st.integers(1, 65_536),
+        **head, **which, prompt=prompts, n=st.integers(1, 16), deterministic=st.booleans(), model=st.none() | names, stream=st.booleans(), max_new_tokens=st.integers(1, 65_536),
         truncate=st.sampled_from(["error", "left"]), ignore_eos=st.booleans(), strategy=st.sampled_from(["sample", "greedy"]),
         temperature=st.floats(0, 100), top_k=st.integers(0, 1_000_000), top_p=st.floats(0.001, 1), min_p=st.floats(0, 1),
         repetition_penalty=st.floats(0.001, 100), stop=st.lists(st.text("ab\n", min_size=1, max_size=9), max_size=4),
@@ -104,7 +104,7 @@ def test_golden_replies() -> None:
     frame = codec.encode(m.Tokens(id=7, seq=0, text="!", ids=[0]))
     assert (
         frame.hex(" ")
-        == "86 a1 76 01 a4 74 79 70 65 a6 74 6f 6b 65 6e 73 a4 74 65 78 74 a1 21 a3 69 64 73 91 00 a2 69 64 07 a3 73 65 71 00"
+        == "87 a1 76 01 a4 74 79 70 65 a6 74 6f 6b 65 6e 73 a4 74 65 78 74 a1 21 a3 69 64 73 91 00 a5 69 6e 64 65 78 00 a2 69 64 07 a3 73 65 71 00"
     )
     fields = msgpack.unpackb(codec.encode(m.CancelSent(id=7, found=True)))
     assert fields == {"v": 1, "type": "result", "of": "cancel", "id": 7, "seq": 0, "found": True}

@@ -6,7 +6,8 @@ import time
 
 from hypothesis import given, settings, strategies as st
 
-from protocol.messages import Generate
+from protocol.messages import Generate, Work
+from server.prefix_cache import PrefixCache
 from server.sampling import sample
 from server.scheduler import MIN_CHUNK, Scheduler
 from server.sequence import Sequence
@@ -14,9 +15,14 @@ from server.text import Increments
 from tests.fakes import FakeEngine
 
 
-def sequence(request_id: int, prompt: list[int], new: int, vocabulary: int = 97, **settings: object) -> Sequence:
-    request = Generate(id=request_id, prompt="", strategy="greedy", max_new_tokens=new, **settings)  # type: ignore[arg-type]
-    return Sequence(request, list(prompt), 0, 0, Increments([b"x"] * vocabulary), vocabulary, 0, time.monotonic())
+def scheduler_of(engine: FakeEngine, cache_bytes: int = 0) -> Scheduler:
+    return Scheduler(engine, PrefixCache(cache_bytes))
+
+
+def sequence(request_id: int, prompt: list[int], new: int, group: int = 0, **settings: object) -> Sequence:
+    request = Generate(prompt="", strategy="greedy", max_new_tokens=new, **settings)  # type: ignore[arg-type]
+    work = Work(id=request_id, group=group, generate=request)
+    return Sequence(work, 0, prompt, 0, 0, Increments([b"x"] * 97), 97, 0, time.monotonic())
 
 
 def step(scheduler: Scheduler, engine: FakeEngine) -> list[Sequence]:
@@ -44,9 +50,11 @@ def correct(engine: FakeEngine, prompt: list[int], count: int) -> list[int]:
     return ids[len(prompt) :]
 
 
+# Few different tokens, so that prompts share beginnings.
+prompts = st.lists(st.integers(1, 96), min_size=1, max_size=40) | st.lists(st.integers(1, 2), min_size=8, max_size=40)
 events = st.lists(
     st.one_of(
-        st.tuples(st.just("add"), st.lists(st.integers(1, 96), min_size=1, max_size=40), st.integers(1, 20)),
+        st.tuples(st.just("add"), prompts, st.integers(1, 20)),
         st.tuples(st.just("cancel"), st.integers(0, 30)),
         st.just(("step",)),
     ),
@@ -55,38 +63,38 @@ events = st.lists(
 
 
 @settings(max_examples=300, deadline=None)
-@given(events, st.integers(1, 4))
-def test_every_sequence_has_its_own_row(plan: list[tuple[object, ...]], rows: int) -> None:
+@given(events, st.integers(1, 4), st.sampled_from([0, 600, 10_000]))
+def test_every_sequence_has_its_own_row(plan: list[tuple[object, ...]], rows: int, cache_bytes: int) -> None:
+    """Under any arrivals, cancellations and ends, with and without reuse of prefixes."""
     engine = FakeEngine(rows)
-    scheduler = Scheduler(rows, engine.move)
-    prompts: dict[int, list[int]] = {}
+    scheduler = scheduler_of(engine, cache_bytes)
+    asked: dict[int, list[int]] = {}
     finished: dict[int, Sequence] = {}
     for event in plan + [("step",)] * 2000:
         if event[0] == "add":
-            request_id = len(prompts)
-            prompts[request_id] = event[1]  # type: ignore[assignment]
-            scheduler.add(sequence(request_id, prompts[request_id], event[2]))  # type: ignore[arg-type]
+            request_id = len(asked)
+            asked[request_id] = event[1]  # type: ignore[assignment]
+            scheduler.add(sequence(request_id, asked[request_id], event[2], group=request_id % 3))  # type: ignore[arg-type]
         elif event[0] == "cancel":
-            found = scheduler.find(event[1])  # type: ignore[arg-type]
-            if found:
+            for found in scheduler.find(event[1]):  # type: ignore[arg-type]
                 found.end("cancelled")
         else:
             for done in step(scheduler, engine):
                 assert done.id not in finished
                 finished[done.id] = done
         assert scheduler.running <= rows
-        if event == ("step",) and len(finished) == len(prompts):
+        if event == ("step",) and len(finished) == len(asked):
             break
-    assert set(finished) == set(prompts)
+    assert set(finished) == set(asked)
     for request_id, done in finished.items():
-        assert done.ids[done.prompt_tokens :] == correct(engine, prompts[request_id], done.new_tokens)
+        assert done.ids[done.prompt_tokens :] == correct(engine, asked[request_id], done.new_tokens)
         assert done.finished in ("length", "cancelled")
     assert scheduler.running == scheduler.waiting == 0
 
 
 def test_first_come_first_served() -> None:
     engine, order = FakeEngine(1), []
-    scheduler = Scheduler(1, engine.move)
+    scheduler = scheduler_of(engine)
     for request_id in range(3):
         scheduler.add(sequence(request_id, [1, 2], 3))
     for _ in range(20):
@@ -96,7 +104,7 @@ def test_first_come_first_served() -> None:
 
 def test_a_long_prompt_is_prefilled_in_chunks_while_others_decode() -> None:
     engine = FakeEngine(2, context=1024)
-    scheduler = Scheduler(2, engine.move)
+    scheduler = scheduler_of(engine)
     scheduler.add(sequence(0, [1], 500))
     step(scheduler, engine)
     scheduler._tokens_per_ms = 1.0
@@ -109,7 +117,7 @@ def test_a_long_prompt_is_prefilled_in_chunks_while_others_decode() -> None:
 
 def test_the_chunk_follows_the_measured_speed() -> None:
     engine = FakeEngine(1, context=4096)
-    scheduler = Scheduler(1, engine.move)
+    scheduler = scheduler_of(engine)
     scheduler.add(sequence(0, [1] * 4000, 1))
     sizes = []
     for _ in range(12):
@@ -122,7 +130,7 @@ def test_the_chunk_follows_the_measured_speed() -> None:
 
 def test_deadlines_end_waiting_and_running_sequences() -> None:
     engine = FakeEngine(1)
-    scheduler = Scheduler(1, engine.move)
+    scheduler = scheduler_of(engine)
     running, waiting = sequence(0, [1], 60, deadline_ms=30), sequence(1, [1], 60, deadline_ms=30)
     scheduler.add(running)
     scheduler.add(waiting)
@@ -131,3 +139,64 @@ def test_deadlines_end_waiting_and_running_sequences() -> None:
     assert {s.id for s in scheduler.reap()} == {0, 1}
     assert (running.finished, waiting.finished) == ("deadline", "deadline")
     assert (running.started, waiting.started) == (True, False)
+
+
+def test_groups_take_turns() -> None:
+    engine, order = FakeEngine(1), []
+    scheduler = scheduler_of(engine)
+    for request_id, group in enumerate([1, 1, 1, 2, 3, 2]):
+        scheduler.add(sequence(request_id, [1, 2], 2, group=group))
+    assert [s.id for s in scheduler.in_line()] == [0, 3, 4, 1, 5, 2]
+    for _ in range(30):
+        order += [s.id for s in step(scheduler, engine)]
+    assert order == [0, 3, 4, 1, 5, 2]
+
+
+def test_a_continued_page_computes_its_new_tokens_only() -> None:
+    engine = FakeEngine(2)
+    scheduler = scheduler_of(engine, 10_000)
+    page = list(range(1, 31))
+    first = sequence(0, page, 5)
+    scheduler.add(first)
+    while not step(scheduler, engine):
+        pass
+    again, longer, other = sequence(1, page, 5), sequence(2, [*first.ids, 7, 7], 3), sequence(3, [90, *page], 3)
+    for later in (again, longer, other):
+        engine.calls.clear()
+        scheduler.add(later)
+        while not step(scheduler, engine):
+            pass
+        assert later.ids[later.prompt_tokens :] == correct(engine, later.ids[: later.prompt_tokens], later.new_tokens)
+    assert (again.reused, longer.reused, other.reused) == (29, 34, 0)
+    assert engine.calls[0] == "prefill 0 0+31"
+
+
+def test_deterministic_runs_alone_and_reuses_nothing() -> None:
+    engine = FakeEngine(4)
+    scheduler = scheduler_of(engine, 10_000)
+    page = list(range(1, 31))
+    scheduler.add(sequence(0, page, 8))
+    scheduler.add(sequence(1, page, 8, deterministic=True))
+    scheduler.add(sequence(2, page, 8))
+    order = []
+    for _ in range(60):
+        order += step(scheduler, engine)
+    assert [s.id for s in order] == [0, 1, 2]
+    assert [s.reused for s in order] == [0, 0, 29]
+    assert "decode 2" not in engine.calls
+
+
+def test_the_prefix_cache_keeps_within_its_bytes() -> None:
+    engine = FakeEngine(1, context=64)
+    cache = PrefixCache(8 * 40)
+    engine.prefill(0, list(range(1, 21)), 0, [])
+    for start in (1, 2, 3):
+        cache.put(list(range(start, start + 20)), lambda positions: engine.export(0, positions))
+    assert (len(cache), cache.nbytes) == (2, 8 * 40)
+    assert cache.get(list(range(1, 30))) is None, "the oldest has left"
+    found = cache.get([*range(2, 12), 99, 98])
+    assert found and found.positions == 10
+    cache.put(list(range(2, 18)), lambda _: (_ for _ in ()).throw(AssertionError("it is known already")))
+    cache.put(list(range(1, 60)), lambda positions: engine.export(0, positions))
+    assert len(cache) == 2, "one that is larger than the cache is not kept"
+    assert cache.get([5, 6, 7]) is None

@@ -6,7 +6,7 @@ import time
 
 from hypothesis import given, strategies as st
 
-from protocol.messages import Generate
+from protocol.messages import Generate, Work
 from server.sequence import Sequence
 from server.text import Increments
 
@@ -16,8 +16,9 @@ END = 256
 
 
 def make(**settings: object) -> Sequence:
-    request = Generate(id=1, prompt="", **({"max_new_tokens": 1000} | settings))  # type: ignore[arg-type]
-    return Sequence(request, [65], 0, 0, Increments(TABLE), VOCABULARY, END, time.monotonic())
+    request = Generate(prompt="", **({"max_new_tokens": 1000} | settings))  # type: ignore[arg-type]
+    work = Work(id=1, group=0, generate=request)
+    return Sequence(work, 0, [65], 0, 0, Increments(TABLE), VOCABULARY, END, time.monotonic())
 
 
 def feed(sequence: Sequence, data: bytes) -> list[str]:
@@ -49,11 +50,7 @@ def test_a_stop_string_ends_the_text_before_it_and_is_never_sent(text: str, stop
             expected = text[: min(found)]
             break
     assert "".join(pieces) == expected
-    assert result_text(sequence) == expected
-
-
-def result_text(sequence: Sequence) -> str:
-    return sequence.result(model="", engine="", precision="", digest="", threads=1).text
+    assert sequence.text == expected
 
 
 @given(st.text(max_size=20))
@@ -68,7 +65,7 @@ def test_an_unfinished_character_at_the_end_becomes_a_replacement() -> None:
     sequence = make(max_new_tokens=3)
     assert feed(sequence, "a€".encode()) == ["a", "", "\ufffd"]
     assert sequence.finished == "length"
-    assert result_text(sequence) == "a\ufffd"
+    assert sequence.text == "a\ufffd"
 
 
 def test_end_of_text_ends_it_unless_ignored() -> None:
@@ -76,7 +73,7 @@ def test_end_of_text_ends_it_unless_ignored() -> None:
     sequence.begin(0)
     sequence.append(97, 0)
     sequence.append(END, 1)
-    assert (sequence.finished, result_text(sequence)) == ("eos", "a")
+    assert (sequence.finished, sequence.text) == ("eos", "a")
     sequence = make(ignore_eos=True)
     sequence.begin(0)
     sequence.append(END, 0)
@@ -86,6 +83,6 @@ def test_end_of_text_ends_it_unless_ignored() -> None:
 def test_the_ledger_counts() -> None:
     sequence = make(max_new_tokens=3)
     feed(sequence, b"abc")
-    ledger = sequence.result(model="", engine="", precision="", digest="", threads=1).ledger
+    ledger = sequence.ledger()
     assert (ledger.prompt_tokens, ledger.new_tokens, ledger.mean_batch) == (1, 3, 1.0)
     assert ledger.first_token_ms == ledger.queue_ms + ledger.tokenise_ms + ledger.prefill_ms

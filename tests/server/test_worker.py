@@ -15,7 +15,7 @@ from server.worker import Worker
 from tests.fakes import FakeEngine
 
 ARCH = read_architecture(DEMO_FOLDER)
-SPEC = Spec("", "", "", "demo", str(DEMO_FOLDER), "fake", "none", 1, 1, "", 0)
+SPEC = Spec("", "", "", "demo", str(DEMO_FOLDER), "fake", "none", 1, 1, 100_000, "", 0)
 
 
 class ListLink:
@@ -38,8 +38,11 @@ class Loop:
     def scheduler(self) -> Scheduler:
         return self.worker._scheduler
 
-    def take(self, request: m.AnyRequest) -> None:
-        self.worker._take(request)
+    def ask(self, request_id: int, group: int = 0, **fields: object) -> None:
+        self.worker._take(m.Work(id=request_id, group=group, generate=m.Generate(**fields)))  # type: ignore[arg-type]
+
+    def cancel(self, request_id: int) -> None:
+        self.worker._take(m.Cancel(target=request_id))
 
     def turn(self, steps: int = 1) -> None:
         for _ in range(steps):
@@ -51,11 +54,11 @@ class Loop:
 def test_cancel_in_prefill_takes_effect_within_one_chunk() -> None:
     loop = Loop()
     loop.scheduler._tokens_per_ms = 0.2
-    loop.take(m.Generate(id=1, prompt_ids=[5] * 900, max_new_tokens=5, stream=True))
+    loop.ask(1, prompt_ids=[5] * 900, max_new_tokens=5, stream=True)
     loop.turn()
     assert loop.engine.calls == ["prefill 0 0+32"]
     loop.scheduler._tokens_per_ms = 0.2
-    loop.take(m.Cancel(target=1))
+    loop.cancel(1)
     loop.turn()
     assert loop.engine.calls == ["prefill 0 0+32"]
     (result,) = loop.link.sent
@@ -66,7 +69,7 @@ def test_cancel_in_prefill_takes_effect_within_one_chunk() -> None:
 def test_no_logits_are_asked_for_before_the_prompt_is_complete() -> None:
     loop = Loop()
     loop.scheduler._tokens_per_ms = 0.2
-    loop.take(m.Generate(id=1, prompt_ids=[5] * 40, max_new_tokens=2, strategy="greedy"))
+    loop.ask(1, prompt_ids=[5] * 40, max_new_tokens=2, strategy="greedy")
     loop.turn(6)
     assert loop.engine.calls[0] == "prefill 0 0+32" and loop.engine.calls[-1] == "decode 1"
     (result,) = loop.link.sent
@@ -77,7 +80,7 @@ def test_no_logits_are_asked_for_before_the_prompt_is_complete() -> None:
 
 def test_the_first_token_is_sent_at_once_and_later_ones_together() -> None:
     loop = Loop()
-    loop.take(m.Generate(id=1, prompt_ids=[5], max_new_tokens=200, strategy="greedy", stream=True))
+    loop.ask(1, prompt_ids=[5], max_new_tokens=200, strategy="greedy", stream=True)
     loop.turn(250)
     pieces = [p for p in loop.link.sent if isinstance(p, m.Tokens)]
     assert len(pieces[0].ids) == 1
@@ -88,9 +91,9 @@ def test_the_first_token_is_sent_at_once_and_later_ones_together() -> None:
 
 def test_a_refused_prompt_does_not_stop_the_loop() -> None:
     loop = Loop()
-    loop.take(m.Generate(id=1, prompt_ids=[5] * 2000))
-    loop.take(m.Generate(id=2, prompt_ids=[99_999]))
-    loop.take(m.Generate(id=3, prompt_ids=[5], max_new_tokens=1))
+    loop.ask(1, prompt_ids=[5] * 2000)
+    loop.ask(2, prompt_ids=[99_999])
+    loop.ask(3, prompt_ids=[5], max_new_tokens=1)
     loop.turn(2)
     assert [(r.id, getattr(r, "code", "result")) for r in loop.link.sent] == [(1, "too_long"), (2, "bad_request"), (3, "result")]
 
@@ -99,7 +102,7 @@ def test_a_refused_prompt_does_not_stop_the_loop() -> None:
 def test_sequences_share_the_rows(rows: int) -> None:
     loop = Loop(rows)
     for request_id in range(1, 8):
-        loop.take(m.Generate(id=request_id, prompt_ids=[request_id], max_new_tokens=4 + request_id, strategy="greedy"))
+        loop.ask(request_id, prompt_ids=[request_id], max_new_tokens=4 + request_id, strategy="greedy")
     loop.turn(200)
     results = {r.id: r for r in loop.link.sent if isinstance(r, m.Generated)}
     assert set(results) == set(range(1, 8))
@@ -109,3 +112,40 @@ def test_sequences_share_the_rows(rows: int) -> None:
             assert token == loop.engine.expected(ids)
             ids.append(token)
     assert (max(r.ledger.mean_batch for r in results.values()) > 1) == (rows > 1)
+
+
+def test_n_continuations_share_one_prefill() -> None:
+    loop = Loop(rows=2)
+    loop.ask(1, prompt_ids=list(range(1, 41)), max_new_tokens=6, n=3, seed=7, temperature=50.0, top_k=0, stream=True)
+    loop.turn(100)
+    result = loop.link.sent[-1]
+    assert isinstance(result, m.Generated) and len(result.others) == 2
+    texts = [result.ids, *(o.ids for o in result.others)]
+    assert len({tuple(t) for t in texts}) == 3 and [len(t) for t in texts] == [6, 6, 6]
+    assert [o.seed for o in result.others] == [8, 9] and result.settings["seed"] == 7
+    prefills = [c for c in loop.engine.calls if c.startswith("prefill")]
+    assert sorted(prefills) == ["prefill 0 0+40", "prefill 0 39+1", "prefill 1 39+1"] or sum(c.endswith("+1") for c in prefills) == 2
+    assert [o.ledger.reused_tokens for o in result.others] == [39, 39]
+    for index in range(3):
+        streamed = [i for p in loop.link.sent if isinstance(p, m.Tokens) and p.index == index for i in p.ids]
+        assert streamed == texts[index]
+    # The same as asked for one by one.
+    for seed, ids in zip((7, 8, 9), texts, strict=True):
+        loop.ask(2, prompt_ids=list(range(1, 41)), max_new_tokens=6, seed=seed, temperature=50.0, top_k=0)
+        loop.turn(20)
+        alone = loop.link.sent[-1]
+        assert isinstance(alone, m.Generated) and alone.ids == ids
+
+
+def test_a_waiting_stream_is_told_its_place() -> None:
+    loop = Loop()
+    for request_id in (1, 2, 3):
+        loop.ask(request_id, group=request_id, prompt_ids=[5], max_new_tokens=3, stream=True)
+    loop.turn()
+    loop.worker._tell_places()
+    loop.worker._tell_places()
+    places = [(p.id, p.done, p.total) for p in loop.link.sent if isinstance(p, m.Progress)]
+    assert places == [(2, 1, 2), (3, 2, 2)]
+    loop.turn(4)
+    loop.worker._tell_places()
+    assert [(p.id, p.done) for p in loop.link.sent if isinstance(p, m.Progress)][2:] == [(3, 1)]

@@ -22,6 +22,7 @@ from protocol.errors import (
     Draining,
     Gpt2dError,
     LoadFailed,
+    NoMemory,
     NoServer,
     NotLoaded,
     ServerStuck,
@@ -57,22 +58,22 @@ def test_cancel_while_decoding(client: Client) -> None:
     assert stream.result.text.endswith(text)
 
 
-def test_cancel_while_waiting(client: Client) -> None:
-    running = client.stream("x", **LONG)
+def test_cancel_while_waiting(one_row: Client) -> None:
+    running = one_row.stream("x", **LONG)
     next(running)
-    waiting = client.stream("y", **LONG)
+    waiting = one_row.stream("y", **LONG)
     waiting.cancel()
     with pytest.raises(Cancelled, match="while it waited"):
         next(waiting)
     running.close()
-    wait_for(lambda: client.stats().open_requests == 1)
+    wait_for(lambda: one_row.stats().open_requests == 1)
 
 
-def test_a_deadline_while_waiting(client: Client) -> None:
-    running = client.stream("x", **LONG)
+def test_a_deadline_while_waiting(one_row: Client) -> None:
+    running = one_row.stream("x", **LONG)
     next(running)
     with pytest.raises(DeadlineExceeded, match="while it waited"):
-        client.generate("y", timeout=0.1)
+        one_row.generate("y", timeout=0.1)
     running.close()
 
 
@@ -331,3 +332,50 @@ def test_the_daemon_answers_within_half_a_second_of_its_start(tmp_path: Path) ->
         daemon.kill()
     # The bound is for an idle machine; a loaded one gets some room.
     assert min(took) < 1.0
+
+
+def test_a_load_that_does_not_fit_is_refused_with_both_figures(tmp_path: Path, cache: Path) -> None:
+    daemon = Daemon(tmp_path, "--cache-dir", str(cache), "--max-memory", "0.25")
+    with Client(daemon.endpoint) as client:
+        client.load("demo", precision="int8")
+        with pytest.raises(NoMemory, match=r"demo/onnx/fp32 needs about \d+ MB; \d+ MB are free for it. You could unload demo/onnx/int8"):
+            client.load("demo", precision="fp32")
+        assert len(daemon.workers()) == 1
+        client.unload("demo")
+        assert client.load("demo", precision="fp32").rows < 16, "fewer rows where they do not all fit"
+    daemon.kill()
+
+
+def test_a_full_worker_needs_what_was_said(own_daemon: Daemon) -> None:
+    """Estimated within 15 %, with every row and the prefix cache in use."""
+    with Client(own_daemon.endpoint) as client:
+        for precision in ("int8", "int4", "fp32"):
+            client.load("demo", precision=precision)
+            expected = next(p.memory_bytes for p in client.models()[0].precisions if p.precision == precision)
+            streams = [client.stream("x", max_new_tokens=1000, ignore_eos=True, seed=seed) for seed in range(16)]
+            for stream in streams:
+                list(stream)
+            (worker,) = own_daemon.workers()
+            assert worker.memory_info().rss == pytest.approx(expected, rel=0.15)
+            client.unload("demo")
+
+
+def test_an_idle_model_is_unloaded_when_asked_for(tmp_path: Path, cache: Path) -> None:
+    daemon = Daemon(tmp_path, "--cache-dir", str(cache), "--keep-alive", "0.5", "--preload", "demo")
+    with Client(daemon.endpoint) as client:
+        client.load("demo")
+        list(client.stream("x", **LONG))
+        assert client.ping().workers, "it was in use"
+        wait_for(lambda: not client.ping().workers)
+        assert "was not used for 0.5 s" in daemon.logged()
+    daemon.kill()
+
+
+def test_clearing_the_cache_deletes_built_graphs_only(tmp_path: Path) -> None:
+    (tmp_path / "abc-onnx-int8-v1").mkdir()
+    (tmp_path / "abc-onnx-int8-v1" / "model.onnx").touch()
+    (tmp_path / "precious-v2").mkdir()
+    command = [sys.executable, "-m", "server", "--clear-cache", "--cache-dir", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    assert "1 built graphs deleted" in done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["precious-v2"]

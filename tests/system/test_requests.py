@@ -130,7 +130,7 @@ def test_what_is_wrong_is_named(client: Client) -> None:
 
 def test_loading_again_is_immediate(client: Client) -> None:
     loaded = client.load("demo")
-    assert loaded.already and (loaded.engine, loaded.precision, loaded.context, loaded.rows) == ("onnx", "int8", 1024, 1)
+    assert loaded.already and (loaded.engine, loaded.precision, loaded.context, loaded.rows) == ("onnx", "int8", 1024, 16)
 
 
 def test_models_ping_and_stats(client: Client) -> None:
@@ -164,6 +164,54 @@ def test_many_requests_at_once_each_get_their_own_text(shared_daemon: Daemon, cl
     for thread in threads:
         thread.join()
     assert results == alone
+
+
+def test_streams_share_a_batch(client: Client) -> None:
+    """Many at once, from one client: each its own text, and together faster than one after the other."""
+    alone = [client.generate(PROMPT, seed=seed, max_new_tokens=200, ignore_eos=True, top_k=5) for seed in range(4)]
+    streams = [client.stream(PROMPT, seed=seed, max_new_tokens=200, ignore_eos=True, top_k=5) for seed in range(4)]
+    for stream in streams:
+        list(stream)
+    # int8 texts may part where a batch's rounding tips a draw; most do not.
+    assert sum(s.result.ids == a.ids for s, a in zip(streams, alone, strict=True)) >= 2
+    assert max(s.result.ledger.mean_batch for s in streams) > 1.5
+
+
+def test_a_waiting_stream_knows_its_place(one_row: Client) -> None:
+    running = one_row.stream("x", max_new_tokens=1000, ignore_eos=True)
+    next(running)
+    events: list[object] = []
+    one_row.connection.submit(m.Generate(prompt="y", stream=True, max_new_tokens=1), events.append, 20)
+    give_up = time.monotonic() + 5
+    while not any(isinstance(e, m.Generated) for e in events):
+        assert time.monotonic() < give_up
+        time.sleep(0.02)
+    assert isinstance(events[0], m.Progress) and (events[0].stage, events[0].done, events[0].total) == ("waiting", 1, 1)
+    running.close()
+
+
+def test_reuse_shows_in_the_ledger_and_changes_nothing(client: Client) -> None:
+    page = "When forty winters shall besiege thy brow,\nAnd dig deep trenches in thy beauty's field,\n" * 20
+    fresh = client.generate(page, strategy="greedy", deterministic=True)
+    first = client.generate(page, strategy="greedy")
+    again = client.generate(page, strategy="greedy")
+    longer = client.generate(page + again.text, strategy="greedy")
+    assert fresh.text == first.text == again.text
+    assert fresh.ledger.reused_tokens == 0
+    assert again.ledger.reused_tokens == again.ledger.prompt_tokens - 1
+    assert longer.ledger.reused_tokens > again.ledger.prompt_tokens
+    assert again.ledger.prefill_ms < fresh.ledger.prefill_ms / 3
+
+
+def test_several_continuations(client: Client) -> None:
+    result = client.generate(PROMPT, n=4, seed=5, max_new_tokens=15)
+    assert len(result.others) == 3
+    assert [o.seed for o in result.others] == [6, 7, 8]
+    assert len({result.text, *(o.text for o in result.others)}) == 4
+    stream = client.stream(PROMPT, n=3, seed=5, max_new_tokens=15)
+    pieces = list(stream)
+    for index, text in enumerate([stream.result.text, *(o.text for o in stream.result.others)]):
+        assert "".join(p.text for p in pieces if p.index == index) == text
 
 
 def test_control_is_answered_while_work_goes_on(client: Client) -> None:

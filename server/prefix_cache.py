@@ -1,0 +1,73 @@
+"""Keys and values of finished sequences, by token prefix; the least recently used out first.
+
+Restoring a position costs about a hundredth of computing it, so a page that is continued or regenerated pays for its new
+tokens only.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from server.engines.base import KV
+
+MIN_TOKENS = 8
+"""Shorter prefixes are computed again as fast as they are found."""
+MAX_ENTRIES = 256
+"""Bounds the time of a look-up: each entry is compared with the prompt."""
+
+
+class PrefixCache:
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._entries: OrderedDict[bytes, tuple[NDArray[np.int64], KV]] = OrderedDict()
+        self.nbytes = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, ids: Sequence[int]) -> KV | None:
+        """The keys and values of the longest known beginning of `ids`, or None."""
+        wanted = np.array(ids, np.int64)
+        best, length = None, MIN_TOKENS - 1
+        for key, (tokens, _) in self._entries.items():
+            shared = _shared(tokens, wanted)
+            if shared > length:
+                best, length = key, shared
+        if best is None:
+            return None
+        self._entries.move_to_end(best)
+        return self._entries[best][1].first(length)
+
+    def put(self, ids: Sequence[int], export: Callable[[int], KV]) -> None:
+        """Remember a sequence; `export(positions)` copies its keys and values, and is called only if they are kept."""
+        tokens = np.array(ids, np.int64)
+        if len(tokens) < MIN_TOKENS:
+            return
+        for key, (known, _) in list(self._entries.items()):
+            shared = _shared(known, tokens)
+            if shared == len(tokens):
+                self._entries.move_to_end(key)
+                return
+            if shared == len(known):
+                self._drop(key)  # the new one begins with it
+        kv = export(len(tokens))
+        if kv.nbytes > self._max_bytes:
+            return
+        self._entries[tokens.tobytes()] = (tokens, kv)
+        self.nbytes += kv.nbytes
+        while self.nbytes > self._max_bytes or len(self._entries) > MAX_ENTRIES:
+            self._drop(next(iter(self._entries)))
+
+    def _drop(self, key: bytes) -> None:
+        self.nbytes -= self._entries.pop(key)[1].nbytes
+
+
+def _shared(a: NDArray[np.int64], b: NDArray[np.int64]) -> int:
+    """How many tokens two sequences have in common at their beginning."""
+    n = min(len(a), len(b))
+    different = np.flatnonzero(a[:n] != b[:n])
+    return int(different[0]) if len(different) else n
