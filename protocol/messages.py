@@ -70,7 +70,8 @@ class Cancel(Request, frozen=True, tag="cancel"):
     target: RequestId
 
 
-Strategy: TypeAlias = Literal["sample", "greedy"]
+Strategy: TypeAlias = Literal["sample", "greedy", "mirostat"]
+TokenId: TypeAlias = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 
 
 class Generate(Request, frozen=True, tag="generate"):
@@ -84,7 +85,7 @@ class Generate(Request, frozen=True, tag="generate"):
     engine: Name | None = None
     precision: Name | None = None
     prompt: str | None = None
-    prompt_ids: Annotated[list[Annotated[int, Meta(ge=0, le=2**31 - 1)]], Meta(max_length=65_536)] | None = None
+    prompt_ids: Annotated[list[TokenId], Meta(max_length=65_536)] | None = None
     stream: bool = False
     n: Annotated[int, Meta(ge=1, le=16, description="How many continuations to write; they share one prefill.")] = 1
     deterministic: Annotated[
@@ -108,6 +109,29 @@ class Generate(Request, frozen=True, tag="generate"):
     repetition_penalty: Annotated[
         float, Meta(gt=0, le=100, description="Above 1 makes tokens that were there already less likely; 1 is off.")
     ] = 1.0
+    typical_p: Annotated[
+        float, Meta(gt=0, le=1, description="Draw from the tokens about as surprising as expected that together reach this; 1 is off.")
+    ] = 1.0
+    mirostat_tau: Annotated[float, Meta(ge=0, le=20, description="Mirostat's aim: the mean surprise of a token, in bits.")] = 5.0
+    mirostat_eta: Annotated[float, Meta(ge=0, le=1, description="How fast mirostat goes towards its aim.")] = 0.1
+    presence_penalty: Annotated[
+        float, Meta(ge=-10, le=10, description="Subtracted from the logit of every token written already; 0 is off.")
+    ] = 0.0
+    frequency_penalty: Annotated[
+        float, Meta(ge=-10, le=10, description="Subtracted from a token's logit once for each time it was written; 0 is off.")
+    ] = 0.0
+    no_repeat_ngram_size: Annotated[
+        int, Meta(ge=0, le=1024, description="No run of so many tokens comes twice, the prompt's included; 0 is off.")
+    ] = 0
+    bad_words: Annotated[
+        list[Annotated[str, Meta(min_length=1, max_length=200)]],
+        Meta(max_length=64, description="Words that must not come, at the start of a line or after a space."),
+    ] = []
+    logit_bias: Annotated[
+        list[tuple[TokenId, Annotated[float, Meta(ge=-1000, le=1000)]]],
+        Meta(max_length=1024, description="Pairs of a token and what is added to its logit."),
+    ] = []
+    min_new_tokens: Annotated[int, Meta(ge=0, le=65_536, description="No end of text before so many tokens.")] = 0
     stop: Annotated[
         list[Annotated[str, Meta(min_length=1, max_length=200)]],
         Meta(max_length=16, description="End before any of these strings."),
@@ -117,14 +141,17 @@ class Generate(Request, frozen=True, tag="generate"):
     def __post_init__(self) -> None:
         if (self.prompt is None) == (self.prompt_ids is None):
             raise ValueError("give exactly one of `prompt` and `prompt_ids`")
-        # One test for all four; NaN and infinity, which pass the ranges' comparisons or not by accident, get through a sum.
-        if not math.isfinite(self.temperature + self.top_p + self.min_p + self.repetition_penalty):
-            raise ValueError("`temperature`, `top_p`, `min_p` and `repetition_penalty` must be finite numbers")
+        # NaN passes the ranges' comparisons or not by accident; a sum shows it.
+        total = self.temperature + self.top_p + self.min_p + self.repetition_penalty + self.typical_p + self.mirostat_tau
+        total += self.mirostat_eta + self.presence_penalty + self.frequency_penalty + sum(bias for _, bias in self.logit_bias)
+        if not math.isfinite(total):
+            raise ValueError("temperature, top_p, min_p, typical_p, penalties, biases and mirostat's settings must be finite numbers")
 
 
 SETTINGS = (
     "n", "deterministic", "max_new_tokens", "truncate", "ignore_eos", "strategy", "temperature", "top_k", "top_p", "min_p",
-    "repetition_penalty", "stop", "seed",
+    "typical_p", "mirostat_tau", "mirostat_eta", "repetition_penalty", "presence_penalty", "frequency_penalty",
+    "no_repeat_ngram_size", "bad_words", "logit_bias", "min_new_tokens", "stop", "seed",
 )  # fmt: skip
 """The fields of Generate that shape the text: described by ServerInfo, repeated in Generated."""
 
@@ -175,7 +202,7 @@ class Parameter(Struct, frozen=True, kw_only=True):
     """A generation setting, so that a client need not know it beforehand."""
 
     name: str
-    type: Literal["int", "float", "bool", "choice", "strings"]
+    type: Literal["int", "float", "bool", "choice", "strings", "biases"]
     default: Any
     description: str
     minimum: int | float | None = None
@@ -400,4 +427,4 @@ def _parameter(name: str, field: msgspec.structs.FieldInfo) -> Parameter:
         return Parameter(name=name, type=kind, default=default, description=description, minimum=low, maximum=info.le)
     if isinstance(info, msgspec.inspect.BoolType):
         return Parameter(name=name, type="bool", default=default, description=description)
-    return Parameter(name=name, type="strings", default=default, description=description)
+    return Parameter(name=name, type="biases" if name == "logit_bias" else "strings", default=default, description=description)

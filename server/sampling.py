@@ -1,6 +1,6 @@
 """Logits -> token.
 
-The order of the steps and what each keeps are transformers': repetition penalty, temperature, top-k, top-p, min-p. The
+What each step keeps, and their order, are transformers': (processors.py,) temperature, top-k, top-p, min-p, typical. The
 draw itself takes one uniform number from the sequence's own generator and inverts the cumulative distribution in the
 order of token ids, so that a sequence's draws depend on its request alone.
 """
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from protocol.messages import Generate
 from server.engines.base import Logits
+from server.processors import Processors
 
 Ids = NDArray[np.int64]
 Weights = NDArray[np.float32]
@@ -21,42 +22,43 @@ BLOCK = 256
 
 
 class Sampler:
-    """The sampling state of one sequence: its settings, its random numbers, the tokens it has seen."""
+    """The sampling state of one sequence: its settings, its random numbers, what its processors remember."""
 
-    def __init__(self, request: Generate, seed: int, prompt: Many[int], vocabulary: int) -> None:
+    def __init__(self, request: Generate, seed: int, processors: Processors) -> None:
         self.request = request
-        self.greedy = request.strategy == "greedy" or request.temperature == 0
-        self._random = None if self.greedy else np.random.Generator(np.random.PCG64(seed))
-        self._seen: NDArray[np.bool_] | None = None
-        if request.repetition_penalty != 1:
-            self._seen = np.zeros(vocabulary, np.bool_)
-            self._seen[list(prompt)] = True
-
-    @property
-    def plain(self) -> bool:
+        self._processors = processors
+        greedy = request.strategy == "greedy" or request.temperature == 0
+        self._random = None if greedy else np.random.Generator(np.random.PCG64(seed))
+        self._mirostat = 2 * request.mirostat_tau
+        """The largest surprise, in bits, that mirostat lets through."""
+        self.plain = greedy and not processors.active
         """Nothing but an argmax is asked for."""
-        return self.greedy and self._seen is None
 
-    def pick(self, logits: Logits) -> int:
-        """Choose a token from float32 [vocabulary]."""
-        if self._seen is not None:
-            logits = penalise_repetition(logits, np.flatnonzero(self._seen), self.request.repetition_penalty)
-        token = int(logits.argmax()) if self._random is None else draw(logits, self.request, self._random.random())
-        if self._seen is not None:
-            self._seen[token] = True
-        return token
+    def pick(self, logits: Logits, ids: Many[int]) -> int:
+        """Choose the token that follows `ids` from float32 [vocabulary]."""
+        if self._processors.active:
+            logits = self._processors.apply(logits, ids)
+        if self._random is None:
+            return int(logits.argmax())
+        uniform = self._random.random()
+        if self.request.strategy == "mirostat":
+            kept, weights = mirostat(logits, self.request.temperature, self._mirostat)
+            index = invert(weights, uniform)
+            surprise = -np.log2(weights[index] / weights.sum(dtype=np.float64))
+            self._mirostat -= self.request.mirostat_eta * float(surprise - self.request.mirostat_tau)
+        else:
+            kept, weights = candidates(logits, self.request)
+            index = invert(weights, uniform)
+        return int(kept[index])
 
 
-def draw(logits: Logits, request: Generate, uniform: float) -> int:
-    """Draw a token from float32 [vocabulary] with one number from [0, 1)."""
-    ids, weights = candidates(logits, request)
-    return int(ids[invert(weights, uniform)])
-
-
-def sample(logits: Logits, samplers: Many[Sampler]) -> list[int]:
-    """Choose one token for each row of float32 [len(samplers), vocabulary]."""
+def sample(logits: Logits, samplers: Many[Sampler], histories: Many[Many[int]]) -> list[int]:
+    """Choose one token for each row of float32 [len(samplers), vocabulary]; `histories` are the tokens before it."""
     likeliest = logits.argmax(axis=1) if any(s.plain for s in samplers) else None
-    return [int(likeliest[i]) if likeliest is not None and sampler.plain else sampler.pick(logits[i]) for i, sampler in enumerate(samplers)]
+    return [
+        int(likeliest[i]) if likeliest is not None and sampler.plain else sampler.pick(logits[i], histories[i])
+        for i, sampler in enumerate(samplers)
+    ]
 
 
 def invert(weights: Weights, uniform: float) -> int:
@@ -73,14 +75,6 @@ def invert(weights: Weights, uniform: float) -> int:
     return block * BLOCK + min(int(np.searchsorted(sums, target, side="right")), len(inside) - 1)
 
 
-def penalise_repetition(logits: Logits, seen: Ids, penalty: float) -> Logits:
-    """Divide positive and multiply negative logits of tokens that were there already (Keskar et al. 2019, CTRL)."""
-    logits = logits.copy()
-    values = logits[seen]
-    logits[seen] = np.where(values > 0, values / penalty, values * penalty)
-    return logits
-
-
 def candidates(logits: Logits, request: Generate) -> tuple[Ids, Weights]:
     """The tokens that may be drawn, in ascending order, and their weights (in proportion to their probabilities)."""
     scores = logits / np.float32(request.temperature)
@@ -93,6 +87,9 @@ def candidates(logits: Logits, request: Generate) -> tuple[Ids, Weights]:
         ids, weights = ids[kept], weights[kept]
     if request.min_p > 0:
         kept = np.flatnonzero(weights >= request.min_p * weights.max())
+        ids, weights = ids[kept], weights[kept]
+    if request.typical_p < 1:
+        kept = typical(weights, request.typical_p)
         ids, weights = ids[kept], weights[kept]
     return ids, weights
 
@@ -117,3 +114,22 @@ def top_p(weights: Weights, p: float) -> Ids:
     ascending = np.sort(weights[considered])
     dropped = int(np.searchsorted(left_out + np.cumsum(ascending, dtype=np.float64), limit, side="right"))
     return np.flatnonzero(weights >= ascending[min(dropped, len(ascending) - 1)])
+
+
+def typical(weights: Weights, mass: float) -> Ids:
+    """Indices of the weights whose surprise is nearest to the mean, the fewest that reach the share `mass` (Meister et al. 2023)."""
+    p = weights / weights.sum(dtype=np.float64)
+    surprise = -np.log(p, out=np.full_like(p, -np.inf), where=p > 0)
+    distance = np.abs(surprise - np.sum(p * surprise, where=p > 0))
+    order = np.argsort(distance, kind="stable")
+    last = min(int((np.cumsum(p[order]) < mass).sum()), len(order) - 1)
+    return np.flatnonzero(distance <= distance[order[last]])
+
+
+def mirostat(logits: Logits, temperature: float, limit: float) -> tuple[Ids, Weights]:
+    """The tokens whose surprise is at most `limit` bits, at least the likeliest, and their weights (Basu et al. 2021, version 2)."""
+    scores = logits / np.float32(temperature)
+    weights = np.exp(scores - scores.max())
+    bound = 2.0 ** -max(limit, 0.0) * weights.sum(dtype=np.float64)
+    kept = np.flatnonzero(weights >= min(bound, 1.0))
+    return kept, weights[kept]

@@ -27,7 +27,7 @@ class Sequence:
         dropped: int,
         seed: int,
         increments: Increments,
-        vocabulary: int,
+        sampler: Sampler,
         end_of_text: int,
         received: float,
     ) -> None:
@@ -45,7 +45,7 @@ class Sequence:
         self.place = 0
         """Its place in the queue, as last told."""
         self.finished: m.FinishReason | None = None
-        self.sampler = Sampler(request, seed, prompt, vocabulary)
+        self.sampler = sampler
         self.sent_at = float("-inf")
         self._increments = increments
         self._end_of_text = end_of_text

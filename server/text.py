@@ -26,10 +26,14 @@ class Text:
         """Tokens of a prompt; an empty one starts from the end-of-text token, as GPT-2's training texts did."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids or [self._end_of_text]
 
+    def forms(self, word: str) -> list[list[int]]:
+        """A word's tokens as they stand at the start of a line and after a space."""
+        return [self._tokenizer.encode(form, add_special_tokens=False).ids for form in (word, f" {word}")]
+
     def check(self, ids: list[int]) -> list[int]:
         """Return the ids, or the end-of-text token for none. Raises: BadRequest for one outside the vocabulary."""
         if ids and max(ids) >= self._vocabulary:
-            raise BadRequest(f"generate: token {max(ids)} in `prompt_ids`; this model's are 0 to {self._vocabulary - 1}")
+            raise BadRequest(f"generate: there is no token {max(ids)}; this model's are 0 to {self._vocabulary - 1}")
         return list(ids) or [self._end_of_text]
 
     def increments(self) -> Increments:

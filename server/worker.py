@@ -22,7 +22,8 @@ from protocol.errors import Gpt2dError, RequestError, TooLong
 from server import catalogue
 from server.engines.base import Engine
 from server.prefix_cache import PrefixCache
-from server.sampling import sample
+from server.processors import Processors
+from server.sampling import Sampler, sample
 from server.scheduler import Scheduler
 from server.sequence import Sequence, result
 from server.spec import Spec
@@ -97,12 +98,12 @@ class Worker:
             wanted = [len(batch.chunk) - 1] if batch.completes_prompt else []
             logits = self._engine.prefill(batch.prefill.row, batch.chunk, batch.prefill.cached, wanted)
             if wanted:
-                first_token = sample(logits, [batch.prefill.sampler])[0]
+                first_token = sample(logits, [batch.prefill.sampler], [batch.prefill.ids])[0]
         prefilled = time.perf_counter()
         tokens: list[int] = []
         if batch.decode:
             logits = self._engine.decode([s.ids[-1] for s in batch.decode], [s.cached for s in batch.decode])
-            tokens = sample(logits, [s.sampler for s in batch.decode])
+            tokens = sample(logits, [s.sampler for s in batch.decode], [s.ids for s in batch.decode])
         for sequence in self._scheduler.postprocess(batch, first_token, tokens, (prefilled - began) * 1000):
             if sequence.finished:
                 self._end(sequence)
@@ -132,6 +133,7 @@ class Worker:
         """Encode the prompt and fit it into the context; one sequence for each continuation. Raises: BadRequest, TooLong."""
         request = work.generate
         prompt = self._text.encode(request.prompt) if request.prompt is not None else self._text.check(request.prompt_ids or [])
+        self._text.check([token for token, _ in request.logit_bias])
         context, dropped = self._engine.context, 0
         if request.max_new_tokens >= context:
             raise TooLong(f"max_new_tokens is {request.max_new_tokens}; the context of {context} has room for {context - 1}")
@@ -144,11 +146,15 @@ class Worker:
                 )
             prompt, dropped = prompt[excess:], excess
         seed = request.seed if request.seed is not None else secrets.randbits(62)
-        increments, vocabulary = self._text.increments, self._engine.vocabulary
-        return [
-            Sequence(work, i, prompt, dropped, (seed + i) % SEEDS, increments(), vocabulary, self._end_of_text, received)
-            for i in range(request.n)
-        ]
+        bad_words = [ids for word in request.bad_words for ids in self._text.forms(word)]
+        sequences = []
+        for index in range(request.n):
+            own_seed = (seed + index) % SEEDS
+            processors = Processors(request, len(prompt), self._engine.vocabulary, self._end_of_text, bad_words)
+            sampler = Sampler(request, own_seed, processors)
+            increments = self._text.increments()
+            sequences.append(Sequence(work, index, prompt, dropped, own_seed, increments, sampler, self._end_of_text, received))
+        return sequences
 
     def _send_piece(self, sequence: Sequence) -> None:
         now = time.monotonic()

@@ -40,7 +40,7 @@ requests = st.one_of(
     st.builds(
         lambda prompt, **fields: m.Generate(**prompt, **fields),
         **head, **which, prompt=prompts, n=st.integers(1, 16), deterministic=st.booleans(), model=st.none() | names, stream=st.booleans(), max_new_tokens=st.integers(1, 65_536),
-        truncate=st.sampled_from(["error", "left"]), ignore_eos=st.booleans(), strategy=st.sampled_from(["sample", "greedy"]),
+        truncate=st.sampled_from(["error", "left"]), ignore_eos=st.booleans(), strategy=st.sampled_from(["sample", "greedy", "mirostat"]),
         temperature=st.floats(0, 100), top_k=st.integers(0, 1_000_000), top_p=st.floats(0.001, 1), min_p=st.floats(0, 1),
         repetition_penalty=st.floats(0.001, 100), stop=st.lists(st.text("ab\n", min_size=1, max_size=9), max_size=4),
         seed=st.none() | ids,
@@ -200,7 +200,7 @@ def test_parameters_describe_every_setting() -> None:
     assert set(described) == set(m.SETTINGS)
     assert all(p.description for p in described.values())
     assert (described["temperature"].minimum, described["temperature"].maximum, described["temperature"].default) == (0, 100, 1.0)
-    assert described["strategy"].choices == ["sample", "greedy"]
+    assert described["strategy"].choices == ["sample", "greedy", "mirostat"]
 
 
 def test_ledger_derives_once() -> None:

@@ -7,31 +7,50 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import transformers
 from hypothesis import given, settings, strategies as st
+from numpy.typing import NDArray
 from transformers import (
     LogitsProcessorList,
+    MinNewTokensLengthLogitsProcessor,
     MinPLogitsWarper,
+    NoBadWordsLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
+    SequenceBiasLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
+    TypicalLogitsWarper,
 )
 
 from protocol.messages import Generate
-from server.sampling import Sampler, candidates, invert, penalise_repetition, sample
+from server.processors import Processors
+from server.sampling import Sampler, candidates, invert, mirostat, sample
 
-VOCABULARY = 500
+VOCABULARY, END = 500, 11
+Array = NDArray[Any]
 
 
-def logits_of(seed: int, size: int = VOCABULARY, scale: float = 3.0) -> np.ndarray[Any, np.dtype[np.float32]]:
+def logits_of(seed: int, size: int = VOCABULARY, scale: float = 3.0) -> Array:
     return (np.random.default_rng(seed).standard_normal(size) * scale).astype(np.float32)
 
 
-def ours(logits: np.ndarray[Any, np.dtype[np.float32]], seen: list[int], **fields: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
+def processors_of(request: Generate, prompt: list[int], vocabulary: int, bad_words: list[list[int]] | None = None) -> Processors:
+    return Processors(request, len(prompt), vocabulary, END, bad_words or [])
+
+
+def sampler_of(request: Generate, seed: int = 0, vocabulary: int = VOCABULARY) -> Sampler:
+    return Sampler(request, seed, processors_of(request, [], vocabulary))
+
+
+def ours(
+    logits: Array, seen: list[int], prompt_tokens: int | None = None, bad_words: list[list[int]] | None = None, **fields: Any
+) -> Array:
     request = Generate(prompt="", **fields)
-    if request.repetition_penalty != 1:
-        logits = penalise_repetition(logits, np.unique(seen), request.repetition_penalty)
+    processors = processors_of(request, seen[:prompt_tokens], len(logits), bad_words)
+    if processors.active:
+        processors.apply(logits, seen[: len(seen) // 2])  # what it remembers grows in steps
+        logits = processors.apply(logits, seen)
     ids, weights = candidates(logits, request)
     assert (np.diff(ids) > 0).all()
     probabilities = np.zeros(len(logits))
@@ -39,10 +58,20 @@ def ours(logits: np.ndarray[Any, np.dtype[np.float32]], seen: list[int], **field
     return probabilities
 
 
-def theirs(logits: np.ndarray[Any, np.dtype[np.float32]], seen: list[int], **fields: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
+def theirs(
+    logits: Array, seen: list[int], prompt_tokens: int | None = None, bad_words: list[list[int]] | None = None, **fields: Any
+) -> Array:
     steps = LogitsProcessorList()
+    if fields.get("logit_bias"):
+        steps.append(SequenceBiasLogitsProcessor([[[token], bias] for token, bias in fields["logit_bias"]]))
     if fields.get("repetition_penalty", 1) != 1:
         steps.append(RepetitionPenaltyLogitsProcessor(fields["repetition_penalty"]))
+    if fields.get("no_repeat_ngram_size"):
+        steps.append(NoRepeatNGramLogitsProcessor(fields["no_repeat_ngram_size"]))
+    if bad_words:
+        steps.append(NoBadWordsLogitsProcessor(bad_words, eos_token_id=END))
+    if fields.get("min_new_tokens"):
+        steps.append(MinNewTokensLengthLogitsProcessor(len(seen[:prompt_tokens]), fields["min_new_tokens"], END))
     if fields.get("temperature", 1) != 1:
         steps.append(TemperatureLogitsWarper(fields["temperature"]))
     if fields.get("top_k", 50):
@@ -51,8 +80,10 @@ def theirs(logits: np.ndarray[Any, np.dtype[np.float32]], seen: list[int], **fie
         steps.append(TopPLogitsWarper(fields["top_p"]))
     if fields.get("min_p", 0) > 0:
         steps.append(MinPLogitsWarper(fields["min_p"]))
+    if fields.get("typical_p", 1) < 1:
+        steps.append(TypicalLogitsWarper(fields["typical_p"]))
     scores = steps(torch.tensor([seen]), torch.tensor(logits)[None])  # type: ignore[no-untyped-call]
-    return torch.softmax(scores[0].double(), dim=-1).numpy()
+    return np.asarray(torch.softmax(scores[0].double(), dim=-1).numpy())
 
 
 @pytest.mark.parametrize(
@@ -61,13 +92,40 @@ def theirs(logits: np.ndarray[Any, np.dtype[np.float32]], seen: list[int], **fie
         {}, {"temperature": 0.7}, {"temperature": 2.5, "top_k": 0}, {"top_k": 1}, {"top_k": 7}, {"top_k": 1_000_000}, {"top_k": 0, "top_p": 0.9},
         {"top_k": 0, "top_p": 0.05}, {"top_k": 40, "top_p": 0.6, "temperature": 1.3}, {"top_k": 0, "min_p": 0.1}, {"min_p": 1.0},
         {"top_p": 0.8, "min_p": 0.05, "temperature": 0.9}, {"repetition_penalty": 1.3}, {"repetition_penalty": 0.8, "top_p": 0.95, "temperature": 0.6},
+        {"typical_p": 0.5, "top_k": 0}, {"typical_p": 0.9, "temperature": 1.4}, {"no_repeat_ngram_size": 1}, {"no_repeat_ngram_size": 2}, {"no_repeat_ngram_size": 9},
+        {"logit_bias": [(5, 4.0), (77, -3.0)]}, {"min_new_tokens": 3}, {"min_new_tokens": 2}, {"bad_words": [[3, 77], [8], [4, 3]], "top_k": 0},
     ],
 )  # fmt: skip
 def test_distributions_are_those_of_transformers(fields: dict[str, Any]) -> None:
-    assert transformers.__version__
     for seed in range(5):
-        logits, seen = logits_of(seed), [3, 77, 77, int(logits_of(seed).argmax())]
-        np.testing.assert_allclose(ours(logits, seen, **fields), theirs(logits, seen, **fields), atol=1e-5)
+        logits, seen = logits_of(seed), [3, 77, 4, 77, int(logits_of(seed).argmax()), 3]
+        np.testing.assert_allclose(ours(logits, seen, 4, **fields), theirs(logits, seen, 4, **fields), atol=1e-5)
+
+
+def test_presence_and_frequency_penalties_count_new_tokens_only() -> None:
+    logits = np.zeros(6, np.float32)
+    request = Generate(prompt="", presence_penalty=0.5, frequency_penalty=0.25)
+    got = processors_of(request, [1, 1], 6).apply(logits, [1, 1, 2, 3, 3, 3])
+    assert got.tolist() == [0, 0, -0.75, -1.25, 0, 0]
+
+
+def test_mirostat_brings_the_mean_surprise_to_its_aim() -> None:
+    """Against a plain reading of the paper's version 2, and over many draws."""
+    logits = logits_of(3, scale=2.0)
+    kept, weights = mirostat(logits, 1.0, 4.0)
+    p = np.exp(logits.astype(np.float64)) / np.exp(logits.astype(np.float64)).sum()
+    assert kept.tolist() == np.flatnonzero(-np.log2(p) <= 4.0).tolist()
+    np.testing.assert_allclose(weights / weights.sum(), p[kept] / p[kept].sum(), rtol=1e-5)
+    assert len(mirostat(logits, 1.0, -3.0)[0]) == 1
+    for tau in (2.0, 4.0):
+        sampler = sampler_of(Generate(prompt="", strategy="mirostat", mirostat_tau=tau), seed=1)
+        surprises = []
+        for _ in range(3000):
+            limit = sampler._mirostat
+            kept, weights = mirostat(logits, 1.0, limit)
+            token = sampler.pick(logits, [])
+            surprises.append(-np.log2(weights[kept == token][0] / weights.sum()))
+        assert np.mean(surprises[500:]) == pytest.approx(tau, abs=0.1)
 
 
 def test_equal_logits_are_kept_or_dropped_together() -> None:
@@ -92,7 +150,7 @@ def test_draws_follow_the_distribution() -> None:
     """Chi-square over many seeds."""
     logits = logits_of(1, size=12, scale=1.0)
     expected = ours(logits, [], top_k=0)
-    draws = [Sampler(Generate(prompt="", top_k=0), seed, [], 12).pick(logits) for seed in range(20_000)]
+    draws = [sampler_of(Generate(prompt="", top_k=0), seed, 12).pick(logits, []) for seed in range(20_000)]
     counts = np.bincount(draws, minlength=12)
     statistic = float(((counts - 20_000 * expected) ** 2 / (20_000 * expected)).sum())
     assert statistic < 31.3  # the 99.9th percentile of chi-square with 11 degrees of freedom
@@ -100,18 +158,21 @@ def test_draws_follow_the_distribution() -> None:
 
 def test_a_seed_fixes_the_draws_whatever_the_neighbours() -> None:
     logits = np.stack([logits_of(i) for i in range(3)])
-    alone = [Sampler(Generate(prompt=""), 5, [], VOCABULARY).pick(logits[1]) for _ in range(1)]
-    together = sample(logits, [Sampler(Generate(prompt=""), seed, [], VOCABULARY) for seed in (4, 5, 6)])
+    alone = [sampler_of(Generate(prompt=""), 5).pick(logits[1], [])]
+    together = sample(logits, [sampler_of(Generate(prompt=""), seed) for seed in (4, 5, 6)], [[], [], []])
     assert together[1] == alone[0]
 
 
 def test_greedy_and_temperature_zero_take_the_likeliest() -> None:
     logits = logits_of(2)[None]
     for request in (Generate(prompt="", strategy="greedy"), Generate(prompt="", temperature=0)):
-        assert sample(logits, [Sampler(request, 0, [], VOCABULARY)]) == [int(logits[0].argmax())]
+        assert sample(logits, [sampler_of(request)], [[]]) == [int(logits[0].argmax())]
 
 
 def test_greedy_with_a_repetition_penalty_remembers_what_it_took() -> None:
     logits = np.array([1.0, 0.9, -1.0], np.float32)
-    sampler = Sampler(Generate(prompt="", strategy="greedy", repetition_penalty=2.0), 0, [], 3)
-    assert [sampler.pick(logits) for _ in range(3)] == [0, 1, 0]
+    sampler = sampler_of(Generate(prompt="", strategy="greedy", repetition_penalty=2.0), vocabulary=3)
+    ids: list[int] = []
+    for _ in range(3):
+        ids.append(sampler.pick(logits, ids))
+    assert ids == [0, 1, 0]

@@ -8,7 +8,8 @@ from hypothesis import given, settings, strategies as st
 
 from protocol.messages import Generate, Work
 from server.prefix_cache import PrefixCache
-from server.sampling import sample
+from server.processors import Processors
+from server.sampling import Sampler, sample
 from server.scheduler import MIN_CHUNK, Scheduler
 from server.sequence import Sequence
 from server.text import Increments
@@ -22,7 +23,8 @@ def scheduler_of(engine: FakeEngine, cache_bytes: int = 0) -> Scheduler:
 def sequence(request_id: int, prompt: list[int], new: int, group: int = 0, **settings: object) -> Sequence:
     request = Generate(prompt="", strategy="greedy", max_new_tokens=new, **settings)  # type: ignore[arg-type]
     work = Work(id=request_id, group=group, generate=request)
-    return Sequence(work, 0, prompt, 0, 0, Increments([b"x"] * 97), 97, 0, time.monotonic())
+    sampler = Sampler(request, 0, Processors(request, len(prompt), 97, 0, []))
+    return Sequence(work, 0, prompt, 0, 0, Increments([b"x"] * 97), sampler, 0, time.monotonic())
 
 
 def step(scheduler: Scheduler, engine: FakeEngine) -> list[Sequence]:
@@ -33,12 +35,12 @@ def step(scheduler: Scheduler, engine: FakeEngine) -> list[Sequence]:
     if batch.prefill:
         wanted = [len(batch.chunk) - 1] if batch.completes_prompt else []
         logits = engine.prefill(batch.prefill.row, batch.chunk, batch.prefill.cached, wanted)
-        first = sample(logits, [batch.prefill.sampler])[0] if wanted else None
+        first = sample(logits, [batch.prefill.sampler], [batch.prefill.ids])[0] if wanted else None
     tokens = []
     if batch.decode:
         assert [s.row for s in batch.decode] == list(range(len(batch.decode)))
         logits = engine.decode([s.ids[-1] for s in batch.decode], [s.cached for s in batch.decode])
-        tokens = sample(logits, [s.sampler for s in batch.decode])
+        tokens = sample(logits, [s.sampler for s in batch.decode], [s.ids for s in batch.decode])
     advanced = scheduler.postprocess(batch, first, tokens, prefill_ms=len(batch.chunk))  # one token a millisecond
     return done + [s for s in advanced if s.finished]
 

@@ -7,6 +7,8 @@ import time
 from hypothesis import given, strategies as st
 
 from protocol.messages import Generate, Work
+from server.processors import Processors
+from server.sampling import Sampler
 from server.sequence import Sequence
 from server.text import Increments
 
@@ -18,7 +20,8 @@ END = 256
 def make(**settings: object) -> Sequence:
     request = Generate(prompt="", **({"max_new_tokens": 1000} | settings))  # type: ignore[arg-type]
     work = Work(id=1, group=0, generate=request)
-    return Sequence(work, 0, [65], 0, 0, Increments(TABLE), VOCABULARY, END, time.monotonic())
+    sampler = Sampler(request, 0, Processors(request, 1, VOCABULARY, END, []))
+    return Sequence(work, 0, [65], 0, 0, Increments(TABLE), sampler, END, time.monotonic())
 
 
 def feed(sequence: Sequence, data: bytes) -> list[str]:
