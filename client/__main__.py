@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import sys
 
-from client.terminal import Choice, Terminal
-from protocol.errors import Gpt2dError
 from protocol.sockets import DEFAULT_ENDPOINT, check_endpoint
 
 EPILOG = """\
@@ -40,6 +40,23 @@ def main() -> None:
         check_endpoint(args.endpoint)
     except ValueError as e:
         parser.error(str(e))
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="replace")  # whatever the system's code page is
+    try:
+        sys.exit(run(args))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # whoever read the text has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what was asked; return the exit code."""
+    from client.terminal import Choice, Terminal
+    from protocol.errors import Gpt2dError
+
     prompt = args.prompt
     if prompt is None and not sys.stdin.isatty():
         prompt = sys.stdin.read().removesuffix("\n")
@@ -47,13 +64,14 @@ def main() -> None:
     with Terminal(args.endpoint) as terminal:
         try:
             terminal.start(Choice(args.model, args.engine, args.precision), settings, hint=prompt is None)
-            code = terminal.interact() if prompt is None else 0 if terminal.write(prompt) else 130
+            if prompt is None:
+                return terminal.interact()
+            if sys.stdout.isatty():
+                print(prompt, end="", flush=True)
+            return 0 if terminal.write(prompt) else 130
         except (Gpt2dError, ValueError) as e:
             terminal.say(f"gpt2d-client: {e}")
-            code = 1
-        except KeyboardInterrupt:
-            code = 130
-    sys.exit(code)
+            return 1
 
 
 if __name__ == "__main__":

@@ -72,10 +72,14 @@ class Terminal:
     def interact(self) -> int:
         """Read and do lines until the end; return the exit code."""
         from prompt_toolkit import PromptSession
-        from prompt_toolkit.history import FileHistory
+        from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 
-        folder = platformdirs.user_data_path("gpt2d", ensure_exists=True)
-        session: PromptSession[str] = PromptSession(history=FileHistory(str(folder / "history")))
+        history: History
+        try:
+            history = FileHistory(str(platformdirs.user_data_path("gpt2d", ensure_exists=True) / "history"))
+        except OSError:
+            history = InMemoryHistory()
+        session: PromptSession[str] = PromptSession(history=history)
         while True:
             try:
                 line = session.prompt("> ")
@@ -228,7 +232,7 @@ class Terminal:
                 case "bool":
                     self._settings[name] = {"true": True, "false": False, "on": True, "off": False}[text.lower()]
                 case "strings":
-                    self._settings[name] = [text.encode().decode("unicode_escape")] if "\\" in text else [text]
+                    self._settings[name] = [text.encode("latin-1", "backslashreplace").decode("unicode_escape")] if "\\" in text else [text]
                 case _:
                     self._settings[name] = text
         except (ValueError, KeyError):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import queue
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any, Self, TypeVar, cast
+from typing import Any, Self, TypeVar
 
 from protocol import messages as m
 from protocol.connection import Connection, Event
@@ -60,7 +60,7 @@ class Stream(Iterator[m.Tokens]):
         self._over = True
         if isinstance(event, Gpt2dError):
             raise event
-        self._result = cast("m.Generated", event)
+        self._result = expect(event, m.Generated)
         raise StopIteration
 
     def cancel(self) -> None:

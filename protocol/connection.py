@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
+import os
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -42,7 +44,7 @@ State: TypeAlias = Literal["connecting", "ready", "lost", "closed"]
 CONNECT_S = 3.0
 """How long a request waits for a connection to be made."""
 REFUSED_S = 1.0
-"""The same where it is refused, or by something else: long enough for a server that is just starting."""
+"""The same where it is refused from the beginning, or made by something else: long enough for a server that is starting."""
 LOST_S = 2.0
 """After a broken connection: how long its requests wait for the reconnection that tells what happened."""
 QUIET_S = 1.5
@@ -71,22 +73,29 @@ class Connection:
     """A connection to one server. All methods may be called from any thread."""
 
     def __init__(self, endpoint: str = sockets.DEFAULT_ENDPOINT) -> None:
-        """Start connecting. Raises: ValueError if the endpoint is malformed."""
+        """Start connecting. Raises: ValueError if the endpoint is malformed, or one that nothing can connect to."""
         self.endpoint = sockets.check_endpoint(endpoint)
         self.state: State = "connecting"
         self.info: m.ServerInfo | None = None
         """The server's answer to `hello`, from the latest connection."""
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        try:
+            self._socket, self._monitor = sockets.client_socket(self._context, self.endpoint)
+        except zmq.ZMQError as e:
+            self._context.term()
+            raise ValueError(f"{endpoint}: {e.strerror}") from None
         self._wake = sockets.Wake(self._context)
         self._inbox: queue.SimpleQueue[_Pending | int] = queue.SimpleQueue()
         self._ids = itertools.count(1)  # its next() is atomic
+        self._process = os.getpid()
         self._closing = False
         self._pending: dict[int, _Pending] = {}
+        self._outbox: deque[bytes] = deque()
         self._hello_id = self._ping_id = -1
         self._heard = self._asked = 0.0
         self._lost_at: float | None = None
         self._connected_at = 0.0
-        self._shaken = self._probed = True
+        self._shaken, self._probed = False, True
         """Of the latest connection: its handshake was done; it was looked into."""
         self._trouble: ConnectionFailed | RequestError = NoServer(f"no connection to {endpoint} could be made")
         """Why there is no working connection: the error of requests that could not be sent."""
@@ -97,7 +106,10 @@ class Connection:
         """Send a request; return its id. `timeout` (seconds) goes along as its deadline.
 
         `on_event` is called in the connection's thread and must not block. Its last call has a Result or an error.
+        Raises: Closed in a process that was forked off the one that made this connection.
         """
+        if os.getpid() != self._process:
+            raise Closed("this client was made before a fork, and its thread stayed behind; make a new one here")
         request_id = next(self._ids)
         deadline_ms = max(1, min(86_400_000, int(timeout * 1000)))
         request = msgspec.structs.replace(request, id=request_id, deadline_ms=deadline_ms)
@@ -110,9 +122,9 @@ class Connection:
         return request_id
 
     def cancel(self, request_id: int) -> None:
-        """Ask the server to cancel a request, which then gets its last event as always."""
+        """Ask the server to cancel a request, which then gets its last event as always. May be called by a finaliser."""
         self._inbox.put(request_id)
-        self._wake.wake()
+        self._wake.wake(wait=False)  # the thread looks by itself while anything is pending
 
     def close(self) -> None:
         """End the thread; what is pending fails with Closed."""
@@ -124,17 +136,18 @@ class Connection:
     # Everything below runs in the connection's thread.
 
     def _run(self) -> None:
-        self._socket, self._monitor = sockets.client_socket(self._context, self.endpoint)
         poller = zmq.Poller()
-        for socket in (self._socket, self._monitor, self._wake.receiver):
+        for socket in (self._monitor, self._wake.receiver):
             poller.register(socket, zmq.POLLIN)
         try:
             while not self._closing:
+                poller.register(self._socket, zmq.POLLIN | zmq.POLLOUT if self._outbox else zmq.POLLIN)
                 poller.poll(TICK_MS if self._pending else None)
                 self._wake.clear()
                 self._take_inbox()
                 self._watch()
                 self._receive()
+                self._flush()
                 self._check_times()
         finally:
             self.state = "closed"
@@ -161,19 +174,24 @@ class Connection:
 
     def _send(self, pending: _Pending) -> None:
         try:
-            frame = codec.encode(pending.request)
-            self._socket.send(frame, zmq.NOBLOCK)
-        except BadRequest as e:
-            self._finish(pending.request.id, e)
-        except zmq.Again:
-            self._finish(pending.request.id, from_code("busy", "the server takes no more messages at the moment"))
+            self._outbox.append(codec.encode(pending.request))
+        except (BadRequest, RecursionError) as e:
+            self._finish(pending.request.id, BadRequest(*e.args))
         else:
             pending.sent = True
+            self._flush()
 
     def _send_quietly(self, request: m.AnyRequest) -> None:
         """Send something whose reply nobody waits for, or whose absence is noticed elsewhere."""
+        self._outbox.append(codec.encode(request))
+        self._flush()
+
+    def _flush(self) -> None:
+        """Send what can be sent; a burst that the socket cannot take waits here for its turn."""
         with contextlib.suppress(zmq.Again):
-            self._socket.send(codec.encode(request), zmq.NOBLOCK)
+            while self._outbox and self._shaken:
+                self._socket.send(self._outbox[0], zmq.NOBLOCK)
+                self._outbox.popleft()
 
     def _watch(self) -> None:
         while event := sockets.next_event(self._monitor):
@@ -201,6 +219,8 @@ class Connection:
             self._trouble = NoServer(f"the server on {self.endpoint} went away")
         elif self.info is None and (self._shaken or time.monotonic() < self._connected_at + PROBE_S):
             self._trouble = self._not_gpt2d()  # it hung up, at once or after it had agreed to talk
+        self._shaken = False
+        self._outbox.clear()  # it was meant for the connection that broke
         self._hello_id = self._ping_id = -1
 
     def _not_gpt2d(self) -> NotGpt2d:
@@ -237,6 +257,7 @@ class Connection:
             self._ping_id = -1
         elif reply.id is not None and (pending := self._pending.get(reply.id)):
             if reply.seq != pending.next_seq:
+                self._send_quietly(m.Cancel(id=next(self._ids), target=reply.id))
                 self._finish(reply.id, ConnectionLost(f"reply {pending.next_seq} was lost on the way"))
                 return
             pending.next_seq += 1
@@ -270,7 +291,8 @@ class Connection:
     def _check_times(self) -> None:
         now = time.monotonic()
         for request_id, pending in list(self._pending.items()):
-            if not pending.sent and now > pending.submitted + (REFUSED_S if isinstance(self._trouble, NoServer | NotGpt2d) else CONNECT_S):
+            refused = self.info is None and isinstance(self._trouble, NoServer | NotGpt2d)
+            if not pending.sent and now > pending.submitted + (REFUSED_S if refused else CONNECT_S):
                 self._finish(request_id, self._trouble)
             elif now > pending.expires:
                 self._finish(request_id, DeadlineExceeded(f"no answer within {pending.request.deadline_ms} ms"))
@@ -298,6 +320,9 @@ class Connection:
         self._pending.pop(request_id).on_event(event)
 
     def _fail_sent(self, error: Gpt2dError) -> None:
+        """Give up what was sent; should the server come to itself, it need not go on with it."""
+        for request_id in [r for r, p in self._pending.items() if p.sent and isinstance(p.request, m.Generate | m.Load)]:
+            self._send_quietly(m.Cancel(id=next(self._ids), target=request_id))
         for request_id in [r for r, p in self._pending.items() if p.sent]:
             self._finish(request_id, error)
 

@@ -18,12 +18,12 @@ Gpt2dError
 │   ├── Draining                draining: the server is stopping and takes no new work
 │   └── Internal                internal: a fault of the server, told with an id that stands in its log
 └── ConnectionFailed            found out by the client's side; never on the wire
-├── NoServer                nobody listens on the endpoint
-├── NotGpt2d                something listens there, but it is not a gpt2d server
-├── ServerStuck             something accepts the connection and then says nothing
-├── ConnectionLost          the connection broke while the request was under way
-├── ServerRestarted         the server that held the request is gone and another has taken its place
-└── Closed                  this client was closed
+    ├── NoServer                nobody listens on the endpoint
+    ├── NotGpt2d                something listens there, but it is not a gpt2d server
+    ├── ServerStuck             something accepts the connection and then says nothing
+    ├── ConnectionLost          the connection broke while the request was under way
+    ├── ServerRestarted         the server that held the request is gone and another has taken its place
+    └── Closed                  this client was closed
 """
 
 from __future__ import annotations

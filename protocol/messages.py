@@ -57,7 +57,7 @@ class Load(Request, frozen=True, tag="load"):
 
 
 class Unload(Request, frozen=True, tag="unload"):
-    """Unload what matches; answered by Unloaded. What it was generating ends with `worker_died`."""
+    """Unload what matches; answered by Unloaded. What it was generating ends with `not_loaded`."""
 
     model: Name
     engine: Name | None = None
@@ -107,7 +107,7 @@ class Generate(Request, frozen=True, tag="generate"):
     )
     min_p: Annotated[float, Meta(ge=0, le=1, description="Drop tokens less likely than this share of the likeliest one's; 0 is off.")] = 0.0
     repetition_penalty: Annotated[
-        float, Meta(gt=0, le=100, description="Above 1 makes tokens that were there already less likely; 1 is off.")
+        float, Meta(ge=0.01, le=100, description="Above 1 makes tokens that were there already less likely; 1 is off.")
     ] = 1.0
     typical_p: Annotated[
         float, Meta(gt=0, le=1, description="Draw from the tokens about as surprising as expected that together reach this; 1 is off.")

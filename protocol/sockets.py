@@ -46,7 +46,9 @@ def check_endpoint(endpoint: str) -> str:
     """
     parts = urlsplit(endpoint)
     try:
-        good = (parts.scheme == "tcp" and parts.hostname and parts.port is not None) or (parts.scheme == "ipc" and endpoint[6:])
+        plain = endpoint.isascii() and endpoint.isprintable() and " " not in endpoint and len(endpoint) < 256
+        tcp = parts.scheme == "tcp" and parts.hostname and parts.port is not None and not parts.path and "@" not in parts.netloc
+        good = plain and not parts.query and not parts.fragment and (tcp or (parts.scheme == "ipc" and endpoint[6:]))
     except ValueError:
         good = False
     if not good:
@@ -72,7 +74,8 @@ def gateway_socket(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> tu
     Raises: zmq.ZMQError if the endpoint is taken or not this machine's.
     """
     socket = _router(context, MAX_REQUEST_BYTES)
-    monitor = socket.get_monitor_socket()  # before the bind, or the first connections would go unseen
+    # Before the bind, or the first connections would go unseen; without the errors that a flood of connections makes.
+    monitor = socket.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
     try:
         socket.bind(endpoint)
     except zmq.ZMQError:
@@ -82,10 +85,17 @@ def gateway_socket(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> tu
 
 
 def client_socket(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
-    """A connecting DEALER, and its monitor (see `next_event`)."""
+    """A connecting DEALER, and its monitor (see `next_event`).
+
+    Raises: zmq.ZMQError if it cannot even try.
+    """
     socket = _dealer(context, MAX_REPLY_BYTES)
     monitor = socket.get_monitor_socket()  # before the connection, which may be made in microseconds
-    socket.connect(endpoint)
+    try:
+        socket.connect(endpoint)
+    except zmq.ZMQError:
+        close_monitored(socket, monitor)
+        raise
     return socket, monitor
 
 
@@ -171,11 +181,15 @@ class Wake:
         self._sender.connect(name)
         self._lock = threading.Lock()  # a ZeroMQ socket may be used by one thread at a time only
 
-    def wake(self) -> None:
-        with self._lock:
-            if not self._sender.closed:
-                with contextlib.suppress(zmq.Again):  # it has been woken often enough
-                    self._sender.send(b"", zmq.NOBLOCK)
+    def wake(self, *, wait: bool = True) -> None:
+        """Safe in any thread; with `wait=False` also where this very thread may be inside `wake` already (a finaliser)."""
+        if self._lock.acquire(blocking=wait):
+            try:
+                if not self._sender.closed:
+                    with contextlib.suppress(zmq.Again):  # it has been woken often enough
+                        self._sender.send(b"", zmq.NOBLOCK)
+            finally:
+                self._lock.release()
 
     def clear(self) -> None:
         while readable(self.receiver):

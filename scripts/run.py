@@ -11,6 +11,7 @@ A daemon that already answers on the endpoint is used, and goes on afterwards; o
 from __future__ import annotations
 
 import argparse
+import re
 import signal
 import socket
 import subprocess
@@ -22,6 +23,8 @@ from urllib.parse import urlsplit
 import environment
 
 LOG = environment.ROOT / "build" / "gpt2d-server.log"
+ENDING = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+"""What ends this command, and with it what it started: asked to, or its terminal was closed."""
 START_S = 30.0
 STOP_S = 15.0
 PING = """
@@ -57,7 +60,7 @@ def start_daemon(endpoint: str, preload: str) -> subprocess.Popen[bytes]:
     LOG.parent.mkdir(exist_ok=True)
     with LOG.open("wb") as log:
         return subprocess.Popen(
-            [environment.PYTHON, "-P", "-m", "server", "--endpoint", endpoint, "--preload", preload],
+            [environment.PYTHON, "-P", "-m", "server", f"--endpoint={endpoint}", f"--preload={preload}"],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -88,7 +91,8 @@ def run_in_foreground(command: list[str | Path]) -> int:
     """Run a program that deals with Ctrl-C itself, which the terminal sends to both; a SIGTERM to this one ends it."""
     child = subprocess.Popen(command)
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+    for number in ENDING:
+        signal.signal(number, lambda *_: child.terminate())
     try:
         return child.wait()
     finally:
@@ -105,6 +109,8 @@ def main() -> int:
     parser.add_argument("--no-client", action="store_true", help="only the daemon, in the foreground")
     args = parser.parse_args()
 
+    if not re.fullmatch(r"tcp://[^/@]+:[1-9][0-9]*", args.endpoint):
+        parser.error(f"{args.endpoint!r}: an endpoint looks like tcp://127.0.0.1:5757")
     environment.prepare(environment.LIGHT)
     preload = f"{args.model}//{args.precision}" if args.precision else args.model
     there = listening(args.endpoint)
@@ -113,17 +119,18 @@ def main() -> int:
     if args.no_client:
         if there:
             sys.exit(f"a daemon is already running on {args.endpoint}")
-        return run_in_foreground([environment.PYTHON, "-P", "-m", "server", "--endpoint", args.endpoint, "--preload", preload])
+        return run_in_foreground([environment.PYTHON, "-P", "-m", "server", f"--endpoint={args.endpoint}", f"--preload={preload}"])
     daemon = None
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for number in ENDING:
+        signal.signal(number, lambda *_: sys.exit(143))
     try:
         if not there:
             daemon = start_daemon(args.endpoint, preload)
             wait_until_listening(daemon, args.endpoint)
-        command = [environment.PYTHON, "-P", "-m", "client", args.endpoint, "--model", args.model]
-        command += ["--precision", args.precision] if args.precision else []
-        command += ["--max-new-tokens", str(args.max_new_tokens)] if args.max_new_tokens else []
-        command += ["--prompt", args.prompt] if args.prompt is not None else []
+        command = [environment.PYTHON, "-P", "-m", "client", args.endpoint, f"--model={args.model}"]
+        command += [f"--precision={args.precision}"] if args.precision else []
+        command += [f"--max-new-tokens={args.max_new_tokens}"] if args.max_new_tokens is not None else []
+        command += [f"--prompt={args.prompt}"] if args.prompt is not None else []
         return run_in_foreground(command)
     finally:
         if daemon:
@@ -131,4 +138,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import logging
 import logging.handlers
 import queue
 import shutil
 import signal
 import sys
+import threading
 from pathlib import Path
 
 import zmq
@@ -21,6 +21,7 @@ from server.config import VERSION, Config
 from server.gateway import Gateway
 
 LOG_QUEUE = 10_000
+STDERR_S = 2.0
 
 EPILOG = """\
 examples:
@@ -116,9 +117,9 @@ def parse(argv: list[str] | None = None) -> Config:
 
 
 def clear(cache_dir: Path) -> int:
-    """Delete built graphs (and nothing else that may stand there); return how many."""
+    """Delete built graphs, and nothing else that may stand there; return how many. Models that are loaded keep theirs open."""
     entries = [p for p in cache_dir.glob("*-v*") if (p / "model.onnx").is_file()]
-    for entry in (*entries, *cache_dir.glob(".building-*")):
+    for entry in entries:
         shutil.rmtree(entry, ignore_errors=True)
     return len(entries)
 
@@ -137,8 +138,10 @@ def main() -> None:
         gateway = Gateway(config)
     except Gpt2dError as e:
         sys.exit(f"gpt2d-server: {e}")
+    except OSError as e:
+        sys.exit(f"gpt2d-server: a worker cannot be started: {e}")
     except zmq.ZMQError as e:
-        if e.errno == errno.EADDRINUSE:
+        if e.errno == zmq.EADDRINUSE:
             sys.exit(
                 f"gpt2d-server: {config.endpoint} is taken, perhaps by a running gpt2d-server; stop that, or choose another with --endpoint"
             )
@@ -146,9 +149,17 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: gateway.drain())
     log.info("gpt2d %s listens on %s, %d threads a worker", VERSION, gateway.endpoint, config.threads)
-    gateway.run()
-    log.info("stopped")
-    writer.stop()
+    try:
+        gateway.run()
+        log.info("stopped")
+    except Exception:
+        log.exception("the gateway failed")
+        raise
+    finally:
+        # In a thread of its own with a deadline: whoever reads stderr may have stopped doing so.
+        last = threading.Thread(target=writer.stop, daemon=True)
+        last.start()
+        last.join(STDERR_S)
 
 
 if __name__ == "__main__":

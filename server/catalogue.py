@@ -17,6 +17,7 @@ OVERHEAD_BYTES = 80 << 20
 """A worker's interpreter, libraries and activations."""
 ROWS_BYTES = 640 << 20
 MAX_ROWS = 16
+MAX_CONFIG_BYTES = 1 << 20
 TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 
 
@@ -78,6 +79,7 @@ class Model:
     name: str
     folder: Path
     architecture: Architecture | None
+    file_bytes: int = 0
     problem: str = ""
 
 
@@ -88,21 +90,29 @@ class Catalogue:
         self._models_dir = models_dir
 
     def models(self) -> list[Model]:
-        found = [_inspect(DEMO, DEMO_FOLDER)]
-        if self._models_dir and self._models_dir.is_dir():
-            folders = sorted(p for p in self._models_dir.iterdir() if p.is_dir() and not p.name.startswith("."))
-            found += [_inspect(p.name, p) for p in folders if p.name != DEMO]
-        return found
+        return [_inspect(name, folder) for name, folder in self._folders().items()]
 
     def find(self, name: str) -> Model:
         """Raises: UnknownModel, BadModel."""
-        models = {m.name: m for m in self.models()}
-        if name not in models:
+        folders = self._folders()
+        if name not in folders:
             where = f" (folders of {self._models_dir} are looked at)" if self._models_dir else ""
-            raise UnknownModel(f"no model {name!r} here; there are: {', '.join(models)}{where}")
-        if models[name].problem:
-            raise BadModel(f"{name}: {models[name].problem}")
-        return models[name]
+            raise UnknownModel(f"no model {name!r} here; there are: {', '.join(folders)}{where}")
+        model = _inspect(name, folders[name])
+        if model.problem:
+            raise BadModel(f"{name}: {model.problem}")
+        return model
+
+    def _folders(self) -> dict[str, Path]:
+        """Names and folders; those whose names are no text are left out, and so is a folder that cannot be read."""
+        folders = {DEMO: DEMO_FOLDER}
+        try:
+            for path in sorted(self._models_dir.iterdir()) if self._models_dir else []:
+                if not path.name.startswith(".") and path.name.isprintable() and path.name != DEMO and path.is_dir():
+                    folders[path.name] = path
+        except OSError:
+            pass
+        return folders
 
 
 def choose_engine(engine: str | None, precision: str | None) -> tuple[str, str]:
@@ -124,11 +134,14 @@ def read_architecture(folder: Path) -> Architecture:
 
     Raises: BadModel, naming what is not GPT-2 about it.
     """
+    file = folder / "config.json"
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BadModel("config.json is missing") from None
-    except (OSError, ValueError) as e:
+        if not file.is_file():
+            raise BadModel("config.json is missing")
+        if file.stat().st_size > MAX_CONFIG_BYTES:
+            raise BadModel(f"config.json is over {MAX_CONFIG_BYTES} bytes")
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as e:
         raise BadModel(f"config.json cannot be read: {e}") from None
     if not isinstance(config, dict):
         raise BadModel("config.json is not a map")
@@ -144,16 +157,25 @@ def read_architecture(folder: Path) -> Architecture:
     for key, (default, accepted) in wanted.items():
         if config.get(key, default) not in accepted:
             raise BadModel(f"config.json has {key}={config[key]!r}; supported: {', '.join(map(str, accepted))}")
-    width, context = _size(config, "n_embd", 768), _size(config, "n_positions", 1024)
+    width, vocabulary = _size(config, "n_embd", 768), _size(config, "vocab_size", 50257)
+    epsilon, end = config.get("layer_norm_epsilon", 1e-5), config.get("eos_token_id", 50256)
+    if not isinstance(epsilon, float) or not 0 < epsilon < 1:
+        raise BadModel(f"config.json has layer_norm_epsilon={epsilon!r}; expected a small number")
+    if isinstance(end, list):
+        end = end[0] if end else None
+    if end is None:
+        end = vocabulary - 1
+    if type(end) is not int or not 0 <= end < vocabulary:
+        raise BadModel(f"config.json has eos_token_id={end!r}; expected a token of the vocabulary of {vocabulary}")
     arch = Architecture(
         layers=_size(config, "n_layer", 12),
         heads=_size(config, "n_head", 12),
         width=width,
         inner=_size(config, "n_inner", 4 * width) if config.get("n_inner") is not None else 4 * width,
-        context=context,
-        vocabulary=_size(config, "vocab_size", 50257),
-        epsilon=float(config.get("layer_norm_epsilon", 1e-5)),
-        end_of_text=int(config.get("eos_token_id", 50256)),
+        context=_size(config, "n_positions", 1024),
+        vocabulary=vocabulary,
+        epsilon=epsilon,
+        end_of_text=end,
     )
     if arch.width % arch.heads:
         raise BadModel(f"config.json has n_embd={arch.width}, which {arch.heads} heads do not divide")
@@ -162,7 +184,7 @@ def read_architecture(folder: Path) -> Architecture:
 
 def _size(config: dict[str, Any], key: str, default: int) -> int:
     value = config.get(key, default)
-    if not isinstance(value, int) or not 0 < value < 1 << 20:
+    if type(value) is not int or not 0 < value < 1 << 20:  # not a bool either
         raise BadModel(f"config.json has {key}={value!r}; expected a size")
     return value
 
@@ -170,10 +192,11 @@ def _size(config: dict[str, Any], key: str, default: int) -> int:
 def _inspect(name: str, folder: Path) -> Model:
     try:
         arch = read_architecture(folder)
-    except BadModel as e:
-        return Model(name, folder, None, str(e))
-    if not (folder / "model.safetensors").is_file():
-        return Model(name, folder, None, "model.safetensors is missing")
-    if not any(all((folder / f).is_file() for f in files) for files in TOKENIZER_FILES):
-        return Model(name, folder, None, "tokenizer.json (or vocab.json and merges.txt) is missing")
-    return Model(name, folder, arch)
+        weights = folder / "model.safetensors"
+        if not weights.is_file():
+            raise BadModel("model.safetensors is missing")
+        if not any(all((folder / f).is_file() for f in files) for files in TOKENIZER_FILES):
+            raise BadModel("tokenizer.json (or vocab.json and merges.txt) is missing")
+        return Model(name, folder, arch, weights.stat().st_size)
+    except (BadModel, OSError) as e:
+        return Model(name, folder, None, problem=str(e))

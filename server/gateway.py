@@ -1,7 +1,8 @@
 """Owns the ROUTER sockets: receive, check, admit, hand on; send replies. Imports no model library.
 
-One thread, one poller. Nothing here waits for a peer, a worker or a disk: control is answered at once, work is handed
-to the worker that holds the model, and what a worker says is passed on to the peer that asked.
+One thread, one poller. Nothing here waits for a peer or a worker: control is answered at once, work is handed to the
+worker that holds the model, and what a worker says is passed on to the peer that asked. The only files it reads are the
+small config.json of each model.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from protocol.errors import (
 from server import status
 from server.catalogue import Catalogue, Model, choose_engine
 from server.config import Config
-from server.sessions import Open, Sessions
+from server.sessions import DuplicateId, Open, Sessions
 from server.workers import Launcher, LocalLauncher, Worker, Workers
 
 log = logging.getLogger("gpt2d")
@@ -41,7 +42,9 @@ LOOK_S = 0.05
 """How often processes and deadlines are looked at."""
 TURN = 64
 """Messages taken from one socket before the other has its turn: a flood must not starve it."""
-MAX_ENVELOPE = 8
+MAX_FRAMES, MAX_ENVELOPE_BYTES = 8, 1024
+CLOSE_S = 10.0
+CANCEL_GRACE_S = 5.0
 DEADLINE_GRACE_S = 1.0
 """A worker ends its requests at their deadlines; the gateway does so for a worker that does not."""
 
@@ -51,7 +54,7 @@ class Gateway:
         """Bind. Raises: zmq.ZMQError if the endpoint cannot be bound, RequestError for a preload that makes no sense."""
         self._config = config
         self._catalogue = Catalogue(config.models_dir)
-        preloads = [self._parse(name) for name in config.preload]
+        preloads = {name: self._parse(name) for name in config.preload}
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket, self._monitor = sockets.gateway_socket(self._context, config.endpoint)
         keys = sockets.CurveKeys.new()
@@ -66,8 +69,9 @@ class Gateway:
         self._drain_by: float | None = None
         self._over = False
         self.endpoint = sockets.endpoint_of(self._socket)
-        for model, engine, precision in preloads:
-            self._workers.start(model, engine, precision).kept = True
+        for model, engine, precision in preloads.values():
+            if not self._workers.matching(model.name, engine, precision):
+                self._workers.start(model, engine, precision).kept = True
 
     def drain(self) -> None:
         """Take no new work and stop when the running streams have finished; called again: stop now. Signal-safe."""
@@ -117,7 +121,8 @@ class Gateway:
             fd = int(frames[-1].get(zmq.SRCFD))
             # Looked at after each receipt, so that a file descriptor that was closed and used again is not mistaken.
             self._watch_connections()
-            if fd in self._connected and len(frames) <= MAX_ENVELOPE:
+            small = sum(len(f) for f in frames[:-1]) <= MAX_ENVELOPE_BYTES and len(frames) <= MAX_FRAMES
+            if small and fd in self._connected and not self._sessions.has_given_up(frames[0].bytes):
                 self._on_frame(frames[0].bytes, fd, [f.bytes for f in frames[1:-1]], frames[-1].bytes)
 
     def _on_frame(self, peer: bytes, fd: int, envelope: list[bytes], frame: bytes) -> None:
@@ -132,8 +137,8 @@ class Gateway:
             if entry:
                 self._fail(entry, error)
             else:
-                failure = m.Failure(id=error.request_id if request_id is None else request_id, code=error.code, message=str(error))
-                self._sessions.send(peer, envelope, failure)
+                about = None if isinstance(e, DuplicateId) else error.request_id if request_id is None else request_id
+                self._sessions.send(peer, envelope, m.Failure(id=about, code=error.code, message=str(error)))
 
     def _on_request(self, entry: Open, request: m.AnyRequest) -> None:
         self._counts[codec.type_of(request)] += 1
@@ -185,19 +190,21 @@ class Gateway:
 
     def _unload(self, entry: Open, request: m.Unload) -> None:
         """Answered when the memory is free, which is when the processes have ended."""
-        found = self._workers.matching(request.model, request.engine, request.precision)
+        found = [w for w in self._workers.all() if w.matches(request.model, request.engine, request.precision)]
         if not found:
             raise NotLoaded(f"{request.model} is not loaded")
         for worker in found:
-            log.info("unload %s", worker.name)
-            self._lose(worker, NotLoaded(f"{worker.name} was unloaded"))
-            self._workers.stop(worker)
+            if worker.state != "stopping":
+                log.info("unload %s", worker.name)
+                self._lose(worker, NotLoaded(f"{worker.name} was unloaded"))
+                self._workers.stop(worker)
         self._unloads.append((entry, found))
 
     def _cancel(self, target: Open | None) -> bool:
         if target is None or not isinstance(target.request, m.Generate | m.Load):
             return False
         self._abandon(target)
+        target.cancelled = target.cancelled or time.monotonic()
         if isinstance(target.request, m.Load):
             self._fail(target, Cancelled("the load was cancelled"))
         return True
@@ -238,10 +245,15 @@ class Gateway:
                 return
             identity, frame = self._workers_socket.recv_multipart(zmq.NOBLOCK)
             worker = self._workers.by_identity(identity)
-            message = codec.decode_from_worker(frame)
-            if worker and message:
+            if worker is None:
+                continue
+            try:
                 worker.heard = time.monotonic()
-                self._on_worker(worker, message)
+                if message := codec.decode_from_worker(frame):
+                    self._on_worker(worker, message)
+            except Exception as e:  # noqa: BLE001 - a fault with one worker's message must not end the others
+                self._lose(worker, _internal(e))
+                self._workers.stop(worker)
 
     def _on_worker(self, worker: Worker, message: m.FromWorker) -> None:
         if isinstance(message, m.Beat):
@@ -261,7 +273,7 @@ class Gateway:
                 self._sessions.reply(entry, _loaded(worker, message, already=False))
             worker.waiters.clear()
         elif isinstance(message, m.Failure):
-            worker.failure = message
+            log.error("%s", message.message)
             self._lose(worker, from_code(message.code, message.message))
             self._workers.stop(worker)
 
@@ -318,6 +330,8 @@ class Gateway:
             if now > entry.deadline + (DEADLINE_GRACE_S if entry.worker else 0):
                 self._abandon(entry)
                 self._fail(entry, DeadlineExceeded(f"not done within {entry.request.deadline_ms} ms"))
+            elif entry.cancelled and now > entry.cancelled + CANCEL_GRACE_S:
+                self._fail(entry, Cancelled("cancelled; its worker did not answer"))
         if self._config.keep_alive is not None:
             for worker in self._workers.all():
                 idle = worker.state == "ready" and not self._sessions.of_worker(worker.identity)
@@ -341,7 +355,8 @@ class Gateway:
             self._fail(entry, Draining("the server has stopped"))
         for worker in self._workers.all():
             self._workers.stop(worker)
-        while self._workers.all():
+        give_up = time.monotonic() + CLOSE_S
+        while self._workers.all() and time.monotonic() < give_up:
             self._workers.ended()
             time.sleep(0.01)
         self._workers_socket.close()

@@ -21,10 +21,11 @@ MAX_ENTRIES = 256
 
 
 class PrefixCache:
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
+    def __init__(self, max_bytes: int, position_bytes: int) -> None:
+        """`position_bytes` is what the keys and values of one position take."""
+        self._max_positions = max_bytes // position_bytes
         self._entries: OrderedDict[bytes, tuple[NDArray[np.int64], KV]] = OrderedDict()
-        self.nbytes = 0
+        self._positions = 0
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -45,7 +46,7 @@ class PrefixCache:
     def put(self, ids: Sequence[int], export: Callable[[int], KV]) -> None:
         """Remember a sequence; `export(positions)` copies its keys and values, and is called only if they are kept."""
         tokens = np.array(ids, np.int64)
-        if len(tokens) < MIN_TOKENS:
+        if not MIN_TOKENS <= len(tokens) <= self._max_positions:
             return
         for key, (known, _) in list(self._entries.items()):
             shared = _shared(known, tokens)
@@ -54,16 +55,13 @@ class PrefixCache:
                 return
             if shared == len(known):
                 self._drop(key)  # the new one begins with it
-        kv = export(len(tokens))
-        if kv.nbytes > self._max_bytes:
-            return
-        self._entries[tokens.tobytes()] = (tokens, kv)
-        self.nbytes += kv.nbytes
-        while self.nbytes > self._max_bytes or len(self._entries) > MAX_ENTRIES:
+        while self._positions + len(tokens) > self._max_positions or len(self._entries) >= MAX_ENTRIES:
             self._drop(next(iter(self._entries)))
+        self._entries[tokens.tobytes()] = (tokens, export(len(tokens)))
+        self._positions += len(tokens)
 
     def _drop(self, key: bytes) -> None:
-        self.nbytes -= self._entries.pop(key)[1].nbytes
+        self._positions -= len(self._entries.pop(key)[0])
 
 
 def _shared(a: NDArray[np.int64], b: NDArray[np.int64]) -> int:

@@ -19,6 +19,8 @@ from server.processors import Processors
 Ids = NDArray[np.int64]
 Weights = NDArray[np.float32]
 BLOCK = 256
+COLDEST = 1e-5
+"""Below this temperature only the likeliest token has a chance that a float can hold."""
 
 
 class Sampler:
@@ -27,7 +29,7 @@ class Sampler:
     def __init__(self, request: Generate, seed: int, processors: Processors) -> None:
         self.request = request
         self._processors = processors
-        greedy = request.strategy == "greedy" or request.temperature == 0
+        greedy = request.strategy == "greedy" or request.temperature < COLDEST
         self._random = None if greedy else np.random.Generator(np.random.PCG64(seed))
         self._mirostat = 2 * request.mirostat_tau
         """The largest surprise, in bits, that mirostat lets through."""
@@ -77,11 +79,9 @@ def invert(weights: Weights, uniform: float) -> int:
 
 def candidates(logits: Logits, request: Generate) -> tuple[Ids, Weights]:
     """The tokens that may be drawn, in ascending order, and their weights (in proportion to their probabilities)."""
-    scores = logits / np.float32(request.temperature)
-    kept = top_k(scores, request.top_k)
-    ids = np.arange(len(scores)) if kept is None else kept
-    scores = scores if kept is None else scores[kept]
-    weights = np.exp(scores - scores.max())
+    kept = top_k(logits, request.top_k)
+    ids = np.arange(len(logits)) if kept is None else kept
+    weights = softmax(logits if kept is None else logits[kept], request.temperature)
     if request.top_p < 1:
         kept = top_p(weights, request.top_p)
         ids, weights = ids[kept], weights[kept]
@@ -92,6 +92,18 @@ def candidates(logits: Logits, request: Generate) -> tuple[Ids, Weights]:
         kept = typical(weights, request.typical_p)
         ids, weights = ids[kept], weights[kept]
     return ids, weights
+
+
+def softmax(logits: Logits, temperature: float) -> Weights:
+    """Weights in proportion to the probabilities, the largest 1.
+
+    Raises: FloatingPointError where there is no distribution, since logits are NaN or all minus infinity.
+    """
+    highest = logits.max()
+    if not np.isfinite(highest):
+        raise FloatingPointError("the logits are not numbers")
+    weights: Weights = np.exp((logits - highest) / np.float32(temperature))
+    return weights
 
 
 def top_k(scores: Logits, k: int) -> Ids | None:
@@ -119,8 +131,8 @@ def top_p(weights: Weights, p: float) -> Ids:
 def typical(weights: Weights, mass: float) -> Ids:
     """Indices of the weights whose surprise is nearest to the mean, the fewest that reach the share `mass` (Meister et al. 2023)."""
     p = weights / weights.sum(dtype=np.float64)
-    surprise = -np.log(p, out=np.full_like(p, -np.inf), where=p > 0)
-    distance = np.abs(surprise - np.sum(p * surprise, where=p > 0))
+    surprise = -np.log(p, out=np.zeros_like(p), where=p > 0)
+    distance = np.where(p > 0, np.abs(surprise - np.sum(p * surprise)), np.inf)
     order = np.argsort(distance, kind="stable")
     last = min(int((np.cumsum(p[order]) < mass).sum()), len(order) - 1)
     return np.flatnonzero(distance <= distance[order[last]])
@@ -128,8 +140,7 @@ def typical(weights: Weights, mass: float) -> Ids:
 
 def mirostat(logits: Logits, temperature: float, limit: float) -> tuple[Ids, Weights]:
     """The tokens whose surprise is at most `limit` bits, at least the likeliest, and their weights (Basu et al. 2021, version 2)."""
-    scores = logits / np.float32(temperature)
-    weights = np.exp(scores - scores.max())
+    weights = softmax(logits, temperature)
     bound = 2.0 ** -max(limit, 0.0) * weights.sum(dtype=np.float64)
     kept = np.flatnonzero(weights >= min(bound, 1.0))
     return kept, weights[kept]

@@ -45,6 +45,8 @@ class Sequence:
         self.place = 0
         """Its place in the queue, as last told."""
         self.finished: m.FinishReason | None = None
+        self.fault = ""
+        """What went wrong, for a sequence that a fault has ended."""
         self.sampler = sampler
         self.sent_at = float("-inf")
         self._increments = increments
@@ -66,10 +68,6 @@ class Sequence:
     def started(self) -> bool:
         return self._prefill_began > 0
 
-    @property
-    def prefilling(self) -> bool:
-        return self.cached < self.prompt_tokens
-
     def expired(self, now: float) -> bool:
         return self._expires is not None and now > self._expires
 
@@ -80,6 +78,8 @@ class Sequence:
 
     def append(self, token: int, batch: int) -> None:
         """Take a new token, drawn in a decode step of `batch` sequences (0: it came out of the prefill)."""
+        if self.fault:
+            return
         self._last_token = time.monotonic()
         if batch:
             self._steps += 1
@@ -95,6 +95,11 @@ class Sequence:
             self.finished = "stop"
         elif self.new_tokens >= self.request.max_new_tokens:
             self._finish("length")
+
+    def fail(self, fault: str) -> None:
+        """Something went wrong with this sequence alone: its request ends in an error."""
+        self.fault = fault
+        self.finished = "cancelled"
 
     def end(self, reason: m.FinishReason) -> None:
         """End it from outside: cancelled, or out of time."""

@@ -15,6 +15,10 @@ from protocol.errors import BadRequest, Busy
 from server.config import Config
 
 
+class DuplicateId(BadRequest):
+    """Answered without an id: under this one the open request will have its own last reply."""
+
+
 @dataclass(eq=False)
 class Open:
     """A request that has not had its last reply. `key` is the gateway's own id for it, unique among all peers."""
@@ -28,6 +32,8 @@ class Open:
     worker: str | None = None
     """Identity of the worker that has it."""
     seq: int = 0
+    cancelled: float = 0.0
+    """When it was cancelled (monotonic); 0: it was not."""
 
     @property
     def deadline(self) -> float:
@@ -57,6 +63,8 @@ class Sessions:
         self._keys = itertools.count(1)
         self._numbers = itertools.count(1)
         self._gone: list[Open] = []
+        self._given_up: dict[bytes, int] = {}
+        """Peer -> file descriptor of those that did not read their replies and are still connected."""
         self.errors: Counter[str] = Counter()
 
     @property
@@ -87,7 +95,7 @@ class Sessions:
         if session is None:
             session = self._peers[peer] = Session(fd, next(self._numbers))
         if request.id in session.open:
-            raise BadRequest(f"request {request.id} is still open; give each a new id")
+            raise DuplicateId(f"request {request.id} is still open; give each a new id")
         # Control is answered at once and never refused.
         if isinstance(request, m.Generate | m.Load) and len(session.open) >= self._config.max_open_per_peer:
             raise Busy(f"this client has {len(session.open)} open requests, which is the limit")
@@ -100,17 +108,21 @@ class Sessions:
         if entry.key not in self._open:
             return
         last = isinstance(reply, m.Result | m.Failure)
-        numbered = msgspec.structs.replace(reply, id=entry.request.id, seq=entry.seq)
+        frame = codec.encode(msgspec.structs.replace(reply, id=entry.request.id, seq=entry.seq))
         entry.seq += 1
         if last:
             self._forget(entry)
-        self.send(entry.peer, entry.envelope, numbered)
+        self._send(entry.peer, entry.envelope, reply, frame)
 
     def send(self, peer: bytes, envelope: list[bytes], reply: m.AnyReply) -> None:
+        """Send a reply to a message that never became a request."""
+        self._send(peer, envelope, reply, codec.encode(reply))
+
+    def _send(self, peer: bytes, envelope: list[bytes], reply: m.AnyReply, frame: bytes) -> None:
         """Send to a peer without ever waiting; what it cannot take now is kept for it, within a bound."""
         if isinstance(reply, m.Failure):
             self.errors[reply.code] += 1
-        frames = [peer, *envelope, codec.encode(reply)]
+        frames = [peer, *envelope, frame]
         session = self._peers.get(peer)
         if session and session.unsent:
             self._keep(peer, session, frames)
@@ -138,7 +150,7 @@ class Sessions:
                         raise
                     self.drop(peer)
                     break
-                session.unsent_bytes -= len(session.unsent.popleft()[-1])
+                session.unsent_bytes -= sum(map(len, session.unsent.popleft()))
 
     def drop(self, peer: bytes) -> None:
         """A peer is gone: forget it; `take_gone` gives what it had open."""
@@ -152,6 +164,12 @@ class Sessions:
         """A connection broke."""
         for peer in [p for p, s in self._peers.items() if s.fd == fd]:
             self.drop(peer)
+        for peer in [p for p, own in self._given_up.items() if own == fd]:
+            del self._given_up[peer]
+
+    def has_given_up(self, peer: bytes) -> bool:
+        """True for a peer whose replies were thrown away: it is not listened to until it connects anew."""
+        return peer in self._given_up
 
     def take_gone(self) -> list[Open]:
         """The open requests of peers that vanished since the last call."""
@@ -166,6 +184,7 @@ class Sessions:
 
     def _keep(self, peer: bytes, session: Session, frames: list[bytes]) -> None:
         session.unsent.append(frames)
-        session.unsent_bytes += len(frames[-1])
+        session.unsent_bytes += sum(map(len, frames))
         if session.unsent_bytes > self._config.max_unsent_bytes:
+            self._given_up[peer] = session.fd
             self.drop(peer)

@@ -20,6 +20,8 @@ class Spec:
     threads: int
     rows: int
     prefix_cache_bytes: int
+    position_bytes: int
+    """What the keys and values of one position take."""
     cache_dir: str
     cache_bytes: int
 

@@ -24,7 +24,7 @@ def server_info(server_id: str) -> m.ServerInfo:
         host=platform.node(),
         cpu=_cpu(),
         cores=os.cpu_count() or 1,
-        memory_bytes=psutil.virtual_memory().total,
+        memory_bytes=_memory(),
         engines=[m.Engine(name=name, precisions=list(precisions)) for name, precisions in ENGINES.items()],
         parameters=m.parameters(),
     )
@@ -53,8 +53,14 @@ def _model(model: Model, workers: Workers, config: Config) -> m.ModelInfo:
         for engine, supported in ENGINES.items()
         for precision in supported
     ]
-    size = (model.folder / "model.safetensors").stat().st_size
-    return m.ModelInfo(name=model.name, parameters=arch.parameters, context=arch.context, file_bytes=size, precisions=precisions)
+    return m.ModelInfo(
+        name=model.name, parameters=arch.parameters, context=arch.context, file_bytes=model.file_bytes, precisions=precisions
+    )
+
+
+@cache
+def _memory() -> int:
+    return int(psutil.virtual_memory().total)
 
 
 @cache

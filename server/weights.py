@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import shutil
+import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -20,6 +24,8 @@ from server.graph import MODEL_FILE, Graph, build
 
 PREFIX = "transformer."
 CHUNK = 8 << 20
+DRAFT, SUMS_FILE = ".building-", "SHA256SUMS"
+STALE_S = 3600.0
 
 
 class Weights(Mapping[str, NDArray[np.float32]]):
@@ -89,45 +95,95 @@ def digest(file: Path, progress: Callable[[int, int], None]) -> str:
 
 
 class GraphCache:
-    """Built graphs on disk, by content: a folder each, complete when it appears, the least recently used out first."""
+    """Built graphs on disk, by content: a folder each, complete when it appears, the least recently used out first.
 
-    FORMAT = 2
+    What cannot be written to the cache (a full or read-only disk) is built into a temporary folder instead.
+    """
+
+    FORMAT = 3
     """Raised whenever graph.py or quantise.py build something else from the same weights."""
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self._folder, self._max_bytes = folder, max_bytes
 
     def get(self, name: str, build: Callable[[], Graph]) -> Path:
-        """Return the path of the ONNX file called `name`, built where it is missing."""
+        """Return the path of the ONNX file called `name`, built where it is missing or damaged. Raises: OSError."""
         entry = self._folder / f"{name}-v{self.FORMAT}"
-        file = entry / MODEL_FILE
-        if file.is_file():
-            entry.touch()
-            return file
+        if _intact(entry):
+            with contextlib.suppress(OSError):
+                os.utime(entry)
+            return entry / MODEL_FILE
         graph = build()
-        self._folder.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=".building-", dir=self._folder))
         try:
-            graph.write(draft)
-            try:
-                draft.rename(entry)
-            except OSError:
-                if not file.is_file():  # else another worker was faster
-                    raise
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._sweep()
+            self._store(graph, entry)
+            self._trim(keep=entry)
+        except OSError as e:
+            print(f"the graph cache {self._folder} cannot be used: {e}", file=sys.stderr)
+            temporary = Path(tempfile.mkdtemp(prefix="gpt2d-graph-"))
+            _write(graph, temporary)
+            return temporary / MODEL_FILE
+        return entry / MODEL_FILE
+
+    def opened(self, file: Path) -> None:
+        """The runtime has opened a file that `get` returned: a temporary one is not needed any more."""
+        if self._folder not in file.parents:
+            shutil.rmtree(file.parent, ignore_errors=True)
+
+    def _store(self, graph: Graph, entry: Path) -> None:
+        draft = Path(tempfile.mkdtemp(prefix=DRAFT, dir=self._folder))
+        try:
+            _write(graph, draft)
+            if entry.exists():  # damaged: out of the way in one step, so that nobody sees half of it
+                entry.rename(draft / "damaged")
+            draft.rename(entry)
+        except OSError:
+            if not _intact(entry):  # else another worker was faster
+                raise
         finally:
             shutil.rmtree(draft, ignore_errors=True)
-        self._trim(keep=entry)
-        return file
+            shutil.rmtree(entry / "damaged", ignore_errors=True)
+
+    def _sweep(self) -> None:
+        """Delete the drafts of workers that were ended while they built."""
+        for draft in self._folder.glob(f"{DRAFT}*"):
+            with contextlib.suppress(OSError):
+                if time.time() - draft.stat().st_mtime > STALE_S:
+                    shutil.rmtree(draft, ignore_errors=True)
 
     def _trim(self, keep: Path) -> None:
-        entries = sorted((p for p in self._folder.iterdir() if p.is_dir()), key=lambda p: p.stat().st_mtime)
-        sizes = {p: sum(f.stat().st_size for f in p.iterdir()) for p in entries}
-        for entry in entries:
+        ages: dict[Path, float] = {}
+        sizes: dict[Path, int] = {}
+        for entry in self._folder.glob("*-v*"):
+            with contextlib.suppress(OSError):  # another worker may be deleting it
+                sizes[entry] = sum(f.stat().st_size for f in entry.iterdir())
+                ages[entry] = entry.stat().st_mtime
+        for entry in sorted(ages, key=ages.__getitem__):
             if sum(sizes.values()) <= self._max_bytes:
                 return
-            if entry != keep and not entry.name.startswith("."):
-                shutil.rmtree(entry, ignore_errors=True)
-                del sizes[entry]
+            if entry != keep:
+                with contextlib.suppress(OSError):
+                    doomed = entry.rename(self._folder / f"{DRAFT}{entry.name}")
+                    shutil.rmtree(doomed, ignore_errors=True)
+                    del sizes[entry]
+
+
+def _write(graph: Graph, folder: Path) -> None:
+    graph.write(folder)
+    (folder / SUMS_FILE).write_text(_sums(folder))
+
+
+def _sums(folder: Path) -> str:
+    return "".join(f"{digest(f, lambda *_: None)}  {f.name}\n" for f in sorted(folder.iterdir()) if f.is_file() and f.name != SUMS_FILE)
+
+
+def _intact(folder: Path) -> bool:
+    """True if every byte is as it was written."""
+    try:
+        return (folder / SUMS_FILE).read_text() == _sums(folder)
+    except OSError:
+        return False
 
 
 def load_engine(
@@ -146,8 +202,10 @@ def load_engine(
 
     # The number of heads is in the config alone.
     content = hashlib.sha256(f"{sha} {arch}".encode()).hexdigest()[:32]
-    graph = GraphCache(cache_dir, cache_bytes).get(f"{content}-{engine}-{precision}", build_graph)
+    cache = GraphCache(cache_dir, cache_bytes)
+    graph = cache.get(f"{content}-{engine}-{precision}", build_graph)
     progress("open", 0, 1, "graph")
     made = OnnxEngine(arch, graph, rows, threads)
+    cache.opened(graph)
     progress("open", 1, 1, "graph")
     return made, sha

@@ -20,7 +20,7 @@ import zmq
 from protocol import codec, messages as m, sockets
 from protocol.errors import Gpt2dError, RequestError, TooLong
 from server import catalogue
-from server.engines.base import Engine
+from server.engines.base import Engine, Logits
 from server.prefix_cache import PrefixCache
 from server.processors import Processors
 from server.sampling import Sampler, sample
@@ -70,7 +70,7 @@ class Worker:
     def __init__(self, spec: Spec, link: Link, engine: Engine, text: Text, digest: str, end_of_text: int) -> None:
         self._spec, self._link, self._engine, self._text, self._digest = spec, link, engine, text, digest
         self._end_of_text = end_of_text
-        self._scheduler = Scheduler(engine, PrefixCache(spec.prefix_cache_bytes))
+        self._scheduler = Scheduler(engine, PrefixCache(spec.prefix_cache_bytes, spec.position_bytes))
         self._open: dict[int, list[Sequence]] = {}
         """Request id -> its continuations, until all have finished."""
         self._process = psutil.Process()
@@ -93,17 +93,17 @@ class Worker:
         if not (batch.prefill or batch.decode):
             return
         began = time.perf_counter()
-        first_token = None
+        first_token: int | None = None
         if batch.prefill:
             wanted = [len(batch.chunk) - 1] if batch.completes_prompt else []
             logits = self._engine.prefill(batch.prefill.row, batch.chunk, batch.prefill.cached, wanted)
             if wanted:
-                first_token = sample(logits, [batch.prefill.sampler], [batch.prefill.ids])[0]
+                first_token = self._choose(logits, [batch.prefill])[0]
         prefilled = time.perf_counter()
         tokens: list[int] = []
         if batch.decode:
             logits = self._engine.decode([s.ids[-1] for s in batch.decode], [s.cached for s in batch.decode])
-            tokens = sample(logits, [s.sampler for s in batch.decode], [s.ids for s in batch.decode])
+            tokens = self._choose(logits, batch.decode)
         for sequence in self._scheduler.postprocess(batch, first_token, tokens, (prefilled - began) * 1000):
             if sequence.finished:
                 self._end(sequence)
@@ -112,6 +112,19 @@ class Worker:
         self._prompt_tokens += len(batch.chunk)
         self._new_tokens += len(tokens) + (first_token is not None)
         self._busy_s += time.perf_counter() - began
+
+    def _choose(self, logits: Logits, sequences: list[Sequence]) -> list[int]:
+        """A token for each sequence. One whose sampler fails gets the end of text and ends with the fault; the others go on."""
+        try:
+            return sample(logits, [s.sampler for s in sequences], [s.ids for s in sequences])
+        except Exception as e:  # noqa: BLE001 - whatever it is, it costs one sequence
+            if len(sequences) == 1:
+                incident = secrets.token_hex(4)
+                print(f"sampling failed, incident {incident}:", file=sys.stderr)
+                traceback.print_exc()
+                sequences[0].fail(f"a fault of the server ({type(e).__name__}); its log has the details under {incident}")
+                return [self._end_of_text]
+        return [token for i, sequence in enumerate(sequences) for token in self._choose(logits[i : i + 1], [sequence])]
 
     def _take(self, request: m.ForWorker) -> None:
         received = time.monotonic()
@@ -166,12 +179,16 @@ class Worker:
 
     def _end(self, sequence: Sequence) -> None:
         """A sequence has finished. With the last of its request's: the last reply, a result if any had started, else an error."""
-        if sequence.request.stream and (piece := sequence.take_piece()):
-            self._link.send(piece)
-        sequences = self._open[sequence.id]
-        if any(s.finished is None for s in sequences):
-            return
+        sequences = self._open.get(sequence.id, [])
+        if not sequences or any(s.finished is None for s in sequences):
+            return  # it has been answered with another that ended in the same moment; or there are others to come
         del self._open[sequence.id]
+        for one in sequences:
+            if one.request.stream and (piece := one.take_piece()):
+                self._link.send(piece)
+        if fault := next((s.fault for s in sequences if s.fault), ""):
+            self._fail(sequence.id, "internal", fault)
+            return
         if not any(s.started for s in sequences):
             why = {"cancelled": "cancelled while it waited", "deadline": "its time ran out while it waited"}
             reason = str(sequence.finished)
@@ -238,7 +255,7 @@ def load(spec: Spec, link: Link) -> Worker:
 
 
 def _end_with_stdin() -> None:
-    while sys.stdin.buffer.read(1):
+    while os.read(0, 1):
         pass
     os._exit(0)
 
@@ -247,20 +264,19 @@ def main() -> None:
     spec = Spec.from_line(sys.stdin.buffer.readline())
     threading.Thread(target=_end_with_stdin, daemon=True).start()
     link = Link(spec)
-    if hasattr(os, "nice"):
-        # The gateway and the clients come first. On Linux this holds for this thread and those it makes from here on, so
-        # that ZeroMQ's thread, made above, need not wait for a computing one when it has something to send.
-        os.nice(5)
+    # The gateway and the clients come first. On Linux this holds for this thread and those it makes from here on, so that
+    # ZeroMQ's thread, made above, need not wait for a computing one when it has something to send.
+    psutil.Process().nice(getattr(psutil, "BELOW_NORMAL_PRIORITY_CLASS", 5))  # Windows has classes
     try:
-        worker = load(spec, link)
+        load(spec, link).run()
     except BaseException as e:  # noqa: BLE001 - told to the gateway, whatever it is
         if not isinstance(e, Gpt2dError):
             traceback.print_exc()
         code = getattr(e, "code", "no_memory" if isinstance(e, MemoryError) else "load_failed")
         link.send(m.Failure(id=None, code=code, message=f"{spec.model}/{spec.engine}/{spec.precision}: {e or type(e).__name__}"))
         link.receive(5000)  # the gateway ends this process when it has read that
-        sys.exit(1)
-    worker.run()
+    finally:
+        os._exit(1)  # not through the interpreter's shutdown, which a thread that reads stdin would hold up
 
 
 if __name__ == "__main__":

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -20,6 +22,7 @@ from server.catalogue import ENGINES, Architecture, Model
 from server.config import Config
 from server.spec import Spec
 
+CGROUP = Path("/sys/fs/cgroup")
 STOP_S = 2.0
 """How long a worker may take to end by itself before it is killed."""
 
@@ -94,7 +97,14 @@ class LocalLauncher:
         return process
 
     def free_memory(self) -> int:
-        return int(psutil.virtual_memory().available)
+        return min([int(psutil.virtual_memory().available), *_cgroup_rooms()])
+
+
+def _cgroup_rooms() -> Iterator[int]:
+    """What a container's limit leaves, where there is one (cgroup v2, then v1)."""
+    for limit, used in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
+        with contextlib.suppress(OSError, ValueError):  # no such file; "max"
+            yield int((CGROUP / limit).read_text()) - int((CGROUP / used).read_text())
 
 
 @dataclass(eq=False)
@@ -113,8 +123,6 @@ class Worker:
     began: float = field(default_factory=time.monotonic)
     load_ms: float = 0.0
     beat: m.Beat | None = None
-    failure: m.Failure | None = None
-    """What it said before it ended."""
     used: float = field(default_factory=time.monotonic)
     """When it last had something to do."""
     heard: float = field(default_factory=time.monotonic)
@@ -180,7 +188,7 @@ class Workers:
         config, identity = self._config, secrets.token_hex(16)
         spec = Spec(
             endpoint=self._endpoint, server_key=self._keys.public, identity=identity, model=model.name, folder=str(model.folder),
-            engine=engine, precision=precision, threads=config.threads, rows=rows, prefix_cache_bytes=arch.prefix_cache_bytes,
+            engine=engine, precision=precision, threads=config.threads, rows=rows, prefix_cache_bytes=arch.prefix_cache_bytes, position_bytes=arch.row_bytes // arch.context,
             cache_dir=str(config.cache_dir), cache_bytes=config.cache_bytes,
         )  # fmt: skip
         worker = Worker(model.name, engine, precision, identity, self._launcher.start(spec), need)
@@ -204,10 +212,6 @@ class Workers:
 
     def by_identity(self, identity: bytes) -> Worker | None:
         return self._workers.get(identity.decode("ascii", "replace"))
-
-    def find(self, model: str, engine: str, precision: str) -> Worker | None:
-        """The loading or ready worker of exactly that."""
-        return next((w for w in self.matching(model, engine, precision)), None)
 
     def matching(self, model: str | None, engine: str | None, precision: str | None) -> list[Worker]:
         return [w for w in self._workers.values() if w.state != "stopping" and w.matches(model, engine, precision)]

@@ -12,6 +12,7 @@ import msgpack
 import pytest
 import zmq
 
+from protocol import codec, messages as m
 from tests.conftest import Daemon
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,13 +54,10 @@ def test_the_three_lines(shared_daemon: Daemon) -> None:
 
 
 def test_the_worked_bytes() -> None:
-    expected = [
-        {"v": 1, "type": "generate", "prompt": "Hi", "temperature": 0.5, "seed": 1, "id": 7},
-        {"v": 1, "type": "tokens", "text": "!", "ids": [0], "id": 7, "seq": 0},
-    ]
-    for listing, message in zip(blocks(PROTOCOL, ""), expected, strict=True):
+    messages = [m.Generate(id=7, prompt="Hi", temperature=0.5, seed=1), m.Tokens(id=7, seq=0, text="!", ids=[0])]
+    for listing, message in zip(blocks(PROTOCOL, ""), messages, strict=True):
         pairs = [w for line in listing.splitlines() for w in re.split(r'\s+("|map)', line)[0].split()]
-        assert msgpack.unpackb(bytes.fromhex("".join(pairs))) == message
+        assert bytes.fromhex("".join(pairs)) == codec.encode(message)
 
 
 def run(line: str, endpoint: str) -> subprocess.CompletedProcess[str]:

@@ -29,6 +29,27 @@ prompts = st.one_of(
     st.fixed_dictionaries({"prompt": texts}),
     st.fixed_dictionaries({"prompt_ids": st.lists(st.integers(0, 2**31 - 1), max_size=20)}),
 )
+generations = st.builds(
+    lambda prompt, **fields: m.Generate(**prompt, **fields),
+    **head,
+    **which,
+    prompt=prompts,
+    n=st.integers(1, 16),
+    deterministic=st.booleans(),
+    model=st.none() | names,
+    stream=st.booleans(),
+    max_new_tokens=st.integers(1, 65_536),
+    truncate=st.sampled_from(["error", "left"]),
+    ignore_eos=st.booleans(),
+    strategy=st.sampled_from(["sample", "greedy", "mirostat"]),
+    temperature=st.floats(0, 100),
+    top_k=st.integers(0, 1_000_000),
+    top_p=st.floats(0.001, 1),
+    min_p=st.floats(0, 1),
+    repetition_penalty=st.floats(0.01, 100),
+    stop=st.lists(st.text("ab\n", min_size=1, max_size=9), max_size=4),
+    seed=st.none() | ids,
+)
 requests = st.one_of(
     st.builds(m.Hello, **head, client=texts),
     st.builds(m.Ping, **head),
@@ -37,14 +58,7 @@ requests = st.one_of(
     st.builds(m.Load, **head, **which, model=names, stream=st.booleans()),
     st.builds(m.Unload, **head, **which, model=names),
     st.builds(m.Cancel, **head, target=ids),
-    st.builds(
-        lambda prompt, **fields: m.Generate(**prompt, **fields),
-        **head, **which, prompt=prompts, n=st.integers(1, 16), deterministic=st.booleans(), model=st.none() | names, stream=st.booleans(), max_new_tokens=st.integers(1, 65_536),
-        truncate=st.sampled_from(["error", "left"]), ignore_eos=st.booleans(), strategy=st.sampled_from(["sample", "greedy", "mirostat"]),
-        temperature=st.floats(0, 100), top_k=st.integers(0, 1_000_000), top_p=st.floats(0.001, 1), min_p=st.floats(0, 1),
-        repetition_penalty=st.floats(0.001, 100), stop=st.lists(st.text("ab\n", min_size=1, max_size=9), max_size=4),
-        seed=st.none() | ids,
-    ),
+    generations,
 )  # fmt: skip
 reply: dict[str, Any] = {"id": ids, "seq": counts}
 model: dict[str, Any] = {"model": names, "engine": names, "precision": names}
@@ -90,6 +104,30 @@ def test_strategies_cover_every_type() -> None:
     """A new message type must be added to the strategies above."""
     assert len(m.AnyRequest.__args__) == 8  # type: ignore[attr-defined]
     assert len(m.AnyReply.__args__) == 11  # type: ignore[attr-defined]
+    assert len(m.FromWorker.__args__) == 13  # type: ignore[attr-defined]
+
+
+@given(generations, ids)
+def test_the_worker_link_carries_every_generation(request: m.Generate, key: int) -> None:
+    work = m.Work(id=key, group=3, generate=request)
+    assert codec.decode_for_worker(codec.encode(work)) == work
+    with pytest.raises(BadRequest, match="no request type 'work'"):
+        codec.decode_request(codec.encode(m.Work(id=1, group=1, generate=m.Generate(prompt="x"))))
+
+
+def test_what_workers_say_of_themselves_survives_the_link() -> None:
+    ready = m.Ready(id=None, digest="d", context=1, rows=2, threads=3, rss_bytes=4)
+    beat = m.Beat(id=None, running=1, waiting=2, rss_bytes=3, requests=4, prompt_tokens=5, new_tokens=6, busy_ms=7.5)
+    for message in (ready, beat):
+        assert codec.decode_from_worker(codec.encode(message)) == message
+        assert codec.decode_reply(codec.encode(message)) is None, "a client knows nothing of them"
+
+
+def test_a_request_at_the_limit_fits_the_worker_link() -> None:
+    prompt = "x" * (codec.MAX_REQUEST_BYTES - 100)
+    request = codec.decode_request(codec.encode(m.Generate(id=1, prompt=prompt)))
+    assert isinstance(request, m.Generate)
+    assert codec.decode_for_worker(codec.encode(m.Work(id=2**60, group=9, generate=request)))
 
 
 def test_golden_request() -> None:
@@ -120,7 +158,7 @@ def generate(**fields: Any) -> bytes:
         ("temperature", -0.1, ">= 0"), ("temperature", 100.1, "<= 100"), ("temperature", math.nan, "temperature"),
         ("temperature", math.inf, "temperature"), ("temperature", "hot", "float"),
         ("top_k", -1, ">= 0"), ("top_k", 1.5, "int"), ("top_p", 0.0, "> 0"), ("top_p", 1.01, "<= 1"), ("top_p", math.nan, "top_p"),
-        ("min_p", -0.01, ">= 0"), ("min_p", 1.01, "<= 1"), ("repetition_penalty", 0.0, "> 0"), ("repetition_penalty", math.inf, "penalty"),
+        ("min_p", -0.01, ">= 0"), ("min_p", 1.01, "<= 1"), ("repetition_penalty", 0.0, ">= 0.01"), ("repetition_penalty", math.inf, "penalty"), ("logit_bias", [[1, math.nan]], "logit_bias"), ("logit_bias", [[-1, 0.0]], ">= 0"), ("n", 17, "<= 16"),
         ("max_new_tokens", 0, ">= 1"), ("max_new_tokens", 65_537, "<= 65536"), ("max_new_tokens", None, "int"),
         ("seed", -1, ">= 0"), ("seed", 2**63, "seed"), ("stop", [""], "length"), ("stop", ["x"] * 17, "length"), ("stop", "x", "array"),
         ("truncate", "right", "right"), ("strategy", "beam", "beam"), ("prompt", None, "exactly one"), ("prompt_ids", [1], "exactly one"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import http.server
+import os
 import socket
 import threading
 import time
@@ -283,9 +284,74 @@ def test_closing_ends_what_is_pending() -> None:
 
 
 def test_malformed_endpoints_are_refused() -> None:
-    for endpoint in ("127.0.0.1:5757", "tcp://127.0.0.1", "http://127.0.0.1:5757", "tcp://127.0.0.1:x", ""):
+    for endpoint in (
+        "127.0.0.1:5757",
+        "tcp://127.0.0.1",
+        "http://127.0.0.1:5757",
+        "tcp://127.0.0.1:x",
+        "",
+        "tcp://127.0.0.1:5757/",
+        "tcp://127.0.0.1:5757?x=1",
+        "tcp://user@127.0.0.1:5757",
+        "tcp://no such host:5",
+        "tcp://127.0.0.1:99999",
+        "ipc://",
+    ):
         with pytest.raises(ValueError, match="endpoint"):
             Client(endpoint)
+    with pytest.raises(ValueError, match="too long"):
+        Client("ipc:///tmp/" + "x" * 200)
+
+
+def test_a_burst_larger_than_any_queue_is_sent_in_turn_and_a_cancel_behind_it_arrives() -> None:
+    server = FakeServer(lambda r: [pong(r)] if isinstance(r, m.Ping) else [])
+    with Client(server.endpoint) as client:
+        answers: list[object] = []
+        stream = client.stream("x")
+        for _ in range(3000):
+            client.connection.submit(m.Ping(), answers.append, 20)
+        stream.cancel()
+        wait_for(lambda: len(answers) == 3000, 20)
+        assert all(isinstance(a, m.Pong) for a in answers)
+        wait_for(lambda: any(isinstance(r, m.Cancel) for r in server.requests))
+        stream.close()
+    server.close()
+
+
+def test_a_stream_that_the_garbage_collector_ends_does_not_block() -> None:
+    import gc
+
+    class Cycle:
+        def __init__(self, stream: object) -> None:
+            self.own, self.stream = self, stream
+
+    server = FakeServer(lambda _: [])
+    with Client(server.endpoint) as client:
+        before = gc.get_threshold()
+        gc.set_threshold(1)
+        try:
+            for _ in range(200):
+                Cycle(client.stream("x", timeout=30))
+        finally:
+            gc.set_threshold(*before)
+    server.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_client_does_not_survive_a_fork() -> None:
+    server = FakeServer(lambda r: [pong(r)])
+    with Client(server.endpoint) as client:
+        client.ping()
+        child = os.fork()
+        if child == 0:
+            try:
+                client.ping()
+            except Closed:
+                os._exit(7)
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    server.close()
 
 
 def test_asyncio_cancel_cancels() -> None:

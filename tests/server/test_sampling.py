@@ -176,3 +176,22 @@ def test_greedy_with_a_repetition_penalty_remembers_what_it_took() -> None:
     for _ in range(3):
         ids.append(sampler.pick(logits, ids))
     assert ids == [0, 1, 0]
+
+
+@pytest.mark.parametrize("temperature", [1e-320, 1e-46, 1e-40, 1e-6, 1.01e-5, 1e-3, 100.0])
+@pytest.mark.parametrize(
+    "more", [{}, {"top_p": 0.9}, {"min_p": 0.1}, {"typical_p": 0.5}, {"top_k": 0, "top_p": 1e-9}, {"strategy": "mirostat"}]
+)
+@pytest.mark.parametrize("penalty", [0.01, 1.0, 100.0])
+def test_the_ends_of_the_ranges_are_sampled(temperature: float, more: dict[str, Any], penalty: float) -> None:
+    logits = logits_of(1, scale=30.0)
+    token = sampler_of(Generate(prompt="", temperature=temperature, repetition_penalty=penalty, **more)).pick(logits, [1, 2])
+    assert 0 <= token < VOCABULARY
+    if temperature < 1e-3 and penalty == 1:
+        assert token == int(logits.argmax())
+
+
+def test_logits_that_are_no_numbers_are_an_error_not_a_token() -> None:
+    for bad in (np.full(9, np.nan, np.float32), np.full(9, -np.inf, np.float32)):
+        with pytest.raises(FloatingPointError):
+            sampler_of(Generate(prompt=""), vocabulary=9).pick(bad, [])

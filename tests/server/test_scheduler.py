@@ -17,7 +17,7 @@ from tests.fakes import FakeEngine
 
 
 def scheduler_of(engine: FakeEngine, cache_bytes: int = 0) -> Scheduler:
-    return Scheduler(engine, PrefixCache(cache_bytes))
+    return Scheduler(engine, PrefixCache(cache_bytes, 8))
 
 
 def sequence(request_id: int, prompt: list[int], new: int, group: int = 0, **settings: object) -> Sequence:
@@ -190,15 +190,15 @@ def test_deterministic_runs_alone_and_reuses_nothing() -> None:
 
 def test_the_prefix_cache_keeps_within_its_bytes() -> None:
     engine = FakeEngine(1, context=64)
-    cache = PrefixCache(8 * 40)
+    cache = PrefixCache(8 * 40, 8)
     engine.prefill(0, list(range(1, 21)), 0, [])
     for start in (1, 2, 3):
         cache.put(list(range(start, start + 20)), lambda positions: engine.export(0, positions))
-    assert (len(cache), cache.nbytes) == (2, 8 * 40)
+    assert (len(cache), cache._positions) == (2, 40)
     assert cache.get(list(range(1, 30))) is None, "the oldest has left"
     found = cache.get([*range(2, 12), 99, 98])
     assert found and found.positions == 10
     cache.put(list(range(2, 18)), lambda _: (_ for _ in ()).throw(AssertionError("it is known already")))
-    cache.put(list(range(1, 60)), lambda positions: engine.export(0, positions))
+    cache.put(list(range(1, 60)), lambda _: (_ for _ in ()).throw(AssertionError("it does not fit")))
     assert len(cache) == 2, "one that is larger than the cache is not kept"
     assert cache.get([5, 6, 7]) is None

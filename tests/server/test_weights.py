@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -42,7 +45,8 @@ def test_the_embedded_model_is_what_it_says() -> None:
     [
         ({"model_type": "llama"}, "architecture is 'llama'"), ({"activation_function": "relu"}, "relu"),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"), ({"n_head": 7}, "7 heads"),
-        ({"n_layer": "many"}, "n_layer"), ({"n_embd": -1}, "n_embd"), ({"n_positions": 1 << 40}, "n_positions"),
+        ({"n_layer": "many"}, "n_layer"), ({"n_embd": -1}, "n_embd"), ({"n_positions": 1 << 40}, "n_positions"), ({"n_head": True}, "n_head"), ({"eos_token_id": 4096}, "vocabulary of 4096"),
+        ({"eos_token_id": -1}, "eos_token_id"), ({"eos_token_id": 1.5}, "eos_token_id"), ({"layer_norm_epsilon": "small"}, "epsilon"),
     ],
 )  # fmt: skip
 def test_another_architecture_is_refused_by_name(tmp_path: Path, config: dict[str, object], says: str) -> None:
@@ -51,6 +55,31 @@ def test_another_architecture_is_refused_by_name(tmp_path: Path, config: dict[st
     with pytest.raises(BadModel, match=says):
         catalogue.find("odd")
     assert says in next(m.problem for m in catalogue.models() if m.name == "odd")
+
+
+@pytest.mark.parametrize(("value", "token"), [(None, 4095), ([7, 8], 7), ([], 4095), (12, 12)])
+def test_forms_of_the_end_of_text(tmp_path: Path, value: object, token: int) -> None:
+    arch = Catalogue(tmp_path).find(copy_demo(tmp_path / "own", eos_token_id=value).name).architecture
+    assert arch and arch.end_of_text == token
+
+
+def test_bad_neighbours_harm_nobody(tmp_path: Path) -> None:
+    (copy_demo(tmp_path / "deep") / "config.json").write_text("[" * 200_000)
+    (copy_demo(tmp_path / "huge") / "config.json").write_bytes(bytes(2 << 20))
+    (tmp_path / "a file").touch()
+    if hasattr(os, "mkfifo"):
+        (copy_demo(tmp_path / "pipe") / "config.json").unlink()
+        os.mkfifo(tmp_path / "pipe" / "config.json")
+    if sys.platform == "linux":
+        os.mkdir(bytes(tmp_path) + b"/\xff\xfe")  # noqa: PTH102 - a name that is no text
+    found = {m.name: m.problem for m in Catalogue(tmp_path).models()}
+    assert found.pop("demo") == ""
+    assert set(found) == {"deep", "huge"} | ({"pipe"} if hasattr(os, "mkfifo") else set())
+    assert all(found.values())
+    assert Catalogue(tmp_path / "nowhere").find("demo").architecture
+    for name in found:
+        with pytest.raises(BadModel, match=r"config\.json"):
+            Catalogue(tmp_path).find(name)
 
 
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "tokenizer.json"])
@@ -118,33 +147,67 @@ def test_an_untied_head_is_used(tmp_path: Path, cache: Path) -> None:
         np.testing.assert_allclose(logits[1], np.roll(logits[0], 1), atol=1e-3)
 
 
-def test_the_graph_cache_keeps_within_its_bound(tmp_path: Path) -> None:
-    class Small:
-        def write(self, folder: Path) -> None:
-            (folder / "model.onnx").write_bytes(bytes(1000))
+class Small:
+    """A graph of a thousand bytes."""
 
-    cache = GraphCache(tmp_path, 2500)
-    for age, name in enumerate(("a", "b", "c")):
-        os.utime(cache.get(name, Small).parent, (age, age))  # type: ignore[arg-type]
-    assert sorted(p.name[0] for p in tmp_path.iterdir()) == ["b", "c"]
-    built: list[str] = []
+    def write(self, folder: Path) -> None:
+        (folder / "model.onnx").write_bytes(bytes(1000))
 
-    def build(name: str) -> Small:
+
+def get(cache: GraphCache, name: str, built: list[str]) -> Path:
+    def build() -> Any:
         built.append(name)
         return Small()
 
-    cache.get("b", lambda: build("b"))  # type: ignore[arg-type, return-value]
-    cache.get("d", lambda: build("d"))  # type: ignore[arg-type, return-value]
+    return cache.get(name, build)
+
+
+def test_the_graph_cache_keeps_within_its_bound(tmp_path: Path) -> None:
+    cache, built = GraphCache(tmp_path, 2500), list[str]()
+    for age, name in enumerate(("a", "b", "c")):
+        os.utime(get(cache, name, built).parent, (age, age))
+    assert sorted(p.name[0] for p in tmp_path.iterdir()) == ["b", "c"]
+    built.clear()
+    get(cache, "b", built)
+    get(cache, "d", built)
     assert built == ["d"]
     assert sorted(p.name[0] for p in tmp_path.iterdir()) == ["b", "d"], "c was used least recently"
 
 
+def test_a_damaged_graph_is_built_again(tmp_path: Path) -> None:
+    cache, built = GraphCache(tmp_path, 1 << 20), list[str]()
+    file = get(cache, "a", built)
+    for damage in (lambda: file.write_bytes(b"x" * 1000), file.unlink, (file.parent / "SHA256SUMS").unlink):
+        damage()
+        assert get(cache, "a", built).read_bytes() == bytes(1000)
+    assert built == ["a"] * 4
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_drafts_of_workers_that_were_killed_are_swept(tmp_path: Path) -> None:
+    for name, age in ((".building-old", 7200), (".building-new", 0)):
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    get(GraphCache(tmp_path, 1 << 20), "a", [])
+    assert sorted(p.name[:9] for p in tmp_path.iterdir()) == [".building", "a-v3"]
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    cache = GraphCache(tmp_path / "file" / "cache", 1 << 20)  # no folder can be made there
+    file = get(cache, "a", [])
+    assert file.read_bytes() == bytes(1000)
+    assert "cannot be used" in capsys.readouterr().err
+    cache.opened(file)
+    assert not file.exists()
+
+
 def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
-    def build() -> object:
+    def build() -> Any:
         raise MemoryError
 
     with pytest.raises(MemoryError):
-        GraphCache(tmp_path, 1 << 30).get("x", build)  # type: ignore[arg-type]
+        GraphCache(tmp_path, 1 << 30).get("x", build)
     assert list(tmp_path.iterdir()) == []
 
 

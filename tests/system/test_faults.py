@@ -10,12 +10,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgpack
 import psutil
 import pytest
+import zmq
 
 from protocol import Client, messages as m
 from protocol.connection import Event
 from protocol.errors import (
+    Busy,
     Cancelled,
     ConnectionLost,
     DeadlineExceeded,
@@ -32,6 +35,8 @@ from tests.conftest import Daemon
 from tests.server.test_weights import copy_demo
 
 LONG = {"max_new_tokens": 1000, "ignore_eos": True}
+ENDLESS = LONG | {"n": 16}
+"""Seconds of work on one row, a good second on sixteen: long enough to still run when a test looks."""
 posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
 
 
@@ -59,7 +64,7 @@ def test_cancel_while_decoding(client: Client) -> None:
 
 
 def test_cancel_while_waiting(one_row: Client) -> None:
-    running = one_row.stream("x", **LONG)
+    running = one_row.stream("x", **ENDLESS)
     next(running)
     waiting = one_row.stream("y", **LONG)
     waiting.cancel()
@@ -70,7 +75,7 @@ def test_cancel_while_waiting(one_row: Client) -> None:
 
 
 def test_a_deadline_while_waiting(one_row: Client) -> None:
-    running = one_row.stream("x", **LONG)
+    running = one_row.stream("x", **ENDLESS)
     next(running)
     with pytest.raises(DeadlineExceeded, match="while it waited"):
         one_row.generate("y", timeout=0.1)
@@ -85,25 +90,30 @@ def test_cancelling_something_unknown_or_finished_changes_nothing(client: Client
 
 
 def test_leaving_a_stream_ends_its_work(client: Client) -> None:
-    for _ in client.stream("x", **LONG):
+    before = client.stats().workers[0].new_tokens
+    for _ in client.stream("x", **ENDLESS):
         break
     wait_for(lambda: idle(client) and client.stats().open_requests == 1)
+    assert client.stats().workers[0].new_tokens - before < 8000, "of 16,000"
 
 
 def test_a_vanished_peers_work_is_cancelled(shared_daemon: Daemon, client: Client) -> None:
     """Streaming or not: the connection of a killed process breaks, and its requests end."""
     code = (
-        "import sys; from protocol import Client; c = Client(sys.argv[1]); s = c.stream('x', max_new_tokens=1000, ignore_eos=True); "
-        "next(s); print('started', flush=True); c.generate('y', max_new_tokens=1000, ignore_eos=True)"
+        "import sys; from protocol import Client; c = Client(sys.argv[1]); s = c.stream('x', max_new_tokens=1000, ignore_eos=True, n=16); "
+        "next(s); print('started', flush=True); c.generate('y', max_new_tokens=1000, ignore_eos=True, n=16)"
     )
+    before = client.stats().workers[0].new_tokens
     process = subprocess.Popen([sys.executable, "-c", code, shared_daemon.endpoint], stdout=subprocess.PIPE)
     assert process.stdout and process.stdout.readline().strip() == b"started"
     wait_for(lambda: client.stats().open_requests == 3)
     process.kill()
     process.wait()
     wait_for(lambda: client.stats().open_requests == 1 and idle(client), 2)
+    assert client.stats().workers[0].new_tokens - before < 24_000, "of 32,000"
 
 
+@posix
 def test_a_killed_worker_costs_its_own_requests(own_daemon: Daemon) -> None:
     with Client(own_daemon.endpoint) as client:
         client.load("demo", precision="int8")
@@ -127,6 +137,7 @@ def test_a_killed_worker_costs_its_own_requests(own_daemon: Daemon) -> None:
         assert client.generate("x", precision="int8").ids
 
 
+@posix
 def test_a_worker_killed_while_it_loads(own_daemon: Daemon) -> None:
     with Client(own_daemon.endpoint) as client:
 
@@ -277,7 +288,7 @@ def test_a_stuck_worker_shows_in_ping(own_daemon: Daemon) -> None:
 def test_drain_lets_running_streams_finish(own_daemon: Daemon) -> None:
     with Client(own_daemon.endpoint) as client:
         client.load("demo")
-        stream = client.stream("x", **LONG)
+        stream = client.stream("x", **ENDLESS)
         next(stream)
         own_daemon.process.terminate()
         wait_for(lambda: client.ping().draining)
@@ -286,7 +297,7 @@ def test_drain_lets_running_streams_finish(own_daemon: Daemon) -> None:
         with pytest.raises(Draining):
             client.load("demo", precision="fp32")
         list(stream)
-        assert len(stream.result.ids) == 1000
+        assert [len(stream.result.ids), *(len(o.ids) for o in stream.result.others)] == [1000] * 16
         assert own_daemon.process.wait(10) == 0
 
 
@@ -295,7 +306,7 @@ def test_a_second_signal_stops_at_once(own_daemon: Daemon) -> None:
     with Client(own_daemon.endpoint) as client:
         client.load("demo")
         workers = own_daemon.workers()
-        streams = [client.stream("x", **LONG) for _ in range(20)]
+        streams = [client.stream("x", **ENDLESS) for _ in range(4)]
         next(streams[0])
         own_daemon.process.terminate()
         wait_for(lambda: client.ping().draining)
@@ -312,12 +323,12 @@ def test_streams_that_outlast_the_drain_keep_their_text(tmp_path: Path, cache: P
     daemon = Daemon(tmp_path, "--cache-dir", str(cache), "--drain-seconds", "0.2", "--preload", "demo")
     with Client(daemon.endpoint) as client:
         client.load("demo")
-        streams = [client.stream("x", **LONG) for _ in range(10)]
+        streams = [client.stream("x", **ENDLESS) for _ in range(4)]
         next(streams[0])
         daemon.process.terminate()
         assert daemon.process.wait(10) == 0
         list(streams[0])
-        assert streams[0].result.finish_reason in ("cancelled", "length")
+        assert streams[0].result.finish_reason == "cancelled" and streams[0].result.text
         assert "stopped" in daemon.logged()
 
 
@@ -330,8 +341,7 @@ def test_the_daemon_answers_within_half_a_second_of_its_start(tmp_path: Path) ->
             client.hello()
             took.append(time.monotonic() - began)
         daemon.kill()
-    # The bound is for an idle machine; a loaded one gets some room.
-    assert min(took) < 1.0
+    assert min(took) < 0.5
 
 
 def test_a_load_that_does_not_fit_is_refused_with_both_figures(tmp_path: Path, cache: Path) -> None:
@@ -379,3 +389,60 @@ def test_clearing_the_cache_deletes_built_graphs_only(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
     assert "1 built graphs deleted" in done.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["precious-v2"]
+
+
+def test_a_client_that_does_not_read_is_given_up_and_harms_nobody(own_daemon: Daemon) -> None:
+    """Its replies wait within a bound; beyond it nothing more is answered on that connection."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    deaf = context.socket(zmq.DEALER)
+    deaf.linger, deaf.rcvhwm = 0, 1
+    deaf.connect(own_daemon.endpoint)
+    with Client(own_daemon.endpoint) as client:
+        before = client.stats().rss_bytes
+        for i in range(20_000):
+            deaf.send(msgpack.packb({"v": 1, "id": i, "type": "hello"}))
+        wait_for(lambda: client.stats().requests["hello"] > 1000)
+        wait_for(lambda: client.stats().peers == 1, 20)
+        assert client.stats().rss_bytes - before < 32 << 20
+        assert client.load("demo") and client.generate("x").ids
+    deaf.close()
+    context.term()
+
+
+def test_a_full_worker_is_busy(one_row: Client) -> None:
+    with Client(one_row.connection.endpoint) as second, Client(one_row.connection.endpoint) as third:
+        streams = [client.stream("x", **ENDLESS) for client in (one_row, second) for _ in range(64)]
+        wait_for(lambda: third.stats().open_requests == 129)
+        with pytest.raises(Busy, match="128 requests"):
+            third.generate("x")
+        for stream in streams:
+            stream.close()
+        wait_for(lambda: third.stats().open_requests == 1)
+
+
+def test_the_same_preload_twice_is_one(tmp_path: Path, cache: Path) -> None:
+    daemon = Daemon(tmp_path, "--cache-dir", str(cache), "--preload", "demo", "demo/onnx/int8", "demo//int8")
+    with Client(daemon.endpoint) as client:
+        client.load("demo")
+        assert len(daemon.workers()) == 1
+        assert client.generate("x").ids
+    daemon.kill()
+
+
+def test_a_preload_that_fails_says_why(tmp_path: Path) -> None:
+    folder = copy_demo(tmp_path / "models" / "broken")
+    (folder / "tokenizer.json").write_text("{}")
+    daemon = Daemon(tmp_path, "--preload", "broken")
+    wait_for(lambda: "the tokenizer cannot be read" in daemon.logged())
+    with Client(daemon.endpoint) as client:
+        assert [x.name for x in client.models()] == ["demo", "broken"]
+    assert daemon.stop() == 0
+
+
+def test_prompts_are_logged_when_asked_for(tmp_path: Path, cache: Path) -> None:
+    daemon = Daemon(tmp_path, "--cache-dir", str(cache), "--preload", "demo", "--log-prompts")
+    with Client(daemon.endpoint) as client:
+        client.load("demo")
+        client.generate("xyzzy plugh", max_new_tokens=1)
+    wait_for(lambda: "xyzzy plugh" in daemon.logged())
+    daemon.kill()

@@ -178,16 +178,20 @@ def test_streams_share_a_batch(client: Client) -> None:
 
 
 def test_a_waiting_stream_knows_its_place(one_row: Client) -> None:
-    running = one_row.stream("x", max_new_tokens=1000, ignore_eos=True)
+    running = one_row.stream("x", n=8, max_new_tokens=1000, ignore_eos=True)
     next(running)
     events: list[object] = []
     one_row.connection.submit(m.Generate(prompt="y", stream=True, max_new_tokens=1), events.append, 20)
     give_up = time.monotonic() + 5
-    while not any(isinstance(e, m.Generated) for e in events):
+    while not events:
         assert time.monotonic() < give_up
         time.sleep(0.02)
-    assert isinstance(events[0], m.Progress) and (events[0].stage, events[0].done, events[0].total) == ("waiting", 1, 1)
+    place = events[0]
+    assert isinstance(place, m.Progress) and place.stage == "waiting" and 0 < place.done <= place.total <= 8
     running.close()
+    while not isinstance(events[-1], m.Generated):
+        assert time.monotonic() < give_up
+        time.sleep(0.02)
 
 
 def test_reuse_shows_in_the_ledger_and_changes_nothing(client: Client) -> None:
@@ -239,7 +243,7 @@ def test_a_client_with_too_many_open_requests_is_told_busy(client: Client) -> No
 
 
 def test_deadlines(client: Client) -> None:
-    result = client.generate("x", max_new_tokens=1000, ignore_eos=True, timeout=0.2)
+    result = client.generate("x", n=16, max_new_tokens=1000, ignore_eos=True, timeout=0.2)
     assert result.finish_reason == "deadline" and 0 < len(result.ids) < 1000
 
 
@@ -332,16 +336,18 @@ def test_an_id_may_not_be_open_twice(shared_daemon: Daemon) -> None:
     assert answer["code"] == "bad_request" and "still open" in answer["message"]
     socket.send(msgpack.packb({"v": 1, "id": 6, "type": "cancel", "target": 5}))
     answers = {a["id"]: a for a in (msgpack.unpackb(socket.recv()) for _ in range(2))}
-    assert answers[6]["found"] and answers[5]["finish_reason"] == "cancelled"
+    assert answers[6]["found"] and answers[5].get("finish_reason", answers[5].get("code")) == "cancelled"
     socket.close()
     context.term()
 
 
 def test_a_prompt_is_never_logged(shared_daemon: Daemon, client: Client) -> None:
     client.generate("xyzzy plugh", max_new_tokens=3)
-    client.ping()
+    give_up = time.monotonic() + 5
+    while "new 3 tokens; queue" not in shared_daemon.logged():
+        assert time.monotonic() < give_up
+        time.sleep(0.01)
     assert "xyzzy" not in shared_daemon.logged()
-    assert "new 3 tokens; queue" in shared_daemon.logged()
 
 
 def test_the_servers_help_and_refusals() -> None:
