@@ -6,7 +6,7 @@
 
 Starts a daemon of its own on a free port and the same engine in a process beside it, and lets them generate in turns, in
 blocks of four after one to warm up (greedy, one client that reads a stream). Figures are medians; `added` and `ratio`
-compare the daemon with the engine. The last line is one JSON object.
+compare the daemon with the engine, both of which get a moment of rest before each generation. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,27 +29,21 @@ from bench_engine import EngineProcess, Variant, add_arguments, parse
 from protocol import Client
 
 BLOCK = 4
+PAUSE_S = 0.02
+"""Before each request: it meets a daemon that has put away what the one before computed."""
 
 
-def start_daemon(models_dir: Path, threads: int) -> tuple[subprocess.Popen[str], str]:
-    """Start a daemon on a port of the system's choice; return it and its endpoint."""
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "server",
-        "--endpoint",
-        "tcp://127.0.0.1:0",
-        "--models-dir",
-        str(models_dir),
-        "--threads",
-        str(threads),
-    ]
-    daemon = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    line = daemon.stderr.readline() if daemon.stderr else ""
-    found = re.search(r"listens on (\S+?),", line)
-    if not found:
-        sys.exit(f"the daemon did not start: {line}")
+def start_daemon(models_dir: Path, threads: int, log: Path) -> tuple[subprocess.Popen[bytes], str]:
+    """Start a daemon on a port of the system's choice, that logs to a file; return it and its endpoint."""
+    command = [sys.executable, "-P", "-m", "server", "--endpoint=tcp://127.0.0.1:0", f"--models-dir={models_dir}", f"--threads={threads}"]
+    with log.open("wb") as stream:
+        daemon = subprocess.Popen(command, stderr=stream)
+    give_up = time.monotonic() + 20
+    while not (found := re.search(r"listens on (\S+?),", log.read_text())):
+        if daemon.poll() is not None or time.monotonic() > give_up:
+            daemon.kill()
+            sys.exit(f"the daemon did not start: {log.read_text()}")
+        time.sleep(0.02)
     return daemon, found[1]
 
 
@@ -61,6 +56,7 @@ class Timing:
 
 
 def timed_stream(client: Client, ids: list[int], generation: dict[str, Any]) -> Timing:
+    time.sleep(PAUSE_S)
     began = time.perf_counter()
     with client.stream(prompt_ids=ids, **generation) as stream:
         next(stream)
@@ -82,7 +78,8 @@ def main() -> None:
     vocabulary = model.architecture.vocabulary if model.architecture else 0
     generation = {"max_new_tokens": args.new_tokens, "strategy": "greedy", "ignore_eos": True}
 
-    daemon, endpoint = start_daemon(args.models_dir, args.threads)
+    folder = tempfile.TemporaryDirectory()
+    daemon, endpoint = start_daemon(args.models_dir, args.threads, Path(folder.name) / "log")
     try:
         with (
             Client(endpoint) as client,
@@ -104,6 +101,7 @@ def main() -> None:
                     if i:  # the first of a block warms up
                         through.append(timing)
                 for i in range(BLOCK + 1):
+                    time.sleep(PAUSE_S)
                     run = engine.run(args.prompt_tokens, args.new_tokens, next(seeds))
                     if i:
                         direct.append(Timing(run.prefill_s, run.prefill_s + run.decode_s))
@@ -113,6 +111,7 @@ def main() -> None:
     finally:
         daemon.terminate()
         daemon.wait(20)
+        folder.cleanup()
     first_ms = {name: statistics.median(t.first_s for t in runs) * 1000 for name, runs in (("daemon", through), ("engine", direct))}
     rate = {name: args.new_tokens / statistics.median(t.whole_s for t in runs) for name, runs in (("daemon", through), ("engine", direct))}
     figures = {

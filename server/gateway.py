@@ -33,7 +33,7 @@ from server import status
 from server.catalogue import Catalogue, Model, choose_engine
 from server.config import Config
 from server.sessions import DuplicateId, Open, Sessions
-from server.workers import Launcher, LocalLauncher, Worker, Workers
+from server.workers import Launcher, LocalLauncher, Worker, Workers, exit_words
 
 log = logging.getLogger("gpt2d")
 
@@ -178,7 +178,7 @@ class Gateway:
         model = self._catalogue.find(request.model)
         worker = next(iter(self._workers.matching(model.name, engine, precision)), None)
         if worker and worker.ready:
-            self._sessions.reply(entry, _loaded(worker, worker.ready, already=True))
+            self._sessions.reply(entry, worker.loaded(worker.ready, already=True))
             return
         if worker is None:
             try:
@@ -270,7 +270,7 @@ class Gateway:
             worker.load_ms = (worker.used - worker.began) * 1000
             log.info("loaded %s in %.0f ms, %.0f MB", worker.name, worker.load_ms, message.rss_bytes / 1e6)
             for entry in self._waiters(worker):
-                self._sessions.reply(entry, _loaded(worker, message, already=False))
+                self._sessions.reply(entry, worker.loaded(message, already=False))
             worker.waiters.clear()
         elif isinstance(message, m.Failure):
             log.error("%s", message.message)
@@ -299,12 +299,12 @@ class Gateway:
             if worker.state == "stopping":
                 log.info("%s has ended", worker.name)
             elif worker.ready:
-                log.error("the worker of %s died (%s)", worker.name, _exit(code))
-                self._lose(worker, WorkerDied(f"the worker of {worker.name} died ({_exit(code)}); load it again"))
+                log.error("the worker of %s died (%s)", worker.name, exit_words(code))
+                self._lose(worker, WorkerDied(f"the worker of {worker.name} died ({exit_words(code)}); load it again"))
             else:
-                log.error("the worker of %s died while it loaded (%s)", worker.name, _exit(code))
+                log.error("the worker of %s died while it loaded (%s)", worker.name, exit_words(code))
                 self._lose(
-                    worker, LoadFailed(f"the worker died while it loaded {worker.name} ({_exit(code)}); the server's log may say why")
+                    worker, LoadFailed(f"the worker died while it loaded {worker.name} ({exit_words(code)}); the server's log may say why")
                 )
         alive = set(self._workers.all())
         for unload in list(self._unloads):
@@ -397,20 +397,8 @@ class Gateway:
         return (self._catalogue.find(model), *choose_engine(engine or None, precision or None))
 
 
-def _loaded(worker: Worker, ready: m.Ready, *, already: bool) -> m.Loaded:
-    return m.Loaded(
-        id=None, model=worker.model, engine=worker.engine, precision=worker.precision, digest=ready.digest,
-        context=ready.context, rows=ready.rows, threads=ready.threads, rss_bytes=ready.rss_bytes, load_ms=worker.load_ms,
-        already=already,
-    )  # fmt: skip
-
-
 def _internal(error: Exception) -> RequestError:
     """An error for the peer, with an id that stands beside the traceback in the log."""
     incident = secrets.token_hex(4)
     log.error("internal error %s", incident, exc_info=error)
     return Internal(f"a fault of the server; its log has the details under {incident}")
-
-
-def _exit(code: int) -> str:
-    return f"signal {-code}" if code < 0 else f"exit code {code}"

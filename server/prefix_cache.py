@@ -25,6 +25,7 @@ class PrefixCache:
         """`position_bytes` is what the keys and values of one position take."""
         self._max_positions = max_bytes // position_bytes
         self._entries: OrderedDict[bytes, tuple[NDArray[np.int64], KV]] = OrderedDict()
+        """By the tokens' bytes, so that a key's beginning is its first tokens'."""
         self._positions = 0
 
     def __len__(self) -> int:
@@ -34,7 +35,7 @@ class PrefixCache:
         """The keys and values of the longest known beginning of `ids`, or None."""
         wanted = np.array(ids, np.int64)
         best, length = None, MIN_TOKENS - 1
-        for key, (tokens, _) in self._entries.items():
+        for key, (tokens, _) in self._alike(wanted):
             shared = _shared(tokens, wanted)
             if shared > length:
                 best, length = key, shared
@@ -48,7 +49,7 @@ class PrefixCache:
         tokens = np.array(ids, np.int64)
         if not MIN_TOKENS <= len(tokens) <= self._max_positions:
             return
-        for key, (known, _) in list(self._entries.items()):
+        for key, (known, _) in self._alike(tokens):
             shared = _shared(known, tokens)
             if shared == len(tokens):
                 self._entries.move_to_end(key)
@@ -59,6 +60,11 @@ class PrefixCache:
             self._drop(next(iter(self._entries)))
         self._entries[tokens.tobytes()] = (tokens, export(len(tokens)))
         self._positions += len(tokens)
+
+    def _alike(self, tokens: NDArray[np.int64]) -> list[tuple[bytes, tuple[NDArray[np.int64], KV]]]:
+        """The entries that have the shortest beginning worth anything in common with `tokens`."""
+        head = tokens[:MIN_TOKENS].tobytes()
+        return [item for item in self._entries.items() if item[0].startswith(head)]
 
     def _drop(self, key: bytes) -> None:
         self._positions -= len(self._entries.pop(key)[0])

@@ -98,7 +98,7 @@ class Scheduler:
     def postprocess(self, batch: Batch, first_token: int | None, tokens: list[int], prefill_ms: float) -> list[Sequence]:
         """Write down what a step computed: the prompt's first new token if it was completed, a token for each decoded.
 
-        Returns the sequences that have a new token; those that finished with it are forgotten.
+        Returns the sequences that have a new token; `release` forgets those that finished with it.
         """
         advanced = batch.decode
         for sequence, token in zip(advanced, tokens, strict=True):
@@ -115,10 +115,13 @@ class Scheduler:
                 self._running.append(batch.prefill)
                 self._prefilling = None
                 advanced = [*advanced, batch.prefill]
-        for sequence in advanced:
+        return advanced
+
+    def release(self, sequences: list[Sequence]) -> None:
+        """Forget those that have finished. Apart from `postprocess`, so that their last replies need not wait for the copying."""
+        for sequence in sequences:
             if sequence.finished is not None:
                 self._remove(sequence)
-        return advanced
 
     def _admit(self) -> None:
         """Give the next sequence in line a row, with whatever of its prompt is known already."""

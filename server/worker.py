@@ -104,11 +104,13 @@ class Worker:
         if batch.decode:
             logits = self._engine.decode([s.ids[-1] for s in batch.decode], [s.cached for s in batch.decode])
             tokens = self._choose(logits, batch.decode)
-        for sequence in self._scheduler.postprocess(batch, first_token, tokens, (prefilled - began) * 1000):
+        advanced = self._scheduler.postprocess(batch, first_token, tokens, (prefilled - began) * 1000)
+        for sequence in advanced:
             if sequence.finished:
                 self._end(sequence)
             elif sequence.request.stream:
                 self._send_piece(sequence)
+        self._scheduler.release(advanced)
         self._prompt_tokens += len(batch.chunk)
         self._new_tokens += len(tokens) + (first_token is not None)
         self._busy_s += time.perf_counter() - began

@@ -145,6 +145,13 @@ class Worker:
         """Resident bytes, as it last told."""
         return self.beat.rss_bytes if self.beat else self.ready.rss_bytes if self.ready else 0
 
+    def loaded(self, ready: m.Ready, *, already: bool) -> m.Loaded:
+        """The answer to a load."""
+        return m.Loaded(
+            id=None, model=self.model, engine=self.engine, precision=self.precision, digest=ready.digest, context=ready.context,
+            rows=ready.rows, threads=ready.threads, rss_bytes=self.rss_bytes, load_ms=self.load_ms, already=already,
+        )  # fmt: skip
+
     def health(self) -> m.WorkerHealth:
         return m.WorkerHealth(
             model=self.model, engine=self.engine, precision=self.precision, state=self.state,
@@ -247,3 +254,8 @@ class Workers:
             elif worker.state == "stopping" and now > worker.stop_by:
                 worker.process.kill()
         return ended
+
+
+def exit_words(code: int) -> str:
+    """How a process ended, for people."""
+    return f"signal {-code}" if code < 0 else f"exit code {code}"
