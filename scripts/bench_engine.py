@@ -24,8 +24,8 @@ from protocol.errors import Gpt2dError
 from server.catalogue import ENGINES, Catalogue, Model
 from server.config import default_models_dir, default_threads
 
-Generate = Callable[[list[int], int], tuple[float, float]]
-"""(prompt ids, new tokens) -> (prefill seconds, decode seconds): greedy, end of text ignored."""
+Generate = Callable[[list[list[int]], int], tuple[float, float]]
+"""(prompts, new tokens) -> (prefill seconds, decode seconds): all prompts together, greedy, end of text ignored."""
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, runs: int) -> None:
@@ -63,6 +63,7 @@ class Variant:
     precision: str
     folder: str
     threads: int
+    rows: int = 1
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,10 @@ class EngineProcess:
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.load_s = float(self._read()["load_s"])
 
-    def run(self, prompt_tokens: int, new_tokens: int, seed: int) -> Run:
-        """One generation from a random prompt that no other seed has."""
-        return Run(**self._ask({"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "seed": seed}))
+    def run(self, prompt_tokens: int, new_tokens: int, seed: int, batch: int = 1) -> Run:
+        """A generation of `batch` sequences together, from random prompts that no other seed has."""
+        order = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "seed": seed, "batch": batch}
+        return Run(**self._ask(order))
 
     def rss_mb(self) -> float:
         return psutil.Process(self._process.pid).memory_info().rss / 1e6
@@ -118,17 +120,18 @@ def own_engine(variant: Variant) -> tuple[Generate, int]:
 
     arch, config = read_architecture(Path(variant.folder)), Config()
     engine, _ = load_engine(
-        Path(variant.folder), arch, variant.engine, variant.precision, 1, variant.threads,
+        Path(variant.folder), arch, variant.engine, variant.precision, variant.rows, variant.threads,
         config.cache_dir, config.cache_bytes, lambda *_: None,
     )  # fmt: skip
 
-    def generate(prompt: list[int], new_tokens: int) -> tuple[float, float]:
+    def generate(prompts: list[list[int]], new_tokens: int) -> tuple[float, float]:
         began = time.perf_counter()
-        logits = engine.prefill(0, prompt, 0, [len(prompt) - 1])
-        token = int(logits[0].argmax())
+        tokens = [int(engine.prefill(row, p, 0, [len(p) - 1])[0].argmax()) for row, p in enumerate(prompts)]
         middle = time.perf_counter()
-        for position in range(len(prompt), len(prompt) + new_tokens - 1):
-            token = int(engine.decode([token], [position])[0].argmax())
+        past = [len(p) for p in prompts]
+        for _ in range(new_tokens - 1):
+            tokens = engine.decode(tokens, past).argmax(axis=1).tolist()
+            past = [p + 1 for p in past]
         return middle - began, time.perf_counter() - middle
 
     return generate, arch.vocabulary
@@ -150,8 +153,8 @@ def transformers_engine(variant: Variant) -> tuple[Generate, int]:
         )  # fmt: skip
         return time.perf_counter() - began
 
-    def generate(prompt: list[int], new_tokens: int) -> tuple[float, float]:
-        ids = torch.tensor([prompt])
+    def generate(prompts: list[list[int]], new_tokens: int) -> tuple[float, float]:
+        ids = torch.tensor(prompts)
         prefill = timed(ids, 1)
         return prefill, timed(ids, new_tokens) - prefill
 
@@ -165,8 +168,9 @@ def main() -> None:
     print(json.dumps({"load_s": time.perf_counter() - began}), flush=True)
     for line in sys.stdin:
         order = json.loads(line)
-        prompt = np.random.default_rng(order["seed"]).integers(0, vocabulary, order["prompt_tokens"]).tolist()
-        prefill_s, decode_s = generate(prompt, order["new_tokens"])
+        shape = (order["batch"], order["prompt_tokens"])
+        prompts = np.random.default_rng(order["seed"]).integers(0, vocabulary, shape).tolist()
+        prefill_s, decode_s = generate(prompts, order["new_tokens"])
         print(json.dumps({"prefill_s": prefill_s, "decode_s": decode_s}), flush=True)
 
 
