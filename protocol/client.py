@@ -134,6 +134,13 @@ class Client:
         """Continue a text; iterate over the pieces, then look at `.result`."""
         return Stream(self.connection, generate_request(prompt, stream=True, **settings), timeout)
 
+    def tokenize(self, text: str | None = None, *, ids: list[int] | None = None, timeout: float = CONTROL_S, **which: Any) -> m.Tokenized:
+        """Text to tokens, or tokens to text, with byte offsets. `which`: model, engine, precision, where several are loaded.
+
+        Raises: NotLoaded, and what every call raises.
+        """
+        return self._call(tokenize_request(text, ids, which), m.Tokenized, timeout)
+
     def close(self) -> None:
         self.connection.close()
 
@@ -168,6 +175,14 @@ def generate_request(prompt: str | None, **fields: Any) -> m.Generate:
         return m.Generate(prompt=prompt, **fields)
     except ValueError as e:
         raise BadRequest(f"generate: {e}") from None
+
+
+def tokenize_request(text: str | None, ids: list[int] | None, which: dict[str, Any]) -> m.Tokenize:
+    """Raises: BadRequest unless exactly one of the two is given."""
+    try:
+        return m.Tokenize(text=text, ids=ids, **which)
+    except ValueError as e:
+        raise BadRequest(f"tokenize: {e}") from None
 
 
 def expect(event: Event, wanted: type[R]) -> R:

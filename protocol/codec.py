@@ -28,6 +28,7 @@ _REQUESTS: dict[str, type[m.Request]] = {
     "unload": m.Unload,
     "cancel": m.Cancel,
     "generate": m.Generate,
+    "tokenize": m.Tokenize,
 }
 _FOR_WORKER: dict[str, type[m.Request]] = {"work": m.Work, "cancel": m.Cancel}
 _REPLIES: dict[str, type[m.Reply]] = {"progress": m.Progress, "tokens": m.Tokens, "error": m.Failure}
@@ -41,6 +42,7 @@ _RESULTS: dict[str, type[m.Result]] = {
     "unload": m.Unloaded,
     "cancel": m.CancelSent,
     "generate": m.Generated,
+    "tokenize": m.Tokenized,
 }
 
 

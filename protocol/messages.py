@@ -70,6 +70,20 @@ class Cancel(Request, frozen=True, tag="cancel"):
     target: RequestId
 
 
+class Tokenize(Request, frozen=True, tag="tokenize"):
+    """Text to tokens, or tokens to text, with a loaded model's tokenizer. Exactly one of `text` and `ids`; answered by Tokenized."""
+
+    model: Name | None = None
+    engine: Name | None = None
+    precision: Name | None = None
+    text: str | None = None
+    ids: Annotated[list[Annotated[int, Meta(ge=0, le=2**31 - 1)]], Meta(max_length=65_536)] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.text is None) == (self.ids is None):
+            raise ValueError("give exactly one of `text` and `ids`")
+
+
 Strategy: TypeAlias = Literal["sample", "greedy", "mirostat"]
 TokenId: TypeAlias = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 
@@ -91,6 +105,13 @@ class Generate(Request, frozen=True, tag="generate"):
     deterministic: Annotated[
         bool, Meta(description="Run alone and compute everything anew, so that the text depends on the request to the last bit.")
     ] = False
+    logprobs: (
+        Annotated[int, Meta(ge=0, le=20, description="Tell each token's log-probability, and so many of the likeliest alternatives.")]
+        | None
+    ) = None
+    logprobs_of: Annotated[
+        Literal["model", "sampler"], Meta(description="Probabilities as the model gives them, or after penalties and samplers.")
+    ] = "model"
     max_new_tokens: Annotated[int, Meta(ge=1, le=65_536, description="How many tokens to write at most.")] = 25
     truncate: Annotated[
         Literal["error", "left"],
@@ -149,7 +170,7 @@ class Generate(Request, frozen=True, tag="generate"):
 
 
 SETTINGS = (
-    "n", "deterministic", "max_new_tokens", "truncate", "ignore_eos", "strategy", "temperature", "top_k", "top_p", "min_p",
+    "n", "deterministic", "logprobs", "logprobs_of", "max_new_tokens", "truncate", "ignore_eos", "strategy", "temperature", "top_k", "top_p", "min_p",
     "typical_p", "mirostat_tau", "mirostat_eta", "repetition_penalty", "presence_penalty", "frequency_penalty",
     "no_repeat_ngram_size", "bad_words", "logit_bias", "min_new_tokens", "stop", "seed",
 )  # fmt: skip
@@ -176,6 +197,21 @@ class Progress(Reply, frozen=True, tag_field="type", tag="progress"):
     unit: str
 
 
+class Alternative(Struct, frozen=True, kw_only=True):
+    """A token that could have come. `text` has a replacement character where the token is a part of a character."""
+
+    id: int
+    text: str
+    logprob: float
+
+
+class TokenLogprobs(Struct, frozen=True, kw_only=True):
+    """Of one new token: its natural log-probability, and the likeliest tokens at its place, itself included, best first."""
+
+    logprob: float
+    top: list[Alternative]
+
+
 class Tokens(Reply, frozen=True, tag_field="type", tag="tokens"):
     """New text of a stream. `ids` may run ahead of `text`: a token can end inside a character or a possible stop string.
 
@@ -185,6 +221,8 @@ class Tokens(Reply, frozen=True, tag_field="type", tag="tokens"):
     text: str
     ids: list[int]
     index: int = 0
+    logprobs: list[TokenLogprobs] = []
+    """One for each of `ids`, where asked for."""
 
 
 class Failure(Reply, frozen=True, tag_field="type", tag="error"):
@@ -313,6 +351,7 @@ class Continuation(Struct, frozen=True, kw_only=True):
     finish_reason: FinishReason
     seed: int
     ledger: Ledger
+    logprobs: list[TokenLogprobs] = []
 
 
 class Generated(Result, frozen=True, tag="generate"):
@@ -332,7 +371,17 @@ class Generated(Result, frozen=True, tag="generate"):
     digest: str
     threads: int
     ledger: Ledger
+    logprobs: list[TokenLogprobs] = []
+    """One for each of `ids`, where asked for."""
     others: list[Continuation] = []
+
+
+class Tokenized(Result, frozen=True, tag="tokenize"):
+    """`offsets[i]` and the one after it enclose the bytes of token i in the UTF-8 text; there is one more of them than tokens."""
+
+    text: str
+    ids: list[int]
+    offsets: list[int]
 
 
 class WorkerStats(Struct, frozen=True, kw_only=True):
@@ -366,10 +415,10 @@ class Stats(Result, frozen=True, tag="stats"):
 
 
 class Work(Request, frozen=True, tag="work"):
-    """A generation for the worker. `group` is the same for all work of one peer: rows are shared out fairly among groups."""
+    """A request for the worker. `group` is the same for all work of one peer: rows are shared out fairly among groups."""
 
     group: int
-    generate: Generate
+    request: Generate | Tokenize
 
 
 class Ready(Reply, frozen=True, tag_field="type", tag="ready"):
@@ -394,8 +443,8 @@ class Beat(Reply, frozen=True, tag_field="type", tag="beat"):
     busy_ms: float
 
 
-AnyRequest: TypeAlias = Hello | Ping | Models | GetStats | Load | Unload | Cancel | Generate
-AnyResult: TypeAlias = ServerInfo | Pong | ModelList | Stats | Loaded | Unloaded | CancelSent | Generated
+AnyRequest: TypeAlias = Hello | Ping | Models | GetStats | Load | Unload | Cancel | Generate | Tokenize
+AnyResult: TypeAlias = ServerInfo | Pong | ModelList | Stats | Loaded | Unloaded | CancelSent | Generated | Tokenized
 AnyReply: TypeAlias = Progress | Tokens | Failure | AnyResult
 ForWorker: TypeAlias = Work | Cancel
 FromWorker: TypeAlias = AnyReply | Ready | Beat

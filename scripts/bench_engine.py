@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -53,6 +56,38 @@ def parse(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Model]:
         return args, Catalogue(args.models_dir).find(args.model or ensure_model(args.like, args.models_dir))
     except Gpt2dError as e:
         sys.exit(str(e))
+
+
+@contextmanager
+def daemon_process(args: argparse.Namespace, *more: str) -> Iterator[str]:
+    """A daemon of its own on a port of the system's choice; gives its endpoint, and stops it at the end."""
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "server",
+        "--endpoint=tcp://127.0.0.1:0",
+        f"--models-dir={args.models_dir}",
+        f"--threads={args.threads}",
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        with log.open("wb") as stream:
+            daemon = subprocess.Popen([*command, *more], stderr=stream)
+        try:
+            give_up = time.monotonic() + 20
+            while not (found := re.search(r"listens on (\S+?),", log.read_text())):
+                if daemon.poll() is not None or time.monotonic() > give_up:
+                    sys.exit(f"the daemon did not start: {log.read_text()}")
+                time.sleep(0.02)
+            yield found[1]
+        finally:
+            daemon.terminate()
+            daemon.wait(20)
+
+
+def percentile(values: list[float], share: float) -> float:
+    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 
 @dataclass(frozen=True)

@@ -13,38 +13,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bench_engine import EngineProcess, Variant, add_arguments, parse
+from bench_engine import EngineProcess, Variant, add_arguments, daemon_process, parse, percentile
 
 from protocol import Client
 
 BLOCK = 4
 PAUSE_S = 0.02
 """Before each request: it meets a daemon that has put away what the one before computed."""
-
-
-def start_daemon(models_dir: Path, threads: int, log: Path) -> tuple[subprocess.Popen[bytes], str]:
-    """Start a daemon on a port of the system's choice, that logs to a file; return it and its endpoint."""
-    command = [sys.executable, "-P", "-m", "server", "--endpoint=tcp://127.0.0.1:0", f"--models-dir={models_dir}", f"--threads={threads}"]
-    with log.open("wb") as stream:
-        daemon = subprocess.Popen(command, stderr=stream)
-    give_up = time.monotonic() + 20
-    while not (found := re.search(r"listens on (\S+?),", log.read_text())):
-        if daemon.poll() is not None or time.monotonic() > give_up:
-            daemon.kill()
-            sys.exit(f"the daemon did not start: {log.read_text()}")
-        time.sleep(0.02)
-    return daemon, found[1]
 
 
 @dataclass(frozen=True)
@@ -66,10 +48,6 @@ def timed_stream(client: Client, ids: list[int], generation: dict[str, Any]) -> 
     return Timing(first - began, time.perf_counter() - began)
 
 
-def percentile(values: list[float], share: float) -> float:
-    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser, runs=12)
@@ -78,40 +56,34 @@ def main() -> None:
     vocabulary = model.architecture.vocabulary if model.architecture else 0
     generation = {"max_new_tokens": args.new_tokens, "strategy": "greedy", "ignore_eos": True}
 
-    folder = tempfile.TemporaryDirectory()
-    daemon, endpoint = start_daemon(args.models_dir, args.threads, Path(folder.name) / "log")
-    try:
-        with (
-            Client(endpoint) as client,
-            EngineProcess(Variant(args.engine, args.precision, str(model.folder), args.threads)) as engine,
-        ):
-            loaded = client.load(model.name, engine=args.engine, precision=args.precision)
-            pings = []
-            for _ in range(args.pings):
-                began = time.perf_counter()
-                client.ping()
-                pings.append((time.perf_counter() - began) * 1000)
-            through: list[Timing] = []
-            direct: list[Timing] = []
-            seeds = iter(range(1 << 30))
-            for start in range(0, args.runs, BLOCK):
-                for i in range(BLOCK + 1):
-                    ids = np.random.default_rng(next(seeds)).integers(0, vocabulary, args.prompt_tokens).tolist()
-                    timing = timed_stream(client, ids, generation)
-                    if i:  # the first of a block warms up
-                        through.append(timing)
-                for i in range(BLOCK + 1):
-                    time.sleep(PAUSE_S)
-                    run = engine.run(args.prompt_tokens, args.new_tokens, next(seeds))
-                    if i:
-                        direct.append(Timing(run.prefill_s, run.prefill_s + run.decode_s))
-                done = min(start + BLOCK, args.runs)
-                print(f"{done}/{args.runs} runs", file=sys.stderr)
-            stats = client.stats()
-    finally:
-        daemon.terminate()
-        daemon.wait(20)
-        folder.cleanup()
+    with (
+        daemon_process(args) as endpoint,
+        Client(endpoint) as client,
+        EngineProcess(Variant(args.engine, args.precision, str(model.folder), args.threads)) as engine,
+    ):
+        loaded = client.load(model.name, engine=args.engine, precision=args.precision)
+        pings = []
+        for _ in range(args.pings):
+            began = time.perf_counter()
+            client.ping()
+            pings.append((time.perf_counter() - began) * 1000)
+        through: list[Timing] = []
+        direct: list[Timing] = []
+        seeds = iter(range(1 << 30))
+        for start in range(0, args.runs, BLOCK):
+            for i in range(BLOCK + 1):
+                ids = np.random.default_rng(next(seeds)).integers(0, vocabulary, args.prompt_tokens).tolist()
+                timing = timed_stream(client, ids, generation)
+                if i:  # the first of a block warms up
+                    through.append(timing)
+            for i in range(BLOCK + 1):
+                time.sleep(PAUSE_S)
+                run = engine.run(args.prompt_tokens, args.new_tokens, next(seeds))
+                if i:
+                    direct.append(Timing(run.prefill_s, run.prefill_s + run.decode_s))
+            done = min(start + BLOCK, args.runs)
+            print(f"{done}/{args.runs} runs", file=sys.stderr)
+        stats = client.stats()
     first_ms = {name: statistics.median(t.first_s for t in runs) * 1000 for name, runs in (("daemon", through), ("engine", direct))}
     rate = {name: args.new_tokens / statistics.median(t.whole_s for t in runs) for name, runs in (("daemon", through), ("engine", direct))}
     figures = {

@@ -143,8 +143,8 @@ class Gateway:
     def _on_request(self, entry: Open, request: m.AnyRequest) -> None:
         self._counts[codec.type_of(request)] += 1
         match request:
-            case m.Generate():
-                self._generate(entry, request)
+            case m.Generate() | m.Tokenize():
+                self._hand_on(entry, request)
             case m.Load():
                 self._load(entry, request)
             case m.Unload():
@@ -161,15 +161,15 @@ class Gateway:
             case m.GetStats():
                 self._sessions.reply(entry, self._stats())
 
-    def _generate(self, entry: Open, request: m.Generate) -> None:
+    def _hand_on(self, entry: Open, request: m.Generate | m.Tokenize) -> None:
         self._refuse_when_draining()
         worker = self._workers.choose(request)
         waiting = len(self._sessions.of_worker(worker.identity))
         if waiting >= self._config.max_open_per_worker:
             raise Busy(f"{worker.name} has {waiting} requests to do, which is the limit; try again later")
-        if self._config.log_prompts and request.prompt is not None:
+        if self._config.log_prompts and isinstance(request, m.Generate) and request.prompt is not None:
             log.info("prompt %r", request.prompt)
-        self._to_worker(worker, m.Work(id=entry.key, group=entry.peer_number, generate=request))
+        self._to_worker(worker, m.Work(id=entry.key, group=entry.peer_number, request=request))
         entry.worker, worker.used = worker.identity, time.monotonic()
 
     def _load(self, entry: Open, request: m.Load) -> None:
@@ -211,8 +211,8 @@ class Gateway:
 
     def _abandon(self, entry: Open) -> None:
         """Stop the work that a request began: it was cancelled, or its peer vanished."""
-        if isinstance(entry.request, m.Generate):
-            worker = self._workers.by_identity((entry.worker or "").encode())
+        if entry.worker:
+            worker = self._workers.by_identity(entry.worker.encode())
             if worker:
                 with contextlib.suppress(RequestError):  # a worker that cannot be told is gone, or will be found stuck
                     self._to_worker(worker, m.Cancel(target=entry.key))
@@ -289,8 +289,8 @@ class Gateway:
                 ledger.decode_ms, ledger.tokens_per_second,
             )  # fmt: skip
         if isinstance(message, m.Failure):
-            log.info("generate %s failed: %s", worker.name, message.code)
-        if isinstance(message, m.Progress | m.Tokens | m.Generated | m.Failure):
+            log.info("%s %s failed: %s", codec.type_of(entry.request), worker.name, message.code)
+        if isinstance(message, m.Progress | m.Tokens | m.Generated | m.Tokenized | m.Failure):
             worker.used = time.monotonic()
             self._sessions.reply(entry, message)
 

@@ -8,6 +8,7 @@ order of token ids, so that a sequence's draws depend on its request alone.
 from __future__ import annotations
 
 from collections.abc import Sequence as Many
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +20,17 @@ from server.processors import Processors
 Ids = NDArray[np.int64]
 Weights = NDArray[np.float32]
 BLOCK = 256
+TINY = float(np.finfo(np.float32).tiny)
 COLDEST = 1e-5
 """Below this temperature only the likeliest token has a chance that a float can hold."""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A token's natural log-probability, and (token, log-probability) of the likeliest ones at its place, best first."""
+
+    logprob: float
+    top: list[tuple[int, float]]
 
 
 class Sampler:
@@ -33,25 +43,33 @@ class Sampler:
         self._random = None if greedy else np.random.Generator(np.random.PCG64(seed))
         self._mirostat = 2 * request.mirostat_tau
         """The largest surprise, in bits, that mirostat lets through."""
-        self.plain = greedy and not processors.active
+        self.plain = greedy and not processors.active and request.logprobs is None
         """Nothing but an argmax is asked for."""
+        self.explanation: Explanation | None = None
+        """Of the token picked last, where log-probabilities are asked for."""
 
     def pick(self, logits: Logits, ids: Many[int]) -> int:
         """Choose the token that follows `ids` from float32 [vocabulary]."""
-        if self._processors.active:
-            logits = self._processors.apply(logits, ids)
-        if self._random is None:
-            return int(logits.argmax())
-        uniform = self._random.random()
-        if self.request.strategy == "mirostat":
-            kept, weights = mirostat(logits, self.request.temperature, self._mirostat)
-            index = invert(weights, uniform)
+        processed = self._processors.apply(logits, ids) if self._processors.active else logits
+        kept, weights = self._distribution(processed)
+        index = int(weights.argmax()) if self._random is None else invert(weights, self._random.random())
+        token = index if kept is None else int(kept[index])
+        if self._random is not None and self.request.strategy == "mirostat":
             surprise = -np.log2(weights[index] / weights.sum(dtype=np.float64))
             self._mirostat -= self.request.mirostat_eta * float(surprise - self.request.mirostat_tau)
-        else:
-            kept, weights = candidates(logits, self.request)
-            index = invert(weights, uniform)
-        return int(kept[index])
+        if self.request.logprobs is not None:
+            if self.request.logprobs_of == "model":
+                kept, weights, index = None, softmax(logits, 1.0), token
+            self.explanation = explain(kept, weights, index, self.request.logprobs)
+        return token
+
+    def _distribution(self, logits: Logits) -> tuple[Ids | None, Weights]:
+        """The tokens that may be drawn (None: all) and their weights."""
+        if self._random is None:
+            return None, softmax(logits, 1.0) if self.request.logprobs is not None else logits
+        if self.request.strategy == "mirostat":
+            return mirostat(logits, self.request.temperature, self._mirostat)
+        return candidates(logits, self.request)
 
 
 def sample(logits: Logits, samplers: Many[Sampler], histories: Many[Many[int]]) -> list[int]:
@@ -92,6 +110,18 @@ def candidates(logits: Logits, request: Generate) -> tuple[Ids, Weights]:
         kept = typical(weights, request.typical_p)
         ids, weights = ids[kept], weights[kept]
     return ids, weights
+
+
+def explain(kept: Ids | None, weights: Weights, index: int, count: int) -> Explanation:
+    """Explain the choice of the token at `index` of `kept` (None: of all)."""
+    total = np.log(weights.sum(dtype=np.float64))
+    count = min(count, len(weights))
+    best = np.argpartition(weights, len(weights) - count)[len(weights) - count :] if count else np.empty(0, np.int64)
+    best = best[np.argsort(-weights[best], kind="stable")]
+    logs = np.log(np.maximum(weights[best].astype(np.float64), TINY)) - total
+    tokens = best if kept is None else kept[best]
+    own = float(np.log(max(float(weights[index]), TINY)) - total)
+    return Explanation(own, list(zip(tokens.tolist(), logs.tolist(), strict=True)))
 
 
 def softmax(logits: Logits, temperature: float) -> Weights:

@@ -22,6 +22,7 @@ class Sequence:
     def __init__(
         self,
         work: m.Work,
+        request: m.Generate,
         index: int,
         prompt: list[int],
         dropped: int,
@@ -34,7 +35,7 @@ class Sequence:
         """`index` counts the continuations of one request, `dropped` the tokens cut off its prompt; `received` is monotonic."""
         self.id = work.id
         self.group = work.group
-        self.request = request = work.generate
+        self.request = request
         self.index = index
         self.ids = list(prompt)
         self.prompt_tokens = len(prompt)
@@ -54,6 +55,7 @@ class Sequence:
         self._text = ""
         self._sent_characters = 0
         self._sent_tokens = 0
+        self._logprobs: list[m.TokenLogprobs] = []
         self._received = received
         self._tokenised = time.monotonic()
         self._prefill_began = self._first_token = self._last_token = 0.0
@@ -87,6 +89,9 @@ class Sequence:
         else:
             self._first_token = self._last_token
         self.ids.append(token)
+        if explanation := self.sampler.explanation:
+            top = [m.Alternative(id=i, text=self._increments.text_of(i), logprob=p) for i, p in explanation.top]
+            self._logprobs.append(m.TokenLogprobs(logprob=explanation.logprob, top=top))
         self._text += self._increments.push(token)
         if token == self._end_of_text and not self.request.ignore_eos:
             self._finish("eos")
@@ -131,13 +136,19 @@ class Sequence:
         ids = self.ids[self.prompt_tokens + self._sent_tokens :]
         if not ids and not text:
             return None
+        logprobs = self._logprobs[self._sent_tokens :]
         self._sent_characters, self._sent_tokens = end, self.new_tokens
-        return m.Tokens(id=self.id, text=text, ids=ids, index=self.index)
+        return m.Tokens(id=self.id, text=text, ids=ids, index=self.index, logprobs=logprobs)
 
     @property
     def text(self) -> str:
         """What has been written, without what stands behind a stop string."""
         return self._text
+
+    @property
+    def logprobs(self) -> list[m.TokenLogprobs]:
+        """One for each new token, where asked for."""
+        return self._logprobs
 
     def ledger(self) -> Ledger:
         queued_until = self._prefill_began or time.monotonic()
@@ -171,6 +182,7 @@ def result(sequences: list[Sequence], *, model: str, engine: str, precision: str
         digest=digest,
         threads=threads,
         ledger=first.ledger(),
+        logprobs=first.logprobs,
         others=[
             m.Continuation(
                 text=s.text,
@@ -178,6 +190,7 @@ def result(sequences: list[Sequence], *, model: str, engine: str, precision: str
                 finish_reason=s.finished or "cancelled",
                 seed=s.seed,
                 ledger=s.ledger(),
+                logprobs=s.logprobs,
             )
             for s in others
         ],

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import codecs
+import itertools
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from protocol.errors import BadModel, BadRequest
+from protocol.messages import Tokenize
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -21,6 +23,8 @@ class Text:
         self._vocabulary = vocabulary
         self._end_of_text = end_of_text
         self._bytes = _token_bytes(self._tokenizer, vocabulary)
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._special = {index: token.content.encode() for index, token in added.items()}
 
     def encode(self, text: str) -> list[int]:
         """Tokens of a prompt; an empty one starts from the end-of-text token, as GPT-2's training texts did."""
@@ -29,6 +33,16 @@ class Text:
     def forms(self, word: str) -> list[list[int]]:
         """A word's tokens as they stand at the start of a line and after a space."""
         return [self._tokenizer.encode(form, add_special_tokens=False).ids for form in (word, f" {word}")]
+
+    def spans(self, request: Tokenize) -> tuple[str, list[int], list[int]]:
+        """Return (text, tokens, byte offsets) of a request for either. Raises: BadRequest for a token there is not."""
+        ids = self._tokenizer.encode(request.text, add_special_tokens=False).ids if request.text is not None else request.ids or []
+        if request.text is None and ids:
+            self.check(ids)
+        pieces = [self._special.get(token, self._bytes[token]) for token in ids]
+        offsets = [0, *itertools.accumulate(len(piece) for piece in pieces)]
+        text = request.text if request.text is not None else b"".join(pieces).decode("utf-8", "replace")
+        return text, ids, offsets
 
     def check(self, ids: list[int]) -> list[int]:
         """Return the ids, or the end-of-text token for none. Raises: BadRequest for one outside the vocabulary."""
@@ -50,6 +64,10 @@ class Increments:
 
     def push(self, token: int) -> str:
         return self._decoder.decode(self._bytes[token])
+
+    def text_of(self, token: int) -> str:
+        """A token by itself; a replacement character stands for a part of a character."""
+        return self._bytes[token].decode("utf-8", "replace")
 
     def flush(self) -> str:
         """What is left at the end: a replacement character if the last one stayed unfinished, else nothing."""

@@ -136,7 +136,11 @@ class Worker:
             return
         self._requests += 1
         try:
-            sequences = self._sequences(request, received)
+            if isinstance(request.request, m.Tokenize):
+                text, ids, offsets = self._text.spans(request.request)
+                self._link.send(m.Tokenized(id=request.id, text=text, ids=ids, offsets=offsets))
+                return
+            sequences = self._sequences(request, request.request, received)
         except RequestError as e:
             self._fail(request.id, e.code, str(e))
             return
@@ -144,9 +148,8 @@ class Worker:
         for sequence in sequences:
             self._scheduler.add(sequence)
 
-    def _sequences(self, work: m.Work, received: float) -> list[Sequence]:
+    def _sequences(self, work: m.Work, request: m.Generate, received: float) -> list[Sequence]:
         """Encode the prompt and fit it into the context; one sequence for each continuation. Raises: BadRequest, TooLong."""
-        request = work.generate
         prompt = self._text.encode(request.prompt) if request.prompt is not None else self._text.check(request.prompt_ids or [])
         self._text.check([token for token, _ in request.logit_bias])
         context, dropped = self._engine.context, 0
@@ -168,7 +171,7 @@ class Worker:
             processors = Processors(request, len(prompt), self._engine.vocabulary, self._end_of_text, bad_words)
             sampler = Sampler(request, own_seed, processors)
             increments = self._text.increments()
-            sequences.append(Sequence(work, index, prompt, dropped, own_seed, increments, sampler, self._end_of_text, received))
+            sequences.append(Sequence(work, request, index, prompt, dropped, own_seed, increments, sampler, self._end_of_text, received))
         return sequences
 
     def _send_piece(self, sequence: Sequence) -> None:

@@ -50,7 +50,14 @@ generations = st.builds(
     stop=st.lists(st.text("ab\n", min_size=1, max_size=9), max_size=4),
     seed=st.none() | ids,
 )
+tokenizations = st.builds(
+    lambda what, **fields: m.Tokenize(**what, **fields),
+    what=st.fixed_dictionaries({"text": texts}) | st.fixed_dictionaries({"ids": st.lists(st.integers(0, 99))}),
+    **head,
+    **which,
+)
 requests = st.one_of(
+    tokenizations,
     st.builds(m.Hello, **head, client=texts),
     st.builds(m.Ping, **head),
     st.builds(m.Models, **head),
@@ -66,6 +73,7 @@ replies = st.one_of(
     st.builds(m.Progress, **reply, stage=texts, done=counts, total=counts, unit=texts),
     st.builds(m.Tokens, **reply, text=texts, ids=st.lists(counts, max_size=9)),
     st.builds(m.Failure, **reply, code=st.sampled_from(sorted(BY_CODE)), message=texts),
+    st.builds(m.Tokenized, **reply, text=texts, ids=st.lists(counts, max_size=3), offsets=st.lists(counts, max_size=3)),
     st.builds(m.Unloaded, **reply, names=st.lists(texts, max_size=3)),
     st.builds(m.CancelSent, **reply, found=st.booleans()),
     st.builds(m.ModelList, **reply, models=st.lists(st.builds(
@@ -102,17 +110,17 @@ def test_every_reply_survives_the_wire(reply: m.AnyReply) -> None:
 
 def test_strategies_cover_every_type() -> None:
     """A new message type must be added to the strategies above."""
-    assert len(m.AnyRequest.__args__) == 8  # type: ignore[attr-defined]
-    assert len(m.AnyReply.__args__) == 11  # type: ignore[attr-defined]
-    assert len(m.FromWorker.__args__) == 13  # type: ignore[attr-defined]
+    assert len(m.AnyRequest.__args__) == 9  # type: ignore[attr-defined]
+    assert len(m.AnyReply.__args__) == 12  # type: ignore[attr-defined]
+    assert len(m.FromWorker.__args__) == 14  # type: ignore[attr-defined]
 
 
-@given(generations, ids)
-def test_the_worker_link_carries_every_generation(request: m.Generate, key: int) -> None:
-    work = m.Work(id=key, group=3, generate=request)
+@given(generations | tokenizations, ids)
+def test_the_worker_link_carries_every_generation(request: m.Generate | m.Tokenize, key: int) -> None:
+    work = m.Work(id=key, group=3, request=request)
     assert codec.decode_for_worker(codec.encode(work)) == work
     with pytest.raises(BadRequest, match="no request type 'work'"):
-        codec.decode_request(codec.encode(m.Work(id=1, group=1, generate=m.Generate(prompt="x"))))
+        codec.decode_request(codec.encode(m.Work(id=1, group=1, request=m.Generate(prompt="x"))))
 
 
 def test_what_workers_say_of_themselves_survives_the_link() -> None:
@@ -127,7 +135,7 @@ def test_a_request_at_the_limit_fits_the_worker_link() -> None:
     prompt = "x" * (codec.MAX_REQUEST_BYTES - 100)
     request = codec.decode_request(codec.encode(m.Generate(id=1, prompt=prompt)))
     assert isinstance(request, m.Generate)
-    assert codec.decode_for_worker(codec.encode(m.Work(id=2**60, group=9, generate=request)))
+    assert codec.decode_for_worker(codec.encode(m.Work(id=2**60, group=9, request=request)))
 
 
 def test_golden_request() -> None:
@@ -142,7 +150,7 @@ def test_golden_replies() -> None:
     frame = codec.encode(m.Tokens(id=7, seq=0, text="!", ids=[0]))
     assert (
         frame.hex(" ")
-        == "87 a1 76 01 a4 74 79 70 65 a6 74 6f 6b 65 6e 73 a4 74 65 78 74 a1 21 a3 69 64 73 91 00 a5 69 6e 64 65 78 00 a2 69 64 07 a3 73 65 71 00"
+        == "88 a1 76 01 a4 74 79 70 65 a6 74 6f 6b 65 6e 73 a4 74 65 78 74 a1 21 a3 69 64 73 91 00 a5 69 6e 64 65 78 00 a8 6c 6f 67 70 72 6f 62 73 90 a2 69 64 07 a3 73 65 71 00"
     )
     fields = msgpack.unpackb(codec.encode(m.CancelSent(id=7, found=True)))
     assert fields == {"v": 1, "type": "result", "of": "cancel", "id": 7, "seq": 0, "found": True}

@@ -195,3 +195,29 @@ def test_logits_that_are_no_numbers_are_an_error_not_a_token() -> None:
     for bad in (np.full(9, np.nan, np.float32), np.full(9, -np.inf, np.float32)):
         with pytest.raises(FloatingPointError):
             sampler_of(Generate(prompt=""), vocabulary=9).pick(bad, [])
+
+
+def test_log_probabilities_of_the_model_and_of_the_sampler() -> None:
+    logits = logits_of(4)
+    fields: dict[str, Any] = {"temperature": 0.7, "top_k": 6, "presence_penalty": 1.0}
+    plain = torch.log_softmax(torch.tensor(logits).double(), -1).numpy()
+    after = theirs(logits, [], **{k: v for k, v in fields.items() if k != "presence_penalty"})
+    for seed in range(10):
+        for of, expected in (("model", plain), ("sampler", np.log(np.maximum(after, 1e-300)))):
+            sampler = sampler_of(Generate(prompt="", logprobs=4, logprobs_of=of, **fields), seed)
+            token = sampler.pick(logits, [])
+            explained = sampler.explanation
+            assert explained is not None
+            assert explained.logprob == pytest.approx(expected[token], abs=1e-5)
+            assert [t for t, _ in explained.top] == np.argsort(-expected)[:4].tolist()
+            np.testing.assert_allclose([p for _, p in explained.top], np.sort(expected)[::-1][:4], atol=1e-5)
+            assert token == sampler_of(Generate(prompt="", **fields), seed).pick(logits, []), "asking changes nothing"
+
+
+def test_log_probabilities_of_a_greedy_choice() -> None:
+    logits = logits_of(5)
+    for of in ("model", "sampler"):
+        sampler = sampler_of(Generate(prompt="", strategy="greedy", logprobs=0, logprobs_of=of))
+        assert sample(logits[None], [sampler], [[]]) == [int(logits.argmax())]
+        assert sampler.explanation and sampler.explanation.top == []
+        assert sampler.explanation.logprob == pytest.approx(float(torch.log_softmax(torch.tensor(logits), -1).max()), abs=1e-5)

@@ -39,7 +39,7 @@ class Loop:
         return self.worker._scheduler
 
     def ask(self, request_id: int, group: int = 0, **fields: object) -> None:
-        self.worker._take(m.Work(id=request_id, group=group, generate=m.Generate(**fields)))  # type: ignore[arg-type]
+        self.worker._take(m.Work(id=request_id, group=group, request=m.Generate(**fields)))  # type: ignore[arg-type]
 
     def cancel(self, request_id: int) -> None:
         self.worker._take(m.Cancel(target=request_id))

@@ -218,6 +218,38 @@ def test_several_continuations(client: Client) -> None:
         assert "".join(p.text for p in pieces if p.index == index) == text
 
 
+def test_log_probabilities(client: Client) -> None:
+    stream = client.stream(PROMPT, seed=3, max_new_tokens=30, logprobs=5)
+    pieces = list(stream)
+    result = stream.result
+    assert [p for piece in pieces for p in piece.logprobs] == result.logprobs
+    assert all(len(piece.logprobs) == len(piece.ids) for piece in pieces)
+    assert len(result.logprobs) == len(result.ids) == 30
+    for token, told in zip(result.ids, result.logprobs, strict=True):
+        assert len(told.top) == 5 and told.logprob <= 0
+        assert [a.logprob for a in told.top] == sorted((a.logprob for a in told.top), reverse=True)
+        for alternative in told.top:
+            assert alternative.id != token or alternative.logprob == told.logprob
+    assert result.ids == client.generate(PROMPT, seed=3, max_new_tokens=30).ids
+    greedy = client.generate(PROMPT, strategy="greedy", logprobs=1)
+    assert [told.top[0].id for told in greedy.logprobs] == greedy.ids
+    assert "".join(told.top[0].text for told in greedy.logprobs) == greedy.text
+
+
+@pytest.mark.parametrize("text", ["Shall I compare thee", "naïve – 汉字 🙂\n", "", "a<|endoftext|>b"])
+def test_tokenize_both_ways(client: Client, text: str) -> None:
+    told = client.tokenize(text)
+    data = text.encode()
+    assert len(told.offsets) == len(told.ids) + 1 and told.offsets[0] == 0 and told.offsets[-1] == len(data)
+    assert told.offsets == sorted(told.offsets)
+    back = client.tokenize(ids=told.ids)
+    assert (back.text, back.offsets) == (text, told.offsets)
+    with pytest.raises(BadRequest, match="no token 4096"):
+        client.tokenize(ids=[4096])
+    with pytest.raises(BadRequest, match="exactly one"):
+        client.tokenize()
+
+
 def test_control_is_answered_while_work_goes_on(client: Client) -> None:
     with client.stream("x", max_new_tokens=1000, ignore_eos=True) as stream:
         next(stream)
@@ -262,6 +294,7 @@ def test_asyncio(shared_daemon: Daemon, client: Client) -> None:
             assert (await own.models())[0].name == "demo"
             assert (await own.ping()).workers
             assert (await own.stats()).peers >= 2
+            assert (await own.tokenize(PROMPT)).ids == TEXT.encode(PROMPT)
             with pytest.raises(NotLoaded):
                 await own.unload("gpt2")
 
