@@ -78,8 +78,9 @@ class LocalLauncher:
     def start(self, spec: Spec) -> Process:
         """Raises: OSError if no process can be made."""
         root = str(Path(__file__).resolve().parent.parent)
-        # NumPy's own thread pool would only take memory: the engine has its threads.
-        environment = os.environ | {"PYTHONPATH": root, "OPENBLAS_NUM_THREADS": "1"}
+        # NumPy's own thread pool would only take memory: the engine has its threads. On huge pages a row's first use would
+        # stall everybody for 70 ms, since the system clears all of it and not only the positions that are used.
+        environment = os.environ | {"PYTHONPATH": root, "OPENBLAS_NUM_THREADS": "1", "NUMPY_MADVISE_HUGEPAGE": "0"}
         popen = subprocess.Popen(
             [sys.executable, "-P", "-m", "server.worker"],
             stdin=subprocess.PIPE,
