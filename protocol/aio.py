@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, Self, TypeVar
 
 from protocol import messages as m
-from protocol.client import CONTROL_S, GENERATE_S, LOAD_S, UNLOAD_S, expect, generate_request, tokenize_request
+from protocol.client import CONTROL_S, GENERATE_S, LOAD_S, UNLOAD_S, expect, generate_request, text_request
 from protocol.connection import Connection, Event
 from protocol.errors import Gpt2dError
 from protocol.sockets import DEFAULT_ENDPOINT
@@ -120,7 +120,11 @@ class AsyncClient:
         self, text: str | None = None, *, ids: list[int] | None = None, timeout: float = CONTROL_S, **which: Any
     ) -> m.Tokenized:
         """As Client.tokenize."""
-        return await self._call(tokenize_request(text, ids, which), m.Tokenized, timeout)
+        return await self._call(text_request(m.Tokenize, text, ids, which), m.Tokenized, timeout)
+
+    async def score(self, text: str | None = None, *, ids: list[int] | None = None, timeout: float = GENERATE_S, **which: Any) -> m.Scored:
+        """As Client.score."""
+        return await self._call(text_request(m.Score, text, ids, which), m.Scored, timeout)
 
     async def close(self) -> None:
         await asyncio.to_thread(self.connection.close)

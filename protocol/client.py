@@ -21,6 +21,7 @@ from protocol.errors import BadRequest, Gpt2dError
 from protocol.sockets import DEFAULT_ENDPOINT
 
 R = TypeVar("R", bound=m.Result)
+T = TypeVar("T", m.Tokenize, m.Score)
 
 CONTROL_S = 10.0
 UNLOAD_S = 60.0
@@ -139,7 +140,14 @@ class Client:
 
         Raises: NotLoaded, and what every call raises.
         """
-        return self._call(tokenize_request(text, ids, which), m.Tokenized, timeout)
+        return self._call(text_request(m.Tokenize, text, ids, which), m.Tokenized, timeout)
+
+    def score(self, text: str | None = None, *, ids: list[int] | None = None, timeout: float = GENERATE_S, **which: Any) -> m.Scored:
+        """The log-probability of every token of a text, its perplexity and bits a byte. `which`: as for tokenize, and `stride`.
+
+        Raises: NotLoaded, BadRequest, and what every call raises.
+        """
+        return self._call(text_request(m.Score, text, ids, which), m.Scored, timeout)
 
     def close(self) -> None:
         self.connection.close()
@@ -177,12 +185,12 @@ def generate_request(prompt: str | None, **fields: Any) -> m.Generate:
         raise BadRequest(f"generate: {e}") from None
 
 
-def tokenize_request(text: str | None, ids: list[int] | None, which: dict[str, Any]) -> m.Tokenize:
-    """Raises: BadRequest unless exactly one of the two is given."""
+def text_request(kind: type[T], text: str | None, ids: list[int] | None, which: dict[str, Any]) -> T:
+    """Raises: BadRequest unless exactly one of text and ids is given."""
     try:
-        return m.Tokenize(text=text, ids=ids, **which)
+        return kind(text=text, ids=ids, **which)
     except ValueError as e:
-        raise BadRequest(f"tokenize: {e}") from None
+        raise BadRequest(f"{kind.__name__.lower()}: {e}") from None
 
 
 def expect(event: Event, wanted: type[R]) -> R:

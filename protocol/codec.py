@@ -29,6 +29,7 @@ _REQUESTS: dict[str, type[m.Request]] = {
     "cancel": m.Cancel,
     "generate": m.Generate,
     "tokenize": m.Tokenize,
+    "score": m.Score,
 }
 _FOR_WORKER: dict[str, type[m.Request]] = {"work": m.Work, "cancel": m.Cancel}
 _REPLIES: dict[str, type[m.Reply]] = {"progress": m.Progress, "tokens": m.Tokens, "error": m.Failure}
@@ -43,6 +44,7 @@ _RESULTS: dict[str, type[m.Result]] = {
     "cancel": m.CancelSent,
     "generate": m.Generated,
     "tokenize": m.Tokenized,
+    "score": m.Scored,
 }
 
 

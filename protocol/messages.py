@@ -70,8 +70,8 @@ class Cancel(Request, frozen=True, tag="cancel"):
     target: RequestId
 
 
-class Tokenize(Request, frozen=True, tag="tokenize"):
-    """Text to tokens, or tokens to text, with a loaded model's tokenizer. Exactly one of `text` and `ids`; answered by Tokenized."""
+class OfText(Request, frozen=True):
+    """Base of requests about a given text, with a loaded model. Exactly one of `text` and `ids`."""
 
     model: Name | None = None
     engine: Name | None = None
@@ -82,6 +82,16 @@ class Tokenize(Request, frozen=True, tag="tokenize"):
     def __post_init__(self) -> None:
         if (self.text is None) == (self.ids is None):
             raise ValueError("give exactly one of `text` and `ids`")
+
+
+class Tokenize(OfText, frozen=True, tag="tokenize"):
+    """Text to tokens, or tokens to text; answered by Tokenized."""
+
+
+class Score(OfText, frozen=True, tag="score"):
+    """The log-probabilities of a text; answered by Scored. One longer than the context is scored in windows, `stride` tokens apart."""
+
+    stride: Annotated[int, Meta(ge=1, le=65_536)] = 512
 
 
 Strategy: TypeAlias = Literal["sample", "greedy", "mirostat"]
@@ -384,6 +394,18 @@ class Tokenized(Result, frozen=True, tag="tokenize"):
     offsets: list[int]
 
 
+class Scored(Result, frozen=True, tag="score"):
+    """`logprobs` are natural, one for each of `ids`, None for the first, before which nothing stands."""
+
+    ids: list[int]
+    logprobs: list[float | None]
+    perplexity: float
+    """exp of the mean loss a token."""
+    bits_per_byte: float
+    """Of the UTF-8 text, without the first token."""
+    elapsed_ms: float
+
+
 class WorkerStats(Struct, frozen=True, kw_only=True):
     """What one worker has done since it was loaded."""
 
@@ -418,7 +440,7 @@ class Work(Request, frozen=True, tag="work"):
     """A request for the worker. `group` is the same for all work of one peer: rows are shared out fairly among groups."""
 
     group: int
-    request: Generate | Tokenize
+    request: Generate | Tokenize | Score
 
 
 class Ready(Reply, frozen=True, tag_field="type", tag="ready"):
@@ -443,8 +465,8 @@ class Beat(Reply, frozen=True, tag_field="type", tag="beat"):
     busy_ms: float
 
 
-AnyRequest: TypeAlias = Hello | Ping | Models | GetStats | Load | Unload | Cancel | Generate | Tokenize
-AnyResult: TypeAlias = ServerInfo | Pong | ModelList | Stats | Loaded | Unloaded | CancelSent | Generated | Tokenized
+AnyRequest: TypeAlias = Hello | Ping | Models | GetStats | Load | Unload | Cancel | Generate | Tokenize | Score
+AnyResult: TypeAlias = ServerInfo | Pong | ModelList | Stats | Loaded | Unloaded | CancelSent | Generated | Tokenized | Scored
 AnyReply: TypeAlias = Progress | Tokens | Failure | AnyResult
 ForWorker: TypeAlias = Work | Cancel
 FromWorker: TypeAlias = AnyReply | Ready | Beat

@@ -143,7 +143,7 @@ class Gateway:
     def _on_request(self, entry: Open, request: m.AnyRequest) -> None:
         self._counts[codec.type_of(request)] += 1
         match request:
-            case m.Generate() | m.Tokenize():
+            case m.Generate() | m.Tokenize() | m.Score():
                 self._hand_on(entry, request)
             case m.Load():
                 self._load(entry, request)
@@ -161,7 +161,7 @@ class Gateway:
             case m.GetStats():
                 self._sessions.reply(entry, self._stats())
 
-    def _hand_on(self, entry: Open, request: m.Generate | m.Tokenize) -> None:
+    def _hand_on(self, entry: Open, request: m.Generate | m.Tokenize | m.Score) -> None:
         self._refuse_when_draining()
         worker = self._workers.choose(request)
         waiting = len(self._sessions.of_worker(worker.identity))
@@ -201,7 +201,7 @@ class Gateway:
         self._unloads.append((entry, found))
 
     def _cancel(self, target: Open | None) -> bool:
-        if target is None or not isinstance(target.request, m.Generate | m.Load):
+        if target is None or not isinstance(target.request, m.Generate | m.Score | m.Load):
             return False
         self._abandon(target)
         target.cancelled = target.cancelled or time.monotonic()
@@ -290,7 +290,7 @@ class Gateway:
             )  # fmt: skip
         if isinstance(message, m.Failure):
             log.info("%s %s failed: %s", codec.type_of(entry.request), worker.name, message.code)
-        if isinstance(message, m.Progress | m.Tokens | m.Generated | m.Tokenized | m.Failure):
+        if isinstance(message, m.Progress | m.Tokens | m.Generated | m.Tokenized | m.Scored | m.Failure):
             worker.used = time.monotonic()
             self._sessions.reply(entry, message)
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence as Many
 from dataclasses import dataclass
 from itertools import zip_longest
 
 from server.engines.base import Engine
 from server.prefix_cache import PrefixCache
+from server.scoring import Scoring
 from server.sequence import Sequence
 
 ALONE_MS = 160.0
@@ -28,7 +29,7 @@ MIN_CHUNK, MAX_CHUNK, FIXED_CHUNK = 16, 512, 128
 class Batch:
     """One step: a chunk of one prompt (or None), and the sequences that decode a token each."""
 
-    prefill: Sequence | None
+    prefill: Sequence | Scoring | None
     chunk: list[int]
     decode: list[Sequence]
 
@@ -42,9 +43,9 @@ class Scheduler:
         """The engine is asked to move, copy out and restore rows; it computes nothing here."""
         self._engine = engine
         self._cache = cache
-        self._waiting: OrderedDict[int, deque[Sequence]] = OrderedDict()
+        self._waiting: OrderedDict[int, deque[Sequence | Scoring]] = OrderedDict()
         """Group -> its waiting sequences; the group whose turn it is stands first."""
-        self._prefilling: Sequence | None = None
+        self._prefilling: Sequence | Scoring | None = None
         self._running: list[Sequence] = []
         self._tokens_per_ms = 0.4
 
@@ -56,22 +57,22 @@ class Scheduler:
     def running(self) -> int:
         return len(self._running) + (self._prefilling is not None)
 
-    def add(self, sequence: Sequence) -> None:
+    def add(self, sequence: Sequence | Scoring) -> None:
         self._waiting.setdefault(sequence.group, deque()).append(sequence)
 
-    def find(self, request_id: int) -> list[Sequence]:
+    def find(self, request_id: int) -> list[Sequence | Scoring]:
         """All sequences of a request."""
         return [s for s in self._all() if s.id == request_id]
 
-    def in_line(self) -> Iterator[Sequence]:
+    def in_line(self) -> Iterator[Sequence | Scoring]:
         """The waiting sequences in the order in which they will get a row."""
         for turn in zip_longest(*self._waiting.values()):
             yield from (sequence for sequence in turn if sequence is not None)
 
-    def reap(self) -> list[Sequence]:
+    def reap(self) -> list[Sequence | Scoring]:
         """End what is out of time; forget and return what was ended from outside a step."""
         now = time.monotonic()
-        done = []
+        done: list[Sequence | Scoring] = []
         for sequence in self._all():
             if sequence.finished is None and sequence.expired(now):
                 sequence.end("deadline")
@@ -89,7 +90,7 @@ class Scheduler:
         if self._prefilling:
             budget = SHARED_MS if self._running else ALONE_MS
             size = max(MIN_CHUNK, min(MAX_CHUNK, int(budget * self._tokens_per_ms)))
-            if self._prefilling.request.deterministic:
+            if not self._prefilling.reuses:
                 size = FIXED_CHUNK  # how a prompt is cut shows in the last bits of its logits
             start = self._prefilling.cached
             chunk = self._prefilling.ids[start : min(start + size, self._prefilling.prompt_tokens)]
@@ -108,8 +109,8 @@ class Scheduler:
             batch.prefill.cached += len(batch.chunk)
             if len(batch.chunk) >= MIN_CHUNK:
                 self._tokens_per_ms += 0.5 * (len(batch.chunk) / max(prefill_ms, 0.01) - self._tokens_per_ms)
-            if first_token is not None:
-                if batch.prefill.request.n > 1:
+            if first_token is not None and isinstance(batch.prefill, Sequence):
+                if batch.prefill.branches:
                     self._remember(batch.prefill)  # the request's other continuations start from it
                 batch.prefill.append(first_token, 0)
                 self._running.append(batch.prefill)
@@ -117,7 +118,7 @@ class Scheduler:
                 advanced = [*advanced, batch.prefill]
         return advanced
 
-    def release(self, sequences: list[Sequence]) -> None:
+    def release(self, sequences: Many[Sequence | Scoring]) -> None:
         """Forget those that have finished. Apart from `postprocess`, so that their last replies need not wait for the copying."""
         for sequence in sequences:
             if sequence.finished is not None:
@@ -126,17 +127,17 @@ class Scheduler:
     def _admit(self) -> None:
         """Give the next sequence in line a row, with whatever of its prompt is known already."""
         group, queue = next(iter(self._waiting.items()))
-        alone = queue[0].request.deterministic or any(s.request.deterministic for s in self._running)
+        alone = queue[0].alone or any(s.alone for s in self._running)
         if len(self._running) >= (1 if alone else self._engine.rows):
             return
-        if queue[0].request.deterministic and self._running:
+        if queue[0].alone and self._running:
             return
         sequence = queue.popleft()
         self._waiting.move_to_end(group)
         if not queue:
             del self._waiting[group]
         sequence.begin(len(self._running))
-        if not sequence.request.deterministic:
+        if sequence.reuses:
             # The last token of the prompt is computed in any case: its logits are wanted.
             known = self._cache.get(sequence.ids[: sequence.prompt_tokens - 1])
             if known:
@@ -144,11 +145,11 @@ class Scheduler:
                 sequence.cached = sequence.reused = known.positions
         self._prefilling = sequence
 
-    def _all(self) -> list[Sequence]:
+    def _all(self) -> list[Sequence | Scoring]:
         waiting = [sequence for queue in self._waiting.values() for sequence in queue]
         return [*self._running, *([self._prefilling] if self._prefilling else []), *waiting]
 
-    def _remove(self, sequence: Sequence) -> None:
+    def _remove(self, sequence: Sequence | Scoring) -> None:
         if sequence.row < 0:
             queue = self._waiting[sequence.group]
             queue.remove(sequence)
@@ -166,9 +167,10 @@ class Scheduler:
         if self._prefilling:
             self._place(self._prefilling, len(self._running))
 
-    def _remember(self, sequence: Sequence) -> None:
-        self._cache.put(sequence.ids[: sequence.cached], lambda positions: self._engine.export(sequence.row, positions))
+    def _remember(self, sequence: Sequence | Scoring) -> None:
+        if sequence.reuses:
+            self._cache.put(sequence.ids[: sequence.cached], lambda positions: self._engine.export(sequence.row, positions))
 
-    def _place(self, sequence: Sequence, row: int) -> None:
+    def _place(self, sequence: Sequence | Scoring, row: int) -> None:
         self._engine.move(sequence.row, row, sequence.cached)
         sequence.row = row

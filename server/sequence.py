@@ -37,6 +37,14 @@ class Sequence:
         self.group = work.group
         self.request = request
         self.index = index
+        self.alone = request.deterministic
+        """It runs with no other."""
+        self.reuses = not request.deterministic
+        """It takes from the prefix cache and gives to it."""
+        self.branches = request.n > 1
+        """Other continuations of the same prompt come after it."""
+        self.streams = request.stream and index == 0
+        """It is told its place in the queue."""
         self.ids = list(prompt)
         self.prompt_tokens = len(prompt)
         self.dropped = dropped

@@ -9,7 +9,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from protocol.errors import BadModel, BadRequest
-from protocol.messages import Tokenize
+from protocol.messages import OfText
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -34,7 +34,7 @@ class Text:
         """A word's tokens as they stand at the start of a line and after a space."""
         return [self._tokenizer.encode(form, add_special_tokens=False).ids for form in (word, f" {word}")]
 
-    def spans(self, request: Tokenize) -> tuple[str, list[int], list[int]]:
+    def spans(self, request: OfText) -> tuple[str, list[int], list[int]]:
         """Return (text, tokens, byte offsets) of a request for either. Raises: BadRequest for a token there is not."""
         ids = self._tokenizer.encode(request.text, add_special_tokens=False).ids if request.text is not None else request.ids or []
         if request.text is None and ids:

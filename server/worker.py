@@ -6,6 +6,7 @@ outlives its daemon, however that ends.
 
 from __future__ import annotations
 
+import itertools
 import os
 import secrets
 import sys
@@ -18,13 +19,14 @@ import psutil
 import zmq
 
 from protocol import codec, messages as m, sockets
-from protocol.errors import Gpt2dError, RequestError, TooLong
+from protocol.errors import BadRequest, Gpt2dError, RequestError, TooLong
 from server import catalogue
 from server.engines.base import Engine, Logits
 from server.prefix_cache import PrefixCache
 from server.processors import Processors
 from server.sampling import Sampler, sample
 from server.scheduler import Scheduler
+from server.scoring import Scoring
 from server.sequence import Sequence, result
 from server.spec import Spec
 from server.text import Text
@@ -96,8 +98,11 @@ class Worker:
         first_token: int | None = None
         if batch.prefill:
             wanted = [len(batch.chunk) - 1] if batch.completes_prompt else []
+            if isinstance(batch.prefill, Scoring):
+                wanted = batch.prefill.wanted(len(batch.chunk))
             logits = self._engine.prefill(batch.prefill.row, batch.chunk, batch.prefill.cached, wanted)
-            if wanted:
+            scored = logits
+            if wanted and isinstance(batch.prefill, Sequence):
                 first_token = self._choose(logits, [batch.prefill])[0]
         prefilled = time.perf_counter()
         tokens: list[int] = []
@@ -111,6 +116,11 @@ class Worker:
             elif sequence.request.stream:
                 self._send_piece(sequence)
         self._scheduler.release(advanced)
+        if isinstance(batch.prefill, Scoring):
+            batch.prefill.take(len(batch.chunk), wanted, scored)
+            if batch.prefill.finished:
+                self._end(batch.prefill)
+                self._scheduler.release([batch.prefill])
         self._prompt_tokens += len(batch.chunk)
         self._new_tokens += len(tokens) + (first_token is not None)
         self._busy_s += time.perf_counter() - began
@@ -140,6 +150,9 @@ class Worker:
                 text, ids, offsets = self._text.spans(request.request)
                 self._link.send(m.Tokenized(id=request.id, text=text, ids=ids, offsets=offsets))
                 return
+            if isinstance(request.request, m.Score):
+                self._scheduler.add(self._scoring(request, request.request, received))
+                return
             sequences = self._sequences(request, request.request, received)
         except RequestError as e:
             self._fail(request.id, e.code, str(e))
@@ -147,6 +160,16 @@ class Worker:
         self._open[request.id] = sequences
         for sequence in sequences:
             self._scheduler.add(sequence)
+
+    def _scoring(self, work: m.Work, request: m.Score, received: float) -> Scoring:
+        """Raises: BadRequest for a token there is not, or too few."""
+        _, ids, offsets = self._text.spans(request)
+        if len(ids) < 2:
+            raise BadRequest("score: a text of at least two tokens is needed")
+        if request.stride > self._engine.context:
+            raise BadRequest(f"score: the stride is at most the context, {self._engine.context}")
+        sizes = [end - start for start, end in itertools.pairwise(offsets)]
+        return Scoring(work, request, ids, sizes, self._engine.context, received)
 
     def _sequences(self, work: m.Work, request: m.Generate, received: float) -> list[Sequence]:
         """Encode the prompt and fit it into the context; one sequence for each continuation. Raises: BadRequest, TooLong."""
@@ -182,8 +205,14 @@ class Worker:
             if first:
                 time.sleep(YIELD_S)
 
-    def _end(self, sequence: Sequence) -> None:
+    def _end(self, sequence: Sequence | Scoring) -> None:
         """A sequence has finished. With the last of its request's: the last reply, a result if any had started, else an error."""
+        if isinstance(sequence, Scoring):
+            if sequence.finished == "length":
+                self._link.send(sequence.result())
+            else:
+                self._fail(sequence.id, str(sequence.finished), "not scored to its end")
+            return
         sequences = self._open.get(sequence.id, [])
         if not sequences or any(s.finished is None for s in sequences):
             return  # it has been answered with another that ended in the same moment; or there are others to come
@@ -210,7 +239,7 @@ class Worker:
         """Tell streams that wait where they stand."""
         line = list(self._scheduler.in_line())
         for place, sequence in enumerate(line, 1):
-            if sequence.request.stream and sequence.index == 0 and sequence.place != place:
+            if sequence.streams and isinstance(sequence, Sequence) and sequence.place != place:
                 sequence.place = place
                 self._link.send(m.Progress(id=sequence.id, stage="waiting", done=place, total=len(line), unit="place"))
 

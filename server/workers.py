@@ -224,7 +224,7 @@ class Workers:
     def matching(self, model: str | None, engine: str | None, precision: str | None) -> list[Worker]:
         return [w for w in self._workers.values() if w.state != "stopping" and w.matches(model, engine, precision)]
 
-    def choose(self, request: m.Generate | m.Tokenize) -> Worker:
+    def choose(self, request: m.Generate | m.Tokenize | m.Score) -> Worker:
         """The one ready worker that a request means. Raises: NotLoaded, BadRequest if it could mean several."""
         wanted = (request.model, request.engine, request.precision)
         found = [w for w in self.matching(*wanted) if w.state == "ready"]

@@ -51,7 +51,8 @@ generations = st.builds(
     seed=st.none() | ids,
 )
 tokenizations = st.builds(
-    lambda what, **fields: m.Tokenize(**what, **fields),
+    lambda kind, what, **fields: kind(**what, **fields),
+    kind=st.sampled_from([m.Tokenize, m.Score]),
     what=st.fixed_dictionaries({"text": texts}) | st.fixed_dictionaries({"ids": st.lists(st.integers(0, 99))}),
     **head,
     **which,
@@ -73,6 +74,7 @@ replies = st.one_of(
     st.builds(m.Progress, **reply, stage=texts, done=counts, total=counts, unit=texts),
     st.builds(m.Tokens, **reply, text=texts, ids=st.lists(counts, max_size=9)),
     st.builds(m.Failure, **reply, code=st.sampled_from(sorted(BY_CODE)), message=texts),
+    st.builds(m.Scored, **reply, ids=st.lists(counts, max_size=3), logprobs=st.lists(st.none() | st.floats(-9, 0)), perplexity=floats, bits_per_byte=floats, elapsed_ms=floats),
     st.builds(m.Tokenized, **reply, text=texts, ids=st.lists(counts, max_size=3), offsets=st.lists(counts, max_size=3)),
     st.builds(m.Unloaded, **reply, names=st.lists(texts, max_size=3)),
     st.builds(m.CancelSent, **reply, found=st.booleans()),
@@ -110,13 +112,13 @@ def test_every_reply_survives_the_wire(reply: m.AnyReply) -> None:
 
 def test_strategies_cover_every_type() -> None:
     """A new message type must be added to the strategies above."""
-    assert len(m.AnyRequest.__args__) == 9  # type: ignore[attr-defined]
-    assert len(m.AnyReply.__args__) == 12  # type: ignore[attr-defined]
-    assert len(m.FromWorker.__args__) == 14  # type: ignore[attr-defined]
+    assert len(m.AnyRequest.__args__) == 10  # type: ignore[attr-defined]
+    assert len(m.AnyReply.__args__) == 13  # type: ignore[attr-defined]
+    assert len(m.FromWorker.__args__) == 15  # type: ignore[attr-defined]
 
 
 @given(generations | tokenizations, ids)
-def test_the_worker_link_carries_every_generation(request: m.Generate | m.Tokenize, key: int) -> None:
+def test_the_worker_link_carries_every_generation(request: m.Generate | m.Tokenize | m.Score, key: int) -> None:
     work = m.Work(id=key, group=3, request=request)
     assert codec.decode_for_worker(codec.encode(work)) == work
     with pytest.raises(BadRequest, match="no request type 'work'"):

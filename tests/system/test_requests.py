@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import subprocess
 import sys
 import threading
@@ -11,7 +12,9 @@ from typing import Any
 
 import msgpack
 import pytest
+import torch
 import zmq
+from transformers import GPT2LMHeadModel
 
 from protocol import AsyncClient, Client, messages as m
 from protocol.errors import BadModel, BadRequest, Busy, NotLoaded, TooLong, UnknownModel
@@ -234,6 +237,54 @@ def test_log_probabilities(client: Client) -> None:
     greedy = client.generate(PROMPT, strategy="greedy", logprobs=1)
     assert [told.top[0].id for told in greedy.logprobs] == greedy.ids
     assert "".join(told.top[0].text for told in greedy.logprobs) == greedy.text
+
+
+@pytest.mark.parametrize("stride", [1024, 512, 100])
+def test_scores_are_those_of_the_sliding_window_of_transformers(client: Client, stride: int) -> None:
+    client.load("demo", precision="fp32")
+    model = GPT2LMHeadModel.from_pretrained(DEMO_FOLDER, dtype=torch.float32).eval()
+    text = "When forty winters shall besiege thy brow,\nAnd dig deep trenches in thy beauty's field,\n" * 60
+    ids = TEXT.encode(text)
+    assert 1200 < len(ids) < 3000
+    expected, scored = [0.0] * len(ids), 1
+    for begin in range(0, len(ids), stride):
+        window = torch.tensor([ids[begin : begin + 1024]])
+        with torch.inference_mode():
+            logs = torch.log_softmax(model(window).logits[0].double(), -1)
+        for i in range(max(scored, begin + 1), begin + window.shape[1]):
+            expected[i] = float(logs[i - begin - 1, ids[i]])
+        scored = begin + window.shape[1]
+        if scored >= len(ids):
+            break
+    got = client.score(text, precision="fp32", stride=stride)
+    assert got.ids == ids and got.logprobs[0] is None
+    assert [p for p in got.logprobs if p is not None] == pytest.approx(expected[1:], abs=2e-4)
+    loss = -sum(expected[1:])
+    assert got.perplexity == pytest.approx(math.exp(loss / (len(ids) - 1)), rel=1e-4)
+    first = client.tokenize(text, precision="int8").offsets[1]
+    assert got.bits_per_byte == pytest.approx(loss / math.log(2) / (len(text) - first), rel=1e-4)
+    assert client.score(ids=ids[:50], precision="fp32").logprobs[1:] == pytest.approx(expected[1:50], abs=2e-4)
+    client.unload("demo", precision="fp32")
+
+
+def test_what_cannot_be_scored_is_refused(client: Client) -> None:
+    for wrong, says in (
+        ({"text": ""}, "two tokens"),
+        ({"ids": [5]}, "two tokens"),
+        ({"text": "a b c", "stride": 2000}, "1024"),
+        ({}, "exactly one"),
+    ):
+        with pytest.raises(BadRequest, match=says):
+            client.score(**wrong)
+
+
+def test_scoring_goes_on_beside_streams(client: Client) -> None:
+    alone = client.score("to be or not to be " * 300)
+    with client.stream("x", max_new_tokens=1000, ignore_eos=True) as stream:
+        next(stream)
+        assert client.score("to be or not to be " * 300).logprobs == pytest.approx(alone.logprobs, abs=1e-3)
+        list(stream)
+    assert len(stream.result.ids) == 1000
 
 
 @pytest.mark.parametrize("text", ["Shall I compare thee", "naïve – 汉字 🙂\n", "", "a<|endoftext|>b"])

@@ -1,0 +1,98 @@
+"""The log-probabilities of a given text, by sliding windows.
+
+A text longer than the context is cut into overlapping windows; each scores only the tokens that the one before did not,
+so that all but the first have at least context - stride tokens before them
+(https://huggingface.co/docs/transformers/perplexity).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+
+import numpy as np
+
+from protocol import messages as m
+from server.engines.base import Logits
+
+
+class Scoring:
+    """A text being scored: to the scheduler a prompt that is prefilled, window after window, and never decoded."""
+
+    alone = reuses = branches = streams = False
+    reused = 0
+
+    def __init__(self, work: m.Work, request: m.Score, tokens: list[int], sizes: list[int], context: int, received: float) -> None:
+        """`sizes` are the tokens' lengths in bytes; `received` is monotonic."""
+        self.id = work.id
+        self.group = work.group
+        self.row = -1
+        self.cached = 0
+        self.finished: m.FinishReason | None = None
+        self.fault = ""
+        self._tokens = tokens
+        self._sizes = sizes
+        self._context = context
+        self._stride = request.stride
+        self._logprobs = np.zeros(len(tokens), np.float64)
+        self._begin = 0
+        self._scored = 1  # nothing stands before the first token
+        self._started = False
+        self._received = received
+        self._expires = received + request.deadline_ms / 1000 if request.deadline_ms else math.inf
+        self.ids = tokens[:context]
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the present window."""
+        return len(self.ids)
+
+    @property
+    def started(self) -> bool:
+        return self._started
+
+    def expired(self, now: float) -> bool:
+        return now > self._expires
+
+    def begin(self, row: int) -> None:
+        self.row, self._started = row, True
+
+    def end(self, reason: m.FinishReason) -> None:
+        """End it from outside: cancelled, or out of time."""
+        self.finished = reason
+
+    def wanted(self, count: int) -> list[int]:
+        """Which of the window's next `count` tokens have a successor that is not scored yet, as indices into them."""
+        first = max(0, self._scored - 1 - self._begin - self.cached)
+        last = min(count, self.prompt_tokens - 1 - self.cached)
+        return list(range(first, last))
+
+    def take(self, count: int, wanted: list[int], logits: Logits) -> None:
+        """Take the logits of `wanted` of the `count` tokens that were computed, which are counted as cached already."""
+        if wanted:
+            at = self._begin + self.cached - count + wanted[0] + 1
+            successors = self._tokens[at : at + len(wanted)]
+            highest = logits.max(axis=1, keepdims=True)
+            totals = np.log(np.exp(logits - highest).sum(axis=1, dtype=np.float64)) + highest[:, 0]
+            self._logprobs[at : at + len(wanted)] = logits[np.arange(len(wanted)), successors] - totals
+            self._scored = at + len(wanted)
+        if self.cached == self.prompt_tokens:
+            if self._scored >= len(self._tokens):
+                self.finished = "length"
+            else:
+                self._begin += self._stride
+                self.ids = self._tokens[self._begin : self._begin + self._context]
+                self.cached = 0
+
+    def result(self) -> m.Scored:
+        """The last reply, of one that was finished."""
+        loss = -float(self._logprobs[1:].sum())
+        count, size = max(1, len(self._tokens) - 1), max(1, sum(self._sizes[1:]))
+        return m.Scored(
+            id=self.id,
+            ids=self._tokens,
+            logprobs=[None, *self._logprobs[1:].tolist()],
+            perplexity=math.exp(min(loss / count, 700.0)),
+            bits_per_byte=loss / math.log(2) / size,
+            elapsed_ms=(time.monotonic() - self._received) * 1000,
+        )
