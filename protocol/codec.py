@@ -13,6 +13,7 @@ import msgspec
 
 from protocol import messages as m
 from protocol.errors import BadRequest, VersionMismatch
+from protocol.link import Beat, ForWorker, FromWorker, Ready, Work
 
 MAX_REQUEST_BYTES = 256 << 10
 MAX_REPLY_BYTES = 16 << 20
@@ -31,9 +32,9 @@ _REQUESTS: dict[str, type[m.Request]] = {
     "tokenize": m.Tokenize,
     "score": m.Score,
 }
-_FOR_WORKER: dict[str, type[m.Request]] = {"work": m.Work, "cancel": m.Cancel}
+_FOR_WORKER: dict[str, type[m.Request]] = {"work": Work, "cancel": m.Cancel}
 _REPLIES: dict[str, type[m.Reply]] = {"progress": m.Progress, "tokens": m.Tokens, "error": m.Failure}
-_FROM_WORKER: dict[str, type[m.Reply]] = _REPLIES | {"ready": m.Ready, "beat": m.Beat}
+_FROM_WORKER: dict[str, type[m.Reply]] = _REPLIES | {"ready": Ready, "beat": Beat}
 _RESULTS: dict[str, type[m.Result]] = {
     "hello": m.ServerInfo,
     "ping": m.Pong,
@@ -53,7 +54,7 @@ def type_of(request: m.AnyRequest) -> str:
     return str(request.__struct_config__.tag)
 
 
-def encode(message: m.AnyRequest | m.ForWorker | m.FromWorker) -> bytes:
+def encode(message: m.AnyRequest | ForWorker | FromWorker) -> bytes:
     """Pack a message.
 
     Raises: BadRequest if it is over the limit of its receiver, who would drop it without a word.
@@ -61,7 +62,7 @@ def encode(message: m.AnyRequest | m.ForWorker | m.FromWorker) -> bytes:
     head: dict[str, Any] = {"v": m.MAJOR}
     if isinstance(message, m.Result):
         head["type"] = "result"
-    limit = MAX_REQUEST_BYTES if isinstance(message, m.Request) and not isinstance(message, m.Work) else MAX_REPLY_BYTES
+    limit = MAX_REQUEST_BYTES if isinstance(message, m.Request) and not isinstance(message, Work) else MAX_REPLY_BYTES
     try:
         frame = cast("bytes", msgpack.packb(head | msgspec.to_builtins(message)))
     except (ValueError, TypeError, OverflowError) as e:
@@ -79,12 +80,12 @@ def decode_request(frame: bytes) -> m.AnyRequest:
     return cast("m.AnyRequest", _decode_request(_unpack(frame, MAX_REQUEST_BYTES), _REQUESTS))
 
 
-def decode_for_worker(frame: bytes) -> m.ForWorker:
+def decode_for_worker(frame: bytes) -> ForWorker:
     """Unpack what the gateway sent over a worker's link: a client's request with a little around it.
 
     Raises: BadRequest, VersionMismatch.
     """
-    return cast("m.ForWorker", _decode_request(_unpack(frame, MAX_REPLY_BYTES), _FOR_WORKER))
+    return cast("ForWorker", _decode_request(_unpack(frame, MAX_REPLY_BYTES), _FOR_WORKER))
 
 
 def decode_reply(frame: bytes) -> m.AnyReply | None:
@@ -95,12 +96,12 @@ def decode_reply(frame: bytes) -> m.AnyReply | None:
     return cast("m.AnyReply | None", _decode_reply(frame, _REPLIES))
 
 
-def decode_from_worker(frame: bytes) -> m.FromWorker | None:
+def decode_from_worker(frame: bytes) -> FromWorker | None:
     """Unpack what a worker sent over its link.
 
     Raises: BadRequest, VersionMismatch.
     """
-    return cast("m.FromWorker | None", _decode_reply(frame, _FROM_WORKER))
+    return cast("FromWorker | None", _decode_reply(frame, _FROM_WORKER))
 
 
 def _decode_request(fields: dict[str, Any], table: dict[str, type[m.Request]]) -> m.Request:

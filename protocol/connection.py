@@ -14,7 +14,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -156,12 +156,14 @@ class Connection:
             self._wake.close()
             self._context.term()
 
+    def _items(self) -> Iterator[_Pending | int]:
+        """What other threads have handed in since the last time."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                yield self._inbox.get_nowait()
+
     def _take_inbox(self) -> None:
-        while True:
-            try:
-                item = self._inbox.get_nowait()
-            except queue.Empty:
-                return
+        for item in self._items():
             if isinstance(item, _Pending):
                 self._pending[item.request.id] = item
                 if self.state == "ready":
@@ -333,10 +335,6 @@ class Connection:
 
     def _refuse_inbox(self) -> None:
         """May run in any thread, once there is no connection's thread any more."""
-        while True:
-            try:
-                item = self._inbox.get_nowait()
-            except queue.Empty:
-                return
+        for item in self._items():
             if isinstance(item, _Pending):
                 item.on_event(Closed("this client was closed"))

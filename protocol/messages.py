@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal, TypeAlias
 
-import msgspec
 from msgspec import Meta, Struct
 
 from protocol.ledger import Ledger
@@ -432,70 +431,6 @@ class Stats(Result, frozen=True, tag="stats"):
     workers: list[WorkerStats]
 
 
-# The link between gateway and worker, on a socket of its own. It carries Cancel, Progress, Tokens, Generated
-# and Failure too, with the gateway's own request ids.
-
-
-class Work(Request, frozen=True, tag="work"):
-    """A request for the worker. `group` is the same for all work of one peer: rows are shared out fairly among groups."""
-
-    group: int
-    request: Generate | Tokenize | Score
-
-
-class Ready(Reply, frozen=True, tag_field="type", tag="ready"):
-    """The worker has loaded its model."""
-
-    digest: str
-    context: int
-    rows: int
-    threads: int
-    rss_bytes: int
-
-
-class Beat(Reply, frozen=True, tag_field="type", tag="beat"):
-    """The worker's loop moves: sent between its steps, at most a few times a second."""
-
-    running: int
-    waiting: int
-    rss_bytes: int
-    requests: int
-    prompt_tokens: int
-    new_tokens: int
-    busy_ms: float
-
-
 AnyRequest: TypeAlias = Hello | Ping | Models | GetStats | Load | Unload | Cancel | Generate | Tokenize | Score
 AnyResult: TypeAlias = ServerInfo | Pong | ModelList | Stats | Loaded | Unloaded | CancelSent | Generated | Tokenized | Scored
 AnyReply: TypeAlias = Progress | Tokens | Failure | AnyResult
-ForWorker: TypeAlias = Work | Cancel
-FromWorker: TypeAlias = AnyReply | Ready | Beat
-
-
-def parameters() -> list[Parameter]:
-    """Describe the generation settings from the types above: name, type, range, default."""
-    fields = {f.name: f for f in msgspec.structs.fields(Generate)}
-    return [_parameter(name, fields[name]) for name in SETTINGS]
-
-
-def _parameter(name: str, field: msgspec.structs.FieldInfo) -> Parameter:
-    default = field.default_factory() if field.default is msgspec.NODEFAULT else field.default
-    info = msgspec.inspect.type_info(field.type)
-    if isinstance(info, msgspec.inspect.UnionType):
-        info = next(t for t in info.types if not isinstance(t, msgspec.inspect.NoneType))
-    description = ""
-    if isinstance(info, msgspec.inspect.Metadata):
-        description = (info.extra_json_schema or {}).get("description", "")
-        info = info.type
-    if isinstance(info, msgspec.inspect.LiteralType):
-        choices = [str(v) for v in info.values]
-        # The default first, as for precisions.
-        choices.sort(key=lambda c: c != default)
-        return Parameter(name=name, type="choice", default=default, description=description, choices=choices)
-    if isinstance(info, msgspec.inspect.IntType | msgspec.inspect.FloatType):
-        low = info.ge if info.ge is not None else info.gt
-        kind: Literal["int", "float"] = "int" if isinstance(info, msgspec.inspect.IntType) else "float"
-        return Parameter(name=name, type=kind, default=default, description=description, minimum=low, maximum=info.le)
-    if isinstance(info, msgspec.inspect.BoolType):
-        return Parameter(name=name, type="bool", default=default, description=description)
-    return Parameter(name=name, type="biases" if name == "logit_bias" else "strings", default=default, description=description)

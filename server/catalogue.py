@@ -103,6 +103,13 @@ class Catalogue:
             raise BadModel(f"{name}: {model.problem}")
         return model
 
+    def parse(self, name: str) -> tuple[Model, str, str]:
+        """Read model[/engine[/precision]]. Raises: UnknownModel, BadModel."""
+        model, engine, precision, *rest = [*name.split("/"), "", "", ""]
+        if any(rest):
+            raise BadModel(f"{name}: expected model, model/engine or model/engine/precision")
+        return (self.find(model), *choose_engine(engine or None, precision or None))
+
     def _folders(self) -> dict[str, Path]:
         """Names and folders; those whose names are no text are left out, and so is a folder that cannot be read."""
         folders = {DEMO: DEMO_FOLDER}

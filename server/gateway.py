@@ -17,7 +17,6 @@ import zmq
 
 from protocol import codec, messages as m, sockets
 from protocol.errors import (
-    BadRequest,
     Busy,
     Cancelled,
     DeadlineExceeded,
@@ -29,8 +28,9 @@ from protocol.errors import (
     WorkerDied,
     from_code,
 )
+from protocol.link import Beat, ForWorker, FromWorker, Ready, Work
 from server import status
-from server.catalogue import Catalogue, Model, choose_engine
+from server.catalogue import Catalogue, choose_engine
 from server.config import Config
 from server.sessions import DuplicateId, Open, Sessions
 from server.workers import Launcher, LocalLauncher, Worker, Workers, exit_words
@@ -54,7 +54,7 @@ class Gateway:
         """Bind. Raises: zmq.ZMQError if the endpoint cannot be bound, RequestError for a preload that makes no sense."""
         self._config = config
         self._catalogue = Catalogue(config.models_dir)
-        preloads = {name: self._parse(name) for name in config.preload}
+        preloads = [self._catalogue.parse(name) for name in config.preload]
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket, self._monitor = sockets.gateway_socket(self._context, config.endpoint)
         keys = sockets.CurveKeys.new()
@@ -69,7 +69,7 @@ class Gateway:
         self._drain_by: float | None = None
         self._over = False
         self.endpoint = sockets.endpoint_of(self._socket)
-        for model, engine, precision in preloads.values():
+        for model, engine, precision in preloads:
             if not self._workers.matching(model.name, engine, precision):
                 self._workers.start(model, engine, precision).kept = True
 
@@ -169,7 +169,7 @@ class Gateway:
             raise Busy(f"{worker.name} has {waiting} requests to do, which is the limit; try again later")
         if self._config.log_prompts and isinstance(request, m.Generate) and request.prompt is not None:
             log.info("prompt %r", request.prompt)
-        self._to_worker(worker, m.Work(id=entry.key, group=entry.peer_number, request=request))
+        self._to_worker(worker, Work(id=entry.key, group=entry.peer_number, request=request))
         entry.worker, worker.used = worker.identity, time.monotonic()
 
     def _load(self, entry: Open, request: m.Load) -> None:
@@ -229,7 +229,7 @@ class Gateway:
 
     # From and to the workers
 
-    def _to_worker(self, worker: Worker, request: m.ForWorker) -> None:
+    def _to_worker(self, worker: Worker, request: ForWorker) -> None:
         try:
             self._workers_socket.send_multipart([worker.identity.encode(), codec.encode(request)], zmq.NOBLOCK)
         except zmq.Again:
@@ -255,8 +255,8 @@ class Gateway:
                 self._lose(worker, _internal(e))
                 self._workers.stop(worker)
 
-    def _on_worker(self, worker: Worker, message: m.FromWorker) -> None:
-        if isinstance(message, m.Beat):
+    def _on_worker(self, worker: Worker, message: FromWorker) -> None:
+        if isinstance(message, Beat):
             worker.beat = message
         elif message.id is not None:
             self._pass_on(worker, message)
@@ -264,7 +264,7 @@ class Gateway:
             for entry in self._waiters(worker):
                 if isinstance(entry.request, m.Load) and entry.request.stream:
                     self._sessions.reply(entry, message)
-        elif isinstance(message, m.Ready) and worker.state == "loading":
+        elif isinstance(message, Ready) and worker.state == "loading":
             worker.state, worker.ready = "ready", message
             worker.used = time.monotonic()
             worker.load_ms = (worker.used - worker.began) * 1000
@@ -277,7 +277,7 @@ class Gateway:
             self._lose(worker, from_code(message.code, message.message))
             self._workers.stop(worker)
 
-    def _pass_on(self, worker: Worker, message: m.FromWorker) -> None:
+    def _pass_on(self, worker: Worker, message: FromWorker) -> None:
         entry = self._sessions.by_key(message.id)
         if entry is None or entry.worker != worker.identity:
             return  # its peer is gone
@@ -388,13 +388,6 @@ class Gateway:
             errors=dict(self._sessions.errors),
             workers=[w.stats() for w in self._workers.all() if w.ready],
         )
-
-    def _parse(self, name: str) -> tuple[Model, str, str]:
-        """model[/engine[/precision]] of a preload. Raises: UnknownModel, BadModel, BadRequest."""
-        model, engine, precision, *rest = [*name.split("/"), "", "", ""]
-        if any(rest):
-            raise BadRequest(f"--preload {name}: expected model, model/engine or model/engine/precision")
-        return (self._catalogue.find(model), *choose_engine(engine or None, precision or None))
 
 
 def _internal(error: Exception) -> RequestError:

@@ -13,6 +13,7 @@ import time
 import numpy as np
 
 from protocol import messages as m
+from protocol.link import Work
 from server.engines.base import Logits
 
 
@@ -22,7 +23,7 @@ class Scoring:
     alone = reuses = branches = streams = False
     reused = 0
 
-    def __init__(self, work: m.Work, request: m.Score, tokens: list[int], sizes: list[int], context: int, received: float) -> None:
+    def __init__(self, work: Work, request: m.Score, tokens: list[int], sizes: list[int], context: int, received: float) -> None:
         """`sizes` are the tokens' lengths in bytes; `received` is monotonic."""
         self.id = work.id
         self.group = work.group

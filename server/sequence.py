@@ -8,6 +8,7 @@ import msgspec
 
 from protocol import messages as m
 from protocol.ledger import Ledger, ledger
+from protocol.link import Work
 from server.sampling import Sampler
 from server.text import Increments
 
@@ -21,7 +22,7 @@ class Sequence:
 
     def __init__(
         self,
-        work: m.Work,
+        work: Work,
         request: m.Generate,
         index: int,
         prompt: list[int],

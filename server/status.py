@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 
 from protocol import messages as m
+from protocol.parameters import parameters
 from server.catalogue import ENGINES, Catalogue, Model
 from server.config import VERSION, Config
 from server.workers import Workers
@@ -26,7 +27,7 @@ def server_info(server_id: str) -> m.ServerInfo:
         cores=os.cpu_count() or 1,
         memory_bytes=_memory(),
         engines=[m.Engine(name=name, precisions=list(precisions)) for name, precisions in ENGINES.items()],
-        parameters=m.parameters(),
+        parameters=parameters(),
     )
 
 

@@ -20,6 +20,7 @@ import zmq
 
 from protocol import codec, messages as m, sockets
 from protocol.errors import BadRequest, Gpt2dError, RequestError, TooLong
+from protocol.link import Beat, ForWorker, FromWorker, Ready, Work
 from server import catalogue
 from server.engines.base import Engine, Logits
 from server.prefix_cache import PrefixCache
@@ -50,7 +51,7 @@ class Link:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = sockets.worker_socket(self._context, spec.endpoint, spec.server_key, spec.identity)
 
-    def send(self, message: m.FromWorker) -> None:
+    def send(self, message: FromWorker) -> None:
         frame = codec.encode(message)
         while True:
             try:
@@ -58,9 +59,9 @@ class Link:
             except zmq.Again:  # not connected yet, or the gateway is behind; if it is gone, stdin closes
                 self._socket.poll(1000, zmq.POLLOUT)
 
-    def receive(self, timeout_ms: int) -> list[m.ForWorker]:
+    def receive(self, timeout_ms: int) -> list[ForWorker]:
         """Everything that has arrived; waits up to `timeout_ms` for the first."""
-        requests: list[m.ForWorker] = []
+        requests: list[ForWorker] = []
         if timeout_ms:
             self._socket.poll(timeout_ms)
         while sockets.readable(self._socket):
@@ -138,7 +139,7 @@ class Worker:
                 return [self._end_of_text]
         return [token for i, sequence in enumerate(sequences) for token in self._choose(logits[i : i + 1], [sequence])]
 
-    def _take(self, request: m.ForWorker) -> None:
+    def _take(self, request: ForWorker) -> None:
         received = time.monotonic()
         if isinstance(request, m.Cancel):
             for sequence in self._scheduler.find(request.target):
@@ -161,7 +162,7 @@ class Worker:
         for sequence in sequences:
             self._scheduler.add(sequence)
 
-    def _scoring(self, work: m.Work, request: m.Score, received: float) -> Scoring:
+    def _scoring(self, work: Work, request: m.Score, received: float) -> Scoring:
         """Raises: BadRequest for a token there is not, or too few."""
         _, ids, offsets = self._text.spans(request)
         if len(ids) < 2:
@@ -171,7 +172,7 @@ class Worker:
         sizes = [end - start for start, end in itertools.pairwise(offsets)]
         return Scoring(work, request, ids, sizes, self._engine.context, received)
 
-    def _sequences(self, work: m.Work, request: m.Generate, received: float) -> list[Sequence]:
+    def _sequences(self, work: Work, request: m.Generate, received: float) -> list[Sequence]:
         """Encode the prompt and fit it into the context; one sequence for each continuation. Raises: BadRequest, TooLong."""
         prompt = self._text.encode(request.prompt) if request.prompt is not None else self._text.check(request.prompt_ids or [])
         self._text.check([token for token, _ in request.logit_bias])
@@ -250,7 +251,7 @@ class Worker:
         self._beat_at = now
         self._tell_places()
         self._link.send(
-            m.Beat(
+            Beat(
                 id=None, running=self._scheduler.running, waiting=self._scheduler.waiting, rss_bytes=self._process.memory_info().rss,
                 requests=self._requests, prompt_tokens=self._prompt_tokens, new_tokens=self._new_tokens, busy_ms=self._busy_s * 1000,
             )
@@ -280,7 +281,7 @@ def load(spec: Spec, link: Link) -> Worker:
     progress("warm up", 1, 1, "step")
     worker = Worker(spec, link, engine, text, digest, arch.end_of_text)
     link.send(
-        m.Ready(
+        Ready(
             id=None, digest=digest, context=engine.context, rows=engine.rows, threads=engine.threads,
             rss_bytes=psutil.Process().memory_info().rss,
         )

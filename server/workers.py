@@ -17,6 +17,7 @@ import psutil
 
 from protocol import messages as m
 from protocol.errors import BadModel, BadRequest, NoMemory, NotLoaded
+from protocol.link import Beat, Ready
 from protocol.sockets import CurveKeys
 from server.catalogue import ENGINES, Architecture, Model
 from server.config import Config
@@ -120,10 +121,10 @@ class Worker:
     reserved: int
     """Bytes that it may come to need."""
     state: Literal["loading", "ready", "stopping"] = "loading"
-    ready: m.Ready | None = None
+    ready: Ready | None = None
     began: float = field(default_factory=time.monotonic)
     load_ms: float = 0.0
-    beat: m.Beat | None = None
+    beat: Beat | None = None
     used: float = field(default_factory=time.monotonic)
     """When it last had something to do."""
     heard: float = field(default_factory=time.monotonic)
@@ -146,7 +147,7 @@ class Worker:
         """Resident bytes, as it last told."""
         return self.beat.rss_bytes if self.beat else self.ready.rss_bytes if self.ready else 0
 
-    def loaded(self, ready: m.Ready, *, already: bool) -> m.Loaded:
+    def loaded(self, ready: Ready, *, already: bool) -> m.Loaded:
         """The answer to a load."""
         return m.Loaded(
             id=None, model=self.model, engine=self.engine, precision=self.precision, digest=ready.digest, context=ready.context,

@@ -6,7 +6,8 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -15,6 +16,14 @@ import pytest
 from protocol import Client
 
 START_S = 20
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 5) -> None:
+    """Wait until something is so; an assertion fails if it does not come to that."""
+    give_up = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < give_up
+        time.sleep(0.01)
 
 
 class Daemon:

@@ -13,6 +13,8 @@ from hypothesis import given, settings, strategies as st
 from protocol import codec, messages as m
 from protocol.errors import BY_CODE, BadRequest, Internal, VersionMismatch, from_code
 from protocol.ledger import Ledger, ledger
+from protocol.link import Beat, FromWorker, Ready, Work
+from protocol.parameters import parameters
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 names = st.text("abcdefghijklmnopqrstuvwxyz0123456789-_./", min_size=1, max_size=40)
@@ -95,7 +97,7 @@ replies = st.one_of(
         settings=st.dictionaries(texts, texts | counts | st.booleans() | st.none(), max_size=3), digest=texts, threads=counts, ledger=ledgers,
     ),
     st.just(m.ServerInfo(id=1, protocol="1.0", server_id="a", version="1", host="h", cpu="c", cores=2, memory_bytes=3,
-                         engines=[m.Engine(name="onnx", precisions=["int8"])], parameters=m.parameters())),
+                         engines=[m.Engine(name="onnx", precisions=["int8"])], parameters=parameters())),
 )  # fmt: skip
 
 
@@ -114,20 +116,20 @@ def test_strategies_cover_every_type() -> None:
     """A new message type must be added to the strategies above."""
     assert len(m.AnyRequest.__args__) == 10  # type: ignore[attr-defined]
     assert len(m.AnyReply.__args__) == 13  # type: ignore[attr-defined]
-    assert len(m.FromWorker.__args__) == 15  # type: ignore[attr-defined]
+    assert len(FromWorker.__args__) == 15  # type: ignore[attr-defined]
 
 
 @given(generations | tokenizations, ids)
 def test_the_worker_link_carries_every_generation(request: m.Generate | m.Tokenize | m.Score, key: int) -> None:
-    work = m.Work(id=key, group=3, request=request)
+    work = Work(id=key, group=3, request=request)
     assert codec.decode_for_worker(codec.encode(work)) == work
     with pytest.raises(BadRequest, match="no request type 'work'"):
-        codec.decode_request(codec.encode(m.Work(id=1, group=1, request=m.Generate(prompt="x"))))
+        codec.decode_request(codec.encode(Work(id=1, group=1, request=m.Generate(prompt="x"))))
 
 
 def test_what_workers_say_of_themselves_survives_the_link() -> None:
-    ready = m.Ready(id=None, digest="d", context=1, rows=2, threads=3, rss_bytes=4)
-    beat = m.Beat(id=None, running=1, waiting=2, rss_bytes=3, requests=4, prompt_tokens=5, new_tokens=6, busy_ms=7.5)
+    ready = Ready(id=None, digest="d", context=1, rows=2, threads=3, rss_bytes=4)
+    beat = Beat(id=None, running=1, waiting=2, rss_bytes=3, requests=4, prompt_tokens=5, new_tokens=6, busy_ms=7.5)
     for message in (ready, beat):
         assert codec.decode_from_worker(codec.encode(message)) == message
         assert codec.decode_reply(codec.encode(message)) is None, "a client knows nothing of them"
@@ -137,7 +139,7 @@ def test_a_request_at_the_limit_fits_the_worker_link() -> None:
     prompt = "x" * (codec.MAX_REQUEST_BYTES - 100)
     request = codec.decode_request(codec.encode(m.Generate(id=1, prompt=prompt)))
     assert isinstance(request, m.Generate)
-    assert codec.decode_for_worker(codec.encode(m.Work(id=2**60, group=9, request=request)))
+    assert codec.decode_for_worker(codec.encode(Work(id=2**60, group=9, request=request)))
 
 
 def test_golden_request() -> None:
@@ -244,7 +246,7 @@ def test_an_oversize_message_is_refused_before_it_is_sent() -> None:
 
 
 def test_parameters_describe_every_setting() -> None:
-    described = {p.name: p for p in m.parameters()}
+    described = {p.name: p for p in parameters()}
     assert set(described) == set(m.SETTINGS)
     assert all(p.description for p in described.values())
     assert (described["temperature"].minimum, described["temperature"].maximum, described["temperature"].default) == (0, 100, 1.0)

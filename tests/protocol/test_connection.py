@@ -28,6 +28,7 @@ from protocol.errors import (
     ServerStuck,
     VersionMismatch,
 )
+from tests.conftest import wait_for
 
 
 def free_port() -> int:
@@ -306,6 +307,7 @@ def test_malformed_endpoints_are_refused() -> None:
 def test_a_burst_larger_than_any_queue_is_sent_in_turn_and_a_cancel_behind_it_arrives() -> None:
     server = FakeServer(lambda r: [pong(r)] if isinstance(r, m.Ping) else [])
     with Client(server.endpoint) as client:
+        client.ping()  # connected, so that the stream is under way when it is cancelled
         answers: list[object] = []
         stream = client.stream("x")
         for _ in range(3000):
@@ -371,10 +373,3 @@ def test_asyncio_cancel_cancels() -> None:
 
     asyncio.run(asyncio.wait_for(run(), 10))
     server.close()
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 5) -> None:
-    give_up = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < give_up
-        time.sleep(0.01)

@@ -6,7 +6,8 @@ import time
 
 from hypothesis import given, settings, strategies as st
 
-from protocol.messages import Generate, Work
+from protocol.link import Work
+from protocol.messages import Generate
 from server.prefix_cache import PrefixCache
 from server.processors import Processors
 from server.sampling import Sampler, sample

@@ -6,7 +6,8 @@ import time
 
 from hypothesis import given, strategies as st
 
-from protocol.messages import Generate, Work
+from protocol.link import Work
+from protocol.messages import Generate
 from server.processors import Processors
 from server.sampling import Sampler
 from server.sequence import Sequence

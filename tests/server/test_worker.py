@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from protocol import messages as m
+from protocol.link import FromWorker, Work
 from server.catalogue import DEMO_FOLDER, read_architecture
 from server.scheduler import Scheduler
 from server.spec import Spec
@@ -20,9 +21,9 @@ SPEC = Spec("", "", "", "demo", str(DEMO_FOLDER), "fake", "none", 1, 1, 100_000,
 
 class ListLink:
     def __init__(self) -> None:
-        self.sent: list[m.FromWorker] = []
+        self.sent: list[FromWorker] = []
 
-    def send(self, message: m.FromWorker) -> None:
+    def send(self, message: FromWorker) -> None:
         self.sent.append(message)
 
 
@@ -39,7 +40,7 @@ class Loop:
         return self.worker._scheduler
 
     def ask(self, request_id: int, group: int = 0, **fields: object) -> None:
-        self.worker._take(m.Work(id=request_id, group=group, request=m.Generate(**fields)))  # type: ignore[arg-type]
+        self.worker._take(Work(id=request_id, group=group, request=m.Generate(**fields)))  # type: ignore[arg-type]
 
     def cancel(self, request_id: int) -> None:
         self.worker._take(m.Cancel(target=request_id))

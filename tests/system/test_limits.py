@@ -1,0 +1,128 @@
+"""Memory, queues, deaf clients, preloads and caches: every limit is kept and said."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import msgpack
+import pytest
+import zmq
+
+from protocol import Client
+from protocol.errors import (
+    Busy,
+    NoMemory,
+)
+from tests.conftest import Daemon, wait_for
+from tests.server.test_weights import copy_demo
+
+LONG = {"max_new_tokens": 1000, "ignore_eos": True}
+ENDLESS = LONG | {"n": 16}
+"""Seconds of work on one row, a good second on sixteen: long enough to still run when a test looks."""
+posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
+
+
+def test_a_load_that_does_not_fit_is_refused_with_both_figures(tmp_path: Path, cache: Path) -> None:
+    daemon = Daemon(tmp_path, "--cache-dir", str(cache), "--max-memory", "0.25")
+    with Client(daemon.endpoint) as client:
+        client.load("demo", precision="int8")
+        with pytest.raises(NoMemory, match=r"demo/onnx/fp32 needs about \d+ MB; \d+ MB are free for it. You could unload demo/onnx/int8"):
+            client.load("demo", precision="fp32")
+        assert len(daemon.workers()) == 1
+        client.unload("demo")
+        assert client.load("demo", precision="fp32").rows < 16, "fewer rows where they do not all fit"
+    daemon.kill()
+
+
+def test_a_full_worker_needs_what_was_said(own_daemon: Daemon) -> None:
+    """Estimated within 15 %, with every row and the prefix cache in use."""
+    with Client(own_daemon.endpoint) as client:
+        for precision in ("int8", "int4", "fp32"):
+            client.load("demo", precision=precision)
+            expected = next(p.memory_bytes for p in client.models()[0].precisions if p.precision == precision)
+            streams = [client.stream("x", max_new_tokens=1000, ignore_eos=True, seed=seed) for seed in range(16)]
+            for stream in streams:
+                list(stream)
+            (worker,) = own_daemon.workers()
+            assert worker.memory_info().rss == pytest.approx(expected, rel=0.15)
+            client.unload("demo")
+
+
+def test_an_idle_model_is_unloaded_when_asked_for(tmp_path: Path, cache: Path) -> None:
+    daemon = Daemon(tmp_path, "--cache-dir", str(cache), "--keep-alive", "0.5", "--preload", "demo")
+    with Client(daemon.endpoint) as client:
+        client.load("demo")
+        list(client.stream("x", **LONG))
+        assert client.ping().workers, "it was in use"
+        wait_for(lambda: not client.ping().workers)
+        assert "was not used for 0.5 s" in daemon.logged()
+    daemon.kill()
+
+
+def test_clearing_the_cache_deletes_built_graphs_only(tmp_path: Path) -> None:
+    (tmp_path / "abc-onnx-int8-v1").mkdir()
+    (tmp_path / "abc-onnx-int8-v1" / "model.onnx").touch()
+    (tmp_path / "precious-v2").mkdir()
+    command = [sys.executable, "-m", "server", "--clear-cache", "--cache-dir", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    assert "1 built graphs deleted" in done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["precious-v2"]
+
+
+def test_a_client_that_does_not_read_is_given_up_and_harms_nobody(own_daemon: Daemon) -> None:
+    """Its replies wait within a bound; beyond it nothing more is answered on that connection."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    deaf = context.socket(zmq.DEALER)
+    deaf.linger, deaf.rcvhwm = 0, 1
+    deaf.connect(own_daemon.endpoint)
+    with Client(own_daemon.endpoint) as client:
+        before = client.stats().rss_bytes
+        for i in range(20_000):
+            deaf.send(msgpack.packb({"v": 1, "id": i, "type": "hello"}))
+        wait_for(lambda: client.stats().requests["hello"] > 1000)
+        wait_for(lambda: client.stats().peers == 1, 20)
+        assert client.stats().rss_bytes - before < 32 << 20
+        assert client.load("demo") and client.generate("x").ids
+    deaf.close()
+    context.term()
+
+
+def test_a_full_worker_is_busy(one_row: Client) -> None:
+    with Client(one_row.connection.endpoint) as second, Client(one_row.connection.endpoint) as third:
+        streams = [client.stream("x", **ENDLESS) for client in (one_row, second) for _ in range(64)]
+        wait_for(lambda: third.stats().open_requests == 129)
+        with pytest.raises(Busy, match="128 requests"):
+            third.generate("x")
+        for stream in streams:
+            stream.close()
+        wait_for(lambda: third.stats().open_requests == 1)
+
+
+def test_the_same_preload_twice_is_one(tmp_path: Path, cache: Path) -> None:
+    daemon = Daemon(tmp_path, "--cache-dir", str(cache), "--preload", "demo", "demo/onnx/int8", "demo//int8")
+    with Client(daemon.endpoint) as client:
+        client.load("demo")
+        assert len(daemon.workers()) == 1
+        assert client.generate("x").ids
+    daemon.kill()
+
+
+def test_a_preload_that_fails_says_why(tmp_path: Path) -> None:
+    folder = copy_demo(tmp_path / "models" / "broken")
+    (folder / "tokenizer.json").write_text("{}")
+    daemon = Daemon(tmp_path, "--preload", "broken")
+    wait_for(lambda: "the tokenizer cannot be read" in daemon.logged())
+    with Client(daemon.endpoint) as client:
+        assert [x.name for x in client.models()] == ["demo", "broken"]
+    assert daemon.stop() == 0
+
+
+def test_prompts_are_logged_when_asked_for(tmp_path: Path, cache: Path) -> None:
+    daemon = Daemon(tmp_path, "--cache-dir", str(cache), "--preload", "demo", "--log-prompts")
+    with Client(daemon.endpoint) as client:
+        client.load("demo")
+        client.generate("xyzzy plugh", max_new_tokens=1)
+    wait_for(lambda: "xyzzy plugh" in daemon.logged())
+    daemon.kill()
