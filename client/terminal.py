@@ -5,6 +5,8 @@ Text goes to stdout and everything about it to stderr, so that a pipe gets the t
 
 from __future__ import annotations
 
+import itertools
+import math
 import sys
 from dataclasses import dataclass
 from typing import Any, Self
@@ -18,6 +20,7 @@ Type the beginning of a text; the model goes on from it. An empty line continues
   /load MODEL [PRECISION]    load a model and write with it        /unload MODEL   give its memory back
   /models                    what the server has                   /stats          what it has done
   /set                       all settings, with their ranges       /set NAME VALUE change one (/set NAME: its default)
+  /score TEXT                how likely the model finds it         /tokens TEXT    how it is cut into tokens
   /help                      this                                  /quit           leave (also Ctrl-D)
 Ctrl-C cancels the generation; a second one leaves."""
 BAR = 24
@@ -112,6 +115,10 @@ class Terminal:
                 self._load(Choice(model))
             case "/load", [model, precision]:
                 self._load(Choice(model, None, precision))
+            case "/score", [_, *_]:
+                self._score(line.split(None, 1)[1])
+            case "/tokens", [_, *_]:
+                self._tokens(line.split(None, 1)[1])
             case "/unload", [model]:
                 self.say(f"unloaded {', '.join(self._client.unload(model))}")
             case "/set", []:
@@ -126,8 +133,7 @@ class Terminal:
 
     def write(self, prompt: str) -> bool:
         """Continue a text. Ctrl-C cancels; False after a second one. Raises: Gpt2dError."""
-        choice = self._choice
-        request = {"truncate": "left", "model": choice.model, "engine": choice.engine, "precision": choice.precision} | self._settings
+        request = {"truncate": "left"} | self._which() | self._settings
         pieces: list[str] = []
         with self._client.stream(prompt, **request) as stream:
             cancelled = False
@@ -159,6 +165,24 @@ class Terminal:
             f"{ledger.prompt_tokens} + {ledger.new_tokens} tokens, {ledger.tokens_per_second:.0f} tokens/s; first token {ledger.first_token_ms:.0f} ms; "
             f"{result.model}/{result.engine}/{result.precision}, {result.finish_reason}, seed {result.settings['seed']}{cut}]"
         )
+
+        for token, told in zip(result.ids, result.logprobs, strict=False):
+            chances = ", ".join(f"{a.text!r} {math.exp(a.logprob):.0%}" for a in told.top if a.id != token)
+            own = next((a.text for a in told.top if a.id == token), f"#{token}")
+            self.say(f"  {own!r:<16} {math.exp(told.logprob):>4.0%}   {chances}")
+
+    def _which(self) -> dict[str, Any]:
+        return {"model": self._choice.model, "engine": self._choice.engine, "precision": self._choice.precision}
+
+    def _score(self, text: str) -> None:
+        scored = self._client.score(text, **self._which())
+        self.say(f"{len(scored.ids)} tokens, perplexity {scored.perplexity:.1f}, {scored.bits_per_byte:.2f} bits per byte")
+
+    def _tokens(self, text: str) -> None:
+        told = self._client.tokenize(text, **self._which())
+        data = told.text.encode()
+        pieces = [data[start:end].decode("utf-8", "replace") for start, end in itertools.pairwise(told.offsets)]
+        self.say(" ".join(f"{piece!r}={token}" for piece, token in zip(pieces, told.ids, strict=True)))
 
     def _load(self, choice: Choice) -> None:
         if choice.model is None:
@@ -231,6 +255,9 @@ class Terminal:
                     self._settings[name] = float(text)
                 case "bool":
                     self._settings[name] = {"true": True, "false": False, "on": True, "off": False}[text.lower()]
+                case "biases":
+                    pairs = (pair.split(":") for pair in text.split(","))
+                    self._settings[name] = [(int(token), float(bias)) for token, bias in pairs]
                 case "strings":
                     self._settings[name] = [text.encode("latin-1", "backslashreplace").decode("unicode_escape")] if "\\" in text else [text]
                 case _:

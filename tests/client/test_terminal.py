@@ -78,6 +78,12 @@ def test_commands(terminal: Terminal, capsys: pytest.CaptureFixture[str]) -> Non
     says("/set stop \\n\\n")
     assert re.search(r"temperature +0\.7 ", says("/set"))
     assert re.search(r"stop +\['\\n\\n'\] ", says("/set"))
+    says("/set logit_bias 5:2.5,7:-1")
+    assert "[(5, 2.5), (7, -1.0)]" in says("/set")
+    assert re.search(r"\d+ tokens, perplexity \d+\.\d, \d\.\d\d bits per byte", says("/score Shall I compare thee"))
+    assert re.fullmatch(r"('.+?'=\d+ ?)+\n", says("/tokens Shall I compare thee"))
+    says("/set logprobs 3")
+    assert re.search(r"first token .*\n( +'.+' +\d+%   '.+' \d+%, .*\n)+", says("Shall I"))
     says("/set temperature")
     assert re.search(r"temperature +1\.0 ", says("/set"))
     with pytest.raises(ValueError, match="no setting"):
