@@ -40,7 +40,7 @@ class Terminal:
         self._client = Client(endpoint)
         self._endpoint = endpoint
         self._choice = Choice()
-        self._settings: dict[str, Any] = {}
+        self._settings: dict[str, Any] = {"truncate": "left"}
         self._parameters: dict[str, m.Parameter] = {}
         self._text = ""
 
@@ -133,7 +133,7 @@ class Terminal:
 
     def write(self, prompt: str) -> bool:
         """Continue a text. Ctrl-C cancels; False after a second one. Raises: Gpt2dError."""
-        request = {"truncate": "left"} | self._which() | self._settings
+        request = self._which() | self._settings
         pieces: list[str] = []
         with self._client.stream(prompt, **request) as stream:
             cancelled = False
@@ -168,8 +168,7 @@ class Terminal:
 
         for token, told in zip(result.ids, result.logprobs, strict=False):
             chances = ", ".join(f"{a.text!r} {math.exp(a.logprob):.0%}" for a in told.top if a.id != token)
-            own = next((a.text for a in told.top if a.id == token), f"#{token}")
-            self.say(f"  {own!r:<16} {math.exp(told.logprob):>4.0%}   {chances}")
+            self.say(f"  {told.text!r:<16} {math.exp(told.logprob):>4.0%}   {chances}")
 
     def _which(self) -> dict[str, Any]:
         return {"model": self._choice.model, "engine": self._choice.engine, "precision": self._choice.precision}
@@ -236,8 +235,8 @@ class Terminal:
             value = self._settings.get(p.name, p.default)
             values = " or ".join(p.choices) if p.choices else p.type
             if p.minimum is not None or p.maximum is not None:
-                values += f", {p.minimum:g} to {p.maximum:g}"
-            self.say(f"  {p.name:<19} {'new each time' if value is None else value!s:<14} {p.description} ({values})")
+                values += f", {p.minimum} to {p.maximum}"
+            self.say(f"  {p.name:<20} {'new each time' if value is None else value!s:<14} {p.description} ({values})")
 
     def _parameter(self, name: str) -> m.Parameter:
         if name not in self._parameters:

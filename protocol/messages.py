@@ -215,8 +215,9 @@ class Alternative(Struct, frozen=True, kw_only=True):
 
 
 class TokenLogprobs(Struct, frozen=True, kw_only=True):
-    """Of one new token: its natural log-probability, and the likeliest tokens at its place, itself included, best first."""
+    """Of one new token: its text, its natural log-probability, and the likeliest tokens at its place, best first."""
 
+    text: str
     logprob: float
     top: list[Alternative]
 

@@ -100,7 +100,7 @@ class Sequence:
         self.ids.append(token)
         if explanation := self.sampler.explanation:
             top = [m.Alternative(id=i, text=self._increments.text_of(i), logprob=p) for i, p in explanation.top]
-            self._logprobs.append(m.TokenLogprobs(logprob=explanation.logprob, top=top))
+            self._logprobs.append(m.TokenLogprobs(text=self._increments.text_of(token), logprob=explanation.logprob, top=top))
         self._text += self._increments.push(token)
         if token == self._end_of_text and not self.request.ignore_eos:
             self._finish("eos")

@@ -34,6 +34,7 @@ def test_log_probabilities(client: Client) -> None:
     greedy = client.generate(PROMPT, strategy="greedy", logprobs=1)
     assert [told.top[0].id for told in greedy.logprobs] == greedy.ids
     assert "".join(told.top[0].text for told in greedy.logprobs) == greedy.text
+    assert [told.text for told in greedy.logprobs] == [told.top[0].text for told in greedy.logprobs]
 
 
 @pytest.mark.parametrize("stride", [1024, 512, 100])
