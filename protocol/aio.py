@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, Self, TypeVar
 
 from protocol import messages as m
-from protocol.client import CONTROL_S, GENERATE_S, LOAD_S, UNLOAD_S, expect, generate_request, text_request
+from protocol.client import CONTROL_S, GENERATE_S, LOAD_S, UNLOAD_S, OpenStream, expect, generate_request, text_request
 from protocol.connection import Connection, Event
 from protocol.errors import Gpt2dError
 from protocol.sockets import DEFAULT_ENDPOINT
@@ -15,24 +15,13 @@ from protocol.sockets import DEFAULT_ENDPOINT
 R = TypeVar("R", bound=m.Result)
 
 
-class AsyncStream(AsyncIterator[m.Tokens]):
+class AsyncStream(OpenStream, AsyncIterator[m.Tokens]):
     """As client.Stream. Use `async with` (or `close`) where the loop may be left early: that cancels the generation."""
 
     def __init__(self, connection: Connection, request: m.Generate, timeout: float) -> None:
-        self._connection = connection
+        super().__init__(connection)
         self._events, on_event = _event_queue()
-        self._over = False
-        self._result: m.Generated | None = None
-        self.place = 0
-        """Its place in the server's queue while it waits; 0: it is running, or the server has not said."""
         self.id = connection.submit(request, on_event, timeout)
-
-    @property
-    def result(self) -> m.Generated:
-        """The whole generation, after the last piece. Raises: RuntimeError before that."""
-        if self._result is None:
-            raise RuntimeError("the result comes after the last piece of the stream")
-        return self._result
 
     async def __anext__(self) -> m.Tokens:
         if self._over:
@@ -52,24 +41,11 @@ class AsyncStream(AsyncIterator[m.Tokens]):
         self._result = expect(event, m.Generated)
         raise StopAsyncIteration
 
-    def cancel(self) -> None:
-        """Ask the server to stop; the stream then ends with the result of what was written so far."""
-        self._connection.cancel(self.id)
-
-    def close(self) -> None:
-        if not self._over:
-            self._over = True
-            self._connection.cancel(self.id)
-
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self.close()
-
-    def __del__(self) -> None:
-        if hasattr(self, "id"):
-            self.close()
 
 
 class AsyncClient:

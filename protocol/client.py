@@ -29,17 +29,17 @@ LOAD_S = 3600.0
 GENERATE_S = 600.0
 
 
-class Stream(Iterator[m.Tokens]):
-    """The pieces of one generation as they come. Leaving it early (close, `with`, dropping it) cancels the generation."""
+class OpenStream:
+    """What a stream is, however it is read: one open generation, its place in the queue, its result. Dropping it cancels it."""
 
-    def __init__(self, connection: Connection, request: m.Generate, timeout: float) -> None:
-        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    id: int
+
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._over = False
         self._result: m.Generated | None = None
         self.place = 0
         """Its place in the server's queue while it waits; 0: it is running, or the server has not said."""
-        self.id = connection.submit(request, self._events.put, timeout)
 
     @property
     def result(self) -> m.Generated:
@@ -47,6 +47,29 @@ class Stream(Iterator[m.Tokens]):
         if self._result is None:
             raise RuntimeError("the result comes after the last piece of the stream")
         return self._result
+
+    def cancel(self) -> None:
+        """Ask the server to stop; the stream then ends with the result of what was written so far."""
+        self._connection.cancel(self.id)
+
+    def close(self) -> None:
+        """Leave it: what it was still writing is cancelled."""
+        if not self._over:
+            self._over = True
+            self._connection.cancel(self.id)
+
+    def __del__(self) -> None:
+        if hasattr(self, "id"):
+            self.close()
+
+
+class Stream(OpenStream, Iterator[m.Tokens]):
+    """The pieces of one generation as they come. Leaving it early (close, `with`, dropping it) cancels the generation."""
+
+    def __init__(self, connection: Connection, request: m.Generate, timeout: float) -> None:
+        super().__init__(connection)
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self.id = connection.submit(request, self._events.put, timeout)
 
     def __next__(self) -> m.Tokens:
         if self._over:
@@ -64,24 +87,11 @@ class Stream(Iterator[m.Tokens]):
         self._result = expect(event, m.Generated)
         raise StopIteration
 
-    def cancel(self) -> None:
-        """Ask the server to stop; the stream then ends with the result of what was written so far."""
-        self._connection.cancel(self.id)
-
-    def close(self) -> None:
-        if not self._over:
-            self._over = True
-            self._connection.cancel(self.id)
-
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def __del__(self) -> None:
-        if hasattr(self, "id"):
-            self.close()
 
 
 class Client:

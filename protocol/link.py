@@ -14,7 +14,7 @@ class Work(m.Request, frozen=True, tag="work"):
     """A request for the worker. `group` is the same for all work of one peer: rows are shared out fairly among groups."""
 
     group: int
-    request: m.Generate | m.Tokenize | m.Score
+    request: m.OfModel
 
 
 class Ready(m.Reply, frozen=True, tag_field="type", tag="ready"):

@@ -432,6 +432,8 @@ class Stats(Result, frozen=True, tag="stats"):
     workers: list[WorkerStats]
 
 
-AnyRequest: TypeAlias = Hello | Ping | Models | GetStats | Load | Unload | Cancel | Generate | Tokenize | Score
+OfModel: TypeAlias = Generate | Tokenize | Score
+"""The requests that a loaded model answers."""
+AnyRequest: TypeAlias = Hello | Ping | Models | GetStats | Load | Unload | Cancel | OfModel
 AnyResult: TypeAlias = ServerInfo | Pong | ModelList | Stats | Loaded | Unloaded | CancelSent | Generated | Tokenized | Scored
 AnyReply: TypeAlias = Progress | Tokens | Failure | AnyResult

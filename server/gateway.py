@@ -161,7 +161,7 @@ class Gateway:
             case m.GetStats():
                 self._sessions.reply(entry, self._stats())
 
-    def _hand_on(self, entry: Open, request: m.Generate | m.Tokenize | m.Score) -> None:
+    def _hand_on(self, entry: Open, request: m.OfModel) -> None:
         self._refuse_when_draining()
         worker = self._workers.choose(request)
         waiting = len(self._sessions.of_worker(worker.identity))

@@ -33,10 +33,6 @@ class Batch:
     chunk: list[int]
     decode: list[Sequence]
 
-    @property
-    def completes_prompt(self) -> bool:
-        return self.prefill is not None and self.prefill.cached + len(self.chunk) == self.prefill.prompt_tokens
-
 
 class Scheduler:
     def __init__(self, engine: Engine, cache: PrefixCache) -> None:

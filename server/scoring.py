@@ -30,7 +30,6 @@ class Scoring:
         self.row = -1
         self.cached = 0
         self.finished: m.FinishReason | None = None
-        self.fault = ""
         self._tokens = tokens
         self._sizes = sizes
         self._context = context
@@ -38,7 +37,6 @@ class Scoring:
         self._logprobs = np.zeros(len(tokens), np.float64)
         self._begin = 0
         self._scored = 1  # nothing stands before the first token
-        self._started = False
         self._received = received
         self._expires = received + request.deadline_ms / 1000 if request.deadline_ms else math.inf
         self.ids = tokens[:context]
@@ -48,15 +46,11 @@ class Scoring:
         """Tokens of the present window."""
         return len(self.ids)
 
-    @property
-    def started(self) -> bool:
-        return self._started
-
     def expired(self, now: float) -> bool:
         return now > self._expires
 
     def begin(self, row: int) -> None:
-        self.row, self._started = row, True
+        self.row = row
 
     def end(self, reason: m.FinishReason) -> None:
         """End it from outside: cancelled, or out of time."""

@@ -87,6 +87,10 @@ class Sequence:
         self.row = row
         self._prefill_began = time.monotonic()
 
+    def wanted(self, count: int) -> list[int]:
+        """Which of the prompt's next `count` tokens' logits are needed: the last one's of the prompt, if it is among them."""
+        return [count - 1] if self.cached + count == self.prompt_tokens else []
+
     def append(self, token: int, batch: int) -> None:
         """Take a new token, drawn in a decode step of `batch` sequences (0: it came out of the prefill)."""
         if self.fault:

@@ -97,7 +97,7 @@ class Sessions:
         if request.id in session.open:
             raise DuplicateId(f"request {request.id} is still open; give each a new id")
         # Control is answered at once and never refused.
-        if isinstance(request, m.Generate | m.Tokenize | m.Score | m.Load) and len(session.open) >= self._config.max_open_per_peer:
+        if isinstance(request, m.OfModel | m.Load) and len(session.open) >= self._config.max_open_per_peer:
             raise Busy(f"this client has {len(session.open)} open requests, which is the limit")
         entry = Open(next(self._keys), peer, session.number, envelope, request)
         session.open[request.id] = self._open[entry.key] = entry

@@ -98,9 +98,7 @@ class Worker:
         began = time.perf_counter()
         first_token: int | None = None
         if batch.prefill:
-            wanted = [len(batch.chunk) - 1] if batch.completes_prompt else []
-            if isinstance(batch.prefill, Scoring):
-                wanted = batch.prefill.wanted(len(batch.chunk))
+            wanted = batch.prefill.wanted(len(batch.chunk))
             logits = self._engine.prefill(batch.prefill.row, batch.chunk, batch.prefill.cached, wanted)
             scored = logits
             if wanted and isinstance(batch.prefill, Sequence):

@@ -225,7 +225,7 @@ class Workers:
     def matching(self, model: str | None, engine: str | None, precision: str | None) -> list[Worker]:
         return [w for w in self._workers.values() if w.state != "stopping" and w.matches(model, engine, precision)]
 
-    def choose(self, request: m.Generate | m.Tokenize | m.Score) -> Worker:
+    def choose(self, request: m.OfModel) -> Worker:
         """The one ready worker that a request means. Raises: NotLoaded, BadRequest if it could mean several."""
         wanted = (request.model, request.engine, request.precision)
         found = [w for w in self.matching(*wanted) if w.state == "ready"]
@@ -233,7 +233,7 @@ class Workers:
             return found[0]
         asked = "/".join(w or "*" for w in wanted)
         if found:
-            raise BadRequest(f"generate: {asked} could be any of {', '.join(w.name for w in found)}; name one")
+            raise BadRequest(f"{asked} could be any of {', '.join(w.name for w in found)}; name one")
         there = ", ".join(f"{w.name} ({w.state})" for w in self._workers.values()) or "nothing"
         raise NotLoaded(f"{asked} is not loaded; load it first (there is: {there})")
 

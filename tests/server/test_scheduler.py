@@ -34,7 +34,7 @@ def step(scheduler: Scheduler, engine: FakeEngine) -> list[Sequence]:
     batch = scheduler.schedule()
     first = None
     if batch.prefill:
-        wanted = [len(batch.chunk) - 1] if batch.completes_prompt else []
+        wanted = batch.prefill.wanted(len(batch.chunk))
         logits = engine.prefill(batch.prefill.row, batch.chunk, batch.prefill.cached, wanted)
         first = sample(logits, [batch.prefill.sampler], [batch.prefill.ids])[0] if wanted else None
     tokens = []
