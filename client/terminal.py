@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 import sys
+import time
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -186,13 +187,18 @@ class Terminal:
     def _load(self, choice: Choice) -> None:
         if choice.model is None:
             raise ValueError("which model?")
-        shown = ""
+        shown, began, had = "", 0.0, 0
 
         def on_progress(p: m.Progress) -> None:
-            nonlocal shown
+            nonlocal shown, began, had
+            if p.stage != shown:
+                began, had = time.monotonic(), p.done
             if sys.stderr.isatty():
                 filled = BAR * p.done // max(1, p.total)
-                amount = f"{p.done / 1e6:.0f}/{p.total / 1e6:.0f} MB" if p.unit == "bytes" else f"{p.done}/{p.total} {p.unit}"
+                amount = f"{p.done}/{p.total} {p.unit}"
+                if p.unit == "bytes":
+                    rate = (p.done - had) / 1e6 / max(0.1, time.monotonic() - began)
+                    amount = f"{p.done / 1e6:.0f}/{p.total / 1e6:.0f} MB, {rate:.1f} MB/s"
                 self.say(f"\r\x1b[K{p.stage:<8} [{'#' * filled}{'.' * (BAR - filled)}] {amount}", end="")
             shown = p.stage
 
@@ -214,7 +220,8 @@ class Terminal:
             ways = ", ".join(
                 f"{p.precision} ({p.engine}, about {p.memory_bytes / 1e6:.0f} MB{', loaded' if p.loaded else ''})" for p in model.precisions
             )
-            self.say(f"  {model.name:<16} {model.parameters / 1e6:>6.1f} M parameters, context {model.context}: {ways}")
+            where = "" if model.on_disk else f", a download of {model.file_bytes / 1e6:.0f} MB first"
+            self.say(f"  {model.name:<16} {model.parameters / 1e6:>6.1f} M parameters, context {model.context}{where}: {ways}")
 
     def _stats(self) -> None:
         stats = self._client.stats()

@@ -13,7 +13,7 @@ import msgspec
 
 from protocol import messages as m
 from protocol.errors import BadRequest, VersionMismatch
-from protocol.link import Beat, ForWorker, FromWorker, Ready, Work
+from protocol.link import Beat, ForWorker, FromWorker, Ready, Sized, Work
 
 MAX_REQUEST_BYTES = 256 << 10
 MAX_REPLY_BYTES = 16 << 20
@@ -34,7 +34,7 @@ _REQUESTS: dict[str, type[m.Request]] = {
 }
 _FOR_WORKER: dict[str, type[m.Request]] = {"work": Work, "cancel": m.Cancel}
 _REPLIES: dict[str, type[m.Reply]] = {"progress": m.Progress, "tokens": m.Tokens, "error": m.Failure}
-_FROM_WORKER: dict[str, type[m.Reply]] = _REPLIES | {"ready": Ready, "beat": Beat}
+_FROM_WORKER: dict[str, type[m.Reply]] = _REPLIES | {"sized": Sized, "ready": Ready, "beat": Beat}
 _RESULTS: dict[str, type[m.Result]] = {
     "hello": m.ServerInfo,
     "ping": m.Pong,

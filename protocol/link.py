@@ -17,6 +17,12 @@ class Work(m.Request, frozen=True, tag="work"):
     request: m.OfModel
 
 
+class Sized(m.Reply, frozen=True, tag_field="type", tag="sized"):
+    """The worker knows what it needs, now that it has its model's config.json: its reservation is changed, or it is ended."""
+
+    memory_bytes: int
+
+
 class Ready(m.Reply, frozen=True, tag_field="type", tag="ready"):
     """The worker has loaded its model."""
 
@@ -40,4 +46,4 @@ class Beat(m.Reply, frozen=True, tag_field="type", tag="beat"):
 
 
 ForWorker: TypeAlias = Work | m.Cancel
-FromWorker: TypeAlias = m.AnyReply | Ready | Beat
+FromWorker: TypeAlias = m.AnyReply | Sized | Ready | Beat

@@ -314,6 +314,9 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     parameters: int
     context: int
     file_bytes: int
+    """Of its weights' file."""
+    on_disk: bool = True
+    """False: a load downloads it first, `file_bytes` and a little more."""
     precisions: list[Precision]
     problem: str = ""
 

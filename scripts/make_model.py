@@ -23,17 +23,9 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from server.catalogue import read_architecture
+from server.catalogue import PUBLISHED
 from server.config import default_models_dir
 from server.weights import expected_shapes
-
-SIZES = {  # name: (layers, heads, width)
-    "distilgpt2": (6, 12, 768),
-    "gpt2": (12, 12, 768),
-    "gpt2-medium": (24, 16, 1024),
-    "gpt2-large": (36, 20, 1280),
-    "gpt2-xl": (48, 25, 1600),
-}
 
 
 def make_model(like: str, folder: Path) -> None:
@@ -46,14 +38,14 @@ def make_model(like: str, folder: Path) -> None:
         draft = Path(temporary) / folder.name
         draft.mkdir()
         fetch_tokenizer(draft)
-        layers, heads, width = SIZES[like]
+        arch = PUBLISHED[like]
         config = {
             "model_type": "gpt2",
             "architectures": ["GPT2LMHeadModel"],
             "activation_function": "gelu_new",
-            "n_layer": layers,
-            "n_head": heads,
-            "n_embd": width,
+            "n_layer": arch.layers,
+            "n_head": arch.heads,
+            "n_embd": arch.width,
             "n_positions": 1024,
             "n_ctx": 1024,
             "vocab_size": 50257,
@@ -64,7 +56,7 @@ def make_model(like: str, folder: Path) -> None:
         (draft / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         rng = np.random.default_rng(0)
         tensors = {}
-        for name, shape in expected_shapes(read_architecture(draft)).items():
+        for name, shape in expected_shapes(arch).items():
             if ".ln_" in name or name.startswith("ln_f"):
                 tensors[name] = np.full(shape, float(name.endswith("weight")), np.float32)
             else:
@@ -109,7 +101,7 @@ def ensure_model(like: str, models_dir: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--like", choices=list(SIZES), required=True, help="which model's shapes")
+    parser.add_argument("--like", choices=list(PUBLISHED), required=True, help="which model's shapes")
     parser.add_argument("--models-dir", type=Path, default=default_models_dir(), help="default: %(default)s")
     args = parser.parse_args()
     name = f"random-{args.like}"

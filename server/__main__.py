@@ -29,8 +29,10 @@ examples:
   gpt2d-server --preload gpt2/onnx/int8 --threads 4
   gpt2d-server --models-dir ~/gpt2-models           offer every GPT-2 folder in there
 
-A model's folder has config.json, model.safetensors and tokenizer.json (or vocab.json and merges.txt); its name is the
-model's name. Clients connect with `gpt2d-client ENDPOINT`, scripts with `protocol.Client(ENDPOINT)`.
+gpt2, gpt2-medium, gpt2-large, gpt2-xl and distilgpt2 are downloaded from the HuggingFace hub when first loaded, into its
+ordinary cache (HF_HOME and HF_HUB_CACHE move it; transformers shares it); a download that was cut goes on where it
+stopped. A folder of --models-dir with one of these names comes first. A model's folder has config.json,
+model.safetensors and tokenizer.json (or vocab.json and merges.txt); its name is the model's name. Clients connect with `gpt2d-client ENDPOINT`, scripts with `protocol.Client(ENDPOINT)`.
 
 Ctrl-C (or SIGTERM) stops: no new work, running streams finish within --drain-seconds. A second one stops at once.
 """
@@ -58,6 +60,11 @@ def parse(argv: list[str] | None = None) -> Config:
     )
     parser.add_argument(
         "--cache-dir", type=Path, default=defaults.cache_dir, metavar="DIR", help="built graphs are kept here (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--allow-hub",
+        action="store_true",
+        help="let clients load any GPT-2 of the HuggingFace hub as owner/name (off: the five named below)",
     )
     parser.add_argument(
         "--preload", nargs="+", action="extend", default=[], metavar="MODEL", help="model[/engine[/precision]], loaded at the start"
@@ -106,6 +113,7 @@ def parse(argv: list[str] | None = None) -> Config:
         endpoint=args.endpoint,
         models_dir=args.models_dir.expanduser(),
         cache_dir=args.cache_dir.expanduser(),
+        allow_hub=args.allow_hub,
         preload=tuple(args.preload),
         threads=args.threads,
         rows=args.rows,
@@ -121,6 +129,8 @@ def clear(cache_dir: Path) -> int:
     entries = [p for p in cache_dir.glob("*-v*") if (p / "model.onnx").is_file()]
     for entry in entries:
         shutil.rmtree(entry, ignore_errors=True)
+    for note in cache_dir.glob("*.digest"):
+        note.unlink(missing_ok=True)
     return len(entries)
 
 

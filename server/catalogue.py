@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,10 @@ OVERHEAD_BYTES = 80 << 20
 ROWS_BYTES = 640 << 20
 MAX_ROWS = 16
 MAX_CONFIG_BYTES = 1 << 20
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
+REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
+"""owner/name on the hub."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,18 @@ class Architecture:
         """The prefix cache holds as much as one row: a whole context."""
         return self.row_bytes
 
+    @property
+    def published_bytes(self) -> int:
+        """The size of model.safetensors as the hub has it: float32, and each layer's attention mask beside its parameters."""
+        return 4 * (self.parameters + self.layers * self.context**2)
+
+    def fitting_rows(self, precision: str, room: int) -> int:
+        """default_rows, or fewer where they do not fit into `room` bytes; at least 1, whether it fits or not."""
+        rows = self.default_rows
+        while rows > 1 and self.memory_bytes(precision, rows) > room:
+            rows -= 1
+        return rows
+
     def memory_bytes(self, precision: str, rows: int) -> int:
         """About what a worker needs when it is full: weights, `rows` rows of KV cache, the prefix cache, overhead."""
         blocks = self.layers * (4 * self.width * self.width + 2 * self.width * self.inner)
@@ -72,54 +89,121 @@ class Architecture:
         return weights + rows * self.row_bytes + self.prefix_cache_bytes + OVERHEAD_BYTES
 
 
+def _published(layers: int, heads: int, width: int) -> Architecture:
+    return Architecture(layers, heads, width, 4 * width, context=1024, vocabulary=50257, epsilon=1e-5, end_of_text=50256)
+
+
+PUBLISHED = {
+    "gpt2": _published(12, 12, 768),
+    "gpt2-medium": _published(24, 16, 1024),
+    "gpt2-large": _published(36, 20, 1280),
+    "gpt2-xl": _published(48, 25, 1600),
+    "distilgpt2": _published(6, 12, 768),
+}
+"""The hub's GPT-2s by name; their shapes are known before anything is downloaded."""
+OWNERS = dict.fromkeys(PUBLISHED, "openai-community") | {"distilgpt2": "distilbert"}
+"""The hub redirects the short names to these owners'; a cache may have a model under either."""
+
+
 @dataclass(frozen=True)
 class Model:
-    """A model on this server's disk. `problem` says why it cannot be loaded; `architecture` is then None."""
+    """A model that can be had: in `folder`, or where that is None from the hub, whose repository is `name`.
+
+    `architecture` is None where it is not known yet, and where a `problem` says why the model cannot be loaded.
+    """
 
     name: str
-    folder: Path
+    folder: Path | None
     architecture: Architecture | None
     file_bytes: int = 0
     problem: str = ""
 
 
 class Catalogue:
-    """The embedded model and every folder of `models_dir`; read afresh at each question, so that new folders show."""
+    """The embedded model, the hub's GPT-2s and every folder of `models_dir`, which comes before a name of the hub.
 
-    def __init__(self, models_dir: Path | None) -> None:
-        self._models_dir = models_dir
+    Read afresh at each question, so that new folders show. `allow_hub` admits every other repository of the hub, too.
+    """
+
+    def __init__(self, models_dir: Path, hub_cache: Path, *, allow_hub: bool = False) -> None:
+        self._models_dir, self._hub_cache, self._allow_hub = models_dir, hub_cache, allow_hub
 
     def models(self) -> list[Model]:
-        return [_inspect(name, folder) for name, folder in self._folders().items()]
+        return [self._get(name) for name in self._names()]
 
     def find(self, name: str) -> Model:
         """Raises: UnknownModel, BadModel."""
-        folders = self._folders()
-        if name not in folders:
-            where = f" (folders of {self._models_dir} are looked at)" if self._models_dir else ""
-            raise UnknownModel(f"no model {name!r} here; there are: {', '.join(folders)}{where}")
-        model = _inspect(name, folders[name])
+        if name not in self._names():
+            if not REPOSITORY.fullmatch(name):
+                raise UnknownModel(
+                    f"no model {name!r} here; there are: {', '.join(self._names())} (folders of {self._models_dir} are looked at)"
+                )
+            if not self._allow_hub:
+                raise UnknownModel(f"{name} would come from the HuggingFace hub, which this server allows only with --allow-hub")
+        model = self._get(name)
         if model.problem:
             raise BadModel(f"{name}: {model.problem}")
         return model
 
     def parse(self, name: str) -> tuple[Model, str, str]:
-        """Read model[/engine[/precision]]. Raises: UnknownModel, BadModel."""
-        model, engine, precision, *rest = [*name.split("/"), "", "", ""]
-        if any(rest):
+        """Read model[/engine[/precision]], where model may be owner/name. Raises: UnknownModel, BadModel."""
+        model, *rest = name.split("/")
+        if rest and self._allow_hub and model not in self._names():
+            model = f"{model}/{rest.pop(0)}"
+        if len(rest) > 2:
             raise BadModel(f"{name}: expected model, model/engine or model/engine/precision")
+        engine, precision = [*rest, "", ""][:2]
         return (self.find(model), *choose_engine(engine or None, precision or None))
+
+    def _names(self) -> list[str]:
+        return list(dict.fromkeys([DEMO, *PUBLISHED, *self._folders(), *self._cached()]))
+
+    def _get(self, name: str) -> Model:
+        folder = DEMO_FOLDER if name == DEMO else self._folders().get(name) or self._snapshot(name)
+        if folder:
+            return _inspect(name, folder)
+        architecture = PUBLISHED.get(name)
+        return Model(name, None, architecture, architecture.published_bytes if architecture else 0)
 
     def _folders(self) -> dict[str, Path]:
         """Names and folders; those whose names are no text are left out, and so is a folder that cannot be read."""
-        folders = {DEMO: DEMO_FOLDER}
-        try:
-            for path in sorted(self._models_dir.iterdir()) if self._models_dir else []:
-                if not path.name.startswith(".") and path.name.isprintable() and path.name != DEMO and path.is_dir():
-                    folders[path.name] = path
-        except OSError:
-            pass
-        return folders
+        return {p.name: p for p in _entries(self._models_dir) if not p.name.startswith(".") and p.name.isprintable() and p.is_dir()}
+
+    def _cached(self) -> Iterator[str]:
+        """Other GPT-2s that the hub's cache holds, where they are allowed."""
+        for path in _entries(self._hub_cache) if self._allow_hub else []:
+            name = path.name.removeprefix("models--").replace("--", "/")
+            published = any(name == f"{owner}/{short}" for short, owner in OWNERS.items())
+            if path.name.startswith("models--") and REPOSITORY.fullmatch(name) and not published:
+                snapshot = self._snapshot(name)
+                if snapshot and not _inspect(name, snapshot).problem:
+                    yield name
+
+    def _snapshot(self, name: str) -> Path | None:
+        """The folder in the hub's cache that has all of a model's files, if there is one.
+
+        The layout: https://huggingface.co/docs/huggingface_hub/guides/manage-cache
+        """
+        for repository in (name, f"{OWNERS.get(name, '')}/{name}"):
+            folder = self._hub_cache / f"models--{repository.replace('/', '--')}"
+            try:
+                snapshot = folder / "snapshots" / (folder / "refs" / "main").read_text(encoding="ascii").strip()
+                if all((snapshot / file).is_file() for file in (CONFIG_FILE, WEIGHTS_FILE)) and has_tokenizer(snapshot):
+                    return snapshot
+            except (OSError, ValueError):
+                continue
+        return None
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []
+
+
+def has_tokenizer(folder: Path) -> bool:
+    return any(all((folder / file).is_file() for file in files) for files in TOKENIZER_FILES)
 
 
 def choose_engine(engine: str | None, precision: str | None) -> tuple[str, str]:
@@ -141,7 +225,7 @@ def read_architecture(folder: Path) -> Architecture:
 
     Raises: BadModel, naming what is not GPT-2 about it.
     """
-    file = folder / "config.json"
+    file = folder / CONFIG_FILE
     try:
         if not file.is_file():
             raise BadModel("config.json is missing")
@@ -199,10 +283,10 @@ def _size(config: dict[str, Any], key: str, default: int) -> int:
 def _inspect(name: str, folder: Path) -> Model:
     try:
         arch = read_architecture(folder)
-        weights = folder / "model.safetensors"
+        weights = folder / WEIGHTS_FILE
         if not weights.is_file():
-            raise BadModel("model.safetensors is missing")
-        if not any(all((folder / f).is_file() for f in files) for files in TOKENIZER_FILES):
+            raise BadModel(f"{WEIGHTS_FILE} is missing")
+        if not has_tokenizer(folder):
             raise BadModel("tokenizer.json (or vocab.json and merges.txt) is missing")
         return Model(name, folder, arch, weights.stat().st_size)
     except (BadModel, OSError) as e:

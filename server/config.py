@@ -24,6 +24,14 @@ def default_cache_dir() -> Path:
     return platformdirs.user_cache_path("gpt2d") / "graphs"
 
 
+def default_hub_cache() -> Path:
+    """The HuggingFace hub's ordinary cache, found as huggingface_hub finds it, which the gateway does not import."""
+    if folder := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
+        return Path(folder).expanduser()
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface"
+    return Path(home).expanduser() / "hub"
+
+
 def default_threads() -> int:
     """The physical cores that this process may use."""
     physical = psutil.cpu_count(logical=False) or os.cpu_count() or 1
@@ -36,6 +44,9 @@ class Config:
     endpoint: str = DEFAULT_ENDPOINT
     models_dir: Path = field(default_factory=default_models_dir)
     cache_dir: Path = field(default_factory=default_cache_dir)
+    hub_cache: Path = field(default_factory=default_hub_cache)
+    allow_hub: bool = False
+    """Offer every repository of the hub, not only catalogue.PUBLISHED."""
     preload: tuple[str, ...] = ()
     """model, model/engine or model/engine/precision, loaded at the start."""
     threads: int = field(default_factory=default_threads)

@@ -28,7 +28,7 @@ from protocol.errors import (
     WorkerDied,
     from_code,
 )
-from protocol.link import Beat, ForWorker, FromWorker, Ready, Work
+from protocol.link import Beat, ForWorker, FromWorker, Ready, Sized, Work
 from server import status
 from server.catalogue import Catalogue, choose_engine
 from server.config import Config
@@ -53,7 +53,7 @@ class Gateway:
     def __init__(self, config: Config, launcher: Launcher | None = None) -> None:
         """Bind. Raises: zmq.ZMQError if the endpoint cannot be bound, RequestError for a preload that makes no sense."""
         self._config = config
-        self._catalogue = Catalogue(config.models_dir)
+        self._catalogue = Catalogue(config.models_dir, config.hub_cache, allow_hub=config.allow_hub)
         preloads = [self._catalogue.parse(name) for name in config.preload]
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket, self._monitor = sockets.gateway_socket(self._context, config.endpoint)
@@ -252,7 +252,7 @@ class Gateway:
                 if message := codec.decode_from_worker(frame):
                     self._on_worker(worker, message)
             except Exception as e:  # noqa: BLE001 - a fault with one worker's message must not end the others
-                self._lose(worker, _internal(e))
+                self._lose(worker, e if isinstance(e, RequestError) else _internal(e))
                 self._workers.stop(worker)
 
     def _on_worker(self, worker: Worker, message: FromWorker) -> None:
@@ -264,6 +264,8 @@ class Gateway:
             for entry in self._waiters(worker):
                 if isinstance(entry.request, m.Load) and entry.request.stream:
                     self._sessions.reply(entry, message)
+        elif isinstance(message, Sized):
+            self._workers.resize(worker, message.memory_bytes)
         elif isinstance(message, Ready) and worker.state == "loading":
             worker.state, worker.ready = "ready", message
             worker.used = time.monotonic()

@@ -15,13 +15,16 @@ class Spec:
     identity: str
     model: str
     folder: str
+    """Where the model's files are; empty: to be downloaded from the hub, where `model` is the repository."""
+    hub_cache: str
+    models_dir: str
     engine: str
     precision: str
     threads: int
-    rows: int
-    prefix_cache_bytes: int
-    position_bytes: int
-    """What the keys and values of one position take."""
+    rows: int | None
+    """None: as many as fit into `room`, for a model whose shape is known when its config.json has been downloaded."""
+    room: int
+    """Bytes that the worker may take."""
     cache_dir: str
     cache_bytes: int
 

@@ -55,8 +55,9 @@ def _model(model: Model, workers: Workers, config: Config) -> m.ModelInfo:
         for precision in supported
     ]
     return m.ModelInfo(
-        name=model.name, parameters=arch.parameters, context=arch.context, file_bytes=model.file_bytes, precisions=precisions
-    )
+        name=model.name, parameters=arch.parameters, context=arch.context, file_bytes=model.file_bytes,
+        on_disk=model.folder is not None, precisions=precisions,
+    )  # fmt: skip
 
 
 @cache

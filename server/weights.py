@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -17,15 +18,20 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from protocol.errors import BadModel
-from server.catalogue import Architecture
+from server.catalogue import WEIGHTS_FILE, Architecture
 from server.engines.base import Engine
 from server.engines.onnx import OnnxEngine
 from server.graph import MODEL_FILE, Graph, build
 
+Report = Callable[[str, int, int, str], None]
+"""progress(stage, done, total, unit), as protocol.messages.Progress has it."""
 PREFIX = "transformer."
 CHUNK = 8 << 20
 DRAFT, SUMS_FILE = ".building-", "SHA256SUMS"
 STALE_S = 3600.0
+SETTLED_S = 2.0
+"""A file as young as this may change again within the resolution of its time."""
+SHA256 = re.compile("[0-9a-f]{64}")
 
 
 class Weights(Mapping[str, NDArray[np.float32]]):
@@ -92,6 +98,28 @@ def digest(file: Path, progress: Callable[[int, int], None]) -> str:
             done += len(chunk)
             progress(done, total)
     return sha.hexdigest()
+
+
+def known_digest(file: Path, memory: Path, progress: Callable[[int, int], None]) -> str:
+    """As `digest`, but a file that has not changed since it was last read is not read again.
+
+    What is known is kept in the folder `memory` with the file's size, time and inode, as git's index does it.
+    """
+    stat = file.resolve().stat()
+    state = f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ino} {file.resolve()}"
+    note = memory / f"{hashlib.sha256(str(file.resolve()).encode(errors='surrogateescape')).hexdigest()[:32]}.digest"
+    with contextlib.suppress(OSError, ValueError):
+        sha, noted = note.read_text(encoding="utf-8", errors="surrogateescape").split(" ", 1)
+        if noted == state and SHA256.fullmatch(sha):
+            return sha
+    sha = digest(file, progress)
+    if time.time() - stat.st_mtime > SETTLED_S:
+        with contextlib.suppress(OSError):
+            memory.mkdir(parents=True, exist_ok=True)
+            draft = note.with_suffix(f".{os.getpid()}")
+            draft.write_text(f"{sha} {state}", encoding="utf-8", errors="surrogateescape")
+            draft.replace(note)
+    return sha
 
 
 class GraphCache:
@@ -188,14 +216,16 @@ def _intact(folder: Path) -> bool:
 
 def load_engine(
     folder: Path, arch: Architecture, engine: str, precision: str, rows: int, threads: int,
-    cache_dir: Path, cache_bytes: int, progress: Callable[[str, int, int, str], None],
+    cache_dir: Path, cache_bytes: int, progress: Report,
 ) -> tuple[Engine, str]:  # fmt: skip
     """Make an engine of a model's folder; return it and the digest of the weights.
 
     `progress(stage, done, total, unit)`. Raises: BadModel, OSError, MemoryError, and what the runtime raises.
     """
-    file = folder / "model.safetensors"
-    sha = digest(file, lambda done, total: progress("check", done, total, "bytes"))
+    file = folder / WEIGHTS_FILE
+    sha = known_digest(file, cache_dir, lambda done, total: progress("check", done, total, "bytes"))
+    if SHA256.fullmatch(blob := file.resolve().name) and blob != sha:  # so the hub's cache names its files
+        raise BadModel(f"{WEIGHTS_FILE} is damaged: its SHA-256 is not the one that names {file.resolve()}; delete that, and load again")
 
     def build_graph() -> Graph:
         return build(arch, Weights(file, arch), precision, lambda done, total: progress("build", done, total, "layers"))

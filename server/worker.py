@@ -20,8 +20,8 @@ import zmq
 
 from protocol import codec, messages as m, sockets
 from protocol.errors import BadRequest, Gpt2dError, RequestError, TooLong
-from protocol.link import Beat, ForWorker, FromWorker, Ready, Work
-from server import catalogue
+from protocol.link import Beat, ForWorker, FromWorker, Ready, Sized, Work
+from server.catalogue import Architecture, read_architecture
 from server.engines.base import Engine, Logits
 from server.prefix_cache import PrefixCache
 from server.processors import Processors
@@ -31,7 +31,7 @@ from server.scoring import Scoring
 from server.sequence import Sequence, result
 from server.spec import Spec
 from server.text import Text
-from server.weights import load_engine
+from server.weights import Report, load_engine
 
 PIECE_S = 0.020
 """Text goes out at once for the first token of a sequence, then at most this often."""
@@ -70,10 +70,10 @@ class Link:
 
 
 class Worker:
-    def __init__(self, spec: Spec, link: Link, engine: Engine, text: Text, digest: str, end_of_text: int) -> None:
+    def __init__(self, spec: Spec, link: Link, engine: Engine, text: Text, digest: str, arch: Architecture) -> None:
         self._spec, self._link, self._engine, self._text, self._digest = spec, link, engine, text, digest
-        self._end_of_text = end_of_text
-        self._scheduler = Scheduler(engine, PrefixCache(spec.prefix_cache_bytes, spec.position_bytes))
+        self._end_of_text = arch.end_of_text
+        self._scheduler = Scheduler(engine, PrefixCache(arch.prefix_cache_bytes, arch.row_bytes // arch.context))
         self._open: dict[int, list[Sequence]] = {}
         """Request id -> its continuations, until all have finished."""
         self._process = psutil.Process()
@@ -267,17 +267,18 @@ def load(spec: Spec, link: Link) -> Worker:
             link.send(m.Progress(id=None, stage=stage, done=done, total=total, unit=unit))
 
     progress("start", 1, 1, "process")
-    folder = Path(spec.folder)
-    arch = catalogue.read_architecture(folder)
+    folder = Path(spec.folder) if spec.folder else download(spec, link, progress)
+    arch = read_architecture(folder)
+    rows = spec.rows or arch.fitting_rows(spec.precision, spec.room)
     text = Text(folder, arch.vocabulary, arch.end_of_text)
     engine, digest = load_engine(
-        folder, arch, spec.engine, spec.precision, spec.rows, spec.threads, Path(spec.cache_dir), spec.cache_bytes, progress
+        folder, arch, spec.engine, spec.precision, rows, spec.threads, Path(spec.cache_dir), spec.cache_bytes, progress
     )
     progress("warm up", 0, 1, "step")
     engine.prefill(0, [arch.end_of_text], 0, [0])
     engine.decode([0], [1])
     progress("warm up", 1, 1, "step")
-    worker = Worker(spec, link, engine, text, digest, arch.end_of_text)
+    worker = Worker(spec, link, engine, text, digest, arch)
     link.send(
         Ready(
             id=None, digest=digest, context=engine.context, rows=engine.rows, threads=engine.threads,
@@ -285,6 +286,17 @@ def load(spec: Spec, link: Link) -> Worker:
         )
     )  # fmt: skip
     return worker
+
+
+def download(spec: Spec, link: Link, progress: Report) -> Path:
+    """Fetch a model from the hub; what it will need in memory is told as soon as that is known. Raises: Gpt2dError, OSError."""
+    from server.download import Repository
+
+    repository = Repository(spec.model, Path(spec.hub_cache), Path(spec.models_dir), progress)
+    arch = read_architecture(repository.config())
+    rows = spec.rows or arch.fitting_rows(spec.precision, spec.room)
+    link.send(Sized(id=None, memory_bytes=arch.memory_bytes(spec.precision, rows)))
+    return repository.rest()
 
 
 def _end_with_stdin() -> None:

@@ -19,7 +19,7 @@ from protocol import messages as m
 from protocol.errors import BadModel, BadRequest, NoMemory, NotLoaded
 from protocol.link import Beat, Ready
 from protocol.sockets import CurveKeys
-from server.catalogue import ENGINES, Architecture, Model
+from server.catalogue import ENGINES, OVERHEAD_BYTES, Architecture, Model
 from server.config import Config
 from server.spec import Spec
 
@@ -182,27 +182,33 @@ class Workers:
 
     def start(self, model: Model, engine: str, precision: str) -> Worker:
         """Launch a worker and reserve its memory. Raises: NoMemory, OSError."""
-        arch = model.architecture
-        if arch is None:
+        if model.problem:
             raise BadModel(f"{model.name}: {model.problem}")
-        name = f"{model.name}/{engine}/{precision}"
-        rows, room = self._config.rows or arch.default_rows, self._room()
-        while self._config.rows is None and rows > 1 and arch.memory_bytes(precision, rows) > room:
-            rows -= 1
-        need = arch.memory_bytes(precision, rows)
+        arch, config, room = model.architecture, self._config, self._room()
+        rows, need = config.rows, OVERHEAD_BYTES
+        if arch:
+            rows = rows or arch.fitting_rows(precision, room)
+            need = arch.memory_bytes(precision, rows)
         if need > room:
-            raise NoMemory(
-                f"{name} needs about {need / 1e6:.0f} MB; {room / 1e6:.0f} MB are free for it. {self._advice(arch, engine, need)}"
-            )
-        config, identity = self._config, secrets.token_hex(16)
+            raise self._no_memory(f"{model.name}/{engine}/{precision}", need, room, arch, engine)
+        identity = secrets.token_hex(16)
         spec = Spec(
-            endpoint=self._endpoint, server_key=self._keys.public, identity=identity, model=model.name, folder=str(model.folder),
-            engine=engine, precision=precision, threads=config.threads, rows=rows, prefix_cache_bytes=arch.prefix_cache_bytes, position_bytes=arch.row_bytes // arch.context,
-            cache_dir=str(config.cache_dir), cache_bytes=config.cache_bytes,
+            endpoint=self._endpoint, server_key=self._keys.public, identity=identity, model=model.name, folder=str(model.folder or ""),
+            hub_cache=str(config.hub_cache), models_dir=str(config.models_dir), engine=engine, precision=precision, threads=config.threads,
+            rows=rows, room=room, cache_dir=str(config.cache_dir), cache_bytes=config.cache_bytes,
         )  # fmt: skip
         worker = Worker(model.name, engine, precision, identity, self._launcher.start(spec), need)
         self._workers[identity] = worker
         return worker
+
+    def resize(self, worker: Worker, need: int) -> None:
+        """Reserve what a worker has found out that it needs. Raises: NoMemory."""
+        worker.reserved, reserved = 0, worker.reserved
+        room = self._room()
+        if need > room:
+            worker.reserved = reserved
+            raise self._no_memory(worker.name, need, room, None, worker.engine)
+        worker.reserved = need
 
     def _room(self) -> int:
         """Bytes that a new worker may take: what is free, less what the others have reserved and not yet taken."""
@@ -211,13 +217,14 @@ class Workers:
             room = min(room, self._config.max_memory - sum(w.reserved for w in self._workers.values()))
         return max(0, room)
 
-    def _advice(self, arch: Architecture, engine: str, need: int) -> str:
-        """What could be done about too little memory."""
-        smaller = [f"{p} ({size / 1e6:.0f} MB)" for p in ENGINES[engine] if (size := arch.memory_bytes(p, 1)) < need]
-        loaded = [f"{w.name} ({w.reserved / 1e6:.0f} MB)" for w in self._workers.values()]
+    def _no_memory(self, name: str, need: int, room: int, arch: Architecture | None, engine: str) -> NoMemory:
+        """The error, with what could be done about it."""
+        smaller = [f"{p} ({size / 1e6:.0f} MB)" for p in ENGINES[engine] if arch and (size := arch.memory_bytes(p, 1)) < need]
+        loaded = [f"{w.name} ({w.reserved / 1e6:.0f} MB)" for w in self._workers.values() if w.reserved]
         ways = [f"unload {' or '.join(loaded)}"] if loaded else []
         ways += [f"choose {' or '.join(smaller)}"] if smaller else []
-        return f"You could {', or '.join([*ways, 'choose a smaller model'])}."
+        advice = ", or ".join([*ways, "choose a smaller model"])
+        return NoMemory(f"{name} needs about {need / 1e6:.0f} MB; {room / 1e6:.0f} MB are free for it. You could {advice}.")
 
     def by_identity(self, identity: bytes) -> Worker | None:
         return self._workers.get(identity.decode("ascii", "replace"))

@@ -13,7 +13,7 @@ from hypothesis import given, settings, strategies as st
 from protocol import codec, messages as m
 from protocol.errors import BY_CODE, BadRequest, Internal, VersionMismatch, from_code
 from protocol.ledger import Ledger, ledger
-from protocol.link import Beat, FromWorker, Ready, Work
+from protocol.link import Beat, FromWorker, Ready, Sized, Work
 from protocol.parameters import parameters
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
@@ -81,7 +81,7 @@ replies = st.one_of(
     st.builds(m.Unloaded, **reply, names=st.lists(texts, max_size=3)),
     st.builds(m.CancelSent, **reply, found=st.booleans()),
     st.builds(m.ModelList, **reply, models=st.lists(st.builds(
-        m.ModelInfo, name=names, parameters=counts, context=counts, file_bytes=counts, problem=texts,
+        m.ModelInfo, name=names, parameters=counts, context=counts, file_bytes=counts, on_disk=st.booleans(), problem=texts,
         precisions=st.lists(st.builds(m.Precision, engine=names, precision=names, memory_bytes=counts, loaded=st.booleans()), max_size=2),
     ), max_size=2)),
     st.builds(m.Pong, **reply, server_id=texts, uptime_ms=floats, draining=st.booleans(), workers=st.lists(st.builds(
@@ -116,7 +116,7 @@ def test_strategies_cover_every_type() -> None:
     """A new message type must be added to the strategies above."""
     assert len(m.AnyRequest.__args__) == 10  # type: ignore[attr-defined]
     assert len(m.AnyReply.__args__) == 13  # type: ignore[attr-defined]
-    assert len(FromWorker.__args__) == 15  # type: ignore[attr-defined]
+    assert len(FromWorker.__args__) == 16  # type: ignore[attr-defined]
 
 
 @given(generations | tokenizations, ids)
@@ -130,7 +130,7 @@ def test_the_worker_link_carries_every_generation(request: m.Generate | m.Tokeni
 def test_what_workers_say_of_themselves_survives_the_link() -> None:
     ready = Ready(id=None, digest="d", context=1, rows=2, threads=3, rss_bytes=4)
     beat = Beat(id=None, running=1, waiting=2, rss_bytes=3, requests=4, prompt_tokens=5, new_tokens=6, busy_ms=7.5)
-    for message in (ready, beat):
+    for message in (ready, beat, Sized(id=None, memory_bytes=8)):
         assert codec.decode_from_worker(codec.encode(message)) == message
         assert codec.decode_reply(codec.encode(message)) is None, "a client knows nothing of them"
 

@@ -18,9 +18,9 @@ from hypothesis.extra.numpy import arrays
 from safetensors.numpy import load_file, save_file
 
 from protocol.errors import BadModel, UnknownModel
-from server.catalogue import DEMO_FOLDER, Catalogue, choose_engine, read_architecture
+from server.catalogue import DEMO_FOLDER, PUBLISHED, Catalogue, choose_engine, read_architecture
 from server.quantise import BLOCK, dequantise, quantise, relative_error
-from server.weights import GraphCache, Weights, digest, load_engine
+from server.weights import GraphCache, Weights, digest, known_digest, load_engine
 
 ARCH = read_architecture(DEMO_FOLDER)
 
@@ -51,7 +51,7 @@ def test_the_embedded_model_is_what_it_says() -> None:
 )  # fmt: skip
 def test_another_architecture_is_refused_by_name(tmp_path: Path, config: dict[str, object], says: str) -> None:
     copy_demo(tmp_path / "odd", **config)
-    catalogue = Catalogue(tmp_path)
+    catalogue = Catalogue(tmp_path, tmp_path / ".hub")
     with pytest.raises(BadModel, match=says):
         catalogue.find("odd")
     assert says in next(m.problem for m in catalogue.models() if m.name == "odd")
@@ -59,7 +59,7 @@ def test_another_architecture_is_refused_by_name(tmp_path: Path, config: dict[st
 
 @pytest.mark.parametrize(("value", "token"), [(None, 4095), ([7, 8], 7), ([], 4095), (12, 12)])
 def test_forms_of_the_end_of_text(tmp_path: Path, value: object, token: int) -> None:
-    arch = Catalogue(tmp_path).find(copy_demo(tmp_path / "own", eos_token_id=value).name).architecture
+    arch = Catalogue(tmp_path, tmp_path / ".hub").find(copy_demo(tmp_path / "own", eos_token_id=value).name).architecture
     assert arch and arch.end_of_text == token
 
 
@@ -72,21 +72,21 @@ def test_bad_neighbours_harm_nobody(tmp_path: Path) -> None:
         os.mkfifo(tmp_path / "pipe" / "config.json")
     if sys.platform == "linux":
         os.mkdir(bytes(tmp_path) + b"/\xff\xfe")  # noqa: PTH102 - a name that is no text
-    found = {m.name: m.problem for m in Catalogue(tmp_path).models()}
-    assert found.pop("demo") == ""
+    found = {m.name: m.problem for m in Catalogue(tmp_path, tmp_path / ".hub").models()}
+    assert all(found.pop(name) == "" for name in ("demo", *PUBLISHED))
     assert set(found) == {"deep", "huge"} | ({"pipe"} if hasattr(os, "mkfifo") else set())
     assert all(found.values())
-    assert Catalogue(tmp_path / "nowhere").find("demo").architecture
+    assert Catalogue(tmp_path / "nowhere", tmp_path / ".hub").find("demo").architecture
     for name in found:
         with pytest.raises(BadModel, match=r"config\.json"):
-            Catalogue(tmp_path).find(name)
+            Catalogue(tmp_path, tmp_path / ".hub").find(name)
 
 
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "tokenizer.json"])
 def test_a_missing_file_is_named(tmp_path: Path, missing: str) -> None:
     (copy_demo(tmp_path / "part") / missing).unlink()
     with pytest.raises(BadModel, match=missing):
-        Catalogue(tmp_path).find("part")
+        Catalogue(tmp_path, tmp_path / ".hub").find("part")
 
 
 def test_names_are_looked_up_never_paths(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_names_are_looked_up_never_paths(tmp_path: Path) -> None:
     copy_demo(tmp_path / "outside")
     for name in ("../outside", str(tmp_path / "outside"), "..", ".", "models", "nonsense"):
         with pytest.raises(UnknownModel, match="demo"):
-            Catalogue(tmp_path / "models").find(name)
+            Catalogue(tmp_path / "models", tmp_path / ".hub").find(name)
 
 
 def test_engines_and_precisions_are_named_when_asked_for_wrongly() -> None:
@@ -254,3 +254,25 @@ def test_int4_scales_are_better_on_real_weights() -> None:
 def test_what_int8_loses_on_the_embedded_model_is_small() -> None:
     matrix = Weights(DEMO_FOLDER / "model.safetensors", ARCH)["h.0.mlp.c_fc.weight"].T
     assert 0 < relative_error(matrix, quantise(matrix, 8)) < 0.01
+
+
+def test_a_file_that_has_not_changed_is_not_read_again(tmp_path: Path) -> None:
+    file, memory = tmp_path / "weights", tmp_path / "memory"
+    file.write_bytes(b"one")
+    reads: list[int] = []
+
+    def ask() -> str:
+        return known_digest(file, memory, lambda done, _: reads.append(done))
+
+    first = ask()
+    assert ask() == first and len(reads) == 2, "it is too young to be trusted"
+    old = time.time() - 60
+    os.utime(file, (old, old))
+    assert [ask(), ask()] == [first, first] and len(reads) == 3
+    file.write_bytes(b"two")
+    os.utime(file, (old + 1, old + 1))
+    assert ask() != first and len(reads) == 4
+    for note in memory.iterdir():
+        note.write_text("nonsense")
+    assert ask() == digest(file, lambda *_: None) and len(reads) == 5
+    assert [p.suffix for p in memory.iterdir()] == [".digest"]

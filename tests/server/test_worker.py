@@ -16,7 +16,10 @@ from server.worker import Worker
 from tests.fakes import FakeEngine
 
 ARCH = read_architecture(DEMO_FOLDER)
-SPEC = Spec("", "", "", "demo", str(DEMO_FOLDER), "fake", "none", 1, 1, 100_000, 8, "", 0)
+SPEC = Spec(
+    endpoint="", server_key="", identity="", model="demo", folder=str(DEMO_FOLDER), hub_cache="", models_dir="", engine="fake", precision="none",
+    threads=1, rows=1, room=0, cache_dir="", cache_bytes=0,
+)  # fmt: skip
 
 
 class ListLink:
@@ -33,7 +36,7 @@ class Loop:
     def __init__(self, rows: int = 1) -> None:
         self.link, self.engine = ListLink(), FakeEngine(rows, ARCH.context, ARCH.vocabulary)
         text = Text(Path(DEMO_FOLDER), ARCH.vocabulary, ARCH.end_of_text)
-        self.worker = Worker(SPEC, self.link, self.engine, text, "digest", ARCH.end_of_text)  # type: ignore[arg-type]
+        self.worker = Worker(SPEC, self.link, self.engine, text, "digest", ARCH)  # type: ignore[arg-type]
 
     @property
     def scheduler(self) -> Scheduler:

@@ -15,6 +15,7 @@ from protocol.errors import (
     Busy,
     NoMemory,
 )
+from server.catalogue import PUBLISHED
 from tests.conftest import Daemon, wait_for
 from tests.server.test_weights import copy_demo
 
@@ -115,7 +116,7 @@ def test_a_preload_that_fails_says_why(tmp_path: Path) -> None:
     daemon = Daemon(tmp_path, "--preload", "broken")
     wait_for(lambda: "the tokenizer cannot be read" in daemon.logged())
     with Client(daemon.endpoint) as client:
-        assert [x.name for x in client.models()] == ["demo", "broken"]
+        assert [x.name for x in client.models()] == ["demo", *PUBLISHED, "broken"]
     assert daemon.stop() == 0
 
 

@@ -1,0 +1,215 @@
+"""Models from the HuggingFace hub: a real daemon and the real library, against a small hub on 127.0.0.1."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from protocol import Client, messages as m
+from protocol.connection import Event
+from protocol.errors import BadModel, Cancelled, LoadFailed, NoMemory, UnknownModel
+from server.catalogue import DEMO_FOLDER, PUBLISHED, Catalogue
+from tests.conftest import Daemon, wait_for
+from tests.hub import COMMIT, Hub
+from tests.server.test_weights import copy_demo
+
+WEIGHTS = DEMO_FOLDER / "model.safetensors"
+SIZE = WEIGHTS.stat().st_size
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with Hub() as hub:
+        hub.add("gpt2", DEMO_FOLDER)
+        yield hub
+
+
+def serve(tmp_path: Path, cache: Path, hub: Hub, *arguments: str, **environment: str) -> Daemon:
+    return Daemon(tmp_path, "--cache-dir", str(cache), *arguments, HF_ENDPOINT=hub.url, HF_HUB_CACHE=str(tmp_path / "hub"), **environment)
+
+
+def test_a_download_is_told_in_bytes_and_shared_with_transformers(tmp_path: Path, cache: Path, hub: Hub) -> None:
+    daemon = serve(tmp_path, cache, hub)
+    told: list[m.Progress] = []
+    with Client(daemon.endpoint) as client:
+        offered = {model.name: model for model in client.models()}
+        assert [name for name, model in offered.items() if not model.on_disk] == list(PUBLISHED)
+        assert offered["gpt2"].file_bytes == 548_090_880, "the parameters and attention masks, without the file's header"
+        loaded = client.load("gpt2", on_progress=told.append)
+        assert client.generate("Shall I", max_new_tokens=3).ids
+        assert loaded.rows == 8, "as for gpt2's own shape, which was known"
+        downloads = [p for p in told if p.stage == "download"]
+        done = [p.done for p in downloads if p.total > SIZE]
+        assert done == sorted(done) and len(done) > 1
+        assert downloads[-1].done == downloads[-1].total > SIZE and {p.unit for p in downloads} == {"bytes"}
+        stages = list(dict.fromkeys(p.stage for p in told))
+        assert stages[:4] == ["start", "connect", "download", "verify"] and stages[-1] == "warm up"
+        assert {model.name: model for model in client.models()}["gpt2"].on_disk
+        asked = len(hub.asked)
+        client.unload("gpt2")
+        assert client.load("gpt2").digest == loaded.digest
+        assert len(hub.asked) == asked, "what is on disk is not asked for again"
+    daemon.kill()
+    script = "from transformers import AutoTokenizer, GPT2LMHeadModel as M; print(M.from_pretrained('gpt2').config.n_embd)"
+    offline = os.environ | {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", script], env=offline, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "256", done.stderr
+
+
+def test_the_cache_of_transformers_is_used_under_either_name(tmp_path: Path, cache: Path, hub: Hub) -> None:
+    folder = tmp_path / "hub" / "models--openai-community--gpt2"
+    copy_demo(folder / "snapshots" / COMMIT)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text(COMMIT)
+    daemon = serve(tmp_path, cache, hub, "--preload", "gpt2")
+    with Client(daemon.endpoint) as client:
+        assert client.load("gpt2") and not hub.asked
+    daemon.kill()
+
+
+def test_a_folder_comes_before_the_hub(tmp_path: Path, cache: Path, hub: Hub) -> None:
+    copy_demo(tmp_path / "models" / "gpt2")
+    daemon = serve(tmp_path, cache, hub)
+    with Client(daemon.endpoint) as client:
+        assert client.load("gpt2") and not hub.asked
+    daemon.kill()
+
+
+def test_a_cancelled_download_goes_on_where_it_stopped(tmp_path: Path, cache: Path, hub: Hub) -> None:
+    daemon = serve(tmp_path, cache, hub)
+    hub.stop_after = 6 << 20
+    with Client(daemon.endpoint) as client:
+
+        def on_progress(p: m.Progress) -> None:
+            if p.stage == "download" and p.done > 5 << 20:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            client.load("gpt2", on_progress=on_progress)
+        wait_for(lambda: not daemon.workers())
+        hub.stop_after = None
+        hub.go.set()
+        assert client.load("gpt2")
+    first, again = hub.served("model.safetensors")
+    assert first == 0 and 5 << 20 <= again <= 6 << 20
+    assert (tmp_path / "hub" / "models--gpt2" / "snapshots" / COMMIT / "model.safetensors").read_bytes() == WEIGHTS.read_bytes()
+    daemon.kill()
+
+
+def test_a_cut_connection_is_taken_up_again_by_itself(tmp_path: Path, cache: Path, hub: Hub) -> None:
+    hub.cut_after = 5 << 20
+    daemon = serve(tmp_path, cache, hub)
+    with Client(daemon.endpoint) as client:
+        assert client.load("gpt2")
+    assert hub.served("model.safetensors") == [0, 5 << 20, 10 << 20]
+    daemon.kill()
+
+
+def test_a_damaged_download_is_said_and_deleted(tmp_path: Path, cache: Path, hub: Hub) -> None:
+    hub.damaged = True
+    daemon = serve(tmp_path, cache, hub)
+    with Client(daemon.endpoint) as client:
+        with pytest.raises(LoadFailed, match=r"came damaged .* and was deleted; load again"):
+            client.load("gpt2")
+        hub.damaged = False
+        assert client.load("gpt2")
+    daemon.kill()
+
+
+def test_damage_on_disk_is_found(tmp_path: Path, cache: Path, hub: Hub) -> None:
+    daemon = serve(tmp_path, cache, hub)
+    with Client(daemon.endpoint) as client:
+        client.load("gpt2")
+        client.unload("gpt2")
+        blob = (tmp_path / "hub" / "models--gpt2" / "snapshots" / COMMIT / "model.safetensors").resolve()
+        with blob.open("r+b") as file:
+            file.seek(SIZE - 1)
+            file.write(b"\x55")
+        with pytest.raises(BadModel, match=r"is damaged: .* delete that, and load again"):
+            client.load("gpt2")
+        blob.unlink()
+        assert client.load("gpt2")
+    daemon.kill()
+
+
+def test_without_a_network_it_says_what_and_where_instead(tmp_path: Path, cache: Path, hub: Hub) -> None:
+    url, hub.url = hub.url, "http://127.0.0.1:9"
+    daemon = serve(tmp_path, cache, hub)
+    with Client(daemon.endpoint) as client:
+        with pytest.raises(LoadFailed) as error:
+            client.load("gpt2-xl", timeout=10)
+        for part in ("http://127.0.0.1:9 cannot be reached", "about 6432 MB", "model.safetensors", str(tmp_path / "models" / "gpt2-xl")):
+            assert part in str(error.value)
+    daemon.kill()
+    hub.url = url
+    daemon = serve(tmp_path, cache, hub, HF_HUB_OFFLINE="1")
+    with Client(daemon.endpoint) as client, pytest.raises(LoadFailed, match="HF_HUB_OFFLINE is set"):
+        client.load("gpt2")
+    assert not hub.asked
+    daemon.kill()
+
+
+def test_other_repositories_need_a_word_of_the_operator(tmp_path: Path, cache: Path, hub: Hub) -> None:
+    hub.add("some/verse", DEMO_FOLDER)
+    hub.add("some/pickle", DEMO_FOLDER, "config.json", "tokenizer.json")
+    daemon = serve(tmp_path, cache, hub)
+    with Client(daemon.endpoint) as client, pytest.raises(UnknownModel, match="only with --allow-hub"):
+        client.load("some/verse")
+    assert not hub.asked
+    daemon.kill()
+    daemon = serve(tmp_path, cache, hub, "--allow-hub", "--preload", "some/verse/onnx/int4")
+    with Client(daemon.endpoint) as client:
+        assert client.load("some/verse", precision="int4").rows == 16, "its own shape, found out on the way"
+        assert "some/verse" in [model.name for model in client.models()]
+        with pytest.raises(UnknownModel, match="has no model some/thing"):
+            client.load("some/thing")
+        with pytest.raises(BadModel, match=r"has no model.safetensors \(other formats are not read\)"):
+            client.load("some/pickle")
+        for name in ("../demo", "a/../b", "/etc/passwd", "a//b", "https://x/y"):
+            with pytest.raises(UnknownModel):
+                client.load(name)
+    daemon.kill()
+
+
+def test_a_model_that_turns_out_too_large_is_refused_before_its_weights_come(tmp_path: Path, cache: Path, hub: Hub) -> None:
+    big = copy_demo(tmp_path / "big", n_embd=4096, n_head=16, n_layer=48)
+    hub.add("some/giant", big)
+    hub.stop_after = 1 << 20
+    daemon = serve(tmp_path, cache, hub, "--allow-hub", "--max-memory", "1")
+    with Client(daemon.endpoint) as client:
+        with pytest.raises(NoMemory, match=r"some/giant/onnx/int8 needs about \d+ MB"):
+            client.load("some/giant")
+        wait_for(lambda: not daemon.workers())
+        with pytest.raises(NoMemory):
+            client.load("gpt2-xl")
+    assert [file for _, file, _ in hub.asked if "gpt2-xl" in file] == []
+    daemon.kill()
+
+
+def test_cancelling_a_load_tells_the_waiter(tmp_path: Path, cache: Path, hub: Hub) -> None:
+    hub.stop_after = 0
+    daemon = serve(tmp_path, cache, hub)
+    with Client(daemon.endpoint) as client:
+        events: list[Event] = []
+        load = client.connection.submit(m.Load(model="gpt2", stream=True), events.append, 60)
+        wait_for(lambda: bool(hub.served("model.safetensors")))
+        client.connection.cancel(load)
+        wait_for(lambda: isinstance(events[-1], Cancelled))
+        wait_for(lambda: not daemon.workers())
+    daemon.kill()
+
+
+def test_names_of_the_cache_are_read_with_care(tmp_path: Path) -> None:
+    """A cache that somebody else fills must not lead out of it, nor hide what is there."""
+    for name in ("models--gpt2", "models--some--verse", "models--bad--ref"):
+        shutil.copytree(DEMO_FOLDER, tmp_path / name / "snapshots" / COMMIT)
+        (tmp_path / name / "refs").mkdir()
+        (tmp_path / name / "refs" / "main").write_text("\udcff" if "bad" in name else COMMIT, errors="surrogateescape")
+    names = [model.name for model in Catalogue(tmp_path / "none", tmp_path, allow_hub=True).models() if model.folder]
+    assert names == ["demo", "gpt2", "some/verse"]
