@@ -21,11 +21,11 @@ from typing import Any, Self
 
 import numpy as np
 import psutil
-from make_model import SIZES, ensure_model
+from make_model import ensure_model
 
 from protocol.errors import Gpt2dError
-from server.catalogue import ENGINES, Catalogue, Model
-from server.config import default_models_dir, default_threads
+from server.catalogue import ENGINES, PUBLISHED, Catalogue, Model
+from server.config import default_hub_cache, default_models_dir, default_threads
 
 Generate = Callable[[list[list[int]], int], tuple[float, float]]
 """(prompts, new tokens) -> (prefill seconds, decode seconds): all prompts together, greedy, end of text ignored."""
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, runs: int) -> None:
     """The arguments that every benchmark of one model has."""
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--model", help="a model of the daemon: demo, or a folder of --models-dir")
-    which.add_argument("--like", choices=list(SIZES), help="random weights of these shapes, made where they are missing")
+    which.add_argument("--like", choices=list(PUBLISHED), help="random weights of these shapes, made where they are missing")
     parser.add_argument("--models-dir", type=Path, default=default_models_dir(), help="default: %(default)s")
     parser.add_argument("--engine", choices=list(ENGINES), default=next(iter(ENGINES)), help="default: %(default)s")
     parser.add_argument("--precision", default="int8", help="default: %(default)s")
@@ -53,9 +53,14 @@ def parse(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Model]:
     if args.runs < 1 or args.prompt_tokens < 1 or args.new_tokens < 2:
         parser.error("--runs and --prompt-tokens are at least 1, --new-tokens at least 2")
     try:
-        return args, Catalogue(args.models_dir).find(args.model or ensure_model(args.like, args.models_dir))
+        model = Catalogue(args.models_dir, default_hub_cache()).find(args.model or ensure_model(args.like, args.models_dir))
     except Gpt2dError as e:
         sys.exit(str(e))
+    if model.folder is None:
+        sys.exit(
+            f"{model.name} is not on this disk; load it once with the daemon, which downloads it, or measure random weights with --like"
+        )
+    return args, model
 
 
 @contextmanager

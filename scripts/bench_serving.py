@@ -4,6 +4,7 @@
     python scripts/bench_serving.py --like gpt2 --clients 8
     python scripts/bench_serving.py --like gpt2 --clients 8 --rate 4              an open loop: 4 requests a second
     python scripts/bench_serving.py --like gpt2 --clients 1 --intruder-tokens 1000  long prompts arrive meanwhile
+    python scripts/bench_serving.py --like gpt2 --clients 1 --beside int4           a second model writes meanwhile
 
 Starts a daemon of its own. Each client has a connection of its own and streams --requests generations one after the
 other (a closed loop), or as they fall due at --rate requests a second in all (an open one: the time a request waits for
@@ -37,9 +38,9 @@ class Request:
     tokens: int
 
 
-def stream_one(client: Client, ids: list[int], new_tokens: int, due: float) -> Request:
+def stream_one(client: Client, ids: list[int], new_tokens: int, due: float, precision: str) -> Request:
     first, gaps, last = 0.0, [], due
-    with client.stream(prompt_ids=ids, max_new_tokens=new_tokens, strategy="greedy", ignore_eos=True) as stream:
+    with client.stream(prompt_ids=ids, max_new_tokens=new_tokens, strategy="greedy", ignore_eos=True, precision=precision) as stream:
         for _ in stream:
             now = time.perf_counter()
             if first:
@@ -63,15 +64,21 @@ def main() -> None:
     parser.add_argument("--rate", type=float, help="requests a second of all clients together (default: as fast as they are answered)")
     parser.add_argument("--rows", type=int, help="sequences that run together (default: the daemon's)")
     parser.add_argument("--intruder-tokens", type=int, metavar="N", help="one more client sends prompts of N tokens all the time")
+    parser.add_argument(
+        "--beside", metavar="PRECISION", help="one more client writes all the time, with a second model: this one at PRECISION"
+    )
     args, model = parse(parser)
     vocabulary = model.architecture.vocabulary if model.architecture else 0
     rng = np.random.default_rng(0)
     done: dict[int, list[Request]] = {i: [] for i in range(args.clients)}
     over = threading.Event()
+    beside: list[int] = []
 
     with daemon_process(args, *([f"--rows={args.rows}"] if args.rows else [])) as endpoint, Client(endpoint) as control:
         loaded = control.load(model.name, engine=args.engine, precision=args.precision)
-        control.generate(prompt_ids=[1] * args.prompt_tokens, max_new_tokens=8, ignore_eos=True)  # warms up
+        for precision in {args.precision, args.beside or args.precision}:
+            control.load(model.name, engine=args.engine, precision=precision)
+            control.generate(prompt_ids=[1] * args.prompt_tokens, max_new_tokens=8, ignore_eos=True, precision=precision)  # warms up
         clients = [Client(endpoint) for _ in done]
         for client in clients:
             client.hello()
@@ -84,26 +91,34 @@ def main() -> None:
                 if args.rate:
                     due = began + (turn * args.clients + index) / args.rate
                     time.sleep(max(0.0, due - time.perf_counter()))
-                done[index].append(stream_one(clients[index], prompts[index][turn], args.new_tokens, due))
+                done[index].append(stream_one(clients[index], prompts[index][turn], args.new_tokens, due, args.precision))
 
         def intrude() -> None:
             with Client(endpoint) as client:
                 while not over.is_set():
                     ids = rng.integers(0, vocabulary, args.intruder_tokens).tolist()
-                    client.generate(prompt_ids=ids, max_new_tokens=1, ignore_eos=True)
+                    client.generate(prompt_ids=ids, max_new_tokens=1, ignore_eos=True, precision=args.precision)
+
+        def write_beside() -> None:
+            with Client(endpoint) as client:
+                ids = rng.integers(0, vocabulary, args.prompt_tokens).tolist()
+                while not over.is_set():
+                    for piece in client.stream(prompt_ids=ids, max_new_tokens=args.new_tokens, ignore_eos=True, precision=args.beside):
+                        beside.append(len(piece.ids))
+                        if over.is_set():
+                            break
 
         threads = [threading.Thread(target=work, args=(i,)) for i in done]
-        intruder = threading.Thread(target=intrude)
-        if args.intruder_tokens:
-            intruder.start()
-        for thread in threads:
+        others = [threading.Thread(target=f) for f, wanted in ((intrude, args.intruder_tokens), (write_beside, args.beside)) if wanted]
+        for thread in others + threads:
             thread.start()
         for thread in threads:
             thread.join()
         took = time.perf_counter() - began
+        written_beside = sum(beside)
         over.set()
-        if args.intruder_tokens:
-            intruder.join()
+        for thread in others:
+            thread.join()
         for client in clients:
             client.close()
 
@@ -121,6 +136,7 @@ def main() -> None:
         "per_token_ms": summary([(request.whole_s - request.first_s) / max(1, request.tokens - 1) for request in requests]),
         "longest_gap_ms": summary([max(request.gaps_s, default=0.0) for request in requests]),
         "mean_request_s": round(statistics.mean(request.whole_s for request in requests), 2),
+        "beside_tok_s": round(written_beside / took, 1),
         "fairness": round(max(busy) / min(busy), 2),
     }
     print(json.dumps(figures))

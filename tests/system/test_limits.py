@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import msgpack
+import psutil
 import pytest
 import zmq
 
@@ -49,6 +50,25 @@ def test_a_full_worker_needs_what_was_said(own_daemon: Daemon) -> None:
             (worker,) = own_daemon.workers()
             assert worker.memory_info().rss == pytest.approx(expected, rel=0.15)
             client.unload("demo")
+
+
+def test_unloading_gives_the_memory_back(own_daemon: Daemon) -> None:
+    """The daemon and all its processes take as much as before, within 5 %."""
+
+    def resident() -> int:
+        daemon = psutil.Process(own_daemon.process.pid)
+        return sum(p.memory_info().rss for p in (daemon, *daemon.children(recursive=True)))
+
+    with Client(own_daemon.endpoint) as client:
+        client.load("demo")
+        client.unload("demo")
+        before = resident()
+        for _ in range(3):
+            client.load("demo")
+            client.generate("x", max_new_tokens=100)
+            assert resident() > 2 * before
+            client.unload("demo")
+        assert resident() < before * 1.05
 
 
 def test_an_idle_model_is_unloaded_when_asked_for(tmp_path: Path, cache: Path) -> None:

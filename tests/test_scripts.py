@@ -1,0 +1,19 @@
+"""Every script starts, and says what it is for."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = sorted(Path("scripts").glob("*.py"))
+
+
+@pytest.mark.parametrize(
+    "script", [s for s in SCRIPTS if "--help" in s.read_text() or "ArgumentParser(" in s.read_text()], ids=lambda s: s.name
+)
+def test_help(script: Path) -> None:
+    done = subprocess.run([sys.executable, str(script), "--help"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and len(done.stdout) > 100, done.stderr
