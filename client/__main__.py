@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import getpass
 import io
 import os
 import sys
+from pathlib import Path
 
-from protocol.sockets import DEFAULT_ENDPOINT, check_endpoint
+from client import servers
+from protocol.keys import DEFAULT_ENDPOINT, Address, read_secret
 
 EPILOG = """\
 examples:
   gpt2d-client                                      write at the prompt; /help lists the commands
   gpt2d-client --prompt "Shall I compare thee"      one generation, then exit
+  gpt2d-client 'tcp://host:5757#...'                a server on another machine, by the line that it printed
   echo "Shall I compare thee" | gpt2d-client --model demo --set temperature=0.8 --set seed=1
 
 The text goes to stdout, everything else to stderr. `/set` at the prompt lists every setting with its range.
@@ -26,7 +30,14 @@ def main() -> None:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("endpoint", nargs="?", default=DEFAULT_ENDPOINT, help="where the server listens (default: %(default)s)")
+    parser.add_argument(
+        "server",
+        nargs="?",
+        default=DEFAULT_ENDPOINT,
+        help="where it listens, the connect line that it printed, the name of one that was kept, or - to type that (default: %(default)s)",
+    )
+    parser.add_argument("--server-key", metavar="KEY", help="the server's public key, where no connect line carries it")
+    parser.add_argument("--key", type=Path, metavar="FILE", help="the file of your own secret key, likewise")
     parser.add_argument("-p", "--prompt", help="do one generation and exit (a prompt on stdin does the same)")
     parser.add_argument("-m", "--model", help="load this model first, if it is not loaded")
     parser.add_argument("--engine", help="its engine (default: the server's)")
@@ -36,13 +47,13 @@ def main() -> None:
         "--set", action="append", default=[], metavar="NAME=VALUE", dest="settings", help="a generation setting; may be repeated"
     )
     args = parser.parse_args()
-    try:
-        check_endpoint(args.endpoint)
-    except ValueError as e:
-        parser.error(str(e))
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="replace")  # whatever the system's code page is
+    try:
+        args.address = find_server(args)
+    except ValueError as e:
+        parser.error(str(e))
     try:
         sys.exit(run(args))
     except KeyboardInterrupt:
@@ -50,6 +61,25 @@ def main() -> None:
     except BrokenPipeError:  # whoever read the text has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+
+
+def find_server(args: argparse.Namespace) -> Address:
+    """Which server is meant. Raises: ValueError."""
+    text = args.server
+    if text == "-":
+        text = (getpass.getpass("connect line: ") if sys.stdin.isatty() else sys.stdin.readline()).strip()
+    if args.key or args.server_key:
+        return Address.parse(text, args.server_key, read_secret(args.key).secret if args.key else None)
+    return servers.resolve(text)
+
+
+def keep(address: Address) -> None:
+    """Keep a connect line that works, for the next time."""
+    if address.key and address not in servers.kept():
+        try:
+            print(f"kept; next time `gpt2d-client {servers.keep(address)}` is enough", file=sys.stderr)
+        except OSError as e:
+            print(f"the connect line cannot be kept in {servers.folder()}: {e.strerror}", file=sys.stderr)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -61,9 +91,11 @@ def run(args: argparse.Namespace) -> int:
     if prompt is None and not sys.stdin.isatty():
         prompt = sys.stdin.read().removesuffix("\n")
     settings = [*args.settings, *([f"max_new_tokens={args.max_new_tokens}"] if args.max_new_tokens else [])]
-    with Terminal(args.endpoint) as terminal:
+    with Terminal(args.address) as terminal:
         try:
-            terminal.start(Choice(args.model, args.engine, args.precision), settings, hint=prompt is None)
+            info = terminal.meet()
+            keep(args.address)
+            terminal.start(info, Choice(args.model, args.engine, args.precision), settings, hint=prompt is None)
             if prompt is None:
                 return terminal.interact()
             if sys.stdout.isatty():

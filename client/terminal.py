@@ -15,6 +15,7 @@ from typing import Any, Self
 import platformdirs
 
 from protocol import Client, Gpt2dError, messages as m
+from protocol.keys import Address
 
 HELP = """\
 Type the beginning of a text; the model goes on from it. An empty line continues the last text.
@@ -37,9 +38,9 @@ class Choice:
 
 
 class Terminal:
-    def __init__(self, endpoint: str) -> None:
-        self._client = Client(endpoint)
-        self._endpoint = endpoint
+    def __init__(self, address: Address) -> None:
+        self._client = Client(address.line())
+        self._endpoint = address.endpoint
         self._choice = Choice()
         self._settings: dict[str, Any] = {"truncate": "left"}
         self._parameters: dict[str, m.Parameter] = {}
@@ -54,9 +55,12 @@ class Terminal:
     def say(self, text: str, end: str = "\n") -> None:
         print(text, end=end, file=sys.stderr, flush=True)
 
-    def start(self, choice: Choice, settings: list[str], *, hint: bool) -> None:
-        """Meet the server, apply NAME=VALUE settings, load what was asked for. Raises: Gpt2dError, ValueError."""
-        info = self._client.hello()
+    def meet(self) -> m.ServerInfo:
+        """Raises: Gpt2dError, if there is no server that talks to us."""
+        return self._client.hello()
+
+    def start(self, info: m.ServerInfo, choice: Choice, settings: list[str], *, hint: bool) -> None:
+        """Apply NAME=VALUE settings, load what was asked for. Raises: Gpt2dError, ValueError."""
         self._parameters = {p.name: p for p in info.parameters}
         for setting in settings:
             name, equals, value = setting.partition("=")

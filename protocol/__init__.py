@@ -7,7 +7,7 @@ from protocol.aio import AsyncClient, AsyncStream
 from protocol.client import Client, Stream
 from protocol.connection import Connection
 from protocol.errors import Gpt2dError
+from protocol.keys import DEFAULT_ENDPOINT
 from protocol.ledger import Ledger
-from protocol.sockets import DEFAULT_ENDPOINT
 
 __all__ = ["DEFAULT_ENDPOINT", "AsyncClient", "AsyncStream", "Client", "Connection", "Gpt2dError", "Ledger", "Stream"]

@@ -10,7 +10,7 @@ from protocol import messages as m
 from protocol.client import CONTROL_S, GENERATE_S, LOAD_S, UNLOAD_S, OpenStream, expect, generate_request, text_request
 from protocol.connection import Connection, Event
 from protocol.errors import Gpt2dError
-from protocol.sockets import DEFAULT_ENDPOINT
+from protocol.keys import DEFAULT_ENDPOINT
 
 R = TypeVar("R", bound=m.Result)
 
@@ -51,9 +51,13 @@ class AsyncStream(OpenStream, AsyncIterator[m.Tokens]):
 class AsyncClient:
     """A connection to one daemon, for use in one event loop."""
 
-    def __init__(self, endpoint: str = DEFAULT_ENDPOINT) -> None:
-        """Does not wait. Raises: ValueError for a malformed endpoint."""
-        self.connection = Connection(endpoint)
+    def __init__(self, endpoint: str = DEFAULT_ENDPOINT, *, server_key: str | None = None, key: str | None = None) -> None:
+        """Does not wait. `endpoint` may be a connect line, or the keys (Z85) are given apart:
+        the server's public and one's own secret one, as protocol.keys.read_secret reads it from its file.
+
+        Raises: ValueError for a malformed endpoint or key.
+        """
+        self.connection = Connection(endpoint, server_key=server_key, key=key)
 
     async def hello(self, timeout: float = CONTROL_S) -> m.ServerInfo:
         return await self._call(m.Hello(), m.ServerInfo, timeout)

@@ -18,7 +18,7 @@ from typing import Any, Self, TypeVar
 from protocol import messages as m
 from protocol.connection import Connection, Event
 from protocol.errors import BadRequest, Gpt2dError
-from protocol.sockets import DEFAULT_ENDPOINT
+from protocol.keys import DEFAULT_ENDPOINT
 
 R = TypeVar("R", bound=m.Result)
 T = TypeVar("T", m.Tokenize, m.Score)
@@ -97,9 +97,13 @@ class Stream(OpenStream, Iterator[m.Tokens]):
 class Client:
     """A connection to one daemon. May be used by several threads."""
 
-    def __init__(self, endpoint: str = DEFAULT_ENDPOINT) -> None:
-        """Does not wait: the first call tells if there is no server. Raises: ValueError for a malformed endpoint."""
-        self.connection = Connection(endpoint)
+    def __init__(self, endpoint: str = DEFAULT_ENDPOINT, *, server_key: str | None = None, key: str | None = None) -> None:
+        """Does not wait: the first call tells if there is no server. `endpoint` may be a connect line, or the keys (Z85) are given apart:
+        the server's public and one's own secret one, as protocol.keys.read_secret reads it from its file.
+
+        Raises: ValueError for a malformed endpoint or key.
+        """
+        self.connection = Connection(endpoint, server_key=server_key, key=key)
 
     def hello(self, timeout: float = CONTROL_S) -> m.ServerInfo:
         """Who the server is, and every engine, precision and generation setting with its range and default."""

@@ -29,6 +29,7 @@ from protocol.errors import (
     ConnectionLost,
     DeadlineExceeded,
     Gpt2dError,
+    KeyRefused,
     NoServer,
     NotGpt2d,
     RequestError,
@@ -37,6 +38,7 @@ from protocol.errors import (
     VersionMismatch,
     from_code,
 )
+from protocol.keys import DEFAULT_ENDPOINT, Address
 
 Event: TypeAlias = m.AnyReply | Gpt2dError
 State: TypeAlias = Literal["connecting", "ready", "lost", "closed"]
@@ -53,6 +55,8 @@ STUCK_S = 3.0
 """A server that does not give it within this time is stuck."""
 DEADLINE_GRACE_S = 2.0
 """How long after its deadline a request waits for the server's own answer to it."""
+AGAIN_S = 1.0
+"""A pause before the next try, where the server refused the last one for good."""
 PROBE_S = 0.5
 """How long a connection may be without a handshake before it is looked into."""
 TICK_MS = 50
@@ -72,18 +76,22 @@ class _Pending:
 class Connection:
     """A connection to one server. All methods may be called from any thread."""
 
-    def __init__(self, endpoint: str = sockets.DEFAULT_ENDPOINT) -> None:
-        """Start connecting. Raises: ValueError if the endpoint is malformed, or one that nothing can connect to."""
-        self.endpoint = sockets.check_endpoint(endpoint)
+    def __init__(self, endpoint: str = DEFAULT_ENDPOINT, *, server_key: str | None = None, key: str | None = None) -> None:
+        """Start connecting. `endpoint` may be a connect line, which carries both keys; see protocol.keys for these.
+
+        Raises: ValueError if the endpoint or a key is malformed, or the endpoint one that nothing can connect to.
+        """
+        self._address = Address.parse(endpoint, server_key, key)
+        self.endpoint = self._address.endpoint
         self.state: State = "connecting"
         self.info: m.ServerInfo | None = None
         """The server's answer to `hello`, from the latest connection."""
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         try:
-            self._socket, self._monitor = sockets.client_socket(self._context, self.endpoint)
+            self._socket, self._monitor = sockets.client_socket(self._context, self._address)
         except zmq.ZMQError as e:
             self._context.term()
-            raise ValueError(f"{endpoint}: {e.strerror}") from None
+            raise ValueError(f"{self.endpoint}: {e.strerror}") from None
         self._wake = sockets.Wake(self._context)
         self._inbox: queue.SimpleQueue[_Pending | int] = queue.SimpleQueue()
         self._ids = itertools.count(1)  # its next() is atomic
@@ -97,9 +105,11 @@ class Connection:
         self._connected_at = 0.0
         self._shaken, self._probed = False, True
         """Of the latest connection: its handshake was done; it was looked into."""
-        self._trouble: ConnectionFailed | RequestError = NoServer(f"no connection to {endpoint} could be made")
+        self._again_at: float | None = None
+        """When to connect anew, where libzmq has given up."""
+        self._trouble: ConnectionFailed | RequestError = NoServer(f"no connection to {self.endpoint} could be made")
         """Why there is no working connection: the error of requests that could not be sent."""
-        self._thread = threading.Thread(target=self._run, name=f"gpt2d {endpoint}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"gpt2d {self.endpoint}", daemon=True)
         self._thread.start()
 
     def submit(self, request: m.AnyRequest, on_event: Callable[[Event], None], timeout: float) -> int:
@@ -142,7 +152,7 @@ class Connection:
         try:
             while not self._closing:
                 poller.register(self._socket, zmq.POLLIN | zmq.POLLOUT if self._outbox else zmq.POLLIN)
-                poller.poll(TICK_MS if self._pending else None)
+                poller.poll(TICK_MS if self._pending or self._again_at else None)
                 self._wake.clear()
                 self._take_inbox()
                 self._watch()
@@ -200,7 +210,7 @@ class Connection:
             kind, value = event
             if kind == zmq.EVENT_CONNECTED:
                 self._connected_at, self._probed, self._shaken = time.monotonic(), False, False
-                if not isinstance(self._trouble, NotGpt2d):
+                if not isinstance(self._trouble, NotGpt2d | KeyRefused):
                     self._trouble = ServerStuck(
                         f"{self.endpoint} accepts connections and then says nothing; is the server stopped or stuck?"
                     )
@@ -208,8 +218,15 @@ class Connection:
                 self._shaken = True
                 self._hello_id, self._asked = next(self._ids), time.monotonic()
                 self._send_quietly(m.Hello(id=self._hello_id))
+            elif kind == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+                self._trouble = KeyRefused(f"the server on {self.endpoint} refuses this key; whoever runs it can authorise it")
+                self._again_at = time.monotonic() + AGAIN_S
             elif kind & sockets.HANDSHAKE_FAILED and value != errno.EAGAIN:  # EAGAIN is a timeout: said nothing
-                self._trouble = self._not_gpt2d()
+                if kind == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
+                    self._again_at = time.monotonic() + AGAIN_S
+                if not isinstance(self._trouble, KeyRefused):
+                    self._trouble = self._not_gpt2d()
+                self._start_probe()
             elif kind == zmq.EVENT_DISCONNECTED:
                 self._disconnected()
             elif kind == zmq.EVENT_CLOSED and self.state != "ready":  # the connection was refused
@@ -219,7 +236,11 @@ class Connection:
         if self.state == "ready":
             self.state, self._lost_at = "lost", time.monotonic()
             self._trouble = NoServer(f"the server on {self.endpoint} went away")
-        elif self.info is None and (self._shaken or time.monotonic() < self._connected_at + PROBE_S):
+        elif (
+            self.info is None
+            and (self._shaken or time.monotonic() < self._connected_at + PROBE_S)
+            and not isinstance(self._trouble, KeyRefused)
+        ):
             self._trouble = self._not_gpt2d()  # it hung up, at once or after it had agreed to talk
         self._shaken = False
         self._outbox.clear()  # it was meant for the connection that broke
@@ -228,10 +249,24 @@ class Connection:
     def _not_gpt2d(self) -> NotGpt2d:
         return NotGpt2d(f"something answers on {self.endpoint}, but it is not a gpt2d server")
 
+    def _start_probe(self) -> None:
+        if not self._probed:
+            self._probed = True
+            threading.Thread(target=self._probe, daemon=True).start()
+
     def _probe(self) -> None:
-        """In a thread of its own: tell a program that speaks something else from a server that says nothing."""
-        if sockets.speaks_otherwise(self.endpoint):
+        """In a thread of its own: find out why there is no handshake."""
+        found, own = sockets.look_into(self.endpoint), "CURVE" if self._address.key else "NULL"
+        if found == "other":
             self._trouble = self._not_gpt2d()
+        elif found == "CURVE" and own == "NULL":
+            self._trouble = KeyRefused(
+                f"the server on {self.endpoint} wants a key; use the connect line that it printed, or server_key= and key="
+            )
+        elif found == "NULL" and own == "CURVE":
+            self._trouble = KeyRefused(f"the server on {self.endpoint} has no keys; connect without one, or start it with --key")
+        elif found == "CURVE" and isinstance(self._trouble, NotGpt2d):  # it hung up without a word
+            self._trouble = KeyRefused(f"the server on {self.endpoint} has another key than the one given; has it been set up anew?")
 
     def _receive(self) -> None:
         while sockets.readable(self._socket):
@@ -293,14 +328,16 @@ class Connection:
     def _check_times(self) -> None:
         now = time.monotonic()
         for request_id, pending in list(self._pending.items()):
-            refused = self.info is None and isinstance(self._trouble, NoServer | NotGpt2d)
+            refused = self.info is None and isinstance(self._trouble, NoServer | NotGpt2d | KeyRefused)
             if not pending.sent and now > pending.submitted + (REFUSED_S if refused else CONNECT_S):
                 self._finish(request_id, self._trouble)
             elif now > pending.expires:
                 self._finish(request_id, DeadlineExceeded(f"no answer within {pending.request.deadline_ms} ms"))
-        if not (self._shaken or self._probed) and self.info is None and now > self._connected_at + PROBE_S:
-            self._probed = True
-            threading.Thread(target=self._probe, daemon=True).start()
+        if not self._shaken and self.info is None and now > self._connected_at + PROBE_S:
+            self._start_probe()
+        if self._again_at is not None and now > self._again_at:
+            self._again_at = None
+            sockets.again(self._socket, self.endpoint)
         if self._lost_at is not None and now > self._lost_at + LOST_S:
             self._lost_at = None
             lost = ConnectionLost(f"the connection to {self.endpoint} broke and could not be made again")

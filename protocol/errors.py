@@ -20,6 +20,7 @@ Gpt2dError
 └── ConnectionFailed            found out by the client's side; never on the wire
     ├── NoServer                nobody listens on the endpoint
     ├── NotGpt2d                something listens there, but it is not a gpt2d server
+    ├── KeyRefused              a server is there, but it refuses this key, wants one, has none, or is another than the key is for
     ├── ServerStuck             something accepts the connection and then says nothing
     ├── ConnectionLost          the connection broke while the request was under way
     ├── ServerRestarted         the server that held the request is gone and another has taken its place
@@ -110,6 +111,10 @@ class NoServer(ConnectionFailed):
 
 
 class NotGpt2d(ConnectionFailed):
+    pass
+
+
+class KeyRefused(ConnectionFailed):
     pass
 
 

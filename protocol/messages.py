@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from msgspec import Meta, Struct
 
+from protocol.keys import Role
 from protocol.ledger import Ledger
 
 MAJOR, MINOR = 1, 0
@@ -277,6 +278,8 @@ class ServerInfo(Result, frozen=True, tag="hello"):
     memory_bytes: int
     engines: list[Engine]
     parameters: list[Parameter]
+    role: Role = "admin"
+    """What this client may do: `generate` is all but load and unload."""
 
 
 class WorkerHealth(Struct, frozen=True, kw_only=True):

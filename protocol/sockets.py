@@ -9,51 +9,25 @@ import contextlib
 import ipaddress
 import socket as socketlib
 import threading
-from dataclasses import dataclass
+from typing import Literal
 from urllib.parse import urlsplit
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from protocol.codec import MAX_REPLY_BYTES, MAX_REQUEST_BYTES
+from protocol.keys import Address, CurveKeys
 
-DEFAULT_ENDPOINT = "tcp://127.0.0.1:5757"
 HIGH_WATER_MARK = 256
 HANDSHAKE_MS = 3000
+CONNECT_MS = 2000
+"""How long one TCP connection may take: the system's own repetitions would sit out a restored network for many seconds."""
 HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS = 1000, 3000
 DRAIN_LINGER_MS = 1000
 
+LOOK_S = 1.0
+GREETING, MECHANISM = b"\xff\0\0\0\0\0\0\0\1\x7f\3", slice(12, 32)
 HANDSHAKE_FAILED = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-
-
-@dataclass(frozen=True)
-class CurveKeys:
-    """A CURVE key pair, Z85 text (https://rfc.zeromq.org/spec/26/)."""
-
-    public: str
-    secret: str
-
-    @staticmethod
-    def new() -> CurveKeys:
-        public, secret = zmq.curve_keypair()
-        return CurveKeys(public.decode(), secret.decode())
-
-
-def check_endpoint(endpoint: str) -> str:
-    """Return the endpoint if it is tcp://HOST:PORT (or ipc://PATH).
-
-    Raises: ValueError.
-    """
-    parts = urlsplit(endpoint)
-    try:
-        plain = endpoint.isascii() and endpoint.isprintable() and " " not in endpoint and len(endpoint) < 256
-        tcp = parts.scheme == "tcp" and parts.hostname and parts.port is not None and not parts.path and "@" not in parts.netloc
-        good = plain and not parts.query and not parts.fragment and (tcp or (parts.scheme == "ipc" and endpoint[6:]))
-    except ValueError:
-        good = False
-    if not good:
-        raise ValueError(f"{endpoint!r} is not an endpoint; one looks like {DEFAULT_ENDPOINT}")
-    return endpoint
 
 
 def is_loopback(endpoint: str) -> bool:
@@ -68,14 +42,19 @@ def is_loopback(endpoint: str) -> bool:
         return host == "localhost"
 
 
-def gateway_socket(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
-    """The daemon's bound ROUTER, and its monitor (see `next_event`).
+def gateway_socket(
+    context: zmq.Context[zmq.Socket[bytes]], endpoint: str, keys: CurveKeys | None
+) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
+    """The daemon's bound ROUTER, and its monitor (see `next_event`). With keys it admits whom the ZAP socket does, nobody without one.
 
     Raises: zmq.ZMQError if the endpoint is taken or not this machine's.
     """
     socket = _router(context, MAX_REQUEST_BYTES)
+    if keys:
+        _serve_curve(socket, keys)
+        socket.zap_domain = b"gpt2d"
     # Before the bind, or the first connections would go unseen; without the errors that a flood of connections makes.
-    monitor = socket.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
+    monitor = socket.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL)
     try:
         socket.bind(endpoint)
     except zmq.ZMQError:
@@ -84,15 +63,25 @@ def gateway_socket(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> tu
     return socket, monitor
 
 
-def client_socket(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
+def zap_socket(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
+    """Where ZeroMQ asks who may talk (https://rfc.zeromq.org/spec/27/); made before the gateway's socket, in its context."""
+    socket = context.socket(zmq.ROUTER)
+    socket.linger = 0
+    socket.bind("inproc://zeromq.zap.01")
+    return socket
+
+
+def client_socket(context: zmq.Context[zmq.Socket[bytes]], address: Address) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
     """A connecting DEALER, and its monitor (see `next_event`).
 
     Raises: zmq.ZMQError if it cannot even try.
     """
     socket = _dealer(context, MAX_REPLY_BYTES)
+    if address.server_key and address.key:
+        _use_curve(socket, address.server_key, address.key)
     monitor = socket.get_monitor_socket()  # before the connection, which may be made in microseconds
     try:
-        socket.connect(endpoint)
+        socket.connect(address.endpoint)
     except zmq.ZMQError:
         close_monitored(socket, monitor)
         raise
@@ -102,20 +91,16 @@ def client_socket(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> tup
 def worker_gateway_socket(context: zmq.Context[zmq.Socket[bytes]], keys: CurveKeys) -> zmq.Socket[bytes]:
     """The ROUTER that workers connect to: loopback, a port of the system's choice, CURVE."""
     socket = _without_heartbeat(_router(context, MAX_REPLY_BYTES))
-    socket.curve_server = True
-    socket.curve_secretkey = keys.secret.encode()
+    _serve_curve(socket, keys)
     socket.bind("tcp://127.0.0.1:*")
     return socket
 
 
 def worker_socket(context: zmq.Context[zmq.Socket[bytes]], endpoint: str, server_key: str, identity: str) -> zmq.Socket[bytes]:
     """A worker's DEALER, with the routing id that its launcher gave it."""
-    keys = CurveKeys.new()
     socket = _without_heartbeat(_dealer(context, MAX_REPLY_BYTES))
     socket.routing_id = identity.encode()
-    socket.curve_serverkey = server_key.encode()
-    socket.curve_publickey = keys.public.encode()
-    socket.curve_secretkey = keys.secret.encode()
+    _use_curve(socket, server_key, CurveKeys.new())
     socket.connect(endpoint)
     return socket
 
@@ -149,25 +134,47 @@ def next_event(monitor_socket: zmq.Socket[bytes]) -> tuple[int, int] | None:
     return int(message["event"]), int(message["value"])
 
 
-def speaks_otherwise(endpoint: str) -> bool:
-    """True if what listens on a tcp endpoint says something that no ZeroMQ socket says. Blocks for up to a second.
+def again(socket: zmq.Socket[bytes], endpoint: str) -> None:
+    """Connect anew: libzmq gives an endpoint up for good when its handshake was refused or broke the protocol."""
+    with contextlib.suppress(zmq.ZMQError):  # it may be forgotten already
+        socket.disconnect(endpoint)
+    with contextlib.suppress(zmq.ZMQError):
+        socket.connect(endpoint)
 
-    A ZeroMQ socket greets first, with the byte 0xFF. Most other servers wait, and answer an empty line.
+
+def user_of(frame: zmq.Frame) -> str:
+    """The public key whose connection a message came over; only of messages to a socket with CURVE."""
+    return str(frame.get("User-Id"))
+
+
+def look_into(endpoint: str) -> Literal["silent", "other", "NULL", "CURVE"]:
+    """What listens on a tcp endpoint: a ZeroMQ socket of that mechanism, something else, or something that says nothing.
+
+    ZeroMQ's greeting (https://rfc.zeromq.org/spec/37/) starts with a signature and has its mechanism at octet 12; it is said
+    in full to whoever has said the first eleven octets. Most other servers wait, and answer an empty line. Blocks for up to 3 s.
     """
     parts = urlsplit(endpoint)
     if parts.scheme != "tcp":
-        return False
+        return "silent"
+    said = b""
     try:
-        with socketlib.create_connection((parts.hostname, parts.port), timeout=0.3) as connection:
-            try:
+        with socketlib.create_connection((parts.hostname, parts.port), timeout=LOOK_S) as connection:
+            connection.settimeout(LOOK_S / 2)
+            with contextlib.suppress(TimeoutError):
                 said = connection.recv(1)
-            except TimeoutError:
-                connection.sendall(b"\r\n\r\n")
-                connection.settimeout(0.7)
-                said = connection.recv(1)
-        return said != b"\xff"
+            connection.sendall(GREETING if said == b"\xff" else b"\r\n\r\n")
+            connection.settimeout(LOOK_S)
+            while len(said) < MECHANISM.stop:
+                more = connection.recv(MECHANISM.stop - len(said))
+                if not more:
+                    return "other"  # it hung up
+                said += more
     except OSError:
-        return False
+        pass
+    if not said.startswith(b"\xff"):
+        return "other" if said else "silent"
+    mechanism = said[MECHANISM].rstrip(b"\0")
+    return "CURVE" if mechanism == b"CURVE" else "NULL" if mechanism == b"NULL" else "silent"
 
 
 class Wake:
@@ -213,7 +220,20 @@ def _dealer(context: zmq.Context[zmq.Socket[bytes]], max_bytes: int) -> zmq.Sock
     socket.immediate = True
     socket.reconnect_ivl = 100
     socket.reconnect_ivl_max = 2000
+    socket.connect_timeout = CONNECT_MS
     return socket
+
+
+def _serve_curve(socket: zmq.Socket[bytes], keys: CurveKeys) -> None:
+    socket.curve_server = True
+    socket.curve_secretkey = keys.secret.encode()
+    socket.zap_enforce_domain = True  # without a domain no questions are asked, with one nobody is admitted unasked
+
+
+def _use_curve(socket: zmq.Socket[bytes], server_key: str, keys: CurveKeys) -> None:
+    socket.curve_serverkey = server_key.encode()
+    socket.curve_publickey = keys.public.encode()
+    socket.curve_secretkey = keys.secret.encode()
 
 
 def _without_heartbeat(socket: zmq.Socket[bytes]) -> zmq.Socket[bytes]:

@@ -13,8 +13,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-LIGHT = ("requirements-client.txt", "requirements-server.txt")
+CLIENT = ("requirements-client.txt",)
+LIGHT = (*CLIENT, "requirements-server.txt")
 FULL = ("requirements.txt", "requirements-dev.txt")
+KINDS = {CLIENT: "client", LIGHT: "light", FULL: "full"}
+"""Each contains the ones before it."""
 
 
 def prepare(requirements: tuple[str, ...]) -> None:
@@ -24,9 +27,7 @@ def prepare(requirements: tuple[str, ...]) -> None:
     """
     if not (3, 11) <= sys.version_info[:2] <= (3, 13):
         sys.exit(f"gpt2d needs Python 3.11, 3.12 or 3.13; this is {sys.version.split()[0]} ({sys.executable})")
-    stamp = VENV / f"installed-{'full' if requirements == FULL else 'light'}"
-    content = _fingerprint(requirements)
-    if PYTHON.exists() and stamp.exists() and stamp.read_text() == content:
+    if PYTHON.exists() and any(_installed(kind) for kind in list(KINDS)[list(KINDS).index(requirements) :]):
         return
     if not PYTHON.exists():
         if importlib.util.find_spec("ensurepip") is None:
@@ -38,7 +39,7 @@ def prepare(requirements: tuple[str, ...]) -> None:
     files = [word for name in requirements for word in ("-r", str(ROOT / name))]
     _run([*pip, *files], "the requirements could not be installed")
     _run([*pip, "--quiet", "--no-deps", "--editable", str(ROOT)], "this checkout could not be installed")
-    stamp.write_text(content)
+    _stamp(requirements).write_text(_fingerprint(requirements))
 
 
 def install_debian_packages(packages: list[str]) -> None:
@@ -49,6 +50,15 @@ def install_debian_packages(packages: list[str]) -> None:
     print(f"installing {' '.join(packages)}", file=sys.stderr, flush=True)
     _run([apt, "update", "-qq"], "apt-get update failed")
     _run([apt, "install", "-y", "-qq", "--no-install-recommends", *packages], "apt-get install failed")
+
+
+def _stamp(requirements: tuple[str, ...]) -> Path:
+    return VENV / f"installed-{KINDS[requirements]}"
+
+
+def _installed(requirements: tuple[str, ...]) -> bool:
+    stamp = _stamp(requirements)
+    return stamp.exists() and stamp.read_text() == _fingerprint(requirements)
 
 
 def _fingerprint(requirements: tuple[str, ...]) -> str:

@@ -4,6 +4,8 @@
     python3 scripts/run.py                                      write at a prompt
     python3 scripts/run.py --prompt "Shall I compare thee"      one generation
     python3 scripts/run.py --no-client                          only the daemon, in the foreground
+    python3 scripts/run.py --serve                              a daemon for other machines, with keys; prints the line to paste there
+    python3 scripts/run.py --connect 'tcp://host:5757#...'      that line: installs the client alone, keeps the key, connects
 
 A daemon that already answers on the endpoint is used, and goes on afterwards; one started here ends with this command.
 """
@@ -17,16 +19,27 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import environment
 
+PORT = 5757
+ANY = "0.0.0.0"  # noqa: S104 - every address of this machine, and only ever with keys
 LOG = environment.ROOT / "build" / "gpt2d-server.log"
 ENDING = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
 """What ends this command, and with it what it started: asked to, or its terminal was closed."""
 START_S = 30.0
 STOP_S = 15.0
+PASTE = """
+On the other machine, in a checkout of gpt2d, paste this line:
+
+  python3 scripts/run.py --connect '{line}'
+
+It is a secret: whoever has it may use this server. Make another for somebody else with `.venv/bin/python scripts/keygen.py client NAME
+--endpoint tcp://HOST:PORT`, and take one back by deleting its file in the folder of authorised keys. Ctrl-C stops the server.
+"""
 PING = """
 import sys
 from protocol import Client, Gpt2dError
@@ -87,32 +100,101 @@ def stop(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def run_in_foreground(command: list[str | Path]) -> int:
+def run_in_foreground(command: list[str | Path], when_started: Callable[[subprocess.Popen[bytes]], None] = lambda _: None) -> int:
     """Run a program that deals with Ctrl-C itself, which the terminal sends to both; a SIGTERM to this one ends it."""
     child = subprocess.Popen(command)
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     for number in ENDING:
         signal.signal(number, lambda *_: child.terminate())
     try:
+        when_started(child)
         return child.wait()
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def address_of(text: str) -> tuple[str, int]:
+    """Read HOST, HOST:PORT or tcp://HOST:PORT; * is every address of this machine. Raises: ValueError."""
+    found = re.fullmatch(r"(?:tcp://)?([^/@:]+)(?::([1-9][0-9]{0,4}))?", text)
+    if not found:
+        raise ValueError(f"{text!r}: an address looks like 192.168.1.5, 192.168.1.5:5757 or tcp://192.168.1.5:5757")
+    return found[1].replace("*", ANY), int(found[2] or PORT)
+
+
+def own_address() -> str:
+    """The address by which others most likely reach this machine: that of its default route, else its name. Sends nothing."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # an address that nobody has (RFC 5737)
+        except OSError:
+            return socket.gethostname()
+        return str(probe.getsockname()[0])
+
+
+def keygen(*words: str) -> str:
+    """Run scripts/keygen.py; return what it printed. Exits with what it says if it fails."""
+    command = [environment.PYTHON, "-P", environment.ROOT / "scripts" / "keygen.py", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    if done.returncode:
+        sys.exit(done.stderr.strip())
+    return done.stdout.strip()
+
+
+def serve(address: str, preload: str) -> int:
+    """Run a daemon with keys in the foreground, and say how another machine connects."""
+    host, port = address_of(address)
+    reach = own_address() if host == ANY else host
+    keys = Path(keygen("folder"))
+    line = keygen("client", "owner", "--endpoint", f"tcp://{reach}:{port}")
+    command = [environment.PYTHON, "-P", "-m", "server", f"--endpoint=tcp://{host}:{port}", f"--preload={preload}"]
+    command += [f"--key={keys / 'server.key'}", f"--authorised-keys={keys / 'authorised'}"]
+
+    def tell(daemon: subprocess.Popen[bytes]) -> None:
+        while daemon.poll() is None:
+            if listening(f"tcp://{'127.0.0.1' if host == ANY else host}:{port}"):
+                print(PASTE.format(line=line), flush=True)
+                return
+            time.sleep(0.05)
+
+    if listening(f"tcp://{'127.0.0.1' if host == ANY else host}:{port}"):
+        sys.exit(f"something listens on port {port} already; stop it, or choose another: --serve {host}:PORT")
+    return run_in_foreground(command, tell)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompt", metavar="TEXT", help="do one generation and exit")
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="how many tokens to write at most")
-    parser.add_argument("--model", default="demo", metavar="NAME", help="which model to load (default: %(default)s)")
-    parser.add_argument("--precision", metavar="P", help="int8 or fp32 (default: int8)")
+    parser.add_argument("--model", metavar="NAME", help="which model to load (default: demo; with --connect: what the server has loaded)")
+    parser.add_argument("--precision", metavar="P", help="int8, int4 or fp32 (default: int8)")
     parser.add_argument("--endpoint", default="tcp://127.0.0.1:5757", help="where the daemon listens (default: %(default)s)")
-    parser.add_argument("--no-client", action="store_true", help="only the daemon, in the foreground")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--no-client", action="store_true", help="only the daemon, in the foreground")
+    what.add_argument(
+        "--serve",
+        nargs="?",
+        const=f"{ANY}:{PORT}",
+        metavar="ADDRESS",
+        help="a daemon that other machines reach, on all addresses or this one; makes keys where there are none",
+    )
+    what.add_argument(
+        "--connect", metavar="LINE", help="the line that --serve printed, the name of a server that was kept, or - to type it"
+    )
     args = parser.parse_args()
 
     if not re.fullmatch(r"tcp://[^/@]+:[1-9][0-9]*", args.endpoint):
         parser.error(f"{args.endpoint!r}: an endpoint looks like tcp://127.0.0.1:5757")
+    if not args.connect:
+        args.model = args.model or "demo"
+    names = ("model", "precision", "max_new_tokens", "prompt")
+    options = [f"--{name.replace('_', '-')}={getattr(args, name)}" for name in names if getattr(args, name) is not None]
+    if args.connect:
+        environment.prepare(environment.CLIENT)
+        return run_in_foreground([environment.PYTHON, "-P", "-m", "client", args.connect, *options])
     environment.prepare(environment.LIGHT)
     preload = f"{args.model}//{args.precision}" if args.precision else args.model
+    if args.serve:
+        return serve(args.serve, preload)
     there = listening(args.endpoint)
     if there:
         check_daemon(args.endpoint)
@@ -127,11 +209,7 @@ def main() -> int:
         if not there:
             daemon = start_daemon(args.endpoint, preload)
             wait_until_listening(daemon, args.endpoint)
-        command = [environment.PYTHON, "-P", "-m", "client", args.endpoint, f"--model={args.model}"]
-        command += [f"--precision={args.precision}"] if args.precision else []
-        command += [f"--max-new-tokens={args.max_new_tokens}"] if args.max_new_tokens is not None else []
-        command += [f"--prompt={args.prompt}"] if args.prompt is not None else []
-        return run_in_foreground(command)
+        return run_in_foreground([environment.PYTHON, "-P", "-m", "client", args.endpoint, *options])
     finally:
         if daemon:
             stop(daemon)

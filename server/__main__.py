@@ -16,7 +16,8 @@ from pathlib import Path
 import zmq
 
 from protocol.errors import Gpt2dError
-from protocol.sockets import check_endpoint, is_loopback
+from protocol.keys import KeyFileError, check_endpoint
+from protocol.sockets import is_loopback
 from server.config import VERSION, Config
 from server.gateway import Gateway
 
@@ -38,6 +39,13 @@ Ctrl-C (or SIGTERM) stops: no new work, running streams finish within --drain-se
 """
 
 
+NEEDS_KEYS = """{endpoint} can be reached from other machines, so the server needs keys to know who may talk to it. Make them:
+  python3 scripts/keygen.py server
+  python3 scripts/keygen.py client NAME --endpoint tcp://HOST:PORT
+and start it with the --key and --authorised-keys that these print; or let `python3 scripts/run.py --serve` do all of it.
+Without keys, listen on tcp://127.0.0.1:PORT and reach it with `ssh -L PORT:127.0.0.1:PORT HOST`."""
+
+
 class _Bounded(logging.handlers.QueueHandler):
     """Hands log lines to a thread that writes them; drops them when a blocked stderr has filled the queue."""
 
@@ -55,6 +63,13 @@ def parse(argv: list[str] | None = None) -> Config:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--endpoint", default=defaults.endpoint, help="where to listen (default: %(default)s)")
+    parser.add_argument("--key", type=Path, metavar="FILE", help="the server's secret key: encrypts, and admits --authorised-keys alone")
+    parser.add_argument(
+        "--authorised-keys",
+        type=Path,
+        metavar="FOLDER",
+        help="public keys NAME.pub of those who may talk, with their roles; read again when it changes",
+    )
     parser.add_argument(
         "--models-dir", type=Path, default=defaults.models_dir, metavar="DIR", help="folders of GPT-2 models (default: %(default)s)"
     )
@@ -98,10 +113,10 @@ def parse(argv: list[str] | None = None) -> Config:
         check_endpoint(args.endpoint)
     except ValueError as e:
         parser.error(str(e))
-    if not is_loopback(args.endpoint):
-        parser.error(
-            f"{args.endpoint} can be reached from other machines, and this version has no keys to tell who may; use tcp://127.0.0.1:PORT, and `ssh -L PORT:127.0.0.1:PORT HOST` from the other machine"
-        )
+    if (args.key is None) != (args.authorised_keys is None):
+        parser.error("--key and --authorised-keys are given together: the server's own key, and the keys of those who may talk to it")
+    if not is_loopback(args.endpoint) and args.key is None:
+        parser.error(NEEDS_KEYS.format(endpoint=args.endpoint))
     if args.threads < 1 or args.drain_seconds < 0 or (args.rows is not None and args.rows < 1):
         parser.error("--threads and --rows are at least 1, --drain-seconds at least 0")
     if (args.max_memory is not None and args.max_memory <= 0) or (args.keep_alive is not None and args.keep_alive <= 0):
@@ -111,6 +126,8 @@ def parse(argv: list[str] | None = None) -> Config:
         parser.exit(message=f"{cleared} built graphs deleted from {args.cache_dir}\n")
     return Config(
         endpoint=args.endpoint,
+        key=args.key,
+        authorised_keys=args.authorised_keys,
         models_dir=args.models_dir.expanduser(),
         cache_dir=args.cache_dir.expanduser(),
         allow_hub=args.allow_hub,
@@ -146,7 +163,7 @@ def main() -> None:
     log.addHandler(_Bounded(lines))
     try:
         gateway = Gateway(config)
-    except Gpt2dError as e:
+    except (Gpt2dError, KeyFileError) as e:
         sys.exit(f"gpt2d-server: {e}")
     except OSError as e:
         sys.exit(f"gpt2d-server: a worker cannot be started: {e}")

@@ -9,7 +9,7 @@ from pathlib import Path
 import platformdirs
 import psutil
 
-from protocol.sockets import DEFAULT_ENDPOINT
+from protocol.keys import DEFAULT_ENDPOINT
 
 VERSION = "0.1.0"
 
@@ -47,6 +47,9 @@ class Config:
     hub_cache: Path = field(default_factory=default_hub_cache)
     allow_hub: bool = False
     """Offer every repository of the hub, not only catalogue.PUBLISHED."""
+    key: Path | None = None
+    """The server's secret key; with it clients need keys of `authorised_keys`, a folder. Both, or neither."""
+    authorised_keys: Path | None = None
     preload: tuple[str, ...] = ()
     """model, model/engine or model/engine/precision, loaded at the start."""
     threads: int = field(default_factory=default_threads)
@@ -59,7 +62,11 @@ class Config:
     drain_seconds: float = 10.0
     log_prompts: bool = False
     max_open_per_peer: int = 64
-    """Unfinished requests of one client."""
+    """Unfinished requests of one peer: all connections of a key, or one connection where there are no keys."""
+    max_tokens_per_peer: int = 1 << 20
+    """Tokens of its unfinished requests, those of the prompt and those still to be written."""
+    max_rate_per_peer: float = 1000.0
+    """Its requests a second; as many more may come at once."""
     max_open_per_worker: int = 128
     """Unfinished generations of one worker, running and waiting; beyond it: busy."""
     max_unsent_bytes: int = 4 << 20

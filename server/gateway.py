@@ -25,11 +25,14 @@ from protocol.errors import (
     LoadFailed,
     NotLoaded,
     RequestError,
+    Unauthorised,
     WorkerDied,
     from_code,
 )
+from protocol.keys import CurveKeys, read_secret
 from protocol.link import Beat, ForWorker, FromWorker, Ready, Sized, Work
 from server import status
+from server.auth import Guard, Keyring
 from server.catalogue import Catalogue, choose_engine
 from server.config import Config
 from server.sessions import DuplicateId, Open, Sessions
@@ -51,13 +54,19 @@ DEADLINE_GRACE_S = 1.0
 
 class Gateway:
     def __init__(self, config: Config, launcher: Launcher | None = None) -> None:
-        """Bind. Raises: zmq.ZMQError if the endpoint cannot be bound, RequestError for a preload that makes no sense."""
+        """Bind.
+
+        Raises: zmq.ZMQError if the endpoint cannot be bound, RequestError for a preload that makes no sense, KeyFileError.
+        """
         self._config = config
         self._catalogue = Catalogue(config.models_dir, config.hub_cache, allow_hub=config.allow_hub)
         preloads = [self._catalogue.parse(name) for name in config.preload]
+        own_key = read_secret(config.key) if config.key else None
+        keyring = Keyring(config.authorised_keys) if config.authorised_keys else None
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._socket, self._monitor = sockets.gateway_socket(self._context, config.endpoint)
-        keys = sockets.CurveKeys.new()
+        self._guard = Guard(self._context, keyring)
+        self._socket, self._monitor = sockets.gateway_socket(self._context, config.endpoint, own_key)
+        keys = CurveKeys.new()
         self._workers_socket = sockets.worker_gateway_socket(self._context, keys)
         self._sessions = Sessions(config, self._socket)
         self._workers = Workers(config, keys, sockets.endpoint_of(self._workers_socket), launcher or LocalLauncher())
@@ -83,13 +92,15 @@ class Gateway:
     def run(self) -> None:
         """Serve until drained."""
         poller = zmq.Poller()
-        for socket in (self._socket, self._monitor, self._workers_socket):
-            poller.register(socket, zmq.POLLIN)
+        for socket in (self._socket, self._monitor, self._workers_socket, self._guard.socket):
+            if socket:
+                poller.register(socket, zmq.POLLIN)
         looked = 0.0
         try:
             while not self._over:
                 poller.poll(BACKLOG_TICK_MS if self._sessions.backlog else TICK_MS)
                 self._watch_connections()
+                self._guard.answer()
                 self._receive_from_peers()
                 self._receive_from_workers()
                 self._sessions.flush()
@@ -97,6 +108,7 @@ class Gateway:
                     self._abandon(entry)
                 if time.monotonic() > looked + LOOK_S:
                     self._watch_workers()
+                    self._watch_keys()
                     self._watch_clock()
                     looked = time.monotonic()
         finally:
@@ -112,6 +124,8 @@ class Gateway:
             elif kind == zmq.EVENT_DISCONNECTED:
                 self._connected.discard(fd)
                 self._sessions.drop_fd(fd)
+            else:
+                self._guard.refusals.handshake(kind, fd)
 
     def _receive_from_peers(self) -> None:
         for _ in range(TURN):
@@ -123,14 +137,16 @@ class Gateway:
             self._watch_connections()
             small = sum(len(f) for f in frames[:-1]) <= MAX_ENVELOPE_BYTES and len(frames) <= MAX_FRAMES
             if small and fd in self._connected and not self._sessions.has_given_up(frames[0].bytes):
-                self._on_frame(frames[0].bytes, fd, [f.bytes for f in frames[1:-1]], frames[-1].bytes)
+                user = self._guard.user(frames[-1])
+                self._on_frame(frames[0].bytes, fd, user, [f.bytes for f in frames[1:-1]], frames[-1].bytes)
 
-    def _on_frame(self, peer: bytes, fd: int, envelope: list[bytes], frame: bytes) -> None:
+    def _on_frame(self, peer: bytes, fd: int, user: str, envelope: list[bytes], frame: bytes) -> None:
         entry, request_id = None, None
         try:
             request = codec.decode_request(frame)
             request_id = request.id
-            entry = self._sessions.admit(peer, fd, envelope, request)
+            self._guard.check(user, request)
+            entry = self._sessions.admit(peer, fd, envelope, request, user)
             self._on_request(entry, request)
         except Exception as e:  # noqa: BLE001 - whatever a request meets, it ends with an answer and the gateway goes on
             error = e if isinstance(e, RequestError) else _internal(e)
@@ -153,7 +169,7 @@ class Gateway:
                 found = self._cancel(self._sessions.of_peer(entry.peer, request.target))
                 self._sessions.reply(entry, m.CancelSent(id=None, found=found))
             case m.Hello():
-                self._sessions.reply(entry, status.server_info(self._server_id))
+                self._sessions.reply(entry, status.server_info(self._server_id, self._guard.role(entry.owner.user)))
             case m.Ping():
                 self._sessions.reply(entry, self._pong())
             case m.Models():
@@ -169,7 +185,7 @@ class Gateway:
             raise Busy(f"{worker.name} has {waiting} requests to do, which is the limit; try again later")
         if self._config.log_prompts and isinstance(request, m.Generate) and request.prompt is not None:
             log.info("prompt %r", request.prompt)
-        self._to_worker(worker, Work(id=entry.key, group=entry.peer_number, request=request))
+        self._to_worker(worker, Work(id=entry.key, group=entry.owner.number, request=request))
         entry.worker, worker.used = worker.identity, time.monotonic()
 
     def _load(self, entry: Open, request: m.Load) -> None:
@@ -326,6 +342,12 @@ class Gateway:
 
     # Time
 
+    def _watch_keys(self) -> None:
+        if lost := self._guard.lost():
+            for entry in self._sessions.of_users(lost):
+                self._abandon(entry)
+                self._fail(entry, Unauthorised("this key is not authorised any more"))
+
     def _watch_clock(self) -> None:
         now = time.monotonic()
         for entry in self._sessions.all_open():
@@ -362,6 +384,7 @@ class Gateway:
             self._workers.ended()
             time.sleep(0.01)
         self._workers_socket.close()
+        self._guard.close()
         sockets.close_monitored(self._socket, self._monitor, sockets.DRAIN_LINGER_MS)
         self._context.term()
 

@@ -20,12 +20,35 @@ class DuplicateId(BadRequest):
 
 
 @dataclass(eq=False)
+class Owner:
+    """Whose requests are counted together: all connections of a key, or one connection where there are no keys."""
+
+    user: str
+    number: int
+    """Tells the workers which requests are whose: rows are shared out fairly among owners."""
+    open: int = 0
+    tokens: int = 0
+    allowance: float = 0.0
+    """Requests that it may send at once (a token bucket)."""
+    counted: float = field(default_factory=time.monotonic)
+
+    def count(self, rate: float) -> None:
+        """Count a request. Raises: Busy if there were more than `rate` a second."""
+        now = time.monotonic()
+        self.allowance = min(rate, self.allowance + (now - self.counted) * rate)
+        self.counted = now
+        if self.allowance < 1:
+            raise Busy(f"more than {rate:g} requests a second; send them more slowly")
+        self.allowance -= 1
+
+
+@dataclass(eq=False)
 class Open:
     """A request that has not had its last reply. `key` is the gateway's own id for it, unique among all peers."""
 
     key: int
     peer: bytes
-    peer_number: int
+    owner: Owner
     envelope: list[bytes]
     request: m.AnyRequest
     began: float = field(default_factory=time.monotonic)
@@ -34,6 +57,8 @@ class Open:
     seq: int = 0
     cancelled: float = 0.0
     """When it was cancelled (monotonic); 0: it was not."""
+    tokens: int = 0
+    """How many it counts for."""
 
     @property
     def deadline(self) -> float:
@@ -46,8 +71,7 @@ class Session:
     """One connected peer."""
 
     fd: int
-    number: int
-    """Tells the workers which requests are of one peer."""
+    owner: Owner
     open: dict[int, Open] = field(default_factory=dict)
     unsent: deque[list[bytes]] = field(default_factory=deque)
     unsent_bytes: int = 0
@@ -60,6 +84,8 @@ class Sessions:
         self._config, self._socket = config, socket
         self._peers: dict[bytes, Session] = {}
         self._open: dict[int, Open] = {}
+        self._owners: dict[str, Owner] = {}
+        """By user, where there are keys."""
         self._keys = itertools.count(1)
         self._numbers = itertools.count(1)
         self._gone: list[Open] = []
@@ -89,19 +115,38 @@ class Sessions:
         session = self._peers.get(peer)
         return session.open.get(request_id) if session else None
 
-    def admit(self, peer: bytes, fd: int, envelope: list[bytes], request: m.AnyRequest) -> Open:
-        """Write a request down. Raises: BadRequest if its id is in use, Busy if the peer has too many."""
+    def admit(self, peer: bytes, fd: int, envelope: list[bytes], request: m.AnyRequest, user: str) -> Open:
+        """Write a request down. Raises: BadRequest if its id is in use, Busy if its owner has too many."""
         session = self._peers.get(peer)
         if session is None:
-            session = self._peers[peer] = Session(fd, next(self._numbers))
+            session = self._peers[peer] = Session(fd, self._owner(user))
+        owner, config, tokens = session.owner, self._config, _tokens(request)
+        owner.count(config.max_rate_per_peer)
         if request.id in session.open:
             raise DuplicateId(f"request {request.id} is still open; give each a new id")
-        # Control is answered at once and never refused.
-        if isinstance(request, m.OfModel | m.Load) and len(session.open) >= self._config.max_open_per_peer:
-            raise Busy(f"this client has {len(session.open)} open requests, which is the limit")
-        entry = Open(next(self._keys), peer, session.number, envelope, request)
+        if isinstance(request, m.OfModel | m.Load):  # control is answered at once, however much is open
+            if owner.open >= config.max_open_per_peer:
+                raise Busy(f"this client has {owner.open} open requests, which is the limit")
+            if owner.tokens + tokens > config.max_tokens_per_peer:
+                raise Busy(
+                    f"this client's open requests have {owner.tokens} tokens to do; {tokens} more pass the limit of {config.max_tokens_per_peer}"
+                )
+        entry = Open(next(self._keys), peer, owner, envelope, request, tokens=tokens)
         session.open[request.id] = self._open[entry.key] = entry
+        owner.open += 1
+        owner.tokens += tokens
         return entry
+
+    def _owner(self, user: str) -> Owner:
+        if user and user in self._owners:
+            return self._owners[user]
+        owner = Owner(user, next(self._numbers), allowance=self._config.max_rate_per_peer)
+        if user:
+            self._owners[user] = owner
+        return owner
+
+    def of_users(self, users: set[str]) -> list[Open]:
+        return [o for o in self._open.values() if o.owner.user in users]
 
     def reply(self, entry: Open, reply: m.AnyReply) -> None:
         """Number a reply and send it; a Result or Failure closes the request."""
@@ -158,7 +203,10 @@ class Sessions:
         if session:
             for entry in session.open.values():
                 del self._open[entry.key]
+                _release(entry)
                 self._gone.append(entry)
+            if not any(s.owner is session.owner for s in self._peers.values()):
+                self._owners.pop(session.owner.user, None)
 
     def drop_fd(self, fd: int) -> None:
         """A connection broke."""
@@ -178,6 +226,7 @@ class Sessions:
 
     def _forget(self, entry: Open) -> None:
         del self._open[entry.key]
+        _release(entry)
         session = self._peers.get(entry.peer)
         if session:
             session.open.pop(entry.request.id, None)
@@ -188,3 +237,19 @@ class Sessions:
         if session.unsent_bytes > self._config.max_unsent_bytes:
             self._given_up[peer] = session.fd
             self.drop(peer)
+
+
+def _release(entry: Open) -> None:
+    entry.owner.open -= 1
+    entry.owner.tokens -= entry.tokens
+
+
+def _tokens(request: m.AnyRequest) -> int:
+    """How many tokens a request is about; of a text that nobody has encoded yet, one for four characters."""
+    match request:
+        case m.Generate():
+            return len(request.prompt_ids or ()) + len(request.prompt or "") // 4 + request.n * request.max_new_tokens
+        case m.Score():
+            return len(request.ids or ()) + len(request.text or "") // 4
+        case _:
+            return 0

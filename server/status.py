@@ -10,13 +10,14 @@ from pathlib import Path
 import psutil
 
 from protocol import messages as m
+from protocol.keys import Role
 from protocol.parameters import parameters
 from server.catalogue import ENGINES, Catalogue, Model
 from server.config import VERSION, Config
 from server.workers import Workers
 
 
-def server_info(server_id: str) -> m.ServerInfo:
+def server_info(server_id: str, role: Role) -> m.ServerInfo:
     return m.ServerInfo(
         id=None,
         protocol=f"{m.MAJOR}.{m.MINOR}",
@@ -28,6 +29,7 @@ def server_info(server_id: str) -> m.ServerInfo:
         memory_bytes=_memory(),
         engines=[m.Engine(name=name, precisions=list(precisions)) for name, precisions in ENGINES.items()],
         parameters=parameters(),
+        role=role,
     )
 
 

@@ -17,8 +17,8 @@ import psutil
 
 from protocol import messages as m
 from protocol.errors import BadModel, BadRequest, NoMemory, NotLoaded
+from protocol.keys import CurveKeys
 from protocol.link import Beat, Ready
-from protocol.sockets import CurveKeys
 from server.catalogue import ENGINES, OVERHEAD_BYTES, Architecture, Model
 from server.config import Config
 from server.spec import Spec

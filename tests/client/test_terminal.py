@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from client import servers
 from client.terminal import Choice, Terminal
 from protocol import Client
 from protocol.errors import BadRequest, UnknownModel
+from protocol.keys import Address, CurveKeys, write_secret
 from tests.conftest import Daemon
 
 LEDGER = re.compile(
@@ -34,8 +36,8 @@ def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def terminal(shared_daemon: Daemon) -> Iterator[Terminal]:
-    with Terminal(shared_daemon.endpoint) as terminal:
-        terminal.start(Choice("demo"), [], hint=False)
+    with Terminal(Address(shared_daemon.endpoint)) as terminal:
+        terminal.start(terminal.meet(), Choice("demo"), [], hint=False)
         yield terminal
 
 
@@ -58,7 +60,8 @@ def test_one_shot_errors_are_sentences(shared_daemon: Daemon) -> None:
         ([shared_daemon.endpoint, "-p", "x", "--set", "temperature=hot"], "temperature is of type float"),
         ([shared_daemon.endpoint, "-p", "x", "--set", "temperature=-1"], ">= 0"),
         ([shared_daemon.endpoint, "-p", "x", "--set", "heat=1"], "no setting 'heat'"),
-        (["nonsense", "-p", "x"], "not an endpoint"),
+        (["nonsense", "-p", "x"], "no server 'nonsense' was kept"),
+        (["host:1", "-p", "x"], "not an endpoint"),
     ):
         done = run(*arguments)
         assert done.returncode and says in done.stderr and "Traceback" not in done.stderr, done.stderr
@@ -108,8 +111,8 @@ def test_an_empty_line_goes_on(terminal: Terminal, client: Client, capsys: pytes
 
 
 def test_load_and_unload(own_daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
-    with Terminal(own_daemon.endpoint) as terminal:
-        terminal.start(Choice(), [], hint=True)
+    with Terminal(Address(own_daemon.endpoint)) as terminal:
+        terminal.start(terminal.meet(), Choice(), [], hint=True)
         assert "try /load demo" in capsys.readouterr().err
         terminal.do("/load demo fp32")
         assert re.search(r"demo/onnx/fp32 loaded in \d\.\d s, \d+ MB, \d threads", capsys.readouterr().err)
@@ -161,3 +164,37 @@ def test_at_a_real_terminal(shared_daemon: Daemon, tmp_path: Path) -> None:
     )
     assert "cancelled" in first
     session([(prompt, b"\x1b[A\x1b[A"), (r"Once upon", b"\x15"), (r"", b"\x04")])
+
+
+def test_a_connect_line_is_kept_when_it_has_worked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    address = Address("tcp://some.host:5757", CurveKeys.new().public, CurveKeys.new())
+    assert servers.keep(address) == "some.host" and servers.resolve("some.host") == address
+    moved = Address("tcp://some.host:6000", CurveKeys.new().public, CurveKeys.new())
+    assert servers.keep(moved) == "some.host-6000" and servers.names() == ["some.host", "some.host-6000"]
+    assert servers.kept() == [address, moved]
+    (servers.folder() / "damaged").write_text("tcp://h:1#x")
+    assert servers.kept() == [address, moved]
+    if os.name == "posix":
+        assert {(servers.folder() / name).stat().st_mode & 0o777 for name in ("some.host", "some.host-6000")} == {0o600}
+
+
+def test_a_connect_line_can_be_typed_in(tmp_path: Path) -> None:
+    line = Address("tcp://127.0.0.1:1", CurveKeys.new().public, CurveKeys.new()).line()
+    done = subprocess.run(
+        [sys.executable, "-m", "client", "-", "-p", "x"], input=line + "\n", capture_output=True, text=True, timeout=30,
+        env=os.environ | {"XDG_CONFIG_HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert "nobody listens on tcp://127.0.0.1:1;" in done.stderr and line not in done.stderr and list(tmp_path.iterdir()) == []
+
+
+def test_keys_can_be_given_apart(tmp_path: Path) -> None:
+    write_secret(tmp_path / "own.key", CurveKeys.new())
+    for words, says in (
+        (["--server-key", CurveKeys.new().public, "--key", str(tmp_path / "own.key")], "nobody listens"),
+        (["--key", str(tmp_path / "own.key")], "are given together"),
+        (["--server-key", "x", "--key", str(tmp_path / "own.key")], "this is no key"),
+        (["--server-key", "x", "--key", str(tmp_path / "none")], "cannot be read"),
+    ):
+        done = run("tcp://127.0.0.1:1", "-p", "x", *words)
+        assert done.returncode and says in done.stderr, done.stderr

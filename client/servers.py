@@ -1,0 +1,66 @@
+"""The servers that this user has connected to with keys, by name: a connect line each, in files of the user's alone."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import tempfile
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import platformdirs
+
+from protocol.keys import DEFAULT_ENDPOINT, Address
+
+NAME = re.compile(r"[\w.-]{1,100}", re.ASCII)
+
+
+def folder() -> Path:
+    return platformdirs.user_config_path("gpt2d") / "servers"
+
+
+def resolve(text: str) -> Address:
+    """Read an endpoint, a connect line, or the name of a server that was kept. Raises: ValueError."""
+    if "://" in text or not NAME.fullmatch(text):
+        return Address.parse(text)
+    try:
+        return Address.parse((folder() / text).read_text(encoding="ascii").strip())
+    except OSError:
+        known = ", ".join(names()) or "none yet"
+        raise ValueError(
+            f"no server {text!r} was kept (there are: {known}); give an endpoint like {DEFAULT_ENDPOINT} or a connect line"
+        ) from None
+
+
+def keep(address: Address) -> str:
+    """Keep a connect line under its host's name (and port, where that is another than the usual); return the name.
+
+    Raises: OSError.
+    """
+    parts = urlsplit(address.endpoint)
+    name = re.sub(r"[^\w.-]", "-", parts.hostname or parts.path, flags=re.ASCII).strip("-.")
+    if parts.port != urlsplit(DEFAULT_ENDPOINT).port:
+        name += f"-{parts.port}"
+    folder().mkdir(parents=True, exist_ok=True, mode=0o700)
+    handle, draft = tempfile.mkstemp(dir=folder(), prefix=".")  # readable by this user alone
+    with os.fdopen(handle, "w", encoding="ascii") as stream:
+        stream.write(address.line() + "\n")
+    Path(draft).replace(folder() / name)
+    return name
+
+
+def kept() -> list[Address]:
+    """All servers that were kept and can be read."""
+    found = []
+    for name in names():
+        with contextlib.suppress(ValueError):
+            found.append(resolve(name))
+    return found
+
+
+def names() -> list[str]:
+    try:
+        return sorted(p.name for p in folder().iterdir() if NAME.fullmatch(p.name) and not p.name.startswith("."))
+    except OSError:
+        return []

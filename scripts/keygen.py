@@ -1,0 +1,90 @@
+#!/usr/bin/env python3
+"""Make the keys of a daemon that others reach over a network, and of those who may.
+
+    python3 scripts/keygen.py server                                      the server's own key, where there is none yet
+    python3 scripts/keygen.py client laptop --endpoint tcp://HOST:5757    a key that may do all, and the line to paste there
+    python3 scripts/keygen.py client guest --role generate                one that may not load or unload models
+
+Keys lie in one folder, of yours alone: server.key, and for each client NAME.key (its secret) and authorised/NAME.pub. To
+revoke a client, delete its .pub: the daemon notices at once. A client that makes its own key sends you the .pub alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+import platformdirs
+
+from protocol.keys import Address, CurveKeys, KeyFileError, check_endpoint, read_public, read_secret, write_public, write_secret
+
+KEYS = platformdirs.user_config_path("gpt2d") / "keys"
+PLACEHOLDER = "tcp://HOST:5757"
+
+
+def server_keys(folder: Path) -> CurveKeys:
+    """The server's keys, made where there are none. Raises: KeyFileError, OSError."""
+    file = folder / "server.key"
+    if not file.exists():
+        write_secret(file, CurveKeys.new())
+    return read_secret(file)
+
+
+def client_keys(folder: Path, name: str, role: str) -> CurveKeys:
+    """A client's keys, made and authorised where there are none. Raises: KeyFileError, OSError, ValueError."""
+    if not re.fullmatch(r"[\w-][\w.-]{0,99}", name, re.ASCII) or name == "server":
+        raise ValueError(f"{name!r} is no name for a client: letters, digits, points and dashes are")
+    secret, public = folder / f"{name}.key", folder / "authorised" / f"{name}.pub"
+    if not secret.exists():
+        write_secret(secret, CurveKeys.new())
+    keys = read_secret(secret)
+    if not public.exists():
+        write_public(public, keys.public, "admin" if role == "admin" else "generate")
+    elif read_public(public) != (role, keys.public):
+        raise ValueError(f"{public} is there already, with another role or another key; delete it first")
+    return keys
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--keys", type=Path, default=KEYS, metavar="FOLDER", help="default: %(default)s")
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="server | client NAME | folder")
+    kinds.add_parser("folder", help="print where the keys are")
+    kinds.add_parser("server", help="make the server's key")
+    client = kinds.add_parser("client", help="make a client's key and authorise it")
+    client.add_argument("name", help="whose it is")
+    client.add_argument(
+        "--role", choices=("admin", "generate"), default="admin", help="generate: no load, no unload (default: %(default)s)"
+    )
+    client.add_argument(
+        "--endpoint", metavar="tcp://HOST:PORT", help="where that client will reach the server; prints the line to paste there"
+    )
+    args = parser.parse_args()
+    if args.kind == "folder":
+        print(args.keys)
+        return
+    try:
+        server = server_keys(args.keys)
+        if args.kind == "server":
+            print(f"the server's public key: {server.public}")
+            print(
+                f"start it with: gpt2d-server --endpoint tcp://0.0.0.0:5757 --key {args.keys / 'server.key'} --authorised-keys {args.keys / 'authorised'}"
+            )
+            return
+        keys = client_keys(args.keys, args.name, args.role)
+        if args.endpoint:
+            print(Address(check_endpoint(args.endpoint), server.public, keys).line())
+        else:
+            print(
+                f"{args.name} may {'do all' if args.role == 'admin' else 'generate'}; its secret key is {args.keys / args.name}.key",
+                file=sys.stderr,
+            )
+            print(f"for the line to paste on its machine, say where it will find the server: --endpoint {PLACEHOLDER}", file=sys.stderr)
+    except (KeyFileError, OSError, ValueError) as e:
+        sys.exit(f"keygen: {e}")
+
+
+if __name__ == "__main__":
+    main()

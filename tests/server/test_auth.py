@@ -1,0 +1,108 @@
+"""The folder of authorised keys: strict at the start, and closed to whom it does not hold at every moment after."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from protocol.keys import CurveKeys, KeyFileError, Role, write_public
+from server import auth
+from server.auth import Keyring
+
+A, B = CurveKeys.new().public, CurveKeys.new().public
+
+
+@pytest.fixture(autouse=True)
+def look_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auth, "LOOK_S", 0.0)
+
+
+def authorise(folder: Path, name: str, key: str, role: Role = "admin") -> Path:
+    file = folder / f"{name}.pub"
+    file.unlink(missing_ok=True)
+    write_public(file, key, role)
+    return file
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "authorised"
+    authorise(folder, "a", A)
+    authorise(folder, "b", B, "generate")
+    return folder
+
+
+def test_roles_and_names(folder: Path) -> None:
+    keyring = Keyring(folder)
+    assert (keyring.role(A), keyring.role(B), keyring.role(CurveKeys.new().public), keyring.role("")) == ("admin", "generate", None, None)
+    assert keyring.name(A) == "a" and keyring.name("x").startswith("unknown key ") and keyring.lost() == set()
+
+
+def test_it_is_read_again_when_it_changes(folder: Path) -> None:
+    keyring = Keyring(folder)
+    (folder / "a.pub").unlink()
+    assert keyring.lost() == {A} and keyring.role(A) is None and keyring.role(B) == "generate"
+    authorise(folder, "b", B, "admin")
+    assert keyring.lost() == set() and keyring.role(B) == "admin"
+    c = CurveKeys.new().public
+    authorise(folder, "b", c)
+    assert keyring.lost() == {B} and keyring.role(c) == "admin"
+
+
+def test_what_is_damaged_later_authorises_nobody(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    keyring = Keyring(folder)
+    (folder / "a.pub").write_text("admin nonsense")
+    assert keyring.lost() == {A} and keyring.role(B)
+    assert "a.pub" in caplog.text and "nonsense" not in caplog.text
+    folder.rename(folder.with_name("away"))
+    assert keyring.lost() == {B} and keyring.lost() == set()
+    folder.with_name("away").rename(folder)
+    assert keyring.lost() == set() and keyring.role(B) == "generate", "it is taken up again"
+
+
+def test_a_bad_folder_is_refused_at_the_start(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(KeyFileError, match="cannot be read"):
+        Keyring(tmp_path / "missing")
+    (tmp_path / "file").touch()
+    with pytest.raises(KeyFileError, match="cannot be read"):
+        Keyring(tmp_path / "file")
+    authorise(folder, "twice", A)
+    with pytest.raises(KeyFileError, match=r"same key as a\.pub"):
+        Keyring(folder)
+    authorise(folder, "twice", CurveKeys.new().public).write_text("owner x")
+    with pytest.raises(KeyFileError, match="ROLE KEY"):
+        Keyring(folder)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such modes")
+def test_an_open_folder_is_refused(folder: Path) -> None:
+    keyring = Keyring(folder)
+    folder.chmod(0o777)
+    with pytest.raises(KeyFileError, match="chmod 700"):
+        Keyring(folder)
+    assert keyring.lost() == {A, B}, "later, too"
+    folder.chmod(0o700)
+    (folder / "a.pub").chmod(0o666)
+    with pytest.raises(KeyFileError, match="chmod 600"):
+        Keyring(folder)
+
+
+@pytest.mark.skipif(sys.platform == "win32" or os.geteuid() == 0, reason="root can read everything")
+def test_an_unreadable_folder_is_refused(folder: Path) -> None:
+    folder.chmod(0o000)
+    with pytest.raises(KeyFileError, match="cannot be read"):
+        Keyring(folder)
+    folder.chmod(0o700)
+
+
+def test_a_flood_of_refusals_is_told_in_few_lines(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    refusals = auth.Refusals(keyed=True)
+    for _ in range(1000):
+        refusals.add("somebody")
+    assert len(caplog.records) == 1
+    monkeypatch.setattr(auth, "QUIET_S", 0.0)
+    refusals.add("somebody")
+    assert "and 999 more" in caplog.records[-1].getMessage()

@@ -1,0 +1,290 @@
+"""Only those who may: a daemon with keys, and everybody who is turned away by it, with what each side says."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgpack
+import pytest
+import zmq
+
+from protocol import Client, messages as m, sockets
+from protocol.connection import Event
+from protocol.errors import Busy, KeyRefused, NoServer, Unauthorised
+from protocol.keys import Address, CurveKeys, Role, write_public, write_secret
+from tests.conftest import Daemon, wait_for
+
+LONG = {"max_new_tokens": 1000, "ignore_eos": True}
+
+
+@dataclass
+class Keyed:
+    """A daemon with keys, and those of an owner and a guest."""
+
+    daemon: Daemon
+    authorised: Path
+    server: CurveKeys
+    owner: CurveKeys
+    guest: CurveKeys
+
+    def client(self, key: CurveKeys) -> Client:
+        return Client(self.daemon.endpoint, server_key=self.server.public, key=key.secret)
+
+    def authorise(self, name: str, key: CurveKeys, role: Role) -> None:
+        write_public(self.authorised / f"{name}.pub", key.public, role)
+
+
+def keyed_daemon(folder: Path, cache: Path, *arguments: str) -> Keyed:
+    server, owner, guest = (CurveKeys.new() for _ in range(3))
+    write_secret(folder / "server.key", server)
+    write_public(folder / "authorised" / "owner.pub", owner.public, "admin")
+    write_public(folder / "authorised" / "guest.pub", guest.public, "generate")
+    keys = ["--key", str(folder / "server.key"), "--authorised-keys", str(folder / "authorised")]
+    return Keyed(Daemon(folder, "--cache-dir", str(cache), *keys, *arguments), folder / "authorised", server, owner, guest)
+
+
+@pytest.fixture
+def keyed(tmp_path: Path, cache: Path) -> Iterator[Keyed]:
+    keyed = keyed_daemon(tmp_path, cache, "--preload", "demo")
+    yield keyed
+    if keyed.daemon.process.poll() is None:
+        keyed.daemon.kill()
+
+
+def test_a_key_and_its_role(keyed: Keyed) -> None:
+    with keyed.client(keyed.owner) as owner, keyed.client(keyed.guest) as guest:
+        assert owner.hello().role == "admin" and guest.hello().role == "generate"
+        owner.load("demo")
+        assert guest.generate("x", max_new_tokens=3).ids and guest.models() and guest.score("x y z").ids
+        for forbidden in (lambda: guest.load("demo", precision="fp32"), lambda: guest.unload("demo")):
+            with pytest.raises(Unauthorised, match="may generate, but not load or unload"):
+                forbidden()
+        assert guest.stats().errors == {"unauthorised": 2}
+        owner.unload("demo")
+
+
+def test_each_refusal_is_said_on_both_sides(keyed: Keyed) -> None:
+    endpoint, server = keyed.daemon.endpoint, keyed.server.public
+    stranger = CurveKeys.new()
+    cases = [
+        (Client(endpoint), "wants a key", "a peer: it has no key"),
+        (keyed.client(stranger), "refuses this key; whoever runs it can authorise it", "unknown key"),
+        (
+            Client(endpoint, server_key=CurveKeys.new().public, key=keyed.owner.secret),
+            "has another key than the one given",
+            "has another server's key",
+        ),
+    ]
+    for client, said, logged in cases:
+        began = time.monotonic()
+        with client, pytest.raises(KeyRefused, match=said):
+            client.ping()
+        assert time.monotonic() - began < 3
+        wait_for(lambda logged=logged: logged in keyed.daemon.logged())
+        time.sleep(1.1)  # refusals are logged once a second
+    with keyed.client(keyed.owner) as owner:
+        assert owner.stats().peers == 1 and owner.stats().errors == {}, "nothing of all that was dispatched"
+    keyed.daemon.kill()
+    with keyed.client(keyed.owner) as late, pytest.raises(NoServer, match="nobody listens"):
+        late.ping()
+    secrets = [server, *(k.secret for k in (keyed.server, keyed.owner, stranger)), stranger.public, keyed.owner.public]
+    assert not any(key in keyed.daemon.logged() for key in secrets)
+
+
+def test_a_key_for_a_server_that_has_none(own_daemon: Daemon) -> None:
+    with Client(own_daemon.endpoint, server_key=CurveKeys.new().public, key=CurveKeys.new().secret) as client:
+        with pytest.raises(KeyRefused, match="has no keys"):
+            client.ping()
+    wait_for(lambda: "it has a key, and this server has none" in own_daemon.logged())
+
+
+def test_without_a_handler_nobody_is_admitted() -> None:
+    """The answers come from the gateway's thread. Were there none, the socket would let nobody in."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    server, own = CurveKeys.new(), CurveKeys.new()
+    socket, monitor = sockets.gateway_socket(context, "tcp://127.0.0.1:*", server)
+    client, events = sockets.client_socket(context, Address(sockets.endpoint_of(socket), server.public, own))
+    assert socket.poll(500) == 0
+    kinds = set()
+    while event := sockets.next_event(events):
+        kinds.add(event[0])
+    assert zmq.EVENT_HANDSHAKE_SUCCEEDED not in kinds and zmq.EVENT_CONNECTED in kinds
+    sockets.close_monitored(client, events)
+    sockets.close_monitored(socket, monitor)
+    context.term()
+
+
+def test_a_revoked_key_loses_its_work_at_once_and_others_nothing(keyed: Keyed) -> None:
+    with keyed.client(keyed.owner) as owner, keyed.client(keyed.guest) as guest:
+        owner.load("demo")
+        stream, other = guest.stream("x", **LONG, n=16), owner.stream("x", **LONG)
+        next(stream), next(other)
+        began = time.monotonic()
+        (keyed.authorised / "guest.pub").unlink()
+        with pytest.raises(Unauthorised, match="not authorised any more"):
+            list(stream)
+        assert time.monotonic() - began < 1
+        with pytest.raises(Unauthorised, match="not authorised any more"):
+            guest.ping()
+        list(other)
+        assert len(other.result.ids) == 1000
+        wait_for(lambda: owner.ping().workers[0].running == 0)
+        assert "revoked: guest" in keyed.daemon.logged()
+        with keyed.client(keyed.guest) as again, pytest.raises(KeyRefused, match="refuses this key"):
+            again.ping()
+
+
+def test_a_refused_client_gets_in_by_itself_once_its_key_is_authorised(keyed: Keyed) -> None:
+    late = CurveKeys.new()
+    with keyed.client(late) as client:
+        with pytest.raises(KeyRefused):
+            client.ping()
+        keyed.authorise("late", late, "generate")
+
+        def gets_in() -> bool:
+            try:
+                return bool(client.ping())
+            except KeyRefused:
+                return False
+
+        wait_for(gets_in, 5)
+
+
+def test_a_role_can_change(keyed: Keyed) -> None:
+    with keyed.client(keyed.guest) as guest:
+        guest.ping()
+        (keyed.authorised / "guest.pub").unlink()
+        keyed.authorise("guest", keyed.guest, "admin")
+        wait_for(lambda: "authorised: guest" in keyed.daemon.logged())
+        assert guest.load("demo").already
+
+
+def test_a_restarted_server_with_keys_is_found_again(keyed: Keyed, tmp_path: Path, cache: Path) -> None:
+    with keyed.client(keyed.owner) as owner:
+        owner.load("demo")
+        endpoint = keyed.daemon.endpoint
+        keyed.daemon.kill()
+        keys = ["--key", str(tmp_path / "server.key"), "--authorised-keys", str(keyed.authorised)]
+        again = Daemon(tmp_path, "--cache-dir", str(cache), "--endpoint", endpoint, *keys)
+        wait_for(lambda: bool(owner.ping()), 5)
+        again.kill()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--endpoint", "tcp://0.0.0.0:0"], r"(?s)can be reached from other machines.*keygen.py server.*--serve.*ssh -L"),
+        (["--endpoint", "tcp://*:0"], "can be reached from other machines"),
+        (["--endpoint", "tcp://[::]:0"], "can be reached from other machines"),
+        (["--endpoint", "tcp://192.0.2.1:5757"], "can be reached from other machines"),
+        (["--key", "KEY"], "are given together"),
+        (["--authorised-keys", "FOLDER"], "are given together"),
+        (["--key", "missing", "--authorised-keys", "FOLDER"], "the key missing cannot be read"),
+        (["--key", "KEY", "--authorised-keys", "missing"], "the folder of authorised keys missing cannot be read"),
+        (["--key", "WIDE", "--authorised-keys", "FOLDER"], "chmod 600"),
+        (["--key", "KEY", "--authorised-keys", "OPEN"], "chmod 700"),
+        (["--key", "PUBLIC", "--authorised-keys", "FOLDER"], "holds no key"),
+    ],
+)
+def test_a_start_that_would_be_open_is_refused(tmp_path: Path, arguments: list[str], said: str) -> None:
+    keys = CurveKeys.new()
+    write_secret(tmp_path / "key", keys)
+    write_secret(tmp_path / "wide", keys)
+    (tmp_path / "wide").chmod(0o644)
+    write_public(tmp_path / "authorised" / "a.pub", keys.public, "admin")
+    write_public(tmp_path / "open" / "a.pub", keys.public, "admin")
+    (tmp_path / "open").chmod(0o777)
+    names = {"KEY": "key", "FOLDER": "authorised", "WIDE": "wide", "OPEN": "open", "PUBLIC": "authorised/a.pub"}
+    words = [str(tmp_path / names[a]) if a in names else a for a in arguments]
+    done = subprocess.run([sys.executable, "-P", "-m", "server", *words], capture_output=True, text=True, timeout=20)
+    assert done.returncode and keys.secret not in done.stderr + done.stdout
+    assert re.search(said, done.stderr), done.stderr
+
+
+def test_with_keys_every_address_may_be_bound(tmp_path: Path, cache: Path) -> None:
+    keyed = keyed_daemon(tmp_path, cache, "--endpoint", "tcp://0.0.0.0:0")
+    port = keyed.daemon.endpoint.rpartition(":")[2]
+    with Client(f"tcp://127.0.0.1:{port}", server_key=keyed.server.public, key=keyed.owner.secret) as client:
+        assert client.ping()
+    keyed.daemon.kill()
+
+
+def test_the_connections_of_a_key_are_counted_together(keyed: Keyed) -> None:
+    with keyed.client(keyed.owner) as owner, keyed.client(keyed.guest) as one, keyed.client(keyed.guest) as two:
+        owner.load("demo")
+        events: list[Event] = []
+        for _ in range(32):
+            for client in (one, two):
+                client.connection.submit(m.Generate(prompt="x", **LONG, n=16), events.append, 60)
+        wait_for(lambda: owner.stats().open_requests == 65)
+        with pytest.raises(Busy, match="64 open requests, which is the limit"):
+            one.generate("x")
+        assert owner.generate("x", max_new_tokens=3).ids, "others are served"
+
+
+def test_the_tokens_of_a_peer_are_bounded(client: Client) -> None:
+    ids = [1] * 60_000
+    events: list[Event] = []
+    for _ in range(17):
+        client.connection.submit(m.Score(ids=ids, stride=1), events.append, 60)
+    with pytest.raises(Busy, match=r"have \d+ tokens to do; 60000 more pass the limit of 1048576"):
+        client.score(ids=ids)
+    for request in range(1, 19):
+        client.connection.cancel(request)
+    wait_for(lambda: client.stats().open_requests == 1, 20)
+    assert client.score("x y z").ids
+
+
+def test_a_flood_is_busy_within_20_ms_and_others_go_on(own_daemon: Daemon) -> None:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    with Client(own_daemon.endpoint) as other:
+        other.load("demo")
+
+        def p99() -> float:
+            times = []
+            for _ in range(200):
+                began = time.perf_counter()
+                other.ping()
+                times.append(time.perf_counter() - began)
+                time.sleep(0.002)
+            return sorted(times)[197]
+
+        calm = p99()
+        flooder = context.socket(zmq.DEALER)
+        flooder.linger = 0
+        flooder.connect(own_daemon.endpoint)
+        over = threading.Event()
+        sent_at: dict[int, float] = {}
+        busy: list[tuple[str, float]] = []
+        """What was said, and after how long."""
+
+        def flood() -> None:
+            number = 0
+            while not over.is_set():
+                for _ in range(20):  # 10,000 requests a second
+                    number += 1
+                    sent_at[number] = time.perf_counter()
+                    flooder.send(msgpack.packb({"v": 1, "id": number, "type": "ping"}))
+                while flooder.poll(2):
+                    reply = msgpack.unpackb(flooder.recv())
+                    if reply.get("code") == "busy":
+                        busy.append((reply["message"], time.perf_counter() - sent_at[reply["id"]]))
+
+        thread = threading.Thread(target=flood)
+        thread.start()
+        wait_for(lambda: len(busy) > 100)
+        flooded = p99()
+        over.set()
+        thread.join()
+        assert "more than 1000 requests a second" in busy[0][0]
+        assert sorted(after for _, after in busy)[len(busy) * 99 // 100] < 0.020
+        assert flooded < max(2 * calm, 0.010)
+    flooder.close()
+    context.term()
