@@ -54,6 +54,8 @@ def main() -> None:
         args.address = find_server(args)
     except ValueError as e:
         parser.error(str(e))
+    except (KeyboardInterrupt, EOFError):
+        sys.exit(130)
     try:
         sys.exit(run(args))
     except KeyboardInterrupt:

@@ -39,21 +39,26 @@ def keep(address: Address) -> str:
     Raises: OSError.
     """
     parts = urlsplit(address.endpoint)
-    name = re.sub(r"[^\w.-]", "-", parts.hostname or parts.path, flags=re.ASCII).strip("-.")
-    if parts.port != urlsplit(DEFAULT_ENDPOINT).port:
+    name = re.sub(r"[^\w.-]", "-", parts.hostname or parts.path, flags=re.ASCII).strip("-.") or "server"
+    if parts.scheme == "tcp" and parts.port != urlsplit(DEFAULT_ENDPOINT).port:
         name += f"-{parts.port}"
+    while name in names() and address not in kept(name):  # another host that reads alike, or another key for this one
+        name += "-2"
     folder().mkdir(parents=True, exist_ok=True, mode=0o700)
     handle, draft = tempfile.mkstemp(dir=folder(), prefix=".")  # readable by this user alone
-    with os.fdopen(handle, "w", encoding="ascii") as stream:
-        stream.write(address.line() + "\n")
-    Path(draft).replace(folder() / name)
+    try:
+        with os.fdopen(handle, "w", encoding="ascii") as stream:
+            stream.write(address.line() + "\n")
+        Path(draft).replace(folder() / name)
+    finally:
+        Path(draft).unlink(missing_ok=True)
     return name
 
 
-def kept() -> list[Address]:
-    """All servers that were kept and can be read."""
+def kept(*which: str) -> list[Address]:
+    """The servers that were kept, all or those of these names, and can be read."""
     found = []
-    for name in names():
+    for name in which or names():
         with contextlib.suppress(ValueError):
             found.append(resolve(name))
     return found

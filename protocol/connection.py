@@ -311,6 +311,7 @@ class Connection:
             error = from_code(reply.code, reply.message)
             self._trouble = error
             self._fail_all(error)
+            self._again_at = time.monotonic() + AGAIN_S
             return
         if not isinstance(reply, m.ServerInfo):
             self._trouble = self._not_gpt2d()

@@ -5,7 +5,7 @@ Gpt2dError
 │   ├── BadRequest              bad_request: a malformed message or a value out of its range
 │   ├── VersionMismatch         version_mismatch: the other side speaks another major version
 │   ├── Unauthorised            unauthorised: this peer may not do that
-│   ├── Busy                    busy: a queue is full; try again later
+│   ├── Busy                    busy: a queue is full, or a limit of this peer is reached; try again later
 │   ├── TooLong                 too_long: prompt and new tokens do not fit the model's context
 │   ├── UnknownModel            unknown_model: no model of that name on the server
 │   ├── BadModel                bad_model: there is one, but it cannot be used

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import base64
 import os
+import stat as stat_module
+import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
@@ -19,9 +21,13 @@ import zmq
 from zmq.utils import z85
 
 DEFAULT_ENDPOINT = "tcp://127.0.0.1:5757"
-KEY_BYTES, Z85_CHARACTERS = 32, 40
+KEY_BYTES, Z85_CHARACTERS, MAX_FILE_BYTES = 32, 40, 1024
 Role: TypeAlias = Literal["admin", "generate"]
 """`generate` may do all but load and unload."""
+
+
+MAX_TOLD = 40
+"""Characters of a wrong endpoint that an error repeats: fewer than a key has."""
 
 
 class KeyFileError(ValueError):
@@ -85,15 +91,16 @@ def check_endpoint(endpoint: str) -> str:
 
     Raises: ValueError.
     """
-    parts = urlsplit(endpoint)
     try:
+        parts = urlsplit(endpoint)
         plain = endpoint.isascii() and endpoint.isprintable() and " " not in endpoint and len(endpoint) < 256
         tcp = parts.scheme == "tcp" and parts.hostname and parts.port is not None and not parts.path and "@" not in parts.netloc
         good = plain and not parts.query and not parts.fragment and (tcp or (parts.scheme == "ipc" and endpoint[6:]))
     except ValueError:
         good = False
     if not good:
-        raise ValueError(f"{endpoint!r} is not an endpoint; one looks like {DEFAULT_ENDPOINT}")
+        told = repr(endpoint) if len(endpoint) <= MAX_TOLD else "this"  # it may be a connect line that lost its #
+        raise ValueError(f"{told} is not an endpoint; one looks like {DEFAULT_ENDPOINT}, a connect line like {DEFAULT_ENDPOINT}#...")
     return endpoint
 
 
@@ -101,7 +108,7 @@ def check_key(key: str) -> str:
     """Return the key if it is one. Raises: ValueError, without repeating it."""
     try:
         good = len(key) == Z85_CHARACTERS and len(z85.decode(key.encode("ascii"))) == KEY_BYTES
-    except (ValueError, KeyError, ArithmeticError):
+    except (ValueError, KeyError, ArithmeticError, struct.error):
         good = False
     if not good:
         raise ValueError(f"this is no key: one is {Z85_CHARACTERS} characters of Z85")
@@ -110,49 +117,69 @@ def check_key(key: str) -> str:
 
 def write_secret(file: Path, keys: CurveKeys) -> None:
     """Write a secret key that only its owner can read. Raises: FileExistsError, OSError."""
-    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as stream:
-        stream.write(keys.secret + "\n")
+    _write(file, keys.secret)
 
 
 def read_secret(file: Path) -> CurveKeys:
     """Raises: KeyFileError."""
+    text = _read(file, 0o077)
     try:
-        if os.name == "posix" and file.stat().st_mode & 0o077:
-            raise KeyFileError(f"{file} can be read by others than its owner; make it yours alone with: chmod 600 {file}")
-        return CurveKeys.of(file.read_text(encoding="ascii").strip())
-    except OSError as e:
-        raise KeyFileError(f"the key {file} cannot be read: {e.strerror}") from None
-    except UnicodeDecodeError:
-        raise KeyFileError(f"{file} holds no key") from None
+        return CurveKeys.of(text)
     except ValueError as e:
-        raise e if isinstance(e, KeyFileError) else KeyFileError(f"{file} holds no key: {e}") from None
+        raise KeyFileError(f"{file} holds no key: {e}") from None
 
 
 def write_public(file: Path, public: str, role: Role) -> None:
     """Raises: FileExistsError, OSError."""
-    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as stream:
-        stream.write(f"{role} {public}\n")
+    _write(file, f"{role} {public}")
 
 
 def read_public(file: Path) -> tuple[Role, str]:
     """Raises: KeyFileError."""
-    try:
-        if os.name == "posix" and file.stat().st_mode & 0o022:
-            raise KeyFileError(f"{file} can be changed by others than its owner; make it yours alone with: chmod 600 {file}")
-        role, _, key = file.read_text(encoding="ascii").strip().partition(" ")
-    except OSError as e:
-        raise KeyFileError(f"the key {file} cannot be read: {e.strerror}") from None
-    except UnicodeDecodeError:
-        raise KeyFileError(f"{file} holds no key") from None
+    role, _, key = _read(file, 0o022).partition(" ")
     for known in get_args(Role):
         if role == known:
             try:
                 return known, check_key(key)
             except ValueError as e:
-                raise KeyFileError(f"{file}: {e}") from None
-    raise KeyFileError(f"{file}: a line `ROLE KEY` is expected, with a role of {' or '.join(get_args(Role))}")
+                raise KeyFileError(f"{file} holds no key: {e}") from None
+    raise KeyFileError(f"{file} holds no key: a line `ROLE KEY` is expected, with a role of {' or '.join(get_args(Role))}")
+
+
+def check_owned(path: Path, forbidden: int, stat: os.stat_result | None = None) -> None:
+    """Raises: KeyFileError if a file or folder is somebody else's, or its mode has a bit of `forbidden`; OSError."""
+    if os.name != "posix":
+        return
+    stat = stat or path.stat()
+    if stat.st_uid not in {0, os.geteuid()}:
+        raise KeyFileError(f"{path} belongs to another user, who could change it")
+    if stat.st_mode & forbidden:
+        verb = "read" if forbidden & 0o044 else "changed"
+        mode = 700 if stat_module.S_ISDIR(stat.st_mode) else 600
+        raise KeyFileError(f"{path} can be {verb} by others than its owner; make it yours alone with: chmod {mode} {path}")
+
+
+def _write(file: Path, text: str) -> None:
+    for parent in reversed(file.parents):
+        if not parent.exists():
+            parent.mkdir(mode=0o700)
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as stream:
+        stream.write(text + "\n")
+
+
+def _read(file: Path, forbidden: int) -> str:
+    """Read a short text file without waiting for what is none. Raises: KeyFileError."""
+    try:
+        with os.fdopen(os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as stream:  # a pipe would block
+            stat = os.fstat(stream.fileno())
+            if not stat_module.S_ISREG(stat.st_mode):
+                raise KeyFileError(f"{file} holds no key: it is no file")
+            check_owned(file, forbidden, stat)
+            return stream.read(MAX_FILE_BYTES).decode("ascii").strip()
+    except OSError as e:
+        raise KeyFileError(f"the key {file} cannot be read: {e.strerror}") from e
+    except UnicodeDecodeError:
+        raise KeyFileError(f"{file} holds no key") from None
 
 
 def _to_line(key: str) -> str:

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Make the keys of a daemon that others reach over a network, and of those who may.
 
-    python3 scripts/keygen.py server                                      the server's own key, where there is none yet
-    python3 scripts/keygen.py client laptop --endpoint tcp://HOST:5757    a key that may do all, and the line to paste there
-    python3 scripts/keygen.py client guest --role generate                one that may not load or unload models
+    .venv/bin/python scripts/keygen.py server                                      the server's own key, where there is none yet
+    .venv/bin/python scripts/keygen.py client laptop --endpoint tcp://HOST:5757    a key that may do all, and the line to paste there
+    .venv/bin/python scripts/keygen.py client guest --role generate                one that may not load or unload models
 
 Keys lie in one folder, of yours alone: server.key, and for each client NAME.key (its secret) and authorised/NAME.pub. To
 revoke a client, delete its .pub: the daemon notices at once. A client that makes its own key sends you the .pub alone.
@@ -15,13 +15,13 @@ import argparse
 import re
 import sys
 from pathlib import Path
+from typing import get_args
 
 import platformdirs
 
-from protocol.keys import Address, CurveKeys, KeyFileError, check_endpoint, read_public, read_secret, write_public, write_secret
+from protocol.keys import Address, CurveKeys, KeyFileError, Role, check_endpoint, read_public, read_secret, write_public, write_secret
 
 KEYS = platformdirs.user_config_path("gpt2d") / "keys"
-PLACEHOLDER = "tcp://HOST:5757"
 
 
 def server_keys(folder: Path) -> CurveKeys:
@@ -32,17 +32,19 @@ def server_keys(folder: Path) -> CurveKeys:
     return read_secret(file)
 
 
-def client_keys(folder: Path, name: str, role: str) -> CurveKeys:
-    """A client's keys, made and authorised where there are none. Raises: KeyFileError, OSError, ValueError."""
+def client_keys(folder: Path, name: str, role: Role) -> CurveKeys:
+    """A client's keys, made and authorised where it is not. Raises: KeyFileError, OSError, ValueError."""
     if not re.fullmatch(r"[\w-][\w.-]{0,99}", name, re.ASCII) or name == "server":
         raise ValueError(f"{name!r} is no name for a client: letters, digits, points and dashes are")
     secret, public = folder / f"{name}.key", folder / "authorised" / f"{name}.pub"
-    if not secret.exists():
-        write_secret(secret, CurveKeys.new())
+    if not public.exists():  # new, or taken back: an old secret is never authorised again
+        secret.unlink(missing_ok=True)
+        keys = CurveKeys.new()
+        write_secret(secret, keys)
+        write_public(public, keys.public, role)
+        return keys
     keys = read_secret(secret)
-    if not public.exists():
-        write_public(public, keys.public, "admin" if role == "admin" else "generate")
-    elif read_public(public) != (role, keys.public):
+    if read_public(public) != (role, keys.public):
         raise ValueError(f"{public} is there already, with another role or another key; delete it first")
     return keys
 
@@ -55,9 +57,7 @@ def main() -> None:
     kinds.add_parser("server", help="make the server's key")
     client = kinds.add_parser("client", help="make a client's key and authorise it")
     client.add_argument("name", help="whose it is")
-    client.add_argument(
-        "--role", choices=("admin", "generate"), default="admin", help="generate: no load, no unload (default: %(default)s)"
-    )
+    client.add_argument("--role", choices=get_args(Role), default="admin", help="generate: no load, no unload (default: %(default)s)")
     client.add_argument(
         "--endpoint", metavar="tcp://HOST:PORT", help="where that client will reach the server; prints the line to paste there"
     )
@@ -66,6 +66,8 @@ def main() -> None:
         print(args.keys)
         return
     try:
+        if args.kind == "client" and args.endpoint:
+            check_endpoint(args.endpoint)
         server = server_keys(args.keys)
         if args.kind == "server":
             print(f"the server's public key: {server.public}")
@@ -75,13 +77,13 @@ def main() -> None:
             return
         keys = client_keys(args.keys, args.name, args.role)
         if args.endpoint:
-            print(Address(check_endpoint(args.endpoint), server.public, keys).line())
+            print(Address(args.endpoint, server.public, keys).line())
         else:
             print(
                 f"{args.name} may {'do all' if args.role == 'admin' else 'generate'}; its secret key is {args.keys / args.name}.key",
                 file=sys.stderr,
             )
-            print(f"for the line to paste on its machine, say where it will find the server: --endpoint {PLACEHOLDER}", file=sys.stderr)
+            print("for the line to paste on its machine, say where it will find the server: --endpoint tcp://HOST:5757", file=sys.stderr)
     except (KeyFileError, OSError, ValueError) as e:
         sys.exit(f"keygen: {e}")
 

@@ -115,7 +115,7 @@ def run_in_foreground(command: list[str | Path], when_started: Callable[[subproc
 
 def address_of(text: str) -> tuple[str, int]:
     """Read HOST, HOST:PORT or tcp://HOST:PORT; * is every address of this machine. Raises: ValueError."""
-    found = re.fullmatch(r"(?:tcp://)?([^/@:]+)(?::([1-9][0-9]{0,4}))?", text)
+    found = re.fullmatch(r"(?:tcp://)?([^/@:]+)(?::0*([1-9][0-9]{0,4}))?", text)
     if not found:
         raise ValueError(f"{text!r}: an address looks like 192.168.1.5, 192.168.1.5:5757 or tcp://192.168.1.5:5757")
     return found[1].replace("*", ANY), int(found[2] or PORT)
@@ -140,24 +140,25 @@ def keygen(*words: str) -> str:
     return done.stdout.strip()
 
 
-def serve(address: str, preload: str) -> int:
+def serve(address: tuple[str, int], preload: str) -> int:
     """Run a daemon with keys in the foreground, and say how another machine connects."""
-    host, port = address_of(address)
-    reach = own_address() if host == ANY else host
+    host, port = address
+    reach, here = (own_address(), f"tcp://127.0.0.1:{port}") if host == ANY else (host, f"tcp://{host}:{port}")
+    if listening(here):
+        sys.exit(f"something listens on port {port} already; stop it, or choose another: --serve {host}:PORT")
     keys = Path(keygen("folder"))
     line = keygen("client", "owner", "--endpoint", f"tcp://{reach}:{port}")
     command = [environment.PYTHON, "-P", "-m", "server", f"--endpoint=tcp://{host}:{port}", f"--preload={preload}"]
     command += [f"--key={keys / 'server.key'}", f"--authorised-keys={keys / 'authorised'}"]
 
     def tell(daemon: subprocess.Popen[bytes]) -> None:
-        while daemon.poll() is None:
-            if listening(f"tcp://{'127.0.0.1' if host == ANY else host}:{port}"):
+        give_up = time.monotonic() + START_S
+        while daemon.poll() is None and time.monotonic() < give_up:
+            if listening(here):
                 print(PASTE.format(line=line), flush=True)
                 return
             time.sleep(0.05)
 
-    if listening(f"tcp://{'127.0.0.1' if host == ANY else host}:{port}"):
-        sys.exit(f"something listens on port {port} already; stop it, or choose another: --serve {host}:PORT")
     return run_in_foreground(command, tell)
 
 
@@ -182,19 +183,23 @@ def main() -> int:
     )
     args = parser.parse_args()
 
+    try:
+        address = address_of(args.serve) if args.serve is not None else ("", 0)
+    except ValueError as e:
+        parser.error(str(e))
     if not re.fullmatch(r"tcp://[^/@]+:[1-9][0-9]*", args.endpoint):
         parser.error(f"{args.endpoint!r}: an endpoint looks like tcp://127.0.0.1:5757")
-    if not args.connect:
+    if args.connect is None:
         args.model = args.model or "demo"
     names = ("model", "precision", "max_new_tokens", "prompt")
     options = [f"--{name.replace('_', '-')}={getattr(args, name)}" for name in names if getattr(args, name) is not None]
-    if args.connect:
+    if args.connect is not None:
         environment.prepare(environment.CLIENT)
         return run_in_foreground([environment.PYTHON, "-P", "-m", "client", args.connect, *options])
     environment.prepare(environment.LIGHT)
     preload = f"{args.model}//{args.precision}" if args.precision else args.model
-    if args.serve:
-        return serve(args.serve, preload)
+    if args.serve is not None:
+        return serve(address, preload)
     there = listening(args.endpoint)
     if there:
         check_daemon(args.endpoint)

@@ -40,8 +40,8 @@ Ctrl-C (or SIGTERM) stops: no new work, running streams finish within --drain-se
 
 
 NEEDS_KEYS = """{endpoint} can be reached from other machines, so the server needs keys to know who may talk to it. Make them:
-  python3 scripts/keygen.py server
-  python3 scripts/keygen.py client NAME --endpoint tcp://HOST:PORT
+  .venv/bin/python scripts/keygen.py server
+  .venv/bin/python scripts/keygen.py client NAME --endpoint tcp://HOST:PORT
 and start it with the --key and --authorised-keys that these print; or let `python3 scripts/run.py --serve` do all of it.
 Without keys, listen on tcp://127.0.0.1:PORT and reach it with `ssh -L PORT:127.0.0.1:PORT HOST`."""
 
@@ -126,8 +126,8 @@ def parse(argv: list[str] | None = None) -> Config:
         parser.exit(message=f"{cleared} built graphs deleted from {args.cache_dir}\n")
     return Config(
         endpoint=args.endpoint,
-        key=args.key,
-        authorised_keys=args.authorised_keys,
+        key=args.key and args.key.expanduser(),
+        authorised_keys=args.authorised_keys and args.authorised_keys.expanduser(),
         models_dir=args.models_dir.expanduser(),
         cache_dir=args.cache_dir.expanduser(),
         allow_hub=args.allow_hub,

@@ -6,6 +6,8 @@ The gateway's thread answers, so that there is no handler that could die without
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import logging
 import os
@@ -17,14 +19,16 @@ from zmq.utils import z85
 
 from protocol import messages as m, sockets
 from protocol.errors import Unauthorised
-from protocol.keys import KeyFileError, Role, read_public
+from protocol.keys import KeyFileError, Role, check_owned, read_public
 
 log = logging.getLogger("gpt2d")
 
-LOOK_S = 0.2
-"""How often the folder is looked at."""
+REVOKED = "this key is not authorised any more"
 QUIET_S = 1.0
 """A refusal is logged at most this often, with how many there were meanwhile."""
+MAX_KEYS = 1000
+PASSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EINTR}
+"""Troubles of the machine, which say nothing about the folder."""
 
 
 class Keyring:
@@ -35,12 +39,8 @@ class Keyring:
         self._folder = folder
         self._stamp = self._look()
         self._known: dict[str, tuple[str, Role]] = {}
-        for file in self._files():
-            self._add(file)
-        self._looked = time.monotonic()
-
-    def __len__(self) -> int:
-        return len(self._known)
+        for name in self._stamp:
+            self._add(self._known, name)
 
     def role(self, key: str) -> Role | None:
         """None: this public key may not talk."""
@@ -50,60 +50,71 @@ class Keyring:
         return self._known[key][0] if key in self._known else f"unknown key {hashlib.sha256(key.encode()).hexdigest()[:8]}"
 
     def lost(self) -> set[str]:
-        """Read the folder again if it changed; return the keys that are not authorised any more. Never raises.
+        """Read the folder again if it changed; return the keys that may do less than before, or nothing. Never raises.
 
-        What cannot be read authorises nobody.
+        A file that cannot be read authorises nobody, nor does a folder that others could change.
         """
-        if time.monotonic() < self._looked + LOOK_S:
-            return set()
-        self._looked = time.monotonic()
         before = self._known
         try:
             stamp = self._look()
-            if stamp == self._stamp:
-                return set()
-            self._known, self._stamp = {}, stamp
-            for file in self._files():
-                try:
-                    self._add(file)
-                except KeyFileError as e:
-                    log.warning("not authorised: %s", e)
+        except OSError:
+            return set()  # the machine's trouble, not the folder's
         except KeyFileError as e:
             if before:
                 log.warning("nobody is authorised now: %s", e)
-            self._known, self._stamp = {}, ()
-        changed = [name for key, (name, role) in self._known.items() if before.get(key) != (name, role)]
-        lost = before.keys() - self._known.keys()
+            stamp = {}
+        if stamp == self._stamp:
+            return set()
+        known: dict[str, tuple[str, Role]] = {}
+        for name in stamp:
+            try:
+                self._add(known, name)
+            except KeyFileError as e:
+                log.warning("not authorised: %s", e)
+            except OSError:
+                return set()
+        self._known, self._stamp = known, stamp
+        changed = [name for key, (name, role) in known.items() if before.get(key) != (name, role)]
+        lost = before.keys() - known.keys()
         for words, names in (("authorised", changed), ("revoked", [before[key][0] for key in lost])):
             if names:
                 log.info("%s: %s", words, ", ".join(sorted(names)))
-        return set(lost)
+        return lost | {key for key in known if self._less(before.get(key), known[key])}
 
-    def _add(self, file: Path) -> None:
-        role, key = read_public(file)
-        if key in self._known:
-            raise KeyFileError(f"{file} holds the same key as {self._known[key][0]}.pub")
-        self._known[key] = file.stem, role
+    @staticmethod
+    def _less(before: tuple[str, Role] | None, now: tuple[str, Role]) -> bool:
+        return before is not None and before[1] == "admin" and now[1] != "admin"
 
-    def _files(self) -> list[Path]:
+    def _add(self, known: dict[str, tuple[str, Role]], name: str) -> None:
         try:
-            return sorted(self._folder.glob("*.pub"))
-        except OSError as e:
-            raise KeyFileError(f"the folder of authorised keys {self._folder} cannot be read: {e.strerror}") from None
+            role, key = read_public(self._folder / name)
+        except KeyFileError as e:
+            if isinstance(e.__cause__, OSError) and e.__cause__.errno in PASSING:
+                raise e.__cause__ from None
+            raise
+        if key in known:
+            raise KeyFileError(f"{self._folder / name} holds the same key as {known[key][0]}.pub")
+        known[key] = name.removesuffix(".pub"), role
 
-    def _look(self) -> tuple[object, ...]:
-        """What changes when a key does. Raises: KeyFileError if the folder cannot be used."""
+    def _look(self) -> dict[str, tuple[int, ...]]:
+        """The files of keys, with what changes when one does.
+
+        Raises: KeyFileError if the folder cannot be used, OSError where the machine is in trouble.
+        """
         try:
-            mode = self._folder.stat().st_mode
+            check_owned(self._folder, 0o022)
+            found: dict[str, tuple[int, ...]] = {}
             with os.scandir(self._folder) as entries:
-                stats = sorted((e.name, s.st_mtime_ns, s.st_size, s.st_ino, s.st_mode) for e in entries if (s := e.stat()))
+                for entry in entries:
+                    if entry.name.endswith(".pub") and not entry.name.startswith(".") and len(found) < MAX_KEYS:
+                        with contextlib.suppress(FileNotFoundError):  # it went while we looked
+                            s = entry.stat(follow_symlinks=False)
+                            found[entry.name] = (s.st_mtime_ns, s.st_size, s.st_ino, s.st_mode, s.st_uid)
+            return dict(sorted(found.items()))
         except OSError as e:
+            if e.errno in PASSING:
+                raise
             raise KeyFileError(f"the folder of authorised keys {self._folder} cannot be read: {e.strerror}") from None
-        if os.name == "posix" and mode & 0o022:
-            raise KeyFileError(
-                f"the folder of authorised keys {self._folder} can be changed by others than its owner; make it yours alone with: chmod 700 {self._folder}"
-            )
-        return (mode, *stats)
 
 
 class Refusals:
@@ -113,14 +124,13 @@ class Refusals:
         self._mismatch = "it has no key" if keyed else "it has a key, and this server has none"
         self._last, self._more = 0.0, 0
 
-    def handshake(self, kind: int, value: int) -> None:
-        """A handshake failed, by the socket's monitor; those that Zap refused were told of already."""
-        if kind == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
-            known: dict[int, str] = {
-                zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH: self._mismatch,
-                zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC: "it has another server's key",
-            }
-            self.add(f"a peer: {known.get(value, 'it does not speak ZMTP as it should')}")
+    def handshake(self, error: int) -> None:
+        """A handshake broke the protocol; those that were refused by their key were told of already."""
+        known: dict[int, str] = {
+            zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH: self._mismatch,
+            zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC: "it has another server's key",
+        }
+        self.add(f"a peer: {known.get(error, 'it does not speak ZMTP as it should')}")
 
     def add(self, what: str) -> None:
         now = time.monotonic()
@@ -141,11 +151,11 @@ class Guard:
         """Made before the gateway's socket, which asks."""
         self._keyring = keyring
         self.refusals = Refusals(keyed=keyring is not None)
-        self.socket = sockets.zap_socket(context) if keyring else None
+        self.socket = None if keyring is None else sockets.zap_socket(context)
 
     def answer(self) -> None:
         """Answer what ZeroMQ has asked meanwhile."""
-        while self.socket and self._keyring and sockets.readable(self.socket):
+        while self.socket is not None and self._keyring is not None and sockets.readable(self.socket):
             route, _, version, request_id, _domain, address, _identity, mechanism, *credentials = self.socket.recv_multipart()
             key = z85.encode(credentials[0]).decode() if mechanism == b"CURVE" and credentials else ""
             known = self._keyring.role(key) is not None
@@ -156,23 +166,24 @@ class Guard:
 
     def user(self, frame: zmq.Frame) -> str:
         """Whose message it is: a public key, or empty where there are none."""
-        return sockets.user_of(frame) if self._keyring else ""
+        return "" if self._keyring is None else sockets.user_of(frame)
+
+    def role(self, user: str) -> Role | None:
+        """None: this user may not talk, or may not any more."""
+        return "admin" if self._keyring is None else self._keyring.role(user)
 
     def check(self, user: str, request: m.AnyRequest) -> None:
-        """Raises: Unauthorised if the user may not, or may not any more."""
-        role = self._keyring.role(user) if self._keyring else "admin"
+        """Raises: Unauthorised if the user may not do that."""
+        role = self.role(user)
         if role is None:
-            raise Unauthorised("this key is not authorised any more")
+            raise Unauthorised(REVOKED)
         if role != "admin" and isinstance(request, m.Load | m.Unload):
             raise Unauthorised("this key may generate, but not load or unload; whoever runs the server can, or can make it an admin's")
 
-    def role(self, user: str) -> Role:
-        return (self._keyring.role(user) if self._keyring else "admin") or "generate"
-
     def lost(self) -> set[str]:
-        """The users that were authorised and are not any more, since the last call."""
-        return self._keyring.lost() if self._keyring else set()
+        """The users that may do less than before, or nothing, since the last call."""
+        return set() if self._keyring is None else self._keyring.lost()
 
     def close(self) -> None:
-        if self.socket:
+        if self.socket is not None:
             self.socket.close()

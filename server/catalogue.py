@@ -24,6 +24,7 @@ CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 """owner/name on the hub."""
+COMMIT = re.compile("[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ class Catalogue:
     def parse(self, name: str) -> tuple[Model, str, str]:
         """Read model[/engine[/precision]], where model may be owner/name. Raises: UnknownModel, BadModel."""
         model, *rest = name.split("/")
-        if rest and self._allow_hub and model not in self._names():
+        if rest and rest[0] not in ENGINES and model not in self._names():
             model = f"{model}/{rest.pop(0)}"
         if len(rest) > 2:
             raise BadModel(f"{name}: expected model, model/engine or model/engine/precision")
@@ -187,8 +188,13 @@ class Catalogue:
         for repository in (name, f"{OWNERS.get(name, '')}/{name}"):
             folder = self._hub_cache / f"models--{repository.replace('/', '--')}"
             try:
-                snapshot = folder / "snapshots" / (folder / "refs" / "main").read_text(encoding="ascii").strip()
-                if all((snapshot / file).is_file() for file in (CONFIG_FILE, WEIGHTS_FILE)) and has_tokenizer(snapshot):
+                commit = (folder / "refs" / "main").read_text(encoding="ascii").strip()
+                snapshot = folder / "snapshots" / commit
+                if (
+                    COMMIT.fullmatch(commit)
+                    and all((snapshot / file).is_file() for file in (CONFIG_FILE, WEIGHTS_FILE))
+                    and has_tokenizer(snapshot)
+                ):
                     return snapshot
             except (OSError, ValueError):
                 continue

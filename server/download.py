@@ -7,6 +7,7 @@ again when a connection breaks. How far it has come is read from the size of tha
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -18,8 +19,14 @@ from typing import TypeVar
 os.environ |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_ENABLE_HF_TRANSFER": "0", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 import requests
-from huggingface_hub import HfFileMetadata, constants, get_hf_file_metadata, get_session, hf_hub_download, hf_hub_url
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub import HfFileMetadata, constants, file_download, get_hf_file_metadata, get_session, hf_hub_download, hf_hub_url
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
 
 from protocol.errors import BadModel, LoadFailed, UnknownModel
 from server.catalogue import CONFIG_FILE, PUBLISHED, TOKENIZER_FILES, WEIGHTS_FILE
@@ -27,6 +34,9 @@ from server.weights import SHA256, Report, digest
 
 constants.DOWNLOAD_CHUNK_SIZE = 1 << 20  # of its 10 MiB, up to all are lost with a connection, and progress would jump
 CONTACT_S = 10.0
+MAX_SMALL_BYTES = 32 << 20
+"""Of config.json and the tokenizer's files; GPT-2's have up to 1.4 MB."""
+ETAG = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 LOOK_S = 0.1
 """How often the growing file is looked at."""
 T = TypeVar("T")
@@ -58,7 +68,8 @@ class Repository:
             missing = f"{WEIGHTS_FILE} (other formats are not read)" if not weights else "tokenizer.json or vocab.json with merges.txt"
             raise BadModel(f"{constants.ENDPOINT}/{self._name} has no {missing}")
         size = weights[WEIGHTS_FILE].size or 0
-        self._check_disk(size - _size(self._incomplete(weights[WEIGHTS_FILE])))
+        blob = self._blobs / str(weights[WEIGHTS_FILE].etag)
+        self._check_disk(size - max(_size(blob), _size(self._incomplete(weights[WEIGHTS_FILE]))))
         folder = self._fetch(files | weights)
         self._verify(folder / WEIGHTS_FILE, weights[WEIGHTS_FILE].etag or "")
         return folder
@@ -68,9 +79,11 @@ class Repository:
         found = {}
         for file in files:
             try:
-                found[file] = self._told(partial(get_hf_file_metadata, hf_hub_url(self._name, file), timeout=CONTACT_S))
+                found[file] = _checked(self._told(partial(get_hf_file_metadata, hf_hub_url(self._name, file), timeout=CONTACT_S)))
             except EntryNotFoundError:
                 continue
+            if file != WEIGHTS_FILE and (found[file].size or 0) > MAX_SMALL_BYTES:
+                raise BadModel(f"{file} of {self._name} has {(found[file].size or 0) / 1e6:.0f} MB, more than such a file ever needs")
         return found
 
     def _fetch(self, files: dict[str, HfFileMetadata]) -> Path:
@@ -95,6 +108,8 @@ class Repository:
         """Download a file; a connection that breaks in its middle is taken up again as long as that brings something."""
         while True:
             had = _size(self._incomplete(found))
+            if had > (found.size or 0):  # of a hub that sent more than it had said
+                self._incomplete(found).unlink(missing_ok=True)
             try:
                 return hf_hub_download(self._name, file, cache_dir=self._cache, etag_timeout=CONTACT_S)
             except requests.exceptions.ChunkedEncodingError:
@@ -137,12 +152,26 @@ class Repository:
             raise
         except RepositoryNotFoundError as e:  # of which a gated one is a kind
             raise UnknownModel(f"{constants.ENDPOINT} has no model {self._name}, or only for those who log in (HF_TOKEN)") from e
+        except HFValidationError as e:
+            raise UnknownModel(f"{self._name} is no name of a repository: {e}") from e
         except requests.RequestException as e:
             raise LoadFailed(f"the hub does not give {self._name}: {e}") from e
         except OSError as e:
             if e.errno is not None:  # the disk's, not the library's word for a file that ended too soon
                 raise
             raise LoadFailed(f"the download of {self._name} was cut; load again, and it goes on where it stopped") from e
+
+
+def _checked(found: HfFileMetadata) -> HfFileMetadata:
+    """The library makes a file's name of the etag: it must be a digest. Raises: LoadFailed."""
+    if not ETAG.fullmatch(found.etag or ""):
+        raise LoadFailed(f"the hub {constants.ENDPOINT} gives a file an etag that is no digest; is it a HuggingFace hub?")
+    return found
+
+
+# The library asks again by itself before it downloads, and must not believe another answer than we did.
+_get_metadata = file_download.get_hf_file_metadata
+file_download.get_hf_file_metadata = lambda *args, **kwargs: _checked(_get_metadata(*args, **kwargs))
 
 
 def _size(file: Path) -> int:

@@ -32,7 +32,7 @@ from protocol.errors import (
 from protocol.keys import CurveKeys, read_secret
 from protocol.link import Beat, ForWorker, FromWorker, Ready, Sized, Work
 from server import status
-from server.auth import Guard, Keyring
+from server.auth import REVOKED, Guard, Keyring
 from server.catalogue import Catalogue, choose_engine
 from server.config import Config
 from server.sessions import DuplicateId, Open, Sessions
@@ -118,14 +118,14 @@ class Gateway:
 
     def _watch_connections(self) -> None:
         while event := sockets.next_event(self._monitor):
-            kind, fd = event
+            kind, value = event
             if kind == zmq.EVENT_ACCEPTED:
-                self._connected.add(fd)
+                self._connected.add(value)
             elif kind == zmq.EVENT_DISCONNECTED:
-                self._connected.discard(fd)
-                self._sessions.drop_fd(fd)
+                self._connected.discard(value)
+                self._sessions.drop_fd(value)
             else:
-                self._guard.refusals.handshake(kind, fd)
+                self._guard.refusals.handshake(value)
 
     def _receive_from_peers(self) -> None:
         for _ in range(TURN):
@@ -145,8 +145,8 @@ class Gateway:
         try:
             request = codec.decode_request(frame)
             request_id = request.id
-            self._guard.check(user, request)
             entry = self._sessions.admit(peer, fd, envelope, request, user)
+            self._guard.check(user, request)
             self._on_request(entry, request)
         except Exception as e:  # noqa: BLE001 - whatever a request meets, it ends with an answer and the gateway goes on
             error = e if isinstance(e, RequestError) else _internal(e)
@@ -169,7 +169,7 @@ class Gateway:
                 found = self._cancel(self._sessions.of_peer(entry.peer, request.target))
                 self._sessions.reply(entry, m.CancelSent(id=None, found=found))
             case m.Hello():
-                self._sessions.reply(entry, status.server_info(self._server_id, self._guard.role(entry.owner.user)))
+                self._sessions.reply(entry, status.server_info(self._server_id, self._guard.role(entry.owner.user) or "generate"))
             case m.Ping():
                 self._sessions.reply(entry, self._pong())
             case m.Models():
@@ -268,7 +268,9 @@ class Gateway:
                 if message := codec.decode_from_worker(frame):
                     self._on_worker(worker, message)
             except Exception as e:  # noqa: BLE001 - a fault with one worker's message must not end the others
-                self._lose(worker, e if isinstance(e, RequestError) else _internal(e))
+                error = e if isinstance(e, RequestError) else _internal(e)
+                log.warning("%s: %s", worker.name, error)
+                self._lose(worker, error)
                 self._workers.stop(worker)
 
     def _on_worker(self, worker: Worker, message: FromWorker) -> None:
@@ -345,8 +347,9 @@ class Gateway:
     def _watch_keys(self) -> None:
         if lost := self._guard.lost():
             for entry in self._sessions.of_users(lost):
-                self._abandon(entry)
-                self._fail(entry, Unauthorised("this key is not authorised any more"))
+                if isinstance(entry.request, m.Load | m.Unload) or self._guard.role(entry.owner.user) is None:
+                    self._abandon(entry)
+                    self._fail(entry, Unauthorised(REVOKED))
 
     def _watch_clock(self) -> None:
         now = time.monotonic()

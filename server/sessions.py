@@ -85,7 +85,7 @@ class Sessions:
         self._peers: dict[bytes, Session] = {}
         self._open: dict[int, Open] = {}
         self._owners: dict[str, Owner] = {}
-        """By user, where there are keys."""
+        """By user, where there are keys: as many as were ever authorised. They outlive connections, or a new one would be a new start."""
         self._keys = itertools.count(1)
         self._numbers = itertools.count(1)
         self._gone: list[Open] = []
@@ -121,9 +121,9 @@ class Sessions:
         if session is None:
             session = self._peers[peer] = Session(fd, self._owner(user))
         owner, config, tokens = session.owner, self._config, _tokens(request)
-        owner.count(config.max_rate_per_peer)
         if request.id in session.open:
             raise DuplicateId(f"request {request.id} is still open; give each a new id")
+        owner.count(config.max_rate_per_peer)
         if isinstance(request, m.OfModel | m.Load):  # control is answered at once, however much is open
             if owner.open >= config.max_open_per_peer:
                 raise Busy(f"this client has {owner.open} open requests, which is the limit")
@@ -205,8 +205,6 @@ class Sessions:
                 del self._open[entry.key]
                 _release(entry)
                 self._gone.append(entry)
-            if not any(s.owner is session.owner for s in self._peers.values()):
-                self._owners.pop(session.owner.user, None)
 
     def drop_fd(self, fd: int) -> None:
         """A connection broke."""

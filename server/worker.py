@@ -14,6 +14,7 @@ import threading
 import time
 import traceback
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 import zmq
@@ -32,6 +33,9 @@ from server.sequence import Sequence, result
 from server.spec import Spec
 from server.text import Text
 from server.weights import Report, load_engine
+
+if TYPE_CHECKING:
+    from server.download import Repository
 
 PIECE_S = 0.020
 """Text goes out at once for the first token of a sequence, then at most this often."""
@@ -267,9 +271,13 @@ def load(spec: Spec, link: Link) -> Worker:
             link.send(m.Progress(id=None, stage=stage, done=done, total=total, unit=unit))
 
     progress("start", 1, 1, "process")
-    folder = Path(spec.folder) if spec.folder else download(spec, link, progress)
+    repository = None if spec.folder else _repository(spec, progress)
+    folder = repository.config() if repository else Path(spec.folder)
     arch = read_architecture(folder)
     rows = spec.rows or arch.fitting_rows(spec.precision, spec.room)
+    if repository:
+        link.send(Sized(id=None, memory_bytes=arch.memory_bytes(spec.precision, rows)))
+        repository.rest()
     text = Text(folder, arch.vocabulary, arch.end_of_text)
     engine, digest = load_engine(
         folder, arch, spec.engine, spec.precision, rows, spec.threads, Path(spec.cache_dir), spec.cache_bytes, progress
@@ -288,15 +296,10 @@ def load(spec: Spec, link: Link) -> Worker:
     return worker
 
 
-def download(spec: Spec, link: Link, progress: Report) -> Path:
-    """Fetch a model from the hub; what it will need in memory is told as soon as that is known. Raises: Gpt2dError, OSError."""
-    from server.download import Repository
+def _repository(spec: Spec, progress: Report) -> Repository:
+    from server.download import Repository  # its libraries are needed for a download only
 
-    repository = Repository(spec.model, Path(spec.hub_cache), Path(spec.models_dir), progress)
-    arch = read_architecture(repository.config())
-    rows = spec.rows or arch.fitting_rows(spec.precision, spec.room)
-    link.send(Sized(id=None, memory_bytes=arch.memory_bytes(spec.precision, rows)))
-    return repository.rest()
+    return Repository(spec.model, Path(spec.hub_cache), Path(spec.models_dir), progress)
 
 
 def _end_with_stdin() -> None:
@@ -317,7 +320,7 @@ def main() -> None:
     except BaseException as e:  # noqa: BLE001 - told to the gateway, whatever it is
         if not isinstance(e, Gpt2dError):
             traceback.print_exc()
-        code = getattr(e, "code", "no_memory" if isinstance(e, MemoryError) else "load_failed")
+        code = e.code if isinstance(e, RequestError) else "no_memory" if isinstance(e, MemoryError) else "load_failed"
         link.send(m.Failure(id=None, code=code, message=f"{spec.model}/{spec.engine}/{spec.precision}: {e or type(e).__name__}"))
         link.receive(5000)  # the gateway ends this process when it has read that
     finally:

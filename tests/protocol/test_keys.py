@@ -45,6 +45,16 @@ def test_nothing_else_is_a_key(text: str) -> None:
     assert len(text) < 8 or text not in str(error.value)
 
 
+def test_no_error_repeats_a_secret() -> None:
+    line = Address("tcp://host:5757", SERVER.public, OWN).line()
+    for wrong in (line.replace("#", ""), line.replace("#", " "), line.partition("#")[2], "#" * 40, "tcp://["):
+        with pytest.raises(ValueError, match="not an endpoint") as error:
+            Address.parse(wrong)
+        assert line[-30:] not in str(error.value)
+    with pytest.raises(ValueError, match="no key"):
+        check_key("#" * 40)
+
+
 def test_keys_come_in_pairs() -> None:
     for server_key, key in ((SERVER.public, None), (None, OWN.secret)):
         with pytest.raises(ValueError, match="together"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -13,11 +14,6 @@ from server import auth
 from server.auth import Keyring
 
 A, B = CurveKeys.new().public, CurveKeys.new().public
-
-
-@pytest.fixture(autouse=True)
-def look_always(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(auth, "LOOK_S", 0.0)
 
 
 def authorise(folder: Path, name: str, key: str, role: Role = "admin") -> Path:
@@ -106,3 +102,55 @@ def test_a_flood_of_refusals_is_told_in_few_lines(caplog: pytest.LogCaptureFixtu
     monkeypatch.setattr(auth, "QUIET_S", 0.0)
     refusals.add("somebody")
     assert "and 999 more" in caplog.records[-1].getMessage()
+
+
+def test_one_bad_name_costs_nobody_else(folder: Path) -> None:
+    keyring = Keyring(folder)
+    (folder / "x.pub").symlink_to("nowhere")
+    (folder / ".#a.pub").symlink_to("somebody@host.1:2")
+    (folder / "notes.txt").touch()
+    (folder / "d.pub").mkdir()
+    (folder / "odd.pub").write_text("admin " + "#" * 40)
+    with (folder / "huge.pub").open("wb") as file:
+        file.truncate(1 << 40)
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(folder / "pipe.pub", 0o600)
+    assert keyring.lost() == set() and keyring.role(A) == "admin" and keyring.role(B) == "generate"
+
+
+def test_the_last_key_can_go_and_come_back(folder: Path, tmp_path: Path) -> None:
+    keyring = Keyring(folder)
+    for file in folder.iterdir():
+        file.unlink()
+    assert keyring.lost() == {A, B} and keyring.role(A) is None and keyring.role("") is None
+    authorise(folder, "a", A)
+    assert keyring.lost() == set() and keyring.role(A) == "admin"
+    (tmp_path / "empty").mkdir(mode=0o700)
+    assert Keyring(tmp_path / "empty").role(A) is None
+
+
+def test_a_demotion_is_told(folder: Path) -> None:
+    keyring = Keyring(folder)
+    authorise(folder, "a", A, "generate")
+    assert keyring.lost() == {A} and keyring.role(A) == "generate"
+
+
+def test_a_shortage_of_the_machine_revokes_nobody(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keyring = Keyring(folder)
+
+    def no_more(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(os, "scandir", no_more)
+    assert keyring.lost() == set() and keyring.role(A) == "admin"
+
+
+@pytest.mark.skipif(sys.platform == "win32" or os.geteuid() != 0, reason="only root can give files away")
+def test_what_belongs_to_somebody_else_authorises_nobody(folder: Path) -> None:
+    keyring = Keyring(folder)
+    os.chown(folder / "b.pub", 1234, -1)
+    assert keyring.lost() == {B}
+    os.chown(folder, 1234, -1)
+    assert keyring.lost() == {A}
+    with pytest.raises(KeyFileError, match="belongs to another user"):
+        Keyring(folder)

@@ -192,6 +192,24 @@ def test_a_model_that_turns_out_too_large_is_refused_before_its_weights_come(tmp
     daemon.kill()
 
 
+def test_a_hub_that_is_none_writes_nothing_anywhere(tmp_path: Path, cache: Path, hub: Hub) -> None:
+    hub.etag = "../../../evil"
+    daemon = serve(tmp_path, cache, hub)
+    with Client(daemon.endpoint) as client, pytest.raises(LoadFailed, match="etag that is no digest"):
+        client.load("gpt2")
+    assert not list(tmp_path.rglob("evil*"))
+    daemon.kill()
+
+
+def test_small_files_are_small(tmp_path: Path, cache: Path, hub: Hub) -> None:
+    hub.files["gpt2/config.json"] = b" " * (33 << 20)
+    daemon = serve(tmp_path, cache, hub)
+    with Client(daemon.endpoint) as client, pytest.raises(BadModel, match="more than such a file ever needs"):
+        client.load("gpt2")
+    assert not hub.served("config.json")
+    daemon.kill()
+
+
 def test_cancelling_a_load_tells_the_waiter(tmp_path: Path, cache: Path, hub: Hub) -> None:
     hub.stop_after = 0
     daemon = serve(tmp_path, cache, hub)
@@ -211,5 +229,9 @@ def test_names_of_the_cache_are_read_with_care(tmp_path: Path) -> None:
         shutil.copytree(DEMO_FOLDER, tmp_path / name / "snapshots" / COMMIT)
         (tmp_path / name / "refs").mkdir()
         (tmp_path / name / "refs" / "main").write_text("\udcff" if "bad" in name else COMMIT, errors="surrogateescape")
+    shutil.copytree(DEMO_FOLDER, tmp_path / "elsewhere")
+    (tmp_path / "models--bad--road" / "refs").mkdir(parents=True)
+    (tmp_path / "models--bad--road" / "snapshots").mkdir()
+    (tmp_path / "models--bad--road" / "refs" / "main").write_text("../../elsewhere")
     names = [model.name for model in Catalogue(tmp_path / "none", tmp_path, allow_hub=True).models() if model.folder]
     assert names == ["demo", "gpt2", "some/verse"]

@@ -73,18 +73,15 @@ def test_a_key_and_its_role(keyed: Keyed) -> None:
 def test_each_refusal_is_said_on_both_sides(keyed: Keyed) -> None:
     endpoint, server = keyed.daemon.endpoint, keyed.server.public
     stranger = CurveKeys.new()
+    other = CurveKeys.new().public
     cases = [
-        (Client(endpoint), "wants a key", "a peer: it has no key"),
-        (keyed.client(stranger), "refuses this key; whoever runs it can authorise it", "unknown key"),
-        (
-            Client(endpoint, server_key=CurveKeys.new().public, key=keyed.owner.secret),
-            "has another key than the one given",
-            "has another server's key",
-        ),
+        (lambda: Client(endpoint), "wants a key", "a peer: it has no key"),
+        (lambda: keyed.client(stranger), "refuses this key; whoever runs it can authorise it", "unknown key"),
+        (lambda: Client(endpoint, server_key=other, key=keyed.owner.secret), "another key than the one given", "has another server's key"),
     ]
-    for client, said, logged in cases:
+    for connect, said, logged in cases:
         began = time.monotonic()
-        with client, pytest.raises(KeyRefused, match=said):
+        with connect() as client, pytest.raises(KeyRefused, match=said):
             client.ping()
         assert time.monotonic() - began < 3
         wait_for(lambda logged=logged: logged in keyed.daemon.logged())
@@ -157,13 +154,60 @@ def test_a_refused_client_gets_in_by_itself_once_its_key_is_authorised(keyed: Ke
         wait_for(gets_in, 5)
 
 
+def test_the_only_key_is_revoked_and_given_back(keyed: Keyed) -> None:
+    """An empty folder admits nobody, and makes nobody more than he was."""
+    with keyed.client(keyed.guest) as guest:
+        assert guest.hello().role == "generate"
+        for file in keyed.authorised.iterdir():
+            file.unlink()
+        wait_for(lambda: "revoked: guest, owner" in keyed.daemon.logged())
+        for call in (guest.hello, guest.ping, lambda: guest.load("demo", precision="fp32"), lambda: guest.unload("demo")):
+            with pytest.raises(Unauthorised, match="not authorised any more"):
+                call()
+        with keyed.client(keyed.owner) as owner, pytest.raises(KeyRefused):
+            owner.ping()
+        keyed.authorise("guest", keyed.guest, "generate")
+        wait_for(lambda: "authorised: guest" in keyed.daemon.logged())
+        assert guest.ping() and guest.hello().role == "generate"
+
+
+def test_a_key_that_was_taken_back_stays_so(tmp_path: Path) -> None:
+    """Making the same client's key again gives it another secret."""
+    command = [sys.executable, "scripts/keygen.py", "--keys", str(tmp_path), "client", "owner", "--endpoint", "tcp://h:1"]
+    lines = [subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout for _ in range(2)]
+    assert lines[0] == lines[1]
+    (tmp_path / "authorised" / "owner.pub").unlink()
+    again = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+    assert again != lines[0] and (tmp_path / "authorised" / "owner.pub").exists()
+    bad = subprocess.run([*command[:5], "other", "--endpoint", "nonsense"], capture_output=True, text=True, timeout=30)
+    assert bad.returncode and not (tmp_path / "authorised" / "other.pub").exists()
+
+
+def test_refusals_count_as_requests(keyed: Keyed) -> None:
+    with keyed.client(keyed.guest) as guest:
+        events: list[Event] = []
+        for _ in range(3000):
+            guest.connection.submit(m.Load(model="demo"), events.append, 30)
+        wait_for(lambda: len(events) == 3000)
+        kinds = {type(event).__name__ for event in events}
+        assert kinds == {"Unauthorised", "Busy"}
+        wait_for(lambda: answers(guest))
+
+
+def answers(client: Client) -> bool:
+    try:
+        return bool(client.ping())
+    except Busy:
+        return False
+
+
 def test_a_role_can_change(keyed: Keyed) -> None:
     with keyed.client(keyed.guest) as guest:
         guest.ping()
         (keyed.authorised / "guest.pub").unlink()
         keyed.authorise("guest", keyed.guest, "admin")
         wait_for(lambda: "authorised: guest" in keyed.daemon.logged())
-        assert guest.load("demo").already
+        assert guest.load("demo")
 
 
 def test_a_restarted_server_with_keys_is_found_again(keyed: Keyed, tmp_path: Path, cache: Path) -> None:
