@@ -6,6 +6,7 @@ import argparse
 import getpass
 import io
 import os
+import stat
 import sys
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from protocol.keys import DEFAULT_ENDPOINT, Address, read_secret
 
 EPILOG = """\
 examples:
-  gpt2d-client                                      write at the prompt; /help lists the commands
+  gpt2d-client                                      the window, or where there is no display the terminal
+  gpt2d-client --terminal                           write at a prompt; /help lists the commands
   gpt2d-client --prompt "Shall I compare thee"      one generation, then exit
   gpt2d-client 'tcp://host:5757#...'                a server on another machine, by the line that it printed
   echo "Shall I compare thee" | gpt2d-client --model demo --set temperature=0.8 --set seed=1
@@ -46,6 +48,7 @@ def main() -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", dest="settings", help="a generation setting; may be repeated"
     )
+    parser.add_argument("-t", "--terminal", action="store_true", help="write at a prompt in this terminal instead of in a window")
     args = parser.parse_args()
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -75,6 +78,37 @@ def find_server(args: argparse.Namespace) -> Address:
     return servers.resolve(text)
 
 
+def has_input() -> bool:
+    """True if a prompt comes through a pipe or from a file; a terminal, or nothing at all, brings none."""
+    return sys.stdin is not None and not stat.S_ISCHR(os.fstat(sys.stdin.fileno()).st_mode)
+
+
+def has_display() -> bool:
+    """True if there is a screen that a window could be on."""
+    return sys.platform in {"win32", "darwin"} or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+def show(args: argparse.Namespace) -> int:
+    """The window; where none can be opened, a sentence about what to do."""
+    try:
+        from client import window
+    except ImportError as e:
+        print(
+            f"gpt2d-client: the window's libraries are missing ({e}); `pip install -r requirements-client.txt`, or --terminal",
+            file=sys.stderr,
+        )
+        return 1
+    try:
+        window.main(args.address.line() if args.server != DEFAULT_ENDPOINT else None)
+    except RuntimeError as e:
+        print(
+            f"gpt2d-client: no window can be opened: {e}. The README's Troubleshooting says what helps; --terminal works without.",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
 def keep(address: Address) -> None:
     """Keep a connect line that works, for the next time."""
     if address.key and address not in servers.kept():
@@ -86,6 +120,8 @@ def keep(address: Address) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do what was asked; return the exit code."""
+    if not args.terminal and args.prompt is None and not has_input() and has_display():
+        return show(args)
     from client.terminal import Choice, Terminal
     from protocol.errors import Gpt2dError
 

@@ -52,6 +52,15 @@ def install_debian_packages(packages: list[str]) -> None:
     _run([apt, "install", "-y", "-qq", "--no-install-recommends", *packages], "apt-get install failed")
 
 
+def install_for_tests(packages: dict[str, str]) -> None:
+    """Install {program: Debian package} where a program is missing and that can be done; what is missing skips its tests, and says so."""
+    missing = [package for program, package in packages.items() if not shutil.which(program)]
+    if missing and shutil.which("apt-get") and os.name != "nt" and os.geteuid() == 0:
+        install_debian_packages(missing)
+    elif missing:
+        print(f"without {' '.join(missing)} (Debian's names) the tests that need them are skipped", file=sys.stderr)
+
+
 def _stamp(requirements: tuple[str, ...]) -> Path:
     return VENV / f"installed-{KINDS[requirements]}"
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Try gpt2d: install it into .venv, start the daemon with the embedded model, open the client.
+"""Try gpt2d: install it into .venv, start the daemon with the embedded model, open the window.
 
-    python3 scripts/run.py                                      write at a prompt
+    python3 scripts/run.py                                      the window; where there is no display, a prompt in the terminal
+    python3 scripts/run.py --terminal                           a prompt in the terminal
     python3 scripts/run.py --prompt "Shall I compare thee"      one generation
     python3 scripts/run.py --no-client                          only the daemon, in the foreground
     python3 scripts/run.py --serve                              a daemon for other machines, with keys; prints the line to paste there
@@ -169,6 +170,7 @@ def main() -> int:
     parser.add_argument("--model", metavar="NAME", help="which model to load (default: demo; with --connect: what the server has loaded)")
     parser.add_argument("--precision", metavar="P", help="int8, int4 or fp32 (default: int8)")
     parser.add_argument("--endpoint", default="tcp://127.0.0.1:5757", help="where the daemon listens (default: %(default)s)")
+    parser.add_argument("-t", "--terminal", action="store_true", help="write at a prompt in this terminal instead of in a window")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--no-client", action="store_true", help="only the daemon, in the foreground")
     what.add_argument(
@@ -193,6 +195,7 @@ def main() -> int:
         args.model = args.model or "demo"
     names = ("model", "precision", "max_new_tokens", "prompt")
     options = [f"--{name.replace('_', '-')}={getattr(args, name)}" for name in names if getattr(args, name) is not None]
+    options += ["--terminal"] if args.terminal else []
     if args.connect is not None:
         environment.prepare(environment.CLIENT)
         return run_in_foreground([environment.PYTHON, "-P", "-m", "client", args.connect, *options])

@@ -52,6 +52,15 @@ class Hosts:
         self.server, self.client = f"gpt2d-{tag}-s", f"gpt2d-{tag}-c"
         self._cable = f"v{tag}s"
         self.folder, self.log = folder, ""
+        self._daemon: subprocess.Popen[str] | None = None
+        try:
+            self._connect()
+        except BaseException:
+            self.close()
+            raise
+
+    def _connect(self) -> None:
+        tag = self._cable[1:-1]
         ip("netns", "add", self.server)
         ip("netns", "add", self.client)
         ip("-n", self.server, "link", "add", self._cable, "type", "veth", "peer", "name", f"v{tag}c", "netns", self.client)
@@ -65,7 +74,7 @@ class Hosts:
         self.line = re.findall(r"--connect '(\S+)'", self.log)[0]
 
     def _read(self) -> None:
-        assert self._daemon.stdout
+        assert self._daemon and self._daemon.stdout
         for line in self._daemon.stdout:
             self.log += line
 
@@ -93,10 +102,11 @@ class Hosts:
         ip("-n", self.server, "link", "set", self._cable, state)
 
     def close(self) -> None:
-        self._daemon.terminate()
-        self._daemon.wait(20)
+        if self._daemon:
+            self._daemon.terminate()
+            self._daemon.wait(20)
         for host in (self.server, self.client):
-            ip("netns", "del", host)
+            subprocess.run(["ip", "netns", "del", host], capture_output=True, timeout=10)
 
 
 def ip(*words: str) -> None:

@@ -1,0 +1,203 @@
+"""The page: its text, the marks of what was generated, undo over edits and generations, and the takes of each place.
+
+Positions are UTF-8 byte offsets, as the text field counts. Nothing here knows a window, a server or a clock.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from protocol import messages as m
+
+MAX_UNDO, MAX_UNDO_BYTES = 1000, 64 << 20
+MAX_PLACES = 200
+MERGE_S = 1.0
+"""Typing within so many seconds is undone together."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Bytes start to end were generated."""
+
+    start: int
+    end: int
+
+
+@dataclass
+class Take:
+    """One continuation of a place. `result` is None until it is whole."""
+
+    text: str
+    result: m.Generated | None = None
+
+
+@dataclass
+class Place:
+    """The continuations written after the same text so far, and which of them the page shows."""
+
+    takes: list[Take] = field(default_factory=list)
+    shown: int = 0
+
+
+@dataclass
+class _Edit:
+    start: int
+    removed: bytes
+    inserted: bytes
+    marks: list[Mark]
+    """Before the edit."""
+    cursor: int
+    kind: str
+    at: float
+
+
+class Document:
+    """One text. Every change goes through `replace`, so that it can be undone."""
+
+    def __init__(self, text: str = "") -> None:
+        self.data = clean(text).encode()
+        self.marks: list[Mark] = []
+        self.places: dict[bytes, Place] = {}
+        """By the text before the place."""
+        self.cursor = len(self.data)
+        self.version = 0
+        """Changes with every change of the text."""
+        self._text: tuple[int, str] = (-1, "")
+        self._undo: deque[_Edit] = deque()
+        self._redo: list[_Edit] = []
+        self._kept = 0
+
+    @property
+    def text(self) -> str:
+        if self._text[0] != self.version:
+            self._text = self.version, self.data.decode("utf-8", "replace")
+        return self._text[1]
+
+    @property
+    def can_undo(self) -> bool:
+        return bool(self._undo)
+
+    @property
+    def can_redo(self) -> bool:
+        return bool(self._redo)
+
+    def typed(self, text: str, cursor: int, now: float) -> None:
+        """Take over what the text field holds after the user's edit."""
+        data = text.encode("utf-8", "replace")
+        start, end = _common(self.data, data)
+        self._change(start, len(self.data) - end, data[start : len(data) - end], "typed", now)
+        self.cursor = cursor
+
+    def replace(self, start: int, end: int, text: str, kind: str, now: float = 0.0) -> int:
+        """Put text in the place of bytes start to end; return where it ends. Changes of the same `kind` at the same place merge."""
+        self._change(start, end, clean(text).encode(), kind, now)
+        self.cursor = start + len(clean(text).encode())
+        return self.cursor
+
+    def mark(self, start: int, end: int) -> None:
+        """Bytes start to end are generated; a mark that ends or begins there grows."""
+        kept = [mark for mark in self.marks if mark.end <= start or mark.start >= end]
+        self.marks = sorted([*kept, Mark(start, end)], key=lambda mark: mark.start) if end > start else kept
+
+    def mark_at(self, position: int) -> Mark | None:
+        """The mark that a position is in, or at the end of."""
+        return next((mark for mark in reversed(self.marks) if mark.start <= position <= mark.end), None)
+
+    def place(self, start: int) -> Place:
+        """The place after the first `start` bytes, made where it is new; the oldest are forgotten."""
+        key = self.data[:start]
+        place = self.places.pop(key, None) or Place()
+        self.places[key] = place
+        while len(self.places) > MAX_PLACES:
+            del self.places[next(iter(self.places))]
+        return place
+
+    def known_place(self, start: int) -> Place | None:
+        return self.places.get(self.data[:start])
+
+    def undo(self) -> None:
+        if self._undo:
+            edit = self._undo.pop()
+            self._kept -= len(edit.removed) + len(edit.inserted)
+            marks, self.marks = self.marks, edit.marks
+            self._put(edit.start, edit.start + len(edit.inserted), edit.removed)
+            self._redo.append(_Edit(edit.start, edit.removed, edit.inserted, marks, self.cursor, edit.kind, 0.0))
+            self.cursor = edit.cursor
+
+    def redo(self) -> None:
+        if self._redo:
+            edit = self._redo.pop()
+            self._remember(_Edit(edit.start, edit.removed, edit.inserted, self.marks, self.cursor, edit.kind, 0.0))
+            self._put(edit.start, edit.start + len(edit.removed), edit.inserted)
+            self.marks, self.cursor = edit.marks, edit.start + len(edit.inserted)
+
+    def _change(self, start: int, end: int, inserted: bytes, kind: str, now: float) -> None:
+        removed = self.data[start:end]
+        if removed == inserted:
+            return
+        last = self._undo[-1] if self._undo else None
+        grows = last is not None and last.kind == kind and not removed and start == last.start + len(last.inserted)
+        if last is not None and grows and (kind != "typed" or (now < last.at + MERGE_S and not inserted.isspace())):
+            last.inserted += inserted
+            last.at = now
+            self._kept += len(inserted)
+        else:
+            self._remember(_Edit(start, removed, inserted, self.marks, self.cursor, kind, now))
+        self._redo.clear()
+        self.marks = _shifted(self.marks, start, end, len(inserted))
+        self._put(start, end, inserted)
+
+    def _put(self, start: int, end: int, inserted: bytes) -> None:
+        self.data = self.data[:start] + inserted + self.data[end:]
+        self.version += 1
+
+    def _remember(self, edit: _Edit) -> None:
+        self._undo.append(edit)
+        self._kept += len(edit.removed) + len(edit.inserted)
+        while len(self._undo) > 1 and (len(self._undo) > MAX_UNDO or self._kept > MAX_UNDO_BYTES):
+            oldest = self._undo.popleft()
+            self._kept -= len(oldest.removed) + len(oldest.inserted)
+
+
+def clean(text: str) -> str:
+    """Text that a field can hold: no NUL, which would end it, no lone surrogates, and no other control characters."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n").encode("utf-8", "replace").decode("utf-8")
+    if text.isprintable():
+        return text
+    return "".join(c for c in text if c in "\n\t" or (ord(c) >= 32 and not 127 <= ord(c) < 160))
+
+
+def _common(old: bytes, new: bytes) -> tuple[int, int]:
+    """How many bytes at the start and at the end are the same; the two do not overlap."""
+    least = min(len(old), len(new))
+    start = _longest(least, lambda n: old[:n] == new[:n])
+    end = _longest(least - start, lambda n: n == 0 or old[-n:] == new[-n:])
+    return start, end
+
+
+def _longest(most: int, same: Callable[[int], bool]) -> int:
+    """The largest n up to `most` for which same(n), by bisection: comparing slices is as fast as memory."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        if same(middle):
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _shifted(marks: list[Mark], start: int, end: int, length: int) -> list[Mark]:
+    """The marks after bytes start to end were replaced by `length` others; what is typed inside a mark splits nothing."""
+
+    def moved(position: int, *, ends: bool) -> int:
+        if position < start or (position == start and (ends or start < end)):
+            return position
+        if position >= end:
+            return position + length - (end - start)
+        return start if ends else start + length
+
+    found = [Mark(moved(mark.start, ends=False), moved(mark.end, ends=True)) for mark in marks]
+    return [mark for mark in found if mark.end > mark.start]
