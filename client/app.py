@@ -13,7 +13,7 @@ from client.disk import Disk
 from client.link import Link, LinkEffect
 from client.state import AppState
 from client.update import apply
-from client.views.main import AT_FIRST_CLOSED, ui
+from client.views.main import ui
 
 KEEP_S = 1.0
 """Changed preferences are kept at most this often."""
@@ -26,8 +26,6 @@ class App:
         """`wake` makes the runner draw a frame soon; it is called from other threads. `server`: connect there at once."""
         self.state = AppState(preferences=disk.read_preferences(), recovered=disk.read_autosave())
         preferences = self.state.preferences
-        if not preferences.layout:
-            preferences.closed = preferences.closed or list(AT_FIRST_CLOSED)
         self.state.link.server = server or preferences.server
         self.link, self.disk = Link(wake), Disk(wake)
         self._kept, self._kept_at = copy.deepcopy(preferences), 0.0

@@ -211,7 +211,7 @@ class Preferences:
     presets: dict[str, Settings] = field(default_factory=dict)
     layout: str = ""
     """Dear ImGui's own description of where the panels are."""
-    closed: list[str] = field(default_factory=list)
+    closed: list[str] = field(default_factory=lambda: ["Settings", "Keys"])
     """Panels that are not shown."""
     width: int = 1360
     height: int = 860

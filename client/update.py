@@ -47,6 +47,7 @@ def apply(state: AppState, message: e.Message) -> list[e.Effect]:
             return [*_lost(state, "disconnected"), e.CloseLink()]
         case e.NotConnected(error):
             state.link.status, state.link.trouble, state.link.looking = "off", error, False
+            return _lost(state, error)
         case e.Kept(names):
             state.link.kept = names
         case e.Choose(model, engine, precision):

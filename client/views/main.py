@@ -16,7 +16,6 @@ DRAWN: dict[str, Callable[[AppState], list[Action]]] = {
     "Connection": connection.draw, "Model": models.draw, "Sampling": sampling.draw, "Inference": inference.draw, "Tokens": tokens.draw,
     "History": history.draw, "Compare": compare.draw, "Settings": settings.draw,
 }  # fmt: skip
-AT_FIRST_CLOSED = ("Settings", "Keys")
 SHORTCUTS: tuple[tuple[int, Action], ...] = (
     (CTRL | SHIFT | int(K.enter), Do("continue")), (CTRL | int(K.r), Do("regenerate")), (CTRL | int(K.z), Do("undo")), (CTRL | int(K.y), Do("redo")),
     (CTRL | SHIFT | int(K.z), Do("redo")), (ALT | int(K.left_arrow), Do("earlier")), (ALT | int(K.right_arrow), Do("later")), (CTRL | int(K.n), Do("new")),

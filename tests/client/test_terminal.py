@@ -132,7 +132,7 @@ def test_at_a_real_terminal(shared_daemon: Daemon, tmp_path: Path) -> None:
     def session(keys: list[tuple[str, bytes | int]]) -> str:
         """Wait for each pattern in what came since the last keys, then type the keys or send the signal."""
         main, child = pty.openpty()
-        command = [sys.executable, "-m", "client", shared_daemon.endpoint]
+        command = [sys.executable, "-m", "client", "--terminal", shared_daemon.endpoint]
         process = subprocess.Popen(command, stdin=child, stdout=child, stderr=child, env=environment, start_new_session=True)
         os.close(child)
         everything, new = "", ""

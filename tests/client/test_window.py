@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,8 +12,12 @@ import pytest
 from imgui_bundle import imgui
 
 from client.app import App
+from client.events import Prefer
+from protocol.keys import Address, CurveKeys
+from tests.client.hostile import HostileServer
 from tests.client.window import Driver, drive
 from tests.conftest import Daemon
+from tests.system.test_keys import keyed_daemon
 
 pytestmark = pytest.mark.usefixtures("screen")
 Key = imgui.Key
@@ -66,3 +73,239 @@ def test_write_stop_undo_and_flip(window: Callable[[str, Callable[[Driver], None
         assert d.state.ledgers.last.ledger.new_tokens < 1000
 
     window(shared_daemon.endpoint, test)
+
+
+Window = Callable[[str, Callable[[Driver], None]], None]
+
+
+def test_what_stands_after_the_cursor_stays(window: Window, shared_daemon: Daemon) -> None:
+    def test(d: Driver) -> None:
+        write(d, "Shall I compare theeEND", tokens=1)
+        d.keys(Key.mod_ctrl, Key.z)
+        assert d.state.page.document.text == "Shall I compare theeEND"
+        d.focus_page()
+        for _ in range(3):
+            d.keys(Key.left_arrow)
+        assert d.state.page.document.cursor == 20
+        d.state.preferences.sampling["max_new_tokens"] = 5
+        d.keys(Key.mod_ctrl, Key.enter)
+        d.wait(lambda: d.state.ledgers.count == 2 and d.state.page.generating is None)
+        document = d.state.page.document
+        assert document.text.startswith("Shall I compare thee") and document.text.endswith("END") and len(document.text) > 26
+        assert d.state.history.entries[-1].prompt == "Shall I compare thee"
+        d.ctx.key_chars("!")
+        d.ctx.yield_(3)
+        assert document.text.endswith("!END"), "one goes on writing where it ended"
+
+    window(shared_daemon.endpoint, test)
+
+
+def test_load_with_progress_and_unload(window: Window, own_daemon: Daemon) -> None:
+    def test(d: Driver) -> None:
+        d.wait(lambda: d.state.link.status == "ready" and len(d.state.models.known) > 5)
+        assert [i.name for i in d.state.models.known][:2] == ["demo", "gpt2"] and not d.state.models.known[1].on_disk
+        d.panel("Model")
+        d.choose("//Model/Model/##Precision", "int4")
+        d.ctx.yield_(2)
+        assert (d.state.models.model, d.state.models.precision) == ("demo", "int4")
+        d.click("//Model/Model/###Load")
+        d.wait(lambda: d.state.models.loading is None and any(w.precision == "int4" for w in d.state.link.workers), 30)
+        d.shot("loaded")
+        d.click("//**/###unload demo\\/onnx\\/int4")
+        d.wait(lambda: not d.state.link.workers)
+        d.choose("//Model/Model/##Model", "###gpt2-xl")
+        d.click("//Model/Model/###Load")
+        d.wait(lambda: bool(d.state.models.error), 20)
+        assert "cannot be reached" in d.state.models.error and "put a folder" in d.state.models.error
+
+    window(own_daemon.endpoint, test)
+
+
+def test_another_token_is_taken(window: Window, shared_daemon: Daemon) -> None:
+    def test(d: Driver) -> None:
+        write(d, "Shall I compare thee", tokens=6)
+        first = d.state.shown.result
+        assert len(first.logprobs) == 6 and len(first.logprobs[0].top) == 10
+        other = next(a for a in first.logprobs[2].top if a.id != first.ids[2])
+        d.panel("Tokens")
+        d.click(f"//Tokens/Tokens/$$2/{first.logprobs[2].text}")
+        d.ctx.yield_(3)
+        d.shot("alternatives")
+        d.click(f"//$FOCUSED/###{other.id}")
+        d.wait(lambda: d.state.ledgers.count == 2 and d.state.page.generating is None)
+        assert d.state.history.entries[-1].prompt == "Shall I compare thee"
+        beginning = "".join(t.text for t in first.logprobs[:2]) + other.text
+        assert d.state.page.document.text.startswith("Shall I compare thee" + beginning)
+
+    window(shared_daemon.endpoint, test)
+
+
+def test_compare_int8_with_full_precision(window: Window, own_daemon: Daemon) -> None:
+    def test(d: Driver) -> None:
+        d.wait(lambda: d.state.link.status == "ready" and bool(d.state.models.model))
+        d.panel("Compare")
+        for index, way in enumerate(("demo/onnx/int8", "demo/onnx/fp32")):
+            d.choose(f"//Compare/Compare/columns/$${index}/##way {index}", way.replace("/", "\\/"))
+        d.click("//Compare/Compare/###Compare")
+        d.wait(lambda: d.state.compare.running is None and all(c.result for c in d.state.compare.columns), 40)
+        one, two = d.state.compare.columns
+        assert (one.result.precision, two.result.precision) == ("int8", "fp32") and not one.error and not two.error
+        assert one.result.settings["seed"] == two.result.settings["seed"] == 1
+        assert "".join(part for part, _ in two.parts) == two.text
+        assert (one.text == two.text) == (not any(differs for _, differs in two.parts))
+        d.shot("compared")
+
+    window(own_daemon.endpoint, test)
+
+
+def test_history_is_searched_restored_and_exported(window: Window, shared_daemon: Daemon, home: Path) -> None:
+    def test(d: Driver) -> None:
+        write(d, "Shall I compare thee", tokens=8)
+        text = d.state.page.document.text
+        d.keys(Key.mod_ctrl, Key.n)
+        d.ctx.yield_(3)
+        d.click("//$FOCUSED/Do not save")
+        d.wait(lambda: d.state.page.document.text == "")
+        d.panel("History")
+        d.ctx.item_input_value("//History/History/##search", "COMPARE demo")
+        d.click("//**/###entry 1")
+        d.ctx.yield_(2)
+        d.click("//History/History/Restore")
+        d.wait(lambda: d.state.page.document.text == text)
+        d.click("//History/History/Export Python")
+        d.wait(lambda: d.state.files.purpose == "export")
+        d.state.files.folder = str(home)
+        d.ctx.yield_(2)
+        d.click("//$FOCUSED/###OK")
+        d.wait((home / "generation.py").exists)
+        done = subprocess.run(
+            [sys.executable, str(home / "generation.py"), shared_daemon.endpoint], capture_output=True, text=True, timeout=60
+        )
+        assert "Shall I compare thee" + done.stdout[:-1] == text, done.stderr
+
+    window(shared_daemon.endpoint, test)
+
+
+def test_files_unsaved_changes_and_restore(window: Window, shared_daemon: Daemon, home: Path) -> None:
+    def first(d: Driver) -> None:
+        d.type("Stra\u00dfe \u4e2d\u6587")
+        d.keys(Key.mod_ctrl, Key.s)
+        d.wait(lambda: d.state.files.purpose == "save")
+        d.state.files.folder = str(home)
+        d.ctx.yield_(2)
+        d.click("//$FOCUSED/###OK")
+        d.wait(lambda: (home / "page.txt").exists() and not d.state.page.dirty)
+        assert (home / "page.txt").read_text(encoding="utf-8") == "Stra\u00dfe \u4e2d\u6587"
+        d.type(" more")
+        d.wait((home / "data" / "gpt2d" / "autosave.txt").exists)
+        d.shot("unicode")
+
+    def second(d: Driver) -> None:
+        d.ctx.yield_(3)
+        assert d.state.recovered is not None
+        d.shot("restore")
+        d.click("//$FOCUSED/Restore it")
+        d.wait(lambda: d.state.page.document.text.endswith("more"))
+
+    window(shared_daemon.endpoint, first)
+    window(shared_daemon.endpoint, second)
+
+
+def test_fonts_theme_and_panels_are_kept(window: Window, shared_daemon: Daemon, home: Path) -> None:
+    def change(d: Driver) -> None:
+        d.wait(lambda: bool(d.state.fonts))
+        d.ctx.menu_click("//##MainMenuBar/View/Settings")
+        d.ctx.yield_(3)
+        d.click("//Settings/Settings/light")
+        d.ctx.yield_(3)
+        d.app.tell(Prefer("font_size", 20.0))
+        d.app.tell(Prefer("page_font", next((path for name, path in d.state.fonts if "DejaVu" in name), "")))
+        d.ctx.yield_(5)
+        d.type("A page in another font.")
+        d.shot("light")
+        d.keys(Key.f1)
+        d.ctx.yield_(3)
+        assert "Keys" not in d.state.preferences.closed
+        d.shot("keys")
+        d.wait((home / "config" / "gpt2d" / "client.json").exists)
+
+    def see(d: Driver) -> None:
+        assert d.state.preferences.theme == "light" and d.state.preferences.font_size == 20
+        assert "Settings" not in d.state.preferences.closed
+        d.ctx.yield_(3)
+
+    window(shared_daemon.endpoint, change)
+    window(shared_daemon.endpoint, see)
+
+
+def test_a_killed_daemon_is_said_and_found_again(window: Window, own_daemon: Daemon, tmp_path: Path, cache: Path) -> None:
+    def test(d: Driver) -> None:
+        d.wait(lambda: d.state.link.status == "ready")
+        d.click("//Model/Model/###Load")
+        write_when_loaded(d)
+        d.state.preferences.sampling |= {"max_new_tokens": 1000, "ignore_eos": True}
+        d.keys(Key.mod_ctrl, Key.enter)
+        d.wait(lambda: d.state.page.generating is not None and d.state.page.generating.end > d.state.page.generating.start)
+        own_daemon.kill()
+        d.wait(lambda: d.state.link.status == "lost" and d.state.page.generating is None, 10)
+        assert d.state.link.trouble and d.state.page.error
+        d.shot("lost")
+        again = Daemon(tmp_path / "again", "--cache-dir", str(cache), "--endpoint", own_daemon.endpoint)
+        try:
+            d.wait(lambda: d.state.link.status == "ready", 10)
+            assert "restarted" in d.state.notice or "again" in d.state.notice
+        finally:
+            again.kill()
+
+    window(own_daemon.endpoint, test)
+
+
+def write_when_loaded(d: Driver) -> None:
+    d.wait(lambda: any(w.state == "ready" for w in d.state.link.workers), 30)
+    write(d, "Shall I", tokens=3)
+
+
+def test_refusals_and_nobody_there(window: Window, tmp_path: Path, cache: Path) -> None:
+    keyed = keyed_daemon(tmp_path, cache)
+    line = Address(keyed.daemon.endpoint, keyed.server.public, CurveKeys.new()).line()
+
+    def test(d: Driver) -> None:
+        d.wait(lambda: d.state.link.status == "refused", 10)
+        assert "refuses this key" in d.state.link.trouble
+        d.shot("refused")
+        for server, says in ((keyed.daemon.endpoint, "wants a key"), ("tcp://127.0.0.1:1", "nobody listens"), ("nonsense", "no server")):
+            d.panel("Connection")
+            d.ctx.item_input_value("//Connection/Connection/##server", server)
+            d.click("//Connection/Connection/Connect anew" if d.state.link.status != "off" else "//Connection/Connection/Connect")
+            d.wait(lambda says=says: says in d.state.link.trouble, 10)
+        assert CurveKeys.of(keyed.owner.secret) and keyed.owner.secret not in str(d.state.preferences)
+
+    window(line, test)
+    keyed.daemon.kill()
+
+
+def test_a_hostile_server_freezes_nothing(window: Window) -> None:
+    """Endless text, control characters, nonsense ledgers: the window stays, and says so."""
+    with HostileServer() as server:
+
+        def test(d: Driver) -> None:
+            d.wait(lambda: d.state.link.status == "ready")
+            d.type("x")
+            d.click("//Page/Generate")
+            d.wait(lambda: d.state.page.generating is None and bool(d.state.page.error), 20)
+            assert "far more text" in d.state.page.error
+            began = time.monotonic()
+            for _ in range(20):
+                d.ctx.yield_()
+            assert time.monotonic() - began < 5
+            d.state.page.error = ""
+            server.mode = "nonsense"
+            d.click("//Page/Generate")
+            d.wait(lambda: d.state.ledgers.count == 1, 20)
+            for name in ("Inference", "Tokens", "History", "Model"):
+                d.panel(name)
+            d.ctx.yield_(5)
+            d.shot("hostile")
+            assert "\0" not in d.state.page.document.text
+
+        window(server.endpoint, test)

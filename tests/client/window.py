@@ -31,6 +31,14 @@ class Driver:
 
     def click(self, path: str) -> None:
         self.ctx.item_click(path)
+        assert not self.ctx.is_error(), f"{path} cannot be clicked"
+
+    def choose(self, combo: str, item: str) -> None:
+        """Open a drop-down and take one of its items."""
+        self.click(combo)
+        self.ctx.yield_(2)
+        self.click(f"//$FOCUSED/{item}")
+        self.ctx.yield_(3)
 
     def panel(self, name: str) -> None:
         """Bring a panel to the front."""

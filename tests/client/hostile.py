@@ -1,0 +1,79 @@
+"""A server that speaks the protocol and means harm."""
+
+from __future__ import annotations
+
+import math
+import threading
+from typing import Any, Literal, Self
+
+import zmq
+
+from protocol import codec, messages as m
+from protocol.ledger import Ledger
+from protocol.parameters import parameters
+
+NASTY = "\0\x1b[31m\u202e##%s%n{}" + "\U0001f600" + "\n" * 50 + "W" * 5000
+
+
+class HostileServer:
+    """Answers hello, ping and models as it should; what it generates depends on `mode`."""
+
+    def __init__(self) -> None:
+        self.mode: Literal["flood", "nonsense"] = "flood"
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._socket = self._context.socket(zmq.ROUTER)
+        self._socket.linger = 0
+        port = self._socket.bind_to_random_port("tcp://127.0.0.1")
+        self.endpoint = f"tcp://127.0.0.1:{port}"
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        self._context.destroy(linger=0)
+
+    def _run(self) -> None:
+        while not self._over.is_set():
+            if not self._socket.poll(20):
+                continue
+            peer, frame = self._socket.recv_multipart()
+            request = codec.decode_request(frame)
+            for reply in self._replies(request):
+                self._socket.send_multipart([peer, codec.encode(reply)])
+
+    def _replies(self, request: Any) -> list[Any]:
+        match request:
+            case m.Hello():
+                return [
+                    m.ServerInfo(id=request.id, protocol="1.0", server_id="x", version=NASTY, host=NASTY, cpu=NASTY, cores=-1, memory_bytes=-5,
+                                 engines=[], parameters=parameters())
+                ]  # fmt: skip
+            case m.Ping():
+                health = m.WorkerHealth(
+                    model=NASTY, engine="e", precision="p", state="ready", moved_ms_ago=math.inf, running=-1, waiting=10**18
+                )
+                return [m.Pong(id=request.id, server_id="x", uptime_ms=math.nan, draining=False, workers=[health] * 50)]
+            case m.Models():
+                way = m.Precision(engine="e", precision="p", memory_bytes=2**62, loaded=True)
+                info = m.ModelInfo(name=NASTY[:100], parameters=2**62, context=0, file_bytes=-1, precisions=[way] * 3)
+                return [m.ModelList(id=request.id, models=[info] * 2000)]
+            case m.Generate() if self.mode == "flood":
+                return [m.Tokens(id=request.id, seq=i, text=NASTY * 10, ids=[1]) for i in range(200)]
+            case m.Generate():
+                ledger = Ledger(
+                    queue_ms=math.nan, tokenise_ms=-1.0, prefill_ms=math.inf, decode_ms=1e300, first_token_ms=-math.inf, inference_ms=math.nan,
+                    tokens_per_second=math.inf, prompt_tokens=-4, new_tokens=10**9, reused_tokens=-1, mean_batch=math.nan,
+                )  # fmt: skip
+                told = [m.TokenLogprobs(text=NASTY, logprob=math.nan, top=[m.Alternative(id=1, text=NASTY, logprob=math.inf)] * 20)] * 50
+                result = m.Generated(
+                    id=request.id, seq=0, text=NASTY, ids=[1] * 50, finish_reason="eos", prompt_truncated=-7, settings={"seed": NASTY}, model=NASTY,
+                    engine=NASTY, precision=NASTY, digest=NASTY, threads=-1, ledger=ledger, logprobs=told,
+                )  # fmt: skip
+                return [result]
+            case _:
+                return [m.Failure(id=request.id, code="internal", message=NASTY)]

@@ -1,0 +1,171 @@
+"""update.apply: whatever happens in whatever order, the state stays one that can be drawn and worked with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from hypothesis import given, settings, strategies as st
+
+from client import events as e
+from client.comparing import differences
+from client.export import as_json, as_python
+from client.state import AppState
+from client.update import apply
+from protocol import messages as m
+from protocol.errors import BY_CODE, ConnectionLost, KeyRefused, NoServer, ServerRestarted, ServerStuck
+from protocol.ledger import ledger
+from protocol.parameters import parameters
+
+INFO = m.ServerInfo(
+    id=1, protocol="1.0", server_id="a", version="1", host="h", cpu="c", cores=2, memory_bytes=3, engines=[], parameters=parameters()
+)
+WORKER = m.WorkerHealth(model="demo", engine="onnx", precision="int8", state="ready", moved_ms_ago=1, running=0, waiting=0)
+PONG = m.Pong(id=1, server_id="a", uptime_ms=1, draining=False, workers=[WORKER])
+MODEL = m.ModelInfo(
+    name="demo",
+    parameters=6,
+    context=1024,
+    file_bytes=1,
+    precisions=[m.Precision(engine="onnx", precision="int8", memory_bytes=1, loaded=True)],
+)
+TOLD = [m.TokenLogprobs(text=" x", logprob=-1.0, top=[m.Alternative(id=5, text="y", logprob=-2.0)])] * 2
+RESULT = m.Generated(
+    id=1, text=" x x", ids=[3, 3], finish_reason="length", prompt_truncated=0, settings={"seed": 1, "temperature": 0.5}, model="demo", engine="onnx",
+    precision="int8", digest="d", threads=2, ledger=ledger(new_tokens=2), logprobs=TOLD,
+)  # fmt: skip
+
+
+def ready() -> AppState:
+    state = AppState()
+    for message in (
+        e.Tick(1.0, 1e9),
+        e.Connect(),
+        e.Replied("look", INFO, 1),
+        e.Replied("models", m.ModelList(id=1, models=[MODEL]), 1),
+        e.Replied("look", PONG, 1),
+    ):
+        apply(state, message)
+    assert state.link.status == "ready" and state.models.model == "demo"
+    return state
+
+
+def sent(effects: list[e.Effect], kind: type[Any]) -> list[Any]:
+    return [effect.request for effect in effects if isinstance(effect, e.Send) and isinstance(effect.request, kind)]
+
+
+def test_a_generation_streams_into_the_place_it_was_asked_for() -> None:
+    state = ready()
+    apply(state, e.Typed("Once END", 4))
+    (request,) = sent(apply(state, e.Do("generate")), m.Generate)
+    assert (request.prompt, request.truncate, request.stream, request.logprobs, request.model) == ("Once", "left", True, 10, "demo")
+    for text in (" upon", " a", " time"):
+        apply(state, e.Replied("page", m.Tokens(id=1, text=text, ids=[1]), 1))
+    assert state.page.document.text == "Once upon a time END"
+    apply(state, e.Typed("nonsense", 0))
+    assert state.page.document.text == "Once upon a time END", "nobody writes in between"
+    apply(state, e.Replied("page", RESULT, 50.0))
+    assert state.page.generating is None and state.ledgers.last == RESULT and len(state.history.entries) == 1
+    assert state.page.document.cursor == len("Once upon a time")
+
+
+def test_only_the_end_of_a_long_page_is_sent() -> None:
+    state = ready()
+    text = "\u4e2d" * 200_000
+    apply(state, e.Typed(text, len(text.encode())))
+    (request,) = sent(apply(state, e.Do("generate")), m.Generate)
+    assert len(request.prompt.encode()) <= 100_000 and text.endswith(request.prompt)
+
+
+def test_a_chosen_token_goes_on_from_its_tokens() -> None:
+    state = ready()
+    apply(state, e.Typed("Once", 4))
+    apply(state, e.Do("generate"))
+    apply(state, e.Replied("page", m.Tokens(id=1, text=" x x", ids=[3, 3]), 1))
+    apply(state, e.Replied("page", RESULT, 1))
+    effects = apply(state, e.TakeToken(1, 5))
+    assert [r.text or r.ids for r in sent(effects, m.Tokenize)] == ["Once", [3, 5]]
+    assert apply(state, e.Replied("branch ids", m.Tokenized(id=1, text="Once", ids=[7, 8], offsets=[0, 2, 4]), 1)) == []
+    (request,) = sent(apply(state, e.Replied("branch text", m.Tokenized(id=1, text=" xy", ids=[3, 5], offsets=[0, 2, 3]), 1)), m.Generate)
+    assert request.prompt is None and request.prompt_ids == [7, 8, 3, 5]
+    assert state.page.document.text == "Once xy"
+
+
+def test_a_restarted_server_is_noticed_and_asked_anew() -> None:
+    state = ready()
+    apply(state, e.Do("generate"))
+    apply(state, e.Replied("look", ServerRestarted("gone"), 1))
+    assert state.link.status == "lost" and state.page.generating is None and state.page.error == "gone"
+    assert sent(apply(state, e.Tick(1.1, 1e9)), m.Hello)
+    effects = apply(
+        state, e.Replied("look", m.ServerInfo(**{**{f: getattr(INFO, f) for f in INFO.__struct_fields__}, "server_id": "b"}), 1)
+    )
+    assert state.link.status == "ready" and "restarted" in state.notice and sent(effects, m.Models)
+
+
+def test_a_connect_line_is_not_kept_among_the_preferences() -> None:
+    state = AppState()
+    state.link.server = "tcp://h:1#secret.keys"
+    effects = apply(state, e.Connect())
+    apply(state, e.Replied("look", INFO, 1))
+    assert e.OpenLink("tcp://h:1#secret.keys", "", "") in effects
+    assert "secret" not in str(state.preferences)
+
+
+def test_exports_hold_what_a_server_says() -> None:
+    state = ready()
+    nasty = m.Generated(**{**{f: getattr(RESULT, f) for f in RESULT.__struct_fields__}, "model": '"""\nimport os\n"""', "digest": '"""x'})
+    apply(state, e.Do("generate"))
+    apply(state, e.Replied("page", nasty, 1))
+    (entry,) = state.history.entries
+    code = compile(as_python(entry), "export", "exec")
+    assert "os" not in code.co_names and '"prompt"' in as_json(entry)
+
+
+@given(st.text(max_size=200), st.text(max_size=200))
+def test_differences_lose_nothing(text: str, other: str) -> None:
+    assert "".join(part for part, _ in differences(text, other)) == text
+    assert not any(differs for _, differs in differences(text, text))
+
+
+errors = st.sampled_from(
+    [ConnectionLost("x"), KeyRefused("x"), NoServer("x"), ServerStuck("x"), ServerRestarted("x"), *(kind("x") for kind in BY_CODE.values())]
+)
+replies: st.SearchStrategy[Any] = st.one_of(
+    errors, st.just(INFO), st.just(PONG), st.just(RESULT), st.just(m.ModelList(id=1, models=[MODEL])), st.just(m.ModelList(id=1, models=[])),
+    st.builds(m.Tokens, id=st.just(1), text=st.text(max_size=5), ids=st.just([1])),
+    st.builds(m.Progress, id=st.just(1), stage=st.text(max_size=5), done=st.integers(-5, 5), total=st.integers(-5, 5), unit=st.just("bytes")),
+    st.just(m.Tokenized(id=1, text="ab", ids=[1], offsets=[0, 2])), st.just(m.Tokenized(id=1, text="", ids=[], offsets=[])),
+    st.just(m.Loaded(id=1, model="demo", engine="onnx", precision="int8", digest="d", context=1, rows=1, threads=1, rss_bytes=1, load_ms=1, already=True)),
+    st.just(m.Unloaded(id=1, names=["a"])),
+    st.just(m.Stats(id=1, uptime_ms=1, rss_bytes=1, peers=1, open_requests=1, requests={}, errors={}, workers=[])),
+)  # fmt: skip
+TAGS = ["look", "models", "stats", "load", "unload", "page", "count", "branch ids", "branch text", "compare", "compare load"]
+WORDS = list(get_args(get_type_hints(e.Do)["what"]))
+messages: st.SearchStrategy[Any] = st.one_of(
+    st.builds(e.Replied, st.sampled_from(TAGS), replies, st.floats(0, 9)), st.builds(e.Do, st.sampled_from(WORDS)), st.just(e.Connect()), st.just(e.Disconnect()),
+    st.builds(e.Tick, st.floats(0, 1000), st.just(1e9)), st.builds(lambda t: e.Typed(t, len(t.encode())), st.text("ab\u4e2d", max_size=9)),
+    st.builds(e.TakeToken, st.integers(-2, 3), st.just(5)), st.builds(e.Restore, st.integers(0, 3)), st.just(e.LoadModel()), st.just(e.CancelLoad()),
+    st.builds(e.Opened, st.just(Path("x")), st.text(max_size=5)), st.builds(e.Saved, st.just(Path("x")), st.just(b"a")), st.just(e.DiskFailed("full")),
+    st.builds(e.Choose, st.sampled_from(["demo", "gone"]), st.sampled_from(["onnx", "x"]), st.sampled_from(["int8", "y"])), st.just(e.NotConnected("no")),
+    st.builds(e.ExportEntry, st.integers(0, 3), st.sampled_from(["json", "python"])), st.builds(e.ChooseColumn, st.integers(0, 5), st.just({"model": "demo"})),
+    st.builds(e.ChooseFile, st.just("."), st.sampled_from(["", "a"]), st.booleans()), st.just(e.SetSetting("temperature", 0.5)), st.just(e.SetSetting("temperature", None)),
+)  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(messages, max_size=40))
+def test_any_order_of_events_leaves_a_valid_state(order: list[Any]) -> None:
+    state = ready()
+    for message in order:
+        effects = apply(state, message)
+        assert all(isinstance(effect, e.Effect) for effect in effects)
+        document, going = state.page.document, state.page.generating
+        document.data.decode()
+        assert all(0 <= mark.start < mark.end <= len(document.data) for mark in document.marks)
+        assert going is None or 0 <= going.start <= going.end <= len(document.data)
+        assert going is None or state.link.status in {"ready", "stuck"}
+        assert all(0 <= place.shown <= max(0, len(place.takes) - 1) for place in document.places.values())
+        assert state.compare.running is None or 0 <= state.compare.running < len(state.compare.columns)
+        assert 2 <= len(state.compare.columns) <= 4
+        assert state.models.loading is None or state.link.status in {"ready", "stuck"}
