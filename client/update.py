@@ -111,7 +111,7 @@ def _looked(state: AppState, event: object, took_ms: float) -> list[e.Effect]:
             return _trouble(state, ServerRestarted("the server was restarted"))
         link.rtt_ms, link.workers = took_ms, event.workers[:MAX_MODELS]
         link.next_look = state.now + LOOK_S
-        return [e.Send("stats", m.GetStats(), CONTROL_S)] if link.workers else []
+        return [e.Send("stats", m.GetStats(), CONTROL_S)] if any(w.running for w in link.workers) else []
     if isinstance(event, Gpt2dError):
         return _trouble(state, event)
     return []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import glfw  # before imgui_bundle, so that this one's library is used
@@ -104,7 +105,8 @@ class Window:
         implot.create_context()
         self.backend = Backend(self.window)
         self.app.start()
-        self.frames = 0
+        self.watch: Callable[[float, float, float], None] | None = None
+        """Told of each frame: seconds that its own code took, how late it began, when it was on the screen (monotonic)."""
         self._title = ""
 
     def run(self) -> None:
@@ -126,12 +128,16 @@ class Window:
             now = time.monotonic()
             if now < drawn + (FRAME_S if settle else STREAM_S if self._woken or self.app.link.more else IDLE_S):
                 continue
+            late = now - (drawn + pause) if drawn else 0.0
             self._woken = False
             happened = self.app.take_events()
+            taken = time.monotonic() - now
             drawn = now
             if settle or happened or self.app.state.link.status not in {"ready", "off"}:  # else nothing looks different
                 settle = max(0, settle - 1)
-                self.frame()
+                own = self.frame() + taken
+                if self.watch:
+                    self.watch(own, late, time.monotonic())
         size = glfw.get_window_size(self.window)
         self.app.state.preferences.width, self.app.state.preferences.height = int(size[0]), int(size[1])
 
@@ -140,14 +146,15 @@ class Window:
         self._woken = True
         glfw.post_empty_event()
 
-    def frame(self) -> None:
-        """Draw once."""
-        glfw.make_context_current(self.window)
+    def frame(self) -> float:
+        """Draw once; return the seconds that the window's own code took, without those of OpenGL."""
+        began = time.monotonic()
         self.app.prepare()
         self.backend.process_inputs()
         imgui.new_frame()
         self.app.draw()
         imgui.render()
+        own = time.monotonic() - began
         width, height = glfw.get_framebuffer_size(self.window)
         GL.glViewport(0, 0, width, height)
         GL.glClearColor(0.1, 0.1, 0.1, 1)
@@ -160,7 +167,7 @@ class Window:
         if title != self._title:
             self._title = title
             glfw.set_window_title(self.window, title)
-        self.frames += 1
+        return own
 
     def close(self) -> None:
         self.app.close()

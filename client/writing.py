@@ -176,6 +176,7 @@ def _written(state: AppState, event: object, took_ms: float) -> list[e.Effect]:
         _note(state, going.prompt, event, took_ms)
         state.shown = Shown(going.start, going.prompt, event)
         _ended(state, "")
+        return [e.Send("stats", m.GetStats(), COUNT_S)]
     elif isinstance(event, Gpt2dError):
         _ended(state, str(event))
     return []
