@@ -255,8 +255,8 @@ class AppState:
     """(name, path) of the system's fonts."""
     fonts_changed: bool = True
     """The window loads the fonts anew before its next frame."""
-    focus_page: bool = False
-    """The page comes to the front in this frame."""
+    focus_page: int = 0
+    """For so many frames the page comes to the front."""
     arrange: bool = True
     """The panels are put in their first places."""
     notice: str = ""

@@ -11,6 +11,8 @@ from client.state import PANELS, AppState
 from client.views import compare, connection, dialogs, history, inference, models, page, sampling, settings, tokens, widgets
 
 K = imgui.Key
+SETTLE = 3
+"""Frames until new panels are where they belong."""
 CTRL, SHIFT, ALT = int(K.mod_ctrl), int(K.mod_shift), int(K.mod_alt)
 DRAWN: dict[str, Callable[[AppState], list[Action]]] = {
     "Connection": connection.draw, "Model": models.draw, "Sampling": sampling.draw, "Inference": inference.draw, "Tokens": tokens.draw,
@@ -29,7 +31,7 @@ def ui(state: AppState, page_font: imgui.ImFont | None = None) -> list[Action]:
     dock = imgui.dock_space_over_viewport(imgui.get_id("dock"))
     if not state.preferences.layout and state.arrange:
         arrange(dock)
-        state.arrange, state.focus_page = False, True
+        state.arrange, state.focus_page = False, SETTLE
     if imgui.begin("Page"):
         actions += page.draw(state, page_font)
     imgui.end()
@@ -45,7 +47,7 @@ def ui(state: AppState, page_font: imgui.ImFont | None = None) -> list[Action]:
                 actions.append(Prefer("closed", [*state.preferences.closed, name]))
     if state.focus_page:
         imgui.set_window_focus("Page")
-        state.focus_page = False
+        state.focus_page -= 1
     if "Keys" not in state.preferences.closed:
         imgui.set_next_window_pos(imgui.get_main_viewport().get_center(), imgui.Cond_.appearing, ImVec2(0.5, 0.5))
         opened, stays = imgui.begin("Keys", True, imgui.WindowFlags_.always_auto_resize | imgui.WindowFlags_.no_docking)
@@ -115,7 +117,7 @@ def shortcuts(state: AppState) -> list[Action]:
     if imgui.shortcut(int(K.f1), flags):
         actions.append(toggle(state, "Keys"))
     if imgui.shortcut(CTRL | int(K.e), flags):
-        state.focus_page = True
+        state.focus_page = 1
     # Without this, Esc would throw away what was typed since the field had the focus.
     popup = imgui.is_popup_open("", imgui.PopupFlags_.any_popup_id | imgui.PopupFlags_.any_popup_level)
     if not popup and imgui.shortcut(int(K.escape), flags):

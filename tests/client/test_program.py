@@ -1,0 +1,60 @@
+"""The program itself, in a window of its own under Xvfb, with keys that xdotool presses."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from protocol import Client
+from tests.conftest import Daemon, wait_for
+
+
+def test_a_person_writes_and_quits(screen: str, home: Path, shared_daemon: Daemon, client: Client) -> None:
+    if not shutil.which("xdotool"):
+        pytest.skip("needs xdotool (Debian: apt-get install xdotool)")
+    code = f"from client import window; window.main({shared_daemon.endpoint!r})"
+    program = subprocess.Popen([sys.executable, "-P", "-c", code], env=os.environ | {"DISPLAY": screen}, stderr=subprocess.PIPE, text=True)
+
+    def xdotool(*words: str) -> str:
+        return subprocess.run(["xdotool", *words], capture_output=True, text=True, timeout=10).stdout.strip()
+
+    try:
+        wait_for(lambda: xdotool("search", "--name", "gpt2d") != "", 20)
+        window = xdotool("search", "--name", "gpt2d").split()[-1]
+        before = client.stats().requests.get("generate", 0)
+        kept = home / "config" / "gpt2d" / "client.json"
+        wait_for(kept.exists, 10)  # it has met the server and drawn its panels
+        xdotool("windowfocus", window)
+
+        def writes() -> bool:
+            """It has drawn its panels, and the page takes keys."""
+            xdotool("mousemove", "--window", window, "600", "300", "click", "1")
+            time.sleep(0.3)
+            xdotool("type", ". ")
+            time.sleep(0.3)
+            return "*" in xdotool("getwindowname", window)
+
+        wait_for(writes, 15)
+        xdotool("type", "--delay", "30", "Shall I compare thee")
+
+        def asked() -> bool:
+            xdotool("keydown", "ctrl", "key", "--delay", "100", "Return", "keyup", "ctrl")
+            return client.stats().requests.get("generate", 0) > before
+
+        wait_for(asked, 10)
+        autosave = home / "data" / "gpt2d" / "autosave.txt"
+        wait_for(autosave.exists, 10)
+        wait_for(lambda: "compare thee" in autosave.read_text(encoding="utf-8"), 10)
+        assert program.poll() is None
+        assert json.loads(kept.read_text(encoding="utf-8"))["server"] == shared_daemon.endpoint
+    finally:
+        program.kill()
+        _, errors = program.communicate()
+    assert "Traceback" not in errors, errors
