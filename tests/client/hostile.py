@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import zmq
 
@@ -16,10 +16,9 @@ NASTY = "\0\x1b[31m\u202e##%s%n{}" + "\U0001f600" + "\n" * 50 + "W" * 5000
 
 
 class HostileServer:
-    """Answers hello, ping and models as it should; what it generates depends on `mode`."""
+    """Answers hello, ping and models as it should; what it generates depends on the prompt: nonsense after `nonsense`, else a flood."""
 
     def __init__(self) -> None:
-        self.mode: Literal["flood", "nonsense"] = "flood"
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.linger = 0
@@ -62,7 +61,7 @@ class HostileServer:
                 way = m.Precision(engine="e", precision="p", memory_bytes=2**62, loaded=True)
                 info = m.ModelInfo(name=NASTY[:100], parameters=2**62, context=0, file_bytes=-1, precisions=[way] * 3)
                 return [m.ModelList(id=request.id, models=[info] * 2000)]
-            case m.Generate() if self.mode == "flood":
+            case m.Generate() if "nonsense" not in (request.prompt or ""):
                 return [m.Tokens(id=request.id, seq=i, text=NASTY * 10, ids=[1]) for i in range(200)]
             case m.Generate():
                 ledger = Ledger(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -11,7 +13,6 @@ from pathlib import Path
 import pytest
 from imgui_bundle import imgui
 
-from client.app import App
 from client.events import Prefer
 from protocol.keys import Address, CurveKeys
 from tests.client.hostile import HostileServer
@@ -26,7 +27,7 @@ Key = imgui.Key
 @pytest.fixture
 def window(home: Path) -> Callable[[str, Callable[[Driver], None]], None]:
     def run(server: str, test: Callable[[Driver], None]) -> None:
-        drive(App(lambda: None, server), home, test)
+        drive(server, home, test)
 
     return run
 
@@ -246,7 +247,7 @@ def test_a_killed_daemon_is_said_and_found_again(window: Window, own_daemon: Dae
         d.state.preferences.sampling |= {"max_new_tokens": 1000, "ignore_eos": True}
         d.keys(Key.mod_ctrl, Key.enter)
         d.wait(lambda: d.state.page.generating is not None and d.state.page.generating.end > d.state.page.generating.start)
-        own_daemon.kill()
+        os.kill(own_daemon.process.pid, signal.SIGKILL)  # from another process than its parent
         d.wait(lambda: d.state.link.status == "lost" and d.state.page.generating is None, 10)
         assert d.state.link.trouble and d.state.page.error
         d.shot("lost")
@@ -299,7 +300,7 @@ def test_a_hostile_server_freezes_nothing(window: Window) -> None:
                 d.ctx.yield_()
             assert time.monotonic() - began < 5
             d.state.page.error = ""
-            server.mode = "nonsense"
+            d.state.page.document.replace(0, len(d.state.page.document.data), "nonsense", "test")
             d.click("//Page/Generate")
             d.wait(lambda: d.state.ledgers.count == 1, 20)
             for name in ("Inference", "Tokens", "History", "Model"):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import select
+import signal
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,10 @@ from client.state import AppState
 
 SHOTS = os.environ.get("GPT2D_SHOTS")
 """A folder for the screenshots; without it they are taken and thrown away."""
+
+
+SIZE = (1360, 860)
+TEST_S = 60.0
 
 
 class Driver:
@@ -79,8 +86,35 @@ class Driver:
         return path
 
 
-def drive(app: App, folder: Path, test: Callable[[Driver], None], size: tuple[int, int] = (1360, 860)) -> None:
-    """Run the app in a window of the test's until the test has ended. Raises what the test raises."""
+def drive(server: str, folder: Path, test: Callable[[Driver], None]) -> None:
+    """Open the app in a process of its own, connected to a server, and run the test in it.
+
+    A process, because Dear ImGui's objects must not outlive its context, which a test process's garbage collection does not
+    promise. Raises: AssertionError with what went wrong.
+    """
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        said = ""
+        try:
+            _run(App(lambda: None, server), folder, test)
+        except BaseException:  # noqa: BLE001 - told to the parent, whatever it is
+            said = traceback.format_exc()
+        os.write(writing, said.encode()[-60_000:])
+        os._exit(bool(said))
+    os.close(writing)
+    try:
+        ready, _, _ = select.select([reading], [], [], TEST_S)
+        said = os.read(reading, 65_536).decode(errors="replace") if ready else f"not done within {TEST_S} s"
+    finally:
+        if not ready:
+            os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        os.close(reading)
+    assert not said and status == 0, said or f"the window's process ended with status {status}"
+
+
+def _run(app: App, folder: Path, test: Callable[[Driver], None]) -> None:
     params = hello_imgui.RunnerParams()
 
     def show() -> None:
@@ -91,7 +125,7 @@ def drive(app: App, folder: Path, test: Callable[[Driver], None], size: tuple[in
     params.callbacks.post_init = app.start
     params.callbacks.pre_new_frame = app.prepare
     params.imgui_window_params.default_imgui_window_type = hello_imgui.DefaultImGuiWindowType.no_default_window
-    params.app_window_params.window_geometry.size = size
+    params.app_window_params.window_geometry.size = SIZE
     params.app_window_params.hidden = True
     params.ini_disable = True
     params.fps_idling.enable_idling = False
