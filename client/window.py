@@ -113,7 +113,7 @@ class Window:
         """Until the user quits."""
         settle, drawn = SETTLE, 0.0
         while not self.app.state.quitting:
-            pause = FRAME_S if settle or self.backend.touched else STREAM_S if self._woken or self.app.link.more else IDLE_S
+            pause = self._pause(settle)
             wait = drawn + pause - time.monotonic()
             if wait > 0:
                 glfw.wait_events_timeout(wait)
@@ -126,7 +126,7 @@ class Window:
             if self.backend.touched or imgui.get_current_context().input_events_queue.size():
                 settle, self.backend.touched = SETTLE, False
             now = time.monotonic()
-            if now < drawn + (FRAME_S if settle else STREAM_S if self._woken or self.app.link.more else IDLE_S):
+            if now < drawn + self._pause(settle):
                 continue
             late = now - (drawn + pause) if drawn else 0.0
             self._woken = False
@@ -140,6 +140,12 @@ class Window:
                     self.watch(own, late, time.monotonic())
         size = glfw.get_window_size(self.window)
         self.app.state.preferences.width, self.app.state.preferences.height = int(size[0]), int(size[1])
+
+    def _pause(self, settle: int) -> float:
+        """Seconds from one look at things to the next: short after an input, longer for what comes in, long for nothing."""
+        if settle or self.backend.touched:
+            return FRAME_S
+        return STREAM_S if self._woken or self.app.link.more else IDLE_S
 
     def wake(self) -> None:
         """Called in other threads: there is something to take over."""

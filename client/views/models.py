@@ -45,7 +45,7 @@ def draw(state: AppState) -> list[Action]:
         actions += draw_loading(state)
     else:
         loaded = any(p.loaded for p in ways if (p.engine, p.precision) == (models.engine, models.precision))
-        may = state.link.status == "ready" and bool(state.link.info) and state.link.info is not None and state.link.info.role == "admin"
+        may = state.link.status == "ready" and state.link.info is not None and state.link.info.role == "admin"
         imgui.begin_disabled(not may or chosen is None or loaded)
         if imgui.button("Loaded###Load" if loaded else "Load model and weights###Load", (-1, 0)):
             actions.append(LoadModel())

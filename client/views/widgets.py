@@ -74,18 +74,5 @@ def megabytes(size: float) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
-def amount(done: float, unit: str) -> str:
-    return megabytes(done) if unit == "bytes" else f"{done:.0f} {unit}"
-
-
-def same_line_if_fits(width: float) -> None:
-    """Stay on the line if so much more fits."""
-    if (
-        imgui.get_item_rect_max().x + width + imgui.get_style().item_spacing.x
-        < imgui.get_cursor_screen_pos().x + imgui.get_content_region_avail().x
-    ):
-        imgui.same_line()
-
-
 def value_text(value: Any) -> str:
     return "new each time" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
