@@ -66,7 +66,7 @@ class App:
         """Before a frame: fonts and style, where they changed."""
         if self.state.fonts_changed:
             self._fonts = fonts.load(self.state.preferences, self.state.fonts, self._fonts)
-            fonts.set_style(self.state.preferences)
+            fonts.set_style(self.state.preferences, self.state.screen_scale)
             self.state.fonts_changed = False
         imgui.get_style().font_size_base = self.state.preferences.font_size
 

@@ -171,6 +171,11 @@ class NotConnected:
 
 
 @dataclass(frozen=True)
+class Broken:
+    """The connection broke; another is being made."""
+
+
+@dataclass(frozen=True)
 class Opened:
     path: Path
     text: str
@@ -218,7 +223,7 @@ class Tick:
     unix: float
 
 
-Event: TypeAlias = Replied | NotConnected | Opened | Saved | Exported | DiskFailed | Listed | FontsListed | Kept | Tick
+Event: TypeAlias = Replied | NotConnected | Broken | Opened | Saved | Exported | DiskFailed | Listed | FontsListed | Kept | Tick
 
 # Effects: what is to be done outside
 

@@ -36,8 +36,8 @@ def load(preferences: Preferences, fonts: list[tuple[str, str]], before: list[im
     return loaded
 
 
-def set_style(preferences: Preferences) -> None:
-    """Theme, scale and size."""
+def set_style(preferences: Preferences, screen: float) -> None:
+    """Theme, scale and size. `screen`: how much larger than on an ordinary one things have to be drawn."""
     style = imgui.get_style()
     fresh = imgui.Style()
     hello_imgui.apply_theme(
@@ -47,8 +47,8 @@ def set_style(preferences: Preferences) -> None:
         setattr(style, name, getattr(fresh, name))
     style.window_rounding = style.frame_rounding = style.tab_rounding = style.scrollbar_rounding = 4.0
     style.scrollbar_size = fresh.scrollbar_size
-    style.scale_all_sizes(preferences.scale)
-    style.font_scale_dpi = preferences.scale
+    style.scale_all_sizes(preferences.scale * screen)
+    style.font_scale_dpi = preferences.scale * screen
     style.font_size_base = preferences.font_size
 
 

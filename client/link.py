@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from client import servers
-from client.events import Cancel, CloseLink, Event, KeepServer, Kept, NotConnected, OpenLink, Replied, Send
+from client.events import Broken, Cancel, CloseLink, Event, KeepServer, Kept, NotConnected, OpenLink, Replied, Send
 from protocol.connection import Connection, Event as Reply
 from protocol.errors import ConnectionLost, Gpt2dError
 from protocol.keys import Address, read_secret
@@ -83,7 +83,7 @@ class Link:
                 self._address = Address.parse(effect.server, effect.server_key or None, key)
             else:
                 self._address = servers.resolve(effect.server)
-            self._connection = Connection(self._address.line())
+            self._connection = Connection(self._address.line(), on_lost=lambda: self._tell(Broken()))
         except ValueError as e:
             self._tell(NotConnected(str(e)))
 

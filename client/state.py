@@ -82,6 +82,8 @@ class Generating:
     place: int = 0
     """In the server's queue; 0: running."""
     stopping: bool = False
+    instead_of: int | None = None
+    """The take that stood here before and comes back if nothing is written."""
 
 
 @dataclass
@@ -255,6 +257,8 @@ class AppState:
     """(name, path) of the system's fonts."""
     fonts_changed: bool = True
     """The window loads the fonts anew before its next frame."""
+    screen_scale: float = 1.0
+    """What the system says of the screen that the window is on: 2.0 where an ordinary size would be too small by half."""
     focus_page: int = 0
     """For so many frames the page comes to the front."""
     arrange: bool = True

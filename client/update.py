@@ -48,6 +48,9 @@ def apply(state: AppState, message: e.Message) -> list[e.Effect]:
         case e.NotConnected(error):
             state.link.status, state.link.trouble, state.link.looking = "off", error, False
             return _lost(state, error)
+        case e.Broken():
+            if state.link.status == "ready":
+                return _trouble(state, ConnectionLost("the connection broke; making it anew"))
         case e.Kept(names):
             state.link.kept = names
         case e.Choose(model, engine, precision):

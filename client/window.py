@@ -23,6 +23,7 @@ FRAME_S = 1 / 60
 SETTLE = 3
 """Frames after an input: Dear ImGui needs them to settle."""
 TITLE = "gpt2d"
+MODIFIERS = range(glfw.KEY_LEFT_SHIFT, glfw.KEY_RIGHT_SUPER + 1)
 
 
 class Backend(GlfwRenderer):
@@ -45,6 +46,9 @@ class Backend(GlfwRenderer):
         }  # fmt: skip
         self._cursors = {int(shape): glfw.create_standard_cursor(kind) for shape, kind in shapes.items()}
         self._cursor = -1
+        self._pressed = False
+        """A key went down since the last frame."""
+        self._later: list[tuple[int, int, int, int]] = []
 
     def focus_callback(self, _window: Any, focused: int) -> None:
         imgui.get_io().add_focus_event(bool(focused))
@@ -63,6 +67,21 @@ class Backend(GlfwRenderer):
             before(*arguments)
 
         setter(window, both)
+
+    def keyboard_callback(self, window: Any, glfw_key: int, scancode: int, action: int, mods: int) -> None:
+        """A modifier that is let go in the frame of a key's press counts from the next frame: else Ctrl+R, struck fast, is an R."""
+        if self._later or (self._pressed and glfw_key in MODIFIERS and action == glfw.RELEASE):
+            self._later.append((glfw_key, scancode, action, mods))
+            return
+        self._pressed = self._pressed or action == glfw.PRESS
+        super().keyboard_callback(window, glfw_key, scancode, action, mods)
+
+    def next_frame(self) -> None:
+        """After a frame: what had to wait for it."""
+        later, self._later, self._pressed = self._later, [], False
+        for event in later:
+            self.touch()
+            self.keyboard_callback(self.window, *event)
 
     def char_callback(self, _window: Any, char: int) -> None:
         if 0 < char < 0x110000:
@@ -104,6 +123,8 @@ class Window:
         imgui.create_context()
         implot.create_context()
         self.backend = Backend(self.window)
+        self._scaled()
+        glfw.set_window_content_scale_callback(self.window, lambda *_: self._scaled())
         self.app.start()
         self.watch: Callable[[float, float, float], None] | None = None
         """Told of each frame: seconds that its own code took, how late it began, when it was on the screen (monotonic)."""
@@ -141,6 +162,13 @@ class Window:
         size = glfw.get_window_size(self.window)
         self.app.state.preferences.width, self.app.state.preferences.height = int(size[0]), int(size[1])
 
+    def _scaled(self) -> None:
+        """Take over the screen's scale, unless a window's pixels are scaled by the system (macOS, Wayland)."""
+        scale, state = glfw.get_window_content_scale(self.window)[0], self.app.state
+        if glfw.get_framebuffer_size(self.window) == glfw.get_window_size(self.window) and 0.5 <= scale <= 4.0:
+            state.screen_scale, state.fonts_changed = float(scale), True
+            self.backend.touch()
+
     def _pause(self, settle: int) -> float:
         """Seconds from one look at things to the next: short after an input, longer for what comes in, long for nothing."""
         if settle or self.backend.touched:
@@ -166,6 +194,7 @@ class Window:
         GL.glClearColor(0.1, 0.1, 0.1, 1)
         GL.glClear(GL.GL_COLOR_BUFFER_BIT)
         self.backend.render(imgui.get_draw_data())
+        self.backend.next_frame()
         self.backend.show_cursor()
         glfw.swap_buffers(self.window)
         page = self.app.state.page

@@ -6,7 +6,7 @@ from collections import deque
 from typing import Any
 
 from client import events as e
-from client.document import Take, clean
+from client.document import Mark, Take, clean
 from client.state import MAX_POINTS, AppState, Branch, Entry, Generating, Shown
 from protocol import messages as m
 from protocol.errors import Gpt2dError
@@ -82,16 +82,18 @@ def tick(state: AppState, unix: float) -> list[e.Effect]:
     return effects
 
 
-def generate(state: AppState, start: int, *, ids: list[int] | None = None, prefix: str = "") -> list[e.Effect]:
+def generate(
+    state: AppState, start: int, *, instead_of: int | None = None, ids: list[int] | None = None, prefix: str = ""
+) -> list[e.Effect]:
     """Continue the page after `start`; with `ids` from these tokens, whose end the page shows as `prefix`."""
     page = state.page
-    if page.generating or state.link.status != "ready":
-        page.error = "" if page.generating else "there is no connection to a server"
+    if page.generating or (refused := _cannot(state)):
+        page.error = "" if page.generating else refused
         return []
     prompt = _tail(state, start, SENT_BYTES)
     settings = dict(state.settings)
     page.error, page.last = "", start
-    page.generating = Generating(start, start, prompt, settings, state.now)
+    page.generating = Generating(start, start, prompt, settings, state.now, instead_of=instead_of)
     place = page.document.place(start)
     place.takes.append(Take(""))
     place.shown = len(place.takes) - 1
@@ -106,6 +108,13 @@ def generate(state: AppState, start: int, *, ids: list[int] | None = None, prefi
     except (TypeError, ValueError) as error:
         _ended(state, str(error))
         return []
+
+
+def _cannot(state: AppState) -> str:
+    """Why nothing can be generated now; empty if it can."""
+    if state.link.status != "ready":
+        return "there is no connection to a server"
+    return "" if state.link.workers else "no model is loaded yet; Ctrl+L loads the one in the Model panel"
 
 
 def replied(state: AppState, tag: str, event: object, took_ms: float) -> list[e.Effect]:
@@ -173,7 +182,8 @@ def _written(state: AppState, event: object, took_ms: float) -> list[e.Effect]:
         place = page.document.known_place(going.start)
         if place and place.takes:
             place.takes[place.shown].result = event
-        _note(state, going.prompt, event, took_ms)
+        state.ledgers.last, state.ledgers.whole_ms = event, took_ms
+        note(state, going.prompt, event)
         state.shown = Shown(going.start, going.prompt, event)
         _ended(state, "")
         return [e.Send("stats", m.GetStats(), COUNT_S)]
@@ -189,23 +199,21 @@ def _ended(state: AppState, error: str) -> None:
         if place and place.takes and not place.takes[place.shown].text:
             del place.takes[place.shown]  # nothing came of it
             place.shown = max(0, len(place.takes) - 1)
+            if going.instead_of is not None:
+                page.document.undo()
+                place.shown, page.move_cursor = going.instead_of, True
     page.generating, page.error = None, error
     page.changed_at, page.counted = state.now, -1
 
 
-def _note(state: AppState, prompt: str, result: m.Generated, took_ms: float) -> None:
-    """Into the ledgers and the history."""
+def note(state: AppState, prompt: str, result: m.Generated) -> None:
+    """Into the plots and the history."""
     ledgers, ledger = state.ledgers, result.ledger
-    ledgers.last, ledgers.whole_ms = result, took_ms
     ledgers.count += 1
-    note(state, prompt, result)
     if plausible(ledger):
         name = f"{result.model}/{result.engine}/{result.precision}"[:80]
         points = ledgers.series.setdefault(name, deque(maxlen=MAX_POINTS))
         points.append((float(ledgers.count), ledger.tokens_per_second, ledger.first_token_ms))
-
-
-def note(state: AppState, prompt: str, result: m.Generated) -> None:
     number = state.history.entries[-1].number + 1 if state.history.entries else 1
     endpoint = state.link.server.partition("#")[0].strip()
     state.history.entries.append(Entry(number, state.unix, prompt, result, endpoint))
@@ -232,12 +240,20 @@ def _regenerate(state: AppState) -> list[e.Effect]:
     page = state.page
     mark = page.document.mark_at(page.document.cursor)
     start = mark.start if mark else page.last
-    if page.generating or state.link.status != "ready" or start is None or start > len(page.document.data):
+    if page.generating or start is None or start > len(page.document.data):
         return []
     mark = mark or page.document.mark_at(start)
-    if mark and mark.start == start:
-        page.document.replace(mark.start, mark.end, "", f"generated {state.now}")
-    return generate(state, start)
+    return generate(state, start, instead_of=_clear(state, mark, start))
+
+
+def _clear(state: AppState, mark: Mark | None, start: int) -> int | None:
+    """Take the continuation away that begins at `start`, for another in its place; return which take it was."""
+    if not mark or mark.start != start or _cannot(state):
+        return None
+    document = state.page.document
+    document.replace(mark.start, mark.end, "", f"generated {state.now}")
+    state.page.move_cursor = True
+    return document.place(start).shown
 
 
 def _flip(state: AppState, step: int) -> None:
@@ -287,10 +303,8 @@ def _branched(state: AppState, tag: str, event: object) -> list[e.Effect]:
     if branch.prompt_ids is None or branch.text is None:
         return []
     page.branch = None
-    mark = page.document.mark_at(branch.start)
-    if mark and mark.start == branch.start:
-        page.document.replace(mark.start, mark.end, "", f"generated {state.now}")
-    return generate(state, branch.start, ids=branch.prompt_ids + branch.ids, prefix=branch.text)
+    before = _clear(state, page.document.mark_at(branch.start), branch.start)
+    return generate(state, branch.start, instead_of=before, ids=branch.prompt_ids + branch.ids, prefix=branch.text)
 
 
 def _restore(state: AppState, number: int) -> None:

@@ -76,13 +76,22 @@ class _Pending:
 class Connection:
     """A connection to one server. All methods may be called from any thread."""
 
-    def __init__(self, endpoint: str = DEFAULT_ENDPOINT, *, server_key: str | None = None, key: str | None = None) -> None:
+    def __init__(
+        self,
+        endpoint: str = DEFAULT_ENDPOINT,
+        *,
+        server_key: str | None = None,
+        key: str | None = None,
+        on_lost: Callable[[], None] = lambda: None,
+    ) -> None:
         """Start connecting. `endpoint` may be a connect line, which carries both keys; see protocol.keys for these.
 
+        `on_lost` is called in the connection's thread when a working connection breaks, whether or not anything waits for an answer.
         Raises: ValueError if the endpoint or a key is malformed, or the endpoint one that nothing can connect to.
         """
         self._address = Address.parse(endpoint, server_key, key)
         self.endpoint = self._address.endpoint
+        self._on_lost = on_lost
         self.state: State = "connecting"
         self.info: m.ServerInfo | None = None
         """The server's answer to `hello`, from the latest connection."""
@@ -236,6 +245,7 @@ class Connection:
         if self.state == "ready":
             self.state, self._lost_at = "lost", time.monotonic()
             self._trouble = NoServer(f"the server on {self.endpoint} went away")
+            self._on_lost()
         elif (
             self.info is None
             and (self._shaken or time.monotonic() < self._connected_at + PROBE_S)

@@ -242,6 +242,8 @@ class Workers:
         if found:
             raise BadRequest(f"{asked} could be any of {', '.join(w.name for w in found)}; name one")
         there = ", ".join(f"{w.name} ({w.state})" for w in self._workers.values()) or "nothing"
+        if wanted == (None, None, None):
+            raise NotLoaded(f"no model is loaded; load one first (there is: {there})")
         raise NotLoaded(f"{asked} is not loaded; load it first (there is: {there})")
 
     def stop(self, worker: Worker) -> None:

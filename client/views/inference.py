@@ -9,7 +9,7 @@ from client.events import Action
 from client.state import AppState
 from client.views import widgets
 
-PLOT_HEIGHT = 9.0
+PLOT_HEIGHT = 11.0
 """In font sizes."""
 
 
@@ -44,8 +44,10 @@ def draw(state: AppState) -> list[Action]:
 def draw_plot(state: AppState, title: str, index: int) -> None:
     if implot.begin_plot(f"{title}##plot", ImVec2(-1, imgui.get_font_size() * PLOT_HEIGHT), implot.Flags_.no_mouse_text):
         implot.setup_axes("generation", "", implot.AxisFlags_.auto_fit, implot.AxisFlags_.auto_fit)
-        implot.setup_legend(implot.Location_.south_east)
+        implot.setup_legend(implot.Location_.south, implot.LegendFlags_.outside)
+        dots = implot.Spec()
+        dots.marker = implot.Marker_.circle
         for name, points in state.ledgers.series.items():
             values = np.array(points)
-            implot.plot_line(name, np.ascontiguousarray(values[:, 0]), np.ascontiguousarray(values[:, index]))
+            implot.plot_line(name, np.ascontiguousarray(values[:, 0]), np.ascontiguousarray(values[:, index]), dots)
         implot.end_plot()

@@ -34,7 +34,7 @@ def draw(state: AppState) -> list[Action]:
         changed, value = imgui.slider_float(label, getattr(preferences, name), low, high, "%.1f", imgui.SliderFlags_.always_clamp)
         if changed:
             actions.append(Prefer(name, round(value * 2) / 2 if high > 10 else round(value, 1)))
-    widgets.tip("Everything larger, for screens with many pixels.")
+    widgets.tip("Everything larger or smaller than the screen's own scale asks for.")
     changed, value = imgui.checkbox("Enter generates", preferences.enter_generates)
     widgets.tip("Enter generates and Ctrl+Enter makes a new line, instead of the other way round.")
     if changed:

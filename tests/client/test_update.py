@@ -91,6 +91,33 @@ def test_a_chosen_token_goes_on_from_its_tokens() -> None:
     assert state.page.document.text == "Once xy"
 
 
+def test_a_continuation_that_cannot_be_written_anew_comes_back() -> None:
+    state = ready()
+    apply(state, e.Typed("Once", 4))
+    for text in (" x x", " y"):
+        apply(state, e.Do("regenerate" if text == " y" else "generate"))
+        apply(state, e.Replied("page", m.Tokens(id=1, text=text, ids=[3]), 1))
+        apply(state, e.Replied("page", RESULT, 1))
+    apply(state, e.Do("earlier"))
+    assert state.page.document.text == "Once x x"
+    apply(state, e.Do("regenerate"))
+    assert state.page.document.text == "Once" and state.page.move_cursor, "the field must show it too"
+    apply(state, e.Replied("page", NoServer("gone"), 1))
+    assert state.page.document.text == "Once x x" and state.page.error == "gone"
+    mark = state.page.document.mark_at(6)
+    place = state.page.document.known_place(4)
+    assert mark and (mark.start, mark.end) == (4, 8) and place and [t.text for t in place.takes] == [" x x", " y"] and place.shown == 0
+    state.link.workers = []
+    assert apply(state, e.Do("regenerate")) == [] and "no model is loaded" in state.page.error
+    assert state.page.document.text == "Once x x"
+
+
+def test_a_broken_connection_is_said_at_once() -> None:
+    state = ready()
+    apply(state, e.Broken())
+    assert state.link.status == "lost" and sent(apply(state, e.Tick(1.1, 1e9)), m.Hello)
+
+
 def test_a_restarted_server_is_noticed_and_asked_anew() -> None:
     state = ready()
     apply(state, e.Do("generate"))

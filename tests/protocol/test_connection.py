@@ -16,6 +16,7 @@ import pytest
 import zmq
 
 from protocol import AsyncClient, Client, codec, messages as m
+from protocol.connection import Connection
 from protocol.errors import (
     BadRequest,
     Busy,
@@ -226,6 +227,18 @@ def test_a_restarted_server() -> None:
         assert client.ping()
         assert client.connection.info and client.connection.info.server_id == "two"
         second.close()
+
+
+def test_a_broken_connection_is_told_though_nothing_waits() -> None:
+    server, lost = FakeServer(lambda _: []), threading.Event()
+    connection = Connection(server.endpoint, on_lost=lost.set)
+    try:
+        wait_for(lambda: connection.state == "ready", 5)
+        assert not lost.is_set()
+        server.close()
+        assert lost.wait(2)
+    finally:
+        connection.close()
 
 
 def test_a_server_that_goes_away_for_good() -> None:
