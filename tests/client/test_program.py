@@ -26,7 +26,8 @@ def test_a_person_writes_and_quits(screen: str, home: Path, shared_daemon: Daemo
         return subprocess.run(["xdotool", *words], capture_output=True, text=True, timeout=10).stdout.strip()
 
     try:
-        wait_for(lambda: xdotool("search", "--name", "gpt2d") != "", 20)
+        wait_for(lambda: program.poll() is not None or xdotool("search", "--name", "gpt2d") != "", 30)
+        assert program.poll() is None, "it did not start"
         window = xdotool("search", "--name", "gpt2d").split()[-1]
         before = client.stats().requests.get("generate", 0)
         kept = home / "config" / "gpt2d" / "client.json"
@@ -58,4 +59,5 @@ def test_a_person_writes_and_quits(screen: str, home: Path, shared_daemon: Daemo
     finally:
         program.kill()
         _, errors = program.communicate()
+        print(errors)  # shown where something fails
     assert "Traceback" not in errors, errors
