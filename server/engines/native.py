@@ -1,0 +1,165 @@
+"""The native engine: our own kernels (server/kernels), called through their C interface.
+
+Prefill and decode are one routine over tokens, each with its row and position. A token's logits are the same bits whatever
+it is computed together with.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from server.catalogue import Architecture
+from server.engines.base import KV, Logits
+from server.layout import BITS, head_bits
+
+VERSION = 1
+CHUNK = 16 << 20
+NO_MEMORY = -2
+
+
+class _Shape(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in ("layers", "heads", "width", "inner", "context", "vocabulary", "bits", "head_bits", "tied")),
+        ("epsilon", ctypes.c_float),
+    )
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """The kernels. Raises: ImportError, saying what is missing."""
+    import gpt2d_kernels
+
+    path = gpt2d_kernels.library()
+    if path is None:
+        raise ImportError("gpt2d-kernels was installed where there was no C++ compiler")
+    kernels = ctypes.CDLL(str(path))
+    if kernels.gpt2d_version() != VERSION:
+        raise ImportError("gpt2d-kernels is of another version; install it anew")
+    pointer, integer = ctypes.c_void_p, ctypes.c_int
+    kernels.gpt2d_instruction_sets.restype = ctypes.c_char_p
+    kernels.gpt2d_new.argtypes, kernels.gpt2d_new.restype = [ctypes.POINTER(_Shape), integer, integer, ctypes.c_char_p], pointer
+    kernels.gpt2d_free.argtypes, kernels.gpt2d_free.restype = [pointer], None
+    kernels.gpt2d_weights.argtypes, kernels.gpt2d_weights.restype = [pointer, ctypes.POINTER(ctypes.c_size_t)], pointer
+    kernels.gpt2d_forward.argtypes = [pointer, integer, pointer, pointer, pointer, integer, pointer, pointer]
+    kernels.gpt2d_move.argtypes = [pointer, integer, integer, integer]
+    kernels.gpt2d_export.argtypes = kernels.gpt2d_restore.argtypes = [pointer, integer, integer, pointer, pointer]
+    kernels.gpt2d_matmul.argtypes = [ctypes.c_char_p, integer, integer, integer, pointer, integer, pointer, pointer]
+    return kernels
+
+
+def instruction_sets() -> list[str]:
+    """What this processor has and the kernels know, best first. Raises: ImportError."""
+    return bytes(library().gpt2d_instruction_sets()).decode().split(",")
+
+
+class NativeEngine:
+    """One model in the kernels' layout, and its KV cache: float32 rows for fp32, else fp16."""
+
+    def __init__(
+        self,
+        arch: Architecture,
+        weights: Path,
+        precision: str,
+        rows: int,
+        threads: int,
+        *,
+        instruction_set: str | None = None,
+        progress: Callable[[int, int], None] = lambda *_: None,
+    ) -> None:
+        """`weights` is the file that `Layout.write` made; `progress(done, total)` counts its bytes.
+
+        Raises: ImportError, MemoryError, OSError, ValueError if the file does not belong to the architecture.
+        """
+        self.rows, self.context, self.vocabulary, self.threads = rows, arch.context, arch.vocabulary, threads
+        self._arch, self._kernels = arch, library()
+        bits, size = BITS[precision], weights.stat().st_size
+        self._kv_dtype = np.dtype(np.float32 if bits == 32 else np.float16)
+        shape = _Shape(
+            arch.layers, arch.heads, arch.width, arch.inner, arch.context, arch.vocabulary, bits, head_bits(precision), 1, arch.epsilon
+        )  # fmt: skip
+        for tied in (1, 0):  # the file tells by its size
+            shape.tied = tied
+            self._model = self._kernels.gpt2d_new(shape, rows, threads, instruction_set.encode() if instruction_set else None)
+            if not self._model:
+                raise MemoryError("the native engine could not get memory for this model")
+            needed = ctypes.c_size_t()
+            at = self._kernels.gpt2d_weights(self._model, needed)
+            if needed.value == size:
+                break
+            self.close()
+        else:
+            raise ValueError(f"{weights} has {size} bytes, and the kernels need {needed.value}")
+        with weights.open("rb", buffering=0) as stream:
+            memory = memoryview((ctypes.c_char * size).from_address(at)).cast("B")
+            done = 0
+            while done < size:
+                read = stream.readinto(memory[done : done + CHUNK])
+                if not read:
+                    raise OSError(f"{weights} ended early")
+                done += read
+                progress(done, size)
+
+    def prefill(self, row: int, ids: Sequence[int], past: int, wanted: Sequence[int]) -> Logits:
+        count = len(ids)
+        return self._forward(list(ids), [row] * count, list(range(past, past + count)), list(wanted))
+
+    def decode(self, ids: Sequence[int], past: Sequence[int]) -> Logits:
+        rows = list(range(len(ids)))
+        return self._forward(list(ids), rows, list(past), rows)
+
+    def verify(self, ids: Sequence[Sequence[int]], past: Sequence[int]) -> Logits:
+        """Run several tokens for each of rows 0..len(ids)-1; returns float32 [all tokens, vocabulary], row after row."""
+        rows = [r for r, tokens in enumerate(ids) for _ in tokens]
+        positions = [p for tokens, start in zip(ids, past, strict=True) for p in range(start, start + len(tokens))]
+        return self._forward(list(itertools.chain.from_iterable(ids)), rows, positions, list(range(len(rows))))
+
+    def move(self, source: int, target: int, positions: int) -> None:
+        self._check(self._kernels.gpt2d_move(self._running(), source, target, positions))
+
+    def export(self, row: int, positions: int) -> KV:
+        shape = (self._arch.layers, self._arch.heads, positions, self._arch.head)
+        kv = KV(np.empty(shape, self._kv_dtype), np.empty(shape, self._kv_dtype))
+        self._check(self._kernels.gpt2d_export(self._running(), row, positions, kv.keys.ctypes.data, kv.values.ctypes.data))
+        return kv
+
+    def restore(self, row: int, kv: KV) -> None:
+        keys, values = (np.ascontiguousarray(part, self._kv_dtype) for part in (kv.keys, kv.values))
+        self._check(self._kernels.gpt2d_restore(self._running(), row, kv.positions, keys.ctypes.data, values.ctypes.data))
+
+    def close(self) -> None:
+        model, self._model = self._model, None
+        if model:
+            self._kernels.gpt2d_free(model)
+
+    def _forward(self, ids: list[int], rows: list[int], positions: list[int], wanted: list[int]) -> Logits:
+        steps = np.array([ids, rows, positions], np.int32)
+        chosen = np.array(wanted, np.int32)
+        logits = np.empty((len(wanted), self.vocabulary), np.float32)
+        self._check(
+            self._kernels.gpt2d_forward(
+                self._running(), len(ids), _at(steps[0]), _at(steps[1]), _at(steps[2]), len(wanted), _at(chosen), _at(logits)
+            )
+        )
+        return logits
+
+    def _check(self, code: int) -> None:
+        if code == NO_MEMORY:
+            raise MemoryError("the native engine ran out of memory")
+        if code:
+            raise ValueError("the native engine was given a token, row or position that there is not")
+
+    def _running(self) -> int:
+        if not self._model:
+            raise RuntimeError("the engine is closed")
+        return int(self._model)
+
+
+def _at(array: NDArray[np.generic]) -> int:
+    return int(array.ctypes.data)

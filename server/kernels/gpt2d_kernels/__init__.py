@@ -1,0 +1,12 @@
+"""Where the kernels' shared library is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+NAMES = ("libgpt2d_kernels.so", "libgpt2d_kernels.dylib")
+
+
+def library() -> Path | None:
+    """The library's path; None if there was no compiler when this was installed."""
+    return next((path for name in NAMES if (path := Path(__file__).parent / name).exists()), None)

@@ -1,0 +1,63 @@
+/* The C interface of gpt2d's kernels: one GPT-2, its KV cache, and steps over them. Loaded with ctypes by server/engines/native.py.
+ *
+ * A call runs on the calling thread and on the model's own helpers; calls for one model must not overlap. All arrays are
+ * row-major and owned by the caller. Functions that return int return 0, or a negative GPT2D_ code.
+ */
+#ifndef GPT2D_KERNELS_H
+#define GPT2D_KERNELS_H
+#include <stddef.h>
+#include <stdint.h>
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define GPT2D_API __attribute__((visibility("default")))
+
+enum { GPT2D_BAD_ARGUMENT = -1, GPT2D_NO_MEMORY = -2 };
+
+/* Raised with every change of this interface or of the layout of the weights. */
+enum { GPT2D_VERSION = 1 };
+GPT2D_API int gpt2d_version(void);
+
+/* The instruction sets that this processor has and this library knows, best first, with commas between. Static. */
+GPT2D_API const char *gpt2d_instruction_sets(void);
+
+typedef struct {
+    int32_t layers, heads, width, inner, context, vocabulary;
+    int32_t bits;      /* of the blocks' matrices: 32 (float), 8 or 4 (blocks of 32 inputs with an fp16 scale each) */
+    int32_t head_bits; /* of the token table and the LM head: 32, or 8 */
+    int32_t tied;      /* the LM head is the token table */
+    float epsilon;     /* of the layer norms */
+} gpt2d_shape;
+
+typedef struct gpt2d_model gpt2d_model;
+
+/* Allocate a model with `rows` rows of KV cache; NULL if there is no memory or an argument makes no sense.
+ * `instruction_set` is one of gpt2d_instruction_sets, or NULL for the best. The weights are zero until they are written. */
+GPT2D_API gpt2d_model *gpt2d_new(const gpt2d_shape *shape, int rows, int threads, const char *instruction_set);
+GPT2D_API void gpt2d_free(gpt2d_model *model);
+
+/* Where the caller writes the weights, and how many bytes they are. The layout is that of server/engines/layout.py. */
+GPT2D_API void *gpt2d_weights(gpt2d_model *model, size_t *bytes);
+
+/* Run `count` tokens: token i is ids[i], in row rows[i], at position positions[i]. Tokens of a row stand together, at
+ * positions that follow each other, and see what the row holds before them. Then logits float32 [wanted_count, vocabulary]
+ * are those after the tokens wanted[0..]. */
+GPT2D_API int gpt2d_forward(gpt2d_model *model, int count, const int32_t *ids, const int32_t *rows, const int32_t *positions,
+                            int wanted_count, const int32_t *wanted, float *logits);
+
+/* Copy the first positions of a row over another row. */
+GPT2D_API int gpt2d_move(gpt2d_model *model, int source, int target, int positions);
+
+/* Copy a row's first positions out and in: [layers, heads, positions, head], of fp16, or of float if bits is 32. */
+GPT2D_API int gpt2d_export(gpt2d_model *model, int row, int positions, void *keys, void *values);
+GPT2D_API int gpt2d_restore(gpt2d_model *model, int row, int positions, const void *keys, const void *values);
+
+/* y[rows, outputs] = x[rows, inputs] times a matrix as it lies in the weights, for tests. Sizes are multiples of 32. */
+GPT2D_API int gpt2d_matmul(const char *instruction_set, int bits, int outputs, int inputs, const void *matrix, int rows, const float *x,
+                           float *y);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,119 @@
+// The C interface over Model; no exception leaves it.
+#include <algorithm>
+#include <cstring>
+#include <new>
+#include <string>
+
+#include "gpt2d_kernels.h"
+#include "model.h"
+
+struct gpt2d_model {
+    gpt2d::Model model;
+};
+
+namespace gpt2d {
+namespace {
+
+#if defined(__x86_64__)
+const Ops *const all[] = {&avx512_ops, &avx2_ops, &plain_ops};
+#else
+const Ops *const all[] = {&plain_ops};
+#endif
+
+template <class Function>
+int guarded(Function function) {
+    try {
+        return function();
+    } catch (const std::exception &) {
+        return GPT2D_NO_MEMORY;
+    }
+}
+
+bool sensible(const gpt2d_shape &s) {
+    for (int n : {s.layers, s.heads, s.width, s.inner, s.context, s.vocabulary})
+        if (n < 1 || n > 1 << 20) return false;
+    bool exact = s.bits == 32 && s.head_bits == 32, blocks = (s.bits == 8 || s.bits == 4) && s.head_bits == 8;
+    return s.width % s.heads == 0 && (exact || blocks) && s.epsilon > 0;
+}
+
+}  // namespace
+
+const Ops *find_ops(const char *name) {
+    for (const Ops *ops : all)
+        if (name ? !std::strcmp(ops->name, name) && ops->usable() : ops->usable()) return ops;
+    return nullptr;
+}
+
+}  // namespace gpt2d
+
+using namespace gpt2d;
+
+int gpt2d_version(void) { return GPT2D_VERSION; }
+
+const char *gpt2d_instruction_sets(void) {
+    static const std::string names = [] {
+        std::string found;
+        for (const Ops *ops : all)
+            if (ops->usable()) found += (found.empty() ? "" : ",") + std::string(ops->name);
+        return found;
+    }();
+    return names.c_str();
+}
+
+gpt2d_model *gpt2d_new(const gpt2d_shape *shape, int rows, int threads, const char *instruction_set) {
+    const Ops *ops = find_ops(instruction_set);
+    if (!ops || !shape || !sensible(*shape) || rows < 1 || threads < 1 || threads > 1024) return nullptr;
+    try {
+        return new gpt2d_model{{*shape, rows, threads, *ops}};
+    } catch (const std::exception &) {
+        return nullptr;
+    }
+}
+
+void gpt2d_free(gpt2d_model *model) { delete model; }
+
+void *gpt2d_weights(gpt2d_model *model, size_t *bytes) {
+    *bytes = model->model.weight_bytes();
+    return model->model.weights();
+}
+
+int gpt2d_forward(gpt2d_model *model, int count, const int32_t *ids, const int32_t *rows, const int32_t *positions, int wanted_count,
+                  const int32_t *wanted, float *logits) {
+    return guarded([&] {
+        Step step{count, ids, rows, positions, wanted_count, wanted, logits};
+        if (!model->model.valid(step)) return int(GPT2D_BAD_ARGUMENT);
+        model->model.forward(step);
+        return 0;
+    });
+}
+
+int gpt2d_move(gpt2d_model *model, int source, int target, int positions) {
+    if (!model->model.valid(source, positions) || !model->model.valid(target, positions)) return GPT2D_BAD_ARGUMENT;
+    model->model.move(source, target, positions);
+    return 0;
+}
+
+int gpt2d_export(gpt2d_model *model, int row, int positions, void *keys, void *values) {
+    if (!model->model.valid(row, positions)) return GPT2D_BAD_ARGUMENT;
+    return guarded([&] { return model->model.copy(row, positions, keys, values, true), 0; });
+}
+
+int gpt2d_restore(gpt2d_model *model, int row, int positions, const void *keys, const void *values) {
+    if (!model->model.valid(row, positions)) return GPT2D_BAD_ARGUMENT;
+    return guarded([&] { return model->model.copy(row, positions, const_cast<void *>(keys), const_cast<void *>(values), false), 0; });
+}
+
+int gpt2d_matmul(const char *instruction_set, int bits, int outputs, int inputs, const void *matrix, int rows, const float *x, float *y) {
+    const Ops *ops = find_ops(instruction_set);
+    if (!ops || outputs % PANEL || inputs % BLOCK || rows < 1 || (bits != 32 && bits != 8 && bits != 4)) return GPT2D_BAD_ARGUMENT;
+    return guarded([&] {
+        Matrix m;
+        m.data = static_cast<const uint8_t *>(matrix), m.outputs = outputs, m.inputs = inputs, m.bits = bits;
+        std::vector<float> floats(x, x + size_t(rows) * inputs), scales(floats.size() / BLOCK);
+        std::vector<int8_t> q(floats.size());
+        std::vector<int32_t> offsets(scales.size());
+        if (bits != 32) ops->quantise(x, rows * inputs, m.zero(), q.data(), scales.data(), offsets.data());
+        ops->matmul(m, {floats.data(), inputs, q.data(), scales.data(), offsets.data()}, rows, y, outputs, Finish::store, 0, m.panels());
+        return 0;
+    });
+}

@@ -1,0 +1,222 @@
+#include "model.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace gpt2d {
+namespace {
+
+int padded(int n, int to) { return (n + to - 1) / to * to; }
+
+}  // namespace
+
+Model::Model(const gpt2d_shape &shape, int rows, int threads, const Ops &ops)
+    : shape_(shape),
+      rows_(rows),
+      width_(padded(shape.width, BLOCK)),
+      inner_(padded(shape.inner, BLOCK)),
+      head_(shape.width / shape.heads),
+      padded_head_(padded(head_, 16)),
+      context_(padded(shape.context, 16)),
+      ops_(ops),
+      half_(shape.bits != 32),
+      layers_(size_t(shape.layers)),
+      team_(threads),
+      scratch_(size_t(threads), std::vector<float>(attention_scratch(context_, padded_head_))) {
+    weight_bytes_ = lay_out(nullptr);
+    weights_ = std::make_unique<Memory>(weight_bytes_);
+    lay_out(weights_->data());
+    cache_ = std::make_unique<Memory>(size_t(2) * (half_ ? 2 : 4) * rows * shape.layers * shape.heads * context_ * padded_head_);
+}
+
+// Where each part lies after `base`, in the order of the file; returns where they end.
+size_t Model::lay_out(const unsigned char *base) {
+    size_t at = 0;
+    auto floats = [&](size_t n) {
+        auto *found = reinterpret_cast<const float *>(base + at);
+        at += (n * 4 + 63) / 64 * 64;
+        return found;
+    };
+    auto norm = [&] {
+        const float *gain = floats(size_t(width_));
+        return Norm{gain, floats(size_t(width_))};
+    };
+    auto matrix = [&](int outputs, int inputs, int bits, bool biased) {
+        Matrix m;
+        m.outputs = padded(outputs, PANEL), m.inputs = padded(inputs, BLOCK), m.bits = bits, m.data = base + at;
+        at += m.panels() * m.panel_bytes();
+        if (biased) m.bias = floats(size_t(m.outputs));
+        return m;
+    };
+    places_ = floats(size_t(shape_.context) * width_);
+    for (Layer &layer : layers_) {
+        layer.before_attention = norm();
+        layer.qkv = matrix(3 * shape_.width, shape_.width, shape_.bits, true);
+        layer.out = matrix(shape_.width, shape_.width, shape_.bits, true);
+        layer.before_mlp = norm();
+        layer.up = matrix(shape_.inner, shape_.width, shape_.bits, true);
+        layer.down = matrix(shape_.width, shape_.inner, shape_.bits, true);
+    }
+    final_norm_ = norm();
+    table_ = matrix(shape_.vocabulary, shape_.width, shape_.head_bits, false);
+    lm_head_ = shape_.tied ? table_ : matrix(shape_.vocabulary, shape_.width, shape_.head_bits, false);
+    return at;
+}
+
+bool Model::valid(const Step &s) const {
+    if (s.count < 1 || s.wanted_count < 0) return false;
+    std::vector<bool> seen(size_t(rows_), false);
+    for (int i = 0; i < s.count; i++) {
+        int row = s.rows[i];
+        if (row < 0 || row >= rows_ || s.ids[i] < 0 || s.ids[i] >= shape_.vocabulary) return false;
+        if (s.positions[i] < 0 || s.positions[i] >= shape_.context) return false;
+        bool follows = i > 0 && s.rows[i - 1] == row;
+        if (follows ? s.positions[i] != s.positions[i - 1] + 1 : seen[size_t(row)]) return false;
+        seen[size_t(row)] = true;
+    }
+    return std::all_of(s.wanted, s.wanted + s.wanted_count, [&](int w) { return w >= 0 && w < s.count; });
+}
+
+void Model::reserve(int count) {
+    if (count <= reserved_) return;
+    reserved_ = count;
+    auto n = size_t(count);
+    x_.resize(n * width_), normed_.resize(n * width_), attended_.resize(n * width_), inner_values_.resize(n * inner_);
+    qkv_.resize(n * layers_[0].qkv.outputs), logits_.resize(n * lm_head_.outputs);
+    auto widest = size_t(std::max(width_, inner_));
+    if (shape_.bits != 32 || shape_.head_bits != 32) q_.resize(n * widest), scales_.resize(n * widest / BLOCK), offsets_.resize(n * widest / BLOCK);
+}
+
+void Model::forward(const Step &step) {
+    reserve(step.count);
+    runs_.clear();
+    for (int i = 0; i < step.count; i++) {
+        if (i && step.rows[i] == step.rows[i - 1]) runs_.back().count++;
+        else runs_.push_back({i, 1});
+    }
+    team_.run([&](int thread) {
+        (void)thread;
+        work(step);
+    });
+}
+
+// What each thread does. The phases of a layer are those of GPT-2: norm, q k v, attention, projection, norm, up, gelu, down.
+void Model::work(const Step &step) {
+    static thread_local std::vector<float> scratch;
+    scratch.resize(attention_scratch(context_, padded_head_));
+    int count = step.count, wide = layers_[0].qkv.outputs;
+    Rows normed{normed_.data(), width_, q_.data(), scales_.data(), offsets_.data()};
+    Rows attended{attended_.data(), width_, q_.data(), scales_.data(), offsets_.data()};
+    Rows inner{inner_values_.data(), inner_, q_.data(), scales_.data(), offsets_.data()};
+    team_.share(count, 1, [&](int first, int end) {
+        for (int i = first; i < end; i++) {
+            ops_.embed(table_, step.ids[i], places_ + size_t(step.positions[i]) * width_, &x_[size_t(i) * width_]);
+            normalise(layers_[0].before_attention, x_.data(), i, i, layers_[0].qkv);
+        }
+    });
+    for (int l = 0; l < shape_.layers; l++) {
+        const Layer &layer = layers_[size_t(l)];
+        if (l) {
+            team_.share(count, 1, [&](int first, int end) {
+                for (int i = first; i < end; i++) normalise(layer.before_attention, x_.data(), i, i, layer.qkv);
+            });
+        }
+        multiply(layer.qkv, normed, count, qkv_.data(), wide, Finish::store);
+        team_.share(int(runs_.size()) * shape_.heads, 1, [&](int first, int end) {
+            for (int unit = first; unit < end; unit++) attend(l, step, unit, scratch.data());
+        });
+        pack(attended_.data(), width_, width_, count, layer.out);
+        multiply(layer.out, attended, count, x_.data(), width_, Finish::add);
+        team_.share(count, 1, [&](int first, int end) {
+            for (int i = first; i < end; i++) normalise(layer.before_mlp, x_.data(), i, i, layer.up);
+        });
+        multiply(layer.up, normed, count, inner_values_.data(), inner_, Finish::gelu);
+        pack(inner_values_.data(), inner_, inner_, count, layer.down);
+        multiply(layer.down, inner, count, x_.data(), width_, Finish::add);
+    }
+    if (!step.wanted_count) return;
+    team_.share(step.wanted_count, 1, [&](int first, int end) {
+        for (int i = first; i < end; i++) normalise(final_norm_, x_.data(), step.wanted[i], i, lm_head_);
+    });
+    multiply(lm_head_, normed, step.wanted_count, logits_.data(), lm_head_.outputs, Finish::store);
+    team_.share(step.wanted_count, 1, [&](int first, int end) {
+        for (int i = first; i < end; i++)
+            std::memcpy(step.logits + size_t(i) * shape_.vocabulary, &logits_[size_t(i) * lm_head_.outputs], size_t(shape_.vocabulary) * 4);
+    });
+}
+
+// Row `row` of x, normalised, becomes row `to` of what is multiplied next.
+void Model::normalise(const Norm &norm, const float *x, int row, int to, const Matrix &next) {
+    float *y = &normed_[size_t(to) * width_];
+    ops_.norm(x + size_t(row) * width_, norm.gain, norm.bias, shape_.width, width_, shape_.epsilon, y);
+    if (next.bits != 32) {
+        size_t at = size_t(to) * width_;
+        ops_.quantise(y, width_, next.zero(), &q_[at], &scales_[at / BLOCK], &offsets_[at / BLOCK]);
+    }
+}
+
+// Make blocks of rows of floats, where what is multiplied next wants them.
+void Model::pack(const float *x, int stride, int inputs, int count, const Matrix &next) {
+    if (next.bits == 32) return;
+    int parts = std::max(1, inputs / BLOCK / 8);  // a row's blocks are shared out too: a single row is no reason to wait for one thread
+    int blocks = inputs / BLOCK, part = (blocks + parts - 1) / parts;
+    (void)part;
+    team_.share(count, 1, [&](int first, int end) {
+        for (int i = first; i < end; i++) {
+            size_t at = size_t(i) * stride;
+            ops_.quantise(x + at, inputs, next.zero(), &q_[at], &scales_[at / BLOCK], &offsets_[at / BLOCK]);
+        }
+    });
+}
+
+void Model::multiply(const Matrix &m, const Rows &x, int count, float *y, int stride, Finish finish) {
+    team_.share(m.panels(), std::max(1, m.panels() / (8 * team_.size())), [&](int first, int end) {
+        ops_.matmul(m, x, count, y, stride, finish, first, end);
+    });
+}
+
+void Model::attend(int layer, const Step &step, int unit, float *scratch) {
+    const Run &run = runs_[size_t(unit / shape_.heads)];
+    int head = unit % shape_.heads, stride = layers_[0].qkv.outputs;
+    const float *q = &qkv_[size_t(run.first) * stride + size_t(head) * head_];
+    Attention a{};
+    a.q = q, a.k = q + shape_.width, a.v = q + 2 * shape_.width, a.stride = stride;
+    a.head = head_, a.padded = padded_head_, a.past = step.positions[run.first], a.count = run.count;
+    a.cache = cache(layer, step.rows[run.first], head);
+    a.out = &attended_[size_t(run.first) * width_ + size_t(head) * head_], a.out_stride = width_;
+    a.scratch = scratch;
+    ops_.attend(a);
+}
+
+Cache Model::cache(int layer, int row, int head) const {
+    size_t bytes = half_ ? 2 : 4, one = size_t(context_) * padded_head_ * bytes;
+    unsigned char *keys = cache_->data() + 2 * one * ((size_t(row) * shape_.layers + layer) * shape_.heads + head);
+    return {keys, keys + one, half_};
+}
+
+void Model::move(int source, int target, int positions) {
+    size_t bytes = half_ ? 2 : 4, keys = size_t(padded(positions, 16)) * padded_head_ * bytes, values = size_t(positions) * padded_head_ * bytes;
+    if (source == target) return;
+    for (int l = 0; l < shape_.layers; l++)
+        for (int h = 0; h < shape_.heads; h++) {
+            Cache from = cache(l, source, h), to = cache(l, target, h);
+            std::memcpy(to.keys, from.keys, keys);
+            std::memcpy(to.values, from.values, values);
+        }
+}
+
+void Model::copy(int row, int positions, void *keys, void *values, bool out) {
+    size_t one = size_t(positions) * head_ * (half_ ? 2 : 4);
+    team_.run([&](int) {
+        team_.share(shape_.layers * shape_.heads, 1, [&](int first, int end) {
+            for (int unit = first; unit < end; unit++) {
+                auto *k = static_cast<unsigned char *>(keys) + one * unit, *v = static_cast<unsigned char *>(values) + one * unit;
+                Cache c = cache(unit / shape_.heads, row, unit % shape_.heads);
+                if (out) ops_.copy_out(c, padded_head_, head_, positions, k, v);
+                else ops_.copy_in(c, padded_head_, head_, positions, k, v);
+            }
+        });
+    });
+}
+
+}  // namespace gpt2d

@@ -1,0 +1,75 @@
+// One GPT-2: where its weights lie, its KV cache, and a step over both.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "gpt2d_kernels.h"
+#include "memory.h"
+#include "ops.h"
+#include "team.h"
+
+namespace gpt2d {
+
+struct Step {
+    int count;
+    const int32_t *ids, *rows, *positions;
+    int wanted_count;
+    const int32_t *wanted;
+    float *logits;
+};
+
+class Model {
+   public:
+    // Throws std::bad_alloc.
+    Model(const gpt2d_shape &shape, int rows, int threads, const Ops &ops);
+
+    unsigned char *weights() const { return weights_->data(); }
+    size_t weight_bytes() const { return weight_bytes_; }
+    bool valid(const Step &step) const;
+    bool valid(int row, int positions) const { return row >= 0 && row < rows_ && positions >= 0 && positions <= shape_.context; }
+    void forward(const Step &step);
+    void move(int source, int target, int positions);
+    void copy(int row, int positions, void *keys, void *values, bool out);
+
+   private:
+    struct Norm { const float *gain, *bias; };
+    struct Layer {
+        Norm before_attention, before_mlp;
+        Matrix qkv, out, up, down;
+    };
+    struct Run { int first, count; };  // tokens of one row
+
+    size_t lay_out(const unsigned char *base);
+    void reserve(int count);
+    void work(const Step &step);
+    void normalise(const Norm &norm, const float *x, int row, int to, const Matrix &next);
+    void pack(const float *x, int stride, int inputs, int count, const Matrix &next);
+    void multiply(const Matrix &m, const Rows &x, int count, float *y, int stride, Finish finish);
+    void attend(int layer, const Step &step, int unit, float *scratch);
+    void head(const Step &step);
+    Cache cache(int layer, int row, int head) const;
+
+    const gpt2d_shape shape_;
+    const int rows_, width_, inner_, head_, padded_head_, context_;  // padded to 32, 32, -, 16, 16
+    const Ops &ops_;
+    const bool half_;
+    size_t weight_bytes_ = 0;
+    std::unique_ptr<Memory> weights_, cache_;
+    const float *places_ = nullptr;
+    std::vector<Layer> layers_;
+    Norm final_norm_{};
+    Matrix table_, lm_head_;
+    Team team_;
+
+    // The activations of a step, for `reserved_` tokens.
+    int reserved_ = 0;
+    std::vector<float> x_, normed_, qkv_, attended_, inner_values_, logits_;
+    std::vector<int8_t> q_;
+    std::vector<float> scales_;
+    std::vector<int32_t> offsets_;
+    std::vector<std::vector<float>> scratch_;
+    std::vector<Run> runs_;
+};
+
+}  // namespace gpt2d

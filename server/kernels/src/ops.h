@@ -1,0 +1,80 @@
+// What each instruction set implements. ops_*.cpp compile ops_body.h once for each of them.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace gpt2d {
+
+constexpr int BLOCK = 32;  // inputs that share a scale
+constexpr int PANEL = 32;  // outputs that lie together: two registers of 16
+
+// N outputs by K inputs, both padded to 32. A panel of 32 outputs after the other; in it the blocks of 32 inputs; in these
+//   8 bits: [8 groups of 4 inputs][32 outputs][4 inputs] uint8, value + 128            then [32 outputs] fp16 scales
+//   4 bits: [4 groups of 8 inputs][32 outputs][4 inputs] low and 4 more in the high nibbles, value + 8, then scales
+//   float:  [32 inputs][32 outputs] float
+// so that a register holds 16 outputs and a lane is an output: no horizontal sums, and one stream to read.
+struct Matrix {
+    const uint8_t *data = nullptr;
+    const float *bias = nullptr;  // [N], or null
+    int outputs = 0, inputs = 0, bits = 0;
+
+    static constexpr size_t block_bytes(int bits) { return bits == 32 ? BLOCK * PANEL * 4 : BLOCK * PANEL * bits / 8 + PANEL * 2; }
+    size_t panel_bytes() const { return inputs / BLOCK * block_bytes(bits); }
+    int panels() const { return outputs / PANEL; }
+    int zero() const { return 1 << (bits - 1); }
+};
+
+// The left side of a product: rows of floats, and for quantised matrices of blocks: value = q * scale, offset = -zero * sum(q).
+struct Rows {
+    float *floats = nullptr;  // [rows, stride]
+    int stride = 0;
+    int8_t *q = nullptr;        // [rows, stride]
+    float *scales = nullptr;    // [rows, stride / BLOCK]
+    int32_t *offsets = nullptr;  // [rows, stride / BLOCK]
+};
+
+enum class Finish { store, gelu, add };  // y = x, y = gelu(x), y += x
+
+// The keys and values of one row, layer and head. Keys: [context / 16][head][16 positions]; values: [context][head].
+// Elements are fp16 or float; `head` is padded to 16, `context` too.
+struct Cache {
+    void *keys, *values;
+    bool half;
+};
+
+struct Attention {
+    const float *q, *k, *v;  // of the first token; the next token's are `stride` further
+    int stride, head, padded, past, count;
+    Cache cache;
+    float *out;  // [count, out_stride]
+    int out_stride;
+    float *scratch;  // attention_scratch() floats
+};
+
+struct Ops {
+    const char *name;
+    bool (*usable)();
+    // Panels first..end-1 of y = finish(x m + bias).
+    void (*matmul)(const Matrix &m, const Rows &x, int rows, float *y, int stride, Finish finish, int first, int end);
+    // Layer normalisation of `width` values; `padded` are written.
+    void (*norm)(const float *x, const float *gain, const float *bias, int width, int padded, float epsilon, float *y);
+    void (*quantise)(const float *x, int n, int zero, int8_t *q, float *scales, int32_t *offsets);
+    // x = row `token` of the table + place.
+    void (*embed)(const Matrix &table, int token, const float *place, float *x);
+    // Write the tokens' keys and values, then let each attend to what is before it and itself.
+    void (*attend)(const Attention &a);
+    // Positions first..end-1 of keys and values, [positions, head] each, from the cache or into it.
+    void (*copy_out)(const Cache &cache, int padded, int head, int positions, void *keys, void *values);
+    void (*copy_in)(const Cache &cache, int padded, int head, int positions, const void *keys, const void *values);
+};
+
+constexpr int QUERIES = 4;  // tokens of a row that attend together
+
+inline size_t attention_scratch(int context, int padded_head) { return QUERIES * (size_t(context) + 16 + padded_head); }
+
+extern const Ops avx512_ops, avx2_ops, plain_ops;
+
+// The one of that name, or the best that is usable here; null if it is not usable.
+const Ops *find_ops(const char *name);
+
+}  // namespace gpt2d

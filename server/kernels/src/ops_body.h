@@ -1,0 +1,268 @@
+// The operations of one instruction set, over the sixteen lanes that the simd_*.h before this one defines.
+// Whatever the number of rows, each output is computed by the same operations in the same order: the same bits in any batch.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <type_traits>
+
+#include "ops.h"
+
+namespace gpt2d {
+namespace {
+
+constexpr int LANES = 16;
+constexpr int AHEAD = 4096;  // bytes that are fetched before they are needed
+
+// e^x for x from -87 to 88, relative error below 2e-7: 2^n times a polynomial in the rest, its Taylor series.
+inline F exponential(F x) {
+    F t = max(x, set(-87.f)) * set(1.44269504f), n = round(t), f = t - n, p = set(1.54035304e-4f);
+    for (float c : {1.33335581e-3f, 9.61812911e-3f, 5.55041087e-2f, 2.40226507e-1f, 6.93147181e-1f, 1.f}) p = fma(p, f, set(c));
+    return scale2(p, n);
+}
+
+// 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) = x / (1 + e^(-2 u)): GPT-2's, Hendrycks and Gimpel 2016.
+inline F gelu(F x) {
+    F u = set(-2 * 0.79788456f) * fma(set(0.044715f) * x, x * x, x);
+    return x / (set(1.f) + exponential(min(u, set(80.f))));
+}
+
+// A tile: R rows of x times one panel. `w` is read once.
+template <int BITS, int R>
+inline void multiply(const uint8_t *w, int inputs, const Rows &x, int row, F (&out)[R][2]) {
+    if constexpr (BITS == 32) {
+        const float *a[R];
+        for (int r = 0; r < R; r++) a[r] = x.floats + size_t(row + r) * x.stride;
+        for (int k = 0; k < inputs; k++, w += 2 * LANES * 4) {
+            prefetch(w + AHEAD), prefetch(w + AHEAD + 64);
+            F w0 = load(reinterpret_cast<const float *>(w)), w1 = load(reinterpret_cast<const float *>(w) + LANES);
+            for (int r = 0; r < R; r++) {
+                F v = set(a[r][k]);
+                out[r][0] = fma(w0, v, out[r][0]), out[r][1] = fma(w1, v, out[r][1]);
+            }
+        }
+    } else {
+        constexpr size_t BYTES = Matrix::block_bytes(BITS);
+        const int8_t *q[R];
+        const float *scale[R];
+        const int32_t *offset[R];
+        for (int r = 0; r < R; r++) {
+            size_t at = size_t(row + r) * x.stride;
+            q[r] = x.q + at, scale[r] = x.scales + at / BLOCK, offset[r] = x.offsets + at / BLOCK;
+        }
+        for (int b = 0; b < inputs / BLOCK; b++, w += BYTES) {
+            for (size_t i = 0; i < BYTES; i += 64) prefetch(w + AHEAD + i);
+            I dot[R][2];
+            for (int r = 0; r < R; r++) dot[r][0] = dot[r][1] = set_int(BITS == 8 && SIGNED_BYTES ? 0 : offset[r][b]);
+            for (int j = 0; j < BITS; j++) {
+                Bytes w0 = load_bytes(w + j * 128), w1 = load_bytes(w + j * 128 + 64);
+                for (int r = 0; r < R; r++) {
+                    const int8_t *a = q[r] + b * BLOCK + j * 4 * (8 / BITS);
+                    Bytes v = broadcast(a);
+                    if constexpr (BITS == 8) {
+                        dot[r][0] = dot8(dot[r][0], w0, v), dot[r][1] = dot8(dot[r][1], w1, v);
+                    } else {
+                        Bytes u = broadcast(a + 4);
+                        dot[r][0] = dot4(dot4(dot[r][0], low(w0), v), high(w0), u);
+                        dot[r][1] = dot4(dot4(dot[r][1], low(w1), v), high(w1), u);
+                    }
+                }
+            }
+            auto *scales = reinterpret_cast<const uint16_t *>(w + BYTES - 64);
+            F s0 = load_half(scales), s1 = load_half(scales + LANES);
+            for (int r = 0; r < R; r++) {
+                F s = set(scale[r][b]);
+                out[r][0] = fma(to_float(dot[r][0]), s0 * s, out[r][0]), out[r][1] = fma(to_float(dot[r][1]), s1 * s, out[r][1]);
+            }
+        }
+    }
+}
+
+template <int BITS, int R>
+void tile(const Matrix &m, const uint8_t *panel, const Rows &x, int row, float *y, int stride, Finish finish, int n) {
+    F out[R][2];
+    for (int r = 0; r < R; r++)
+        for (int g = 0; g < 2; g++) out[r][g] = m.bias ? load(m.bias + n + g * LANES) : set(0.f);
+    multiply<BITS, R>(panel, m.inputs, x, row, out);
+    for (int r = 0; r < R; r++)
+        for (int g = 0; g < 2; g++) {
+            float *to = y + size_t(row + r) * stride + n + g * LANES;
+            store(to, finish == Finish::gelu ? gelu(out[r][g]) : finish == Finish::add ? load(to) + out[r][g] : out[r][g]);
+        }
+}
+
+template <int BITS>
+void matmul_of(const Matrix &m, const Rows &x, int rows, float *y, int stride, Finish finish, int first, int end) {
+    for (int p = first; p < end; p++) {
+        const uint8_t *panel = m.data + p * m.panel_bytes();
+        int row = 0;
+        for (; row + TILE_ROWS <= rows; row += TILE_ROWS) tile<BITS, TILE_ROWS>(m, panel, x, row, y, stride, finish, p * PANEL);
+        if constexpr (TILE_ROWS > 2)
+            for (; row + 2 <= rows; row += 2) tile<BITS, 2>(m, panel, x, row, y, stride, finish, p * PANEL);
+        for (; row < rows; row++) tile<BITS, 1>(m, panel, x, row, y, stride, finish, p * PANEL);
+    }
+}
+
+void matmul(const Matrix &m, const Rows &x, int rows, float *y, int stride, Finish finish, int first, int end) {
+    auto *of = m.bits == 32 ? matmul_of<32> : m.bits == 8 ? matmul_of<8> : matmul_of<4>;
+    of(m, x, rows, y, stride, finish, first, end);
+}
+
+void norm(const float *x, const float *gain, const float *bias, int width, int padded, float epsilon, float *y) {
+    F total = set(0.f), squares = set(0.f);
+    for (int i = 0; i < padded; i += LANES) total = total + load(x + i);
+    F mean = set(sum(total) / float(width));
+    for (int i = 0; i < padded; i += LANES) {
+        F d = load(x + i) - mean;
+        if (i + LANES > width) d = first_lanes(d, std::max(0, width - i), 0.f);
+        squares = fma(d, d, squares);
+    }
+    F scale = set(1 / std::sqrt(sum(squares) / float(width) + epsilon));
+    for (int i = 0; i < padded; i += LANES) store(y + i, fma((load(x + i) - mean) * scale, load(gain + i), load(bias + i)));
+}
+
+void quantise(const float *x, int n, int zero, int8_t *q, float *scales, int32_t *offsets) {
+    for (int b = 0; b < n / BLOCK; b++, x += BLOCK, q += BLOCK) {
+        F lo = load(x), hi = load(x + LANES);
+        float top = largest(max(abs(lo), abs(hi)));
+        F inverse = set(top > 1e-30f ? 127.f / top : 0.f);
+        int32_t total = store_bytes(q, lo * inverse);
+        total += store_bytes(q + LANES, hi * inverse);
+        scales[b] = top / 127.f;
+        offsets[b] = -zero * total;
+    }
+}
+
+void embed(const Matrix &table, int token, const float *place, float *x) {
+    const uint8_t *panel = table.data + token / PANEL * table.panel_bytes();
+    int n = token % PANEL;
+    for (int k = 0; k < table.inputs; k++) {
+        const uint8_t *block = panel + k / BLOCK * Matrix::block_bytes(table.bits);
+        int i = k % BLOCK;
+        if (table.bits == 32) {
+            x[k] = reinterpret_cast<const float *>(block)[i * PANEL + n] + place[k];
+        } else {  // 8 bits
+            float scale = from_half(reinterpret_cast<const uint16_t *>(block + BLOCK * PANEL)[n]);
+            x[k] = float(block[i / 4 * 128 + n * 4 + i % 4] - 128) * scale + place[k];
+        }
+    }
+}
+
+template <class T>
+inline F take(const T *p) {
+    if constexpr (std::is_same_v<T, float>) return load(p);
+    else return load_half(p);
+}
+inline void put(float *p, float x) { *p = x; }
+inline void put(uint16_t *p, float x) { *p = half(x); }
+inline float get(const float *p) { return *p; }
+inline float get(const uint16_t *p) { return from_half(*p); }
+
+// R tokens at positions first..first+R-1 of a row, each over what is before it and itself.
+template <class T, int R>
+void attend_tile(const Attention &a, int token) {
+    auto *keys = static_cast<const T *>(a.cache.keys), *values = static_cast<const T *>(a.cache.values);
+    int first = a.past + token, last = first + R - 1, length = (last + LANES) / LANES * LANES, head = a.padded;
+    float *q = a.scratch, *scores = q + QUERIES * head;
+    float factor = 1 / std::sqrt(float(a.head));
+    for (int r = 0; r < R; r++)
+        for (int d = 0; d < head; d++) q[r * head + d] = d < a.head ? a.q[size_t(token + r) * a.stride + d] * factor : 0.f;
+    F top[R], total[R];
+    for (int r = 0; r < R; r++) top[r] = set(-INFINITY), total[r] = set(0.f);
+    for (int p = 0; p < length; p += LANES, keys += head * LANES) {
+        F even[R], odd[R];
+        for (int r = 0; r < R; r++) even[r] = odd[r] = set(0.f);
+        for (int d = 0; d < head; d += 2) {
+            F k0 = take(keys + d * LANES), k1 = take(keys + (d + 1) * LANES);
+            for (int r = 0; r < R; r++) {
+                even[r] = fma(k0, set(q[r * head + d]), even[r]);
+                odd[r] = fma(k1, set(q[r * head + d + 1]), odd[r]);
+            }
+        }
+        for (int r = 0; r < R; r++) {
+            F s = even[r] + odd[r];
+            if (p + LANES > first + r + 1) s = first_lanes(s, std::max(0, first + r + 1 - p), -INFINITY);
+            store(scores + r * length + p, s);
+            top[r] = max(top[r], s);
+        }
+    }
+    for (int r = 0; r < R; r++) {
+        F highest = set(largest(top[r]));
+        for (int p = 0; p < length; p += LANES) {
+            F s = load(scores + r * length + p), e = exponential(s - highest);
+            if (p + LANES > first + r + 1) e = first_lanes(e, std::max(0, first + r + 1 - p), 0.f);
+            store(scores + r * length + p, e);
+            total[r] = total[r] + e;
+        }
+    }
+    for (int d = 0; d < head; d += 4 * LANES) {  // a register for 16 values of each token; 4 of them cover an ordinary head
+        int n = std::min(4, (head - d) / LANES);
+        F out[R][4];
+        for (int r = 0; r < R; r++)
+            for (int i = 0; i < 4; i++) out[r][i] = set(0.f);
+        auto add = [&](auto count) {
+            for (int p = 0; p <= last; p++) {
+                const T *v = values + size_t(p) * head + d;
+                for (int i = 0; i < count; i++) {
+                    F x = take(v + i * LANES);
+                    for (int r = 0; r < R; r++) out[r][i] = fma(x, set(scores[r * length + p]), out[r][i]);
+                }
+            }
+        };
+        if (n == 4) add(std::integral_constant<int, 4>{});
+        else add(n);
+        for (int r = 0; r < R; r++) {
+            F inverse = set(1 / sum(total[r]));
+            for (int i = 0; i < n; i++) {
+                float *to = a.out + size_t(token + r) * a.out_stride + d + i * LANES;
+                if (d + (i + 1) * LANES <= a.head) {
+                    store(to, out[r][i] * inverse);
+                } else {
+                    float part[LANES];
+                    store(part, out[r][i] * inverse);
+                    std::copy(part, part + std::max(0, a.head - d - i * LANES), to);
+                }
+            }
+        }
+    }
+}
+
+template <class T>
+void attend_of(const Attention &a) {
+    auto *keys = static_cast<T *>(a.cache.keys), *values = static_cast<T *>(a.cache.values);
+    for (int i = 0; i < a.count; i++) {
+        int p = a.past + i;
+        const float *k = a.k + size_t(i) * a.stride, *v = a.v + size_t(i) * a.stride;
+        T *to = keys + size_t(p / LANES) * a.padded * LANES + p % LANES;
+        for (int d = 0; d < a.head; d++) put(to + d * LANES, k[d]), put(values + size_t(p) * a.padded + d, v[d]);
+    }
+    int token = 0;
+    for (; token + QUERIES <= a.count; token += QUERIES) attend_tile<T, QUERIES>(a, token);
+    for (; token < a.count; token++) attend_tile<T, 1>(a, token);
+}
+
+void attend(const Attention &a) { a.cache.half ? attend_of<uint16_t>(a) : attend_of<float>(a); }
+
+template <class T, bool OUT>
+void copy_of(const Cache &cache, int padded, int head, int positions, T *k, T *v) {
+    auto *keys = static_cast<T *>(cache.keys), *values = static_cast<T *>(cache.values);
+    for (int p = 0; p < positions; p++)
+        for (int d = 0; d < head; d++) {
+            T &key = keys[(size_t(p / LANES) * padded + d) * LANES + p % LANES], &value = values[size_t(p) * padded + d];
+            if constexpr (OUT) k[p * head + d] = key, v[p * head + d] = value;
+            else key = k[p * head + d], value = v[p * head + d];
+        }
+}
+
+void copy_out(const Cache &cache, int padded, int head, int positions, void *keys, void *values) {
+    if (cache.half) copy_of<uint16_t, true>(cache, padded, head, positions, static_cast<uint16_t *>(keys), static_cast<uint16_t *>(values));
+    else copy_of<float, true>(cache, padded, head, positions, static_cast<float *>(keys), static_cast<float *>(values));
+}
+
+void copy_in(const Cache &cache, int padded, int head, int positions, const void *keys, const void *values) {
+    auto *k = const_cast<void *>(keys), *v = const_cast<void *>(values);
+    if (cache.half) copy_of<uint16_t, false>(cache, padded, head, positions, static_cast<uint16_t *>(k), static_cast<uint16_t *>(v));
+    else copy_of<float, false>(cache, padded, head, positions, static_cast<float *>(k), static_cast<float *>(v));
+}
+
+}  // namespace
+}  // namespace gpt2d

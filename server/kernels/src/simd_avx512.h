@@ -1,0 +1,65 @@
+// Sixteen lanes on AVX512-VNNI.
+#pragma once
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace gpt2d {
+namespace {
+
+constexpr int TILE_ROWS = 4;  // x 2 registers of outputs, x (sum, dot): 16 of the 32 registers
+constexpr bool SIGNED_BYTES = false;
+
+struct F { __m512 v; };
+struct I { __m512i v; };
+struct Bytes { __m512i v; };  // 16 lanes of 4 bytes
+
+inline F load(const float *p) { return {_mm512_loadu_ps(p)}; }
+inline void store(float *p, F a) { _mm512_storeu_ps(p, a.v); }
+inline F load_half(const uint16_t *p) { return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)))}; }
+inline void store_half(uint16_t *p, F a) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+inline uint16_t half(float x) { return uint16_t(_mm_extract_epi16(_mm_cvtps_ph(_mm_set_ss(x), 0), 0)); }
+inline float from_half(uint16_t x) { return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(x))); }
+inline F set(float x) { return {_mm512_set1_ps(x)}; }
+inline F fma(F a, F b, F c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+inline F operator+(F a, F b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline F operator-(F a, F b) { return {_mm512_sub_ps(a.v, b.v)}; }
+inline F operator*(F a, F b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline F operator/(F a, F b) { return {_mm512_div_ps(a.v, b.v)}; }
+inline F max(F a, F b) { return {_mm512_max_ps(a.v, b.v)}; }
+inline F min(F a, F b) { return {_mm512_min_ps(a.v, b.v)}; }
+inline F abs(F a) { return {_mm512_abs_ps(a.v)}; }
+inline float sum(F a) { return _mm512_reduce_add_ps(a.v); }
+inline float largest(F a) { return _mm512_reduce_max_ps(a.v); }
+inline F round(F a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+inline F scale2(F a, F n) { return {_mm512_scalef_ps(a.v, n.v)}; }                                             // a * 2^n
+inline F first_lanes(F a, int n, float rest) { return {_mm512_mask_mov_ps(_mm512_set1_ps(rest), __mmask16((1u << n) - 1), a.v)}; }
+
+inline I set_int(int32_t x) { return {_mm512_set1_epi32(x)}; }
+inline F to_float(I a) { return {_mm512_cvtepi32_ps(a.v)}; }
+inline int32_t store_bytes(int8_t *p, F a) {  // rounds; returns the sum
+    __m512i i = _mm512_cvtps_epi32(a.v);
+    _mm_storeu_si128(reinterpret_cast<__m128i *>(p), _mm512_cvtsepi32_epi8(i));
+    return _mm512_reduce_add_epi32(i);
+}
+inline Bytes load_bytes(const uint8_t *p) { return {_mm512_loadu_si512(p)}; }
+inline Bytes low(Bytes a) { return {_mm512_and_si512(a.v, _mm512_set1_epi8(15))}; }
+inline Bytes high(Bytes a) { return {_mm512_and_si512(_mm512_srli_epi16(a.v, 4), _mm512_set1_epi8(15))}; }
+inline Bytes broadcast(const int8_t *p) {
+    int32_t x;
+    __builtin_memcpy(&x, p, 4);
+    return {_mm512_set1_epi32(x)};
+}
+inline I dot8(I sum, Bytes w, Bytes a) { return {_mm512_dpbusd_epi32(sum.v, w.v, a.v)}; }
+inline I dot4(I sum, Bytes w, Bytes a) { return dot8(sum, w, a); }
+inline void prefetch(const void *p) { _mm_prefetch(static_cast<const char *>(p), _MM_HINT_T0); }
+
+inline bool usable_here() {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
+}
+
+}  // namespace
+}  // namespace gpt2d

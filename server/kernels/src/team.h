@@ -1,0 +1,53 @@
+// Threads that work through the phases of a step together.
+#pragma once
+#include <atomic>
+#include <condition_variable>
+#include <functional>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace gpt2d {
+
+// `run` lets every thread do the same job. In it they meet at `barrier`, and between two of these they `claim` parts of the
+// work. Waiting threads spin, since waking one that sleeps takes longer than most phases; they give their core away when it
+// lasts, and sleep when there is nothing to do.
+class Team {
+   public:
+    explicit Team(int threads);
+    ~Team();
+    Team(const Team &) = delete;
+    Team &operator=(const Team &) = delete;
+
+    void run(const std::function<void(int thread)> &job);
+    void barrier();
+
+    // The next part of 0..total-1 that nobody has taken since the last barrier: first..end-1. False if there is none.
+    bool claim(int total, int part, int *first, int *end);
+
+    // Work on the parts of 0..total-1 with whoever else has come here, then meet.
+    template <class Work>
+    void share(int total, int part, Work work) {
+        for (int first, end; claim(total, part, &first, &end);) work(first, end);
+        barrier();
+    }
+
+    int size() const { return size_; }
+
+   private:
+    void help(int thread);
+
+    const int size_;
+    std::vector<std::thread> helpers_;
+    const std::function<void(int)> *job_ = nullptr;
+    alignas(64) std::atomic<int> arrived_{0};
+    alignas(64) std::atomic<unsigned> phase_{0};
+    alignas(64) std::atomic<int> taken_[2] = {0, 0};  // of this phase and the next
+    alignas(64) std::atomic<unsigned> jobs_{0};
+    std::atomic<int> sleepers_{0};
+    std::atomic<bool> ending_{false};
+    std::mutex mutex_;
+    std::condition_variable wake_;
+};
+
+}  // namespace gpt2d
