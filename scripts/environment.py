@@ -72,11 +72,12 @@ def _installed(requirements: tuple[str, ...]) -> bool:
 
 def _fingerprint(requirements: tuple[str, ...]) -> str:
     """Changes with this Python and with every file that says what to install."""
-    names = sorted({*requirements, *LIGHT, "pyproject.toml"})
+    kernels = [str(p.relative_to(ROOT)) for p in (ROOT / "server" / "kernels").rglob("*") if p.is_file() and p.suffix != ".pyc"]
+    names = sorted({*requirements, *LIGHT, "pyproject.toml", *kernels})
     digest = hashlib.sha256("".join((ROOT / name).read_text(encoding="utf-8") for name in names).encode())
     return f"{sys.version_info[:3]} {ROOT} {digest.hexdigest()}"
 
 
 def _run(command: list[str], problem: str) -> None:
-    if subprocess.run(command, stdin=subprocess.DEVNULL, stdout=sys.stderr, check=False).returncode:
+    if subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=sys.stderr, check=False).returncode:
         sys.exit(f"{problem}; the lines above say why. The command was: {' '.join(command)}")

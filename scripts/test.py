@@ -15,8 +15,8 @@ import time
 import environment
 
 PACKAGES = ("protocol", "server", "client")
-PROGRAMS = {"Xvfb": "xvfb", "xdotool": "xdotool", "ip": "iproute2"}
-"""What the tests of the window and of two hosts use, and the Debian packages that bring it."""
+PROGRAMS = {"Xvfb": "xvfb", "xdotool": "xdotool", "ip": "iproute2", "g++": "g++"}
+"""What the native engine's build and the tests of the window and of two hosts use, and the Debian packages that bring it."""
 CHECKS = (
     ("ruff check", ["-m", "ruff", "check", "."]),
     ("ruff format", ["-m", "ruff", "format", "--check", "."]),
@@ -29,9 +29,9 @@ def main() -> int:
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(__doc__)
         return 0
-    environment.prepare(environment.FULL)
     if sys.platform == "linux":
         environment.install_for_tests(PROGRAMS)
+    environment.prepare(environment.FULL)
     python = str(environment.PYTHON)
     failed = []
     for name, arguments in (*CHECKS, ("pytest", ["-m", "pytest", *sys.argv[1:]])):

@@ -18,6 +18,7 @@ import zmq
 from protocol.errors import Gpt2dError
 from protocol.keys import KeyFileError, check_endpoint
 from protocol.sockets import is_loopback
+from server.catalogue import native_problem
 from server.config import VERSION, Config
 from server.gateway import Gateway
 
@@ -175,6 +176,8 @@ def main() -> None:
         sys.exit(f"gpt2d-server: cannot listen on {config.endpoint}: {e.strerror}")
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: gateway.drain())
+    if problem := native_problem():
+        log.warning("no native engine, onnx is used: %s", problem)
     log.info("gpt2d %s listens on %s, %d threads a worker", VERSION, gateway.endpoint, config.threads)
     try:
         gateway.run()

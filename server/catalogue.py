@@ -13,7 +13,25 @@ from protocol.errors import BadModel, UnknownModel
 
 DEMO = "demo"
 DEMO_FOLDER = Path(__file__).parent / "demo_model"
-ENGINES: dict[str, tuple[str, ...]] = {"onnx": ("int8", "int4", "fp32")}
+KERNELS_VERSION = 1
+"""Of the package gpt2d-kernels that the native engine works with."""
+
+
+def native_problem() -> str:
+    """Why the native engine cannot be used; empty if it can."""
+    try:
+        import gpt2d_kernels
+    except ImportError:
+        return "gpt2d-kernels is not installed; `pip install ./server/kernels` builds it"
+    if gpt2d_kernels.library() is None:
+        return "gpt2d-kernels was installed without a C++ compiler; install one (Debian: g++), then `pip install ./server/kernels`"
+    if gpt2d_kernels.VERSION != KERNELS_VERSION:
+        return "gpt2d-kernels is of another version; `pip install ./server/kernels` builds this one"
+    return ""
+
+
+PRECISIONS = ("int8", "int4", "fp32")
+ENGINES: dict[str, tuple[str, ...]] = {name: PRECISIONS for name in ("native", "onnx") if name != "native" or not native_problem()}
 """Engine -> its precisions; the first of each is the default."""
 OVERHEAD_BYTES = 80 << 20
 """A worker's interpreter, libraries and activations."""
@@ -50,44 +68,47 @@ class Architecture:
         block = 4 * self.width * self.width + 2 * self.width * self.inner + 9 * self.width + self.inner
         return (self.vocabulary + self.context) * self.width + self.layers * block + 2 * self.width
 
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one sequence's KV cache: two float32 vectors a position and layer."""
-        return 2 * 4 * self.layers * self.context * self.width
+    def row_bytes(self, engine: str, precision: str) -> int:
+        """Bytes of one sequence's KV cache: two vectors a position and layer, of fp16 where the native engine is quantised."""
+        return 2 * (2 if _is_half(engine, precision) else 4) * self.layers * self.context * self.width
 
-    @property
-    def default_rows(self) -> int:
+    def default_rows(self, engine: str, precision: str) -> int:
         """How many sequences run together: as many rows as fit into ROWS_BYTES, 1 to MAX_ROWS."""
-        return max(1, min(MAX_ROWS, ROWS_BYTES // self.row_bytes))
+        return max(1, min(MAX_ROWS, ROWS_BYTES // self.row_bytes(engine, precision)))
 
-    @property
-    def prefix_cache_bytes(self) -> int:
+    def prefix_cache_bytes(self, engine: str, precision: str) -> int:
         """The prefix cache holds as much as one row: a whole context."""
-        return self.row_bytes
+        return self.row_bytes(engine, precision)
 
     @property
     def published_bytes(self) -> int:
         """The size of model.safetensors as the hub has it: float32, and each layer's attention mask beside its parameters."""
         return 4 * (self.parameters + self.layers * self.context**2)
 
-    def fitting_rows(self, precision: str, room: int) -> int:
+    def fitting_rows(self, engine: str, precision: str, room: int) -> int:
         """default_rows, or fewer where they do not fit into `room` bytes; at least 1, whether it fits or not."""
-        rows = self.default_rows
-        while rows > 1 and self.memory_bytes(precision, rows) > room:
+        rows = self.default_rows(engine, precision)
+        while rows > 1 and self.memory_bytes(engine, precision, rows) > room:
             rows -= 1
         return rows
 
-    def memory_bytes(self, precision: str, rows: int) -> int:
+    def memory_bytes(self, engine: str, precision: str, rows: int) -> int:
         """About what a worker needs when it is full: weights, `rows` rows of KV cache, the prefix cache, overhead."""
         blocks = self.layers * (4 * self.width * self.width + 2 * self.width * self.inner)
         head = self.vocabulary * self.width
         rest = self.parameters - blocks - head
         if precision == "fp32":
             weights = 4 * (blocks + head + rest)
-        else:  # a float32 scale for 32 weights; embedding and head have 8 bits, and the runtime keeps a packed copy of the head
-            share = {"int8": 1.125, "int4": 0.625}[precision]
-            weights = int(share * blocks + 1.125 * 2 * head) + 4 * rest
-        return weights + rows * self.row_bytes + self.prefix_cache_bytes + OVERHEAD_BYTES
+        else:  # a scale for 32 weights; embedding and head have 8 bits, and the ONNX runtime keeps a packed copy of the head
+            scale, copies = (2 / 32, 1) if engine == "native" else (4 / 32, 2)
+            weights = int(({"int8": 1, "int4": 0.5}[precision] + scale) * blocks + (1 + scale) * copies * head) + 4 * rest
+        kept = rows * self.row_bytes(engine, precision) + self.prefix_cache_bytes(engine, precision)
+        return weights + kept + OVERHEAD_BYTES
+
+
+def _is_half(engine: str, precision: str) -> bool:
+    """Keys and values have 16 bits."""
+    return engine == "native" and precision != "fp32"
 
 
 def _published(layers: int, heads: int, width: int) -> Architecture:

@@ -54,7 +54,7 @@ class Config:
     """model, model/engine or model/engine/precision, loaded at the start."""
     threads: int = field(default_factory=default_threads)
     rows: int | None = None
-    """Sequences that run together in a worker; None: what catalogue.Architecture.default_rows says."""
+    """Sequences that run together in a worker; None: as many as catalogue.Architecture.default_rows says."""
     max_memory: int | None = None
     """Bytes that all workers together may come to need; None: what is free."""
     keep_alive: float | None = None

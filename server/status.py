@@ -50,7 +50,7 @@ def _model(model: Model, workers: Workers, config: Config) -> m.ModelInfo:
         m.Precision(
             engine=engine,
             precision=precision,
-            memory_bytes=arch.memory_bytes(precision, config.rows or arch.default_rows),
+            memory_bytes=arch.memory_bytes(engine, precision, config.rows or arch.default_rows(engine, precision)),
             loaded=any(w.state == "ready" for w in workers.matching(model.name, engine, precision)),
         )
         for engine, supported in ENGINES.items()

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +21,6 @@ from safetensors import SafetensorError, safe_open
 from protocol.errors import BadModel
 from server.catalogue import WEIGHTS_FILE, Architecture
 from server.engines.base import Engine
-from server.engines.onnx import OnnxEngine
-from server.graph import MODEL_FILE, Graph, build
 
 Report = Callable[[str, int, int, str], None]
 """progress(stage, done, total, unit), as protocol.messages.Progress has it."""
@@ -122,47 +121,53 @@ def known_digest(file: Path, memory: Path, progress: Callable[[int, int], None])
     return sha
 
 
-class GraphCache:
-    """Built graphs on disk, by content: a folder each, complete when it appears, the least recently used out first.
+class Built(Protocol):
+    """What is kept on disk: an engine's own form of the weights."""
+
+    def write(self, folder: Path) -> None: ...
+
+
+class BuildCache:
+    """Built models on disk, by content: a folder each, complete when it appears, the least recently used out first.
 
     What cannot be written to the cache (a full or read-only disk) is built into a temporary folder instead.
     """
 
     FORMAT = 3
-    """Raised whenever graph.py or quantise.py build something else from the same weights."""
+    """Raised whenever graph.py, layout.py or quantise.py build something else from the same weights."""
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self._folder, self._max_bytes = folder, max_bytes
 
-    def get(self, name: str, build: Callable[[], Graph]) -> Path:
-        """Return the path of the ONNX file called `name`, built where it is missing or damaged. Raises: OSError."""
+    def get(self, name: str, build: Callable[[], Built]) -> Path:
+        """Return the folder of what is called `name`, built where it is missing or damaged. Raises: OSError."""
         entry = self._folder / f"{name}-v{self.FORMAT}"
         if _intact(entry):
             with contextlib.suppress(OSError):
                 os.utime(entry)
-            return entry / MODEL_FILE
-        graph = build()
+            return entry
+        built = build()
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._sweep()
-            self._store(graph, entry)
+            self._store(built, entry)
             self._trim(keep=entry)
         except OSError as e:
-            print(f"the graph cache {self._folder} cannot be used: {e}", file=sys.stderr)
-            temporary = Path(tempfile.mkdtemp(prefix="gpt2d-graph-"))
-            _write(graph, temporary)
-            return temporary / MODEL_FILE
-        return entry / MODEL_FILE
+            print(f"the cache of built models {self._folder} cannot be used: {e}", file=sys.stderr)
+            temporary = Path(tempfile.mkdtemp(prefix="gpt2d-built-"))
+            _write(built, temporary)
+            return temporary
+        return entry
 
-    def opened(self, file: Path) -> None:
-        """The runtime has opened a file that `get` returned: a temporary one is not needed any more."""
-        if self._folder not in file.parents:
-            shutil.rmtree(file.parent, ignore_errors=True)
+    def opened(self, folder: Path) -> None:
+        """An engine has opened what `get` returned: a temporary folder is not needed any more."""
+        if self._folder not in folder.parents:
+            shutil.rmtree(folder, ignore_errors=True)
 
-    def _store(self, graph: Graph, entry: Path) -> None:
+    def _store(self, built: Built, entry: Path) -> None:
         draft = Path(tempfile.mkdtemp(prefix=DRAFT, dir=self._folder))
         try:
-            _write(graph, draft)
+            _write(built, draft)
             if entry.exists():  # damaged: out of the way in one step, so that nobody sees half of it
                 entry.rename(draft / "damaged")
             draft.rename(entry)
@@ -197,8 +202,8 @@ class GraphCache:
                     del sizes[entry]
 
 
-def _write(graph: Graph, folder: Path) -> None:
-    graph.write(folder)
+def _write(built: Built, folder: Path) -> None:
+    built.write(folder)
     (folder / SUMS_FILE).write_text(_sums(folder))
 
 
@@ -227,15 +232,27 @@ def load_engine(
     if SHA256.fullmatch(blob := file.resolve().name) and blob != sha:  # so the hub's cache names its files
         raise BadModel(f"{WEIGHTS_FILE} is damaged: its SHA-256 is not the one that names {file.resolve()}; delete that, and load again")
 
-    def build_graph() -> Graph:
-        return build(arch, Weights(file, arch), precision, lambda done, total: progress("build", done, total, "layers"))
+    def count(done: int, total: int) -> None:
+        progress("build", done, total, "layers")
 
     # The number of heads is in the config alone.
     content = hashlib.sha256(f"{sha} {arch}".encode()).hexdigest()[:32]
-    cache = GraphCache(cache_dir, cache_bytes)
-    graph = cache.get(f"{content}-{engine}-{precision}", build_graph)
-    progress("open", 0, 1, "graph")
-    made = OnnxEngine(arch, graph, rows, threads)
-    cache.opened(graph)
-    progress("open", 1, 1, "graph")
+    name, cache = f"{content}-{engine}-{precision}", BuildCache(cache_dir, cache_bytes)
+    if engine == "native":
+        from server.engines.native import NativeEngine
+        from server.layout import FILE, Layout
+
+        built = cache.get(name, lambda: Layout(arch, Weights(file, arch), precision, count))
+        made: Engine = NativeEngine(
+            arch, built / FILE, precision, rows, threads, progress=lambda done, total: progress("open", done, total, "bytes")
+        )
+    else:
+        from server.engines.onnx import OnnxEngine
+        from server.graph import MODEL_FILE, build
+
+        built = cache.get(name, lambda: build(arch, Weights(file, arch), precision, count))
+        progress("open", 0, 1, "graph")
+        made = OnnxEngine(arch, built / MODEL_FILE, rows, threads)
+        progress("open", 1, 1, "graph")
+    cache.opened(built)
     return made, sha

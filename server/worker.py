@@ -77,7 +77,7 @@ class Worker:
     def __init__(self, spec: Spec, link: Link, engine: Engine, text: Text, digest: str, arch: Architecture) -> None:
         self._spec, self._link, self._engine, self._text, self._digest = spec, link, engine, text, digest
         self._end_of_text = arch.end_of_text
-        self._scheduler = Scheduler(engine, PrefixCache(arch.prefix_cache_bytes, arch.row_bytes // arch.context))
+        self._scheduler = Scheduler(engine, _prefix_cache(arch, spec))
         self._open: dict[int, list[Sequence]] = {}
         """Request id -> its continuations, until all have finished."""
         self._process = psutil.Process()
@@ -274,9 +274,9 @@ def load(spec: Spec, link: Link) -> Worker:
     repository = None if spec.folder else _repository(spec, progress)
     folder = repository.config() if repository else Path(spec.folder)
     arch = read_architecture(folder)
-    rows = spec.rows or arch.fitting_rows(spec.precision, spec.room)
+    rows = spec.rows or arch.fitting_rows(spec.engine, spec.precision, spec.room)
     if repository:
-        link.send(Sized(id=None, memory_bytes=arch.memory_bytes(spec.precision, rows)))
+        link.send(Sized(id=None, memory_bytes=arch.memory_bytes(spec.engine, spec.precision, rows)))
         repository.rest()
     text = Text(folder, arch.vocabulary, arch.end_of_text)
     engine, digest = load_engine(
@@ -294,6 +294,11 @@ def load(spec: Spec, link: Link) -> Worker:
         )
     )  # fmt: skip
     return worker
+
+
+def _prefix_cache(arch: Architecture, spec: Spec) -> PrefixCache:
+    kind = spec.engine, spec.precision
+    return PrefixCache(arch.prefix_cache_bytes(*kind), arch.row_bytes(*kind) // arch.context)
 
 
 def _repository(spec: Spec, progress: Report) -> Repository:

@@ -187,8 +187,8 @@ class Workers:
         arch, config, room = model.architecture, self._config, self._room()
         rows, need = config.rows, OVERHEAD_BYTES
         if arch:
-            rows = rows or arch.fitting_rows(precision, room)
-            need = arch.memory_bytes(precision, rows)
+            rows = rows or arch.fitting_rows(engine, precision, room)
+            need = arch.memory_bytes(engine, precision, rows)
         if need > room:
             raise self._no_memory(f"{model.name}/{engine}/{precision}", need, room, arch, engine)
         identity = secrets.token_hex(16)
@@ -219,7 +219,7 @@ class Workers:
 
     def _no_memory(self, name: str, need: int, room: int, arch: Architecture | None, engine: str) -> NoMemory:
         """The error, with what could be done about it."""
-        smaller = [f"{p} ({size / 1e6:.0f} MB)" for p in ENGINES[engine] if arch and (size := arch.memory_bytes(p, 1)) < need]
+        smaller = [f"{p} ({size / 1e6:.0f} MB)" for p in ENGINES[engine] if arch and (size := arch.memory_bytes(engine, p, 1)) < need]
         loaded = [f"{w.name} ({w.reserved / 1e6:.0f} MB)" for w in self._workers.values() if w.reserved]
         ways = [f"unload {' or '.join(loaded)}"] if loaded else []
         ways += [f"choose {' or '.join(smaller)}"] if smaller else []

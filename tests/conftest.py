@@ -81,7 +81,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def shared_daemon(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[Daemon]:
-    daemon = Daemon(tmp_path_factory.mktemp("daemon"), "--cache-dir", str(cache), "--preload", "demo/onnx/int8")
+    daemon = Daemon(tmp_path_factory.mktemp("daemon"), "--cache-dir", str(cache), "--preload", "demo/native/int8")
     with Client(daemon.endpoint) as client:
         client.load("demo", precision="int8")
     yield daemon
@@ -91,7 +91,7 @@ def shared_daemon(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iter
 
 @pytest.fixture
 def client(shared_daemon: Daemon) -> Iterator[Client]:
-    """A client of the shared daemon, which has demo/onnx/int8 loaded."""
+    """A client of the shared daemon, which has demo/native/int8 loaded."""
     with Client(shared_daemon.endpoint) as client:
         yield client
 
@@ -107,7 +107,7 @@ def own_daemon(tmp_path: Path, cache: Path) -> Iterator[Daemon]:
 
 @pytest.fixture
 def one_row(tmp_path: Path, cache: Path) -> Iterator[Client]:
-    """A client of a daemon with demo/onnx/int8 that runs one sequence at a time, so that others wait."""
+    """A client of a daemon with demo/native/int8 that runs one sequence at a time, so that others wait."""
     daemon = Daemon(tmp_path, "--cache-dir", str(cache), "--rows", "1", "--preload", "demo")
     with Client(daemon.endpoint) as client:
         client.load("demo")

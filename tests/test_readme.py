@@ -74,7 +74,7 @@ def test_the_first_command() -> None:
     done = run(line.strip(), "tcp://127.0.0.1:" + free_port())
     assert done.returncode == 0, done.stderr
     assert len(done.stdout) > 60
-    assert re.search(r"\[inference \d+ ms: .* 5 \+ 60 tokens, .*; demo/onnx/int8, length, seed \d+\]", done.stderr)
+    assert re.search(r"\[inference \d+ ms: .* 5 \+ 60 tokens, .*; demo/native/int8, length, seed \d+\]", done.stderr)
 
 
 @pytest.mark.skipif(not (ROOT / ".venv").exists(), reason="run.py would install everything into a new .venv")
@@ -82,7 +82,7 @@ def test_a_running_daemon_is_used_and_left_running(shared_daemon: Daemon) -> Non
     done = run("python3 scripts/run.py --prompt x --max-new-tokens 3", shared_daemon.endpoint)
     assert done.returncode == 0, done.stderr
     assert shared_daemon.process.poll() is None
-    assert "generate demo/onnx/int8 length" in shared_daemon.logged()
+    assert "generate demo/native/int8 length" in shared_daemon.logged()
 
 
 def test_the_client_command(shared_daemon: Daemon) -> None:

@@ -22,11 +22,11 @@ Progress = Callable[[str, int, int], None]
 class KV:
     """The keys and values of one sequence's first positions, copied out of the rows.
 
-    `keys` and `values` are float32 [layers, heads, positions, head].
+    `keys` and `values` are [layers, heads, positions, head], float32, or float16 where the engine's rows are.
     """
 
-    keys: NDArray[np.float32]
-    values: NDArray[np.float32]
+    keys: NDArray[np.floating]
+    values: NDArray[np.floating]
 
     @property
     def positions(self) -> int:

@@ -15,11 +15,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from server.catalogue import Architecture
+from server.catalogue import KERNELS_VERSION, Architecture
 from server.engines.base import KV, Logits
 from server.layout import BITS, head_bits
 
-VERSION = 1
 CHUNK = 16 << 20
 NO_MEMORY = -2
 
@@ -40,7 +39,7 @@ def library() -> ctypes.CDLL:
     if path is None:
         raise ImportError("gpt2d-kernels was installed where there was no C++ compiler")
     kernels = ctypes.CDLL(str(path))
-    if kernels.gpt2d_version() != VERSION:
+    if kernels.gpt2d_version() != KERNELS_VERSION:
         raise ImportError("gpt2d-kernels is of another version; install it anew")
     pointer, integer = ctypes.c_void_p, ctypes.c_int
     kernels.gpt2d_instruction_sets.restype = ctypes.c_char_p

@@ -22,7 +22,7 @@ from protocol.keys import Address, CurveKeys, write_secret
 from tests.conftest import Daemon
 
 LEDGER = re.compile(
-    r"\[inference \d+ ms: prefill \d+ \+ decode \d+; 5 \+ \d+ tokens, \d+ tokens/s; first token \d+ ms; demo/onnx/int8, length, seed 1\]"
+    r"\[inference \d+ ms: prefill \d+ \+ decode \d+; 5 \+ \d+ tokens, \d+ tokens/s; first token \d+ ms; demo/native/int8, length, seed 1\]"
 )
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 PROMPT = "Shall I compare thee"
@@ -73,8 +73,8 @@ def test_commands(terminal: Terminal, capsys: pytest.CaptureFixture[str]) -> Non
         return capsys.readouterr().err
 
     assert "/load MODEL" in says("/help")
-    assert re.search(r"demo +6\.\d M parameters, context 1024: int8 \(onnx, about \d+ MB, loaded\)", says("/models"))
-    assert "demo/onnx/int8" in says("/stats")
+    assert re.search(r"demo +6\.\d M parameters, context 1024: int8 \(native, about \d+ MB, loaded\)", says("/models"))
+    assert "demo/native/int8" in says("/stats")
     assert "0 to 100" in says("/set")
     says("/set temperature 0.7")
     says("/set seed 1")
@@ -115,11 +115,11 @@ def test_load_and_unload(own_daemon: Daemon, capsys: pytest.CaptureFixture[str])
         terminal.start(terminal.meet(), Choice(), [], hint=True)
         assert "try /load demo" in capsys.readouterr().err
         terminal.do("/load demo fp32")
-        assert re.search(r"demo/onnx/fp32 loaded in \d\.\d s, \d+ MB, \d threads", capsys.readouterr().err)
+        assert re.search(r"demo/native/fp32 loaded in \d\.\d s, \d+ MB, \d threads", capsys.readouterr().err)
         terminal.do("x")
-        assert "demo/onnx/fp32, length" in capsys.readouterr().err
+        assert "demo/native/fp32, length" in capsys.readouterr().err
         terminal.do("/unload demo")
-        assert "unloaded demo/onnx/fp32" in capsys.readouterr().err
+        assert "unloaded demo/native/fp32" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
@@ -155,7 +155,7 @@ def test_at_a_real_terminal(shared_daemon: Daemon, tmp_path: Path) -> None:
     prompt = r">[\s\x08]*$"
     first = session(
         [
-            (r"loaded: demo/onnx/int8[\s\S]*" + prompt, b"/set max_new_tokens 1000\r"),
+            (r"loaded: demo/native/int8[\s\S]*" + prompt, b"/set max_new_tokens 1000\r"),
             (prompt, b"/set ignore_eos on\r"),
             (prompt, b"Once upon\r"),
             (r"Once upon[\s\S]*\n[\s\S]*[a-z]{3,}[\s\S]*[a-z]{3,}", signal.SIGINT),

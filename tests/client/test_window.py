@@ -112,7 +112,7 @@ def test_load_with_progress_and_unload(window: Window, own_daemon: Daemon) -> No
         d.click("//Model/Model/###Load")
         d.wait(lambda: d.state.models.loading is None and any(w.precision == "int4" for w in d.state.link.workers), 30)
         d.shot("loaded")
-        d.click("//**/###unload demo\\/onnx\\/int4")
+        d.click("//**/###unload demo\\/native\\/int4")
         d.wait(lambda: not d.state.link.workers)
         d.choose("//Model/Model/##Model", "###gpt2-xl")
         d.click("//Model/Model/###Load")
@@ -145,7 +145,7 @@ def test_compare_int8_with_full_precision(window: Window, own_daemon: Daemon) ->
     def test(d: Driver) -> None:
         d.wait(lambda: d.state.link.status == "ready" and bool(d.state.models.model))
         d.panel("Compare")
-        for index, way in enumerate(("demo/onnx/int8", "demo/onnx/fp32")):
+        for index, way in enumerate(("demo/native/int8", "demo/native/fp32")):
             d.choose(f"//Compare/Compare/columns/$${index}/##way {index}", way.replace("/", "\\/"))
         d.click("//Compare/Compare/###Compare")
         d.wait(lambda: d.state.compare.running is None and all(c.result for c in d.state.compare.columns), 40)

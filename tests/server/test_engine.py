@@ -1,4 +1,4 @@
-"""The ONNX engine against transformers, on the embedded model."""
+"""Every engine against transformers, on the embedded model."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ IDS = RNG.integers(1, ARCH.vocabulary, 1024).tolist()
 TOLERANCE = 1e-4
 
 
-def make(cache: Path, precision: str, rows: int) -> Engine:
-    engine, _ = load_engine(DEMO_FOLDER, ARCH, "onnx", precision, rows, 2, cache, 1 << 30, lambda *_: None)
+def make(cache: Path, name: str, precision: str, rows: int) -> Engine:
+    engine, _ = load_engine(DEMO_FOLDER, ARCH, name, precision, rows, 2, cache, 1 << 30, lambda *_: None)
     return engine
 
 
@@ -30,9 +30,14 @@ def reference() -> GPT2LMHeadModel:
     return GPT2LMHeadModel.from_pretrained(DEMO_FOLDER, dtype=torch.float32).eval()
 
 
+@pytest.fixture(scope="module", params=["native", "onnx"])
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def engine(cache: Path) -> Iterator[Engine]:
-    engine = make(cache, "fp32", 4)
+def engine(cache: Path, name: str) -> Iterator[Engine]:
+    engine = make(cache, name, "fp32", 4)
     yield engine
     engine.close()
 
@@ -73,7 +78,7 @@ def test_rows_move_and_can_be_taken_out_and_put_back(engine: Engine, reference: 
     assert np.abs(engine.decode([IDS[30]], [30])[0] - want).max() < TOLERANCE
     kv = engine.export(0, 30)
     assert kv.positions == 30
-    assert kv.nbytes == ARCH.row_bytes * 30 // 1024
+    assert kv.nbytes == ARCH.row_bytes("onnx", "fp32") * 30 // 1024
     engine.prefill(0, IDS[500:600], 0, [])
     engine.restore(0, kv)
     assert np.abs(engine.decode([IDS[30]], [30])[0] - want).max() < TOLERANCE
@@ -94,8 +99,8 @@ def test_greedy_text_is_that_of_transformers(engine: Engine, reference: GPT2LMHe
 
 
 @pytest.mark.parametrize(("precision", "bound"), [("int8", 2e-3), ("int4", 6e-2)])
-def test_quantised_logits_stay_close(cache: Path, reference: GPT2LMHeadModel, precision: str, bound: float) -> None:
-    engine = make(cache, precision, 1)
+def test_quantised_logits_stay_close(cache: Path, name: str, reference: GPT2LMHeadModel, precision: str, bound: float) -> None:
+    engine = make(cache, name, precision, 1)
     ids = IDS[:200]
     want = torch.log_softmax(torch.tensor(expected(reference, ids)), -1)
     got = torch.log_softmax(torch.tensor(engine.prefill(0, ids, 0, list(range(len(ids))))), -1)
@@ -105,8 +110,8 @@ def test_quantised_logits_stay_close(cache: Path, reference: GPT2LMHeadModel, pr
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
-def test_quantised_logits_do_not_depend_on_the_batch(cache: Path, precision: str) -> None:
-    engine = make(cache, precision, 3)
+def test_quantised_logits_do_not_depend_on_the_batch(cache: Path, name: str, precision: str) -> None:
+    engine = make(cache, name, precision, 3)
     for row in range(3):
         engine.prefill(row, IDS[row * 50 : row * 50 + 40], 0, [])
     together = engine.decode([1, 2, 3], [40, 40, 40])[0].copy()
@@ -115,8 +120,8 @@ def test_quantised_logits_do_not_depend_on_the_batch(cache: Path, precision: str
     engine.close()
 
 
-def test_a_closed_engine_says_so(cache: Path) -> None:
-    engine = make(cache, "int8", 1)
+def test_a_closed_engine_says_so(cache: Path, name: str) -> None:
+    engine = make(cache, name, "int8", 1)
     engine.close()
     with pytest.raises(RuntimeError, match="closed"):
         engine.prefill(0, [1], 0, [0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -18,9 +19,9 @@ from hypothesis.extra.numpy import arrays
 from safetensors.numpy import load_file, save_file
 
 from protocol.errors import BadModel, UnknownModel
-from server.catalogue import DEMO_FOLDER, PUBLISHED, Catalogue, choose_engine, read_architecture
+from server.catalogue import DEMO_FOLDER, ENGINES, PUBLISHED, Catalogue, choose_engine, read_architecture
 from server.quantise import BLOCK, dequantise, quantise, relative_error
-from server.weights import GraphCache, Weights, digest, known_digest, load_engine
+from server.weights import BuildCache, Weights, digest, known_digest, load_engine
 
 ARCH = read_architecture(DEMO_FOLDER)
 
@@ -98,7 +99,7 @@ def test_names_are_looked_up_never_paths(tmp_path: Path) -> None:
 
 
 def test_engines_and_precisions_are_named_when_asked_for_wrongly() -> None:
-    assert choose_engine(None, None) == ("onnx", "int8")
+    assert choose_engine(None, None) == ("native", "int8")
     with pytest.raises(BadModel, match="onnx"):
         choose_engine("cuda", None)
     with pytest.raises(BadModel, match="int8, int4, fp32"):
@@ -138,10 +139,10 @@ def test_an_untied_head_is_used(tmp_path: Path, cache: Path) -> None:
     folder = copy_demo(tmp_path / "untied")
     tensors = load_file(folder / "model.safetensors")
     save_file(tensors | {"lm_head.weight": np.roll(tensors["wte.weight"], 1, axis=0).copy()}, folder / "model.safetensors")
-    for precision in ("fp32", "int8", "int4"):
+    for name, precision in itertools.product(ENGINES, ("fp32", "int8", "int4")):
         logits = []
         for place in (DEMO_FOLDER, folder):
-            engine, _ = load_engine(place, ARCH, "onnx", precision, 1, 2, cache, 1 << 30, lambda *_: None)
+            engine, _ = load_engine(place, ARCH, name, precision, 1, 2, cache, 1 << 30, lambda *_: None)
             logits.append(engine.prefill(0, [5, 6, 7], 0, [2])[0])
             engine.close()
         np.testing.assert_allclose(logits[1], np.roll(logits[0], 1), atol=1e-3)
@@ -154,16 +155,16 @@ class Small:
         (folder / "model.onnx").write_bytes(bytes(1000))
 
 
-def get(cache: GraphCache, name: str, built: list[str]) -> Path:
+def get(cache: BuildCache, name: str, built: list[str]) -> Path:
     def build() -> Any:
         built.append(name)
         return Small()
 
-    return cache.get(name, build)
+    return cache.get(name, build) / "model.onnx"
 
 
 def test_the_graph_cache_keeps_within_its_bound(tmp_path: Path) -> None:
-    cache, built = GraphCache(tmp_path, 2500), list[str]()
+    cache, built = BuildCache(tmp_path, 2500), list[str]()
     for age, name in enumerate(("a", "b", "c")):
         os.utime(get(cache, name, built).parent, (age, age))
     assert sorted(p.name[0] for p in tmp_path.iterdir()) == ["b", "c"]
@@ -175,7 +176,7 @@ def test_the_graph_cache_keeps_within_its_bound(tmp_path: Path) -> None:
 
 
 def test_a_damaged_graph_is_built_again(tmp_path: Path) -> None:
-    cache, built = GraphCache(tmp_path, 1 << 20), list[str]()
+    cache, built = BuildCache(tmp_path, 1 << 20), list[str]()
     file = get(cache, "a", built)
     for damage in (lambda: file.write_bytes(b"x" * 1000), file.unlink, (file.parent / "SHA256SUMS").unlink):
         damage()
@@ -188,17 +189,17 @@ def test_drafts_of_workers_that_were_killed_are_swept(tmp_path: Path) -> None:
     for name, age in ((".building-old", 7200), (".building-new", 0)):
         (tmp_path / name).mkdir()
         os.utime(tmp_path / name, (time.time() - age,) * 2)
-    get(GraphCache(tmp_path, 1 << 20), "a", [])
+    get(BuildCache(tmp_path, 1 << 20), "a", [])
     assert sorted(p.name[:9] for p in tmp_path.iterdir()) == [".building", "a-v3"]
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").touch()
-    cache = GraphCache(tmp_path / "file" / "cache", 1 << 20)  # no folder can be made there
+    cache = BuildCache(tmp_path / "file" / "cache", 1 << 20)  # no folder can be made there
     file = get(cache, "a", [])
     assert file.read_bytes() == bytes(1000)
     assert "cannot be used" in capsys.readouterr().err
-    cache.opened(file)
+    cache.opened(file.parent)
     assert not file.exists()
 
 
@@ -207,7 +208,7 @@ def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
         raise MemoryError
 
     with pytest.raises(MemoryError):
-        GraphCache(tmp_path, 1 << 30).get("x", build)
+        BuildCache(tmp_path, 1 << 30).get("x", build)
     assert list(tmp_path.iterdir()) == []
 
 

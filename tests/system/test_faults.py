@@ -183,7 +183,7 @@ def test_a_model_that_breaks_while_loading_says_why(own_daemon: Daemon) -> None:
     folder = copy_demo(own_daemon.folder / "models" / "broken")
     (folder / "model.safetensors").write_bytes(b"\x08" + bytes(100))
     with Client(own_daemon.endpoint) as client:
-        with pytest.raises(Gpt2dError, match=r"broken/onnx/int8: .*model\.safetensors cannot be read"):
+        with pytest.raises(Gpt2dError, match=r"broken/native/int8: .*model\.safetensors cannot be read"):
             client.load("broken")
         wait_for(lambda: client.ping().workers == [])
 
@@ -193,7 +193,7 @@ def test_unload_gives_the_memory_back(own_daemon: Daemon) -> None:
         client.load("demo")
         stream = client.stream("x", **LONG)
         next(stream)
-        assert client.unload("demo") == ["demo/onnx/int8"]
+        assert client.unload("demo") == ["demo/native/int8"]
         assert own_daemon.workers() == []
         with pytest.raises(NotLoaded, match="unloaded"):
             list(stream)
@@ -205,7 +205,7 @@ def test_an_ambiguous_request_is_refused(own_daemon: Daemon) -> None:
     with Client(own_daemon.endpoint) as client:
         client.load("demo", precision="int8")
         client.load("demo", precision="fp32")
-        with pytest.raises(Gpt2dError, match=r"could be any of demo/onnx/int8, demo/onnx/fp32"):
+        with pytest.raises(Gpt2dError, match=r"could be any of demo/native/int8, demo/native/fp32"):
             client.generate("x")
         assert client.generate("x", precision="fp32", strategy="greedy").precision == "fp32"
 

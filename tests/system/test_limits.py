@@ -30,7 +30,9 @@ def test_a_load_that_does_not_fit_is_refused_with_both_figures(tmp_path: Path, c
     daemon = Daemon(tmp_path, "--cache-dir", str(cache), "--max-memory", "0.25")
     with Client(daemon.endpoint) as client:
         client.load("demo", precision="int8")
-        with pytest.raises(NoMemory, match=r"demo/onnx/fp32 needs about \d+ MB; \d+ MB are free for it. You could unload demo/onnx/int8"):
+        with pytest.raises(
+            NoMemory, match=r"demo/native/fp32 needs about \d+ MB; \d+ MB are free for it. You could unload demo/native/int8"
+        ):
             client.load("demo", precision="fp32")
         assert len(daemon.workers()) == 1
         client.unload("demo")
@@ -122,7 +124,7 @@ def test_a_full_worker_is_busy(one_row: Client) -> None:
 
 
 def test_the_same_preload_twice_is_one(tmp_path: Path, cache: Path) -> None:
-    daemon = Daemon(tmp_path, "--cache-dir", str(cache), "--preload", "demo", "demo/onnx/int8", "demo//int8")
+    daemon = Daemon(tmp_path, "--cache-dir", str(cache), "--preload", "demo", "demo/native/int8", "demo//int8")
     with Client(daemon.endpoint) as client:
         client.load("demo")
         assert len(daemon.workers()) == 1

@@ -143,7 +143,7 @@ def test_namespace_strangers_get_nowhere(hosts: Hosts) -> None:
         assert code == 1 and said in told and "kept" not in told, told
         wait_for(lambda logged=logged: logged in hosts.log)
         time.sleep(1.1)  # refusals are logged once a second
-    assert "unauthorised" not in hosts.log and "generate demo/onnx/int8 length: prompt 1, new 25" not in hosts.log
+    assert "unauthorised" not in hosts.log and "generate demo/native/int8 length: prompt 1, new 25" not in hosts.log
 
 
 def test_namespace_a_cable_that_is_cut_and_plugged_in_again(hosts: Hosts) -> None:

@@ -27,7 +27,7 @@ TEXT = Text(DEMO_FOLDER, ARCH.vocabulary, ARCH.end_of_text)
 def test_hello_describes_the_server(client: Client) -> None:
     info = client.hello()
     assert info.protocol == "1.0"
-    assert [(e.name, e.precisions) for e in info.engines] == [("onnx", ["int8", "int4", "fp32"])]
+    assert [(e.name, e.precisions) for e in info.engines] == [(name, ["int8", "int4", "fp32"]) for name in ("native", "onnx")]
     assert {p.name for p in info.parameters} == set(m.SETTINGS)
     assert info.cores > 0 and info.memory_bytes > 1 << 28 and info.cpu
 
@@ -42,7 +42,7 @@ def test_a_generation_comes_with_its_ledger(client: Client) -> None:
     assert 0 < ledger.prefill_ms <= ledger.inference_ms <= whole_ms
     assert ledger.inference_ms == pytest.approx(ledger.prefill_ms + ledger.decode_ms)
     assert ledger.tokens_per_second == pytest.approx(19 / ledger.decode_ms * 1000)
-    assert (result.model, result.engine, result.precision, result.finish_reason) == ("demo", "onnx", "int8", "length")
+    assert (result.model, result.engine, result.precision, result.finish_reason) == ("demo", "native", "int8", "length")
     assert result.settings == {p.name: p.default for p in client.hello().parameters} | {"seed": 1, "max_new_tokens": 20}
     assert len(result.digest) == 64
 
@@ -122,7 +122,7 @@ def test_what_is_wrong_is_named(client: Client) -> None:
         client.load("gpt5")
     with pytest.raises(BadModel, match="int8, int4, fp32"):
         client.load("demo", precision="int2")
-    with pytest.raises(NotLoaded, match=r"demo/\*/fp32 is not loaded; load it first \(there is: demo/onnx/int8 \(ready\)\)"):
+    with pytest.raises(NotLoaded, match=r"demo/\*/fp32 is not loaded; load it first \(there is: demo/native/int8 \(ready\)\)"):
         client.generate(PROMPT, model="demo", precision="fp32")
     with pytest.raises(NotLoaded):
         client.unload("gpt2")
@@ -130,13 +130,13 @@ def test_what_is_wrong_is_named(client: Client) -> None:
 
 def test_loading_again_is_immediate(client: Client) -> None:
     loaded = client.load("demo")
-    assert loaded.already and (loaded.engine, loaded.precision, loaded.context, loaded.rows) == ("onnx", "int8", 1024, 16)
+    assert loaded.already and (loaded.engine, loaded.precision, loaded.context, loaded.rows) == ("native", "int8", 1024, 16)
 
 
 def test_models_ping_and_stats(client: Client) -> None:
     demo = client.models()[0]
     assert demo.name == "demo" and demo.parameters == ARCH.parameters and not demo.problem
-    assert {(p.precision, p.loaded) for p in demo.precisions} == {("int8", True), ("int4", False), ("fp32", False)}
+    assert {(p.precision, p.loaded) for p in demo.precisions if p.engine == "native"} == {("int8", True), ("int4", False), ("fp32", False)}
     worker = client.ping().workers[0]
     assert (worker.model, worker.state) == ("demo", "ready") and worker.moved_ms_ago < 2000
     before = client.stats()
@@ -360,7 +360,7 @@ def test_the_servers_help_and_refusals() -> None:
         (["--endpoint", "tcp://0.0.0.0:5757"], "ssh -L"),
         (["--endpoint", "localhost"], "is not an endpoint"),
         (["--preload", "gpt5"], "no model 'gpt5'"),
-        (["--preload", "demo/onnx/int2"], "int8, int4, fp32"),
+        (["--preload", "demo/native/int2"], "int8, int4, fp32"),
         (["--threads", "0"], "at least 1"),
     ):
         done = run(*arguments)

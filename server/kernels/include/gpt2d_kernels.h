@@ -33,11 +33,11 @@ typedef struct {
 typedef struct gpt2d_model gpt2d_model;
 
 /* Allocate a model with `rows` rows of KV cache; NULL if there is no memory or an argument makes no sense.
- * `instruction_set` is one of gpt2d_instruction_sets, or NULL for the best. The weights are zero until they are written. */
+ * `instruction_set` is one of gpt2d_instruction_sets, or NULL for the best. The weights are whatever was there until they are written. */
 GPT2D_API gpt2d_model *gpt2d_new(const gpt2d_shape *shape, int rows, int threads, const char *instruction_set);
 GPT2D_API void gpt2d_free(gpt2d_model *model);
 
-/* Where the caller writes the weights, and how many bytes they are. The layout is that of server/engines/layout.py. */
+/* Where the caller writes the weights, and how many bytes they are. Their layout is in src/ops.h and src/model.cpp. */
 GPT2D_API void *gpt2d_weights(gpt2d_model *model, size_t *bytes);
 
 /* Run `count` tokens: token i is ids[i], in row rows[i], at position positions[i]. Tokens of a row stand together, at

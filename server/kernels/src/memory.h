@@ -1,8 +1,8 @@
-// Large memory, zeroed, on huge pages where the system gives them: fewer page-table walks when weights are read from end to end.
+// Large memory. Weights lie on huge pages where the system gives them: fewer page-table walks when they are read from end to end.
+// A cache does not: its rows take memory only as far as they are used, and a huge page is cleared whole at its first use.
 #pragma once
 #include <cstddef>
 #include <cstdlib>
-#include <cstring>
 #include <new>
 
 #if defined(__linux__)
@@ -13,13 +13,19 @@ namespace gpt2d {
 
 class Memory {
    public:
-    explicit Memory(size_t bytes) : bytes_((bytes + HUGE - 1) / HUGE * HUGE) {
-        data_ = static_cast<unsigned char *>(std::aligned_alloc(HUGE, bytes_));
-        if (!data_) throw std::bad_alloc();
+    enum Kind { weights, cache };
+
+    Memory(size_t bytes, Kind kind) {
+        if (kind == cache) {
+            data_ = static_cast<unsigned char *>(std::calloc(bytes, 1));
+        } else {
+            bytes = (bytes + HUGE - 1) / HUGE * HUGE;
+            data_ = static_cast<unsigned char *>(std::aligned_alloc(HUGE, bytes));
 #if defined(__linux__)
-        madvise(data_, bytes_, MADV_HUGEPAGE);
+            if (data_) madvise(data_, bytes, MADV_HUGEPAGE);
 #endif
-        std::memset(data_, 0, bytes_);
+        }
+        if (!data_) throw std::bad_alloc();
     }
     ~Memory() { std::free(data_); }
     Memory(const Memory &) = delete;
@@ -28,7 +34,6 @@ class Memory {
 
    private:
     static constexpr size_t HUGE = size_t(2) << 20;
-    size_t bytes_;
     unsigned char *data_;
 };
 

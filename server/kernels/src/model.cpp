@@ -21,12 +21,12 @@ Model::Model(const gpt2d_shape &shape, int rows, int threads, const Ops &ops)
       ops_(ops),
       half_(shape.bits != 32),
       layers_(size_t(shape.layers)),
-      team_(threads),
-      scratch_(size_t(threads), std::vector<float>(attention_scratch(context_, padded_head_))) {
+      team_(threads) {
     weight_bytes_ = lay_out(nullptr);
-    weights_ = std::make_unique<Memory>(weight_bytes_);
+    weights_ = std::make_unique<Memory>(weight_bytes_, Memory::weights);
     lay_out(weights_->data());
-    cache_ = std::make_unique<Memory>(size_t(2) * (half_ ? 2 : 4) * rows * shape.layers * shape.heads * context_ * padded_head_);
+    size_t elements = size_t(2) * rows * shape.layers * shape.heads * context_ * padded_head_;
+    cache_ = std::make_unique<Memory>(elements * (half_ ? 2 : 4), Memory::cache);
 }
 
 // Where each part lies after `base`, in the order of the file; returns where they end.
@@ -94,10 +94,7 @@ void Model::forward(const Step &step) {
         if (i && step.rows[i] == step.rows[i - 1]) runs_.back().count++;
         else runs_.push_back({i, 1});
     }
-    team_.run([&](int thread) {
-        (void)thread;
-        work(step);
-    });
+    team_.run([&] { work(step); });
 }
 
 // What each thread does. The phases of a layer are those of GPT-2: norm, q k v, attention, projection, norm, up, gelu, down.
@@ -139,9 +136,9 @@ void Model::work(const Step &step) {
         for (int i = first; i < end; i++) normalise(final_norm_, x_.data(), step.wanted[i], i, lm_head_);
     });
     multiply(lm_head_, normed, step.wanted_count, logits_.data(), lm_head_.outputs, Finish::store);
-    team_.share(step.wanted_count, 1, [&](int first, int end) {
+    team_.share(step.wanted_count, 1, [&](int first, int end) {  // without the padding
         for (int i = first; i < end; i++)
-            std::memcpy(step.logits + size_t(i) * shape_.vocabulary, &logits_[size_t(i) * lm_head_.outputs], size_t(shape_.vocabulary) * 4);
+            std::copy_n(&logits_[size_t(i) * lm_head_.outputs], shape_.vocabulary, step.logits + size_t(i) * shape_.vocabulary);
     });
 }
 
@@ -158,9 +155,6 @@ void Model::normalise(const Norm &norm, const float *x, int row, int to, const M
 // Make blocks of rows of floats, where what is multiplied next wants them.
 void Model::pack(const float *x, int stride, int inputs, int count, const Matrix &next) {
     if (next.bits == 32) return;
-    int parts = std::max(1, inputs / BLOCK / 8);  // a row's blocks are shared out too: a single row is no reason to wait for one thread
-    int blocks = inputs / BLOCK, part = (blocks + parts - 1) / parts;
-    (void)part;
     team_.share(count, 1, [&](int first, int end) {
         for (int i = first; i < end; i++) {
             size_t at = size_t(i) * stride;
@@ -207,7 +201,7 @@ void Model::move(int source, int target, int positions) {
 
 void Model::copy(int row, int positions, void *keys, void *values, bool out) {
     size_t one = size_t(positions) * head_ * (half_ ? 2 : 4);
-    team_.run([&](int) {
+    team_.run([&] {
         team_.share(shape_.layers * shape_.heads, 1, [&](int first, int end) {
             for (int unit = first; unit < end; unit++) {
                 auto *k = static_cast<unsigned char *>(keys) + one * unit, *v = static_cast<unsigned char *>(values) + one * unit;

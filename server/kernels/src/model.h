@@ -47,7 +47,6 @@ class Model {
     void pack(const float *x, int stride, int inputs, int count, const Matrix &next);
     void multiply(const Matrix &m, const Rows &x, int count, float *y, int stride, Finish finish);
     void attend(int layer, const Step &step, int unit, float *scratch);
-    void head(const Step &step);
     Cache cache(int layer, int row, int head) const;
 
     const gpt2d_shape shape_;
@@ -68,7 +67,6 @@ class Model {
     std::vector<int8_t> q_;
     std::vector<float> scales_;
     std::vector<int32_t> offsets_;
-    std::vector<std::vector<float>> scratch_;
     std::vector<Run> runs_;
 };
 

@@ -29,7 +29,7 @@ void spin_until(Condition condition) {
 }  // namespace
 
 Team::Team(int threads) : size_(threads) {
-    for (int i = 1; i < threads; i++) helpers_.emplace_back([this, i] { help(i); });
+    for (int i = 1; i < threads; i++) helpers_.emplace_back([this] { help(); });
 }
 
 Team::~Team() {
@@ -42,14 +42,14 @@ Team::~Team() {
     for (auto &helper : helpers_) helper.join();
 }
 
-void Team::run(const std::function<void(int)> &job) {
+void Team::run(const std::function<void()> &job) {
     job_ = &job;
     jobs_++;
     if (sleepers_) {
         std::lock_guard<std::mutex> lock(mutex_);
         wake_.notify_all();
     }
-    job(0);
+    job();
     barrier();
 }
 
@@ -72,7 +72,7 @@ bool Team::claim(int total, int part, int *first, int *end) {
     return *first < total;
 }
 
-void Team::help(int thread) {
+void Team::help() {
     for (unsigned seen = 0;; seen++) {
         auto until = std::chrono::steady_clock::now() + LINGER;
         auto called = [&] { return jobs_.load() != seen; };
@@ -86,7 +86,7 @@ void Team::help(int thread) {
             }
         }
         if (ending_) return;
-        (*job_)(thread);
+        (*job_)();
         barrier();
     }
 }

@@ -19,7 +19,7 @@ class Team {
     Team(const Team &) = delete;
     Team &operator=(const Team &) = delete;
 
-    void run(const std::function<void(int thread)> &job);
+    void run(const std::function<void()> &job);
     void barrier();
 
     // The next part of 0..total-1 that nobody has taken since the last barrier: first..end-1. False if there is none.
@@ -35,11 +35,11 @@ class Team {
     int size() const { return size_; }
 
    private:
-    void help(int thread);
+    void help();
 
     const int size_;
     std::vector<std::thread> helpers_;
-    const std::function<void(int)> *job_ = nullptr;
+    const std::function<void()> *job_ = nullptr;
     alignas(64) std::atomic<int> arrived_{0};
     alignas(64) std::atomic<unsigned> phase_{0};
     alignas(64) std::atomic<int> taken_[2] = {0, 0};  // of this phase and the next

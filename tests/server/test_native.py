@@ -1,0 +1,158 @@
+"""The native kernels: each instruction set against the plain one, the same bits in any company, their own limits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from server.catalogue import DEMO_FOLDER, Architecture, read_architecture
+from server.engines.native import NativeEngine, instruction_sets, library
+from server.layout import FILE, Layout, pack, pack_blocks
+from server.quantise import Blocks, dequantise, quantise
+from server.weights import expected_shapes
+
+ARCH = read_architecture(DEMO_FOLDER)
+SETS = instruction_sets()
+PRECISIONS = ("fp32", "int8", "int4")
+ODD = Architecture(layers=2, heads=3, width=60, inner=100, context=50, vocabulary=77, epsilon=1e-5, end_of_text=0)
+"""Nothing in it is a multiple of 16."""
+Floats = NDArray[np.float32]
+
+
+def make(
+    folder: Path, arch: Architecture, precision: str, *, rows: int = 4, threads: int = 2, instruction_set: str | None = None
+) -> NativeEngine:
+    rng = np.random.default_rng(3)
+    weights = {
+        name: (rng.normal(0, 0.2, shape) + (name.endswith(".weight") and "ln" in name)).astype(np.float32)
+        for name, shape in expected_shapes(arch).items()
+    }
+    Layout(arch, weights, precision, lambda *_: None).write(folder)
+    return NativeEngine(arch, folder / FILE, precision, rows, threads, instruction_set=instruction_set)
+
+
+def matmul(name: str, bits: int, matrix: NDArray[np.generic], outputs: int, x: Floats) -> Floats:
+    raw, y = np.ascontiguousarray(matrix), np.empty((len(x), outputs), np.float32)
+    code = library().gpt2d_matmul(name.encode(), bits, outputs, x.shape[1], raw.ctypes.data, len(x), x.ctypes.data, y.ctypes.data)
+    assert code == 0
+    return y
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("bits", [8, 4])
+def test_integers_are_exact(name: str, bits: int) -> None:
+    """With scales of 1 each sum is a whole number that a float holds: any fault of the integer part shows."""
+    rng = np.random.default_rng(bits)
+    outputs, inputs, rows = 96, 160, 11
+    top = 127 if bits == 8 else 7
+    w = rng.integers(-top, top + 1, (outputs, inputs)).astype(np.float32)
+    x = rng.integers(-127, 128, (rows, inputs)).astype(np.float32)
+    w[0], x[0] = top, 127
+    w[1], x[:, ::32] = -top, 127  # each block's largest, so that its scale is 1
+    zero = 1 << (bits - 1)
+    values = (w + zero).astype(np.uint8).reshape(outputs, inputs // 32, 32)
+    stored = values if bits == 8 else values[..., 0::2] | values[..., 1::2] << np.uint8(4)
+    blocks = Blocks(bits, stored, np.ones((outputs, inputs // 32), np.float32), inputs)
+    np.testing.assert_array_equal(dequantise(blocks), w)
+    np.testing.assert_array_equal(matmul(name, bits, pack_blocks(blocks), outputs, x), x @ w.T)
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("bits", [32, 8, 4])
+def test_products_of_floats(name: str, bits: int) -> None:
+    rng = np.random.default_rng(bits)
+    w, x = rng.normal(size=(64, 96)).astype(np.float32), rng.normal(size=(7, 96)).astype(np.float32)
+    want = x @ (w if bits == 32 else dequantise(quantise(w, bits))).T
+    got = matmul(name, bits, pack(w, bits), 64, x)
+    assert np.abs(got - want).max() < (1e-4 if bits == 32 else 0.02 * np.abs(want).max())
+    alone = np.concatenate([matmul(name, bits, pack(w, bits), 64, x[i : i + 1]) for i in range(7)])
+    np.testing.assert_array_equal(got, alone)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_instruction_sets_agree(tmp_path: Path, precision: str) -> None:
+    ids = [5, 76, 0, 3, 3, 9, 41] * 6
+    results = {}
+    for name in SETS:
+        engine = make(tmp_path, ODD, precision, instruction_set=name)
+        results[name] = engine.prefill(0, ids, 0, range(len(ids)))
+        engine.close()
+    scale = np.abs(results["plain"]).max()
+    for name in SETS:
+        # Where a rounding falls the other way, a block of activations differs by one step.
+        assert np.abs(results[name] - results["plain"]).max() < scale * (1e-5 if precision == "fp32" else 0.05), name
+
+
+@pytest.fixture(scope="module", params=[(name, precision) for name in SETS for precision in PRECISIONS], ids="-".join)
+def odd(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NativeEngine]:
+    name, precision = request.param
+    engine = make(tmp_path_factory.mktemp("odd"), ODD, precision, instruction_set=name)
+    yield engine
+    engine.close()
+
+
+def test_the_same_bits_in_any_company(odd: NativeEngine) -> None:
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(0, ODD.vocabulary, n).tolist() for n in (30, 12, 19, 48)]
+    alone = [odd.prefill(0, ids, 0, range(len(ids))) for ids in prompts]
+    for row, ids in enumerate(prompts):  # cut differently, and in another row
+        cut = len(ids) // 3 + 1
+        first = odd.prefill(row, ids[:cut], 0, range(cut))
+        np.testing.assert_array_equal(first, alone[row][:cut])
+        steps = [odd.prefill(row, ids[i : i + 1], i, [0])[0] for i in range(cut, len(ids) - 4)]
+        np.testing.assert_array_equal(np.array(steps), alone[row][cut : len(ids) - 4])
+    ends = [len(ids) - 4 for ids in prompts]
+    together = odd.decode([ids[end] for ids, end in zip(prompts, ends, strict=True)], ends)
+    for row, end in enumerate(ends):
+        np.testing.assert_array_equal(together[row], alone[row][end])
+    verified = odd.verify([ids[end : end + 1 + row] for row, (ids, end) in enumerate(zip(prompts, ends, strict=True))], ends)
+    want = np.concatenate([alone[row][end : end + 1 + row] for row, end in enumerate(ends)])
+    np.testing.assert_array_equal(verified, want)
+
+
+def test_exported_rows_come_back_bit_for_bit(odd: NativeEngine) -> None:
+    ids = list(range(40))
+    want = odd.prefill(1, ids, 0, [39])
+    kv = odd.export(1, 39)
+    odd.prefill(1, ids[::-1], 0, [])
+    odd.restore(3, kv.first(20))
+    np.testing.assert_array_equal(odd.prefill(3, ids[20:], 20, [19]), want)
+    odd.move(3, 0, 39)
+    np.testing.assert_array_equal(odd.decode([39], [39]), want)
+
+
+@pytest.mark.parametrize("threads", [1, 3, 7])
+def test_any_number_of_threads(tmp_path: Path, threads: int) -> None:
+    ids = list(range(45))
+    engine, other = make(tmp_path, ODD, "int8"), make(tmp_path, ODD, "int8", threads=threads)
+    np.testing.assert_array_equal(other.prefill(0, ids, 0, range(45)), engine.prefill(0, ids, 0, range(45)))
+    engine.close()
+    other.close()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda e: e.prefill(0, [ODD.vocabulary], 0, [0]),
+        lambda e: e.prefill(0, [-1], 0, [0]),
+        lambda e: e.prefill(9, [1], 0, [0]),
+        lambda e: e.prefill(0, [1, 1], ODD.context - 1, [0]),
+        lambda e: e.prefill(0, [1], 0, [1]),
+        lambda e: e.move(0, 4, 3),
+        lambda e: e.export(0, ODD.context + 1),
+    ],
+)
+def test_what_there_is_not_is_refused(odd: NativeEngine, call: object) -> None:
+    assert callable(call)
+    with pytest.raises(ValueError, match="that there is not"):
+        call(odd)
+
+
+def test_a_file_of_another_model_is_refused(tmp_path: Path) -> None:
+    make(tmp_path, ODD, "int8").close()
+    with pytest.raises(ValueError, match=r"native\.bin has \d+ bytes, and the kernels need \d+"):
+        NativeEngine(ARCH, tmp_path / FILE, "int8", 1, 1)
