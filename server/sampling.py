@@ -2,7 +2,8 @@
 
 What each step keeps, and their order, are transformers': (processors.py,) temperature, top-k, top-p, min-p, typical. The
 draw itself takes one uniform number from the sequence's own generator and inverts the cumulative distribution in the
-order of token ids, so that a sequence's draws depend on its request alone.
+order of token ids, so that a sequence's draws depend on its request alone. What is asked for ordinarily is done by the
+native kernels where there are some (kernels/src/sample_body.h), with the same result.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocol.messages import Generate
+from server.catalogue import native_problem
+from server.engines import native
 from server.engines.base import Logits
 from server.processors import Processors
 
+NATIVE = not native_problem()
 Ids = NDArray[np.int64]
 Weights = NDArray[np.float32]
 BLOCK = 256
@@ -45,12 +49,27 @@ class Sampler:
         """The largest surprise, in bits, that mirostat lets through."""
         self.plain = greedy and not processors.active and request.logprobs is None
         """Nothing but an argmax is asked for."""
+        self.processes = processors.active
+        ordinary = request.strategy in {"greedy", "sample"} and request.typical_p == 1 and request.logprobs is None
+        self.native = NATIVE and ordinary
+        """The kernels can choose."""
         self.explanation: Explanation | None = None
         """Of the token picked last, where log-probabilities are asked for."""
 
+    def choice(self) -> native.Choice:
+        """What the kernels are told; takes the next random number."""
+        if self._random is None:
+            return native.Choice(0, 1, 0, 0, 0)
+        r = self.request
+        return native.Choice(self._random.random(), r.top_p, r.temperature, r.min_p, r.top_k)
+
+    def process(self, logits: Logits, ids: Many[int]) -> Logits:
+        """What the request's processors make of float32 [vocabulary] for the token that follows `ids`."""
+        return self._processors.apply(logits, ids) if self._processors.active else logits
+
     def pick(self, logits: Logits, ids: Many[int]) -> int:
         """Choose the token that follows `ids` from float32 [vocabulary]."""
-        processed = self._processors.apply(logits, ids) if self._processors.active else logits
+        processed = self.process(logits, ids)
         kept, weights = self._distribution(processed)
         index = int(weights.argmax()) if self._random is None else invert(weights, self._random.random())
         token = index if kept is None else int(kept[index])
@@ -72,13 +91,28 @@ class Sampler:
         return candidates(logits, self.request)
 
 
-def sample(logits: Logits, samplers: Many[Sampler], histories: Many[Many[int]]) -> list[int]:
-    """Choose one token for each row of float32 [len(samplers), vocabulary]; `histories` are the tokens before it."""
-    likeliest = logits.argmax(axis=1) if any(s.plain for s in samplers) else None
-    return [
-        int(likeliest[i]) if likeliest is not None and sampler.plain else sampler.pick(logits[i], histories[i])
-        for i, sampler in enumerate(samplers)
-    ]
+def sample(logits: Logits, samplers: Many[Sampler], histories: Many[Many[int]]) -> list[int | Exception]:
+    """Choose one token for each row of float32 [len(samplers), vocabulary]; `histories` are the tokens before it.
+
+    Where a sampler fails its exception stands in the token's place. The logits may be changed.
+    """
+    chosen: list[int | Exception] = [-1] * len(samplers)
+    rows: list[int] = []
+    for i, sampler in enumerate(samplers):
+        try:
+            if not sampler.native:
+                chosen[i] = int(logits[i].argmax()) if sampler.plain else sampler.pick(logits[i], histories[i])
+                continue
+            if sampler.processes:
+                logits[i] = sampler.process(logits[i], histories[i])
+            rows.append(i)
+        except Exception as e:  # noqa: BLE001 - whatever it is, it is this sequence's alone
+            chosen[i] = e
+    if rows:
+        tokens = native.choose(logits, rows, [samplers[i].choice() for i in rows])
+        for i, token in zip(rows, tokens, strict=True):
+            chosen[i] = token if token >= 0 else FloatingPointError("the logits are not numbers")
+    return chosen
 
 
 def invert(weights: Weights, uniform: float) -> int:

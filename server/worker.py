@@ -130,16 +130,15 @@ class Worker:
 
     def _choose(self, logits: Logits, sequences: list[Sequence]) -> list[int]:
         """A token for each sequence. One whose sampler fails gets the end of text and ends with the fault; the others go on."""
-        try:
-            return sample(logits, [s.sampler for s in sequences], [s.ids for s in sequences])
-        except Exception as e:  # noqa: BLE001 - whatever it is, it costs one sequence
-            if len(sequences) == 1:
+        tokens: list[int] = []
+        for sequence, chosen in zip(sequences, sample(logits, [s.sampler for s in sequences], [s.ids for s in sequences]), strict=True):
+            if isinstance(chosen, Exception):
                 incident = secrets.token_hex(4)
                 print(f"sampling failed, incident {incident}:", file=sys.stderr)
-                traceback.print_exc()
-                sequences[0].fail(f"a fault of the server ({type(e).__name__}); its log has the details under {incident}")
-                return [self._end_of_text]
-        return [token for i, sequence in enumerate(sequences) for token in self._choose(logits[i : i + 1], [sequence])]
+                traceback.print_exception(chosen)
+                sequence.fail(f"a fault of the server ({type(chosen).__name__}); its log has the details under {incident}")
+            tokens.append(self._end_of_text if isinstance(chosen, Exception) else chosen)
+        return tokens
 
     def _take(self, request: ForWorker) -> None:
         received = time.monotonic()

@@ -30,6 +30,15 @@ class _Shape(ctypes.Structure):
     )
 
 
+class Choice(ctypes.Structure):
+    """How one token is chosen; as gpt2d_choice in gpt2d_kernels.h says."""
+
+    _fields_ = (
+        ("uniform", ctypes.c_double), ("top_p", ctypes.c_double), ("temperature", ctypes.c_float), ("min_p", ctypes.c_float),
+        ("top_k", ctypes.c_int32),
+    )  # fmt: skip
+
+
 @cache
 def library() -> ctypes.CDLL:
     """The kernels. Raises: ImportError, saying what is missing."""
@@ -49,6 +58,7 @@ def library() -> ctypes.CDLL:
     kernels.gpt2d_forward.argtypes = [pointer, integer, pointer, pointer, pointer, integer, pointer, pointer]
     kernels.gpt2d_move.argtypes = [pointer, integer, integer, integer]
     kernels.gpt2d_export.argtypes = kernels.gpt2d_restore.argtypes = [pointer, integer, integer, pointer, pointer]
+    kernels.gpt2d_sample.argtypes = [ctypes.c_char_p, integer, pointer, pointer, integer, pointer, pointer]
     kernels.gpt2d_matmul.argtypes = [ctypes.c_char_p, integer, integer, integer, pointer, integer, pointer, pointer]
     return kernels
 
@@ -56,6 +66,17 @@ def library() -> ctypes.CDLL:
 def instruction_sets() -> list[str]:
     """What this processor has and the kernels know, best first. Raises: ImportError."""
     return bytes(library().gpt2d_instruction_sets()).decode().split(",")
+
+
+def choose(logits: Logits, rows: Sequence[int], choices: Sequence[Choice], *, instruction_set: str | None = None) -> list[int]:
+    """Choose a token from each of the rows of float32 [., vocabulary]; -1 where its logits are not numbers. Raises: ImportError."""
+    count = len(rows)
+    tokens = (ctypes.c_int32 * count)()
+    library().gpt2d_sample(
+        instruction_set.encode() if instruction_set else None, count, (ctypes.c_int32 * count)(*rows), logits.ctypes.data, logits.shape[1],
+        (Choice * count)(*choices), tokens,
+    )  # fmt: skip
+    return list(tokens)
 
 
 class NativeEngine:
@@ -95,6 +116,7 @@ class NativeEngine:
             self.close()
         else:
             raise ValueError(f"{weights} has {size} bytes, and the kernels need {needed.value}")
+        self._step_logits = np.empty((rows, self.vocabulary), np.float32)
         with weights.open("rb", buffering=0) as stream:
             memory = memoryview((ctypes.c_char * size).from_address(at)).cast("B")
             done = 0
@@ -111,7 +133,7 @@ class NativeEngine:
 
     def decode(self, ids: Sequence[int], past: Sequence[int]) -> Logits:
         rows = list(range(len(ids)))
-        return self._forward(list(ids), rows, list(past), rows)
+        return self._forward(list(ids), rows, list(past), rows, self._step_logits[: len(rows)])
 
     def verify(self, ids: Sequence[Sequence[int]], past: Sequence[int]) -> Logits:
         """Run several tokens for each of rows 0..len(ids)-1; returns float32 [all tokens, vocabulary], row after row."""
@@ -137,10 +159,11 @@ class NativeEngine:
         if model:
             self._kernels.gpt2d_free(model)
 
-    def _forward(self, ids: list[int], rows: list[int], positions: list[int], wanted: list[int]) -> Logits:
+    def _forward(self, ids: list[int], rows: list[int], positions: list[int], wanted: list[int], logits: Logits | None = None) -> Logits:
         steps = np.array([ids, rows, positions], np.int32)
         chosen = np.array(wanted, np.int32)
-        logits = np.empty((len(wanted), self.vocabulary), np.float32)
+        if logits is None:
+            logits = np.empty((len(wanted), self.vocabulary), np.float32)
         self._check(
             self._kernels.gpt2d_forward(
                 self._running(), len(ids), _at(steps[0]), _at(steps[1]), _at(steps[2]), len(wanted), _at(chosen), _at(logits)

@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from protocol.messages import Generate
+from server.engines import native
 from server.processors import Processors
 from server.sampling import Sampler, candidates, invert, mirostat, sample
 
@@ -221,3 +222,41 @@ def test_log_probabilities_of_a_greedy_choice() -> None:
         assert sample(logits[None], [sampler], [[]]) == [int(logits.argmax())]
         assert sampler.explanation and sampler.explanation.top == []
         assert sampler.explanation.logprob == pytest.approx(float(torch.log_softmax(torch.tensor(logits), -1).max()), abs=1e-5)
+
+
+@pytest.mark.parametrize("instruction_set", native.instruction_sets())
+@given(
+    seed=st.integers(0, 10_000),
+    size=st.sampled_from([7, 64, 500, 50_257]),
+    scale=st.sampled_from([0.0, 0.5, 3.0, 12.0]),
+    temperature=st.sampled_from([0.1, 0.7, 1.0, 1.9]),
+    top_k=st.sampled_from([0, 1, 2, 50, 900, 60_000]),
+    top_p=st.sampled_from([1.0, 0.95, 0.5, 0.01]),
+    min_p=st.sampled_from([0.0, 0.05, 0.9]),
+    banned=st.integers(0, 5),
+)
+@settings(max_examples=60, deadline=None)
+def test_the_kernels_choose_the_same_token(
+    instruction_set: str, seed: int, size: int, scale: float, temperature: float, top_k: int, top_p: float, min_p: float, banned: int
+) -> None:
+    request = Generate(prompt="", strategy="sample", temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    logits = logits_of(seed, size, scale)
+    logits[np.random.default_rng(seed).integers(0, size, banned)] = -np.inf
+    if not np.isfinite(logits).any():
+        return
+    uniforms = np.random.default_rng(seed).random(8)
+    ids, weights = candidates(logits, request)
+    want = [int(ids[invert(weights, u)]) for u in uniforms]
+    choices = [native.Choice(u, top_p, temperature, min_p, top_k) for u in uniforms]
+    assert native.choose(logits[None], [0] * 8, choices, instruction_set=instruction_set) == want
+    greedy = native.choose(logits[None], [0], [native.Choice()], instruction_set=instruction_set)
+    assert greedy == [int(logits.argmax())]
+
+
+@pytest.mark.parametrize("instruction_set", native.instruction_sets())
+@pytest.mark.parametrize("size", [3, 64, 100])
+def test_the_kernels_refuse_what_is_no_number(instruction_set: str, size: int) -> None:
+    logits = np.zeros((3, size), np.float32)
+    logits[0, -1], logits[1] = np.nan, -np.inf
+    assert native.choose(logits, [0, 1, 2], [native.Choice()] * 3, instruction_set=instruction_set) == [-1, -1, 0]
+    assert native.choose(logits, [0, 1], [native.Choice(0.5, 1, 1, 0, 50)] * 2, instruction_set=instruction_set) == [-1, -1]

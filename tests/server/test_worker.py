@@ -9,6 +9,7 @@ import pytest
 from protocol import messages as m
 from protocol.link import FromWorker, Work
 from server.catalogue import DEMO_FOLDER, read_architecture
+from server.engines.base import Logits
 from server.scheduler import Scheduler
 from server.spec import Spec
 from server.text import Text
@@ -162,11 +163,11 @@ def test_a_fault_in_one_sampler_costs_its_own_request() -> None:
     loop.turn(4)
     (broken,) = loop.scheduler.find(2)
 
-    def pick(*_: object) -> int:
+    def fault(*_: object) -> Logits:
         raise FloatingPointError("NaN")
 
-    broken.sampler.pick = pick  # type: ignore[method-assign, assignment]
-    broken.sampler.plain = False
+    broken.sampler.process = fault  # type: ignore[method-assign]
+    broken.sampler.processes, broken.sampler.plain = True, False
     loop.turn(20)
     replies = {r.id: r for r in loop.link.sent}
     failure = replies[2]

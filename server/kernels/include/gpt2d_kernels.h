@@ -53,6 +53,19 @@ GPT2D_API int gpt2d_move(gpt2d_model *model, int source, int target, int positio
 GPT2D_API int gpt2d_export(gpt2d_model *model, int row, int positions, void *keys, void *values);
 GPT2D_API int gpt2d_restore(gpt2d_model *model, int row, int positions, const void *keys, const void *values);
 
+/* How a token is chosen: among the top_k largest logits (0: all) and what equals the last of them, of these the fewest that
+ * reach the share top_p, of these what has min_p times the chance of the likeliest; then where the running sum of their
+ * weights passes the share `uniform` (0 to 1) of it. As server/sampling.py does. A temperature of 0 takes the likeliest. */
+typedef struct {
+    double uniform, top_p;
+    float temperature, min_p;
+    int32_t top_k;
+} gpt2d_choice;
+
+/* tokens[i] is chosen by choices[i] from row rows[i] of logits float32 [., vocabulary]; -1 where these are not numbers. */
+GPT2D_API int gpt2d_sample(const char *instruction_set, int count, const int32_t *rows, const float *logits, int vocabulary,
+                           const gpt2d_choice *choices, int32_t *tokens);
+
 /* y[rows, outputs] = x[rows, inputs] times a matrix as it lies in the weights, for tests. Sizes are multiples of 32. */
 GPT2D_API int gpt2d_matmul(const char *instruction_set, int bits, int outputs, int inputs, const void *matrix, int rows, const float *x,
                            float *y);

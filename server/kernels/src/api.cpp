@@ -103,6 +103,16 @@ int gpt2d_restore(gpt2d_model *model, int row, int positions, const void *keys, 
     return guarded([&] { return model->model.copy(row, positions, const_cast<void *>(keys), const_cast<void *>(values), false), 0; });
 }
 
+int gpt2d_sample(const char *instruction_set, int count, const int32_t *rows, const float *logits, int vocabulary,
+                 const gpt2d_choice *choices, int32_t *tokens) {
+    const Ops *ops = find_ops(instruction_set);
+    if (!ops || vocabulary < 1) return GPT2D_BAD_ARGUMENT;
+    return guarded([&] {
+        for (int i = 0; i < count; i++) tokens[i] = ops->sample(logits + size_t(rows[i]) * vocabulary, vocabulary, choices[i]);
+        return 0;
+    });
+}
+
 int gpt2d_matmul(const char *instruction_set, int bits, int outputs, int inputs, const void *matrix, int rows, const float *x, float *y) {
     const Ops *ops = find_ops(instruction_set);
     if (!ops || outputs % PANEL || inputs % BLOCK || rows < 1 || (bits != 32 && bits != 8 && bits != 4)) return GPT2D_BAD_ARGUMENT;

@@ -3,6 +3,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "gpt2d_kernels.h"
+
 namespace gpt2d {
 
 constexpr int BLOCK = 32;  // inputs that share a scale
@@ -63,7 +65,9 @@ struct Ops {
     void (*embed)(const Matrix &table, int token, const float *place, float *x);
     // Write the tokens' keys and values, then let each attend to what is before it and itself.
     void (*attend)(const Attention &a);
-    // Positions first..end-1 of keys and values, [positions, head] each, from the cache or into it.
+    // The token that a row of logits gives; -1 where they are not numbers.
+    int (*sample)(const float *logits, int n, const gpt2d_choice &choice);
+    // The first positions of keys and values, [positions, head] each, from the cache or into it.
     void (*copy_out)(const Cache &cache, int padded, int head, int positions, void *keys, void *values);
     void (*copy_in)(const Cache &cache, int padded, int head, int positions, const void *keys, const void *values);
 };

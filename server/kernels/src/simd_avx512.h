@@ -37,6 +37,9 @@ inline F round(F a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_IN
 inline F scale2(F a, F n) { return {_mm512_scalef_ps(a.v, n.v)}; }                                             // a * 2^n
 inline F first_lanes(F a, int n, float rest) { return {_mm512_mask_mov_ps(_mm512_set1_ps(rest), __mmask16((1u << n) - 1), a.v)}; }
 
+inline bool any_nan(F a) { return _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q) != 0; }
+inline F zero_below(F a, F x, float limit) { return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x.v, _mm512_set1_ps(limit), _CMP_GE_OQ), a.v)}; }
+
 inline I set_int(int32_t x) { return {_mm512_set1_epi32(x)}; }
 inline F to_float(I a) { return {_mm512_cvtepi32_ps(a.v)}; }
 inline int32_t store_bytes(int8_t *p, F a) {  // rounds; returns the sum

@@ -72,6 +72,13 @@ inline F round(F a) { return each([&](int i) { return std::nearbyint(a.v[i]); })
 inline F scale2(F a, F n) { return each([&](int i) { return std::ldexp(a.v[i], int(n.v[i])); }); }
 inline F first_lanes(F a, int n, float rest) { return each([&](int i) { return i < n ? a.v[i] : rest; }); }
 
+inline bool any_nan(F a) {
+    bool found = false;
+    for (float x : a.v) found |= x != x;
+    return found;
+}
+inline F zero_below(F a, F x, float limit) { return each([&](int i) { return x.v[i] >= limit ? a.v[i] : 0.f; }); }
+
 inline I set_int(int32_t x) {
     I r;
     for (int32_t &i : r.v) i = x;
