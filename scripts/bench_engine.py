@@ -112,11 +112,16 @@ class Run:
     decode_s: float
 
 
+class EngineFailed(SystemExit):
+    """Ends a benchmark with its sentence, unless it goes on without the engine."""
+
+
 class EngineProcess:
     """A context manager; `load_s` is the time its model took to load, without the interpreter's start."""
 
-    def __init__(self, variant: Variant) -> None:
-        command = [sys.executable, __file__, json.dumps(asdict(variant))]
+    def __init__(self, variant: Variant, command: list[str] | None = None) -> None:
+        """`command` starts another program that answers in the same way. Raises: EngineFailed."""
+        command = command or [sys.executable, __file__, json.dumps(asdict(variant))]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.load_s = float(self._read()["load_s"])
 
@@ -148,7 +153,7 @@ class EngineProcess:
     def _read(self) -> dict[str, Any]:
         line = self._process.stdout.readline() if self._process.stdout else ""
         if not line:
-            sys.exit(f"the engine's process ended with exit code {self._process.wait()}; its own words are above")
+            raise EngineFailed(f"the engine's process ended with exit code {self._process.wait()}; its own words are above")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
