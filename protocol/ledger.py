@@ -30,6 +30,10 @@ class Ledger(msgspec.Struct, frozen=True, kw_only=True):
     """Prompt tokens whose keys and values came from the prefix cache."""
     mean_batch: float
     """Mean number of sequences in the decode steps that this one took part in; 0 if there was none."""
+    guessed_tokens: int = 0
+    """Tokens that were guessed ahead, and verified several in a step."""
+    accepted_tokens: int = 0
+    """Those of them that were right."""
 
 
 def ledger(
@@ -42,6 +46,8 @@ def ledger(
     new_tokens: int = 0,
     reused_tokens: int = 0,
     mean_batch: float = 0.0,
+    guessed_tokens: int = 0,
+    accepted_tokens: int = 0,
 ) -> Ledger:
     """Make a Ledger from what was measured; everything derived is derived here."""
     steps = max(0, new_tokens - 1)
@@ -57,4 +63,6 @@ def ledger(
         new_tokens=new_tokens,
         reused_tokens=reused_tokens,
         mean_batch=mean_batch,
+        guessed_tokens=guessed_tokens,
+        accepted_tokens=accepted_tokens,
     )

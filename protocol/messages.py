@@ -167,6 +167,12 @@ class Generate(Request, frozen=True, tag="generate"):
         list[Annotated[str, Meta(min_length=1, max_length=200)]],
         Meta(max_length=16, description="End before any of these strings."),
     ] = []
+    speculate: Annotated[
+        int,
+        Meta(
+            ge=0, le=16, description="Guess up to so many tokens ahead from what stands there already; the text stays the same, 0 is off."
+        ),
+    ] = 8
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1, description="Fixes the random draws; left out: a new one.")] | None = None
 
     def __post_init__(self) -> None:
@@ -182,7 +188,7 @@ class Generate(Request, frozen=True, tag="generate"):
 SETTINGS = (
     "n", "deterministic", "logprobs", "logprobs_of", "max_new_tokens", "truncate", "ignore_eos", "strategy", "temperature", "top_k", "top_p", "min_p",
     "typical_p", "mirostat_tau", "mirostat_eta", "repetition_penalty", "presence_penalty", "frequency_penalty",
-    "no_repeat_ngram_size", "bad_words", "logit_bias", "min_new_tokens", "stop", "seed",
+    "no_repeat_ngram_size", "bad_words", "logit_bias", "min_new_tokens", "stop", "speculate", "seed",
 )  # fmt: skip
 """The fields of Generate that shape the text: described by ServerInfo, repeated in Generated."""
 

@@ -8,6 +8,7 @@ native kernels where there are some (kernels/src/sample_body.h), with the same r
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
 
@@ -53,8 +54,8 @@ class Sampler:
         ordinary = request.strategy in {"greedy", "sample"} and request.typical_p == 1 and request.logprobs is None
         self.native = NATIVE and ordinary
         """The kernels can choose."""
-        self.explanation: Explanation | None = None
-        """Of the token picked last, where log-probabilities are asked for."""
+        self.explanations: deque[Explanation] = deque()
+        """Of the tokens picked and not yet taken, where log-probabilities are asked for."""
 
     def choice(self) -> native.Choice:
         """What the kernels are told; takes the next random number."""
@@ -79,7 +80,7 @@ class Sampler:
         if self.request.logprobs is not None:
             if self.request.logprobs_of == "model":
                 kept, weights, index = None, softmax(logits, 1.0), token
-            self.explanation = explain(kept, weights, index, self.request.logprobs)
+            self.explanations.append(explain(kept, weights, index, self.request.logprobs))
         return token
 
     def _distribution(self, logits: Logits) -> tuple[Ids | None, Weights]:

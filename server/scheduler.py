@@ -92,15 +92,17 @@ class Scheduler:
             chunk = self._prefilling.ids[start : min(start + size, self._prefilling.prompt_tokens)]
         return Batch(self._prefilling, chunk, list(self._running))
 
-    def postprocess(self, batch: Batch, first_token: int | None, tokens: list[int], prefill_ms: float) -> list[Sequence]:
-        """Write down what a step computed: the prompt's first new token if it was completed, a token for each decoded.
+    def postprocess(self, batch: Batch, first_token: int | None, tokens: list[list[int]], prefill_ms: float) -> list[Sequence]:
+        """Write down what a step computed: the prompt's first new token if it was completed, the tokens of each that decoded.
 
         Returns the sequences that have a new token; `release` forgets those that finished with it.
         """
         advanced = batch.decode
-        for sequence, token in zip(advanced, tokens, strict=True):
-            sequence.cached += 1
-            sequence.append(token, len(tokens))
+        for sequence, found in zip(advanced, tokens, strict=True):
+            for token in found:
+                if sequence.finished is None or sequence.fault:
+                    sequence.cached += 1
+                    sequence.append(token, len(tokens))
         if batch.prefill:
             batch.prefill.cached += len(batch.chunk)
             if len(batch.chunk) >= MIN_CHUNK:

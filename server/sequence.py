@@ -10,6 +10,7 @@ from protocol import messages as m
 from protocol.ledger import Ledger, ledger
 from protocol.link import Work
 from server.sampling import Sampler
+from server.speculation import Guesser, Pace, PromptLookup
 from server.text import Increments
 
 
@@ -58,6 +59,8 @@ class Sequence:
         self.fault = ""
         """What went wrong, for a sequence that a fault has ended."""
         self.sampler = sampler
+        self.guesser: Guesser | None = PromptLookup() if request.speculate else None
+        self.pace = Pace()
         self.sent_at = float("-inf")
         self._increments = increments
         self._end_of_text = end_of_text
@@ -82,6 +85,14 @@ class Sequence:
     def expired(self, now: float) -> bool:
         return self._expires is not None and now > self._expires
 
+    def guess(self, batch: int, context: int) -> list[int]:
+        """Tokens that may come after the one that is due, as many as pay in a step of so many sequences."""
+        if self.guesser is None:
+            return []
+        room = min(self.request.max_new_tokens - self.new_tokens, context - len(self.ids)) - 1
+        most = min(self.request.speculate, room, self.pace.wanted(batch))
+        return self.guesser.guess(self.ids, most) if most > 0 else []
+
     def begin(self, row: int) -> None:
         """It has got a row; its prefill starts."""
         self.row = row
@@ -102,7 +113,8 @@ class Sequence:
         else:
             self._first_token = self._last_token
         self.ids.append(token)
-        if explanation := self.sampler.explanation:
+        if self.sampler.explanations:
+            explanation = self.sampler.explanations.popleft()
             top = [m.Alternative(id=i, text=self._increments.text_of(i), logprob=p) for i, p in explanation.top]
             self._logprobs.append(m.TokenLogprobs(text=self._increments.text_of(token), logprob=explanation.logprob, top=top))
         self._text += self._increments.push(token)
@@ -174,6 +186,8 @@ class Sequence:
             prompt_tokens=self.prompt_tokens,
             new_tokens=self.new_tokens,
             reused_tokens=self.reused,
+            guessed_tokens=self.pace.guessed,
+            accepted_tokens=self.pace.accepted,
             mean_batch=self._batch_total / self._steps if self._steps else 0.0,
         )
 

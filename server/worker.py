@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Sequence as Many
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ from protocol import codec, messages as m, sockets
 from protocol.errors import BadRequest, Gpt2dError, RequestError, TooLong
 from protocol.link import Beat, ForWorker, FromWorker, Ready, Sized, Work
 from server.catalogue import Architecture, read_architecture
-from server.engines.base import Engine, Logits
+from server.engines.base import Engine, Logits, Verifier
 from server.prefix_cache import PrefixCache
 from server.processors import Processors
 from server.sampling import Sampler, sample
@@ -76,6 +77,7 @@ class Link:
 class Worker:
     def __init__(self, spec: Spec, link: Link, engine: Engine, text: Text, digest: str, arch: Architecture) -> None:
         self._spec, self._link, self._engine, self._text, self._digest = spec, link, engine, text, digest
+        self._verifier = engine if isinstance(engine, Verifier) else None
         self._end_of_text = arch.end_of_text
         self._scheduler = Scheduler(engine, _prefix_cache(arch, spec))
         self._open: dict[int, list[Sequence]] = {}
@@ -108,10 +110,7 @@ class Worker:
             if wanted and isinstance(batch.prefill, Sequence):
                 first_token = self._choose(logits, [batch.prefill])[0]
         prefilled = time.perf_counter()
-        tokens: list[int] = []
-        if batch.decode:
-            logits = self._engine.decode([s.ids[-1] for s in batch.decode], [s.cached for s in batch.decode])
-            tokens = self._choose(logits, batch.decode)
+        tokens = self._decode(batch.decode) if batch.decode else []
         advanced = self._scheduler.postprocess(batch, first_token, tokens, (prefilled - began) * 1000)
         for sequence in advanced:
             if sequence.finished:
@@ -125,13 +124,40 @@ class Worker:
                 self._end(batch.prefill)
                 self._scheduler.release([batch.prefill])
         self._prompt_tokens += len(batch.chunk)
-        self._new_tokens += len(tokens) + (first_token is not None)
+        self._new_tokens += sum(map(len, tokens)) + (first_token is not None)
         self._busy_s += time.perf_counter() - began
 
-    def _choose(self, logits: Logits, sequences: list[Sequence]) -> list[int]:
-        """A token for each sequence. One whose sampler fails gets the end of text and ends with the fault; the others go on."""
+    def _decode(self, sequences: list[Sequence]) -> list[list[int]]:
+        """The next token of each sequence, and more where guesses were right."""
+        due, past = [s.ids[-1] for s in sequences], [s.cached for s in sequences]
+        guesses = [s.guess(len(sequences), self._engine.context) if self._verifier else [] for s in sequences]
+        if self._verifier is None or not any(guesses):
+            return [[token] for token in self._choose(self._engine.decode(due, past), sequences)]
+        logits = self._verifier.verify([[token, *guess] for token, guess in zip(due, guesses, strict=True)], past)
+        tokens, first = [], 0
+        for sequence, guess in zip(sequences, guesses, strict=True):
+            tokens.append(self._accept(logits[first : first + len(guess) + 1], sequence, guess))
+            first += len(guess) + 1
+        return tokens
+
+    def _accept(self, logits: Logits, sequence: Sequence, guess: list[int]) -> list[int]:
+        """Choose token after token, as long as each is what was guessed."""
+        found: list[int] = []
+        for i in range(len(guess) + 1):
+            (token,) = self._choose(logits[i : i + 1], [sequence], found)
+            found.append(token)
+            if i == len(guess) or token != guess[i] or sequence.fault:
+                break
+        if guess:
+            sequence.pace.learn(len(guess), len(found) - 1)
+        return found
+
+    def _choose(self, logits: Logits, sequences: list[Sequence], more: Many[int] = ()) -> list[int]:
+        """A token for each sequence, after its own and `more`. One whose sampler fails gets the end of text and ends with the fault; the others go on."""
         tokens: list[int] = []
-        for sequence, chosen in zip(sequences, sample(logits, [s.sampler for s in sequences], [s.ids for s in sequences]), strict=True):
+        for sequence, chosen in zip(
+            sequences, sample(logits, [s.sampler for s in sequences], [[*s.ids, *more] if more else s.ids for s in sequences]), strict=True
+        ):
             if isinstance(chosen, Exception):
                 incident = secrets.token_hex(4)
                 print(f"sampling failed, incident {incident}:", file=sys.stderr)

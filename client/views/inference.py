@@ -31,6 +31,8 @@ def draw(state: AppState) -> list[Action]:
     widgets.row("tokenise", f"{ledger.tokenise_ms:,.1f} ms")
     widgets.row("queue", f"{ledger.queue_ms:,.1f} ms")
     widgets.row("batch", f"{ledger.mean_batch:.1f} sequences on average")
+    if ledger.guessed_tokens > 0:
+        widgets.row("guessed", f"{ledger.accepted_tokens} of {ledger.guessed_tokens} tokens guessed ahead were right")
     network = max(0.0, ledgers.whole_ms - ledger.queue_ms - ledger.tokenise_ms - ledger.inference_ms)
     widgets.row("network", f"{network:,.1f} ms of {ledgers.whole_ms:,.0f} ms in all")
     widgets.row("ended by", f"{result.finish_reason}, seed {result.settings.get('seed')}")

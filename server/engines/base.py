@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,18 @@ class KV:
     @property
     def nbytes(self) -> int:
         return self.keys.nbytes + self.values.nbytes
+
+
+@runtime_checkable
+class Verifier(Protocol):
+    """An engine that can run several tokens of each sequence in one step."""
+
+    def verify(self, ids: Sequence[Sequence[int]], past: Sequence[int]) -> Logits:
+        """Run ids[r] for each of rows 0..len(ids)-1, on top of its first past[r] positions.
+
+        Returns float32 [all tokens, vocabulary], row after row. What is not kept of them is simply written over later.
+        """
+        ...
 
 
 class Engine(Protocol):

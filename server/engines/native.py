@@ -136,7 +136,6 @@ class NativeEngine:
         return self._forward(list(ids), rows, list(past), rows, self._step_logits[: len(rows)])
 
     def verify(self, ids: Sequence[Sequence[int]], past: Sequence[int]) -> Logits:
-        """Run several tokens for each of rows 0..len(ids)-1; returns float32 [all tokens, vocabulary], row after row."""
         rows = [r for r, tokens in enumerate(ids) for _ in tokens]
         positions = [p for tokens, start in zip(ids, past, strict=True) for p in range(start, start + len(tokens))]
         return self._forward(list(itertools.chain.from_iterable(ids)), rows, positions, list(range(len(rows))))

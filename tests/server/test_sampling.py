@@ -207,7 +207,7 @@ def test_log_probabilities_of_the_model_and_of_the_sampler() -> None:
         for of, expected in (("model", plain), ("sampler", np.log(np.maximum(after, 1e-300)))):
             sampler = sampler_of(Generate(prompt="", logprobs=4, logprobs_of=of, **fields), seed)
             token = sampler.pick(logits, [])
-            explained = sampler.explanation
+            explained = sampler.explanations.pop()
             assert explained is not None
             assert explained.logprob == pytest.approx(expected[token], abs=1e-5)
             assert [t for t, _ in explained.top] == np.argsort(-expected)[:4].tolist()
@@ -220,8 +220,9 @@ def test_log_probabilities_of_a_greedy_choice() -> None:
     for of in ("model", "sampler"):
         sampler = sampler_of(Generate(prompt="", strategy="greedy", logprobs=0, logprobs_of=of))
         assert sample(logits[None], [sampler], [[]]) == [int(logits.argmax())]
-        assert sampler.explanation and sampler.explanation.top == []
-        assert sampler.explanation.logprob == pytest.approx(float(torch.log_softmax(torch.tensor(logits), -1).max()), abs=1e-5)
+        explanation = sampler.explanations.pop()
+        assert explanation.top == []
+        assert explanation.logprob == pytest.approx(float(torch.log_softmax(torch.tensor(logits), -1).max()), abs=1e-5)
 
 
 @pytest.mark.parametrize("instruction_set", native.instruction_sets())

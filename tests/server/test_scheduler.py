@@ -41,7 +41,7 @@ def step(scheduler: Scheduler, engine: FakeEngine) -> list[Sequence]:
     if batch.decode:
         assert [s.row for s in batch.decode] == list(range(len(batch.decode)))
         logits = engine.decode([s.ids[-1] for s in batch.decode], [s.cached for s in batch.decode])
-        tokens = sample(logits, [s.sampler for s in batch.decode], [s.ids for s in batch.decode])
+        tokens = [[t] for t in sample(logits, [s.sampler for s in batch.decode], [s.ids for s in batch.decode])]
     advanced = scheduler.postprocess(batch, first, tokens, prefill_ms=len(batch.chunk))  # one token a millisecond
     scheduler.release(advanced)
     return done + [s for s in advanced if s.finished]

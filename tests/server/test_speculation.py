@@ -1,0 +1,181 @@
+"""Guessing ahead: it changes how many steps a text takes, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from protocol import messages as m
+from protocol.link import FromWorker, Work
+from server.catalogue import DEMO_FOLDER, read_architecture
+from server.engines.base import Logits
+from server.engines.native import NativeEngine
+from server.sampling import softmax
+from server.spec import Spec
+from server.speculation import PROBE, ROW_COST, Pace, PromptLookup
+from server.text import Text
+from server.weights import load_engine
+from server.worker import Worker
+from tests.fakes import FakeEngine
+
+ARCH = read_architecture(DEMO_FOLDER)
+SPEC = Spec(
+    endpoint="", server_key="", identity="", model="demo", folder=str(DEMO_FOLDER), hub_cache="", models_dir="", engine="native", precision="int8",
+    threads=2, rows=3, room=0, cache_dir="", cache_bytes=0,
+)  # fmt: skip
+VERSE = "To be, or not to be: that is the question. To be, or not to be: that is the"
+
+
+class ListLink:
+    def __init__(self) -> None:
+        self.sent: list[FromWorker] = []
+
+    def send(self, message: FromWorker) -> None:
+        self.sent.append(message)
+
+
+@pytest.fixture(scope="module")
+def engine(cache: Path) -> Iterator[NativeEngine]:
+    engine, _ = load_engine(DEMO_FOLDER, ARCH, "native", "int8", 3, 2, cache, 1 << 30, lambda *_: None)
+    assert isinstance(engine, NativeEngine)
+    yield engine
+    engine.close()
+
+
+class Scripted:
+    """Guesses what the text will be, and with `wrong_every` n something else at every n-th place."""
+
+    def __init__(self, text: list[int], wrong_every: int = 0) -> None:
+        self._text, self._wrong_every = text, wrong_every
+
+    def guess(self, ids: Sequence[int], most: int) -> list[int]:
+        guess = self._text[len(ids) : len(ids) + most]
+        return [t + 1 if self._wrong_every and (len(ids) + i) % self._wrong_every == 0 else t for i, t in enumerate(guess)]
+
+
+def write(engine: object, *requests: dict[str, object], guesser: Scripted | None = None) -> tuple[list[m.Generated], int]:
+    """What each request gives, all running together, and how many steps they took."""
+    link = ListLink()
+    worker = Worker(SPEC, link, engine, Text(DEMO_FOLDER, ARCH.vocabulary, ARCH.end_of_text), "digest", ARCH)  # type: ignore[arg-type]
+    for i, fields in enumerate(requests):
+        worker._take(Work(id=i, group=i, request=m.Generate(**fields)))  # type: ignore[arg-type]
+        for sequence in worker._scheduler.find(i):
+            if guesser and sequence.guesser:
+                sequence.guesser = guesser
+    steps = 0
+    while worker._scheduler.running or worker._scheduler.waiting:
+        worker._step()
+        steps += 1
+    found = {r.id: r for r in link.sent if isinstance(r, m.Generated)}
+    return [found[i] for i in range(len(requests))], steps
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"strategy": "greedy"},
+        {"strategy": "sample", "seed": 5, "temperature": 0.6},
+        {"strategy": "sample", "seed": 6, "repetition_penalty": 1.2, "frequency_penalty": 0.3, "min_new_tokens": 20},
+        {"strategy": "mirostat", "seed": 7, "mirostat_tau": 2.0},
+        {"strategy": "sample", "seed": 8, "temperature": 0.5, "logprobs": 3, "stop": ["death"]},
+    ],
+)
+def test_the_text_is_the_same_to_the_last_bit(engine: NativeEngine, fields: dict[str, object]) -> None:
+    common = {"prompt": VERSE, "max_new_tokens": 120, **fields}
+    (plain,), _ = write(engine, {**common, "speculate": 0})
+    text = [*Text(DEMO_FOLDER, ARCH.vocabulary, ARCH.end_of_text).encode(VERSE), *plain.ids]
+    for guesser in (None, Scripted(text), Scripted(text, wrong_every=3)):
+        (quick,), steps = write(engine, common, guesser=guesser)
+        assert quick.ids == plain.ids and quick.text == plain.text and quick.finish_reason == plain.finish_reason
+        assert quick.logprobs == plain.logprobs
+        if guesser:
+            assert steps < 0.8 * len(plain.ids)
+
+
+def test_a_batch_guesses_too_and_nobody_notices(engine: NativeEngine) -> None:
+    requests = [{"prompt": VERSE * (i + 1), "max_new_tokens": 60, "seed": i, "temperature": 0.4} for i in range(3)]
+    alone = [write(engine, {**r, "speculate": 0})[0][0] for r in requests]
+    together, _ = write(engine, *requests)
+    assert [r.ids for r in together] == [r.ids for r in alone]
+    assert sum(r.ledger.accepted_tokens for r in together) > 0
+
+
+def test_a_text_that_repeats_itself_takes_fewer_steps(engine: NativeEngine) -> None:
+    fields = {"prompt": VERSE * 3, "strategy": "greedy", "max_new_tokens": 200, "ignore_eos": True}
+    (result,), steps = write(engine, fields)
+    ledger = result.ledger
+    assert 0 < ledger.accepted_tokens <= ledger.guessed_tokens
+    assert steps < 160 and ledger.new_tokens == 200
+    (plain,), steps = write(engine, {**fields, "speculate": 0})
+    assert steps >= 200 and plain.ledger.guessed_tokens == 0
+
+
+def test_the_context_is_not_overrun(engine: NativeEngine) -> None:
+    ids = ([5, 6, 7, 8] * 256)[: ARCH.context - 40]
+    (result,), _ = write(engine, {"prompt_ids": ids, "max_new_tokens": 40, "strategy": "greedy", "ignore_eos": True})
+    assert len(result.ids) == 40
+
+
+def test_an_engine_that_cannot_verify_is_not_asked_to() -> None:
+    engine = FakeEngine(1, ARCH.context, ARCH.vocabulary)
+    (result,), _ = write(engine, {"prompt_ids": [5, 6] * 10, "max_new_tokens": 8, "strategy": "greedy"})
+    assert result.ledger.guessed_tokens == 0
+
+
+class Verifying(FakeEngine):
+    """The same few tokens' logits after every token."""
+
+    LOGITS = np.array([0.3, 1.0, -0.5, 0.0, 0.8], np.float32)
+
+    def verify(self, ids: Sequence[Sequence[int]], past: Sequence[int]) -> Logits:
+        logits = np.full((sum(map(len, ids)), self.vocabulary), -np.inf, np.float32)
+        logits[:, 10:15] = self.LOGITS
+        return logits
+
+    def decode(self, ids: Sequence[int], past: Sequence[int]) -> Logits:
+        return self.verify([[i] for i in ids], past)
+
+    def prefill(self, row: int, ids: Sequence[int], past: int, wanted: Sequence[int]) -> Logits:
+        return self.verify([[0]] * max(1, len(wanted)), [0])[: len(wanted)]
+
+
+class Always:
+    def guess(self, ids: Sequence[int], most: int) -> list[int]:
+        return [11, 14, 12][:most]
+
+
+def test_sampling_keeps_its_distribution() -> None:
+    engine = Verifying(1, ARCH.context, ARCH.vocabulary)
+    counts = np.zeros(5)
+    for seed in range(60):
+        (result,), _ = write(
+            engine, {"prompt_ids": [3], "max_new_tokens": 50, "seed": seed, "top_k": 0, "ignore_eos": True}, guesser=Always()
+        )  # type: ignore[arg-type]
+        assert result.ledger.guessed_tokens > 0
+        counts += np.bincount(np.array(result.ids) - 10, minlength=5)
+    weights = softmax(Verifying.LOGITS, 1.0).astype(float)
+    expected = counts.sum() * weights / weights.sum()
+    assert ((counts - expected) ** 2 / expected).sum() < 18.5, "chi-square, 4 degrees of freedom, p = 0.001"
+
+
+def test_prompt_lookup_finds_the_latest_and_longest() -> None:
+    lookup = PromptLookup()
+    assert lookup.guess([1, 2, 3, 9, 1, 2], 4) == [3, 9, 1, 2]
+    assert lookup.guess([1, 2, 3, 9, 1, 2, 7, 8, 2, 3, 5, 1, 2, 3], 2) == [9, 1], "three tokens count for more than two"
+    assert lookup.guess([1, 2, 3, 9, 1, 2, 7, 8, 2, 3, 5, 1, 2, 3, 4, 5], 2) == []
+    assert PromptLookup().guess([], 3) == PromptLookup().guess([1], 3) == []
+
+
+def test_the_pace_follows_what_is_accepted() -> None:
+    pace = Pace()
+    for _ in range(40):
+        pace.learn(4, 4)
+    assert pace.wanted(1) > pace.wanted(8) > 8
+    for _ in range(40):
+        pace.learn(1, 0)
+    tries = [pace.wanted(1) for _ in range(10 * PROBE)]
+    assert set(tries) == {0, 1} and sum(tries) * ROW_COST < 0.05 * len(tries), "at most a twentieth is lost"
+    assert pace.guessed == 200 and pace.accepted == 160
