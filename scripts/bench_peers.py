@@ -122,6 +122,8 @@ def environment(name: str, requirements: str) -> str:
         pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", str(file)]
         native = {"CMAKE_ARGS": "-DGGML_NATIVE=ON", "PIP_NO_BINARY": "llama-cpp-python"}
         subprocess.run(pip, check=True, timeout=INSTALL_S, env=os.environ | native, stdout=sys.stderr)
+        # Some of them bring it along, for another torch than this one, and then nothing can be imported.
+        subprocess.run([str(python), "-m", "pip", "uninstall", "--quiet", "--yes", "torchvision"], check=True, timeout=INSTALL_S)
         stamp.write_text(file.read_text())
     return str(python)
 

@@ -79,7 +79,7 @@ def optimum(folder: Path, built: Path, precision: str, threads: int) -> Engine:
             plain = built / "optimum-fp32"
             model.save_pretrained(plain)
             quantiser = ORTQuantizer.from_pretrained(plain)
-            quantiser.quantize(form, AutoQuantizationConfig.avx512_vnni(is_static=False, per_channel=False))
+            quantiser.quantize(save_dir=form, quantization_config=AutoQuantizationConfig.avx512_vnni(is_static=False, per_channel=False))
             model.config.save_pretrained(form)
         else:
             model.save_pretrained(form)
@@ -89,7 +89,6 @@ def optimum(folder: Path, built: Path, precision: str, threads: int) -> Engine:
 def llama(folder: Path, built: Path, precision: str, threads: int) -> Engine:
     import llama_cpp as c
 
-    c.llama_log_set(c.llama_log_callback(lambda *_: None), ctypes.c_void_p(0))
     c.llama_backend_init()
     kinds = {"q8_0": c.LLAMA_FTYPE_MOSTLY_Q8_0, "q4_0": c.LLAMA_FTYPE_MOSTLY_Q4_0, "f16": c.LLAMA_FTYPE_MOSTLY_F16}
     plain, file = built / "llama.cpp-f32.gguf", built / f"llama.cpp-{precision}.gguf"
@@ -149,14 +148,13 @@ def write_gguf(folder: Path, file: Path) -> None:
     writer.add_feed_forward_length(config.get("n_inner") or 4 * config["n_embd"])
     writer.add_head_count(config["n_head"])
     writer.add_layer_norm_eps(config["layer_norm_epsilon"])
-    vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]
-    words = sorted(vocabulary["vocab"], key=vocabulary["vocab"].__getitem__)
+    words, merges = read_tokenizer(folder)
     words += [f"<unused{i}>" for i in range(len(words), config["vocab_size"])]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(words)
     writer.add_token_types([gguf.TokenType.NORMAL] * len(words))
-    writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in vocabulary["merges"]])
+    writer.add_token_merges(merges)
     names = {
         "ln_1": "attn_norm",
         "attn.c_attn": "attn_qkv",
@@ -178,6 +176,18 @@ def write_gguf(folder: Path, file: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def read_tokenizer(folder: Path) -> tuple[list[str], list[str]]:
+    """The tokens in the order of their numbers, and the merges; from either of the two forms in which GPT-2's come."""
+    if (folder / "tokenizer.json").exists():
+        model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+        numbers, merges = model["vocab"], [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+    else:
+        numbers = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+        lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
+        merges = [line for line in lines if line and not line.startswith("#version")]
+    return sorted(numbers, key=numbers.__getitem__), merges
 
 
 def openvino(_folder: Path, built: Path, precision: str, threads: int) -> Engine:
