@@ -26,14 +26,14 @@ inline F gelu(F x) {
     return x / (set(1.f) + exponential(min(u, set(80.f))));
 }
 
-// A tile: R rows of x times one panel. `w` is read once.
-template <int BITS, int R>
+// A tile: R rows of x times one panel. The first tile fetches what comes after its weights; for those after it they are near.
+template <int BITS, int R, bool FIRST>
 inline void multiply(const uint8_t *w, int inputs, const Rows &x, int row, F (&out)[R][2]) {
     if constexpr (BITS == 32) {
         const float *a[R];
         for (int r = 0; r < R; r++) a[r] = x.floats + size_t(row + r) * x.stride;
         for (int k = 0; k < inputs; k++, w += 2 * LANES * 4) {
-            prefetch(w + AHEAD), prefetch(w + AHEAD + 64);
+            if (FIRST) prefetch(w + AHEAD), prefetch(w + AHEAD + 64);
             F w0 = load(reinterpret_cast<const float *>(w)), w1 = load(reinterpret_cast<const float *>(w) + LANES);
             for (int r = 0; r < R; r++) {
                 F v = set(a[r][k]);
@@ -50,7 +50,7 @@ inline void multiply(const uint8_t *w, int inputs, const Rows &x, int row, F (&o
             q[r] = x.q + at, scale[r] = x.scales + at / BLOCK, offset[r] = x.offsets + at / BLOCK;
         }
         for (int b = 0; b < inputs / BLOCK; b++, w += BYTES) {
-            for (size_t i = 0; i < BYTES; i += 64) prefetch(w + AHEAD + i);
+            for (size_t i = 0; FIRST && i < BYTES; i += 64) prefetch(w + AHEAD + i);
             I dot[R][2];
             for (int r = 0; r < R; r++) dot[r][0] = dot[r][1] = set_int(BITS == 8 && SIGNED_BYTES ? 0 : offset[r][b]);
             for (int j = 0; j < BITS; j++) {
@@ -82,7 +82,7 @@ void tile(const Matrix &m, const uint8_t *panel, const Rows &x, int row, float *
     F out[R][2];
     for (int r = 0; r < R; r++)
         for (int g = 0; g < 2; g++) out[r][g] = m.bias ? load(m.bias + n + g * LANES) : set(0.f);
-    multiply<BITS, R>(panel, m.inputs, x, row, out);
+    row ? multiply<BITS, R, false>(panel, m.inputs, x, row, out) : multiply<BITS, R, true>(panel, m.inputs, x, row, out);
     for (int r = 0; r < R; r++)
         for (int g = 0; g < 2; g++) {
             float *to = y + size_t(row + r) * stride + n + g * LANES;
@@ -90,15 +90,23 @@ void tile(const Matrix &m, const uint8_t *panel, const Rows &x, int row, float *
         }
 }
 
+template <int N>
+using Count = std::integral_constant<int, N>;
+
 template <int BITS>
 void matmul_of(const Matrix &m, const Rows &x, int rows, float *y, int stride, Finish finish, int first, int end) {
     for (int p = first; p < end; p++) {
         const uint8_t *panel = m.data + p * m.panel_bytes();
-        int row = 0;
-        for (; row + TILE_ROWS <= rows; row += TILE_ROWS) tile<BITS, TILE_ROWS>(m, panel, x, row, y, stride, finish, p * PANEL);
-        if constexpr (TILE_ROWS > 2)
-            for (; row + 2 <= rows; row += 2) tile<BITS, 2>(m, panel, x, row, y, stride, finish, p * PANEL);
-        for (; row < rows; row++) tile<BITS, 1>(m, panel, x, row, y, stride, finish, p * PANEL);
+        for (int row = 0, left = rows; left > 0;) {
+            auto next = [&](auto count) {
+                tile<BITS, count>(m, panel, x, row, y, stride, finish, p * PANEL);
+                row += count, left -= count;
+            };
+            if (left >= 6 && left != 8 && TILE_ROWS >= 6) next(Count<TILE_ROWS >= 6 ? 6 : 1>{});
+            else if (left >= 4 && TILE_ROWS >= 4) next(Count<TILE_ROWS >= 4 ? 4 : 1>{});
+            else if (left >= 2 && TILE_ROWS >= 2) next(Count<TILE_ROWS >= 2 ? 2 : 1>{});
+            else next(Count<1>{});
+        }
     }
 }
 

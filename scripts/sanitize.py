@@ -1,0 +1,48 @@
+#!/usr/bin/env python3
+"""The kernels' own tests under the address, undefined-behaviour and thread sanitizers.
+
+    python scripts/sanitize.py              all three
+    python scripts/sanitize.py thread       one of them
+
+Needs a C++ compiler with their libraries (Debian: g++) and CMake (`pip install cmake` does). Ends with an error if one finds anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+KINDS = ("address", "undefined", "thread")
+OPTIONS = {"ASAN_OPTIONS": "detect_leaks=1", "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1", "TSAN_OPTIONS": "halt_on_error=1"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kinds", nargs="*", choices=[[], *KINDS], metavar="KIND", help=f"of: {', '.join(KINDS)} (default: all)")
+    kinds = parser.parse_args().kinds or KINDS
+    cmake = shutil.which("cmake")
+    if cmake is None:
+        sys.exit("CMake is missing; `pip install cmake` brings it")
+    failed = [kind for kind in kinds if not passes(cmake, kind)]
+    sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
+
+
+def passes(cmake: str, kind: str) -> bool:
+    """Build and run the tests with one sanitizer."""
+    print(f"--- {kind}", flush=True)
+    build = ROOT / "build" / "sanitize" / kind
+    flags = f"-fsanitize={kind} -fno-sanitize-recover=all -g -O1 -fno-omit-frame-pointer"
+    configure = [cmake, "-S", str(ROOT / "server" / "kernels"), "-B", str(build), "-DGPT2D_TESTS=ON", f"-DCMAKE_CXX_FLAGS={flags}"]
+    for command in (configure, [cmake, "--build", str(build), "--parallel"]):
+        if subprocess.run(command, stdout=subprocess.DEVNULL, timeout=600, check=False).returncode:
+            return False
+    return subprocess.run([str(build / "kernels_test")], env=os.environ | OPTIONS, timeout=600, check=False).returncode == 0
+
+
+if __name__ == "__main__":
+    main()

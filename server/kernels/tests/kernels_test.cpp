@@ -1,0 +1,104 @@
+// The kernels by themselves, for the sanitizers: every instruction set, odd sizes, several threads, all functions.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "gpt2d_kernels.h"
+
+namespace {
+
+#define CHECK(condition) \
+    if (!(condition)) std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition), std::exit(1)
+
+const gpt2d_shape ODD = {2, 3, 60, 100, 50, 77, 0, 0, 1, 1e-5f};
+
+std::vector<std::string> instruction_sets() {
+    std::vector<std::string> found;
+    std::string names = gpt2d_instruction_sets();
+    for (size_t at = 0, end; at < names.size(); at = end + 1) {
+        end = std::min(names.find(',', at), names.size());
+        found.push_back(names.substr(at, end - at));
+    }
+    return found;
+}
+
+gpt2d_model *make(int bits, int rows, int threads, const std::string &set) {
+    gpt2d_shape shape = ODD;
+    shape.bits = bits, shape.head_bits = bits == 32 ? 32 : 8;
+    gpt2d_model *model = gpt2d_new(&shape, rows, threads, set.c_str());
+    CHECK(model);
+    size_t bytes;
+    auto *data = static_cast<unsigned char *>(gpt2d_weights(model, &bytes));
+    // Any floats and any bytes will do: halves and floats whose exponents are small.
+    std::mt19937 random(7);
+    if (bits == 32) {
+        for (size_t i = 0; i < bytes / 4; i++) {
+            float x = float(random() % 2001) / 1e4f - 0.1f;
+            std::memcpy(data + 4 * i, &x, 4);
+        }
+    } else {
+        for (size_t i = 0; i < bytes; i++) data[i] = (unsigned char)(random() % 48);
+    }
+    return model;
+}
+
+std::vector<float> run(gpt2d_model *model, int row, const std::vector<int32_t> &ids, int past) {
+    std::vector<int32_t> rows(ids.size(), row), positions, wanted;
+    for (size_t i = 0; i < ids.size(); i++) positions.push_back(past + int32_t(i)), wanted.push_back(int32_t(i));
+    std::vector<float> logits(ids.size() * size_t(ODD.vocabulary));
+    CHECK(gpt2d_forward(model, int(ids.size()), ids.data(), rows.data(), positions.data(), int(ids.size()), wanted.data(), logits.data()) == 0);
+    return logits;
+}
+
+void a_model(int bits, int threads, const std::string &set) {
+    gpt2d_model *model = make(bits, 3, threads, set);
+    std::vector<int32_t> ids;
+    for (int i = 0; i < 50; i++) ids.push_back(i * 31 % ODD.vocabulary);
+    std::vector<float> all = run(model, 0, ids, 0);
+    for (float x : all) CHECK(std::isfinite(x));
+    auto part = [&](int first, int end) { return std::vector<float>(all.begin() + first * ODD.vocabulary, all.begin() + end * ODD.vocabulary); };
+    CHECK(run(model, 2, {ids.begin(), ids.begin() + 17}, 0) == part(0, 17));
+    for (int i = 17; i < 20; i++) CHECK(run(model, 2, {ids[size_t(i)]}, i) == part(i, i + 1));
+    CHECK(gpt2d_move(model, 2, 1, 20) == 0);
+    std::vector<float> keys(size_t(ODD.layers * 20 * ODD.width)), values(keys.size());
+    CHECK(gpt2d_export(model, 1, 20, keys.data(), values.data()) == 0);
+    run(model, 1, {ids.begin() + 9, ids.begin() + 40}, 0);
+    CHECK(gpt2d_restore(model, 1, 20, keys.data(), values.data()) == 0);
+    CHECK(run(model, 1, {ids.begin() + 20, ids.end()}, 20) == part(20, 50));
+    int32_t id = ODD.vocabulary, zero = 0;
+    float none[77];
+    CHECK(gpt2d_forward(model, 1, &id, &zero, &zero, 1, &zero, none) == GPT2D_BAD_ARGUMENT);
+    gpt2d_free(model);
+}
+
+void sampling(const std::string &set) {
+    for (int n : {1, 5, 64, 77, 1000}) {
+        std::mt19937 random(5);
+        std::vector<float> logits;
+        for (int i = 0; i < n; i++) logits.push_back(float(random() % 1000) / 100);
+        for (int k : {0, 1, 3, 50, 2000})
+            for (double p : {1.0, 0.9, 0.01})
+                for (double u : {0.0, 0.5, 0.999999}) {
+                    gpt2d_choice choice{u, p, 0.7f, 0.05f, k};
+                    int32_t row = 0, token = -2;
+                    CHECK(gpt2d_sample(set.c_str(), 1, &row, logits.data(), n, &choice, &token) == 0);
+                    CHECK(token >= 0 && token < n);
+                }
+    }
+}
+
+}  // namespace
+
+int main() {
+    for (const std::string &set : instruction_sets()) {
+        for (int bits : {32, 8, 4})
+            for (int threads : {1, 2, 3}) a_model(bits, threads, set);
+        sampling(set);
+        std::printf("%s: ok\n", set.c_str());
+    }
+    return 0;
+}
