@@ -12,6 +12,7 @@ import psutil
 from protocol.keys import DEFAULT_ENDPOINT
 
 VERSION = "0.1.0"
+CGROUP = Path("/sys/fs/cgroup")
 
 
 def default_models_dir() -> Path:
@@ -33,10 +34,19 @@ def default_hub_cache() -> Path:
 
 
 def default_threads() -> int:
-    """The physical cores that this process may use."""
+    """The physical cores that this process may use, by its affinity and by a container's limit."""
     physical = psutil.cpu_count(logical=False) or os.cpu_count() or 1
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else physical
-    return max(1, min(physical, allowed))
+    return max(1, min(physical, allowed, _cgroup_cores() or physical))
+
+
+def _cgroup_cores() -> int | None:
+    """Whole cores of the CPU time that a container may take (cgroup v2: cpu.max is "QUOTA PERIOD" in microseconds); None: no limit."""
+    try:
+        quota, period = (CGROUP / "cpu.max").read_text().split()
+        return max(1, int(quota) // int(period))
+    except (OSError, ValueError):  # no such file; "max"
+        return None
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,9 @@ from protocol.errors import BadModel, BadRequest, NoMemory, NotLoaded
 from protocol.keys import CurveKeys
 from protocol.link import Beat, Ready
 from server.catalogue import ENGINES, OVERHEAD_BYTES, Architecture, Model
-from server.config import Config
+from server.config import CGROUP, Config
 from server.spec import Spec
 
-CGROUP = Path("/sys/fs/cgroup")
 STOP_S = 2.0
 """How long a worker may take to end by itself before it is killed."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -132,6 +133,17 @@ def test_any_number_of_threads(tmp_path: Path, threads: int) -> None:
     np.testing.assert_array_equal(other.prefill(0, ids, 0, range(45)), engine.prefill(0, ids, 0, range(45)))
     engine.close()
     other.close()
+
+
+def test_an_idle_engine_takes_no_time(tmp_path: Path) -> None:
+    engine = make(tmp_path, ODD, "int8")
+    engine.decode([1], [0])
+    time.sleep(0.1)  # it lingers for a moment after a step
+    before = time.process_time()
+    time.sleep(0.5)
+    assert time.process_time() - before < 0.02
+    engine.decode([1], [0])
+    engine.close()
 
 
 @pytest.mark.parametrize(

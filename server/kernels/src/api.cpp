@@ -123,7 +123,7 @@ int gpt2d_matmul(const char *instruction_set, int bits, int outputs, int inputs,
         std::vector<int8_t> q(floats.size());
         std::vector<int32_t> offsets(scales.size());
         if (bits != 32) ops->quantise(x, rows * inputs, m.zero(), q.data(), scales.data(), offsets.data());
-        ops->matmul(m, {floats.data(), inputs, q.data(), scales.data(), offsets.data()}, rows, y, outputs, Finish::store, 0, m.panels());
+        ops->matmul(m, {floats.data(), inputs, q.data(), scales.data(), offsets.data()}, rows, {y, outputs, Finish::store}, 0, m.panels());
         return 0;
     });
 }

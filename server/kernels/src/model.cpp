@@ -83,8 +83,9 @@ void Model::reserve(int count) {
     auto n = size_t(count);
     x_.resize(n * width_), normed_.resize(n * width_), attended_.resize(n * width_), inner_values_.resize(n * inner_);
     qkv_.resize(n * layers_[0].qkv.outputs), logits_.resize(n * lm_head_.outputs);
-    auto widest = size_t(std::max(width_, inner_));
-    if (shape_.bits != 32 || shape_.head_bits != 32) q_.resize(n * widest), scales_.resize(n * widest / BLOCK), offsets_.resize(n * widest / BLOCK);
+    if (shape_.bits == 32) return;
+    q_.resize(n * width_), scales_.resize(n * width_ / BLOCK), offsets_.resize(n * width_ / BLOCK);
+    inner_q_.resize(n * inner_), inner_scales_.resize(n * inner_ / BLOCK), inner_offsets_.resize(n * inner_ / BLOCK);
 }
 
 void Model::forward(const Step &step) {
@@ -104,7 +105,8 @@ void Model::work(const Step &step) {
     int count = step.count, wide = layers_[0].qkv.outputs;
     Rows normed{normed_.data(), width_, q_.data(), scales_.data(), offsets_.data()};
     Rows attended{attended_.data(), width_, q_.data(), scales_.data(), offsets_.data()};
-    Rows inner{inner_values_.data(), inner_, q_.data(), scales_.data(), offsets_.data()};
+    Rows inner{inner_values_.data(), inner_, inner_q_.data(), inner_scales_.data(), inner_offsets_.data()};
+    Result raised{inner_values_.data(), inner_, Finish::gelu, shape_.bits == 32 ? nullptr : &inner, layers_[0].down.zero()};
     team_.share(count, 1, [&](int first, int end) {
         for (int i = first; i < end; i++) {
             ops_.embed(table_, step.ids[i], places_ + size_t(step.positions[i]) * width_, &x_[size_t(i) * width_]);
@@ -118,24 +120,23 @@ void Model::work(const Step &step) {
                 for (int i = first; i < end; i++) normalise(layer.before_attention, x_.data(), i, i, layer.qkv);
             });
         }
-        multiply(layer.qkv, normed, count, qkv_.data(), wide, Finish::store);
+        multiply(layer.qkv, normed, count, {qkv_.data(), wide, Finish::store});
         team_.share(int(runs_.size()) * shape_.heads, 1, [&](int first, int end) {
             for (int unit = first; unit < end; unit++) attend(l, step, unit, scratch.data());
         });
-        pack(attended_.data(), width_, width_, count, layer.out);
-        multiply(layer.out, attended, count, x_.data(), width_, Finish::add);
+        pack(attended, count, layer.out);
+        multiply(layer.out, attended, count, {x_.data(), width_, Finish::add});
         team_.share(count, 1, [&](int first, int end) {
             for (int i = first; i < end; i++) normalise(layer.before_mlp, x_.data(), i, i, layer.up);
         });
-        multiply(layer.up, normed, count, inner_values_.data(), inner_, Finish::gelu);
-        pack(inner_values_.data(), inner_, inner_, count, layer.down);
-        multiply(layer.down, inner, count, x_.data(), width_, Finish::add);
+        multiply(layer.up, normed, count, raised);
+        multiply(layer.down, inner, count, {x_.data(), width_, Finish::add});
     }
     if (!step.wanted_count) return;
     team_.share(step.wanted_count, 1, [&](int first, int end) {
         for (int i = first; i < end; i++) normalise(final_norm_, x_.data(), step.wanted[i], i, lm_head_);
     });
-    multiply(lm_head_, normed, step.wanted_count, logits_.data(), lm_head_.outputs, Finish::store);
+    multiply(lm_head_, normed, step.wanted_count, {logits_.data(), lm_head_.outputs, Finish::store});
     team_.share(step.wanted_count, 1, [&](int first, int end) {  // without the padding
         for (int i = first; i < end; i++)
             std::copy_n(&logits_[size_t(i) * lm_head_.outputs], shape_.vocabulary, step.logits + size_t(i) * shape_.vocabulary);
@@ -153,19 +154,19 @@ void Model::normalise(const Norm &norm, const float *x, int row, int to, const M
 }
 
 // Make blocks of rows of floats, where what is multiplied next wants them.
-void Model::pack(const float *x, int stride, int inputs, int count, const Matrix &next) {
+void Model::pack(const Rows &rows, int count, const Matrix &next) {
     if (next.bits == 32) return;
     team_.share(count, 1, [&](int first, int end) {
         for (int i = first; i < end; i++) {
-            size_t at = size_t(i) * stride;
-            ops_.quantise(x + at, inputs, next.zero(), &q_[at], &scales_[at / BLOCK], &offsets_[at / BLOCK]);
+            size_t at = size_t(i) * rows.stride;
+            ops_.quantise(rows.floats + at, rows.stride, next.zero(), rows.q + at, rows.scales + at / BLOCK, rows.offsets + at / BLOCK);
         }
     });
 }
 
-void Model::multiply(const Matrix &m, const Rows &x, int count, float *y, int stride, Finish finish) {
+void Model::multiply(const Matrix &m, const Rows &x, int count, const Result &result) {
     team_.share(m.panels(), std::max(1, m.panels() / (8 * team_.size())), [&](int first, int end) {
-        ops_.matmul(m, x, count, y, stride, finish, first, end);
+        ops_.matmul(m, x, count, result, first, end);
     });
 }
 

@@ -44,8 +44,8 @@ class Model {
     void reserve(int count);
     void work(const Step &step);
     void normalise(const Norm &norm, const float *x, int row, int to, const Matrix &next);
-    void pack(const float *x, int stride, int inputs, int count, const Matrix &next);
-    void multiply(const Matrix &m, const Rows &x, int count, float *y, int stride, Finish finish);
+    void pack(const Rows &rows, int count, const Matrix &next);
+    void multiply(const Matrix &m, const Rows &x, int count, const Result &result);
     void attend(int layer, const Step &step, int unit, float *scratch);
     Cache cache(int layer, int row, int head) const;
 
@@ -64,9 +64,9 @@ class Model {
     // The activations of a step, for `reserved_` tokens.
     int reserved_ = 0;
     std::vector<float> x_, normed_, qkv_, attended_, inner_values_, logits_;
-    std::vector<int8_t> q_;
-    std::vector<float> scales_;
-    std::vector<int32_t> offsets_;
+    std::vector<int8_t> q_, inner_q_;
+    std::vector<float> scales_, inner_scales_;
+    std::vector<int32_t> offsets_, inner_offsets_;
     std::vector<Run> runs_;
 };
 

@@ -23,7 +23,7 @@ struct Matrix {
     static constexpr size_t block_bytes(int bits) { return bits == 32 ? BLOCK * PANEL * 4 : BLOCK * PANEL * bits / 8 + PANEL * 2; }
     size_t panel_bytes() const { return inputs / BLOCK * block_bytes(bits); }
     int panels() const { return outputs / PANEL; }
-    int zero() const { return 1 << (bits - 1); }
+    int zero() const { return bits == 32 ? 0 : 1 << (bits - 1); }
 };
 
 // The left side of a product: rows of floats, and for quantised matrices of blocks: value = q * scale, offset = -zero * sum(q).
@@ -35,7 +35,16 @@ struct Rows {
     int32_t *offsets = nullptr;  // [rows, stride / BLOCK]
 };
 
-enum class Finish { store, gelu, add };  // y = x, y = gelu(x), y += x
+// What becomes of a product: y = x, y += x, y = gelu(x); with `blocks` gelu's result is quantised for the next product instead.
+enum class Finish { store, add, gelu };
+
+struct Result {
+    float *y;  // [rows, stride]
+    int stride;
+    Finish finish;
+    const Rows *blocks = nullptr;
+    int zero = 0;  // of what the blocks are multiplied by
+};
 
 // The keys and values of one row, layer and head. Keys: [context / 16][head][16 positions]; values: [context][head].
 // Elements are fp16 or float; `head` is padded to 16, `context` too.
@@ -56,8 +65,8 @@ struct Attention {
 struct Ops {
     const char *name;
     bool (*usable)();
-    // Panels first..end-1 of y = finish(x m + bias).
-    void (*matmul)(const Matrix &m, const Rows &x, int rows, float *y, int stride, Finish finish, int first, int end);
+    // Panels first..end-1 of x m + bias.
+    void (*matmul)(const Matrix &m, const Rows &x, int rows, const Result &result, int first, int end);
     // Layer normalisation of `width` values; `padded` are written.
     void (*norm)(const float *x, const float *gain, const float *bias, int width, int padded, float epsilon, float *y);
     void (*quantise)(const float *x, int n, int zero, int8_t *q, float *scales, int32_t *offsets);

@@ -26,6 +26,19 @@ inline F gelu(F x) {
     return x / (set(1.f) + exponential(min(u, set(80.f))));
 }
 
+inline void quantise_block(F lo, F hi, int zero, int8_t *q, float *scale, int32_t *offset) {
+    float top = largest(max(abs(lo), abs(hi)));
+    F inverse = set(top > 1e-30f ? 127.f / top : 0.f);
+    int32_t total = store_bytes(q, lo * inverse);
+    total += store_bytes(q + LANES, hi * inverse);
+    *scale = top / 127.f;
+    *offset = -zero * total;
+}
+
+void quantise(const float *x, int n, int zero, int8_t *q, float *scales, int32_t *offsets) {
+    for (int b = 0; b < n / BLOCK; b++, x += BLOCK, q += BLOCK) quantise_block(load(x), load(x + LANES), zero, q, scales + b, offsets + b);
+}
+
 // A tile: R rows of x times one panel. The first tile fetches what comes after its weights; for those after it they are near.
 template <int BITS, int R, bool FIRST>
 inline void multiply(const uint8_t *w, int inputs, const Rows &x, int row, F (&out)[R][2]) {
@@ -78,28 +91,38 @@ inline void multiply(const uint8_t *w, int inputs, const Rows &x, int row, F (&o
 }
 
 template <int BITS, int R>
-void tile(const Matrix &m, const uint8_t *panel, const Rows &x, int row, float *y, int stride, Finish finish, int n) {
+void tile(const Matrix &m, const uint8_t *panel, const Rows &x, int row, const Result &result, int n) {
     F out[R][2];
     for (int r = 0; r < R; r++)
         for (int g = 0; g < 2; g++) out[r][g] = m.bias ? load(m.bias + n + g * LANES) : set(0.f);
     row ? multiply<BITS, R, false>(panel, m.inputs, x, row, out) : multiply<BITS, R, true>(panel, m.inputs, x, row, out);
-    for (int r = 0; r < R; r++)
-        for (int g = 0; g < 2; g++) {
-            float *to = y + size_t(row + r) * stride + n + g * LANES;
-            store(to, finish == Finish::gelu ? gelu(out[r][g]) : finish == Finish::add ? load(to) + out[r][g] : out[r][g]);
+    for (int r = 0; r < R; r++) {
+        float *to = result.y + size_t(row + r) * result.stride + n;
+        F lo = out[r][0], hi = out[r][1];
+        if (result.finish == Finish::gelu) {
+            lo = gelu(lo), hi = gelu(hi);
+            if (const Rows *next = result.blocks) {  // a panel of outputs is a block of inputs
+                size_t at = size_t(row + r) * next->stride + n;
+                quantise_block(lo, hi, result.zero, next->q + at, next->scales + at / BLOCK, next->offsets + at / BLOCK);
+                continue;
+            }
+        } else if (result.finish == Finish::add) {
+            lo = load(to) + lo, hi = load(to + LANES) + hi;
         }
+        store(to, lo), store(to + LANES, hi);
+    }
 }
 
 template <int N>
 using Count = std::integral_constant<int, N>;
 
 template <int BITS>
-void matmul_of(const Matrix &m, const Rows &x, int rows, float *y, int stride, Finish finish, int first, int end) {
+void matmul_of(const Matrix &m, const Rows &x, int rows, const Result &result, int first, int end) {
     for (int p = first; p < end; p++) {
         const uint8_t *panel = m.data + p * m.panel_bytes();
         for (int row = 0, left = rows; left > 0;) {
             auto next = [&](auto count) {
-                tile<BITS, count>(m, panel, x, row, y, stride, finish, p * PANEL);
+                tile<BITS, count>(m, panel, x, row, result, p * PANEL);
                 row += count, left -= count;
             };
             if (left >= 6 && left != 8 && TILE_ROWS >= 6) next(Count<TILE_ROWS >= 6 ? 6 : 1>{});
@@ -110,9 +133,9 @@ void matmul_of(const Matrix &m, const Rows &x, int rows, float *y, int stride, F
     }
 }
 
-void matmul(const Matrix &m, const Rows &x, int rows, float *y, int stride, Finish finish, int first, int end) {
+void matmul(const Matrix &m, const Rows &x, int rows, const Result &result, int first, int end) {
     auto *of = m.bits == 32 ? matmul_of<32> : m.bits == 8 ? matmul_of<8> : matmul_of<4>;
-    of(m, x, rows, y, stride, finish, first, end);
+    of(m, x, rows, result, first, end);
 }
 
 void norm(const float *x, const float *gain, const float *bias, int width, int padded, float epsilon, float *y) {
@@ -126,18 +149,6 @@ void norm(const float *x, const float *gain, const float *bias, int width, int p
     }
     F scale = set(1 / std::sqrt(sum(squares) / float(width) + epsilon));
     for (int i = 0; i < padded; i += LANES) store(y + i, fma((load(x + i) - mean) * scale, load(gain + i), load(bias + i)));
-}
-
-void quantise(const float *x, int n, int zero, int8_t *q, float *scales, int32_t *offsets) {
-    for (int b = 0; b < n / BLOCK; b++, x += BLOCK, q += BLOCK) {
-        F lo = load(x), hi = load(x + LANES);
-        float top = largest(max(abs(lo), abs(hi)));
-        F inverse = set(top > 1e-30f ? 127.f / top : 0.f);
-        int32_t total = store_bytes(q, lo * inverse);
-        total += store_bytes(q + LANES, hi * inverse);
-        scales[b] = top / 127.f;
-        offsets[b] = -zero * total;
-    }
 }
 
 void embed(const Matrix &table, int token, const float *place, float *x) {
