@@ -116,7 +116,11 @@ class NativeEngine:
             self.close()
         else:
             raise ValueError(f"{weights} has {size} bytes, and the kernels need {needed.value}")
+        # A decode step's arrays stay where they are, and with them their addresses.
+        self._step_ids, self._step_past = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
+        self._step_rows = np.arange(rows, dtype=np.int32)
         self._step_logits = np.empty((rows, self.vocabulary), np.float32)
+        self._step = [_at(a) for a in (self._step_ids, self._step_rows, self._step_past, self._step_rows, self._step_logits)]
         with weights.open("rb", buffering=0) as stream:
             memory = memoryview((ctypes.c_char * size).from_address(at)).cast("B")
             done = 0
@@ -132,8 +136,10 @@ class NativeEngine:
         return self._forward(list(ids), [row] * count, list(range(past, past + count)), list(wanted))
 
     def decode(self, ids: Sequence[int], past: Sequence[int]) -> Logits:
-        rows = list(range(len(ids)))
-        return self._forward(list(ids), rows, list(past), rows, self._step_logits[: len(rows)])
+        count = len(ids)
+        self._step_ids[:count], self._step_past[:count] = ids, past
+        self._check(self._kernels.gpt2d_forward(self._running(), count, *self._step[:3], count, *self._step[3:]))
+        return self._step_logits[:count]
 
     def verify(self, ids: Sequence[Sequence[int]], past: Sequence[int]) -> Logits:
         rows = [r for r, tokens in enumerate(ids) for _ in tokens]
@@ -158,11 +164,10 @@ class NativeEngine:
         if model:
             self._kernels.gpt2d_free(model)
 
-    def _forward(self, ids: list[int], rows: list[int], positions: list[int], wanted: list[int], logits: Logits | None = None) -> Logits:
+    def _forward(self, ids: list[int], rows: list[int], positions: list[int], wanted: list[int]) -> Logits:
         steps = np.array([ids, rows, positions], np.int32)
         chosen = np.array(wanted, np.int32)
-        if logits is None:
-            logits = np.empty((len(wanted), self.vocabulary), np.float32)
+        logits = np.empty((len(wanted), self.vocabulary), np.float32)
         self._check(
             self._kernels.gpt2d_forward(
                 self._running(), len(ids), _at(steps[0]), _at(steps[1]), _at(steps[2]), len(wanted), _at(chosen), _at(logits)

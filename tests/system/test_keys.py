@@ -80,12 +80,15 @@ def test_each_refusal_is_said_on_both_sides(keyed: Keyed) -> None:
         (lambda: Client(endpoint, server_key=other, key=keyed.owner.secret), "another key than the one given", "has another server's key"),
     ]
     for connect, said, logged in cases:
-        began = time.monotonic()
-        with connect() as client, pytest.raises(KeyRefused, match=said):
-            client.ping()
-        assert time.monotonic() - began < 3
-        wait_for(lambda logged=logged: logged in keyed.daemon.logged())
-        time.sleep(1.1)  # refusals are logged once a second
+        for _ in range(5):  # refusals are logged once a second, and one that is not may have been the one
+            began = time.monotonic()
+            with connect() as client, pytest.raises(KeyRefused, match=said):
+                client.ping()
+            assert time.monotonic() - began < 3
+            time.sleep(1.1)
+            if logged in keyed.daemon.logged():
+                break
+        assert logged in keyed.daemon.logged()
     with keyed.client(keyed.owner) as owner:
         assert owner.stats().peers == 1 and owner.stats().errors == {}, "nothing of all that was dispatched"
     keyed.daemon.kill()
