@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--pings", type=int, default=1000, help="default: %(default)s")
     args, model = parse(parser)
     vocabulary = model.architecture.vocabulary if model.architecture else 0
-    generation = {"max_new_tokens": args.new_tokens, "strategy": "greedy", "ignore_eos": True}
+    generation = {"max_new_tokens": args.new_tokens, "strategy": "greedy", "ignore_eos": True, "speculate": 0}
 
     with (
         daemon_process(args) as endpoint,

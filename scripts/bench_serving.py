@@ -40,7 +40,9 @@ class Request:
 
 def stream_one(client: Client, ids: list[int], new_tokens: int, due: float, precision: str) -> Request:
     first, gaps, last = 0.0, [], due
-    with client.stream(prompt_ids=ids, max_new_tokens=new_tokens, strategy="greedy", ignore_eos=True, precision=precision) as stream:
+    with client.stream(
+        prompt_ids=ids, max_new_tokens=new_tokens, strategy="greedy", ignore_eos=True, speculate=0, precision=precision
+    ) as stream:
         for _ in stream:
             now = time.perf_counter()
             if first:
@@ -103,7 +105,9 @@ def main() -> None:
             with Client(endpoint) as client:
                 ids = rng.integers(0, vocabulary, args.prompt_tokens).tolist()
                 while not over.is_set():
-                    for piece in client.stream(prompt_ids=ids, max_new_tokens=args.new_tokens, ignore_eos=True, precision=args.beside):
+                    for piece in client.stream(
+                        prompt_ids=ids, max_new_tokens=args.new_tokens, ignore_eos=True, speculate=0, precision=args.beside
+                    ):
                         beside.append(len(piece.ids))
                         if over.is_set():
                             break

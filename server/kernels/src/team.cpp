@@ -10,7 +10,7 @@
 namespace gpt2d {
 namespace {
 
-constexpr int SPINS = 1000;                               // then a waiting thread offers its core to others each time
+constexpr int SPINS = 200;                                // some microseconds; then a waiting thread offers its core to others each time
 constexpr auto LINGER = std::chrono::microseconds(300);  // after a job: the next step of a generation comes within it
 
 void pause() {
