@@ -9,6 +9,7 @@ import threading
 import time
 from pathlib import Path
 
+import gpt2d_kernels
 import psutil
 import pytest
 
@@ -331,3 +332,18 @@ def test_the_daemon_answers_within_half_a_second_of_its_start(tmp_path: Path) ->
             took.append(time.monotonic() - began)
         daemon.kill()
     assert min(took) < 0.5
+
+
+def test_without_the_kernels_the_other_engine_takes_their_place(tmp_path: Path, cache: Path) -> None:
+    """As after an installation without a compiler: the package is there, and its library is not."""
+    (tmp_path / "gpt2d_kernels").mkdir()
+    (tmp_path / "gpt2d_kernels" / "__init__.py").write_bytes(Path(gpt2d_kernels.__file__).read_bytes())
+    daemon = Daemon(tmp_path, "--cache-dir", str(cache), PYTHONPATH=str(tmp_path))
+    try:
+        assert "no native engine, onnx is used: gpt2d-kernels was installed without a C++ compiler" in daemon.logged()
+        with Client(daemon.endpoint) as client:
+            assert [engine.name for engine in client.hello().engines] == ["onnx"]
+            assert client.load("demo").engine == "onnx"
+            assert client.generate("Shall I", max_new_tokens=3).ids
+    finally:
+        daemon.kill()

@@ -77,19 +77,20 @@ bool Model::valid(const Step &s) const {
     return std::all_of(s.wanted, s.wanted + s.wanted_count, [&](int w) { return w >= 0 && w < s.count; });
 }
 
-void Model::reserve(int count) {
+void Model::reserve(int count, int wanted_count) {
+    logits_.resize(std::max(logits_.size(), size_t(wanted_count) * lm_head_.outputs));
     if (count <= reserved_) return;
     reserved_ = count;
     auto n = size_t(count);
     x_.resize(n * width_), normed_.resize(n * width_), attended_.resize(n * width_), inner_values_.resize(n * inner_);
-    qkv_.resize(n * layers_[0].qkv.outputs), logits_.resize(n * lm_head_.outputs);
+    qkv_.resize(n * layers_[0].qkv.outputs);
     if (shape_.bits == 32) return;
     q_.resize(n * width_), scales_.resize(n * width_ / BLOCK), offsets_.resize(n * width_ / BLOCK);
     inner_q_.resize(n * inner_), inner_scales_.resize(n * inner_ / BLOCK), inner_offsets_.resize(n * inner_ / BLOCK);
 }
 
 void Model::forward(const Step &step) {
-    reserve(step.count);
+    reserve(step.count, step.wanted_count);
     runs_.clear();
     for (int i = 0; i < step.count; i++) {
         if (i && step.rows[i] == step.rows[i - 1]) runs_.back().count++;

@@ -41,7 +41,7 @@ class Model {
     struct Run { int first, count; };  // tokens of one row
 
     size_t lay_out(const unsigned char *base);
-    void reserve(int count);
+    void reserve(int count, int wanted_count);
     void work(const Step &step);
     void normalise(const Norm &norm, const float *x, int row, int to, const Matrix &next);
     void pack(const Rows &rows, int count, const Matrix &next);
