@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from protocol.link import FromWorker
 from server.engines.base import KV, Logits
 
 
@@ -58,3 +59,13 @@ class FakeEngine:
     def expected(self, ids: Sequence[int]) -> int:
         """The greedy next token of a sequence. Token 0, the end of text, never comes."""
         return 1 + sum(ids) % (self.vocabulary - 1)
+
+
+class ListLink:
+    """A worker's link to the gateway that only keeps what is sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[FromWorker] = []
+
+    def send(self, message: FromWorker) -> None:
+        self.sent.append(message)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from protocol import messages as m
-from protocol.link import FromWorker, Work
+from protocol.link import Work
 from server.catalogue import DEMO_FOLDER, read_architecture
 from server.engines.base import Logits
 from server.engines.native import NativeEngine
@@ -19,7 +19,7 @@ from server.speculation import PROBE, ROW_COST, Pace, PromptLookup
 from server.text import Text
 from server.weights import load_engine
 from server.worker import Worker
-from tests.fakes import FakeEngine
+from tests.fakes import FakeEngine, ListLink
 
 ARCH = read_architecture(DEMO_FOLDER)
 SPEC = Spec(
@@ -27,14 +27,6 @@ SPEC = Spec(
     threads=2, rows=3, room=0, cache_dir="", cache_bytes=0,
 )  # fmt: skip
 VERSE = "To be, or not to be: that is the question. To be, or not to be: that is the"
-
-
-class ListLink:
-    def __init__(self) -> None:
-        self.sent: list[FromWorker] = []
-
-    def send(self, message: FromWorker) -> None:
-        self.sent.append(message)
 
 
 @pytest.fixture(scope="module")

@@ -7,28 +7,20 @@ from pathlib import Path
 import pytest
 
 from protocol import messages as m
-from protocol.link import FromWorker, Work
+from protocol.link import Work
 from server.catalogue import DEMO_FOLDER, read_architecture
 from server.engines.base import Logits
 from server.scheduler import Scheduler
 from server.spec import Spec
 from server.text import Text
 from server.worker import Worker
-from tests.fakes import FakeEngine
+from tests.fakes import FakeEngine, ListLink
 
 ARCH = read_architecture(DEMO_FOLDER)
 SPEC = Spec(
     endpoint="", server_key="", identity="", model="demo", folder=str(DEMO_FOLDER), hub_cache="", models_dir="", engine="fake", precision="none",
     threads=1, rows=1, room=0, cache_dir="", cache_bytes=0,
 )  # fmt: skip
-
-
-class ListLink:
-    def __init__(self) -> None:
-        self.sent: list[FromWorker] = []
-
-    def send(self, message: FromWorker) -> None:
-        self.sent.append(message)
 
 
 class Loop:
