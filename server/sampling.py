@@ -50,27 +50,33 @@ class Sampler:
         """The largest surprise, in bits, that mirostat lets through."""
         self.plain = greedy and not processors.active and request.logprobs is None
         """Nothing but an argmax is asked for."""
-        self.processes = processors.active
         ordinary = request.strategy in {"greedy", "sample"} and request.typical_p == 1 and request.logprobs is None
         self.native = NATIVE and ordinary
         """The kernels can choose."""
         self.explanations: deque[Explanation] = deque()
         """Of the tokens picked and not yet taken, where log-probabilities are asked for."""
 
-    def choice(self) -> native.Choice:
-        """What the kernels are told; takes the next random number."""
-        if self._random is None:
-            return native.Choice(0, 1, 0, 0, 0)
-        r = self.request
-        return native.Choice(self._random.random(), r.top_p, r.temperature, r.min_p, r.top_k)
+    def choice(self, logits: Logits, ids: Many[int]) -> native.Choice:
+        """What the kernels are told, to choose the token that follows `ids`; takes the next random number.
 
-    def process(self, logits: Logits, ids: Many[int]) -> Logits:
-        """What the request's processors make of float32 [vocabulary] for the token that follows `ids`."""
-        return self._processors.apply(logits, ids) if self._processors.active else logits
+        What they do not do is done here, to float32 [vocabulary] in place.
+        """
+        r = self.request
+        if self._processors.active:
+            self._processors.edit(logits, ids)
+        if self._random is None:
+            choice = native.Choice(0, 1, 0, 0, 0)
+        else:
+            choice = native.Choice(self._random.random(), r.top_p, r.temperature, r.min_p, r.top_k)
+        if history := self._processors.history:
+            choice.repetition, choice.presence, choice.frequency = r.repetition_penalty, r.presence_penalty, r.frequency_penalty
+            choice.seen, choice.seen_count = history.tokens.buffer_info()
+            choice.counts, _ = history.counts.buffer_info()
+        return choice
 
     def pick(self, logits: Logits, ids: Many[int]) -> int:
         """Choose the token that follows `ids` from float32 [vocabulary]."""
-        processed = self.process(logits, ids)
+        processed = self._processors.apply(logits, ids) if self._processors.active else logits
         kept, weights = self._distribution(processed)
         index = int(weights.argmax()) if self._random is None else invert(weights, self._random.random())
         token = index if kept is None else int(kept[index])
@@ -99,18 +105,18 @@ def sample(logits: Logits, samplers: Many[Sampler], histories: Many[Many[int]]) 
     """
     chosen: list[int | Exception] = [-1] * len(samplers)
     rows: list[int] = []
+    choices: list[native.Choice] = []
     for i, sampler in enumerate(samplers):
         try:
             if not sampler.native:
                 chosen[i] = int(logits[i].argmax()) if sampler.plain else sampler.pick(logits[i], histories[i])
                 continue
-            if sampler.processes:
-                logits[i] = sampler.process(logits[i], histories[i])
+            choices.append(sampler.choice(logits[i], histories[i]))
             rows.append(i)
         except Exception as e:  # noqa: BLE001 - whatever it is, it is this sequence's alone
             chosen[i] = e
     if rows:
-        tokens = native.choose(logits, rows, [samplers[i].choice() for i in rows])
+        tokens = native.choose(logits, rows, choices)
         for i, token in zip(rows, tokens, strict=True):
             chosen[i] = token if token >= 0 else FloatingPointError("the logits are not numbers")
     return chosen

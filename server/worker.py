@@ -219,7 +219,7 @@ class Worker:
         sequences = []
         for index in range(request.n):
             own_seed = (seed + index) % SEEDS
-            processors = Processors(request, len(prompt), self._engine.vocabulary, self._end_of_text, bad_words)
+            processors = Processors(request, len(prompt), self._end_of_text, bad_words)
             sampler = Sampler(request, own_seed, processors)
             increments = self._text.increments()
             sequences.append(Sequence(work, request, index, prompt, dropped, own_seed, increments, sampler, self._end_of_text, received))

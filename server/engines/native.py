@@ -31,11 +31,12 @@ class _Shape(ctypes.Structure):
 
 
 class Choice(ctypes.Structure):
-    """How one token is chosen; as gpt2d_choice in gpt2d_kernels.h says."""
+    """How one token is chosen; as gpt2d_choice in gpt2d_kernels.h says. `seen` and `counts` are addresses of int32 [seen_count]."""
 
     _fields_ = (
         ("uniform", ctypes.c_double), ("top_p", ctypes.c_double), ("temperature", ctypes.c_float), ("min_p", ctypes.c_float),
-        ("top_k", ctypes.c_int32),
+        ("top_k", ctypes.c_int32), ("seen_count", ctypes.c_int32), ("seen", ctypes.c_void_p), ("counts", ctypes.c_void_p),
+        ("repetition", ctypes.c_float), ("presence", ctypes.c_float), ("frequency", ctypes.c_float),
     )  # fmt: skip
 
 
@@ -69,7 +70,10 @@ def instruction_sets() -> list[str]:
 
 
 def choose(logits: Logits, rows: Sequence[int], choices: Sequence[Choice], *, instruction_set: str | None = None) -> list[int]:
-    """Choose a token from each of the rows of float32 [., vocabulary]; -1 where its logits are not numbers. Raises: ImportError."""
+    """Choose a token from each of the rows of float32 [., vocabulary], which penalties change; -1 where its logits are not numbers.
+
+    Raises: ImportError.
+    """
     count = len(rows)
     tokens = (ctypes.c_int32 * count)()
     library().gpt2d_sample(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import numpy as np
@@ -36,19 +37,19 @@ def logits_of(seed: int, size: int = VOCABULARY, scale: float = 3.0) -> Array:
     return (np.random.default_rng(seed).standard_normal(size) * scale).astype(np.float32)
 
 
-def processors_of(request: Generate, prompt: list[int], vocabulary: int, bad_words: list[list[int]] | None = None) -> Processors:
-    return Processors(request, len(prompt), vocabulary, END, bad_words or [])
+def processors_of(request: Generate, prompt: list[int], bad_words: list[list[int]] | None = None) -> Processors:
+    return Processors(request, len(prompt), END, bad_words or [])
 
 
-def sampler_of(request: Generate, seed: int = 0, vocabulary: int = VOCABULARY) -> Sampler:
-    return Sampler(request, seed, processors_of(request, [], vocabulary))
+def sampler_of(request: Generate, seed: int = 0) -> Sampler:
+    return Sampler(request, seed, processors_of(request, []))
 
 
 def ours(
     logits: Array, seen: list[int], prompt_tokens: int | None = None, bad_words: list[list[int]] | None = None, **fields: Any
 ) -> Array:
     request = Generate(prompt="", **fields)
-    processors = processors_of(request, seen[:prompt_tokens], len(logits), bad_words)
+    processors = processors_of(request, seen[:prompt_tokens], bad_words)
     if processors.active:
         processors.apply(logits, seen[: len(seen) // 2])  # what it remembers grows in steps
         logits = processors.apply(logits, seen)
@@ -106,7 +107,7 @@ def test_distributions_are_those_of_transformers(fields: dict[str, Any]) -> None
 def test_presence_and_frequency_penalties_count_new_tokens_only() -> None:
     logits = np.zeros(6, np.float32)
     request = Generate(prompt="", presence_penalty=0.5, frequency_penalty=0.25)
-    got = processors_of(request, [1, 1], 6).apply(logits, [1, 1, 2, 3, 3, 3])
+    got = processors_of(request, [1, 1]).apply(logits, [1, 1, 2, 3, 3, 3])
     assert got.tolist() == [0, 0, -0.75, -1.25, 0, 0]
 
 
@@ -151,7 +152,7 @@ def test_draws_follow_the_distribution() -> None:
     """Chi-square over many seeds."""
     logits = logits_of(1, size=12, scale=1.0)
     expected = ours(logits, [], top_k=0)
-    draws = [sampler_of(Generate(prompt="", top_k=0), seed, 12).pick(logits, []) for seed in range(20_000)]
+    draws = [sampler_of(Generate(prompt="", top_k=0), seed).pick(logits, []) for seed in range(20_000)]
     counts = np.bincount(draws, minlength=12)
     statistic = float(((counts - 20_000 * expected) ** 2 / (20_000 * expected)).sum())
     assert statistic < 31.3  # the 99.9th percentile of chi-square with 11 degrees of freedom
@@ -172,7 +173,7 @@ def test_greedy_and_temperature_zero_take_the_likeliest() -> None:
 
 def test_greedy_with_a_repetition_penalty_remembers_what_it_took() -> None:
     logits = np.array([1.0, 0.9, -1.0], np.float32)
-    sampler = sampler_of(Generate(prompt="", strategy="greedy", repetition_penalty=2.0), vocabulary=3)
+    sampler = sampler_of(Generate(prompt="", strategy="greedy", repetition_penalty=2.0))
     ids: list[int] = []
     for _ in range(3):
         ids.append(sampler.pick(logits, ids))
@@ -195,7 +196,7 @@ def test_the_ends_of_the_ranges_are_sampled(temperature: float, more: dict[str, 
 def test_logits_that_are_no_numbers_are_an_error_not_a_token() -> None:
     for bad in (np.full(9, np.nan, np.float32), np.full(9, -np.inf, np.float32)):
         with pytest.raises(FloatingPointError):
-            sampler_of(Generate(prompt=""), vocabulary=9).pick(bad, [])
+            sampler_of(Generate(prompt="")).pick(bad, [])
 
 
 def test_log_probabilities_of_the_model_and_of_the_sampler() -> None:
@@ -255,9 +256,42 @@ def test_the_kernels_choose_the_same_token(
 
 
 @pytest.mark.parametrize("instruction_set", native.instruction_sets())
+@given(
+    seed=st.integers(0, 10_000),
+    penalties=st.tuples(st.sampled_from([1.0, 0.7, 1.3]), st.sampled_from([0.0, -1.5, 0.6]), st.sampled_from([0.0, -0.3, 0.1])),
+    greedy=st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_the_kernels_penalise_as_the_processors_do(
+    instruction_set: str, seed: int, penalties: tuple[float, float, float], greedy: bool
+) -> None:
+    names = "repetition_penalty", "presence_penalty", "frequency_penalty"
+    request = Generate(
+        prompt="",
+        strategy="greedy" if greedy else "sample",
+        logit_bias=[(3, 2.5)],
+        min_new_tokens=9,
+        **dict(zip(names, penalties, strict=True)),
+    )
+    seen = np.random.default_rng(seed).integers(0, 30, 40).tolist()
+    processors, sampler = processors_of(request, seen[:20]), Sampler(request, seed, processors_of(request, seen[:20]))
+    for length in (21, 22, 40):
+        logits = logits_of(seed + length)
+        want = processors.apply(logits, seen[:length])
+        choice = sampler.choice(logits, seen[:length])
+        tokens = native.choose(logits[None], [0], [choice], instruction_set=instruction_set)
+        np.testing.assert_array_equal(logits, want)
+        ids, weights = candidates(want, request)
+        assert tokens == [int(want.argmax()) if greedy else int(ids[invert(weights, choice.uniform)])]
+
+
+@pytest.mark.parametrize("instruction_set", native.instruction_sets())
 @pytest.mark.parametrize("size", [3, 64, 100])
 def test_the_kernels_refuse_what_is_no_number(instruction_set: str, size: int) -> None:
     logits = np.zeros((3, size), np.float32)
     logits[0, -1], logits[1] = np.nan, -np.inf
     assert native.choose(logits, [0, 1, 2], [native.Choice()] * 3, instruction_set=instruction_set) == [-1, -1, 0]
     assert native.choose(logits, [0, 1], [native.Choice(0.5, 1, 1, 0, 50)] * 2, instruction_set=instruction_set) == [-1, -1]
+    unknown = (ctypes.c_int32 * 1)(size)
+    choice = native.Choice(seen_count=1, seen=ctypes.addressof(unknown), counts=ctypes.addressof(unknown), repetition=1)
+    assert native.choose(logits, [2], [choice], instruction_set=instruction_set) == [-1]

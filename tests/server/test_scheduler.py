@@ -24,7 +24,7 @@ def scheduler_of(engine: FakeEngine, cache_bytes: int = 0) -> Scheduler:
 def sequence(request_id: int, prompt: list[int], new: int, group: int = 0, **settings: object) -> Sequence:
     request = Generate(prompt="", strategy="greedy", max_new_tokens=new, **settings)  # type: ignore[arg-type]
     work = Work(id=request_id, group=group, request=request)
-    sampler = Sampler(request, 0, Processors(request, len(prompt), 97, 0, []))
+    sampler = Sampler(request, 0, Processors(request, len(prompt), 0, []))
     return Sequence(work, request, 0, prompt, 0, 0, Increments([b"x"] * 97), sampler, 0, time.monotonic())
 
 

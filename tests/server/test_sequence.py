@@ -21,7 +21,7 @@ END = 256
 def make(**settings: object) -> Sequence:
     request = Generate(prompt="", **({"max_new_tokens": 1000} | settings))  # type: ignore[arg-type]
     work = Work(id=1, group=0, request=request)
-    sampler = Sampler(request, 0, Processors(request, 1, VOCABULARY, END, []))
+    sampler = Sampler(request, 0, Processors(request, 1, END, []))
     return Sequence(work, request, 0, [65], 0, 0, Increments(TABLE), sampler, END, time.monotonic())
 
 

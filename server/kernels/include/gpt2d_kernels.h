@@ -16,7 +16,7 @@ extern "C" {
 enum { GPT2D_BAD_ARGUMENT = -1, GPT2D_NO_MEMORY = -2 };
 
 /* Raised with every change of this interface or of the layout of the weights. */
-enum { GPT2D_VERSION = 1 };
+enum { GPT2D_VERSION = 2 };
 GPT2D_API int gpt2d_version(void);
 
 /* The instruction sets that this processor has and this library knows, best first, with commas between. Static. */
@@ -53,17 +53,23 @@ GPT2D_API int gpt2d_move(gpt2d_model *model, int source, int target, int positio
 GPT2D_API int gpt2d_export(gpt2d_model *model, int row, int positions, void *keys, void *values);
 GPT2D_API int gpt2d_restore(gpt2d_model *model, int row, int positions, const void *keys, const void *values);
 
-/* How a token is chosen: among the top_k largest logits (0: all) and what equals the last of them, of these the fewest that
- * reach the share top_p, of these what has min_p times the chance of the likeliest; then where the running sum of their
- * weights passes the share `uniform` (0 to 1) of it. As server/sampling.py does. A temperature of 0 takes the likeliest. */
+/* How a token is chosen. First the penalties on the tokens seen[0..seen_count-1], each once, which have come counts[.] times:
+ * their logits are divided by `repetition` if they are positive and multiplied with it if not; then `presence` is subtracted
+ * where they have come at all, and `frequency` for each time.
+ * Then: among the top_k largest logits (0: all) and what equals the last of them, of these the fewest that reach the share
+ * top_p, of these what has min_p times the chance of the likeliest; then where the running sum of their weights passes the
+ * share `uniform` (0 to 1) of it. As server/sampling.py does. A temperature of 0 takes the likeliest. */
 typedef struct {
     double uniform, top_p;
     float temperature, min_p;
-    int32_t top_k;
+    int32_t top_k, seen_count;
+    const int32_t *seen, *counts;
+    float repetition, presence, frequency;
 } gpt2d_choice;
 
-/* tokens[i] is chosen by choices[i] from row rows[i] of logits float32 [., vocabulary]; -1 where these are not numbers. */
-GPT2D_API int gpt2d_sample(const char *instruction_set, int count, const int32_t *rows, const float *logits, int vocabulary,
+/* tokens[i] is chosen by choices[i] from row rows[i] of logits float32 [., vocabulary], which its penalties change; -1 where
+ * these are not numbers, or what was seen is not in the vocabulary. */
+GPT2D_API int gpt2d_sample(const char *instruction_set, int count, const int32_t *rows, float *logits, int vocabulary,
                            const gpt2d_choice *choices, int32_t *tokens);
 
 /* y[rows, outputs] = x[rows, inputs] times a matrix as it lies in the weights, for tests. Sizes are multiples of 32. */

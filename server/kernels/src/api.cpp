@@ -103,7 +103,7 @@ int gpt2d_restore(gpt2d_model *model, int row, int positions, const void *keys, 
     return guarded([&] { return model->model.copy(row, positions, const_cast<void *>(keys), const_cast<void *>(values), false), 0; });
 }
 
-int gpt2d_sample(const char *instruction_set, int count, const int32_t *rows, const float *logits, int vocabulary,
+int gpt2d_sample(const char *instruction_set, int count, const int32_t *rows, float *logits, int vocabulary,
                  const gpt2d_choice *choices, int32_t *tokens) {
     const Ops *ops = find_ops(instruction_set);
     if (!ops || vocabulary < 1) return GPT2D_BAD_ARGUMENT;

@@ -74,8 +74,8 @@ struct Ops {
     void (*embed)(const Matrix &table, int token, const float *place, float *x);
     // Write the tokens' keys and values, then let each attend to what is before it and itself.
     void (*attend)(const Attention &a);
-    // The token that a row of logits gives; -1 where they are not numbers.
-    int (*sample)(const float *logits, int n, const gpt2d_choice &choice);
+    // The token that a row of logits gives, which penalties change; -1 where they are not numbers.
+    int (*sample)(float *logits, int n, const gpt2d_choice &choice);
     // The first positions of keys and values, [positions, head] each, from the cache or into it.
     void (*copy_out)(const Cache &cache, int padded, int head, int positions, void *keys, void *values);
     void (*copy_in)(const Cache &cache, int padded, int head, int positions, const void *keys, const void *values);

@@ -42,9 +42,22 @@ void filter(std::vector<int> &ids, std::vector<float> &w, Keep keep) {
     ids.resize(kept), w.resize(kept);
 }
 
-int sample(const float *logits, int n, const gpt2d_choice &choice) {
+bool penalise(float *logits, int n, const gpt2d_choice &choice) {
+    for (int i = 0; i < choice.seen_count; i++) {
+        int token = choice.seen[i];
+        if (token < 0 || token >= n) return false;
+        float x = logits[token], times = float(choice.counts[i]);
+        x = x > 0 ? x / choice.repetition : x * choice.repetition;
+        x -= times > 0 ? choice.presence : 0.f;
+        logits[token] = x - choice.frequency * times;
+    }
+    return true;
+}
+
+int sample(float *logits, int n, const gpt2d_choice &choice) {
     static thread_local std::vector<float> largests, w, spare;
     static thread_local std::vector<int> ids;
+    if (!penalise(logits, n, choice)) return -1;
     largests.clear();
     bool nan = false;
     for (int i = 0; i < n; i += CHUNK) {

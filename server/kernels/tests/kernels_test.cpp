@@ -83,7 +83,8 @@ void sampling(const std::string &set) {
         for (int k : {0, 1, 3, 50, 2000})
             for (double p : {1.0, 0.9, 0.01})
                 for (double u : {0.0, 0.5, 0.999999}) {
-                    gpt2d_choice choice{u, p, 0.7f, 0.05f, k};
+                    const int32_t seen[] = {0, n - 1}, counts[] = {0, 3};
+                    gpt2d_choice choice{u, p, 0.7f, 0.05f, k, n > 1 ? 2 : 1, seen, counts, 1.2f, 0.1f, 0.3f};
                     int32_t row = 0, token = -2;
                     CHECK(gpt2d_sample(set.c_str(), 1, &row, logits.data(), n, &choice, &token) == 0);
                     CHECK(token >= 0 && token < n);
