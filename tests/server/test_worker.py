@@ -158,8 +158,9 @@ def test_a_fault_in_one_sampler_costs_its_own_request() -> None:
     def fault(*_: object) -> Logits:
         raise FloatingPointError("NaN")
 
-    broken.sampler.process = fault  # type: ignore[method-assign]
-    broken.sampler.processes, broken.sampler.plain = True, False
+    broken.sampler.choice = fault  # type: ignore[method-assign]
+    broken.sampler.pick = fault  # type: ignore[method-assign]
+    broken.sampler.plain = False
     loop.turn(20)
     replies = {r.id: r for r in loop.link.sent}
     failure = replies[2]

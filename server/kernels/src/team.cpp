@@ -13,6 +13,8 @@ namespace {
 constexpr int SPINS = 200;                                // some microseconds; then a waiting thread offers its core to others each time
 constexpr auto LINGER = std::chrono::microseconds(300);  // after a job: the next step of a generation comes within it
 
+thread_local int me = 0;  // this thread's place in its team; the caller's is 0
+
 void pause() {
 #if defined(__x86_64__)
     _mm_pause();
@@ -28,8 +30,8 @@ void spin_until(Condition condition) {
 
 }  // namespace
 
-Team::Team(int threads) : size_(threads) {
-    for (int i = 1; i < threads; i++) helpers_.emplace_back([this] { help(); });
+Team::Team(int threads) : size_(threads), shares_(size_t(threads)) {
+    for (int i = 1; i < threads; i++) helpers_.emplace_back([this, i] { help(i); });
 }
 
 Team::~Team() {
@@ -55,9 +57,10 @@ void Team::run(const std::function<void()> &job) {
 
 void Team::barrier() {
     unsigned phase = phase_.load(std::memory_order_relaxed);
+    // What was taken in the phase before this one: all have left it, and none begins the next, which counts there, before this meeting.
+    shares_[size_t(me)].taken[(phase + 1) & 1].store(0, std::memory_order_relaxed);
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
         arrived_.store(0, std::memory_order_relaxed);
-        taken_[phase & 1].store(0, std::memory_order_relaxed);  // nobody looks at it before the next barrier
         phase_.store(phase + 1, std::memory_order_release);
     } else {
         spin_until([&] { return phase_.load(std::memory_order_acquire) != phase; });
@@ -65,14 +68,22 @@ void Team::barrier() {
 }
 
 bool Team::claim(int total, int part, int *first, int *end) {
-    auto &taken = taken_[phase_.load(std::memory_order_relaxed) & 1];
-    if (size_ == 1 && taken == 0) part = total;
-    *first = taken.fetch_add(part, std::memory_order_relaxed);
-    *end = std::min(total, *first + part);
-    return *first < total;
+    unsigned phase = phase_.load(std::memory_order_relaxed) & 1;
+    for (int i = 0; i < size_; i++) {
+        int owner = (me + i) % size_;
+        auto &taken = shares_[size_t(owner)].taken[phase];
+        int begin = int(int64_t(total) * owner / size_), size = int(int64_t(total) * (owner + 1) / size_) - begin;
+        if (taken.load(std::memory_order_relaxed) >= size) continue;
+        int at = taken.fetch_add(part, std::memory_order_relaxed);
+        if (at >= size) continue;
+        *first = begin + at, *end = begin + std::min(size, at + part);
+        return true;
+    }
+    return false;
 }
 
-void Team::help() {
+void Team::help(int thread) {
+    me = thread;
     for (unsigned seen = 0;; seen++) {
         auto until = std::chrono::steady_clock::now() + LINGER;
         auto called = [&] { return jobs_.load() != seen; };

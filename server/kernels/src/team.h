@@ -23,6 +23,7 @@ class Team {
     void barrier();
 
     // The next part of 0..total-1 that nobody has taken since the last barrier: first..end-1. False if there is none.
+    // A thread goes through its own share from the front, so that it reads the weights in one stream, then helps the others.
     bool claim(int total, int part, int *first, int *end);
 
     // Work on the parts of 0..total-1 with whoever else has come here, then meet.
@@ -35,14 +36,17 @@ class Team {
     int size() const { return size_; }
 
    private:
-    void help();
+    void help(int thread);
 
     const int size_;
     std::vector<std::thread> helpers_;
     const std::function<void()> *job_ = nullptr;
     alignas(64) std::atomic<int> arrived_{0};
     alignas(64) std::atomic<unsigned> phase_{0};
-    alignas(64) std::atomic<int> taken_[2] = {0, 0};  // of this phase and the next
+    struct alignas(64) Share {
+        std::atomic<int> taken[2] = {0, 0};  // in phases of even and odd number
+    };
+    std::vector<Share> shares_;
     alignas(64) std::atomic<unsigned> jobs_{0};
     std::atomic<int> sleepers_{0};
     std::atomic<bool> ending_{false};
