@@ -13,7 +13,7 @@ from protocol.errors import BadModel, UnknownModel
 
 DEMO = "demo"
 DEMO_FOLDER = Path(__file__).parent / "demo_model"
-KERNELS_VERSION = 2
+KERNELS_VERSION = 3
 """Of the package gpt2d-kernels that the native engine works with."""
 
 

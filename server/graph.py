@@ -133,7 +133,7 @@ def build(arch: Architecture, weights: Mapping[str, NDArray[np.float32]], precis
     tokens, head = b.embedding(weights["wte.weight"])
     progress(1, total)
     places = b.node("Gather", [b.constant("wpe", weights["wpe.weight"]), "positions"], ["places"])
-    hidden = b.node("Add", [tokens, places], ["hidden"])
+    hidden = b.node("Add", [tokens, places], ["embedded"])
     normed = b.node(
         "LayerNormalization", [hidden, vector("h.0.ln_1.weight"), vector("h.0.ln_1.bias")], ["h.0.normed"], axis=-1, epsilon=arch.epsilon
     )
@@ -173,7 +173,7 @@ def build(arch: Architecture, weights: Mapping[str, NDArray[np.float32]], precis
         )
         hidden = f"{h}.sum_2"
         progress(i + 2, total)
-    flat = b.node("Reshape", [normed, b.constant("flat", np.array([-1, arch.width]))], ["flat_hidden"])
+    flat = b.node("Reshape", [normed, b.constant("flat", np.array([-1, arch.width]))], ["hidden"])
     picked = b.node("Gather", [flat, "wanted"], ["wanted_hidden"])
     if "lm_head.weight" in weights:
         b.node("Identity", [b.linear("lm_head", picked, weights["lm_head.weight"], bits=HEAD_BITS)], ["logits"])
@@ -197,7 +197,7 @@ def _model(b: _Builder) -> ModelProto:
         value("total", TensorProto.INT32, []),
         value("wanted", TensorProto.INT64, ["W"]),
     ]
-    outputs = [value("logits", TensorProto.FLOAT, ["W", arch.vocabulary])]
+    outputs = [value("logits", TensorProto.FLOAT, ["W", arch.vocabulary]), value("hidden", TensorProto.FLOAT, ["T", arch.width])]
     for i in range(arch.layers):
         for part in ("key", "value"):
             inputs.append(value(f"past_{part}_{i}", TensorProto.FLOAT, cache))

@@ -133,7 +133,7 @@ class BuildCache:
     What cannot be written to the cache (a full or read-only disk) is built into a temporary folder instead.
     """
 
-    FORMAT = 3
+    FORMAT = 4
     """Raised whenever graph.py, layout.py or quantise.py build something else from the same weights."""
 
     def __init__(self, folder: Path, max_bytes: int) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from protocol.link import FromWorker
-from server.engines.base import KV, Logits
+from server.engines.base import KV, Hidden, Logits
 
 
 class FakeEngine:
@@ -18,22 +18,23 @@ class FakeEngine:
 
     def __init__(self, rows: int = 4, context: int = 64, vocabulary: int = 97) -> None:
         self.rows, self.context, self.vocabulary, self.threads = rows, context, vocabulary, 1
+        self.width = 1
         self.cells = np.full((rows, context), -1, np.int64)
         self.calls: list[str] = []
 
-    def prefill(self, row: int, ids: Sequence[int], past: int, wanted: Sequence[int]) -> Logits:
+    def prefill(self, row: int, ids: Sequence[int], past: int, wanted: Sequence[int], hidden: Hidden | None = None) -> Logits:
         self.calls.append(f"prefill {row} {past}+{len(ids)}")
         assert (self.cells[row, :past] >= 0).all(), "positions before the chunk are missing"
         self.cells[row, past : past + len(ids)] = ids
         return np.stack([self._logits(row, past + w + 1) for w in wanted]) if wanted else np.empty((0, self.vocabulary), np.float32)
 
-    def decode(self, ids: Sequence[int], past: Sequence[int]) -> Logits:
+    def decode(self, ids: Sequence[int], past: Sequence[int], hidden: Hidden | None = None) -> Logits:
         self.calls.append(f"decode {len(ids)}")
         for row, (token, position) in enumerate(zip(ids, past, strict=True)):
             self.cells[row, position] = token
         return np.stack([self._logits(row, position + 1) for row, position in enumerate(past)])
 
-    def move(self, source: int, target: int, positions: int) -> None:
+    def move(self, source: int, target: int, positions: int, first: int = 0) -> None:
         self.calls.append(f"move {source}->{target}")
         self.cells[target, :positions] = self.cells[source, :positions]
         self.cells[source] = -1

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Logits = NDArray[np.float32]
+Hidden = NDArray[np.float32]
+"""[tokens, width]: what the last layer norm made of each token, of which the LM head makes logits."""
 Progress = Callable[[str, int, int], None]
 """Called while an engine starts: (stage, done, total)."""
 
@@ -59,25 +61,26 @@ class Engine(Protocol):
     context: int
     """Positions in a row."""
     vocabulary: int
+    width: int
     threads: int
 
-    def prefill(self, row: int, ids: Sequence[int], past: int, wanted: Sequence[int]) -> Logits:
+    def prefill(self, row: int, ids: Sequence[int], past: int, wanted: Sequence[int], hidden: Hidden | None = None) -> Logits:
         """Run a chunk of one sequence's tokens on top of its first `past` positions.
 
         `wanted` are indices into `ids`; returns float32 [len(wanted), vocabulary], the logits after those tokens.
-        Nothing wanted costs no LM head.
+        Nothing wanted costs no LM head. `hidden`, float32 [len(ids), width], takes the hidden states of all of them.
         """
         ...
 
-    def decode(self, ids: Sequence[int], past: Sequence[int]) -> Logits:
+    def decode(self, ids: Sequence[int], past: Sequence[int], hidden: Hidden | None = None) -> Logits:
         """Run one token for each of rows 0..len(ids)-1, row r on top of its first `past[r]` positions.
 
-        Returns float32 [len(ids), vocabulary], valid until the next call.
+        Returns float32 [len(ids), vocabulary], valid until the next call. `hidden` as in `prefill`.
         """
         ...
 
-    def move(self, source: int, target: int, positions: int) -> None:
-        """Copy the first `positions` positions of row `source` over row `target`."""
+    def move(self, source: int, target: int, positions: int, first: int = 0) -> None:
+        """Copy positions first..positions-1 of row `source` over those of row `target`, which holds the same before them."""
         ...
 
     def export(self, row: int, positions: int) -> KV:

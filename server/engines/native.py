@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.catalogue import KERNELS_VERSION, Architecture
-from server.engines.base import KV, Logits
+from server.engines.base import KV, Hidden, Logits
 from server.layout import BITS, head_bits
 
 CHUNK = 16 << 20
@@ -56,8 +56,8 @@ def library() -> ctypes.CDLL:
     kernels.gpt2d_new.argtypes, kernels.gpt2d_new.restype = [ctypes.POINTER(_Shape), integer, integer, ctypes.c_char_p], pointer
     kernels.gpt2d_free.argtypes, kernels.gpt2d_free.restype = [pointer], None
     kernels.gpt2d_weights.argtypes, kernels.gpt2d_weights.restype = [pointer, ctypes.POINTER(ctypes.c_size_t)], pointer
-    kernels.gpt2d_forward.argtypes = [pointer, integer, pointer, pointer, pointer, integer, pointer, pointer]
-    kernels.gpt2d_move.argtypes = [pointer, integer, integer, integer]
+    kernels.gpt2d_forward.argtypes = [pointer, integer, pointer, pointer, pointer, integer, pointer, pointer, pointer]
+    kernels.gpt2d_move.argtypes = [pointer, integer, integer, integer, integer]
     kernels.gpt2d_export.argtypes = kernels.gpt2d_restore.argtypes = [pointer, integer, integer, pointer, pointer]
     kernels.gpt2d_sample.argtypes = [ctypes.c_char_p, integer, pointer, pointer, integer, pointer, pointer]
     kernels.gpt2d_matmul.argtypes = [ctypes.c_char_p, integer, integer, integer, pointer, integer, pointer, pointer]
@@ -101,7 +101,7 @@ class NativeEngine:
 
         Raises: ImportError, MemoryError, OSError, ValueError if the file does not belong to the architecture.
         """
-        self.rows, self.context, self.vocabulary, self.threads = rows, arch.context, arch.vocabulary, threads
+        self.rows, self.context, self.vocabulary, self.width, self.threads = rows, arch.context, arch.vocabulary, arch.width, threads
         self._arch, self._kernels = arch, library()
         bits, size = BITS[precision], weights.stat().st_size
         self._kv_dtype = np.dtype(np.float32 if bits == 32 else np.float16)
@@ -135,14 +135,15 @@ class NativeEngine:
                 done += read
                 progress(done, size)
 
-    def prefill(self, row: int, ids: Sequence[int], past: int, wanted: Sequence[int]) -> Logits:
+    def prefill(self, row: int, ids: Sequence[int], past: int, wanted: Sequence[int], hidden: Hidden | None = None) -> Logits:
         count = len(ids)
-        return self._forward(list(ids), [row] * count, list(range(past, past + count)), list(wanted))
+        return self._forward(list(ids), [row] * count, list(range(past, past + count)), list(wanted), hidden)
 
-    def decode(self, ids: Sequence[int], past: Sequence[int]) -> Logits:
+    def decode(self, ids: Sequence[int], past: Sequence[int], hidden: Hidden | None = None) -> Logits:
         count = len(ids)
         self._step_ids[:count], self._step_past[:count] = ids, past
-        self._check(self._kernels.gpt2d_forward(self._running(), count, *self._step[:3], count, *self._step[3:]))
+        states = None if hidden is None else _at(hidden)
+        self._check(self._kernels.gpt2d_forward(self._running(), count, *self._step[:3], count, *self._step[3:], states))
         return self._step_logits[:count]
 
     def verify(self, ids: Sequence[Sequence[int]], past: Sequence[int]) -> Logits:
@@ -150,8 +151,8 @@ class NativeEngine:
         positions = [p for tokens, start in zip(ids, past, strict=True) for p in range(start, start + len(tokens))]
         return self._forward(list(itertools.chain.from_iterable(ids)), rows, positions, list(range(len(rows))))
 
-    def move(self, source: int, target: int, positions: int) -> None:
-        self._check(self._kernels.gpt2d_move(self._running(), source, target, positions))
+    def move(self, source: int, target: int, positions: int, first: int = 0) -> None:
+        self._check(self._kernels.gpt2d_move(self._running(), source, target, first, positions))
 
     def export(self, row: int, positions: int) -> KV:
         shape = (self._arch.layers, self._arch.heads, positions, self._arch.head)
@@ -168,13 +169,21 @@ class NativeEngine:
         if model:
             self._kernels.gpt2d_free(model)
 
-    def _forward(self, ids: list[int], rows: list[int], positions: list[int], wanted: list[int]) -> Logits:
+    def _forward(self, ids: list[int], rows: list[int], positions: list[int], wanted: list[int], hidden: Hidden | None = None) -> Logits:
         steps = np.array([ids, rows, positions], np.int32)
         chosen = np.array(wanted, np.int32)
         logits = np.empty((len(wanted), self.vocabulary), np.float32)
         self._check(
             self._kernels.gpt2d_forward(
-                self._running(), len(ids), _at(steps[0]), _at(steps[1]), _at(steps[2]), len(wanted), _at(chosen), _at(logits)
+                self._running(),
+                len(ids),
+                _at(steps[0]),
+                _at(steps[1]),
+                _at(steps[2]),
+                len(wanted),
+                _at(chosen),
+                _at(logits),
+                None if hidden is None else _at(hidden),
             )
         )
         return logits

@@ -14,7 +14,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from server.catalogue import Architecture
-from server.engines.base import KV, Logits
+from server.engines.base import KV, Hidden, Logits
 
 SPIN_US = 20
 """How long an idle thread of the runtime waits awake: over the gaps between operators, and no longer, for a second model's sake."""
@@ -41,7 +41,7 @@ class OnnxEngine:
 
     def __init__(self, arch: Architecture, graph: Path, rows: int, threads: int) -> None:
         """`graph` is the ONNX file that `Graph.write` made."""
-        self.rows, self.context, self.vocabulary, self.threads = rows, arch.context, arch.vocabulary, threads
+        self.rows, self.context, self.vocabulary, self.width, self.threads = rows, arch.context, arch.vocabulary, arch.width, threads
         self._layers = arch.layers
         self._session: ort.InferenceSession | None = _session(graph, threads)
         shape = (rows, arch.heads, arch.context, arch.head)
@@ -60,7 +60,7 @@ class OnnxEngine:
                 binding.bind_ortvalue_output(f"present_{part}_{i}", cache)
         return binding
 
-    def prefill(self, row: int, ids: Sequence[int], past: int, wanted: Sequence[int]) -> Logits:
+    def prefill(self, row: int, ids: Sequence[int], past: int, wanted: Sequence[int], hidden: Hidden | None = None) -> Logits:
         binding = self._prefills.get(row)
         if binding is None:
             binding = self._prefills[row] = self.bind(row, 1)
@@ -73,10 +73,10 @@ class OnnxEngine:
         binding.bind_cpu_input("total", np.array(end, np.int32))
         binding.bind_cpu_input("wanted", np.array(wanted, np.int64))
         binding.bind_ortvalue_output("logits", _share(logits))
-        self._running().run_with_iobinding(binding)
+        self._run(binding, count, hidden)
         return logits
 
-    def decode(self, ids: Sequence[int], past: Sequence[int]) -> Logits:
+    def decode(self, ids: Sequence[int], past: Sequence[int], hidden: Hidden | None = None) -> Logits:
         batch = len(ids)
         step = self._steps.get(batch)
         if step is None:
@@ -85,12 +85,17 @@ class OnnxEngine:
         step.positions[:, 0] = past
         step.seqlens[:] = past
         step.total[...] = max(past) + 1
-        self._running().run_with_iobinding(step.binding)
+        self._run(step.binding, batch, hidden)
         return step.logits
 
-    def move(self, source: int, target: int, positions: int) -> None:
+    def _run(self, binding: ort.IOBinding, tokens: int, hidden: Hidden | None) -> None:
+        # What is bound once stays bound: without a place that is asked for, the states go to one that nobody reads.
+        binding.bind_ortvalue_output("hidden", _share(np.empty((tokens, self.width), np.float32) if hidden is None else hidden))
+        self._running().run_with_iobinding(binding)
+
+    def move(self, source: int, target: int, positions: int, first: int = 0) -> None:
         for cache in (*self._keys, *self._values):
-            cache[target, :, :positions] = cache[source, :, :positions]
+            cache[target, :, first:positions] = cache[source, :, first:positions]
 
     def export(self, row: int, positions: int) -> KV:
         return KV(*(np.stack([c[row, :, :positions] for c in arrays]) for arrays in (self._keys, self._values)))

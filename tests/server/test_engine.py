@@ -84,6 +84,30 @@ def test_rows_move_and_can_be_taken_out_and_put_back(engine: Engine, reference: 
     assert np.abs(engine.decode([IDS[30]], [30])[0] - want).max() < TOLERANCE
 
 
+def test_hidden_states_of_chunks_and_steps(engine: Engine, reference: GPT2LMHeadModel) -> None:
+    with torch.inference_mode():
+        want = reference(torch.tensor([IDS[:31]]), output_hidden_states=True).hidden_states[-1][0].numpy()
+    hidden = np.zeros((20, ARCH.width), np.float32)
+    engine.prefill(0, IDS[:20], 0, [19], hidden)
+    assert np.abs(hidden - want[:20]).max() < TOLERANCE
+    engine.prefill(0, IDS[20:30], 20, [], hidden[:10])
+    assert np.abs(hidden[:10] - want[20:30]).max() < TOLERANCE
+    engine.prefill(1, IDS[:30], 0, [])
+    engine.decode([IDS[30]] * 2, [30] * 2, hidden[:2])
+    assert np.abs(hidden[:2] - want[30]).max() < TOLERANCE
+    before = hidden.copy()
+    engine.decode([1, 2], [31, 31])  # what was asked for once is not written to again
+    np.testing.assert_array_equal(hidden, before)
+
+
+def test_only_the_positions_after_a_common_ancestor_move(engine: Engine, reference: GPT2LMHeadModel) -> None:
+    for row, last in ((0, 7), (1, 9)):
+        engine.prefill(row, [*IDS[:20], *[last] * 5], 0, [])
+    engine.move(1, 0, 25, 20)
+    want = expected(reference, [*IDS[:20], *[9] * 5, 3])[-1]
+    assert np.abs(engine.decode([3], [25])[0] - want).max() < TOLERANCE
+
+
 def test_greedy_text_is_that_of_transformers(engine: Engine, reference: GPT2LMHeadModel) -> None:
     prompt = IDS[:8]
     with torch.inference_mode():

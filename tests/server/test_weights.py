@@ -190,7 +190,7 @@ def test_drafts_of_workers_that_were_killed_are_swept(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         os.utime(tmp_path / name, (time.time() - age,) * 2)
     get(BuildCache(tmp_path, 1 << 20), "a", [])
-    assert sorted(p.name[:9] for p in tmp_path.iterdir()) == [".building", "a-v3"]
+    assert sorted(p.name[:9] for p in tmp_path.iterdir()) == [".building", f"a-v{BuildCache.FORMAT}"]
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

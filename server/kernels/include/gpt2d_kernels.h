@@ -16,7 +16,7 @@ extern "C" {
 enum { GPT2D_BAD_ARGUMENT = -1, GPT2D_NO_MEMORY = -2 };
 
 /* Raised with every change of this interface or of the layout of the weights. */
-enum { GPT2D_VERSION = 2 };
+enum { GPT2D_VERSION = 3 };
 GPT2D_API int gpt2d_version(void);
 
 /* The instruction sets that this processor has and this library knows, best first, with commas between. Static. */
@@ -42,12 +42,12 @@ GPT2D_API void *gpt2d_weights(gpt2d_model *model, size_t *bytes);
 
 /* Run `count` tokens: token i is ids[i], in row rows[i], at position positions[i]. Tokens of a row stand together, at
  * positions that follow each other, and see what the row holds before them. Then logits float32 [wanted_count, vocabulary]
- * are those after the tokens wanted[0..]. */
+ * are those after the tokens wanted[0..], and hidden float32 [count, width], unless it is NULL, what the last norm makes of all. */
 GPT2D_API int gpt2d_forward(gpt2d_model *model, int count, const int32_t *ids, const int32_t *rows, const int32_t *positions,
-                            int wanted_count, const int32_t *wanted, float *logits);
+                            int wanted_count, const int32_t *wanted, float *logits, float *hidden);
 
-/* Copy the first positions of a row over another row. */
-GPT2D_API int gpt2d_move(gpt2d_model *model, int source, int target, int positions);
+/* Copy positions first..positions-1 of a row over those of another row, which is the same before them. */
+GPT2D_API int gpt2d_move(gpt2d_model *model, int source, int target, int first, int positions);
 
 /* Copy a row's first positions out and in: [layers, heads, positions, head], of fp16, or of float if bits is 32. */
 GPT2D_API int gpt2d_export(gpt2d_model *model, int row, int positions, void *keys, void *values);

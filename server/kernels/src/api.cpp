@@ -78,18 +78,19 @@ void *gpt2d_weights(gpt2d_model *model, size_t *bytes) {
 }
 
 int gpt2d_forward(gpt2d_model *model, int count, const int32_t *ids, const int32_t *rows, const int32_t *positions, int wanted_count,
-                  const int32_t *wanted, float *logits) {
+                  const int32_t *wanted, float *logits, float *hidden) {
     return guarded([&] {
-        Step step{count, ids, rows, positions, wanted_count, wanted, logits};
+        Step step{count, ids, rows, positions, wanted_count, wanted, logits, hidden};
         if (!model->model.valid(step)) return int(GPT2D_BAD_ARGUMENT);
         model->model.forward(step);
         return 0;
     });
 }
 
-int gpt2d_move(gpt2d_model *model, int source, int target, int positions) {
+int gpt2d_move(gpt2d_model *model, int source, int target, int first, int positions) {
     if (!model->model.valid(source, positions) || !model->model.valid(target, positions)) return GPT2D_BAD_ARGUMENT;
-    model->model.move(source, target, positions);
+    if (first < 0 || first > positions) return GPT2D_BAD_ARGUMENT;
+    model->model.move(source, target, first, positions);
     return 0;
 }
 

@@ -133,6 +133,15 @@ void Model::work(const Step &step) {
         multiply(layer.up, normed, count, raised);
         multiply(layer.down, inner, count, {x_.data(), width_, Finish::add});
     }
+    if (step.hidden) {
+        team_.share(count, 1, [&](int first, int end) {
+            for (int i = first; i < end; i++) {
+                float *y = &normed_[size_t(i) * width_];
+                ops_.norm(&x_[size_t(i) * width_], final_norm_.gain, final_norm_.bias, shape_.width, width_, shape_.epsilon, y);
+                std::copy_n(y, shape_.width, step.hidden + size_t(i) * shape_.width);
+            }
+        });
+    }
     if (!step.wanted_count) return;
     team_.share(step.wanted_count, 1, [&](int first, int end) {
         for (int i = first; i < end; i++) normalise(final_norm_, x_.data(), step.wanted[i], i, lm_head_);
@@ -190,14 +199,16 @@ Cache Model::cache(int layer, int row, int head) const {
     return {keys, keys + one, half_};
 }
 
-void Model::move(int source, int target, int positions) {
-    size_t bytes = half_ ? 2 : 4, keys = size_t(padded(positions, 16)) * padded_head_ * bytes, values = size_t(positions) * padded_head_ * bytes;
+void Model::move(int source, int target, int first, int positions) {
     if (source == target) return;
+    // Keys lie in blocks of 16 positions. Where the first copied position is inside one, the rows are the same before it.
+    size_t one = size_t(padded_head_) * (half_ ? 2 : 4), key = size_t(first) / 16 * 16 * one, value = size_t(first) * one;
+    size_t keys = size_t(padded(positions, 16)) * one - key, values = size_t(positions) * one - value;
     for (int l = 0; l < shape_.layers; l++)
         for (int h = 0; h < shape_.heads; h++) {
             Cache from = cache(l, source, h), to = cache(l, target, h);
-            std::memcpy(to.keys, from.keys, keys);
-            std::memcpy(to.values, from.values, values);
+            std::memcpy(static_cast<unsigned char *>(to.keys) + key, static_cast<unsigned char *>(from.keys) + key, keys);
+            std::memcpy(static_cast<unsigned char *>(to.values) + value, static_cast<unsigned char *>(from.values) + value, values);
         }
 }
 

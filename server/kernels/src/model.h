@@ -16,7 +16,7 @@ struct Step {
     const int32_t *ids, *rows, *positions;
     int wanted_count;
     const int32_t *wanted;
-    float *logits;
+    float *logits, *hidden;
 };
 
 class Model {
@@ -29,7 +29,7 @@ class Model {
     bool valid(const Step &step) const;
     bool valid(int row, int positions) const { return row >= 0 && row < rows_ && positions >= 0 && positions <= shape_.context; }
     void forward(const Step &step);
-    void move(int source, int target, int positions);
+    void move(int source, int target, int first, int positions);
     void copy(int row, int positions, void *keys, void *values, bool out);
 
    private:

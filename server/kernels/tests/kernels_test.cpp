@@ -50,7 +50,7 @@ std::vector<float> run(gpt2d_model *model, int row, const std::vector<int32_t> &
     std::vector<int32_t> rows(ids.size(), row), positions, wanted;
     for (size_t i = 0; i < ids.size(); i++) positions.push_back(past + int32_t(i)), wanted.push_back(int32_t(i));
     std::vector<float> logits(ids.size() * size_t(ODD.vocabulary));
-    CHECK(gpt2d_forward(model, int(ids.size()), ids.data(), rows.data(), positions.data(), int(ids.size()), wanted.data(), logits.data()) == 0);
+    CHECK(gpt2d_forward(model, int(ids.size()), ids.data(), rows.data(), positions.data(), int(ids.size()), wanted.data(), logits.data(), nullptr) == 0);
     return logits;
 }
 
@@ -63,7 +63,7 @@ void a_model(int bits, int threads, const std::string &set) {
     auto part = [&](int first, int end) { return std::vector<float>(all.begin() + first * ODD.vocabulary, all.begin() + end * ODD.vocabulary); };
     CHECK(run(model, 2, {ids.begin(), ids.begin() + 17}, 0) == part(0, 17));
     for (int i = 17; i < 20; i++) CHECK(run(model, 2, {ids[size_t(i)]}, i) == part(i, i + 1));
-    CHECK(gpt2d_move(model, 2, 1, 20) == 0);
+    CHECK(gpt2d_move(model, 2, 1, 0, 20) == 0);
     std::vector<float> keys(size_t(ODD.layers * 20 * ODD.width)), values(keys.size());
     CHECK(gpt2d_export(model, 1, 20, keys.data(), values.data()) == 0);
     run(model, 1, {ids.begin() + 9, ids.begin() + 40}, 0);
@@ -71,7 +71,7 @@ void a_model(int bits, int threads, const std::string &set) {
     CHECK(run(model, 1, {ids.begin() + 20, ids.end()}, 20) == part(20, 50));
     int32_t id = ODD.vocabulary, zero = 0;
     float none[77];
-    CHECK(gpt2d_forward(model, 1, &id, &zero, &zero, 1, &zero, none) == GPT2D_BAD_ARGUMENT);
+    CHECK(gpt2d_forward(model, 1, &id, &zero, &zero, 1, &zero, none, nullptr) == GPT2D_BAD_ARGUMENT);
     gpt2d_free(model);
 }
 
