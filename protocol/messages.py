@@ -94,7 +94,7 @@ class Score(OfText, frozen=True, tag="score"):
     stride: Annotated[int, Meta(ge=1, le=65_536)] = 512
 
 
-Strategy: TypeAlias = Literal["sample", "greedy", "mirostat"]
+Strategy: TypeAlias = Literal["sample", "greedy", "mirostat", "beam", "beam_sample", "diverse_beam", "contrastive"]
 TokenId: TypeAlias = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 
 
@@ -128,7 +128,9 @@ class Generate(Request, frozen=True, tag="generate"):
         Meta(description="A prompt too long for the context with its new tokens: refuse it, or drop its beginning."),
     ] = "error"
     ignore_eos: Annotated[bool, Meta(description="Go on after the end-of-text token (for benchmarks).")] = False
-    strategy: Annotated[Strategy, Meta(description="Draw each token at random, or always take the likeliest.")] = "sample"
+    strategy: Annotated[
+        Strategy, Meta(description="Draw each token at random, always take the likeliest, or search among several texts.")
+    ] = "sample"
     temperature: Annotated[
         float, Meta(ge=0, le=100, description="Below 1 sharpens the distribution, above 1 flattens it; 0 is greedy.")
     ] = 1.0
@@ -173,6 +175,24 @@ class Generate(Request, frozen=True, tag="generate"):
             ge=0, le=16, description="Guess up to so many tokens ahead from what stands there already; the text stays the same, 0 is off."
         ),
     ] = 8
+    num_beams: Annotated[int, Meta(ge=2, le=16, description="How many texts a beam search compares; it returns the best `n` of them.")] = 4
+    num_beam_groups: Annotated[
+        int, Meta(ge=2, le=16, description="Diverse beam search: into how many groups of equal size the beams part.")
+    ] = 2
+    diversity_penalty: Annotated[
+        float, Meta(ge=0, le=100, description="Diverse beam search: what a token costs for each beam of an earlier group that took it.")
+    ] = 1.0
+    length_penalty: Annotated[
+        float, Meta(ge=-10, le=10, description="A beam's score is divided by its length to this power; above 0 favours long texts.")
+    ] = 1.0
+    early_stopping: Annotated[
+        Literal["no", "yes", "never"],
+        Meta(description="End a beam search when nothing better is likely, when enough beams have ended, or when nothing better can come."),
+    ] = "no"
+    num_candidates: Annotated[int, Meta(ge=2, le=16, description="Contrastive search: how many of the likeliest tokens it weighs.")] = 4
+    penalty_alpha: Annotated[
+        float, Meta(ge=0, le=1, description="Contrastive search: how much likeness to what stands there already counts against a token.")
+    ] = 0.6
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1, description="Fixes the random draws; left out: a new one.")] | None = None
 
     def __post_init__(self) -> None:
@@ -180,15 +200,31 @@ class Generate(Request, frozen=True, tag="generate"):
             raise ValueError("give exactly one of `prompt` and `prompt_ids`")
         # NaN passes the ranges' comparisons or not by accident; a sum shows it.
         total = self.temperature + self.top_p + self.min_p + self.repetition_penalty + self.typical_p + self.mirostat_tau
+        total += self.diversity_penalty + self.length_penalty + self.penalty_alpha
         total += self.mirostat_eta + self.presence_penalty + self.frequency_penalty + sum(bias for _, bias in self.logit_bias)
         if not math.isfinite(total):
             raise ValueError("temperature, top_p, min_p, typical_p, penalties, biases and mirostat's settings must be finite numbers")
+        if self.rows > 1:
+            if self.logprobs is not None:
+                raise ValueError(f"strategy {self.strategy} tells no logprobs; a beam has a score")
+            if self.n > (1 if self.strategy == "contrastive" else self.num_beams):
+                raise ValueError("n is at most num_beams, and 1 in contrastive search")
+            if self.strategy == "diverse_beam" and self.num_beams % self.num_beam_groups:
+                raise ValueError("num_beams must be a multiple of num_beam_groups")
+
+    @property
+    def rows(self) -> int:
+        """How many rows of a batch its strategy takes together; 1: each continuation goes by itself."""
+        if self.strategy == "contrastive":
+            return self.num_candidates
+        return self.num_beams if self.strategy in {"beam", "beam_sample", "diverse_beam"} else 1
 
 
 SETTINGS = (
     "n", "deterministic", "logprobs", "logprobs_of", "max_new_tokens", "truncate", "ignore_eos", "strategy", "temperature", "top_k", "top_p", "min_p",
     "typical_p", "mirostat_tau", "mirostat_eta", "repetition_penalty", "presence_penalty", "frequency_penalty",
-    "no_repeat_ngram_size", "bad_words", "logit_bias", "min_new_tokens", "stop", "speculate", "seed",
+    "no_repeat_ngram_size", "bad_words", "logit_bias", "min_new_tokens", "stop", "speculate",
+    "num_beams", "num_beam_groups", "diversity_penalty", "length_penalty", "early_stopping", "num_candidates", "penalty_alpha", "seed",
 )  # fmt: skip
 """The fields of Generate that shape the text: described by ServerInfo, repeated in Generated."""
 
@@ -374,6 +410,8 @@ class Continuation(Struct, frozen=True, kw_only=True):
     seed: int
     ledger: Ledger
     logprobs: list[TokenLogprobs] = []
+    score: float | None = None
+    """Of a beam: the sum of its log-probabilities by its length to the power of `length_penalty`."""
 
 
 class Generated(Result, frozen=True, tag="generate"):
@@ -395,6 +433,8 @@ class Generated(Result, frozen=True, tag="generate"):
     ledger: Ledger
     logprobs: list[TokenLogprobs] = []
     """One for each of `ids`, where asked for."""
+    score: float | None = None
+    """Of a beam, as Continuation has it; `others` come in the order of theirs."""
     others: list[Continuation] = []
 
 

@@ -16,6 +16,7 @@ from itertools import zip_longest
 from server.engines.base import Engine
 from server.prefix_cache import PrefixCache
 from server.scoring import Scoring
+from server.search import Lane
 from server.sequence import Sequence
 
 ALONE_MS = 160.0
@@ -31,7 +32,7 @@ class Batch:
 
     prefill: Sequence | Scoring | None
     chunk: list[int]
-    decode: list[Sequence]
+    decode: list[Sequence | Lane]
 
 
 class Scheduler:
@@ -42,7 +43,7 @@ class Scheduler:
         self._waiting: OrderedDict[int, deque[Sequence | Scoring]] = OrderedDict()
         """Group -> its waiting sequences; the group whose turn it is stands first."""
         self._prefilling: Sequence | Scoring | None = None
-        self._running: list[Sequence] = []
+        self._running: list[Sequence | Lane] = []
         self._tokens_per_ms = 0.4
 
     @property
@@ -56,7 +57,7 @@ class Scheduler:
     def add(self, sequence: Sequence | Scoring) -> None:
         self._waiting.setdefault(sequence.group, deque()).append(sequence)
 
-    def find(self, request_id: int) -> list[Sequence | Scoring]:
+    def find(self, request_id: int) -> list[Sequence | Scoring | Lane]:
         """All sequences of a request."""
         return [s for s in self._all() if s.id == request_id]
 
@@ -65,10 +66,10 @@ class Scheduler:
         for turn in zip_longest(*self._waiting.values()):
             yield from (sequence for sequence in turn if sequence is not None)
 
-    def reap(self) -> list[Sequence | Scoring]:
+    def reap(self) -> list[Sequence | Scoring | Lane]:
         """End what is out of time; forget and return what was ended from outside a step."""
         now = time.monotonic()
-        done: list[Sequence | Scoring] = []
+        done: list[Sequence | Scoring | Lane] = []
         for sequence in self._all():
             if sequence.finished is None and sequence.expired(now):
                 sequence.end("deadline")
@@ -92,7 +93,7 @@ class Scheduler:
             chunk = self._prefilling.ids[start : min(start + size, self._prefilling.prompt_tokens)]
         return Batch(self._prefilling, chunk, list(self._running))
 
-    def postprocess(self, batch: Batch, first_token: int | None, tokens: list[list[int]], prefill_ms: float) -> list[Sequence]:
+    def postprocess(self, batch: Batch, first_token: int | None, tokens: list[list[int]], prefill_ms: float) -> list[Sequence | Lane]:
         """Write down what a step computed: the prompt's first new token if it was completed, the tokens of each that decoded.
 
         Returns the sequences that have a new token; `release` forgets those that finished with it.
@@ -100,6 +101,7 @@ class Scheduler:
         advanced = batch.decode
         for sequence, found in zip(advanced, tokens, strict=True):
             for token in found:
+                assert isinstance(sequence, Sequence)  # noqa: S101 - a lane takes its tokens itself
                 if sequence.finished is None or sequence.fault:
                     sequence.cached += 1
                     sequence.append(token, len(tokens))
@@ -107,16 +109,19 @@ class Scheduler:
             batch.prefill.cached += len(batch.chunk)
             if len(batch.chunk) >= MIN_CHUNK:
                 self._tokens_per_ms += 0.5 * (len(batch.chunk) / max(prefill_ms, 0.01) - self._tokens_per_ms)
-            if first_token is not None and isinstance(batch.prefill, Sequence):
+            lanes = batch.prefill.search.lanes if isinstance(batch.prefill, Sequence) and batch.prefill.search else []
+            if isinstance(batch.prefill, Sequence) and (first_token is not None or lanes):
                 if batch.prefill.branches:
                     self._remember(batch.prefill)  # the request's other continuations start from it
-                batch.prefill.append(first_token, 0)
-                self._running.append(batch.prefill)
+                if first_token is not None:
+                    batch.prefill.append(first_token, 0)
+                fresh: list[Sequence | Lane] = [*sorted(lanes, key=lambda lane: lane.row)] or [batch.prefill]
+                self._running += fresh
                 self._prefilling = None
-                advanced = [*advanced, batch.prefill]
+                advanced = [*advanced, *fresh]
         return advanced
 
-    def release(self, sequences: Many[Sequence | Scoring]) -> None:
+    def release(self, sequences: Many[Sequence | Scoring | Lane]) -> None:
         """Forget those that have finished. Apart from `postprocess`, so that their last replies need not wait for the copying."""
         for sequence in sequences:
             if sequence.finished is not None:
@@ -126,9 +131,7 @@ class Scheduler:
         """Give the next sequence in line a row, with whatever of its prompt is known already."""
         group, queue = next(iter(self._waiting.items()))
         alone = queue[0].alone or any(s.alone for s in self._running)
-        if len(self._running) >= (1 if alone else self._engine.rows):
-            return
-        if queue[0].alone and self._running:
+        if (self._running and alone) or len(self._running) + queue[0].width > self._engine.rows:
             return
         sequence = queue.popleft()
         self._waiting.move_to_end(group)
@@ -143,12 +146,12 @@ class Scheduler:
                 sequence.cached = sequence.reused = known.positions
         self._prefilling = sequence
 
-    def _all(self) -> list[Sequence | Scoring]:
+    def _all(self) -> list[Sequence | Scoring | Lane]:
         waiting = [sequence for queue in self._waiting.values() for sequence in queue]
         return [*self._running, *([self._prefilling] if self._prefilling else []), *waiting]
 
-    def _remove(self, sequence: Sequence | Scoring) -> None:
-        if sequence.row < 0:
+    def _remove(self, sequence: Sequence | Scoring | Lane) -> None:
+        if sequence.row < 0 and not isinstance(sequence, Lane):
             queue = self._waiting[sequence.group]
             queue.remove(sequence)
             if not queue:
@@ -165,10 +168,10 @@ class Scheduler:
         if self._prefilling:
             self._place(self._prefilling, len(self._running))
 
-    def _remember(self, sequence: Sequence | Scoring) -> None:
+    def _remember(self, sequence: Sequence | Scoring | Lane) -> None:
         if sequence.reuses:
             self._cache.put(sequence.ids[: sequence.cached], lambda positions: self._engine.export(sequence.row, positions))
 
-    def _place(self, sequence: Sequence | Scoring, row: int) -> None:
+    def _place(self, sequence: Sequence | Scoring | Lane, row: int) -> None:
         self._engine.move(sequence.row, row, sequence.cached)
         sequence.row = row

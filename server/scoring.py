@@ -22,6 +22,7 @@ class Scoring:
 
     alone = reuses = branches = streams = False
     reused = 0
+    width = 1
 
     def __init__(self, work: Work, request: m.Score, tokens: list[int], sizes: list[int], context: int, received: float) -> None:
         """`sizes` are the tokens' lengths in bytes; `received` is monotonic."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence as Many
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -12,6 +14,9 @@ from protocol.link import Work
 from server.sampling import Sampler
 from server.speculation import Guesser, Pace, PromptLookup
 from server.text import Increments
+
+if TYPE_CHECKING:
+    from server.search import Search
 
 
 class Sequence:
@@ -39,6 +44,10 @@ class Sequence:
         self.group = work.group
         self.request = request
         self.index = index
+        self.search: Search | None = None
+        """It is the first of a search's outputs, and its prompt is the search's."""
+        self.score: float | None = None
+        """Of a beam: the sum of its log-probabilities by its length."""
         self.alone = request.deterministic
         """It runs with no other."""
         self.reuses = not request.deterministic
@@ -79,6 +88,15 @@ class Sequence:
         return len(self.ids) - self.prompt_tokens
 
     @property
+    def width(self) -> int:
+        """How many rows it takes to decode it."""
+        return self.search.width if self.search else 1
+
+    @property
+    def outputs(self) -> list[Sequence]:
+        return [self]
+
+    @property
     def started(self) -> bool:
         return self._prefill_began > 0
 
@@ -104,14 +122,26 @@ class Sequence:
 
     def append(self, token: int, batch: int) -> None:
         """Take a new token, drawn in a decode step of `batch` sequences (0: it came out of the prefill)."""
-        if self.fault:
-            return
+        if not self.fault:
+            self.count(batch)
+            self.take([token])
+
+    def count(self, batch: int) -> None:
+        """A step of `batch` rows (0: the prefill) is done."""
         self._last_token = time.monotonic()
         if batch:
             self._steps += 1
             self._batch_total += batch
         else:
             self._first_token = self._last_token
+
+    def take(self, tokens: Many[int]) -> None:
+        """Take new tokens, up to one that ends it."""
+        for token in tokens:
+            if self.finished is None:
+                self._take(token)
+
+    def _take(self, token: int) -> None:
         self.ids.append(token)
         if self.sampler.explanations:
             explanation = self.sampler.explanations.popleft()
@@ -119,12 +149,12 @@ class Sequence:
             self._logprobs.append(m.TokenLogprobs(text=self._increments.text_of(token), logprob=explanation.logprob, top=top))
         self._text += self._increments.push(token)
         if token == self._end_of_text and not self.request.ignore_eos:
-            self._finish("eos")
+            self.finish("eos")
         elif self.request.stop and (at := self._stop_at()) is not None:
             self._text = self._text[:at]
             self.finished = "stop"
         elif self.new_tokens >= self.request.max_new_tokens:
-            self._finish("length")
+            self.finish("length")
 
     def fail(self, fault: str) -> None:
         """Something went wrong with this sequence alone: its request ends in an error."""
@@ -133,11 +163,13 @@ class Sequence:
 
     def end(self, reason: m.FinishReason) -> None:
         """End it from outside: cancelled, or out of time."""
-        self._finish(reason)
+        for output in self.search.outputs if self.search else [self]:
+            output.finish(reason)
 
-    def _finish(self, reason: m.FinishReason) -> None:
-        self.finished = reason
-        self._text += self._increments.flush()
+    def finish(self, reason: m.FinishReason) -> None:
+        if self.finished is None:
+            self.finished = reason
+            self._text += self._increments.flush()
 
     def _stop_at(self) -> int | None:
         """Where the earliest stop string begins in text that has not been sent, if one is there."""
@@ -210,6 +242,7 @@ def result(sequences: list[Sequence], *, model: str, engine: str, precision: str
         threads=threads,
         ledger=first.ledger(),
         logprobs=first.logprobs,
+        score=first.score,
         others=[
             m.Continuation(
                 text=s.text,
@@ -218,6 +251,7 @@ def result(sequences: list[Sequence], *, model: str, engine: str, precision: str
                 seed=s.seed,
                 ledger=s.ledger(),
                 logprobs=s.logprobs,
+                score=s.score,
             )
             for s in others
         ],

@@ -13,10 +13,11 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence as Many
+from collections.abc import Callable, Sequence as Many
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import psutil
 import zmq
 
@@ -30,6 +31,7 @@ from server.processors import Processors
 from server.sampling import Sampler, sample
 from server.scheduler import Scheduler
 from server.scoring import Scoring
+from server.search import BeamSearch, ContrastiveSearch, Lane, Search
 from server.sequence import Sequence, result
 from server.spec import Spec
 from server.text import Text
@@ -105,9 +107,18 @@ class Worker:
         first_token: int | None = None
         if batch.prefill:
             wanted = batch.prefill.wanted(len(batch.chunk))
-            logits = self._engine.prefill(batch.prefill.row, batch.chunk, batch.prefill.cached, wanted)
+            search = batch.prefill.search if isinstance(batch.prefill, Sequence) else None
+            inside = search is not None and search.looks_inside
+            hidden = np.empty((len(batch.chunk), self._engine.width), np.float32) if inside else None
+            logits = self._engine.prefill(batch.prefill.row, batch.chunk, batch.prefill.cached, wanted, hidden)
             scored = logits
-            if wanted and isinstance(batch.prefill, Sequence):
+            if search is not None and hidden is not None:
+                search.see(hidden)
+            if search is not None and wanted:
+                batch.prefill.cached += len(batch.chunk)
+                self._search(search, lambda: search.start(logits[0], self._engine))
+                batch.prefill.cached -= len(batch.chunk)
+            elif wanted and isinstance(batch.prefill, Sequence):
                 first_token = self._choose(logits, [batch.prefill])[0]
         prefilled = time.perf_counter()
         tokens = self._decode(batch.decode) if batch.decode else []
@@ -116,7 +127,8 @@ class Worker:
             if sequence.finished:
                 self._end(sequence)
             elif sequence.request.stream:
-                self._send_piece(sequence)
+                for output in sequence.outputs:
+                    self._send_piece(output)
         self._scheduler.release(advanced)
         if isinstance(batch.prefill, Scoring):
             batch.prefill.take(len(batch.chunk), wanted, scored)
@@ -127,9 +139,24 @@ class Worker:
         self._new_tokens += sum(map(len, tokens)) + (first_token is not None)
         self._busy_s += time.perf_counter() - began
 
-    def _decode(self, sequences: list[Sequence]) -> list[list[int]]:
-        """The next token of each sequence, and more where guesses were right."""
-        due, past = [s.ids[-1] for s in sequences], [s.cached for s in sequences]
+    def _decode(self, lanes: Many[Sequence | Lane]) -> list[list[int]]:
+        """The next token of each sequence, and more where guesses were right; searches take theirs themselves."""
+        sequences = [s for s in lanes if isinstance(s, Sequence)]
+        searches = list({id(s.search): s.search for s in lanes if isinstance(s, Lane)}.values())
+        due, past = [s.ids[-1] for s in lanes], [s.cached for s in lanes]
+        if not searches:
+            return self._decode_plain(due, past, sequences)
+        inside = any(search.looks_inside for search in searches)
+        hidden = np.empty((len(lanes), self._engine.width), np.float32) if inside else None
+        logits = self._engine.decode(due, past, hidden)
+        for search in searches:
+            rows = [lane.row for lane in search.lanes]
+            own = logits[rows], None if hidden is None else hidden[rows]
+            self._search(search, lambda: search.advance(*own, self._engine))  # noqa: B023 - called at once
+        chosen = iter(self._choose(logits[[s.row for s in sequences]], sequences) if sequences else ())
+        return [[next(chosen)] if isinstance(s, Sequence) else [] for s in lanes]
+
+    def _decode_plain(self, due: list[int], past: list[int], sequences: list[Sequence]) -> list[list[int]]:
         guesses = [s.guess(len(sequences), self._engine.context) if self._verifier else [] for s in sequences]
         if self._verifier is None or not any(guesses):
             return [[token] for token in self._choose(self._engine.decode(due, past), sequences)]
@@ -139,6 +166,23 @@ class Worker:
             tokens.append(self._accept(logits[first : first + len(guess) + 1], sequence, guess))
             first += len(guess) + 1
         return tokens
+
+    def _search(self, search: Search, step: Callable[[], None]) -> None:
+        """Take a step of a search; one that fails ends with the fault."""
+        self._new_tokens += 1
+        try:
+            step()
+        except Exception as e:  # noqa: BLE001 - whatever it is, it is this search's alone
+            fault = self._fault("the search", e)
+            for output in search.outputs:
+                output.fail(fault)
+
+    def _fault(self, what: str, e: Exception) -> str:
+        """Log it; return what the client is told."""
+        incident = secrets.token_hex(4)
+        print(f"{what} failed, incident {incident}:", file=sys.stderr)
+        traceback.print_exception(e)
+        return f"a fault of the server ({type(e).__name__}); its log has the details under {incident}"
 
     def _accept(self, logits: Logits, sequence: Sequence, guess: list[int]) -> list[int]:
         """Choose token after token, as long as each is what was guessed."""
@@ -159,10 +203,7 @@ class Worker:
             sequences, sample(logits, [s.sampler for s in sequences], [[*s.ids, *more] if more else s.ids for s in sequences]), strict=True
         ):
             if isinstance(chosen, Exception):
-                incident = secrets.token_hex(4)
-                print(f"sampling failed, incident {incident}:", file=sys.stderr)
-                traceback.print_exception(chosen)
-                sequence.fail(f"a fault of the server ({type(chosen).__name__}); its log has the details under {incident}")
+                sequence.fail(self._fault("sampling", chosen))
             tokens.append(self._end_of_text if isinstance(chosen, Exception) else chosen)
         return tokens
 
@@ -186,7 +227,7 @@ class Worker:
             self._fail(request.id, e.code, str(e))
             return
         self._open[request.id] = sequences
-        for sequence in sequences:
+        for sequence in sequences[:1] if sequences[0].search else sequences:
             self._scheduler.add(sequence)
 
     def _scoring(self, work: Work, request: m.Score, received: float) -> Scoring:
@@ -214,6 +255,11 @@ class Worker:
                     f'context of {context}; shorten either, or ask for truncate="left"'
                 )
             prompt, dropped = prompt[excess:], excess
+        if request.rows > self._engine.rows:
+            raise BadRequest(
+                f"strategy {request.strategy} needs {request.rows} rows here, and {self._spec.engine} has {self._engine.rows}; "
+                "ask for fewer, or start the server with more --rows"
+            )
         seed = request.seed if request.seed is not None else secrets.randbits(62)
         bad_words = [ids for word in request.bad_words for ids in self._text.forms(word)]
         sequences = []
@@ -223,6 +269,22 @@ class Worker:
             sampler = Sampler(request, own_seed, processors)
             increments = self._text.increments()
             sequences.append(Sequence(work, request, index, prompt, dropped, own_seed, increments, sampler, self._end_of_text, received))
+        if request.rows > 1:
+            lead = sequences[0]
+            lead.branches = True  # what it computes of the prompt is kept
+
+            def fresh() -> Processors:
+                return Processors(request, len(prompt), self._end_of_text, bad_words)
+
+            def stops(tokens: Many[int]) -> bool:
+                text = self._text.increments()
+                written = "".join(map(text.push, tokens))
+                return any(stop in written for stop in request.stop)
+
+            if request.strategy == "contrastive":
+                lead.search, lead.reuses = ContrastiveSearch(sequences, fresh), False
+            else:
+                lead.search = BeamSearch(sequences, fresh, self._end_of_text, stops)
         return sequences
 
     def _send_piece(self, sequence: Sequence) -> None:
@@ -233,7 +295,7 @@ class Worker:
             if first:
                 time.sleep(YIELD_S)
 
-    def _end(self, sequence: Sequence | Scoring) -> None:
+    def _end(self, sequence: Sequence | Scoring | Lane) -> None:
         """A sequence has finished. With the last of its request's: the last reply, a result if any had started, else an error."""
         if isinstance(sequence, Scoring):
             if sequence.finished == "length":

@@ -9,7 +9,7 @@ import pytest
 from protocol import messages as m
 from protocol.link import Work
 from server.catalogue import DEMO_FOLDER, read_architecture
-from server.engines.base import Logits
+from server.engines.base import Engine, Logits
 from server.scheduler import Scheduler
 from server.spec import Spec
 from server.text import Text
@@ -26,10 +26,10 @@ SPEC = Spec(
 class Loop:
     """A worker whose loop is turned by hand."""
 
-    def __init__(self, rows: int = 1) -> None:
+    def __init__(self, rows: int = 1, engine: Engine | None = None) -> None:
         self.link, self.engine = ListLink(), FakeEngine(rows, ARCH.context, ARCH.vocabulary)
         text = Text(Path(DEMO_FOLDER), ARCH.vocabulary, ARCH.end_of_text)
-        self.worker = Worker(SPEC, self.link, self.engine, text, "digest", ARCH)  # type: ignore[arg-type]
+        self.worker = Worker(SPEC, self.link, engine or self.engine, text, "digest", ARCH)  # type: ignore[arg-type]
 
     @property
     def scheduler(self) -> Scheduler:
