@@ -196,3 +196,84 @@ def test_searches_and_others_run_together_as_they_do_alone(engine: Engine) -> No
     ]
     together = run(engine, *requests)
     assert [texts(r) for r in together] == [texts(run(engine, request)[0]) for request in requests]
+
+
+def test_a_stream_of_beams_is_what_all_agree_on(engine: Engine) -> None:
+    loop = Loop(engine=engine)
+    loop.ask(1, prompt_ids=PROMPTS[0], strategy="beam", n=2, max_new_tokens=24, stream=True)
+    for _ in range(40):
+        for sequence in loop.worker._open.get(1, []):
+            sequence.sent_at = float("-inf")
+        loop.turn()
+    *pieces, result = [r for r in loop.link.sent if r.id == 1]
+    assert isinstance(result, m.Generated)
+    for index, (ids, text) in enumerate([(result.ids, result.text), (result.others[0].ids, result.others[0].text)]):
+        own = [p for p in pieces if isinstance(p, m.Tokens) and p.index == index]
+        assert [i for p in own for i in p.ids] == ids
+        assert "".join(p.text for p in own) == text
+        assert len(own) > 1
+    assert result.ledger.mean_batch == 4 and result.ledger.new_tokens == 24 and result.ledger.decode_ms > 0
+    assert loop.scheduler.running == 0
+
+
+def test_beams_end_at_a_stop_string(engine: Engine) -> None:
+    request = {"prompt_ids": PROMPTS[0], "strategy": "beam", "max_new_tokens": 24, "ignore_eos": True, "length_penalty": 0.0}
+    (free,) = run(engine, request)
+    stop = free.text[8:11]
+    (stopped,) = run(engine, {**request, "stop": [stop], "n": 4, "early_stopping": "yes"})
+    assert any(reason == "stop" for reason in (stopped.finish_reason, *(o.finish_reason for o in stopped.others)))
+    assert all(stop not in text for text in (stopped.text, *(o.text for o in stopped.others)))
+
+
+@pytest.mark.parametrize("strategy", ["beam", "contrastive"])
+def test_a_cancelled_search_returns_what_there_is(engine: Engine, strategy: str) -> None:
+    for turns in (0, 1, 6):
+        loop = Loop(engine=engine)
+        loop.ask(1, prompt_ids=PROMPTS[0], strategy=strategy, n=2 if strategy == "beam" else 1, max_new_tokens=50)
+        loop.turn(turns)
+        loop.cancel(1)
+        loop.turn(1)
+        (reply,) = loop.link.sent
+        if turns:
+            assert isinstance(reply, m.Generated) and reply.finish_reason == "cancelled" and len(reply.ids) <= turns
+        else:
+            assert isinstance(reply, m.Failure) and reply.code == "cancelled"
+        assert (loop.scheduler.running, loop.scheduler.waiting) == (0, 0)
+
+
+def test_a_fault_in_a_search_costs_its_own_request(engine: Engine) -> None:
+    loop = Loop(engine=engine)
+    loop.ask(1, prompt_ids=PROMPTS[0], strategy="beam", max_new_tokens=20)
+    loop.ask(2, prompt_ids=PROMPTS[1], strategy="greedy", max_new_tokens=10)
+    loop.turn(3)
+    loop.scheduler.find(1)[0].search._settled = None  # type: ignore[union-attr, method-assign, assignment]
+    loop.turn(20)
+    replies = {r.id: r for r in loop.link.sent}
+    failure = replies[1]
+    assert isinstance(failure, m.Failure) and failure.code == "internal" and isinstance(replies[2], m.Generated)
+    assert loop.scheduler.running == 0
+
+
+def test_a_search_waits_for_all_its_rows_and_more_than_there_are_is_refused(engine: Engine) -> None:
+    loop = Loop(engine=engine)
+    for i in range(1, 6):
+        loop.ask(i, prompt_ids=[i], strategy="greedy", max_new_tokens=6 * i, ignore_eos=True)
+    loop.ask(6, prompt_ids=PROMPTS[0], strategy="beam", num_beams=6, max_new_tokens=4)
+    loop.ask(7, prompt_ids=PROMPTS[0], strategy="beam", num_beams=9, max_new_tokens=4)
+    (refusal,) = loop.link.sent
+    assert isinstance(refusal, m.Failure) and refusal.code == "bad_request" and "--rows" in refusal.message
+    loop.turn(80)
+    order = [r.id for r in loop.link.sent[1:]]
+    assert sorted(order) == [1, 2, 3, 4, 5, 6] and order.index(6) > order.index(3)
+
+
+@pytest.mark.parametrize(
+    ("fields", "word"),
+    [
+        ({"strategy": "beam", "n": 5}, "num_beams"), ({"strategy": "contrastive", "n": 2}, "contrastive"), ({"strategy": "beam", "logprobs": 1}, "score"),
+        ({"strategy": "diverse_beam", "num_beams": 5}, "multiple"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_searched_is_refused(fields: dict[str, Any], word: str) -> None:
+    with pytest.raises(ValueError, match=word):
+        m.Generate(prompt="a", **fields)

@@ -11,7 +11,7 @@ import pytest
 from protocol import messages as m
 from protocol.link import Work
 from server.catalogue import DEMO_FOLDER, read_architecture
-from server.engines.base import Logits
+from server.engines.base import Hidden, Logits
 from server.engines.native import NativeEngine
 from server.sampling import softmax
 from server.spec import Spec
@@ -127,10 +127,10 @@ class Verifying(FakeEngine):
         logits[:, 10:15] = self.LOGITS
         return logits
 
-    def decode(self, ids: Sequence[int], past: Sequence[int]) -> Logits:
+    def decode(self, ids: Sequence[int], past: Sequence[int], hidden: Hidden | None = None) -> Logits:
         return self.verify([[i] for i in ids], past)
 
-    def prefill(self, row: int, ids: Sequence[int], past: int, wanted: Sequence[int]) -> Logits:
+    def prefill(self, row: int, ids: Sequence[int], past: int, wanted: Sequence[int], hidden: Hidden | None = None) -> Logits:
         return self.verify([[0]] * max(1, len(wanted)), [0])[: len(wanted)]
 
 
