@@ -31,8 +31,15 @@ def native_problem() -> str:
 
 
 PRECISIONS = ("int8", "int4", "fp32")
-ENGINES: dict[str, tuple[str, ...]] = {name: PRECISIONS for name in ("native", "onnx") if name != "native" or not native_problem()}
+ENGINES: dict[str, tuple[str, ...]] = {
+    **{name: PRECISIONS for name in ("native", "onnx") if name != "native" or not native_problem()},
+    "torch": ("fp32", "bf16", "int8"),
+}
 """Engine -> its precisions; the first of each is the default."""
+REFERENCES = frozenset({"torch"})
+"""Engines that are there to compare with: one row, no prefix cache."""
+REFERENCE_BYTES = 420 << 20
+"""What their libraries take beside OVERHEAD_BYTES."""
 OVERHEAD_BYTES = 80 << 20
 """A worker's interpreter, libraries and activations."""
 ROWS_BYTES = 640 << 20
@@ -74,11 +81,13 @@ class Architecture:
 
     def default_rows(self, engine: str, precision: str) -> int:
         """How many sequences run together: as many rows as fit into ROWS_BYTES, 1 to MAX_ROWS."""
+        if engine in REFERENCES:
+            return 1
         return max(1, min(MAX_ROWS, ROWS_BYTES // self.row_bytes(engine, precision)))
 
     def prefix_cache_bytes(self, engine: str, precision: str) -> int:
         """The prefix cache holds as much as one row: a whole context."""
-        return self.row_bytes(engine, precision)
+        return 0 if engine in REFERENCES else self.row_bytes(engine, precision)
 
     @property
     def published_bytes(self) -> int:
@@ -97,6 +106,9 @@ class Architecture:
         blocks = self.layers * (4 * self.width * self.width + 2 * self.width * self.inner)
         head = self.vocabulary * self.width
         rest = self.parameters - blocks - head
+        if engine in REFERENCES:  # int8 is made of fp32, whose memory is not given back, and parts the head from the token table
+            size = {"fp32": 4 * self.parameters, "bf16": 2 * self.parameters, "int8": 4 * self.parameters + blocks + 5 * head}[precision]
+            return size + self.row_bytes(engine, precision) + OVERHEAD_BYTES + REFERENCE_BYTES
         if precision == "fp32":
             weights = 4 * (blocks + head + rest)
         else:  # a scale for 32 weights; embedding and head have 8 bits, and the ONNX runtime keeps a packed copy of the head
@@ -104,6 +116,11 @@ class Architecture:
             weights = int(({"int8": 1, "int4": 0.5}[precision] + scale) * blocks + (1 + scale) * copies * head) + 4 * rest
         kept = rows * self.row_bytes(engine, precision) + self.prefix_cache_bytes(engine, precision)
         return weights + kept + OVERHEAD_BYTES
+
+
+def rows_of(engine: str, asked: int | None) -> int | None:
+    """How many rows an engine gets where so many are asked for; None: as many as fit."""
+    return 1 if engine in REFERENCES else asked
 
 
 def _is_half(engine: str, precision: str) -> bool:

@@ -12,7 +12,7 @@ import psutil
 from protocol import messages as m
 from protocol.keys import Role
 from protocol.parameters import parameters
-from server.catalogue import ENGINES, Catalogue, Model
+from server.catalogue import ENGINES, Catalogue, Model, rows_of
 from server.config import VERSION, Config
 from server.workers import Workers
 
@@ -50,7 +50,7 @@ def _model(model: Model, workers: Workers, config: Config) -> m.ModelInfo:
         m.Precision(
             engine=engine,
             precision=precision,
-            memory_bytes=arch.memory_bytes(engine, precision, config.rows or arch.default_rows(engine, precision)),
+            memory_bytes=arch.memory_bytes(engine, precision, rows_of(engine, config.rows) or arch.default_rows(engine, precision)),
             loaded=any(w.state == "ready" for w in workers.matching(model.name, engine, precision)),
         )
         for engine, supported in ENGINES.items()

@@ -235,6 +235,13 @@ def load_engine(
     def count(done: int, total: int) -> None:
         progress("build", done, total, "layers")
 
+    if engine == "torch":
+        progress("open", 0, 1, "model")
+        from server.engines.torch import TorchEngine
+
+        reference = TorchEngine(arch, folder, Weights(file, arch), precision, threads)
+        progress("open", 1, 1, "model")
+        return reference, sha
     # The number of heads is in the config alone.
     content = hashlib.sha256(f"{sha} {arch}".encode()).hexdigest()[:32]
     name, cache = f"{content}-{engine}-{precision}", BuildCache(cache_dir, cache_bytes)

@@ -19,7 +19,7 @@ from protocol import messages as m
 from protocol.errors import BadModel, BadRequest, NoMemory, NotLoaded
 from protocol.keys import CurveKeys
 from protocol.link import Beat, Ready
-from server.catalogue import ENGINES, OVERHEAD_BYTES, Architecture, Model
+from server.catalogue import ENGINES, OVERHEAD_BYTES, Architecture, Model, rows_of
 from server.config import CGROUP, Config
 from server.spec import Spec
 
@@ -184,7 +184,7 @@ class Workers:
         if model.problem:
             raise BadModel(f"{model.name}: {model.problem}")
         arch, config, room = model.architecture, self._config, self._room()
-        rows, need = config.rows, OVERHEAD_BYTES
+        rows, need = rows_of(engine, config.rows), OVERHEAD_BYTES
         if arch:
             rows = rows or arch.fitting_rows(engine, precision, room)
             need = arch.memory_bytes(engine, precision, rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import shutil
@@ -139,13 +138,13 @@ def test_an_untied_head_is_used(tmp_path: Path, cache: Path) -> None:
     folder = copy_demo(tmp_path / "untied")
     tensors = load_file(folder / "model.safetensors")
     save_file(tensors | {"lm_head.weight": np.roll(tensors["wte.weight"], 1, axis=0).copy()}, folder / "model.safetensors")
-    for name, precision in itertools.product(ENGINES, ("fp32", "int8", "int4")):
+    for name, precision in ((name, precision) for name, precisions in ENGINES.items() for precision in precisions):
         logits = []
         for place in (DEMO_FOLDER, folder):
             engine, _ = load_engine(place, ARCH, name, precision, 1, 2, cache, 1 << 30, lambda *_: None)
             logits.append(engine.prefill(0, [5, 6, 7], 0, [2])[0])
             engine.close()
-        np.testing.assert_allclose(logits[1], np.roll(logits[0], 1), atol=1e-3)
+        np.testing.assert_allclose(logits[1], np.roll(logits[0], 1), atol=0.1 if precision == "bf16" else 1e-3)
 
 
 class Small:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,10 +27,10 @@ SPEC = Spec(
 class Loop:
     """A worker whose loop is turned by hand."""
 
-    def __init__(self, rows: int = 1, engine: Engine | None = None) -> None:
+    def __init__(self, rows: int = 1, engine: Engine | None = None, name: str = "fake") -> None:
         self.link, self.engine = ListLink(), FakeEngine(rows, ARCH.context, ARCH.vocabulary)
         text = Text(Path(DEMO_FOLDER), ARCH.vocabulary, ARCH.end_of_text)
-        self.worker = Worker(SPEC, self.link, engine or self.engine, text, "digest", ARCH)  # type: ignore[arg-type]
+        self.worker = Worker(replace(SPEC, engine=name), self.link, engine or self.engine, text, "digest", ARCH)  # type: ignore[arg-type]
 
     @property
     def scheduler(self) -> Scheduler:

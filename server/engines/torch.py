@@ -1,0 +1,106 @@
+"""The torch engine: transformers' own GPT-2, as a reference for the others. One row, its cache one that grows.
+
+`int8` is torch's dynamic quantisation: weights of 8 bits with a scale for each output, activations quantised anew at each product.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+try:
+    import torch
+    from torch import nn
+    from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
+    from transformers.modeling_utils import no_init_weights
+    from transformers.pytorch_utils import Conv1D
+except ImportError as e:
+    raise ImportError(
+        f"engine torch needs torch and transformers ({e.name} is missing); `pip install -r requirements.txt` adds them "
+        "(the README says how to take torch without CUDA)"
+    ) from None
+
+from server.catalogue import Architecture
+from server.engines.base import KV, Hidden, Logits
+
+
+class TorchEngine:
+    """One model in transformers. `quantised_share` is that of the weights that take part in products."""
+
+    rows = 1
+
+    def __init__(self, arch: Architecture, folder: Path, weights: Mapping[str, NDArray[np.float32]], precision: str, threads: int) -> None:
+        """`folder` has config.json, `weights` gives float32 tensors by GPT-2's own names. Raises: OSError, RuntimeError."""
+        self.context, self.vocabulary, self.width, self.threads = arch.context, arch.vocabulary, arch.width, threads
+        torch.set_num_threads(threads)
+        config = GPT2Config.from_pretrained(folder)
+        config.tie_word_embeddings = "lm_head.weight" not in weights
+        with no_init_weights():
+            model = GPT2LMHeadModel._from_config(
+                config, attn_implementation="sdpa", dtype=torch.bfloat16 if precision == "bf16" else torch.float32
+            ).eval()
+        model.tie_weights()
+        parameters = dict(model.named_parameters())  # a tied head is not among them
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(torch.from_numpy(np.ascontiguousarray(weights[name.removeprefix("transformer.")])))
+        self.quantised_share = 0.0
+        if precision == "int8":
+            model, self.quantised_share = quantised(model)
+        self._model: GPT2LMHeadModel | None = model
+        self._cache = DynamicCache()
+
+    def prefill(self, row: int, ids: Sequence[int], past: int, wanted: Sequence[int], hidden: Hidden | None = None) -> Logits:  # noqa: ARG002 - there is one row
+        if self._model is None:
+            raise RuntimeError("the engine is closed")
+        if past < self._cache.get_seq_length():
+            self._cache.crop(past)
+        with torch.inference_mode():
+            states = self._model.transformer(torch.tensor([ids]), past_key_values=self._cache, use_cache=True).last_hidden_state[0]
+            if hidden is not None:
+                hidden[:] = states.float().numpy()
+            if not wanted:
+                return np.empty((0, self.vocabulary), np.float32)
+            logits: Logits = self._model.lm_head(states[list(wanted)]).float().numpy()
+        return logits
+
+    def decode(self, ids: Sequence[int], past: Sequence[int], hidden: Hidden | None = None) -> Logits:
+        return self.prefill(0, ids, past[0], [0], hidden)
+
+    def move(self, source: int, target: int, positions: int, first: int = 0) -> None:
+        """There is one row, which is where it is."""
+
+    def export(self, row: int, positions: int) -> KV:
+        raise NotImplementedError("a reference engine has no prefix cache")
+
+    def restore(self, row: int, kv: KV) -> None:
+        raise NotImplementedError("a reference engine has no prefix cache")
+
+    def close(self) -> None:
+        self._model = None
+        self._cache = DynamicCache()
+
+
+def quantised(model: GPT2LMHeadModel) -> tuple[GPT2LMHeadModel, float]:
+    """Quantise all matrices to 8 bits; return the model and the share of their weights that is.
+
+    GPT-2's blocks are Conv1D, which quantize_dynamic passes over in silence: they become Linear first.
+    """
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, Conv1D):
+                linear = nn.Linear(*child.weight.shape)
+                linear.weight, linear.bias = nn.Parameter(child.weight.T.contiguous()), child.bias
+                setattr(parent, name, linear)
+    # The LM head gets weights of its own: the token table that it shares is looked up, not multiplied.
+    model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
+    total = sum(layer.weight.numel() for layer in model.modules() if isinstance(layer, nn.Linear))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch announces that it will go; this version has it
+        result = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8, inplace=True)  # type: ignore[no-untyped-call]
+    kept = sum(layer.weight.numel() for layer in result.modules() if type(layer) is nn.Linear)
+    return result, 1 - kept / total
