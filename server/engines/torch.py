@@ -37,7 +37,7 @@ class TorchEngine:
         """`folder` has config.json, `weights` gives float32 tensors by GPT-2's own names. Raises: OSError, RuntimeError."""
         self.context, self.vocabulary, self.width, self.threads = arch.context, arch.vocabulary, arch.width, threads
         torch.set_num_threads(threads)
-        config = GPT2Config.from_pretrained(folder)
+        config = GPT2Config.from_json_file(folder / "config.json")
         config.tie_word_embeddings = "lm_head.weight" not in weights
         with no_init_weights():
             model = GPT2LMHeadModel._from_config(

@@ -27,7 +27,8 @@ TEXT = Text(DEMO_FOLDER, ARCH.vocabulary, ARCH.end_of_text)
 def test_hello_describes_the_server(client: Client) -> None:
     info = client.hello()
     assert info.protocol == "1.0"
-    assert [(e.name, e.precisions) for e in info.engines] == [(name, ["int8", "int4", "fp32"]) for name in ("native", "onnx")]
+    blocks = ["int8", "int4", "fp32"]
+    assert [(e.name, e.precisions) for e in info.engines] == [("native", blocks), ("onnx", blocks), ("torch", ["fp32", "bf16", "int8"])]
     assert {p.name for p in info.parameters} == set(m.SETTINGS)
     assert info.cores > 0 and info.memory_bytes > 1 << 28 and info.cpu
 
@@ -373,3 +374,21 @@ def test_a_taken_port_is_said(shared_daemon: Daemon) -> None:
         [sys.executable, "-m", "server", "--endpoint", shared_daemon.endpoint], capture_output=True, text=True, timeout=30, check=False
     )
     assert done.returncode == 1 and "is taken" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("strategy", ["beam", "beam_sample", "diverse_beam", "contrastive"])
+def test_searches_by_the_socket(client: Client, strategy: str) -> None:
+    stream = client.stream("Shall I", strategy=strategy, max_new_tokens=12, seed=4)
+    text = "".join(piece.text for piece in stream)
+    again = client.generate("Shall I", strategy=strategy, max_new_tokens=12, seed=4)
+    assert text == stream.result.text == again.text and text
+    assert (again.score is None) == (strategy == "contrastive")
+
+
+def test_the_torch_engine_by_the_socket(client: Client) -> None:
+    client.load("demo", engine="torch", precision="fp32", timeout=60)
+    ask = {"max_new_tokens": 12, "strategy": "greedy", "model": "demo", "precision": "fp32"}
+    client.load("demo", engine="native", precision="fp32")
+    assert client.generate("Shall I", engine="torch", **ask).ids == client.generate("Shall I", engine="native", **ask).ids
+    for engine in ("torch", "native"):
+        client.unload("demo", engine=engine, precision="fp32")
