@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, Self, TypeVar
 
 from protocol import messages as m
-from protocol.client import CONTROL_S, GENERATE_S, LOAD_S, UNLOAD_S, OpenStream, expect, generate_request, text_request
+from protocol.client import CONTROL_S, GENERATE_S, LOAD_S, MEASURE_S, UNLOAD_S, OpenStream, expect, generate_request, text_request
 from protocol.connection import Connection, Event
 from protocol.errors import Gpt2dError
 from protocol.keys import DEFAULT_ENDPOINT
@@ -77,12 +77,27 @@ class AsyncClient:
         *,
         engine: str | None = None,
         precision: str | None = None,
+        compile: bool = False,  # noqa: A002 - its name on the wire
         on_progress: Callable[[m.Progress], object] | None = None,
         timeout: float = LOAD_S,
     ) -> m.Loaded:
         """As Client.load; `on_progress` is called in the event loop."""
-        request = m.Load(model=model, engine=engine, precision=precision, stream=on_progress is not None)
+        request = m.Load(model=model, engine=engine, precision=precision, compile=compile, stream=on_progress is not None)
         return await self._call(request, m.Loaded, timeout, on_progress)
+
+    async def measure(
+        self,
+        model: str,
+        *,
+        engine: str | None = None,
+        precision: str | None = None,
+        text: str | None = None,
+        on_progress: Callable[[m.Progress], object] | None = None,
+        timeout: float = MEASURE_S,
+    ) -> m.Measured:
+        """As Client.measure; `on_progress` is called in the event loop."""
+        request = m.Measure(model=model, engine=engine, precision=precision, text=text, stream=on_progress is not None)
+        return await self._call(request, m.Measured, timeout, on_progress)
 
     async def unload(self, model: str, *, engine: str | None = None, precision: str | None = None, timeout: float = UNLOAD_S) -> list[str]:
         """As Client.unload."""

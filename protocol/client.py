@@ -25,7 +25,7 @@ T = TypeVar("T", m.Tokenize, m.Score)
 
 CONTROL_S = 10.0
 UNLOAD_S = 60.0
-LOAD_S = 3600.0
+LOAD_S = MEASURE_S = 3600.0
 GENERATE_S = 600.0
 
 
@@ -124,6 +124,7 @@ class Client:
         *,
         engine: str | None = None,
         precision: str | None = None,
+        compile: bool = False,  # noqa: A002 - its name on the wire
         on_progress: Callable[[m.Progress], object] | None = None,
         timeout: float = LOAD_S,
     ) -> m.Loaded:
@@ -131,8 +132,25 @@ class Client:
 
         Raises: UnknownModel, BadModel, NoMemory, LoadFailed, Cancelled, and what every call raises.
         """
-        request = m.Load(model=model, engine=engine, precision=precision, stream=on_progress is not None)
+        request = m.Load(model=model, engine=engine, precision=precision, compile=compile, stream=on_progress is not None)
         return self._call(request, m.Loaded, timeout, on_progress)
+
+    def measure(
+        self,
+        model: str,
+        *,
+        engine: str | None = None,
+        precision: str | None = None,
+        text: str | None = None,
+        on_progress: Callable[[m.Progress], object] | None = None,
+        timeout: float = MEASURE_S,
+    ) -> m.Measured:
+        """Measure what a precision costs against full precision (messages.Fidelity says what), which takes minutes for a large model.
+
+        Raises: UnknownModel, BadModel, NotLoaded if the model is not on the server's disk, NoMemory, LoadFailed, Busy.
+        """
+        request = m.Measure(model=model, engine=engine, precision=precision, text=text, stream=on_progress is not None)
+        return self._call(request, m.Measured, timeout, on_progress)
 
     def unload(self, model: str, *, engine: str | None = None, precision: str | None = None, timeout: float = UNLOAD_S) -> list[str]:
         """Unload what matches; return the names. Raises: NotLoaded."""

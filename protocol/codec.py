@@ -13,7 +13,7 @@ import msgspec
 
 from protocol import messages as m
 from protocol.errors import BadRequest, VersionMismatch
-from protocol.link import Beat, ForWorker, FromWorker, Ready, Sized, Work
+from protocol.link import Beat, ForWorker, FromWorker, Ready, Sized, Started, Work
 
 MAX_REQUEST_BYTES = 256 << 10
 MAX_REPLY_BYTES = 16 << 20
@@ -26,21 +26,23 @@ _REQUESTS: dict[str, type[m.Request]] = {
     "models": m.Models,
     "stats": m.GetStats,
     "load": m.Load,
+    "measure": m.Measure,
     "unload": m.Unload,
     "cancel": m.Cancel,
     "generate": m.Generate,
     "tokenize": m.Tokenize,
     "score": m.Score,
 }
-_FOR_WORKER: dict[str, type[m.Request]] = {"work": Work, "cancel": m.Cancel}
+_FOR_WORKER: dict[str, type[m.Request]] = {"work": Work, "cancel": m.Cancel, "measure": m.Measure}
 _REPLIES: dict[str, type[m.Reply]] = {"progress": m.Progress, "tokens": m.Tokens, "error": m.Failure}
-_FROM_WORKER: dict[str, type[m.Reply]] = _REPLIES | {"sized": Sized, "ready": Ready, "beat": Beat}
+_FROM_WORKER: dict[str, type[m.Reply]] = _REPLIES | {"started": Started, "sized": Sized, "ready": Ready, "beat": Beat}
 _RESULTS: dict[str, type[m.Result]] = {
     "hello": m.ServerInfo,
     "ping": m.Pong,
     "models": m.ModelList,
     "stats": m.Stats,
     "load": m.Loaded,
+    "measure": m.Measured,
     "unload": m.Unloaded,
     "cancel": m.CancelSent,
     "generate": m.Generated,

@@ -17,8 +17,15 @@ class Work(m.Request, frozen=True, tag="work"):
     request: m.OfModel
 
 
+class Started(m.Reply, frozen=True, tag_field="type", tag="started"):
+    """A process that measures is there, and waits for its Measure."""
+
+
 class Sized(m.Reply, frozen=True, tag_field="type", tag="sized"):
-    """The worker knows what it needs, now that it has its model's config.json: its reservation is changed, or it is ended."""
+    """What the worker needs from here on: known when it has its model's config.json, and less once it has loaded.
+
+    Its reservation is changed, or where there is no room it is ended.
+    """
 
     memory_bytes: int
 
@@ -27,6 +34,8 @@ class Ready(m.Reply, frozen=True, tag_field="type", tag="ready"):
     """The worker has loaded its model."""
 
     digest: str
+    quantised_share: float
+    disk_bytes: int
     context: int
     rows: int
     threads: int
@@ -45,5 +54,5 @@ class Beat(m.Reply, frozen=True, tag_field="type", tag="beat"):
     busy_ms: float
 
 
-ForWorker: TypeAlias = Work | m.Cancel
-FromWorker: TypeAlias = m.AnyReply | Sized | Ready | Beat
+ForWorker: TypeAlias = Work | m.Cancel | m.Measure
+FromWorker: TypeAlias = m.AnyReply | Started | Sized | Ready | Beat

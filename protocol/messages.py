@@ -53,6 +53,22 @@ class Load(Request, frozen=True, tag="load"):
     model: Name
     engine: Name | None = None
     precision: Name | None = None
+    compile: bool = False
+    """Translate the model for this CPU first, which takes a minute: for an engine and precision that `compiles`."""
+    stream: bool = False
+
+
+class Measure(Request, frozen=True, tag="measure"):
+    """Measure what a precision costs against full precision; answered by Measured, with `stream` also by Progress.
+
+    The model's files must be on the server's disk; whether it is loaded does not matter. `text` is one that the model was
+    not trained on; left out: the works held out from the embedded model's training.
+    """
+
+    model: Name
+    engine: Name | None = None
+    precision: Name | None = None
+    text: Annotated[str, Meta(min_length=1, max_length=100_000)] | None = None
     stream: bool = False
 
 
@@ -238,7 +254,7 @@ class Reply(Struct, frozen=True, kw_only=True):
 
 
 class Progress(Reply, frozen=True, tag_field="type", tag="progress"):
-    """How far a load is. `stage` is a word for people; `unit` says what `done` and `total` count.
+    """How far a load or a measurement is. `stage` is a word for people; `unit` says what `done` and `total` count.
 
     For a generation with `stream` that has to wait: stage "waiting", its place in the queue and the queue's length.
     """
@@ -302,10 +318,13 @@ class Parameter(Struct, frozen=True, kw_only=True):
 
 
 class Engine(Struct, frozen=True, kw_only=True):
-    """An engine and its precisions, the default first."""
+    """An engine, its precisions with the default first, and the strategies it can do."""
 
     name: str
     precisions: list[str]
+    strategies: list[str] = []
+    compiles: list[str] = []
+    """The precisions for which a load may ask to `compile`."""
 
 
 class ServerInfo(Result, frozen=True, tag="hello"):
@@ -343,13 +362,45 @@ class Pong(Result, frozen=True, tag="ping"):
     workers: list[WorkerHealth]
 
 
+class Fidelity(Struct, frozen=True, kw_only=True):
+    """What a model at a precision gives, against the same model at full precision, over `tokens` tokens of a text.
+
+    The distributions compared are those of the next token, at each place of the text.
+    """
+
+    quantised_share: float
+    """Of the weights in matrix products: those stored with less than 16 bits."""
+    disk_bytes: int
+    """Of the files that the engine opens."""
+    memory_bytes: int
+    """Resident in its process, after a first prompt."""
+    perplexity: float
+    perplexity_change_pct: float
+    """Against full precision; above 0 is worse."""
+    top1_agreement: float
+    """The share of places where the likeliest token is the same."""
+    kl_mean: float
+    """Kullback-Leibler divergence from full precision, in nats."""
+    kl_p99: float
+    """99 of 100 places have less."""
+    greedy_tokens: float
+    """How many tokens of a greedy continuation are the same before the first that differs: the mean over the prompts."""
+    greedy_limit: int
+    """The length of those continuations."""
+    tok_s: float
+    """Tokens a second of a greedy continuation: the median over the prompts."""
+    tokens: int
+    threads: int
+
+
 class Precision(Struct, frozen=True, kw_only=True):
-    """One way to load a model: about how much memory it takes, and whether it is loaded so."""
+    """One way to load a model: about how much memory it takes, whether it is loaded so, and what it costs where that was measured."""
 
     engine: str
     precision: str
     memory_bytes: int
     loaded: bool
+    fidelity: Fidelity | None = None
 
 
 class ModelInfo(Struct, frozen=True, kw_only=True):
@@ -380,10 +431,23 @@ class Loaded(Result, frozen=True, tag="load"):
     rows: int
     threads: int
     rss_bytes: int
+    quantised_share: float
+    """Of the weights in matrix products: those stored with less than 16 bits."""
+    disk_bytes: int
+    """Of the files that the engine opened."""
     load_ms: float
     """From the start of its process to its readiness."""
     already: bool
     """It was loaded before this request."""
+
+
+class Measured(Result, frozen=True, tag="measure"):
+    """Also told from now on in Precision, as long as the model's files stay as they are."""
+
+    model: str
+    engine: str
+    precision: str
+    fidelity: Fidelity
 
 
 class Unloaded(Result, frozen=True, tag="unload"):
@@ -486,6 +550,6 @@ class Stats(Result, frozen=True, tag="stats"):
 
 OfModel: TypeAlias = Generate | Tokenize | Score
 """The requests that a loaded model answers."""
-AnyRequest: TypeAlias = Hello | Ping | Models | GetStats | Load | Unload | Cancel | OfModel
-AnyResult: TypeAlias = ServerInfo | Pong | ModelList | Stats | Loaded | Unloaded | CancelSent | Generated | Tokenized | Scored
+AnyRequest: TypeAlias = Hello | Ping | Models | GetStats | Load | Measure | Unload | Cancel | OfModel
+AnyResult: TypeAlias = ServerInfo | Pong | ModelList | Stats | Loaded | Measured | Unloaded | CancelSent | Generated | Tokenized | Scored
 AnyReply: TypeAlias = Progress | Tokens | Failure | AnyResult

@@ -161,13 +161,13 @@ class EngineProcess:
 def own_engine(variant: Variant) -> tuple[Generate, int]:
     from server.catalogue import read_architecture
     from server.config import Config
-    from server.weights import load_engine
+    from server.loading import load_engine
 
     arch, config = read_architecture(Path(variant.folder)), Config()
-    engine, _ = load_engine(
+    engine = load_engine(
         Path(variant.folder), arch, variant.engine, variant.precision, variant.rows, variant.threads,
         config.cache_dir, config.cache_bytes, lambda *_: None,
-    )  # fmt: skip
+    ).engine  # fmt: skip
 
     def generate(prompts: list[list[int]], new_tokens: int) -> tuple[float, float]:
         began = time.perf_counter()

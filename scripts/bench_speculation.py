@@ -25,9 +25,9 @@ from protocol import messages as m
 from protocol.link import FromWorker, Work
 from server.catalogue import Model, read_architecture
 from server.config import Config
+from server.loading import load_engine
 from server.spec import Spec
 from server.text import Text
-from server.weights import load_engine
 from server.worker import Worker
 
 
@@ -57,9 +57,9 @@ class Bench:
     def __init__(self, args: argparse.Namespace, model: Model) -> None:
         config, folder = Config(), model.folder or Path()
         self._arch = read_architecture(folder)
-        self._engine, _ = load_engine(
+        self._engine = load_engine(
             folder, self._arch, args.engine, args.precision, 1, args.threads, config.cache_dir, config.cache_bytes, lambda *_: None
-        )
+        ).engine
         self._spec = Spec(
             endpoint="", server_key="", identity="", model=model.name, folder=str(folder), hub_cache="", models_dir="", engine=args.engine,
             precision=args.precision, threads=args.threads, rows=1, room=0, cache_dir="", cache_bytes=0,

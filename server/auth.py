@@ -177,8 +177,10 @@ class Guard:
         role = self.role(user)
         if role is None:
             raise Unauthorised(REVOKED)
-        if role != "admin" and isinstance(request, m.Load | m.Unload):
-            raise Unauthorised("this key may generate, but not load or unload; whoever runs the server can, or can make it an admin's")
+        if role != "admin" and isinstance(request, m.Load | m.Measure | m.Unload):
+            raise Unauthorised(
+                "this key may generate, but not load, measure or unload; whoever runs the server can, or can make it an admin's"
+            )
 
     def lost(self) -> set[str]:
         """The users that may do less than before, or nothing, since the last call."""

@@ -34,12 +34,21 @@ PRECISIONS = ("int8", "int4", "fp32")
 ENGINES: dict[str, tuple[str, ...]] = {
     **{name: PRECISIONS for name in ("native", "onnx") if name != "native" or not native_problem()},
     "torch": ("fp32", "bf16", "int8"),
+    "optimum": ("fp32", "int8"),
 }
 """Engine -> its precisions; the first of each is the default."""
-REFERENCES = frozenset({"torch"})
+COMPILED = {"torch": ("fp32", "bf16")}
+"""Engine -> the precisions at which it can be compiled."""
+REFERENCE = ("native" if "native" in ENGINES else "onnx", "fp32")
+"""What the others are measured against."""
+REFERENCES = frozenset({"torch", "optimum"})
 """Engines that are there to compare with: one row, no prefix cache."""
 REFERENCE_BYTES = 420 << 20
 """What their libraries take beside OVERHEAD_BYTES."""
+BUILD_FORMAT = 4
+"""Raised whenever graph.py, layout.py, quantise.py or the export build something else from the same weights."""
+EXPORT_COPIES = {"fp32": 6, "int8": 8}
+"""How many times the float32 weights are in memory when optimum's export is at its largest."""
 OVERHEAD_BYTES = 80 << 20
 """A worker's interpreter, libraries and activations."""
 ROWS_BYTES = 640 << 20
@@ -101,11 +110,21 @@ class Architecture:
             rows -= 1
         return rows
 
+    def loading_bytes(self, engine: str, precision: str, rows: int) -> int:
+        """About what a worker needs until it is ready: an export holds the weights several times over."""
+        settled = self.memory_bytes(engine, precision, rows)
+        if engine != "optimum":
+            return settled
+        return max(settled, EXPORT_COPIES[precision] * 4 * self.parameters + OVERHEAD_BYTES + REFERENCE_BYTES)
+
     def memory_bytes(self, engine: str, precision: str, rows: int) -> int:
         """About what a worker needs when it is full: weights, `rows` rows of KV cache, the prefix cache, overhead."""
         blocks = self.layers * (4 * self.width * self.width + 2 * self.width * self.inner)
         head = self.vocabulary * self.width
         rest = self.parameters - blocks - head
+        if engine == "optimum":  # the head is stored apart from the token table; the runtime copies what it rearranges
+            weights = (4 if precision == "fp32" else 1) * (self.parameters + head) * 3 // 2
+            return weights + self.row_bytes(engine, precision) + OVERHEAD_BYTES + REFERENCE_BYTES
         if engine in REFERENCES:  # int8 is made of fp32, whose memory is not given back, and parts the head from the token table
             size = {"fp32": 4 * self.parameters, "bf16": 2 * self.parameters, "int8": 4 * self.parameters + blocks + 5 * head}[precision]
             return size + self.row_bytes(engine, precision) + OVERHEAD_BYTES + REFERENCE_BYTES
@@ -262,6 +281,13 @@ def choose_engine(engine: str | None, precision: str | None) -> tuple[str, str]:
     if precision not in ENGINES[engine]:
         raise BadModel(f"engine {engine} has no precision {precision!r}; it has: {', '.join(ENGINES[engine])}")
     return engine, precision
+
+
+def check_compiled(engine: str, precision: str) -> None:
+    """Raises: BadModel where there is nothing to compile."""
+    if precision not in COMPILED.get(engine, ()):
+        there = ", ".join(f"{name} at {' and '.join(precisions)}" for name, precisions in COMPILED.items())
+        raise BadModel(f"{engine} at {precision} cannot be compiled; what can: {there}")
 
 
 def read_architecture(folder: Path) -> Architecture:

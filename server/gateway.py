@@ -17,6 +17,7 @@ import zmq
 
 from protocol import codec, messages as m, sockets
 from protocol.errors import (
+    BadRequest,
     Busy,
     Cancelled,
     DeadlineExceeded,
@@ -30,10 +31,10 @@ from protocol.errors import (
     from_code,
 )
 from protocol.keys import CurveKeys, read_secret
-from protocol.link import Beat, ForWorker, FromWorker, Ready, Sized, Work
+from protocol.link import Beat, ForWorker, FromWorker, Ready, Sized, Started, Work
 from server import status
 from server.auth import REVOKED, Guard, Keyring
-from server.catalogue import Catalogue, choose_engine
+from server.catalogue import Catalogue, Model, check_compiled, choose_engine
 from server.config import Config
 from server.sessions import DuplicateId, Open, Sessions
 from server.workers import Launcher, LocalLauncher, Worker, Workers, exit_words
@@ -163,6 +164,8 @@ class Gateway:
                 self._hand_on(entry, request)
             case m.Load():
                 self._load(entry, request)
+            case m.Measure():
+                self._measure(entry, request)
             case m.Unload():
                 self._unload(entry, request)
             case m.Cancel():
@@ -191,22 +194,41 @@ class Gateway:
     def _load(self, entry: Open, request: m.Load) -> None:
         self._refuse_when_draining()
         engine, precision = choose_engine(request.engine, request.precision)
+        if request.compile:
+            check_compiled(engine, precision)
         model = self._catalogue.find(request.model)
         worker = next(iter(self._workers.matching(model.name, engine, precision)), None)
+        if worker and worker.compiled != request.compile:
+            raise BadRequest(f"{worker.name} is loaded {'compiled' if worker.compiled else 'without `compile`'}; unload it first")
         if worker and worker.ready:
             self._sessions.reply(entry, worker.loaded(worker.ready, already=True))
             return
         if worker is None:
-            try:
-                worker = self._workers.start(model, engine, precision)
-            except OSError as e:
-                raise LoadFailed(f"no worker process can be started: {e}") from None
+            worker = self._start(model, engine, precision, compiled=request.compile)
             log.info("load %s", worker.name)
         worker.waiters.append(entry.key)
 
+    def _measure(self, entry: Open, request: m.Measure) -> None:
+        self._refuse_when_draining()
+        engine, precision = choose_engine(request.engine, request.precision)
+        model = self._catalogue.find(request.model)
+        if model.folder is None:
+            raise NotLoaded(f"{model.name} is not on this server's disk; load it first, which downloads it")
+        if busy := next((w for w in self._workers.all() if w.task), None):  # one at a time: each is as large as two models
+            raise Busy(f"{busy.name} is being measured; try again when that is done")
+        worker = self._start(model, engine, precision, task=request)
+        log.info("measure %s", worker.name)
+        worker.waiters.append(entry.key)
+
+    def _start(self, model: Model, engine: str, precision: str, *, compiled: bool = False, task: m.Measure | None = None) -> Worker:
+        try:
+            return self._workers.start(model, engine, precision, compiled=compiled, task=task)
+        except OSError as e:
+            raise LoadFailed(f"no worker process can be started: {e}") from None
+
     def _unload(self, entry: Open, request: m.Unload) -> None:
         """Answered when the memory is free, which is when the processes have ended."""
-        found = [w for w in self._workers.all() if w.matches(request.model, request.engine, request.precision)]
+        found = [w for w in self._workers.models() if w.matches(request.model, request.engine, request.precision)]
         if not found:
             raise NotLoaded(f"{request.model} is not loaded")
         for worker in found:
@@ -217,12 +239,12 @@ class Gateway:
         self._unloads.append((entry, found))
 
     def _cancel(self, target: Open | None) -> bool:
-        if target is None or not isinstance(target.request, m.Generate | m.Score | m.Load):
+        if target is None or not isinstance(target.request, m.Generate | m.Score | m.Load | m.Measure):
             return False
         self._abandon(target)
         target.cancelled = target.cancelled or time.monotonic()
-        if isinstance(target.request, m.Load):
-            self._fail(target, Cancelled("the load was cancelled"))
+        if isinstance(target.request, m.Load | m.Measure):
+            self._fail(target, Cancelled(f"the {codec.type_of(target.request)} was cancelled"))
         return True
 
     def _abandon(self, entry: Open) -> None:
@@ -236,7 +258,7 @@ class Gateway:
             if entry.key in worker.waiters:
                 worker.waiters.remove(entry.key)
                 if not worker.waiters and not worker.ready and not worker.kept:
-                    log.info("load of %s abandoned", worker.name)
+                    log.info("%s: abandoned", worker.name)
                     self._workers.stop(worker)
 
     def _refuse_when_draining(self) -> None:
@@ -280,8 +302,14 @@ class Gateway:
             self._pass_on(worker, message)
         elif isinstance(message, m.Progress):
             for entry in self._waiters(worker):
-                if isinstance(entry.request, m.Load) and entry.request.stream:
+                if isinstance(entry.request, m.Load | m.Measure) and entry.request.stream:
                     self._sessions.reply(entry, message)
+        elif isinstance(message, Started) and worker.task:
+            self._to_worker(worker, worker.task)
+        elif isinstance(message, m.Measured):
+            log.info("%s: perplexity %+.2f %%", worker.name, message.fidelity.perplexity_change_pct)
+            worker.measured = message  # told when the process has ended: then its memory is free, and another can be measured
+            self._workers.stop(worker)
         elif isinstance(message, Sized):
             self._workers.resize(worker, message.memory_bytes)
         elif isinstance(message, Ready) and worker.state == "loading":
@@ -318,13 +346,17 @@ class Gateway:
         for worker, code in self._workers.ended():
             if worker.state == "stopping":
                 log.info("%s has ended", worker.name)
+                if worker.measured:
+                    for entry in self._waiters(worker):
+                        self._sessions.reply(entry, worker.measured)
             elif worker.ready:
                 log.error("the worker of %s died (%s)", worker.name, exit_words(code))
                 self._lose(worker, WorkerDied(f"the worker of {worker.name} died ({exit_words(code)}); load it again"))
             else:
-                log.error("the worker of %s died while it loaded (%s)", worker.name, exit_words(code))
+                doing = "measured" if worker.task else "loaded"
+                log.error("the worker of %s died while it %s (%s)", worker.name, doing, exit_words(code))
                 self._lose(
-                    worker, LoadFailed(f"the worker died while it loaded {worker.name} ({exit_words(code)}); the server's log may say why")
+                    worker, LoadFailed(f"the worker died while it {doing} {worker.name} ({exit_words(code)}); the server's log may say why")
                 )
         alive = set(self._workers.all())
         for unload in list(self._unloads):
@@ -347,7 +379,7 @@ class Gateway:
     def _watch_keys(self) -> None:
         if lost := self._guard.lost():
             for entry in self._sessions.of_users(lost):
-                if isinstance(entry.request, m.Load | m.Unload) or self._guard.role(entry.owner.user) is None:
+                if isinstance(entry.request, m.Load | m.Measure | m.Unload) or self._guard.role(entry.owner.user) is None:
                     self._abandon(entry)
                     self._fail(entry, Unauthorised(REVOKED))
 
@@ -402,7 +434,7 @@ class Gateway:
             server_id=self._server_id,
             uptime_ms=(time.monotonic() - self._began) * 1000,
             draining=self._drain_by is not None,
-            workers=[w.health() for w in self._workers.all()],
+            workers=[w.health() for w in self._workers.models()],
         )
 
     def _stats(self) -> m.Stats:

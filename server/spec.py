@@ -27,6 +27,9 @@ class Spec:
     """Bytes that the worker may take."""
     cache_dir: str
     cache_bytes: int
+    compiled: bool = False
+    measures: bool = False
+    """It is to measure what the precision costs, and nothing else."""
 
     def to_line(self) -> bytes:
         return json.dumps(asdict(self)).encode() + b"\n"

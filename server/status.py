@@ -6,14 +6,16 @@ import os
 import platform
 from functools import cache
 from pathlib import Path
+from typing import get_args
 
 import psutil
 
 from protocol import messages as m
 from protocol.keys import Role
 from protocol.parameters import parameters
-from server.catalogue import ENGINES, Catalogue, Model, rows_of
+from server.catalogue import COMPILED, ENGINES, REFERENCES, WEIGHTS_FILE, Catalogue, Model, rows_of
 from server.config import VERSION, Config
+from server.records import Records
 from server.workers import Workers
 
 
@@ -27,10 +29,15 @@ def server_info(server_id: str, role: Role) -> m.ServerInfo:
         cpu=_cpu(),
         cores=os.cpu_count() or 1,
         memory_bytes=_memory(),
-        engines=[m.Engine(name=name, precisions=list(precisions)) for name, precisions in ENGINES.items()],
+        engines=[_engine(name, precisions) for name, precisions in ENGINES.items()],
         parameters=parameters(),
         role=role,
     )
+
+
+def _engine(name: str, precisions: tuple[str, ...]) -> m.Engine:
+    strategies = [s for s in get_args(m.Strategy) if name not in REFERENCES or m.Generate(prompt="", strategy=s).rows == 1]
+    return m.Engine(name=name, precisions=list(precisions), strategies=strategies, compiles=list(COMPILED.get(name, ())))
 
 
 def model_list(catalogue: Catalogue, workers: Workers, config: Config) -> m.ModelList:
@@ -46,12 +53,14 @@ def _model(model: Model, workers: Workers, config: Config) -> m.ModelInfo:
     arch = model.architecture
     if arch is None:
         return m.ModelInfo(name=model.name, parameters=0, context=0, file_bytes=0, precisions=[], problem=model.problem)
+    records = Records(config.cache_dir)
     precisions = [
         m.Precision(
             engine=engine,
             precision=precision,
             memory_bytes=arch.memory_bytes(engine, precision, rows_of(engine, config.rows) or arch.default_rows(engine, precision)),
             loaded=any(w.state == "ready" for w in workers.matching(model.name, engine, precision)),
+            fidelity=records.find(model.folder / WEIGHTS_FILE, engine, precision) if model.folder else None,
         )
         for engine, supported in ENGINES.items()
         for precision in supported

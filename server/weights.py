@@ -1,4 +1,4 @@
-"""A model's files -> an engine: tensors from safetensors, and the disk cache of built graphs. Used in the worker only."""
+"""A model's files: its tensors from safetensors, their digest, and the disk cache of what is built of them. Used in workers only."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from protocol.errors import BadModel
-from server.catalogue import WEIGHTS_FILE, Architecture
-from server.engines.base import Engine
+from server.catalogue import BUILD_FORMAT, Architecture
+from server.records import file_state, named_after
 
 Report = Callable[[str, int, int, str], None]
 """progress(stage, done, total, unit), as protocol.messages.Progress has it."""
@@ -104,15 +104,13 @@ def known_digest(file: Path, memory: Path, progress: Callable[[int, int], None])
 
     What is known is kept in the folder `memory` with the file's size, time and inode, as git's index does it.
     """
-    stat = file.resolve().stat()
-    state = f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ino} {file.resolve()}"
-    note = memory / f"{hashlib.sha256(str(file.resolve()).encode(errors='surrogateescape')).hexdigest()[:32]}.digest"
+    state, note = file_state(file), named_after(file, memory, ".digest")
     with contextlib.suppress(OSError, ValueError):
         sha, noted = note.read_text(encoding="utf-8", errors="surrogateescape").split(" ", 1)
         if noted == state and SHA256.fullmatch(sha):
             return sha
     sha = digest(file, progress)
-    if time.time() - stat.st_mtime > SETTLED_S:
+    if time.time() - file.stat().st_mtime > SETTLED_S:
         with contextlib.suppress(OSError):
             memory.mkdir(parents=True, exist_ok=True)
             draft = note.with_suffix(f".{os.getpid()}")
@@ -133,15 +131,12 @@ class BuildCache:
     What cannot be written to the cache (a full or read-only disk) is built into a temporary folder instead.
     """
 
-    FORMAT = 4
-    """Raised whenever graph.py, layout.py or quantise.py build something else from the same weights."""
-
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self._folder, self._max_bytes = folder, max_bytes
 
     def get(self, name: str, build: Callable[[], Built]) -> Path:
         """Return the folder of what is called `name`, built where it is missing or damaged. Raises: OSError."""
-        entry = self._folder / f"{name}-v{self.FORMAT}"
+        entry = self._folder / f"{name}-v{BUILD_FORMAT}"
         if _intact(entry):
             with contextlib.suppress(OSError):
                 os.utime(entry)
@@ -217,49 +212,3 @@ def _intact(folder: Path) -> bool:
         return (folder / SUMS_FILE).read_text() == _sums(folder)
     except OSError:
         return False
-
-
-def load_engine(
-    folder: Path, arch: Architecture, engine: str, precision: str, rows: int, threads: int,
-    cache_dir: Path, cache_bytes: int, progress: Report,
-) -> tuple[Engine, str]:  # fmt: skip
-    """Make an engine of a model's folder; return it and the digest of the weights.
-
-    `progress(stage, done, total, unit)`. Raises: BadModel, OSError, MemoryError, and what the runtime raises.
-    """
-    file = folder / WEIGHTS_FILE
-    sha = known_digest(file, cache_dir, lambda done, total: progress("check", done, total, "bytes"))
-    if SHA256.fullmatch(blob := file.resolve().name) and blob != sha:  # so the hub's cache names its files
-        raise BadModel(f"{WEIGHTS_FILE} is damaged: its SHA-256 is not the one that names {file.resolve()}; delete that, and load again")
-
-    def count(done: int, total: int) -> None:
-        progress("build", done, total, "layers")
-
-    if engine == "torch":
-        progress("open", 0, 1, "model")
-        from server.engines.torch import TorchEngine
-
-        reference = TorchEngine(arch, folder, Weights(file, arch), precision, threads)
-        progress("open", 1, 1, "model")
-        return reference, sha
-    # The number of heads is in the config alone.
-    content = hashlib.sha256(f"{sha} {arch}".encode()).hexdigest()[:32]
-    name, cache = f"{content}-{engine}-{precision}", BuildCache(cache_dir, cache_bytes)
-    if engine == "native":
-        from server.engines.native import NativeEngine
-        from server.layout import FILE, Layout
-
-        built = cache.get(name, lambda: Layout(arch, Weights(file, arch), precision, count))
-        made: Engine = NativeEngine(
-            arch, built / FILE, precision, rows, threads, progress=lambda done, total: progress("open", done, total, "bytes")
-        )
-    else:
-        from server.engines.onnx import OnnxEngine
-        from server.graph import MODEL_FILE, build
-
-        built = cache.get(name, lambda: build(arch, Weights(file, arch), precision, count))
-        progress("open", 0, 1, "graph")
-        made = OnnxEngine(arch, built / MODEL_FILE, rows, threads)
-        progress("open", 1, 1, "graph")
-    cache.opened(built)
-    return made, sha

@@ -1,30 +1,22 @@
-"""The process that holds one model. Its loop: schedule -> run -> postprocess.
-
-Started by `workers.py` with a Spec on its stdin. It ends when that stdin closes, so that no worker
-outlives its daemon, however that ends.
-"""
+"""The loop of a process that holds one model: schedule -> run -> postprocess."""
 
 from __future__ import annotations
 
 import itertools
-import os
 import secrets
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence as Many
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import psutil
 import zmq
 
 from protocol import codec, messages as m, sockets
-from protocol.errors import BadRequest, Gpt2dError, RequestError, TooLong
-from protocol.link import Beat, ForWorker, FromWorker, Ready, Sized, Work
-from server.catalogue import Architecture, read_architecture
+from protocol.errors import BadRequest, RequestError, TooLong
+from protocol.link import Beat, ForWorker, FromWorker, Work
+from server.catalogue import Architecture
 from server.engines.base import Engine, Logits, Verifier
 from server.prefix_cache import PrefixCache
 from server.processors import Processors
@@ -35,16 +27,11 @@ from server.search import BeamSearch, ContrastiveSearch, Lane, Search
 from server.sequence import Sequence, result
 from server.spec import Spec
 from server.text import Text
-from server.weights import Report, load_engine
-
-if TYPE_CHECKING:
-    from server.download import Repository
 
 PIECE_S = 0.020
 """Text goes out at once for the first token of a sequence, then at most this often."""
 BEAT_S = 0.25
 """The loop tells at least this often that it moves."""
-PROGRESS_S = 0.05
 SEEDS = 1 << 63
 YIELD_S = 0.001
 """After a stream's first token: a pause in which it travels. Where the engine's threads fill all cores, each thread on the
@@ -213,6 +200,8 @@ class Worker:
             for sequence in self._scheduler.find(request.target):
                 sequence.end("cancelled")
             return
+        if isinstance(request, m.Measure):
+            return  # for a process that measures, and serves nothing
         self._requests += 1
         try:
             if isinstance(request.request, m.Tokenize):
@@ -347,77 +336,6 @@ class Worker:
         )  # fmt: skip
 
 
-def load(spec: Spec, link: Link) -> Worker:
-    """Make the engine and say so. Raises: BadModel, and whatever a runtime raises."""
-    sent_at = 0.0
-
-    def progress(stage: str, done: int, total: int, unit: str) -> None:
-        nonlocal sent_at
-        if done >= total or time.monotonic() > sent_at + PROGRESS_S:
-            sent_at = time.monotonic()
-            link.send(m.Progress(id=None, stage=stage, done=done, total=total, unit=unit))
-
-    progress("start", 1, 1, "process")
-    repository = None if spec.folder else _repository(spec, progress)
-    folder = repository.config() if repository else Path(spec.folder)
-    arch = read_architecture(folder)
-    rows = spec.rows or arch.fitting_rows(spec.engine, spec.precision, spec.room)
-    if repository:
-        link.send(Sized(id=None, memory_bytes=arch.memory_bytes(spec.engine, spec.precision, rows)))
-        repository.rest()
-    text = Text(folder, arch.vocabulary, arch.end_of_text)
-    engine, digest = load_engine(
-        folder, arch, spec.engine, spec.precision, rows, spec.threads, Path(spec.cache_dir), spec.cache_bytes, progress
-    )
-    progress("warm up", 0, 1, "step")
-    engine.prefill(0, [arch.end_of_text], 0, [0])
-    engine.decode([0], [1])
-    progress("warm up", 1, 1, "step")
-    worker = Worker(spec, link, engine, text, digest, arch)
-    link.send(
-        Ready(
-            id=None, digest=digest, context=engine.context, rows=engine.rows, threads=engine.threads,
-            rss_bytes=psutil.Process().memory_info().rss,
-        )
-    )  # fmt: skip
-    return worker
-
-
 def _prefix_cache(arch: Architecture, spec: Spec) -> PrefixCache:
     kind = spec.engine, spec.precision
     return PrefixCache(arch.prefix_cache_bytes(*kind), arch.row_bytes(*kind) // arch.context)
-
-
-def _repository(spec: Spec, progress: Report) -> Repository:
-    from server.download import Repository  # its libraries are needed for a download only
-
-    return Repository(spec.model, Path(spec.hub_cache), Path(spec.models_dir), progress)
-
-
-def _end_with_stdin() -> None:
-    while os.read(0, 1):
-        pass
-    os._exit(0)
-
-
-def main() -> None:
-    spec = Spec.from_line(sys.stdin.buffer.readline())
-    threading.Thread(target=_end_with_stdin, daemon=True).start()
-    link = Link(spec)
-    # The gateway and the clients come first. On Linux this holds for this thread and those it makes from here on, so that
-    # ZeroMQ's thread, made above, need not wait for a computing one when it has something to send.
-    psutil.Process().nice(getattr(psutil, "BELOW_NORMAL_PRIORITY_CLASS", 5))  # Windows has classes
-    try:
-        load(spec, link).run()
-    except BaseException as e:  # noqa: BLE001 - told to the gateway, whatever it is
-        if not isinstance(e, Gpt2dError):
-            traceback.print_exc()
-        code = e.code if isinstance(e, RequestError) else "no_memory" if isinstance(e, MemoryError) else "load_failed"
-        link.send(m.Failure(id=None, code=code, message=f"{spec.model}/{spec.engine}/{spec.precision}: {e or type(e).__name__}"))
-        link.receive(5000)  # the gateway ends this process when it has read that
-    finally:
-        os._exit(1)  # not through the interpreter's shutdown, which a thread that reads stdin would hold up
-
-
-if __name__ == "__main__":
-    main()

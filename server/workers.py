@@ -19,7 +19,7 @@ from protocol import messages as m
 from protocol.errors import BadModel, BadRequest, NoMemory, NotLoaded
 from protocol.keys import CurveKeys
 from protocol.link import Beat, Ready
-from server.catalogue import ENGINES, OVERHEAD_BYTES, Architecture, Model, rows_of
+from server.catalogue import ENGINES, OVERHEAD_BYTES, REFERENCE, Architecture, Model, rows_of
 from server.config import CGROUP, Config
 from server.spec import Spec
 
@@ -82,7 +82,7 @@ class LocalLauncher:
         # stall everybody for 70 ms, since the system clears all of it and not only the positions that are used.
         environment = os.environ | {"PYTHONPATH": root, "OPENBLAS_NUM_THREADS": "1", "NUMPY_MADVISE_HUGEPAGE": "0"}
         popen = subprocess.Popen(
-            [sys.executable, "-P", "-m", "server.worker"],
+            [sys.executable, "-P", "-m", "server.process"],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             env=environment,
@@ -129,13 +129,18 @@ class Worker:
     heard: float = field(default_factory=time.monotonic)
     waiters: list[int] = field(default_factory=list)
     """Keys of the load requests that wait for it."""
+    compiled: bool = False
+    task: m.Measure | None = None
+    """It is there to measure this, and serves no model."""
+    measured: m.Measured | None = None
     kept: bool = False
     """It goes on loading even if nobody waits for it (a preload)."""
     stop_by: float = 0.0
 
     @property
     def name(self) -> str:
-        return f"{self.model}/{self.engine}/{self.precision}"
+        name = f"{self.model}/{self.engine}/{self.precision}"
+        return f"the fidelity of {name}" if self.task else name
 
     def matches(self, model: str | None, engine: str | None, precision: str | None) -> bool:
         pairs = ((model, self.model), (engine, self.engine), (precision, self.precision))
@@ -150,7 +155,8 @@ class Worker:
         """The answer to a load."""
         return m.Loaded(
             id=None, model=self.model, engine=self.engine, precision=self.precision, digest=ready.digest, context=ready.context,
-            rows=ready.rows, threads=ready.threads, rss_bytes=self.rss_bytes, load_ms=self.load_ms, already=already,
+            rows=ready.rows, threads=ready.threads, rss_bytes=self.rss_bytes,
+            quantised_share=ready.quantised_share, disk_bytes=ready.disk_bytes, load_ms=self.load_ms, already=already,
         )  # fmt: skip
 
     def health(self) -> m.WorkerHealth:
@@ -179,24 +185,29 @@ class Workers:
     def all(self) -> list[Worker]:
         return list(self._workers.values())
 
-    def start(self, model: Model, engine: str, precision: str) -> Worker:
-        """Launch a worker and reserve its memory. Raises: NoMemory, OSError."""
+    def models(self) -> list[Worker]:
+        """Without those that measure."""
+        return [w for w in self._workers.values() if w.task is None]
+
+    def start(self, model: Model, engine: str, precision: str, *, compiled: bool = False, task: m.Measure | None = None) -> Worker:
+        """Launch a worker and reserve its memory: for a task that of one row, and of full precision beside it. Raises: NoMemory, OSError."""
         if model.problem:
             raise BadModel(f"{model.name}: {model.problem}")
         arch, config, room = model.architecture, self._config, self._room()
-        rows, need = rows_of(engine, config.rows), OVERHEAD_BYTES
+        rows, need = 1 if task else rows_of(engine, config.rows), OVERHEAD_BYTES
         if arch:
             rows = rows or arch.fitting_rows(engine, precision, room)
-            need = arch.memory_bytes(engine, precision, rows)
+            need = arch.loading_bytes(engine, precision, rows) + (arch.memory_bytes(*REFERENCE, 1) if task else 0)
         if need > room:
-            raise self._no_memory(f"{model.name}/{engine}/{precision}", need, room, arch, engine)
+            name = f"{model.name}/{engine}/{precision}"
+            raise self._no_memory(f"measuring {name}" if task else name, need, room, None if task else arch, engine)
         identity = secrets.token_hex(16)
         spec = Spec(
             endpoint=self._endpoint, server_key=self._keys.public, identity=identity, model=model.name, folder=str(model.folder or ""),
-            hub_cache=str(config.hub_cache), models_dir=str(config.models_dir), engine=engine, precision=precision, threads=config.threads,
-            rows=rows, room=room, cache_dir=str(config.cache_dir), cache_bytes=config.cache_bytes,
+            hub_cache=str(config.hub_cache), models_dir=str(config.models_dir), engine=engine, precision=precision,
+            compiled=compiled, measures=task is not None, threads=config.threads, rows=rows, room=room, cache_dir=str(config.cache_dir), cache_bytes=config.cache_bytes,
         )  # fmt: skip
-        worker = Worker(model.name, engine, precision, identity, self._launcher.start(spec), need)
+        worker = Worker(model.name, engine, precision, identity, self._launcher.start(spec), need, compiled=compiled, task=task)
         self._workers[identity] = worker
         return worker
 
@@ -219,7 +230,7 @@ class Workers:
     def _no_memory(self, name: str, need: int, room: int, arch: Architecture | None, engine: str) -> NoMemory:
         """The error, with what could be done about it."""
         smaller = [f"{p} ({size / 1e6:.0f} MB)" for p in ENGINES[engine] if arch and (size := arch.memory_bytes(engine, p, 1)) < need]
-        loaded = [f"{w.name} ({w.reserved / 1e6:.0f} MB)" for w in self._workers.values() if w.reserved]
+        loaded = [f"{w.name} ({w.reserved / 1e6:.0f} MB)" for w in self.models() if w.reserved]
         ways = [f"unload {' or '.join(loaded)}"] if loaded else []
         ways += [f"choose {' or '.join(smaller)}"] if smaller else []
         advice = ", or ".join([*ways, "choose a smaller model"])
@@ -229,7 +240,7 @@ class Workers:
         return self._workers.get(identity.decode("ascii", "replace"))
 
     def matching(self, model: str | None, engine: str | None, precision: str | None) -> list[Worker]:
-        return [w for w in self._workers.values() if w.state != "stopping" and w.matches(model, engine, precision)]
+        return [w for w in self.models() if w.state != "stopping" and w.matches(model, engine, precision)]
 
     def choose(self, request: m.OfModel) -> Worker:
         """The one ready worker that a request means. Raises: NotLoaded, BadRequest if it could mean several."""
@@ -240,7 +251,7 @@ class Workers:
         asked = "/".join(w or "*" for w in wanted)
         if found:
             raise BadRequest(f"{asked} could be any of {', '.join(w.name for w in found)}; name one")
-        there = ", ".join(f"{w.name} ({w.state})" for w in self._workers.values()) or "nothing"
+        there = ", ".join(f"{w.name} ({w.state})" for w in self.models()) or "nothing"
         if wanted == (None, None, None):
             raise NotLoaded(f"no model is loaded; load one first (there is: {there})")
         raise NotLoaded(f"{asked} is not loaded; load it first (there is: {there})")

@@ -17,7 +17,7 @@ ROOMS = {
     "server.catalogue": HEAVY | {"client", "psutil"},
     "server.graph": {"torch", "onnxruntime", "transformers", "client"},
     "server.engines.onnx": {"torch", "transformers", "client"},
-    "server.worker": {"torch", "transformers", "optimum", "client"},
+    "server.process": {"torch", "transformers", "optimum", "client"},
 }
 
 

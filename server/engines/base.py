@@ -6,7 +6,7 @@ rows 0..B-1. A position's keys and values are written once, in place, and never 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 Logits = NDArray[np.float32]
 Hidden = NDArray[np.float32]
 """[tokens, width]: what the last layer norm made of each token, of which the LM head makes logits."""
-Progress = Callable[[str, int, int], None]
-"""Called while an engine starts: (stage, done, total)."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +61,8 @@ class Engine(Protocol):
     vocabulary: int
     width: int
     threads: int
+    quantised_share: float
+    """The share of the weights in matrix products that are stored with less than 16 bits."""
 
     def prefill(self, row: int, ids: Sequence[int], past: int, wanted: Sequence[int], hidden: Hidden | None = None) -> Logits:
         """Run a chunk of one sequence's tokens on top of its first `past` positions.

@@ -102,6 +102,7 @@ class NativeEngine:
         Raises: ImportError, MemoryError, OSError, ValueError if the file does not belong to the architecture.
         """
         self.rows, self.context, self.vocabulary, self.width, self.threads = rows, arch.context, arch.vocabulary, arch.width, threads
+        self.quantised_share = float(precision != "fp32")  # layout.py packs all matrices
         self._arch, self._kernels = arch, library()
         bits, size = BITS[precision], weights.stat().st_size
         self._kv_dtype = np.dtype(np.float32 if bits == 32 else np.float16)

@@ -39,8 +39,9 @@ class _Step:
 class OnnxEngine:
     """Runs a built graph on the CPU. Several sequences decode together; a prompt's chunk is run for one at a time."""
 
-    def __init__(self, arch: Architecture, graph: Path, rows: int, threads: int) -> None:
+    def __init__(self, arch: Architecture, graph: Path, precision: str, rows: int, threads: int) -> None:
         """`graph` is the ONNX file that `Graph.write` made."""
+        self.quantised_share = float(precision != "fp32")  # graph.py makes all products of one kind
         self.rows, self.context, self.vocabulary, self.width, self.threads = rows, arch.context, arch.vocabulary, arch.width, threads
         self._layers = arch.layers
         self._session: ort.InferenceSession | None = _session(graph, threads)

@@ -1,13 +1,15 @@
 """The torch engine: transformers' own GPT-2, as a reference for the others. One row, its cache one that grows.
 
 `int8` is torch's dynamic quantisation: weights of 8 bits with a scale for each output, activations quantised anew at each product.
+Compiled, a decode step is one graph of torch.compile over a static cache, which is as long as the context from the start.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +17,7 @@ from numpy.typing import NDArray
 try:
     import torch
     from torch import nn
-    from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
+    from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel, StaticCache
     from transformers.modeling_utils import no_init_weights
     from transformers.pytorch_utils import Conv1D
 except ImportError as e:
@@ -24,52 +26,63 @@ except ImportError as e:
         "(the README says how to take torch without CUDA)"
     ) from None
 
+from protocol.errors import LoadFailed
 from server.catalogue import Architecture
 from server.engines.base import KV, Hidden, Logits
 
+Weights = Mapping[str, NDArray[np.float32]]
+
 
 class TorchEngine:
-    """One model in transformers. `quantised_share` is that of the weights that take part in products."""
+    """One model in transformers."""
 
     rows = 1
 
-    def __init__(self, arch: Architecture, folder: Path, weights: Mapping[str, NDArray[np.float32]], precision: str, threads: int) -> None:
-        """`folder` has config.json, `weights` gives float32 tensors by GPT-2's own names. Raises: OSError, RuntimeError."""
+    def __init__(self, arch: Architecture, folder: Path, weights: Weights, precision: str, threads: int, *, compiled: bool = False) -> None:
+        """As `transformers_model`. Compiled, the first `decode` takes up to a minute. Raises: OSError, RuntimeError."""
         self.context, self.vocabulary, self.width, self.threads = arch.context, arch.vocabulary, arch.width, threads
         torch.set_num_threads(threads)
-        config = GPT2Config.from_json_file(folder / "config.json")
-        config.tie_word_embeddings = "lm_head.weight" not in weights
-        with no_init_weights():
-            model = GPT2LMHeadModel._from_config(
-                config, attn_implementation="sdpa", dtype=torch.bfloat16 if precision == "bf16" else torch.float32
-            ).eval()
-        model.tie_weights()
-        parameters = dict(model.named_parameters())  # a tied head is not among them
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(torch.from_numpy(np.ascontiguousarray(weights[name.removeprefix("transformer.")])))
+        model = transformers_model(folder, weights, torch.bfloat16 if precision == "bf16" else torch.float32)
         self.quantised_share = 0.0
         if precision == "int8":
             model, self.quantised_share = quantised(model)
         self._model: GPT2LMHeadModel | None = model
-        self._cache = DynamicCache()
+        self._cache = StaticCache(model.config, max_cache_len=arch.context) if compiled else DynamicCache()
+        self._prefill = model.transformer.forward
+        self._decode = torch.compile(self._prefill, fullgraph=True, dynamic=False) if compiled else self._prefill
 
     def prefill(self, row: int, ids: Sequence[int], past: int, wanted: Sequence[int], hidden: Hidden | None = None) -> Logits:  # noqa: ARG002 - there is one row
+        return self._run(self._prefill, ids, past, wanted, hidden)
+
+    def decode(self, ids: Sequence[int], past: Sequence[int], hidden: Hidden | None = None) -> Logits:
+        return self._run(self._decode, ids, past[0], [0], hidden)
+
+    def warm_up(self) -> None:
+        """Take a first step, which compiles. Raises: LoadFailed where that cannot be done here."""
+        try:
+            self.decode([0], [0])
+        except Exception as e:
+            reason = next(iter(str(e).splitlines()), type(e).__name__)
+            raise LoadFailed(
+                f"torch.compile failed ({reason}); it needs a C++ compiler (Debian: g++). Without `compile` none is needed"
+            ) from e
+
+    def _run(self, forward: Callable[..., Any], ids: Sequence[int], past: int, wanted: Sequence[int], hidden: Hidden | None) -> Logits:
         if self._model is None:
             raise RuntimeError("the engine is closed")
-        if past < self._cache.get_seq_length():
+        if isinstance(self._cache, DynamicCache) and past < self._cache.get_seq_length():
             self._cache.crop(past)
+        positions = torch.arange(past, past + len(ids))
         with torch.inference_mode():
-            states = self._model.transformer(torch.tensor([ids]), past_key_values=self._cache, use_cache=True).last_hidden_state[0]
+            states = forward(torch.tensor([ids]), past_key_values=self._cache, cache_position=positions, use_cache=True).last_hidden_state[
+                0
+            ]
             if hidden is not None:
                 hidden[:] = states.float().numpy()
             if not wanted:
                 return np.empty((0, self.vocabulary), np.float32)
             logits: Logits = self._model.lm_head(states[list(wanted)]).float().numpy()
         return logits
-
-    def decode(self, ids: Sequence[int], past: Sequence[int], hidden: Hidden | None = None) -> Logits:
-        return self.prefill(0, ids, past[0], [0], hidden)
 
     def move(self, source: int, target: int, positions: int, first: int = 0) -> None:
         """There is one row, which is where it is."""
@@ -83,6 +96,20 @@ class TorchEngine:
     def close(self) -> None:
         self._model = None
         self._cache = DynamicCache()
+
+
+def transformers_model(folder: Path, weights: Weights, dtype: torch.dtype) -> GPT2LMHeadModel:
+    """`folder` has config.json, `weights` gives float32 tensors by GPT-2's own names. Raises: OSError, RuntimeError."""
+    config = GPT2Config.from_json_file(folder / "config.json")
+    config.tie_word_embeddings = "lm_head.weight" not in weights
+    with no_init_weights():
+        model: GPT2LMHeadModel = GPT2LMHeadModel._from_config(config, attn_implementation="sdpa", dtype=dtype).eval()
+    model.tie_weights()  # type: ignore[no-untyped-call]
+    parameters = dict(model.named_parameters())  # a tied head is not among them
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(torch.from_numpy(np.ascontiguousarray(weights[name.removeprefix("transformer.")])))
+    return model
 
 
 def quantised(model: GPT2LMHeadModel) -> tuple[GPT2LMHeadModel, float]:

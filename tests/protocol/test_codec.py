@@ -13,7 +13,7 @@ from hypothesis import given, settings, strategies as st
 from protocol import codec, messages as m
 from protocol.errors import BY_CODE, BadRequest, Internal, VersionMismatch, from_code
 from protocol.ledger import Ledger, ledger
-from protocol.link import Beat, FromWorker, Ready, Sized, Work
+from protocol.link import Beat, FromWorker, Ready, Sized, Started, Work
 from protocol.parameters import parameters
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
@@ -65,13 +65,18 @@ requests = st.one_of(
     st.builds(m.Ping, **head),
     st.builds(m.Models, **head),
     st.builds(m.GetStats, **head),
-    st.builds(m.Load, **head, **which, model=names, stream=st.booleans()),
+    st.builds(m.Load, **head, **which, model=names, compile=st.booleans(), stream=st.booleans()),
+    st.builds(m.Measure, **head, **which, model=names, text=st.none() | st.text(min_size=1, max_size=9), stream=st.booleans()),
     st.builds(m.Unload, **head, **which, model=names),
     st.builds(m.Cancel, **head, target=ids),
     generations,
 )  # fmt: skip
 reply: dict[str, Any] = {"id": ids, "seq": counts}
 model: dict[str, Any] = {"model": names, "engine": names, "precision": names}
+fidelities = st.builds(
+    m.Fidelity, quantised_share=floats, disk_bytes=counts, memory_bytes=counts, perplexity=floats, perplexity_change_pct=floats,
+    top1_agreement=floats, kl_mean=floats, kl_p99=floats, greedy_tokens=floats, greedy_limit=counts, tok_s=floats, tokens=counts, threads=counts,
+)  # fmt: skip
 replies = st.one_of(
     st.builds(m.Progress, **reply, stage=texts, done=counts, total=counts, unit=texts),
     st.builds(m.Tokens, **reply, text=texts, ids=st.lists(counts, max_size=9)),
@@ -82,7 +87,7 @@ replies = st.one_of(
     st.builds(m.CancelSent, **reply, found=st.booleans()),
     st.builds(m.ModelList, **reply, models=st.lists(st.builds(
         m.ModelInfo, name=names, parameters=counts, context=counts, file_bytes=counts, on_disk=st.booleans(), problem=texts,
-        precisions=st.lists(st.builds(m.Precision, engine=names, precision=names, memory_bytes=counts, loaded=st.booleans()), max_size=2),
+        precisions=st.lists(st.builds(m.Precision, engine=names, precision=names, memory_bytes=counts, loaded=st.booleans(), fidelity=st.none() | fidelities), max_size=2),
     ), max_size=2)),
     st.builds(m.Pong, **reply, server_id=texts, uptime_ms=floats, draining=st.booleans(), workers=st.lists(st.builds(
         m.WorkerHealth, **model, state=st.sampled_from(["loading", "ready", "stopping"]), moved_ms_ago=floats, running=counts, waiting=counts,
@@ -90,7 +95,9 @@ replies = st.one_of(
     st.builds(m.Stats, **reply, uptime_ms=floats, rss_bytes=counts, peers=counts, open_requests=counts,
               requests=st.dictionaries(texts, counts, max_size=3), errors=st.dictionaries(texts, counts, max_size=3),
               workers=st.lists(st.builds(m.WorkerStats, **model, rss_bytes=counts, requests=counts, prompt_tokens=counts, new_tokens=counts, busy_ms=floats), max_size=2)),
-    st.builds(m.Loaded, **reply, **model, digest=texts, context=counts, rows=counts, threads=counts, rss_bytes=counts, load_ms=floats, already=st.booleans()),
+    st.builds(m.Loaded, **reply, **model, digest=texts, context=counts, rows=counts, threads=counts, rss_bytes=counts, load_ms=floats, already=st.booleans(),
+              quantised_share=floats, disk_bytes=counts),
+    st.builds(m.Measured, **reply, **model, fidelity=fidelities),
     st.builds(
         m.Generated, **reply, **model, text=texts, ids=st.lists(counts, max_size=9), prompt_truncated=counts,
         finish_reason=st.sampled_from(["eos", "length", "stop", "cancelled", "deadline"]),
@@ -114,9 +121,9 @@ def test_every_reply_survives_the_wire(reply: m.AnyReply) -> None:
 
 def test_strategies_cover_every_type() -> None:
     """A new message type must be added to the strategies above."""
-    assert len(m.AnyRequest.__args__) == 10  # type: ignore[attr-defined]
-    assert len(m.AnyReply.__args__) == 13  # type: ignore[attr-defined]
-    assert len(FromWorker.__args__) == 16  # type: ignore[attr-defined]
+    assert len(m.AnyRequest.__args__) == 11  # type: ignore[attr-defined]
+    assert len(m.AnyReply.__args__) == 14  # type: ignore[attr-defined]
+    assert len(FromWorker.__args__) == 18  # type: ignore[attr-defined]
 
 
 @given(generations | tokenizations, ids)
@@ -128,9 +135,9 @@ def test_the_worker_link_carries_every_generation(request: m.Generate | m.Tokeni
 
 
 def test_what_workers_say_of_themselves_survives_the_link() -> None:
-    ready = Ready(id=None, digest="d", context=1, rows=2, threads=3, rss_bytes=4)
+    ready = Ready(id=None, digest="d", quantised_share=0.5, disk_bytes=6, context=1, rows=2, threads=3, rss_bytes=4)
     beat = Beat(id=None, running=1, waiting=2, rss_bytes=3, requests=4, prompt_tokens=5, new_tokens=6, busy_ms=7.5)
-    for message in (ready, beat, Sized(id=None, memory_bytes=8)):
+    for message in (ready, beat, Started(id=None), Sized(id=None, memory_bytes=8)):
         assert codec.decode_from_worker(codec.encode(message)) == message
         assert codec.decode_reply(codec.encode(message)) is None, "a client knows nothing of them"
 

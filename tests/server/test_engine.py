@@ -12,7 +12,7 @@ from transformers import GPT2LMHeadModel
 
 from server.catalogue import DEMO_FOLDER, read_architecture
 from server.engines.base import Engine
-from server.weights import load_engine
+from server.loading import load_engine
 
 ARCH = read_architecture(DEMO_FOLDER)
 RNG = np.random.default_rng(0)
@@ -21,8 +21,7 @@ TOLERANCE = 1e-4
 
 
 def make(cache: Path, name: str, precision: str, rows: int) -> Engine:
-    engine, _ = load_engine(DEMO_FOLDER, ARCH, name, precision, rows, 2, cache, 1 << 30, lambda *_: None)
-    return engine
+    return load_engine(DEMO_FOLDER, ARCH, name, precision, rows, 2, cache, 1 << 30, lambda *_: None).engine
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,8 @@ from transformers import GPT2LMHeadModel
 
 from protocol import messages as m
 from server.catalogue import DEMO_FOLDER, WEIGHTS_FILE, read_architecture
+from server.engines.base import Engine
+from server.engines.optimum import Export, OptimumEngine, quantisation
 from server.engines.torch import TorchEngine
 from server.weights import Weights
 from tests.server.test_worker import Loop
@@ -31,16 +35,59 @@ def want() -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
 @pytest.mark.parametrize(("precision", "bound"), [("fp32", 1e-4), ("bf16", 0.5), ("int8", 0.8)])
 def test_chunks_steps_and_a_second_sequence(precision: str, bound: float, want: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> None:
     engine = TorchEngine(ARCH, DEMO_FOLDER, WEIGHTS, precision, 2)
+    run(engine, want, bound)
+    assert (engine.quantised_share > 0.99) == (precision == "int8")
+    engine.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        engine.decode([1], [0])
+
+
+def run(engine: Engine, want: np.ndarray[tuple[int, ...], np.dtype[np.float32]], bound: float) -> None:
     for _ in range(2):  # the second time on top of what the first left
         assert engine.prefill(0, IDS[:30], 0, []).shape == (0, ARCH.vocabulary)
         got = engine.prefill(0, IDS[30:70], 30, [0, 39])
         assert np.abs(got - want[[30, 69]]).max() < bound
         steps = np.concatenate([engine.decode([IDS[i]], [i]) for i in range(70, 80)])
         assert np.abs(steps - want[70:]).max() < bound
-    assert (engine.quantised_share > 0.99) == (precision == "int8")
+
+
+@pytest.mark.parametrize(("precision", "bound", "share"), [("fp32", 1e-4, 0), ("int8", 1.2, 1)])
+def test_optimum(
+    precision: str, bound: float, share: float, want: np.ndarray[tuple[int, ...], np.dtype[np.float32]], tmp_path: Path
+) -> None:
+    steps: list[tuple[int, int]] = []
+    Export(DEMO_FOLDER, ARCH, WEIGHTS, precision, lambda done, total: steps.append((done, total))).write(tmp_path)
+    assert steps[-1] == (len(steps) - 1, len(steps) - 1)
+    assert {file.name for file in tmp_path.iterdir()} >= {"model.onnx", "config.json", "quantised_share"}
+    engine = OptimumEngine(ARCH, tmp_path, 2)
+    run(engine, want, bound)
+    assert engine.quantised_share == share
     engine.close()
     with pytest.raises(RuntimeError, match="closed"):
         engine.decode([1], [0])
+
+
+def test_the_quantisation_is_that_of_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    assert str(quantisation().weights_dtype) == "QInt8"
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    for name in ("_is_vnni_supported", "_is_avx512_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: False)
+    assert str(quantisation().weights_dtype) == "QUInt8"  # AVX2 multiplies unsigned weights
+
+
+def test_without_a_compiler_it_says_what_to_install(tmp_path: Path) -> None:
+    """In a process of its own: what torch has found is remembered."""
+    code = """
+from server.catalogue import *
+from server.weights import Weights
+from server.engines.torch import TorchEngine
+arch = read_architecture(DEMO_FOLDER)
+TorchEngine(arch, DEMO_FOLDER, Weights(DEMO_FOLDER / WEIGHTS_FILE, arch), "fp32", 2, compiled=True).warm_up()
+"""
+    environment = os.environ | {"PATH": str(tmp_path), "CXX": "", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, env=environment)
+    assert "LoadFailed: torch.compile failed" in done.stderr and "Debian: g++" in done.stderr, done.stderr
 
 
 def test_a_reference_serves_requests_one_after_the_other() -> None:
@@ -57,8 +104,16 @@ def test_a_reference_serves_requests_one_after_the_other() -> None:
     assert isinstance(refusal, m.Failure) and "has 1" in refusal.message
 
 
-def test_without_its_libraries_it_says_what_to_install() -> None:
-    code = "import sys; sys.modules['transformers'] = None; import server.engines.torch"
+@pytest.mark.parametrize(
+    ("engine", "missing", "says"),
+    [
+        ("torch", "transformers", "engine torch needs torch and transformers"),
+        ("optimum", "torch", "engine torch needs torch and transformers"),
+        ("optimum", "optimum.onnxruntime", "engine optimum needs optimum and optimum-onnx"),
+    ],
+)
+def test_without_its_libraries_it_says_what_to_install(engine: str, missing: str, says: str) -> None:
+    code = f"import sys; sys.modules['{missing}'] = None; import server.engines.{engine}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert "ImportError: engine torch needs torch and transformers" in done.stderr
+    assert f"ImportError: {says}" in done.stderr
     assert "pip install -r requirements.txt" in done.stderr

@@ -14,7 +14,7 @@ from transformers import GPT2LMHeadModel, LogitsProcessor, LogitsProcessorList
 from protocol import messages as m
 from server.catalogue import DEMO_FOLDER, read_architecture
 from server.engines.base import Engine
-from server.weights import load_engine
+from server.loading import load_engine
 from tests.server.test_worker import Loop
 
 ARCH = read_architecture(DEMO_FOLDER)
@@ -28,7 +28,7 @@ def reference() -> GPT2LMHeadModel:
 
 @pytest.fixture(scope="module", params=["native", "onnx"])
 def engine(cache: Path, request: pytest.FixtureRequest) -> Iterator[Engine]:
-    engine, _ = load_engine(DEMO_FOLDER, ARCH, request.param, "fp32", 8, 2, cache, 1 << 30, lambda *_: None)
+    engine = load_engine(DEMO_FOLDER, ARCH, request.param, "fp32", 8, 2, cache, 1 << 30, lambda *_: None).engine
     yield engine
     engine.close()
 

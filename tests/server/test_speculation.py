@@ -13,11 +13,11 @@ from protocol.link import Work
 from server.catalogue import DEMO_FOLDER, read_architecture
 from server.engines.base import Hidden, Logits
 from server.engines.native import NativeEngine
+from server.loading import load_engine
 from server.sampling import softmax
 from server.spec import Spec
 from server.speculation import PROBE, ROW_COST, Pace, PromptLookup
 from server.text import Text
-from server.weights import load_engine
 from server.worker import Worker
 from tests.fakes import FakeEngine, ListLink
 
@@ -31,7 +31,7 @@ VERSE = "To be, or not to be: that is the question. To be, or not to be: that is
 
 @pytest.fixture(scope="module")
 def engine(cache: Path) -> Iterator[NativeEngine]:
-    engine, _ = load_engine(DEMO_FOLDER, ARCH, "native", "int8", 3, 2, cache, 1 << 30, lambda *_: None)
+    engine = load_engine(DEMO_FOLDER, ARCH, "native", "int8", 3, 2, cache, 1 << 30, lambda *_: None).engine
     assert isinstance(engine, NativeEngine)
     yield engine
     engine.close()

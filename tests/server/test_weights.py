@@ -18,9 +18,10 @@ from hypothesis.extra.numpy import arrays
 from safetensors.numpy import load_file, save_file
 
 from protocol.errors import BadModel, UnknownModel
-from server.catalogue import DEMO_FOLDER, ENGINES, PUBLISHED, Catalogue, choose_engine, read_architecture
+from server.catalogue import BUILD_FORMAT, DEMO_FOLDER, ENGINES, PUBLISHED, Catalogue, choose_engine, read_architecture
+from server.loading import load_engine
 from server.quantise import BLOCK, dequantise, quantise, relative_error
-from server.weights import BuildCache, Weights, digest, known_digest, load_engine
+from server.weights import BuildCache, Weights, digest, known_digest
 
 ARCH = read_architecture(DEMO_FOLDER)
 
@@ -141,7 +142,7 @@ def test_an_untied_head_is_used(tmp_path: Path, cache: Path) -> None:
     for name, precision in ((name, precision) for name, precisions in ENGINES.items() for precision in precisions):
         logits = []
         for place in (DEMO_FOLDER, folder):
-            engine, _ = load_engine(place, ARCH, name, precision, 1, 2, cache, 1 << 30, lambda *_: None)
+            engine = load_engine(place, ARCH, name, precision, 1, 2, cache, 1 << 30, lambda *_: None).engine
             logits.append(engine.prefill(0, [5, 6, 7], 0, [2])[0])
             engine.close()
         np.testing.assert_allclose(logits[1], np.roll(logits[0], 1), atol=0.1 if precision == "bf16" else 1e-3)
@@ -189,7 +190,7 @@ def test_drafts_of_workers_that_were_killed_are_swept(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         os.utime(tmp_path / name, (time.time() - age,) * 2)
     get(BuildCache(tmp_path, 1 << 20), "a", [])
-    assert sorted(p.name[:9] for p in tmp_path.iterdir()) == [".building", f"a-v{BuildCache.FORMAT}"]
+    assert sorted(p.name[:9] for p in tmp_path.iterdir()) == [".building", f"a-v{BUILD_FORMAT}"]
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -342,7 +342,7 @@ def test_without_the_kernels_the_other_engine_takes_their_place(tmp_path: Path, 
     try:
         assert "no native engine, onnx is used: gpt2d-kernels was installed without a C++ compiler" in daemon.logged()
         with Client(daemon.endpoint) as client:
-            assert [engine.name for engine in client.hello().engines] == ["onnx", "torch"]
+            assert [engine.name for engine in client.hello().engines] == ["onnx", "torch", "optimum"]
             assert client.load("demo").engine == "onnx"
             assert client.generate("Shall I", max_new_tokens=3).ids
     finally:

@@ -63,10 +63,10 @@ def test_a_key_and_its_role(keyed: Keyed) -> None:
         assert owner.hello().role == "admin" and guest.hello().role == "generate"
         owner.load("demo")
         assert guest.generate("x", max_new_tokens=3).ids and guest.models() and guest.score("x y z").ids
-        for forbidden in (lambda: guest.load("demo", precision="fp32"), lambda: guest.unload("demo")):
-            with pytest.raises(Unauthorised, match="may generate, but not load or unload"):
+        for forbidden in (lambda: guest.load("demo", precision="fp32"), lambda: guest.unload("demo"), lambda: guest.measure("demo")):
+            with pytest.raises(Unauthorised, match="may generate, but not load, measure or unload"):
                 forbidden()
-        assert guest.stats().errors == {"unauthorised": 2}
+        assert guest.stats().errors == {"unauthorised": 3}
         owner.unload("demo")
 
 
@@ -164,7 +164,7 @@ def test_the_only_key_is_revoked_and_given_back(keyed: Keyed) -> None:
         for file in keyed.authorised.iterdir():
             file.unlink()
         wait_for(lambda: "revoked: guest, owner" in keyed.daemon.logged())
-        for call in (guest.hello, guest.ping, lambda: guest.load("demo", precision="fp32"), lambda: guest.unload("demo")):
+        for call in (guest.hello, guest.ping, lambda: guest.load("demo", precision="fp32"), lambda: guest.unload("demo"), lambda: guest.measure("demo")):
             with pytest.raises(Unauthorised, match="not authorised any more"):
                 call()
         with keyed.client(keyed.owner) as owner, pytest.raises(KeyRefused):

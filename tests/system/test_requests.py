@@ -28,7 +28,11 @@ def test_hello_describes_the_server(client: Client) -> None:
     info = client.hello()
     assert info.protocol == "1.0"
     blocks = ["int8", "int4", "fp32"]
-    assert [(e.name, e.precisions) for e in info.engines] == [("native", blocks), ("onnx", blocks), ("torch", ["fp32", "bf16", "int8"])]
+    assert {e.name: e.precisions for e in info.engines} == {
+        "native": blocks, "onnx": blocks, "torch": ["fp32", "bf16", "int8"], "optimum": ["fp32", "int8"],
+    }  # fmt: skip
+    assert {e.name: len(e.strategies) for e in info.engines} == {"native": 7, "onnx": 7, "torch": 3, "optimum": 3}
+    assert {e.name: e.compiles for e in info.engines if e.compiles} == {"torch": ["fp32", "bf16"]}
     assert {p.name for p in info.parameters} == set(m.SETTINGS)
     assert info.cores > 0 and info.memory_bytes > 1 << 28 and info.cpu
 
@@ -383,12 +387,3 @@ def test_searches_by_the_socket(client: Client, strategy: str) -> None:
     again = client.generate("Shall I", strategy=strategy, max_new_tokens=12, seed=4)
     assert text == stream.result.text == again.text and text
     assert (again.score is None) == (strategy == "contrastive")
-
-
-def test_the_torch_engine_by_the_socket(client: Client) -> None:
-    client.load("demo", engine="torch", precision="fp32", timeout=60)
-    ask = {"max_new_tokens": 12, "strategy": "greedy", "model": "demo", "precision": "fp32"}
-    client.load("demo", engine="native", precision="fp32")
-    assert client.generate("Shall I", engine="torch", **ask).ids == client.generate("Shall I", engine="native", **ask).ids
-    for engine in ("torch", "native"):
-        client.unload("demo", engine=engine, precision="fp32")

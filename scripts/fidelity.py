@@ -1,0 +1,91 @@
+#!/usr/bin/env python3
+"""What each engine and precision costs against full precision, on a text that the model was not trained on.
+
+    python scripts/fidelity.py --model demo                      the works held out from its training, fetched once
+    python scripts/fidelity.py --model gpt2 --text wiki.txt      a model from the hub is downloaded first
+    python scripts/fidelity.py --model demo --only native,onnx
+
+Starts a daemon of its own, which measures one after the other, each in a process of its own, and keeps what it found for
+every daemon of this user: the client shows it where a precision is chosen. Columns: the share of matrix weights that is
+quantised, MB on disk and resident, perplexity and its change, how often the likeliest token is the same, the divergence of
+the next-token distribution in nats (mean and 99th percentile), how many greedy tokens are the same before the first that
+differs, and greedy tokens a second. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from bench_engine import daemon_process
+
+from protocol import Client, messages as m
+from protocol.errors import RequestError
+from server.catalogue import ENGINES, REFERENCE
+from server.config import default_models_dir, default_threads
+from server.fidelity import TOKENS
+
+MAX_CHARACTERS = 16 * TOKENS
+"""More than any tokenizer makes TOKENS of; the server takes a bounded text."""
+COLUMNS = ("engine", "precision", "quantised", "disk MB", "memory MB", "perplexity", "change %", "top-1 same", "KL mean", "KL p99", "greedy same", "tok/s")  # fmt: skip
+KEYS = ("quantised_share", "perplexity", "perplexity_change_pct", "top1_agreement", "kl_mean", "kl_p99", "tok_s")
+
+
+def cells(engine: str, precision: str, f: m.Fidelity) -> list[str]:
+    return [
+        engine, precision, f"{f.quantised_share:.1%}", f"{f.disk_bytes / 1e6:.1f}", f"{f.memory_bytes / 1e6:.0f}", f"{f.perplexity:.3f}",
+        f"{f.perplexity_change_pct:+.3f}", f"{f.top1_agreement:.2%}", f"{f.kl_mean:.2g}", f"{f.kl_p99:.2g}",
+        f"{f.greedy_tokens:.1f} of {f.greedy_limit}", f"{f.tok_s:.0f}",
+    ]  # fmt: skip
+
+
+def show(progress: m.Progress) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{progress.stage} {progress.done}/{progress.total} {progress.unit}", end="", file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="demo, a folder of --models-dir, or a GPT-2 of the hub")
+    parser.add_argument("--text", type=Path, help=f"a file of UTF-8 text; its first {TOKENS} tokens count")
+    parser.add_argument("--only", default=",".join(ENGINES), metavar="ENGINE,...", help="default: %(default)s")
+    parser.add_argument("--models-dir", type=Path, default=default_models_dir(), help="default: %(default)s")
+    parser.add_argument("--threads", type=int, default=default_threads(), help="default: %(default)s")
+    args = parser.parse_args()
+    engines = args.only.split(",")
+    if unknown := set(engines) - set(ENGINES):
+        parser.error(f"no engine {', '.join(unknown)}; there are: {', '.join(ENGINES)}")
+    try:
+        text = args.text.read_text(encoding="utf-8")[:MAX_CHARACTERS] if args.text else None
+    except (OSError, ValueError) as e:
+        parser.error(f"--text: {e}")
+    rows: list[dict[str, object]] = []
+    with daemon_process(args) as endpoint, Client(endpoint) as client:
+        try:
+            if not all(model.on_disk for model in client.models() if model.name == args.model):
+                client.load(args.model, engine=REFERENCE[0], precision=REFERENCE[1], on_progress=show)
+                client.unload(args.model)
+        except RequestError as e:
+            sys.exit(str(e))
+        print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}", flush=True)
+        for engine in engines:
+            for precision in ENGINES[engine]:
+                try:
+                    fidelity = client.measure(args.model, engine=engine, precision=precision, text=text, on_progress=show).fidelity
+                except RequestError as e:
+                    print(f"{engine}/{precision}: {e}", file=sys.stderr)
+                    continue
+                finally:
+                    if sys.stderr.isatty():
+                        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+                print(f"| {' | '.join(cells(engine, precision, fidelity))} |", flush=True)
+                rows.append({"engine": engine, "precision": precision} | {key: getattr(fidelity, key) for key in KEYS})
+    if not rows:
+        sys.exit("nothing was measured")
+    print(json.dumps({"rows": rows}))
+
+
+if __name__ == "__main__":
+    main()

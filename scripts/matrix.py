@@ -1,0 +1,100 @@
+#!/usr/bin/env python3
+"""Run every engine x precision x strategy that a server offers, through the socket.
+
+    python scripts/matrix.py                    all of them, on the embedded model
+    python scripts/matrix.py --once             each engine once (its first precision) and each strategy once
+    python scripts/matrix.py --model gpt2       another model
+
+Starts a daemon of its own and asks its hello what there is. Every combination has to stream a text that is the result's,
+to write the same again with the same seed, to tell log-probabilities (where it is no search), to account for its time, and
+to stop when it is cancelled. One line each; the last line is one JSON object, and the exit code is 1 if anything failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from bench_engine import daemon_process
+
+from protocol import Client, Gpt2dError, messages as m
+from protocol.errors import Cancelled, NotLoaded
+from server.config import default_models_dir, default_threads
+
+PROMPT = "When in the chronicle of wasted time\n"
+NEW_TOKENS = 12
+SEARCHES = frozenset({"beam", "beam_sample", "diverse_beam", "contrastive"})
+
+
+def combinations(info: m.ServerInfo, *, once: bool) -> Iterator[tuple[str, str, list[str]]]:
+    """(engine, precision, strategies)."""
+    seen: set[str] = set()
+    for engine in info.engines:
+        for precision in engine.precisions[:1] if once else engine.precisions:
+            strategies = [s for s in engine.strategies if not once or s not in seen] or engine.strategies[:1]
+            seen.update(strategies)
+            yield engine.name, precision, strategies
+
+
+def check(client: Client, which: dict[str, str], strategy: str) -> str:
+    """What is wrong; empty: nothing. Raises: Gpt2dError."""
+    ask = which | {"strategy": strategy, "seed": 7, "max_new_tokens": NEW_TOKENS, "ignore_eos": True, "deterministic": True}
+    search = strategy in SEARCHES
+    with client.stream(PROMPT, **ask, logprobs=None if search else 2) as stream:
+        text = "".join(piece.text for piece in stream)
+        first = stream.result
+    if text != first.text or len(first.ids) != NEW_TOKENS:
+        return f"streamed {text!r}, the result is {first.text!r}"
+    if client.generate(PROMPT, **ask).ids != first.ids:
+        return "the same seed wrote something else"
+    if not search and not (len(first.logprobs) == NEW_TOKENS and all(told.logprob <= 0 and len(told.top) == 2 for told in first.logprobs)):
+        return f"log-probabilities: {first.logprobs}"
+    ledger = first.ledger
+    if not (ledger.new_tokens == NEW_TOKENS and 0 < ledger.prefill_ms < ledger.inference_ms):
+        return f"the ledger: {ledger}"
+    with client.stream(PROMPT, **(ask | {"max_new_tokens": 900})) as stream:
+        if search:  # its text may come at its end only
+            stream.cancel()
+        try:
+            for _ in stream:
+                stream.cancel()
+        except Cancelled:  # before it had begun
+            return ""
+        return "" if stream.result.finish_reason == "cancelled" else f"cancelled, it ended with {stream.result.finish_reason}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="demo", help="default: %(default)s")
+    parser.add_argument("--once", action="store_true", help="each engine once and each strategy once")
+    parser.add_argument("--models-dir", type=Path, default=default_models_dir(), help="default: %(default)s")
+    parser.add_argument("--threads", type=int, default=default_threads(), help="default: %(default)s")
+    args = parser.parse_args()
+    failed: list[str] = []
+    ran = 0
+    with daemon_process(args) as endpoint, Client(endpoint) as client:
+        for engine, precision, strategies in combinations(client.hello(), once=args.once):
+            which = {"model": args.model, "engine": engine, "precision": precision}
+            for strategy in strategies:
+                began, name = time.monotonic(), f"{engine}/{precision} {strategy}"
+                try:
+                    client.load(**which)
+                    wrong = check(client, which, strategy)
+                except Gpt2dError as e:
+                    wrong = f"{type(e).__name__}: {e}"
+                print(f"{name}: {wrong or 'ok'} ({time.monotonic() - began:.1f} s)", flush=True)
+                ran += 1
+                failed += [name] if wrong else []
+            with contextlib.suppress(NotLoaded):
+                client.unload(**which)
+    print(json.dumps({"ran": ran, "failed": failed}))
+    return 1 if failed or not ran else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

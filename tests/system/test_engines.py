@@ -1,0 +1,108 @@
+"""The engines and what each precision costs, by the socket."""
+
+from __future__ import annotations
+
+import json
+import queue
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from protocol import Client, messages as m
+from protocol.connection import Event
+from protocol.errors import BadModel, BadRequest, Busy, Cancelled, NoMemory, NotLoaded
+from tests.conftest import Daemon, wait_for
+from tests.server.test_fidelity import VERSE
+
+
+def test_each_engine_and_each_strategy_once() -> None:
+    done = subprocess.run([sys.executable, "scripts/matrix.py", "--once"], capture_output=True, text=True, timeout=180)
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert done.returncode == 0 and told["failed"] == [] and told["ran"] >= 10, done.stdout + done.stderr
+    assert all(f"{engine}/" in done.stdout for engine in ("native", "onnx", "torch", "optimum"))
+
+
+def test_the_engines_write_the_same(own_daemon: Daemon) -> None:
+    """At full precision, compiled too; the second text goes over what the first left behind."""
+    engines = ("native", "onnx", "torch", "optimum")
+    with Client(own_daemon.endpoint) as client:
+        stages: dict[str, set[str]] = {engine: set() for engine in engines}
+        for engine in engines:
+            loaded = client.load(
+                "demo", engine=engine, precision="fp32", compile=engine == "torch",
+                on_progress=lambda p, engine=engine: stages[engine].add(p.stage),
+            )  # fmt: skip
+            assert loaded.quantised_share == 0 and loaded.disk_bytes > 10_000_000
+        assert [engine for engine in engines if "compile" in stages[engine]] == ["torch"]
+        for prompt in ("When in the chronicle of wasted time", "Shall I"):
+            texts = [client.generate(prompt, engine=engine, strategy="greedy", max_new_tokens=24).text for engine in engines]
+            assert len(set(texts)) == 1
+        assert client.load("demo", engine="torch", precision="fp32", compile=True).already
+        with pytest.raises(BadRequest, match="is loaded compiled; unload it first"):
+            client.load("demo", engine="torch", precision="fp32")
+        for engine, precision in (("torch", "int8"), ("native", "fp32")):
+            with pytest.raises(BadModel, match="what can: torch at fp32 and bf16"):
+                client.load("demo", engine=engine, precision=precision, compile=True)
+
+
+def test_a_precision_is_measured_and_shown_from_then_on(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path, "--cache-dir", str(tmp_path / "cache"))
+    try:
+        with Client(daemon.endpoint) as client:
+            steps: list[m.Progress] = []
+            told = client.measure("demo", engine="native", precision="int4", text=VERSE * 3, on_progress=steps.append)
+            assert (told.model, told.engine, told.precision) == ("demo", "native", "int4")
+            fidelity = told.fidelity
+            assert fidelity.quantised_share == 1 and 4_000_000 < fidelity.disk_bytes < 6_000_000 < 30_000_000 < fidelity.memory_bytes
+            assert 0.8 < fidelity.top1_agreement < 1 and 0 < fidelity.kl_mean < fidelity.kl_p99 < 1 and fidelity.tok_s > 10
+            assert abs(fidelity.perplexity_change_pct) < 5
+            assert {"build", "compare"} <= {step.stage for step in steps} and steps[-1].done == steps[-1].total
+            (demo,) = [model for model in client.models() if model.name == "demo"]
+            assert {(p.engine, p.precision): p.fidelity for p in demo.precisions if p.fidelity} == {("native", "int4"): fidelity}
+            assert not any(p.loaded for p in demo.precisions) and client.ping().workers == [] and daemon.workers() == []
+    finally:
+        daemon.kill()
+
+
+def test_int8_costs_the_demo_less_than_half_a_percent(shared_daemon: Daemon) -> None:
+    """On the works held out from its training, which are fetched."""
+    with Client(shared_daemon.endpoint) as client:
+        fidelity = client.measure("demo", engine="native", precision="int8").fidelity
+        assert fidelity.tokens == 4096 and abs(fidelity.perplexity_change_pct) < 0.5 and 50 < fidelity.perplexity < 90
+
+
+def test_one_measurement_at_a_time_which_can_be_cancelled(own_daemon: Daemon) -> None:
+    with Client(own_daemon.endpoint) as client, Client(own_daemon.endpoint) as other:
+        request = m.Measure(model="demo", engine="torch", precision="fp32", text=VERSE)
+        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        request_id = client.connection.submit(request, events.put, 60)
+        wait_for(lambda: len(own_daemon.workers()) == 1)
+        with pytest.raises(Busy, match="the fidelity of demo/torch/fp32 is being measured"):
+            other.measure("demo", text=VERSE)
+        with pytest.raises(NotLoaded):  # it serves nobody
+            other.generate("x", model="demo")
+        client.connection.cancel(request_id)
+        last = events.get(timeout=10)
+        assert isinstance(last, Cancelled) and "the measure was cancelled" in str(last)
+        wait_for(lambda: not own_daemon.workers())
+
+
+def test_what_cannot_be_measured(client: Client) -> None:
+    with pytest.raises(BadRequest, match="at least 64 tokens is needed; this has 1"):
+        client.measure("demo", text="O")
+    with pytest.raises(NotLoaded, match="gpt2-xl is not on this server's disk; load it first"):
+        client.measure("gpt2-xl")
+    with pytest.raises(BadModel, match="has no precision 'int3'"):
+        client.measure("demo", precision="int3")
+
+
+def test_a_measurement_needs_room_for_two(tmp_path: Path, cache: Path) -> None:
+    daemon = Daemon(tmp_path, "--cache-dir", str(cache), "--max-memory", "0.2")
+    try:
+        with Client(daemon.endpoint) as client:
+            with pytest.raises(NoMemory, match="measuring demo/native/int8 needs about"):
+                client.measure("demo", text=VERSE)
+    finally:
+        daemon.kill()
