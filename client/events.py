@@ -72,7 +72,7 @@ class Do:
 
     what: Literal[
         "generate", "stop", "continue", "regenerate", "undo", "redo", "earlier", "later", "new", "open", "save", "save as", "quit", "confirmed",
-        "dismissed", "restore", "forget", "compare", "stop compare", "add column", "remove column", "close files", "reset settings", "list fonts",
+        "dismissed", "restore", "forget", "compare", "stop compare", "add column", "remove column", "close files", "reset settings", "list fonts", "measure", "stop measuring",
     ]  # fmt: skip
 
 
@@ -80,7 +80,7 @@ class Do:
 class Enter:
     """Something was typed into a field of a panel: the part of the state, its field, the value."""
 
-    part: Literal["link", "compare", "history", "files", "drafts"]
+    part: Literal["link", "compare", "history", "files", "drafts", "models"]
     name: str
     value: Any
 

@@ -43,7 +43,9 @@ class Link:
 
 
 @dataclass
-class Loading:
+class Doing:
+    """How far a load or a measurement is."""
+
     name: str
     stage: str = "start"
     done: int = 0
@@ -62,7 +64,9 @@ class Models:
     model: str = ""
     engine: str = ""
     precision: str = ""
-    loading: Loading | None = None
+    compile: bool = False
+    loading: Doing | None = None
+    measuring: Doing | None = None
     error: str = ""
 
     def chosen(self) -> m.ModelInfo | None:
@@ -278,6 +282,16 @@ class AppState:
     @property
     def settings(self) -> Settings:
         return self.preferences.sampling
+
+    @property
+    def engine(self) -> m.Engine | None:
+        """The chosen one, as the server describes it."""
+        return next((e for e in self.link.info.engines if e.name == self.models.engine), None) if self.link.info else None
+
+    @property
+    def compiles(self) -> bool:
+        """The chosen engine and precision can be compiled."""
+        return self.engine is not None and self.models.precision in self.engine.compiles
 
     @property
     def parameters(self) -> dict[str, m.Parameter]:

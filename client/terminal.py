@@ -9,8 +9,9 @@ import itertools
 import math
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import platformdirs
 
@@ -19,13 +20,15 @@ from protocol.keys import Address
 
 HELP = """\
 Type the beginning of a text; the model goes on from it. An empty line continues the last text.
-  /load MODEL [PRECISION]    load a model and write with it        /unload MODEL   give its memory back
+  /load MODEL [ENGINE] [PRECISION] [compile]                       load a model and write with it
+  /unload MODEL              give its memory back                  /measure        what its precision costs, against full precision
   /models                    what the server has                   /stats          what it has done
   /set                       all settings, with their ranges       /set NAME VALUE change one (/set NAME: its default)
   /score TEXT                how likely the model finds it         /tokens TEXT    how it is cut into tokens
   /help                      this                                  /quit           leave (also Ctrl-D)
 Ctrl-C cancels the generation; a second one leaves."""
 BAR = 24
+T = TypeVar("T")
 
 
 @dataclass
@@ -37,6 +40,13 @@ class Choice:
     precision: str | None = None
 
 
+def describe(p: m.Precision) -> str:
+    notes = [f"{p.memory_bytes / 1e6:.0f} MB", *(["loaded"] if p.loaded else [])]
+    if p.fidelity:
+        notes.append(f"perplexity {p.fidelity.perplexity_change_pct:+.2f} %")
+    return f"{p.precision} ({', '.join(notes)})"
+
+
 class Terminal:
     def __init__(self, address: Address) -> None:
         self._client = Client(address.line())
@@ -44,6 +54,7 @@ class Terminal:
         self._choice = Choice()
         self._settings: dict[str, Any] = {"truncate": "left"}
         self._parameters: dict[str, m.Parameter] = {}
+        self._engines: dict[str, m.Engine] = {}
         self._text = ""
 
     def __enter__(self) -> Self:
@@ -62,6 +73,7 @@ class Terminal:
     def start(self, info: m.ServerInfo, choice: Choice, settings: list[str], *, hint: bool) -> None:
         """Apply NAME=VALUE settings, load what was asked for. Raises: Gpt2dError, ValueError."""
         self._parameters = {p.name: p for p in info.parameters}
+        self._engines = {engine.name: engine for engine in info.engines}
         for setting in settings:
             name, equals, value = setting.partition("=")
             if not equals:
@@ -116,10 +128,10 @@ class Terminal:
                 self._models()
             case "/stats", []:
                 self._stats()
-            case "/load", [model]:
-                self._load(Choice(model))
-            case "/load", [model, precision]:
-                self._load(Choice(model, None, precision))
+            case "/load", [model, *rest]:
+                self._load(self._way(model, rest), compiled="compile" in rest)
+            case "/measure", rest:
+                self._measure(self._way(rest[0], rest[1:]) if rest else self._choice)
             case "/score", [_, *_]:
                 self._score(line.split(None, 1)[1])
             case "/tokens", [_, *_]:
@@ -188,9 +200,47 @@ class Terminal:
         pieces = [data[start:end].decode("utf-8", "replace") for start, end in itertools.pairwise(told.offsets)]
         self.say(" ".join(f"{piece!r}={token}" for piece, token in zip(pieces, told.ids, strict=True)))
 
-    def _load(self, choice: Choice) -> None:
+    def _way(self, model: str, words: list[str]) -> Choice:
+        """A model and, in any order, an engine and a precision. Raises: ValueError for a word that is neither."""
+        choice = Choice(model)
+        for word in words:
+            if word in self._engines:
+                choice.engine = word
+            elif any(word in engine.precisions for engine in self._engines.values()):
+                choice.precision = word
+            elif word != "compile":
+                raise ValueError(f"{word!r} is no engine and no precision of this server; /models lists them")
+        return choice
+
+    def _load(self, choice: Choice, *, compiled: bool = False) -> None:
         if choice.model is None:
             raise ValueError("which model?")
+        loaded = self._with_bar(
+            lambda tell: self._client.load(
+                str(choice.model), engine=choice.engine, precision=choice.precision, compile=compiled, on_progress=tell
+            )
+        )
+        self._choice = Choice(loaded.model, loaded.engine, loaded.precision)
+        if not loaded.already:
+            took = f"loaded in {loaded.load_ms / 1000:.1f} s"
+            self.say(f"{loaded.model}/{loaded.engine}/{loaded.precision} {took}, {loaded.rss_bytes / 1e6:.0f} MB, {loaded.threads} threads")
+
+    def _measure(self, choice: Choice) -> None:
+        if choice.model is None:
+            raise ValueError("which model? /measure MODEL [ENGINE] [PRECISION]")
+        told = self._with_bar(
+            lambda tell: self._client.measure(str(choice.model), engine=choice.engine, precision=choice.precision, on_progress=tell)
+        )
+        f = told.fidelity
+        self.say(
+            f"{told.model}/{told.engine}/{told.precision} against full precision, over {f.tokens} tokens: perplexity {f.perplexity:.2f} "
+            f"({f.perplexity_change_pct:+.2f} %), the likeliest token the same at {f.top1_agreement:.1%}, divergence {f.kl_mean:.2g} nats "
+            f"(99 % below {f.kl_p99:.2g}), {f.greedy_tokens:.0f} of {f.greedy_limit} greedy tokens the same; {f.tok_s:.0f} tokens/s, "
+            f"{f.disk_bytes / 1e6:.0f} MB on disk, {f.memory_bytes / 1e6:.0f} MB of memory, {f.quantised_share:.0%} of the weights quantised"
+        )
+
+    def _with_bar(self, call: Callable[[Callable[[m.Progress], None]], T]) -> T:
+        """Make a call that tells its progress, which is shown in a line that goes away at the end."""
         shown, began, had = "", 0.0, 0
 
         def on_progress(p: m.Progress) -> None:
@@ -207,25 +257,22 @@ class Terminal:
             shown = p.stage
 
         try:
-            loaded = self._client.load(choice.model, engine=choice.engine, precision=choice.precision, on_progress=on_progress)
+            return call(on_progress)
         finally:
             if shown and sys.stderr.isatty():
                 self.say("\r\x1b[K", end="")
-        self._choice = Choice(loaded.model, loaded.engine, loaded.precision)
-        if not loaded.already:
-            took = f"loaded in {loaded.load_ms / 1000:.1f} s"
-            self.say(f"{loaded.model}/{loaded.engine}/{loaded.precision} {took}, {loaded.rss_bytes / 1e6:.0f} MB, {loaded.threads} threads")
 
     def _models(self) -> None:
         for model in self._client.models():
             if model.problem:
                 self.say(f"  {model.name:<16} cannot be loaded: {model.problem}")
                 continue
-            ways = ", ".join(
-                f"{p.precision} ({p.engine}, about {p.memory_bytes / 1e6:.0f} MB{', loaded' if p.loaded else ''})" for p in model.precisions
+            ways = "; ".join(
+                f"{engine} {', '.join(describe(p) for p in model.precisions if p.engine == engine)}"
+                for engine in dict.fromkeys(p.engine for p in model.precisions)
             )
             where = "" if model.on_disk else f", a download of {model.file_bytes / 1e6:.0f} MB first"
-            self.say(f"  {model.name:<16} {model.parameters / 1e6:>6.1f} M parameters, context {model.context}{where}: {ways}")
+            self.say(f"  {model.name:<16} {model.parameters / 1e6:>6.1f} M parameters, context {model.context}{where}\n{'':18} {ways}")
 
     def _stats(self) -> None:
         stats = self._client.stats()

@@ -7,7 +7,7 @@ opening and saving in files.py.
 from __future__ import annotations
 
 from client import comparing, events as e, files, writing
-from client.state import AppState, Loading, Status
+from client.state import AppState, Doing, Status
 from protocol import messages as m
 from protocol.errors import (
     Cancelled,
@@ -158,8 +158,8 @@ def _trouble(state: AppState, error: Gpt2dError) -> list[e.Effect]:
 def _lost(state: AppState, why: str) -> list[e.Effect]:
     """There is no server to talk to: what was under way is over."""
     state.link.workers, state.link.worker_stats = [], []
-    if state.models.loading:
-        state.models.loading, state.models.error = None, why
+    if state.models.loading or state.models.measuring:
+        state.models.loading, state.models.measuring, state.models.error = None, None, why
     writing.lost(state, why)
     comparing.lost(state, why)
     return []
@@ -180,6 +180,8 @@ def _replied(state: AppState, tag: str, event: object, took_ms: float) -> list[e
                 state.link.memory = event.rss_bytes + sum(w.rss_bytes for w in event.workers)
         case "load":
             return _load_replied(state, event)
+        case "measure":
+            return _measure_replied(state, event)
         case "unload":
             files.notify(state, f"unloaded {', '.join(event.names)}" if isinstance(event, m.Unloaded) else str(event))
             return _refresh(state)
@@ -224,21 +226,27 @@ def load(state: AppState) -> list[e.Effect]:
     models = state.models
     if not models.model or models.loading or state.link.status != "ready":
         return []
-    models.loading = Loading(f"{models.model}/{models.engine}/{models.precision}", stage_began=state.now)
+    models.loading = Doing(f"{models.model}/{models.engine}/{models.precision}", stage_began=state.now)
     models.error = ""
-    request = m.Load(model=models.model, engine=models.engine or None, precision=models.precision or None, stream=True)
+    request = m.Load(
+        model=models.model, engine=models.engine or None, precision=models.precision or None, compile=models.compile and state.compiles, stream=True
+    )  # fmt: skip
     return [e.Send("load", request, LOAD_S)]
 
 
+def measure(state: AppState) -> list[e.Effect]:
+    models = state.models
+    if not models.model or models.measuring or state.link.status != "ready":
+        return []
+    models.measuring = Doing(f"{models.model}/{models.engine}/{models.precision}", stage_began=state.now)
+    models.error = ""
+    return [e.Send("measure", m.Measure(model=models.model, engine=models.engine, precision=models.precision, stream=True), LOAD_S)]
+
+
 def _load_replied(state: AppState, event: object) -> list[e.Effect]:
-    models, loading = state.models, state.models.loading
+    models = state.models
     if isinstance(event, m.Progress):
-        if loading:
-            if event.stage != loading.stage:
-                loading.stage_began, loading.stage_done = state.now, event.done
-            loading.stage, loading.unit = event.stage[:40], event.unit[:20]
-            loading.done, loading.total = max(0, event.done), max(1, event.total)
-            loading.rate = (event.done - loading.stage_done) / max(0.1, state.now - loading.stage_began)
+        _advance(models.loading, event, state.now)
         return []
     models.loading = None
     if isinstance(event, m.Loaded):
@@ -249,6 +257,29 @@ def _load_replied(state: AppState, event: object) -> list[e.Effect]:
     elif not isinstance(event, Cancelled):
         models.error = str(event)
     return _refresh(state)
+
+
+def _measure_replied(state: AppState, event: object) -> list[e.Effect]:
+    models = state.models
+    if isinstance(event, m.Progress):
+        _advance(models.measuring, event, state.now)
+        return []
+    models.measuring = None
+    if isinstance(event, m.Measured):
+        change = event.fidelity.perplexity_change_pct
+        files.notify(state, f"{event.model}/{event.engine}/{event.precision}: perplexity {change:+.2f} % against full precision")
+    elif not isinstance(event, Cancelled):
+        models.error = str(event)
+    return _refresh(state)
+
+
+def _advance(doing: Doing | None, told: m.Progress, now: float) -> None:
+    if doing:
+        if told.stage != doing.stage:
+            doing.stage_began, doing.stage_done = now, told.done
+        doing.stage, doing.unit = told.stage[:40], told.unit[:20]
+        doing.done, doing.total = max(0, told.done), max(1, told.total)
+        doing.rate = (told.done - doing.stage_done) / max(0.1, now - doing.stage_began)
 
 
 # Settings
@@ -266,6 +297,10 @@ def _preset(state: AppState, message: e.Preset) -> None:
 
 def _do(state: AppState, what: str) -> list[e.Effect]:
     match what:
+        case "measure":
+            return measure(state)
+        case "stop measuring":
+            return [e.Cancel("measure")]
         case "reset settings":
             state.preferences.sampling = {}
         case "list fonts":

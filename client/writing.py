@@ -100,7 +100,8 @@ def generate(
     if prefix:
         _insert(state, prefix)
     request = {**settings, **_which(state), "stream": True, "truncate": "left"}
-    request.setdefault("logprobs", ALTERNATIVES)
+    if request.get("strategy") not in m.SEARCHES:
+        request.setdefault("logprobs", ALTERNATIVES)
     request["n"] = 1
     request |= {"prompt_ids": ids} if ids is not None else {"prompt": prompt}
     try:

@@ -111,6 +111,8 @@ class Score(OfText, frozen=True, tag="score"):
 
 
 Strategy: TypeAlias = Literal["sample", "greedy", "mirostat", "beam", "beam_sample", "diverse_beam", "contrastive"]
+SEARCHES = frozenset({"beam", "beam_sample", "diverse_beam", "contrastive"})
+"""Strategies that weigh several texts together: they take several rows of a batch, and tell no log-probabilities."""
 TokenId: TypeAlias = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 
 
@@ -231,9 +233,9 @@ class Generate(Request, frozen=True, tag="generate"):
     @property
     def rows(self) -> int:
         """How many rows of a batch its strategy takes together; 1: each continuation goes by itself."""
-        if self.strategy == "contrastive":
-            return self.num_candidates
-        return self.num_beams if self.strategy in {"beam", "beam_sample", "diverse_beam"} else 1
+        if self.strategy not in SEARCHES:
+            return 1
+        return self.num_candidates if self.strategy == "contrastive" else self.num_beams
 
 
 SETTINGS = (
@@ -431,14 +433,14 @@ class Loaded(Result, frozen=True, tag="load"):
     rows: int
     threads: int
     rss_bytes: int
-    quantised_share: float
-    """Of the weights in matrix products: those stored with less than 16 bits."""
-    disk_bytes: int
-    """Of the files that the engine opened."""
     load_ms: float
     """From the start of its process to its readiness."""
     already: bool
     """It was loaded before this request."""
+    quantised_share: float = 0.0
+    """Of the weights in matrix products: those stored with less than 16 bits."""
+    disk_bytes: int = 0
+    """Of the files that the engine opened."""
 
 
 class Measured(Result, frozen=True, tag="measure"):

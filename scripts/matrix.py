@@ -28,7 +28,6 @@ from server.config import default_models_dir, default_threads
 
 PROMPT = "When in the chronicle of wasted time\n"
 NEW_TOKENS = 12
-SEARCHES = frozenset({"beam", "beam_sample", "diverse_beam", "contrastive"})
 
 
 def combinations(info: m.ServerInfo, *, once: bool) -> Iterator[tuple[str, str, list[str]]]:
@@ -44,7 +43,7 @@ def combinations(info: m.ServerInfo, *, once: bool) -> Iterator[tuple[str, str, 
 def check(client: Client, which: dict[str, str], strategy: str) -> str:
     """What is wrong; empty: nothing. Raises: Gpt2dError."""
     ask = which | {"strategy": strategy, "seed": 7, "max_new_tokens": NEW_TOKENS, "ignore_eos": True, "deterministic": True}
-    search = strategy in SEARCHES
+    search = strategy in m.SEARCHES
     with client.stream(PROMPT, **ask, logprobs=None if search else 2) as stream:
         text = "".join(piece.text for piece in stream)
         first = stream.result

@@ -36,7 +36,7 @@ def server_info(server_id: str, role: Role) -> m.ServerInfo:
 
 
 def _engine(name: str, precisions: tuple[str, ...]) -> m.Engine:
-    strategies = [s for s in get_args(m.Strategy) if name not in REFERENCES or m.Generate(prompt="", strategy=s).rows == 1]
+    strategies = [s for s in get_args(m.Strategy) if name not in REFERENCES or s not in m.SEARCHES]
     return m.Engine(name=name, precisions=list(precisions), strategies=strategies, compiles=list(COMPILED.get(name, ())))
 
 

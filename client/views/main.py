@@ -135,7 +135,7 @@ def arrange(dock: int) -> None:
     right = i.dock_builder_split_node(left.id_at_opposite_dir, imgui.Dir.right, 0.29)
     middle = i.dock_builder_split_node(right.id_at_opposite_dir, imgui.Dir.down, 0.26)
     model = i.dock_builder_split_node(left.id_at_dir, imgui.Dir.down, 0.74)
-    sampling_node = i.dock_builder_split_node(model.id_at_dir, imgui.Dir.down, 0.62)
+    sampling_node = i.dock_builder_split_node(model.id_at_dir, imgui.Dir.down, 0.5)
     past = i.dock_builder_split_node(right.id_at_dir, imgui.Dir.down, 0.35)
     places = {
         "Connection": model.id_at_opposite_dir, "Model": sampling_node.id_at_opposite_dir, "Sampling": sampling_node.id_at_dir,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from imgui_bundle import imgui
 
-from client.events import Action, CancelLoad, Choose, LoadModel, UnloadModel
+from client.events import Action, CancelLoad, Choose, Enter, LoadModel, UnloadModel
 from client.state import AppState
-from client.views import widgets
+from client.views import fidelity, widgets
 from protocol import messages as m
 
-PRECISIONS = {"fp32": "full precision", "int8": "8 bits", "int4": "4 bits"}
+PRECISIONS = {"fp32": "full precision", "bf16": "16 bits", "int8": "8 bits", "int4": "4 bits"}
 
 
 def draw(state: AppState) -> list[Action]:
@@ -37,21 +37,30 @@ def draw(state: AppState) -> list[Action]:
         imgui.same_line()
         imgui.set_next_item_width(half)
         precision = widgets.combo("##Precision", models.precision, [p.precision for p in ways if p.engine == models.engine])
-        widgets.tip("int8 and int4 take less memory and are faster; fp32 is exact.")
+        widgets.tip("int8 and int4 take less memory and are faster; fp32 is full precision.")
         if engine or precision:
             actions.append(Choose(models.model, engine or models.engine, precision or models.precision))
         imgui.text_wrapped(f"{PRECISIONS.get(models.precision, models.precision)}; {summary(chosen, models.engine, models.precision)}")
+    way = next((p for p in ways if (p.engine, p.precision) == (models.engine, models.precision)), None)
+    may = state.link.status == "ready" and state.link.info is not None and state.link.info.role == "admin"
     if models.loading:
-        actions += draw_loading(state)
+        if widgets.progress(models.loading, "CancelLoad"):
+            actions.append(CancelLoad())
     else:
-        loaded = any(p.loaded for p in ways if (p.engine, p.precision) == (models.engine, models.precision))
-        may = state.link.status == "ready" and state.link.info is not None and state.link.info.role == "admin"
+        loaded = way is not None and way.loaded
+        if state.compiles and not loaded:
+            changed, compiled = imgui.checkbox("compile", models.compile)
+            widgets.tip("Translate the model for this processor first: the load takes up to a minute, the steps less time.")
+            if changed:
+                actions.append(Enter("models", "compile", compiled))
         imgui.begin_disabled(not may or chosen is None or loaded)
         if imgui.button("Loaded###Load" if loaded else "Load model and weights###Load", (-1, 0)):
             actions.append(LoadModel())
         imgui.end_disabled()
     if models.error:
         widgets.wrapped(models.error, "bad")
+    if chosen and way:
+        actions += fidelity.draw(state, way, may=may and chosen.on_disk)
     return actions + draw_loaded(state)
 
 
@@ -66,22 +75,6 @@ def summary(info: m.ModelInfo, engine: str, precision: str) -> str:
     memory = next((p.memory_bytes for p in info.precisions if (p.engine, p.precision) == (engine, precision)), 0)
     disk = "on the server's disk" if info.on_disk else f"not on the server's disk yet: a download of {widgets.megabytes(info.file_bytes)}"
     return f"about {widgets.megabytes(memory)} of memory; {disk}"
-
-
-def draw_loading(state: AppState) -> list[Action]:
-    loading, actions = state.models.loading, list[Action]()
-    if loading:
-        text = loading.stage
-        if loading.unit == "bytes":
-            text += f"  {widgets.megabytes(loading.done)} of {widgets.megabytes(loading.total)}, {loading.rate / 1e6:.1f} MB/s"
-        elif loading.total > 1:
-            text += f"  {loading.done} of {loading.total} {loading.unit}"
-        imgui.text_wrapped(f"{loading.name}: {text}")
-        imgui.progress_bar(min(1.0, loading.done / loading.total), (-imgui.get_font_size() * 5, 0), "")
-        imgui.same_line()
-        if imgui.button("Cancel###CancelLoad", (-1, 0)):
-            actions.append(CancelLoad())
-    return actions
 
 
 def draw_loaded(state: AppState) -> list[Action]:

@@ -9,7 +9,16 @@ from client.state import AppState
 from client.views import widgets
 from protocol import messages as m
 
-FIRST = ("strategy", "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop", "seed")
+DRAWS, BEAMS = ("temperature", "top_k", "top_p", "min_p"), ("num_beams", "length_penalty", "early_stopping")
+OF_STRATEGY = {
+    "greedy": (),
+    "mirostat": ("temperature", "mirostat_tau", "mirostat_eta"),
+    "beam": BEAMS,
+    "beam_sample": (*BEAMS, *DRAWS),
+    "diverse_beam": (*BEAMS, "num_beam_groups", "diversity_penalty"),
+    "contrastive": ("num_candidates", "penalty_alpha"),
+}
+"""Settings that matter for a strategy come first; for one that is not known here, those of drawing at random."""
 HIDDEN = {"n", "truncate", "logprobs", "logprobs_of"}
 """The window sets these itself."""
 
@@ -22,12 +31,14 @@ def draw(state: AppState) -> list[Action]:
         return actions
     actions += draw_presets(state)
     imgui.separator()
-    for name in FIRST:
+    strategy = str(state.settings.get("strategy", parameters["strategy"].default if "strategy" in parameters else ""))
+    first = ("strategy", "max_new_tokens", *OF_STRATEGY.get(strategy, DRAWS), "repetition_penalty", "stop", "seed")
+    for name in first:
         if name in parameters:
             actions += draw_setting(state, parameters[name])
     if imgui.collapsing_header("More"):
         for name, parameter in parameters.items():
-            if name not in FIRST and name not in HIDDEN:
+            if name not in first and name not in HIDDEN:
                 actions += draw_setting(state, parameter)
     return actions
 
@@ -71,7 +82,8 @@ def draw_setting(state: AppState, parameter: m.Parameter) -> list[Action]:
     label = name.replace("_", " ")
     match parameter.type:
         case "choice":
-            chosen = widgets.combo(label, str(value), parameter.choices)
+            offered = state.engine.strategies if name == "strategy" and state.engine else []
+            chosen = widgets.combo(label, str(value), [choice for choice in parameter.choices if choice in (offered or parameter.choices)])
             changed, new = chosen is not None, chosen
         case "bool":
             changed, new = imgui.checkbox(label, bool(value))

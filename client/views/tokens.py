@@ -17,7 +17,9 @@ MAX_TOKENS = 1000
 def draw(state: AppState) -> list[Action]:
     actions, shown = list[Action](), state.shown
     if shown is None or not shown.result.logprobs:
-        imgui.text_wrapped("After a generation its tokens stand here: the paler, the less likely. Click one to take another instead.")
+        searched = shown is not None and shown.result.settings.get("strategy") in m.SEARCHES
+        after = "After a generation its tokens stand here: the paler, the less likely. Click one to take another instead."
+        imgui.text_wrapped("A search weighs whole texts: its tokens have no probabilities of their own." if searched else after)
         return actions
     told = shown.result.logprobs[:MAX_TOKENS]
     right = imgui.get_cursor_screen_pos().x + imgui.get_content_region_avail().x

@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeAlias
 from imgui_bundle import ImVec4, imgui
 
 from client.events import Action, Enter
+from client.state import Doing
 
 COLORS = {"good": (0.30, 0.69, 0.38), "warn": (0.85, 0.62, 0.20), "bad": (0.86, 0.32, 0.28), "accent": (0.35, 0.55, 0.90)}
 Part: TypeAlias = Literal["link", "compare", "history", "files", "drafts"]
@@ -41,10 +42,26 @@ def tip(text: str) -> None:
         imgui.set_tooltip(text)
 
 
-def row(name: str, value: str) -> None:
+def row(name: str, value: str, colour: str = "") -> None:
     imgui.text_disabled(name)
-    imgui.same_line(imgui.get_font_size() * 6)
-    imgui.text_wrapped(printable(value))
+    imgui.same_line(imgui.get_font_size() * 6.5)
+    if colour:
+        wrapped(value, colour)
+    else:
+        imgui.text_wrapped(printable(value))
+
+
+def progress(doing: Doing, cancel: str) -> bool:
+    """How far a load or a measurement is; True: it is to be cancelled."""
+    text = doing.stage
+    if doing.unit == "bytes":
+        text += f"  {megabytes(doing.done)} of {megabytes(doing.total)}, {doing.rate / 1e6:.1f} MB/s"
+    elif doing.total > 1:
+        text += f"  {doing.done:,} of {doing.total:,} {doing.unit}"
+    imgui.text_wrapped(printable(f"{doing.name}: {text}"))
+    imgui.progress_bar(min(1.0, doing.done / doing.total), (-imgui.get_font_size() * 5, 0), "")
+    imgui.same_line()
+    return imgui.button(f"Cancel###{cancel}", (-1, 0))
 
 
 def combo(label: str, value: str, choices: list[str]) -> str | None:

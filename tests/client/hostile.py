@@ -15,6 +15,12 @@ from protocol.parameters import parameters
 NASTY = "\0\x1b[31m\u202e##%s%n{}" + "\U0001f600" + "\n" * 50 + "W" * 5000
 
 
+WILD = m.Fidelity(
+    quantised_share=math.inf, disk_bytes=-1, memory_bytes=2**62, perplexity=math.nan, perplexity_change_pct=-math.inf, top1_agreement=1e300,
+    kl_mean=math.nan, kl_p99=0.0, greedy_tokens=math.nan, greedy_limit=-(2**62), tok_s=-1e300, tokens=2**62, threads=-1,
+)  # fmt: skip
+
+
 class HostileServer:
     """Answers hello, ping and models as it should; what it generates depends on the prompt: nonsense after `nonsense`, else a flood."""
 
@@ -58,7 +64,7 @@ class HostileServer:
                 )
                 return [m.Pong(id=request.id, server_id="x", uptime_ms=math.nan, draining=False, workers=[health] * 50)]
             case m.Models():
-                way = m.Precision(engine="e", precision="p", memory_bytes=2**62, loaded=True)
+                way = m.Precision(engine="e", precision="p", memory_bytes=2**62, loaded=True, fidelity=WILD)
                 info = m.ModelInfo(name=NASTY[:100], parameters=2**62, context=0, file_bytes=-1, precisions=[way] * 3)
                 return [m.ModelList(id=request.id, models=[info] * 2000)]
             case m.Generate() if "nonsense" not in (request.prompt or ""):

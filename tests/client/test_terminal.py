@@ -73,7 +73,7 @@ def test_commands(terminal: Terminal, capsys: pytest.CaptureFixture[str]) -> Non
         return capsys.readouterr().err
 
     assert "/load MODEL" in says("/help")
-    assert re.search(r"demo +6\.\d M parameters, context 1024: int8 \(native, about \d+ MB, loaded\)", says("/models"))
+    assert re.search(r"demo +6\.\d M parameters, context 1024\n +native int8 \(\d+ MB, loaded", says("/models"))
     assert "demo/native/int8" in says("/stats")
     assert "0 to 100" in says("/set")
     says("/set temperature 0.7")
@@ -95,6 +95,13 @@ def test_commands(terminal: Terminal, capsys: pytest.CaptureFixture[str]) -> Non
         terminal.do("/sing")
     with pytest.raises(UnknownModel):
         terminal.do("/load gpt5")
+    with pytest.raises(ValueError, match="'int3' is no engine and no precision"):
+        terminal.do("/load demo int3")
+    assert re.search(
+        r"demo/native/int4 against full precision, over 4096 tokens: perplexity \d+\.\d\d \(\+0\.\d\d %\)",
+        says("/measure demo native int4"),
+    )
+    assert re.search(r"int4 \(\d+ MB, perplexity \+0\.\d\d %\)", says("/models"))
     terminal.do("/set top_p 7")
     with pytest.raises(BadRequest, match="top_p"):
         terminal.do("x")

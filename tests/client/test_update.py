@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+import msgspec
 from hypothesis import given, settings, strategies as st
 
 from client import events as e
@@ -29,6 +30,7 @@ MODEL = m.ModelInfo(
     file_bytes=1,
     precisions=[m.Precision(engine="onnx", precision="int8", memory_bytes=1, loaded=True)],
 )
+FIDELITY = msgspec.convert(dict.fromkeys(m.Fidelity.__struct_fields__, 1), m.Fidelity)
 TOLD = [m.TokenLogprobs(text=" x", logprob=-1.0, top=[m.Alternative(id=5, text="y", logprob=-2.0)])] * 2
 RESULT = m.Generated(
     id=1, text=" x x", ids=[3, 3], finish_reason="length", prompt_truncated=0, settings={"seed": 1, "temperature": 0.5}, model="demo", engine="onnx",
@@ -164,10 +166,11 @@ replies: st.SearchStrategy[Any] = st.one_of(
     st.builds(m.Progress, id=st.just(1), stage=st.text(max_size=5), done=st.integers(-5, 5), total=st.integers(-5, 5), unit=st.just("bytes")),
     st.just(m.Tokenized(id=1, text="ab", ids=[1], offsets=[0, 2])), st.just(m.Tokenized(id=1, text="", ids=[], offsets=[])),
     st.just(m.Loaded(id=1, model="demo", engine="onnx", precision="int8", digest="d", context=1, rows=1, threads=1, rss_bytes=1, load_ms=1, already=True)),
+    st.just(m.Measured(id=1, model="demo", engine="onnx", precision="int8", fidelity=FIDELITY)),
     st.just(m.Unloaded(id=1, names=["a"])),
     st.just(m.Stats(id=1, uptime_ms=1, rss_bytes=1, peers=1, open_requests=1, requests={}, errors={}, workers=[])),
 )  # fmt: skip
-TAGS = ["look", "models", "stats", "load", "unload", "page", "count", "branch ids", "branch text", "compare", "compare load"]
+TAGS = ["look", "models", "stats", "load", "measure", "unload", "page", "count", "branch ids", "branch text", "compare", "compare load"]
 WORDS = list(get_args(get_type_hints(e.Do)["what"]))
 messages: st.SearchStrategy[Any] = st.one_of(
     st.builds(e.Replied, st.sampled_from(TAGS), replies, st.floats(0, 9)), st.builds(e.Do, st.sampled_from(WORDS)), st.just(e.Connect()), st.just(e.Disconnect()),
@@ -196,3 +199,4 @@ def test_any_order_of_events_leaves_a_valid_state(order: list[Any]) -> None:
         assert state.compare.running is None or 0 <= state.compare.running < len(state.compare.columns)
         assert 2 <= len(state.compare.columns) <= 4
         assert state.models.loading is None or state.link.status in {"ready", "stuck"}
+        assert state.models.measuring is None or state.link.status in {"ready", "stuck"}

@@ -14,6 +14,7 @@ import pytest
 from imgui_bundle import imgui
 
 from client.events import Prefer
+from protocol import messages as m
 from protocol.keys import Address, CurveKeys
 from tests.client.hostile import HostileServer
 from tests.client.window import Driver, drive
@@ -120,6 +121,53 @@ def test_load_with_progress_and_unload(window: Window, own_daemon: Daemon) -> No
         assert "cannot be reached" in d.state.models.error and "put a folder" in d.state.models.error
 
     window(own_daemon.endpoint, test)
+
+
+def test_what_a_precision_costs_stands_beside_it(window: Window, own_daemon: Daemon) -> None:
+    def test(d: Driver) -> None:
+        d.wait(lambda: d.state.link.status == "ready" and len(d.state.models.known) > 5)
+        d.panel("Model")
+        d.choose("//Model/Model/##Precision", "int4")
+        d.click("//Model/Model/###Measure")
+        d.wait(lambda: d.state.models.measuring is None, 40)
+        assert d.state.models.error == ""
+
+        def card() -> m.Fidelity | None:
+            chosen = d.state.models.chosen()
+            return next((p.fidelity for p in chosen.precisions if (p.engine, p.precision) == ("native", "int4")), None) if chosen else None
+
+        d.wait(lambda: card() is not None)
+        told = card()
+        assert told is not None and told.tokens == 4096 and 0 < told.perplexity_change_pct < 5
+        assert "perplexity +" in d.state.notice
+        d.shot("fidelity")
+        d.choose("//Model/Model/##Engine", "torch")
+        d.click("//Model/Model/compile")
+        assert d.state.models.compile and d.state.compiles
+        d.click("//Model/Model/###Measure")
+        d.wait(lambda: d.state.models.measuring is not None)
+        d.click("//Model/Model/###StopMeasuring")
+        d.wait(lambda: d.state.models.measuring is None)
+        assert d.state.models.error == ""
+
+    window(own_daemon.endpoint, test)
+
+
+def test_a_search_writes_into_the_page(window: Window, shared_daemon: Daemon) -> None:
+    def test(d: Driver) -> None:
+        write(d, "Shall I compare thee", tokens=6)
+        d.panel("Sampling")
+        for strategy in ("beam", "beam_sample", "diverse_beam", "contrastive"):
+            before = d.state.ledgers.count
+            d.choose("//Sampling/Sampling/strategy/strategy", strategy)
+            assert d.state.settings["strategy"] == strategy
+            d.click("//Page/Continue")
+            d.wait(lambda: d.state.ledgers.count > before and d.state.page.generating is None)  # noqa: B023 - called at once
+            assert d.state.page.error == "" and d.state.ledgers.last.settings["strategy"] == strategy
+            d.panel("Sampling")
+        d.shot("searched")
+
+    window(shared_daemon.endpoint, test)
 
 
 def test_another_token_is_taken(window: Window, shared_daemon: Daemon) -> None:

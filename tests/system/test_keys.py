@@ -164,7 +164,13 @@ def test_the_only_key_is_revoked_and_given_back(keyed: Keyed) -> None:
         for file in keyed.authorised.iterdir():
             file.unlink()
         wait_for(lambda: "revoked: guest, owner" in keyed.daemon.logged())
-        for call in (guest.hello, guest.ping, lambda: guest.load("demo", precision="fp32"), lambda: guest.unload("demo"), lambda: guest.measure("demo")):
+        for call in (
+            guest.hello,
+            guest.ping,
+            lambda: guest.load("demo", precision="fp32"),
+            lambda: guest.unload("demo"),
+            lambda: guest.measure("demo"),
+        ):
             with pytest.raises(Unauthorised, match="not authorised any more"):
                 call()
         with keyed.client(keyed.owner) as owner, pytest.raises(KeyRefused):
