@@ -128,8 +128,10 @@ class Terminal:
                 self._models()
             case "/stats", []:
                 self._stats()
+            case "/load", [model, *rest, "compile"]:
+                self._load(self._way(model, rest), compiled=True)
             case "/load", [model, *rest]:
-                self._load(self._way(model, rest), compiled="compile" in rest)
+                self._load(self._way(model, rest))
             case "/measure", rest:
                 self._measure(self._way(rest[0], rest[1:]) if rest else self._choice)
             case "/score", [_, *_]:
@@ -204,12 +206,12 @@ class Terminal:
         """A model and, in any order, an engine and a precision. Raises: ValueError for a word that is neither."""
         choice = Choice(model)
         for word in words:
-            if word in self._engines:
+            if word in self._engines and choice.engine is None:
                 choice.engine = word
-            elif any(word in engine.precisions for engine in self._engines.values()):
+            elif any(word in engine.precisions for engine in self._engines.values()) and choice.precision is None:
                 choice.precision = word
-            elif word != "compile":
-                raise ValueError(f"{word!r} is no engine and no precision of this server; /models lists them")
+            else:
+                raise ValueError(f"{word!r} is no engine and no precision of this server, or one too many; /models lists them")
         return choice
 
     def _load(self, choice: Choice, *, compiled: bool = False) -> None:

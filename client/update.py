@@ -23,7 +23,7 @@ from protocol.errors import (
 )
 
 LOOK_S, RETRY_S, LOOK_TIMEOUT_S = 3.0, 2.0, 4.0
-LOAD_S = 3600.0
+LOAD_S = MEASURE_S = 3600.0
 UNLOAD_S = 60.0
 CONTROL_S = 10.0
 NOTICE_S = 8.0
@@ -240,7 +240,7 @@ def measure(state: AppState) -> list[e.Effect]:
         return []
     models.measuring = Doing(f"{models.model}/{models.engine}/{models.precision}", stage_began=state.now)
     models.error = ""
-    return [e.Send("measure", m.Measure(model=models.model, engine=models.engine, precision=models.precision, stream=True), LOAD_S)]
+    return [e.Send("measure", m.Measure(model=models.model, engine=models.engine, precision=models.precision, stream=True), MEASURE_S)]
 
 
 def _load_replied(state: AppState, event: object) -> list[e.Effect]:

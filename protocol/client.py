@@ -147,7 +147,8 @@ class Client:
     ) -> m.Measured:
         """Measure what a precision costs against full precision (messages.Fidelity says what), which takes minutes for a large model.
 
-        Raises: UnknownModel, BadModel, NotLoaded if the model is not on the server's disk, NoMemory, LoadFailed, Busy.
+        Raises: UnknownModel, BadModel, NotLoaded if the model is not on the server's disk, NoMemory, LoadFailed, Busy, Cancelled,
+        BadRequest for a text of less than 64 tokens, and what every call raises.
         """
         request = m.Measure(model=model, engine=engine, precision=precision, text=text, stream=on_progress is not None)
         return self._call(request, m.Measured, timeout, on_progress)

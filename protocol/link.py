@@ -45,13 +45,13 @@ class Ready(m.Reply, frozen=True, tag_field="type", tag="ready"):
 class Beat(m.Reply, frozen=True, tag_field="type", tag="beat"):
     """The worker's loop moves: sent between its steps, at most a few times a second."""
 
-    running: int
-    waiting: int
     rss_bytes: int
-    requests: int
-    prompt_tokens: int
-    new_tokens: int
-    busy_ms: float
+    running: int = 0
+    waiting: int = 0
+    requests: int = 0
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+    busy_ms: float = 0.0
 
 
 ForWorker: TypeAlias = Work | m.Cancel | m.Measure

@@ -68,7 +68,7 @@ class Measure(Request, frozen=True, tag="measure"):
     model: Name
     engine: Name | None = None
     precision: Name | None = None
-    text: Annotated[str, Meta(min_length=1, max_length=100_000)] | None = None
+    text: Annotated[str, Meta(min_length=1, max_length=50_000)] | None = None
     stream: bool = False
 
 
@@ -393,6 +393,8 @@ class Fidelity(Struct, frozen=True, kw_only=True):
     """Tokens a second of a greedy continuation: the median over the prompts."""
     tokens: int
     threads: int
+    held_out: bool
+    """The text was the works held out from the embedded model's training; else one that was given."""
 
 
 class Precision(Struct, frozen=True, kw_only=True):

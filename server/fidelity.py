@@ -19,7 +19,7 @@ from server.engines.base import Engine, Logits
 
 TOKENS = 4096
 """Of the text, at most."""
-MIN_TOKENS = 64
+MIN_TOKENS, MIN_CONTEXT = 64, 8
 CHUNK = 128
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 8, 32, 64
 
@@ -40,11 +40,9 @@ class Comparison:
 def compare(engine: Engine, reference: Engine, ids: Sequence[int], progress: Callable[[int, int], None]) -> Comparison:
     """Run both over `ids`, in windows of a context; then let both continue prompts from it, greedily.
 
-    `progress(done, total)` counts tokens. Raises: BadRequest for less than MIN_TOKENS.
+    `progress(done, total)` counts tokens. `ids` are as `check` wants them.
     """
     ids = list(ids[:TOKENS])
-    if len(ids) < MIN_TOKENS:
-        raise BadRequest(f"measure: a text of at least {MIN_TOKENS} tokens is needed; this has {len(ids)}")
     prompt_tokens = min(PROMPT_TOKENS, engine.context // 2)
     limit = min(NEW_TOKENS, engine.context - prompt_tokens)
     total = len(ids) + PROMPTS * limit
@@ -70,7 +68,7 @@ def compare(engine: Engine, reference: Engine, ids: Sequence[int], progress: Cal
         got_ids, seconds = greedy(engine, prompt, limit)
         differing = (at for at, pair in enumerate(zip(want_ids, got_ids, strict=True)) if pair[0] != pair[1])
         agreed.append(next(differing, limit))
-        speeds.append((limit - 1) / seconds)
+        speeds.append((limit - 1) / max(seconds, 1e-9))
         progress(len(ids) + (i + 1) * limit, total)
     kl = np.concatenate(divergences)
     return Comparison(
@@ -84,6 +82,14 @@ def compare(engine: Engine, reference: Engine, ids: Sequence[int], progress: Cal
         tok_s=statistics.median(speeds),
         tokens=len(ids),
     )
+
+
+def check(ids: Sequence[int], context: int) -> None:
+    """Raises: BadRequest where there is too little to compare."""
+    if len(ids) < MIN_TOKENS:
+        raise BadRequest(f"measure: a text of at least {MIN_TOKENS} tokens is needed; this has {len(ids)}")
+    if context < MIN_CONTEXT:
+        raise BadRequest(f"measure: a context of at least {MIN_CONTEXT} tokens is needed; this model has {context}")
 
 
 def greedy(engine: Engine, prompt: Sequence[int], count: int) -> tuple[list[int], float]:

@@ -1,8 +1,8 @@
 """Owns the ROUTER sockets: receive, check, admit, hand on; send replies. Imports no model library.
 
 One thread, one poller. Nothing here waits for a peer or a worker: control is answered at once, work is handed to the
-worker that holds the model, and what a worker says is passed on to the peer that asked. The only files it reads are the
-small config.json of each model.
+worker that holds the model, and what a worker says is passed on to the peer that asked. The only files it reads are small
+ones: the config.json of each model, and what was measured of it.
 """
 
 from __future__ import annotations
@@ -198,8 +198,8 @@ class Gateway:
             check_compiled(engine, precision)
         model = self._catalogue.find(request.model)
         worker = next(iter(self._workers.matching(model.name, engine, precision)), None)
-        if worker and worker.compiled != request.compile:
-            raise BadRequest(f"{worker.name} is loaded {'compiled' if worker.compiled else 'without `compile`'}; unload it first")
+        if worker and request.compile and not worker.compiled:
+            raise BadRequest(f"{worker.name} is loaded without `compile`; unload it first")
         if worker and worker.ready:
             self._sessions.reply(entry, worker.loaded(worker.ready, already=True))
             return
@@ -214,7 +214,7 @@ class Gateway:
         model = self._catalogue.find(request.model)
         if model.folder is None:
             raise NotLoaded(f"{model.name} is not on this server's disk; load it first, which downloads it")
-        if busy := next((w for w in self._workers.all() if w.task), None):  # one at a time: each is as large as two models
+        if busy := next((w for w in self._workers.all() if w.task and w.state != "stopping"), None):  # one at a time: each is as large as two models
             raise Busy(f"{busy.name} is being measured; try again when that is done")
         worker = self._start(model, engine, precision, task=request)
         log.info("measure %s", worker.name)

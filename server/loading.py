@@ -36,14 +36,21 @@ def load_engine(
     if SHA256.fullmatch(blob := file.resolve().name) and blob != sha:  # so the hub's cache names its files
         raise BadModel(f"{WEIGHTS_FILE} is damaged: its SHA-256 is not the one that names {file.resolve()}; delete that, and load again")
     if engine == "torch":
-        return Made(_torch(folder, arch, precision, threads, cache_dir, progress, compiled=compiled), sha, file.stat().st_size)
+        cache = BuildCache(cache_dir, cache_bytes)
+        return Made(_torch(folder, arch, precision, threads, cache, progress, compiled=compiled), sha, file.stat().st_size)
     # The number of heads is in the config alone.
     content = hashlib.sha256(f"{sha} {arch}".encode()).hexdigest()[:32]
     cache = BuildCache(cache_dir, cache_bytes)
 
+    variant = ""
+    if engine == "optimum":
+        from server.engines.optimum import variant as of_this_processor
+
+        variant = f"-{of_this_processor(precision)}"
+
     def built(build: Callable[[Weights, Callable[[int, int], None]], Built]) -> Path:
         return cache.get(
-            f"{content}-{engine}-{precision}",
+            f"{content}-{engine}-{precision}{variant}",
             lambda: build(
                 Weights(file, arch), lambda done, total: progress("build", done, total, "steps" if engine == "optimum" else "layers")
             ),
@@ -77,9 +84,12 @@ def load_engine(
     return Made(made, sha, size)
 
 
-def _torch(folder: Path, arch: Architecture, precision: str, threads: int, cache_dir: Path, progress: Report, *, compiled: bool) -> Engine:
+def _torch(
+    folder: Path, arch: Architecture, precision: str, threads: int, cache: BuildCache, progress: Report, *, compiled: bool
+) -> Engine:
     # What the compiler keeps is read back as code: it lies with our own files, not in a folder that others may write to.
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir / "torch"))
+    kept = cache.folder("torch")
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kept))
     progress("open", 0, 1, "model")
     from server.engines.torch import TorchEngine
 
@@ -88,5 +98,6 @@ def _torch(folder: Path, arch: Architecture, precision: str, threads: int, cache
     if compiled:
         progress("compile", 0, 1, "graph")
         engine.warm_up()
+        cache.trim(keep=kept)
         progress("compile", 1, 1, "graph")
     return engine

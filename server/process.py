@@ -6,6 +6,7 @@ outlives its daemon, however that ends.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -18,9 +19,9 @@ import psutil
 
 from protocol import messages as m
 from protocol.errors import Gpt2dError, LoadFailed, RequestError
-from protocol.link import Ready, Sized, Started
-from server.catalogue import REFERENCE, WEIGHTS_FILE, read_architecture
-from server.fidelity import CHUNK, compare
+from protocol.link import Beat, Ready, Sized, Started
+from server.catalogue import REFERENCE, read_architecture
+from server.fidelity import CHUNK, check, compare
 from server.loading import Made, load_engine
 from server.records import Records
 from server.spec import Spec
@@ -86,10 +87,14 @@ def measure(spec: Spec, link: Link) -> m.Measured:
     arch = read_architecture(folder)
     progress("text", 0, 1, "text")
     ids = Text(folder, arch.vocabulary, arch.end_of_text).encode(task.text or held_out(cache_dir))
+    check(ids, arch.context)
+    records = Records(cache_dir, folder, arch)
     progress("text", 1, 1, "text")
 
     def make(engine: str, precision: str) -> Made:
-        return load_engine(folder, arch, engine, precision, 1, spec.threads, cache_dir, spec.cache_bytes, progress)
+        made = load_engine(folder, arch, engine, precision, 1, spec.threads, cache_dir, spec.cache_bytes, progress)
+        link.send(Beat(id=None, rss_bytes=psutil.Process().memory_info().rss))  # of its reservation that much is taken
+        return made
 
     made = make(spec.engine, spec.precision)
     made.engine.prefill(0, ids[: min(CHUNK, arch.context)], 0, [0])
@@ -100,9 +105,10 @@ def measure(spec: Spec, link: Link) -> m.Measured:
         perplexity=compared.perplexity, perplexity_change_pct=100 * (compared.perplexity / compared.reference_perplexity - 1),
         top1_agreement=compared.top1_agreement, kl_mean=compared.kl_mean, kl_p99=compared.kl_p99,
         greedy_tokens=compared.greedy_tokens, greedy_limit=compared.greedy_limit, tok_s=compared.tok_s, tokens=compared.tokens,
+        held_out=task.text is None,
     )  # fmt: skip
     try:
-        Records(cache_dir).save(folder / WEIGHTS_FILE, spec.engine, spec.precision, fidelity)
+        records.add(spec.engine, spec.precision, fidelity)
     except OSError as e:
         print(f"what was measured cannot be kept in {cache_dir}: {e}", file=sys.stderr)
     return m.Measured(id=None, model=spec.model, engine=spec.engine, precision=spec.precision, fidelity=fidelity)
@@ -130,6 +136,9 @@ def _repository(spec: Spec, progress: Report) -> Repository:
 def _end_with_stdin() -> None:
     while os.read(0, 1):
         pass
+    for child in psutil.Process().children(recursive=True):  # a fetch or a compiler
+        with contextlib.suppress(psutil.Error):
+            child.kill()
     os._exit(0)
 
 

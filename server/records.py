@@ -1,6 +1,6 @@
-"""What was measured of a model, kept beside the built models for as long as its weights' file stays as it is.
+"""What was measured of a model, kept beside the built models for as long as its weights and its shape stay as they are.
 
-Standard library and messages only: the gateway reads it.
+Loads no model library: the gateway reads it.
 """
 
 from __future__ import annotations
@@ -13,15 +13,23 @@ from pathlib import Path
 import msgspec
 
 from protocol import messages as m
-from server.catalogue import BUILD_FORMAT
+from server.catalogue import BUILD_FORMAT, WEIGHTS_FILE, Architecture
 
-MAX_BYTES = 4096
+MAX_BYTES = 64 << 10
+Found = dict[str, m.Fidelity]
+"""engine/precision -> what was measured."""
+
+
+class _Record(msgspec.Struct):
+    stamp: str
+    found: Found
 
 
 def file_state(file: Path) -> str:
     """Size, time, inode and place of a file: what git's index takes for a file that has not changed. Raises: OSError."""
-    stat = file.resolve().stat()
-    return f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ino} {file.resolve()}"
+    real = file.resolve()
+    stat = real.stat()
+    return f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ino} {real}"
 
 
 def named_after(file: Path, folder: Path, ending: str) -> Path:
@@ -29,33 +37,36 @@ def named_after(file: Path, folder: Path, ending: str) -> Path:
     return folder / f"{hashlib.sha256(str(file.resolve()).encode(errors='surrogateescape')).hexdigest()[:32]}{ending}"
 
 
+def replace(file: Path, content: bytes) -> None:
+    """Write a file that appears when it is complete. Raises: OSError."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    draft = file.with_suffix(f".{os.getpid()}")
+    try:
+        draft.write_bytes(content)
+        draft.replace(file)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
 class Records:
-    """One small file for each weights' file, engine and precision."""
+    """One small file for each model."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, cache_dir: Path, folder: Path, arch: Architecture) -> None:
+        """Of the model in `folder`, as it is now. Raises: OSError."""
+        weights = folder / WEIGHTS_FILE
+        self._file = named_after(weights, cache_dir, ".fidelity")
+        self._stamp = ascii(f"{BUILD_FORMAT} {arch} {file_state(weights)}")  # a path need not be text
 
-    def save(self, weights: Path, engine: str, precision: str, fidelity: m.Fidelity) -> None:
+    def add(self, engine: str, precision: str, fidelity: m.Fidelity) -> None:
         """Raises: OSError."""
-        place = self._place(weights, engine, precision)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        draft = place.with_suffix(f".{os.getpid()}")
-        draft.write_bytes(_stamp(weights) + msgspec.json.encode(fidelity))
-        draft.replace(place)
+        found = self.found() | {f"{engine}/{precision}": fidelity}
+        replace(self._file, msgspec.json.encode(_Record(self._stamp, found)))
 
-    def find(self, weights: Path, engine: str, precision: str) -> m.Fidelity | None:
-        """None where nothing was measured, or of another file or another way of building."""
+    def found(self) -> Found:
+        """Nothing where nothing was measured, or of another model or another way of building."""
         with contextlib.suppress(OSError, msgspec.MsgspecError):
-            with self._place(weights, engine, precision).open("rb") as file:
-                content = file.read(MAX_BYTES)
-            stamp = _stamp(weights)
-            if content.startswith(stamp):
-                return msgspec.json.decode(content[len(stamp) :], type=m.Fidelity)
-        return None
-
-    def _place(self, weights: Path, engine: str, precision: str) -> Path:
-        return named_after(weights, self._folder, f"-{engine}-{precision}.fidelity")
-
-
-def _stamp(weights: Path) -> bytes:
-    return f"{BUILD_FORMAT} {file_state(weights)}\n".encode(errors="surrogateescape")
+            with self._file.open("rb") as file:
+                record = msgspec.json.decode(file.read(MAX_BYTES), type=_Record)
+            if record.stamp == self._stamp:
+                return record.found
+        return {}

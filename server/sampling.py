@@ -136,19 +136,19 @@ def invert(weights: Weights, uniform: float) -> int:
     return block * BLOCK + min(int(np.searchsorted(sums, target, side="right")), len(inside) - 1)
 
 
-def candidates(logits: Logits, request: Generate) -> tuple[Ids, Weights]:
-    """The tokens that may be drawn, in ascending order, and their weights (in proportion to their probabilities)."""
-    kept = top_k(logits, request.top_k)
+def candidates(logits: Logits, request: Generate, *, least: int = 1) -> tuple[Ids, Weights]:
+    """The tokens that may be drawn, `least` or more, in ascending order, and their weights (in proportion to their probabilities)."""
+    kept = top_k(logits, max(request.top_k, least) if request.top_k else 0)
     ids = np.arange(len(logits)) if kept is None else kept
     weights = softmax(logits if kept is None else logits[kept], request.temperature)
     if request.top_p < 1:
-        kept = top_p(weights, request.top_p)
+        kept = _at_least(least, top_p(weights, request.top_p), weights)
         ids, weights = ids[kept], weights[kept]
     if request.min_p > 0:
-        kept = np.flatnonzero(weights >= request.min_p * weights.max())
+        kept = _at_least(least, np.flatnonzero(weights >= request.min_p * weights.max()), weights)
         ids, weights = ids[kept], weights[kept]
     if request.typical_p < 1:
-        kept = typical(weights, request.typical_p)
+        kept = typical(weights, request.typical_p, least)
         ids, weights = ids[kept], weights[kept]
     return ids, weights
 
@@ -199,13 +199,18 @@ def top_p(weights: Weights, p: float) -> Ids:
     return np.flatnonzero(weights >= ascending[min(dropped, len(ascending) - 1)])
 
 
-def typical(weights: Weights, mass: float) -> Ids:
-    """Indices of the weights whose surprise is nearest to the mean, the fewest that reach the share `mass` (Meister et al. 2023)."""
+def _at_least(least: int, kept: Ids, weights: Weights) -> Ids:
+    """The indices, or where they are fewer those of the `least` largest weights, ascending."""
+    return kept if len(kept) >= least else np.sort(np.argsort(-weights, kind="stable")[:least])
+
+
+def typical(weights: Weights, mass: float, least: int = 1) -> Ids:
+    """Indices of the weights whose surprise is nearest to the mean, the fewest that reach the share `mass` (Meister et al. 2023), `least` or more."""
     p = weights / weights.sum(dtype=np.float64)
     surprise = -np.log(p, out=np.zeros_like(p), where=p > 0)
     distance = np.where(p > 0, np.abs(surprise - np.sum(p * surprise)), np.inf)
     order = np.argsort(distance, kind="stable")
-    last = min(int((np.cumsum(p[order]) < mass).sum()), len(order) - 1)
+    last = min(max(int((np.cumsum(p[order]) < mass).sum()), least - 1), len(order) - 1)
     return np.flatnonzero(distance <= distance[order[last]])
 
 

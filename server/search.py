@@ -103,7 +103,7 @@ class Search(ABC):
         for output in self.outputs:
             output.count(0)
         self.lanes = [Lane(self, list(lead.ids), 0, lead.row + i) for i in range(self.width)]
-        self.lanes[0].cached = lead.cached
+        self.lanes[0].cached = len(lead.ids)
 
     def _fork(self, parents: Many[int], tokens: Many[int], engine: Engine) -> None:
         """Let lane i become its parent and a token more. A parent's first child stays in its row, the others get those of lanes that end."""
@@ -266,8 +266,8 @@ class BeamSearch(Search):
         return score / divisor
 
     def _warped(self, row: Scores) -> Scores:
-        """Temperature and what the samplers cut off, with the rest at minus infinity."""
-        ids, _ = candidates(row, self.request)
+        """Temperature and what the samplers leave, with the rest at minus infinity: two tokens at least, so that a beam can end and go on."""
+        ids, _ = candidates(row, self.request, least=2)
         warped = np.full_like(row, -np.inf)
         warped[ids] = row[ids] / np.float32(self.request.temperature)
         return warped

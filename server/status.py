@@ -13,9 +13,9 @@ import psutil
 from protocol import messages as m
 from protocol.keys import Role
 from protocol.parameters import parameters
-from server.catalogue import COMPILED, ENGINES, REFERENCES, WEIGHTS_FILE, Catalogue, Model, rows_of
+from server.catalogue import COMPILED, ENGINES, REFERENCES, Catalogue, Model, rows_of
 from server.config import VERSION, Config
-from server.records import Records
+from server.records import Found, Records
 from server.workers import Workers
 
 
@@ -53,14 +53,14 @@ def _model(model: Model, workers: Workers, config: Config) -> m.ModelInfo:
     arch = model.architecture
     if arch is None:
         return m.ModelInfo(name=model.name, parameters=0, context=0, file_bytes=0, precisions=[], problem=model.problem)
-    records = Records(config.cache_dir)
+    found = _measured(model, config)
     precisions = [
         m.Precision(
             engine=engine,
             precision=precision,
             memory_bytes=arch.memory_bytes(engine, precision, rows_of(engine, config.rows) or arch.default_rows(engine, precision)),
             loaded=any(w.state == "ready" for w in workers.matching(model.name, engine, precision)),
-            fidelity=records.find(model.folder / WEIGHTS_FILE, engine, precision) if model.folder else None,
+            fidelity=found.get(f"{engine}/{precision}"),
         )
         for engine, supported in ENGINES.items()
         for precision in supported
@@ -69,6 +69,15 @@ def _model(model: Model, workers: Workers, config: Config) -> m.ModelInfo:
         name=model.name, parameters=arch.parameters, context=arch.context, file_bytes=model.file_bytes,
         on_disk=model.folder is not None, precisions=precisions,
     )  # fmt: skip
+
+
+def _measured(model: Model, config: Config) -> Found:
+    if model.folder is None or model.architecture is None:
+        return {}
+    try:
+        return Records(config.cache_dir, model.folder, model.architecture).found()
+    except OSError:  # it has just been taken away
+        return {}
 
 
 @cache

@@ -136,7 +136,7 @@ class BuildCache:
 
     def get(self, name: str, build: Callable[[], Built]) -> Path:
         """Return the folder of what is called `name`, built where it is missing or damaged. Raises: OSError."""
-        entry = self._folder / f"{name}-v{BUILD_FORMAT}"
+        entry = self.folder(name)
         if _intact(entry):
             with contextlib.suppress(OSError):
                 os.utime(entry)
@@ -146,13 +146,17 @@ class BuildCache:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._sweep()
             self._store(built, entry)
-            self._trim(keep=entry)
+            self.trim(keep=entry)
         except OSError as e:
             print(f"the cache of built models {self._folder} cannot be used: {e}", file=sys.stderr)
             temporary = Path(tempfile.mkdtemp(prefix="gpt2d-built-"))
             _write(built, temporary)
             return temporary
         return entry
+
+    def folder(self, name: str) -> Path:
+        """Where what is called `name` is kept."""
+        return self._folder / f"{name}-v{BUILD_FORMAT}"
 
     def opened(self, folder: Path) -> None:
         """An engine has opened what `get` returned: a temporary folder is not needed any more."""
@@ -180,12 +184,13 @@ class BuildCache:
                 if time.time() - draft.stat().st_mtime > STALE_S:
                     shutil.rmtree(draft, ignore_errors=True)
 
-    def _trim(self, keep: Path) -> None:
+    def trim(self, keep: Path) -> None:
+        """Delete the least recently used of what is too much, but `keep`."""
         ages: dict[Path, float] = {}
         sizes: dict[Path, int] = {}
         for entry in self._folder.glob("*-v*"):
             with contextlib.suppress(OSError):  # another worker may be deleting it
-                sizes[entry] = sum(f.stat().st_size for f in entry.iterdir())
+                sizes[entry] = sum(f.stat().st_size for f in entry.rglob("*"))
                 ages[entry] = entry.stat().st_mtime
         for entry in sorted(ages, key=ages.__getitem__):
             if sum(sizes.values()) <= self._max_bytes:

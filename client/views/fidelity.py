@@ -5,7 +5,6 @@ from __future__ import annotations
 from imgui_bundle import imgui
 
 from client.events import Action, Do
-from client.state import AppState
 from client.views import widgets
 from protocol import messages as m
 
@@ -13,13 +12,9 @@ SMALL_PCT, LARGE_PCT = 0.5, 5.0
 """A change of perplexity below the first is not noticed, above the second it is."""
 
 
-def draw(state: AppState, way: m.Precision, *, may: bool) -> list[Action]:
+def draw(way: m.Precision, *, may: bool) -> list[Action]:
     """`may`: the model is on the server's disk, and this client may use up its memory."""
     actions = list[Action]()
-    if state.models.measuring:
-        if widgets.progress(state.models.measuring, "StopMeasuring"):
-            actions.append(Do("stop measuring"))
-        return actions
     if way.fidelity:
         draw_card(way.fidelity)
     imgui.begin_disabled(not may)
@@ -32,7 +27,7 @@ def draw(state: AppState, way: m.Precision, *, may: bool) -> list[Action]:
 
 def draw_card(f: m.Fidelity) -> None:
     imgui.begin_group()
-    imgui.text_disabled("against full precision")
+    imgui.text_disabled("this precision against full precision")
     change = abs(f.perplexity_change_pct)
     lines = (
         ("perplexity", f"{f.perplexity_change_pct:+.2f} %", "good" if change < SMALL_PCT else "warn" if change < LARGE_PCT else "bad"),
@@ -46,4 +41,5 @@ def draw_card(f: m.Fidelity) -> None:
     for name, value, colour in lines:
         widgets.row(name, value, colour)
     imgui.end_group()
-    widgets.tip(f"Measured over {f.tokens:,} tokens, with {f.threads} threads; perplexity {f.perplexity:.2f}.")
+    text = "the works held out from the embedded model's training" if f.held_out else "a text that was given"
+    widgets.tip(f"Measured over {f.tokens:,} tokens of {text}, with {f.threads} threads; perplexity {f.perplexity:.2f}.")

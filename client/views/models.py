@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from imgui_bundle import imgui
 
-from client.events import Action, CancelLoad, Choose, Enter, LoadModel, UnloadModel
+from client.events import Action, CancelLoad, Choose, Do, Enter, LoadModel, UnloadModel
 from client.state import AppState
 from client.views import fidelity, widgets
 from protocol import messages as m
@@ -59,9 +59,15 @@ def draw(state: AppState) -> list[Action]:
         imgui.end_disabled()
     if models.error:
         widgets.wrapped(models.error, "bad")
-    if chosen and way:
-        actions += fidelity.draw(state, way, may=may and chosen.on_disk)
-    return actions + draw_loaded(state)
+    actions += draw_loaded(state)
+    if models.measuring:
+        imgui.separator()
+        if widgets.progress(models.measuring, "StopMeasuring"):
+            actions.append(Do("stop measuring"))
+    elif chosen and way:
+        imgui.separator()
+        actions += fidelity.draw(way, may=may and chosen.on_disk)
+    return actions
 
 
 def describe(info: m.ModelInfo) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import hashlib
 import math
 import platform
 import shutil
@@ -22,7 +23,9 @@ from server.engines.torch import Weights, transformers_model  # says what to ins
 try:
     import onnx
     import onnxruntime as ort
+    import optimum.version
     import torch
+    import transformers
     from optimum.exporters.onnx import export
     from optimum.exporters.onnx.model_configs import GPT2OnnxConfig
     from optimum.onnxruntime import ORTModelForCausalLM, ORTQuantizer
@@ -143,6 +146,12 @@ def quantised_share(file: Path) -> float:
     sizes: dict[str, int] = {weight.name: math.prod(weight.dims) for weight in graph.initializer}
     products = [(node.op_type, sizes.get(node.input[1], 0)) for node in graph.node if node.op_type in {"MatMul", "Gemm", "MatMulInteger"}]
     return sum(size for kind, size in products if kind == "MatMulInteger") / sum(size for _, size in products)
+
+
+def variant(precision: str) -> str:
+    """What an export depends on beside the model: the versions of what makes it, and at int8 the processor."""
+    made_by = [module.__version__ for module in (optimum.version, ort, transformers, torch)]
+    return hashlib.sha256(f"{made_by} {quantisation() if precision == 'int8' else ''}".encode()).hexdigest()[:8]
 
 
 def quantisation() -> QuantizationConfig:

@@ -58,14 +58,16 @@ class TorchEngine:
         return self._run(self._decode, ids, past[0], [0], hidden)
 
     def warm_up(self) -> None:
-        """Take a first step, which compiles. Raises: LoadFailed where that cannot be done here."""
+        """Take a first step, which compiles. Raises: LoadFailed where that cannot be done here, OSError, MemoryError."""
+        self.prefill(0, [0], 0, [])  # makes the cache, which would otherwise be made within the graph, and compiled twice
         try:
-            self.decode([0], [0])
+            self.decode([0], [1])
+        except (OSError, MemoryError):
+            raise
         except Exception as e:
             reason = next(iter(str(e).splitlines()), type(e).__name__)
-            raise LoadFailed(
-                f"torch.compile failed ({reason}); it needs a C++ compiler (Debian: g++). Without `compile` none is needed"
-            ) from e
+            advice = "; install a C++ compiler (Debian: g++), or load without `compile`" if "C++ compiler" in str(e) else ""
+            raise LoadFailed(f"torch.compile failed: {reason}{advice}") from e
 
     def _run(self, forward: Callable[..., Any], ids: Sequence[int], past: int, wanted: Sequence[int], hidden: Hidden | None) -> Logits:
         if self._model is None:
@@ -94,8 +96,12 @@ class TorchEngine:
         raise NotImplementedError("a reference engine has no prefix cache")
 
     def close(self) -> None:
-        self._model = None
-        self._cache = DynamicCache()
+        self._model, self._cache = None, DynamicCache()
+        self._prefill = self._decode = _nothing  # they would keep it
+
+
+def _nothing(*_: object, **__: object) -> None:
+    """What a closed engine runs."""
 
 
 def transformers_model(folder: Path, weights: Weights, dtype: torch.dtype) -> GPT2LMHeadModel:

@@ -17,7 +17,7 @@ NASTY = "\0\x1b[31m\u202e##%s%n{}" + "\U0001f600" + "\n" * 50 + "W" * 5000
 
 WILD = m.Fidelity(
     quantised_share=math.inf, disk_bytes=-1, memory_bytes=2**62, perplexity=math.nan, perplexity_change_pct=-math.inf, top1_agreement=1e300,
-    kl_mean=math.nan, kl_p99=0.0, greedy_tokens=math.nan, greedy_limit=-(2**62), tok_s=-1e300, tokens=2**62, threads=-1,
+    kl_mean=math.nan, kl_p99=0.0, greedy_tokens=math.nan, greedy_limit=-(2**62), tok_s=-1e300, tokens=2**62, threads=-1, held_out=False,
 )  # fmt: skip
 
 

@@ -30,7 +30,7 @@ MODEL = m.ModelInfo(
     file_bytes=1,
     precisions=[m.Precision(engine="onnx", precision="int8", memory_bytes=1, loaded=True)],
 )
-FIDELITY = msgspec.convert(dict.fromkeys(m.Fidelity.__struct_fields__, 1), m.Fidelity)
+FIDELITY = msgspec.convert(dict.fromkeys(m.Fidelity.__struct_fields__, 1) | {"held_out": True}, m.Fidelity)
 TOLD = [m.TokenLogprobs(text=" x", logprob=-1.0, top=[m.Alternative(id=5, text="y", logprob=-2.0)])] * 2
 RESULT = m.Generated(
     id=1, text=" x x", ids=[3, 3], finish_reason="length", prompt_truncated=0, settings={"seed": 1, "temperature": 0.5}, model="demo", engine="onnx",

@@ -75,7 +75,7 @@ reply: dict[str, Any] = {"id": ids, "seq": counts}
 model: dict[str, Any] = {"model": names, "engine": names, "precision": names}
 fidelities = st.builds(
     m.Fidelity, quantised_share=floats, disk_bytes=counts, memory_bytes=counts, perplexity=floats, perplexity_change_pct=floats,
-    top1_agreement=floats, kl_mean=floats, kl_p99=floats, greedy_tokens=floats, greedy_limit=counts, tok_s=floats, tokens=counts, threads=counts,
+    top1_agreement=floats, kl_mean=floats, kl_p99=floats, greedy_tokens=floats, greedy_limit=counts, tok_s=floats, tokens=counts, threads=counts, held_out=st.booleans(),
 )  # fmt: skip
 replies = st.one_of(
     st.builds(m.Progress, **reply, stage=texts, done=counts, total=counts, unit=texts),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,9 +18,9 @@ from protocol.errors import BadRequest
 from server.catalogue import DEMO_FOLDER, WEIGHTS_FILE, read_architecture
 from server.engines.base import Engine, Logits
 from server.engines.torch import TorchEngine
-from server.fidelity import compare, greedy
+from server.fidelity import check, compare, greedy
 from server.loading import load_engine
-from server.records import Records
+from server.records import Records, named_after
 from server.text import Text
 from server.weights import Weights
 
@@ -85,9 +86,11 @@ def test_a_long_text_is_compared_in_windows(full: Engine) -> None:
     assert max(past for past, _ in asked) < ARCH.context
 
 
-def test_a_text_too_short_is_refused(full: Engine) -> None:
+def test_too_little_is_refused() -> None:
     with pytest.raises(BadRequest, match="at least 64 tokens is needed; this has 5"):
-        compare(full, full, IDS[:5], lambda *_: None)
+        check(IDS[:5], 1024)
+    with pytest.raises(BadRequest, match="at least 8 tokens is needed; this model has 4"):
+        check(IDS, 4)
 
 
 def test_greedy_is_transformers_greedy(full: Engine) -> None:
@@ -98,28 +101,44 @@ def test_greedy_is_transformers_greedy(full: Engine) -> None:
     assert greedy(full, IDS[:20], 30)[0] == want[0, 20:].tolist()
 
 
-FIDELITY = msgspec.convert(dict.fromkeys(m.Fidelity.__struct_fields__, 1), m.Fidelity)
+FIDELITY = msgspec.convert(dict.fromkeys(m.Fidelity.__struct_fields__, 1) | {"held_out": True}, m.Fidelity)
 
 
-def test_a_record_holds_while_the_file_does(tmp_path: Path) -> None:
-    weights = tmp_path / "model.safetensors"
-    weights.write_bytes(b"one")
-    records = Records(tmp_path / "cache")
-    assert records.find(weights, "native", "int4") is None
-    records.save(weights, "native", "int4", FIDELITY)
-    assert records.find(weights, "native", "int4") == FIDELITY and records.find(weights, "native", "int8") is None
-    os.utime(weights, (1, 1))
-    assert records.find(weights, "native", "int4") is None
-    weights.unlink()
-    assert records.find(weights, "native", "int4") is None
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / WEIGHTS_FILE).write_bytes(b"one")
+    return tmp_path
 
 
-def test_a_damaged_record_is_none(tmp_path: Path) -> None:
-    weights = tmp_path / "model.safetensors"
-    weights.write_bytes(b"one")
-    records = Records(tmp_path / "cache")
-    records.save(weights, "native", "int4", FIDELITY)
-    (kept,) = (tmp_path / "cache").iterdir()
-    for damage in (kept.read_bytes()[:-9], kept.read_bytes()[:-9] + np.random.default_rng(0).bytes(9), b""):
+def records(folder: Path, **changed: int) -> Records:
+    return Records(folder / "cache", folder, dataclasses.replace(ARCH, **changed))
+
+
+def test_a_record_holds_while_the_model_does(folder: Path) -> None:
+    assert records(folder).found() == {}
+    records(folder).add("native", "int4", FIDELITY)
+    records(folder).add("torch", "int8", FIDELITY)
+    assert records(folder).found() == {"native/int4": FIDELITY, "torch/int8": FIDELITY}
+    assert records(folder, heads=8).found() == {}
+    measured = records(folder)
+    os.utime(folder / WEIGHTS_FILE, (1, 1))
+    measured.add("native", "fp32", FIDELITY)  # what ran while the file was changed is of the one before
+    assert records(folder).found() == {}
+
+
+def test_a_damaged_record_is_none(folder: Path) -> None:
+    records(folder).add("native", "int4", FIDELITY)
+    (kept,) = (folder / "cache").iterdir()
+    whole = kept.read_bytes()
+    for damage in (whole[:-9], whole[:-9] + np.random.default_rng(0).bytes(9), b"", b"[]"):
         kept.write_bytes(damage)
-        assert records.find(weights, "native", "int4") is None
+        assert records(folder).found() == {}
+
+
+def test_a_folder_that_cannot_be_written_leaves_no_draft(folder: Path) -> None:
+    (folder / "cache").mkdir()
+    place = folder / "cache" / named_after(folder / WEIGHTS_FILE, folder, ".fidelity").name
+    place.mkdir()  # where the record should be
+    with pytest.raises(OSError):
+        records(folder).add("native", "int4", FIDELITY)
+    assert list((folder / "cache").iterdir()) == [place] and records(folder).found() == {}

@@ -85,7 +85,7 @@ from server.engines.torch import TorchEngine
 arch = read_architecture(DEMO_FOLDER)
 TorchEngine(arch, DEMO_FOLDER, Weights(DEMO_FOLDER / WEIGHTS_FILE, arch), "fp32", 2, compiled=True).warm_up()
 """
-    environment = os.environ | {"PATH": str(tmp_path), "CXX": "", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    environment = {k: v for k, v in os.environ.items() if k != "CXX"} | {"PATH": str(tmp_path), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, env=environment)
     assert "LoadFailed: torch.compile failed" in done.stderr and "Debian: g++" in done.stderr, done.stderr
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import queue
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 
 from protocol import Client, messages as m
 from protocol.connection import Event
-from protocol.errors import BadModel, BadRequest, Busy, Cancelled, NoMemory, NotLoaded
+from protocol.errors import BadModel, BadRequest, Busy, Cancelled, DeadlineExceeded, Draining, LoadFailed, NoMemory, NotLoaded
 from tests.conftest import Daemon, wait_for
 from tests.server.test_fidelity import VERSE
 
@@ -40,8 +41,7 @@ def test_the_engines_write_the_same(own_daemon: Daemon) -> None:
             texts = [client.generate(prompt, engine=engine, strategy="greedy", max_new_tokens=24).text for engine in engines]
             assert len(set(texts)) == 1
         assert client.load("demo", engine="torch", precision="fp32", compile=True).already
-        with pytest.raises(BadRequest, match="is loaded compiled; unload it first"):
-            client.load("demo", engine="torch", precision="fp32")
+        assert client.load("demo", engine="torch", precision="fp32").already
         for engine, precision in (("torch", "int8"), ("native", "fp32")):
             with pytest.raises(BadModel, match="what can: torch at fp32 and bf16"):
                 client.load("demo", engine=engine, precision=precision, compile=True)
@@ -75,9 +75,7 @@ def test_int8_costs_the_demo_less_than_half_a_percent(shared_daemon: Daemon) -> 
 
 def test_one_measurement_at_a_time_which_can_be_cancelled(own_daemon: Daemon) -> None:
     with Client(own_daemon.endpoint) as client, Client(own_daemon.endpoint) as other:
-        request = m.Measure(model="demo", engine="torch", precision="fp32", text=VERSE)
-        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        request_id = client.connection.submit(request, events.put, 60)
+        request_id, events = submit(client)
         wait_for(lambda: len(own_daemon.workers()) == 1)
         with pytest.raises(Busy, match="the fidelity of demo/torch/fp32 is being measured"):
             other.measure("demo", text=VERSE)
@@ -87,6 +85,52 @@ def test_one_measurement_at_a_time_which_can_be_cancelled(own_daemon: Daemon) ->
         last = events.get(timeout=10)
         assert isinstance(last, Cancelled) and "the measure was cancelled" in str(last)
         wait_for(lambda: not own_daemon.workers())
+
+
+def submit(client: Client) -> tuple[int, queue.SimpleQueue[Event]]:
+    """Begin a measurement that lasts for a while."""
+    events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    request = m.Measure(model="demo", engine="torch", precision="fp32", text=VERSE * 20)
+    return client.connection.submit(request, events.put, 60), events
+
+
+def test_a_measurement_that_ends_early(own_daemon: Daemon) -> None:
+    """Its process dies, its client vanishes, its time runs out: each ends it, and another can begin."""
+    with Client(own_daemon.endpoint) as client:
+        _, events = submit(client)
+        wait_for(lambda: len(own_daemon.workers()) == 1)
+        own_daemon.workers()[0].kill()
+        last = events.get(timeout=10)
+        assert isinstance(last, LoadFailed) and "died while it measured the fidelity of demo/torch/fp32" in str(last)
+        wait_for(lambda: not own_daemon.workers())
+        with Client(own_daemon.endpoint) as vanishing:
+            submit(vanishing)
+            wait_for(lambda: len(own_daemon.workers()) == 1)
+        wait_for(lambda: not own_daemon.workers())
+        with pytest.raises(DeadlineExceeded):
+            client.measure("demo", engine="torch", precision="fp32", text=VERSE * 20, timeout=0.5)
+        wait_for(lambda: not own_daemon.workers())
+        _, events = submit(client)
+        wait_for(lambda: len(own_daemon.workers()) == 1)
+        client.load("demo")
+        assert client.unload("demo") == ["demo/native/int8"] and len(own_daemon.workers()) == 1
+        own_daemon.process.terminate()
+        assert isinstance(events.get(timeout=10), Draining)
+        own_daemon.process.wait(10)
+
+
+def test_without_the_text_or_a_place_to_keep_it(tmp_path: Path) -> None:
+    """No network: what to do is said. A cache that cannot be written: it works, and is not kept."""
+    (tmp_path / "cache").write_text("no folder")
+    daemon = Daemon(tmp_path, "--cache-dir", str(tmp_path / "cache"), PIP_INDEX_URL="http://127.0.0.1:1", PIP_CONFIG_FILE=os.devnull)
+    try:
+        with Client(daemon.endpoint) as client:
+            with pytest.raises(LoadFailed, match=r"could not be fetched .* give a text of your own"):
+                client.measure("demo")
+            assert not client.measure("demo", text=VERSE).fidelity.held_out
+            assert not any(p.fidelity for model in client.models() for p in model.precisions)
+    finally:
+        daemon.kill()
 
 
 def test_what_cannot_be_measured(client: Client) -> None:

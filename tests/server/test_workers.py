@@ -1,0 +1,59 @@
+"""The table of workers: what is reserved for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from protocol.errors import NoMemory
+from protocol.keys import CurveKeys
+from server.catalogue import DEMO, Catalogue
+from server.config import Config
+from server.spec import Spec
+from server.workers import Worker, Workers
+
+
+class Idle:
+    """A process that does nothing."""
+
+    def exit_code(self) -> int | None:
+        return None
+
+    def stop(self) -> None: ...
+
+    def kill(self) -> None: ...
+
+
+class Launcher:
+    free = 400_000_000
+
+    def start(self, spec: Spec) -> Idle:
+        self.spec = spec
+        return Idle()
+
+    def free_memory(self) -> int:
+        return self.free
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> tuple[Workers, Worker, Launcher]:
+    launcher = Launcher()
+    workers = Workers(Config(models_dir=tmp_path, hub_cache=tmp_path), CurveKeys.new(), "tcp://127.0.0.1:1", launcher)
+    worker = workers.start(Catalogue(tmp_path, tmp_path).find(DEMO), "native", "int8")
+    return workers, worker, launcher
+
+
+def test_what_is_taken_already_is_not_asked_for_again(started: tuple[Workers, Worker, Launcher]) -> None:
+    workers, worker, launcher = started
+    need = worker.reserved
+    launcher.free = 10_000_000  # it has loaded: what it needs is gone from what is free
+    workers.resize(worker, need)
+    workers.resize(worker, need // 2)
+    assert worker.reserved == need // 2
+
+
+def test_growth_is_asked_for(started: tuple[Workers, Worker, Launcher]) -> None:
+    workers, worker, _ = started
+    with pytest.raises(NoMemory):
+        workers.resize(worker, worker.reserved + 500_000_000)
