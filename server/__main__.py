@@ -18,7 +18,7 @@ import zmq
 from protocol.errors import Gpt2dError
 from protocol.keys import KeyFileError, check_endpoint
 from protocol.sockets import is_loopback
-from server.catalogue import native_problem
+from server.catalogue import COMPILED_FOLDER, SUMS_FILE, native_problem
 from server.config import VERSION, Config
 from server.gateway import Gateway
 
@@ -75,7 +75,7 @@ def parse(argv: list[str] | None = None) -> Config:
         "--models-dir", type=Path, default=defaults.models_dir, metavar="DIR", help="folders of GPT-2 models (default: %(default)s)"
     )
     parser.add_argument(
-        "--cache-dir", type=Path, default=defaults.cache_dir, metavar="DIR", help="built graphs are kept here (default: %(default)s)"
+        "--cache-dir", type=Path, default=defaults.cache_dir, metavar="DIR", help="built models are kept here (default: %(default)s)"
     )
     parser.add_argument(
         "--allow-hub",
@@ -106,7 +106,7 @@ def parse(argv: list[str] | None = None) -> Config:
         "--max-memory", type=float, metavar="GB", help="memory that all models together may come to need (default: what is free)"
     )
     parser.add_argument("--keep-alive", type=float, metavar="S", help="unload a model that nobody has used for so long (default: never)")
-    parser.add_argument("--clear-cache", action="store_true", help="delete the built graphs and exit")
+    parser.add_argument("--clear-cache", action="store_true", help="delete the built models, what was measured of them, and exit")
     parser.add_argument("--log-prompts", action="store_true", help="write prompts to the log (off: a prompt's text is never logged)")
     parser.add_argument("--version", action="version", version=f"gpt2d {VERSION}")
     args = parser.parse_args(argv)
@@ -124,7 +124,7 @@ def parse(argv: list[str] | None = None) -> Config:
         parser.error("--max-memory and --keep-alive are above 0")
     if args.clear_cache:
         cleared = clear(args.cache_dir.expanduser())
-        parser.exit(message=f"{cleared} built graphs deleted from {args.cache_dir}\n")
+        parser.exit(message=f"{cleared} built models deleted from {args.cache_dir}\n")
     return Config(
         endpoint=args.endpoint,
         key=args.key and args.key.expanduser(),
@@ -143,12 +143,13 @@ def parse(argv: list[str] | None = None) -> Config:
 
 
 def clear(cache_dir: Path) -> int:
-    """Delete built graphs, and nothing else that may stand there; return how many. Models that are loaded keep theirs open."""
-    entries = [p for p in cache_dir.glob("*-v*") if (p / "model.onnx").is_file()]
-    for entry in entries:
+    """Delete built models and what is noted of them, and nothing else that may stand there; return how many. Models that are loaded keep theirs open."""
+    entries = [p for p in cache_dir.glob("*-v*") if (p / SUMS_FILE).is_file()]
+    for entry in (*entries, *cache_dir.glob(f"{COMPILED_FOLDER}-v*")):
         shutil.rmtree(entry, ignore_errors=True)
-    for note in cache_dir.glob("*.digest"):
-        note.unlink(missing_ok=True)
+    for pattern in ("*.digest", "*.fidelity", "held-out.txt"):
+        for note in cache_dir.glob(pattern):
+            note.unlink(missing_ok=True)
     return len(entries)
 
 

@@ -24,8 +24,10 @@ from protocol.keys import KeyFileError, Role, check_owned, read_public
 log = logging.getLogger("gpt2d")
 
 REVOKED = "this key is not authorised any more"
+OTHER, KEY = -1, -2
+"""Kinds of refusals beside the protocol errors of libzmq."""
 QUIET_S = 1.0
-"""A refusal is logged at most this often, with how many there were meanwhile."""
+"""A kind of refusal is logged at most this often, with how many there were meanwhile."""
 MAX_KEYS = 1000
 PASSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EINTR}
 """Troubles of the machine, which say nothing about the folder."""
@@ -118,11 +120,12 @@ class Keyring:
 
 
 class Refusals:
-    """Logs who was turned away, without letting a flood of them fill the log."""
+    """Logs who was turned away, without letting a flood of them fill the log: each kind by itself, or one would hide another."""
 
     def __init__(self, *, keyed: bool) -> None:
         self._mismatch = "it has no key" if keyed else "it has a key, and this server has none"
-        self._last, self._more = 0.0, 0
+        self._kinds: dict[int, tuple[float, int]] = {}
+        """Kind -> when it was last logged, and how many more there were since."""
 
     def handshake(self, error: int) -> None:
         """A handshake broke the protocol; those that were refused by their key were told of already."""
@@ -130,15 +133,20 @@ class Refusals:
             zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH: self._mismatch,
             zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC: "it has another server's key",
         }
-        self.add(f"a peer: {known.get(error, 'it does not speak ZMTP as it should')}")
+        self._add(error if error in known else OTHER, f"a peer: {known.get(error, 'it does not speak ZMTP as it should')}")
 
-    def add(self, what: str) -> None:
+    def key(self, what: str) -> None:
+        """A key that is not authorised."""
+        self._add(KEY, what)
+
+    def _add(self, kind: int, what: str) -> None:
         now = time.monotonic()
-        if now < self._last + QUIET_S:
-            self._more += 1
+        last, more = self._kinds.get(kind, (-QUIET_S, 0))
+        if now < last + QUIET_S:
+            self._kinds[kind] = last, more + 1
             return
-        log.warning("refused %s%s", what, f" (and {self._more} more before)" if self._more else "")
-        self._last, self._more = now, 0
+        log.warning("refused %s%s", what, f" (and {more} more before)" if more else "")
+        self._kinds[kind] = now, 0
 
 
 class Guard:
@@ -160,7 +168,7 @@ class Guard:
             key = z85.encode(credentials[0]).decode() if mechanism == b"CURVE" and credentials else ""
             known = self._keyring.role(key) is not None
             if not known:
-                self.refusals.add(f"{address.decode(errors='replace')}: {self._keyring.name(key)}")
+                self.refusals.key(f"{address.decode(errors='replace')}: {self._keyring.name(key)}")
             verdict = [b"200", b"OK", key.encode()] if known else [b"400", b"this key is not authorised", b""]
             self.socket.send_multipart([route, b"", version, request_id, *verdict, b""], zmq.NOBLOCK)
 

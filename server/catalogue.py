@@ -45,6 +45,8 @@ REFERENCES = frozenset({"torch", "optimum"})
 """Engines that are there to compare with: one row, no prefix cache."""
 REFERENCE_BYTES = 420 << 20
 """What their libraries take beside OVERHEAD_BYTES."""
+SUMS_FILE, COMPILED_FOLDER = "SHA256SUMS", "torch"
+"""In the cache of built models: what makes a folder one of them, and where torch's compiler keeps its own."""
 BUILD_FORMAT = 4
 """Raised whenever graph.py, layout.py, quantise.py or the export build something else from the same weights."""
 EXPORT_COPIES = {"fp32": 6, "int8": 8}

@@ -214,7 +214,9 @@ class Gateway:
         model = self._catalogue.find(request.model)
         if model.folder is None:
             raise NotLoaded(f"{model.name} is not on this server's disk; load it first, which downloads it")
-        if busy := next((w for w in self._workers.all() if w.task and w.state != "stopping"), None):  # one at a time: each is as large as two models
+        if busy := next(
+            (w for w in self._workers.all() if w.task and w.state != "stopping"), None
+        ):  # one at a time: each is as large as two models
             raise Busy(f"{busy.name} is being measured; try again when that is done")
         worker = self._start(model, engine, precision, task=request)
         log.info("measure %s", worker.name)

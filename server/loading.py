@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from protocol.errors import BadModel
-from server.catalogue import WEIGHTS_FILE, Architecture
+from server.catalogue import COMPILED_FOLDER, WEIGHTS_FILE, Architecture
 from server.engines.base import Engine
 from server.weights import SHA256, BuildCache, Built, Report, Weights, known_digest
 
@@ -88,7 +88,7 @@ def _torch(
     folder: Path, arch: Architecture, precision: str, threads: int, cache: BuildCache, progress: Report, *, compiled: bool
 ) -> Engine:
     # What the compiler keeps is read back as code: it lies with our own files, not in a folder that others may write to.
-    kept = cache.folder("torch")
+    kept = cache.folder(COMPILED_FOLDER)
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kept))
     progress("open", 0, 1, "model")
     from server.engines.torch import TorchEngine

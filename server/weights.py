@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from protocol.errors import BadModel
-from server.catalogue import BUILD_FORMAT, Architecture
+from server.catalogue import BUILD_FORMAT, SUMS_FILE, Architecture
 from server.records import file_state, named_after
 
 Report = Callable[[str, int, int, str], None]
 """progress(stage, done, total, unit), as protocol.messages.Progress has it."""
 PREFIX = "transformer."
 CHUNK = 8 << 20
-DRAFT, SUMS_FILE = ".building-", "SHA256SUMS"
+DRAFT = ".building-"
 STALE_S = 3600.0
 SETTLED_S = 2.0
 """A file as young as this may change again within the resolution of its time."""

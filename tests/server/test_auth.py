@@ -97,10 +97,10 @@ def test_an_unreadable_folder_is_refused(folder: Path) -> None:
 def test_a_flood_of_refusals_is_told_in_few_lines(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     refusals = auth.Refusals(keyed=True)
     for _ in range(1000):
-        refusals.add("somebody")
+        refusals.key("somebody")
     assert len(caplog.records) == 1
     monkeypatch.setattr(auth, "QUIET_S", 0.0)
-    refusals.add("somebody")
+    refusals.key("somebody")
     assert "and 999 more" in caplog.records[-1].getMessage()
 
 

@@ -16,7 +16,8 @@ from protocol.errors import (
     Busy,
     NoMemory,
 )
-from server.catalogue import PUBLISHED
+from server.catalogue import DEMO_FOLDER, PUBLISHED, read_architecture
+from server.loading import load_engine
 from tests.conftest import Daemon, wait_for
 from tests.server.test_weights import copy_demo
 
@@ -84,13 +85,15 @@ def test_an_idle_model_is_unloaded_when_asked_for(tmp_path: Path, cache: Path) -
     daemon.kill()
 
 
-def test_clearing_the_cache_deletes_built_graphs_only(tmp_path: Path) -> None:
-    (tmp_path / "abc-onnx-int8-v1").mkdir()
-    (tmp_path / "abc-onnx-int8-v1" / "model.onnx").touch()
+def test_clearing_the_cache_deletes_built_models_only(tmp_path: Path) -> None:
+    load_engine(DEMO_FOLDER, read_architecture(DEMO_FOLDER), "native", "int8", 1, 1, tmp_path, 1 << 30, lambda *_: None).engine.close()
     (tmp_path / "precious-v2").mkdir()
+    for note in ("a.fidelity", "held-out.txt"):
+        (tmp_path / note).touch()
+    assert len(list(tmp_path.iterdir())) == 5
     command = [sys.executable, "-m", "server", "--clear-cache", "--cache-dir", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
-    assert "1 built graphs deleted" in done.stderr
+    assert "1 built models deleted" in done.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["precious-v2"]
 
 
