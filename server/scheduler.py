@@ -7,6 +7,7 @@ within a group the first comes first.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence as Many
@@ -169,8 +170,9 @@ class Scheduler:
             self._place(self._prefilling, len(self._running))
 
     def _remember(self, sequence: Sequence | Scoring | Lane) -> None:
-        if sequence.reuses:
-            self._cache.put(sequence.ids[: sequence.cached], lambda positions: self._engine.export(sequence.row, positions))
+        if sequence.reuses and not sequence.fault:
+            with contextlib.suppress(MemoryError):  # what cannot be kept is computed again
+                self._cache.put(sequence.ids[: sequence.cached], lambda positions: self._engine.export(sequence.row, positions))
 
     def _place(self, sequence: Sequence | Scoring | Lane, row: int) -> None:
         self._engine.move(sequence.row, row, sequence.cached)

@@ -31,6 +31,7 @@ class Scoring:
         self.row = -1
         self.cached = 0
         self.finished: m.FinishReason | None = None
+        self.fault = ""
         self._tokens = tokens
         self._sizes = sizes
         self._context = context
@@ -56,6 +57,10 @@ class Scoring:
     def end(self, reason: m.FinishReason) -> None:
         """End it from outside: cancelled, or out of time."""
         self.finished = reason
+
+    def fail(self, fault: str) -> None:
+        """Something went wrong with it alone."""
+        self.fault, self.finished = fault, "cancelled"
 
     def wanted(self, count: int) -> list[int]:
         """Which of the window's next `count` tokens have a successor that is not scored yet, as indices into them."""

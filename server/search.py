@@ -56,6 +56,13 @@ class Lane:
     def expired(self, now: float) -> bool:
         return self.search.outputs[0].expired(now)
 
+    @property
+    def fault(self) -> str:
+        return self.search.outputs[0].fault
+
+    def fail(self, fault: str) -> None:
+        self.search.outputs[0].fail(fault)
+
     def end(self, reason: m.FinishReason) -> None:
         if not self.search.finished:
             self.search.end(reason)

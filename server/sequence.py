@@ -157,9 +157,9 @@ class Sequence:
             self.finish("length")
 
     def fail(self, fault: str) -> None:
-        """Something went wrong with this sequence alone: its request ends in an error."""
-        self.fault = fault
-        self.finished = "cancelled"
+        """Something went wrong with this sequence alone, or its search: its request ends in an error."""
+        for output in self.search.outputs if self.search else [self]:
+            output.fault, output.finished = fault, "cancelled"
 
     def end(self, reason: m.FinishReason) -> None:
         """End it from outside: cancelled, or out of time."""

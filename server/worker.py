@@ -21,7 +21,7 @@ from server.engines.base import Engine, Logits, Verifier
 from server.prefix_cache import PrefixCache
 from server.processors import Processors
 from server.sampling import Sampler, sample
-from server.scheduler import Scheduler
+from server.scheduler import Batch, Scheduler
 from server.scoring import Scoring
 from server.search import BeamSearch, ContrastiveSearch, Lane, Search
 from server.sequence import Sequence, result
@@ -93,18 +93,16 @@ class Worker:
         began = time.perf_counter()
         first_token: int | None = None
         if batch.prefill:
-            wanted = batch.prefill.wanted(len(batch.chunk))
-            search = batch.prefill.search if isinstance(batch.prefill, Sequence) else None
-            inside = search is not None and search.looks_inside
-            hidden = np.empty((len(batch.chunk), self._engine.width), np.float32) if inside else None
-            logits = self._engine.prefill(batch.prefill.row, batch.chunk, batch.prefill.cached, wanted, hidden)
-            scored = logits
-            if search is not None and hidden is not None:
-                search.see(hidden)
-            if search is not None and wanted:
-                self._search(search, lambda: search.start(logits[0], self._engine))
-            elif wanted and isinstance(batch.prefill, Sequence):
-                first_token = self._choose(logits, [batch.prefill])[0]
+            try:
+                wanted, scored = self._prefill(batch.prefill, batch.chunk)
+            except Exception as e:  # noqa: BLE001 - whatever it is, it is this prompt's alone
+                batch.prefill.fail(self._fault("the engine", e))
+                self._end(batch.prefill)
+                self._scheduler.release([batch.prefill])
+                batch = Batch(None, [], batch.decode)
+            else:
+                if wanted and isinstance(batch.prefill, Sequence) and not batch.prefill.search:
+                    first_token = self._choose(scored, [batch.prefill])[0]
         prefilled = time.perf_counter()
         tokens = self._decode(batch.decode) if batch.decode else []
         advanced = self._scheduler.postprocess(batch, first_token, tokens, (prefilled - began) * 1000)
@@ -124,13 +122,40 @@ class Worker:
         self._new_tokens += sum(map(len, tokens)) + (first_token is not None)
         self._busy_s += time.perf_counter() - began
 
+    def _prefill(self, prompt: Sequence | Scoring, chunk: list[int]) -> tuple[list[int], Logits]:
+        """Run a chunk of a prompt; return which of its logits were wanted, and these. A search takes them itself."""
+        wanted = prompt.wanted(len(chunk))
+        search = prompt.search if isinstance(prompt, Sequence) else None
+        inside = search is not None and search.looks_inside
+        hidden = np.empty((len(chunk), self._engine.width), np.float32) if inside else None
+        logits = self._engine.prefill(prompt.row, chunk, prompt.cached, wanted, hidden)
+        if search is not None and hidden is not None:
+            search.see(hidden)
+        if search is not None and wanted:
+            self._search(search, lambda: search.start(logits[0], self._engine))
+        return wanted, logits
+
     def _decode(self, lanes: Many[Sequence | Lane]) -> list[list[int]]:
-        """The next token of each sequence, and more where guesses were right; searches take theirs themselves."""
+        """The next token of each sequence, and more where guesses were right. Where the engine fails, the sequence with which it does ends."""
+        try:
+            return self._advance(lanes, ahead=True)
+        except Exception as e:  # noqa: BLE001 - found out below whose it is
+            fault = self._fault("the engine", e)
+        for count in range(1, len(lanes) + 1):  # a step may be taken anew: it writes the same where it wrote before
+            try:
+                self._engine.decode([s.ids[-1] for s in lanes[:count]], [s.cached for s in lanes[:count]])
+            except Exception:  # noqa: BLE001 - the same again, or another
+                lanes[count - 1].fail(fault)
+                return [[] for _ in lanes]
+        return self._advance(lanes, ahead=False)
+
+    def _advance(self, lanes: Many[Sequence | Lane], *, ahead: bool) -> list[list[int]]:
+        """Take a step; searches take their tokens themselves. Raises: what the engine raises."""
         sequences = [s for s in lanes if isinstance(s, Sequence)]
         searches = list({id(s.search): s.search for s in lanes if isinstance(s, Lane)}.values())
         due, past = [s.ids[-1] for s in lanes], [s.cached for s in lanes]
         if not searches:
-            return self._decode_plain(due, past, sequences)
+            return self._advance_plain(due, past, sequences, ahead=ahead)
         inside = any(search.looks_inside for search in searches)
         hidden = np.empty((len(lanes), self._engine.width), np.float32) if inside else None
         logits = self._engine.decode(due, past, hidden)
@@ -141,8 +166,8 @@ class Worker:
         chosen = iter(self._choose(logits[[s.row for s in sequences]], sequences) if sequences else ())
         return [[next(chosen)] if isinstance(s, Sequence) else [] for s in lanes]
 
-    def _decode_plain(self, due: list[int], past: list[int], sequences: list[Sequence]) -> list[list[int]]:
-        guesses = [s.guess(len(sequences), self._engine.context) if self._verifier else [] for s in sequences]
+    def _advance_plain(self, due: list[int], past: list[int], sequences: list[Sequence], *, ahead: bool) -> list[list[int]]:
+        guesses = [s.guess(len(sequences), self._engine.context) if self._verifier and ahead else [] for s in sequences]
         if self._verifier is None or not any(guesses):
             return [[token] for token in self._choose(self._engine.decode(due, past), sequences)]
         logits = self._verifier.verify([[token, *guess] for token, guess in zip(due, guesses, strict=True)], past)
@@ -158,9 +183,7 @@ class Worker:
         try:
             step()
         except Exception as e:  # noqa: BLE001 - whatever it is, it is this search's alone
-            fault = self._fault("the search", e)
-            for output in search.outputs:
-                output.fail(fault)
+            search.outputs[0].fail(self._fault("the search", e))
 
     def _fault(self, what: str, e: Exception) -> str:
         """Log it; return what the client is told."""
@@ -287,6 +310,8 @@ class Worker:
         if isinstance(sequence, Scoring):
             if sequence.finished == "length":
                 self._link.send(sequence.result())
+            elif sequence.fault:
+                self._fail(sequence.id, "internal", sequence.fault)
             else:
                 self._fail(sequence.id, str(sequence.finished), "not scored to its end")
             return

@@ -36,8 +36,8 @@ class FakeEngine:
 
     def move(self, source: int, target: int, positions: int, first: int = 0) -> None:
         self.calls.append(f"move {source}->{target}")
-        self.cells[target, :positions] = self.cells[source, :positions]
-        self.cells[source] = -1
+        self.cells[target, first:positions] = self.cells[source, first:positions]
+        self.cells[target, positions:] = -1
 
     def export(self, row: int, positions: int) -> KV:
         """The tokens stand for their keys and values, 8 bytes a position."""

@@ -1,0 +1,109 @@
+"""An engine that raises, gives no numbers or runs out of memory costs the request that it happened to, and nobody else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from protocol import messages as m
+from protocol.link import Work
+from server.engines.base import Hidden, Logits
+from tests.fakes import FakeEngine
+from tests.server.test_worker import ARCH, Loop
+
+POISON = 13
+KINDS = {"raises": RuntimeError("a kernel failed"), "out of memory": MemoryError(), "no numbers": None}
+
+
+class Faulty(FakeEngine):
+    """Fails whenever it computes a row that begins with POISON and has at least `after` tokens."""
+
+    def __init__(self, rows: int, kind: str, after: int) -> None:
+        super().__init__(rows, ARCH.context, ARCH.vocabulary)
+        self.fault, self.after = KINDS[kind], after
+
+    def prefill(self, row: int, ids: Sequence[int], past: int, wanted: Sequence[int], hidden: Hidden | None = None) -> Logits:
+        logits = super().prefill(row, ids, past, wanted, hidden)
+        return self._maybe(logits, [row], [past + len(ids)]) if len(logits) else logits
+
+    def decode(self, ids: Sequence[int], past: Sequence[int], hidden: Hidden | None = None) -> Logits:
+        return self._maybe(super().decode(ids, past, hidden), range(len(ids)), [p + 1 for p in past])
+
+    def _maybe(self, logits: Logits, rows: Sequence[int], ends: Sequence[int]) -> Logits:
+        for i, (row, end) in enumerate(zip(rows, ends, strict=True)):
+            if self.cells[row, 0] == POISON and end >= self.after:
+                if self.fault:
+                    raise self.fault
+                logits[i] = np.nan
+        return logits
+
+
+def expected(engine: FakeEngine, prompt: list[int], count: int) -> list[int]:
+    ids = list(prompt)
+    for _ in range(count):
+        ids.append(engine.expected(ids))
+    return ids[len(prompt) :]
+
+
+@pytest.mark.parametrize("after", [20, 24], ids=["in the prompt", "while it writes"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_one_ends_and_the_batch_goes_on(kind: str, after: int, capfd: pytest.CaptureFixture[str]) -> None:
+    loop = Loop(engine=Faulty(4, kind, after))
+    for round_ in range(25):
+        prompts = {4 * round_ + i: [i + 2] * 20 for i in range(3)}
+        for key, prompt in prompts.items():
+            loop.ask(key, prompt_ids=prompt, max_new_tokens=12, strategy="greedy")
+        loop.ask(1000, prompt_ids=[POISON] * 20, max_new_tokens=12, strategy="greedy")
+        loop.turn(40)
+        replies = {reply.id: reply for reply in loop.link.sent}
+        assert len(loop.link.sent) == 4 and loop.scheduler.running == loop.scheduler.waiting == 0
+        loop.link.sent.clear()
+        failure = replies.pop(1000)
+        assert isinstance(failure, m.Failure) and failure.code == "internal"
+        assert failure.message.split()[-1] in capfd.readouterr().err, "the incident stands in the log"
+        for key, prompt in prompts.items():
+            result = replies[key]
+            assert isinstance(result, m.Generated) and result.ids == expected(loop.engine, prompt, 12)
+
+
+def test_what_fails_once_and_not_again_harms_nobody() -> None:
+    class Once(FakeEngine):
+        failed = False
+
+        def decode(self, ids: Sequence[int], past: Sequence[int], hidden: Hidden | None = None) -> Logits:
+            if len(self.calls) > 12 and not self.failed:
+                self.failed = True
+                raise RuntimeError("a moment's weakness")
+            return super().decode(ids, past, hidden)
+
+    engine = Once(4, ARCH.context, ARCH.vocabulary)
+    loop = Loop(engine=engine)
+    for key in range(3):
+        loop.ask(key, prompt_ids=[key + 2] * 20, max_new_tokens=12, strategy="greedy")
+    loop.turn(40)
+    assert engine.failed
+    assert {r.id: r.ids for r in loop.link.sent if isinstance(r, m.Generated)} == {
+        key: expected(engine, [key + 2] * 20, 12) for key in range(3)
+    }
+
+
+@pytest.mark.parametrize("strategy", ["beam", "sample"])
+def test_searches_and_several_continuations_end_too(strategy: str) -> None:
+    loop = Loop(engine=Faulty(8, "raises", 24))
+    loop.ask(1, prompt_ids=[POISON] * 20, max_new_tokens=12, strategy=strategy, n=2)
+    loop.ask(2, prompt_ids=[7] * 20, max_new_tokens=12, strategy="greedy")
+    loop.turn(80)
+    failure, result = sorted(loop.link.sent, key=lambda reply: reply.id or 0)
+    assert isinstance(failure, m.Failure) and failure.code == "internal"
+    assert isinstance(result, m.Generated) and result.ids == expected(loop.engine, [7] * 20, 12)
+    assert loop.scheduler.running == loop.scheduler.waiting == 0
+
+
+def test_a_text_that_is_scored_ends_too() -> None:
+    loop = Loop(engine=Faulty(2, "raises", 5))
+    loop.worker._take(Work(id=3, group=0, request=m.Score(ids=[POISON] * 9)))
+    loop.turn(3)
+    (failure,) = loop.link.sent
+    assert isinstance(failure, m.Failure) and failure.code == "internal" and loop.scheduler.running == 0
