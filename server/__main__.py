@@ -106,6 +106,13 @@ def parse(argv: list[str] | None = None) -> Config:
         "--max-memory", type=float, metavar="GB", help="memory that all models together may come to need (default: what is free)"
     )
     parser.add_argument("--keep-alive", type=float, metavar="S", help="unload a model that nobody has used for so long (default: never)")
+    parser.add_argument(
+        "--stuck-seconds",
+        type=float,
+        default=defaults.stuck_seconds,
+        metavar="S",
+        help="end a model's worker that has not moved for so long; 0: never (default: %(default)g)",
+    )
     parser.add_argument("--clear-cache", action="store_true", help="delete the built models, what was measured of them, and exit")
     parser.add_argument("--log-prompts", action="store_true", help="write prompts to the log (off: a prompt's text is never logged)")
     parser.add_argument("--version", action="version", version=f"gpt2d {VERSION}")
@@ -118,8 +125,8 @@ def parse(argv: list[str] | None = None) -> Config:
         parser.error("--key and --authorised-keys are given together: the server's own key, and the keys of those who may talk to it")
     if not is_loopback(args.endpoint) and args.key is None:
         parser.error(NEEDS_KEYS.format(endpoint=args.endpoint))
-    if args.threads < 1 or args.drain_seconds < 0 or (args.rows is not None and args.rows < 1):
-        parser.error("--threads and --rows are at least 1, --drain-seconds at least 0")
+    if args.threads < 1 or args.drain_seconds < 0 or args.stuck_seconds < 0 or (args.rows is not None and args.rows < 1):
+        parser.error("--threads and --rows are at least 1, --drain-seconds and --stuck-seconds at least 0")
     if (args.max_memory is not None and args.max_memory <= 0) or (args.keep_alive is not None and args.keep_alive <= 0):
         parser.error("--max-memory and --keep-alive are above 0")
     if args.clear_cache:
@@ -137,6 +144,7 @@ def parse(argv: list[str] | None = None) -> Config:
         rows=args.rows,
         max_memory=None if args.max_memory is None else int(args.max_memory * 1e9),
         keep_alive=args.keep_alive,
+        stuck_seconds=args.stuck_seconds or None,
         drain_seconds=args.drain_seconds,
         log_prompts=args.log_prompts,
     )

@@ -69,6 +69,8 @@ class Config:
     """Bytes that all workers together may come to need; None: what is free."""
     keep_alive: float | None = None
     """Seconds after which a model that nobody uses is unloaded; None: never."""
+    stuck_seconds: float | None = 60.0
+    """A worker that has not moved for so long is ended; None: never."""
     drain_seconds: float = 10.0
     log_prompts: bool = False
     max_open_per_peer: int = 64
@@ -79,7 +81,9 @@ class Config:
     """Its requests a second; as many more may come at once."""
     max_open_per_worker: int = 128
     """Unfinished generations of one worker, running and waiting; beyond it: busy."""
+    max_unsent: int = 256
     max_unsent_bytes: int = 4 << 20
-    """Replies kept for a client that does not read them; beyond it, the client is given up."""
+    max_unsent_seconds: float = 10.0
+    """Replies kept for a client that does not read them, and for how long; beyond it, the client is given up."""
     cache_bytes: int = 20 << 30
     """Built graphs on disk; the least recently used leave first."""

@@ -17,27 +17,24 @@ import zmq
 
 from protocol import codec, messages as m, sockets
 from protocol.errors import (
-    BadRequest,
     Busy,
     Cancelled,
     DeadlineExceeded,
     Draining,
     Internal,
-    LoadFailed,
-    NotLoaded,
     RequestError,
     Unauthorised,
     WorkerDied,
-    from_code,
 )
 from protocol.keys import CurveKeys, read_secret
-from protocol.link import Beat, ForWorker, FromWorker, Ready, Sized, Started, Work
+from protocol.link import Beat, ForWorker, FromWorker, Work
 from server import status
 from server.auth import REVOKED, Guard, Keyring
-from server.catalogue import Catalogue, Model, check_compiled, choose_engine
+from server.catalogue import Catalogue
 from server.config import Config
+from server.loads import Loads
 from server.sessions import DuplicateId, Open, Sessions
-from server.workers import Launcher, LocalLauncher, Worker, Workers, exit_words
+from server.workers import Launcher, LocalLauncher, Worker, Workers
 
 log = logging.getLogger("gpt2d")
 
@@ -71,7 +68,7 @@ class Gateway:
         self._workers_socket = sockets.worker_gateway_socket(self._context, keys)
         self._sessions = Sessions(config, self._socket)
         self._workers = Workers(config, keys, sockets.endpoint_of(self._workers_socket), launcher or LocalLauncher())
-        self._unloads: list[tuple[Open, list[Worker]]] = []
+        self._loads = Loads(config, self._catalogue, self._workers, self._sessions, self._to_worker)
         self._connected: set[int] = set()
         self._began = time.monotonic()
         self._server_id = secrets.token_hex(8)
@@ -79,9 +76,7 @@ class Gateway:
         self._drain_by: float | None = None
         self._over = False
         self.endpoint = sockets.endpoint_of(self._socket)
-        for model, engine, precision in preloads:
-            if not self._workers.matching(model.name, engine, precision):
-                self._workers.start(model, engine, precision).kept = True
+        self._loads.preload(preloads)
 
     def drain(self) -> None:
         """Take no new work and stop when the running streams have finished; called again: stop now. Signal-safe."""
@@ -108,7 +103,7 @@ class Gateway:
                 for entry in self._sessions.take_gone():
                     self._abandon(entry)
                 if time.monotonic() > looked + LOOK_S:
-                    self._watch_workers()
+                    self._loads.watch()
                     self._watch_keys()
                     self._watch_clock()
                     looked = time.monotonic()
@@ -152,7 +147,7 @@ class Gateway:
         except Exception as e:  # noqa: BLE001 - whatever a request meets, it ends with an answer and the gateway goes on
             error = e if isinstance(e, RequestError) else _internal(e)
             if entry:
-                self._fail(entry, error)
+                self._sessions.fail(entry, error)
             else:
                 about = None if isinstance(e, DuplicateId) else error.request_id if request_id is None else request_id
                 self._sessions.send(peer, envelope, m.Failure(id=about, code=error.code, message=str(error)))
@@ -163,11 +158,13 @@ class Gateway:
             case m.Generate() | m.Tokenize() | m.Score():
                 self._hand_on(entry, request)
             case m.Load():
-                self._load(entry, request)
+                self._refuse_when_draining()
+                self._loads.load(entry, request)
             case m.Measure():
-                self._measure(entry, request)
+                self._refuse_when_draining()
+                self._loads.measure(entry, request)
             case m.Unload():
-                self._unload(entry, request)
+                self._loads.unload(entry, request)
             case m.Cancel():
                 found = self._cancel(self._sessions.of_peer(entry.peer, request.target))
                 self._sessions.reply(entry, m.CancelSent(id=None, found=found))
@@ -191,62 +188,13 @@ class Gateway:
         self._to_worker(worker, Work(id=entry.key, group=entry.owner.number, request=request))
         entry.worker, worker.used = worker.identity, time.monotonic()
 
-    def _load(self, entry: Open, request: m.Load) -> None:
-        self._refuse_when_draining()
-        engine, precision = choose_engine(request.engine, request.precision)
-        if request.compile:
-            check_compiled(engine, precision)
-        model = self._catalogue.find(request.model)
-        worker = next(iter(self._workers.matching(model.name, engine, precision)), None)
-        if worker and request.compile and not worker.compiled:
-            raise BadRequest(f"{worker.name} is loaded without `compile`; unload it first")
-        if worker and worker.ready:
-            self._sessions.reply(entry, worker.loaded(worker.ready, already=True))
-            return
-        if worker is None:
-            worker = self._start(model, engine, precision, compiled=request.compile)
-            log.info("load %s", worker.name)
-        worker.waiters.append(entry.key)
-
-    def _measure(self, entry: Open, request: m.Measure) -> None:
-        self._refuse_when_draining()
-        engine, precision = choose_engine(request.engine, request.precision)
-        model = self._catalogue.find(request.model)
-        if model.folder is None:
-            raise NotLoaded(f"{model.name} is not on this server's disk; load it first, which downloads it")
-        if busy := next(
-            (w for w in self._workers.all() if w.task and w.state != "stopping"), None
-        ):  # one at a time: each is as large as two models
-            raise Busy(f"{busy.name} is being measured; try again when that is done")
-        worker = self._start(model, engine, precision, task=request)
-        log.info("measure %s", worker.name)
-        worker.waiters.append(entry.key)
-
-    def _start(self, model: Model, engine: str, precision: str, *, compiled: bool = False, task: m.Measure | None = None) -> Worker:
-        try:
-            return self._workers.start(model, engine, precision, compiled=compiled, task=task)
-        except OSError as e:
-            raise LoadFailed(f"no worker process can be started: {e}") from None
-
-    def _unload(self, entry: Open, request: m.Unload) -> None:
-        """Answered when the memory is free, which is when the processes have ended."""
-        found = [w for w in self._workers.models() if w.matches(request.model, request.engine, request.precision)]
-        if not found:
-            raise NotLoaded(f"{request.model} is not loaded")
-        for worker in found:
-            if worker.state != "stopping":
-                log.info("unload %s", worker.name)
-                self._lose(worker, NotLoaded(f"{worker.name} was unloaded"))
-                self._workers.stop(worker)
-        self._unloads.append((entry, found))
-
     def _cancel(self, target: Open | None) -> bool:
         if target is None or not isinstance(target.request, m.Generate | m.Score | m.Load | m.Measure):
             return False
         self._abandon(target)
         target.cancelled = target.cancelled or time.monotonic()
         if isinstance(target.request, m.Load | m.Measure):
-            self._fail(target, Cancelled(f"the {codec.type_of(target.request)} was cancelled"))
+            self._sessions.fail(target, Cancelled(f"the {codec.type_of(target.request)} was cancelled"))
         return True
 
     def _abandon(self, entry: Open) -> None:
@@ -256,12 +204,7 @@ class Gateway:
             if worker:
                 with contextlib.suppress(RequestError):  # a worker that cannot be told is gone, or will be found stuck
                     self._to_worker(worker, m.Cancel(target=entry.key))
-        for worker in self._workers.all():
-            if entry.key in worker.waiters:
-                worker.waiters.remove(entry.key)
-                if not worker.waiters and not worker.ready and not worker.kept:
-                    log.info("%s: abandoned", worker.name)
-                    self._workers.stop(worker)
+        self._loads.abandon(entry)
 
     def _refuse_when_draining(self) -> None:
         if self._drain_by is not None:
@@ -294,7 +237,7 @@ class Gateway:
             except Exception as e:  # noqa: BLE001 - a fault with one worker's message must not end the others
                 error = e if isinstance(e, RequestError) else _internal(e)
                 log.warning("%s: %s", worker.name, error)
-                self._lose(worker, error)
+                self._loads.lose(worker, error)
                 self._workers.stop(worker)
 
     def _on_worker(self, worker: Worker, message: FromWorker) -> None:
@@ -302,30 +245,8 @@ class Gateway:
             worker.beat = message
         elif message.id is not None:
             self._pass_on(worker, message)
-        elif isinstance(message, m.Progress):
-            for entry in self._waiters(worker):
-                if isinstance(entry.request, m.Load | m.Measure) and entry.request.stream:
-                    self._sessions.reply(entry, message)
-        elif isinstance(message, Started) and worker.task:
-            self._to_worker(worker, worker.task)
-        elif isinstance(message, m.Measured):
-            log.info("%s: perplexity %+.2f %%", worker.name, message.fidelity.perplexity_change_pct)
-            worker.measured = message  # told when the process has ended: then its memory is free, and another can be measured
-            self._workers.stop(worker)
-        elif isinstance(message, Sized):
-            self._workers.resize(worker, message.memory_bytes)
-        elif isinstance(message, Ready) and worker.state == "loading":
-            worker.state, worker.ready = "ready", message
-            worker.used = time.monotonic()
-            worker.load_ms = (worker.used - worker.began) * 1000
-            log.info("loaded %s in %.0f ms, %.0f MB", worker.name, worker.load_ms, message.rss_bytes / 1e6)
-            for entry in self._waiters(worker):
-                self._sessions.reply(entry, worker.loaded(message, already=False))
-            worker.waiters.clear()
-        elif isinstance(message, m.Failure):
-            log.error("%s", message.message)
-            self._lose(worker, from_code(message.code, message.message))
-            self._workers.stop(worker)
+        else:
+            self._loads.heard(worker, message)
 
     def _pass_on(self, worker: Worker, message: FromWorker) -> None:
         entry = self._sessions.by_key(message.id)
@@ -344,38 +265,6 @@ class Gateway:
             worker.used = time.monotonic()
             self._sessions.reply(entry, message)
 
-    def _watch_workers(self) -> None:
-        for worker, code in self._workers.ended():
-            if worker.state == "stopping":
-                log.info("%s has ended", worker.name)
-                if worker.measured:
-                    for entry in self._waiters(worker):
-                        self._sessions.reply(entry, worker.measured)
-            elif worker.ready:
-                log.error("the worker of %s died (%s)", worker.name, exit_words(code))
-                self._lose(worker, WorkerDied(f"the worker of {worker.name} died ({exit_words(code)}); load it again"))
-            else:
-                doing = "measured" if worker.task else "loaded"
-                log.error("the worker of %s died while it %s (%s)", worker.name, doing, exit_words(code))
-                self._lose(
-                    worker, LoadFailed(f"the worker died while it {doing} {worker.name} ({exit_words(code)}); the server's log may say why")
-                )
-        alive = set(self._workers.all())
-        for unload in list(self._unloads):
-            entry, stopped = unload
-            if not alive.intersection(stopped):
-                self._sessions.reply(entry, m.Unloaded(id=None, names=[w.name for w in stopped]))
-                self._unloads.remove(unload)
-
-    def _lose(self, worker: Worker, error: RequestError) -> None:
-        """Fail everything that a worker holds or that waits for it."""
-        for entry in (*self._sessions.of_worker(worker.identity), *self._waiters(worker)):
-            self._fail(entry, error)
-        worker.waiters.clear()
-
-    def _waiters(self, worker: Worker) -> list[Open]:
-        return [entry for key in worker.waiters if (entry := self._sessions.by_key(key))]
-
     # Time
 
     def _watch_keys(self) -> None:
@@ -383,29 +272,20 @@ class Gateway:
             for entry in self._sessions.of_users(lost):
                 if isinstance(entry.request, m.Load | m.Measure | m.Unload) or self._guard.role(entry.owner.user) is None:
                     self._abandon(entry)
-                    self._fail(entry, Unauthorised(REVOKED))
+                    self._sessions.fail(entry, Unauthorised(REVOKED))
 
     def _watch_clock(self) -> None:
         now = time.monotonic()
         for entry in self._sessions.all_open():
             if now > entry.deadline + (DEADLINE_GRACE_S if entry.worker else 0):
                 self._abandon(entry)
-                self._fail(entry, DeadlineExceeded(f"not done within {entry.request.deadline_ms} ms"))
+                self._sessions.fail(entry, DeadlineExceeded(f"not done within {entry.request.deadline_ms} ms"))
             elif entry.cancelled and now > entry.cancelled + CANCEL_GRACE_S:
-                self._fail(entry, Cancelled("cancelled; its worker did not answer"))
-        if self._config.keep_alive is not None:
-            for worker in self._workers.all():
-                idle = worker.state == "ready" and not self._sessions.of_worker(worker.identity)
-                if idle and now > worker.used + self._config.keep_alive:
-                    log.info("%s was not used for %g s: unload", worker.name, self._config.keep_alive)
-                    self._workers.stop(worker)
+                self._sessions.fail(entry, Cancelled("cancelled; its worker did not answer"))
         if self._drain_by is None:
             return
-        for worker in self._workers.all():
-            if worker.state == "loading":
-                self._lose(worker, Draining("the server is stopping"))
-                self._workers.stop(worker)
-        if (not self._sessions.all_open() and not self._sessions.backlog) or now > self._drain_by + DEADLINE_GRACE_S:
+        self._loads.drain()
+        if (not self._sessions.all_open() and not self._sessions.backlog) or now > self._drain_by + CANCEL_GRACE_S:
             self._over = True
         elif now > self._drain_by:
             for entry in self._sessions.all_open():
@@ -413,7 +293,7 @@ class Gateway:
 
     def _close(self) -> None:
         for entry in self._sessions.all_open():
-            self._fail(entry, Draining("the server has stopped"))
+            self._sessions.fail(entry, Draining("the server has stopped"))
         for worker in self._workers.all():
             self._workers.stop(worker)
         give_up = time.monotonic() + CLOSE_S
@@ -426,9 +306,6 @@ class Gateway:
         self._context.term()
 
     # Answers
-
-    def _fail(self, entry: Open, error: RequestError) -> None:
-        self._sessions.reply(entry, m.Failure(id=None, code=error.code, message=str(error)))
 
     def _pong(self) -> m.Pong:
         return m.Pong(

@@ -11,7 +11,7 @@ import msgspec
 import zmq
 
 from protocol import codec, messages as m
-from protocol.errors import BadRequest, Busy
+from protocol.errors import BadRequest, Busy, RequestError
 from server.config import Config
 
 
@@ -75,6 +75,8 @@ class Session:
     open: dict[int, Open] = field(default_factory=dict)
     unsent: deque[list[bytes]] = field(default_factory=deque)
     unsent_bytes: int = 0
+    stalled: float = 0.0
+    """Since when nothing could be sent to it (monotonic)."""
 
 
 class Sessions:
@@ -159,6 +161,10 @@ class Sessions:
             self._forget(entry)
         self._send(entry.peer, entry.envelope, reply, frame)
 
+    def fail(self, entry: Open, error: RequestError) -> None:
+        """Its last reply is an error."""
+        self.reply(entry, m.Failure(id=None, code=error.code, message=str(error)))
+
     def send(self, peer: bytes, envelope: list[bytes], reply: m.AnyReply) -> None:
         """Send a reply to a message that never became a request."""
         self._send(peer, envelope, reply, codec.encode(reply))
@@ -184,7 +190,11 @@ class Sessions:
 
     def flush(self) -> None:
         """Try again what could not be sent."""
+        now = time.monotonic()
         for peer, session in list(self._peers.items()):
+            if session.unsent and now > session.stalled + self._config.max_unsent_seconds:
+                self._give_up(peer, session)
+                continue
             while session.unsent:
                 try:
                     self._socket.send_multipart(session.unsent[0], zmq.NOBLOCK)
@@ -196,6 +206,7 @@ class Sessions:
                     self.drop(peer)
                     break
                 session.unsent_bytes -= sum(map(len, session.unsent.popleft()))
+                session.stalled = now
 
     def drop(self, peer: bytes) -> None:
         """A peer is gone: forget it; `take_gone` gives what it had open."""
@@ -230,11 +241,16 @@ class Sessions:
             session.open.pop(entry.request.id, None)
 
     def _keep(self, peer: bytes, session: Session, frames: list[bytes]) -> None:
+        if not session.unsent:
+            session.stalled = time.monotonic()
         session.unsent.append(frames)
         session.unsent_bytes += sum(map(len, frames))
-        if session.unsent_bytes > self._config.max_unsent_bytes:
-            self._given_up[peer] = session.fd
-            self.drop(peer)
+        if session.unsent_bytes > self._config.max_unsent_bytes or len(session.unsent) > self._config.max_unsent:
+            self._give_up(peer, session)
+
+    def _give_up(self, peer: bytes, session: Session) -> None:
+        self._given_up[peer] = session.fd
+        self.drop(peer)
 
 
 def _release(entry: Open) -> None:

@@ -133,8 +133,6 @@ class Worker:
     task: m.Measure | None = None
     """It is there to measure this, and serves no model."""
     measured: m.Measured | None = None
-    kept: bool = False
-    """It goes on loading even if nobody waits for it (a preload)."""
     stop_by: float = 0.0
 
     @property
@@ -261,6 +259,11 @@ class Workers:
             worker.state = "stopping"
             worker.stop_by = time.monotonic() + STOP_S
             worker.process.stop()
+
+    def kill(self, worker: Worker) -> None:
+        """End a worker that does not listen."""
+        worker.state, worker.stop_by = "stopping", time.monotonic() + STOP_S
+        worker.process.kill()
 
     def ended(self) -> list[tuple[Worker, int]]:
         """Forget and return the workers whose processes have ended, with their exit codes; kill those that linger."""
