@@ -75,6 +75,8 @@ class LocalProcess:
 class LocalLauncher:
     """Starts workers on this machine, in sessions of their own: Ctrl-C in the daemon's terminal is the daemon's alone."""
 
+    module = "server.process"
+
     def start(self, spec: Spec) -> Process:
         """Raises: OSError if no process can be made."""
         root = str(Path(__file__).resolve().parent.parent)
@@ -82,7 +84,7 @@ class LocalLauncher:
         # stall everybody for 70 ms, since the system clears all of it and not only the positions that are used.
         environment = os.environ | {"PYTHONPATH": root, "OPENBLAS_NUM_THREADS": "1", "NUMPY_MADVISE_HUGEPAGE": "0"}
         popen = subprocess.Popen(
-            [sys.executable, "-P", "-m", "server.process"],
+            [sys.executable, "-P", "-m", self.module],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             env=environment,

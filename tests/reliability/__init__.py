@@ -1,0 +1,11 @@
+"""The daemon under stress. `every_promise()` imports all files that make promises."""
+
+from __future__ import annotations
+
+from tests.reliability.promise import PROMISES, Check
+
+
+def every_promise() -> dict[str, Check]:
+    from tests.reliability import deaths, frames, hostile, peers, ranges  # noqa: F401 - each registers its own
+
+    return PROMISES

@@ -1,0 +1,161 @@
+"""A real daemon process whose workers have a fake engine: known logits, a delay for each step, and faults on demand.
+
+    python -m tests.reliability.daemon '{"delay_ms": 5}' ARGUMENTS OF gpt2d-server
+
+The engine's next token is a function of the tokens before it (tests.fakes.FakeEngine), so that a text that was mixed up with
+another's, or lost a token, is another text.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import psutil
+
+from server.engines.base import Hidden, Logits
+from tests.fakes import FakeEngine
+
+START_S = 20.0
+POISON = 13
+"""A prompt that begins with this token meets the fault."""
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    delay_ms: float = 0.0
+    """For each prefill and each decode step."""
+    rows: int = 16
+    context: int = 1024
+    fault: str = ""
+    """"raises", "out of memory", "no numbers" or "dies": what happens to a row that begins with POISON."""
+    load_s: float = 0.0
+    """How long a load takes."""
+
+
+class FakeDaemon:
+    """As tests.conftest.Daemon, with the fake engine; models are named as always, any engine and precision is the fake."""
+
+    def __init__(self, folder: Path, behaviour: Behaviour, *arguments: str) -> None:
+        self.log: list[str] = []
+        self.endpoint = ""
+        command = [sys.executable, "-P", "-m", "tests.reliability.daemon", json.dumps(asdict(behaviour))]
+        command += [
+            "--endpoint",
+            "tcp://127.0.0.1:0",
+            "--models-dir",
+            str(folder / "models"),
+            "--cache-dir",
+            str(folder / "cache"),
+            *arguments,
+        ]
+        root = Path(__file__).resolve().parent.parent.parent
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(root)}, cwd=root)
+        self._listening = threading.Event()
+        threading.Thread(target=self._read, daemon=True).start()
+        if not self._listening.wait(START_S) or not self.endpoint:
+            self.kill()
+            raise RuntimeError(f"the daemon did not start: {''.join(self.log)}")
+
+    def _read(self) -> None:
+        assert self.process.stderr
+        for line in self.process.stderr:
+            self.log.append(line)
+            if found := re.search(r"listens on (\S+?),", line):
+                self.endpoint = found[1]
+                self._listening.set()
+        self._listening.set()
+
+    @property
+    def logged(self) -> str:
+        return "".join(self.log)
+
+    def workers(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children()
+
+    def rss(self) -> int:
+        """Resident bytes of the gateway's process."""
+        return int(psutil.Process(self.process.pid).memory_info().rss)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> int:
+        self.process.terminate()
+        return self.process.wait(20)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.kill()
+
+
+class Behaving(FakeEngine):
+    def __init__(self, behaviour: Behaviour, vocabulary: int) -> None:
+        super().__init__(behaviour.rows, behaviour.context, vocabulary)
+        self._behaviour = behaviour
+
+    def prefill(self, row: int, ids: Sequence[int], past: int, wanted: Sequence[int], hidden: Hidden | None = None) -> Logits:
+        logits = super().prefill(row, ids, past, wanted, hidden)
+        self.calls.clear()
+        time.sleep(self._behaviour.delay_ms / 1000)
+        return self._faulty(logits, [row]) if len(logits) else logits
+
+    def decode(self, ids: Sequence[int], past: Sequence[int], hidden: Hidden | None = None) -> Logits:
+        logits = super().decode(ids, past, hidden)
+        self.calls.clear()
+        time.sleep(self._behaviour.delay_ms / 1000)
+        return self._faulty(logits, range(len(ids)))
+
+    def _faulty(self, logits: Logits, rows: Sequence[int]) -> Logits:
+        for i, row in enumerate(rows):
+            if self._behaviour.fault and self.cells[row, 0] == POISON:
+                if self._behaviour.fault == "dies":
+                    os._exit(3)
+                if self._behaviour.fault == "raises":
+                    raise RuntimeError("a fault that was asked for")
+                if self._behaviour.fault == "out of memory":
+                    raise MemoryError
+                logits[i] = np.nan
+        return logits
+
+
+def expected(prompt: list[int], count: int, vocabulary: int) -> list[int]:
+    """What the fake engine writes after a prompt, greedily."""
+    engine, ids = FakeEngine(1, 1, vocabulary), list(prompt)
+    for _ in range(count):
+        ids.append(engine.expected(ids))
+    return ids[len(prompt) :]
+
+
+def main() -> None:
+    """The daemon: gpt2d-server with another launcher, which passes the behaviour on to its workers by the environment."""
+    from server import __main__ as server, gateway
+
+    os.environ["GPT2D_BEHAVIOUR"] = sys.argv.pop(1)
+    original = gateway.LocalLauncher
+
+    class Launcher(original):  # type: ignore[valid-type,misc]
+        module = "tests.reliability.worker"
+
+    gateway.LocalLauncher = Launcher  # type: ignore[misc]
+    logging.getLogger("gpt2d").info("with a fake engine")
+    server.main()
+
+
+if __name__ == "__main__":
+    main()

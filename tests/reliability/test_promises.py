@@ -1,0 +1,15 @@
+"""Every promise, at the scale that a test run has time for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.reliability import every_promise
+from tests.reliability.promise import Scale
+
+
+@pytest.mark.parametrize("name", sorted(every_promise()))
+def test_promise(name: str, tmp_path: Path) -> None:
+    every_promise()[name](Scale("ci"), tmp_path)

@@ -1,0 +1,26 @@
+"""A worker's process with the fake engine: server/process.py, with another way to make an engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+
+from server import process
+from server.catalogue import Architecture
+from server.loading import Made
+from tests.reliability.daemon import Behaving, Behaviour
+
+BEHAVIOUR = Behaviour(**json.loads(os.environ["GPT2D_BEHAVIOUR"]))
+
+
+def load_fake(_folder: object, arch: Architecture, *_: object, **__: object) -> Made:
+    time.sleep(BEHAVIOUR.load_s)
+    engine = Behaving(BEHAVIOUR, arch.vocabulary)
+    engine.quantised_share = 0.0
+    return Made(engine, "fake", 0)
+
+
+if __name__ == "__main__":
+    process.load_engine = load_fake  # type: ignore[assignment]
+    process.main()
