@@ -32,13 +32,15 @@ from server import status
 from server.auth import REVOKED, Guard, Keyring
 from server.catalogue import Catalogue
 from server.config import Config
+from server.connections import Connections
 from server.loads import Loads
 from server.sessions import DuplicateId, Open, Sessions
 from server.workers import Launcher, LocalLauncher, Worker, Workers
 
 log = logging.getLogger("gpt2d")
 
-TICK_MS, BACKLOG_TICK_MS = 100, 5
+TICK_MS, WATCHFUL_TICK_MS, BACKLOG_TICK_MS = 100, 20, 5
+"""How long the poller waits: when nobody is connected; when somebody is, who could fill the memory meanwhile; when replies wait to be sent."""
 LOOK_S = 0.05
 """How often processes and deadlines are looked at."""
 TURN = 64
@@ -69,7 +71,7 @@ class Gateway:
         self._sessions = Sessions(config, self._socket)
         self._workers = Workers(config, keys, sockets.endpoint_of(self._workers_socket), launcher or LocalLauncher())
         self._loads = Loads(config, self._catalogue, self._workers, self._sessions, self._to_worker)
-        self._connected: set[int] = set()
+        self._connections = Connections()
         self._began = time.monotonic()
         self._server_id = secrets.token_hex(8)
         self._counts: Counter[str] = Counter()
@@ -94,7 +96,7 @@ class Gateway:
         looked = 0.0
         try:
             while not self._over:
-                poller.poll(BACKLOG_TICK_MS if self._sessions.backlog else TICK_MS)
+                poller.poll(BACKLOG_TICK_MS if self._sessions.backlog else WATCHFUL_TICK_MS if self._connections else TICK_MS)
                 self._watch_connections()
                 self._guard.answer()
                 self._receive_from_peers()
@@ -102,6 +104,8 @@ class Gateway:
                 self._sessions.flush()
                 for entry in self._sessions.take_gone():
                     self._abandon(entry)
+                for fd in self._connections.cut(behind=sockets.readable(self._socket)):
+                    log.warning("a connection was cut: it sent megabytes without finishing a message (descriptor %d)", fd)
                 if time.monotonic() > looked + LOOK_S:
                     self._loads.watch()
                     self._watch_keys()
@@ -116,9 +120,9 @@ class Gateway:
         while event := sockets.next_event(self._monitor):
             kind, value = event
             if kind == zmq.EVENT_ACCEPTED:
-                self._connected.add(value)
+                self._connections.opened(value)
             elif kind == zmq.EVENT_DISCONNECTED:
-                self._connected.discard(value)
+                self._connections.closed(value)
                 self._sessions.drop_fd(value)
             else:
                 self._guard.refusals.handshake(value)
@@ -131,8 +135,10 @@ class Gateway:
             fd = int(frames[-1].get(zmq.SRCFD))
             # Looked at after each receipt, so that a file descriptor that was closed and used again is not mistaken.
             self._watch_connections()
-            small = sum(len(f) for f in frames[:-1]) <= MAX_ENVELOPE_BYTES and len(frames) <= MAX_FRAMES
-            if small and fd in self._connected and not self._sessions.has_given_up(frames[0].bytes):
+            before = sum(len(f) for f in frames[:-1])
+            self._connections.delivered(fd, len(frames), before + len(frames[-1]))
+            small = before <= MAX_ENVELOPE_BYTES and len(frames) <= MAX_FRAMES
+            if small and fd in self._connections and not self._sessions.has_given_up(frames[0].bytes):
                 user = self._guard.user(frames[-1])
                 self._on_frame(frames[0].bytes, fd, user, [f.bytes for f in frames[1:-1]], frames[-1].bytes)
 
