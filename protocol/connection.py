@@ -47,8 +47,9 @@ CONNECT_S = 3.0
 """How long a request waits for a connection to be made."""
 REFUSED_S = 1.0
 """The same where it is refused from the beginning, or made by something else: long enough for a server that is starting."""
-LOST_S = 2.0
-"""After a broken connection: how long its requests wait for the reconnection that tells what happened."""
+LOST_S, SILENT_S, LOST_AT_LEAST_S = 2.0, 4.0, 0.7
+"""After a broken connection: how long its requests wait for the reconnection that tells what happened; less, down to the last, where the
+server was silent before, so that they are told within 5 s of its last word."""
 QUIET_S = 1.5
 """A server that says nothing for so long while something is open is asked for a sign of life."""
 STUCK_S = 3.0
@@ -110,7 +111,7 @@ class Connection:
         self._outbox: deque[bytes] = deque()
         self._hello_id = self._ping_id = -1
         self._heard = self._asked = 0.0
-        self._lost_at: float | None = None
+        self._lost_until: float | None = None
         self._connected_at = 0.0
         self._shaken, self._probed = False, True
         """Of the latest connection: its handshake was done; it was looked into."""
@@ -243,7 +244,8 @@ class Connection:
 
     def _disconnected(self) -> None:
         if self.state == "ready":
-            self.state, self._lost_at = "lost", time.monotonic()
+            now = time.monotonic()
+            self.state, self._lost_until = "lost", min(now + LOST_S, max(self._heard + SILENT_S, now + LOST_AT_LEAST_S))
             self._trouble = NoServer(f"the server on {self.endpoint} went away")
             self._on_lost()
         elif (
@@ -327,7 +329,7 @@ class Connection:
             self._trouble = self._not_gpt2d()
             return
         restarted = self.info is not None and self.info.server_id != reply.server_id
-        self.info, self.state, self._lost_at = reply, "ready", None
+        self.info, self.state, self._lost_until = reply, "ready", None
         for pending in list(self._pending.values()):
             if not pending.sent:
                 self._send(pending)
@@ -349,8 +351,8 @@ class Connection:
         if self._again_at is not None and now > self._again_at:
             self._again_at = None
             sockets.again(self._socket, self.endpoint)
-        if self._lost_at is not None and now > self._lost_at + LOST_S:
-            self._lost_at = None
+        if self._lost_until is not None and now > self._lost_until:
+            self._lost_until = None
             lost = ConnectionLost(f"the connection to {self.endpoint} broke and could not be made again")
             self._fail_sent(self._trouble if isinstance(self._trouble, ServerStuck) else lost)
         waiting = self.state == "ready" and any(p.sent for p in self._pending.values())

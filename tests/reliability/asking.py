@@ -1,0 +1,81 @@
+"""Many requests at once: what came back to each, and when."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from protocol import Client, Gpt2dError, messages as m
+from protocol.connection import Event
+from server.catalogue import DEMO_FOLDER, read_architecture
+from tests.reliability.daemon import expected
+
+VOCABULARY = read_architecture(DEMO_FOLDER).vocabulary
+
+
+@dataclass
+class Asked:
+    """A request under way. `last` is its result or its error."""
+
+    request: m.AnyRequest
+    id: int = -1
+    events: list[Event] = field(default_factory=list)
+    last: m.Result | Gpt2dError | None = None
+    at: float = 0.0
+    """When the last one came (monotonic)."""
+    begun: threading.Event = field(default_factory=threading.Event)
+    """The first event has come."""
+    done: threading.Event = field(default_factory=threading.Event)
+
+    def take(self, event: Event) -> None:
+        assert self.last is None, f"something came after the last reply: {event}"
+        self.events.append(event)
+        self.begun.set()
+        if isinstance(event, m.Result | Gpt2dError):
+            self.last, self.at = event, time.monotonic()
+            self.done.set()
+
+    def wait(self, seconds: float) -> m.Result | Gpt2dError:
+        assert self.done.wait(seconds), f"no last reply within {seconds} s; {len(self.events)} events, {self.request}"
+        assert self.last is not None
+        return self.last
+
+    def is_right(self) -> None:
+        """Raises: AssertionError unless it ended with the text that the fake engine writes, and its pieces are that, in order and whole."""
+        result, request = self.last, self.request
+        assert isinstance(request, m.Generate) and request.prompt_ids, request
+        assert isinstance(result, m.Generated), f"{type(result).__name__}: {result}"
+        assert result.ids == expected(list(request.prompt_ids), request.max_new_tokens, VOCABULARY)
+        if request.stream:
+            pieces = [event for event in self.events if isinstance(event, m.Tokens)]
+            assert [token for piece in pieces for token in piece.ids] == result.ids
+        numbers = [event.seq for event in self.events if isinstance(event, m.Reply)]
+        assert numbers == list(range(len(numbers))), f"a gap in {numbers}"
+
+
+def ask(client: Client, request: m.AnyRequest, timeout: float = 60) -> Asked:
+    asked = Asked(request)
+    asked.id = client.connection.submit(request, asked.take, timeout)
+    return asked
+
+
+def text(key: int, tokens: int, *, stream: bool = True, prompt_tokens: int = 6, **fields: object) -> m.Generate:
+    """A greedy generation whose text is known. No two keys below 4,000 have the same."""
+    prompt = [14 + key % 4000] * prompt_tokens
+    return m.Generate(prompt_ids=prompt, max_new_tokens=tokens, strategy="greedy", ignore_eos=True, speculate=0, stream=stream, **fields)  # type: ignore[arg-type]
+
+
+def running(client: Client) -> int:
+    """Sequences in all workers, waiting ones included."""
+    return sum(worker.running + worker.waiting for worker in client.ping().workers)
+
+
+def until(condition: Callable[[], bool], seconds: float, what: str) -> float:
+    """Wait until `condition()` holds; return the seconds it took. Raises: AssertionError."""
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() < began + seconds, f"{what}: not within {seconds} s"
+        time.sleep(0.01)
+    return time.monotonic() - began
