@@ -19,6 +19,7 @@ from server.records import Found, Records
 from server.workers import Workers
 
 
+@cache
 def server_info(server_id: str, role: Role) -> m.ServerInfo:
     return m.ServerInfo(
         id=None,

@@ -6,6 +6,6 @@ from tests.reliability.promise import PROMISES, Check
 
 
 def every_promise() -> dict[str, Check]:
-    from tests.reliability import deaths, frames, hostile, peers, ranges  # noqa: F401 - each registers its own
+    from tests.reliability import deaths, endings, frames, hostile, peers, ranges  # noqa: F401 - each registers its own
 
     return PROMISES

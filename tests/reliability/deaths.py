@@ -118,7 +118,7 @@ def stuck(scale: Scale, folder: Path) -> Figures:
             ended.append(mine.at - began)
             other.wait(30)
             other.is_right()
-            until(lambda: not victim.is_running(), 3, "the worker is gone")
+            until(lambda: not victim.is_running(), 3, "the worker is gone")  # noqa: B023 - called at once
             assert "has not moved for" in daemon.logged
     return {"rounds": rounds, "told_s_max": round(max(told), 2), "worker_ended_s_max": round(max(ended), 2)}
 
@@ -128,7 +128,10 @@ def engine_faults(scale: Scale, folder: Path) -> Figures:
     """An engine raises, gives no numbers or runs out of memory: that request gets `internal` with an id that stands in the log, the batch goes on, no row stays taken."""
     repeats, faults = scale.of(5, 30, 100), 0
     for fault in ("raises", "no numbers", "out of memory"):
-        with FakeDaemon(folder / fault, Behaviour(delay_ms=0.2, fault=fault, rows=4), "--rows", "4") as daemon, Client(daemon.endpoint) as client:
+        with (
+            FakeDaemon(folder / fault, Behaviour(delay_ms=0.2, fault=fault, rows=4), "--rows", "4") as daemon,
+            Client(daemon.endpoint) as client,
+        ):
             client.load("demo")
             for repeat in range(repeats):
                 good = [ask(client, text(10 * repeat + i, 30)) for i in range(3)]

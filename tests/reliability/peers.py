@@ -1,0 +1,233 @@
+"""Peers that vanish, do not read, come in crowds, come and go, cancel at the wrong moment, or sit behind a bad network."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import psutil
+
+from protocol import Client, codec, messages as m
+from protocol.errors import Cancelled, ConnectionFailed, Gpt2dError
+from tests.proxy import Proxy
+from tests.reliability import zmtp
+from tests.reliability.asking import Asked, ask, running, text, until
+from tests.reliability.daemon import Behaviour, FakeDaemon
+from tests.reliability.promise import Figures, Scale, promise
+
+MIB = 1 << 20
+
+
+@promise
+def vanished(scale: Scale, folder: Path) -> Figures:
+    """A client that closes, is killed or hangs has its rows freed within 1 s (5 s where nobody says so), streaming or not."""
+    repeats, freed, silent = scale.of(12, 100, 1000), [], []
+    with FakeDaemon(folder, Behaviour(delay_ms=2)) as daemon, Client(daemon.endpoint) as watcher:
+        watcher.load("demo")
+        for i in range(repeats):
+            stream = codec.encode(text(i, 900, stream=i % 2 == 0, id=1))
+            peer = zmtp.connect(daemon.endpoint)
+            peer.sendall(zmtp.frame(stream))
+            until(lambda: running(watcher) == 1, 5, "it runs")
+            peer.close()
+            freed.append(until(lambda: running(watcher) == 0, 1, f"a vanished peer's row is free (round {i})"))
+        for _ in range(scale.of(1, 3, 10)):
+            peer = zmtp.connect(daemon.endpoint)  # from here on it says nothing, not even that it lives
+            peer.sendall(
+                zmtp.frame(codec.encode(m.Generate(id=1, prompt_ids=[20] * 6, max_new_tokens=900, n=4, speculate=0, ignore_eos=True)))
+            )
+            until(lambda: running(watcher) > 0, 5, "it runs")
+            silent.append(until(lambda: running(watcher) == 0, 5, "a silent peer's rows are free"))
+            peer.close()
+        assert watcher.stats().peers == 1
+    return {"repeats": repeats, "freed_s_max": round(max(freed), 3), "silent_s_max": round(max(silent), 2)}
+
+
+def gaps(client: Client, seconds: float) -> list[float]:
+    """Seconds between the pieces of a stream that lasts about so long."""
+    found, began = [], time.perf_counter()
+    while time.perf_counter() < began + seconds:
+        last = time.perf_counter()
+        for _ in client.stream(prompt_ids=[30] * 6, strategy="greedy", max_new_tokens=200, ignore_eos=True, speculate=0):
+            now = time.perf_counter()
+            found.append(now - last)
+            last = now
+    return found
+
+
+def p99(values: list[float]) -> float:
+    return sorted(values)[int(0.99 * (len(values) - 1))]
+
+
+@promise
+def slow_reader(scale: Scale, folder: Path) -> Figures:
+    """A reader that stops is cut off when its replies wait; the gateway's memory and the others' p99 stay as they were."""
+    seconds = scale.of(1.5, 5, 30)
+    with FakeDaemon(folder, Behaviour(delay_ms=5)) as daemon, Client(daemon.endpoint) as client:
+        client.load("demo")
+        alone, before = gaps(client, seconds), daemon.rss()
+        with subprocess.Popen(
+            [sys.executable, "-m", "tests.reliability.deaf", daemon.endpoint]
+        ) as deaf:  # not in this process: it would slow the others
+            try:
+                until(lambda: client.stats().peers == 2, 10, "it is there")
+                beside = gaps(client, seconds)
+                until(lambda: client.stats().peers == 1, 15, "the reader that stopped is cut off")
+                grown = daemon.rss() - before
+            finally:
+                deaf.kill()
+        assert grown < 32 * MIB, f"the gateway grew by {grown / MIB:.0f} MiB"
+        assert p99(beside) < 2 * p99(alone) + 0.010, (
+            f"p99 of the others: {p99(alone) * 1000:.0f} ms alone, {p99(beside) * 1000:.0f} ms beside it"
+        )
+    return {"p99_ms": round(p99(alone) * 1000, 1), "p99_beside_ms": round(p99(beside) * 1000, 1), "grown_mib": round(grown / MIB, 1)}
+
+
+@promise
+def load(scale: Scale, folder: Path) -> Figures:
+    """Many clients with many requests each: every answer comes, to whom it belongs, once, without a gap."""
+    clients, requests = scale.of((20, 15), (100, 25), (200, 50))
+    began = time.monotonic()
+    with FakeDaemon(folder, Behaviour(rows=16)) as daemon, ExitStack() as stack:
+        everybody = [stack.enter_context(Client(daemon.endpoint)) for _ in range(clients)]
+        everybody[0].load("demo")
+        asked: list[list[Asked]] = [[] for _ in everybody]
+        for turn in range(requests):  # as each client's last one is done, its next begins; the worker's queue takes 128
+            for i, client in enumerate(everybody):
+                if i >= 100:
+                    asked[i - 100][-1].wait(60)
+                asked[i].append(ask(client, text(i * requests + turn, 6, stream=turn % 2 == 0), 120))
+            for own in asked:
+                own[-1].wait(60)
+        for own in asked:
+            for one in own:
+                one.is_right()
+        until(lambda: running(everybody[0]) == 0, 5, "no row stays taken")
+    count = clients * requests
+    return {"answers": count, "per_s": round(count / (time.monotonic() - began))}
+
+
+@promise
+def churn(scale: Scale, folder: Path) -> Figures:
+    """Clients come and go, models are loaded and unloaded: no descriptor, no process and no memory stays behind."""
+    connects, loads = scale.of((400, 5), (3000, 30), (10_000, 200))
+    with FakeDaemon(folder, Behaviour()) as daemon:
+        gateway = psutil.Process(daemon.process.pid)
+
+        def come_and_go(count: int) -> None:
+            for _ in range(count):
+                peer = zmtp.connect(daemon.endpoint)
+                peer.sendall(zmtp.frame(codec.encode(m.Ping(id=1))))
+                assert peer.recv(1)
+                peer.close()
+
+        come_and_go(200)
+        with Client(daemon.endpoint) as client:
+            until(lambda: client.stats().peers == 1, 5, "the others are gone")
+        descriptors = gateway.num_fds()
+        come_and_go(connects // 2)
+        half = daemon.rss()
+        come_and_go(connects // 2)
+        grown = daemon.rss() - half
+        assert grown < 2 * MIB, f"the gateway grew by {grown / MIB:.1f} MiB in {connects // 2} connections"
+        until(lambda: gateway.num_fds() <= descriptors, 5, "the descriptors are back")
+        with Client(daemon.endpoint) as client:
+            for _ in range(loads):
+                client.load("demo")
+                client.unload("demo")
+            assert daemon.workers() == []
+            until(lambda: gateway.num_fds() <= descriptors + 1, 5, "the descriptors are back")
+            threads = gateway.num_threads()
+    return {"connections": connects, "grown_mib": round(grown / MIB, 2), "loads": loads, "threads": threads}
+
+
+@promise
+def cancel_races(scale: Scale, folder: Path) -> Figures:
+    """Cancelled in the queue, in its prefill, while it writes, after its end, or by another peer: exactly one last reply, and what is not one's own goes on."""
+    rounds, rng = scale.of(15, 80, 250), random.Random(5)
+    ended = dict.fromkeys(("cancelled", "refused", "whole"), 0)
+    with (
+        FakeDaemon(folder, Behaviour(delay_ms=1, rows=2), "--rows", "2") as daemon,
+        Client(daemon.endpoint) as client,
+        Client(daemon.endpoint) as other,
+    ):
+        client.load("demo")
+
+        def cancel(asked: Asked, by: Client) -> None:
+            by.connection.cancel(asked.id)
+            last = asked.wait(20)
+            if isinstance(last, Cancelled):
+                ended["refused"] += 1
+            elif isinstance(last, m.Generated) and last.finish_reason == "cancelled":
+                ended["cancelled"] += 1
+            else:
+                asked.is_right()
+                ended["whole"] += 1
+
+        for round_ in range(rounds):
+            ahead = [ask(client, text(round_ + i, 20)) for i in range(2)]
+            cancel(ask(client, text(round_ + 5, 20)), client)  # in the queue
+            cancel(ask(client, text(round_ + 6, 20, prompt_tokens=900)), client)  # in its prefill, or before
+            writing = ask(client, text(round_ + 7, 200))
+            writing.begun.wait(10)
+            time.sleep(rng.random() * 0.005)
+            cancel(writing, client)
+            finished = ask(client, text(round_ + 8, 2))
+            finished.wait(20)
+            cancel(finished, client)
+            for one in ahead:
+                cancel(one, other)  # the id is not that of one of its own requests
+                one.is_right()
+        until(lambda: running(client) == 0, 5, "no row stays taken")
+        assert client.stats().open_requests == 1
+    return {"rounds": rounds, **ended}
+
+
+@promise
+def bad_network(scale: Scale, folder: Path) -> Figures:
+    """Behind latency, slices, little bandwidth, resets and black holes: the right text or a clear error within 10 s, and then a connection again."""
+    repeats, errors, right = scale.of(1, 4, 100), 0, 0
+    with FakeDaemon(folder, Behaviour(delay_ms=1)) as daemon, Client(daemon.endpoint) as direct:
+        direct.load("demo")
+        for repeat in range(repeats):
+            for fault in ("latency", "slices", "bandwidth", "reset", "reset in the handshake", "black hole"):
+                with Proxy(daemon.endpoint) as proxy:
+                    if fault == "latency":
+                        proxy.latency = 0.1
+                    if fault == "slices":
+                        proxy.slice = 1
+                    if fault == "bandwidth":
+                        proxy.bandwidth = 20_000
+                    if fault == "reset":
+                        proxy.reset_after = 700 + 37 * repeat
+                    if fault == "reset in the handshake":
+                        proxy.reset_after = 1 + repeat % 100
+                    with Client(proxy.endpoint) as client:
+                        asked = ask(client, text(repeat, 60 if fault == "black hole" else 40), 30)
+                        if fault == "black hole":
+                            asked.begun.wait(5)
+                            proxy.open.clear()
+                        last = asked.wait(10)
+                        proxy.open.set()
+                        if isinstance(last, Gpt2dError):
+                            assert isinstance(last, ConnectionFailed), f"{fault}: {last!r}"
+                            errors += 1
+                        else:
+                            asked.is_right()
+                            right += 1
+                        proxy.slice, proxy.latency, proxy.bandwidth = 1 << 16, 0.0, None
+                        until(lambda: _pings(client), 10, f"a connection again after {fault}")
+            until(lambda: running(direct) == 0, 5, "no row stays taken")
+    return {"tried": errors + right, "right": right, "told": errors}
+
+
+def _pings(client: Client) -> bool:
+    try:
+        client.ping(timeout=2)
+    except Gpt2dError:
+        return False
+    return True
