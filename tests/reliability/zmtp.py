@@ -22,6 +22,7 @@ def connect(endpoint: str, *, receive_buffer: int | None = None, timeout: float 
     peer = socket.socket()
     if receive_buffer:
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     peer.settimeout(timeout)
     peer.connect((parts.hostname, parts.port))
     peer.sendall(GREETING)
