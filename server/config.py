@@ -1,15 +1,18 @@
-"""One frozen Config: every limit, path and default of the daemon."""
+"""One frozen Config: every limit, path and default of the daemon, and what each is called outside (server/settings.py)."""
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Literal
 
 import platformdirs
 import psutil
 
-from protocol.keys import DEFAULT_ENDPOINT
+from protocol.keys import DEFAULT_ENDPOINT, check_endpoint
 
 VERSION = "0.1.0"
 CGROUP = Path("/sys/fs/cgroup")
@@ -50,40 +53,68 @@ def _cgroup_cores() -> int | None:
 
 
 @dataclass(frozen=True)
+class Option:
+    """Makes a field of Config a flag and a key of the configuration file, both with the field's name."""
+
+    help: str
+    metavar: str | None = None
+    least: float = 0
+    most: float = math.inf
+    """What a number may be, bounds included."""
+    unset: str = ""
+    """What None means, or a default that depends on the machine."""
+    check: Callable[[str], object] | None = None
+    """Raises: ValueError for a text that it may not be."""
+
+
+@dataclass(frozen=True)
 class Config:
-    endpoint: str = DEFAULT_ENDPOINT
-    models_dir: Path = field(default_factory=default_models_dir)
-    cache_dir: Path = field(default_factory=default_cache_dir)
+    """Seconds, bytes and counts, where the name does not say otherwise."""
+
+    endpoint: Annotated[str, Option("where to listen", check=check_endpoint)] = DEFAULT_ENDPOINT
+    key: Annotated[Path | None, Option("the server's secret key: encrypts, and admits --authorised-keys alone", "FILE", unset="none")] = (
+        None
+    )
+    authorised_keys: Annotated[
+        Path | None,
+        Option("public keys NAME.pub of those who may talk, with their roles; read again when it changes", "FOLDER", unset="none"),
+    ] = None
+    models_dir: Annotated[Path, Option("folders of GPT-2 models", "DIR")] = field(default_factory=default_models_dir)
+    cache_dir: Annotated[Path, Option("built models are kept here", "DIR")] = field(default_factory=default_cache_dir)
+    cache_bytes: Annotated[int, Option("size of the built models together; the least recently used leave first", "BYTES")] = 20 << 30
     hub_cache: Path = field(default_factory=default_hub_cache)
-    allow_hub: bool = False
-    """Offer every repository of the hub, not only catalogue.PUBLISHED."""
-    key: Path | None = None
-    """The server's secret key; with it clients need keys of `authorised_keys`, a folder. Both, or neither."""
-    authorised_keys: Path | None = None
-    preload: tuple[str, ...] = ()
-    """model, model/engine or model/engine/precision, loaded at the start."""
-    threads: int = field(default_factory=default_threads)
-    rows: int | None = None
-    """Sequences that run together in a worker; None: as many as catalogue.Architecture.default_rows says."""
-    max_memory: int | None = None
-    """Bytes that all workers together may come to need; None: what is free."""
-    keep_alive: float | None = None
-    """Seconds after which a model that nobody uses is unloaded; None: never."""
-    stuck_seconds: float | None = 60.0
-    """A worker that has not moved for so long is ended; None: never."""
-    drain_seconds: float = 10.0
-    log_prompts: bool = False
-    max_open_per_peer: int = 64
-    """Unfinished requests of one peer: all connections of a key, or one connection where there are no keys."""
-    max_tokens_per_peer: int = 1 << 20
-    """Tokens of its unfinished requests, those of the prompt and those still to be written."""
-    max_rate_per_peer: float = 1000.0
-    """Its requests a second; as many more may come at once."""
-    max_open_per_worker: int = 128
-    """Unfinished generations of one worker, running and waiting; beyond it: busy."""
-    max_unsent: int = 256
-    max_unsent_bytes: int = 4 << 20
-    max_unsent_seconds: float = 10.0
-    """Replies kept for a client that does not read them, and for how long; beyond it, the client is given up."""
-    cache_bytes: int = 20 << 30
-    """Built graphs on disk; the least recently used leave first."""
+    """Moved by the hub's own environment variables."""
+    allow_hub: Annotated[bool, Option("let clients load any GPT-2 of the HuggingFace hub as owner/name (off: the five named below)")] = (
+        False
+    )
+    preload: Annotated[tuple[str, ...], Option("model[/engine[/precision]], loaded at the start", "MODEL")] = ()
+    threads: Annotated[int, Option("threads of each worker", "N", least=1, most=1024, unset="the physical cores")] = field(
+        default_factory=default_threads
+    )
+    rows: Annotated[int | None, Option("sequences that run together in a worker", "N", least=1, unset="what fits into 640 MB, 1 to 16")] = (
+        None
+    )
+    max_memory: Annotated[
+        float | None, Option("memory that all models together may come to need", "GB", least=0.001, unset="what is free")
+    ] = None
+    keep_alive: Annotated[float | None, Option("unload a model that nobody has used for so long", "S", least=0.001, unset="never")] = None
+    stuck_seconds: Annotated[float, Option("end a model's worker that has not moved for so long; 0: never", "S")] = 60.0
+    drain_seconds: Annotated[float, Option("how long running streams may go on after Ctrl-C", "S")] = 10.0
+    max_open_per_peer: Annotated[
+        int, Option("unfinished requests of one peer: all connections of a key, or one connection where there are no keys", "N", least=1)
+    ] = 64
+    max_tokens_per_peer: Annotated[
+        int, Option("tokens of its unfinished requests, those of the prompt and those still to be written", "N", least=1)
+    ] = 1 << 20
+    max_rate_per_peer: Annotated[float, Option("its requests a second; as many more may come at once", "N", least=1)] = 1000.0
+    max_open_per_worker: Annotated[
+        int, Option("unfinished generations of one model, running and waiting; beyond it: busy", "N", least=1)
+    ] = 128
+    max_unsent: Annotated[int, Option("replies kept for a client that does not read them; beyond it, it is given up", "N", least=1)] = 256
+    max_unsent_bytes: Annotated[int, Option("the size of these replies together", "BYTES", least=1)] = 4 << 20
+    max_unsent_seconds: Annotated[float, Option("how long such replies are kept", "S", least=0.1)] = 10.0
+    metrics_port: Annotated[
+        int | None, Option("answer Prometheus on http://127.0.0.1:PORT/metrics", "PORT", least=1, most=65535, unset="off")
+    ] = None
+    log_format: Annotated[Literal["text", "json"], Option("json: one object for each line")] = "text"
+    log_prompts: Annotated[bool, Option("write prompts to the log (off: a prompt's text is never logged)")] = False

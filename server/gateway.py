@@ -12,6 +12,7 @@ import logging
 import secrets
 import time
 from collections import Counter
+from typing import TYPE_CHECKING
 
 import zmq
 
@@ -35,7 +36,11 @@ from server.config import Config
 from server.connections import Connections
 from server.loads import Loads
 from server.sessions import DuplicateId, Open, Sessions
+from server.systemd import ServiceManager
 from server.workers import Launcher, LocalLauncher, Worker, Workers
+
+if TYPE_CHECKING:
+    from server.metrics import Metrics  # Prometheus' library is loaded where it is asked for only
 
 log = logging.getLogger("gpt2d")
 
@@ -53,7 +58,7 @@ DEADLINE_GRACE_S = 1.0
 
 
 class Gateway:
-    def __init__(self, config: Config, launcher: Launcher | None = None) -> None:
+    def __init__(self, config: Config, launcher: Launcher | None = None, metrics: Metrics | None = None) -> None:
         """Bind.
 
         Raises: zmq.ZMQError if the endpoint cannot be bound, RequestError for a preload that makes no sense, KeyFileError.
@@ -68,6 +73,7 @@ class Gateway:
         self._socket, self._monitor = sockets.gateway_socket(self._context, config.endpoint, own_key)
         keys = CurveKeys.new()
         self._workers_socket = sockets.worker_gateway_socket(self._context, keys)
+        self._manager, self._metrics = ServiceManager(), metrics
         self._sessions = Sessions(config, self._socket)
         self._workers = Workers(config, keys, sockets.endpoint_of(self._workers_socket), launcher or LocalLauncher())
         self._loads = Loads(config, self._catalogue, self._workers, self._sessions, self._to_worker)
@@ -94,6 +100,7 @@ class Gateway:
             if socket:
                 poller.register(socket, zmq.POLLIN)
         looked = 0.0
+        self._manager.ready()
         try:
             while not self._over:
                 poller.poll(BACKLOG_TICK_MS if self._sessions.backlog else WATCHFUL_TICK_MS if self._connections else TICK_MS)
@@ -110,6 +117,7 @@ class Gateway:
                     self._loads.watch()
                     self._watch_keys()
                     self._watch_clock()
+                    self._report()
                     looked = time.monotonic()
         finally:
             self._close()
@@ -265,6 +273,8 @@ class Gateway:
                 worker.name, message.finish_reason, ledger.prompt_tokens, ledger.new_tokens, ledger.queue_ms, ledger.tokenise_ms, ledger.prefill_ms,
                 ledger.decode_ms, ledger.tokens_per_second,
             )  # fmt: skip
+            if self._metrics:
+                self._metrics.generated((worker.model, worker.engine, worker.precision), ledger)
         if isinstance(message, m.Failure):
             log.info("%s %s failed: %s", codec.type_of(entry.request), worker.name, message.code)
         if isinstance(message, m.Progress | m.Tokens | m.Generated | m.Tokenized | m.Scored | m.Failure):
@@ -290,12 +300,24 @@ class Gateway:
                 self._sessions.fail(entry, Cancelled("cancelled; its worker did not answer"))
         if self._drain_by is None:
             return
+        self._manager.stopping()
         self._loads.drain()
         if (not self._sessions.all_open() and not self._sessions.backlog) or now > self._drain_by + CANCEL_GRACE_S:
             self._over = True
         elif now > self._drain_by:
             for entry in self._sessions.all_open():
                 self._cancel(entry)
+
+    def _report(self) -> None:
+        """Tell the service manager and Prometheus how things stand."""
+        workers = self._workers.models()
+        self._manager.moving(f"{self.endpoint}: {', '.join(f'{w.name} {w.state}' for w in workers) or 'no model'}")
+        if self._metrics:
+            self._metrics.look(
+                {(w.model, w.engine, w.precision): w.beat or Beat(id=None, rss_bytes=w.rss_bytes) for w in workers if w.ready},
+                self._sessions,
+                self._loads,
+            )
 
     def _close(self) -> None:
         for entry in self._sessions.all_open():

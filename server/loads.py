@@ -56,11 +56,10 @@ class Loads:
     _unloads: list[tuple[Open, list[Worker], list[str]]] = field(default_factory=list)
     _preloads: list[Preload] = field(default_factory=list)
     _watched: float = field(default_factory=time.monotonic)
-
-    @property
-    def restarts(self) -> int:
-        """How often a preloaded model was loaded again."""
-        return sum(p.restarts for p in self._preloads)
+    restarts: int = 0
+    """How often a preloaded model was loaded again."""
+    deaths: int = 0
+    """How many workers died, or were ended because they were stuck."""
 
     def preload(self, ways: list[tuple[Model, str, str]]) -> None:
         """Load models that stay. Raises: NoMemory, OSError."""
@@ -186,6 +185,7 @@ class Loads:
         for worker in self.workers.models():
             still = now - worker.heard
             if self.config.stuck_seconds and worker.state == "ready" and still > self.config.stuck_seconds:
+                self.deaths += 1
                 log.error("the worker of %s has not moved for %.0f s: it is ended", worker.name, still)
                 self.lose(worker, WorkerDied(f"the worker of {worker.name} had not moved for {still:.0f} s and was ended; load it again"))
                 self._again(worker)
@@ -211,10 +211,12 @@ class Loads:
                 for entry in self._waiters(worker):
                     self.sessions.reply(entry, worker.measured)
         elif worker.ready:
+            self.deaths += 1
             log.error("the worker of %s died (%s)", worker.name, exit_words(code))
             self.lose(worker, WorkerDied(f"the worker of {worker.name} died ({exit_words(code)}); load it again"))
             self._again(worker)
         else:
+            self.deaths += 1
             doing = "measured" if worker.task else "loaded"
             log.error("the worker of %s died while it %s (%s)", worker.name, doing, exit_words(code))
             self.lose(
@@ -238,6 +240,7 @@ class Loads:
 
     def _load_again(self, preload: Preload) -> None:
         preload.restarts += 1
+        self.restarts += 1
         try:
             preload.worker, preload.due = self.workers.start(preload.model, preload.engine, preload.precision), None
         except (RequestError, OSError) as e:

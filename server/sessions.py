@@ -94,6 +94,8 @@ class Sessions:
         self._given_up: dict[bytes, int] = {}
         """Peer -> file descriptor of those that did not read their replies and are still connected."""
         self.errors: Counter[str] = Counter()
+        self.outcomes: Counter[tuple[str, str]] = Counter()
+        """(type, how it ended) of requests: ok, disconnected, or an error's code; of messages that never became one the type is `refused`."""
 
     @property
     def peers(self) -> int:
@@ -158,6 +160,7 @@ class Sessions:
         frame = codec.encode(msgspec.structs.replace(reply, id=entry.request.id, seq=entry.seq))
         entry.seq += 1
         if last:
+            self.outcomes[codec.type_of(entry.request), reply.code if isinstance(reply, m.Failure) else "ok"] += 1
             self._forget(entry)
         self._send(entry.peer, entry.envelope, reply, frame)
 
@@ -167,6 +170,8 @@ class Sessions:
 
     def send(self, peer: bytes, envelope: list[bytes], reply: m.AnyReply) -> None:
         """Send a reply to a message that never became a request."""
+        if isinstance(reply, m.Failure):
+            self.outcomes["refused", reply.code] += 1
         self._send(peer, envelope, reply, codec.encode(reply))
 
     def _send(self, peer: bytes, envelope: list[bytes], reply: m.AnyReply, frame: bytes) -> None:
@@ -215,6 +220,7 @@ class Sessions:
             for entry in session.open.values():
                 del self._open[entry.key]
                 _release(entry)
+                self.outcomes[codec.type_of(entry.request), "disconnected"] += 1
                 self._gone.append(entry)
 
     def drop_fd(self, fd: int) -> None:

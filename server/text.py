@@ -12,6 +12,8 @@ from protocol.errors import BadModel, BadRequest
 from protocol.messages import OfText
 
 END_OF_TEXT = "<|endoftext|>"
+MAX_TOKENS = 65_536
+"""Of a text that is tokenised or scored, as of `ids`: a reply has to hold them."""
 
 
 class Text:
@@ -35,10 +37,12 @@ class Text:
         return [self._tokenizer.encode(form, add_special_tokens=False).ids for form in (word, f" {word}")]
 
     def spans(self, request: OfText) -> tuple[str, list[int], list[int]]:
-        """Return (text, tokens, byte offsets) of a request for either. Raises: BadRequest for a token there is not."""
+        """Return (text, tokens, byte offsets) of a request for either. Raises: BadRequest for a token there is not, or too many."""
         ids = self._tokenizer.encode(request.text, add_special_tokens=False).ids if request.text is not None else request.ids or []
         if request.text is None and ids:
             self.check(ids)
+        if len(ids) > MAX_TOKENS:
+            raise BadRequest(f"the text has {len(ids)} tokens, over the limit of {MAX_TOKENS}; send it in parts")
         pieces = [self._special.get(token, self._bytes[token]) for token in ids]
         offsets = [0, *itertools.accumulate(len(piece) for piece in pieces)]
         text = request.text if request.text is not None else b"".join(pieces).decode("utf-8", "replace")

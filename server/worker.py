@@ -46,7 +46,10 @@ class Link:
         self._socket = sockets.worker_socket(self._context, spec.endpoint, spec.server_key, spec.identity)
 
     def send(self, message: FromWorker) -> None:
-        frame = codec.encode(message)
+        try:
+            frame = codec.encode(message)
+        except BadRequest as e:  # too large for a frame: sixteen continuations with twenty alternatives to each token can be
+            frame = codec.encode(m.Failure(id=message.id, code=e.code, message=f"the answer: {e}; ask for fewer continuations or logprobs"))
         while True:
             try:
                 return self._socket.send(frame, zmq.NOBLOCK)

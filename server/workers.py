@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import secrets
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import IO, Literal, Protocol
 
 import psutil
 
@@ -23,6 +25,9 @@ from server.catalogue import ENGINES, OVERHEAD_BYTES, REFERENCE, Architecture, M
 from server.config import CGROUP, Config
 from server.spec import Spec
 
+log = logging.getLogger("gpt2d.worker")
+
+LINE_BYTES = 4096
 STOP_S = 2.0
 """How long a worker may take to end by itself before it is killed."""
 
@@ -87,10 +92,13 @@ class LocalLauncher:
             [sys.executable, "-P", "-m", self.module],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
             env=environment,
             start_new_session=True,
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
         )
+        name = f"{spec.model}/{spec.engine}/{spec.precision}"
+        threading.Thread(target=_relay, args=(popen.stderr, name), name=f"stderr of {name}", daemon=True).start()
         process = LocalProcess(popen)
         try:
             process.tell(spec.to_line())
@@ -101,6 +109,13 @@ class LocalLauncher:
 
     def free_memory(self) -> int:
         return min([int(psutil.virtual_memory().available), *_cgroup_rooms()])
+
+
+def _relay(stderr: IO[bytes], name: str) -> None:
+    """A worker's stderr goes to the log, so that it has one format, and a reader of it that has stopped holds no worker up."""
+    with stderr:
+        while line := stderr.readline(LINE_BYTES):
+            log.warning("%s: %s", name, line.decode(errors="replace").rstrip())
 
 
 def _cgroup_rooms() -> Iterator[int]:
@@ -222,7 +237,7 @@ class Workers:
         """Bytes that a new worker may take: what is free, less what the others have reserved and not yet taken."""
         room = self._launcher.free_memory() - sum(max(0, w.reserved - w.rss_bytes) for w in self._workers.values())
         if self._config.max_memory is not None:
-            room = min(room, self._config.max_memory - sum(w.reserved for w in self._workers.values()))
+            room = min(room, int(self._config.max_memory * 1e9) - sum(w.reserved for w in self._workers.values()))
         return max(0, room)
 
     def _no_memory(self, name: str, need: int, room: int, arch: Architecture | None, engine: str) -> NoMemory:

@@ -25,7 +25,7 @@ MIB = 1 << 20
 @promise
 def vanished(scale: Scale, folder: Path) -> Figures:
     """A client that closes, is killed or hangs has its rows freed within 1 s (5 s where nobody says so), streaming or not."""
-    repeats, freed, silent = scale.of(12, 100, 1000), [], []
+    repeats, freed, silent = scale.of(12, 60, 1000), [], []
     with FakeDaemon(folder, Behaviour(delay_ms=2)) as daemon, Client(daemon.endpoint) as watcher:
         watcher.load("demo")
         for i in range(repeats):

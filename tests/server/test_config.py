@@ -1,12 +1,42 @@
-"""The daemon's defaults."""
+"""Settings: the defaults, a file, the flags that win over it, and what is said of wrong ones."""
 
 from __future__ import annotations
 
+import os
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from protocol.keys import CurveKeys, write_public, write_secret
 from server import config
+from server.__main__ import parse
+from server.config import Config
+from server.settings import settings
+
+EXAMPLE = Path("docs/deploy/gpt2d.toml")
+
+
+def written(folder: Path, text: str) -> list[str]:
+    (folder / "gpt2d.toml").write_text(text, encoding="utf-8")
+    return ["--config", str(folder / "gpt2d.toml")]
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What a start with these arguments says before it ends with 2."""
+    with pytest.raises(SystemExit) as end:
+        parse(list(arguments))
+    said = capsys.readouterr()
+    assert end.value.code == 2 and not said.out
+    return said.err
+
+
+def checked(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as end:
+        parse([*arguments, "--check"])
+    said = capsys.readouterr()
+    assert not end.value.code and not said.err
+    return said.out
 
 
 @pytest.mark.parametrize(
@@ -17,3 +47,123 @@ def test_threads_keep_to_a_containers_share(tmp_path: Path, monkeypatch: pytest.
     free = config.default_threads()
     (tmp_path / "cpu.max").write_text(limit)
     assert config.default_threads() == min(free, most or free) >= 1
+
+
+def test_without_a_file_the_defaults_hold() -> None:
+    assert parse([]) == Config()
+
+
+def test_a_files_settings_hold_where_no_flag_says_otherwise(tmp_path: Path) -> None:
+    file = written(
+        tmp_path,
+        """
+        endpoint = "tcp://127.0.0.1:0"
+        max-memory = 2              # dashes, and a whole number where any may stand
+        max_open_per_peer = 7
+        allow_hub = true
+        preload = ["demo", "demo/onnx"]
+        log_format = "json"
+        drain_seconds = 0.5
+        """,
+    )
+    found = parse([*file, "--drain-seconds", "3", "--no-allow-hub", "--preload", "demo", "--rows", "4"])
+    assert found == Config(
+        endpoint="tcp://127.0.0.1:0", max_memory=2.0, max_open_per_peer=7, allow_hub=False, preload=("demo",), log_format="json",
+        drain_seconds=3.0, rows=4,
+    )  # fmt: skip
+    assert parse(file).allow_hub and parse(file).preload == ("demo", "demo/onnx") and parse(file).drain_seconds == 0.5
+
+
+def test_a_files_paths_are_relative_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "etc").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/of-a-test")
+    written(tmp_path / "etc", 'models_dir = "models"\ncache_dir = "~/cache"')
+    found = parse(["--config", "etc/gpt2d.toml"])
+    assert found.models_dir == tmp_path / "etc" / "models"
+    if os.name == "posix":
+        assert found.cache_dir == Path("/home/of-a-test/cache")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("row = 1", "there is no setting 'row'; did you mean rows? there are: endpoint, key,"),
+        ("[daemon]\nrows = 1", "there is no setting 'daemon'; there are: endpoint"),
+        ("rows = 0", "rows: 0 is not allowed: a whole number of at least 1 is"),
+        ("rows = 1.5", "rows: 1.5 is not allowed: a whole number"),
+        ("rows = true", "rows: True is not allowed: a whole number"),
+        ("metrics_port = 70000", "metrics_port: 70000 is not allowed: a whole number of at least 1 and at most 65535 is"),
+        ("drain-seconds = -1", "drain-seconds: -1.0 is not allowed: a number of at least 0 is"),
+        ("drain_seconds = nan", "drain_seconds: nan is not allowed"),
+        ("stuck_seconds = inf", "stuck_seconds: inf is not allowed"),
+        ("stuck_seconds = 1" + "0" * 400, "stuck_seconds: 1000"),
+        ('drain_seconds = "long"', "drain_seconds: 'long' is not allowed: a number"),
+        ('preload = "demo"', "preload: 'demo' is not allowed: a list of texts is"),
+        ("preload = [1]", "preload: [1] is not allowed: a list of texts is"),
+        ("allow_hub = 1", "allow_hub: 1 is not allowed: true or false is"),
+        ('log_format = "xml"', "log_format: 'xml' is not allowed: 'text' or 'json' is"),
+        ('models_dir = ""', "models_dir: '' is not allowed: a path is"),
+        ('models_dir = "~nobody-of-that-name/x"', "there is no such home folder"),
+        ('endpoint = "localhost"', "endpoint: 'localhost' is not an endpoint"),
+        ('endpoint = "tcp://0.0.0.0:5757"', "can be reached from other machines"),
+        ('key = "server.key"', "given together"),
+        ("max_memory = 1\nmax-memory = 2", "max-memory is given twice"),
+        ("rows = 1\nrows = 2", "is no TOML: "),
+        ("rows =", "is no TOML: "),
+    ],
+)
+def test_a_wrong_file_is_named_with_what_is_allowed(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, says: str) -> None:
+    said = refused(capsys, *written(tmp_path, text))
+    assert str(tmp_path / "gpt2d.toml") in said and says in said
+
+
+def test_a_file_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "missing.toml cannot be read: No such file" in refused(capsys, "--config", str(tmp_path / "missing.toml"))
+    (tmp_path / "latin.toml").write_bytes(b'endpoint = "\xe9"')
+    assert "is no TOML" in refused(capsys, "--config", str(tmp_path / "latin.toml"))
+
+
+def test_wrong_flags_say_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "argument --rows: 0 is not allowed: a whole number of at least 1 is" in refused(capsys, "--rows", "0")
+    assert "argument --rows: 'x' is not allowed" in refused(capsys, "--rows", "x")
+    assert "argument --keep-alive: nan is not allowed" in refused(capsys, "--keep-alive", "nan")
+    assert "argument --log-format: 'xml' is not allowed: 'text' or 'json' is" in refused(capsys, "--log-format", "xml")
+
+
+def test_what_check_prints_is_a_file_that_says_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_secret(tmp_path / "keys" / "server.key", CurveKeys.new())
+    write_public(tmp_path / "keys" / "authorised" / "a.pub", CurveKeys.new().public, "admin")
+    odd = tmp_path / 'with "quotes", \\ and ü'
+    flags = ["--endpoint", "tcp://0.0.0.0:5757", "--key", str(tmp_path / "keys/server.key")]
+    flags += ["--authorised-keys", str(tmp_path / "keys/authorised"), "--models-dir", str(odd), "--cache-dir", str(tmp_path / "cache")]
+    flags += ["--preload", "demo", "demo/onnx/int4", "--max-memory", "1.5", "--rows", "3", "--metrics-port", "9757", "--log-prompts"]
+    printed = checked(capsys, *flags)
+    again = written(tmp_path, printed)
+    assert parse(again) == parse(flags)
+    assert checked(capsys, *again) == printed
+    assert set(tomllib.loads(printed)) == set(settings()) - {"keep_alive"} and "# keep_alive: never\n" in printed
+    defaults = written(tmp_path, checked(capsys))
+    assert parse(defaults) == Config()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('preload = ["gpt5"]', "preload: no model 'gpt5'"),
+        ('preload = ["demo/native/int2"]', "preload: "),
+        ('key = "missing"\nauthorised_keys = "authorised"', "key: the key"),
+        ('key = "server.key"\nauthorised_keys = "missing"', "authorised_keys: the folder of authorised keys"),
+        ('models_dir = "server.key"', "models_dir: "),
+        ('cache_dir = "server.key/x"', "cache_dir: "),
+    ],
+)
+def test_check_finds_what_a_start_would(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, says: str) -> None:
+    write_secret(tmp_path / "server.key", CurveKeys.new())
+    write_public(tmp_path / "authorised" / "a.pub", CurveKeys.new().public, "admin")
+    assert says in refused(capsys, *written(tmp_path, text), "--check")
+
+
+def test_the_example_is_good(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    printed = checked(capsys, "--config", str(EXAMPLE), "--cache-dir", str(tmp_path))
+    assert tomllib.loads(printed).items() >= tomllib.loads(EXAMPLE.read_text(encoding="utf-8")).items()

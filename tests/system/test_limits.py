@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import queue
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +13,9 @@ import psutil
 import pytest
 import zmq
 
-from protocol import Client
+from protocol import Client, messages as m
 from protocol.errors import (
+    BadRequest,
     Busy,
     NoMemory,
 )
@@ -152,3 +155,29 @@ def test_prompts_are_logged_when_asked_for(tmp_path: Path, cache: Path) -> None:
         client.generate("xyzzy plugh", max_new_tokens=1)
     wait_for(lambda: "xyzzy plugh" in daemon.logged())
     daemon.kill()
+
+
+def test_the_limit_of_descriptors_is_raised(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
+    try:
+        daemon = Daemon(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE)[0] == min(hard, 65_536)
+    daemon.kill()
+
+
+def test_large_requests_that_are_sent_at_once_are_no_message_without_an_end(own_daemon: Daemon) -> None:
+    """Sixteen megabytes at once, of whole messages: none is lost, and the connection stays."""
+    with Client(own_daemon.endpoint) as client:
+        client.load("demo")
+        answers: queue.SimpleQueue[object] = queue.SimpleQueue()
+        for _ in range(60):
+            client.connection.submit(m.Tokenize(text="Shall I compare thee " * 10_000), answers.put, 60)
+        told = [answers.get(timeout=60) for _ in range(60)]
+        assert {type(answer).__name__ for answer in told} == {"Tokenized"}
+        with pytest.raises(BadRequest, match="tokens, over the limit of 65536; send it in parts"):
+            client.tokenize("Shall I compare thee " * 12_000)
+        assert client.generate("Shall I", max_new_tokens=3).ids
+    assert "was cut" not in own_daemon.logged()

@@ -1,0 +1,56 @@
+"""The log: lines on stderr, as text or JSON, which a reader that has stopped never holds up."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import logging.handlers
+import queue
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Literal
+
+QUEUE = 10_000
+STDERR_S = 2.0
+
+
+class _Bounded(logging.handlers.QueueHandler):
+    """Hands finished lines to a thread that writes them; drops them when a blocked stderr has filled the queue."""
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(queue.Full):
+            self.queue.put_nowait(record)
+
+
+class _Json(logging.Formatter):
+    """One object for each record; times are RFC 3339 in UTC."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        told = {"time": time, "level": record.levelname, "logger": record.name, "message": record.getMessage()}
+        if record.exc_info:
+            told["exception"] = self.formatException(record.exc_info)
+        return json.dumps(told)
+
+
+@contextlib.contextmanager
+def to_stderr(form: Literal["text", "json"]) -> Iterator[None]:
+    """Write what is logged, until the block ends, and up to STDERR_S longer for what is left."""
+    lines: queue.Queue[logging.LogRecord] = queue.Queue(QUEUE)
+    handler = _Bounded(lines)
+    handler.setFormatter(_Json() if form == "json" else logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    writer = logging.handlers.QueueListener(lines, logging.StreamHandler())
+    writer.start()
+    log = logging.getLogger("gpt2d")
+    log.setLevel(logging.INFO)
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        # In a thread of its own with a deadline: whoever reads stderr may have stopped doing so.
+        last = threading.Thread(target=writer.stop, daemon=True)
+        last.start()
+        last.join(STDERR_S)

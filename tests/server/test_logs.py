@@ -1,0 +1,55 @@
+"""The log as JSON, and a stderr that nobody reads."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from datetime import UTC, datetime
+
+import pytest
+
+from server import logs
+
+log = logging.getLogger("gpt2d")
+
+
+def test_a_record_is_an_object_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with logs.to_stderr("json"):
+        log.info("%s,\nand %d", "ü", 2)
+        try:
+            raise ValueError("a fault")
+        except ValueError:
+            logging.getLogger("gpt2d.worker").exception("it failed")
+    plain, fault = map(json.loads, capsys.readouterr().err.splitlines())
+    assert {k: v for k, v in plain.items() if k != "time"} == {"level": "INFO", "logger": "gpt2d", "message": "ü,\nand 2"}
+    assert plain["time"].endswith("Z") and abs((datetime.now(UTC) - datetime.fromisoformat(plain["time"])).total_seconds()) < 60
+    assert (fault["level"], fault["logger"], fault["message"]) == ("ERROR", "gpt2d.worker", "it failed")
+    assert fault["exception"].startswith("Traceback") and fault["exception"].endswith("ValueError: a fault")
+
+
+def test_text_keeps_its_form(capsys: pytest.CaptureFixture[str]) -> None:
+    with logs.to_stderr("text"):
+        log.warning("one")
+        try:
+            raise ValueError("a fault")
+        except ValueError:
+            log.exception("two")
+    one, two, *trace = capsys.readouterr().err.splitlines()
+    assert one.endswith(" WARNING one") and two.endswith(" ERROR two") and trace[-1] == "ValueError: a fault"
+
+
+def test_a_stderr_that_nobody_reads_holds_nothing_up() -> None:
+    code = (
+        "import logging; from server import logs\n"
+        f"with logs.to_stderr('json'):\n for i in range({3 * logs.QUEUE}): logging.getLogger('gpt2d').info('x' * 100)\n"
+        "import os; os._exit(0)"  # a blocked thread of the standard library's would hold up the interpreter's end
+    )
+    read, write = os.pipe()
+    try:
+        assert subprocess.run([sys.executable, "-c", code], stderr=write, timeout=30, check=False).returncode == 0
+    finally:
+        os.close(read)
+        os.close(write)
