@@ -1,7 +1,8 @@
 """Bytes <-> message, with every size, depth and count limit. The only file that packs or unpacks.
 
-msgpack (https://github.com/msgpack/msgpack/blob/master/spec.md) does the packing; msgspec checks the map against the
-typed struct. Version and type are looked at before anything is converted.
+msgpack (https://github.com/msgpack/msgpack/blob/master/spec.md) does the packing; msgspec unpacks, since it makes room for what is
+there and not for what a header declares, and checks the map against the typed struct. Version and type are looked at before
+anything is converted.
 """
 
 from __future__ import annotations
@@ -17,8 +18,6 @@ from protocol.link import Beat, ForWorker, FromWorker, Ready, Sized, Started, Wo
 
 MAX_REQUEST_BYTES = 256 << 10
 MAX_REPLY_BYTES = 16 << 20
-MAX_ITEMS = 70_000
-"""Entries of one array or map."""
 
 _REQUESTS: dict[str, type[m.Request]] = {
     "hello": m.Hello,
@@ -49,6 +48,13 @@ _RESULTS: dict[str, type[m.Result]] = {
     "tokenize": m.Tokenized,
     "score": m.Scored,
 }
+
+
+def _refuse_extension(code: int, _: memoryview) -> None:
+    raise ValueError(f"an extension type ({code}); there are none here")
+
+
+_UNPACKER = msgspec.msgpack.Decoder(ext_hook=_refuse_extension)
 
 
 def type_of(request: m.AnyRequest) -> str:
@@ -109,7 +115,8 @@ def decode_from_worker(frame: bytes) -> FromWorker | None:
 def _decode_request(fields: dict[str, Any], table: dict[str, type[m.Request]]) -> m.Request:
     kind = fields.get("type")
     if not isinstance(kind, str) or kind not in table:
-        raise _about(fields, BadRequest(f"no request type {_brief(kind)}; there are: {', '.join(table)}"))
+        shown = _brief(kind) if isinstance(kind, str) else type(kind).__name__
+        raise _about(fields, BadRequest(f"no request type {shown}; there are: {', '.join(table)}"))
     return cast("m.Request", _convert(fields, table[kind]))
 
 
@@ -124,18 +131,9 @@ def _unpack(frame: bytes, limit: int) -> dict[str, Any]:
     if len(frame) > limit:
         raise BadRequest(f"the message is {len(frame)} bytes, over the limit of {limit}")
     try:
-        fields = msgpack.unpackb(
-            frame,
-            raw=False,
-            strict_map_key=True,
-            max_str_len=limit,
-            max_bin_len=limit,
-            max_array_len=MAX_ITEMS,
-            max_map_len=MAX_ITEMS,
-            max_ext_len=0,
-        )
-    # Beside its own classes msgpack lets these escape, e.g. for bad UTF-8 or deep nesting.
-    except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as e:
+        fields = _UNPACKER.decode(frame)
+    # Beside its own class these escape, e.g. for keys that are arrays or for deep nesting.
+    except (msgspec.DecodeError, ValueError, TypeError, OverflowError, RecursionError) as e:
         raise BadRequest(f"not a msgpack message: {type(e).__name__}: {_brief(e)}") from None
     if not isinstance(fields, dict):
         raise BadRequest(f"a message is a map, not {type(fields).__name__}")

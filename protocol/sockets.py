@@ -50,6 +50,9 @@ def gateway_socket(
     Raises: zmq.ZMQError if the endpoint is taken or not this machine's.
     """
     socket = _router(context, MAX_REQUEST_BYTES)
+    # Without a bound: libzmq 4.3 ends the process (stream_engine_base.cpp: !_io_error) when a peer that it has stopped reading is
+    # reset with a heartbeat unanswered. server/connections.py keeps the bound instead.
+    socket.rcvhwm = 0
     if keys:
         _serve_curve(socket, keys)
         socket.zap_domain = b"gpt2d"

@@ -1,7 +1,8 @@
-"""The TCP connections of the gateway's socket: which there are, and that none fills the memory with a message that never ends.
+"""The TCP connections of the gateway's socket: which there are, and that none fills the memory with what is no message.
 
-ZeroMQ hands on a message of several frames when its last has come, and bounds the frames' sizes, not their number. So what
-the system has received on each connection is compared with what has come out of it.
+ZeroMQ hands on a message of several frames when its last has come, and bounds the frames' sizes, not their number; nor does it
+bound how many messages wait here (see sockets.gateway_socket). So what the system has received on each connection is compared
+with what has come out of it. What it tells of that is Linux's; elsewhere nobody is cut.
 """
 
 from __future__ import annotations
@@ -9,33 +10,54 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
+import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-MAX_UNFINISHED_BYTES = 4 << 20
-"""A few times the largest request."""
-MAX_BACKLOG_BYTES = 32 << 20
-"""The same while messages wait to be read, which are no fault of their sender's."""
-FRAME_BYTES = 64
-"""What encryption and framing add to a frame, at most."""
+MAX_UNFINISHED_BYTES = 384 << 10
+"""Half as much again as the largest request. An empty frame has two bytes there, and FRAME_MEMORY in ours."""
+MAX_BACKLOG_MEMORY, FRAME_MEMORY = 16 << 20, 64
+"""The same while messages wait to be read, which may be its own: what they take here, by the size of the frames read last."""
+SILENT_S = 5.0
+"""A peer answers heartbeats each second; one that says nothing for so long speaks another protocol."""
+SHORT, LONG, ENCRYPTED = 2, 9, 33
+"""What ZMTP adds to a frame of up to 255 bytes, to a longer one, and CURVE to each (https://rfc.zeromq.org/spec/37/, /26/)."""
 HEARTBEAT_BYTES_S = 256
 """Heartbeats of both sides, with as much to spare."""
+NEWER = 0.05
 LOOK_S, LOOK_EACH_S = 0.010, 2e-5
 """How often at most the connections are looked at: a tenth of the time with many."""
 BYTES_RECEIVED = struct.Struct("@128xQ")
 """tcpi_bytes_received in struct tcp_info (linux/tcp.h; in its place since Linux 4.1)."""
+INT = struct.Struct("@i")
 
 
 @dataclass
 class _Traffic:
-    began: float = field(default_factory=time.monotonic)
+    """`level` rises with what is received, and falls with what is delivered: bytes that are no message yet."""
+
+    received: int = 0
     delivered: int = 0
+    """Since the last look."""
+    level: float = 0.0
+    frame: float = 1024.0
+    """What its frames have on the wire: a moving average."""
+    looked: float = field(default_factory=time.monotonic)
+    moved: float = field(default_factory=time.monotonic)
+    """When something was last received."""
+
+    def is_too_much(self, *, waiting: bool) -> bool:
+        if waiting:
+            return self.level * (1 + FRAME_MEMORY / self.frame) > MAX_BACKLOG_MEMORY
+        return self.level > MAX_UNFINISHED_BYTES
 
 
 class Connections:
     """Used by the gateway's thread only."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, encrypted: bool) -> None:
+        self._added = ENCRYPTED if encrypted else 0
         self._all: dict[int, _Traffic] = {}
         self._looked = 0.0
 
@@ -51,45 +73,56 @@ class Connections:
     def closed(self, fd: int) -> None:
         self._all.pop(fd, None)
 
-    def delivered(self, fd: int, frames: int, size: int) -> None:
-        """A message has come out of it, `size` bytes in all."""
+    def delivered(self, fd: int, sizes: list[int]) -> None:
+        """A message has come out of it, with frames of so many bytes."""
         if traffic := self._all.get(fd):
-            traffic.delivered += size + frames * FRAME_BYTES
+            on_the_wire = sum(size + self._added + (SHORT if size + self._added < 256 else LONG) for size in sizes)
+            traffic.delivered += on_the_wire
+            traffic.frame += NEWER * (on_the_wire / max(1, len(sizes)) - traffic.frame)
 
-    def cut(self, *, behind: bool) -> list[int]:
-        """Cut off those that have sent too much that is no message; return their file descriptors. `behind`: messages wait to be read."""
-        now, cut = time.monotonic(), list[int]()
-        if now < self._looked + LOOK_S + len(self._all) * LOOK_EACH_S:
-            return cut
+    def shut(self, fd: int) -> None:
+        """Cut one off: ZeroMQ sees its end, and frees what it has kept."""
+        if fd in self._all:
+            with contextlib.suppress(OSError):
+                peer = socket.socket(fileno=fd)
+                try:
+                    peer.shutdown(socket.SHUT_RDWR)
+                finally:
+                    peer.detach()
+
+    def cut(self, behind: Callable[[], bool]) -> list[int]:
+        """Cut off those that have sent too much that is no message, or nothing; return their file descriptors. `behind()`: messages wait to be read."""
+        now = time.monotonic()
+        if sys.platform != "linux" or now < self._looked + LOOK_S + len(self._all) * LOOK_EACH_S:
+            return []
         self._looked = now
         for fd, traffic in self._all.items():
-            unfinished = _bytes_received(fd) - traffic.delivered - HEARTBEAT_BYTES_S * (now - traffic.began)
-            if unfinished > (MAX_BACKLOG_BYTES if behind else MAX_UNFINISHED_BYTES):
-                _shut(fd)
-                cut.append(fd)
+            received = _bytes_received(fd)
+            if received != traffic.received:
+                traffic.moved = now
+            passed = traffic.delivered + HEARTBEAT_BYTES_S * (now - traffic.looked)
+            traffic.level = max(0.0, traffic.level + received - traffic.received - passed)
+            traffic.received, traffic.delivered, traffic.looked = received, 0, now
+        waiting = behind()  # asked after the measurement, or what has come in between would count as unfinished
+        cut = [fd for fd, traffic in self._all.items() if traffic.is_too_much(waiting=waiting) or now > traffic.moved + SILENT_S]
+        for fd in cut:
+            self.shut(fd)
         return cut
 
 
 def _bytes_received(fd: int) -> int:
-    """What the system has received on a connection; 0 where it does not tell."""
-    if not hasattr(socket, "TCP_INFO"):
-        return 0
-    with contextlib.suppress(OSError):  # it has just been closed
-        peer = socket.socket(fileno=fd)
-        try:
-            info = peer.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, BYTES_RECEIVED.size)
-        finally:
-            peer.detach()
-        if len(info) == BYTES_RECEIVED.size:
-            return int(BYTES_RECEIVED.unpack(info)[0])
+    """What ZeroMQ has taken from a connection so far; 0 where the system does not tell."""
+    if sys.platform == "linux":
+        import fcntl
+        import termios
+
+        with contextlib.suppress(OSError):  # it has just been closed
+            (unread,) = INT.unpack(fcntl.ioctl(fd, termios.FIONREAD, bytes(INT.size)))
+            peer = socket.socket(fileno=fd)
+            try:
+                info = peer.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, BYTES_RECEIVED.size)
+            finally:
+                peer.detach()
+            if len(info) == BYTES_RECEIVED.size:
+                return int(BYTES_RECEIVED.unpack(info)[0]) - int(unread)
     return 0
-
-
-def _shut(fd: int) -> None:
-    """ZeroMQ sees its end, and frees what it has kept."""
-    with contextlib.suppress(OSError):
-        peer = socket.socket(fileno=fd)
-        try:
-            peer.shutdown(socket.SHUT_RDWR)
-        finally:
-            peer.detach()

@@ -51,6 +51,8 @@ LOOK_S = 0.05
 TURN = 64
 """Messages taken from one socket before the other has its turn: a flood must not starve it."""
 MAX_FRAMES, MAX_ENVELOPE_BYTES = 8, 1024
+HOSTILE_FRAMES = 1000
+"""A message of more is no mistake: its connection is cut."""
 CLOSE_S = 10.0
 CANCEL_GRACE_S = 5.0
 DEADLINE_GRACE_S = 1.0
@@ -77,7 +79,7 @@ class Gateway:
         self._sessions = Sessions(config, self._socket)
         self._workers = Workers(config, keys, sockets.endpoint_of(self._workers_socket), launcher or LocalLauncher())
         self._loads = Loads(config, self._catalogue, self._workers, self._sessions, self._to_worker)
-        self._connections = Connections()
+        self._connections = Connections(encrypted=own_key is not None)
         self._began = time.monotonic()
         self._server_id = secrets.token_hex(8)
         self._counts: Counter[str] = Counter()
@@ -111,8 +113,7 @@ class Gateway:
                 self._sessions.flush()
                 for entry in self._sessions.take_gone():
                     self._abandon(entry)
-                for fd in self._connections.cut(behind=sockets.readable(self._socket)):
-                    log.warning("a connection was cut: it sent megabytes without finishing a message (descriptor %d)", fd)
+                self._cut_connections()
                 if time.monotonic() > looked + LOOK_S:
                     self._loads.watch()
                     self._watch_keys()
@@ -139,16 +140,36 @@ class Gateway:
         for _ in range(TURN):
             if not sockets.readable(self._socket):
                 return
-            frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
-            fd = int(frames[-1].get(zmq.SRCFD))
+            frames, sizes = self._receive_message()
+            try:
+                fd = int(frames[-1].get(zmq.SRCFD))
+            except zmq.ZMQError:  # a peer of ZMTP 1 or 2, of which nothing is known; an HTTP request can look like one
+                continue
             # Looked at after each receipt, so that a file descriptor that was closed and used again is not mistaken.
             self._watch_connections()
-            before = sum(len(f) for f in frames[:-1])
-            self._connections.delivered(fd, len(frames), before + len(frames[-1]))
-            small = before <= MAX_ENVELOPE_BYTES and len(frames) <= MAX_FRAMES
+            self._cut_connections()
+            if len(sizes) > HOSTILE_FRAMES:
+                self._connections.shut(fd)
+            self._connections.delivered(fd, sizes)
+            small = sum(sizes[:-1]) <= MAX_ENVELOPE_BYTES and len(sizes) <= MAX_FRAMES
             if small and fd in self._connections and not self._sessions.has_given_up(frames[0].bytes):
                 user = self._guard.user(frames[-1])
                 self._on_frame(frames[0].bytes, fd, user, [f.bytes for f in frames[1:-1]], frames[-1].bytes)
+
+    def _receive_message(self) -> tuple[list[zmq.Frame], list[int]]:
+        """The first frames of a message, and the sizes of all that its sender sent: what nobody wants is not kept."""
+        frames, sizes = [self._socket.recv(zmq.NOBLOCK, copy=False)], list[int]()  # the first is the peer's routing id
+        while self._socket.get(zmq.RCVMORE):
+            if len(sizes) < MAX_FRAMES:
+                frames.append(self._socket.recv(zmq.NOBLOCK, copy=False))
+                sizes.append(len(frames[-1]))
+            else:
+                sizes.append(len(self._socket.recv(zmq.NOBLOCK)))
+        return frames, sizes
+
+    def _cut_connections(self) -> None:
+        for fd in self._connections.cut(lambda: sockets.readable(self._socket)):
+            log.warning("a connection was cut: it sent much without finishing a message, or nothing (descriptor %d)", fd)
 
     def _on_frame(self, peer: bytes, fd: int, user: str, envelope: list[bytes], frame: bytes) -> None:
         entry, request_id = None, None

@@ -58,7 +58,8 @@ class Mutations:
         self._corpus = [codec.encode(request) for request in VALID]
         packed = [msgpack.unpackb(frame) for frame in self._corpus]
         self._fields = [{name: msgpack.packb(value) for name, value in fields.items()} for fields in packed]
-        self._ways = [self._flip, self._cut, self._insert, self._retype, self._length, self._splice, self._noise, self._field, self._two]
+        self._ways = [self._flip, self._cut, self._insert, self._retype, self._length, self._splice, self._noise]
+        self._ways += [self._values, self._values, self._drop, self._drop, self._add, self._add]
 
     def __iter__(self) -> Iterator[bytes]:
         while True:
@@ -84,7 +85,7 @@ class Mutations:
     def _length(self, frame: bytes) -> bytes:
         size = self._random.choice([0, 1, 65_535, 65_536, 70_000, 70_001, 2**31 - 1, 2**31, 2**32 - 1, self._random.getrandbits(32)])
         header = self._random.choice(HEADERS) + struct.pack(">I", size)
-        return self._put(frame, header * self._random.choice([1, 1, 1, 8]))
+        return self._put(frame, header * (1000 if self._random.random() < 0.002 else self._random.randint(1, 4)))
 
     def _splice(self, frame: bytes) -> bytes:
         other = self._random.choice(self._corpus)
@@ -93,20 +94,26 @@ class Mutations:
     def _noise(self, _: bytes) -> bytes:
         return self._random.randbytes(self._random.randint(0, 200))
 
-    def _field(self, _: bytes) -> bytes:
-        return self._with_fields(1)
+    def _values(self, _: bytes) -> bytes:
+        """A message that is well-formed up to the values of one or two fields."""
+        fields = self._some()
+        for name in self._random.sample(sorted(fields), self._random.randint(1, 2)):
+            fields[name] = self._value()
+        return _map(fields)
 
-    def _two(self, _: bytes) -> bytes:
-        return self._with_fields(2)
+    def _drop(self, _: bytes) -> bytes:
+        fields = self._some()
+        del fields[self._random.choice(sorted(fields))]
+        return _map(fields)
 
-    def _with_fields(self, count: int) -> bytes:
-        """A message that is well-formed up to the values of some fields."""
-        fields = dict(self._random.choice(self._fields))
-        for name in self._random.sample(sorted(fields), count):
-            fields[name] = self._nested() if self._random.random() < 0.05 else self._random.choice(VALUES)
-        return bytes([0x80 | len(fields)] if len(fields) < 16 else [0xDE, 0, len(fields)]) + b"".join(
-            msgpack.packb(name) + value for name, value in fields.items()
-        )
+    def _add(self, _: bytes) -> bytes:
+        return _map(self._some() | {self._random.choice(["shape", "top_k", "deadline_ms", "model"]): self._value()})
+
+    def _some(self) -> dict[str, bytes]:
+        return dict(self._random.choice(self._fields))
+
+    def _value(self) -> bytes:
+        return self._nested() if self._random.random() < 0.02 else self._random.choice(VALUES)
 
     def _nested(self) -> bytes:
         """Deep enough for the recursion limits of msgpack, of Python, and for neither."""
@@ -116,6 +123,11 @@ class Mutations:
     def _put(self, frame: bytes, what: bytes) -> bytes:
         at = self._random.randrange(len(frame) + 1)
         return frame[:at] + what + frame[at:]
+
+
+def _map(fields: dict[str, bytes]) -> bytes:
+    head = b"\xde" + struct.pack(">H", len(fields))
+    return head + b"".join(msgpack.packb(name) + value for name, value in fields.items())
 
 
 @promise

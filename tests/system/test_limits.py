@@ -110,7 +110,6 @@ def test_a_client_that_does_not_read_is_given_up_and_harms_nobody(own_daemon: Da
         before = client.stats().rss_bytes
         for i in range(20_000):
             deaf.send(msgpack.packb({"v": 1, "id": i, "type": "hello"}))
-        wait_for(lambda: client.stats().requests["hello"] > 1000)
         wait_for(lambda: client.stats().peers == 1, 20)
         assert client.stats().rss_bytes - before < 32 << 20
         assert client.load("demo") and client.generate("x").ids

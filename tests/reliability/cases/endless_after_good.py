@@ -1,0 +1,19 @@
+"""A message that never ends, after many that did: having behaved gives no credit."""
+
+from __future__ import annotations
+
+from tests.reliability.hostile import MORE, frame, hung_up, sent, shaken
+
+SHORT = (frame(b"", MORE) * 7 + frame(b"")) * 8000
+PART = frame(bytes(65_536), MORE) * 4
+
+
+def attack(host: str, port: int) -> None:
+    with shaken(host, port) as peer:
+        for _ in range(10):
+            if not sent(peer, SHORT):
+                break
+        for _ in range(256):
+            if not sent(peer, PART):
+                break
+        hung_up([peer], 2)

@@ -1,0 +1,15 @@
+"""A message that never ends, of empty frames: two bytes each on their way, many more where they are kept."""
+
+from __future__ import annotations
+
+from tests.reliability.hostile import MORE, frame, hung_up, sent, shaken
+
+PART = frame(b"", MORE) * 65_536
+
+
+def attack(host: str, port: int) -> None:
+    with shaken(host, port) as peer:
+        for _ in range(512):  # 64 MiB
+            if not sent(peer, PART):
+                break
+        hung_up([peer], 2)

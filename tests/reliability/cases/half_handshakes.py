@@ -1,0 +1,17 @@
+"""A greeting, and the handshake after it, cut at each place where something new begins, and held open."""
+
+from __future__ import annotations
+
+from tests.reliability.hostile import GREETING, connect, hung_up, ready
+
+WHOLE = GREETING + ready()
+CUTS = [0, 1, 2, 9, 10, 11, 12, 13, 16, 31, 32, 33, 63, 64, 65, 66, 67, 72, 73, len(WHOLE) - 1, len(WHOLE)]
+"""Around the signature, the version, the mechanism, the role, the filler, the command's flags, length and name, its end."""
+
+
+def attack(host: str, port: int) -> None:
+    peers = []
+    for cut in CUTS:
+        peers.append(connect(host, port))
+        peers[-1].sendall(WHOLE[:cut])
+    hung_up(peers, 8)  # the last one for not answering the server's heartbeats

@@ -1,0 +1,9 @@
+"""300 connections that say nothing."""
+
+from __future__ import annotations
+
+from tests.reliability.hostile import connect, hung_up
+
+
+def attack(host: str, port: int) -> None:
+    hung_up([connect(host, port) for _ in range(300)], 8)

@@ -1,0 +1,277 @@
+"""Peers that want to do harm, one in each file of cases/; what they have in common is here.
+
+A case has `attack(host, port)`, which raises AssertionError where the gateway let it go on, or FRAMES, each of which is sent as a
+message and must be refused; ANSWERS says with which codes, where it is not `bad_request`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import pkgutil
+import select
+import socket
+import statistics
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Self
+from urllib.parse import urlsplit
+
+import zmq
+
+from protocol import Client, codec, messages as m
+from tests.reliability import cases
+from tests.reliability.asking import until
+from tests.reliability.daemon import Behaviour, FakeDaemon
+from tests.reliability.promise import Figures, Scale, promise
+
+GROWTH_BYTES = 32 << 20
+REFUSED_S = 0.1
+PING_S = 0.25
+"""For 95 of 100 pings; it is 0.1 on a machine that does nothing else."""
+EVERY_S, LEAST = 0.01, 40
+"""How often the good client asks, and how many times at least in each case."""
+AT_ONCE = 2
+"""Cases that run at the same time, each with its own daemon: most of them wait for a deadline of ZeroMQ's."""
+
+# ZMTP 3.1 by hand (https://rfc.zeromq.org/spec/37/)
+
+GREETING = b"\xff\0\0\0\0\0\0\0\1\x7f\3\1" + b"NULL".ljust(20, b"\0") + bytes(32)
+MORE, LONG, COMMAND = 1, 2, 4
+
+
+def frame(body: bytes, flags: int = 0) -> bytes:
+    return bytes([flags, len(body)]) + body if len(body) < 256 else struct.pack(">BQ", flags | LONG, len(body)) + body
+
+
+def ready(**properties: bytes) -> bytes:
+    """The command that ends a handshake; `Socket_Type` and so on."""
+    named = ((name.replace("_", "-").encode(), value) for name, value in ({"Socket_Type": b"DEALER"} | properties).items())
+    return frame(b"\x05READY" + b"".join(bytes([len(n)]) + n + struct.pack(">I", len(v)) + v for n, v in named), COMMAND)
+
+
+def connect(host: str, port: int) -> socket.socket:
+    return socket.create_connection((host, port), timeout=10)
+
+
+def shaken(host: str, port: int, **properties: bytes) -> socket.socket:
+    """A connection after its handshake."""
+    peer = connect(host, port)
+    peer.sendall(GREETING + ready(**properties))
+    said = b""
+    while len(said) < len(GREETING) + 2 or len(said) < len(GREETING) + 2 + said[len(GREETING) + 1]:
+        more = peer.recv(4096)
+        assert more, "the handshake was refused"
+        said += more
+    return peer
+
+
+def sent(peer: socket.socket, what: bytes, seconds: float = 10) -> bool:
+    """Send all of it; False if the other side has hung up meanwhile, which it can do without reading what is on its way."""
+    rest, give_up = memoryview(what), time.monotonic() + seconds
+    peer.setblocking(False)
+    try:
+        while rest:
+            readable, writable, _ = select.select([peer], [peer], [], max(0.0, give_up - time.monotonic()))
+            if readable and not peer.recv(65_536):
+                return False
+            if writable:
+                rest = rest[peer.send(rest) :]
+            if not (readable or writable):
+                raise TimeoutError
+    except ConnectionError:
+        return False
+    finally:
+        peer.settimeout(10)
+    return True
+
+
+def hung_up(peers: list[socket.socket], seconds: float) -> None:
+    """Wait until the other side has closed them all. Raises: AssertionError."""
+    give_up = time.monotonic() + seconds
+    for number, peer in enumerate(peers):
+        while True:
+            peer.settimeout(max(0.01, give_up - time.monotonic()))
+            try:
+                if not peer.recv(65_536):
+                    break
+            except TimeoutError:
+                raise AssertionError(f"connection {number} is still open after {seconds} s") from None
+            except ConnectionError:
+                break
+
+
+# The good client
+
+
+@dataclass
+class Watched:
+    """What the good client saw during a case."""
+
+    waits: list[float] = field(default_factory=list)
+    peak: int = 0
+
+    @property
+    def p95(self) -> float:
+        return statistics.quantiles(self.waits, n=20)[-1]
+
+
+class Watch:
+    """Asks `ping` at fixed times, whether or not the last one was answered, so that each moment of a pause counts."""
+
+    def __init__(self, daemon: FakeDaemon) -> None:
+        self._daemon = daemon
+        self._asked: dict[int, float] = {}
+        self._now = Watched()
+        self._over = threading.Event()
+        self._fault = ""
+        self._thread = threading.Thread(target=self._run)
+
+    @contextlib.contextmanager
+    def during(self) -> Iterator[Watched]:
+        """What is seen from here on until the end of the block, and a moment after it."""
+        watched = self._now = Watched()
+        yield watched
+        enough = len(watched.waits) + LEAST
+
+        def answered() -> bool:
+            assert self._daemon.process.poll() is None, f"the gateway ended:\n{self._daemon.logged[-3000:]}"
+            assert not self._fault, f"the good client: {self._fault}"
+            return len(watched.waits) >= enough
+
+        until(answered, 20, "answers to the good client")
+        self._now = Watched()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join(10)
+
+    def _run(self) -> None:
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        asker = context.socket(zmq.DEALER)
+        asker.linger, asker.sndtimeo = 0, 1000
+        asker.connect(self._daemon.endpoint)
+        due = time.monotonic()
+        try:
+            for number in itertools.count():
+                if self._over.is_set():
+                    break
+                self._asked[number] = due
+                asker.send(codec.encode(m.Ping(id=number)))
+                due += EVERY_S
+                while asker.poll(max(0, math.ceil((due - time.monotonic()) * 1000))):
+                    self._take(asker.recv())
+                self._now.peak = max(self._now.peak, self._daemon.rss())
+        except Exception as e:  # noqa: BLE001 - raised in the main thread
+            self._fault = repr(e)
+        finally:
+            asker.close()
+            context.term()
+
+    def _take(self, message: bytes) -> None:
+        reply = codec.decode_reply(message)
+        assert isinstance(reply, m.Pong), reply
+        assert reply.id is not None
+        self._now.waits.append(time.monotonic() - self._asked.pop(reply.id))
+
+
+# The promise
+
+
+def every_case() -> dict[str, ModuleType]:
+    return {found.name: import_module(f"{cases.__name__}.{found.name}") for found in pkgutil.iter_modules(cases.__path__)}
+
+
+@promise
+def hostile(scale: Scale, folder: Path) -> Figures:
+    """What can be answered is refused within 100 ms and what cannot is cut off, a good client is answered meanwhile, the gateway stays small, and serves afterwards."""
+    times = scale.of(1, 3, 20)
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        runs = {name: pool.submit(_suffer, case, folder / name, times) for name, case in every_case().items()}
+    broken = [f"{name}: {e!s}" for name, run in runs.items() if (e := run.exception())]
+    assert not broken, "\n".join(broken)
+    endured = {name: run.result() for name, run in runs.items()}
+    waits = [wait for one in endured.values() for wait in one.waits]
+    figures: Figures = {"cases": len(endured), "refused_ms_max": round(1000 * max(one.refused for one in endured.values()), 1)}
+    figures |= {"ping_ms_median": round(1000 * statistics.median(waits), 1), "ping_ms_p95": round(1000 * Watched(waits).p95, 1)}
+    return figures | {f"{name}_grown_mib": round(one.grown / 2**20, 1) for name, one in endured.items()}
+
+
+@dataclass
+class Endured:
+    """What a case did to its daemon."""
+
+    waits: list[float] = field(default_factory=list)
+    refused: float = 0.0
+    """Seconds of the slowest refusal."""
+    grown: int = 0
+
+
+def _suffer(case: ModuleType, folder: Path, times: int) -> Endured:
+    """Carry a case out against a daemon of its own. Raises: AssertionError."""
+    endured = Endured()
+    with FakeDaemon(folder, Behaviour(), "--preload", "demo") as daemon, Client(daemon.endpoint) as client, Watch(daemon) as watch:
+        client.load("demo", timeout=20)
+        start = daemon.rss()
+        for _ in range(times):
+            with watch.during() as watched:
+                endured.refused = max(endured.refused, _carry_out(case, daemon))
+            endured.waits += watched.waits
+            endured.grown = max(endured.grown, watched.peak - start)
+            assert watched.p95 < PING_S, f"pings took {watched.p95 * 1000:.0f} ms (p95 of {len(watched.waits)})"
+            assert endured.grown < GROWTH_BYTES, f"the gateway grew by {endured.grown / 2**20:.1f} MiB"
+            assert client.generate("x", max_new_tokens=2, timeout=10).ids
+        assert "Traceback" not in daemon.logged, daemon.logged[-3000:]
+    return endured
+
+
+def _carry_out(case: ModuleType, daemon: FakeDaemon) -> float:
+    """Return the seconds that the slowest refusal took; 0 where nothing is refused."""
+    if not hasattr(case, "FRAMES"):
+        where = urlsplit(daemon.endpoint)
+        assert where.hostname and where.port
+        case.attack(where.hostname, where.port)
+        return 0.0
+    answers = getattr(case, "ANSWERS", {"bad_request"})
+    return max(_refused(f"frame {number}", body, answers, daemon.endpoint) for number, body in enumerate(case.FRAMES))
+
+
+def _refused(what: str, body: bytes, answers: set[str], endpoint: str) -> float:
+    """The seconds until it was refused, of three tries the best: the machine may have had a bad moment."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    peer = context.socket(zmq.DEALER)
+    peer.linger, peer.rcvtimeo, peer.sndtimeo = 0, 5000, 5000
+    try:
+        peer.connect(endpoint)
+        peer.send(codec.encode(m.Ping(id=1)))
+        peer.recv()  # the connection stands
+        best = float("inf")
+        for _ in range(3):
+            began = time.monotonic()
+            peer.send(body)
+            try:
+                reply = codec.decode_reply(peer.recv())
+            except zmq.Again:
+                raise AssertionError(f"{what} was not answered") from None
+            best = min(best, time.monotonic() - began)
+            code = reply.code if isinstance(reply, m.Failure) else "result"
+            assert code in answers, f"{what} was answered {code}: {reply}"
+            if best < REFUSED_S:
+                break
+        assert best < REFUSED_S, f"{what} was refused after {best * 1000:.0f} ms"
+        return best
+    finally:
+        peer.close()
+        context.term()
