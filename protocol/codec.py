@@ -1,8 +1,8 @@
 """Bytes <-> message, with every size, depth and count limit. The only file that packs or unpacks.
 
-msgpack (https://github.com/msgpack/msgpack/blob/master/spec.md) does the packing; msgspec unpacks, since it makes room for what is
-there and not for what a header declares, and checks the map against the typed struct. Version and type are looked at before
-anything is converted.
+msgpack (https://github.com/msgpack/msgpack/blob/master/spec.md) does the packing; msgspec unpacks straight into the typed
+structs: it makes room for what they have, and not for what a message declares or holds besides. Version and type are looked at
+before anything else is made of it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,11 @@ from protocol.link import Beat, ForWorker, FromWorker, Ready, Sized, Started, Wo
 
 MAX_REQUEST_BYTES = 256 << 10
 MAX_REPLY_BYTES = 16 << 20
+
+NIL = msgspec.Raw(b"\xc0")
+MAX_SHOWN_BYTES = 300
+ERRORS = (msgspec.MsgspecError, ValueError, TypeError, OverflowError, RecursionError)
+"""What msgspec raises, and what escapes beside it: for deep nesting, and from the checks of the structs."""
 
 _REQUESTS: dict[str, type[m.Request]] = {
     "hello": m.Hello,
@@ -50,11 +55,22 @@ _RESULTS: dict[str, type[m.Result]] = {
 }
 
 
-def _refuse_extension(code: int, _: memoryview) -> None:
-    raise ValueError(f"an extension type ({code}); there are none here")
+class _Head(msgspec.Struct):
+    """What decides how a message is read. Undecoded: it may be anything, and as large as the message."""
+
+    v: msgspec.Raw = NIL
+    type: msgspec.Raw = NIL
+    of: msgspec.Raw = NIL
+    id: msgspec.Raw = NIL
 
 
-_UNPACKER = msgspec.msgpack.Decoder(ext_hook=_refuse_extension)
+_HEAD = msgspec.msgpack.Decoder(_Head)
+_VALUE = msgspec.msgpack.Decoder()
+
+
+_DECODERS = {
+    target: msgspec.msgpack.Decoder(target) for table in (_REQUESTS, _FOR_WORKER, _FROM_WORKER, _RESULTS) for target in table.values()
+}
 
 
 def type_of(request: m.AnyRequest) -> str:
@@ -85,7 +101,7 @@ def decode_request(frame: bytes) -> m.AnyRequest:
 
     Raises: BadRequest, VersionMismatch, with `request_id` set where the frame had one.
     """
-    return cast("m.AnyRequest", _decode_request(_unpack(frame, MAX_REQUEST_BYTES), _REQUESTS))
+    return cast("m.AnyRequest", _decode_request(frame, MAX_REQUEST_BYTES, _REQUESTS))
 
 
 def decode_for_worker(frame: bytes) -> ForWorker:
@@ -93,7 +109,7 @@ def decode_for_worker(frame: bytes) -> ForWorker:
 
     Raises: BadRequest, VersionMismatch.
     """
-    return cast("ForWorker", _decode_request(_unpack(frame, MAX_REPLY_BYTES), _FOR_WORKER))
+    return cast("ForWorker", _decode_request(frame, MAX_REPLY_BYTES, _FOR_WORKER))
 
 
 def decode_reply(frame: bytes) -> m.AnyReply | None:
@@ -112,48 +128,52 @@ def decode_from_worker(frame: bytes) -> FromWorker | None:
     return cast("FromWorker | None", _decode_reply(frame, _FROM_WORKER))
 
 
-def _decode_request(fields: dict[str, Any], table: dict[str, type[m.Request]]) -> m.Request:
-    kind = fields.get("type")
+def _decode_request(frame: bytes, limit: int, table: dict[str, type[m.Request]]) -> m.Request:
+    head, kind = _read_head(frame, limit)
     if not isinstance(kind, str) or kind not in table:
-        shown = _brief(kind) if isinstance(kind, str) else type(kind).__name__
-        raise _about(fields, BadRequest(f"no request type {shown}; there are: {', '.join(table)}"))
-    return cast("m.Request", _convert(fields, table[kind]))
+        raise _about(head, BadRequest(f"no request type {_brief(kind)}; there are: {', '.join(table)}"))
+    return cast("m.Request", _decode(frame, head, kind, table[kind]))
 
 
 def _decode_reply(frame: bytes, table: dict[str, type[m.Reply]]) -> m.Reply | None:
-    fields = _unpack(frame, MAX_REPLY_BYTES)
-    kind = fields.get("type")
-    target = _RESULTS.get(str(fields.get("of"))) if kind == "result" else table.get(str(kind))
-    return _convert(fields, target) if target else None
+    head, kind = _read_head(frame, MAX_REPLY_BYTES)
+    target = _RESULTS.get(str(_value(head.of))) if kind == "result" else table.get(str(kind))
+    return _decode(frame, head, str(kind), target) if target else None
 
 
-def _unpack(frame: bytes, limit: int) -> dict[str, Any]:
+def _read_head(frame: bytes, limit: int) -> tuple[_Head, object]:
+    """Look at the version; return the head and the type."""
     if len(frame) > limit:
         raise BadRequest(f"the message is {len(frame)} bytes, over the limit of {limit}")
     try:
-        fields = _UNPACKER.decode(frame)
-    # Beside its own class these escape, e.g. for keys that are arrays or for deep nesting.
-    except (msgspec.DecodeError, ValueError, TypeError, OverflowError, RecursionError) as e:
-        raise BadRequest(f"not a msgpack message: {type(e).__name__}: {_brief(e)}") from None
-    if not isinstance(fields, dict):
-        raise BadRequest(f"a message is a map, not {type(fields).__name__}")
-    version = fields.get("v")
+        head = _HEAD.decode(frame)
+    except ERRORS as e:
+        raise BadRequest(f"not a msgpack map: {type(e).__name__}: {_brief(e)}") from None
+    version = _value(head.v)
     if not isinstance(version, int) or isinstance(version, bool):
-        raise _about(fields, BadRequest(f"the map has no protocol version `v` (this side speaks {m.MAJOR})"))
+        raise _about(head, BadRequest(f"the map has no protocol version `v` (this side speaks {m.MAJOR})"))
     if version != m.MAJOR:
-        raise _about(fields, VersionMismatch(f"protocol version {version} was sent; this side speaks {m.MAJOR}.{m.MINOR}"))
-    return fields
+        raise _about(head, VersionMismatch(f"protocol version {version} was sent; this side speaks {m.MAJOR}.{m.MINOR}"))
+    return head, _value(head.type)
 
 
-def _convert(fields: dict[str, Any], target: type[Any]) -> Any:
+def _decode(frame: bytes, head: _Head, kind: str, target: type[Any]) -> Any:
     try:
-        return msgspec.convert(fields, target)
-    except (msgspec.ValidationError, ValueError, TypeError, OverflowError, RecursionError) as e:
-        raise _about(fields, BadRequest(f"{fields.get('type')}: {_brief(e)}")) from None
+        return _DECODERS[target].decode(frame)
+    except ERRORS as e:
+        raise _about(head, BadRequest(f"{kind}: {_brief(e)}")) from None
 
 
-def _about(fields: dict[str, Any], error: BadRequest | VersionMismatch) -> BadRequest | VersionMismatch:
-    request_id = fields.get("id")
+def _value(raw: msgspec.Raw) -> object:
+    """A small value; its class where it is none."""
+    try:
+        return _VALUE.decode(raw) if len(bytes(raw)) <= MAX_SHOWN_BYTES else bytes
+    except ERRORS:
+        return bytes
+
+
+def _about(head: _Head, error: BadRequest | VersionMismatch) -> BadRequest | VersionMismatch:
+    request_id = _value(head.id)
     if isinstance(request_id, int) and not isinstance(request_id, bool) and 0 <= request_id < 1 << 63:
         error.request_id = request_id
     return error
