@@ -16,9 +16,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 MAX_UNFINISHED_BYTES = 384 << 10
-"""Half as much again as the largest request. An empty frame has two bytes there, and FRAME_MEMORY in ours."""
-MAX_BACKLOG_MEMORY, FRAME_MEMORY = 16 << 20, 64
-"""The same while messages wait to be read, which may be its own: what they take here, by the size of the frames read last."""
+"""Half as much again as the largest request. An empty frame has two bytes there, and 64 in the memory."""
+MAX_BACKLOG_BYTES, MAX_BACKLOG_FRAMES = 16 << 20, 100_000
+"""The same while messages wait to be read, which may be its own; how many frames these are is told by the size of those read last."""
 SILENT_S = 5.0
 """A peer answers heartbeats each second; one that says nothing for so long speaks another protocol."""
 SHORT, LONG, ENCRYPTED = 2, 9, 33
@@ -49,7 +49,7 @@ class _Traffic:
 
     def is_too_much(self, *, waiting: bool) -> bool:
         if waiting:
-            return self.level * (1 + FRAME_MEMORY / self.frame) > MAX_BACKLOG_MEMORY
+            return self.level > MAX_BACKLOG_BYTES or self.level / self.frame > MAX_BACKLOG_FRAMES
         return self.level > MAX_UNFINISHED_BYTES
 
 
