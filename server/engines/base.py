@@ -94,3 +94,18 @@ class Engine(Protocol):
     def close(self) -> None:
         """Give the memory back; the engine must not be used any more."""
         ...
+
+
+class Reference:
+    """What the reference engines have in common: one row, which stays where it is, and no prefix cache."""
+
+    rows = 1
+
+    def move(self, source: int, target: int, positions: int, first: int = 0) -> None:
+        """There is one row, which is where it is."""
+
+    def export(self, row: int, positions: int) -> KV:
+        raise NotImplementedError("a reference engine has no prefix cache")
+
+    def restore(self, row: int, kv: KV) -> None:
+        raise NotImplementedError("a reference engine has no prefix cache")

@@ -37,7 +37,7 @@ except ImportError as e:
     ) from None
 
 from server.catalogue import CONFIG_FILE, Architecture
-from server.engines.base import KV, Hidden, Logits
+from server.engines.base import Hidden, Logits, Reference
 
 MODEL_FILE, SHARE_FILE = "model.onnx", "quantised_share"
 SINGLE_FILE_BYTES = 1_500_000_000
@@ -78,10 +78,8 @@ class Export:
         _give_back()
 
 
-class OptimumEngine:
+class OptimumEngine(Reference):
     """One exported model in ORTModelForCausalLM."""
-
-    rows = 1
 
     def __init__(self, arch: Architecture, folder: Path, threads: int) -> None:
         """`folder` is what `Export.write` filled. Raises: OSError, and what the runtime raises."""
@@ -119,15 +117,6 @@ class OptimumEngine:
 
     def decode(self, ids: Sequence[int], past: Sequence[int], hidden: Hidden | None = None) -> Logits:
         return self.prefill(0, ids, past[0], [0], hidden)
-
-    def move(self, source: int, target: int, positions: int, first: int = 0) -> None:
-        """There is one row, which is where it is."""
-
-    def export(self, row: int, positions: int) -> KV:
-        raise NotImplementedError("a reference engine has no prefix cache")
-
-    def restore(self, row: int, kv: KV) -> None:
-        raise NotImplementedError("a reference engine has no prefix cache")
 
     def close(self) -> None:
         self._model = self._cache = None

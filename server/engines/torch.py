@@ -28,15 +28,13 @@ except ImportError as e:
 
 from protocol.errors import LoadFailed
 from server.catalogue import Architecture
-from server.engines.base import KV, Hidden, Logits
+from server.engines.base import Hidden, Logits, Reference
 
 Weights = Mapping[str, NDArray[np.float32]]
 
 
-class TorchEngine:
+class TorchEngine(Reference):
     """One model in transformers."""
-
-    rows = 1
 
     def __init__(self, arch: Architecture, folder: Path, weights: Weights, precision: str, threads: int, *, compiled: bool = False) -> None:
         """As `transformers_model`. Compiled, the first `decode` takes up to a minute. Raises: OSError, RuntimeError."""
@@ -85,15 +83,6 @@ class TorchEngine:
                 return np.empty((0, self.vocabulary), np.float32)
             logits: Logits = self._model.lm_head(states[list(wanted)]).float().numpy()
         return logits
-
-    def move(self, source: int, target: int, positions: int, first: int = 0) -> None:
-        """There is one row, which is where it is."""
-
-    def export(self, row: int, positions: int) -> KV:
-        raise NotImplementedError("a reference engine has no prefix cache")
-
-    def restore(self, row: int, kv: KV) -> None:
-        raise NotImplementedError("a reference engine has no prefix cache")
 
     def close(self) -> None:
         self._model, self._cache = None, DynamicCache()
