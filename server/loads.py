@@ -13,7 +13,7 @@ from protocol.link import ForWorker, FromWorker, Ready, Sized, Started
 from server.catalogue import Catalogue, Model, check_compiled, choose_engine
 from server.config import Config
 from server.sessions import Open, Sessions
-from server.workers import Worker, Workers, exit_words
+from server.workers import Worker, Workers, agree, exit_words
 
 log = logging.getLogger("gpt2d")
 
@@ -40,8 +40,7 @@ class Preload:
         return f"{self.model.name}/{self.engine}/{self.precision}"
 
     def matches(self, model: str | None, engine: str | None, precision: str | None) -> bool:
-        pairs = ((model, self.model.name), (engine, self.engine), (precision, self.precision))
-        return all(wanted is None or wanted == own for wanted, own in pairs)
+        return agree((model, engine, precision), (self.model.name, self.engine, self.precision))
 
 
 @dataclass(eq=False)

@@ -158,8 +158,7 @@ class Worker:
         return f"the fidelity of {name}" if self.task else name
 
     def matches(self, model: str | None, engine: str | None, precision: str | None) -> bool:
-        pairs = ((model, self.model), (engine, self.engine), (precision, self.precision))
-        return all(wanted is None or wanted == own for wanted, own in pairs)
+        return agree((model, engine, precision), (self.model, self.engine, self.precision))
 
     @property
     def rss_bytes(self) -> int:
@@ -188,6 +187,11 @@ class Worker:
             requests=beat.requests if beat else 0, prompt_tokens=beat.prompt_tokens if beat else 0,
             new_tokens=beat.new_tokens if beat else 0, busy_ms=beat.busy_ms if beat else 0.0,
         )  # fmt: skip
+
+
+def agree(wanted: tuple[str | None, ...], own: tuple[str, ...]) -> bool:
+    """Whether a model, engine and precision are what was asked for; None asks for any."""
+    return all(one is None or one == other for one, other in zip(wanted, own, strict=True))
 
 
 class Workers:
