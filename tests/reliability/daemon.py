@@ -11,10 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -25,9 +22,9 @@ import numpy as np
 import psutil
 
 from server.engines.base import Hidden, Logits
+from tests.conftest import Daemon
 from tests.fakes import FakeEngine
 
-START_S = 20.0
 POISON = 13
 """A prompt that begins with this token meets the fault."""
 
@@ -44,57 +41,16 @@ class Behaviour:
     """How long a load takes."""
 
 
-class FakeDaemon:
-    """As tests.conftest.Daemon, with the fake engine; models are named as always, any engine and precision is the fake."""
+class FakeDaemon(Daemon):
+    """With the fake engine; models are named as always, any engine and precision is the fake."""
 
     def __init__(self, folder: Path, behaviour: Behaviour, *arguments: str) -> None:
-        self.log: list[str] = []
-        self.endpoint = ""
-        command = [sys.executable, "-P", "-m", "tests.reliability.daemon", json.dumps(asdict(behaviour))]
-        command += [
-            "--endpoint",
-            "tcp://127.0.0.1:0",
-            "--models-dir",
-            str(folder / "models"),
-            "--cache-dir",
-            str(folder / "cache"),
-            *arguments,
-        ]
-        root = Path(__file__).resolve().parent.parent.parent
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(root)}, cwd=root)
-        self._listening = threading.Event()
-        threading.Thread(target=self._read, daemon=True).start()
-        if not self._listening.wait(START_S) or not self.endpoint:
-            self.kill()
-            raise RuntimeError(f"the daemon did not start: {''.join(self.log)}")
-
-    def _read(self) -> None:
-        assert self.process.stderr
-        for line in self.process.stderr:
-            self.log.append(line)
-            if found := re.search(r"listens on (\S+?),", line):
-                self.endpoint = found[1]
-                self._listening.set()
-        self._listening.set()
-
-    @property
-    def logged(self) -> str:
-        return "".join(self.log)
-
-    def workers(self) -> list[psutil.Process]:
-        return psutil.Process(self.process.pid).children()
+        self.program = ("tests.reliability.daemon", json.dumps(asdict(behaviour)))
+        super().__init__(folder, *arguments, PYTHONPATH=str(Path(__file__).resolve().parent.parent.parent))
 
     def rss(self) -> int:
         """Resident bytes of the gateway's process."""
         return int(psutil.Process(self.process.pid).memory_info().rss)
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-    def stop(self) -> int:
-        self.process.terminate()
-        return self.process.wait(20)
 
     def __enter__(self) -> Self:
         return self

@@ -76,13 +76,13 @@ def worker_killed(scale: Scale, folder: Path) -> Figures:
                 one.is_right()
             delay = 2**round_
             back.append(until(preloaded, delay + 10, "the preloaded model"))
-            assert f"is loaded again in {delay} s" in daemon.logged
+            assert f"is loaded again in {delay} s" in daemon.logged()
     return {"rounds": rounds, "told_s_max": round(max(told), 3), "back_s_max": round(max(back), 1)}
 
 
 def _pid_of(daemon: FakeDaemon, preload: str) -> int:
     """The first worker started is the preloaded one."""
-    assert preload in daemon.logged
+    assert preload in daemon.logged()
     return min(daemon.workers(), key=lambda process: process.create_time()).pid
 
 
@@ -119,7 +119,7 @@ def stuck(scale: Scale, folder: Path) -> Figures:
             other.wait(30)
             other.is_right()
             until(lambda: not victim.is_running(), 3, "the worker is gone")  # noqa: B023 - called at once
-            assert "has not moved for" in daemon.logged
+            assert "has not moved for" in daemon.logged()
     return {"rounds": rounds, "told_s_max": round(max(told), 2), "worker_ended_s_max": round(max(ended), 2)}
 
 
@@ -139,7 +139,7 @@ def engine_faults(scale: Scale, folder: Path) -> Figures:
                 failure = poisoned.wait(20)
                 assert isinstance(failure, Internal), failure
                 incident = str(failure).split()[-1]
-                until(lambda: incident in daemon.logged, 5, "the incident in the log")  # noqa: B023 - called at once
+                until(lambda: incident in daemon.logged(), 5, "the incident in the log")  # noqa: B023 - called at once
                 for one in good:
                     one.wait(20)
                     one.is_right()

@@ -178,7 +178,7 @@ def _through_a_socket(count: int, folder: Path) -> Figures:
             warm = daemon.rss() if first < 0 else warm
         grown = daemon.rss() - warm
         assert daemon.process.poll() is None
-        assert "internal" not in codes, f"{codes['internal']} were answered with `internal`:\n{daemon.logged[-3000:]}"
+        assert "internal" not in codes, f"{codes['internal']} were answered with `internal`:\n{daemon.logged()[-3000:]}"
         assert grown < GROWTH_BYTES, f"the gateway grew by {grown / 2**20:.1f} MiB"
     figures: Figures = {"sent": count, "ping_ms_max": round(max(waits) * 1000, 1), "grown_mib": round(grown / 2**20, 2)}
     return figures | {f"answered_{code}": number for code, number in sorted(codes.items())}

@@ -143,7 +143,7 @@ class Watch:
         enough = len(watched.waits) + LEAST
 
         def answered() -> bool:
-            assert self._daemon.process.poll() is None, f"the gateway ended:\n{self._daemon.logged[-3000:]}"
+            assert self._daemon.process.poll() is None, f"the gateway ended:\n{self._daemon.logged()[-3000:]}"
             assert not self._fault, f"the good client: {self._fault}"
             return len(watched.waits) >= enough
 
@@ -235,7 +235,7 @@ def _suffer(case: ModuleType, folder: Path, times: int) -> Endured:
             assert watched.p95 < PING_S, f"pings took {watched.p95 * 1000:.0f} ms (p95 of {len(watched.waits)})"
             assert endured.grown < GROWTH_BYTES, f"the gateway grew by {endured.grown / 2**20:.1f} MiB"
             assert client.generate("x", max_new_tokens=2, timeout=10).ids
-        assert "Traceback" not in daemon.logged, daemon.logged[-3000:]
+        assert "Traceback" not in daemon.logged(), daemon.logged()[-3000:]
     return endured
 
 

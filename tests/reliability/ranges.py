@@ -214,7 +214,7 @@ def ranges(scale: Scale, folder: Path) -> Figures:
             codes[code] += 1
             if isinstance(reply, m.Failure):
                 assert not (code == "bad_request" and OF_SCHEMA in reply.message), f"{trial} is in its range, and refused: {reply.message}"
-                assert code not in {"internal", "worker_died"}, f"{trial}: {reply.message}\n{trial.fields}\n{daemon.logged[-3000:]}"
+                assert code not in {"internal", "worker_died"}, f"{trial}: {reply.message}\n{trial.fields}\n{daemon.logged()[-3000:]}"
         client.ping(timeout=5)
     figures: Figures = {"allowed": len(allowed), "refused": len(refused)}
     return figures | {f"answered_{code}": count for code, count in sorted(codes.items())}
