@@ -13,7 +13,6 @@ import pkgutil
 import select
 import socket
 import statistics
-import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -32,6 +31,7 @@ from tests.reliability import cases
 from tests.reliability.asking import until
 from tests.reliability.daemon import Behaviour, FakeDaemon
 from tests.reliability.promise import Figures, Scale, promise
+from tests.reliability.zmtp import shake
 
 GROWTH_BYTES = 32 << 20
 REFUSED_S = 0.1
@@ -42,21 +42,6 @@ EVERY_S, LEAST = 0.01, 40
 AT_ONCE = 2
 """Cases that run at the same time, each with its own daemon: most of them wait for a deadline of ZeroMQ's."""
 
-# ZMTP 3.1 by hand (https://rfc.zeromq.org/spec/37/)
-
-GREETING = b"\xff\0\0\0\0\0\0\0\1\x7f\3\1" + b"NULL".ljust(20, b"\0") + bytes(32)
-MORE, LONG, COMMAND = 1, 2, 4
-
-
-def frame(body: bytes, flags: int = 0) -> bytes:
-    return bytes([flags, len(body)]) + body if len(body) < 256 else struct.pack(">BQ", flags | LONG, len(body)) + body
-
-
-def ready(**properties: bytes) -> bytes:
-    """The command that ends a handshake; `Socket_Type` and so on."""
-    named = ((name.replace("_", "-").encode(), value) for name, value in ({"Socket_Type": b"DEALER"} | properties).items())
-    return frame(b"\x05READY" + b"".join(bytes([len(n)]) + n + struct.pack(">I", len(v)) + v for n, v in named), COMMAND)
-
 
 def connect(host: str, port: int) -> socket.socket:
     return socket.create_connection((host, port), timeout=10)
@@ -65,12 +50,7 @@ def connect(host: str, port: int) -> socket.socket:
 def shaken(host: str, port: int, **properties: bytes) -> socket.socket:
     """A connection after its handshake."""
     peer = connect(host, port)
-    peer.sendall(GREETING + ready(**properties))
-    said = b""
-    while len(said) < len(GREETING) + 2 or len(said) < len(GREETING) + 2 + said[len(GREETING) + 1]:
-        more = peer.recv(4096)
-        assert more, "the handshake was refused"
-        said += more
+    shake(peer, **properties)
     return peer
 
 

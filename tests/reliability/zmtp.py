@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import socket
+import struct
 from urllib.parse import urlsplit
 
-GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + b"\0" + bytes(31)
-READY = b"\x05READY\x0bSocket-Type" + (6).to_bytes(4, "big") + b"DEALER\x08Identity" + bytes(4)
+GREETING = b"\xff\0\0\0\0\0\0\0\1\x7f\3\1" + b"NULL".ljust(20, b"\0") + bytes(32)
 MORE, LONG, COMMAND = 1, 2, 4
 
 
 def frame(body: bytes, flags: int = 0) -> bytes:
-    if len(body) < 256:
-        return bytes([flags, len(body)]) + body
-    return bytes([flags | LONG]) + len(body).to_bytes(8, "big") + body
+    return bytes([flags, len(body)]) + body if len(body) < 256 else struct.pack(">BQ", flags | LONG, len(body)) + body
+
+
+def ready(**properties: bytes) -> bytes:
+    """The command that ends a handshake; `Socket_Type` and so on."""
+    named = ((name.replace("_", "-").encode(), value) for name, value in ({"Socket_Type": b"DEALER"} | properties).items())
+    return frame(b"\x05READY" + b"".join(bytes([len(n)]) + n + struct.pack(">I", len(v)) + v for n, v in named), COMMAND)
+
+
+def shake(peer: socket.socket, **properties: bytes) -> None:
+    """Do the handshake of a DEALER. Raises: OSError, also where it is refused."""
+    peer.sendall(GREETING + ready(**properties))
+    exactly(peer, len(GREETING))
+    exactly(peer, exactly(peer, 2)[1])
 
 
 def connect(endpoint: str, *, receive_buffer: int | None = None, timeout: float = 5) -> socket.socket:
@@ -25,11 +36,7 @@ def connect(endpoint: str, *, receive_buffer: int | None = None, timeout: float 
     peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     peer.settimeout(timeout)
     peer.connect((parts.hostname, parts.port))
-    peer.sendall(GREETING)
-    exactly(peer, len(GREETING))
-    peer.sendall(frame(READY, COMMAND))
-    size = exactly(peer, 2)[1]
-    exactly(peer, size)
+    shake(peer)
     return peer
 
 

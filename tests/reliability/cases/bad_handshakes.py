@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import struct
 
-from tests.reliability.hostile import COMMAND, GREETING, connect, frame, hung_up, ready, sent
+from tests.reliability.hostile import connect, hung_up, sent
+from tests.reliability.zmtp import COMMAND, GREETING, frame, ready
 
 SAID = [
     GREETING[:12] + b"CURVE".ljust(20, b"\0") + bytes(32),

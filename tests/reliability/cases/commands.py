@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tests.reliability.hostile import COMMAND, MORE, frame, hung_up, sent, shaken
+from tests.reliability.hostile import hung_up, sent, shaken
+from tests.reliability.zmtp import COMMAND, MORE, frame
 
 SAID = [
     frame(b"", COMMAND),

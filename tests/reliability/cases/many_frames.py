@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tests.reliability.hostile import MORE, frame, sent, shaken
+from tests.reliability.hostile import sent, shaken
+from tests.reliability.zmtp import MORE, frame
 
 MESSAGES = [
     frame(b"x", MORE) * 5000 + frame(b"x"),

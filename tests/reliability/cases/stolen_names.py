@@ -6,7 +6,8 @@ import contextlib
 import socket
 import struct
 
-from tests.reliability.hostile import frame, sent, shaken
+from tests.reliability.hostile import sent, shaken
+from tests.reliability.zmtp import frame
 
 LEAKS = True
 """libzmq never frees what it did not read of such a peer (docs/RELIABILITY.md)."""
