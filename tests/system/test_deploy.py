@@ -208,11 +208,11 @@ def test_every_line_is_an_object_what_the_workers_say_too(tmp_path: Path) -> Non
         with pytest.raises(Internal) as failure:
             client.generate(prompt_ids=[POISON] * 8, speculate=0)
         incident = str(failure.value).split()[-1]
-        wait_for(lambda: "a fault that was asked for" in daemon.logged)
+        wait_for(lambda: "a fault that was asked for" in daemon.logged())
         daemon.workers()[0].kill()
-        wait_for(lambda: "died" in daemon.logged)
+        wait_for(lambda: "died" in daemon.logged())
         assert daemon.stop() == 0
-        wait_for(lambda: "stopped" in daemon.logged)
+        wait_for(lambda: "stopped" in daemon.logged())
         lines = [json.loads(line) for line in daemon.log]
     assert all(line.keys() == {"time", "level", "logger", "message"} for line in lines)
     of_workers = [line["message"] for line in lines if line["logger"] == "gpt2d.worker"]
