@@ -78,11 +78,14 @@ class AsyncClient:
         engine: str | None = None,
         precision: str | None = None,
         compile: bool = False,  # noqa: A002 - its name on the wire
+        replicas: int | None = None,
         on_progress: Callable[[m.Progress], object] | None = None,
         timeout: float = LOAD_S,
     ) -> m.Loaded:
         """As Client.load; `on_progress` is called in the event loop."""
-        request = m.Load(model=model, engine=engine, precision=precision, compile=compile, stream=on_progress is not None)
+        request = m.Load(
+            model=model, engine=engine, precision=precision, compile=compile, replicas=replicas, stream=on_progress is not None
+        )
         return await self._call(request, m.Loaded, timeout, on_progress)
 
     async def measure(

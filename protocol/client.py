@@ -125,14 +125,19 @@ class Client:
         engine: str | None = None,
         precision: str | None = None,
         compile: bool = False,  # noqa: A002 - its name on the wire
+        replicas: int | None = None,
         on_progress: Callable[[m.Progress], object] | None = None,
         timeout: float = LOAD_S,
     ) -> m.Loaded:
         """Load a model (at once if it is loaded already). `on_progress` is called in this thread.
 
+        With `replicas` so many processes hold it from then on, also when one dies; left out, as many as there are, at least one.
+
         Raises: UnknownModel, BadModel, NoMemory, LoadFailed, Cancelled, and what every call raises.
         """
-        request = m.Load(model=model, engine=engine, precision=precision, compile=compile, stream=on_progress is not None)
+        request = m.Load(
+            model=model, engine=engine, precision=precision, compile=compile, replicas=replicas, stream=on_progress is not None
+        )
         return self._call(request, m.Loaded, timeout, on_progress)
 
     def measure(

@@ -18,7 +18,9 @@ class Work(m.Request, frozen=True, tag="work"):
 
 
 class Started(m.Reply, frozen=True, tag_field="type", tag="started"):
-    """A process that measures is there, and waits for its Measure."""
+    """A worker's process is there, on that machine. One that measures waits for its Measure."""
+
+    node: str = ""
 
 
 class Sized(m.Reply, frozen=True, tag_field="type", tag="sized"):

@@ -55,6 +55,8 @@ class Load(Request, frozen=True, tag="load"):
     precision: Name | None = None
     compile: bool = False
     """Translate the model for this CPU first, which takes a minute: for an engine and precision that `compiles`."""
+    replicas: Annotated[int, Meta(ge=1, le=64)] | None = None
+    """So many processes are to hold it, and are started again when they die. Left out: those there are, at least one."""
     stream: bool = False
 
 
@@ -346,7 +348,7 @@ class ServerInfo(Result, frozen=True, tag="hello"):
 
 
 class WorkerHealth(Struct, frozen=True, kw_only=True):
-    """One loaded (or loading) model. `moved_ms_ago` is the time since its work loop last moved: large means stuck."""
+    """A process that holds a model, or loads it. `moved_ms_ago` is the time since its work loop last moved: large means stuck."""
 
     model: str
     engine: str
@@ -355,6 +357,10 @@ class WorkerHealth(Struct, frozen=True, kw_only=True):
     moved_ms_ago: float
     running: int
     waiting: int
+    replica: int = 0
+    """Tells the processes that hold the same model apart; the lowest number that was free."""
+    node: str = ""
+    """The machine it runs on; empty while it is being placed."""
 
 
 class Pong(Result, frozen=True, tag="ping"):
@@ -405,6 +411,7 @@ class Precision(Struct, frozen=True, kw_only=True):
     memory_bytes: int
     loaded: bool
     fidelity: Fidelity | None = None
+    replicas: list[WorkerHealth] = []
 
 
 class ModelInfo(Struct, frozen=True, kw_only=True):
@@ -443,6 +450,8 @@ class Loaded(Result, frozen=True, tag="load"):
     """Of the weights in matrix products: those stored with less than 16 bits."""
     disk_bytes: int = 0
     """Of the files that the engine opened."""
+    replicas: int = 1
+    """How many processes hold it now."""
 
 
 class Measured(Result, frozen=True, tag="measure"):
@@ -537,6 +546,8 @@ class WorkerStats(Struct, frozen=True, kw_only=True):
     prompt_tokens: int
     new_tokens: int
     busy_ms: float
+    replica: int = 0
+    node: str = ""
 
 
 class Stats(Result, frozen=True, tag="stats"):

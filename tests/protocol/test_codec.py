@@ -65,7 +65,7 @@ requests = st.one_of(
     st.builds(m.Ping, **head),
     st.builds(m.Models, **head),
     st.builds(m.GetStats, **head),
-    st.builds(m.Load, **head, **which, model=names, compile=st.booleans(), stream=st.booleans()),
+    st.builds(m.Load, **head, **which, model=names, compile=st.booleans(), replicas=st.none() | st.integers(1, 64), stream=st.booleans()),
     st.builds(m.Measure, **head, **which, model=names, text=st.none() | st.text(min_size=1, max_size=9), stream=st.booleans()),
     st.builds(m.Unload, **head, **which, model=names),
     st.builds(m.Cancel, **head, target=ids),
@@ -77,6 +77,10 @@ fidelities = st.builds(
     m.Fidelity, quantised_share=floats, disk_bytes=counts, memory_bytes=counts, perplexity=floats, perplexity_change_pct=floats,
     top1_agreement=floats, kl_mean=floats, kl_p99=floats, greedy_tokens=floats, greedy_limit=counts, tok_s=floats, tokens=counts, threads=counts, held_out=st.booleans(),
 )  # fmt: skip
+healths = st.builds(
+    m.WorkerHealth, **model, state=st.sampled_from(["loading", "ready", "stopping"]), moved_ms_ago=floats, running=counts, waiting=counts,
+    replica=counts, node=texts,
+)  # fmt: skip
 replies = st.one_of(
     st.builds(m.Progress, **reply, stage=texts, done=counts, total=counts, unit=texts),
     st.builds(m.Tokens, **reply, text=texts, ids=st.lists(counts, max_size=9)),
@@ -87,16 +91,14 @@ replies = st.one_of(
     st.builds(m.CancelSent, **reply, found=st.booleans()),
     st.builds(m.ModelList, **reply, models=st.lists(st.builds(
         m.ModelInfo, name=names, parameters=counts, context=counts, file_bytes=counts, on_disk=st.booleans(), problem=texts,
-        precisions=st.lists(st.builds(m.Precision, engine=names, precision=names, memory_bytes=counts, loaded=st.booleans(), fidelity=st.none() | fidelities), max_size=2),
+        precisions=st.lists(st.builds(m.Precision, engine=names, precision=names, memory_bytes=counts, loaded=st.booleans(), fidelity=st.none() | fidelities, replicas=st.lists(healths, max_size=2)), max_size=2),
     ), max_size=2)),
-    st.builds(m.Pong, **reply, server_id=texts, uptime_ms=floats, draining=st.booleans(), workers=st.lists(st.builds(
-        m.WorkerHealth, **model, state=st.sampled_from(["loading", "ready", "stopping"]), moved_ms_ago=floats, running=counts, waiting=counts,
-    ), max_size=2)),
+    st.builds(m.Pong, **reply, server_id=texts, uptime_ms=floats, draining=st.booleans(), workers=st.lists(healths, max_size=2)),
     st.builds(m.Stats, **reply, uptime_ms=floats, rss_bytes=counts, peers=counts, open_requests=counts,
               requests=st.dictionaries(texts, counts, max_size=3), errors=st.dictionaries(texts, counts, max_size=3),
-              workers=st.lists(st.builds(m.WorkerStats, **model, rss_bytes=counts, requests=counts, prompt_tokens=counts, new_tokens=counts, busy_ms=floats), max_size=2)),
+              workers=st.lists(st.builds(m.WorkerStats, **model, rss_bytes=counts, requests=counts, prompt_tokens=counts, new_tokens=counts, busy_ms=floats, replica=counts, node=texts), max_size=2)),
     st.builds(m.Loaded, **reply, **model, digest=texts, context=counts, rows=counts, threads=counts, rss_bytes=counts, load_ms=floats, already=st.booleans(),
-              quantised_share=floats, disk_bytes=counts),
+              quantised_share=floats, disk_bytes=counts, replicas=counts),
     st.builds(m.Measured, **reply, **model, fidelity=fidelities),
     st.builds(
         m.Generated, **reply, **model, text=texts, ids=st.lists(counts, max_size=9), prompt_truncated=counts,
@@ -137,7 +139,7 @@ def test_the_worker_link_carries_every_generation(request: m.Generate | m.Tokeni
 def test_what_workers_say_of_themselves_survives_the_link() -> None:
     ready = Ready(id=None, digest="d", quantised_share=0.5, disk_bytes=6, context=1, rows=2, threads=3, rss_bytes=4)
     beat = Beat(id=None, running=1, waiting=2, rss_bytes=3, requests=4, prompt_tokens=5, new_tokens=6, busy_ms=7.5)
-    for message in (ready, beat, Started(id=None), Sized(id=None, memory_bytes=8)):
+    for message in (ready, beat, Started(id=None, node="n"), Sized(id=None, memory_bytes=8)):
         assert codec.decode_from_worker(codec.encode(message)) == message
         assert codec.decode_reply(codec.encode(message)) is None, "a client knows nothing of them"
 
