@@ -65,6 +65,8 @@ class Models:
     engine: str = ""
     precision: str = ""
     compile: bool = False
+    replicas: int | None = None
+    """So many processes are to hold the chosen model, as entered; None: nothing was."""
     loading: Doing | None = None
     measuring: Doing | None = None
     error: str = ""
@@ -292,6 +294,26 @@ class AppState:
     def compiles(self) -> bool:
         """The chosen engine and precision can be compiled."""
         return self.engine is not None and self.models.precision in self.engine.compiles
+
+    @property
+    def holders(self) -> list[m.WorkerHealth]:
+        """The processes of the chosen model, engine and precision."""
+        way = (self.models.model, self.models.engine, self.models.precision)
+        return [w for w in self.link.workers if (w.model, w.engine, w.precision) == way]
+
+    @property
+    def loaded(self) -> bool:
+        return any(w.state == "ready" for w in self.holders)
+
+    @property
+    def replicas(self) -> int:
+        """How many hold the chosen model or are about to; 1 where none does, since a load makes one."""
+        return max(1, sum(w.state != "stopping" for w in self.holders))
+
+    @property
+    def wanted(self) -> int | None:
+        """How many replicas a load asks for; None: as many as there are."""
+        return self.models.replicas if self.models.replicas != self.replicas else None
 
     @property
     def parameters(self) -> dict[str, m.Parameter]:

@@ -15,12 +15,13 @@ from typing import Any, Self, TypeVar
 
 import platformdirs
 
+from client import replicas
 from protocol import Client, Gpt2dError, messages as m
 from protocol.keys import Address
 
 HELP = """\
 Type the beginning of a text; the model goes on from it. An empty line continues the last text.
-  /load MODEL [ENGINE] [PRECISION] [compile]                       load a model and write with it
+  /load MODEL [ENGINE] [PRECISION] [replicas=N] [compile]          load a model, in N processes, and write with it
   /unload MODEL              give its memory back                  /measure        what its precision costs, against full precision
   /models                    what the server has                   /stats          what it has done
   /set                       all settings, with their ranges       /set NAME VALUE change one (/set NAME: its default)
@@ -40,8 +41,10 @@ class Choice:
     precision: str | None = None
 
 
-def describe(p: m.Precision) -> str:
-    notes = [f"{p.memory_bytes / 1e6:.0f} MB", *(["loaded"] if p.loaded else [])]
+def describe(p: m.Precision, host: str) -> str:
+    notes = [f"{p.memory_bytes / 1e6:.0f} MB"]
+    if p.loaded:
+        notes.append(f"loaded {replicas.summary([w for w in p.replicas if w.state == 'ready'], host)}".rstrip())
     if p.fidelity:
         notes.append(f"perplexity {p.fidelity.perplexity_change_pct:+.2f} %")
     return f"{p.precision} ({', '.join(notes)})"
@@ -55,6 +58,7 @@ class Terminal:
         self._settings: dict[str, Any] = {"truncate": "left"}
         self._parameters: dict[str, m.Parameter] = {}
         self._engines: dict[str, m.Engine] = {}
+        self._host = ""
         self._text = ""
 
     def __enter__(self) -> Self:
@@ -74,6 +78,7 @@ class Terminal:
         """Apply NAME=VALUE settings, load what was asked for. Raises: Gpt2dError, ValueError."""
         self._parameters = {p.name: p for p in info.parameters}
         self._engines = {engine.name: engine for engine in info.engines}
+        self._host = info.host
         for setting in settings:
             name, equals, value = setting.partition("=")
             if not equals:
@@ -84,8 +89,9 @@ class Terminal:
         if choice.model:
             self._load(choice)
         elif hint:
-            ready = [f"{w.model}/{w.engine}/{w.precision}" for w in self._client.ping().workers if w.state == "ready"]
-            self.say(f"loaded: {', '.join(ready)}" if ready else "nothing is loaded yet; try /load demo")
+            ways = replicas.by_way(w for w in self._client.ping().workers if w.state == "ready")
+            ready = [f"{'/'.join(way)} {replicas.summary(group, self._host)}".rstrip() for way, group in ways.items()]
+            self.say(f"loaded: {'; '.join(ready)}" if ready else "nothing is loaded yet; try /load demo")
         if hint:
             self.say("/help lists the commands")
 
@@ -128,10 +134,8 @@ class Terminal:
                 self._models()
             case "/stats", []:
                 self._stats()
-            case "/load", [model, *rest, "compile"]:
-                self._load(self._way(model, rest), compiled=True)
             case "/load", [model, *rest]:
-                self._load(self._way(model, rest))
+                self._load_as_told(model, rest)
             case "/measure", rest:
                 self._measure(self._way(rest[0], rest[1:]) if rest else self._choice)
             case "/score", [_, *_]:
@@ -214,18 +218,36 @@ class Terminal:
                 raise ValueError(f"{word!r} is no engine and no precision of this server, or one too many; /models lists them")
         return choice
 
-    def _load(self, choice: Choice, *, compiled: bool = False) -> None:
+    def _load_as_told(self, model: str, words: list[str]) -> None:
+        """Load a model; `compile` and replicas=N stand anywhere among its engine and precision. Raises: Gpt2dError, ValueError."""
+        compiled = "compile" in words
+        if compiled:
+            words.remove("compile")
+        number = None
+        if told := next((word for word in words if word.startswith("replicas=")), ""):
+            words.remove(told)
+            text = told.removeprefix("replicas=")
+            number = int(text) if text.isdecimal() else 0
+            if not 1 <= number <= replicas.MAX_REPLICAS:
+                raise ValueError(f"{told!r}: replicas is a number from 1 to {replicas.MAX_REPLICAS}")
+        self._load(self._way(model, words), compiled=compiled, number=number)
+
+    def _load(self, choice: Choice, *, compiled: bool = False, number: int | None = None) -> None:
         if choice.model is None:
             raise ValueError("which model?")
         loaded = self._with_bar(
             lambda tell: self._client.load(
-                str(choice.model), engine=choice.engine, precision=choice.precision, compile=compiled, on_progress=tell
+                str(choice.model), engine=choice.engine, precision=choice.precision, compile=compiled, replicas=number, on_progress=tell
             )
         )
         self._choice = Choice(loaded.model, loaded.engine, loaded.precision)
+        name = f"{loaded.model}/{loaded.engine}/{loaded.precision}"
         if not loaded.already:
+            each = f"{replicas.count(loaded.replicas)} of " if loaded.replicas != 1 else ""
             took = f"loaded in {loaded.load_ms / 1000:.1f} s"
-            self.say(f"{loaded.model}/{loaded.engine}/{loaded.precision} {took}, {loaded.rss_bytes / 1e6:.0f} MB, {loaded.threads} threads")
+            self.say(f"{name} {took}, {each}{loaded.rss_bytes / 1e6:.0f} MB, {loaded.threads} threads")
+        elif number:
+            self.say(f"{name}: {replicas.count(loaded.replicas)}")
 
     def _measure(self, choice: Choice) -> None:
         if choice.model is None:
@@ -270,7 +292,7 @@ class Terminal:
                 self.say(f"  {model.name:<16} cannot be loaded: {model.problem}")
                 continue
             ways = "; ".join(
-                f"{engine} {', '.join(describe(p) for p in model.precisions if p.engine == engine)}"
+                f"{engine} {', '.join(describe(p, self._host) for p in model.precisions if p.engine == engine)}"
                 for engine in dict.fromkeys(p.engine for p in model.precisions)
             )
             where = "" if model.on_disk else f", a download of {model.file_bytes / 1e6:.0f} MB first"
@@ -284,11 +306,14 @@ class Terminal:
         for name, counts in (("requests", stats.requests), ("errors", stats.errors)):
             if counts:
                 self.say(f"{name}: {', '.join(f'{kind} {count}' for kind, count in sorted(counts.items()))}")
-        for w in stats.workers:
-            self.say(
-                f"{w.model}/{w.engine}/{w.precision}: {w.requests} requests, {w.prompt_tokens} prompt and {w.new_tokens} new tokens "
-                f"in {w.busy_ms / 1000:.1f} s of work, {w.rss_bytes / 1e6:.0f} MB"
-            )
+        for way, group in replicas.by_way(stats.workers).items():
+            for w in group:
+                number = f"replica {w.replica}" if len(group) > 1 else ""
+                name = " ".join(filter(None, ("/".join(way), number, replicas.place(w, group, self._host))))
+                self.say(
+                    f"{name}: {w.requests} requests, {w.prompt_tokens} prompt and {w.new_tokens} new tokens "
+                    f"in {w.busy_ms / 1000:.1f} s of work, {w.rss_bytes / 1e6:.0f} MB"
+                )
 
     def _list_settings(self) -> None:
         for p in self._parameters.values():

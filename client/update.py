@@ -6,7 +6,7 @@ opening and saving in files.py.
 
 from __future__ import annotations
 
-from client import comparing, events as e, files, writing
+from client import comparing, events as e, files, replicas, writing
 from client.state import AppState, Doing, Status
 from protocol import messages as m
 from protocol.errors import (
@@ -218,7 +218,7 @@ def choose(state: AppState, model: str, engine: str, precision: str) -> None:
     ways = [(p.engine, p.precision) for p in info.precisions] if info else []
     same = [way for way in ways if way[0] == engine] or ways
     models.engine, models.precision = (engine, precision) if (engine, precision) in ways else (same[0] if same else ("", ""))
-    models.error = ""
+    models.error, models.replicas = "", None
     state.page.counted = -1
 
 
@@ -229,8 +229,13 @@ def load(state: AppState) -> list[e.Effect]:
     models.loading = Doing(f"{models.model}/{models.engine}/{models.precision}", stage_began=state.now)
     models.error = ""
     request = m.Load(
-        model=models.model, engine=models.engine or None, precision=models.precision or None, compile=models.compile and state.compiles, stream=True
-    )  # fmt: skip
+        model=models.model,
+        engine=models.engine or None,
+        precision=models.precision or None,
+        compile=models.compile and state.compiles and not state.loaded,  # what is loaded stays as it is
+        replicas=state.wanted,
+        stream=True,
+    )
     return [e.Send("load", request, LOAD_S)]
 
 
@@ -251,8 +256,9 @@ def _load_replied(state: AppState, event: object) -> list[e.Effect]:
     models.loading = None
     if isinstance(event, m.Loaded):
         choose(state, event.model, event.engine, event.precision)
-        took = "was loaded already" if event.already else f"loaded in {event.load_ms / 1000:.1f} s"
-        files.notify(state, f"{event.model}/{event.engine}/{event.precision} {took}, {event.rss_bytes / 1e6:.0f} MB")
+        took = "is loaded" if event.already else f"loaded in {event.load_ms / 1000:.1f} s"
+        each = f"{replicas.count(event.replicas)} of " if event.replicas != 1 else ""
+        files.notify(state, f"{event.model}/{event.engine}/{event.precision} {took}, {each}{event.rss_bytes / 1e6:.0f} MB")
         state.page.counted = -1
     elif not isinstance(event, Cancelled):
         models.error = str(event)

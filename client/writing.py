@@ -142,7 +142,7 @@ def lost(state: AppState, why: str) -> None:
 def _which(state: AppState) -> dict[str, Any]:
     """The model that is chosen, if it is loaded; else whatever the server finds unambiguous."""
     models = state.models
-    if any((w.model, w.engine, w.precision) == (models.model, models.engine, models.precision) for w in state.link.workers):
+    if state.holders:
         return {"model": models.model, "engine": models.engine, "precision": models.precision}
     return {}
 

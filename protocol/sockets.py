@@ -23,6 +23,8 @@ HANDSHAKE_MS = 3000
 CONNECT_MS = 2000
 """How long one TCP connection may take: the system's own repetitions would sit out a restored network for many seconds."""
 HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS = 1000, 3000
+WORKER_TIMEOUT_MS = 15_000
+"""A worker on another machine that was not heard for so long is lost, and so is the gateway for it."""
 DRAIN_LINGER_MS = 1000
 
 LOOK_S = 1.0
@@ -91,21 +93,34 @@ def client_socket(context: zmq.Context[zmq.Socket[bytes]], address: Address) -> 
     return socket, monitor
 
 
-def worker_gateway_socket(context: zmq.Context[zmq.Socket[bytes]], keys: CurveKeys) -> zmq.Socket[bytes]:
-    """The ROUTER that workers connect to: loopback, a port of the system's choice, CURVE."""
-    socket = _without_heartbeat(_router(context, MAX_REPLY_BYTES))
+def worker_gateway_socket(
+    context: zmq.Context[zmq.Socket[bytes]], endpoint: str, keys: CurveKeys
+) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
+    """The ROUTER that workers connect to, with CURVE, and its monitor (see `next_event`).
+
+    Raises: zmq.ZMQError if the endpoint is taken or not this machine's.
+    """
+    socket = _between_own(_router(context, MAX_REPLY_BYTES), endpoint)
     _serve_curve(socket, keys)
-    socket.bind("tcp://127.0.0.1:*")
-    return socket
+    monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+    try:
+        socket.bind(endpoint)
+    except zmq.ZMQError:
+        close_monitored(socket, monitor)
+        raise
+    return socket, monitor
 
 
-def worker_socket(context: zmq.Context[zmq.Socket[bytes]], endpoint: str, server_key: str, identity: str) -> zmq.Socket[bytes]:
-    """A worker's DEALER, with the routing id that its launcher gave it."""
-    socket = _without_heartbeat(_dealer(context, MAX_REPLY_BYTES))
+def worker_socket(
+    context: zmq.Context[zmq.Socket[bytes]], endpoint: str, server_key: str, identity: str
+) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
+    """A worker's DEALER, with the routing id that its launcher gave it, and its monitor (see `next_event`)."""
+    socket = _between_own(_dealer(context, MAX_REPLY_BYTES), endpoint)
     socket.routing_id = identity.encode()
     _use_curve(socket, server_key, CurveKeys.new())
+    monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
     socket.connect(endpoint)
-    return socket
+    return socket, monitor
 
 
 def endpoint_of(socket: zmq.Socket[bytes]) -> str:
@@ -239,9 +254,10 @@ def _use_curve(socket: zmq.Socket[bytes], server_key: str, keys: CurveKeys) -> N
     socket.curve_secretkey = keys.secret.encode()
 
 
-def _without_heartbeat(socket: zmq.Socket[bytes]) -> zmq.Socket[bytes]:
-    """Between the daemon and its own workers: each sees the other's process end, and a pause must not part them."""
-    socket.heartbeat_ivl = 0
+def _between_own(socket: zmq.Socket[bytes], endpoint: str) -> zmq.Socket[bytes]:
+    """Between the daemon and its own workers a pause must not part them: on one machine each sees the other's process end."""
+    socket.heartbeat_ivl = 0 if is_loopback(endpoint) else HEARTBEAT_MS
+    socket.heartbeat_timeout = socket.heartbeat_ttl = WORKER_TIMEOUT_MS
     return socket
 
 

@@ -55,6 +55,7 @@ OVERHEAD_BYTES = 80 << 20
 """A worker's interpreter, libraries and activations."""
 ROWS_BYTES = 640 << 20
 MAX_ROWS = 16
+MAX_REPLICAS = 64
 MAX_CONFIG_BYTES = 1 << 20
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
@@ -205,15 +206,20 @@ class Catalogue:
             raise BadModel(f"{name}: {model.problem}")
         return model
 
-    def parse(self, name: str) -> tuple[Model, str, str]:
-        """Read model[/engine[/precision]], where model may be owner/name. Raises: UnknownModel, BadModel."""
-        model, *rest = name.split("/")
+    def parse(self, name: str) -> tuple[Model, str, str, int]:
+        """Read model[/engine[/precision]][:replicas], where model may be owner/name. Raises: UnknownModel, BadModel."""
+        way, _, replicas = name.rpartition(":")
+        if not (way and replicas.isdecimal() and len(replicas) < 3):
+            way, replicas = name, "1"
+        if not 1 <= int(replicas) <= MAX_REPLICAS:
+            raise BadModel(f"{name}: replicas are 1 to {MAX_REPLICAS}")
+        model, *rest = way.split("/")
         if rest and rest[0] not in ENGINES and model not in self._names():
             model = f"{model}/{rest.pop(0)}"
         if len(rest) > 2:
             raise BadModel(f"{name}: expected model, model/engine or model/engine/precision")
         engine, precision = [*rest, "", ""][:2]
-        return (self.find(model), *choose_engine(engine or None, precision or None))
+        return (self.find(model), *choose_engine(engine or None, precision or None), int(replicas))
 
     def _names(self) -> list[str]:
         return list(dict.fromkeys([DEMO, *PUBLISHED, *self._folders(), *self._cached()]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,6 +53,21 @@ def _cgroup_cores() -> int | None:
         return None
 
 
+def check_cluster(address: str) -> str:
+    """Raises: ValueError for what Ray would not take."""
+    if address != "auto" and not re.fullmatch(r"(ray://)?[\w.-]+:\d{1,5}", address):
+        raise ValueError(f"{address!r} is no cluster: auto finds one on this machine, ray://HOST:10001 and HOST:6379 name one")
+    return address
+
+
+def parse_resource(text: str) -> tuple[str, float]:
+    """NAME=AMOUNT of a resource that some nodes have. Raises: ValueError."""
+    name, _, amount = text.partition("=")
+    if not re.fullmatch(r"[A-Za-z_][\w:.-]*", name) or not re.fullmatch(r"\d+(\.\d+)?", amount) or float(amount) <= 0:
+        raise ValueError(f"{text!r} is not NAME=AMOUNT with an amount above 0, such as fast=1")
+    return name, float(amount)
+
+
 @dataclass(frozen=True)
 class Option:
     """Makes a field of Config a flag and a key of the configuration file, both with the field's name."""
@@ -87,7 +103,7 @@ class Config:
     allow_hub: Annotated[bool, Option("let clients load any GPT-2 of the HuggingFace hub as owner/name (off: the five named below)")] = (
         False
     )
-    preload: Annotated[tuple[str, ...], Option("model[/engine[/precision]], loaded at the start", "MODEL")] = ()
+    preload: Annotated[tuple[str, ...], Option("model[/engine[/precision]][:replicas], loaded at the start", "MODEL")] = ()
     threads: Annotated[int, Option("threads of each worker", "N", least=1, most=1024, unset="the physical cores")] = field(
         default_factory=default_threads
     )
@@ -113,6 +129,19 @@ class Config:
     max_unsent: Annotated[int, Option("replies kept for a client that does not read them; beyond it, it is given up", "N", least=1)] = 256
     max_unsent_bytes: Annotated[int, Option("the size of these replies together", "BYTES", least=1)] = 4 << 20
     max_unsent_seconds: Annotated[float, Option("how long such replies are kept", "S", least=0.1)] = 10.0
+    cluster: Annotated[
+        str | None,
+        Option(
+            "place workers on a Ray cluster: auto, ray://HOST:10001 or HOST:6379", "ADDRESS", unset="on this machine", check=check_cluster
+        ),
+    ] = None
+    cluster_resources: Annotated[
+        tuple[str, ...],
+        Option("what a worker takes of its node beside its threads as CPUs and its memory", "NAME=AMOUNT", check=parse_resource),
+    ] = ()
+    worker_address: Annotated[
+        str, Option("where workers connect, as they can reach it; port 0: any that is free", "ENDPOINT", check=check_endpoint)
+    ] = "tcp://127.0.0.1:0"
     metrics_port: Annotated[
         int | None, Option("answer Prometheus on http://127.0.0.1:PORT/metrics", "PORT", least=1, most=65535, unset="off")
     ] = None

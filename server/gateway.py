@@ -29,15 +29,17 @@ from protocol.errors import (
 )
 from protocol.keys import CurveKeys, read_secret
 from protocol.link import Beat, ForWorker, FromWorker, Work
-from server import status
+from server import routing, status
 from server.auth import REVOKED, Guard, Keyring
 from server.catalogue import Catalogue
 from server.config import Config
 from server.connections import Connections
+from server.launch.launcher import Launcher
+from server.launch.local import LocalLauncher
 from server.loads import Loads
 from server.sessions import DuplicateId, Open, Sessions
 from server.systemd import ServiceManager
-from server.workers import Launcher, LocalLauncher, Worker, Workers
+from server.workers import Worker, Workers
 
 if TYPE_CHECKING:
     from server.metrics import Metrics  # Prometheus' library is loaded where it is asked for only
@@ -74,11 +76,12 @@ class Gateway:
         self._guard = Guard(self._context, keyring)
         self._socket, self._monitor = sockets.gateway_socket(self._context, config.endpoint, own_key)
         keys = CurveKeys.new()
-        self._workers_socket = sockets.worker_gateway_socket(self._context, keys)
+        self._workers_socket, self._workers_monitor = sockets.worker_gateway_socket(self._context, config.worker_address, keys)
         self._manager, self._metrics = ServiceManager(), metrics
         self._sessions = Sessions(config, self._socket)
-        self._workers = Workers(config, keys, sockets.endpoint_of(self._workers_socket), launcher or LocalLauncher())
-        self._loads = Loads(config, self._catalogue, self._workers, self._sessions, self._to_worker)
+        local = LocalLauncher()
+        self._workers = Workers(config, keys, sockets.endpoint_of(self._workers_socket), launcher or local, measurer=local)
+        self._loads = Loads(config, self._catalogue, self._workers, self._sessions, self._to_worker, self._try_elsewhere)
         self._connections = Connections(encrypted=own_key is not None)
         self._began = time.monotonic()
         self._server_id = secrets.token_hex(8)
@@ -98,7 +101,7 @@ class Gateway:
     def run(self) -> None:
         """Serve until drained."""
         poller = zmq.Poller()
-        for socket in (self._socket, self._monitor, self._workers_socket, self._guard.socket):
+        for socket in (self._socket, self._monitor, self._workers_socket, self._workers_monitor, self._guard.socket):
             if socket:
                 poller.register(socket, zmq.POLLIN)
         looked = 0.0
@@ -214,14 +217,26 @@ class Gateway:
 
     def _hand_on(self, entry: Open, request: m.OfModel) -> None:
         self._refuse_when_draining()
-        worker = self._workers.choose(request)
-        waiting = len(self._sessions.of_worker(worker.identity))
+        worker = routing.choose(self._workers.serving(request), request, lambda w: self._sessions.held(w.identity))
+        waiting = self._sessions.held(worker.identity)
         if waiting >= self._config.max_open_per_worker:
             raise Busy(f"{worker.name} has {waiting} requests to do, which is the limit; try again later")
         if self._config.log_prompts and isinstance(request, m.Generate) and request.prompt is not None:
             log.info("prompt %r", request.prompt)
         self._to_worker(worker, Work(id=entry.key, group=entry.owner.number, request=request))
-        entry.worker, worker.used = worker.identity, time.monotonic()
+        self._sessions.assign(entry, worker.identity)
+        worker.used = time.monotonic()
+
+    def _try_elsewhere(self, entry: Open) -> bool:
+        """Its worker is lost: if nothing of it has been told, another replica begins it anew. Once: it may be what ended the first."""
+        if entry.told or entry.moved or entry.cancelled or not isinstance(entry.request, m.OfModel):
+            return False
+        entry.moved = True
+        try:
+            self._hand_on(entry, entry.request)
+        except RequestError:
+            return False
+        return True
 
     def _cancel(self, target: Open | None) -> bool:
         if target is None or not isinstance(target.request, m.Generate | m.Score | m.Load | m.Measure):
@@ -235,7 +250,7 @@ class Gateway:
     def _abandon(self, entry: Open) -> None:
         """Stop the work that a request began: it was cancelled, or its peer vanished."""
         if entry.worker:
-            worker = self._workers.by_identity(entry.worker.encode())
+            worker = self._workers.by_identity(entry.worker)
             if worker:
                 with contextlib.suppress(RequestError):  # a worker that cannot be told is gone, or will be found stuck
                     self._to_worker(worker, m.Cancel(target=entry.key))
@@ -249,7 +264,7 @@ class Gateway:
 
     def _to_worker(self, worker: Worker, request: ForWorker) -> None:
         try:
-            self._workers_socket.send_multipart([worker.identity.encode(), codec.encode(request)], zmq.NOBLOCK)
+            self._workers_socket.send_multipart([worker.connection, codec.encode(request)], zmq.NOBLOCK)
         except zmq.Again:
             raise Busy(f"{worker.name} does not take requests at the moment; try again later") from None
         except zmq.ZMQError as e:
@@ -258,22 +273,32 @@ class Gateway:
             raise WorkerDied(f"the worker of {worker.name} is gone") from None
 
     def _receive_from_workers(self) -> None:
+        self._watch_worker_connections()
         for _ in range(TURN):
             if not sockets.readable(self._workers_socket):
                 return
-            identity, frame = self._workers_socket.recv_multipart(zmq.NOBLOCK)
-            worker = self._workers.by_identity(identity)
+            routing_id, frame = self._workers_socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            worker = self._workers.by_connection(routing_id.bytes)
             if worker is None:
                 continue
+            if worker.connection != routing_id.bytes:
+                self._watch_worker_connections()  # of one that had this descriptor before
+                self._loads.connected(worker, routing_id.bytes, int(frame.get(zmq.SRCFD)))
             try:
                 worker.heard = time.monotonic()
-                if message := codec.decode_from_worker(frame):
+                if message := codec.decode_from_worker(frame.bytes):
                     self._on_worker(worker, message)
             except Exception as e:  # noqa: BLE001 - a fault with one worker's message must not end the others
                 error = e if isinstance(e, RequestError) else _internal(e)
                 log.warning("%s: %s", worker.name, error)
                 self._loads.lose(worker, error)
                 self._workers.stop(worker)
+
+    def _watch_worker_connections(self) -> None:
+        while event := sockets.next_event(self._workers_monitor):
+            for worker in self._workers.all():
+                if event == (zmq.EVENT_DISCONNECTED, worker.fd):
+                    worker.fd, worker.cut = -1, time.monotonic()
 
     def _on_worker(self, worker: Worker, message: FromWorker) -> None:
         if isinstance(message, Beat):
@@ -295,7 +320,8 @@ class Gateway:
                 ledger.decode_ms, ledger.tokens_per_second,
             )  # fmt: skip
             if self._metrics:
-                self._metrics.generated((worker.model, worker.engine, worker.precision), ledger)
+                self._metrics.generated(worker.way, ledger)
+            worker.known.learn(routing.of_result(entry.request, message))
         if isinstance(message, m.Failure):
             log.info("%s %s failed: %s", codec.type_of(entry.request), worker.name, message.code)
         if isinstance(message, m.Progress | m.Tokens | m.Generated | m.Tokenized | m.Scored | m.Failure):
@@ -332,10 +358,10 @@ class Gateway:
     def _report(self) -> None:
         """Tell the service manager and Prometheus how things stand."""
         workers = self._workers.models()
-        self._manager.moving(f"{self.endpoint}: {', '.join(f'{w.name} {w.state}' for w in workers) or 'no model'}")
+        self._manager.moving(f"{self.endpoint}: {', '.join(dict.fromkeys(f'{w.name} {w.state}' for w in workers)) or 'no model'}")
         if self._metrics:
             self._metrics.look(
-                {(w.model, w.engine, w.precision): w.beat or Beat(id=None, rss_bytes=w.rss_bytes) for w in workers if w.ready},
+                {(*w.way, str(w.replica)): w.beat or Beat(id=None, rss_bytes=w.rss_bytes) for w in workers if w.ready},
                 self._sessions,
                 self._loads,
             )
@@ -349,7 +375,8 @@ class Gateway:
         while self._workers.all() and time.monotonic() < give_up:
             self._workers.ended()
             time.sleep(0.01)
-        self._workers_socket.close()
+        self._workers.close()
+        sockets.close_monitored(self._workers_socket, self._workers_monitor)
         self._guard.close()
         sockets.close_monitored(self._socket, self._monitor, sockets.DRAIN_LINGER_MS)
         self._context.term()

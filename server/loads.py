@@ -18,55 +18,63 @@ from server.workers import Worker, Workers, agree, exit_words
 log = logging.getLogger("gpt2d")
 
 AGAIN_S, AGAIN_MAX_S = 1.0, 60.0
-"""A preloaded model whose worker died is loaded again after so long; twice as long each time, until one has stayed up for the second."""
+"""A kept model whose worker died is loaded again after so long; twice as long each time, until one has stayed up for the second."""
 PAUSE_S = 2.0
+CUT_S = 0.5
+"""A worker whose connection broke and of whose process nothing is heard is lost after so long."""
 
 
 @dataclass(eq=False)
-class Preload:
-    """A model that is to stay loaded."""
+class Kept:
+    """A model that is to stay loaded: one that was preloaded, or loaded with a number of replicas."""
 
     model: Model
     engine: str
     precision: str
-    worker: Worker | None = None
+    replicas: int = 1
+    compiled: bool = False
+    firm: int = 0
+    """So many stay also when the load that asked for more is cancelled."""
     due: float | None = None
     """When it is loaded again (monotonic)."""
     delay_s: float = AGAIN_S
     restarts: int = 0
 
     @property
-    def name(self) -> str:
-        return f"{self.model.name}/{self.engine}/{self.precision}"
+    def way(self) -> tuple[str, str, str]:
+        return self.model.name, self.engine, self.precision
 
-    def matches(self, model: str | None, engine: str | None, precision: str | None) -> bool:
-        return agree((model, engine, precision), (self.model.name, self.engine, self.precision))
+    @property
+    def name(self) -> str:
+        return "/".join(self.way)
 
 
 @dataclass(eq=False)
 class Loads:
-    """Used by the gateway's thread only. `tell` sends a worker something."""
+    """Used by the gateway's thread only. `tell` sends a worker something; `try_elsewhere` finds another worker for a request, if it can."""
 
     config: Config
     catalogue: Catalogue
     workers: Workers
     sessions: Sessions
     tell: Callable[[Worker, ForWorker], None]
+    try_elsewhere: Callable[[Open], bool]
     _unloads: list[tuple[Open, list[Worker], list[str]]] = field(default_factory=list)
-    _preloads: list[Preload] = field(default_factory=list)
+    _kept: list[Kept] = field(default_factory=list)
     _watched: float = field(default_factory=time.monotonic)
     restarts: int = 0
-    """How often a preloaded model was loaded again."""
+    """How often a kept model was loaded again."""
     deaths: int = 0
     """How many workers died, or were ended because they were stuck."""
 
-    def preload(self, ways: list[tuple[Model, str, str]]) -> None:
-        """Load models that stay. Raises: NoMemory, OSError."""
-        for model, engine, precision in ways:
-            if not self.workers.matching(model.name, engine, precision):
-                preload = Preload(model, engine, precision)
-                preload.worker = self.workers.start(model, engine, precision)
-                self._preloads.append(preload)
+    def preload(self, ways: list[tuple[Model, str, str, int]]) -> None:
+        """Load models that stay, each with so many replicas. Raises: NoMemory, OSError."""
+        for way in ways:
+            kept = Kept(*way, firm=way[-1])
+            if not self.workers.matching(*kept.way):
+                for _ in range(kept.replicas):
+                    self.workers.start(kept.model, kept.engine, kept.precision)
+                self._kept.append(kept)
 
     # Requests
 
@@ -75,19 +83,70 @@ class Loads:
         if request.compile:
             check_compiled(engine, precision)
         model = self.catalogue.find(request.model)
-        worker = next(iter(self.workers.matching(model.name, engine, precision)), None)
-        if worker and request.compile and not worker.compiled:
-            raise BadRequest(f"{worker.name} is loaded without `compile`; unload it first")
-        if worker and worker.ready:
-            self.sessions.reply(entry, worker.loaded(worker.ready, already=True))
-            return
-        if worker is None:
-            worker = self._start(model, engine, precision, compiled=request.compile)
-            log.info("load %s", worker.name)
-            for preload in self._preloads:
-                if preload.due and preload.matches(model.name, engine, precision):
-                    preload.worker, preload.due = worker, None
-        worker.waiters.append(entry.key)
+        there = self.workers.matching(model.name, engine, precision)
+        if there and request.compile and not there[0].compiled:
+            raise BadRequest(f"{there[0].name} is loaded without `compile`; unload it first")
+        kept = self._keeper((model.name, engine, precision))
+        wanted = request.replicas or max(1, len(there), kept.replicas if kept else 0)
+        compiled = there[0].compiled if there else request.compile
+        fresh = self._start_more(model, engine, precision, wanted - len(there), compiled=compiled)
+        if kept:
+            kept.due, kept.replicas, kept.firm = None, wanted, min(kept.firm, wanted)
+        elif request.replicas:
+            self._kept.append(Kept(model, engine, precision, wanted, compiled, firm=min(len(there), wanted)))
+        for worker in sorted(there, key=self._worth)[: max(0, len(there) - wanted)]:
+            self._drain_one(worker)
+        there = [worker for worker in there if not worker.draining]
+        if request.replicas is None and any(worker.ready for worker in there):
+            waits_for = []
+        else:
+            waits_for = [worker for worker in (*there, *fresh) if not worker.ready]
+        for worker in waits_for:
+            worker.waiters.append(entry.key)
+        if not waits_for:
+            self._answer_load(entry, there, already=True)
+
+    def _start_more(self, model: Model, engine: str, precision: str, count: int, *, compiled: bool) -> list[Worker]:
+        """All of them, or none. Raises: NoMemory, BadModel, LoadFailed."""
+        fresh: list[Worker] = []
+        try:
+            for _ in range(count):
+                fresh.append(self._start(model, engine, precision, compiled=compiled))
+                log.info("load %s", fresh[-1].name)
+        except RequestError:
+            for worker in fresh:
+                self.workers.stop(worker)
+            raise
+        return fresh
+
+    def _worth(self, worker: Worker) -> tuple[bool, int, int]:
+        """Sorts replicas: those that are let go first come first."""
+        return worker.ready is not None, self.sessions.held(worker.identity), -worker.replica
+
+    def _drain_one(self, worker: Worker) -> None:
+        """It gets nothing new, and is stopped when it has nothing left to do."""
+        log.info("%s: replica %d is let go", worker.name, worker.replica)
+        worker.draining = True
+        self._settle(worker)
+
+    def _settle(self, worker: Worker) -> None:
+        """Nobody waits for that worker any more: who waits for no other one either has its answer."""
+        waiters = self._waiters(worker)
+        worker.waiters.clear()
+        replicas = self.workers.matching(*worker.way)
+        for entry in waiters:
+            if not any(entry.key in other.waiters for other in replicas):
+                self._answer_load(entry, replicas, already=False)
+
+    def _answer_load(self, entry: Open, replicas: list[Worker], *, already: bool) -> None:
+        ready = [(worker, worker.ready) for worker in replicas if worker.ready]
+        if ready:
+            if kept := self._keeper(ready[0][0].way):
+                kept.firm = kept.replicas
+            worker, told = max(ready, key=lambda found: found[0].began)
+            self.sessions.reply(entry, worker.loaded(told, already=already, replicas=len(ready)))
+        else:
+            self.sessions.fail(entry, LoadFailed("another client wanted fewer replicas, and none is loaded yet; try again"))
 
     def measure(self, entry: Open, request: m.Measure) -> None:
         engine, precision = choose_engine(request.engine, request.precision)
@@ -111,25 +170,31 @@ class Loads:
         """Answered when the memory is free, which is when the processes have ended."""
         which = (request.model, request.engine, request.precision)
         found = [w for w in self.workers.models() if w.matches(*which)]
-        waiting = [p for p in self._preloads if p.due and p.matches(*which)]
+        waiting = [k for k in self._kept if k.due and agree(which, k.way)]
         if not found and not waiting:
             raise NotLoaded(f"{request.model} is not loaded")
-        self._preloads = [p for p in self._preloads if not p.matches(*which)]
+        self._kept = [k for k in self._kept if not agree(which, k.way)]
         for worker in found:
             if worker.state != "stopping":
                 log.info("unload %s", worker.name)
                 self.lose(worker, NotLoaded(f"{worker.name} was unloaded"))
                 self.workers.stop(worker)
-        self._unloads.append((entry, found, [w.name for w in found] or [p.name for p in waiting]))
+        self._unloads.append((entry, found, list(dict.fromkeys(w.name for w in found)) or [k.name for k in waiting]))
 
     def abandon(self, entry: Open) -> None:
         """Nobody waits for that request any more: what began for it alone ends."""
         for worker in self.workers.all():
             if entry.key in worker.waiters:
                 worker.waiters.remove(entry.key)
-                if not worker.waiters and not worker.ready and not self._keeper(worker):
+                kept = None if worker.task else self._keeper(worker.way)
+                stays = kept and len(self.workers.matching(*worker.way)) <= kept.firm
+                if not worker.waiters and not worker.load_ms and not stays:
                     log.info("%s: abandoned", worker.name)
                     self.workers.stop(worker)
+                    if kept and not kept.firm:
+                        self._kept.remove(kept)
+                    elif kept:
+                        kept.replicas = kept.firm
 
     # What the workers say of themselves
 
@@ -137,12 +202,15 @@ class Loads:
         """Raises: NoMemory, and what `tell` raises."""
         if isinstance(message, m.Progress):
             for entry in self._waiters(worker):
-                if isinstance(entry.request, m.Load | m.Measure) and entry.request.stream:
+                of_first = next(w for w in self.workers.all() if entry.key in w.waiters) is worker  # replicas load side by side
+                if of_first and isinstance(entry.request, m.Load | m.Measure) and entry.request.stream:
                     self.sessions.reply(entry, message)
         elif isinstance(message, Sized):
             self.workers.resize(worker, message.memory_bytes)
-        elif isinstance(message, Started) and worker.task:
-            self.tell(worker, worker.task)
+        elif isinstance(message, Started):
+            worker.node = message.node
+            if worker.task:
+                self.tell(worker, worker.task)
         elif isinstance(message, m.Measured):
             log.info("%s: perplexity %+.2f %%", worker.name, message.fidelity.perplexity_change_pct)
             worker.measured = message  # told when the process has ended: then its memory is free, and another can be measured
@@ -152,20 +220,41 @@ class Loads:
             worker.used = time.monotonic()
             worker.load_ms = (worker.used - worker.began) * 1000
             log.info("loaded %s in %.0f ms, %.0f MB", worker.name, worker.load_ms, message.rss_bytes / 1e6)
-            for entry in self._waiters(worker):
-                self.sessions.reply(entry, worker.loaded(message, already=False))
-            worker.waiters.clear()
+            self._settle(worker)
         elif isinstance(message, m.Failure):
             log.error("%s", message.message)
             self.lose(worker, from_code(message.code, message.message))
             self.workers.stop(worker)
             self._again(worker)
 
+    def connected(self, worker: Worker, routing_id: bytes, fd: int) -> None:
+        """A worker's process says its first word. It may be another than before: a cluster begins one anew elsewhere."""
+        if worker.connection:
+            self._lost(worker)
+        worker.connection, worker.fd = routing_id, fd
+
     def lose(self, worker: Worker, error: RequestError) -> None:
         """Fail everything that a worker holds or that waits for it."""
         for entry in (*self.sessions.of_worker(worker.identity), *self._waiters(worker)):
             self.sessions.fail(entry, error)
         worker.waiters.clear()
+
+    def _give_up(self, worker: Worker, error: RequestError) -> None:
+        """As `lose`; but of what it held, another replica takes over that of which nothing was told yet."""
+        for entry in self.sessions.of_worker(worker.identity):
+            self.try_elsewhere(entry)
+        self.lose(worker, error)
+
+    def _lost(self, worker: Worker) -> None:
+        """Its process is gone with its node, or out of reach. Its launcher begins another; what waits for it waits on."""
+        self.deaths += 1
+        log.error("the worker of %s on %s is lost: its connection broke", worker.name, worker.node or "a node")
+        waiters = list(worker.waiters)
+        worker.waiters.clear()
+        error = WorkerDied(f"the worker of {worker.name} on {worker.node or 'a node'} was lost; another is begun, try again")
+        worker.forget_process()
+        self._give_up(worker, error)
+        worker.waiters = waiters
 
     def _waiters(self, worker: Worker) -> list[Open]:
         return [entry for key in worker.waiters if (entry := self.sessions.by_key(key))]
@@ -182,26 +271,35 @@ class Loads:
         for worker, code in self.workers.ended():
             self._ended(worker, code)
         for worker in self.workers.models():
+            if worker.state != "stopping" and worker.cut and now > worker.cut + CUT_S:
+                self._lost(worker)
+            if worker.state != "stopping" and worker.draining and not self.sessions.held(worker.identity):
+                self.workers.stop(worker)
             still = now - worker.heard
             if self.config.stuck_seconds and worker.state == "ready" and still > self.config.stuck_seconds:
                 self.deaths += 1
                 log.error("the worker of %s has not moved for %.0f s: it is ended", worker.name, still)
-                self.lose(worker, WorkerDied(f"the worker of {worker.name} had not moved for {still:.0f} s and was ended; load it again"))
-                self._again(worker)
                 self.workers.kill(worker)
-            idle = worker.state == "ready" and not self.sessions.of_worker(worker.identity)
-            if self.config.keep_alive is not None and idle and now > worker.used + self.config.keep_alive:
-                log.info("%s was not used for %g s: unload", worker.name, self.config.keep_alive)
-                self.workers.stop(worker)
+                self._give_up(
+                    worker, WorkerDied(f"the worker of {worker.name} had not moved for {still:.0f} s and was ended; load it again")
+                )
+                self._again(worker)
+            if self.config.keep_alive is not None and worker.serves:
+                replicas = self.workers.matching(*worker.way)
+                idle = all(replica.ready and not self.sessions.held(replica.identity) for replica in replicas)
+                if idle and now > max(replica.used for replica in replicas) + self.config.keep_alive:
+                    log.info("%s was not used for %g s: unload", worker.name, self.config.keep_alive)
+                    for replica in replicas:
+                        self.workers.stop(replica)
         alive = set(self.workers.all())
         for unload in list(self._unloads):
             entry, stopped, names = unload
             if not alive.intersection(stopped):
                 self.sessions.reply(entry, m.Unloaded(id=None, names=names))
                 self._unloads.remove(unload)
-        for preload in self._preloads:
-            if preload.due is not None and now > preload.due:
-                self._load_again(preload)
+        for kept in self._kept:
+            if kept.due is not None and now > kept.due:
+                self._load_again(kept)
 
     def _ended(self, worker: Worker, code: int) -> None:
         if worker.state == "stopping":
@@ -212,7 +310,11 @@ class Loads:
         elif worker.ready:
             self.deaths += 1
             log.error("the worker of %s died (%s)", worker.name, exit_words(code))
-            self.lose(worker, WorkerDied(f"the worker of {worker.name} died ({exit_words(code)}); load it again"))
+            self._give_up(worker, WorkerDied(f"the worker of {worker.name} died ({exit_words(code)}); load it again"))
+            self._again(worker)
+        elif problem := worker.process.problem():
+            log.error("%s: %s", worker.name, problem)
+            self.lose(worker, problem)
             self._again(worker)
         else:
             self.deaths += 1
@@ -223,33 +325,35 @@ class Loads:
             )
             self._again(worker)
 
-    def _keeper(self, worker: Worker) -> Preload | None:
-        return next((p for p in self._preloads if p.worker is worker), None)
+    def _keeper(self, way: tuple[str, str, str]) -> Kept | None:
+        return next((k for k in self._kept if k.way == way), None)
 
     def _again(self, worker: Worker) -> None:
-        """A worker is gone: if its model was preloaded, and was ready once, it is loaded again in a while."""
-        preload = self._keeper(worker)
-        if preload is None or not (worker.ready or preload.restarts):
+        """A worker is gone: if its model is kept, and it was ready once, it is loaded again in a while."""
+        kept = None if worker.task or worker.draining else self._keeper(worker.way)
+        if kept is None or kept.due or not (worker.load_ms or kept.restarts):
             return
-        if worker.ready and time.monotonic() > worker.began + worker.load_ms / 1000 + AGAIN_MAX_S:
-            preload.delay_s = AGAIN_S
-        preload.worker, preload.due = None, time.monotonic() + preload.delay_s
-        log.info("%s is loaded again in %g s", worker.name, preload.delay_s)
-        preload.delay_s = min(AGAIN_MAX_S, 2 * preload.delay_s)
+        if worker.load_ms and time.monotonic() > worker.began + worker.load_ms / 1000 + AGAIN_MAX_S:
+            kept.delay_s = AGAIN_S
+        kept.due = time.monotonic() + kept.delay_s
+        log.info("%s is loaded again in %g s", worker.name, kept.delay_s)
+        kept.delay_s = min(AGAIN_MAX_S, 2 * kept.delay_s)
 
-    def _load_again(self, preload: Preload) -> None:
-        preload.restarts += 1
+    def _load_again(self, kept: Kept) -> None:
+        kept.restarts += 1
         self.restarts += 1
         try:
-            preload.worker, preload.due = self.workers.start(preload.model, preload.engine, preload.precision), None
+            for _ in range(kept.replicas - len(self.workers.matching(*kept.way))):
+                self.workers.start(kept.model, kept.engine, kept.precision, compiled=kept.compiled)
+            kept.due = None
         except (RequestError, OSError) as e:
-            log.warning("%s cannot be loaded again: %s", preload.name, e)
-            preload.due = time.monotonic() + preload.delay_s
-            preload.delay_s = min(AGAIN_MAX_S, 2 * preload.delay_s)
+            log.warning("%s cannot be loaded again: %s", kept.name, e)
+            kept.due = time.monotonic() + kept.delay_s
+            kept.delay_s = min(AGAIN_MAX_S, 2 * kept.delay_s)
 
     def drain(self) -> None:
         """End what is loading, and load nothing again."""
-        self._preloads.clear()
+        self._kept.clear()
         for worker in self.workers.all():
             if worker.state == "loading":
                 self.lose(worker, Draining("the server is stopping"))

@@ -32,8 +32,11 @@ from server.sessions import Sessions
 
 REQUEST_S = 5.0
 MODEL = ("model", "engine", "precision")
+REPLICA = (*MODEL, "replica")
 Name = tuple[str, str, str]
 """Values of MODEL."""
+Replica = tuple[str, str, str, str]
+"""Values of MODEL, and the replica's number."""
 QUEUE_S = (0.001, 0.005, 0.02, 0.1, 0.5, 1, 2, 5, 10, 30, 60)
 FIRST_TOKEN_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
 INFERENCE_S = (0.01, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300)
@@ -44,8 +47,8 @@ INFERENCE_S = (0.01, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300)
 class Now:
     """How things stood when the gateway looked last."""
 
-    models: dict[Name, Beat] = field(default_factory=dict)
-    """What each loaded model's worker last told."""
+    replicas: dict[Replica, Beat] = field(default_factory=dict)
+    """What the workers of each loaded model last told."""
     outcomes: dict[tuple[str, str], int] = field(default_factory=dict)
     """As Sessions counts them."""
     open_requests: int = 0
@@ -85,10 +88,10 @@ class Metrics:
         if ledger.mean_batch:
             self._batch.labels(*name).observe(ledger.mean_batch)
 
-    def look(self, models: dict[Name, Beat], sessions: Sessions, loads: Loads) -> None:
+    def look(self, replicas: dict[Replica, Beat], sessions: Sessions, loads: Loads) -> None:
         """How things stand now. What a model that is loaded no more has left behind is forgotten."""
-        self._now = Now(models, dict(sessions.outcomes), len(sessions.all_open()), sessions.peers, loads.restarts, loads.deaths)
-        for name in self._named - models.keys():
+        self._now = Now(replicas, dict(sessions.outcomes), len(sessions.all_open()), sessions.peers, loads.restarts, loads.deaths)
+        for name in self._named - {replica[:3] for replica in replicas}:
             self._named.remove(name)
             for metric in self._by_model:
                 metric.remove(*name)
@@ -103,15 +106,15 @@ class Metrics:
         yield requests
         yield GaugeMetricFamily("gpt2d_open_requests", "Requests without their last reply", now.open_requests)
         yield GaugeMetricFamily("gpt2d_peers", "Connected peers that have asked something", now.peers)
-        yield CounterMetricFamily("gpt2d_worker_restarts", "Preloaded models loaded again", now.restarts)
+        yield CounterMetricFamily("gpt2d_worker_restarts", "Models that are kept loaded, loaded again", now.restarts)
         yield CounterMetricFamily("gpt2d_worker_deaths", "Workers that ended unasked, or were stuck", now.deaths)
-        waiting = GaugeMetricFamily("gpt2d_waiting_sequences", "Sequences in the queue", labels=MODEL)
-        running = GaugeMetricFamily("gpt2d_running_sequences", "Sequences in the batch", labels=MODEL)
-        resident = GaugeMetricFamily("gpt2d_worker_resident_bytes", "Resident memory of the worker", labels=MODEL)
-        prompt = CounterMetricFamily("gpt2d_prompt_tokens", "Prompt tokens computed, without those reused", labels=MODEL)
-        new = CounterMetricFamily("gpt2d_new_tokens", "Tokens written", labels=MODEL)
-        busy = CounterMetricFamily("gpt2d_busy_seconds", "Time that the worker spent computing", labels=MODEL)
-        for name, beat in now.models.items():
+        waiting = GaugeMetricFamily("gpt2d_waiting_sequences", "Sequences in the queue", labels=REPLICA)
+        running = GaugeMetricFamily("gpt2d_running_sequences", "Sequences in the batch", labels=REPLICA)
+        resident = GaugeMetricFamily("gpt2d_worker_resident_bytes", "Resident memory of the worker", labels=REPLICA)
+        prompt = CounterMetricFamily("gpt2d_prompt_tokens", "Prompt tokens computed, without those reused", labels=REPLICA)
+        new = CounterMetricFamily("gpt2d_new_tokens", "Tokens written", labels=REPLICA)
+        busy = CounterMetricFamily("gpt2d_busy_seconds", "Time that the worker spent computing", labels=REPLICA)
+        for name, beat in now.replicas.items():
             waiting.add_metric(name, beat.waiting)
             running.add_metric(name, beat.running)
             resident.add_metric(name, beat.rss_bytes)

@@ -79,7 +79,6 @@ def load(spec: Spec, link: Link) -> Worker:
 
 def measure(spec: Spec, link: Link) -> m.Measured:
     """Do the one Measure that the gateway has for this process, and keep the result. Raises: as `load`; BadRequest, LoadFailed."""
-    link.send(Started(id=None))
     task = next((message for message in link.receive(TASK_MS) if isinstance(message, m.Measure)), None)
     if task is None:
         raise LoadFailed("the gateway told this process nothing to measure")
@@ -150,6 +149,7 @@ def main() -> None:
     # ZeroMQ's thread, made above, need not wait for a computing one when it has something to send.
     psutil.Process().nice(getattr(psutil, "BELOW_NORMAL_PRIORITY_CLASS", 5))  # Windows has classes
     try:
+        link.send(Started(id=None, node=spec.node))
         if not spec.measures:
             load(spec, link).run()
         link.send(measure(spec, link))

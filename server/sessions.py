@@ -59,6 +59,10 @@ class Open:
     """When it was cancelled (monotonic); 0: it was not."""
     tokens: int = 0
     """How many it counts for."""
+    told: bool = False
+    """Some of its text has been sent."""
+    moved: bool = False
+    """Its worker was lost, and another has it now."""
 
     @property
     def deadline(self) -> float:
@@ -86,6 +90,8 @@ class Sessions:
         self._config, self._socket = config, socket
         self._peers: dict[bytes, Session] = {}
         self._open: dict[int, Open] = {}
+        self._held: dict[str, dict[int, Open]] = {}
+        """Of each worker, by key."""
         self._owners: dict[str, Owner] = {}
         """By user, where there are keys: as many as were ever authorised. They outlive connections, or a new one would be a new start."""
         self._keys = itertools.count(1)
@@ -110,7 +116,17 @@ class Sessions:
         return list(self._open.values())
 
     def of_worker(self, identity: str) -> list[Open]:
-        return [o for o in self._open.values() if o.worker == identity]
+        return list(self._held.get(identity, {}).values())
+
+    def held(self, identity: str) -> int:
+        """How many open requests a worker has."""
+        return len(self._held.get(identity, ()))
+
+    def assign(self, entry: Open, identity: str) -> None:
+        """A worker has it from now on."""
+        self._release(entry)
+        entry.worker = identity
+        self._held.setdefault(identity, {})[entry.key] = entry
 
     def by_key(self, key: int | None) -> Open | None:
         return self._open.get(key) if key is not None else None
@@ -159,6 +175,7 @@ class Sessions:
         last = isinstance(reply, m.Result | m.Failure)
         frame = codec.encode(msgspec.structs.replace(reply, id=entry.request.id, seq=entry.seq))
         entry.seq += 1
+        entry.told = entry.told or isinstance(reply, m.Tokens)
         if last:
             self.outcomes[codec.type_of(entry.request), reply.code if isinstance(reply, m.Failure) else "ok"] += 1
             self._forget(entry)
@@ -218,8 +235,7 @@ class Sessions:
         session = self._peers.pop(peer, None)
         if session:
             for entry in session.open.values():
-                del self._open[entry.key]
-                _release(entry)
+                self._close(entry)
                 self.outcomes[codec.type_of(entry.request), "disconnected"] += 1
                 self._gone.append(entry)
 
@@ -240,11 +256,22 @@ class Sessions:
         return gone
 
     def _forget(self, entry: Open) -> None:
-        del self._open[entry.key]
-        _release(entry)
+        self._close(entry)
         session = self._peers.get(entry.peer)
         if session:
             session.open.pop(entry.request.id, None)
+
+    def _close(self, entry: Open) -> None:
+        del self._open[entry.key]
+        self._release(entry)
+        entry.owner.open -= 1
+        entry.owner.tokens -= entry.tokens
+
+    def _release(self, entry: Open) -> None:
+        held = self._held.get(entry.worker or "", {})
+        held.pop(entry.key, None)
+        if not held:
+            self._held.pop(entry.worker or "", None)
 
     def _keep(self, peer: bytes, session: Session, frames: list[bytes]) -> None:
         if not session.unsent:
@@ -257,11 +284,6 @@ class Sessions:
     def _give_up(self, peer: bytes, session: Session) -> None:
         self._given_up[peer] = session.fd
         self.drop(peer)
-
-
-def _release(entry: Open) -> None:
-    entry.owner.open -= 1
-    entry.owner.tokens -= entry.tokens
 
 
 def _tokens(request: m.AnyRequest) -> int:

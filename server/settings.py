@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from urllib.parse import urlsplit
 
 from protocol.errors import BadModel, RequestError
 from protocol.keys import KeyFileError, read_secret
@@ -74,7 +75,8 @@ class Setting:
         if not good:
             raise ValueError(f"{value!r} is not allowed: {self.allowed} is")
         if self.option.check:
-            self.option.check(str(value))
+            for one in value if isinstance(value, list) else [value]:
+                self.option.check(str(one))
         if self.kind is Path:
             try:
                 return Path(str(value)).expanduser()
@@ -83,12 +85,12 @@ class Setting:
         return tuple(value) if isinstance(value, list) else value
 
     def read(self, text: str) -> Any:
-        """The value of a flag. Raises: argparse.ArgumentTypeError, which says what is allowed."""
+        """The value of a flag, or one of its values. Raises: argparse.ArgumentTypeError, which says what is allowed."""
         value: object = text
         with contextlib.suppress(ValueError):
             value = self.kind(text) if self.kind in {int, float} else text
         try:
-            return self.check(value)
+            return self.check([text])[0] if self.kind is tuple else self.check(value)
         except ValueError as e:
             raise argparse.ArgumentTypeError(str(e)) from None
 
@@ -118,7 +120,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                 setting.flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=option.help.replace("%", "%%")
             )
         elif setting.kind is tuple:
-            group.add_argument(setting.flag, nargs="+", action="extend", default=argparse.SUPPRESS, metavar=option.metavar, help=words)
+            group.add_argument(
+                setting.flag, type=setting.read, nargs="+", action="extend", default=argparse.SUPPRESS, metavar=option.metavar, help=words
+            )
         else:
             metavar = option.metavar or ("|".join(setting.choices) or None)
             group.add_argument(setting.flag, type=setting.read, default=argparse.SUPPRESS, metavar=metavar, help=words)
@@ -135,6 +139,8 @@ def resolve(arguments: dict[str, Any], file: Path | None) -> Config:
         )
     if config.key is None and not is_loopback(config.endpoint):
         raise SettingsError(where + NEEDS_KEYS.format(endpoint=config.endpoint))
+    if urlsplit(config.worker_address).hostname in {"0.0.0.0", "::"}:  # noqa: S104 - refused
+        raise SettingsError(f"{where}--worker-address: name the address by which the nodes reach this machine, not {config.worker_address}")
     return config
 
 
@@ -174,7 +180,7 @@ def check(config: Config) -> None:
     with _about("preload"):
         catalogue = Catalogue(config.models_dir, config.hub_cache, allow_hub=config.allow_hub)
         for name in config.preload:
-            model, _, _ = catalogue.parse(name)
+            model, *_ = catalogue.parse(name)
             if model.problem:
                 raise BadModel(f"{name}: {model.problem}")
     # Neither need be there yet: models come later, and the cache is made when something is built.

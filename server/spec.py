@@ -27,6 +27,8 @@ class Spec:
     """Bytes that the worker may take."""
     cache_dir: str
     cache_bytes: int
+    node: str = ""
+    """The machine's name, where it goes by another than its own."""
     compiled: bool = False
     measures: bool = False
     """It is to measure what the precision costs, and nothing else."""

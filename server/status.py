@@ -55,13 +55,15 @@ def _model(model: Model, workers: Workers, config: Config) -> m.ModelInfo:
     if arch is None:
         return m.ModelInfo(name=model.name, parameters=0, context=0, file_bytes=0, precisions=[], problem=model.problem)
     found = _measured(model, config)
+    running = [w for w in workers.models() if w.model == model.name]
     precisions = [
         m.Precision(
             engine=engine,
             precision=precision,
             memory_bytes=arch.memory_bytes(engine, precision, rows_of(engine, config.rows) or arch.default_rows(engine, precision)),
-            loaded=any(w.state == "ready" for w in workers.matching(model.name, engine, precision)),
+            loaded=any(w.serves for w in running if w.way[1:] == (engine, precision)),
             fidelity=found.get(f"{engine}/{precision}"),
+            replicas=[w.health() for w in running if w.way[1:] == (engine, precision)],
         )
         for engine, supported in ENGINES.items()
         for precision in supported

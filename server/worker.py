@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import secrets
 import sys
 import time
@@ -33,6 +34,9 @@ PIECE_S = 0.020
 BEAT_S = 0.25
 """The loop tells at least this often that it moves."""
 SEEDS = 1 << 63
+CONNECT_S = 30.0
+CUT_OFF = 4
+"""The exit code of a worker whose connection to the gateway broke."""
 YIELD_S = 0.001
 """After a stream's first token: a pause in which it travels. Where the engine's threads fill all cores, each thread on the
 way to the client would wait for a timer tick (4 ms) before it gets one."""
@@ -43,27 +47,41 @@ class Link:
 
     def __init__(self, spec: Spec) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._socket = sockets.worker_socket(self._context, spec.endpoint, spec.server_key, spec.identity)
+        self._socket, self._monitor = sockets.worker_socket(self._context, spec.endpoint, spec.server_key, spec.identity)
+        self._began, self._connected = time.monotonic(), False
 
     def send(self, message: FromWorker) -> None:
+        """Waits until it is gone; ends the process where it cannot go."""
         try:
             frame = codec.encode(message)
         except BadRequest as e:  # too large for a frame: sixteen continuations with twenty alternatives to each token can be
             frame = codec.encode(m.Failure(id=message.id, code=e.code, message=f"the answer: {e}; ask for fewer continuations or logprobs"))
         while True:
             try:
-                return self._socket.send(frame, zmq.NOBLOCK)
-            except zmq.Again:  # not connected yet, or the gateway is behind; if it is gone, stdin closes
+                self._socket.send(frame, zmq.NOBLOCK)
+                self._connected = True
+                return
+            except zmq.Again:  # not connected yet, or the gateway is behind
                 self._socket.poll(1000, zmq.POLLOUT)
+            self._end_if_cut_off()
 
     def receive(self, timeout_ms: int) -> list[ForWorker]:
-        """Everything that has arrived; waits up to `timeout_ms` for the first."""
+        """Everything that has arrived; waits up to `timeout_ms` for the first. Ends the process where nothing can arrive."""
+        self._end_if_cut_off()
         requests: list[ForWorker] = []
         if timeout_ms:
             self._socket.poll(timeout_ms)
         while sockets.readable(self._socket):
             requests.append(codec.decode_for_worker(self._socket.recv()))
         return requests
+
+    def _end_if_cut_off(self) -> None:
+        """A connection that broke lost what was on its way, so that what this process holds is worth nothing any more."""
+        broke = sockets.next_event(self._monitor)
+        if broke or not (self._connected or time.monotonic() < self._began + CONNECT_S):
+            what = "broke" if self._connected else f"was not made within {CONNECT_S:.0f} s"
+            print(f"the connection to the gateway {what}: this worker ends", file=sys.stderr, flush=True)
+            os._exit(CUT_OFF)
 
 
 class Worker:

@@ -1,133 +1,30 @@
-"""Launches, watches and ends worker processes, one per loaded model."""
+"""Launches, watches and ends worker processes, one for each replica of a loaded model."""
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import os
 import secrets
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Iterator
+from collections import deque
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import IO, Literal, Protocol
-
-import psutil
+from typing import Literal
 
 from protocol import messages as m
 from protocol.errors import BadModel, BadRequest, NoMemory, NotLoaded
 from protocol.keys import CurveKeys
 from protocol.link import Beat, Ready
 from server.catalogue import ENGINES, OVERHEAD_BYTES, REFERENCE, Architecture, Model, rows_of
-from server.config import CGROUP, Config
+from server.config import Config
+from server.launch.launcher import Launcher, Process
+from server.routing import Known
 from server.spec import Spec
 
-log = logging.getLogger("gpt2d.worker")
-
-LINE_BYTES = 4096
 STOP_S = 2.0
 """How long a worker may take to end by itself before it is killed."""
 
 
-class Process(Protocol):
-    """A running worker, as its launcher sees it."""
-
-    def exit_code(self) -> int | None:
-        """None while it runs; negative: ended by that signal."""
-        ...
-
-    def stop(self) -> None:
-        """Ask it to end, without waiting."""
-        ...
-
-    def kill(self) -> None: ...
-
-
-class Launcher(Protocol):
-    """Starts worker processes somewhere."""
-
-    def start(self, spec: Spec) -> Process: ...
-
-    def free_memory(self) -> int:
-        """Bytes that new workers could take."""
-        ...
-
-
-class LocalProcess:
-    def __init__(self, popen: subprocess.Popen[bytes]) -> None:
-        self._popen = popen
-
-    def tell(self, line: bytes) -> None:
-        """Write to its stdin. Raises: OSError if it has ended."""
-        if self._popen.stdin:
-            self._popen.stdin.write(line)
-            self._popen.stdin.flush()
-
-    def exit_code(self) -> int | None:
-        return self._popen.poll()
-
-    def stop(self) -> None:
-        if self._popen.stdin:
-            self._popen.stdin.close()
-
-    def kill(self) -> None:
-        self._popen.kill()
-
-
-class LocalLauncher:
-    """Starts workers on this machine, in sessions of their own: Ctrl-C in the daemon's terminal is the daemon's alone."""
-
-    module = "server.process"
-
-    def start(self, spec: Spec) -> Process:
-        """Raises: OSError if no process can be made."""
-        root = str(Path(__file__).resolve().parent.parent)
-        # NumPy's own thread pool would only take memory: the engine has its threads. On huge pages a row's first use would
-        # stall everybody for 70 ms, since the system clears all of it and not only the positions that are used.
-        environment = os.environ | {"PYTHONPATH": root, "OPENBLAS_NUM_THREADS": "1", "NUMPY_MADVISE_HUGEPAGE": "0"}
-        popen = subprocess.Popen(
-            [sys.executable, "-P", "-m", self.module],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            env=environment,
-            start_new_session=True,
-            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
-        )
-        name = f"{spec.model}/{spec.engine}/{spec.precision}"
-        threading.Thread(target=_relay, args=(popen.stderr, name), name=f"stderr of {name}", daemon=True).start()
-        process = LocalProcess(popen)
-        try:
-            process.tell(spec.to_line())
-        except OSError:
-            process.kill()
-            raise
-        return process
-
-    def free_memory(self) -> int:
-        return min([int(psutil.virtual_memory().available), *_cgroup_rooms()])
-
-
-def _relay(stderr: IO[bytes], name: str) -> None:
-    """A worker's stderr goes to the log, so that it has one format, and a reader of it that has stopped holds no worker up."""
-    with stderr:
-        while line := stderr.readline(LINE_BYTES):
-            log.warning("%s: %s", name, line.decode(errors="replace").rstrip())
-
-
-def _cgroup_rooms() -> Iterator[int]:
-    """What a container's limit leaves, where there is one (cgroup v2, then v1)."""
-    for limit, used in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
-        with contextlib.suppress(OSError, ValueError):  # no such file; "max"
-            yield int((CGROUP / limit).read_text()) - int((CGROUP / used).read_text())
-
-
 @dataclass(eq=False)
 class Worker:
-    """One loaded, loading or stopping model."""
+    """One loaded, loading or stopping replica of a model."""
 
     model: str
     engine: str
@@ -136,6 +33,19 @@ class Worker:
     process: Process
     reserved: int
     """Bytes that it may come to need."""
+    replica: int = 0
+    node: str = ""
+    """The machine it runs on; empty before it said so."""
+    connection: bytes = b""
+    """The routing id of its process: its identity, with a suffix of its own for each process that a cluster begins for it."""
+    former: deque[bytes] = field(default_factory=lambda: deque(maxlen=16))
+    """The routing ids of processes that it had before: what they still say is late."""
+    fd: int = -1
+    cut: float = 0.0
+    """Since when its connection is broken (monotonic); 0: it is not."""
+    draining: bool = False
+    """It gets nothing new, and ends when it is done."""
+    known: Known = field(default_factory=Known)
     state: Literal["loading", "ready", "stopping"] = "loading"
     ready: Ready | None = None
     began: float = field(default_factory=time.monotonic)
@@ -153,30 +63,47 @@ class Worker:
     stop_by: float = 0.0
 
     @property
+    def way(self) -> tuple[str, str, str]:
+        """Model, engine and precision: the same for all replicas."""
+        return self.model, self.engine, self.precision
+
+    @property
     def name(self) -> str:
-        name = f"{self.model}/{self.engine}/{self.precision}"
+        name = "/".join(self.way)
         return f"the fidelity of {name}" if self.task else name
 
+    @property
+    def serves(self) -> bool:
+        """It takes requests."""
+        return self.state == "ready" and not self.draining
+
     def matches(self, model: str | None, engine: str | None, precision: str | None) -> bool:
-        return agree((model, engine, precision), (self.model, self.engine, self.precision))
+        return agree((model, engine, precision), self.way)
 
     @property
     def rss_bytes(self) -> int:
         """Resident bytes, as it last told."""
         return self.beat.rss_bytes if self.beat else self.ready.rss_bytes if self.ready else 0
 
-    def loaded(self, ready: Ready, *, already: bool) -> m.Loaded:
+    def forget_process(self) -> None:
+        """Its process is gone, and another is begun elsewhere: it loads again."""
+        self.former.append(self.connection)
+        self.state, self.ready, self.beat, self.node = "loading", None, None, ""
+        self.connection, self.fd, self.cut, self.known = b"", -1, 0.0, Known()
+        self.began = self.heard = time.monotonic()
+
+    def loaded(self, ready: Ready, *, already: bool, replicas: int) -> m.Loaded:
         """The answer to a load."""
         return m.Loaded(
             id=None, model=self.model, engine=self.engine, precision=self.precision, digest=ready.digest, context=ready.context,
             rows=ready.rows, threads=ready.threads, rss_bytes=self.rss_bytes,
-            quantised_share=ready.quantised_share, disk_bytes=ready.disk_bytes, load_ms=self.load_ms, already=already,
+            quantised_share=ready.quantised_share, disk_bytes=ready.disk_bytes, load_ms=self.load_ms, already=already, replicas=replicas,
         )  # fmt: skip
 
     def health(self) -> m.WorkerHealth:
         return m.WorkerHealth(
-            model=self.model, engine=self.engine, precision=self.precision, state=self.state,
-            moved_ms_ago=(time.monotonic() - self.heard) * 1000,
+            model=self.model, engine=self.engine, precision=self.precision, state="stopping" if self.draining else self.state,
+            replica=self.replica, node=self.node, moved_ms_ago=(time.monotonic() - self.heard) * 1000,
             running=self.beat.running if self.beat else 0, waiting=self.beat.waiting if self.beat else 0,
         )  # fmt: skip
 
@@ -185,7 +112,7 @@ class Worker:
         return m.WorkerStats(
             model=self.model, engine=self.engine, precision=self.precision, rss_bytes=self.rss_bytes,
             requests=beat.requests if beat else 0, prompt_tokens=beat.prompt_tokens if beat else 0,
-            new_tokens=beat.new_tokens if beat else 0, busy_ms=beat.busy_ms if beat else 0.0,
+            new_tokens=beat.new_tokens if beat else 0, busy_ms=beat.busy_ms if beat else 0.0, replica=self.replica, node=self.node,
         )  # fmt: skip
 
 
@@ -197,8 +124,9 @@ def agree(wanted: tuple[str | None, ...], own: tuple[str, ...]) -> bool:
 class Workers:
     """The table of workers; used by the gateway's thread only."""
 
-    def __init__(self, config: Config, keys: CurveKeys, endpoint: str, launcher: Launcher) -> None:
-        self._config, self._keys, self._endpoint, self._launcher = config, keys, endpoint, launcher
+    def __init__(self, config: Config, keys: CurveKeys, endpoint: str, launcher: Launcher, measurer: Launcher) -> None:
+        """`measurer` launches what measures: on this machine, where the model's files and the records are."""
+        self._config, self._keys, self._endpoint, self._launcher, self._measurer = config, keys, endpoint, launcher, measurer
         self._workers: dict[str, Worker] = {}
 
     def all(self) -> list[Worker]:
@@ -212,7 +140,8 @@ class Workers:
         """Launch a worker and reserve its memory: for a task that of one row, and of full precision beside it. Raises: NoMemory, OSError."""
         if model.problem:
             raise BadModel(f"{model.name}: {model.problem}")
-        arch, config, room = model.architecture, self._config, self._room()
+        launcher = self._measurer if task else self._launcher
+        arch, config, room = model.architecture, self._config, self._room(launcher)
         rows, need = 1 if task else rows_of(engine, config.rows), OVERHEAD_BYTES
         if arch:
             rows = rows or arch.fitting_rows(engine, precision, room)
@@ -226,20 +155,23 @@ class Workers:
             hub_cache=str(config.hub_cache), models_dir=str(config.models_dir), engine=engine, precision=precision,
             compiled=compiled, measures=task is not None, threads=config.threads, rows=rows, room=room, cache_dir=str(config.cache_dir), cache_bytes=config.cache_bytes,
         )  # fmt: skip
-        worker = Worker(model.name, engine, precision, identity, self._launcher.start(spec), need, compiled=compiled, task=task)
+        taken = {w.replica for w in self.models() if w.way == (model.name, engine, precision)}
+        replica = next(i for i in range(len(taken) + 1) if i not in taken)
+        process = launcher.start(spec, need)
+        worker = Worker(model.name, engine, precision, identity, process, need, replica, compiled=compiled, task=task)
         self._workers[identity] = worker
         return worker
 
     def resize(self, worker: Worker, need: int) -> None:
         """Reserve what a worker has found out that it needs; part of it may be taken already. Raises: NoMemory."""
-        room = self._room()
+        room = self._room(self._measurer if worker.task else self._launcher)
         if need - worker.reserved > room:
             raise self._no_memory(worker.name, need, room, None, worker.engine)
         worker.reserved = need
 
-    def _room(self) -> int:
+    def _room(self, launcher: Launcher) -> int:
         """Bytes that a new worker may take: what is free, less what the others have reserved and not yet taken."""
-        room = self._launcher.free_memory() - sum(max(0, w.reserved - w.rss_bytes) for w in self._workers.values())
+        room = launcher.free_memory(sum(max(0, w.reserved - w.rss_bytes) for w in self._workers.values()))
         if self._config.max_memory is not None:
             room = min(room, int(self._config.max_memory * 1e9) - sum(w.reserved for w in self._workers.values()))
         return max(0, room)
@@ -252,24 +184,32 @@ class Workers:
         ways += [f"wait until {w.name} is measured" for w in self._workers.values() if w.task]
         ways += [f"choose {' or '.join(smaller)}"] if smaller else []
         advice = ", or ".join([*ways, "choose a smaller model"])
-        return NoMemory(f"{name} needs about {need / 1e6:.0f} MB; {room / 1e6:.0f} MB are free for it. You could {advice}.")
+        there = f"; {places}" if (places := self._launcher.places()) else ""
+        return NoMemory(f"{name} needs about {need / 1e6:.0f} MB; {room / 1e6:.0f} MB are free for it{there}. You could {advice}.")
 
-    def by_identity(self, identity: bytes) -> Worker | None:
-        return self._workers.get(identity.decode("ascii", "replace"))
+    def by_identity(self, identity: str) -> Worker | None:
+        return self._workers.get(identity)
+
+    def by_connection(self, routing_id: bytes) -> Worker | None:
+        """The worker whose process has that routing id, or is a new one of it."""
+        worker = self._workers.get(routing_id.decode("ascii", "replace").partition(".")[0])
+        return None if worker and routing_id in worker.former else worker
 
     def matching(self, model: str | None, engine: str | None, precision: str | None) -> list[Worker]:
-        return [w for w in self.models() if w.state != "stopping" and w.matches(model, engine, precision)]
+        """Those that load or serve."""
+        return [w for w in self.models() if w.state != "stopping" and not w.draining and w.matches(model, engine, precision)]
 
-    def choose(self, request: m.OfModel) -> Worker:
-        """The one ready worker that a request means. Raises: NotLoaded, BadRequest if it could mean several."""
+    def serving(self, request: m.OfModel) -> list[Worker]:
+        """The replicas of the one model that a request means. Raises: NotLoaded, BadRequest if it could mean several."""
         wanted = (request.model, request.engine, request.precision)
-        found = [w for w in self.matching(*wanted) if w.state == "ready"]
-        if len(found) == 1:
-            return found[0]
+        found = [w for w in self.matching(*wanted) if w.serves]
+        names = list(dict.fromkeys(w.name for w in found))
+        if len(names) == 1:
+            return found
         asked = "/".join(w or "*" for w in wanted)
         if found:
-            raise BadRequest(f"{asked} could be any of {', '.join(w.name for w in found)}; name one")
-        there = ", ".join(f"{w.name} ({w.state})" for w in self.models()) or "nothing"
+            raise BadRequest(f"{asked} could be any of {', '.join(names)}; name one")
+        there = ", ".join(dict.fromkeys(f"{w.name} ({w.state})" for w in self.models())) or "nothing"
         if wanted == (None, None, None):
             raise NotLoaded(f"no model is loaded; load one first (there is: {there})")
         raise NotLoaded(f"{asked} is not loaded; load it first (there is: {there})")
@@ -298,6 +238,10 @@ class Workers:
             elif worker.state == "stopping" and now > worker.stop_by:
                 worker.process.kill()
         return ended
+
+    def close(self) -> None:
+        """After the last has ended."""
+        self._launcher.close()
 
 
 def exit_words(code: int) -> str:

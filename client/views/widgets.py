@@ -42,9 +42,10 @@ def tip(text: str) -> None:
         imgui.set_tooltip(text)
 
 
-def row(name: str, value: str, colour: str = "") -> None:
+def row(name: str, value: str, colour: str = "", indent: float = 6.5) -> None:
+    """A name, and after so many letters' width what there is to say of it."""
     imgui.text_disabled(name)
-    imgui.same_line(imgui.get_font_size() * 6.5)
+    imgui.same_line(imgui.get_font_size() * indent)
     if colour:
         wrapped(value, colour)
     else:

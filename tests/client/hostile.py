@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-import threading
-from typing import Any, Self
+from typing import Any
 
-import zmq
-
-from protocol import codec, messages as m
+from protocol import messages as m
 from protocol.ledger import Ledger
 from protocol.parameters import parameters
+from tests.client.fake import FakeServer
 
 NASTY = "\0\x1b[31m\u202e##%s%n{}" + "\U0001f600" + "\n" * 50 + "W" * 5000
 
@@ -21,37 +19,10 @@ WILD = m.Fidelity(
 )  # fmt: skip
 
 
-class HostileServer:
+class HostileServer(FakeServer):
     """Answers hello, ping and models as it should; what it generates depends on the prompt: nonsense after `nonsense`, else a flood."""
 
-    def __init__(self) -> None:
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._socket = self._context.socket(zmq.ROUTER)
-        self._socket.linger = 0
-        port = self._socket.bind_to_random_port("tcp://127.0.0.1")
-        self.endpoint = f"tcp://127.0.0.1:{port}"
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-        self._context.destroy(linger=0)
-
-    def _run(self) -> None:
-        while not self._over.is_set():
-            if not self._socket.poll(20):
-                continue
-            peer, frame = self._socket.recv_multipart()
-            request = codec.decode_request(frame)
-            for reply in self._replies(request):
-                self._socket.send_multipart([peer, codec.encode(reply)])
-
-    def _replies(self, request: Any) -> list[Any]:
+    def replies(self, request: Any) -> list[Any]:
         match request:
             case m.Hello():
                 return [
@@ -60,7 +31,15 @@ class HostileServer:
                 ]  # fmt: skip
             case m.Ping():
                 health = m.WorkerHealth(
-                    model=NASTY, engine="e", precision="p", state="ready", moved_ms_ago=math.inf, running=-1, waiting=10**18
+                    model=NASTY,
+                    engine="e",
+                    precision="p",
+                    state="ready",
+                    moved_ms_ago=math.inf,
+                    running=-1,
+                    waiting=10**18,
+                    replica=-(2**62),
+                    node=NASTY,
                 )
                 return [m.Pong(id=request.id, server_id="x", uptime_ms=math.nan, draining=False, workers=[health] * 50)]
             case m.Models():

@@ -19,6 +19,7 @@ from client.terminal import Choice, Terminal
 from protocol import Client
 from protocol.errors import BadRequest, UnknownModel
 from protocol.keys import Address, CurveKeys, write_secret
+from tests.client.fake import ReplicaServer
 from tests.conftest import Daemon
 
 LEDGER = re.compile(
@@ -127,6 +128,34 @@ def test_load_and_unload(own_daemon: Daemon, capsys: pytest.CaptureFixture[str])
         assert "demo/native/fp32, length" in capsys.readouterr().err
         terminal.do("/unload demo")
         assert "unloaded demo/native/fp32" in capsys.readouterr().err
+
+
+def test_replicas(capsys: pytest.CaptureFixture[str]) -> None:
+    with ReplicaServer() as server, Terminal(Address(server.endpoint)) as terminal:
+
+        def says(line: str) -> str:
+            assert terminal.do(line)
+            return capsys.readouterr().err
+
+        terminal.start(terminal.meet(), Choice("demo"), [], hint=False)
+        assert "demo/native/int8 loaded in 0.1 s, 42 MB, 2 threads\n" in capsys.readouterr().err
+        assert "demo/native/int8: 3 requests" in says("/stats") and "loaded)" in says("/models")
+        assert says("/load demo replicas=5 native int8") == "demo/native/int8: 5 replicas\n"
+        assert "int8 (149 MB, loaded in 5 replicas: 2 on alpha, 2 on beta, 1 on gamma)" in says("/models")
+        assert re.findall(r"demo/native/int8 replica (\d) on (\w+): 3 requests", says("/stats")) == [
+            ("0", "alpha"), ("1", "beta"), ("2", "gamma"), ("3", "alpha"), ("4", "beta"),
+        ]  # fmt: skip
+        terminal.start(terminal.meet(), Choice(), [], hint=True)
+        assert "loaded: demo/native/int8 in 5 replicas: 2 on alpha, 2 on beta, 1 on gamma\n" in capsys.readouterr().err
+        says("/load demo compile")
+        assert server.asked == [None, 5, None]
+        for words in ("replicas=0", "replicas=65", "replicas=", "replicas=many"):
+            with pytest.raises(ValueError, match="a number from 1 to 64"):
+                terminal.do(f"/load demo {words}")
+        with pytest.raises(ValueError, match="'replicas=2' is no engine"):
+            terminal.do("/load demo replicas=2 replicas=2")
+        says("/unload demo")
+        assert "loaded in 0.1 s, 2 replicas of 42 MB, 2 threads" in says("/load demo replicas=2")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")

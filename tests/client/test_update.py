@@ -8,7 +8,7 @@ from typing import Any, get_args, get_type_hints
 import msgspec
 from hypothesis import given, settings, strategies as st
 
-from client import events as e
+from client import events as e, replicas
 from client.comparing import differences
 from client.export import as_json, as_python
 from client.state import AppState
@@ -141,6 +141,77 @@ def test_a_connect_line_is_not_kept_among_the_preferences() -> None:
     assert "secret" not in str(state.preferences)
 
 
+def replica(number: int, state: Any, *, precision: str = "int8") -> m.WorkerHealth:
+    return m.WorkerHealth(
+        model="demo", engine="onnx", precision=precision, state=state, moved_ms_ago=1, running=1, waiting=0, replica=number, node="beta"
+    )
+
+
+def asked(state: AppState) -> list[int | None]:
+    """What a load asks for now."""
+    requests = sent(apply(state, e.LoadModel()), m.Load)
+    state.models.loading = None
+    return [request.replicas for request in requests]
+
+
+def enter(state: AppState, number: int) -> None:
+    apply(state, e.Enter("models", "replicas", number))
+
+
+def test_a_load_asks_for_replicas_where_that_changes_their_number() -> None:
+    state = ready()
+    state.link.workers = []
+    assert not state.loaded and state.replicas == 1 and asked(state) == [None]
+    enter(state, 3)
+    assert asked(state) == [3]
+    enter(state, 1)
+    assert asked(state) == [None], "as if nothing had been entered"
+    state.link.workers = [replica(0, "loading"), replica(2, "stopping"), replica(1, "ready"), replica(0, "ready", precision="fp32")]
+    assert state.loaded and state.replicas == 2 and asked(state) == [1]
+    enter(state, 2)
+    assert asked(state) == [None]
+    enter(state, 4)
+    assert asked(state) == [4]
+    apply(state, e.Replied("load", NoServer("no memory"), 1))
+    assert state.models.replicas == 4 and state.models.error, "what was entered stays, to be tried again"
+    loaded = {"model": "demo", "engine": "onnx", "precision": "int8", "digest": "d", "context": 1, "rows": 1, "threads": 1, "load_ms": 1}
+    apply(state, e.Replied("load", m.Loaded(id=1, **loaded, rss_bytes=42_000_000, already=True, replicas=4), 1))
+    assert state.models.replicas is None and state.notice == "demo/onnx/int8 is loaded, 4 replicas of 42 MB"
+    enter(state, 4)
+    apply(state, e.Choose("demo", "onnx", "int8"))
+    assert state.models.replicas is None, "a number is of one model"
+
+
+def test_what_is_loaded_is_compiled_no_more() -> None:
+    state = ready()
+    assert state.link.info
+    state.link.info.engines.append(m.Engine(name="onnx", precisions=["int8"], compiles=["int8"]))
+    state.models.compile = True
+    assert [r.compile for r in sent(apply(state, e.LoadModel()), m.Load)] == [False]
+    state.models.loading, state.link.workers = None, []
+    assert [r.compile for r in sent(apply(state, e.LoadModel()), m.Load)] == [True]
+
+
+def test_a_model_is_written_with_while_one_of_its_replicas_is_there() -> None:
+    state = ready()
+    for workers in ([replica(0, "loading"), replica(1, "ready")], [replica(1, "ready"), replica(0, "stopping")]):
+        state.link.workers = workers
+        apply(state, e.Typed("Once", 4))
+        (request,) = sent(apply(state, e.Do("generate")), m.Generate)
+        assert (request.model, request.engine, request.precision) == ("demo", "onnx", "int8")
+        apply(state, e.Replied("page", RESULT, 1))
+
+
+def test_replicas_are_told_where_that_says_something() -> None:
+    group = [replica(1, "ready"), replica(0, "ready")]
+    assert [w.replica for w in replicas.by_way(group)["demo", "onnx", "int8"]] == [0, 1]
+    assert replicas.summary([], "alpha") == replicas.summary(group[:1], "beta") == ""
+    assert replicas.summary(group[:1], "alpha") == "on beta"
+    assert replicas.summary(group, "beta") == "in 2 replicas"
+    assert replicas.summary(group, "alpha") == "in 2 replicas: 2 on beta"
+    assert replicas.place(group[0], group, "beta") == "on beta" and replicas.place(WORKER, group, "beta") == ""
+
+
 def test_exports_hold_what_a_server_says() -> None:
     state = ready()
     nasty = m.Generated(**{**{f: getattr(RESULT, f) for f in RESULT.__struct_fields__}, "model": '"""\nimport os\n"""', "digest": '"""x'})
@@ -179,7 +250,7 @@ messages: st.SearchStrategy[Any] = st.one_of(
     st.builds(e.Opened, st.just(Path("x")), st.text(max_size=5)), st.builds(e.Saved, st.just(Path("x")), st.just(b"a")), st.just(e.DiskFailed("full")),
     st.builds(e.Choose, st.sampled_from(["demo", "gone"]), st.sampled_from(["onnx", "x"]), st.sampled_from(["int8", "y"])), st.just(e.NotConnected("no")),
     st.builds(e.ExportEntry, st.integers(0, 3), st.sampled_from(["json", "python"])), st.builds(e.ChooseColumn, st.integers(0, 5), st.just({"model": "demo"})),
-    st.builds(e.ChooseFile, st.just("."), st.sampled_from(["", "a"]), st.booleans()), st.just(e.SetSetting("temperature", 0.5)), st.just(e.SetSetting("temperature", None)),
+    st.builds(e.Enter, st.just("models"), st.just("replicas"), st.integers(1, 64)), st.builds(e.ChooseFile, st.just("."), st.sampled_from(["", "a"]), st.booleans()), st.just(e.SetSetting("temperature", 0.5)), st.just(e.SetSetting("temperature", None)),
 )  # fmt: skip
 
 

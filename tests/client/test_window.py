@@ -16,6 +16,7 @@ from imgui_bundle import imgui
 from client.events import Prefer
 from protocol import messages as m
 from protocol.keys import Address, CurveKeys
+from tests.client.fake import ReplicaServer
 from tests.client.hostile import HostileServer
 from tests.client.window import Driver, drive
 from tests.conftest import Daemon
@@ -121,6 +122,43 @@ def test_load_with_progress_and_unload(window: Window, own_daemon: Daemon) -> No
         assert "cannot be reached" in d.state.models.error and "put a folder" in d.state.models.error
 
     window(own_daemon.endpoint, test)
+
+
+def test_replicas_are_loaded_shown_and_changed(window: Window) -> None:
+    with ReplicaServer() as server:
+
+        def test(d: Driver) -> None:
+            def held(number: int) -> Callable[[], bool]:
+                return lambda: d.state.models.loading is None and len(d.state.link.workers) == number
+
+            d.wait(lambda: d.state.link.status == "ready" and bool(d.state.models.model))
+            d.panel("Model")
+            d.click("//Model/Model/###Load")
+            d.wait(held(1))
+            d.ctx.yield_(3)
+            d.shot("one replica")
+            for _ in range(2):
+                d.click("//Model/Model/replicas/+")
+            assert d.state.wanted == 3
+            d.shot("three replicas wanted")
+            d.click("//Model/Model/###Load")
+            d.wait(held(3))
+            d.ctx.yield_(5)
+            d.shot("three replicas")
+            d.ctx.item_input_value("//Model/Model/replicas", 99)
+            assert d.state.wanted == 64
+            d.click("//Model/Model/###Load")
+            d.wait(held(64))
+            d.ctx.yield_(5)
+            d.shot("many replicas")
+            d.ctx.item_input_value("//Model/Model/replicas", 1)
+            d.click("//Model/Model/###Load")
+            d.wait(held(1))
+            d.click("//**/###unload demo\\/native\\/int8")
+            d.wait(held(0))
+
+        window(server.endpoint, test)
+        assert server.asked == [None, 3, 64, 1]
 
 
 def test_what_a_precision_costs_stands_beside_it(window: Window, own_daemon: Daemon) -> None:

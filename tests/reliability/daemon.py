@@ -99,16 +99,11 @@ def expected(prompt: list[int], count: int, vocabulary: int) -> list[int]:
 
 
 def main() -> None:
-    """The daemon: gpt2d-server with another launcher, which passes the behaviour on to its workers by the environment."""
-    from server import __main__ as server, gateway
+    """The daemon: gpt2d-server, whose launchers start another program."""
+    from server import __main__ as server
+    from server.launch import local
 
-    os.environ["GPT2D_BEHAVIOUR"] = sys.argv.pop(1)
-    original = gateway.LocalLauncher
-
-    class Launcher(original):  # type: ignore[valid-type,misc]
-        module = "tests.reliability.worker"
-
-    gateway.LocalLauncher = Launcher  # type: ignore[misc]
+    local.PROGRAM = ("tests.reliability.worker", sys.argv.pop(1))
     logging.getLogger("gpt2d").info("with a fake engine")
     server.main()
 

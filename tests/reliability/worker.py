@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import sys
 import time
 
 from server import process
@@ -11,7 +11,7 @@ from server.catalogue import Architecture
 from server.loading import Made
 from tests.reliability.daemon import Behaving, Behaviour
 
-BEHAVIOUR = Behaviour(**json.loads(os.environ["GPT2D_BEHAVIOUR"]))
+BEHAVIOUR = Behaviour(**json.loads(sys.argv[1]))
 
 
 def load_fake(_folder: object, arch: Architecture, *_: object, **__: object) -> Made:

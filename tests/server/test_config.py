@@ -137,7 +137,22 @@ def test_what_check_prints_is_a_file_that_says_the_same(tmp_path: Path, capsys: 
     odd = tmp_path / 'with "quotes", \\ and ü'
     flags = ["--endpoint", "tcp://0.0.0.0:5757", "--key", str(tmp_path / "keys/server.key")]
     flags += ["--authorised-keys", str(tmp_path / "keys/authorised"), "--models-dir", str(odd), "--cache-dir", str(tmp_path / "cache")]
-    flags += ["--preload", "demo", "demo/onnx/int4", "--max-memory", "1.5", "--rows", "3", "--metrics-port", "9757", "--log-prompts"]
+    flags += [
+        "--preload",
+        "demo",
+        "demo/onnx/int4:3",
+        "--cluster",
+        "auto",
+        "--cluster-resources",
+        "fast=1",
+        "--max-memory",
+        "1.5",
+        "--rows",
+        "3",
+        "--metrics-port",
+        "9757",
+        "--log-prompts",
+    ]
     printed = checked(capsys, *flags)
     again = written(tmp_path, printed)
     assert parse(again) == parse(flags)

@@ -20,6 +20,9 @@ class Idle:
     def exit_code(self) -> int | None:
         return None
 
+    def problem(self) -> None:
+        return None
+
     def stop(self) -> None: ...
 
     def kill(self) -> None: ...
@@ -28,18 +31,23 @@ class Idle:
 class Launcher:
     free = 400_000_000
 
-    def start(self, spec: Spec) -> Idle:
+    def start(self, spec: Spec, memory_bytes: int) -> Idle:
         self.spec = spec
         return Idle()
 
-    def free_memory(self) -> int:
-        return self.free
+    def free_memory(self, untaken: int) -> int:
+        return self.free - untaken
+
+    def places(self) -> str:
+        return ""
+
+    def close(self) -> None: ...
 
 
 @pytest.fixture
 def started(tmp_path: Path) -> tuple[Workers, Worker, Launcher]:
     launcher = Launcher()
-    workers = Workers(Config(models_dir=tmp_path, hub_cache=tmp_path), CurveKeys.new(), "tcp://127.0.0.1:1", launcher)
+    workers = Workers(Config(models_dir=tmp_path, hub_cache=tmp_path), CurveKeys.new(), "tcp://127.0.0.1:1", launcher, launcher)
     worker = workers.start(Catalogue(tmp_path, tmp_path).find(DEMO), "native", "int8")
     return workers, worker, launcher
 

@@ -1,0 +1,45 @@
+"""The processes that hold the same model, taken together, as the window and the terminal tell of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sized
+from typing import TypeAlias, TypeVar
+
+from protocol import messages as m
+
+Way: TypeAlias = tuple[str, str, str]
+"""A model, an engine and a precision."""
+Worker = TypeVar("Worker", m.WorkerHealth, m.WorkerStats)
+MAX_REPLICAS = 64
+"""So many a load may ask for."""
+MAX_NODE = 60
+"""Characters of a machine's name that are shown."""
+
+
+def by_way(workers: Iterable[Worker]) -> dict[Way, list[Worker]]:
+    """Those of each model, engine and precision, by their numbers."""
+    found: dict[Way, list[Worker]] = {}
+    for worker in workers:
+        found.setdefault((worker.model, worker.engine, worker.precision), []).append(worker)
+    for group in found.values():
+        group.sort(key=lambda w: w.replica)
+    return found
+
+
+def count(number: int) -> str:
+    return f"{number} replica" if number == 1 else f"{number} replicas"
+
+
+def place(worker: m.WorkerHealth | m.WorkerStats, group: Sized, host: str) -> str:
+    """The machine it runs on, where that says something: it is one of several, or not on the server's own."""
+    return f"on {worker.node[:MAX_NODE]}" if worker.node and (len(group) > 1 or worker.node != host) else ""
+
+
+def summary(group: list[m.WorkerHealth], host: str) -> str:
+    """In how many a model is loaded, and where; empty for one alone on the server's own machine."""
+    if len(group) < 2:
+        return "".join(place(worker, group, host) for worker in group)
+    nodes = Counter(worker.node[:MAX_NODE] for worker in group if worker.node)
+    places = ", ".join(f"{number} on {node}" for node, number in nodes.items())
+    return f"in {count(len(group))}" + (f": {places}" if set(nodes) - {host} else "")

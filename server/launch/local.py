@@ -1,0 +1,109 @@
+"""Starts workers on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import platform
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import IO
+
+import psutil
+
+from protocol.errors import RequestError
+from server.config import CGROUP
+from server.spec import Spec
+
+log = logging.getLogger("gpt2d.worker")
+
+LINE_BYTES = 4096
+PROGRAM = ("server.process",)
+"""What a worker's process runs: a module and its arguments."""
+
+
+class LocalProcess:
+    def __init__(self, popen: subprocess.Popen[bytes]) -> None:
+        self._popen = popen
+
+    def tell(self, line: bytes) -> None:
+        """Write to its stdin. Raises: OSError if it has ended."""
+        if self._popen.stdin:
+            self._popen.stdin.write(line)
+            self._popen.stdin.flush()
+
+    def exit_code(self) -> int | None:
+        return self._popen.poll()
+
+    def problem(self) -> RequestError | None:
+        return None
+
+    def wait(self) -> int:
+        return self._popen.wait()
+
+    def stop(self) -> None:
+        if self._popen.stdin:
+            self._popen.stdin.close()
+
+    def kill(self) -> None:
+        self._popen.kill()
+
+
+class LocalLauncher:
+    """Starts workers on this machine, in sessions of their own: Ctrl-C in the daemon's terminal is the daemon's alone."""
+
+    def __init__(self, program: Sequence[str] | None = None) -> None:
+        self._program = program or PROGRAM
+
+    def start(self, spec: Spec, memory_bytes: int) -> LocalProcess:  # noqa: ARG002 - what is free was asked before
+        """Raises: OSError if no process can be made."""
+        root = str(Path(__file__).resolve().parent.parent.parent)
+        # NumPy's own thread pool would only take memory: the engine has its threads. On huge pages a row's first use would
+        # stall everybody for 70 ms, since the system clears all of it and not only the positions that are used.
+        environment = os.environ | {"PYTHONPATH": root, "OPENBLAS_NUM_THREADS": "1", "NUMPY_MADVISE_HUGEPAGE": "0"}
+        popen = subprocess.Popen(
+            [sys.executable, "-P", "-m", *self._program],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env=environment,
+            start_new_session=True,
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+        )
+        name = f"{spec.model}/{spec.engine}/{spec.precision}"
+        threading.Thread(target=_relay, args=(popen.stderr, name), name=f"stderr of {name}", daemon=True).start()
+        process = LocalProcess(popen)
+        try:
+            process.tell(replace(spec, node=spec.node or platform.node()).to_line())
+        except OSError:
+            process.kill()
+            raise
+        return process
+
+    def free_memory(self, untaken: int) -> int:
+        return min([int(psutil.virtual_memory().available), *_cgroup_rooms()]) - untaken
+
+    def places(self) -> str:
+        return ""
+
+    def close(self) -> None:
+        """Each worker ends by itself with its stdin."""
+
+
+def _relay(stderr: IO[bytes], name: str) -> None:
+    """A worker's stderr goes to the log, so that it has one format, and a reader of it that has stopped holds no worker up."""
+    with stderr:
+        while line := stderr.readline(LINE_BYTES):
+            log.warning("%s: %s", name, line.decode(errors="replace").rstrip())
+
+
+def _cgroup_rooms() -> Iterator[int]:
+    """What a container's limit leaves, where there is one (cgroup v2, then v1)."""
+    for limit, used in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
+        with contextlib.suppress(OSError, ValueError):  # no such file; "max"
+            yield int((CGROUP / limit).read_text()) - int((CGROUP / used).read_text())
