@@ -30,7 +30,8 @@ from huggingface_hub.errors import (
 
 from protocol.errors import BadModel, LoadFailed, UnknownModel
 from server.catalogue import CONFIG_FILE, PUBLISHED, TOKENIZER_FILES, WEIGHTS_FILE
-from server.weights import SHA256, Report, digest
+from server.notes import SHA256, digest
+from server.weights import Report
 
 constants.DOWNLOAD_CHUNK_SIZE = 1 << 20  # of its 10 MiB, up to all are lost with a connection, and progress would jump
 CONTACT_S = 10.0

@@ -11,7 +11,8 @@ from pathlib import Path
 from protocol.errors import BadModel
 from server.catalogue import COMPILED_FOLDER, WEIGHTS_FILE, Architecture
 from server.engines.base import Engine
-from server.weights import SHA256, BuildCache, Built, Report, Weights, known_digest
+from server.notes import SHA256, known_digest
+from server.weights import BuildCache, Built, Report, Weights
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,13 @@ Loads no model library: the gateway reads it.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import os
 from pathlib import Path
 
 import msgspec
 
 from protocol import messages as m
 from server.catalogue import BUILD_FORMAT, WEIGHTS_FILE, Architecture
+from server.notes import file_state, named_after, replace
 
 MAX_BYTES = 64 << 10
 Found = dict[str, m.Fidelity]
@@ -23,29 +22,6 @@ Found = dict[str, m.Fidelity]
 class _Record(msgspec.Struct):
     stamp: str
     found: Found
-
-
-def file_state(file: Path) -> str:
-    """Size, time, inode and place of a file: what git's index takes for a file that has not changed. Raises: OSError."""
-    real = file.resolve()
-    stat = real.stat()
-    return f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ino} {real}"
-
-
-def named_after(file: Path, folder: Path, ending: str) -> Path:
-    """Where a folder keeps a note about a file."""
-    return folder / f"{hashlib.sha256(str(file.resolve()).encode(errors='surrogateescape')).hexdigest()[:32]}{ending}"
-
-
-def replace(file: Path, content: bytes) -> None:
-    """Write a file that appears when it is complete. Raises: OSError."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_suffix(f".{os.getpid()}")
-    try:
-        draft.write_bytes(content)
-        draft.replace(file)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 class Records:

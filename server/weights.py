@@ -1,11 +1,9 @@
-"""A model's files: its tensors from safetensors, their digest, and the disk cache of what is built of them. Used in workers only."""
+"""A model's files: its tensors from safetensors, and the disk cache of what is built of them. Used in workers only."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
-import re
 import shutil
 import sys
 import tempfile
@@ -20,17 +18,13 @@ from safetensors import SafetensorError, safe_open
 
 from protocol.errors import BadModel
 from server.catalogue import BUILD_FORMAT, SUMS_FILE, Architecture
-from server.records import file_state, named_after
+from server.notes import digest
 
 Report = Callable[[str, int, int, str], None]
 """progress(stage, done, total, unit), as protocol.messages.Progress has it."""
 PREFIX = "transformer."
-CHUNK = 8 << 20
 DRAFT = ".building-"
 STALE_S = 3600.0
-SETTLED_S = 2.0
-"""A file as young as this may change again within the resolution of its time."""
-SHA256 = re.compile("[0-9a-f]{64}")
 
 
 class Weights(Mapping[str, NDArray[np.float32]]):
@@ -86,37 +80,6 @@ def expected_shapes(arch: Architecture) -> dict[str, tuple[int, ...]]:
             shapes[f"{h}.{norm}.weight"] = shapes[f"{h}.{norm}.bias"] = (d,)
     shapes["ln_f.weight"] = shapes["ln_f.bias"] = (d,)
     return shapes
-
-
-def digest(file: Path, progress: Callable[[int, int], None]) -> str:
-    """Return the SHA-256 of a file as hex; `progress(done, total)` counts bytes."""
-    total, done, sha = file.stat().st_size, 0, hashlib.sha256()
-    with file.open("rb") as stream:
-        while chunk := stream.read(CHUNK):
-            sha.update(chunk)
-            done += len(chunk)
-            progress(done, total)
-    return sha.hexdigest()
-
-
-def known_digest(file: Path, memory: Path, progress: Callable[[int, int], None]) -> str:
-    """As `digest`, but a file that has not changed since it was last read is not read again.
-
-    What is known is kept in the folder `memory` with the file's size, time and inode, as git's index does it.
-    """
-    state, note = file_state(file), named_after(file, memory, ".digest")
-    with contextlib.suppress(OSError, ValueError):
-        sha, noted = note.read_text(encoding="utf-8", errors="surrogateescape").split(" ", 1)
-        if noted == state and SHA256.fullmatch(sha):
-            return sha
-    sha = digest(file, progress)
-    if time.time() - file.stat().st_mtime > SETTLED_S:
-        with contextlib.suppress(OSError):
-            memory.mkdir(parents=True, exist_ok=True)
-            draft = note.with_suffix(f".{os.getpid()}")
-            draft.write_text(f"{sha} {state}", encoding="utf-8", errors="surrogateescape")
-            draft.replace(note)
-    return sha
 
 
 class Built(Protocol):

@@ -20,7 +20,8 @@ from server.engines.base import Engine, Logits
 from server.engines.torch import TorchEngine
 from server.fidelity import check, compare, greedy
 from server.loading import load_engine
-from server.records import Records, named_after
+from server.notes import named_after
+from server.records import Records
 from server.text import Text
 from server.weights import Weights
 

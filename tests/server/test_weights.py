@@ -20,8 +20,9 @@ from safetensors.numpy import load_file, save_file
 from protocol.errors import BadModel, UnknownModel
 from server.catalogue import BUILD_FORMAT, DEMO_FOLDER, ENGINES, PUBLISHED, Catalogue, choose_engine, read_architecture
 from server.loading import load_engine
+from server.notes import digest, known_digest
 from server.quantise import BLOCK, dequantise, quantise, relative_error
-from server.weights import BuildCache, Weights, digest, known_digest
+from server.weights import BuildCache, Weights
 
 ARCH = read_architecture(DEMO_FOLDER)
 
