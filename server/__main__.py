@@ -115,7 +115,7 @@ class StartError(Exception):
 
 def start(config: Config) -> Gateway:
     """Raises: StartError."""
-    metrics = None
+    metrics, launcher = None, None
     if config.metrics_port:
         from server.metrics import Metrics
 
@@ -125,8 +125,16 @@ def start(config: Config) -> Gateway:
             raise StartError(
                 f"--metrics-port {config.metrics_port}: cannot listen on 127.0.0.1: {e.strerror}; choose another port"
             ) from None
+    if config.cluster:
+        from server.launch.ray import ClusterError, RayLauncher
+
+        launcher = RayLauncher(config)
+        try:
+            launcher.join()
+        except ClusterError as e:
+            raise StartError(f"--cluster {config.cluster}: {e}") from None
     try:
-        return Gateway(config, metrics=metrics)
+        return Gateway(config, launcher, metrics)
     except (Gpt2dError, KeyFileError) as e:
         raise StartError(str(e)) from None
     except zmq.ZMQError as e:

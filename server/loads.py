@@ -201,10 +201,7 @@ class Loads:
     def heard(self, worker: Worker, message: FromWorker) -> None:
         """Raises: NoMemory, and what `tell` raises."""
         if isinstance(message, m.Progress):
-            for entry in self._waiters(worker):
-                of_first = next(w for w in self.workers.all() if entry.key in w.waiters) is worker  # replicas load side by side
-                if of_first and isinstance(entry.request, m.Load | m.Measure) and entry.request.stream:
-                    self.sessions.reply(entry, message)
+            self._tell_progress(worker, message)
         elif isinstance(message, Sized):
             self.workers.resize(worker, message.memory_bytes)
         elif isinstance(message, Started):
@@ -226,6 +223,12 @@ class Loads:
             self.lose(worker, from_code(message.code, message.message))
             self.workers.stop(worker)
             self._again(worker)
+
+    def _tell_progress(self, worker: Worker, message: m.Progress) -> None:
+        for entry in self._waiters(worker):
+            of_first = next(w for w in self.workers.all() if entry.key in w.waiters) is worker  # replicas load side by side
+            if of_first and isinstance(entry.request, m.Load | m.Measure) and entry.request.stream:
+                self.sessions.reply(entry, message)
 
     def connected(self, worker: Worker, routing_id: bytes, fd: int) -> None:
         """A worker's process says its first word. It may be another than before: a cluster begins one anew elsewhere."""
@@ -271,6 +274,8 @@ class Loads:
         for worker, code in self.workers.ended():
             self._ended(worker, code)
         for worker in self.workers.models():
+            if told := worker.process.progress():
+                self._tell_progress(worker, told)
             if worker.state != "stopping" and worker.cut and now > worker.cut + CUT_S:
                 self._lost(worker)
             if worker.state != "stopping" and worker.draining and not self.sessions.held(worker.identity):

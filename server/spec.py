@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 
+CUT_OFF, UNREACHED = 4, 5
+"""Exit codes of a worker whose connection to the gateway broke, or was never made."""
+
 
 @dataclass(frozen=True)
 class Spec:

@@ -26,7 +26,7 @@ from server.scheduler import Batch, Scheduler
 from server.scoring import Scoring
 from server.search import BeamSearch, ContrastiveSearch, Lane, Search
 from server.sequence import Sequence, result
-from server.spec import Spec
+from server.spec import CUT_OFF, UNREACHED, Spec
 from server.text import Text
 
 PIECE_S = 0.020
@@ -35,8 +35,6 @@ BEAT_S = 0.25
 """The loop tells at least this often that it moves."""
 SEEDS = 1 << 63
 CONNECT_S = 30.0
-CUT_OFF = 4
-"""The exit code of a worker whose connection to the gateway broke."""
 YIELD_S = 0.001
 """After a stream's first token: a pause in which it travels. Where the engine's threads fill all cores, each thread on the
 way to the client would wait for a timer tick (4 ms) before it gets one."""
@@ -81,7 +79,7 @@ class Link:
         if broke or not (self._connected or time.monotonic() < self._began + CONNECT_S):
             what = "broke" if self._connected else f"was not made within {CONNECT_S:.0f} s"
             print(f"the connection to the gateway {what}: this worker ends", file=sys.stderr, flush=True)
-            os._exit(CUT_OFF)
+            os._exit(CUT_OFF if self._connected else UNREACHED)
 
 
 class Worker:

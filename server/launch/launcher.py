@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from protocol import messages as m
 from protocol.errors import RequestError
 from server.spec import Spec
 
@@ -17,6 +18,10 @@ class Process(Protocol):
 
     def problem(self) -> RequestError | None:
         """Why it ended, where that is not the process's own doing."""
+        ...
+
+    def progress(self) -> m.Progress | None:
+        """What its launcher is about, before there is a process; None: nothing new."""
         ...
 
     def stop(self) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import platform
+import re
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ from typing import IO
 
 import psutil
 
+from protocol import messages as m
 from protocol.errors import RequestError
 from server.config import CGROUP
 from server.spec import Spec
@@ -23,6 +25,7 @@ from server.spec import Spec
 log = logging.getLogger("gpt2d.worker")
 
 LINE_BYTES = 4096
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 PROGRAM = ("server.process",)
 """What a worker's process runs: a module and its arguments."""
 
@@ -43,8 +46,14 @@ class LocalProcess:
     def problem(self) -> RequestError | None:
         return None
 
-    def wait(self) -> int:
-        return self._popen.wait()
+    def progress(self) -> m.Progress | None:
+        return None
+
+    def wait(self, seconds: float | None = None) -> int | None:
+        """Its exit code; None if it has not ended within so many seconds."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self._popen.wait(seconds)
+        return None
 
     def stop(self) -> None:
         if self._popen.stdin:
@@ -76,7 +85,7 @@ class LocalLauncher:
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
         )
         name = f"{spec.model}/{spec.engine}/{spec.precision}"
-        threading.Thread(target=_relay, args=(popen.stderr, name), name=f"stderr of {name}", daemon=True).start()
+        threading.Thread(target=relay, args=(popen.stderr, name), name=f"stderr of {name}", daemon=True).start()
         process = LocalProcess(popen)
         try:
             process.tell(replace(spec, node=spec.node or platform.node()).to_line())
@@ -95,11 +104,11 @@ class LocalLauncher:
         """Each worker ends by itself with its stdin."""
 
 
-def _relay(stderr: IO[bytes], name: str) -> None:
+def relay(stderr: IO[bytes], name: str) -> None:
     """A worker's stderr goes to the log, so that it has one format, and a reader of it that has stopped holds no worker up."""
     with stderr:
         while line := stderr.readline(LINE_BYTES):
-            log.warning("%s: %s", name, line.decode(errors="replace").rstrip())
+            log.warning("%s: %s", name, COLOUR.sub("", line.decode(errors="replace")).rstrip())
 
 
 def _cgroup_rooms() -> Iterator[int]:

@@ -23,6 +23,9 @@ class Idle:
     def problem(self) -> None:
         return None
 
+    def progress(self) -> None:
+        return None
+
     def stop(self) -> None: ...
 
     def kill(self) -> None: ...

@@ -1,0 +1,191 @@
+"""The process that joins a Ray cluster for the gateway: it starts an actor for each worker, and tells what becomes of it.
+
+Lines of JSON on stdin and stdout. It ends when stdin closes, and its actors and their workers end with it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from server.catalogue import CONFIG_FILE, TOKENIZER_FILES, WEIGHTS_FILE
+from server.launch.host import Host
+from server.notes import known_digest
+
+SURVEY_S = 1.0
+PLACE_S = 30.0
+"""How long Ray may take to find a node and start a process there, where one was free a moment ago."""
+PART_BYTES, AHEAD = 16 << 20, 3
+"""Files travel in parts of this size, so many at a time: more would fill the object stores."""
+TRIES = 5
+CONTROL = "control"
+"""Methods of this concurrency group run beside the others."""
+INSTALL = "Ray is not installed; add it with: pip install -r requirements-cluster.txt"
+
+
+class Agent:
+    def __init__(self, ray: Any, version: str, program: list[str], out: int) -> None:
+        self._ray, self._version, self._program, self._out = ray, version, program, out
+        self._lock = threading.Lock()
+        self._actors: dict[str, Any] = {}
+        self._ended: set[str] = set()
+
+    def say(self, **told: object) -> None:
+        """To the gateway."""
+        with self._lock:
+            os.write(self._out, json.dumps(told).encode() + b"\n")
+
+    def start(self, key: str, spec: dict[str, Any], demand: dict[str, float]) -> None:
+        threading.Thread(target=self._tend, args=(key, spec, demand), name=f"worker {key[:8]}", daemon=True).start()
+
+    def stop(self, key: str) -> None:
+        self._ended.add(key)
+        if actor := self._actors.get(key):
+            actor.stop.options(concurrency_group=CONTROL, max_task_retries=0).remote()
+
+    def kill(self, key: str) -> None:
+        self._ended.add(key)
+        if actor := self._actors.get(key):
+            self._ray.kill(actor)
+
+    def kill_all(self) -> None:
+        for key in list(self._actors):
+            self.kill(key)
+
+    def survey(self) -> None:
+        """Tell what the nodes have, again and again."""
+        while True:
+            free = self._free()
+            nodes = [
+                {
+                    "name": n["NodeName"],
+                    "address": n["NodeManagerAddress"],
+                    "free": free.get(n["NodeID"], {}),
+                    "total": _amounts(n["Resources"]),
+                }
+                for n in self._ray.nodes()
+                if n["Alive"]
+            ]
+            self.say(nodes=nodes)
+            time.sleep(SURVEY_S)
+
+    def _free(self) -> dict[str, dict[str, float]]:
+        """What is free of each node, by its id."""
+        if self._ray.util.client.ray.is_connected():  # ray://: this process is no part of the cluster
+            return dict(self._ray.get(self._ray.remote(num_cpus=0)(free_of_nodes).remote()))
+        return free_of_nodes()
+
+    def _tend(self, key: str, spec: dict[str, Any], demand: dict[str, float]) -> None:
+        """Place a worker and wait for its end, however often Ray begins it anew meanwhile."""
+        ray, name = self._ray, f"{spec['model']}/{spec['engine']}/{spec['precision']}"
+        others = {k: v for k, v in demand.items() if k not in {"CPU", "memory"}}
+        code, error, message = -1, "", ""
+        try:
+            self.say(key=key, stage="place", done=0, total=1, unit="node")
+            # Ray takes care of nodes: it begins the actor and its method anew on another one. A worker that ends by itself is the gateway's.
+            actor = ray.remote(concurrency_groups={CONTROL: 1})(Host).options(
+                num_cpus=demand["CPU"], memory=demand["memory"], resources=others, max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD"
+            ).remote(self._version, self._program)  # fmt: skip
+            self._actors[key] = actor
+            ray.get(actor.__ray_ready__.remote(), timeout=PLACE_S)
+            code = self._run(key, actor, spec)
+        except ray.exceptions.GetTimeoutError:
+            error, message = (
+                "no_memory",
+                f"{name} found no place on the cluster within {PLACE_S:.0f} s, with {demand['CPU']:g} CPUs and {demand['memory'] / 1e6:.0f} MB",
+            )
+        except Exception as e:  # noqa: BLE001 - whatever Ray raises, it is this worker's end
+            if key not in self._ended:
+                error, message = "load_failed", f"{name} cannot run on the cluster: {_first_line(e)}"
+        if actor := self._actors.pop(key, None):
+            ray.kill(actor)
+        self.say(key=key, ended=code, code=error, message=message)
+        self._ended.discard(key)
+
+    def _run(self, key: str, actor: Any, spec: dict[str, Any]) -> int:
+        """The worker's exit code. Files that its node has not are sent there first. Raises: RuntimeError, and what Ray raises."""
+        folder, cache = Path(spec["folder"]), Path(spec["cache_dir"])
+        files = {file.name: known_digest(file, cache, lambda *_: None) for file in _model_files(folder)} if spec["folder"] else {}
+        for _ in range(TRIES):
+            code = self._ray.get(actor.run.remote(spec, files))
+            if code is not None:
+                return int(code)
+            self._send(key, actor, [folder / name for name in files])
+        raise RuntimeError(f"the model's files did not arrive whole in {TRIES} tries")
+
+    def _send(self, key: str, actor: Any, files: list[Path]) -> None:
+        """Through Ray's object store, part by part."""
+        total, done, under_way = sum(file.stat().st_size for file in files), 0, []
+        for file in files:
+            with file.open("rb") as stream:
+                while part := stream.read(PART_BYTES):
+                    under_way.append(actor.take.remote(file.name, stream.tell() - len(part), part))
+                    done += len(part)
+                    if len(under_way) > AHEAD:
+                        self._ray.get(under_way.pop(0))
+                        self.say(key=key, stage="send", done=done, total=total, unit="bytes")
+        self._ray.get(under_way)
+
+
+def free_of_nodes() -> dict[str, dict[str, float]]:
+    """What is free of each node of the cluster that this process is part of, by its id."""
+    from ray._private.state import available_resources_per_node  # Ray's developer API; the public one has the sum only
+
+    return {node: _amounts(resources) for node, resources in available_resources_per_node().items()}
+
+
+def _amounts(resources: dict[str, float]) -> dict[str, float]:
+    return {name: amount for name, amount in resources.items() if not name.startswith("node:") and name != "object_store_memory"}
+
+
+def _model_files(folder: Path) -> Iterator[Path]:
+    for name in (CONFIG_FILE, WEIGHTS_FILE, *(name for names in TOKENIZER_FILES for name in names)):
+        if (folder / name).is_file():
+            yield folder / name
+
+
+def _first_line(error: Exception) -> str:
+    """Ray's errors repeat the remote traceback; its last line says what happened."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def main() -> None:
+    told = json.loads(sys.stdin.readline())
+    out = os.dup(1)
+    os.dup2(2, 1)  # Ray writes to stdout
+    agent = Agent(None, "", [], out)
+    try:
+        import ray
+    except ImportError:
+        agent.say(refused=INSTALL)
+        return
+    try:
+        ray.init(address=told["address"], log_to_driver=True, logging_level=logging.WARNING)
+    except Exception as e:  # noqa: BLE001 - it raises ConnectionError, ValueError, RuntimeError and more
+        agent.say(refused=f"no Ray cluster answers at {told['address']}: {_first_line(e)}; one starts with: ray start --head")
+        return
+    agent = Agent(ray, told["version"], told["program"], out)
+    threading.Thread(target=agent.survey, name="survey", daemon=True).start()
+    for line in sys.stdin:
+        command = json.loads(line)
+        match command["do"]:
+            case "start":
+                agent.start(command["key"], command["spec"], command["demand"])
+            case "stop":
+                agent.stop(command["key"])
+            case "kill":
+                agent.kill(command["key"])
+    agent.kill_all()
+    ray.shutdown()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""What runs on a node of a Ray cluster for each worker there: an actor that starts the ordinary worker program and waits for its end.
+
+Apart from agent.py, so that a node loads no more than it needs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import shutil
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from server.config import VERSION
+from server.launch.local import LocalLauncher, LocalProcess
+from server.notes import digest, known_digest
+from server.spec import CUT_OFF, UNREACHED, Spec
+
+RECEIVED, DRAFT = "received", ".receiving-"
+STALE_S = 3600.0
+STOP_S = 1.0
+
+
+class Host:
+    """Ray begins it anew on another node when its own is lost."""
+
+    def __init__(self, version: str, program: list[str]) -> None:
+        """Raises: RuntimeError if another version of gpt2d is installed on this node."""
+        if version != VERSION:
+            raise RuntimeError(f"gpt2d {VERSION} is installed on {_node_name()}, and the server is {version}")
+        self._program = program
+        self._draft: Path | None = None
+        self._cache = Path()
+        self._process: LocalProcess | None = None
+
+    def run(self, told: dict[str, Any], files: dict[str, str]) -> int | None:
+        """Start a worker and return its exit code; None if the model's files are not on this node, and are to be sent.
+
+        `files` are their names and SHA-256. They are here if the same path has them (a shared folder, or the same machine), or if they were sent before.
+        """
+        spec = Spec(**told)
+        self._cache = Path(spec.cache_dir)
+        folder = self._folder(spec, files)
+        if files and folder is None:
+            return None
+        name, node, reached = f"{spec.model}/{spec.engine}/{spec.precision}", _node_name(), False
+        while True:
+            # Each process has its own routing id: the gateway then knows one that was begun anew from the one before it.
+            identity = f"{spec.identity}.{secrets.token_hex(4)}"
+            own = replace(spec, identity=identity, folder=str(folder or ""), node=node)
+            self._process = LocalLauncher(self._program).start(own, 0)
+            code = self._process.wait() or 0
+            if code:
+                print(f"the worker of {name} ended with code {code}", file=sys.stderr)
+            reached = reached or code == CUT_OFF
+            if not reached or code not in {CUT_OFF, UNREACHED}:
+                return code
+
+    def stop(self) -> None:
+        """End the worker; called beside `run`, which then returns."""
+        if process := self._process:
+            process.stop()
+            if process.wait(STOP_S) is None:
+                process.kill()
+
+    def take(self, name: str, offset: int, part: bytes) -> None:
+        """A part of a file."""
+        if self._draft is None:
+            received = self._cache / RECEIVED
+            received.mkdir(parents=True, exist_ok=True)
+            self._draft = Path(tempfile.mkdtemp(prefix=DRAFT, dir=received))
+        with (self._draft / name).open("r+b" if (self._draft / name).exists() else "wb") as file:
+            file.seek(offset)
+            file.write(part)
+
+    def _folder(self, spec: Spec, files: dict[str, str]) -> Path | None:
+        """Where this node has those files."""
+        given = Path(spec.folder)
+        with contextlib.suppress(OSError):
+            if files and all(known_digest(given / name, self._cache, lambda *_: None) == sha for name, sha in files.items()):
+                return given
+        place = self._cache / RECEIVED / "-".join(sha[:16] for _, sha in sorted(files.items()))
+        if self._draft:
+            draft, self._draft = self._draft, None
+            with contextlib.suppress(OSError):  # another worker of this node may have put them there
+                if all(digest(draft / name, lambda *_: None) == sha for name, sha in files.items()):
+                    _make_room(place.parent, sum((draft / name).stat().st_size for name in files), spec.cache_bytes)
+                    draft.rename(place)
+            shutil.rmtree(draft, ignore_errors=True)
+        if not place.is_dir():
+            return None
+        place.touch()
+        return place
+
+
+def _make_room(received: Path, size: int, limit: int) -> None:
+    """Delete what was received longest ago, and what is left of a receipt that was cut, until so much more fits."""
+    for entry in received.glob(f"{DRAFT}*"):
+        if entry.stat().st_mtime < time.time() - STALE_S:
+            shutil.rmtree(entry, ignore_errors=True)
+    whole = sorted((p for p in received.iterdir() if not p.name.startswith(DRAFT)), key=lambda p: p.stat().st_mtime)
+    sizes = {p: sum(f.stat().st_size for f in p.iterdir()) for p in whole}
+    for entry in whole:
+        if sum(sizes.values()) + size <= limit:
+            return
+        shutil.rmtree(entry, ignore_errors=True)  # what has it open keeps it
+        del sizes[entry]
+
+
+def _node_name() -> str:
+    import ray
+
+    mine = ray.get_runtime_context().get_node_id()
+    return str(next((node["NodeName"] for node in ray.nodes() if node["NodeID"] == mine), mine))

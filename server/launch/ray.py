@@ -1,0 +1,223 @@
+"""Places workers on a Ray cluster, by an agent in a process of its own: Ray is heavy, and its threads are not the gateway's.
+
+The agent (agent.py) joins the cluster, starts an actor for each worker (host.py) and says what becomes of it. When a node is
+lost, Ray begins the actor anew on another one, and the worker connects to the gateway by itself. When the agent is lost, the
+workers end with it; another agent joins the cluster.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import psutil
+
+from protocol import messages as m
+from protocol.errors import LoadFailed, NoMemory, RequestError, from_code
+from protocol.sockets import is_loopback
+from server.config import VERSION, Config, parse_resource
+from server.launch import local
+from server.spec import Spec
+
+log = logging.getLogger("gpt2d")
+
+JOIN_S, LEAVE_S = 60.0, 5.0
+AGAIN_S, AGAIN_MAX_S = 1.0, 60.0
+SHOWN = 6
+"""So many nodes are told in a message."""
+
+
+class ClusterError(Exception):
+    """Why there is no cluster, for people."""
+
+
+@dataclass(frozen=True)
+class Node:
+    name: str
+    address: str
+    free: dict[str, float]
+    total: dict[str, float]
+
+    def fits(self, demand: dict[str, float]) -> bool:
+        return all(self.free.get(name, 0) >= amount for name, amount in demand.items())
+
+    def __str__(self) -> str:
+        """What is free of it."""
+        others = [
+            f"{self.free.get(k, 0):g} of {v:g} {k}"
+            for k, v in self.total.items()
+            if k.isidentifier() and k not in {"memory", *HIDDEN, "CPU"}
+        ]
+        cpus = f"{self.free.get('CPU', 0):g} of {self.total.get('CPU', 0):g} CPUs"
+        memory = f"{self.free.get('memory', 0) / 1e9:.1f} of {self.total.get('memory', 0) / 1e9:.1f} GB"
+        return f"{self.name} {', '.join([cpus, memory, *others])}"
+
+
+HIDDEN = ("object_store_memory",)
+
+
+@dataclass(eq=False)
+class RayProcess:
+    """A worker on the cluster. Written by the launcher's thread."""
+
+    key: str
+    _launcher: RayLauncher
+    code: int | None = None
+    failure: RequestError | None = None
+    about: m.Progress | None = None
+
+    def exit_code(self) -> int | None:
+        return self.code
+
+    def problem(self) -> RequestError | None:
+        return self.failure
+
+    def progress(self) -> m.Progress | None:
+        told, self.about = self.about, None
+        return told
+
+    def stop(self) -> None:
+        self._launcher.tell({"do": "stop", "key": self.key})
+
+    def kill(self) -> None:
+        self._launcher.tell({"do": "kill", "key": self.key})
+
+
+@dataclass(eq=False)
+class RayLauncher:
+    """Its methods are the gateway's thread's; what the agent says is read in another."""
+
+    config: Config
+    _nodes: list[Node] = field(default_factory=list)
+    _processes: dict[str, RayProcess] = field(default_factory=dict)
+    _agent: subprocess.Popen[bytes] | None = None
+    _joined: threading.Event = field(default_factory=threading.Event)
+    _refused: str = ""
+    """Why the agent could not join."""
+    _closed: bool = False
+
+    def join(self) -> None:
+        """Wait until the cluster's nodes are known. Raises: ClusterError."""
+        threading.Thread(target=self._keep_joined, name="cluster", daemon=True).start()
+        self._joined.wait(JOIN_S)
+        if not self._nodes:
+            self.close()
+            raise ClusterError(self._refused or f"its nodes did not tell themselves within {JOIN_S:.0f} s; `ray status` may say why")
+        mine = {a.address for addresses in psutil.net_if_addrs().values() for a in addresses}
+        if is_loopback(self.config.worker_address) and (others := [n.address for n in self._nodes if n.address not in mine]):
+            self.close()
+            raise ClusterError(
+                f"nodes at {', '.join(others[:SHOWN])} cannot reach {urlsplit(self.config.worker_address).hostname}; "
+                "give an address of this machine that they can reach, with a port that is open to them: --worker-address tcp://ADDRESS:PORT"
+            )
+        log.info("the Ray cluster has %d nodes: %s", len(self._nodes), self._listed())
+
+    def start(self, spec: Spec, memory_bytes: int) -> RayProcess:
+        """Raises: NoMemory if no node has room for it, LoadFailed if the cluster is out of reach."""
+        if not self._nodes:
+            raise LoadFailed(f"the Ray cluster is out of reach: {self._refused or 'its nodes are not known yet'}; try again later")
+        demand: dict[str, float] = {"CPU": spec.threads, "memory": memory_bytes, **dict(map(parse_resource, self.config.cluster_resources))}
+        place = max((n for n in self._nodes if n.fits(demand)), key=lambda n: n.free["CPU"], default=None)
+        if place is None:
+            asked = [f"{spec.threads} CPUs", f"{memory_bytes / 1e6:.0f} MB", *self.config.cluster_resources]
+            raise NoMemory(
+                f"{spec.model}/{spec.engine}/{spec.precision} needs {', '.join(asked)} on one node; {self.places()}. "
+                "You could unload another, ask for fewer replicas, start the server with fewer --threads, or add a node."
+            )
+        for name, amount in demand.items():  # until the agent tells anew what is free
+            place.free[name] -= amount
+        process = self._processes[spec.identity] = RayProcess(spec.identity, self)
+        self.tell({"do": "start", "key": spec.identity, "spec": asdict(spec), "demand": demand})
+        return process
+
+    def free_memory(self, untaken: int) -> int:  # noqa: ARG002 - Ray counts what is reserved
+        """Of the node that has most."""
+        return int(max((node.free.get("memory", 0) for node in self._nodes), default=0))
+
+    def places(self) -> str:
+        return f"the cluster has {self._listed()} free"
+
+    def close(self) -> None:
+        self._closed = True
+        if agent := self._agent:
+            with contextlib.suppress(OSError):
+                if agent.stdin:
+                    agent.stdin.close()
+            try:
+                agent.wait(LEAVE_S)
+            except subprocess.TimeoutExpired:
+                agent.kill()
+
+    def tell(self, what: dict[str, Any]) -> None:
+        """To the agent; one that is gone has no workers any more."""
+        with contextlib.suppress(OSError, ValueError):
+            if self._agent and self._agent.stdin:
+                self._agent.stdin.write(json.dumps(what).encode() + b"\n")
+                self._agent.stdin.flush()
+
+    def _listed(self) -> str:
+        more = f", and {len(self._nodes) - SHOWN} more" if len(self._nodes) > SHOWN else ""
+        return "; ".join(map(str, self._nodes[:SHOWN])) + more
+
+    # The thread that listens to the agent
+
+    def _keep_joined(self) -> None:
+        delay = AGAIN_S
+        while not self._closed:
+            began = time.monotonic()
+            try:
+                self._serve_agent()
+            except (OSError, ValueError, KeyError, TypeError) as e:
+                self._refused = self._refused or f"the agent failed: {e}"
+            self._nodes = []
+            gone = LoadFailed("the Ray cluster was left; the server's log may say why")
+            for process in list(self._processes.values()):
+                self._end(process, -1, gone)
+            self._joined.set()
+            if not self._closed:
+                if time.monotonic() > began + AGAIN_MAX_S:
+                    delay = AGAIN_S
+                log.error("the Ray cluster is out of reach: %s; another try in %g s", self._refused or "the agent ended", delay)
+                time.sleep(delay)
+                delay = min(AGAIN_MAX_S, 2 * delay)
+
+    def _serve_agent(self) -> None:
+        root = str(Path(__file__).resolve().parent.parent.parent)
+        agent = subprocess.Popen(
+            [sys.executable, "-P", "-m", "server.launch.agent"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+            env=os.environ | {"PYTHONPATH": root, "RAY_DEDUP_LOGS": "0"},
+        )  # fmt: skip
+        threading.Thread(target=local.relay, args=(agent.stderr, "cluster"), name="stderr of the agent", daemon=True).start()
+        self._agent = agent
+        self.tell({"address": self.config.cluster, "version": VERSION, "program": local.PROGRAM})
+        for line in agent.stdout or ():
+            self._on_line(json.loads(line))
+        agent.wait()
+
+    def _on_line(self, told: dict[str, Any]) -> None:
+        process = self._processes.get(told.get("key", ""))
+        if "nodes" in told:
+            self._nodes, self._refused = [Node(**node) for node in told["nodes"]], ""
+            self._joined.set()
+        elif "refused" in told:
+            self._refused = told["refused"]
+        elif process and "ended" in told:
+            self._end(process, told["ended"], from_code(told["code"], told["message"]) if told["code"] else None)
+        elif process and "stage" in told:
+            process.about = m.Progress(id=None, stage=told["stage"], done=told["done"], total=told["total"], unit=told["unit"])
+
+    def _end(self, process: RayProcess, code: int, failure: RequestError | None) -> None:
+        self._processes.pop(process.key, None)
+        process.failure = failure
+        process.code = code
