@@ -150,7 +150,10 @@ def start(config: Config) -> Gateway:
 def main() -> None:
     config = parse()
     with logs.to_stderr(config.log_format):
-        code = serve(config)
+        try:
+            code = serve(config)
+        except KeyboardInterrupt:  # while it starts: from then on the signal drains
+            code = 130
     sys.exit(code)
 
 

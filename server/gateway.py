@@ -217,15 +217,24 @@ class Gateway:
 
     def _hand_on(self, entry: Open, request: m.OfModel) -> None:
         self._refuse_when_draining()
-        worker = routing.choose(self._workers.serving(request), request, lambda w: self._sessions.held(w.identity))
-        waiting = self._sessions.held(worker.identity)
-        if waiting >= self._config.max_open_per_worker:
-            raise Busy(f"{worker.name} has {waiting} requests to do, which is the limit; try again later")
+        replicas = self._workers.serving(request)
         if self._config.log_prompts and isinstance(request, m.Generate) and request.prompt is not None:
             log.info("prompt %r", request.prompt)
-        self._to_worker(worker, Work(id=entry.key, group=entry.owner.number, request=request))
-        self._sessions.assign(entry, worker.identity)
-        worker.used = time.monotonic()
+        while replicas:
+            worker = routing.choose(replicas, request, lambda w: self._sessions.held(w.identity))
+            waiting = self._sessions.held(worker.identity)
+            if waiting >= self._config.max_open_per_worker:
+                raise Busy(f"{worker.name} has {waiting} requests to do, which is the limit; try again later")
+            replicas.remove(worker)
+            try:
+                self._to_worker(worker, Work(id=entry.key, group=entry.owner.number, request=request))
+            except WorkerDied:  # it is gone, and will be found so in a moment
+                if not replicas:
+                    raise
+                continue
+            self._sessions.assign(entry, worker.identity)
+            worker.used = time.monotonic()
+            return
 
     def _try_elsewhere(self, entry: Open) -> bool:
         """Its worker is lost: if nothing of it has been told, another replica begins it anew. Once: it may be what ended the first."""

@@ -32,11 +32,13 @@ class Daemon:
 
     program: tuple[str, ...] = ("server",)
     """The module to run, and what comes before its arguments."""
+    before: tuple[str, ...] = ()
+    """What comes before the interpreter."""
 
     def __init__(self, folder: Path, *arguments: str, **environment: str) -> None:
         self.folder = folder
         self.log: list[str] = []
-        command = [sys.executable, "-P", "-m", *self.program, "--endpoint", "tcp://127.0.0.1:0"]
+        command = [*self.before, sys.executable, "-P", "-m", *self.program, "--endpoint", "tcp://127.0.0.1:0"]
         command += ["--models-dir", str(folder / "models"), "--cache-dir", str(folder / "cache"), *arguments]
         nowhere = {"HF_HUB_CACHE": str(folder / "hub"), "HF_ENDPOINT": "http://127.0.0.1:9"}
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | nowhere | environment)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 import sys
 import threading
 import time
@@ -25,6 +26,7 @@ PLACE_S = 30.0
 PART_BYTES, AHEAD = 16 << 20, 3
 """Files travel in parts of this size, so many at a time: more would fill the object stores."""
 TRIES = 5
+KNOCK_S = 5.0
 CONTROL = "control"
 """Methods of this concurrency group run beside the others."""
 INSTALL = "Ray is not installed; add it with: pip install -r requirements-cluster.txt"
@@ -130,7 +132,7 @@ class Agent:
                     done += len(part)
                     if len(under_way) > AHEAD:
                         self._ray.get(under_way.pop(0))
-                        self.say(key=key, stage="send", done=done, total=total, unit="bytes")
+                    self.say(key=key, stage="send", done=done, total=total, unit="bytes")
         self._ray.get(under_way)
 
 
@@ -151,6 +153,13 @@ def _model_files(folder: Path) -> Iterator[Path]:
             yield folder / name
 
 
+def _knock(address: str) -> None:
+    """Raises: OSError where nothing listens: Ray itself would try for a minute."""
+    if address != "auto":
+        host, _, port = address.removeprefix("ray://").rpartition(":")
+        socket.create_connection((host, int(port)), KNOCK_S).close()
+
+
 def _first_line(error: Exception) -> str:
     """Ray's errors repeat the remote traceback; its last line says what happened."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -168,6 +177,7 @@ def main() -> None:
         agent.say(refused=INSTALL)
         return
     try:
+        _knock(told["address"])
         ray.init(address=told["address"], log_to_driver=True, logging_level=logging.WARNING)
     except Exception as e:  # noqa: BLE001 - it raises ConnectionError, ValueError, RuntimeError and more
         agent.say(refused=f"no Ray cluster answers at {told['address']}: {_first_line(e)}; one starts with: ray start --head")

@@ -108,19 +108,25 @@ class RayLauncher:
 
     def join(self) -> None:
         """Wait until the cluster's nodes are known. Raises: ClusterError."""
+        log.info("joining the Ray cluster at %s", self.config.cluster)
         threading.Thread(target=self._keep_joined, name="cluster", daemon=True).start()
-        self._joined.wait(JOIN_S)
-        if not self._nodes:
+        try:
+            self._joined.wait(JOIN_S)
+            if not self._nodes:
+                raise ClusterError(self._refused or f"it did not answer within {JOIN_S:.0f} s; `ray status` may say why")
+            self._check_addresses()
+        except BaseException:
             self.close()
-            raise ClusterError(self._refused or f"its nodes did not tell themselves within {JOIN_S:.0f} s; `ray status` may say why")
+            raise
+        log.info("the Ray cluster has %d nodes: %s", len(self._nodes), self._listed())
+
+    def _check_addresses(self) -> None:
         mine = {a.address for addresses in psutil.net_if_addrs().values() for a in addresses}
         if is_loopback(self.config.worker_address) and (others := [n.address for n in self._nodes if n.address not in mine]):
-            self.close()
             raise ClusterError(
                 f"nodes at {', '.join(others[:SHOWN])} cannot reach {urlsplit(self.config.worker_address).hostname}; "
                 "give an address of this machine that they can reach, with a port that is open to them: --worker-address tcp://ADDRESS:PORT"
             )
-        log.info("the Ray cluster has %d nodes: %s", len(self._nodes), self._listed())
 
     def start(self, spec: Spec, memory_bytes: int) -> RayProcess:
         """Raises: NoMemory if no node has room for it, LoadFailed if the cluster is out of reach."""
@@ -154,7 +160,7 @@ class RayLauncher:
                 if agent.stdin:
                     agent.stdin.close()
             try:
-                agent.wait(LEAVE_S)
+                agent.wait(LEAVE_S if self._nodes else 0)
             except subprocess.TimeoutExpired:
                 agent.kill()
 
@@ -183,7 +189,9 @@ class RayLauncher:
             gone = LoadFailed("the Ray cluster was left; the server's log may say why")
             for process in list(self._processes.values()):
                 self._end(process, -1, gone)
-            self._joined.set()
+            if not self._joined.is_set():  # `join` tells why
+                self._joined.set()
+                return
             if not self._closed:
                 if time.monotonic() > began + AGAIN_MAX_S:
                     delay = AGAIN_S
