@@ -67,7 +67,7 @@ KEYS = iter(range(0, 1 << 30, 613))
 
 SPARE, TEXT_TOKENS, WARM_S = 1.5, 128, 4.0
 """Streams for each row, so that one which falls free is taken at once; their length; and the time before the measurement."""
-FLOOD_STREAMS, FLOOD_TOKENS, FLOOD_WARM_S = 16, 256, 1.0
+FLOOD_STREAMS, FLOOD_TOKENS, FLOOD_WARM_S = 8, 128, 1.0
 """The same of each peer of the gateway."""
 PIECES = (1, 8)
 """Tokens in a message; eight is what a worker joins of a stream of 400 tokens a second."""

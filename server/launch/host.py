@@ -79,11 +79,11 @@ class Host:
 
     def _folder(self, spec: Spec, files: dict[str, str]) -> Path | None:
         """Where this node has those files."""
-        given = Path(spec.folder)
+        given, cache = Path(spec.folder), Path(spec.cache_dir)
         with contextlib.suppress(OSError):
-            if files and all(known_digest(given / name, self._cache, lambda *_: None) == sha for name, sha in files.items()):
+            if files and all(known_digest(given / name, cache, lambda *_: None) == sha for name, sha in files.items()):
                 return given
-        place = self._cache / RECEIVED / "-".join(sha[:16] for _, sha in sorted(files.items()))
+        place = cache / RECEIVED / "-".join(sha[:16] for _, sha in sorted(files.items()))
         if self._draft:
             draft, self._draft = self._draft, None
             with contextlib.suppress(OSError):  # another worker of this node may have put them there
