@@ -15,7 +15,7 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 CLIENT = ("requirements-client.txt",)
 LIGHT = (*CLIENT, "requirements-server.txt")
-FULL = ("requirements.txt", "requirements-dev.txt")
+FULL = ("requirements.txt", "requirements-cluster.txt", "requirements-report.txt", "requirements-dev.txt")
 KINDS = {CLIENT: "client", LIGHT: "light", FULL: "full"}
 """Each contains the ones before it."""
 
