@@ -73,6 +73,8 @@ PIECES = (1, 8)
 """Tokens in a message; eight is what a worker joins of a stream of 400 tokens a second."""
 NODE_BYTES = 4 << 30
 """Of memory that a node has to give."""
+SETTLE_S = 3.0
+"""After an unload, until the cluster tells that its node is free."""
 D = TypeVar("D", bound=Daemon)
 
 
@@ -265,6 +267,11 @@ def ray_cluster(nodes: int) -> Iterator[Cluster]:
         cluster.shutdown()  # type: ignore[no-untyped-call]
 
 
+def alive(cluster: Cluster) -> int:
+    """How many nodes there are."""
+    return len(cluster.global_state._live_node_ids())  # type: ignore[no-untyped-call]
+
+
 def measure_nodes(args: argparse.Namespace, folder: Path, tally: Tally) -> dict[str, Any]:
     found: dict[int, list[float]] = {count: [] for count in args.nodes}
     behaviour = Behaviour(delay_ms=args.delay_ms, rows=args.rows)
@@ -289,15 +296,13 @@ def measure_nodes(args: argparse.Namespace, folder: Path, tally: Tally) -> dict[
                         flush=True,
                     )
     nodes = {str(count): round(statistics.median(rates), 1) for count, rates in found.items()}
-    first, *others = args.nodes
-    ideal = args.rows * 1000 / args.delay_ms
-    print(f"\n{'nodes':>10}{'tokens/s':>12}{'least':>10}{'most':>10}{'times':>8}   {ideal:.0f} tokens/s a node without any prefill")
+    one = nodes[str(args.nodes[0])]
+    print(f"\n{'nodes':>10}{'tokens/s':>12}{'least':>10}{'most':>10}{'times':>8}")
     for count, rates in found.items():
-        median = statistics.median(rates)
-        print(f"{count:10}{median:12.1f}{min(rates):10.1f}{max(rates):10.1f}{median / statistics.median(found[first]):8.2f}")
-    return {"nodes": nodes} | (
-        {"scaling": round(nodes[str(others[-1])] / nodes[str(first)], 2)} if (first, others[-1:]) == (1, [4]) else {}
-    )
+        median = nodes[str(count)]
+        print(f"{count:10}{median:12.1f}{min(rates):10.1f}{max(rates):10.1f}{median / one:8.2f}")
+    print(f"{args.rows * 1000 / args.delay_ms:.0f} tokens/s a node would be without any prefill")
+    return {"nodes": nodes} | ({"scaling": round(nodes["4"] / nodes["1"], 2)} if {1, 4} <= found.keys() else {})
 
 
 # Gateway
@@ -372,16 +377,18 @@ def ray_node(cluster: Cluster, name: str, threads: int, cache: Path, covered: Pa
     own = cache.with_name(f"{cache.name}-of-{name}")
     for place in (own, cache):
         place.mkdir(parents=True)
-    mounts = f'mount --bind "{own}" "{cache}"' + (f' && mount -t tmpfs none "{covered}"' if covered else "")
+    mounts = 'mount --bind "$1" "$2" && { [ -z "$3" ] || mount -t tmpfs none "$3"; } && shift 3 && exec "$@"'
     ray = [
         str(Path(sys.executable).with_name("ray")), "start", "--block", f"--address={cluster.address}", f"--node-name={name}",
         f"--num-cpus={threads}", f"--memory={NODE_BYTES}", f"--resources={json.dumps({name: 1})}", "--disable-usage-stats",
     ]  # fmt: skip
-    alive = len(cluster.global_state._live_node_ids())
+    before = alive(cluster)
     with (own.parent / f"{name}.log").open("wb") as log:
-        process = subprocess.Popen(["unshare", "--mount", "sh", "-c", f'{mounts} && exec "$@"', "sh", *ray], stdout=log, stderr=log)
+        process = subprocess.Popen(
+            ["unshare", "--mount", "sh", "-c", mounts, "sh", own, cache, covered or "", *ray], stdout=log, stderr=log
+        )
     try:
-        until(lambda: len(cluster.global_state._live_node_ids()) > alive or process.poll() is not None, NODE_S, f"node {name}")
+        until(lambda: alive(cluster) > before or process.poll() is not None, NODE_S, f"node {name}")
         if process.poll() is not None:
             sys.exit(f"node {name} did not start: {(own.parent / f'{name}.log').read_text()[-2000:]}")
         yield own
@@ -452,6 +459,7 @@ def measure_weights(args: argparse.Namespace, folder: Path, _: Tally) -> dict[st
             for (name, state), loadings in found.items():
                 for cache in caches[name] if state == "cold" else ():
                     empty(cache)
+                time.sleep(SETTLE_S)
                 loading = Loading()
                 with alone():
                     clients[name].load(model, engine="native", precision="int8", on_progress=loading.tell)

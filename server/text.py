@@ -16,12 +16,17 @@ MAX_TOKENS = 65_536
 """Of a text that is tokenised or scored, as of `ids`: a reply has to hold them."""
 
 
+CACHED_WORDS = 1024
+"""How many words the tokenizer remembers: its default of 10,000 makes it grow for hours and no faster."""
+
+
 class Text:
     """A model's byte-level BPE tokenizer (Radford et al. 2019, section 2.2)."""
 
     def __init__(self, folder: Path, vocabulary: int, end_of_text: int) -> None:
         """Raises: BadModel if the files are unreadable or hold another kind of tokenizer."""
         self._tokenizer = _read(folder)
+        self._tokenizer.model._resize_cache(CACHED_WORDS)
         self._vocabulary = vocabulary
         self._end_of_text = end_of_text
         self._bytes = _token_bytes(self._tokenizer, vocabulary)

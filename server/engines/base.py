@@ -6,16 +6,21 @@ rows 0..B-1. A position's keys and values are written once, in place, and never 
 
 from __future__ import annotations
 
+import math
+import mmap
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 Logits = NDArray[np.float32]
 Hidden = NDArray[np.float32]
 """[tokens, width]: what the last layer norm made of each token, of which the LM head makes logits."""
+
+PRIVATE = {} if sys.platform == "win32" else {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,13 @@ class KV:
 
     keys: NDArray[np.floating]
     values: NDArray[np.floating]
+
+    @classmethod
+    def empty(cls, shape: tuple[int, int, int, int], dtype: DTypeLike) -> KV:
+        """To be filled. From the system and not from the heap, where arrays of all sizes that live long would leave holes."""
+        size = max(1, math.prod(shape)) * np.dtype(dtype).itemsize
+        keys, values = (np.frombuffer(mmap.mmap(-1, size, **PRIVATE), dtype, math.prod(shape)).reshape(shape) for _ in range(2))
+        return cls(keys, values)
 
     @property
     def positions(self) -> int:

@@ -157,7 +157,7 @@ class NativeEngine:
 
     def export(self, row: int, positions: int) -> KV:
         shape = (self._arch.layers, self._arch.heads, positions, self._arch.head)
-        kv = KV(np.empty(shape, self._kv_dtype), np.empty(shape, self._kv_dtype))
+        kv = KV.empty(shape, self._kv_dtype)
         self._check(self._kernels.gpt2d_export(self._running(), row, positions, kv.keys.ctypes.data, kv.values.ctypes.data))
         return kv
 

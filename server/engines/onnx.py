@@ -99,7 +99,11 @@ class OnnxEngine:
             cache[target, :, first:positions] = cache[source, :, first:positions]
 
     def export(self, row: int, positions: int) -> KV:
-        return KV(*(np.stack([c[row, :, :positions] for c in arrays]) for arrays in (self._keys, self._values)))
+        first = self._keys[0][row, :, :positions]
+        kv = KV.empty((len(self._keys), *first.shape), first.dtype)
+        for arrays, saved in ((self._keys, kv.keys), (self._values, kv.values)):
+            np.stack([cache[row, :, :positions] for cache in arrays], out=saved)
+        return kv
 
     def restore(self, row: int, kv: KV) -> None:
         for arrays, saved in ((self._keys, kv.keys), (self._values, kv.values)):
