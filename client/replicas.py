@@ -11,8 +11,6 @@ from protocol import messages as m
 Way: TypeAlias = tuple[str, str, str]
 """A model, an engine and a precision."""
 Worker = TypeVar("Worker", m.WorkerHealth, m.WorkerStats)
-MAX_REPLICAS = 64
-"""So many a load may ask for."""
 MAX_NODE = 60
 """Characters of a machine's name that are shown."""
 

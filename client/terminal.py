@@ -228,8 +228,8 @@ class Terminal:
             words.remove(told)
             text = told.removeprefix("replicas=")
             number = int(text) if text.isdecimal() else 0
-            if not 1 <= number <= replicas.MAX_REPLICAS:
-                raise ValueError(f"{told!r}: replicas is a number from 1 to {replicas.MAX_REPLICAS}")
+            if not 1 <= number <= m.MAX_REPLICAS:
+                raise ValueError(f"{told!r}: replicas is a number from 1 to {m.MAX_REPLICAS}")
         self._load(self._way(model, words), compiled=compiled, number=number)
 
     def _load(self, choice: Choice, *, compiled: bool = False, number: int | None = None) -> None:

@@ -15,6 +15,7 @@ from protocol.keys import Role
 from protocol.ledger import Ledger
 
 MAJOR, MINOR = 1, 0
+MAX_REPLICAS = 64
 
 RequestId: TypeAlias = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=200)]
@@ -55,7 +56,7 @@ class Load(Request, frozen=True, tag="load"):
     precision: Name | None = None
     compile: bool = False
     """Translate the model for this CPU first, which takes a minute: for an engine and precision that `compiles`."""
-    replicas: Annotated[int, Meta(ge=1, le=64)] | None = None
+    replicas: Annotated[int, Meta(ge=1, le=MAX_REPLICAS)] | None = None
     """So many processes are to hold it, and are started again when they die. Left out: those there are, at least one."""
     stream: bool = False
 

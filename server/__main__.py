@@ -143,8 +143,6 @@ def start(config: Config) -> Gateway:
                 f"{config.endpoint} is taken, perhaps by a running gpt2d-server; stop that, or choose another with --endpoint"
             ) from None
         raise StartError(f"cannot listen on {config.endpoint}: {e.strerror}") from None
-    except OSError as e:
-        raise StartError(f"a worker cannot be started: {e}") from None
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from protocol.errors import BadModel, UnknownModel
+from protocol.messages import MAX_REPLICAS
 
 DEMO = "demo"
 DEMO_FOLDER = Path(__file__).parent / "demo_model"
@@ -55,7 +56,6 @@ OVERHEAD_BYTES = 80 << 20
 """A worker's interpreter, libraries and activations."""
 ROWS_BYTES = 640 << 20
 MAX_ROWS = 16
-MAX_REPLICAS = 64
 MAX_CONFIG_BYTES = 1 << 20
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))

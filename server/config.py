@@ -65,6 +65,8 @@ def parse_resource(text: str) -> tuple[str, float]:
     name, _, amount = text.partition("=")
     if not re.fullmatch(r"[A-Za-z_][\w:.-]*", name) or not re.fullmatch(r"\d+(\.\d+)?", amount) or float(amount) <= 0:
         raise ValueError(f"{text!r} is not NAME=AMOUNT with an amount above 0, such as fast=1")
+    if name in {"CPU", "GPU", "memory", "object_store_memory"}:
+        raise ValueError(f"{name} is not for you to say: a worker takes its threads as CPUs, the memory that its model needs, and no GPU")
     return name, float(amount)
 
 

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
+import msgspec
 import zmq
 
 from protocol import codec, messages as m, sockets
@@ -194,7 +195,8 @@ class Gateway:
         self._counts[codec.type_of(request)] += 1
         match request:
             case m.Generate() | m.Tokenize() | m.Score():
-                self._hand_on(entry, request)
+                self._refuse_when_draining()
+                self._hand_on(entry, request, self._workers.serving(request))
             case m.Load():
                 self._refuse_when_draining()
                 self._loads.load(entry, request)
@@ -215,37 +217,40 @@ class Gateway:
             case m.GetStats():
                 self._sessions.reply(entry, self._stats())
 
-    def _hand_on(self, entry: Open, request: m.OfModel) -> None:
-        self._refuse_when_draining()
-        replicas = self._workers.serving(request)
-        if self._config.log_prompts and isinstance(request, m.Generate) and request.prompt is not None:
-            log.info("prompt %r", request.prompt)
-        while replicas:
-            worker = routing.choose(replicas, request, lambda w: self._sessions.held(w.identity))
-            waiting = self._sessions.held(worker.identity)
-            if waiting >= self._config.max_open_per_worker:
-                raise Busy(f"{worker.name} has {waiting} requests to do, which is the limit; try again later")
-            replicas.remove(worker)
+    def _hand_on(self, entry: Open, request: m.OfModel, replicas: list[Worker]) -> None:
+        """Raises: Busy, WorkerDied if none of them takes it."""
+        limit = self._config.max_open_per_worker
+        free = [worker for worker in replicas if self._sessions.held(worker.identity) < limit]
+        refused: RequestError = Busy(f"{replicas[0].name} has {limit} requests to do, which is the limit; try again later")
+        while free:
+            worker = routing.choose(free, request, lambda w: self._sessions.held(w.identity))
+            free.remove(worker)
             try:
                 self._to_worker(worker, Work(id=entry.key, group=entry.owner.number, request=request))
-            except WorkerDied:  # it is gone, and will be found so in a moment
-                if not replicas:
-                    raise
+            except (Busy, WorkerDied) as e:  # it is stuck or gone, and will be found so in a moment
+                refused = e
                 continue
+            if self._config.log_prompts and isinstance(request, m.Generate) and request.prompt is not None:
+                log.info("prompt %r", request.prompt)
             self._sessions.assign(entry, worker.identity)
             worker.used = time.monotonic()
             return
+        raise refused
 
-    def _try_elsewhere(self, entry: Open) -> bool:
-        """Its worker is lost: if nothing of it has been told, another replica begins it anew. Once: it may be what ended the first."""
-        if entry.told or entry.moved or entry.cancelled or not isinstance(entry.request, m.OfModel):
+    def _try_elsewhere(self, entry: Open, lost: Worker) -> bool:
+        """If nothing of it has been told, another replica begins it anew. Once: it may be what ended the first."""
+        request, left_ms = entry.request, (entry.deadline - time.monotonic()) * 1000
+        if entry.told or entry.moved or entry.cancelled or left_ms < 1 or not isinstance(request, m.OfModel):
             return False
         entry.moved = True
-        try:
-            self._hand_on(entry, entry.request)
-        except RequestError:
-            return False
-        return True
+        if request.deadline_ms:
+            request = msgspec.structs.replace(request, deadline_ms=int(left_ms))
+        replicas = [worker for worker in self._workers.matching(*lost.way) if worker.serves]
+        with contextlib.suppress(RequestError):
+            if replicas:
+                self._hand_on(entry, request, replicas)
+                return True
+        return False
 
     def _cancel(self, target: Open | None) -> bool:
         if target is None or not isinstance(target.request, m.Generate | m.Score | m.Load | m.Measure):
@@ -330,7 +335,7 @@ class Gateway:
             )  # fmt: skip
             if self._metrics:
                 self._metrics.generated(worker.way, ledger)
-            worker.known.learn(routing.of_result(entry.request, message))
+            worker.known.learn(routing.blocks_of(entry.request, message))
         if isinstance(message, m.Failure):
             log.info("%s %s failed: %s", codec.type_of(entry.request), worker.name, message.code)
         if isinstance(message, m.Progress | m.Tokens | m.Generated | m.Tokenized | m.Scored | m.Failure):

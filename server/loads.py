@@ -34,7 +34,7 @@ class Kept:
     replicas: int = 1
     compiled: bool = False
     firm: int = 0
-    """So many stay also when the load that asked for more is cancelled."""
+    """So many were ready once: they stay also when a load that asks for more is cancelled or fails."""
     due: float | None = None
     """When it is loaded again (monotonic)."""
     delay_s: float = AGAIN_S
@@ -58,7 +58,7 @@ class Loads:
     workers: Workers
     sessions: Sessions
     tell: Callable[[Worker, ForWorker], None]
-    try_elsewhere: Callable[[Open], bool]
+    try_elsewhere: Callable[[Open, Worker], bool]
     _unloads: list[tuple[Open, list[Worker], list[str]]] = field(default_factory=list)
     _kept: list[Kept] = field(default_factory=list)
     _watched: float = field(default_factory=time.monotonic)
@@ -68,13 +68,11 @@ class Loads:
     """How many workers died, or were ended because they were stuck."""
 
     def preload(self, ways: list[tuple[Model, str, str, int]]) -> None:
-        """Load models that stay, each with so many replicas. Raises: NoMemory, OSError."""
+        """Load models that stay, each with so many replicas. Raises: NoMemory, BadModel, LoadFailed."""
         for way in ways:
             kept = Kept(*way, firm=way[-1])
-            if not self.workers.matching(*kept.way):
-                for _ in range(kept.replicas):
-                    self.workers.start(kept.model, kept.engine, kept.precision)
-                self._kept.append(kept)
+            self._start_more(kept.model, kept.engine, kept.precision, kept.replicas - len(self.workers.matching(*kept.way)))
+            self._kept = [k for k in self._kept if k.way != kept.way] + [kept]
 
     # Requests
 
@@ -87,13 +85,14 @@ class Loads:
         if there and request.compile and not there[0].compiled:
             raise BadRequest(f"{there[0].name} is loaded without `compile`; unload it first")
         kept = self._keeper((model.name, engine, precision))
-        wanted = request.replicas or max(1, len(there), kept.replicas if kept else 0)
+        wanted = request.replicas or len(there) or (kept.replicas if kept else 1)
         compiled = there[0].compiled if there else request.compile
         fresh = self._start_more(model, engine, precision, wanted - len(there), compiled=compiled)
-        if kept:
-            kept.due, kept.replicas, kept.firm = None, wanted, min(kept.firm, wanted)
-        elif request.replicas:
-            self._kept.append(Kept(model, engine, precision, wanted, compiled, firm=min(len(there), wanted)))
+        if request.replicas and not kept:
+            kept = Kept(model, engine, precision, firm=sum(worker.ready is not None for worker in there))
+            self._kept.append(kept)
+        if kept and (request.replicas or fresh):
+            kept.due, kept.replicas, kept.firm, kept.compiled = None, wanted, min(kept.firm, wanted), compiled
         for worker in sorted(there, key=self._worth)[: max(0, len(there) - wanted)]:
             self._drain_one(worker)
         there = [worker for worker in there if not worker.draining]
@@ -106,12 +105,12 @@ class Loads:
         if not waits_for:
             self._answer_load(entry, there, already=True)
 
-    def _start_more(self, model: Model, engine: str, precision: str, count: int, *, compiled: bool) -> list[Worker]:
+    def _start_more(self, model: Model, engine: str, precision: str, count: int, *, compiled: bool = False) -> list[Worker]:
         """All of them, or none. Raises: NoMemory, BadModel, LoadFailed."""
         fresh: list[Worker] = []
         try:
             for _ in range(count):
-                fresh.append(self._start(model, engine, precision, compiled=compiled))
+                fresh.append(self.workers.start(model, engine, precision, compiled=compiled, share=count))
                 log.info("load %s", fresh[-1].name)
         except RequestError:
             for worker in fresh:
@@ -142,7 +141,7 @@ class Loads:
         ready = [(worker, worker.ready) for worker in replicas if worker.ready]
         if ready:
             if kept := self._keeper(ready[0][0].way):
-                kept.firm = kept.replicas
+                kept.firm = min(kept.replicas, max(kept.firm, len(ready)))
             worker, told = max(ready, key=lambda found: found[0].began)
             self.sessions.reply(entry, worker.loaded(told, already=already, replicas=len(ready)))
         else:
@@ -156,15 +155,9 @@ class Loads:
         # One at a time: each is as large as two models.
         if busy := next((w for w in self.workers.all() if w.task and w.state != "stopping"), None):
             raise Busy(f"{busy.name} is being measured; try again when that is done")
-        worker = self._start(model, engine, precision, task=request)
+        worker = self.workers.start(model, engine, precision, task=request)
         log.info("measure %s", worker.name)
         worker.waiters.append(entry.key)
-
-    def _start(self, model: Model, engine: str, precision: str, *, compiled: bool = False, task: m.Measure | None = None) -> Worker:
-        try:
-            return self.workers.start(model, engine, precision, compiled=compiled, task=task)
-        except OSError as e:
-            raise LoadFailed(f"no worker process can be started: {e}") from None
 
     def unload(self, entry: Open, request: m.Unload) -> None:
         """Answered when the memory is free, which is when the processes have ended."""
@@ -191,10 +184,9 @@ class Loads:
                 if not worker.waiters and not worker.load_ms and not stays:
                     log.info("%s: abandoned", worker.name)
                     self.workers.stop(worker)
-                    if kept and not kept.firm:
-                        self._kept.remove(kept)
-                    elif kept:
-                        kept.replicas = kept.firm
+                    if kept:
+                        kept.replicas = max(kept.firm, len(self.workers.matching(*worker.way)))
+                        self._kept = [k for k in self._kept if k.replicas]
 
     # What the workers say of themselves
 
@@ -222,7 +214,7 @@ class Loads:
             log.error("%s", message.message)
             self.lose(worker, from_code(message.code, message.message))
             self.workers.stop(worker)
-            self._again(worker)
+            self._again(worker, fault=False)
 
     def _tell_progress(self, worker: Worker, message: m.Progress) -> None:
         for entry in self._waiters(worker):
@@ -232,24 +224,32 @@ class Loads:
 
     def connected(self, worker: Worker, routing_id: bytes, fd: int) -> None:
         """A worker's process says its first word. It may be another than before: a cluster begins one anew elsewhere."""
-        if worker.connection:
+        if worker.state == "stopping":
+            worker.process.kill()  # it was begun anew while it was told to end
+        elif worker.connection:
             self._lost(worker)
         worker.connection, worker.fd = routing_id, fd
 
     def lose(self, worker: Worker, error: RequestError) -> None:
-        """Fail everything that a worker holds or that waits for it."""
-        for entry in (*self.sessions.of_worker(worker.identity), *self._waiters(worker)):
-            self.sessions.fail(entry, error)
+        """Fail everything that a worker holds or that waits for it; what was begun for these waiters alone ends."""
+        waiters = self._waiters(worker)
         worker.waiters.clear()
+        for entry in (*self.sessions.of_worker(worker.identity), *waiters):
+            self.sessions.fail(entry, error)
+        for entry in waiters:
+            self.abandon(entry)
 
     def _give_up(self, worker: Worker, error: RequestError) -> None:
         """As `lose`; but of what it held, another replica takes over that of which nothing was told yet."""
         for entry in self.sessions.of_worker(worker.identity):
-            self.try_elsewhere(entry)
+            self.try_elsewhere(entry, worker)
         self.lose(worker, error)
 
     def _lost(self, worker: Worker) -> None:
-        """Its process is gone with its node, or out of reach. Its launcher begins another; what waits for it waits on."""
+        """Its process is gone with its node, or out of reach. Where its launcher begins another, what waits for it waits on."""
+        if not worker.process.renew(worker.connection.decode()):
+            worker.cut = 0.0  # it ends, and will be found so
+            return
         self.deaths += 1
         log.error("the worker of %s on %s is lost: its connection broke", worker.name, worker.node or "a node")
         waiters = list(worker.waiters)
@@ -288,7 +288,7 @@ class Loads:
                 self._give_up(
                     worker, WorkerDied(f"the worker of {worker.name} had not moved for {still:.0f} s and was ended; load it again")
                 )
-                self._again(worker)
+                self._again(worker, fault=True)
             if self.config.keep_alive is not None and worker.serves:
                 replicas = self.workers.matching(*worker.way)
                 idle = all(replica.ready and not self.sessions.held(replica.identity) for replica in replicas)
@@ -296,6 +296,8 @@ class Loads:
                     log.info("%s was not used for %g s: unload", worker.name, self.config.keep_alive)
                     for replica in replicas:
                         self.workers.stop(replica)
+                    if kept := self._keeper(worker.way):
+                        kept.firm, kept.due = 0, None
         alive = set(self.workers.all())
         for unload in list(self._unloads):
             entry, stopped, names = unload
@@ -314,13 +316,14 @@ class Loads:
                     self.sessions.reply(entry, worker.measured)
         elif worker.ready:
             self.deaths += 1
-            log.error("the worker of %s died (%s)", worker.name, exit_words(code))
-            self._give_up(worker, WorkerDied(f"the worker of {worker.name} died ({exit_words(code)}); load it again"))
-            self._again(worker)
+            why = worker.process.problem() or exit_words(code)
+            log.error("the worker of %s died (%s)", worker.name, why)
+            self._give_up(worker, WorkerDied(f"the worker of {worker.name} died ({why}); load it again"))
+            self._again(worker, fault=True)
         elif problem := worker.process.problem():
             log.error("%s: %s", worker.name, problem)
             self.lose(worker, problem)
-            self._again(worker)
+            self._again(worker, fault=True)
         else:
             self.deaths += 1
             doing = "measured" if worker.task else "loaded"
@@ -328,15 +331,15 @@ class Loads:
             self.lose(
                 worker, LoadFailed(f"the worker died while it {doing} {worker.name} ({exit_words(code)}); the server's log may say why")
             )
-            self._again(worker)
+            self._again(worker, fault=True)
 
     def _keeper(self, way: tuple[str, str, str]) -> Kept | None:
         return next((k for k in self._kept if k.way == way), None)
 
-    def _again(self, worker: Worker) -> None:
-        """A worker is gone: if its model is kept, and it was ready once, it is loaded again in a while."""
+    def _again(self, worker: Worker, *, fault: bool) -> None:
+        """A worker is gone: if its model is kept, it is loaded again in a while; not if it said at its first load that it cannot."""
         kept = None if worker.task or worker.draining else self._keeper(worker.way)
-        if kept is None or kept.due or not (worker.load_ms or kept.restarts):
+        if kept is None or kept.due or not (worker.load_ms or kept.restarts or fault):
             return
         if worker.load_ms and time.monotonic() > worker.began + worker.load_ms / 1000 + AGAIN_MAX_S:
             kept.delay_s = AGAIN_S
@@ -348,10 +351,10 @@ class Loads:
         kept.restarts += 1
         self.restarts += 1
         try:
-            for _ in range(kept.replicas - len(self.workers.matching(*kept.way))):
-                self.workers.start(kept.model, kept.engine, kept.precision, compiled=kept.compiled)
+            missing = kept.replicas - len(self.workers.matching(*kept.way))
+            self._start_more(kept.model, kept.engine, kept.precision, missing, compiled=kept.compiled)
             kept.due = None
-        except (RequestError, OSError) as e:
+        except RequestError as e:
             log.warning("%s cannot be loaded again: %s", kept.name, e)
             kept.due = time.monotonic() + kept.delay_s
             kept.delay_s = min(AGAIN_MAX_S, 2 * kept.delay_s)

@@ -61,7 +61,7 @@ def choose(replicas: Sequence[R], request: m.OfModel, open_requests: Callable[[R
         return replicas[0]
     load = {id(replica): open_requests(replica) for replica in replicas}
     idlest = min(replicas, key=lambda r: (load[id(r)], r.used))
-    blocks = of_prompt(request)
+    blocks = blocks_of(request)
     shared = {id(replica): replica.known.shared(blocks) for replica in replicas}
     best = max(replicas, key=lambda r: (shared[id(r)], -load[id(r)]))
     if not shared[id(best)] or load[id(best)] > 2 * load[id(idlest)] + SLACK:
@@ -70,30 +70,19 @@ def choose(replicas: Sequence[R], request: m.OfModel, open_requests: Callable[[R
     return best
 
 
-def of_prompt(request: m.OfModel) -> list[bytes]:
-    """The blocks of a generation's prompt. Other requests leave nothing behind."""
-    return _digests(request, "", [])
-
-
-def of_result(request: m.AnyRequest, result: m.Generated) -> list[bytes]:
-    """The blocks of a prompt with the text that followed, as the next page of the same text begins."""
-    return _digests(request, result.text, result.ids)
-
-
-def _digests(request: m.AnyRequest, text: str, ids: list[int]) -> list[bytes]:
+def blocks_of(request: m.AnyRequest, result: m.Generated | None = None) -> list[bytes]:
+    """The blocks of a generation's prompt, with the text that followed, as the next page of it begins. Other requests leave nothing behind."""
     if not isinstance(request, m.Generate):
         return []
     if request.prompt_ids is not None:
-        tokens, kind, size = array("I", [*request.prompt_ids[: MAX_BLOCKS * BLOCK_TOKENS], *ids]), b"ids", BLOCK_TOKENS
-        data, size = tokens.tobytes(), size * tokens.itemsize
-    else:
-        prompt = request.prompt or ""
-        data, kind, size = (prompt[: MAX_BLOCKS * BLOCK_BYTES] + text).encode(errors="surrogatepass"), b"text", BLOCK_BYTES
-    return list(_chain(data[: MAX_BLOCKS * size], kind, size))
+        tokens = array("I", [*request.prompt_ids[: MAX_BLOCKS * BLOCK_TOKENS], *(result.ids if result else ())])
+        return list(_chain(tokens.tobytes(), b"ids", BLOCK_TOKENS * tokens.itemsize))
+    text = (request.prompt or "")[: MAX_BLOCKS * BLOCK_BYTES] + (result.text if result else "")
+    return list(_chain(text.encode(errors="surrogatepass"), b"text", BLOCK_BYTES))
 
 
 def _chain(data: bytes, digest: bytes, size: int) -> Iterator[bytes]:
     """Whole blocks only: of an unfinished one nobody knows how it goes on."""
-    for start in range(0, len(data) - size + 1, size):
+    for start in range(0, min(len(data) - size + 1, MAX_BLOCKS * size), size):
         digest = blake2b(digest + data[start : start + size], digest_size=8).digest()
         yield digest

@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from protocol import messages as m
-from protocol.errors import BadModel, BadRequest, NoMemory, NotLoaded
+from protocol.errors import BadModel, BadRequest, LoadFailed, NoMemory, NotLoaded
 from protocol.keys import CurveKeys
 from protocol.link import Beat, Ready
 from server.catalogue import ENGINES, OVERHEAD_BYTES, REFERENCE, Architecture, Model, rows_of
 from server.config import Config
 from server.launch.launcher import Launcher, Process
 from server.routing import Known
-from server.spec import Spec
+from server.spec import CUT_OFF, UNREACHED, Spec
 
 STOP_S = 2.0
 """How long a worker may take to end by itself before it is killed."""
@@ -33,6 +33,8 @@ class Worker:
     process: Process
     reserved: int
     """Bytes that it may come to need."""
+    rows: int | None
+    """None: as many as will fit, when its shape is known."""
     replica: int = 0
     node: str = ""
     """The machine it runs on; empty before it said so."""
@@ -136,15 +138,21 @@ class Workers:
         """Without those that measure."""
         return [w for w in self._workers.values() if w.task is None]
 
-    def start(self, model: Model, engine: str, precision: str, *, compiled: bool = False, task: m.Measure | None = None) -> Worker:
-        """Launch a worker and reserve its memory: for a task that of one row, and of full precision beside it. Raises: NoMemory, OSError."""
+    def start(
+        self, model: Model, engine: str, precision: str, *, compiled: bool = False, task: m.Measure | None = None, share: int = 1
+    ) -> Worker:
+        """Launch a worker and reserve its memory: for a task that of one row, and of full precision beside it.
+
+        Replicas have the same rows: the first is one of `share` that are to fit. Raises: NoMemory, LoadFailed.
+        """
         if model.problem:
             raise BadModel(f"{model.name}: {model.problem}")
         launcher = self._measurer if task else self._launcher
         arch, config, room = model.architecture, self._config, self._room(launcher)
-        rows, need = 1 if task else rows_of(engine, config.rows), OVERHEAD_BYTES
+        others = [w for w in self.models() if w.way == (model.name, engine, precision)]
+        rows, need = 1 if task else rows_of(engine, config.rows) or next((w.rows for w in others), None), OVERHEAD_BYTES
         if arch:
-            rows = rows or arch.fitting_rows(engine, precision, room)
+            rows = rows or arch.fitting_rows(engine, precision, room // share)
             need = arch.loading_bytes(engine, precision, rows) + (arch.memory_bytes(*REFERENCE, 1) if task else 0)
         if need > room:
             name = f"{model.name}/{engine}/{precision}"
@@ -155,10 +163,13 @@ class Workers:
             hub_cache=str(config.hub_cache), models_dir=str(config.models_dir), engine=engine, precision=precision,
             compiled=compiled, measures=task is not None, threads=config.threads, rows=rows, room=room, cache_dir=str(config.cache_dir), cache_bytes=config.cache_bytes,
         )  # fmt: skip
-        taken = {w.replica for w in self.models() if w.way == (model.name, engine, precision)}
+        taken = {w.replica for w in others}
         replica = next(i for i in range(len(taken) + 1) if i not in taken)
-        process = launcher.start(spec, need)
-        worker = Worker(model.name, engine, precision, identity, process, need, replica, compiled=compiled, task=task)
+        try:
+            process = launcher.start(spec, need)
+        except OSError as e:
+            raise LoadFailed(f"no worker process can be started: {e}") from None
+        worker = Worker(model.name, engine, precision, identity, process, need, rows, replica, compiled=compiled, task=task)
         self._workers[identity] = worker
         return worker
 
@@ -171,7 +182,8 @@ class Workers:
 
     def _room(self, launcher: Launcher) -> int:
         """Bytes that a new worker may take: what is free, less what the others have reserved and not yet taken."""
-        room = launcher.free_memory(sum(max(0, w.reserved - w.rss_bytes) for w in self._workers.values()))
+        same = [w for w in self._workers.values() if launcher is (self._measurer if w.task else self._launcher)]
+        room = launcher.free_memory(sum(max(0, w.reserved - w.rss_bytes) for w in same))
         if self._config.max_memory is not None:
             room = min(room, int(self._config.max_memory * 1e9) - sum(w.reserved for w in self._workers.values()))
         return max(0, room)
@@ -179,7 +191,7 @@ class Workers:
     def _no_memory(self, name: str, need: int, room: int, arch: Architecture | None, engine: str) -> NoMemory:
         """The error, with what could be done about it."""
         smaller = [f"{p} ({size / 1e6:.0f} MB)" for p in ENGINES[engine] if arch and (size := arch.memory_bytes(engine, p, 1)) < need]
-        loaded = [f"{w.name} ({w.reserved / 1e6:.0f} MB)" for w in self.models() if w.reserved]
+        loaded = dict.fromkeys(f"{w.name} ({w.reserved / 1e6:.0f} MB)" for w in self.models() if w.reserved)
         ways = [f"unload {' or '.join(loaded)}"] if loaded else []
         ways += [f"wait until {w.name} is measured" for w in self._workers.values() if w.task]
         ways += [f"choose {' or '.join(smaller)}"] if smaller else []
@@ -236,7 +248,7 @@ class Workers:
                 del self._workers[worker.identity]
                 ended.append((worker, code))
             elif worker.state == "stopping" and now > worker.stop_by:
-                worker.process.kill()
+                self.kill(worker)  # and not again before its time is over once more
         return ended
 
     def close(self) -> None:
@@ -246,4 +258,6 @@ class Workers:
 
 def exit_words(code: int) -> str:
     """How a process ended, for people."""
+    if code in {CUT_OFF, UNREACHED}:
+        return "its connection to the gateway broke" if code == CUT_OFF else "it could not reach the gateway"
     return f"signal {-code}" if code < 0 else f"exit code {code}"

@@ -81,7 +81,7 @@ def draw_load(state: AppState, *, may: bool) -> list[Action]:
     changed, number = imgui.input_int("replicas", models.replicas or state.replicas, 1, 8)
     widgets.tip("So many processes hold the model and share its requests; each takes memory of its own.")
     if changed:
-        actions.append(Enter("models", "replicas", min(replicas.MAX_REPLICAS, max(1, number))))
+        actions.append(Enter("models", "replicas", min(m.MAX_REPLICAS, max(1, number))))
     change = f"Set to {replicas.count(state.wanted)}" if state.wanted else "Loaded"
     imgui.begin_disabled(state.loaded and not state.wanted)
     if imgui.button(f"{change if state.loaded else 'Load model and weights'}###Load", (-1, 0)):

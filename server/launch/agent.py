@@ -5,6 +5,7 @@ Lines of JSON on stdin and stdout. It ends when stdin closes, and its actors and
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -12,6 +13,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,17 +34,23 @@ CONTROL = "control"
 INSTALL = "Ray is not installed; add it with: pip install -r requirements-cluster.txt"
 
 
-class Agent:
-    def __init__(self, ray: Any, version: str, program: list[str], out: int) -> None:
-        self._ray, self._version, self._program, self._out = ray, version, program, out
-        self._lock = threading.Lock()
-        self._actors: dict[str, Any] = {}
-        self._ended: set[str] = set()
+class Voice:
+    """To the gateway; any thread's."""
 
-    def say(self, **told: object) -> None:
-        """To the gateway."""
+    def __init__(self, out: int) -> None:
+        self._out, self._lock = out, threading.Lock()
+
+    def __call__(self, **told: object) -> None:
         with self._lock:
             os.write(self._out, json.dumps(told).encode() + b"\n")
+
+
+class Agent:
+    def __init__(self, ray: Any, version: str, program: list[str], say: Voice) -> None:
+        self._ray, self._version, self._program, self.say = ray, version, program, say
+        self._actors: dict[str, Any] = {}
+        self._ended: set[str] = set()
+        self._free_of_nodes = ray.remote(num_cpus=0)(free_of_nodes)  # once: each that is made stays with the cluster
 
     def start(self, key: str, spec: dict[str, Any], demand: dict[str, float]) -> None:
         threading.Thread(target=self._tend, args=(key, spec, demand), name=f"worker {key[:8]}", daemon=True).start()
@@ -51,6 +59,11 @@ class Agent:
         self._ended.add(key)
         if actor := self._actors.get(key):
             actor.stop.options(concurrency_group=CONTROL, max_task_retries=0).remote()
+
+    def cut(self, key: str, routing_id: str) -> None:
+        """That process lost the gateway; whoever hosts it is to begin another."""
+        if actor := self._actors.get(key):
+            actor.cut.options(concurrency_group=CONTROL, max_task_retries=0).remote(routing_id)
 
     def kill(self, key: str) -> None:
         self._ended.add(key)
@@ -62,26 +75,34 @@ class Agent:
             self.kill(key)
 
     def survey(self) -> None:
-        """Tell what the nodes have, again and again."""
-        while True:
-            free = self._free()
-            nodes = [
-                {
-                    "name": n["NodeName"],
-                    "address": n["NodeManagerAddress"],
-                    "free": free.get(n["NodeID"], {}),
-                    "total": _amounts(n["Resources"]),
-                }
-                for n in self._ray.nodes()
-                if n["Alive"]
-            ]
-            self.say(nodes=nodes)
-            time.sleep(SURVEY_S)
+        """Tell what the nodes have, again and again. Where the cluster does not answer this process ends, and its workers with it."""
+        try:
+            while True:
+                self._survey()
+                time.sleep(SURVEY_S)
+        except Exception:  # noqa: BLE001 - whatever it is, there is no cluster
+            traceback.print_exc()
+        finally:
+            os._exit(1)
+
+    def _survey(self) -> None:
+        free = self._free()
+        nodes = [
+            {
+                "name": n["NodeName"],
+                "address": n["NodeManagerAddress"],
+                "free": free.get(n["NodeID"], {}),
+                "total": _amounts(n["Resources"]),
+            }
+            for n in self._ray.nodes()
+            if n["Alive"]
+        ]
+        self.say(nodes=nodes)
 
     def _free(self) -> dict[str, dict[str, float]]:
         """What is free of each node, by its id."""
         if self._ray.util.client.ray.is_connected():  # ray://: this process is no part of the cluster
-            return dict(self._ray.get(self._ray.remote(num_cpus=0)(free_of_nodes).remote()))
+            return dict(self._ray.get(self._free_of_nodes.remote(), timeout=PLACE_S))
         return free_of_nodes()
 
     def _tend(self, key: str, spec: dict[str, Any], demand: dict[str, float]) -> None:
@@ -106,8 +127,8 @@ class Agent:
         except Exception as e:  # noqa: BLE001 - whatever Ray raises, it is this worker's end
             if key not in self._ended:
                 error, message = "load_failed", f"{name} cannot run on the cluster: {_first_line(e)}"
-        if actor := self._actors.pop(key, None):
-            ray.kill(actor)
+        with contextlib.suppress(Exception):  # there may be no cluster any more
+            ray.kill(self._actors.pop(key))
         self.say(key=key, ended=code, code=error, message=message)
         self._ended.discard(key)
 
@@ -128,7 +149,7 @@ class Agent:
         for file in files:
             with file.open("rb") as stream:
                 while part := stream.read(PART_BYTES):
-                    under_way.append(actor.take.remote(file.name, stream.tell() - len(part), part))
+                    under_way.append(actor.take.remote(file.name, stream.tell() - len(part), part, total))
                     done += len(part)
                     if len(under_way) > AHEAD:
                         self._ray.get(under_way.pop(0))
@@ -168,21 +189,20 @@ def _first_line(error: Exception) -> str:
 
 def main() -> None:
     told = json.loads(sys.stdin.readline())
-    out = os.dup(1)
+    say = Voice(os.dup(1))
     os.dup2(2, 1)  # Ray writes to stdout
-    agent = Agent(None, "", [], out)
     try:
         import ray
     except ImportError:
-        agent.say(refused=INSTALL)
+        say(refused=INSTALL)
         return
     try:
         _knock(told["address"])
         ray.init(address=told["address"], log_to_driver=True, logging_level=logging.WARNING)
     except Exception as e:  # noqa: BLE001 - it raises ConnectionError, ValueError, RuntimeError and more
-        agent.say(refused=f"no Ray cluster answers at {told['address']}: {_first_line(e)}; one starts with: ray start --head")
+        say(refused=f"no Ray cluster answers at {told['address']}: {_first_line(e)}; one starts with: ray start --head")
         return
-    agent = Agent(ray, told["version"], told["program"], out)
+    agent = Agent(ray, told["version"], told["program"], say)
     threading.Thread(target=agent.survey, name="survey", daemon=True).start()
     for line in sys.stdin:
         command = json.loads(line)
@@ -191,6 +211,8 @@ def main() -> None:
                 agent.start(command["key"], command["spec"], command["demand"])
             case "stop":
                 agent.stop(command["key"])
+            case "cut":
+                agent.cut(command["key"], command["routing_id"])
             case "kill":
                 agent.kill(command["key"])
     agent.kill_all()

@@ -21,7 +21,7 @@ from server.notes import digest, known_digest
 from server.spec import CUT_OFF, UNREACHED, Spec
 
 RECEIVED, DRAFT = "received", ".receiving-"
-STALE_S = 3600.0
+STALE_S = 600.0
 STOP_S = 1.0
 
 
@@ -33,9 +33,11 @@ class Host:
         if version != VERSION:
             raise RuntimeError(f"gpt2d {VERSION} is installed on {_node_name()}, and the server is {version}")
         self._program = program
+        self._cache, self._limit = Path(), 0
         self._draft: Path | None = None
-        self._cache = Path()
         self._process: LocalProcess | None = None
+        self._routing_id = ""
+        self._stops = False
 
     def run(self, told: dict[str, Any], files: dict[str, str]) -> int | None:
         """Start a worker and return its exit code; None if the model's files are not on this node, and are to be sent.
@@ -43,39 +45,55 @@ class Host:
         `files` are their names and SHA-256. They are here if the same path has them (a shared folder, or the same machine), or if they were sent before.
         """
         spec = Spec(**told)
-        self._cache = Path(spec.cache_dir)
+        self._cache, self._limit = Path(spec.cache_dir), spec.cache_bytes
         folder = self._folder(spec, files)
         if files and folder is None:
             return None
         name, node, reached = f"{spec.model}/{spec.engine}/{spec.precision}", _node_name(), False
-        while True:
+        while not self._stops:
             # Each process has its own routing id: the gateway then knows one that was begun anew from the one before it.
-            identity = f"{spec.identity}.{secrets.token_hex(4)}"
-            own = replace(spec, identity=identity, folder=str(folder or ""), node=node)
+            self._routing_id = f"{spec.identity}.{secrets.token_hex(4)}"
+            own = replace(spec, identity=self._routing_id, folder=str(folder or ""), node=node)
             self._process = LocalLauncher(self._program).start(own, 0)
             code = self._process.wait() or 0
             if code:
                 print(f"the worker of {name} ended with code {code}", file=sys.stderr)
+            if not self._routing_id:  # `cut` ended it
+                code = CUT_OFF
             reached = reached or code == CUT_OFF
             if not reached or code not in {CUT_OFF, UNREACHED}:
                 return code
+        return 0
 
     def stop(self) -> None:
         """End the worker; called beside `run`, which then returns."""
+        self._stops = True
         if process := self._process:
             process.stop()
             if process.wait(STOP_S) is None:
                 process.kill()
 
-    def take(self, name: str, offset: int, part: bytes) -> None:
-        """A part of a file."""
+    def cut(self, routing_id: str) -> None:
+        """The gateway has lost that process, which may not know: it is ended, and `run` begins another."""
+        if self._process and routing_id == self._routing_id:
+            self._routing_id = ""
+            self._process.kill()
+
+    def take(self, name: str, offset: int, part: bytes, total: int) -> None:
+        """A part of a file; all files have `total` bytes together. Raises: OSError if it cannot be kept."""
         if self._draft is None:
             received = self._cache / RECEIVED
             received.mkdir(parents=True, exist_ok=True)
+            _make_room(received, total, self._limit)
             self._draft = Path(tempfile.mkdtemp(prefix=DRAFT, dir=received))
-        with (self._draft / name).open("r+b" if (self._draft / name).exists() else "wb") as file:
-            file.seek(offset)
-            file.write(part)
+        try:
+            with (self._draft / name).open("r+b" if (self._draft / name).exists() else "wb") as file:
+                file.seek(offset)
+                file.write(part)
+        except OSError:
+            draft, self._draft = self._draft, None
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
 
     def _folder(self, spec: Spec, files: dict[str, str]) -> Path | None:
         """Where this node has those files."""
@@ -88,7 +106,6 @@ class Host:
             draft, self._draft = self._draft, None
             with contextlib.suppress(OSError):  # another worker of this node may have put them there
                 if all(digest(draft / name, lambda *_: None) == sha for name, sha in files.items()):
-                    _make_room(place.parent, sum((draft / name).stat().st_size for name in files), spec.cache_bytes)
                     draft.rename(place)
             shutil.rmtree(draft, ignore_errors=True)
         if not place.is_dir():
@@ -99,9 +116,9 @@ class Host:
 
 def _make_room(received: Path, size: int, limit: int) -> None:
     """Delete what was received longest ago, and what is left of a receipt that was cut, until so much more fits."""
-    for entry in received.glob(f"{DRAFT}*"):
-        if entry.stat().st_mtime < time.time() - STALE_S:
-            shutil.rmtree(entry, ignore_errors=True)
+    for draft in received.glob(f"{DRAFT}*"):
+        if max((f.stat().st_mtime for f in (draft, *draft.iterdir())), default=0.0) < time.time() - STALE_S:
+            shutil.rmtree(draft, ignore_errors=True)
     whole = sorted((p for p in received.iterdir() if not p.name.startswith(DRAFT)), key=lambda p: p.stat().st_mtime)
     sizes = {p: sum(f.stat().st_size for f in p.iterdir()) for p in whole}
     for entry in whole:

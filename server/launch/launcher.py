@@ -24,6 +24,10 @@ class Process(Protocol):
         """What its launcher is about, before there is a process; None: nothing new."""
         ...
 
+    def renew(self, routing_id: str) -> bool:
+        """The connection with that routing id broke: end its process if it is still there. True if its launcher begins another."""
+        ...
+
     def stop(self) -> None:
         """Ask it to end, without waiting."""
         ...
@@ -35,7 +39,10 @@ class Launcher(Protocol):
     """Starts worker processes somewhere."""
 
     def start(self, spec: Spec, memory_bytes: int) -> Process:
-        """Start a worker that may come to need so much memory. Raises: OSError if no process can be made, NoMemory if no place is left."""
+        """Start a worker that may come to need so much memory.
+
+        Raises: OSError if no process can be made, NoMemory if no place is left, LoadFailed if its place is out of reach.
+        """
         ...
 
     def free_memory(self, untaken: int) -> int:

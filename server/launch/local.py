@@ -49,6 +49,10 @@ class LocalProcess:
     def progress(self) -> m.Progress | None:
         return None
 
+    def renew(self, routing_id: str) -> bool:  # noqa: ARG002 - it has but one
+        self.kill()
+        return False
+
     def wait(self, seconds: float | None = None) -> int | None:
         """Its exit code; None if it has not ended within so many seconds."""
         with contextlib.suppress(subprocess.TimeoutExpired):

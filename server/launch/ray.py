@@ -7,10 +7,10 @@ workers end with it; another agent joins the cluster.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
+import queue
 import subprocess
 import sys
 import threading
@@ -33,6 +33,7 @@ log = logging.getLogger("gpt2d")
 
 JOIN_S, LEAVE_S = 60.0, 5.0
 AGAIN_S, AGAIN_MAX_S = 1.0, 60.0
+MAX_TOLD = 4096
 SHOWN = 6
 """So many nodes are told in a message."""
 
@@ -53,17 +54,10 @@ class Node:
 
     def __str__(self) -> str:
         """What is free of it."""
-        others = [
-            f"{self.free.get(k, 0):g} of {v:g} {k}"
-            for k, v in self.total.items()
-            if k.isidentifier() and k not in {"memory", *HIDDEN, "CPU"}
-        ]
+        others = [f"{self.free.get(k, 0):g} of {v:g} {k}" for k, v in self.total.items() if k.isidentifier() and k not in {"memory", "CPU"}]
         cpus = f"{self.free.get('CPU', 0):g} of {self.total.get('CPU', 0):g} CPUs"
         memory = f"{self.free.get('memory', 0) / 1e9:.1f} of {self.total.get('memory', 0) / 1e9:.1f} GB"
         return f"{self.name} {', '.join([cpus, memory, *others])}"
-
-
-HIDDEN = ("object_store_memory",)
 
 
 @dataclass(eq=False)
@@ -86,6 +80,10 @@ class RayProcess:
         told, self.about = self.about, None
         return told
 
+    def renew(self, routing_id: str) -> bool:
+        self._launcher.tell({"do": "cut", "key": self.key, "routing_id": routing_id})
+        return True
+
     def stop(self) -> None:
         self._launcher.tell({"do": "stop", "key": self.key})
 
@@ -101,6 +99,8 @@ class RayLauncher:
     _nodes: list[Node] = field(default_factory=list)
     _processes: dict[str, RayProcess] = field(default_factory=dict)
     _agent: subprocess.Popen[bytes] | None = None
+    _told: queue.Queue[dict[str, Any]] = field(default_factory=lambda: queue.Queue(MAX_TOLD))
+    """For the agent; written by a thread of its own, since an agent that does not read must hold nobody up."""
     _joined: threading.Event = field(default_factory=threading.Event)
     _refused: str = ""
     """Why the agent could not join."""
@@ -121,12 +121,16 @@ class RayLauncher:
         log.info("the Ray cluster has %d nodes: %s", len(self._nodes), self._listed())
 
     def _check_addresses(self) -> None:
-        mine = {a.address for addresses in psutil.net_if_addrs().values() for a in addresses}
-        if is_loopback(self.config.worker_address) and (others := [n.address for n in self._nodes if n.address not in mine]):
+        if others := self._out_of_reach():
             raise ClusterError(
-                f"nodes at {', '.join(others[:SHOWN])} cannot reach {urlsplit(self.config.worker_address).hostname}; "
+                f"nodes at {', '.join(n.address for n in others[:SHOWN])} cannot reach {urlsplit(self.config.worker_address).hostname}; "
                 "give an address of this machine that they can reach, with a port that is open to them: --worker-address tcp://ADDRESS:PORT"
             )
+
+    def _out_of_reach(self) -> list[Node]:
+        """Nodes on other machines, where workers are to connect to this one's loopback."""
+        mine = {a.address for addresses in psutil.net_if_addrs().values() for a in addresses}
+        return [n for n in self._nodes if n.address not in mine] if is_loopback(self.config.worker_address) else []
 
     def start(self, spec: Spec, memory_bytes: int) -> RayProcess:
         """Raises: NoMemory if no node has room for it, LoadFailed if the cluster is out of reach."""
@@ -156,20 +160,19 @@ class RayLauncher:
     def close(self) -> None:
         self._closed = True
         if agent := self._agent:
-            with contextlib.suppress(OSError):
-                if agent.stdin:
-                    agent.stdin.close()
+            self.tell({"do": "leave"})
             try:
                 agent.wait(LEAVE_S if self._nodes else 0)
             except subprocess.TimeoutExpired:
                 agent.kill()
 
     def tell(self, what: dict[str, Any]) -> None:
-        """To the agent; one that is gone has no workers any more."""
-        with contextlib.suppress(OSError, ValueError):
-            if self._agent and self._agent.stdin:
-                self._agent.stdin.write(json.dumps(what).encode() + b"\n")
-                self._agent.stdin.flush()
+        """To the agent, without waiting; one that does not listen is ended, and with it its workers."""
+        try:
+            self._told.put_nowait(what)
+        except queue.Full:
+            if self._agent:
+                self._agent.kill()
 
     def _listed(self) -> str:
         more = f", and {len(self._nodes) - SHOWN} more" if len(self._nodes) > SHOWN else ""
@@ -207,16 +210,24 @@ class RayLauncher:
             env=os.environ | {"PYTHONPATH": root, "RAY_DEDUP_LOGS": "0"},
         )  # fmt: skip
         threading.Thread(target=local.relay, args=(agent.stderr, "cluster"), name="stderr of the agent", daemon=True).start()
-        self._agent = agent
+        self._agent, self._told = agent, queue.Queue(MAX_TOLD)
         self.tell({"address": self.config.cluster, "version": VERSION, "program": local.PROGRAM})
+        threading.Thread(target=_write, args=(agent, self._told), name="to the agent", daemon=True).start()
         for line in agent.stdout or ():
             self._on_line(json.loads(line))
+        agent.kill()
         agent.wait()
+        self.tell({"do": "leave"})  # ends its writer
 
     def _on_line(self, told: dict[str, Any]) -> None:
         process = self._processes.get(told.get("key", ""))
         if "nodes" in told:
+            former = {node.address for node in self._nodes}
             self._nodes, self._refused = [Node(**node) for node in told["nodes"]], ""
+            if former and (new := {node.address for node in self._out_of_reach()} - former):
+                log.error(
+                    "nodes at %s cannot reach %s: workers that are placed there will fail", ", ".join(new), self.config.worker_address
+                )
             self._joined.set()
         elif "refused" in told:
             self._refused = told["refused"]
@@ -229,3 +240,16 @@ class RayLauncher:
         self._processes.pop(process.key, None)
         process.failure = failure
         process.code = code
+
+
+def _write(agent: subprocess.Popen[bytes], told: queue.Queue[dict[str, Any]]) -> None:
+    """Write to an agent until it is to leave, or is gone."""
+    if not agent.stdin:
+        return
+    try:
+        with agent.stdin:
+            while (what := told.get()).get("do") != "leave":
+                agent.stdin.write(json.dumps(what).encode() + b"\n")
+                agent.stdin.flush()
+    except OSError:
+        return

@@ -49,7 +49,7 @@ def send(to: Host, folder: Path, files: dict[str, str], *, but: str = "") -> Non
         content = (folder / name).read_bytes()
         for offset in reversed(range(0, len(content), 30_000)):
             if name != but:
-                to.take(name, offset, content[offset : offset + 30_000])
+                to.take(name, offset, content[offset : offset + 30_000], 100_002)
 
 
 def test_files_are_used_where_they_are(tmp_path: Path, source: dict[str, str]) -> None:
@@ -61,7 +61,7 @@ def test_files_are_used_where_they_are(tmp_path: Path, source: dict[str, str]) -
 
 def test_what_was_sent_is_kept_for_the_next(tmp_path: Path, source: dict[str, str]) -> None:
     here = Host(VERSION, [])
-    here._cache = tmp_path / "cache"
+    here._cache, here._limit = tmp_path / "cache", 1 << 30
     for _ in range(2):  # two workers of one node may get the same
         send(here, tmp_path / "source", source)
         place = here._folder(spec(here._cache), source)
@@ -73,11 +73,11 @@ def test_what_was_sent_is_kept_for_the_next(tmp_path: Path, source: dict[str, st
 @pytest.mark.parametrize("but", ["model.safetensors", "config.json"])
 def test_what_did_not_arrive_whole_is_not_used(tmp_path: Path, source: dict[str, str], but: str) -> None:
     here = Host(VERSION, [])
-    here._cache = tmp_path / "cache"
+    here._cache, here._limit = tmp_path / "cache", 1 << 30
     send(here, tmp_path / "source", source, but=but)
     assert here._folder(spec(here._cache), source) is None
     send(here, tmp_path / "source", source)
-    here.take("model.safetensors", 7, b"other")
+    here.take("model.safetensors", 7, b"other", 9)
     assert here._folder(spec(here._cache), source) is None
     assert not list((here._cache / "received").iterdir())
 

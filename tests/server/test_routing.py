@@ -41,14 +41,14 @@ def test_a_prompt_goes_where_its_beginning_went(request_: m.Generate) -> None:
 
 def test_the_next_page_goes_where_its_text_was_written() -> None:
     replicas, prompt, text = [Replica(), Replica()], "p" * 10, "t" * 300
-    replicas[1].known.learn(routing.of_result(m.Generate(prompt=prompt), _result(text)))
+    replicas[1].known.learn(routing.blocks_of(m.Generate(prompt=prompt), _result(text)))
     assert choose(replicas, m.Generate(prompt=prompt + text + "and so on")) is replicas[1]
 
 
 def test_the_one_that_knows_more_of_it_comes_first() -> None:
     replicas, prompt = [Replica(), Replica()], "".join(f"line {i:3} of the poem\n" for i in range(40))
-    replicas[0].known.learn(routing.of_prompt(m.Generate(prompt=prompt[:200])))
-    replicas[1].known.learn(routing.of_prompt(m.Generate(prompt=prompt[:400])))
+    replicas[0].known.learn(routing.blocks_of(m.Generate(prompt=prompt[:200])))
+    replicas[1].known.learn(routing.blocks_of(m.Generate(prompt=prompt[:400])))
     assert choose(replicas, m.Generate(prompt=prompt)) is replicas[1]
     assert choose(replicas, m.Generate(prompt=prompt[:150])) is replicas[0]
 
@@ -63,7 +63,7 @@ def test_one_that_is_much_busier_is_passed_over(least: int, most: int) -> None:
     assert choose([knowing, idle], page("x")) is idle
     knowing.open = 0
     assert choose([knowing, idle], page("x")) is knowing, "the other knows it now too; between them the less busy one"
-    assert idle.known.shared(routing.of_prompt(page("x"))) == 4
+    assert idle.known.shared(routing.blocks_of(page("x"))) == 4
 
 
 def test_other_requests_go_to_the_least_busy_one() -> None:
@@ -75,18 +75,18 @@ def test_other_requests_go_to_the_least_busy_one() -> None:
 def test_what_is_remembered_has_a_bound() -> None:
     known = Known()
     for i in range(MAX_KNOWN // MAX_BLOCKS + 9):
-        blocks = routing.of_prompt(m.Generate(prompt=f"{i:9}" + "long" * 9000))
+        blocks = routing.blocks_of(m.Generate(prompt=f"{i:9}" + "long" * 9000))
         assert len(blocks) == MAX_BLOCKS
         known.learn(blocks)
     assert len(known) == MAX_KNOWN and known.shared(blocks) == MAX_BLOCKS
-    assert known.shared(routing.of_prompt(m.Generate(prompt=f"{0:9}" + "long" * 9000))) == 0
+    assert known.shared(routing.blocks_of(m.Generate(prompt=f"{0:9}" + "long" * 9000))) == 0
 
 
 def test_text_and_tokens_are_kept_apart() -> None:
     known = Known()
-    known.learn(routing.of_prompt(m.Generate(prompt="\0" * 640)))
-    assert known.shared(routing.of_prompt(m.Generate(prompt_ids=[0] * 160))) == 0
-    assert routing.of_prompt(m.Generate(prompt="short")) == [], "an unfinished block stands for nothing"
+    known.learn(routing.blocks_of(m.Generate(prompt="\0" * 640)))
+    assert known.shared(routing.blocks_of(m.Generate(prompt_ids=[0] * 160))) == 0
+    assert routing.blocks_of(m.Generate(prompt="short")) == [], "an unfinished block stands for nothing"
 
 
 def _result(text: str) -> m.Generated:

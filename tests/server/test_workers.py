@@ -26,6 +26,9 @@ class Idle:
     def progress(self) -> None:
         return None
 
+    def renew(self, routing_id: str) -> bool:
+        return False
+
     def stop(self) -> None: ...
 
     def kill(self) -> None: ...

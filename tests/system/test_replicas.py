@@ -6,13 +6,15 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
+from msgspec.structs import replace
 
 from protocol import Client, messages as m
-from protocol.errors import BadModel, Cancelled, NoMemory, NotLoaded, WorkerDied
+from protocol.errors import BadModel, Busy, Cancelled, LoadFailed, NoMemory, NotLoaded, WorkerDied
 from server.catalogue import Catalogue
 from tests.conftest import Daemon, wait_for
 from tests.reliability.asking import VOCABULARY, Asked, ask
@@ -197,3 +199,94 @@ def test_preloaded_so_many_times(tmp_path: Path) -> None:
             client.generate("x")
         with pytest.raises(BadModel, match="replicas are 1 to 64"):
             Catalogue(tmp_path, tmp_path).parse("demo:65")
+
+
+@posix
+def test_what_is_begun_elsewhere_is_begun_with_the_same_model(client: Client, daemon: FakeDaemon) -> None:
+    """Also what left the model out, though another one is loaded by now; and to the same deadline."""
+    client.load("demo", engine="onnx", replicas=2)
+    long_ones = [ask(client, replace(long(i, 600, stream=False), deadline_ms=4000)) for i in range(2)]
+    score = ask(client, m.Score(text="a b c d e f g " * 100))
+    wait_for(lambda: sum(w.running for w in health(client)) >= 2)
+    client.load("demo", engine="native")
+    process_of(daemon, 1).kill()
+    for one in (*long_ones, score):
+        result = one.wait(20)
+        assert isinstance(result, m.Generated | m.Scored), result
+        if isinstance(result, m.Generated):
+            assert (result.engine, result.finish_reason) in {("onnx", "length"), ("onnx", "deadline")}
+    process_of(daemon, 0).kill()
+    wait_for(lambda: sum(w.engine == "onnx" and w.state == "ready" for w in health(client)) == 2, 10)
+
+
+@posix
+def test_without_another_replica_nothing_is_begun_elsewhere(client: Client, daemon: FakeDaemon) -> None:
+    client.load("demo", engine="onnx")
+    one = ask(client, long(1, stream=False))
+    wait_for(lambda: any(w.running for w in health(client)))
+    client.load("demo", engine="native")
+    process_of(daemon, 0).kill()
+    assert isinstance(one.wait(5), WorkerDied)
+
+
+def test_a_replica_that_is_full_is_passed_over(tmp_path: Path) -> None:
+    with FakeDaemon(tmp_path, SLOW, "--max-open-per-worker", "3") as daemon, Client(daemon.endpoint) as client:
+        client.load("demo", replicas=2)
+        asked = [ask(client, long(1, 100)) for _ in range(7)]
+        ends = Counter(type(one.wait(20)) for one in asked)
+        assert ends == {m.Generated: 6, Busy: 1}
+
+
+@posix
+def test_a_load_of_which_one_fails_leaves_none(tmp_path: Path) -> None:
+    with FakeDaemon(tmp_path, Behaviour(load_s=2)) as daemon, Client(daemon.endpoint) as client:
+        load = ask(client, m.Load(model="demo", replicas=3))
+        wait_for(lambda: len(daemon.workers()) == 3)
+        process_of(daemon, 1).kill()
+        assert isinstance(load.wait(5), LoadFailed)
+        wait_for(lambda: not daemon.workers())
+    with FakeDaemon(tmp_path / "2", Behaviour(load_s=1), "--preload", "demo:2") as daemon, Client(daemon.endpoint) as client:
+        wait_for(lambda: len(daemon.workers()) == 2)
+        process_of(daemon, 1).kill()
+        wait_for(lambda: ready(client) == [0, 1], 10)
+
+
+def test_what_one_client_cancels_another_keeps(tmp_path: Path) -> None:
+    with FakeDaemon(tmp_path, Behaviour(load_s=1)) as daemon, Client(daemon.endpoint) as client, Client(daemon.endpoint) as other:
+        two = ask(client, m.Load(model="demo", replicas=2))
+        wait_for(lambda: len(daemon.workers()) == 2)
+        three = ask(other, m.Load(model="demo", replicas=3))
+        wait_for(lambda: len(daemon.workers()) == 3)
+        other.connection.submit(m.Cancel(target=three.id), lambda _: None, 5)
+        assert isinstance(three.wait(5), Cancelled)
+        loaded = two.wait(10)
+        assert isinstance(loaded, m.Loaded) and loaded.replicas == 2
+        process_of(daemon, 1).kill()
+        wait_for(lambda: ready(client) != [0, 1])
+        wait_for(lambda: ready(client) == [0, 1], 10)
+        three = ask(other, m.Load(model="demo", replicas=3))
+        wait_for(lambda: len(daemon.workers()) == 3)
+        assert client.load("demo").replicas == 2, "a load that asks for no number changes none"
+        other.connection.submit(m.Cancel(target=three.id), lambda _: None, 5)
+        assert isinstance(three.wait(5), Cancelled)
+        wait_for(lambda: len(daemon.workers()) == 2)
+
+
+@posix
+def test_a_model_that_serves_is_loaded_whatever_there_is_room_for(tmp_path: Path) -> None:
+    with FakeDaemon(tmp_path, Behaviour(), "--rows", "1", "--max-memory", "0.3") as daemon, Client(daemon.endpoint) as client:
+        client.load("demo", replicas=2)
+        process_of(daemon, 1).kill()
+        wait_for(lambda: ready(client) == [0])
+        with suppress(NoMemory):
+            client.load("demo", engine="onnx")
+        loaded = client.load("demo", engine="native")
+        assert loaded.already and loaded.replicas == 1
+
+
+def test_replicas_have_the_same_rows(tmp_path: Path) -> None:
+    with FakeDaemon(tmp_path, Behaviour(), "--max-memory", "0.5") as daemon, Client(daemon.endpoint) as client:
+        rows = client.load("demo", engine="onnx", precision="fp32", replicas=2).rows
+        assert rows < 16, "two of sixteen do not fit"
+        for i in range(4):
+            client.generate(f"text {i}", strategy="beam", num_beams=rows, max_new_tokens=3)
