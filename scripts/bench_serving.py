@@ -9,7 +9,7 @@
 Starts a daemon of its own. Each client has a connection of its own and streams --requests generations one after the
 other (a closed loop), or as they fall due at --rate requests a second in all (an open one: the time a request waits for
 its client counts). `fairness` is the slowest client's time for its work over the fastest's. The last line is one JSON
-object.
+object. scripts/serving_methods.py runs the whole series with it: from 1 to 64 clients, rising rates, longer prompts, more tokens.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import statistics
 import sys
 import threading
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,6 +55,35 @@ def stream_one(client: Client, ids: list[int], new_tokens: int, due: float, prec
         return Request(first, gaps, time.perf_counter() - due, len(stream.result.ids))
 
 
+def serve(
+    clients: Sequence[Client],
+    prompts: Sequence[Sequence[list[int]]],
+    new_tokens: int,
+    precision: str,
+    due_s: Sequence[Sequence[float]] = (),
+) -> tuple[list[list[Request]], float]:
+    """Let each client stream its prompts one after the other, in a thread of its own; return what each saw, and the seconds it all took.
+
+    `due_s` says when each request falls due, from the beginning; left out: when the one before it is answered.
+    Raises: what a request failed with.
+    """
+    began = time.perf_counter()
+
+    def work(index: int) -> list[Request]:
+        done = []
+        for turn, ids in enumerate(prompts[index]):
+            due = time.perf_counter()
+            if due_s:
+                due = began + due_s[index][turn]
+                time.sleep(max(0.0, due - time.perf_counter()))
+            done.append(stream_one(clients[index], ids, new_tokens, due, precision))
+        return done
+
+    with ThreadPoolExecutor(len(clients)) as pool:
+        requests = list(pool.map(work, range(len(clients))))
+    return requests, time.perf_counter() - began
+
+
 def summary(values_s: list[float]) -> dict[str, float]:
     """Milliseconds."""
     return {name: round(percentile(values_s, share) * 1000, 1) for name, share in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))}
@@ -72,7 +103,6 @@ def main() -> None:
     args, model = parse(parser)
     vocabulary = model.architecture.vocabulary if model.architecture else 0
     rng = np.random.default_rng(0)
-    done: dict[int, list[Request]] = {i: [] for i in range(args.clients)}
     over = threading.Event()
     beside: list[int] = []
 
@@ -81,19 +111,11 @@ def main() -> None:
         for precision in {args.precision, args.beside or args.precision}:
             control.load(model.name, engine=args.engine, precision=precision)
             control.generate(prompt_ids=[1] * args.prompt_tokens, max_new_tokens=8, ignore_eos=True, precision=precision)  # warms up
-        clients = [Client(endpoint) for _ in done]
+        clients = [Client(endpoint) for _ in range(args.clients)]
         for client in clients:
             client.hello()
         prompts = rng.integers(0, vocabulary, (args.clients, args.requests, args.prompt_tokens)).tolist()
-        began = time.perf_counter()
-
-        def work(index: int) -> None:
-            for turn in range(args.requests):
-                due = time.perf_counter()
-                if args.rate:
-                    due = began + (turn * args.clients + index) / args.rate
-                    time.sleep(max(0.0, due - time.perf_counter()))
-                done[index].append(stream_one(clients[index], prompts[index][turn], args.new_tokens, due, args.precision))
+        due_s = [[(turn * args.clients + i) / args.rate for turn in range(args.requests)] for i in range(args.clients)] if args.rate else []
 
         def intrude() -> None:
             with Client(endpoint) as client:
@@ -112,22 +134,21 @@ def main() -> None:
                         if over.is_set():
                             break
 
-        threads = [threading.Thread(target=work, args=(i,)) for i in done]
         others = [threading.Thread(target=f) for f, wanted in ((intrude, args.intruder_tokens), (write_beside, args.beside)) if wanted]
-        for thread in others + threads:
+        for thread in others:
             thread.start()
-        for thread in threads:
-            thread.join()
-        took = time.perf_counter() - began
-        written_beside = sum(beside)
-        over.set()
+        try:
+            done, took = serve(clients, prompts, args.new_tokens, args.precision, due_s)
+            written_beside = sum(beside)
+        finally:
+            over.set()
         for thread in others:
             thread.join()
         for client in clients:
             client.close()
 
-    requests = [request for own in done.values() for request in own]
-    busy = [sum(request.whole_s for request in own) for own in done.values()]
+    requests = [request for own in done for request in own]
+    busy = [sum(request.whole_s for request in own) for own in done]
     print(f"{len(requests)} requests in {took:.1f} s", file=sys.stderr)
     figures = {
         "model": loaded.model,

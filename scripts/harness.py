@@ -147,7 +147,7 @@ def measure(results: Results, plans: Sequence[Plan], runs: int, title: str) -> l
     rows = {i: row for i, plan in enumerate(plans) if not results.again and (row := results.find(plan.key))}
     todo = [i for i in range(len(plans)) if i not in rows]
     samples: dict[int, dict[str, list[float]]] = {i: {} for i in todo}
-    with ExitStack() as stack, tqdm(total=len(todo) * (1 + WARMUPS + runs), desc=title, unit="run", disable=not todo) as bar:
+    with ExitStack() as stack, tqdm(total=len(todo) * (2 + WARMUPS + runs), desc=title, unit="run", disable=not todo) as bar:
         trials: dict[int, Trial] = {}
         problems: dict[int, str] = {}
 

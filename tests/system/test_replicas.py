@@ -284,9 +284,13 @@ def test_a_model_that_serves_is_loaded_whatever_there_is_room_for(tmp_path: Path
         assert loaded.already and loaded.replicas == 1
 
 
-def test_replicas_have_the_same_rows(tmp_path: Path) -> None:
-    with FakeDaemon(tmp_path, Behaviour(), "--max-memory", "0.5") as daemon, Client(daemon.endpoint) as client:
-        rows = client.load("demo", engine="onnx", precision="fp32", replicas=2).rows
-        assert rows < 16, "two of sixteen do not fit"
-        for i in range(4):
-            client.generate(f"text {i}", strategy="beam", num_beams=rows, max_new_tokens=3)
+def test_replicas_have_the_same_rows(tmp_path: Path, cache: Path) -> None:
+    daemon = Daemon(tmp_path, "--cache-dir", str(cache), "--max-memory", "0.5", "--threads", "1")
+    try:
+        with Client(daemon.endpoint) as client:
+            rows = client.load("demo", precision="fp32", replicas=2).rows
+            assert rows < 16, "two of sixteen do not fit"
+            for i in range(4):
+                client.generate(f"text {i}", strategy="beam", num_beams=rows, max_new_tokens=3)
+    finally:
+        daemon.kill()
