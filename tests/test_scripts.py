@@ -12,7 +12,7 @@ SCRIPTS = sorted(Path("scripts").glob("*.py"))
 
 
 @pytest.mark.parametrize(
-    "script", [s for s in SCRIPTS if "--help" in s.read_text() or "ArgumentParser(" in s.read_text()], ids=lambda s: s.name
+    "script", [s for s in SCRIPTS if "description=__doc__" in s.read_text() or "harness.parser(" in s.read_text()], ids=lambda s: s.name
 )
 def test_help(script: Path) -> None:
     done = subprocess.run([sys.executable, str(script), "--help"], capture_output=True, text=True, timeout=60)
