@@ -50,7 +50,8 @@ class Agent:
         self._ray, self._version, self._program, self.say = ray, version, program, say
         self._actors: dict[str, Any] = {}
         self._ended: set[str] = set()
-        self._free_of_nodes = ray.remote(num_cpus=0)(free_of_nodes)  # once: each that is made stays with the cluster
+        # Once: each that is made stays with the cluster.
+        self._free_of_nodes, self._host = ray.remote(num_cpus=0)(free_of_nodes), ray.remote(concurrency_groups={CONTROL: 1})(Host)
 
     def start(self, key: str, spec: dict[str, Any], demand: dict[str, float]) -> None:
         threading.Thread(target=self._tend, args=(key, spec, demand), name=f"worker {key[:8]}", daemon=True).start()
@@ -113,7 +114,7 @@ class Agent:
         try:
             self.say(key=key, stage="place", done=0, total=1, unit="node")
             # Ray takes care of nodes: it begins the actor and its method anew on another one. A worker that ends by itself is the gateway's.
-            actor = ray.remote(concurrency_groups={CONTROL: 1})(Host).options(
+            actor = self._host.options(
                 num_cpus=demand["CPU"], memory=demand["memory"], resources=others, max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD"
             ).remote(self._version, self._program)  # fmt: skip
             self._actors[key] = actor
