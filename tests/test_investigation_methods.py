@@ -1,0 +1,170 @@
+"""The investigation's methods: how they are put together and reported, and each of its two scripts on `demo` with a few of them."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from server.catalogue import DEMO_FOLDER, ENGINES, PUBLISHED
+
+pytestmark = pytest.mark.timeout(600)  # a script starts a process for each method, on a machine that may be busy
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = ROOT / "scripts"
+VERSE = "So shines a good deed in a naughty world\nAnd so the candle went before the moon\n"
+needs_native = pytest.mark.skipif("native" not in ENGINES, reason="gpt2d-kernels is not installed")
+
+
+def script(name: str) -> ModuleType:
+    """A script as a module; scripts import each other by name."""
+    sys.path.insert(0, str(SCRIPTS))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(SCRIPTS))
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of its own, which has text to measure with already."""
+    folder = tmp_path_factory.mktemp("home")
+    (folder / "gpt2d" / "graphs").mkdir(parents=True)
+    (folder / "gpt2d" / "graphs" / "held-out.txt").write_text(VERSE * 200)
+    return folder
+
+
+def run(home: Path, name: str, *only: str) -> tuple[dict[str, dict[str, Any]], dict[str, Any], str]:
+    """What a quick run says of its methods, what it has kept of them, and its output."""
+    command = [
+        sys.executable,
+        str(SCRIPTS / f"{name}.py"),
+        "--quick",
+        "--json",
+        str(home / f"{name}.jsonl"),
+        "--threads",
+        "1",
+        "--only",
+        *only,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"XDG_CACHE_HOME": str(home)}, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    kept = {row["key"]["method"]: row for row in map(json.loads, (home / f"{name}.quick.jsonl").read_text().splitlines())}
+    assert not any(row["problem"] for row in kept.values()), done.stderr
+    last = json.loads(done.stdout.splitlines()[-1])
+    assert last["script"] == name
+    found = {row["method"]: row for row in last["rows"]}
+    assert set(found) == set(kept) and all(f["model"] == "demo" and f["runs"] == 3 and f["rss_mb"] > 10 for f in found.values())
+    return found, kept, done.stdout
+
+
+@pytest.mark.parametrize("name", ["optimisation_methods", "onnx_methods"])
+def test_help(name: str) -> None:
+    done = subprocess.run([sys.executable, str(SCRIPTS / f"{name}.py"), "--help"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "A row is a" in done.stdout and "--only" in done.stdout
+
+
+@needs_native
+def test_optimisations(home: Path) -> None:
+    wanted = ("transformers-int8-head", "native-int8", "page-reused", "lookup-repeating-on")
+    found, kept, output = run(home, "optimisation_methods", *wanted)
+    baseline = found["transformers-fp32"]
+    assert set(found) == {"transformers-fp32", *wanted, "page-anew", "lookup-repeating-off"}
+    assert "speedup" not in baseline and found["native-int8"]["against"] == "transformers-fp32"
+    for name in ("transformers-fp32", "transformers-int8-head", "native-int8"):
+        samples = kept[name]["samples"]
+        assert len(samples["whole_8_ms"]) == len(samples["prefill_ms"]) == len(samples["tok_s"]) == 3
+        assert samples["prefill_ms"][0] + samples["decode_8_ms"][0] == pytest.approx(samples["whole_8_ms"][0], rel=1e-4)
+        low, high = found[name]["whole_25_ms_95"]
+        assert low <= found[name]["whole_25_ms"] <= high < found[name]["whole_100_ms"]
+    assert abs(baseline["perplexity_change_pct"]) < 0.01 and baseline["top1_agreement"] > 0.99
+    assert 0.8 < found["native-int8"]["top1_agreement"] < 1
+    assert found["page-reused"]["reused_tokens"] == 3 * 512 and found["page-anew"]["reused_tokens"] == 0
+    assert found["lookup-repeating-on"]["accepted_tokens"] > 0 and found["lookup-repeating-off"]["guessed_tokens"] == 0
+    assert found["page-reused"]["same_text"] and found["lookup-repeating-on"]["same_text"]
+    assert "times as fast" in output and "native-int8" in output
+
+
+def test_onnx(home: Path) -> None:
+    wanted = ("exported-int4-blocks", "exported-fp32-bound", "ours-int4", "ours-int4-fed", "ours-int4-no-cache")
+    found, kept, output = run(home, "onnx_methods", *wanted)
+    assert set(found) == {"exported-fp32", *wanted}
+    assert len(kept["ours-int4-no-cache"]["samples"]["whole_4_ms"]) == 3
+    # The same blocks make the same model, whichever graph they are in.
+    assert found["exported-int4-blocks"]["perplexity"] == pytest.approx(found["ours-int4"]["perplexity"], rel=0.01)
+    for name, operator in (("exported-fp32", "Gemm"), ("exported-int4-blocks", "MatMulNBits"), ("ours-int4", "GroupQueryAttention")):
+        profile = found[name]["profile"]
+        assert operator in profile and len(profile) <= 8 and 0.5 < sum(profile.values()) <= 1.001
+        assert f"demo {name}: " in output
+
+
+def test_the_graph_that_is_fed_computes_the_same() -> None:
+    methods, onnx_methods = script("method_child"), script("onnx_methods")
+    order = methods.Order("onnx_methods.ours", "fp32", "fed", str(DEMO_FOLDER), 1)
+    try:
+        engine = methods.own_engine(order, "onnx")
+    except methods.BuiltAnew:
+        engine = methods.own_engine(order, "onnx")
+    fed = onnx_methods.Fed(order.architecture, engine)
+    for ids, past in (([5, 6, 7], 0), ([8], 3), ([9, 10], 4)):
+        wanted = [len(ids) - 1]
+        np.testing.assert_allclose(fed.prefill(0, ids, past, wanted), engine.prefill(0, ids, past, wanted), atol=1e-4)
+
+
+def test_a_method_that_takes_too_long_or_fails_says_so() -> None:
+    methods = script("methods")
+    with pytest.raises(SystemExit, match="longer than 0 s"):
+        methods.MethodProcess(methods.Order("method_child.own", "fp32", "onnx", str(DEMO_FOLDER), 1), 0.01)
+    with pytest.raises(SystemExit, match="AttributeError"):
+        methods.MethodProcess(methods.Order("method_child.nothing", "fp32", "onnx", str(DEMO_FOLDER), 1))
+
+
+@pytest.mark.parametrize("name", ["optimisation_methods", "onnx_methods"])
+@pytest.mark.parametrize("size", ["gpt2", "gpt2-large"])
+def test_groups_fit_and_have_the_baseline(name: str, size: str) -> None:
+    methods, arch = script("methods"), PUBLISHED[size]
+    rows = script(name).methods_of(size, 2, ("gpt2", "gpt2-large"))
+    assert len({method.name for method in rows}) == len(rows)
+    packed = methods.groups(rows, arch)
+    room = methods.GROUP_SHARE * psutil.virtual_memory().total
+    for group in packed:
+        assert group[0] is rows[0] and {m.against for m in group} - {""} <= {m.name for m in group}
+        assert methods.memory(group, arch) <= room or len(group) == 2
+    assert sorted(m.name for group in packed for m in group[1:]) == sorted(m.name for m in rows[1:])
+
+
+def row(**samples: list[float]) -> Any:
+    harness = script("harness")
+    return harness.Row("s", {"model": "demo", "method": "m", "group": 1}, samples, {}, "", "", {}, {})
+
+
+def test_times_that_were_not_measured_in_all_runs_are_derived() -> None:
+    methods = script("methods")
+    slow = row(prefill_ms=[50.0, 50.0], tok_s=[20.0, 20.0], whole_25_ms=[1300.0])
+    fast = row(prefill_ms=[5.0, 5.0], tok_s=[200.0, 100.0], whole_25_ms=[125.0, 245.0])
+    assert methods.times(slow, 25) == [1250, 1250] and methods.times(fast, 25) == [125, 245]
+    assert methods.speedups(fast, slow, 25) == pytest.approx([10, 1250 / 245])
+    texts = row(tok_s=[30.0, 30.0])
+    assert methods.speedups(replace(texts, samples={"tok_s": [60.0, 90.0]}), texts, 25) == [2, 3]
+    found = methods.figures(slow, None, (25, 100))
+    assert found["derived_25"] and found["whole_100_ms"] == 5000 and "speedup" not in found
+
+
+def test_a_run_is_as_long_as_its_time_allows() -> None:
+    methods = script("methods")
+    longest = methods.longest
+    assert longest(methods.LENGTHS, 0.01, 0.003, 5) == 100
+    assert longest(methods.LENGTHS, 0.05, 0.03, 5) == 25
+    assert longest(methods.LENGTHS, 0.05, 0.04, 0) == 100 and longest(methods.LENGTHS, 0.3, 0.3, 0) == 8
+    assert longest((4,), 1.0, 1.0, 0) == 4
