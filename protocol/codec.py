@@ -14,7 +14,7 @@ import msgspec
 
 from protocol import messages as m
 from protocol.errors import BadRequest, VersionMismatch
-from protocol.link import Beat, ForWorker, FromWorker, Ready, Sized, Started, Work
+from protocol.link import Beat, ForWorker, FromWorker, Leave, Ready, Sized, Started, Work
 
 MAX_REQUEST_BYTES = 256 << 10
 MAX_REPLY_BYTES = 16 << 20
@@ -37,7 +37,7 @@ _REQUESTS: dict[str, type[m.Request]] = {
     "tokenize": m.Tokenize,
     "score": m.Score,
 }
-_FOR_WORKER: dict[str, type[m.Request]] = {"work": Work, "cancel": m.Cancel, "measure": m.Measure}
+_FOR_WORKER: dict[str, type[m.Request]] = {"work": Work, "cancel": m.Cancel, "measure": m.Measure, "leave": Leave}
 _REPLIES: dict[str, type[m.Reply]] = {"progress": m.Progress, "tokens": m.Tokens, "error": m.Failure}
 _FROM_WORKER: dict[str, type[m.Reply]] = _REPLIES | {"started": Started, "sized": Sized, "ready": Ready, "beat": Beat}
 _RESULTS: dict[str, type[m.Result]] = {

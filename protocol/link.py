@@ -17,6 +17,10 @@ class Work(m.Request, frozen=True, tag="work"):
     request: m.OfModel
 
 
+class Leave(m.Request, frozen=True, tag="leave"):
+    """Another process serves in this one's place."""
+
+
 class Started(m.Reply, frozen=True, tag_field="type", tag="started"):
     """A worker's process is there, on that machine. One that measures waits for its Measure."""
 
@@ -56,5 +60,5 @@ class Beat(m.Reply, frozen=True, tag_field="type", tag="beat"):
     busy_ms: float = 0.0
 
 
-ForWorker: TypeAlias = Work | m.Cancel | m.Measure
+ForWorker: TypeAlias = Work | m.Cancel | m.Measure | Leave
 FromWorker: TypeAlias = m.AnyReply | Started | Sized | Ready | Beat

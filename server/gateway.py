@@ -24,12 +24,13 @@ from protocol.errors import (
     DeadlineExceeded,
     Draining,
     Internal,
+    LoadFailed,
     RequestError,
     Unauthorised,
     WorkerDied,
 )
 from protocol.keys import CurveKeys, read_secret
-from protocol.link import Beat, ForWorker, FromWorker, Work
+from protocol.link import Beat, ForWorker, FromWorker, Leave, Work
 from server import routing, status
 from server.auth import REVOKED, Guard, Keyring
 from server.catalogue import Catalogue
@@ -66,7 +67,8 @@ class Gateway:
     def __init__(self, config: Config, launcher: Launcher | None = None, metrics: Metrics | None = None) -> None:
         """Bind.
 
-        Raises: zmq.ZMQError if the endpoint cannot be bound, RequestError for a preload that makes no sense, KeyFileError.
+        Raises: zmq.ZMQError if the endpoint cannot be bound, RequestError for a preload that makes no sense and where
+        workers could not connect, KeyFileError.
         """
         self._config = config
         self._catalogue = Catalogue(config.models_dir, config.hub_cache, allow_hub=config.allow_hub)
@@ -77,7 +79,10 @@ class Gateway:
         self._guard = Guard(self._context, keyring)
         self._socket, self._monitor = sockets.gateway_socket(self._context, config.endpoint, own_key)
         keys = CurveKeys.new()
-        self._workers_socket, self._workers_monitor = sockets.worker_gateway_socket(self._context, config.worker_address, keys)
+        try:
+            self._workers_socket, self._workers_monitor = sockets.worker_gateway_socket(self._context, config.worker_address, keys)
+        except zmq.ZMQError as e:
+            raise LoadFailed(f"--worker-address {config.worker_address}: cannot listen there: {e.strerror}") from None
         self._manager, self._metrics = ServiceManager(), metrics
         self._sessions = Sessions(config, self._socket)
         local = LocalLauncher()
@@ -277,6 +282,7 @@ class Gateway:
     # From and to the workers
 
     def _to_worker(self, worker: Worker, request: ForWorker) -> None:
+        """Raises: Busy, WorkerDied."""
         try:
             self._workers_socket.send_multipart([worker.connection, codec.encode(request)], zmq.NOBLOCK)
         except zmq.Again:
@@ -297,6 +303,10 @@ class Gateway:
                 continue
             if worker.connection != routing_id.bytes:
                 self._watch_worker_connections()  # of one that had this descriptor before
+                if worker.connection and not worker.cut:  # a node that was given up is heard again, and another has its place
+                    with contextlib.suppress(zmq.ZMQError):
+                        self._workers_socket.send_multipart([routing_id.bytes, codec.encode(Leave())], zmq.NOBLOCK)
+                    continue
                 self._loads.connected(worker, routing_id.bytes, int(frame.get(zmq.SRCFD)))
             try:
                 worker.heard = time.monotonic()

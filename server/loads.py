@@ -208,7 +208,7 @@ class Loads:
             worker.state, worker.ready = "ready", message
             worker.used = time.monotonic()
             worker.load_ms = (worker.used - worker.began) * 1000
-            log.info("loaded %s in %.0f ms, %.0f MB", worker.name, worker.load_ms, message.rss_bytes / 1e6)
+            log.info("loaded %s in %.0f ms, %.0f MB, on %s", worker.name, worker.load_ms, message.rss_bytes / 1e6, worker.node)
             self._settle(worker)
         elif isinstance(message, m.Failure):
             log.error("%s", message.message)

@@ -147,7 +147,8 @@ def main() -> None:
     link = Link(spec)
     # The gateway and the clients come first. On Linux this holds for this thread and those it makes from here on, so that
     # ZeroMQ's thread, made above, need not wait for a computing one when it has something to send.
-    psutil.Process().nice(getattr(psutil, "BELOW_NORMAL_PRIORITY_CLASS", 5))  # Windows has classes
+    with contextlib.suppress(psutil.AccessDenied):  # lower already, where a cluster started it: only root may go up
+        psutil.Process().nice(getattr(psutil, "BELOW_NORMAL_PRIORITY_CLASS", 5))  # Windows has classes
     try:
         link.send(Started(id=None, node=spec.node))
         if not spec.measures:

@@ -16,7 +16,7 @@ import zmq
 
 from protocol import codec, messages as m, sockets
 from protocol.errors import BadRequest, RequestError, TooLong
-from protocol.link import Beat, ForWorker, FromWorker, Work
+from protocol.link import Beat, ForWorker, FromWorker, Leave, Work
 from server.catalogue import Architecture
 from server.engines.base import Engine, Logits, Verifier
 from server.prefix_cache import PrefixCache
@@ -71,6 +71,9 @@ class Link:
             self._socket.poll(timeout_ms)
         while sockets.readable(self._socket):
             requests.append(codec.decode_for_worker(self._socket.recv()))
+            if isinstance(requests[-1], Leave):
+                print("another process serves in this one's place: it ends", file=sys.stderr, flush=True)
+                os._exit(CUT_OFF)
         return requests
 
     def _end_if_cut_off(self) -> None:
@@ -240,7 +243,7 @@ class Worker:
             for sequence in self._scheduler.find(request.target):
                 sequence.end("cancelled")
             return
-        if isinstance(request, m.Measure):
+        if not isinstance(request, Work):
             return  # for a process that measures, and serves nothing
         self._requests += 1
         try:

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from server.catalogue import CONFIG_FILE, TOKENIZER_FILES, WEIGHTS_FILE
-from server.launch.host import Host
 from server.notes import known_digest
 
 SURVEY_S = 1.0
@@ -29,8 +28,6 @@ PART_BYTES, AHEAD = 16 << 20, 3
 """Files travel in parts of this size, so many at a time: more would fill the object stores."""
 TRIES = 5
 KNOCK_S = 5.0
-CONTROL = "control"
-"""Methods of this concurrency group run beside the others."""
 INSTALL = "Ray is not installed; add it with: pip install -r requirements-cluster.txt"
 
 
@@ -46,12 +43,12 @@ class Voice:
 
 
 class Agent:
-    def __init__(self, ray: Any, version: str, program: list[str], say: Voice) -> None:
+    def __init__(self, ray: Any, host: type, version: str, program: list[str], say: Voice) -> None:
         self._ray, self._version, self._program, self.say = ray, version, program, say
         self._actors: dict[str, Any] = {}
         self._ended: set[str] = set()
         # Once: each that is made stays with the cluster.
-        self._free_of_nodes, self._host = ray.remote(num_cpus=0)(free_of_nodes), ray.remote(concurrency_groups={CONTROL: 1})(Host)
+        self._free_of_nodes, self._host = ray.remote(num_cpus=0)(free_of_nodes), ray.remote(concurrency_groups={"control": 1})(host)
 
     def start(self, key: str, spec: dict[str, Any], demand: dict[str, float]) -> None:
         threading.Thread(target=self._tend, args=(key, spec, demand), name=f"worker {key[:8]}", daemon=True).start()
@@ -59,12 +56,12 @@ class Agent:
     def stop(self, key: str) -> None:
         self._ended.add(key)
         if actor := self._actors.get(key):
-            actor.stop.options(concurrency_group=CONTROL, max_task_retries=0).remote()
+            actor.stop.remote()
 
     def cut(self, key: str, routing_id: str) -> None:
         """That process lost the gateway; whoever hosts it is to begin another."""
         if actor := self._actors.get(key):
-            actor.cut.options(concurrency_group=CONTROL, max_task_retries=0).remote(routing_id)
+            actor.cut.remote(routing_id)
 
     def kill(self, key: str) -> None:
         self._ended.add(key)
@@ -194,6 +191,8 @@ def main() -> None:
     os.dup2(2, 1)  # Ray writes to stdout
     try:
         import ray
+
+        from server.launch.host import Host
     except ImportError:
         say(refused=INSTALL)
         return
@@ -201,9 +200,11 @@ def main() -> None:
         _knock(told["address"])
         ray.init(address=told["address"], log_to_driver=True, logging_level=logging.WARNING)
     except Exception as e:  # noqa: BLE001 - it raises ConnectionError, ValueError, RuntimeError and more
-        say(refused=f"no Ray cluster answers at {told['address']}: {_first_line(e)}; one starts with: ray start --head")
+        say(
+            refused=f"no Ray cluster answers at {told['address']}: {_first_line(e)}; one starts with: ray start --head; the lines before may say more"
+        )
         return
-    agent = Agent(ray, told["version"], told["program"], say)
+    agent = Agent(ray, Host, told["version"], told["program"], say)
     threading.Thread(target=agent.survey, name="survey", daemon=True).start()
     for line in sys.stdin:
         command = json.loads(line)

@@ -8,12 +8,15 @@ from __future__ import annotations
 import contextlib
 import secrets
 import shutil
+import signal
 import sys
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import ray
 
 from server.config import VERSION
 from server.launch.local import LocalLauncher, LocalProcess
@@ -22,7 +25,9 @@ from server.spec import CUT_OFF, UNREACHED, Spec
 
 RECEIVED, DRAFT = "received", ".receiving-"
 STALE_S = 600.0
-STOP_S = 1.0
+STOP_S, PAUSE_S, SHUTDOWN_S = 1.0, 1.0, 5.0
+CONTROL = "control"
+"""Methods of this concurrency group run beside the others."""
 
 
 class Host:
@@ -60,11 +65,15 @@ class Host:
                 print(f"the worker of {name} ended with code {code}", file=sys.stderr)
             if not self._routing_id:  # `cut` ended it
                 code = CUT_OFF
+            if code == -signal.SIGTERM and not self._stops:
+                time.sleep(SHUTDOWN_S)  # the node shuts down, and this process with it: Ray begins both elsewhere
             reached = reached or code == CUT_OFF
             if not reached or code not in {CUT_OFF, UNREACHED}:
                 return code
+            time.sleep(PAUSE_S)
         return 0
 
+    @ray.method(concurrency_group=CONTROL, max_task_retries=0)
     def stop(self) -> None:
         """End the worker; called beside `run`, which then returns."""
         self._stops = True
@@ -73,6 +82,7 @@ class Host:
             if process.wait(STOP_S) is None:
                 process.kill()
 
+    @ray.method(concurrency_group=CONTROL, max_task_retries=0)
     def cut(self, routing_id: str) -> None:
         """The gateway has lost that process, which may not know: it is ended, and `run` begins another."""
         if self._process and routing_id == self._routing_id:
@@ -129,7 +139,5 @@ def _make_room(received: Path, size: int, limit: int) -> None:
 
 
 def _node_name() -> str:
-    import ray
-
     mine = ray.get_runtime_context().get_node_id()
     return str(next((node["NodeName"] for node in ray.nodes() if node["NodeID"] == mine), mine))

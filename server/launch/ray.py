@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import queue
 import subprocess
@@ -34,6 +35,8 @@ log = logging.getLogger("gpt2d")
 JOIN_S, LEAVE_S = 60.0, 5.0
 AGAIN_S, AGAIN_MAX_S = 1.0, 60.0
 MAX_TOLD = 4096
+SETTLE_S = 5.0
+"""It takes Ray so long to tell everywhere what has become free."""
 SHOWN = 6
 """So many nodes are told in a message."""
 
@@ -55,9 +58,13 @@ class Node:
     def __str__(self) -> str:
         """What is free of it."""
         others = [f"{self.free.get(k, 0):g} of {v:g} {k}" for k, v in self.total.items() if k.isidentifier() and k not in {"memory", "CPU"}]
-        cpus = f"{self.free.get('CPU', 0):g} of {self.total.get('CPU', 0):g} CPUs"
+        cpus = f"{self.free.get('CPU', 0):g} of {cpus_of(self.total.get('CPU', 0))}"
         memory = f"{self.free.get('memory', 0) / 1e9:.1f} of {self.total.get('memory', 0) / 1e9:.1f} GB"
         return f"{self.name} {', '.join([cpus, memory, *others])}"
+
+
+def cpus_of(count: float) -> str:
+    return f"{count:g} CPU" if count == 1 else f"{count:g} CPUs"
 
 
 @dataclass(eq=False)
@@ -102,6 +109,8 @@ class RayLauncher:
     _told: queue.Queue[dict[str, Any]] = field(default_factory=lambda: queue.Queue(MAX_TOLD))
     """For the agent; written by a thread of its own, since an agent that does not read must hold nobody up."""
     _joined: threading.Event = field(default_factory=threading.Event)
+    _freed: float = -math.inf
+    """When a worker last ended (monotonic)."""
     _refused: str = ""
     """Why the agent could not join."""
     _closed: bool = False
@@ -113,7 +122,11 @@ class RayLauncher:
         try:
             self._joined.wait(JOIN_S)
             if not self._nodes:
-                raise ClusterError(self._refused or f"it did not answer within {JOIN_S:.0f} s; `ray status` may say why")
+                raise ClusterError(
+                    self._refused
+                    or f"it did not answer within {JOIN_S:.0f} s; this machine must be one of its nodes (`ray start --address=...`; `ray status` "
+                    "tells them), or ask through its head as ray://HOST:10001"
+                )
             self._check_addresses()
         except BaseException:
             self.close()
@@ -133,26 +146,32 @@ class RayLauncher:
         return [n for n in self._nodes if n.address not in mine] if is_loopback(self.config.worker_address) else []
 
     def start(self, spec: Spec, memory_bytes: int) -> RayProcess:
-        """Raises: NoMemory if no node has room for it, LoadFailed if the cluster is out of reach."""
-        if not self._nodes:
-            raise LoadFailed(f"the Ray cluster is out of reach: {self._refused or 'its nodes are not known yet'}; try again later")
+        """Raises: NoMemory if no node has room for it."""
         demand: dict[str, float] = {"CPU": spec.threads, "memory": memory_bytes, **dict(map(parse_resource, self.config.cluster_resources))}
         place = max((n for n in self._nodes if n.fits(demand)), key=lambda n: n.free["CPU"], default=None)
-        if place is None:
-            asked = [f"{spec.threads} CPUs", f"{memory_bytes / 1e6:.0f} MB", *self.config.cluster_resources]
+        if place is None and not self._settling:
+            asked = [cpus_of(spec.threads), f"{memory_bytes / 1e6:.0f} MB", *self.config.cluster_resources]
             raise NoMemory(
                 f"{spec.model}/{spec.engine}/{spec.precision} needs {', '.join(asked)} on one node; {self.places()}. "
                 "You could unload another, ask for fewer replicas, start the server with fewer --threads, or add a node."
             )
-        for name, amount in demand.items():  # until the agent tells anew what is free
-            place.free[name] -= amount
+        if place:
+            for name, amount in demand.items():  # until the agent tells anew what is free
+                place.free[name] -= amount
         process = self._processes[spec.identity] = RayProcess(spec.identity, self)
         self.tell({"do": "start", "key": spec.identity, "spec": asdict(spec), "demand": demand})
         return process
 
     def free_memory(self, untaken: int) -> int:  # noqa: ARG002 - Ray counts what is reserved
-        """Of the node that has most."""
-        return int(max((node.free.get("memory", 0) for node in self._nodes), default=0))
+        """Of the node that has most. Raises: LoadFailed if the cluster is out of reach."""
+        if not self._nodes:
+            raise LoadFailed(f"the Ray cluster is out of reach: {self._refused or 'its nodes are not known yet'}; try again later")
+        return int(max((node.total if self._settling else node.free).get("memory", 0) for node in self._nodes))
+
+    @property
+    def _settling(self) -> bool:
+        """What has just ended is still counted as taken: whether there is room, Ray itself must find out."""
+        return time.monotonic() < self._freed + SETTLE_S
 
     def places(self) -> str:
         return f"the cluster has {self._listed()} free"
@@ -238,6 +257,7 @@ class RayLauncher:
 
     def _end(self, process: RayProcess, code: int, failure: RequestError | None) -> None:
         self._processes.pop(process.key, None)
+        self._freed = time.monotonic()
         process.failure = failure
         process.code = code
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings, strategies as st
 from protocol import codec, messages as m
 from protocol.errors import BY_CODE, BadRequest, Internal, VersionMismatch, from_code
 from protocol.ledger import Ledger, ledger
-from protocol.link import Beat, FromWorker, Ready, Sized, Started, Work
+from protocol.link import Beat, FromWorker, Leave, Ready, Sized, Started, Work
 from protocol.parameters import parameters
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
@@ -132,6 +132,7 @@ def test_strategies_cover_every_type() -> None:
 def test_the_worker_link_carries_every_generation(request: m.Generate | m.Tokenize | m.Score, key: int) -> None:
     work = Work(id=key, group=3, request=request)
     assert codec.decode_for_worker(codec.encode(work)) == work
+    assert codec.decode_for_worker(codec.encode(Leave())) == Leave()
     with pytest.raises(BadRequest, match="no request type 'work'"):
         codec.decode_request(codec.encode(Work(id=1, group=1, request=m.Generate(prompt="x"))))
 

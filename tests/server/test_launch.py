@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import zmq
 
+pytest.importorskip("ray", reason="needs requirements-cluster.txt")
+
 from protocol import codec, sockets
 from protocol.keys import CurveKeys
 from protocol.link import Started

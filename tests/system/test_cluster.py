@@ -100,30 +100,22 @@ def test_workers_are_spread_over_the_nodes(cluster: Cluster, add: Add, tmp_path:
         # Four CPUs are there for four workers, and no more.
         assert client.load("demo", replicas=4).replicas == 4
         with pytest.raises(
-            NoMemory, match=r"demo/onnx/int8 needs 1 CPUs, \d+ MB on one node; the cluster has .*a 0 of 2 CPUs, .* GB.*You could unload"
+            NoMemory, match=r"demo/onnx/int8 needs 1 CPU, \d+ MB on one node; the cluster has .*a 0 of 2 CPUs, .* GB.*You could unload"
         ):
             client.load("demo", engine="onnx")
         assert client.load("demo", replicas=1).replicas == 1
-        wait_for(lambda: len(daemon.on_nodes()) == 1)
-        wait_for(lambda: _loads(client, engine="onnx"), 10)
+        wait_for(lambda: len(health(client)) == 1)
+        client.load("demo", engine="onnx")
         assert set(client.unload("demo")) == {"demo/native/int8", "demo/onnx/int8"} and not daemon.on_nodes()
         assert daemon.stop() == 0
     assert "Traceback" not in daemon.logged()
-
-
-def _loads(client: Client, **way: str) -> bool:
-    """True when there is room: the agent tells once a second what is free."""
-    try:
-        return bool(client.load("demo", **way))
-    except NoMemory:
-        return False
 
 
 def test_what_no_node_has(cluster: Cluster, add: Add, tmp_path: Path) -> None:
     add("a", fast=1)
     with OnCluster(cluster, tmp_path, SLOW, "--cluster-resources", "fast=1") as daemon, Client(daemon.endpoint) as client:
         client.load("demo")
-        with pytest.raises(NoMemory, match=r"needs 1 CPUs, \d+ MB, fast=1 on one node; the cluster has .*a 1 of 2 CPUs, .* 0 of 1 fast"):
+        with pytest.raises(NoMemory, match=r"needs 1 CPU, \d+ MB, fast=1 on one node; the cluster has .*a 1 of 2 CPUs, .* 0 of 1 fast"):
             client.load("demo", replicas=2)
         assert nodes(client) == {0: "a"}
     with OnCluster(cluster, tmp_path / "large", SLOW, "--rows", "4000") as daemon, Client(daemon.endpoint) as client:
