@@ -419,9 +419,9 @@ class Loading:
 
     @property
     def parts(self) -> dict[str, float]:
-        """How long each stage took, up to the next."""
-        times = [*self.stages.values(), self.ended]
-        return {stage: after - at for (stage, at), after in zip(self.stages.items(), times[1:], strict=True)}
+        """How long each stage took, up to the next; "launch" is what comes before the first."""
+        times = {"launch": self.began, **self.stages}
+        return {stage: after - at for (stage, at), after in zip(times.items(), [*self.stages.values(), self.ended], strict=True)}
 
     @property
     def send_s(self) -> float:
