@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from protocol.errors import BadModel, UnknownModel
-from protocol.messages import MAX_REPLICAS
 
 DEMO = "demo"
 DEMO_FOLDER = Path(__file__).parent / "demo_model"
@@ -56,6 +55,8 @@ OVERHEAD_BYTES = 80 << 20
 """A worker's interpreter, libraries and activations."""
 ROWS_BYTES = 640 << 20
 MAX_ROWS = 16
+MAX_REPLICAS = 64
+"""As protocol.messages has it, which engines must not see."""
 MAX_CONFIG_BYTES = 1 << 20
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
