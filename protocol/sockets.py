@@ -9,6 +9,7 @@ import contextlib
 import ipaddress
 import socket as socketlib
 import threading
+from collections.abc import Callable
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -58,14 +59,8 @@ def gateway_socket(
     if keys:
         _serve_curve(socket, keys)
         socket.zap_domain = b"gpt2d"
-    # Before the bind, or the first connections would go unseen; without the errors that a flood of connections makes.
-    monitor = socket.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL)
-    try:
-        socket.bind(endpoint)
-    except zmq.ZMQError:
-        close_monitored(socket, monitor)
-        raise
-    return socket, monitor
+    # Without the errors that a flood of connections makes.
+    return _monitored(socket, socket.bind, endpoint, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL)
 
 
 def zap_socket(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
@@ -84,13 +79,7 @@ def client_socket(context: zmq.Context[zmq.Socket[bytes]], address: Address) -> 
     socket = _dealer(context, MAX_REPLY_BYTES)
     if address.server_key and address.key:
         _use_curve(socket, address.server_key, address.key)
-    monitor = socket.get_monitor_socket()  # before the connection, which may be made in microseconds
-    try:
-        socket.connect(address.endpoint)
-    except zmq.ZMQError:
-        close_monitored(socket, monitor)
-        raise
-    return socket, monitor
+    return _monitored(socket, socket.connect, address.endpoint, zmq.EVENT_ALL)
 
 
 def worker_gateway_socket(
@@ -102,13 +91,7 @@ def worker_gateway_socket(
     """
     socket = _between_own(_router(context, MAX_REPLY_BYTES), endpoint)
     _serve_curve(socket, keys)
-    monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-    try:
-        socket.bind(endpoint)
-    except zmq.ZMQError:
-        close_monitored(socket, monitor)
-        raise
-    return socket, monitor
+    return _monitored(socket, socket.bind, endpoint, zmq.EVENT_DISCONNECTED)
 
 
 def worker_socket(
@@ -118,9 +101,7 @@ def worker_socket(
     socket = _between_own(_dealer(context, MAX_REPLY_BYTES), endpoint)
     socket.routing_id = identity.encode()
     _use_curve(socket, server_key, CurveKeys.new())
-    monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-    socket.connect(endpoint)
-    return socket, monitor
+    return _monitored(socket, socket.connect, endpoint, zmq.EVENT_DISCONNECTED)
 
 
 def endpoint_of(socket: zmq.Socket[bytes]) -> str:
@@ -224,6 +205,19 @@ class Wake:
         with self._lock:
             self._sender.close(linger=0)
         self.receiver.close(linger=0)
+
+
+def _monitored(
+    socket: zmq.Socket[bytes], attach: Callable[[str], object], endpoint: str, events: int
+) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
+    """Bind or connect; return the socket and its monitor, which comes first: a connection may be made in microseconds."""
+    monitor = socket.get_monitor_socket(events)
+    try:
+        attach(endpoint)
+    except zmq.ZMQError:
+        close_monitored(socket, monitor)
+        raise
+    return socket, monitor
 
 
 def _router(context: zmq.Context[zmq.Socket[bytes]], max_bytes: int) -> zmq.Socket[bytes]:

@@ -31,7 +31,7 @@ from typing import Any, Self
 import psutil
 from bench_engine import EngineProcess, Variant
 from harness import Plan, Results, Row, measure, model_of, parse, parser, runs_of
-from one_daemon import Limited, OneDaemon, add_seconds, figure, last_line, medians, most, table
+from one_daemon import Limited, OneDaemon, add_seconds, figure, finish, medians, most, table
 from texts import PROMPT_TOKENS, is_trained, random_prompt
 
 from server.catalogue import DEMO, ENGINES, REFERENCES, Model
@@ -255,10 +255,7 @@ def main() -> None:
     add_seconds(made, 4.0)
     args, results = parse(made, "combined_methods")
     rows = measured(args, results)
-    print(tables(rows))
-    print(last_line(results, rows))
-    if all(row.problem for row in rows):
-        sys.exit(1)
+    finish(results, rows, tables(rows))
 
 
 if __name__ == "__main__":

@@ -19,14 +19,13 @@ write is noise, and is not judged; their prompts are random tokens, and how well
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
 from harness import WARMUPS, Plan, Results, Row, measure, model_of, parse, parser, runs_of
-from one_daemon import Limited, OneDaemon, add_seconds, last_line, medians, most, table
+from one_daemon import Limited, OneDaemon, add_seconds, finish, medians, most, table
 from texts import PROMPT_TOKENS, is_trained, quality, random_prompt, verse_prompt
 
 from server.catalogue import REFERENCE, Model, choose_engine
@@ -152,10 +151,7 @@ def main() -> None:
     add_seconds(made, 4.0)
     args, results = parse(made, "decoder_methods")
     rows = measured(args, results)
-    print(tables(rows))
-    print(last_line(results, rows))
-    if all(row.problem for row in rows):
-        sys.exit(1)
+    finish(results, rows, tables(rows))
 
 
 def measured(args: argparse.Namespace, results: Results) -> list[Row]:

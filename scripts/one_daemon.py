@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -141,6 +142,14 @@ def last_line(results: Results, rows: Sequence[Row]) -> str:
         for row in rows
     ]
     return json.dumps({"script": results.script, "file": str(results.file), "rows": told}, ensure_ascii=False)
+
+
+def finish(results: Results, rows: Sequence[Row], text: str) -> None:
+    """Print the tables and the last line; exit with 1 where nothing could be measured."""
+    print(text)
+    print(last_line(results, rows))
+    if all(row.problem for row in rows):
+        sys.exit(1)
 
 
 def most(row: Row) -> int:

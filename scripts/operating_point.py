@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -30,7 +29,7 @@ from typing import Any
 import msgspec
 from bench_engine import percentile
 from harness import QUICK_RUNS, WARMUPS, Plan, Results, Row, measure, model_of, parse, parser
-from one_daemon import Limited, OneDaemon, add_seconds, figure, last_line, medians, most, table
+from one_daemon import Limited, OneDaemon, add_seconds, figure, finish, medians, most, table
 from texts import distinct, is_trained, pairwise_distinct, repetition
 
 from protocol import Gpt2dError, messages as m
@@ -161,10 +160,7 @@ def main() -> None:
     except (Gpt2dError, ValueError) as e:
         made.error(str(e))
     rows = measured(args, results)
-    print(tables(rows))
-    print(last_line(results, rows))
-    if all(row.problem for row in rows):
-        sys.exit(1)
+    finish(results, rows, tables(rows))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -35,7 +34,7 @@ import numpy as np
 from bench_engine import percentile
 from bench_serving import Request, serve
 from harness import Key, Plan, Results, Row, measure, model_of, parse, parser, runs_of
-from one_daemon import Limited, OneDaemon, add_seconds, last_line, medians, most, table
+from one_daemon import Limited, OneDaemon, add_seconds, finish, medians, most, table
 from texts import PROMPT_TOKENS, is_trained, random_prompt
 
 from protocol import Client
@@ -289,10 +288,7 @@ def main() -> None:
     add_seconds(made, 3.0)
     args, results = parse(made, "serving_methods")
     rows = measured(args, results)
-    print(tables(rows))
-    print(last_line(results, rows))
-    if all(row.problem for row in rows):
-        sys.exit(1)
+    finish(results, rows, tables(rows))
 
 
 if __name__ == "__main__":

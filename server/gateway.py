@@ -226,7 +226,7 @@ class Gateway:
         """Raises: Busy, WorkerDied if none of them takes it."""
         limit = self._config.max_open_per_worker
         free = [worker for worker in replicas if self._sessions.held(worker.identity) < limit]
-        refused: RequestError = Busy(f"{replicas[0].name} has {limit} requests to do, which is the limit; try again later")
+        refused: RequestError | None = None
         while free:
             worker = routing.choose(free, request, lambda w: self._sessions.held(w.identity))
             free.remove(worker)
@@ -240,7 +240,7 @@ class Gateway:
             self._sessions.assign(entry, worker.identity)
             worker.used = time.monotonic()
             return
-        raise refused
+        raise refused or Busy(f"{replicas[0].name} has {limit} requests to do, which is the limit; try again later")
 
     def _try_elsewhere(self, entry: Open, lost: Worker) -> bool:
         """If nothing of it has been told, another replica begins it anew. Once: it may be what ended the first."""

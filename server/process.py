@@ -159,7 +159,7 @@ def main() -> None:
         if not isinstance(e, Gpt2dError):
             traceback.print_exc()
         code = e.code if isinstance(e, RequestError) else "no_memory" if isinstance(e, MemoryError) else "load_failed"
-        link.send(m.Failure(id=None, code=code, message=f"{spec.model}/{spec.engine}/{spec.precision}: {e or type(e).__name__}"))
+        link.send(m.Failure(id=None, code=code, message=f"{spec.name}: {e or type(e).__name__}"))
         link.receive(END_MS)  # the gateway ends this process when it has read that
     finally:
         os._exit(1)  # not through the interpreter's shutdown, which a thread that reads stdin would hold up

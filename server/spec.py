@@ -36,6 +36,10 @@ class Spec:
     measures: bool = False
     """It is to measure what the precision costs, and nothing else."""
 
+    @property
+    def name(self) -> str:
+        return f"{self.model}/{self.engine}/{self.precision}"
+
     def to_line(self) -> bytes:
         return json.dumps(asdict(self)).encode() + b"\n"
 

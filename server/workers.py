@@ -147,7 +147,7 @@ class Workers:
         """
         if model.problem:
             raise BadModel(f"{model.name}: {model.problem}")
-        launcher = self._measurer if task else self._launcher
+        launcher = self._launcher_for(task)
         arch, config, room = model.architecture, self._config, self._room(launcher)
         others = [w for w in self.models() if w.way == (model.name, engine, precision)]
         rows, need = 1 if task else rows_of(engine, config.rows) or next((w.rows for w in others), None), OVERHEAD_BYTES
@@ -175,14 +175,17 @@ class Workers:
 
     def resize(self, worker: Worker, need: int) -> None:
         """Reserve what a worker has found out that it needs; part of it may be taken already. Raises: NoMemory."""
-        room = self._room(self._measurer if worker.task else self._launcher)
+        room = self._room(self._launcher_for(worker.task))
         if need - worker.reserved > room:
             raise self._no_memory(worker.name, need, room, None, worker.engine)
         worker.reserved = need
 
+    def _launcher_for(self, task: m.Measure | None) -> Launcher:
+        return self._measurer if task else self._launcher
+
     def _room(self, launcher: Launcher) -> int:
         """Bytes that a new worker may take: what is free, less what the others have reserved and not yet taken."""
-        same = [w for w in self._workers.values() if launcher is (self._measurer if w.task else self._launcher)]
+        same = [w for w in self._workers.values() if self._launcher_for(w.task) is launcher]
         room = launcher.free_memory(sum(max(0, w.reserved - w.rss_bytes) for w in same))
         if self._config.max_memory is not None:
             room = min(room, int(self._config.max_memory * 1e9) - sum(w.reserved for w in self._workers.values()))

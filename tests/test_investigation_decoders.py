@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import json
 import math
@@ -15,20 +14,9 @@ from typing import Any
 
 import pytest
 
+from tests.investigation import ROOT, SCRIPTS, cache_with_text, script
+
 pytestmark = pytest.mark.timeout(300)  # a script starts a daemon, and loads what it compares
-
-ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = ROOT / "scripts"
-LINE = "So shines a good deed in a naughty world\nAnd so the candle went before the moon\n"
-
-
-def script(name: str) -> ModuleType:
-    """A script as a module; scripts import each other by name."""
-    sys.path.insert(0, str(SCRIPTS))
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(str(SCRIPTS))
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +26,7 @@ def texts() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache of its own, which has text to measure with already."""
-    folder = tmp_path_factory.mktemp("home")
-    (folder / "gpt2d" / "graphs").mkdir(parents=True)
-    (folder / "gpt2d" / "graphs" / "held-out.txt").write_text(LINE * 200)
-    return folder
+    return cache_with_text(tmp_path_factory.mktemp("home"))
 
 
 def run(home: Path, name: str, *arguments: str) -> tuple[list[dict[str, Any]], str]:

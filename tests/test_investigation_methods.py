@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -17,31 +15,16 @@ import psutil
 import pytest
 
 from server.catalogue import DEMO_FOLDER, ENGINES, PUBLISHED
+from tests.investigation import ROOT, SCRIPTS, cache_with_text, script
 
 pytestmark = pytest.mark.timeout(600)  # a script starts a process for each method, on a machine that may be busy
 
-ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = ROOT / "scripts"
-VERSE = "So shines a good deed in a naughty world\nAnd so the candle went before the moon\n"
 needs_native = pytest.mark.skipif("native" not in ENGINES, reason="gpt2d-kernels is not installed")
-
-
-def script(name: str) -> ModuleType:
-    """A script as a module; scripts import each other by name."""
-    sys.path.insert(0, str(SCRIPTS))
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(str(SCRIPTS))
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache of its own, which has text to measure with already."""
-    folder = tmp_path_factory.mktemp("home")
-    (folder / "gpt2d" / "graphs").mkdir(parents=True)
-    (folder / "gpt2d" / "graphs" / "held-out.txt").write_text(VERSE * 200)
-    return folder
+    return cache_with_text(tmp_path_factory.mktemp("home"))
 
 
 def run(home: Path, name: str, *only: str) -> tuple[dict[str, dict[str, Any]], dict[str, Any], str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import re
@@ -12,31 +11,21 @@ from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from server.catalogue import DEMO, DEMO_FOLDER, PUBLISHED, Model, read_architecture
+from tests.investigation import SCRIPTS, script
 
 pytest.importorskip("matplotlib")
 pytestmark = pytest.mark.timeout(300)
 
-ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = ROOT / "scripts"
 SIZES = (DEMO, "gpt2", "gpt2-medium", "gpt2-large")
 MACHINE = {"cpu": "Some Processor", "cores": 2, "memory_gb": 25.3, "system": "Linux", "python": "3.11.7", "read_gb_s": 33.0, "load": 0.2}
 VERSIONS = {"gpt2d": "0.1.0", "torch": "2.13.0+cpu", "onnxruntime": "1.32.0"}
-
-
-def script(name: str) -> ModuleType:
-    """A script as a module; scripts import each other by name."""
-    sys.path.insert(0, str(SCRIPTS))
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(str(SCRIPTS))
 
 
 report, plots, harness = script("report"), script("plots"), script("harness")

@@ -16,10 +16,12 @@ import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from server.catalogue import CONFIG_FILE, TOKENIZER_FILES, WEIGHTS_FILE
 from server.notes import known_digest
+from server.spec import Spec
 
 SURVEY_S = 1.0
 PLACE_S = 30.0
@@ -43,12 +45,12 @@ class Voice:
 
 
 class Agent:
-    def __init__(self, ray: Any, host: type, version: str, program: list[str], say: Voice) -> None:
+    def __init__(self, ray: Any, host: ModuleType, version: str, program: list[str], say: Voice) -> None:
         self._ray, self._version, self._program, self.say = ray, version, program, say
         self._actors: dict[str, Any] = {}
         self._ended: set[str] = set()
         # Once: each that is made stays with the cluster.
-        self._free_of_nodes, self._host = ray.remote(num_cpus=0)(free_of_nodes), ray.remote(concurrency_groups={"control": 1})(host)
+        self._free_of_nodes, self._host = ray.remote(num_cpus=0)(free_of_nodes), ray.remote(concurrency_groups={host.CONTROL: 1})(host.Host)
 
     def start(self, key: str, spec: dict[str, Any], demand: dict[str, float]) -> None:
         threading.Thread(target=self._tend, args=(key, spec, demand), name=f"worker {key[:8]}", daemon=True).start()
@@ -105,7 +107,7 @@ class Agent:
 
     def _tend(self, key: str, spec: dict[str, Any], demand: dict[str, float]) -> None:
         """Place a worker and wait for its end, however often Ray begins it anew meanwhile."""
-        ray, name = self._ray, f"{spec['model']}/{spec['engine']}/{spec['precision']}"
+        ray, name = self._ray, Spec(**spec).name
         others = {k: v for k, v in demand.items() if k not in {"CPU", "memory"}}
         code, error, message = -1, "", ""
         try:
@@ -192,7 +194,7 @@ def main() -> None:
     try:
         import ray
 
-        from server.launch.host import Host
+        from server.launch import host
     except ImportError:
         say(refused=INSTALL)
         return
@@ -204,7 +206,7 @@ def main() -> None:
             refused=f"no Ray cluster answers at {told['address']}: {_first_line(e)}; one starts with: ray start --head; the lines before may say more"
         )
         return
-    agent = Agent(ray, Host, told["version"], told["program"], say)
+    agent = Agent(ray, host, told["version"], told["program"], say)
     threading.Thread(target=agent.survey, name="survey", daemon=True).start()
     for line in sys.stdin:
         command = json.loads(line)

@@ -54,7 +54,7 @@ class Host:
         folder = self._folder(spec, files)
         if files and folder is None:
             return None
-        name, node, reached = f"{spec.model}/{spec.engine}/{spec.precision}", _node_name(), False
+        node, reached = _node_name(), False
         while not self._stops:
             # Each process has its own routing id: the gateway then knows one that was begun anew from the one before it.
             self._routing_id = f"{spec.identity}.{secrets.token_hex(4)}"
@@ -62,7 +62,7 @@ class Host:
             self._process = LocalLauncher(self._program).start(own, 0)
             code = self._process.wait() or 0
             if code:
-                print(f"the worker of {name} ended with code {code}", file=sys.stderr)
+                print(f"the worker of {spec.name} ended with code {code}", file=sys.stderr)
             if not self._routing_id:  # `cut` ended it
                 code = CUT_OFF
             if code == -signal.SIGTERM and not self._stops:

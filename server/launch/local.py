@@ -88,8 +88,7 @@ class LocalLauncher:
             start_new_session=True,
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
         )
-        name = f"{spec.model}/{spec.engine}/{spec.precision}"
-        threading.Thread(target=relay, args=(popen.stderr, name), name=f"stderr of {name}", daemon=True).start()
+        threading.Thread(target=relay, args=(popen.stderr, spec.name), name=f"stderr of {spec.name}", daemon=True).start()
         process = LocalProcess(popen)
         try:
             process.tell(replace(spec, node=spec.node or platform.node()).to_line())

@@ -152,7 +152,7 @@ class RayLauncher:
         if place is None and not self._settling:
             asked = [cpus_of(spec.threads), f"{memory_bytes / 1e6:.0f} MB", *self.config.cluster_resources]
             raise NoMemory(
-                f"{spec.model}/{spec.engine}/{spec.precision} needs {', '.join(asked)} on one node; {self.places()}. "
+                f"{spec.name} needs {', '.join(asked)} on one node; {self.places()}. "
                 "You could unload another, ask for fewer replicas, start the server with fewer --threads, or add a node."
             )
         if place:
