@@ -3,192 +3,50 @@
 from __future__ import annotations
 
 import math
-import re
 import statistics
-import textwrap
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import matplotlib as mpl
-import numpy as np
 from bench_engine import percentile
+from drawing import (
+    BLACK,
+    BLUE,
+    DASHES,
+    ENGINE_COLOURS,
+    GREEN,
+    GREY,
+    MARKERS,
+    ON_WHITE,
+    ORANGE,
+    PRECISION_COLOURS,
+    PURPLE,
+    RED,
+    SIZES,
+    SKY,
+    YELLOW,
+    Named,
+    legend,
+    line,
+    named,
+    panels,
+    plain_numbers,
+    put_names,
+    spread,
+)
 from harness import Row, interval
-from methods import shape_of
-from one_daemon import figure as digits
-
-from server.catalogue import PUBLISHED
-
-mpl.use("Agg")
-
-import matplotlib.pyplot as plt
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.patheffects import withStroke
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
-from matplotlib.transforms import Bbox
+from matplotlib.ticker import MaxNLocator
+from one_daemon import figure as digits
+from rows import DRAWN, SEARCHED, fine, is_plain, limits, precision_of, sizes_of, weights_of
 
-BLUE, SKY, ORANGE, GREEN, RED, PURPLE, YELLOW, GREY, BLACK = (
-    "#0072B2", "#56B4E9", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#F0E442", "#8C8C8C", "#222222",
-)  # fmt: skip
-"""Okabe and Ito's colours, which people with any colour vision tell apart, and two greys."""
-PRECISIONS = {"fp32": BLUE, "bf16": SKY, "int8": ORANGE, "int4": GREEN}
-ENGINES = {"transformers": "o", "torch": "s", "optimum": "^", "exported": "^", "onnx": "D", "ours": "D", "native": "*"}
-ENGINE_COLOURS = {"transformers": GREY, "torch": PURPLE, "optimum": RED, "onnx": BLUE, "native": GREEN}
-DASHES = {"fp32": ":", "bf16": "-.", "int8": "-", "int4": "--"}
-SIZES = {"demo": (GREY, "o"), "distilgpt2": (SKY, "P"), "gpt2": (BLUE, "s"), "gpt2-medium": (ORANGE, "^"), "gpt2-large": (GREEN, "D"), "gpt2-xl": (PURPLE, "v")}  # fmt: skip
-"""Models in the order of their size."""
-DRAWN = ("sampling", "top-k", "top-p", "min-p", "typical", "mirostat")
-SEARCHED = ("beam", "beam sampling", "diverse beam", "contrastive")
-WIDTH = 9.0
-"""Inches: at 900 pixels a point is 1.4 pixels."""
-FOOT = 205
-"""Characters in a line under a figure."""
 OPERATORS = 8
-ON_WHITE = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
-"""Under a word that a line may cross."""
-STYLE: dict[str, Any] = {
-    "figure.facecolor": "white", "axes.facecolor": "white", "savefig.facecolor": "white", "font.size": 9, "axes.titlesize": 9.5, "axes.titleweight": "bold",
-    "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#E6E6E6", "grid.linewidth": 0.6,
-    "axes.axisbelow": True, "legend.frameon": False, "xtick.labelsize": 8, "ytick.labelsize": 8, "figure.titlesize": 11, "figure.titleweight": "bold",
-    "svg.hashsalt": "gpt2d", "lines.linewidth": 1.6, "lines.markersize": 5,
-}  # fmt: skip
-plt.rcParams.update(STYLE)  # type: ignore[arg-type]
 
 
-# What rows say
-
-
-def sizes_of(rows: Iterable[Row]) -> list[str]:
-    there = dict.fromkeys(str(row.key["model"]) for row in rows)
-    return sorted(there, key=lambda size: [*SIZES].index(size) if size in SIZES else len(SIZES))
-
-
-def weights_of(size: str, rows: Iterable[Row]) -> str:
-    trained = any(row.key["model"] == size and row.key["trained"] for row in rows)
-    return f"{size} ({'trained' if trained else 'random'} weights)"
-
-
-def fine(rows: Iterable[Row], *names: str) -> list[Row]:
-    """Those that were measured, and have these samples."""
-    return [row for row in rows if not row.problem and all(row.samples.get(name) for name in names)]
-
-
-def precision_of(method: str) -> str:
-    found = re.search("fp32|bf16|int8|int4", method)
-    return found[0] if found else "fp32"
-
-
-def is_plain(method: str) -> bool:
-    """A method that writes one text, at the threads of all others."""
-    return method.split("-", maxsplit=1)[0] in ENGINES and "-threads-" not in method
-
-
-def bytes_a_token(size: str, precision: str) -> float:
-    """What a decode step reads of the weights at the least: each matrix once, with a scale of two bytes for 32 weights; the head has 8 bits at int4, too."""
-    arch = shape_of(size)
-    blocks = arch.layers * (4 * arch.width**2 + 2 * arch.width * arch.inner)
-    head = arch.vocabulary * arch.width
-    each = {"fp32": (4, 4), "bf16": (2, 2), "int8": (1 + 2 / 32, 1 + 2 / 32), "int4": (0.5 + 2 / 32, 1 + 2 / 32)}[precision]
-    return each[0] * blocks + each[1] * head
-
-
-def limits(size: str, read_gb_s: float) -> dict[str, float]:
-    """Precision -> tokens/s at which the weights are read as fast as the memory allows. Nothing for `demo`, which the processor's caches hold."""
-    if size not in PUBLISHED or not read_gb_s:
-        return {}
-    return {precision: 1e9 * read_gb_s / bytes_a_token(size, precision) for precision in PRECISIONS}
-
-
-# Figures
-
-
-def save(made: Figure, file: Path, foot: str) -> None:
-    """NAME.svg and NAME.png, with `foot` below in small print."""
-    lines = [part for line in foot.splitlines() for part in textwrap.wrap(line, FOOT)]
-    width, height = made.get_size_inches()
-    made.text(0.008, 0, "\n".join(lines), fontsize=6.3, color="#666666", va="top", linespacing=1.25, in_layout=False)
-    whole = Bbox.from_extents(0, -0.12 * len(lines) - 0.08, width, height)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    made.savefig(file.with_suffix(".svg"), bbox_inches=whole, metadata={"Date": None})
-    made.savefig(file.with_suffix(".png"), bbox_inches=whole, dpi=200, metadata={"Software": None})
-    plt.close(made)
-
-
-def panels(count: int, columns: int, height: float, title: str, *, sharey: bool = False) -> tuple[Figure, list[Axes]]:
-    """A grid of axes; each row of it is `height` inches high."""
-    columns = min(columns, count)
-    lines = math.ceil(count / columns)
-    made, axes = plt.subplots(lines, columns, figsize=(WIDTH, lines * height + 0.75), layout="constrained", squeeze=False, sharey=sharey)
-    for empty in axes.flat[count:]:
-        empty.set_axis_off()
-    made.suptitle(title, x=0.008, ha="left")
-    return made, list(axes.flat[:count])
-
-
-def plain_numbers(ax: Axes, which: str, ticks: Sequence[float] = ()) -> None:
-    """A logarithmic axis with numbers as people write them."""
-    axis = ax.xaxis if which == "x" else ax.yaxis
-    getattr(ax, f"set_{which}scale")("log")
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
-    axis.set_minor_locator(NullLocator())
-    if ticks:
-        axis.set_ticks(ticks)
-        return
-    low, high = ax.get_xlim() if which == "x" else ax.get_ylim()
-    steps = (1, 2, 5) if high / low < 300 else (1,)
-    marks = [step * 10.0**power for power in range(-3, 7) for step in steps]
-    axis.set_ticks([mark for mark in marks if low <= mark <= high])
-
-
-def spread(values: Sequence[float], scale: float = 1.0) -> tuple[float, list[list[float]]]:
-    """The median, and how far its 95 % interval goes to both sides, as `errorbar` wants it."""
-    middle = statistics.median(values)
-    low, high = interval(values)
-    return middle * scale, [[max(0.0, (middle - low) * scale)], [max(0.0, (high - middle) * scale)]]
-
-
-def line(
-    ax: Axes, points: Sequence[tuple[float, Sequence[float]]], colour: str, *, label: str, dashes: str = "-", marker: str = "o"
-) -> None:
-    """Medians with their intervals."""
-    if not points:
-        return
-    ordered = sorted(points, key=lambda point: point[0])
-    found = [spread(values) for _, values in ordered]
-    errors = np.array([error for _, error in found])[:, :, 0].T
-    ax.errorbar(
-        [x for x, _ in ordered], [y for y, _ in found], yerr=errors, color=colour, linestyle=dashes, marker=marker, label=label,
-        elinewidth=0.9, capsize=2, markeredgecolor="white", markeredgewidth=0.4,
-    )  # fmt: skip
-
-
-def legend(made: Figure, handles: Sequence[Artist], columns: int) -> None:
-    """Below the axes, which leave it room. It stands where it is when the page grows."""
-    taken = (0.19 * math.ceil(len(handles) / columns) + 0.12) / made.get_size_inches()[1]
-    engine = made.get_layout_engine()
-    if engine is not None:
-        engine.set(rect=(0, taken, 1, 1 - taken))  # type: ignore[call-arg]
-    made.legend(
-        handles=handles, loc="lower center", ncols=columns, fontsize=8, bbox_to_anchor=(0, 0, 1, 1), bbox_transform=made.transFigure
-    ).set_in_layout(False)  # fmt: skip
-
-
-def named(axes: Iterable[Axes]) -> list[Artist]:
-    """What has a name in any of the axes, each name once."""
-    found: dict[str, Artist] = {}
-    for ax in axes:
-        for handle, name in zip(*ax.get_legend_handles_labels(), strict=True):
-            found.setdefault(name, handle)
-    return [*found.values()]
-
-
-def speed(rows: Sequence[Row], read_gb_s: float, title: str) -> Figure | None:
+def speed(rows: Sequence[Row], read_gb_s: float, title: str, columns: int = 2) -> Figure | None:
     """Tokens/s of each method, a panel for each size; the fastest above, and what the memory's bandwidth allows as lines."""
     there = {(str(r.key["model"]), str(r.key["method"])): r for r in rows if is_plain(str(r.key["method"]))}
     measured = {key: row for key, row in there.items() if fine([row], "tok_s")}
@@ -201,7 +59,7 @@ def speed(rows: Sequence[Row], read_gb_s: float, title: str) -> Figure | None:
         return statistics.mean(math.log(row.median("tok_s") / best[size]) for (size, name), row in measured.items() if name == method)
 
     names = sorted(dict.fromkeys(name for _, name in measured), key=rank)
-    made, axes = panels(len(sizes), 2, 0.21 * len(names) + 0.75, title, sharey=True)
+    made, axes = panels(len(sizes), columns, 0.21 * len(names) + 0.75, title, sharey=True)
     for ax, size in zip(axes, sizes, strict=True):
         for y, name in enumerate(names):
             row = measured.get((size, name))
@@ -210,7 +68,12 @@ def speed(rows: Sequence[Row], read_gb_s: float, title: str) -> Figure | None:
                 continue
             middle, error = spread(row.samples["tok_s"])
             ax.barh(
-                y, middle, 0.72, xerr=error, color=PRECISIONS[precision_of(name)], error_kw={"elinewidth": 1, "capsize": 2, "ecolor": BLACK}
+                y,
+                middle,
+                0.72,
+                xerr=error,
+                color=PRECISION_COLOURS[precision_of(name)],
+                error_kw={"elinewidth": 1, "capsize": 2, "ecolor": BLACK},
             )
             ax.annotate(
                 digits(middle), (middle + error[1][0], y), (4, 0), textcoords="offset points", va="center", fontsize=7.5, bbox=ON_WHITE
@@ -219,13 +82,13 @@ def speed(rows: Sequence[Row], read_gb_s: float, title: str) -> Figure | None:
         for precision, most in limits(size, read_gb_s).items():
             if any(precision_of(name) == precision for name in names) and most < ax.get_xlim()[1] * 1.6:
                 ax.set_xlim(0, max(ax.get_xlim()[1], most * 1.06))
-                ax.axvline(most, color=PRECISIONS[precision], linestyle=(0, (4, 2)), linewidth=1.4)
+                ax.axvline(most, color=PRECISION_COLOURS[precision], linestyle=(0, (4, 2)), linewidth=1.4)
         ax.set_yticks(range(len(names)), names)
         ax.set_ylim(-0.6, len(names) - 0.4)
         ax.set_title(weights_of(size, rows))
         ax.set_xlabel("tokens/s of decoding")
         ax.grid(visible=False, axis="y")
-    colours = [Patch(color=colour, label=name) for name, colour in PRECISIONS.items() if any(precision_of(n) == name for n in names)]
+    colours = [Patch(color=colour, label=name) for name, colour in PRECISION_COLOURS.items() if any(precision_of(n) == name for n in names)]
     limit = Line2D(
         [], [], color=BLACK, linestyle=(0, (4, 2)), linewidth=1.4, label="read bandwidth / bytes of the weights at this precision"
     )
@@ -248,7 +111,7 @@ def memory(rows: Sequence[Row]) -> Figure | None:
             engines[engine := name.split("-", maxsplit=1)[0]] = None
             middle, error = spread(row.samples["tok_s"])
             ax.errorbar(
-                row.facts["rss_mb"], middle, yerr=error, color=PRECISIONS[precision_of(name)], marker=ENGINES[engine],
+                row.facts["rss_mb"], middle, yerr=error, color=PRECISION_COLOURS[precision_of(name)], marker=MARKERS[engine],
                 markersize=11 if engine == "native" else 7, markeredgecolor="white", markeredgewidth=0.6, elinewidth=0.9, linestyle="",
             )  # fmt: skip
         for which in ("x", "y"):
@@ -257,10 +120,10 @@ def memory(rows: Sequence[Row]) -> Figure | None:
         ax.set_xlabel("resident memory, MB")
         ax.set_ylabel("tokens/s")
     marks = [
-        Line2D([], [], color=BLACK, marker=ENGINES[name], linestyle="", markersize=9 if name == "native" else 6, label=name)
+        Line2D([], [], color=BLACK, marker=MARKERS[name], linestyle="", markersize=9 if name == "native" else 6, label=name)
         for name in engines
     ]
-    legend(made, [*marks, *(Patch(color=c, label=p) for p, c in PRECISIONS.items())], 9)
+    legend(made, [*marks, *(Patch(color=c, label=p) for p, c in PRECISION_COLOURS.items())], 9)
     return made
 
 
@@ -354,51 +217,6 @@ def decoder_text(rows: Sequence[Row]) -> Figure | None:
     return made
 
 
-@dataclass(frozen=True)
-class Named:
-    """A point with its name, and how far its intervals go."""
-
-    name: str
-    colour: str
-    x: float
-    y: float
-    left: float
-    right: float
-    low: float
-    high: float
-
-
-def put_names(ax: Axes, points: Sequence[Named]) -> None:
-    """Names beside points: each at the nearest place that is free."""
-    inches = ax.figure.dpi / 72
-    taken: list[Bbox] = []
-    for point in points:
-        at = ax.transData.transform([(point.x, point.y), (point.left, point.low), (point.right, point.high)])
-        (px, py), (left, low), (right, high) = at
-        for x0, y0, x1, y1, wide in ((px, py, px, py, 4), (left, py, right, py, 1), (px, low, px, high, 1)):
-            taken.append(Bbox.from_extents(x0 - wide * inches, y0 - wide * inches, x1 + wide * inches, y1 + wide * inches))
-    frame = ax.get_window_extent()
-    for point in sorted(points, key=lambda point: -point.y):
-        px, py = ax.transData.transform((point.x, point.y))
-        width, height = 4.3 * len(point.name) * inches, 9 * inches
-        for reach, (dx, dy) in product(
-            (7, 14, 24, 36, 50, 66, 84), ((1, 0), (1, 0.7), (1, -0.7), (-1, 0), (0, 1), (0, -1), (-1, 0.7), (-1, -0.7))
-        ):
-            left = px + dx * reach * inches - (width if dx < 0 else width / 2 if dx == 0 else 0)
-            box = Bbox.from_bounds(left, py + dy * reach * inches - height / 2, width, height)
-            inside = box.x0 > frame.x0 and box.x1 < frame.x1 + 10 * inches and box.y0 > frame.y0 and box.y1 < frame.y1
-            if inside and not any(box.overlaps(other) for other in taken):
-                break
-        taken.append(box)
-        arrow = {"arrowstyle": "-", "color": point.colour, "linewidth": 0.5, "shrinkB": 3} if reach > 14 else None
-        offset = (box.x0 - px) / inches, (box.y0 + height / 2 - py) / inches
-        said = ax.annotate(
-            point.name, (point.x, point.y), offset, textcoords="offset points", va="center", fontsize=7.5, color=point.colour, arrowprops=arrow,
-            in_layout=False,
-        )  # fmt: skip
-        said.set_path_effects([withStroke(linewidth=2.2, foreground="white")])
-
-
 def together(rows: Sequence[Row]) -> Figure | None:
     """Tokens/s of all texts against how many are written at once."""
     found = fine(rows, "tok_s")
@@ -414,7 +232,7 @@ def together(rows: Sequence[Row]) -> Figure | None:
                 for r in found
                 if (r.key["model"], r.key["engine"], r.key["precision"]) == (size, engine, precision)
             }
-            line(ax, [*points.items()], ENGINE_COLOURS.get(engine, BLACK), label=f"{engine} {precision}", dashes=DASHES.get(precision, "-"), marker=ENGINES.get(engine, "o"))  # fmt: skip
+            line(ax, [*points.items()], ENGINE_COLOURS.get(engine, BLACK), label=f"{engine} {precision}", dashes=DASHES.get(precision, "-"), marker=MARKERS.get(engine, "o"))  # fmt: skip
         plain_numbers(ax, "x", sorted({int(r.key["outputs"]) for r in found if r.key["model"] == size}))
         plain_numbers(ax, "y")
         ax.set_title(weights_of(size, rows))
