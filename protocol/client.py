@@ -17,7 +17,7 @@ from typing import Any, Self, TypeVar
 
 from protocol import messages as m
 from protocol.connection import Connection, Event
-from protocol.errors import BadRequest, Gpt2dError
+from protocol.errors import BadRequest, Gpt2dError, NotGpt2d
 from protocol.keys import DEFAULT_ENDPOINT
 
 R = TypeVar("R", bound=m.Result)
@@ -232,9 +232,9 @@ def text_request(kind: type[T], text: str | None, ids: list[int] | None, which: 
 
 
 def expect(event: Event, wanted: type[R]) -> R:
-    """Raises: TypeError if the server answered with the result of another request type."""
+    """Raises: NotGpt2d if the server answered with the result of another request type."""
     if not isinstance(event, wanted):
-        raise TypeError(f"the server answered with {type(event).__name__} instead of {wanted.__name__}")
+        raise NotGpt2d(f"the server answered with {type(event).__name__} instead of {wanted.__name__}")
     return event
 
 

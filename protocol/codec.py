@@ -20,7 +20,8 @@ MAX_REQUEST_BYTES = 256 << 10
 MAX_REPLY_BYTES = 16 << 20
 
 NIL = msgspec.Raw(b"\xc0")
-MAX_SHOWN_BYTES = 300
+MAX_SHOWN = 300
+"""Bytes of a version, type or id that are looked at, and characters of what is wrong that an error repeats."""
 ERRORS = (msgspec.MsgspecError, ValueError, TypeError, OverflowError, RecursionError)
 """What msgspec raises, and what escapes beside it: for deep nesting, and from the checks of the structs."""
 
@@ -66,8 +67,6 @@ class _Head(msgspec.Struct):
 
 _HEAD = msgspec.msgpack.Decoder(_Head)
 _VALUE = msgspec.msgpack.Decoder()
-
-
 _DECODERS = {
     target: msgspec.msgpack.Decoder(target) for table in (_REQUESTS, _FOR_WORKER, _FROM_WORKER, _RESULTS) for target in table.values()
 }
@@ -165,9 +164,9 @@ def _decode(frame: bytes, head: _Head, kind: str, target: type[Any]) -> Any:
 
 
 def _value(raw: msgspec.Raw) -> object:
-    """A small value; its class where it is none."""
+    """A small value; the class `bytes` where it is none."""
     try:
-        return _VALUE.decode(raw) if len(bytes(raw)) <= MAX_SHOWN_BYTES else bytes
+        return _VALUE.decode(raw) if len(bytes(raw)) <= MAX_SHOWN else bytes
     except ERRORS:
         return bytes
 
@@ -181,4 +180,4 @@ def _about(head: _Head, error: BadRequest | VersionMismatch) -> BadRequest | Ver
 
 def _brief(value: object) -> str:
     text = str(value) if isinstance(value, Exception) else repr(value)
-    return text if len(text) <= 300 else f"{text[:300]}..."
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."

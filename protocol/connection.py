@@ -147,7 +147,7 @@ class Connection:
         self._wake.wake(wait=False)  # the thread looks by itself while anything is pending
 
     def close(self) -> None:
-        """End the thread; what is pending fails with Closed."""
+        """End the thread, and wait for up to 5 s until it has; what is pending fails with Closed. Not to be called by `on_event`."""
         if not self._closing:
             self._closing = True
             self._wake.wake()
@@ -373,7 +373,9 @@ class Connection:
 
     def _fail_sent(self, error: Gpt2dError) -> None:
         """Give up what was sent; should the server come to itself, it need not go on with it."""
-        for request_id in [r for r, p in self._pending.items() if p.sent and isinstance(p.request, m.Generate | m.Load)]:
+        for request_id in [
+            r for r, p in self._pending.items() if p.sent and isinstance(p.request, m.Generate | m.Score | m.Load | m.Measure)
+        ]:
             self._send_quietly(m.Cancel(id=next(self._ids), target=request_id))
         for request_id in [r for r, p in self._pending.items() if p.sent]:
             self._finish(request_id, error)

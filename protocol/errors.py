@@ -31,7 +31,7 @@ from __future__ import annotations
 
 
 class Gpt2dError(Exception):
-    """Base of all errors here. `request_id` is the request it answers, where known."""
+    """Base of all errors here. `request_id` is that of a message which codec refused, where it has one."""
 
     request_id: int | None = None
 

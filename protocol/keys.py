@@ -23,9 +23,7 @@ from zmq.utils import z85
 DEFAULT_ENDPOINT = "tcp://127.0.0.1:5757"
 KEY_BYTES, Z85_CHARACTERS, MAX_FILE_BYTES = 32, 40, 1024
 Role: TypeAlias = Literal["admin", "generate"]
-"""`generate` may do all but load and unload."""
-
-
+"""`generate` may do all but load, measure and unload."""
 MAX_TOLD = 40
 """Characters of a wrong endpoint that an error repeats: fewer than a key has."""
 

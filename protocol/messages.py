@@ -20,6 +20,7 @@ MAX_REPLICAS = 64
 RequestId: TypeAlias = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=200)]
 Milliseconds: TypeAlias = Annotated[int, Meta(ge=1, le=86_400_000)]
+TokenId: TypeAlias = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 
 
 class Request(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type"):
@@ -96,7 +97,7 @@ class OfText(Request, frozen=True):
     engine: Name | None = None
     precision: Name | None = None
     text: str | None = None
-    ids: Annotated[list[Annotated[int, Meta(ge=0, le=2**31 - 1)]], Meta(max_length=65_536)] | None = None
+    ids: Annotated[list[TokenId], Meta(max_length=65_536)] | None = None
 
     def __post_init__(self) -> None:
         if (self.text is None) == (self.ids is None):
@@ -116,7 +117,6 @@ class Score(OfText, frozen=True, tag="score"):
 Strategy: TypeAlias = Literal["sample", "greedy", "mirostat", "beam", "beam_sample", "diverse_beam", "contrastive"]
 SEARCHES = frozenset({"beam", "beam_sample", "diverse_beam", "contrastive"})
 """Strategies that weigh several texts together: they take several rows of a batch, and tell no log-probabilities."""
-TokenId: TypeAlias = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 
 
 class Generate(Request, frozen=True, tag="generate"):
@@ -345,7 +345,7 @@ class ServerInfo(Result, frozen=True, tag="hello"):
     engines: list[Engine]
     parameters: list[Parameter]
     role: Role = "admin"
-    """What this client may do: `generate` is all but load and unload."""
+    """What this client may do: `generate` is all but load, measure and unload."""
 
 
 class WorkerHealth(Struct, frozen=True, kw_only=True):
@@ -471,7 +471,7 @@ class Unloaded(Result, frozen=True, tag="unload"):
 
 
 class CancelSent(Result, frozen=True, tag="cancel"):
-    """`found`: the target was an open request of this client."""
+    """`found`: the target was an open generate, score, load or measure of this client; others cannot be cancelled."""
 
     found: bool
 

@@ -27,6 +27,8 @@ HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS = 1000, 3000
 WORKER_TIMEOUT_MS = 15_000
 """A worker on another machine that was not heard for so long is lost, and so is the gateway for it."""
 DRAIN_LINGER_MS = 1000
+RECEIVE_BYTES = 128 << 10
+"""What the system takes of a peer ahead of libzmq, which takes it all in even when the connection is cut; the system's own limit is megabytes."""
 
 LOOK_S = 1.0
 GREETING, MECHANISM = b"\xff\0\0\0\0\0\0\0\1\x7f\3", slice(12, 32)
@@ -56,6 +58,7 @@ def gateway_socket(
     # Without a bound: libzmq 4.3 ends the process (stream_engine_base.cpp: !_io_error) when a peer that it has stopped reading is
     # reset with a heartbeat unanswered. server/connections.py keeps the bound instead.
     socket.rcvhwm = 0
+    socket.rcvbuf = RECEIVE_BYTES
     if keys:
         _serve_curve(socket, keys)
         socket.zap_domain = b"gpt2d"

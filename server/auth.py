@@ -29,6 +29,7 @@ OTHER, KEY = -1, -2
 QUIET_S = 1.0
 """A kind of refusal is logged at most this often, with how many there were meanwhile."""
 MAX_KEYS = 1000
+"""Each is looked at once a second, in the gateway's thread."""
 PASSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EINTR}
 """Troubles of the machine, which say nothing about the folder."""
 
@@ -39,6 +40,8 @@ class Keyring:
     def __init__(self, folder: Path) -> None:
         """Raises: KeyFileError if the folder or a key cannot be used."""
         self._folder = folder
+        self._full = False
+        """There are more keys than are read; it has been logged."""
         self._stamp = self._look()
         self._known: dict[str, tuple[str, Role]] = {}
         for name in self._stamp:
@@ -107,12 +110,21 @@ class Keyring:
             check_owned(self._folder, 0o022)
             found: dict[str, tuple[int, ...]] = {}
             with os.scandir(self._folder) as entries:
-                for entry in entries:
-                    if entry.name.endswith(".pub") and not entry.name.startswith(".") and len(found) < MAX_KEYS:
-                        with contextlib.suppress(FileNotFoundError):  # it went while we looked
-                            s = entry.stat(follow_symlinks=False)
-                            found[entry.name] = (s.st_mtime_ns, s.st_size, s.st_ino, s.st_mode, s.st_uid)
-            return dict(sorted(found.items()))
+                keys = sorted((e for e in entries if e.name.endswith(".pub") and not e.name.startswith(".")), key=lambda e: e.name)
+            if len(keys) > MAX_KEYS and not self._full:
+                log.warning(
+                    "%s holds %d keys, more than %d: %s and what follows are not authorised",
+                    self._folder,
+                    len(keys),
+                    MAX_KEYS,
+                    keys[MAX_KEYS].name,
+                )
+            self._full = len(keys) > MAX_KEYS
+            for entry in keys[:MAX_KEYS]:
+                with contextlib.suppress(FileNotFoundError):  # it went while we looked
+                    s = entry.stat(follow_symlinks=False)
+                    found[entry.name] = (s.st_mtime_ns, s.st_size, s.st_ino, s.st_mode, s.st_uid)
+            return found
         except OSError as e:
             if e.errno in PASSING:
                 raise

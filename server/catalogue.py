@@ -1,4 +1,4 @@
-"""Which models, engines and precisions there are, and what they need. Standard library only: the gateway imports it."""
+"""Which models, engines and precisions there are, and what they need. Loads no model library: the gateway imports it."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def default_models_dir() -> Path:
 
 
 def default_cache_dir() -> Path:
-    """Where built graphs are kept: `gpt2d/graphs` in the user's cache folder."""
+    """Where built models are kept: `gpt2d/graphs` in the user's cache folder."""
     return platformdirs.user_cache_path("gpt2d") / "graphs"
 
 
@@ -125,9 +125,9 @@ class Config:
         int, Option("tokens of its unfinished requests, those of the prompt and those still to be written", "N", least=1)
     ] = 1 << 20
     max_rate_per_peer: Annotated[float, Option("its requests a second; as many more may come at once", "N", least=1)] = 1000.0
-    max_open_per_worker: Annotated[
-        int, Option("unfinished generations of one model, running and waiting; beyond it: busy", "N", least=1)
-    ] = 128
+    max_open_per_worker: Annotated[int, Option("unfinished requests of one worker, running and waiting; beyond it: busy", "N", least=1)] = (
+        128
+    )
     max_unsent: Annotated[int, Option("replies kept for a client that does not read them; beyond it, it is given up", "N", least=1)] = 256
     max_unsent_bytes: Annotated[int, Option("the size of these replies together", "BYTES", least=1)] = 4 << 20
     max_unsent_seconds: Annotated[float, Option("how long such replies are kept", "S", least=0.1)] = 10.0

@@ -194,7 +194,7 @@ class Gateway:
                 self._sessions.fail(entry, error)
             else:
                 about = None if isinstance(e, DuplicateId) else error.request_id if request_id is None else request_id
-                self._sessions.send(peer, envelope, m.Failure(id=about, code=error.code, message=str(error)))
+                self._sessions.refuse(peer, envelope, m.Failure(id=about, code=error.code, message=str(error)))
 
     def _on_request(self, entry: Open, request: m.AnyRequest) -> None:
         self._counts[codec.type_of(request)] += 1
@@ -214,6 +214,7 @@ class Gateway:
                 found = self._cancel(self._sessions.of_peer(entry.peer, request.target))
                 self._sessions.reply(entry, m.CancelSent(id=None, found=found))
             case m.Hello():
+                log.debug("hello from %r", request.client[:64])
                 self._sessions.reply(entry, status.server_info(self._server_id, self._guard.role(entry.owner.user) or "generate"))
             case m.Ping():
                 self._sessions.reply(entry, self._pong())
@@ -297,7 +298,10 @@ class Gateway:
         for _ in range(TURN):
             if not sockets.readable(self._workers_socket):
                 return
-            routing_id, frame = self._workers_socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            frames = self._workers_socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            if len(frames) != 2:  # no worker's, which send one after the routing id
+                continue
+            routing_id, frame = frames
             worker = self._workers.by_connection(routing_id.bytes)
             if worker is None:
                 continue
@@ -315,8 +319,7 @@ class Gateway:
             except Exception as e:  # noqa: BLE001 - a fault with one worker's message must not end the others
                 error = e if isinstance(e, RequestError) else _internal(e)
                 log.warning("%s: %s", worker.name, error)
-                self._loads.lose(worker, error)
-                self._workers.stop(worker)
+                self._loads.give_up_on(worker, error)
 
     def _watch_worker_connections(self) -> None:
         while event := sockets.next_event(self._workers_monitor):
@@ -376,7 +379,7 @@ class Gateway:
         if (not self._sessions.all_open() and not self._sessions.backlog) or now > self._drain_by + CANCEL_GRACE_S:
             self._over = True
         elif now > self._drain_by:
-            for entry in self._sessions.all_open():
+            for entry in self._sessions.all_open():  # each time anew: its worker's queue may have been full
                 self._cancel(entry)
 
     def _report(self) -> None:

@@ -11,7 +11,8 @@ Inputs of the graph (B sequences, S new tokens each, W wanted positions):
   total      int32 []       the largest past + S
   wanted     int64 [W]      indices into the B * S tokens
   past_key_i, past_value_i  float32 [B, heads, context, head], the same buffers as present_key_i, present_value_i
-Outputs: logits float32 [W, vocabulary], present_key_i, present_value_i.
+Outputs: logits float32 [W, vocabulary], hidden float32 [B * S, width] (what the last norm makes of each token), present_key_i,
+present_value_i.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ MODEL_FILE, WEIGHTS_FILE = "model.onnx", "weights.bin"
 INLINE_BYTES = 1 << 12
 """Tensors up to this size are stored in the graph itself, the larger ones in a file beside it, which the runtime maps."""
 PAGE = 4096
+"""A tensor in the file begins at a multiple of this, as mapping wants it."""
 
 
 class Graph:
@@ -203,5 +205,6 @@ def _model(b: _Builder) -> ModelProto:
             inputs.append(value(f"past_{part}_{i}", TensorProto.FLOAT, cache))
             outputs.append(value(f"present_{part}_{i}", TensorProto.FLOAT, cache))
     graph = helper.make_graph(b.nodes, "gpt2", inputs, outputs, b.initializers)
+    # Opset 17 is the first with LayerNormalization, and came with version 8 of the format.
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=8, producer_name="gpt2d")

@@ -36,13 +36,11 @@ def load_engine(
     sha = known_digest(file, cache_dir, lambda done, total: progress("check", done, total, "bytes"))
     if SHA256.fullmatch(blob := file.resolve().name) and blob != sha:  # so the hub's cache names its files
         raise BadModel(f"{WEIGHTS_FILE} is damaged: its SHA-256 is not the one that names {file.resolve()}; delete that, and load again")
+    cache = BuildCache(cache_dir, cache_bytes)
     if engine == "torch":
-        cache = BuildCache(cache_dir, cache_bytes)
         return Made(_torch(folder, arch, precision, threads, cache, progress, compiled=compiled), sha, file.stat().st_size)
     # The number of heads is in the config alone.
     content = hashlib.sha256(f"{sha} {arch}".encode()).hexdigest()[:32]
-    cache = BuildCache(cache_dir, cache_bytes)
-
     variant = ""
     if engine == "optimum":
         from server.engines.optimum import variant as of_this_processor

@@ -68,7 +68,7 @@ class Loads:
     """How many workers died, or were ended because they were stuck."""
 
     def preload(self, ways: list[tuple[Model, str, str, int]]) -> None:
-        """Load models that stay, each with so many replicas. Raises: NoMemory, BadModel, LoadFailed."""
+        """Load models that stay, each with so many replicas. Raises: NoMemory, LoadFailed."""
         for way in ways:
             kept = Kept(*way, firm=way[-1])
             self._start_more(kept.model, kept.engine, kept.precision, kept.replicas - len(self.workers.matching(*kept.way)))
@@ -106,7 +106,7 @@ class Loads:
             self._answer_load(entry, there, already=True)
 
     def _start_more(self, model: Model, engine: str, precision: str, count: int, *, compiled: bool = False) -> list[Worker]:
-        """All of them, or none. Raises: NoMemory, BadModel, LoadFailed."""
+        """All of them, or none. Raises: NoMemory, LoadFailed."""
         fresh: list[Worker] = []
         try:
             for _ in range(count):
@@ -212,9 +212,7 @@ class Loads:
             self._settle(worker)
         elif isinstance(message, m.Failure):
             log.error("%s", message.message)
-            self.lose(worker, from_code(message.code, message.message))
-            self.workers.stop(worker)
-            self._again(worker, fault=False)
+            self.give_up_on(worker, from_code(message.code, message.message))
 
     def _tell_progress(self, worker: Worker, message: m.Progress) -> None:
         for entry in self._waiters(worker):
@@ -229,6 +227,12 @@ class Loads:
         elif worker.connection:
             self._lost(worker)
         worker.connection, worker.fd = routing_id, fd
+
+    def give_up_on(self, worker: Worker, error: RequestError) -> None:
+        """It cannot go on: fail what it has and stop it; if its model is kept, another takes its place."""
+        self.lose(worker, error)
+        self.workers.stop(worker)
+        self._again(worker, fault=False)
 
     def lose(self, worker: Worker, error: RequestError) -> None:
         """Fail everything that a worker holds or that waits for it; what was begun for these waiters alone ends."""
@@ -351,6 +355,7 @@ class Loads:
         kept.restarts += 1
         self.restarts += 1
         try:
+            kept.model = self.catalogue.find(kept.model.name)  # which may be on this disk by now
             missing = kept.replicas - len(self.workers.matching(*kept.way))
             self._start_more(kept.model, kept.engine, kept.precision, missing, compiled=kept.compiled)
             kept.due = None

@@ -1,6 +1,6 @@
 """A worker's process: its start, and its end.
 
-Started by `workers.py` with a Spec on its stdin. It ends when that stdin closes, so that no worker
+Started by a launcher (launch/) with a Spec on its stdin. It ends when that stdin closes, so that no worker
 outlives its daemon, however that ends.
 """
 
@@ -47,7 +47,8 @@ def load(spec: Spec, link: Link) -> Worker:
     rows = spec.rows or arch.fitting_rows(spec.engine, spec.precision, spec.room)
     if repository:
         link.send(Sized(id=None, memory_bytes=arch.loading_bytes(spec.engine, spec.precision, rows)))
-        repository.rest()
+        if repository.rest() != folder:
+            raise LoadFailed(f"{spec.model} changed on the hub while it was downloaded; load it again")
     text = Text(folder, arch.vocabulary, arch.end_of_text)
     made = load_engine(
         folder,
@@ -151,16 +152,17 @@ def main() -> None:
         psutil.Process().nice(getattr(psutil, "BELOW_NORMAL_PRIORITY_CLASS", 5))  # Windows has classes
     try:
         link.send(Started(id=None, node=spec.node))
-        if not spec.measures:
+        if spec.measures:
+            link.send(measure(spec, link))
+            link.receive(END_MS)  # the gateway ends this process when it has read that
+        else:
             load(spec, link).run()
-        link.send(measure(spec, link))
-        link.receive(END_MS)
     except BaseException as e:  # noqa: BLE001 - told to the gateway, whatever it is
         if not isinstance(e, Gpt2dError):
             traceback.print_exc()
         code = e.code if isinstance(e, RequestError) else "no_memory" if isinstance(e, MemoryError) else "load_failed"
         link.send(m.Failure(id=None, code=code, message=f"{spec.name}: {e or type(e).__name__}"))
-        link.receive(END_MS)  # the gateway ends this process when it has read that
+        link.receive(END_MS)
     finally:
         os._exit(1)  # not through the interpreter's shutdown, which a thread that reads stdin would hold up
 

@@ -1,4 +1,4 @@
-"""Weights -> int8 or int4 blocks of 32, and how much was lost.
+"""Weights -> int8 or int4 blocks of 32.
 
 A matrix of N outputs by K inputs is cut into blocks of 32 inputs; each block has one float32 scale. Values are stored
 unsigned with a zero point of half their range, two 4-bit values a byte with the first in the low half: the layout that
@@ -48,18 +48,12 @@ def quantise(matrix: NDArray[np.float32], bits: int) -> Blocks:
 
 
 def dequantise(blocks: Blocks) -> NDArray[np.float32]:
-    """Return float32 [N, K]."""
+    """Return float32 [N, K]: what the kernels compute with, for tests to compare them with."""
     values = blocks.values
     if blocks.bits == 4:
         values = np.stack([values & 15, values >> 4], axis=-1).reshape(*values.shape[:2], BLOCK)
     centred = (values.astype(np.float32) - (1 << (blocks.bits - 1))) * blocks.scales[:, :, None]
     return centred.reshape(len(centred), -1)[:, : blocks.inputs]
-
-
-def relative_error(matrix: NDArray[np.float32], blocks: Blocks) -> float:
-    """How much was lost: root mean square of the difference over that of the matrix (0 is nothing)."""
-    norm = float(np.linalg.norm(matrix))
-    return float(np.linalg.norm(dequantise(blocks) - matrix)) / norm if norm else 0.0
 
 
 def _int8(blocks: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:

@@ -25,6 +25,7 @@ ALONE_MS = 160.0
 SHARED_MS = 40.0
 """The same while others decode: bounds the gap in their streams."""
 MIN_CHUNK, MAX_CHUNK, FIXED_CHUNK = 16, 512, 128
+"""Tokens; the last is for what must be cut the same way each time."""
 
 
 @dataclass(slots=True)
@@ -45,7 +46,7 @@ class Scheduler:
         """Group -> its waiting sequences; the group whose turn it is stands first."""
         self._prefilling: Sequence | Scoring | None = None
         self._running: list[Sequence | Lane] = []
-        self._tokens_per_ms = 0.4
+        self._tokens_per_ms = 0.4  # a guess until a chunk has been timed; from then on a moving average
 
     @property
     def waiting(self) -> int:

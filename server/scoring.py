@@ -20,7 +20,7 @@ from server.engines.base import Logits
 class Scoring:
     """A text being scored: to the scheduler a prompt that is prefilled, window after window, and never decoded."""
 
-    alone = reuses = branches = streams = False
+    alone = reuses = streams = False
     reused = 0
     width = 1
 

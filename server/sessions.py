@@ -99,13 +99,21 @@ class Sessions:
         self._gone: list[Open] = []
         self._given_up: dict[bytes, int] = {}
         """Peer -> file descriptor of those that did not read their replies and are still connected."""
-        self.errors: Counter[str] = Counter()
         self.outcomes: Counter[tuple[str, str]] = Counter()
         """(type, how it ended) of requests: ok, disconnected, or an error's code; of messages that never became one the type is `refused`."""
 
     @property
     def peers(self) -> int:
         return len(self._peers)
+
+    @property
+    def errors(self) -> Counter[str]:
+        """Error replies sent, by code."""
+        errors: Counter[str] = Counter()
+        for (_, outcome), count in self.outcomes.items():
+            if outcome not in {"ok", "disconnected"}:
+                errors[outcome] += count
+        return errors
 
     @property
     def backlog(self) -> bool:
@@ -179,22 +187,19 @@ class Sessions:
         if last:
             self.outcomes[codec.type_of(entry.request), reply.code if isinstance(reply, m.Failure) else "ok"] += 1
             self._forget(entry)
-        self._send(entry.peer, entry.envelope, reply, frame)
+        self._send(entry.peer, entry.envelope, frame)
 
     def fail(self, entry: Open, error: RequestError) -> None:
         """Its last reply is an error."""
         self.reply(entry, m.Failure(id=None, code=error.code, message=str(error)))
 
-    def send(self, peer: bytes, envelope: list[bytes], reply: m.AnyReply) -> None:
-        """Send a reply to a message that never became a request."""
-        if isinstance(reply, m.Failure):
-            self.outcomes["refused", reply.code] += 1
-        self._send(peer, envelope, reply, codec.encode(reply))
+    def refuse(self, peer: bytes, envelope: list[bytes], failure: m.Failure) -> None:
+        """Answer a message that never became a request."""
+        self.outcomes["refused", failure.code] += 1
+        self._send(peer, envelope, codec.encode(failure))
 
-    def _send(self, peer: bytes, envelope: list[bytes], reply: m.AnyReply, frame: bytes) -> None:
+    def _send(self, peer: bytes, envelope: list[bytes], frame: bytes) -> None:
         """Send to a peer without ever waiting; what it cannot take now is kept for it, within a bound."""
-        if isinstance(reply, m.Failure):
-            self.errors[reply.code] += 1
         frames = [peer, *envelope, frame]
         session = self._peers.get(peer)
         if session and session.unsent:

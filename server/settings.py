@@ -17,7 +17,7 @@ from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 from urllib.parse import urlsplit
 
-from protocol.errors import BadModel, RequestError
+from protocol.errors import RequestError
 from protocol.keys import KeyFileError, read_secret
 from protocol.sockets import is_loopback
 from server.auth import Keyring
@@ -180,9 +180,7 @@ def check(config: Config) -> None:
     with _about("preload"):
         catalogue = Catalogue(config.models_dir, config.hub_cache, allow_hub=config.allow_hub)
         for name in config.preload:
-            model, *_ = catalogue.parse(name)
-            if model.problem:
-                raise BadModel(f"{name}: {model.problem}")
+            catalogue.parse(name)
     # Neither need be there yet: models come later, and the cache is made when something is built.
     with _about("models_dir"):
         if config.models_dir.exists():

@@ -63,7 +63,7 @@ class Pace:
         """How many guesses pay in a step of so many sequences: as long as the chance that all are right exceeds their cost."""
         price = ROW_COST * batch / (1 + ROW_COST * (batch - 1))
         count = 0
-        while self._rate < 1 and self._rate ** (count + 1) > price:
+        while self._rate ** (count + 1) > price:
             count += 1
         if count:
             self._idle = 0
@@ -76,4 +76,4 @@ class Pace:
         self.guessed += guessed
         self.accepted += accepted
         for i in range(min(guessed, accepted + 1)):
-            self._rate += WEIGHT * ((i < accepted) * 0.99 - self._rate)
+            self._rate += WEIGHT * ((i < accepted) * 0.99 - self._rate)  # stays below 1, at which any number of guesses would pay

@@ -1,4 +1,4 @@
-"""What the daemon says about itself: the bodies of hello, models and stats."""
+"""What the daemon says about itself: the bodies of hello and models, and the memory of its process."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def server_info(server_id: str, role: Role) -> m.ServerInfo:
         server_id=server_id,
         version=VERSION,
         host=platform.node(),
-        cpu=_cpu(),
+        cpu=cpu(),
         cores=os.cpu_count() or 1,
         memory_bytes=_memory(),
         engines=[_engine(name, precisions) for name, precisions in ENGINES.items()],
@@ -48,6 +48,17 @@ def model_list(catalogue: Catalogue, workers: Workers, config: Config) -> m.Mode
 def process_rss() -> int:
     """Resident bytes of this process."""
     return int(psutil.Process().memory_info().rss)
+
+
+def cpu() -> str:
+    """The processor's name."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
 
 
 def _model(model: Model, workers: Workers, config: Config) -> m.ModelInfo:
@@ -83,17 +94,5 @@ def _measured(model: Model, config: Config) -> Found:
         return {}
 
 
-@cache
 def _memory() -> int:
     return int(psutil.virtual_memory().total)
-
-
-@cache
-def _cpu() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

@@ -44,7 +44,7 @@ class ServiceManager:
             self._stopping = True
             self._tell("STOPPING=1")
 
-    def _tell(self, *lines: str) -> None:
+    def _tell(self, line: str) -> None:
         if self._socket:
             with contextlib.suppress(OSError):
-                self._socket.sendto("\n".join(lines).encode(), self._address)
+                self._socket.sendto(line.encode(), self._address)

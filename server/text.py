@@ -14,8 +14,6 @@ from protocol.messages import OfText
 END_OF_TEXT = "<|endoftext|>"
 MAX_TOKENS = 65_536
 """Of a text that is tokenised or scored, as of `ids`: a reply has to hold them."""
-
-
 CACHED_WORDS = 1024
 """How many words the tokenizer remembers: its default of 10,000 makes it grow for hours and no faster."""
 
@@ -56,7 +54,7 @@ class Text:
     def check(self, ids: list[int]) -> list[int]:
         """Return the ids, or the end-of-text token for none. Raises: BadRequest for one outside the vocabulary."""
         if ids and max(ids) >= self._vocabulary:
-            raise BadRequest(f"generate: there is no token {max(ids)}; this model's are 0 to {self._vocabulary - 1}")
+            raise BadRequest(f"there is no token {max(ids)}; this model's are 0 to {self._vocabulary - 1}")
         return list(ids) or [self._end_of_text]
 
     def increments(self) -> Increments:

@@ -99,6 +99,7 @@ class Worker:
         self._busy_s = 0.0
 
     def run(self) -> None:
+        """Until this process is ended."""
         while True:
             idle = not (self._scheduler.running or self._scheduler.waiting)
             for request in self._link.receive(int(BEAT_S * 1000) if idle else 0):
@@ -257,6 +258,9 @@ class Worker:
             sequences = self._sequences(request, request.request, received)
         except RequestError as e:
             self._fail(request.id, e.code, str(e))
+            return
+        except Exception as e:  # noqa: BLE001 - whatever it is, it is this request's alone
+            self._fail(request.id, "internal", self._fault("a request", e))
             return
         self._open[request.id] = sequences
         for sequence in sequences[:1] if sequences[0].search else sequences:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from protocol import messages as m
-from protocol.errors import BadModel, BadRequest, LoadFailed, NoMemory, NotLoaded
+from protocol.errors import BadRequest, LoadFailed, NoMemory, NotLoaded
 from protocol.keys import CurveKeys
 from protocol.link import Beat, Ready
 from server.catalogue import ENGINES, OVERHEAD_BYTES, REFERENCE, Architecture, Model, rows_of
@@ -143,10 +143,8 @@ class Workers:
     ) -> Worker:
         """Launch a worker and reserve its memory: for a task that of one row, and of full precision beside it.
 
-        Replicas have the same rows: the first is one of `share` that are to fit. Raises: NoMemory, LoadFailed.
+        `model` is one without a problem. Replicas have the same rows: the first is one of `share` that are to fit. Raises: NoMemory, LoadFailed.
         """
-        if model.problem:
-            raise BadModel(f"{model.name}: {model.problem}")
         launcher = self._launcher_for(task)
         arch, config, room = model.architecture, self._config, self._room(launcher)
         others = [w for w in self.models() if w.way == (model.name, engine, precision)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -14,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from protocol import Client
+from protocol import Client, Gpt2dError
 
 START_S = 20
 
@@ -25,6 +26,19 @@ def wait_for(condition: Callable[[], bool], seconds: float = 5) -> None:
     while not condition():
         assert time.monotonic() < give_up
         time.sleep(0.01)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def answers(client: Client) -> bool:
+    """True if its server answers a ping within a second."""
+    try:
+        return bool(client.ping(timeout=1))
+    except Gpt2dError:
+        return False
 
 
 class Daemon:

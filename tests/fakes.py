@@ -61,6 +61,13 @@ class FakeEngine:
         """The greedy next token of a sequence. Token 0, the end of text, never comes."""
         return 1 + sum(ids) % (self.vocabulary - 1)
 
+    def greedy(self, prompt: Sequence[int], count: int) -> list[int]:
+        """What it writes after a prompt."""
+        ids = list(prompt)
+        for _ in range(count):
+            ids.append(self.expected(ids))
+        return ids[len(prompt) :]
+
 
 class ListLink:
     """A worker's link to the gateway that only keeps what is sent."""

@@ -21,6 +21,7 @@ Hidden = NDArray[np.float32]
 """[tokens, width]: what the last layer norm made of each token, of which the LM head makes logits."""
 
 PRIVATE = {} if sys.platform == "win32" else {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}
+"""Memory of this process alone; by default mmap shares it with children."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,6 @@ class KV:
     def first(self, positions: int) -> KV:
         """A view of the first positions."""
         return KV(self.keys[:, :, :positions], self.values[:, :, :positions])
-
-    @property
-    def nbytes(self) -> int:
-        return self.keys.nbytes + self.values.nbytes
 
 
 @runtime_checkable

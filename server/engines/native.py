@@ -20,7 +20,9 @@ from server.engines.base import KV, Hidden, Logits
 from server.layout import BITS, head_bits
 
 CHUNK = 16 << 20
+"""Bytes read at a time; progress is told after each."""
 NO_MEMORY = -2
+"""GPT2D_NO_MEMORY in gpt2d_kernels.h."""
 
 
 class _Shape(ctypes.Structure):

@@ -53,6 +53,7 @@ class Agent:
         self._free_of_nodes, self._host = ray.remote(num_cpus=0)(free_of_nodes), ray.remote(concurrency_groups={host.CONTROL: 1})(host.Host)
 
     def start(self, key: str, spec: dict[str, Any], demand: dict[str, float]) -> None:
+        """`demand` is by Ray's names of resources, memory in bytes."""
         threading.Thread(target=self._tend, args=(key, spec, demand), name=f"worker {key[:8]}", daemon=True).start()
 
     def stop(self, key: str) -> None:

@@ -25,6 +25,7 @@ from server.spec import CUT_OFF, UNREACHED, Spec
 
 RECEIVED, DRAFT = "received", ".receiving-"
 STALE_S = 600.0
+"""A receipt to which nothing was added for so long was cut."""
 STOP_S, PAUSE_S, SHUTDOWN_S = 1.0, 1.0, 5.0
 CONTROL = "control"
 """Methods of this concurrency group run beside the others."""

@@ -26,6 +26,8 @@ log = logging.getLogger("gpt2d.worker")
 
 LINE_BYTES = 4096
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+ROOT = str(Path(__file__).resolve().parent.parent.parent)
+"""Where the packages are, for the processes that are started."""
 PROGRAM = ("server.process",)
 """What a worker's process runs: a module and its arguments."""
 
@@ -75,10 +77,9 @@ class LocalLauncher:
 
     def start(self, spec: Spec, memory_bytes: int) -> LocalProcess:  # noqa: ARG002 - what is free was asked before
         """Raises: OSError if no process can be made."""
-        root = str(Path(__file__).resolve().parent.parent.parent)
         # NumPy's own thread pool would only take memory: the engine has its threads. On huge pages a row's first use would
         # stall everybody for 70 ms, since the system clears all of it and not only the positions that are used.
-        environment = os.environ | {"PYTHONPATH": root, "OPENBLAS_NUM_THREADS": "1", "NUMPY_MADVISE_HUGEPAGE": "0"}
+        environment = os.environ | {"PYTHONPATH": ROOT, "OPENBLAS_NUM_THREADS": "1", "NUMPY_MADVISE_HUGEPAGE": "0"}
         popen = subprocess.Popen(
             [sys.executable, "-P", "-m", *self._program],
             stdin=subprocess.PIPE,

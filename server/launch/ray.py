@@ -17,7 +17,6 @@ import sys
 import threading
 import time
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -164,9 +163,10 @@ class RayLauncher:
 
     def free_memory(self, untaken: int) -> int:  # noqa: ARG002 - Ray counts what is reserved
         """Of the node that has most. Raises: LoadFailed if the cluster is out of reach."""
-        if not self._nodes:
+        nodes = self._nodes  # which the other thread may empty meanwhile
+        if not nodes:
             raise LoadFailed(f"the Ray cluster is out of reach: {self._refused or 'its nodes are not known yet'}; try again later")
-        return int(max((node.total if self._settling else node.free).get("memory", 0) for node in self._nodes))
+        return int(max((node.total if self._settling else node.free).get("memory", 0) for node in nodes))
 
     @property
     def _settling(self) -> bool:
@@ -222,11 +222,10 @@ class RayLauncher:
                 delay = min(AGAIN_MAX_S, 2 * delay)
 
     def _serve_agent(self) -> None:
-        root = str(Path(__file__).resolve().parent.parent.parent)
         agent = subprocess.Popen(
             [sys.executable, "-P", "-m", "server.launch.agent"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-            env=os.environ | {"PYTHONPATH": root, "RAY_DEDUP_LOGS": "0"},
+            env=os.environ | {"PYTHONPATH": local.ROOT, "RAY_DEDUP_LOGS": "0"},
         )  # fmt: skip
         threading.Thread(target=local.relay, args=(agent.stderr, "cluster"), name="stderr of the agent", daemon=True).start()
         self._agent, self._told = agent, queue.Queue(MAX_TOLD)

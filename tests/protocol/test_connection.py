@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 
 import msgpack
 import pytest
@@ -29,12 +29,7 @@ from protocol.errors import (
     ServerStuck,
     VersionMismatch,
 )
-from tests.conftest import wait_for
-
-
-def free_port() -> int:
-    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
-        return int(listener.getsockname()[1])
+from tests.conftest import free_port, wait_for
 
 
 @contextmanager
@@ -217,8 +212,7 @@ def test_a_restarted_server() -> None:
 
         thread = threading.Thread(target=call)
         thread.start()
-        while not first.requests[1:]:
-            time.sleep(0.01)
+        wait_for(lambda: len(first.requests) > 1)
         port = int(first.endpoint.rsplit(":", 1)[1])
         first.close()
         second = FakeServer(lambda r: [pong(r)], server_id="two", port=port)

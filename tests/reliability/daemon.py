@@ -92,10 +92,7 @@ class Behaving(FakeEngine):
 
 def expected(prompt: list[int], count: int, vocabulary: int) -> list[int]:
     """What the fake engine writes after a prompt, greedily."""
-    engine, ids = FakeEngine(1, 1, vocabulary), list(prompt)
-    for _ in range(count):
-        ids.append(engine.expected(ids))
-    return ids[len(prompt) :]
+    return FakeEngine(1, 1, vocabulary).greedy(prompt, count)
 
 
 def main() -> None:

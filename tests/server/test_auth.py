@@ -104,6 +104,16 @@ def test_a_flood_of_refusals_is_told_in_few_lines(caplog: pytest.LogCaptureFixtu
     assert "and 999 more" in caplog.records[-1].getMessage()
 
 
+def test_more_keys_than_are_read_are_told_once(folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auth, "MAX_KEYS", 2)
+    authorise(folder, "c", CurveKeys.new().public)
+    keyring = Keyring(folder)
+    keyring.lost()
+    assert keyring.role(A) and keyring.role(B)
+    (told,) = caplog.records
+    assert "3 keys, more than 2: c.pub and what follows are not authorised" in told.getMessage()
+
+
 def test_one_bad_name_costs_nobody_else(folder: Path) -> None:
     keyring = Keyring(folder)
     (folder / "x.pub").symlink_to("nowhere")

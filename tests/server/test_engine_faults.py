@@ -40,13 +40,6 @@ class Faulty(FakeEngine):
         return logits
 
 
-def expected(engine: FakeEngine, prompt: list[int], count: int) -> list[int]:
-    ids = list(prompt)
-    for _ in range(count):
-        ids.append(engine.expected(ids))
-    return ids[len(prompt) :]
-
-
 @pytest.mark.parametrize("after", [20, 24], ids=["in the prompt", "while it writes"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_one_ends_and_the_batch_goes_on(kind: str, after: int, capfd: pytest.CaptureFixture[str]) -> None:
@@ -65,7 +58,7 @@ def test_the_one_ends_and_the_batch_goes_on(kind: str, after: int, capfd: pytest
         assert failure.message.split()[-1] in capfd.readouterr().err, "the incident stands in the log"
         for key, prompt in prompts.items():
             result = replies[key]
-            assert isinstance(result, m.Generated) and result.ids == expected(loop.engine, prompt, 12)
+            assert isinstance(result, m.Generated) and result.ids == loop.engine.greedy(prompt, 12)
 
 
 def test_what_fails_once_and_not_again_harms_nobody() -> None:
@@ -85,7 +78,7 @@ def test_what_fails_once_and_not_again_harms_nobody() -> None:
     loop.turn(40)
     assert engine.failed
     assert {r.id: r.ids for r in loop.link.sent if isinstance(r, m.Generated)} == {
-        key: expected(engine, [key + 2] * 20, 12) for key in range(3)
+        key: engine.greedy([key + 2] * 20, 12) for key in range(3)
     }
 
 
@@ -97,8 +90,20 @@ def test_searches_and_several_continuations_end_too(strategy: str) -> None:
     loop.turn(80)
     failure, result = sorted(loop.link.sent, key=lambda reply: reply.id or 0)
     assert isinstance(failure, m.Failure) and failure.code == "internal"
-    assert isinstance(result, m.Generated) and result.ids == expected(loop.engine, [7] * 20, 12)
+    assert isinstance(result, m.Generated) and result.ids == loop.engine.greedy([7] * 20, 12)
     assert loop.scheduler.running == loop.scheduler.waiting == 0
+
+
+def test_a_fault_before_the_engine_is_reached_ends_its_request_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = Loop(engine=FakeEngine(2, ARCH.context, ARCH.vocabulary))
+    loop.ask(1, prompt_ids=[7] * 20, max_new_tokens=12, strategy="greedy")
+    with monkeypatch.context() as patched:
+        patched.setattr("server.worker.Sequence", None)
+        loop.ask(2, prompt_ids=[8] * 20, max_new_tokens=12, strategy="greedy")
+    loop.turn(40)
+    failure, result = sorted(loop.link.sent, key=lambda reply: reply.id or 0, reverse=True)
+    assert isinstance(failure, m.Failure) and failure.code == "internal" and failure.id == 2
+    assert isinstance(result, m.Generated) and result.ids == loop.engine.greedy([7] * 20, 12)
 
 
 def test_a_text_that_is_scored_ends_too() -> None:

@@ -47,13 +47,6 @@ def step(scheduler: Scheduler, engine: FakeEngine) -> list[Sequence]:
     return done + [s for s in advanced if s.finished]
 
 
-def correct(engine: FakeEngine, prompt: list[int], count: int) -> list[int]:
-    ids = list(prompt)
-    for _ in range(count):
-        ids.append(engine.expected(ids))
-    return ids[len(prompt) :]
-
-
 # Few different tokens, so that prompts share beginnings.
 prompts = st.lists(st.integers(1, 96), min_size=1, max_size=40) | st.lists(st.integers(1, 2), min_size=8, max_size=40)
 events = st.lists(
@@ -91,7 +84,7 @@ def test_every_sequence_has_its_own_row(plan: list[tuple[object, ...]], rows: in
             break
     assert set(finished) == set(asked)
     for request_id, done in finished.items():
-        assert done.ids[done.prompt_tokens :] == correct(engine, asked[request_id], done.new_tokens)
+        assert done.ids[done.prompt_tokens :] == engine.greedy(asked[request_id], done.new_tokens)
         assert done.finished in ("length", "cancelled")
     assert scheduler.running == scheduler.waiting == 0
 
@@ -170,7 +163,7 @@ def test_a_continued_page_computes_its_new_tokens_only() -> None:
         scheduler.add(later)
         while not step(scheduler, engine):
             pass
-        assert later.ids[later.prompt_tokens :] == correct(engine, later.ids[: later.prompt_tokens], later.new_tokens)
+        assert later.ids[later.prompt_tokens :] == engine.greedy(later.ids[: later.prompt_tokens], later.new_tokens)
     assert (again.reused, longer.reused, other.reused) == (29, 34, 0)
     assert engine.calls[0] == "prefill 0 0+31"
 

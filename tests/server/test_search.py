@@ -21,11 +21,6 @@ ARCH = read_architecture(DEMO_FOLDER)
 PROMPTS = [[5, 77, 300, 12], list(range(40, 60))]
 
 
-@pytest.fixture(scope="module")
-def reference() -> GPT2LMHeadModel:
-    return GPT2LMHeadModel.from_pretrained(DEMO_FOLDER, dtype=torch.float32).eval()
-
-
 @pytest.fixture(scope="module", params=["native", "onnx"])
 def engine(cache: Path, request: pytest.FixtureRequest) -> Iterator[Engine]:
     engine = load_engine(DEMO_FOLDER, ARCH, request.param, "fp32", 8, 2, cache, 1 << 30, lambda *_: None).engine

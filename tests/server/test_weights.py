@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from protocol.errors import BadModel, UnknownModel
 from server.catalogue import BUILD_FORMAT, DEMO_FOLDER, ENGINES, PUBLISHED, Catalogue, choose_engine, read_architecture
 from server.loading import load_engine
 from server.notes import digest, known_digest
-from server.quantise import BLOCK, dequantise, quantise, relative_error
+from server.quantise import BLOCK, Blocks, dequantise, quantise
 from server.weights import BuildCache, Weights
 
 ARCH = read_architecture(DEMO_FOLDER)
@@ -243,6 +244,11 @@ def test_int4_blocks_are_never_worse_than_plain_rounding(matrix: np.ndarray[tupl
     lost, lost_plainly = (((m - padded) ** 2).sum(axis=1) for m in (ours, plain))
     rounding = 1e-5 * (padded**2).sum(axis=1) + 1e-30
     assert (lost <= lost_plainly + rounding).all()
+
+
+def relative_error(matrix: NDArray[np.float32], blocks: Blocks) -> float:
+    """Root mean square of what was lost over that of the matrix."""
+    return float(np.linalg.norm(dequantise(blocks) - matrix) / np.linalg.norm(matrix))
 
 
 def test_int4_scales_are_better_on_real_weights() -> None:

@@ -223,6 +223,21 @@ def test_cancelling_a_load_tells_the_waiter(tmp_path: Path, cache: Path, hub: Hu
     daemon.kill()
 
 
+def test_what_was_downloaded_once_is_loaded_again_without_the_hub(tmp_path: Path, cache: Path) -> None:
+    with Hub() as hub:
+        hub.add("gpt2", DEMO_FOLDER)
+        daemon = serve(tmp_path, cache, hub, "--preload", "gpt2")
+        with Client(daemon.endpoint) as client:
+            assert client.load("gpt2")
+    (worker,) = daemon.workers()
+    worker.kill()
+    wait_for(lambda: "is loaded again in" in daemon.logged())
+    with Client(daemon.endpoint) as client:
+        assert client.load("gpt2", timeout=20)
+    assert "cannot be" not in daemon.logged()
+    daemon.kill()
+
+
 def test_names_of_the_cache_are_read_with_care(tmp_path: Path) -> None:
     """A cache that somebody else fills must not lead out of it, nor hide what is there."""
     for name in ("models--gpt2", "models--some--verse", "models--bad--ref"):

@@ -1,0 +1,21 @@
+"""What the tests of the engines share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from server.catalogue import DEMO_FOLDER
+
+if TYPE_CHECKING:
+    from transformers import GPT2LMHeadModel
+
+
+@pytest.fixture(scope="module")
+def reference() -> GPT2LMHeadModel:
+    """The embedded model as transformers computes it."""
+    import torch
+    from transformers import GPT2LMHeadModel
+
+    return GPT2LMHeadModel.from_pretrained(DEMO_FOLDER, dtype=torch.float32).eval()
