@@ -14,7 +14,7 @@ import methods
 import onnx_methods
 import optimisation_methods
 from harness import Row, interval, read
-from one_daemon import figure, name_of
+from one_daemon import figure
 from rows import newest, sizes_of, weights_of
 
 SCRIPTS = ("optimisation_methods", "onnx_methods", "decoder_methods", "combined_methods", "operating_point", "serving_methods")
@@ -76,6 +76,15 @@ class Compared:
     def _times(row: Row, base: Row, length: int) -> list[float]:
         return [1.0] * methods.runs_in(row) if row is base else methods.speedups(row, base, length)
 
+    def _missing(self, size: str) -> Iterator[str]:
+        """A line for each reason."""
+        reasons: dict[str, list[str]] = {}
+        for row in self._rows:
+            if row.problem and row.key["model"] == size and self.row(size, str(row.key["method"])) is None:
+                reasons.setdefault(row.problem.removeprefix("Skipped: "), []).append(str(row.key["method"]))
+        for reason, names in reasons.items():
+            yield f"{size}, not measured: {listed(names)}: {reason}"
+
     def tables(self, _: Sequence[Row]) -> str:
         """One for each size."""
         columns: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -93,7 +102,7 @@ class Compared:
             text += [f"**{weights_of(size, self._rows)}**", ""]
             for line in ([*columns], ["---"] * len(columns), *cells) if cells else ():
                 text.append(f"| {' | '.join(line[i] for i in used)} |")
-            text += ["", *(f"{name_of(r.key)}: not measured: {r.problem}" for r in self._rows if r.problem and r.key["model"] == size and self.row(size, str(r.key["method"])) is None), ""]  # fmt: skip
+            text += ["", *self._missing(size), ""]
         return "\n".join(text)
 
 

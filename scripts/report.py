@@ -152,7 +152,7 @@ def in_short(found: Measured) -> Section:
                 lines.append([name, *cells])
         return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
-    caption = "Tokens/s of one text, by the road taken; thin lines are 95 % intervals."
+    caption = "Tokens/s of one text, by the road taken; thin lines are 95 % intervals, dashed ones what the memory's read bandwidth allows at each precision."
     plot = partial(plots.speed, read_gb_s=found.read_gb_s, title="Tokens/s of one text", columns=3)
     return Section("optimisation_methods", "In short", "How fast is one text written, by the ways that people know and by ours? Times as fast: 25 tokens with their prefill, in the same turns.", (Picture("in_short", caption, lambda rows: plot(few(rows))),), tables)  # fmt: skip
 
@@ -267,7 +267,7 @@ def render(part: Section, found: Measured, images: Path) -> list[str]:
         text += [f"[![{alt}]({place}.png)]({place}.svg)", "", picture.caption, "", line, ""]
     shown = list(markdown(part.tables(rows), line))
     if part.quoted:
-        quotes = [s for s in shown if s.startswith("- ")]
+        quotes = [s.replace(r"\\n", " / ") for s in shown if s.startswith("- ")]
         shown = [s for s in shown if not s.startswith("- ")]
         shown += ["<details><summary>" + part.quoted + "</summary>", "", *quotes, "", "</details>", ""] if quotes else []
     return [*text, *shown]

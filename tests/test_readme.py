@@ -13,7 +13,7 @@ import pytest
 import zmq
 
 from protocol import codec, messages as m
-from tests.conftest import Daemon
+from tests.conftest import Daemon, free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -38,6 +38,17 @@ def test_the_script(shared_daemon: Daemon) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert re.search(r"\d+\.\d ms, \d+ tokens/s", done.stdout)
+
+
+def test_the_speeds_are_those_of_the_report() -> None:
+    section = README.split("## How fast\n")[1].split("\n## ")[0]
+    table = [line for line in section.splitlines() if line.startswith("|")]
+    assert len(table) > 5 and "\n".join(table) in (ROOT / "docs" / "RESULTS.md").read_text(encoding="utf-8")
+
+
+def test_every_link_leads_somewhere() -> None:
+    links = re.findall(r"\]\(([^)#:]+)\)", README)
+    assert len(links) > 10 and [link for link in links if not (ROOT / link).exists()] == []
 
 
 def test_the_three_lines(shared_daemon: Daemon) -> None:
@@ -71,7 +82,7 @@ def run(line: str, endpoint: str) -> subprocess.CompletedProcess[str]:
 def test_the_first_command() -> None:
     """It starts a daemon of its own, writes, and leaves nothing running."""
     (line,) = blocks(README, "bash")
-    done = run(line.strip(), "tcp://127.0.0.1:" + free_port())
+    done = run(line.strip(), f"tcp://127.0.0.1:{free_port()}")
     assert done.returncode == 0, done.stderr
     assert len(done.stdout) > 60
     assert re.search(r"\[inference \d+ ms: .* 5 \+ 60 tokens, .*; demo/native/int8, length, seed \d+\]", done.stderr)
@@ -92,10 +103,3 @@ def test_the_client_command(shared_daemon: Daemon) -> None:
     done = run(ask, shared_daemon.endpoint)
     assert done.returncode == 0 and done.stdout.strip(), done.stderr
     assert run(ask, shared_daemon.endpoint).stdout == done.stdout, "a seed fixes the text"
-
-
-def free_port() -> str:
-    import socket
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return str(listener.getsockname()[1])
