@@ -71,6 +71,8 @@ def main() -> None:
 def find_server(args: argparse.Namespace) -> Address:
     """Which server is meant. Raises: ValueError."""
     text = args.server
+    if text == "-" and sys.stdin is None:
+        raise ValueError("stdin is closed, so that no connect line comes from there")
     if text == "-":
         text = (getpass.getpass("connect line: ") if sys.stdin.isatty() else sys.stdin.readline()).strip()
     if args.key or args.server_key:
@@ -126,6 +128,9 @@ def run(args: argparse.Namespace) -> int:
     from protocol.errors import Gpt2dError
 
     prompt = args.prompt
+    if prompt is None and sys.stdin is None:
+        print("gpt2d-client: stdin is closed, so that no text comes from there; give it with --prompt", file=sys.stderr)
+        return 1
     if prompt is None and not sys.stdin.isatty():
         prompt = sys.stdin.read().removesuffix("\n")
     settings = [*args.settings, *([f"max_new_tokens={args.max_new_tokens}"] if args.max_new_tokens else [])]

@@ -52,13 +52,11 @@ class App:
                 self.disk.do(effect)
 
     def take_events(self) -> bool:
-        """Take over what has happened; True if there was something, or it is time to look at something."""
+        """Take over what has happened, and the time; True if something had happened."""
         now = time.monotonic()
         happened = [*self.link.events(), *self.disk.events()]
         self.tell(e.Tick(now, time.time()))
         for event in happened:
-            if isinstance(event, e.FontsListed):
-                self.state.fonts_changed = True
             self.tell(event)
         return bool(happened)
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import queue
 import sys
 import tempfile
 import threading
 from collections.abc import Callable
-from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Annotated, Any, TypeAlias, get_args, get_origin, get_type_hints
 
+import msgspec
 import platformdirs
 
 from client.events import (
@@ -41,6 +41,10 @@ FONT_FOLDERS = {
     "win32": ["~/AppData/Local/Microsoft/Windows/Fonts", "C:/Windows/Fonts"],
 }
 CLOSE_S = 5.0
+Line: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[^\0]+$")]
+"""What can be an item of a list on the screen."""
+SettingsKept: TypeAlias = dict[str, bool | int | float | str | list[str | tuple[int, float]] | None]
+KINDS = get_type_hints(Preferences) | {"sampling": SettingsKept, "presets": dict[Line, SettingsKept], "recent": list[Line]}
 
 
 def folder() -> Path:
@@ -107,11 +111,13 @@ def _carry_out(effect: DiskEffect) -> Event | None:
             else:
                 write(autosave_file(), data)
         case SavePreferences(preferences):
-            write(folder() / "client.json", json.dumps(asdict(preferences), indent=2).encode())
+            write(folder() / "client.json", msgspec.json.format(msgspec.json.encode(preferences)))
         case ListFolder(where):
             path = Path(where).expanduser()
             entries = sorted(path.iterdir(), key=lambda p: (not p.is_dir(), p.name.lower()))
-            return Listed(str(path), [(p.name, p.is_dir()) for p in entries if not p.name.startswith(".")][:MAX_LISTED])
+            return Listed(
+                str(path), [(p.name, p.is_dir()) for p in entries if not p.name.startswith(".") and _is_text(p.name)][:MAX_LISTED]
+            )
         case ListFonts():
             return FontsListed(system_fonts())
     return None
@@ -138,20 +144,30 @@ def read_preferences() -> Preferences:
     """As they were kept; what is missing or damaged gets its default."""
     preferences = Preferences()
     try:
-        kept = json.loads((folder() / "client.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        kept = msgspec.json.decode((folder() / "client.json").read_bytes(), type=dict[str, Any])
+    except (OSError, msgspec.DecodeError, RecursionError):
         return preferences
-    for field in fields(Preferences):
-        value, default = kept.get(field.name) if isinstance(kept, dict) else None, getattr(preferences, field.name)
-        if type(value) is type(default) or (isinstance(default, float) and isinstance(value, int)):
-            setattr(preferences, field.name, value)
+    for name, kind in KINDS.items():
+        with contextlib.suppress(KeyError, msgspec.ValidationError):
+            setattr(preferences, name, _of_kind(kept[name], kind))
     preferences.scale = min(4.0, max(0.5, preferences.scale))
     preferences.font_size, preferences.page_font_size = (
         min(60.0, max(8.0, size)) for size in (preferences.font_size, preferences.page_font_size)
     )
     preferences.width, preferences.height = max(640, min(8000, preferences.width)), max(400, min(8000, preferences.height))
-    preferences.theme = preferences.theme if preferences.theme in {"dark", "light"} else "dark"
     return preferences
+
+
+def _of_kind(kept: Any, kind: Any) -> Any:
+    """What was kept, as a value of this kind; of a dict, the entries that are. Raises: msgspec.ValidationError."""
+    if get_origin(kind) is not dict or not isinstance(kept, dict):
+        return msgspec.convert(kept, kind)
+    key_kind, entry_kind = get_args(kind)
+    entries = {}
+    for key, entry in kept.items():
+        with contextlib.suppress(msgspec.ValidationError):
+            entries[msgspec.convert(key, key_kind)] = _of_kind(entry, entry_kind)
+    return entries
 
 
 def read_autosave() -> str | None:
@@ -167,6 +183,12 @@ def system_fonts() -> list[tuple[str, str]]:
     for place in FONT_FOLDERS.get(sys.platform, FONT_FOLDERS["linux"]):
         for root, _, names in os.walk(Path(place).expanduser()):
             for name in names:
-                if name.lower().endswith((".ttf", ".otf", ".ttc")) and len(found) < MAX_FONTS:
-                    found.setdefault(Path(name).stem, str(Path(root) / name))
+                path = Path(root) / name
+                if name.lower().endswith((".ttf", ".otf", ".ttc")) and _is_text(str(path)) and len(found) < MAX_FONTS:
+                    found.setdefault(path.stem, str(path))
     return sorted(found.items())
+
+
+def _is_text(name: str) -> bool:
+    """False for a file name in another encoding, which the window cannot show."""
+    return not any("\ud800" <= c <= "\udfff" for c in name)

@@ -9,10 +9,9 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from protocol import messages as m
-
 MAX_UNDO, MAX_UNDO_BYTES = 1000, 64 << 20
-MAX_PLACES = 200
+MAX_PLACES, MAX_PLACES_BYTES = 200, 64 << 20
+MAX_TAKES = 50
 MERGE_S = 1.0
 """Typing within so many seconds is undone together."""
 
@@ -27,10 +26,11 @@ class Mark:
 
 @dataclass
 class Take:
-    """One continuation of a place. `result` is None until it is whole."""
+    """One continuation of a place."""
 
     text: str
-    result: m.Generated | None = None
+    entry: int | None = None
+    """Its number in the history; None until it is whole."""
 
 
 @dataclass
@@ -39,6 +39,11 @@ class Place:
 
     takes: list[Take] = field(default_factory=list)
     shown: int = 0
+
+    def show_last(self) -> None:
+        """The newest take is shown, and the oldest are forgotten."""
+        del self.takes[:-MAX_TAKES]
+        self.shown = max(0, len(self.takes) - 1)
 
 
 @dataclass
@@ -68,6 +73,9 @@ class Document:
         self._undo: deque[_Edit] = deque()
         self._redo: list[_Edit] = []
         self._kept = 0
+        """Bytes of the edits that can be undone."""
+        self._places_kept = 0
+        """Bytes of the places' keys."""
 
     @property
     def text(self) -> str:
@@ -92,8 +100,9 @@ class Document:
 
     def replace(self, start: int, end: int, text: str, kind: str, now: float = 0.0) -> int:
         """Put text in the place of bytes start to end; return where it ends. Changes of the same `kind` at the same place merge."""
-        self._change(start, end, clean(text).encode(), kind, now)
-        self.cursor = start + len(clean(text).encode())
+        data = clean(text).encode()
+        self._change(start, end, data, kind, now)
+        self.cursor = start + len(data)
         return self.cursor
 
     def mark(self, start: int, end: int) -> None:
@@ -108,10 +117,15 @@ class Document:
     def place(self, start: int) -> Place:
         """The place after the first `start` bytes, made where it is new; the oldest are forgotten."""
         key = self.data[:start]
-        place = self.places.pop(key, None) or Place()
+        place = self.places.pop(key, None)
+        if place is None:
+            place = Place()
+            self._places_kept += len(key)
         self.places[key] = place
-        while len(self.places) > MAX_PLACES:
-            del self.places[next(iter(self.places))]
+        while len(self.places) > 1 and (len(self.places) > MAX_PLACES or self._places_kept > MAX_PLACES_BYTES):
+            oldest = next(iter(self.places))
+            del self.places[oldest]
+            self._places_kept -= len(oldest)
         return place
 
     def known_place(self, start: int) -> Place | None:
@@ -170,11 +184,20 @@ def clean(text: str) -> str:
 
 
 def _common(old: bytes, new: bytes) -> tuple[int, int]:
-    """How many bytes at the start and at the end are the same; the two do not overlap."""
+    """How many bytes at the start and at the end are the same, in whole characters; the two do not overlap."""
     least = min(len(old), len(new))
     start = _longest(least, lambda n: old[:n] == new[:n])
+    while _inside(old, start) or _inside(new, start):
+        start -= 1
     end = _longest(least - start, lambda n: n == 0 or old[-n:] == new[-n:])
+    while _inside(old, len(old) - end) or _inside(new, len(new) - end):
+        end -= 1
     return start, end
+
+
+def _inside(data: bytes, position: int) -> bool:
+    """True within a character: its bytes after the first are 10xxxxxx."""
+    return position < len(data) and data[position] & 0xC0 == 0x80
 
 
 def _longest(most: int, same: Callable[[int], bool]) -> int:

@@ -72,15 +72,18 @@ class Do:
 
     what: Literal[
         "generate", "stop", "continue", "regenerate", "undo", "redo", "earlier", "later", "new", "open", "save", "save as", "quit", "confirmed",
-        "dismissed", "restore", "forget", "compare", "stop compare", "add column", "remove column", "close files", "reset settings", "list fonts", "measure", "stop measuring",
+        "dismissed", "restore", "forget", "compare", "stop compare", "add column", "remove column", "close files", "reset settings", "measure", "stop measuring",
     ]  # fmt: skip
+
+
+Part: TypeAlias = Literal["link", "compare", "history", "files", "drafts", "models"]
 
 
 @dataclass(frozen=True)
 class Enter:
     """Something was typed into a field of a panel: the part of the state, its field, the value."""
 
-    part: Literal["link", "compare", "history", "files", "drafts", "models"]
+    part: Part
     name: str
     value: Any
 
@@ -165,7 +168,7 @@ class Replied:
 
 @dataclass(frozen=True)
 class NotConnected:
-    """The address cannot even be tried."""
+    """The address cannot even be tried, or the server was left."""
 
     error: str
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from client import servers
 from client.events import Broken, Cancel, CloseLink, Event, KeepServer, Kept, NotConnected, OpenLink, Replied, Send
 from protocol.connection import Connection, Event as Reply
-from protocol.errors import ConnectionLost, Gpt2dError
+from protocol.errors import Gpt2dError
 from protocol.keys import Address, read_secret
 from protocol.messages import Progress, Tokens
 
@@ -19,6 +19,7 @@ LinkEffect = OpenLink | CloseLink | Send | Cancel | KeepServer
 MAX_EVENTS = 20_000
 """Events that the window has not taken yet; a server that sends more faster is left."""
 TAKE = 500
+"""Events that one frame takes over at most."""
 CLOSE_S = 6.0
 
 
@@ -84,7 +85,7 @@ class Link:
             else:
                 self._address = servers.resolve(effect.server)
             self._connection = Connection(self._address.line(), on_lost=lambda: self._tell(Broken()))
-        except ValueError as e:
+        except (ValueError, RuntimeError) as e:  # RuntimeError: the key file's ~ is nobody's home
             self._tell(NotConnected(str(e)))
 
     def _disconnect(self) -> None:
@@ -134,5 +135,5 @@ class Link:
                 threading.Thread(target=connection.close, daemon=True).start()
                 while not self._events.empty():
                     self._events.get_nowait()
-                self._events.put_nowait(Replied("look", ConnectionLost("the server sent more than this window can take"), 0.0))
+                self._events.put_nowait(NotConnected("the server sent more than this window can take"))
         self._wake()

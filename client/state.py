@@ -1,4 +1,4 @@
-"""AppState: all that the views draw. Plain data; only update.py changes it."""
+"""AppState: all that the views draw. Plain data; update.apply changes it. Views and window note only what is drawing's own: focus, layout, scale."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from client.document import Document
+from client.parameters import OWN, fits
 from protocol import messages as m
 from protocol.keys import DEFAULT_ENDPOINT
 
 Status: TypeAlias = Literal["off", "connecting", "ready", "stuck", "refused", "lost"]
 MAX_HISTORY, MAX_POINTS = 500, 2000
+KEPT_LOGPROBS = 50
+"""So many of the newest generations keep their tokens' probabilities, which take far more memory than their texts."""
 PANELS = ("Connection", "Model", "Sampling", "Inference", "Tokens", "History", "Compare", "Settings", "Keys")
 Settings: TypeAlias = dict[str, Any]
 """Generation settings by name, those of messages.SETTINGS that differ from the default."""
@@ -39,7 +42,6 @@ class Link:
     memory: int = 0
     kept: list[str] = field(default_factory=list)
     """Names of servers whose connect lines were kept."""
-    recent: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -74,6 +76,12 @@ class Models:
     def chosen(self) -> m.ModelInfo | None:
         return next((info for info in self.known if info.name == self.model), None)
 
+    @property
+    def context(self) -> int:
+        """The chosen model's, in tokens; where it is not known, GPT-2's."""
+        info = self.chosen()
+        return info.context if info and info.context else 1024
+
 
 @dataclass
 class Generating:
@@ -83,7 +91,8 @@ class Generating:
     end: int
     """Bytes of the page that it has written."""
     prompt: str
-    settings: Settings
+    asked: int
+    """New tokens at most."""
     began: float
     place: int = 0
     """In the server's queue; 0: running."""
@@ -180,6 +189,8 @@ class Compare:
     columns: list[Column] = field(default_factory=lambda: [Column(), Column()])
     running: int | None = None
     """The column whose turn it is."""
+    stopping: bool = False
+    """It was stopped, and what was under way has not ended yet: its end must not be taken for that of the next comparison's."""
 
 
 @dataclass(frozen=True)
@@ -199,6 +210,9 @@ class History:
     entries: deque[Entry] = field(default_factory=lambda: deque(maxlen=MAX_HISTORY))
     search: str = ""
     chosen: int | None = None
+
+    def entry(self, number: int | None) -> Entry | None:
+        return next((entry for entry in self.entries if entry.number == number), None)
 
 
 @dataclass
@@ -318,3 +332,13 @@ class AppState:
     @property
     def parameters(self) -> dict[str, m.Parameter]:
         return {p.name: p for p in self.link.info.parameters} if self.link.info else {}
+
+    def setting(self, name: str) -> Any:
+        """As chosen; else the server's default, or where none has said it, the protocol's."""
+        parameter = self.parameters.get(name) or OWN[name]
+        return self.settings.get(name, parameter.default)
+
+    def fitting(self, settings: Settings) -> Settings:
+        """Those that the server has, with values that they can have there."""
+        known = self.parameters
+        return {name: value for name, value in settings.items() if name in known and fits(known[name], value)}

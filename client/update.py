@@ -6,7 +6,11 @@ opening and saving in files.py.
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from client import comparing, events as e, files, replicas, writing
+from client.comparing import LOAD_S
+from client.parameters import usable
 from client.state import AppState, Doing, Status
 from protocol import messages as m
 from protocol.errors import (
@@ -23,7 +27,7 @@ from protocol.errors import (
 )
 
 LOOK_S, RETRY_S, LOOK_TIMEOUT_S = 3.0, 2.0, 4.0
-LOAD_S = MEASURE_S = 3600.0
+MEASURE_S = LOAD_S
 UNLOAD_S = 60.0
 CONTROL_S = 10.0
 NOTICE_S = 8.0
@@ -74,7 +78,7 @@ def apply(state: AppState, message: e.Message) -> list[e.Effect]:
         case e.Preset():
             _preset(state, message)
         case e.FontsListed(fonts):
-            state.fonts = fonts
+            state.fonts, state.fonts_changed = fonts, True
         case e.Do(what):
             return _do(state, what)
         case _:
@@ -129,12 +133,11 @@ def _met(state: AppState, info: m.ServerInfo) -> list[e.Effect]:
         files.notify(state, "the server was restarted: what it had loaded is gone")
     elif link.status in {"lost", "stuck"}:
         files.notify(state, "connected again")
-    link.status, link.trouble, link.info, link.next_look, link.since = "ready", "", info, state.now, state.now
+    link.status, link.trouble, link.next_look, link.since = "ready", "", state.now, state.now
+    link.info = replace(info, parameters=[*{p.name: p for p in info.parameters if usable(p)}.values()])
     name = link.server.partition("#")[0].strip()
-    link.recent = state.preferences.recent = [name, *(r for r in state.preferences.recent if r != name)][:MAX_RECENT]
-    known = {p.name for p in info.parameters}
-    for setting in [s for s in state.settings if s not in known]:
-        del state.settings[setting]  # another version's
+    state.preferences.recent = [name, *(r for r in state.preferences.recent if r != name)][:MAX_RECENT]
+    state.preferences.sampling = state.fitting(state.settings)  # the others are another version's
     state.page.counted = -1
     return [e.KeepServer(), e.Send("models", m.Models(), CONTROL_S), e.Send("stats", m.GetStats(), CONTROL_S)]
 
@@ -178,10 +181,8 @@ def _replied(state: AppState, tag: str, event: object, took_ms: float) -> list[e
             if isinstance(event, m.Stats):
                 state.link.worker_stats = event.workers[:MAX_MODELS]
                 state.link.memory = event.rss_bytes + sum(w.rss_bytes for w in event.workers)
-        case "load":
-            return _load_replied(state, event)
-        case "measure":
-            return _measure_replied(state, event)
+        case "load" | "measure":
+            return _worked(state, tag, event)
         case "unload":
             files.notify(state, f"unloaded {', '.join(event.names)}" if isinstance(event, m.Unloaded) else str(event))
             return _refresh(state)
@@ -226,8 +227,7 @@ def load(state: AppState) -> list[e.Effect]:
     models = state.models
     if not models.model or models.loading or state.link.status != "ready":
         return []
-    models.loading = Doing(f"{models.model}/{models.engine}/{models.precision}", stage_began=state.now)
-    models.error = ""
+    models.loading = _begin(state)
     request = m.Load(
         model=models.model,
         engine=models.engine or None,
@@ -243,35 +243,33 @@ def measure(state: AppState) -> list[e.Effect]:
     models = state.models
     if not models.model or models.measuring or state.link.status != "ready":
         return []
-    models.measuring = Doing(f"{models.model}/{models.engine}/{models.precision}", stage_began=state.now)
-    models.error = ""
+    models.measuring = _begin(state)
     return [e.Send("measure", m.Measure(model=models.model, engine=models.engine, precision=models.precision, stream=True), MEASURE_S)]
 
 
-def _load_replied(state: AppState, event: object) -> list[e.Effect]:
+def _begin(state: AppState) -> Doing:
+    """A load or a measurement of what is chosen."""
+    models = state.models
+    models.error = ""
+    return Doing(f"{models.model}/{models.engine}/{models.precision}", stage_began=state.now)
+
+
+def _worked(state: AppState, tag: str, event: object) -> list[e.Effect]:
+    """A load or a measurement went on, or ended."""
     models = state.models
     if isinstance(event, m.Progress):
-        _advance(models.loading, event, state.now)
+        _advance(models.loading if tag == "load" else models.measuring, event, state.now)
         return []
-    models.loading = None
+    if tag == "load":
+        models.loading = None
+    else:
+        models.measuring = None
     if isinstance(event, m.Loaded):
         choose(state, event.model, event.engine, event.precision)
         took = "is loaded" if event.already else f"loaded in {event.load_ms / 1000:.1f} s"
         each = f"{replicas.count(event.replicas)} of " if event.replicas != 1 else ""
         files.notify(state, f"{event.model}/{event.engine}/{event.precision} {took}, {each}{event.rss_bytes / 1e6:.0f} MB")
-        state.page.counted = -1
-    elif not isinstance(event, Cancelled):
-        models.error = str(event)
-    return _refresh(state)
-
-
-def _measure_replied(state: AppState, event: object) -> list[e.Effect]:
-    models = state.models
-    if isinstance(event, m.Progress):
-        _advance(models.measuring, event, state.now)
-        return []
-    models.measuring = None
-    if isinstance(event, m.Measured):
+    elif isinstance(event, m.Measured):
         change = event.fidelity.perplexity_change_pct
         files.notify(state, f"{event.model}/{event.engine}/{event.precision}: perplexity {change:+.2f} % against full precision")
     elif not isinstance(event, Cancelled):
@@ -296,7 +294,7 @@ def _preset(state: AppState, message: e.Preset) -> None:
     if message.what == "save" and name:
         presets[name] = dict(state.settings)
     elif message.what == "load" and name in presets:
-        state.preferences.sampling = dict(presets[name])
+        state.preferences.sampling = state.fitting(presets[name])
     elif message.what == "delete":
         presets.pop(name, None)
 
@@ -309,8 +307,6 @@ def _do(state: AppState, what: str) -> list[e.Effect]:
             return [e.Cancel("measure")]
         case "reset settings":
             state.preferences.sampling = {}
-        case "list fonts":
-            return [e.ListFonts()] if not state.fonts else []
         case _:
             return [*writing.do(state, what), *comparing.do(state, what), *files.do(state, what)]
     return []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -98,7 +99,7 @@ class Window:
     """The window and its loop. Raises: RuntimeError where no window can be made, saying why."""
 
     def __init__(self, server: str | None = None) -> None:
-        reasons: list[str] = []
+        reasons: deque[str] = deque(maxlen=8)  # glfw also calls an empty clipboard an error, as often as one pastes
         glfw.set_error_callback(lambda _code, text: reasons.append(_text(text)))
         if not glfw.init():
             raise RuntimeError("; ".join(reasons) or "glfw cannot be started")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 from typing import Any
+
+import msgspec
 
 from client import events as e
 from client.document import Mark, Take, clean
-from client.state import MAX_POINTS, AppState, Branch, Entry, Generating, Shown
+from client.state import KEPT_LOGPROBS, MAX_POINTS, AppState, Branch, Entry, Generating, Shown
 from protocol import messages as m
 from protocol.errors import Gpt2dError
 from protocol.ledger import Ledger
@@ -91,15 +94,14 @@ def generate(
         page.error = "" if page.generating else refused
         return []
     prompt = _tail(state, start, SENT_BYTES)
-    settings = dict(state.settings)
     page.error, page.last = "", start
-    page.generating = Generating(start, start, prompt, settings, state.now, instead_of=instead_of)
+    page.generating = Generating(start, start, prompt, state.setting("max_new_tokens"), state.now, instead_of=instead_of)
     place = page.document.place(start)
     place.takes.append(Take(""))
-    place.shown = len(place.takes) - 1
+    place.shown = len(place.takes) - 1  # none is forgotten before this one has come to something: `instead_of` counts them
     if prefix:
         _insert(state, prefix)
-    request = {**settings, **_which(state), "stream": True, "truncate": "left"}
+    request = {**state.settings, **_which(state), "stream": True, "truncate": "left"}
     if request.get("strategy") not in m.SEARCHES:
         request.setdefault("logprobs", ALTERNATIVES)
     request["n"] = 1
@@ -173,18 +175,17 @@ def _written(state: AppState, event: object, took_ms: float) -> list[e.Effect]:
         going.place = event.done
     elif isinstance(event, m.Tokens):
         going.place = 0
-        asked = int(going.settings.get("max_new_tokens", 25))
-        if going.end - going.start + len(event.text) > asked * MAX_TOKEN_BYTES:
+        if going.end - going.start + len(event.text) > going.asked * MAX_TOKEN_BYTES:
             _ended(state, "the server sent far more text than was asked for; it was left")
             return [e.Cancel("page")]
         if event.text:
             _insert(state, event.text)
     elif isinstance(event, m.Generated):
+        state.ledgers.last, state.ledgers.whole_ms = event, took_ms
+        entry = note(state, going.prompt, event)
         place = page.document.known_place(going.start)
         if place and place.takes:
-            place.takes[place.shown].result = event
-        state.ledgers.last, state.ledgers.whole_ms = event, took_ms
-        note(state, going.prompt, event)
+            place.takes[place.shown].entry = entry.number
         state.shown = Shown(going.start, going.prompt, event)
         _ended(state, "")
         return [e.Send("stats", m.GetStats(), COUNT_S)]
@@ -203,21 +204,28 @@ def _ended(state: AppState, error: str) -> None:
             if going.instead_of is not None:
                 page.document.undo()
                 place.shown, page.move_cursor = going.instead_of, True
+        elif place:
+            place.show_last()
     page.generating, page.error = None, error
     page.changed_at, page.counted = state.now, -1
 
 
-def note(state: AppState, prompt: str, result: m.Generated) -> None:
-    """Into the plots and the history."""
+def note(state: AppState, prompt: str, result: m.Generated) -> Entry:
+    """Into the plots and the history, which is the one place that keeps results."""
     ledgers, ledger = state.ledgers, result.ledger
     ledgers.count += 1
     if plausible(ledger):
         name = f"{result.model}/{result.engine}/{result.precision}"[:80]
         points = ledgers.series.setdefault(name, deque(maxlen=MAX_POINTS))
         points.append((float(ledgers.count), ledger.tokens_per_second, ledger.first_token_ms))
-    number = state.history.entries[-1].number + 1 if state.history.entries else 1
-    endpoint = state.link.server.partition("#")[0].strip()
-    state.history.entries.append(Entry(number, state.unix, prompt, result, endpoint))
+    entries = state.history.entries
+    number = entries[-1].number + 1 if entries else 1
+    entry = Entry(number, state.unix, prompt, result, state.link.server.partition("#")[0].strip())
+    entries.append(entry)
+    if len(entries) > KEPT_LOGPROBS:
+        old = entries[-1 - KEPT_LOGPROBS]
+        entries[-1 - KEPT_LOGPROBS] = replace(old, result=msgspec.structs.replace(old.result, logprobs=[]))
+    return entry
 
 
 def plausible(ledger: Ledger) -> bool:
@@ -227,12 +235,11 @@ def plausible(ledger: Ledger) -> bool:
 
 def _counted(state: AppState, told: m.Tokenized) -> None:
     """How many tokens stand before the cursor, and where the model's sight begins."""
-    page, info = state.page, state.models.chosen()
+    page = state.page
     whole, part = page.document.cursor, len(told.text.encode())
     page.exact = whole <= COUNTED_BYTES
     page.tokens = len(told.ids) if page.exact else round(len(told.ids) * whole / max(1, part))
-    context = info.context if info and info.context else 1024
-    seen = max(1, context - int(state.settings.get("max_new_tokens", 25)))
+    seen = max(1, state.models.context - state.setting("max_new_tokens"))
     page.sight = whole - part + told.offsets[-seen - 1] if len(told.ids) > seen and len(told.offsets) > seen else 0
 
 
@@ -269,8 +276,8 @@ def _flip(state: AppState, step: int) -> None:
     end = page.document.replace(mark.start, mark.end, take.text, "flipped")
     page.document.mark(mark.start, end)
     page.move_cursor, page.changed_at, page.last = True, state.now, mark.start
-    if take.result:
-        state.shown = Shown(mark.start, _tail(state, mark.start, SENT_BYTES), take.result)
+    entry = state.history.entry(take.entry)
+    state.shown = Shown(mark.start, _tail(state, mark.start, SENT_BYTES), entry.result) if entry else None
 
 
 def _branch(state: AppState, index: int, token: int) -> list[e.Effect]:
@@ -310,8 +317,7 @@ def _branched(state: AppState, tag: str, event: object) -> list[e.Effect]:
 
 def _restore(state: AppState, number: int) -> None:
     """Put a generation of the history back: its prompt, if it is not there already, and its text."""
-    entry = next((entry for entry in state.history.entries if entry.number == number), None)
-    page = state.page
+    entry, page = state.history.entry(number), state.page
     if entry is None or page.generating:
         return
     document, prompt = page.document, clean(entry.prompt)
@@ -319,7 +325,7 @@ def _restore(state: AppState, number: int) -> None:
     start = len(prompt.encode())
     document.mark(start, len(document.data))
     place = document.place(start)
-    place.takes.append(Take(clean(entry.result.text), entry.result))
-    place.shown = len(place.takes) - 1
+    place.takes.append(Take(clean(entry.result.text), number))
+    place.show_last()
     state.shown = Shown(start, entry.prompt, entry.result)
     page.move_cursor, page.changed_at, page.last = True, state.now, start

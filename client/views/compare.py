@@ -31,8 +31,8 @@ def draw(state: AppState) -> list[Action]:
         if imgui.button("Stop###Compare"):
             actions.append(Do("stop compare"))
     else:
-        imgui.begin_disabled(state.link.status != "ready")
-        if imgui.button("Compare###Compare"):
+        imgui.begin_disabled(state.link.status != "ready" or compare.stopping)
+        if imgui.button("Stopping###Compare" if compare.stopping else "Compare###Compare"):
             actions.append(Do("compare"))
         imgui.end_disabled()
     widgets.tip("Each column in turn, so that the times are honest. What a column needs is loaded first.")

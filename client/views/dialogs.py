@@ -41,7 +41,8 @@ def draw_files(state: AppState) -> list[Action]:
         if imgui.selectable("..", False, imgui.SelectableFlags_.no_auto_close_popups)[0]:
             actions.append(ChooseFile(str(Path(files.folder).parent), "", done=False))
         for name, is_folder in files.listing:
-            if imgui.selectable(f"{name}{'/' if is_folder else ''}", name == files.name, imgui.SelectableFlags_.no_auto_close_popups)[0]:
+            label = widgets.item(f"{name}{'/' if is_folder else ''}")
+            if imgui.selectable(label, name == files.name, imgui.SelectableFlags_.no_auto_close_popups)[0]:
                 actions.append(ChooseFile(str(Path(files.folder) / name), "", done=False) if is_folder else Enter("files", "name", name))
     imgui.end_child()
     imgui.set_next_item_width(-1)

@@ -10,6 +10,9 @@ from client.events import Action, Enter, ExportEntry, Restore
 from client.state import AppState, Entry
 from client.views import widgets
 
+SHOWN = 2000
+"""Characters of a prompt's end that are shown, and searched in every frame: the whole page in each entry would take too long."""
+
 
 def draw(state: AppState) -> list[Action]:
     history, actions = state.history, list[Action]()
@@ -17,7 +20,8 @@ def draw(state: AppState) -> list[Action]:
     actions += widgets.field("##search", "search prompts, texts, models", "history", "search", history.search)
     found = [entry for entry in reversed(history.entries) if matches(entry, history.search)]
     imgui.text_disabled(f"{len(found)} of {len(history.entries)} generations")
-    height = imgui.get_content_region_avail().y * (0.45 if history.chosen else 1.0)
+    chosen = next((entry for entry in found if entry.number == history.chosen), None)
+    height = imgui.get_content_region_avail().y * (0.45 if chosen else 1.0)
     if imgui.begin_child("entries", (0, height)):
         clipper = imgui.ListClipper()
         clipper.begin(len(found))
@@ -28,7 +32,6 @@ def draw(state: AppState) -> list[Action]:
                 if imgui.selectable(f"{label}###entry {entry.number}", entry.number == history.chosen)[0]:
                     actions.append(Enter("history", "chosen", entry.number))
     imgui.end_child()
-    chosen = next((entry for entry in found if entry.number == history.chosen), None)
     return actions + (draw_entry(chosen) if chosen else [])
 
 
@@ -51,7 +54,7 @@ def draw_entry(entry: Entry) -> list[Action]:
     imgui.text_disabled(f"{ledger.inference_ms:.0f} ms, {ledger.tokens_per_second:.0f} tokens/s, {result.finish_reason}")
     settings = ", ".join(f"{name}={value}" for name, value in result.settings.items() if value not in (None, [], False))
     imgui.text_wrapped(widgets.printable(settings))
-    widgets.selectable_text("##entry text", entry.prompt[-2000:] + result.text, -1)
+    widgets.selectable_text("##entry text", entry.prompt[-SHOWN:] + result.text, -1)
     return actions
 
 
@@ -59,7 +62,7 @@ def matches(entry: Entry, search: str) -> bool:
     words = search.casefold().split()
     if not words:
         return True
-    text = f"{entry.prompt} {entry.result.text} {entry.result.model}/{entry.result.engine}/{entry.result.precision}".casefold()
+    text = f"{entry.prompt[-SHOWN:]} {entry.result.text} {entry.result.model}/{entry.result.engine}/{entry.result.precision}".casefold()
     return all(word in text for word in words)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from imgui_bundle import ImVec2, imgui, implot
+from numpy.typing import NDArray
 
 from client.events import Action
 from client.state import AppState
@@ -38,18 +39,18 @@ def draw(state: AppState) -> list[Action]:
     widgets.row("ended by", f"{result.finish_reason}, seed {result.settings.get('seed')}")
     if result.prompt_truncated:
         widgets.row("cut", f"{result.prompt_truncated} tokens at the beginning")
+    curves = {name: np.array(points).T.copy() for name, points in ledgers.series.items()}  # copied: a row is in one piece
     for title, index in (("tokens/s", 1), ("first token, ms", 2)):
-        draw_plot(state, title, index)
+        draw_plot(curves, title, index)
     return []
 
 
-def draw_plot(state: AppState, title: str, index: int) -> None:
+def draw_plot(curves: dict[str, NDArray[np.float64]], title: str, index: int) -> None:
     if implot.begin_plot(f"{title}##plot", ImVec2(-1, imgui.get_font_size() * PLOT_HEIGHT), implot.Flags_.no_mouse_text):
         implot.setup_axes("generation", "", implot.AxisFlags_.auto_fit, implot.AxisFlags_.auto_fit)
         implot.setup_legend(implot.Location_.south, implot.LegendFlags_.outside)
         dots = implot.Spec()
         dots.marker = implot.Marker_.circle
-        for name, points in state.ledgers.series.items():
-            values = np.array(points)
-            implot.plot_line(name, np.ascontiguousarray(values[:, 0]), np.ascontiguousarray(values[:, index]), dots)
+        for name, values in curves.items():
+            implot.plot_line(name, values[0], values[index], dots)
         implot.end_plot()

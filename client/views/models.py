@@ -27,7 +27,7 @@ def draw(state: AppState) -> list[Action]:
     if imgui.begin_combo("##Model", models.model or "choose a model"):
         for info in models.known:
             imgui.begin_disabled(bool(info.problem))
-            if imgui.selectable(f"{describe(info)}###{info.name}", info.name == models.model)[0]:
+            if imgui.selectable(f"{widgets.item(describe(info))}###{widgets.item(info.name)}", info.name == models.model)[0]:
                 actions.append(Choose(info.name, models.engine, models.precision))
             imgui.end_disabled()
             if info.problem:

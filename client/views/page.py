@@ -11,6 +11,8 @@ from client.views import widgets
 LABEL = "##page"
 GUTTER = 0.6
 """Width of the margin, in font sizes."""
+MAX_COUNTED = 1_000_000
+"""Bytes of a page whose words are counted in every frame."""
 FLAGS = (
     imgui.InputTextFlags_.word_wrap
     | imgui.InputTextFlags_.no_undo_redo
@@ -146,10 +148,8 @@ def _child_name() -> str:
 
 
 def draw_status(state: AppState) -> None:
-    page, info = state.page, state.models.chosen()
-    context = info.context if info and info.context else 1024
-    words = len(page.document.data.split()) if len(page.document.data) < 1_000_000 else 0
-    parts = [f"{words} words"]
+    page, context = state.page, state.models.context
+    parts = [f"{len(page.document.data.split())} words"] if len(page.document.data) < MAX_COUNTED else []
     if state.link.status == "ready" and page.counted >= 0:
         parts.append(
             f"{'' if page.exact else 'about '}{page.tokens} tokens before the cursor, {min(1.0, page.tokens / context):.0%} of the context of {context}"

@@ -21,6 +21,8 @@ OF_STRATEGY = {
 """Settings that matter for a strategy come first; for one that is not known here, those of drawing at random."""
 HIDDEN = {"n", "truncate", "logprobs", "logprobs_of"}
 """The window sets these itself."""
+MAX_DIGITS = 19
+"""Of a seed: 64 bits have no more."""
 
 
 def draw(state: AppState) -> list[Action]:
@@ -31,8 +33,7 @@ def draw(state: AppState) -> list[Action]:
         return actions
     actions += draw_presets(state)
     imgui.separator()
-    strategy = str(state.settings.get("strategy", parameters["strategy"].default if "strategy" in parameters else ""))
-    first = ("strategy", "max_new_tokens", *OF_STRATEGY.get(strategy, DRAWS), "repetition_penalty", "stop", "seed")
+    first = ("strategy", "max_new_tokens", *OF_STRATEGY.get(state.setting("strategy"), DRAWS), "repetition_penalty", "stop", "seed")
     for name in first:
         if name in parameters:
             actions += draw_setting(state, parameters[name])
@@ -102,7 +103,8 @@ def draw_setting(state: AppState, parameter: m.Parameter) -> list[Action]:
             if toggled:
                 changed, new = True, (1 if fixed else None)
             elif typed and text.isdigit():
-                changed, new = True, min(int(text), int(high) if high is not None else int(text))
+                number = int(text[:MAX_DIGITS])
+                changed, new = True, min(number, int(high) if high is not None else number)
         case "int":
             changed, new = imgui.input_int(label, int(value or 0))
             new = int(min(max(new, low if low is not None else new), high if high is not None else new))

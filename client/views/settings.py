@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from imgui_bundle import imgui
 
-from client.events import Action, Do, Prefer
+from client.events import Action, Prefer
 from client.state import AppState
 from client.views import widgets
 
@@ -14,8 +14,6 @@ MAX_SHOWN = 200
 
 def draw(state: AppState) -> list[Action]:
     preferences, actions = state.preferences, list[Action]()
-    if not state.fonts:
-        actions.append(Do("list fonts"))
     imgui.text_disabled("Colours")
     for theme in ("dark", "light"):
         if imgui.radio_button(theme, preferences.theme == theme):
@@ -50,7 +48,7 @@ def draw_font(state: AppState, label: str, name: str) -> list[Action]:
             actions.append(Prefer(name, ""))
         found = [font for font in state.fonts if state.drafts.font.casefold() in font[0].casefold()]
         for font, where in found[:MAX_SHOWN]:
-            if imgui.selectable(font, where == path)[0]:
+            if imgui.selectable(widgets.item(font), where == path)[0]:
                 actions.append(Prefer(name, where))
         if len(found) > MAX_SHOWN:
             imgui.text_disabled(f"and {len(found) - MAX_SHOWN} more; find them above")

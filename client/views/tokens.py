@@ -7,7 +7,7 @@ import math
 from imgui_bundle import ImVec2, ImVec4, imgui
 
 from client.events import Action, TakeToken
-from client.state import AppState
+from client.state import KEPT_LOGPROBS, AppState
 from client.views import widgets
 from protocol import messages as m
 
@@ -17,9 +17,13 @@ MAX_TOKENS = 1000
 def draw(state: AppState) -> list[Action]:
     actions, shown = list[Action](), state.shown
     if shown is None or not shown.result.logprobs:
-        searched = shown is not None and shown.result.settings.get("strategy") in m.SEARCHES
-        after = "After a generation its tokens stand here: the paler, the less likely. Click one to take another instead."
-        imgui.text_wrapped("A search weighs whole texts: its tokens have no probabilities of their own." if searched else after)
+        if shown is None or not shown.result.ids:
+            why = "After a generation its tokens stand here: the paler, the less likely. Click one to take another instead."
+        elif str(shown.result.settings.get("strategy")) in m.SEARCHES:
+            why = "A search weighs whole texts: its tokens have no probabilities of their own."
+        else:
+            why = f"The tokens' probabilities are kept of the newest {KEPT_LOGPROBS} generations only."
+        imgui.text_wrapped(why)
         return actions
     told = shown.result.logprobs[:MAX_TOKENS]
     right = imgui.get_cursor_screen_pos().x + imgui.get_content_region_avail().x

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from imgui_bundle import ImVec4, imgui
 
-from client.events import Action, Enter
+from client.events import Action, Enter, Part
 from client.state import Doing
 
 COLORS = {"good": (0.30, 0.69, 0.38), "warn": (0.85, 0.62, 0.20), "bad": (0.86, 0.32, 0.28), "accent": (0.35, 0.55, 0.90)}
-Part: TypeAlias = Literal["link", "compare", "history", "files", "drafts"]
 MAX_SHOWN = 20_000
 """Characters of one text that a label shows."""
 
@@ -34,6 +33,11 @@ def wrapped(text: str, name: str) -> None:
 def printable(text: str) -> str:
     """What a label can show: no NUL, which would end it, and not more than anybody reads."""
     return text[:MAX_SHOWN].replace("\0", "\ufffd")
+
+
+def item(text: str) -> str:
+    """A label by which an item is told from others: an empty one, or nothing after ###, would be an error, and ## would hide what follows."""
+    return printable(text).replace("##", "#\u200b#") or " "
 
 
 def tip(text: str) -> None:
@@ -70,7 +74,7 @@ def combo(label: str, value: str, choices: list[str]) -> str | None:
     chosen = None
     if imgui.begin_combo(label, value):
         for choice in choices:
-            if imgui.selectable(choice, choice == value)[0]:
+            if imgui.selectable(item(choice), choice == value)[0]:
                 chosen = choice
         imgui.end_combo()
     return chosen

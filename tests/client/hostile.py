@@ -18,6 +18,30 @@ WILD = m.Fidelity(
     kl_mean=math.nan, kl_p99=0.0, greedy_tokens=math.nan, greedy_limit=-(2**62), tok_s=-1e300, tokens=2**62, threads=-1, held_out=False,
 )  # fmt: skip
 
+KINDS = ("int", "float", "bool", "choice", "strings", "biases")
+VALUES: list[Any] = [
+    NASTY, "", math.nan, -math.inf, 1e300, 2**63, -1, 1, True, None, [], [NASTY], [1], [[1]], [[1, 2.5]], [["a", "b"]], [[1, math.nan]], {}, {"a": [1]},
+]  # fmt: skip
+CHOICES = ["", "\0", "#", "##", "###", NASTY]
+RANGES: list[tuple[float | None, float | None]] = [
+    (math.nan, math.nan), (math.inf, -math.inf), (-math.inf, math.inf), (5, 1), (2**62, 2**63), (None, 2**63), (None, None), (0.5, 2.5),
+]  # fmt: skip
+NAMES = ["", "\0", "##", "###", "a b", "import", NASTY]
+
+
+def parameter(name: str, kind: Any, default: Any, low: float | None = None, high: float | None = None) -> m.Parameter:
+    return m.Parameter(name=name, type=kind, default=default, description=NASTY, minimum=low, maximum=high, choices=CHOICES)
+
+
+NONSENSE = [
+    *(parameter(f"{kind}_{i}", kind, value) for kind in KINDS for i, value in enumerate(VALUES)),
+    *(parameter(f"{kind}_within_{i}_{value}", kind, value, *r) for kind in KINDS[:2] for i, r in enumerate(RANGES) for value in (None, 1)),
+    *(parameter(name, "bool", default=False) for name in NAMES),
+    *(parameter(p.name, p.type, {"a": NASTY}) for p in parameters()[::2]),
+    *(parameter(p.name, "strings", []) for p in parameters()[::2]),
+]
+"""Settings of which many can be neither drawn nor set; some have the names of those that there are."""
+
 
 class HostileServer(FakeServer):
     """Answers hello, ping and models as it should; what it generates depends on the prompt: nonsense after `nonsense`, else a flood."""
@@ -27,7 +51,7 @@ class HostileServer(FakeServer):
             case m.Hello():
                 return [
                     m.ServerInfo(id=request.id, protocol="1.0", server_id="x", version=NASTY, host=NASTY, cpu=NASTY, cores=-1, memory_bytes=-5,
-                                 engines=[], parameters=parameters())
+                                 engines=[], parameters=[*parameters()[1::2], *NONSENSE])
                 ]  # fmt: skip
             case m.Ping():
                 health = m.WorkerHealth(
@@ -44,8 +68,11 @@ class HostileServer(FakeServer):
                 return [m.Pong(id=request.id, server_id="x", uptime_ms=math.nan, draining=False, workers=[health] * 50)]
             case m.Models():
                 way = m.Precision(engine="e", precision="p", memory_bytes=2**62, loaded=True, fidelity=WILD)
-                info = m.ModelInfo(name=NASTY[:100], parameters=2**62, context=0, file_bytes=-1, precisions=[way] * 3)
-                return [m.ModelList(id=request.id, models=[info] * 2000)]
+                named = [
+                    m.ModelInfo(name=name[:100], parameters=2**62, context=0, file_bytes=-1, precisions=[way] * 3)
+                    for name in (NASTY, *NAMES[1:])
+                ]
+                return [m.ModelList(id=request.id, models=named * 300)]
             case m.Generate() if "nonsense" not in (request.prompt or ""):
                 return [m.Tokens(id=request.id, seq=i, text=NASTY * 10, ids=[1]) for i in range(200)]
             case m.Generate():

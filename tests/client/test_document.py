@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, strategies as st
 
-from client.document import Document, Mark, clean
+from client.document import Document, Mark, Place, Take, clean
 
-texts = st.text(st.sampled_from("ab\u00df\u4e2d\U0001f600\n "), max_size=6)
+texts = st.text(st.sampled_from("ab\u00df\u00e9\u0129\u4e2d\U0001f600\n "), max_size=6)
+"""Of the bytes of two of them the first are the same, and of two others the last."""
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1), texts), max_size=12))
@@ -30,6 +32,7 @@ def test_every_edit_can_be_undone_and_done_again(edits: list[tuple[float, float,
     for text in seen[1:]:
         document.redo()
         assert document.text == text
+        document.data[: document.cursor].decode()  # it stands between two characters
     assert not document.can_redo
 
 
@@ -60,7 +63,7 @@ def test_marks_follow_the_text() -> None:
 
 def test_places_are_found_by_what_stands_before_them() -> None:
     document = Document("Once upon a time")
-    document.place(4).takes.append("x")  # type: ignore[arg-type]
+    document.place(4).takes.append(Take("x"))
     assert document.known_place(4) is document.place(4) and document.known_place(5) is None
     document.typed("Twice upon a time", 5, 0.0)
     assert document.known_place(4) is None
@@ -68,6 +71,26 @@ def test_places_are_found_by_what_stands_before_them() -> None:
         document.typed(f"{i} upon", 3, float(i))
         document.place(3)
     assert len(document.places) == 200
+
+
+def test_places_after_much_text_are_forgotten_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("client.document.MAX_PLACES_BYTES", 1000)
+    document = Document("x" * 2000)
+    for start in (300, 301, 302, 300):
+        document.place(start)
+    assert [len(key) for key in document.places] == [301, 302, 300]
+    document.place(303)
+    assert [len(key) for key in document.places] == [302, 300, 303]
+    document.place(2000)
+    assert [len(key) for key in document.places] == [2000], "the one that was asked for is there"
+    document.place(3)
+    assert [len(key) for key in document.places] == [3]
+
+
+def test_the_oldest_takes_are_forgotten() -> None:
+    place = Place([Take(str(i)) for i in range(60)], 7)
+    place.show_last()
+    assert [take.text for take in place.takes] == [str(i) for i in range(10, 60)] and place.shown == 49
 
 
 @given(st.text())

@@ -68,6 +68,14 @@ def test_one_shot_errors_are_sentences(shared_daemon: Daemon) -> None:
         assert done.returncode and says in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="closes it as a POSIX shell does")
+@pytest.mark.parametrize("words", [["--terminal"], ["-", "-p", "x"]])
+def test_a_closed_stdin_is_said(words: list[str]) -> None:
+    shell = ["sh", "-c", 'exec "$@" <&-', "sh"]
+    done = subprocess.run([*shell, sys.executable, "-m", "client", *words], capture_output=True, text=True, timeout=60)
+    assert done.returncode and "stdin is closed" in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
 def test_commands(terminal: Terminal, capsys: pytest.CaptureFixture[str]) -> None:
     def says(line: str) -> str:
         assert terminal.do(line)

@@ -6,17 +6,20 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import msgspec
+import pytest
 from hypothesis import given, settings, strategies as st
 
 from client import events as e, replicas
 from client.comparing import differences
 from client.export import as_json, as_python
+from client.parameters import OWN, usable
 from client.state import AppState
 from client.update import apply
 from protocol import messages as m
 from protocol.errors import BY_CODE, ConnectionLost, KeyRefused, NoServer, ServerRestarted, ServerStuck
 from protocol.ledger import ledger
 from protocol.parameters import parameters
+from tests.client.hostile import NASTY, NONSENSE, VALUES, parameter
 
 INFO = m.ServerInfo(
     id=1, protocol="1.0", server_id="a", version="1", host="h", cpu="c", cores=2, memory_bytes=3, engines=[], parameters=parameters()
@@ -31,6 +34,9 @@ MODEL = m.ModelInfo(
     precisions=[m.Precision(engine="onnx", precision="int8", memory_bytes=1, loaded=True)],
 )
 FIDELITY = msgspec.convert(dict.fromkeys(m.Fidelity.__struct_fields__, 1) | {"held_out": True}, m.Fidelity)
+LOADED = m.Loaded(
+    id=1, model="demo", engine="onnx", precision="int8", digest="d", context=1, rows=1, threads=1, rss_bytes=1, load_ms=1, already=True
+)
 TOLD = [m.TokenLogprobs(text=" x", logprob=-1.0, top=[m.Alternative(id=5, text="y", logprob=-2.0)])] * 2
 RESULT = m.Generated(
     id=1, text=" x x", ids=[3, 3], finish_reason="length", prompt_truncated=0, settings={"seed": 1, "temperature": 0.5}, model="demo", engine="onnx",
@@ -52,6 +58,19 @@ def ready() -> AppState:
     return state
 
 
+def meet(state: AppState, parameters: list[m.Parameter]) -> None:
+    """A server that describes these settings."""
+    apply(state, e.Replied("look", msgspec.structs.replace(INFO, parameters=parameters), 1))
+
+
+def written(state: AppState, text: str, how: Any = "generate") -> None:
+    """Let the page be continued by this text; by none: it fails."""
+    apply(state, e.Do(how))
+    if text:
+        apply(state, e.Replied("page", m.Tokens(id=1, text=text, ids=[3]), 1))
+    apply(state, e.Replied("page", RESULT if text else NoServer("gone"), 1))
+
+
 def sent(effects: list[e.Effect], kind: type[Any]) -> list[Any]:
     return [effect.request for effect in effects if isinstance(effect, e.Send) and isinstance(effect.request, kind)]
 
@@ -69,6 +88,113 @@ def test_a_generation_streams_into_the_place_it_was_asked_for() -> None:
     apply(state, e.Replied("page", RESULT, 50.0))
     assert state.page.generating is None and state.ledgers.last == RESULT and len(state.history.entries) == 1
     assert state.page.document.cursor == len("Once upon a time")
+
+
+def test_what_a_server_describes_is_kept_where_it_can_be_drawn_and_set() -> None:
+    state = ready()
+    assert state.link.info and state.link.info.parameters == parameters(), "its own are"
+    meet(state, NONSENSE)
+    kept = state.parameters
+    right = {
+        "int": [-1, 1, None], "float": [2**63, -1, 1], "bool": [True], "choice": [NASTY, ""], "strings": [[], [NASTY]], "biases": [[], [[1, 2.5]]],
+    }  # fmt: skip
+    for kind, values in right.items():
+        told = [kept[f"{kind}_{i}"].default for i in range(len(VALUES)) if f"{kind}_{i}" in kept]
+        assert sorted(map(repr, told)) == sorted(map(repr, values)), kind
+    within = {name for name in kept if "_within_" in name}
+    finite = ("5_None", "5_1", "6_None", "6_1", "7_None", "7_1")  # by the number of the range
+    assert within == {f"int_within_{w}" for w in ("3_None", "4_None", *finite)} | {f"float_within_{w}" for w in finite if "None" not in w}
+    assert {"import", "stop"} <= kept.keys() and not kept.keys() & {"", "\0", "##", "###", "a b", NASTY, "temperature", "max_new_tokens"}
+    assert not usable(parameter("temperature", "strings", [])), "under its name a float is expected"
+    assert not usable(parameter("max_new_tokens", "int", None)) and usable(parameter("seed", "int", None))
+
+
+def test_settings_that_do_not_fit_the_server_are_dropped() -> None:
+    state = ready()
+    state.preferences.sampling = {"temperature": "hot", "top_k": 2**31, "seed": 2**40, "stop": [1], "gone": 1, "logit_bias": [(1, 2.0)]}
+    state.preferences.presets = {"a": {"temperature": 0.5, "top_p": None, "seed": None, "strategy": {}, "bad_words": ["x"], "truncate": 1}}
+    meet(state, parameters())
+    assert state.settings == {"seed": 2**40, "logit_bias": [(1, 2.0)]}
+    apply(state, e.Preset("load", "a"))
+    assert state.settings == {"temperature": 0.5, "seed": None, "bad_words": ["x"]}
+    apply(state, e.ChooseColumn(0, {"preset": "a", "settings": {"temperature": "hot", "top_p": 0.5}}))
+    apply(state, e.Do("compare"))
+    (request,) = sent(apply(state, e.Replied("compare load", LOADED, 1)), m.Generate)
+    assert (request.temperature, request.top_p) == (1.0, 0.5)
+
+
+def test_how_much_is_written_is_the_servers_to_say() -> None:
+    state = ready()
+    meet(state, [msgspec.structs.replace(OWN["max_new_tokens"], default=2)])
+    state.models.known = [msgspec.structs.replace(MODEL, context=4)]
+    assert state.setting("max_new_tokens") == 2
+    apply(state, e.Typed("abcd", 4))
+    apply(state, e.Replied("count", m.Tokenized(id=1, text="abcd", ids=[1, 2, 3, 4], offsets=[0, 1, 2, 3, 4]), 1))
+    assert state.page.sight == 2, "two of four places are left for the prompt"
+    apply(state, e.Do("generate"))
+    assert e.Cancel("page") in apply(state, e.Replied("page", m.Tokens(id=1, text="x" * 2049, ids=[1]), 1))
+    apply(state, e.SetSetting("max_new_tokens", 3))
+    apply(state, e.Do("generate"))
+    assert apply(state, e.Replied("page", m.Tokens(id=1, text="x" * 2049, ids=[1]), 1)) == []
+    meet(state, [])
+    assert state.setting("max_new_tokens") == OWN["max_new_tokens"].default
+
+
+def test_a_place_keeps_its_newest_takes() -> None:
+    state = ready()
+    apply(state, e.Typed("Once", 4))
+    for i in range(50):
+        written(state, f" {i}", "regenerate" if i else "generate")
+    apply(state, e.Do("later"))
+    place = state.page.document.known_place(4)
+    assert place and len(place.takes) == 50 and place.shown == 0 and state.page.document.text == "Once 0"
+    written(state, "", "regenerate")
+    assert len(place.takes) == 50 and place.shown == 0 and state.page.document.text == "Once 0", "nothing came of it, nothing is lost"
+    written(state, " more", "regenerate")
+    assert [t.text for t in place.takes] == [*(f" {i}" for i in range(1, 50)), " more"] and place.shown == 49
+    for _ in range(60):
+        apply(state, e.Restore(51))
+    place = state.page.document.known_place(4)
+    assert place and len(place.takes) == 50 and place.shown == 49
+
+
+def test_the_newest_generations_keep_their_probabilities() -> None:
+    state = ready()
+    apply(state, e.Typed("Once", 4))
+    for i in range(53):
+        written(state, f" {i}", "regenerate" if i else "generate")
+    told = [bool(entry.result.logprobs) for entry in state.history.entries]
+    assert told == [False] * 3 + [True] * 50
+    place = state.page.document.known_place(4)
+    assert place and [take.entry for take in place.takes] == list(range(4, 54)), "a take has no result of its own"
+    apply(state, e.Do("earlier"))
+    assert state.shown and state.shown.result is state.history.entries[51].result
+    apply(state, e.Restore(1))
+    assert state.page.document.text == "Once x x" and state.shown and state.shown.result.logprobs == []
+    written(state, " x x", "regenerate")
+    assert '"logprobs": []' in as_json(state.history.entries[0]) and compile(as_python(state.history.entries[0]), "export", "exec")
+    state.history.entries.clear()
+    apply(state, e.Do("earlier"))
+    assert state.shown is None, "the tokens of another text would mislead"
+
+
+@pytest.mark.parametrize("at", ["compare load", "compare"])
+def test_a_stopped_comparison_ends_before_another_begins(at: str) -> None:
+    state = ready()
+    apply(state, e.Do("compare"))
+    if at == "compare":
+        assert sent(apply(state, e.Replied("compare load", LOADED, 1)), m.Generate)
+    apply(state, e.Do("stop compare"))
+    apply(state, e.Do("stop compare"))
+    assert state.compare.stopping and state.compare.running is None
+    assert apply(state, e.Do("compare")) == [] and state.compare.running is None
+    apply(state, e.Replied(at, m.Tokens(id=1, text="late", ids=[1]), 1))
+    assert apply(state, e.Do("compare")) == [] and state.compare.columns[0].text == ""
+    apply(state, e.Replied(at, RESULT if at == "compare" else BY_CODE["cancelled"]("x"), 1))
+    assert sent(apply(state, e.Do("compare")), m.Load) and state.compare.running == 0 and state.compare.columns[0].result is None
+    apply(state, e.Do("stop compare"))
+    apply(state, e.NotConnected("gone"))
+    assert not state.compare.stopping, "nothing comes any more"
 
 
 def test_only_the_end_of_a_long_page_is_sent() -> None:
@@ -236,7 +362,7 @@ replies: st.SearchStrategy[Any] = st.one_of(
     st.builds(m.Tokens, id=st.just(1), text=st.text(max_size=5), ids=st.just([1])),
     st.builds(m.Progress, id=st.just(1), stage=st.text(max_size=5), done=st.integers(-5, 5), total=st.integers(-5, 5), unit=st.just("bytes")),
     st.just(m.Tokenized(id=1, text="ab", ids=[1], offsets=[0, 2])), st.just(m.Tokenized(id=1, text="", ids=[], offsets=[])),
-    st.just(m.Loaded(id=1, model="demo", engine="onnx", precision="int8", digest="d", context=1, rows=1, threads=1, rss_bytes=1, load_ms=1, already=True)),
+    st.just(LOADED), st.just(msgspec.structs.replace(INFO, parameters=NONSENSE)),
     st.just(m.Measured(id=1, model="demo", engine="onnx", precision="int8", fidelity=FIDELITY)),
     st.just(m.Unloaded(id=1, names=["a"])),
     st.just(m.Stats(id=1, uptime_ms=1, rss_bytes=1, peers=1, open_requests=1, requests={}, errors={}, workers=[])),
@@ -250,7 +376,7 @@ messages: st.SearchStrategy[Any] = st.one_of(
     st.builds(e.Opened, st.just(Path("x")), st.text(max_size=5)), st.builds(e.Saved, st.just(Path("x")), st.just(b"a")), st.just(e.DiskFailed("full")),
     st.builds(e.Choose, st.sampled_from(["demo", "gone"]), st.sampled_from(["onnx", "x"]), st.sampled_from(["int8", "y"])), st.just(e.NotConnected("no")),
     st.builds(e.ExportEntry, st.integers(0, 3), st.sampled_from(["json", "python"])), st.builds(e.ChooseColumn, st.integers(0, 5), st.just({"model": "demo"})),
-    st.builds(e.Enter, st.just("models"), st.just("replicas"), st.integers(1, 64)), st.builds(e.ChooseFile, st.just("."), st.sampled_from(["", "a"]), st.booleans()), st.just(e.SetSetting("temperature", 0.5)), st.just(e.SetSetting("temperature", None)),
+    st.builds(e.Enter, st.just("models"), st.just("replicas"), st.integers(1, 64)), st.builds(e.ChooseFile, st.just("."), st.sampled_from(["", "a"]), st.booleans()), st.just(e.SetSetting("temperature", 0.5)), st.just(e.SetSetting("max_new_tokens", 3)), st.builds(e.Preset, st.sampled_from(["save", "load"]), st.just("a")), st.just(e.SetSetting("temperature", None)),
 )  # fmt: skip
 
 
@@ -269,5 +395,7 @@ def test_any_order_of_events_leaves_a_valid_state(order: list[Any]) -> None:
         assert all(0 <= place.shown <= max(0, len(place.takes) - 1) for place in document.places.values())
         assert state.compare.running is None or 0 <= state.compare.running < len(state.compare.columns)
         assert 2 <= len(state.compare.columns) <= 4
+        assert not state.compare.stopping or state.link.status in {"ready", "stuck"}
+        assert type(state.setting("max_new_tokens")) is int
         assert state.models.loading is None or state.link.status in {"ready", "stuck"}
         assert state.models.measuring is None or state.link.status in {"ready", "stuck"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -371,12 +372,50 @@ def test_refusals_and_nobody_there(window: Window, tmp_path: Path, cache: Path) 
     keyed.daemon.kill()
 
 
+def test_preferences_broken_by_hand_are_drawn(window: Window, home: Path) -> None:
+    damaged = {"temperature": "hot", "max_new_tokens": [1], "stop": 5, "logit_bias": [[1]], "strategy": {}, "top_k": 2**40, "seed": -1}
+    kept = home / "config" / "gpt2d" / "client.json"
+    kept.parent.mkdir(parents=True)
+    kept.write_text(json.dumps({"sampling": damaged, "presets": {"": {}, "a": 5, "b": damaged | {"seed": 3}}, "recent": ["", 5]}))
+    with ReplicaServer() as server:
+
+        def test(d: Driver) -> None:
+            d.wait(lambda: d.state.link.status == "ready" and bool(d.state.models.model))
+            assert d.state.settings == {}
+            d.click("//Connection/Connection/##recent")
+            d.keys(Key.escape)
+            d.panel("Sampling")
+            d.ctx.item_open("//Sampling/Sampling/More")
+            d.choose("//Sampling/Sampling/##Presets", "b")
+            d.ctx.yield_(3)
+            assert d.state.settings == {"seed": 3}
+
+        window(server.endpoint, test)
+
+
 def test_a_hostile_server_freezes_nothing(window: Window) -> None:
     """Endless text, control characters, nonsense ledgers: the window stays, and says so."""
     with HostileServer() as server:
 
         def test(d: Driver) -> None:
             d.wait(lambda: d.state.link.status == "ready")
+            d.panel("Sampling")
+            d.ctx.item_open("//Sampling/Sampling/More")
+            assert d.state.setting("choice_1") == "" and d.state.setting("int_9") is None
+            d.click("//Sampling/Sampling/choice_1/choice 1")
+            d.ctx.yield_(3)
+            d.shot("hostile settings")
+            d.keys(Key.escape)
+            d.click("//Model/Model/##Model")
+            d.ctx.yield_(3)
+            d.keys(Key.escape)
+            d.panel("Sampling")
+            d.click("//Sampling/Sampling/int_9/##fixed")
+            d.ctx.item_input_value("//Sampling/Sampling/int_9/int 9", "9" * 5000)
+            d.ctx.yield_(3)
+            assert d.state.settings == {"int_9": int("9" * 19)}
+            d.click("//Sampling/Sampling/Reset")
+            d.ctx.yield_(2)
             d.type("x")
             d.click("//Page/Generate")
             d.wait(lambda: d.state.page.generating is None and bool(d.state.page.error), 20)
@@ -389,7 +428,7 @@ def test_a_hostile_server_freezes_nothing(window: Window) -> None:
             d.state.page.document.replace(0, len(d.state.page.document.data), "nonsense", "test")
             d.click("//Page/Generate")
             d.wait(lambda: d.state.ledgers.count == 1, 20)
-            for name in ("Inference", "Tokens", "History", "Model"):
+            for name in ("Inference", "Tokens", "History", "Model", "Sampling"):
                 d.panel(name)
             d.ctx.yield_(5)
             d.shot("hostile")

@@ -1,0 +1,72 @@
+"""What is read from the config folder, whatever stands there."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from client import disk
+from client.events import Listed, ListFolder, SavePreferences
+from client.state import Preferences
+
+
+@pytest.fixture
+def kept(home: Path) -> Path:
+    path = home / "config" / "gpt2d" / "client.json"
+    path.parent.mkdir(parents=True)
+    return path
+
+
+def read(kept: Path, **fields: Any) -> Preferences:
+    kept.write_text(json.dumps(fields), encoding="utf-8")
+    return disk.read_preferences()
+
+
+@pytest.mark.usefixtures("home")
+def test_preferences_come_back() -> None:
+    settings = {
+        "temperature": 0.5,
+        "seed": 2**63 - 1,
+        "deterministic": True,
+        "stop": ["\u4e2d\n", "#"],
+        "strategy": "greedy",
+        "logprobs": None,
+    }
+    preferences = Preferences(
+        font="/a", font_size=20.0, theme="light", enter_generates=True, recent=["tcp://h:1"], sampling=settings | {"logit_bias": [(1, 2.0)]},
+        presets={"a b #1": settings, "empty": {}}, layout="[x]\n", closed=[], width=1000,
+    )  # fmt: skip
+    disk._carry_out(SavePreferences(preferences))
+    assert disk.read_preferences() == preferences
+
+
+@pytest.mark.parametrize("content", ["", "[]", "nonsense", '{"a":' * 100_000, '{"font": "\\ud800"}', "\0", '{"scale": NaN}'])
+def test_a_file_that_is_no_preferences_is_passed_over(kept: Path, content: str) -> None:
+    kept.write_text(content, encoding="utf-8")
+    assert disk.read_preferences() == Preferences()
+
+
+def test_what_is_damaged_gets_its_default(kept: Path) -> None:
+    assert read(kept, theme="pink", font=None, recent=["a", ""], closed=[1], width="wide", scale=True, server="tcp://h:1") == Preferences(
+        server="tcp://h:1"
+    )
+    assert read(kept, scale=99, font_size=-1, width=1) == Preferences(scale=4.0, font_size=8.0, width=640)
+    assert read(kept, sampling=[], presets="x") == Preferences()
+    sampling: dict[str, Any] = {"a": {"b": 1}, "b": [[1]], "c": [None], "d": [["x", 1]], "e": [1, "x"]}
+    assert read(kept, sampling=sampling | {"f": 1, "g": [[1, 2]]}).sampling == {"f": 1, "g": [(1, 2.0)]}
+    presets: dict[str, Any] = {"": {}, "\0": {}, "a": 5, "b": {"c": {}, "d": 0.5}}
+    assert read(kept, presets=presets).presets == {"b": {"d": 0.5}}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every file name is text")
+def test_names_that_are_no_text_are_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (b"caf\xe9.ttf", "caf\u00e9.ttf".encode(), b"b.txt"):
+        (tmp_path / os.fsdecode(name)).touch()
+    assert disk._carry_out(ListFolder(str(tmp_path))) == Listed(str(tmp_path), [("b.txt", False), ("caf\u00e9.ttf", False)])
+    monkeypatch.setitem(disk.FONT_FOLDERS, "linux", [str(tmp_path)])
+    assert disk.system_fonts() == [("caf\u00e9", str(tmp_path / "caf\u00e9.ttf"))]

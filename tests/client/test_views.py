@@ -1,0 +1,28 @@
+"""What a panel costs each frame, without a window."""
+
+from __future__ import annotations
+
+from collections import deque
+from unittest.mock import MagicMock
+
+import numpy as np
+import pytest
+
+from client.state import AppState
+from client.views import inference
+from tests.client.test_update import RESULT
+
+
+def test_the_plots_arrays_are_made_once_a_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = AppState()
+    state.ledgers.last = RESULT
+    state.ledgers.series = {"a": deque([(1.0, 5.0, 9.0), (2.0, 6.0, 8.0)]), "b": deque([(3.0, 7.0, 7.0)])}
+    imgui, implot, numpy = MagicMock(), MagicMock(), MagicMock(wraps=np)
+    imgui.get_font_size.return_value = 16.0
+    for name, mock in (("imgui", imgui), ("implot", implot), ("np", numpy), ("widgets", MagicMock())):
+        monkeypatch.setattr(inference, name, mock)
+    inference.draw(state)
+    drawn = [(name, x.tolist(), y.tolist()) for (name, x, y, _), _ in implot.plot_line.call_args_list]
+    assert drawn == [("a", [1, 2], [5, 6]), ("b", [3], [7]), ("a", [1, 2], [9, 8]), ("b", [3], [7])]
+    assert all(x.flags.c_contiguous and y.flags.c_contiguous for (_, x, y, _), _ in implot.plot_line.call_args_list)
+    assert numpy.array.call_count == 2
