@@ -4,9 +4,10 @@
     xvfb-run -a -s "-screen 0 1400x900x24" python scripts/bench_client.py --like gpt2
 
 Opens the real window on the display there is and starts a daemon of its own. Four times it is kept busy while something happens:
-a model loads, a generation streams, the daemon is stopped (SIGSTOP), the daemon is killed. `frame_ms_p99` is the time that a
-frame's own code took, `late_ms_p999` how much later than due frames began, `token_to_pixel_ms_p95` the time from a token's
-arrival to the end of the frame that shows it, `start_s` the time from the program's start to its first frame. The last line is one JSON object.
+a model loads, text streams, the daemon is stopped (SIGSTOP), the daemon is killed. The model is loaded as the Model panel offers
+it: with the daemon's first engine and precision, native int8 where that is installed. `frame_ms_p99` is the time that a frame's
+own code took, `late_ms_p999` how much later than due frames began, `token_to_pixel_ms_p95` the time from a token's arrival to the
+end of the frame that shows it, `start_s` the time from the program's start to its first frame. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import signal
 import statistics
 import subprocess
@@ -25,11 +25,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
-from bench_engine import percentile
+from bench_engine import DaemonProcess, daemon_process, percentile
 from make_model import ensure_model
 
 from server.catalogue import PUBLISHED
-from server.config import default_models_dir
+from server.config import default_models_dir, default_threads
 
 CHARACTERS = 200_000
 LINE = "Shall I compare thee to a summer's day? Thou art more lovely and more temperate: rough winds do shake the buds of May.\n"
@@ -42,13 +42,15 @@ def main() -> None:
         "--like", choices=list(PUBLISHED), help="random weights of these shapes (default: the embedded model, which is faster)"
     )
     parser.add_argument("--models-dir", type=Path, default=default_models_dir(), help="default: %(default)s")
+    parser.set_defaults(threads=default_threads())  # what daemon_process asks for
     args = parser.parse_args()
     if not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         sys.exit('there is no display; xvfb-run -a -s "-screen 0 1400x900x24" makes one')
     model = ensure_model(args.like, args.models_dir) if args.like else "demo"
     with tempfile.TemporaryDirectory() as home:
         os.environ |= {"XDG_CONFIG_HOME": f"{home}/config", "XDG_DATA_HOME": f"{home}/data"}
-        print(json.dumps(Bench(model, args.models_dir).run()))
+        with daemon_process(args) as daemon:
+            print(json.dumps(Bench(model, daemon).run()))
 
 
 def first_frame_s(endpoint: str) -> float:
@@ -69,13 +71,12 @@ window.close()
 
 
 class Bench:
-    def __init__(self, model: str, models_dir: Path) -> None:
-        self._model, self._models_dir = model, models_dir
-        self._daemon, endpoint = self._start("tcp://127.0.0.1:0")
-        self._start_s = first_frame_s(endpoint)
+    def __init__(self, model: str, daemon: DaemonProcess) -> None:
+        self._model, self._daemon = model, daemon.process
+        self._start_s = first_frame_s(daemon.endpoint)
         from client.window import Window
 
-        self.window = Window(endpoint)
+        self.window = Window(daemon.endpoint)
         self.state = self.window.app.state
         self.own: list[float] = []
         self.late: list[float] = []
@@ -88,15 +89,6 @@ class Bench:
         self._busy = False
         self.figures: dict[str, dict[str, float]] = {"frame_ms_p99": {}, "late_ms_p999": {}}
         self.idle_cpu_pct = 0.0
-
-    def _start(self, endpoint: str) -> tuple[subprocess.Popen[str], str]:
-        command = [sys.executable, "-P", "-m", "server", f"--endpoint={endpoint}", f"--models-dir={self._models_dir}"]
-        daemon = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        assert daemon.stderr
-        for line in daemon.stderr:
-            if found := re.search(r"listens on (\S+?),", line):
-                return daemon, found[1]
-        sys.exit("the daemon did not start")
 
     def run(self) -> dict[str, object]:
         window, tell = self.window, self.window.app.link._tell
@@ -123,7 +115,7 @@ class Bench:
             window.run()
         finally:
             window.close()
-            self._daemon.kill()
+            self._daemon.kill()  # it may be stopped, and would not end by itself
         return {
             **self.figures,
             "idle_cpu_pct": round(self.idle_cpu_pct, 2),
@@ -165,10 +157,15 @@ class Bench:
         from client import events as e
 
         app, state = self.window.app, self.state
+
+        def writes() -> bool:
+            going = state.page.generating
+            return going is not None and going.end > going.start
+
         yield lambda: state.link.status == "ready" and bool(state.models.known)
         text = (LINE * (CHARACTERS // len(LINE) + 1))[:CHARACTERS]
         app.tell(e.Typed(text, len(text)))
-        app.tell(e.Choose(self._model, "onnx", "int8"))
+        app.tell(e.Choose(self._model, state.models.engine, state.models.precision))
         state.page.move_cursor = True
         yield 1.0
         self._begin()
@@ -184,22 +181,24 @@ class Bench:
         self.idle_cpu_pct = (sum(process.cpu_times()[:2]) - before) / IDLE_S * 100
         state.preferences.sampling = {"max_new_tokens": 900, "ignore_eos": True}
         self._begin()
-        app.tell(e.Do("generate"))
-        yield BUSY_S
+        over = time.monotonic() + BUSY_S
+        while time.monotonic() < over:  # one generation after the other: the engine may write faster than that
+            app.tell(e.Do("generate"))
+            yield lambda: state.page.generating is None or time.monotonic() > over
         self._measured("stream")
         app.tell(e.Do("stop"))
         yield lambda: state.page.generating is None
         self._begin()
         app.tell(e.Do("generate"))
-        yield 0.3
+        yield writes
         self._daemon.send_signal(signal.SIGSTOP)
         yield BUSY_S
         self._measured("stopped")
         self._daemon.send_signal(signal.SIGCONT)
-        yield lambda: state.link.status == "ready"
+        yield lambda: bool(state.link.workers)  # the connection was made anew, and has found the model again
         self._begin()
         app.tell(e.Do("generate"))
-        yield 0.3
+        yield writes
         self._daemon.kill()
         yield BUSY_S
         self._measured("killed")

@@ -63,9 +63,15 @@ def parse(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Model]:
     return args, model
 
 
+@dataclass(frozen=True)
+class DaemonProcess:
+    endpoint: str
+    process: subprocess.Popen[bytes]
+
+
 @contextmanager
-def daemon_process(args: argparse.Namespace, *more: str) -> Iterator[str]:
-    """A daemon of its own on a port of the system's choice; gives its endpoint, and stops it at the end."""
+def daemon_process(args: argparse.Namespace, *more: str) -> Iterator[DaemonProcess]:
+    """A daemon of its own on a port of the system's choice, which is stopped at the end."""
     command = [
         sys.executable,
         "-P",
@@ -85,7 +91,7 @@ def daemon_process(args: argparse.Namespace, *more: str) -> Iterator[str]:
                 if daemon.poll() is not None or time.monotonic() > give_up:
                     sys.exit(f"the daemon did not start: {log.read_text()}")
                 time.sleep(0.02)
-            yield found[1]
+            yield DaemonProcess(found[1], daemon)
         finally:
             daemon.terminate()
             daemon.wait(20)

@@ -44,7 +44,7 @@ ROWS = 8
 SHAPES = {"decode1": (1, 32, 128), "decode8": (ROWS, 32, 64), "prefill512": (1, 512, 1)}
 """(sequences, prompt tokens, new tokens)"""
 PEERS = {
-    "transformers-fp32": "own", "transformers-bf16": "own", "transformers-int8": "own", "optimum-fp32": "own", "optimum-int8": "own",
+    "transformers-fp32": "own", "transformers-bf16": "own", "transformers-int8": "own",
     "ctranslate2-fp32": "env", "ctranslate2-int8": "env", "llama.cpp-f16": "env", "llama.cpp-q8_0": "env", "llama.cpp-q4_0": "env",
     "openvino-fp32": "env", "openvino-int8": "env", "openvino-int4": "env",
 }  # fmt: skip

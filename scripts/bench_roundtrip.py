@@ -57,8 +57,8 @@ def main() -> None:
     generation = {"max_new_tokens": args.new_tokens, "strategy": "greedy", "ignore_eos": True, "speculate": 0}
 
     with (
-        daemon_process(args) as endpoint,
-        Client(endpoint) as client,
+        daemon_process(args) as daemon,
+        Client(daemon.endpoint) as client,
         EngineProcess(Variant(args.engine, args.precision, str(model.folder), args.threads)) as engine,
     ):
         loaded = client.load(model.name, engine=args.engine, precision=args.precision)

@@ -106,25 +106,25 @@ def main() -> None:
     over = threading.Event()
     beside: list[int] = []
 
-    with daemon_process(args, *([f"--rows={args.rows}"] if args.rows else [])) as endpoint, Client(endpoint) as control:
+    with daemon_process(args, *([f"--rows={args.rows}"] if args.rows else [])) as daemon, Client(daemon.endpoint) as control:
         loaded = control.load(model.name, engine=args.engine, precision=args.precision)
         for precision in {args.precision, args.beside or args.precision}:
             control.load(model.name, engine=args.engine, precision=precision)
             control.generate(prompt_ids=[1] * args.prompt_tokens, max_new_tokens=8, ignore_eos=True, precision=precision)  # warms up
-        clients = [Client(endpoint) for _ in range(args.clients)]
+        clients = [Client(daemon.endpoint) for _ in range(args.clients)]
         for client in clients:
             client.hello()
         prompts = rng.integers(0, vocabulary, (args.clients, args.requests, args.prompt_tokens)).tolist()
         due_s = [[(turn * args.clients + i) / args.rate for turn in range(args.requests)] for i in range(args.clients)] if args.rate else []
 
         def intrude() -> None:
-            with Client(endpoint) as client:
+            with Client(daemon.endpoint) as client:
                 while not over.is_set():
                     ids = rng.integers(0, vocabulary, args.intruder_tokens).tolist()
                     client.generate(prompt_ids=ids, max_new_tokens=1, ignore_eos=True, precision=args.precision)
 
         def write_beside() -> None:
-            with Client(endpoint) as client:
+            with Client(daemon.endpoint) as client:
                 ids = rng.integers(0, vocabulary, args.prompt_tokens).tolist()
                 while not over.is_set():
                     for piece in client.stream(

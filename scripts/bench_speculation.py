@@ -21,14 +21,17 @@ from pathlib import Path
 import numpy as np
 from bench_engine import add_arguments, parse
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from protocol import messages as m
-from protocol.link import FromWorker, Work
+from protocol.link import Work
 from server.catalogue import Model, read_architecture
 from server.config import Config
 from server.loading import load_engine
 from server.spec import Spec
 from server.text import Text
 from server.worker import Worker
+from tests.fakes import ListLink
 
 
 class Script:
@@ -41,16 +44,6 @@ class Script:
 
     def guess(self, ids: Sequence[int], most: int) -> list[int]:
         return self._ids[len(ids) : len(ids) + most]
-
-
-class Nowhere:
-    """A link whose replies are only kept."""
-
-    def __init__(self) -> None:
-        self.sent: list[FromWorker] = []
-
-    def send(self, message: FromWorker) -> None:
-        self.sent.append(message)
 
 
 class Bench:
@@ -69,7 +62,7 @@ class Bench:
         self._new_tokens = args.new_tokens
 
     def write(self, acceptance: float | None, text: list[int]) -> m.Generated:
-        link = Nowhere()
+        link = ListLink()
         worker = Worker(self._spec, link, self._engine, self._text, "", self._arch)  # type: ignore[arg-type]  # a link without a socket
         speculate = 0 if acceptance is None else 8
         request = m.Generate(

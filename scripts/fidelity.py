@@ -61,7 +61,7 @@ def main() -> None:
     except (OSError, ValueError) as e:
         parser.error(f"--text: {e}")
     rows: list[dict[str, object]] = []
-    with daemon_process(args) as endpoint, Client(endpoint) as client:
+    with daemon_process(args) as daemon, Client(daemon.endpoint) as client:
         try:
             if not all(model.on_disk for model in client.models() if model.name == args.model):
                 client.load(args.model, engine=REFERENCE[0], precision=REFERENCE[1], on_progress=show)

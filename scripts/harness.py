@@ -32,6 +32,7 @@ from tqdm import tqdm
 from protocol.errors import Gpt2dError
 from server.catalogue import DEMO, PUBLISHED, Catalogue, Model
 from server.config import default_hub_cache, default_models_dir, default_threads
+from server.status import cpu
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
@@ -239,15 +240,6 @@ def machine() -> dict[str, Any]:
         "cpu": cpu(), "cores": psutil.cpu_count(logical=False) or 1, "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "system": platform.system(), "python": platform.python_version(), "read_gb_s": round(bandwidth(default_threads()), 1), "load": os.getloadavg()[0],
     }  # fmt: skip
-
-
-@cache
-def cpu() -> str:
-    """The processor's name."""
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else ():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def bandwidth(threads: int) -> float:

@@ -3,7 +3,8 @@
 
     .venv/bin/python scripts/keygen.py server                                      the server's own key, where there is none yet
     .venv/bin/python scripts/keygen.py client laptop --endpoint tcp://HOST:5757    a key that may do all, and the line to paste there
-    .venv/bin/python scripts/keygen.py client guest --role generate                one that may not load or unload models
+    .venv/bin/python scripts/keygen.py client guest --role generate                one that may not load, measure or unload models
+    .venv/bin/python scripts/keygen.py folder                                      where the keys are
 
 Keys lie in one folder, of yours alone: server.key, and for each client NAME.key (its secret) and authorised/NAME.pub. To
 revoke a client, delete its .pub: the daemon notices at once. A client that makes its own key sends you the .pub alone.
@@ -57,7 +58,9 @@ def main() -> None:
     kinds.add_parser("server", help="make the server's key")
     client = kinds.add_parser("client", help="make a client's key and authorise it")
     client.add_argument("name", help="whose it is")
-    client.add_argument("--role", choices=get_args(Role), default="admin", help="generate: no load, no unload (default: %(default)s)")
+    client.add_argument(
+        "--role", choices=get_args(Role), default="admin", help="generate: no load, no measurement, no unload (default: %(default)s)"
+    )
     client.add_argument(
         "--endpoint", metavar="tcp://HOST:PORT", help="where that client will reach the server; prints the line to paste there"
     )

@@ -76,7 +76,7 @@ def main() -> int:
     args = parser.parse_args()
     failed: list[str] = []
     ran = 0
-    with daemon_process(args) as endpoint, Client(endpoint) as client:
+    with daemon_process(args) as daemon, Client(daemon.endpoint) as client:
         for engine, precision, strategies in combinations(client.hello(), once=args.once):
             which = {"model": args.model, "engine": engine, "precision": precision}
             for strategy in strategies:

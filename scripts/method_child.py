@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 import psutil
+from texts import PROMPT_TOKENS
 
 from server.catalogue import REFERENCE, Architecture, read_architecture
 from server.config import Config
 from server.engines.base import Engine
 
 PROGRAM = Path(__file__)
-PROMPT_TOKENS = 32
 CACHE_BYTES = 64 << 30
 """All forms of all sizes together: nothing is built twice."""
 

@@ -34,7 +34,7 @@ class OneDaemon:
 
     @cached_property
     def endpoint(self) -> str:
-        return self._stack.enter_context(daemon_process(self._args, *self._more))
+        return self._stack.enter_context(daemon_process(self._args, *self._more)).endpoint
 
     @cached_property
     def client(self) -> Client:
@@ -111,12 +111,12 @@ def add_seconds(parser: argparse.ArgumentParser, default: float) -> None:
     )  # fmt: skip
 
 
-def medians(row: Row, name: str, scale: float = 1.0) -> str:
+def medians(row: Row, name: str) -> str:
     """The median and its 95 % interval, as `12.3 [11.9, 12.8]`."""
     if not row.samples.get(name):
         return "-"
     low, high = row.interval(name)
-    return f"{figure(row.median(name) * scale)} [{figure(low * scale)}, {figure(high * scale)}]"
+    return f"{figure(row.median(name))} [{figure(low)}, {figure(high)}]"
 
 
 def figure(value: float) -> str:

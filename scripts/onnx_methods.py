@@ -36,8 +36,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from method_child import CACHE_BYTES, PROMPT_TOKENS, BuiltAnew, Loaded, Order, Write, by_steps, check_memory, own_engine
+from method_child import CACHE_BYTES, BuiltAnew, Loaded, Order, Write, by_steps, check_memory, own_engine
 from methods import LENGTHS, Method, above, investigate
+from texts import PROMPT_TOKENS
 
 from server.catalogue import CONFIG_FILE, WEIGHTS_FILE, Architecture
 from server.config import Config

@@ -172,7 +172,8 @@ class DaemonTrial:
         self._results: list[m.Generated] = []
         arguments = argparse.Namespace(models_dir=setup.models_dir, threads=setup.threads)
         with ExitStack() as starting:
-            self._client = starting.enter_context(Client(starting.enter_context(daemon_process(arguments, "--rows=1"))))
+            daemon = starting.enter_context(daemon_process(arguments, "--rows=1"))
+            self._client = starting.enter_context(Client(daemon.endpoint))
             began = time.perf_counter()
             self._client.load(setup.model.name, engine=OWN, precision=method.precision)
             self._load_s = time.perf_counter() - began

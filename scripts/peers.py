@@ -64,28 +64,6 @@ def by_generate(model: object, torch: object) -> Engine:
     return engine
 
 
-def optimum(folder: Path, built: Path, precision: str, threads: int) -> Engine:
-    import onnxruntime
-    import torch
-    from optimum.onnxruntime import ORTModelForCausalLM, ORTQuantizer
-    from optimum.onnxruntime.configuration import AutoQuantizationConfig
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    form = built / f"optimum-{precision}"
-    if not (form / "config.json").exists():
-        model = ORTModelForCausalLM.from_pretrained(folder, export=True)
-        if precision == "int8":
-            plain = built / "optimum-fp32"
-            model.save_pretrained(plain)
-            quantiser = ORTQuantizer.from_pretrained(plain)
-            quantiser.quantize(save_dir=form, quantization_config=AutoQuantizationConfig.avx512_vnni(is_static=False, per_channel=False))
-            model.config.save_pretrained(form)
-        else:
-            model.save_pretrained(form)
-    return by_generate(ORTModelForCausalLM.from_pretrained(form, session_options=options), torch)
-
-
 def llama(folder: Path, built: Path, precision: str, threads: int) -> Engine:
     import llama_cpp as c
 
@@ -235,7 +213,7 @@ def ctranslate2(_folder: Path, built: Path, precision: str, threads: int) -> Eng
     return engine
 
 
-ENGINES = {"transformers": transformers, "optimum": optimum, "llama.cpp": llama, "openvino": openvino, "ctranslate2": ctranslate2}
+ENGINES = {"transformers": transformers, "llama.cpp": llama, "openvino": openvino, "ctranslate2": ctranslate2}
 
 
 def main() -> None:

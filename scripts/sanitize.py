@@ -23,6 +23,7 @@ OPTIONS = {"ASAN_OPTIONS": "detect_leaks=1", "UBSAN_OPTIONS": "halt_on_error=1:p
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    # argparse compares the empty list, too, where none is given.
     parser.add_argument("kinds", nargs="*", choices=[[], *KINDS], metavar="KIND", help=f"of: {', '.join(KINDS)} (default: all)")
     kinds = parser.parse_args().kinds or KINDS
     cmake = shutil.which("cmake")

@@ -42,12 +42,6 @@ def run(home: Path, name: str, *arguments: str) -> tuple[list[dict[str, Any]], s
     return rows, done.stdout
 
 
-@pytest.mark.parametrize("name", ["decoder_methods", "combined_methods", "operating_point", "serving_methods"])
-def test_help(name: str) -> None:
-    done = subprocess.run([sys.executable, str(SCRIPTS / f"{name}.py"), "--help"], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0 and f"python scripts/{name}.py --quick" in done.stdout and "--sizes" in done.stdout, done.stderr
-
-
 def test_repetition_and_distinct_ngrams(texts: ModuleType) -> None:
     assert texts.distinct([1, 2, 3, 4], 1) == 1 and texts.distinct([1, 1, 1, 1], 1) == 0.25
     assert texts.distinct([1, 2, 1, 2, 1], 2) == 0.5  # (1 2) (2 1) (1 2) (2 1)

@@ -51,13 +51,6 @@ def run(home: Path, name: str, *only: str) -> tuple[dict[str, dict[str, Any]], d
     return found, kept, done.stdout
 
 
-@pytest.mark.parametrize("name", ["optimisation_methods", "onnx_methods"])
-def test_help(name: str) -> None:
-    done = subprocess.run([sys.executable, str(SCRIPTS / f"{name}.py"), "--help"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "A row is a" in done.stdout and "--only" in done.stdout
-
-
 @needs_native
 def test_optimisations(home: Path) -> None:
     wanted = ("transformers-int8-head", "native-int8", "page-reused", "lookup-repeating-on")

@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from protocol import Client
 from protocol.errors import Internal, NotLoaded
-from tests.conftest import Daemon, wait_for
+from tests.conftest import Daemon, free_port, wait_for
 from tests.reliability.daemon import POISON, Behaviour, FakeDaemon
 
 DEPLOY = Path("docs/deploy")
@@ -81,11 +81,6 @@ def test_a_manager_that_is_gone_or_means_another_process_changes_nothing(tmp_pat
 
 
 # Prometheus
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 def scrape(port: int) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:

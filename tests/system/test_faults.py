@@ -28,7 +28,7 @@ from protocol.errors import (
     WorkerDied,
 )
 from server.catalogue import PUBLISHED
-from tests.conftest import Daemon, wait_for
+from tests.conftest import Daemon, answers, wait_for
 from tests.server.test_weights import copy_demo
 
 LONG = {"max_new_tokens": 1000, "ignore_eos": True}
@@ -251,13 +251,6 @@ def test_a_stopped_daemon_is_called_stuck(own_daemon: Daemon) -> None:
         assert time.monotonic() - stopped < 15
         own_daemon.process.send_signal(signal.SIGCONT)
         wait_for(lambda: answers(client), 10)
-
-
-def answers(client: Client) -> bool:
-    try:
-        return bool(client.ping().server_id)
-    except Gpt2dError:
-        return False
 
 
 @posix

@@ -19,7 +19,7 @@ from protocol import Client, messages as m, sockets
 from protocol.connection import Event
 from protocol.errors import Busy, KeyRefused, NoServer, Unauthorised
 from protocol.keys import Address, CurveKeys, Role, write_public, write_secret
-from tests.conftest import Daemon, wait_for
+from tests.conftest import Daemon, answers, wait_for
 
 LONG = {"max_new_tokens": 1000, "ignore_eos": True}
 
@@ -201,13 +201,6 @@ def test_refusals_count_as_requests(keyed: Keyed) -> None:
         kinds = {type(event).__name__ for event in events}
         assert kinds == {"Unauthorised", "Busy"}
         wait_for(lambda: answers(guest))
-
-
-def answers(client: Client) -> bool:
-    try:
-        return bool(client.ping())
-    except Busy:
-        return False
 
 
 def test_a_role_can_change(keyed: Keyed) -> None:

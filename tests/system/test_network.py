@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from protocol import Client, Gpt2dError
+from protocol import Client
 from protocol.errors import ConnectionFailed, ConnectionLost
-from tests.conftest import Daemon, wait_for
+from tests.conftest import Daemon, answers, wait_for
 from tests.proxy import Proxy
 from tests.system.test_keys import Keyed, keyed_daemon
 
@@ -114,13 +114,6 @@ def test_a_black_hole_of_five_seconds(proxy: Proxy, keyed: Keyed, text: str) -> 
         assert stream(client) == text
     with keyed.client(keyed.owner) as other:
         wait_for(lambda: other.ping().workers[0].running == 0)
-
-
-def answers(client: Client) -> bool:
-    try:
-        return bool(client.ping(timeout=1))
-    except Gpt2dError:
-        return False
 
 
 @pytest.mark.parametrize("skew", [-86_400, 86_400])

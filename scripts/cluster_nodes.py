@@ -1,0 +1,68 @@
+"""Nodes of a Ray cluster, all on this machine, for bench_cluster.py."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.reliability.asking import until
+
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster  # heavy, and not needed for --help
+
+NODE_BYTES = 4 << 30
+"""Of memory that a node has to give."""
+NODE_S = 60.0
+
+
+@contextmanager
+def ray_cluster(nodes: int) -> Iterator[Cluster]:
+    """A head that takes no workers, and so many nodes of one CPU."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "node_name": "head", "include_dashboard": False})
+    try:
+        for i in range(nodes):
+            cluster.add_node(num_cpus=1, node_name=f"node-{i}", memory=NODE_BYTES)
+        yield cluster
+    finally:
+        cluster.shutdown()  # type: ignore[no-untyped-call]
+
+
+def alive(cluster: Cluster) -> int:
+    """How many nodes there are."""
+    return len(cluster.global_state._live_node_ids())  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def ray_node(cluster: Cluster, name: str, threads: int, cache: Path, covered: Path | None) -> Iterator[Path]:
+    """A node in a mount namespace of its own, where another folder stands in place of the build cache `cache`, and `covered` is empty.
+
+    Gives that other folder. The node has a resource of its name.
+    """
+    own = cache.with_name(f"{cache.name}-of-{name}")
+    for place in (own, cache):
+        place.mkdir(parents=True)
+    mounts = 'mount --bind "$1" "$2" && { [ -z "$3" ] || mount -t tmpfs none "$3"; } && shift 3 && exec "$@"'
+    ray = [
+        str(Path(sys.executable).with_name("ray")), "start", "--block", f"--address={cluster.address}", f"--node-name={name}",
+        f"--num-cpus={threads}", f"--memory={NODE_BYTES}", f"--resources={json.dumps({name: 1})}", "--disable-usage-stats",
+    ]  # fmt: skip
+    before = alive(cluster)
+    with (own.parent / f"{name}.log").open("wb") as log:
+        process = subprocess.Popen(
+            ["unshare", "--mount", "sh", "-c", mounts, "sh", own, cache, covered or "", *ray], stdout=log, stderr=log
+        )
+    try:
+        until(lambda: alive(cluster) > before or process.poll() is not None, NODE_S, f"node {name}")
+        if process.poll() is not None:
+            sys.exit(f"node {name} did not start: {(own.parent / f'{name}.log').read_text()[-2000:]}")
+        yield own
+    finally:
+        process.terminate()
+        process.wait(NODE_S)
