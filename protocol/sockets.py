@@ -27,7 +27,7 @@ HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS = 1000, 3000
 WORKER_TIMEOUT_MS = 15_000
 """A worker on another machine that was not heard for so long is lost, and so is the gateway for it."""
 DRAIN_LINGER_MS = 1000
-RECEIVE_BYTES = 128 << 10
+RECEIVE_BYTES = 64 << 10
 """What the system takes of a peer ahead of libzmq, which takes it all in even when the connection is cut; the system's own limit is megabytes."""
 
 LOOK_S = 1.0

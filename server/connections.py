@@ -8,6 +8,7 @@ with what has come out of it. What it tells of that is Linux's; elsewhere nobody
 from __future__ import annotations
 
 import contextlib
+import math
 import socket
 import struct
 import sys
@@ -17,8 +18,10 @@ from dataclasses import dataclass, field
 
 MAX_UNFINISHED_BYTES = 384 << 10
 """Half as much again as the largest request. An empty frame has two bytes there, and 64 in the memory."""
-MAX_BACKLOG_BYTES, MAX_BACKLOG_FRAMES = 16 << 20, 100_000
+MAX_BACKLOG_BYTES, MAX_BACKLOG_FRAMES = 16 << 20, 20_000
 """The same while messages wait to be read, which may be its own; how many frames these are is told by the size of those read last."""
+MAX_LEFT_FRAMES = 400_000
+"""ZeroMQ hands on what a connection sent also after its end. Where so much of that waits, which takes a second or two to read, nobody new is let in."""
 SILENT_S = 5.0
 """A peer answers heartbeats each second; one that says nothing for so long speaks another protocol."""
 SHORT, LONG, ENCRYPTED = 2, 9, 33
@@ -26,7 +29,7 @@ SHORT, LONG, ENCRYPTED = 2, 9, 33
 HEARTBEAT_BYTES_S = 256
 """Heartbeats of both sides, with as much to spare."""
 NEWER = 0.05
-LOOK_S, LOOK_EACH_S = 0.010, 2e-5
+LOOK_S, LOOK_EACH_S = 0.002, 3e-5
 """How often at most the connections are looked at: a tenth of the time with many."""
 BYTES_RECEIVED = struct.Struct("@128xQ")
 """tcpi_bytes_received in struct tcp_info (linux/tcp.h; in its place since Linux 4.1)."""
@@ -41,8 +44,8 @@ class _Traffic:
     delivered: int = 0
     """Since the last look."""
     level: float = 0.0
-    frame: float = 1024.0
-    """What its frames have on the wire: a moving average."""
+    frame: float = math.inf
+    """What its frames have on the wire: a moving average, from the first message on."""
     looked: float = field(default_factory=time.monotonic)
     moved: float = field(default_factory=time.monotonic)
     """When something was last received."""
@@ -60,6 +63,8 @@ class Connections:
         self._added = ENCRYPTED if encrypted else 0
         self._all: dict[int, _Traffic] = {}
         self._looked = 0.0
+        self._left = 0.0
+        """Frames of ended connections that wait to be read, about."""
 
     def __contains__(self, fd: int) -> bool:
         return fd in self._all
@@ -69,16 +74,22 @@ class Connections:
 
     def opened(self, fd: int) -> None:
         self._all[fd] = _Traffic()
+        if self._left > MAX_LEFT_FRAMES:
+            self.shut(fd)
 
     def closed(self, fd: int) -> None:
-        self._all.pop(fd, None)
+        if traffic := self._all.pop(fd, None):
+            self._left += traffic.level / traffic.frame
 
     def delivered(self, fd: int, sizes: list[int]) -> None:
         """A message has come out of it, with frames of so many bytes."""
         if traffic := self._all.get(fd):
             on_the_wire = sum(size + self._added + (SHORT if size + self._added < 256 else LONG) for size in sizes)
             traffic.delivered += on_the_wire
-            traffic.frame += NEWER * (on_the_wire / max(1, len(sizes)) - traffic.frame)
+            frame = on_the_wire / max(1, len(sizes))
+            traffic.frame = frame if traffic.frame == math.inf else traffic.frame + NEWER * (frame - traffic.frame)
+        else:
+            self._left -= len(sizes)
 
     def shut(self, fd: int) -> None:
         """Cut one off: ZeroMQ sees its end, and frees what it has kept."""
@@ -104,6 +115,7 @@ class Connections:
             traffic.level = max(0.0, traffic.level + received - traffic.received - passed)
             traffic.received, traffic.delivered, traffic.looked = received, 0, now
         waiting = behind()  # asked after the measurement, or what has come in between would count as unfinished
+        self._left = max(0.0, self._left) if waiting else 0.0
         cut = [fd for fd, traffic in self._all.items() if traffic.is_too_much(waiting=waiting) or now > traffic.moved + SILENT_S]
         for fd in cut:
             self.shut(fd)

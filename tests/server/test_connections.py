@@ -1,0 +1,86 @@
+"""What is known of connections, with real sockets: how much waits of each, and of those that have ended."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from server import connections
+from server.connections import Connections
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what was received")
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener
+
+
+def pair(listener: socket.socket) -> tuple[socket.socket, socket.socket]:
+    peer = socket.create_connection(listener.getsockname(), timeout=5)
+    ours, _ = listener.accept()
+    ours.settimeout(5)
+    return peer, ours
+
+
+def looked(known: Connections, *, waiting: bool) -> list[int]:
+    known._looked = 0.0  # whatever the time
+    return known.cut(lambda: waiting)
+
+
+def receive(peer: socket.socket, ours: socket.socket, count: int) -> None:
+    peer.sendall(bytes(count))
+    while count:
+        count -= len(ours.recv(count))
+
+
+def test_a_backlog_of_tiny_frames_is_judged_by_the_first_message(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "MAX_BACKLOG_FRAMES", 100)
+    known = Connections(encrypted=False)
+    peer, ours = pair(listener)
+    with peer, ours:
+        known.opened(ours.fileno())
+        receive(peer, ours, 1000)
+        assert looked(known, waiting=True) == [], "nothing tells the size of its frames yet"
+        known.delivered(ours.fileno(), [0, 0, 0])
+        assert looked(known, waiting=True) == [ours.fileno()], "nearly 500 of two bytes"
+        assert peer.recv(1) == b"", "it was hung up on"
+
+
+def test_nobody_new_is_let_in_while_much_of_ended_connections_waits(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "MAX_LEFT_FRAMES", 100)
+    known = Connections(encrypted=False)
+    peer, ours = pair(listener)
+    with peer, ours:
+        known.opened(ours.fileno())
+        receive(peer, ours, 1000)
+        known.delivered(ours.fileno(), [0])
+        looked(known, waiting=True)
+        known.closed(ours.fileno())
+    refused, ours = pair(listener)
+    with refused, ours:
+        known.opened(ours.fileno())
+        assert refused.recv(1) == b""
+        known.closed(ours.fileno())
+    for _ in range(100):
+        known.delivered(-1, [0, 0, 0, 0])
+    peer, ours = pair(listener)
+    with peer, ours:
+        known.opened(ours.fileno())
+        ours.send(b"x")
+        assert peer.recv(1) == b"x", "400 frames of it were read, the rest is little enough"
+
+
+def test_once_nothing_waits_nothing_is_left(listener: socket.socket) -> None:
+    known = Connections(encrypted=False)
+    known._left = 1e9
+    assert looked(known, waiting=False) == []
+    peer, ours = pair(listener)
+    with peer, ours:
+        known.opened(ours.fileno())
+        ours.send(b"x")
+        assert peer.recv(1) == b"x"
