@@ -26,8 +26,8 @@ Ids = NDArray[np.int64]
 Weights = NDArray[np.float32]
 BLOCK = 256
 TINY = float(np.finfo(np.float32).tiny)
-NEAREST = 512
-"""So many tokens are tried first where those nearest to a value are wanted, then eight times as many."""
+SORTED = 512
+"""So many are sorted where the nearest to a value are wanted."""
 COLDEST = 1e-5
 """Below this temperature only the likeliest token has a chance that a float can hold."""
 
@@ -211,15 +211,19 @@ def typical(weights: Weights, mass: float, least: int = 1) -> Ids:
     p = weights / weights.sum(dtype=np.float64)
     surprise = -np.log(p, out=np.zeros_like(p), where=p > 0)
     distance = np.where(p > 0, np.abs(surprise - np.sum(p * surprise)), np.inf)
-    nearest, count = np.arange(len(p)), NEAREST
-    while count < len(p):  # sorting all of them would take several times as long as the rest of this
-        nearest = np.argpartition(distance, count)[:count]
-        if count >= least and p[nearest].sum() > mass:
-            break
-        nearest, count = np.arange(len(p)), 8 * count
-    order = nearest[np.argsort(distance[nearest], kind="stable")]
-    last = min(max(int((np.cumsum(p[order]) < mass).sum()), least - 1), len(order) - 1)
-    return np.flatnonzero(distance <= distance[order[last]])
+    reached, among = 0.0, np.arange(len(p))
+    while len(among) > SORTED:  # halves where the share is reached: sorting all of them would take several times as long
+        halves = among[np.argpartition(distance[among], len(among) // 2)]
+        nearer, farther = halves[: len(among) // 2], halves[len(among) // 2 :]
+        share = p[nearer].sum()
+        if reached + share < mass:
+            reached, among = reached + share, farther
+        else:
+            among = nearer
+    order = among[np.argsort(distance[among], kind="stable")]
+    last = min(int((reached + np.cumsum(p[order]) < mass).sum()), len(order) - 1)
+    limit = max(distance[order[last]], np.partition(distance, least - 1)[least - 1]) if least > 1 else distance[order[last]]
+    return np.flatnonzero(distance <= limit)
 
 
 def mirostat(logits: Logits, temperature: float, limit: float) -> tuple[Ids, Weights]:
