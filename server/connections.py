@@ -20,6 +20,8 @@ MAX_UNFINISHED_BYTES = 384 << 10
 """Half as much again as the largest request. An empty frame has two bytes there, and 64 in the memory."""
 MAX_BACKLOG_BYTES, MAX_BACKLOG_FRAMES = 16 << 20, 20_000
 """The same while messages wait to be read, which may be its own; how many frames these are is told by the size of those read last."""
+BEHIND_BYTES, LEAST_JUDGED = 4096, 300
+"""From so much on frames are judged by those that were read, which have to be so many: small requests may stand before large ones."""
 MAX_LEFT_FRAMES = 400_000
 """ZeroMQ hands on what a connection sent also after its end. Where so much of that waits, which takes a second or two to read, nobody new is let in."""
 SILENT_S = 5.0
@@ -45,14 +47,17 @@ class _Traffic:
     """Since the last look."""
     level: float = 0.0
     frame: float = math.inf
-    """What its frames have on the wire: a moving average, from the first message on."""
+    """What its frames have on the wire: a moving average since it fell behind."""
+    frames: int = 0
+    """Delivered since then."""
     looked: float = field(default_factory=time.monotonic)
     moved: float = field(default_factory=time.monotonic)
     """When something was last received."""
 
     def is_too_much(self, *, waiting: bool) -> bool:
         if waiting:
-            return self.level > MAX_BACKLOG_BYTES or self.level / self.frame > MAX_BACKLOG_FRAMES
+            many = self.frames > LEAST_JUDGED and self.level / self.frame > MAX_BACKLOG_FRAMES
+            return self.level > MAX_BACKLOG_BYTES or many
         return self.level > MAX_UNFINISHED_BYTES
 
 
@@ -87,6 +92,7 @@ class Connections:
             on_the_wire = sum(size + self._added + (SHORT if size + self._added < 256 else LONG) for size in sizes)
             traffic.delivered += on_the_wire
             frame = on_the_wire / max(1, len(sizes))
+            traffic.frames += len(sizes)
             traffic.frame = frame if traffic.frame == math.inf else traffic.frame + NEWER * (frame - traffic.frame)
         else:
             self._left -= len(sizes)
@@ -114,6 +120,8 @@ class Connections:
             passed = traffic.delivered + HEARTBEAT_BYTES_S * (now - traffic.looked)
             traffic.level = max(0.0, traffic.level + received - traffic.received - passed)
             traffic.received, traffic.delivered, traffic.looked = received, 0, now
+            if traffic.level < BEHIND_BYTES:
+                traffic.frame, traffic.frames = math.inf, 0
         waiting = behind()  # asked after the measurement, or what has come in between would count as unfinished
         self._left = max(0.0, self._left) if waiting else 0.0
         cut = [fd for fd, traffic in self._all.items() if traffic.is_too_much(waiting=waiting) or now > traffic.moved + SILENT_S]

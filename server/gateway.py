@@ -156,10 +156,10 @@ class Gateway:
                 continue
             # Looked at after each receipt, so that a file descriptor that was closed and used again is not mistaken.
             self._watch_connections()
-            self._cut_connections()
             if len(sizes) > HOSTILE_FRAMES:
                 self._connections.shut(fd)
             self._connections.delivered(fd, sizes)
+            self._cut_connections()  # afterwards: what has been delivered is not unfinished
             small = sum(sizes[:-1]) <= MAX_ENVELOPE_BYTES and len(sizes) <= MAX_FRAMES
             if small and fd in self._connections and not self._sessions.has_given_up(frames[0].bytes):
                 user = self._guard.user(frames[-1])

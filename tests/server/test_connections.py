@@ -38,16 +38,18 @@ def receive(peer: socket.socket, ours: socket.socket, count: int) -> None:
         count -= len(ours.recv(count))
 
 
-def test_a_backlog_of_tiny_frames_is_judged_by_the_first_message(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_backlog_of_tiny_frames_is_judged_by_those_that_were_read(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "MAX_BACKLOG_FRAMES", 100)
     known = Connections(encrypted=False)
     peer, ours = pair(listener)
     with peer, ours:
         known.opened(ours.fileno())
-        receive(peer, ours, 1000)
-        assert looked(known, waiting=True) == [], "nothing tells the size of its frames yet"
+        receive(peer, ours, 6000)
         known.delivered(ours.fileno(), [0, 0, 0])
-        assert looked(known, waiting=True) == [ours.fileno()], "nearly 500 of two bytes"
+        assert looked(known, waiting=True) == [], "too few tell the size of its frames yet"
+        for _ in range(100):
+            known.delivered(ours.fileno(), [0, 0, 0])
+        assert looked(known, waiting=True) == [ours.fileno()], "over 2,500 of two bytes"
         assert peer.recv(1) == b"", "it was hung up on"
 
 
@@ -57,7 +59,7 @@ def test_nobody_new_is_let_in_while_much_of_ended_connections_waits(listener: so
     peer, ours = pair(listener)
     with peer, ours:
         known.opened(ours.fileno())
-        receive(peer, ours, 1000)
+        receive(peer, ours, 6000)
         known.delivered(ours.fileno(), [0])
         looked(known, waiting=True)
         known.closed(ours.fileno())
@@ -66,13 +68,13 @@ def test_nobody_new_is_let_in_while_much_of_ended_connections_waits(listener: so
         known.opened(ours.fileno())
         assert refused.recv(1) == b""
         known.closed(ours.fileno())
-    for _ in range(100):
+    for _ in range(1000):
         known.delivered(-1, [0, 0, 0, 0])
     peer, ours = pair(listener)
     with peer, ours:
         known.opened(ours.fileno())
         ours.send(b"x")
-        assert peer.recv(1) == b"x", "400 frames of it were read, the rest is little enough"
+        assert peer.recv(1) == b"x", "4,000 frames are more than were left"
 
 
 def test_once_nothing_waits_nothing_is_left(listener: socket.socket) -> None:
