@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import methods
 from harness import interval
-from measured import BASELINE, Compared, Measured, listed, ranged, under
-from one_daemon import figure
+from measured import BASELINE, Compared, Measured, listed, under
+from one_daemon import figure, ranged
 from rows import DRAWN, is_plain, longest_of, precision_of
 
 from server.catalogue import DEMO, PUBLISHED, choose_engine

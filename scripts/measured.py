@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,8 +12,8 @@ from typing import Any
 import methods
 import onnx_methods
 import optimisation_methods
-from harness import Row, interval, read
-from one_daemon import figure
+from harness import Row, read
+from one_daemon import lines_of
 from rows import newest, sizes_of, weights_of
 
 SCRIPTS = ("optimisation_methods", "onnx_methods", "decoder_methods", "combined_methods", "operating_point", "serving_methods")
@@ -47,9 +46,8 @@ class Compared:
 
     def against(self, row: Row) -> Row | None:
         """What lived at the same time, and was asked in the same turns."""
-        name = self._against.get(str(row.key["method"]), self.baseline)
-        same = [r for r in self._rows if (r.key["model"], r.key["group"], r.key["method"]) == (row.key["model"], row.key["group"], name)]
-        return same[-1] if same and not same[-1].problem and same[-1] is not row else None
+        found = self._beside(row, self._against.get(str(row.key["method"]), self.baseline))
+        return found if found is not row else None
 
     def ratio(self, size: str, method: str, other: str, length: int = 25) -> list[float] | None:
         """How many times as fast a method is as another, of each run; by the baseline of each where they are of different groups."""
@@ -58,18 +56,16 @@ class Compared:
             return None
         if one.key["group"] == two.key["group"]:
             return methods.speedups(one, two, length) or None
-        bases = self._base(one), self._base(two)
+        bases = self._beside(one, self.baseline), self._beside(two, self.baseline)
         if bases[0] is None or bases[1] is None:
             return None
         pairs = zip(self._times(one, bases[0], length), self._times(two, bases[1], length), strict=False)
         return [a / b for a, b in pairs] or None
 
-    def _base(self, row: Row) -> Row | None:
-        found = [
-            r
-            for r in self._rows
-            if (r.key["model"], r.key["group"], r.key["method"]) == (row.key["model"], row.key["group"], self.baseline)
-        ]
+    def _beside(self, row: Row, method: str) -> Row | None:
+        """Of the same group."""
+        wanted = (row.key["model"], row.key["group"], method)
+        found = [r for r in self._rows if (r.key["model"], r.key["group"], r.key["method"]) == wanted]
         return found[-1] if found and not found[-1].problem else None
 
     @staticmethod
@@ -100,8 +96,9 @@ class Compared:
             cells = [[show(f) for show in columns.values()] for f in found]
             used = [i for i in range(len(columns)) if any(line[i] for line in cells)]
             text += [f"**{weights_of(size, self._rows)}**", ""]
-            for line in ([*columns], ["---"] * len(columns), *cells) if cells else ():
-                text.append(f"| {' | '.join(line[i] for i in used)} |")
+            if cells:
+                head = [*columns]
+                text += lines_of([head[i] for i in used], ([line[i] for i in used] for line in cells))
             text += ["", *self._missing(size), ""]
         return "\n".join(text)
 
@@ -136,11 +133,6 @@ def load(results: Path, *, quick: bool) -> Measured:
 
 
 # Words
-
-
-def ranged(values: Sequence[float], scale: float = 1.0) -> str:
-    low, high = interval(values)
-    return f"{figure(statistics.median(values) * scale)} [{figure(low * scale)}, {figure(high * scale)}]"
 
 
 def listed(parts: Sequence[str]) -> str:

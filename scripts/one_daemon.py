@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from typing import Any, Self
 
 from bench_engine import daemon_process
-from harness import WARMUPS, Key, Results, Row, Trial
+from harness import WARMUPS, Key, Results, Row, Trial, interval
 
 from protocol import Client, Gpt2dError, messages as m
 from server.catalogue import Model
@@ -115,8 +116,12 @@ def medians(row: Row, name: str) -> str:
     """The median and its 95 % interval, as `12.3 [11.9, 12.8]`."""
     if not row.samples.get(name):
         return "-"
-    low, high = row.interval(name)
-    return f"{figure(row.median(name))} [{figure(low)}, {figure(high)}]"
+    return ranged(row.samples[name])
+
+
+def ranged(values: Sequence[float], scale: float = 1.0) -> str:
+    low, high = interval(values)
+    return f"{figure(statistics.median(values) * scale)} [{figure(low * scale)}, {figure(high * scale)}]"
 
 
 def figure(value: float) -> str:
@@ -127,8 +132,12 @@ def figure(value: float) -> str:
 def table(rows: Sequence[Row], columns: dict[str, Callable[[Row], object]]) -> str:
     """A table in Markdown; rows that could not be measured come after it, with the reason."""
     cells = [[str(cell(row)) for cell in columns.values()] for row in rows if not row.problem]
-    lines = [f"| {' | '.join(line)} |" for line in ([*columns], ["---"] * len(columns), *cells)]
-    return "\n".join([*lines, *(f"{name_of(row.key)}: {row.problem}" for row in rows if row.problem)]) + "\n"
+    return "\n".join([*lines_of([*columns], cells), *(f"{name_of(row.key)}: {row.problem}" for row in rows if row.problem)]) + "\n"
+
+
+def lines_of(head: Sequence[str], cells: Iterable[Sequence[str]]) -> list[str]:
+    """Of a table in Markdown."""
+    return [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *cells)]
 
 
 def name_of(key: Key) -> str:

@@ -11,8 +11,8 @@ from typing import Any
 import decoder_methods
 import methods
 from harness import Row
-from measured import BASELINE, Measured, listed, ranged, under
-from one_daemon import figure
+from measured import BASELINE, Measured, listed, under
+from one_daemon import figure, ranged
 from rows import DRAWN, fine, longest_of
 
 from protocol import messages as m

@@ -35,7 +35,7 @@ import serving_methods
 from findings import Finding, compare_old
 from harness import QUICK_RUNS, RESAMPLES, RESULTS, ROOT, RUNS, WARMUPS, Row
 from measured import BASELINE, SCRIPTS, Compared, Measured, escaped, listed, load, markdown, origins, under
-from one_daemon import LEAST, figure
+from one_daemon import LEAST, figure, lines_of
 from recommendation import Point, recommended
 from rows import is_plain, limits, precision_of, sizes_of
 from texts import PROMPT_TOKENS
@@ -141,7 +141,7 @@ def in_short(found: Measured) -> Section:
 
     def tables(rows: Sequence[Row]) -> str:
         ways, sizes = found.compared, sizes_of(few(rows))
-        lines = [["tokens/s of one text, and times as fast as the first", *sizes], ["---"] * (1 + len(sizes))]
+        lines = list[list[str]]()
         for method, name in SHORT.items():
             cells = []
             for size in sizes:
@@ -150,7 +150,7 @@ def in_short(found: Measured) -> Section:
                 cells.append(f"{figure(row.median('tok_s'))}{times}" if row else "-")
             if set(cells) != {"-"}:
                 lines.append([name, *cells])
-        return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+        return "\n".join(lines_of(["tokens/s of one text, and times as fast as the first", *sizes], lines))
 
     caption = "Tokens/s of one text, by the road taken; thin lines are 95 % intervals, dashed ones what the memory's read bandwidth allows at each precision."
     plot = partial(plots.speed, read_gb_s=found.read_gb_s, title="Tokens/s of one text", columns=3)

@@ -37,7 +37,7 @@ def fine(rows: Iterable[Row], *names: str) -> list[Row]:
 
 
 def precision_of(method: str) -> str:
-    found = re.search("fp32|bf16|int8|int4", method)
+    found = re.search("|".join(PRECISIONS), method)
     return found[0] if found else "fp32"
 
 

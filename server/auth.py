@@ -29,7 +29,7 @@ OTHER, KEY = -1, -2
 QUIET_S = 1.0
 """A kind of refusal is logged at most this often, with how many there were meanwhile."""
 MAX_KEYS = 1000
-"""Each is looked at once a second, in the gateway's thread."""
+"""Each is looked at twenty times a second, in the gateway's thread."""
 PASSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EINTR}
 """Troubles of the machine, which say nothing about the folder."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -32,20 +33,24 @@ def looked(known: Connections, *, waiting: bool) -> list[int]:
     return known.cut(lambda: waiting)
 
 
-def receive(peer: socket.socket, ours: socket.socket, count: int) -> None:
-    peer.sendall(bytes(count))
-    while count:
-        count -= len(ours.recv(count))
+@contextmanager
+def fallen_behind(known: Connections, listener: socket.socket, sizes: list[int]) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A connection of which 6,000 bytes have come, and one message has been read."""
+    peer, ours = pair(listener)
+    with peer, ours:
+        known.opened(ours.fileno())
+        peer.sendall(bytes(6000))
+        rest = 6000
+        while rest:
+            rest -= len(ours.recv(rest))
+        known.delivered(ours.fileno(), sizes)
+        yield peer, ours
 
 
 def test_a_backlog_of_tiny_frames_is_judged_by_those_that_were_read(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "MAX_BACKLOG_FRAMES", 100)
     known = Connections(encrypted=False)
-    peer, ours = pair(listener)
-    with peer, ours:
-        known.opened(ours.fileno())
-        receive(peer, ours, 6000)
-        known.delivered(ours.fileno(), [0, 0, 0])
+    with fallen_behind(known, listener, [0, 0, 0]) as (peer, ours):
         assert looked(known, waiting=True) == [], "too few tell the size of its frames yet"
         for _ in range(100):
             known.delivered(ours.fileno(), [0, 0, 0])
@@ -56,11 +61,7 @@ def test_a_backlog_of_tiny_frames_is_judged_by_those_that_were_read(listener: so
 def test_nobody_new_is_let_in_while_much_of_ended_connections_waits(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "MAX_LEFT_FRAMES", 100)
     known = Connections(encrypted=False)
-    peer, ours = pair(listener)
-    with peer, ours:
-        known.opened(ours.fileno())
-        receive(peer, ours, 6000)
-        known.delivered(ours.fileno(), [0])
+    with fallen_behind(known, listener, [0]) as (_, ours):
         looked(known, waiting=True)
         known.closed(ours.fileno())
     refused, ours = pair(listener)
