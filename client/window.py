@@ -8,7 +8,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-import glfw  # before imgui_bundle, so that this one's library is used
+import imgui_bundle  # noqa: F401 - before glfw: it points pyGLFW at its own GLFW, so that one library serves both
+
+# isort: split
+import glfw
 from imgui_bundle import imgui, implot
 from imgui_bundle.python_backends.glfw_backend import GlfwRenderer
 from OpenGL import GL

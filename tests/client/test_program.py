@@ -61,3 +61,15 @@ def test_a_person_writes_and_quits(screen: str, home: Path, shared_daemon: Daemo
         _, errors = program.communicate()
         print(errors)  # shown where something fails
     assert "Traceback" not in errors, errors
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Wayland is Linux's")
+@pytest.mark.parametrize("session", ["x11", "wayland"])
+def test_one_glfw_serves_both_libraries(session: str, home: Path) -> None:
+    """pyGLFW has a library of its own for Wayland, which imgui_bundle's binary cannot be loaded beside."""
+    code = "import client.window\nprint(*{line.split()[-1] for line in open('/proc/self/maps') if 'libglfw' in line})"
+    environment = {k: v for k, v in os.environ.items() if k not in {"DISPLAY", "PYGLFW_LIBRARY_VARIANT"}}
+    environment |= {"XDG_SESSION_TYPE": session, "WAYLAND_DISPLAY": "wayland-0"}
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=60, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.split()) == 1, done.stdout

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import glfw  # noqa: F401 - before imgui_bundle, as in the program
 from imgui_bundle import hello_imgui, imgui, immapp
 from imgui_bundle.immapp import testing
 
