@@ -13,6 +13,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+OLDEST, NEWEST = (3, 11), (3, 14)
+"""The versions of Python that are supported; pyproject.toml says the same."""
 CLIENT = ("requirements-client.txt",)
 LIGHT = (*CLIENT, "requirements-server.txt")
 FULL = ("requirements.txt", "requirements-cluster.txt", "requirements-report.txt", "requirements-dev.txt")
@@ -25,8 +27,9 @@ def prepare(requirements: tuple[str, ...]) -> None:
 
     Exits with a sentence if this Python cannot be used or an installation fails.
     """
-    if not (3, 11) <= sys.version_info[:2] <= (3, 13):
-        sys.exit(f"gpt2d needs Python 3.11, 3.12 or 3.13; this is {sys.version.split()[0]} ({sys.executable})")
+    if not OLDEST <= sys.version_info[:2] <= NEWEST:
+        wanted = f"Python {'.'.join(map(str, OLDEST))} to {'.'.join(map(str, NEWEST))}"
+        sys.exit(f"gpt2d needs {wanted}; this is {sys.version.split()[0]} ({sys.executable})")
     if PYTHON.exists() and any(_installed(kind) for kind in list(KINDS)[list(KINDS).index(requirements) :]):
         return
     if not PYTHON.exists():

@@ -65,7 +65,7 @@ def test_a_person_writes_and_quits(screen: str, home: Path, shared_daemon: Daemo
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Wayland is Linux's")
 @pytest.mark.parametrize("session", ["x11", "wayland"])
-def test_one_glfw_serves_both_libraries(session: str, home: Path) -> None:
+def test_one_glfw_serves_both_libraries(session: str) -> None:
     """pyGLFW has a library of its own for Wayland, which imgui_bundle's binary cannot be loaded beside."""
     code = "import client.window\nprint(*{line.split()[-1] for line in open('/proc/self/maps') if 'libglfw' in line})"
     environment = {k: v for k, v in os.environ.items() if k not in {"DISPLAY", "PYGLFW_LIBRARY_VARIANT"}}
