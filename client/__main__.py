@@ -93,7 +93,7 @@ def has_display() -> bool:
 def show(args: argparse.Namespace) -> int:
     """The window; where none can be opened, a sentence about what to do."""
     try:
-        from client import window
+        from client.window import loop as window
     except ImportError as e:
         print(
             f"gpt2d-client: the window's libraries are missing ({e}); `pip install -r requirements-client.txt`, or --terminal",

@@ -56,7 +56,7 @@ def gateway_socket(
     """
     socket = _router(context, MAX_REQUEST_BYTES)
     # Without a bound: libzmq 4.3 ends the process (stream_engine_base.cpp: !_io_error) when a peer that it has stopped reading is
-    # reset with a heartbeat unanswered. server/connections.py keeps the bound instead.
+    # reset with a heartbeat unanswered. server/gateway/connections.py keeps the bound instead.
     socket.rcvhwm = 0
     socket.rcvbuf = RECEIVE_BYTES
     if keys:

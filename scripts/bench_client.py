@@ -28,7 +28,7 @@ import psutil
 from bench_engine import DaemonProcess, daemon_process, percentile
 from make_model import ensure_model
 
-from server.catalogue import PUBLISHED
+from server.catalogue.catalogue import PUBLISHED
 from server.config import default_models_dir, default_threads
 
 CHARACTERS = 200_000
@@ -56,7 +56,7 @@ def main() -> None:
 def first_frame_s(endpoint: str) -> float:
     """From the start of a process of its own to its first frame: median of three."""
     code = f"""
-from client.window import Window
+from client.window.loop import Window
 window = Window({endpoint!r})
 window.watch = lambda own, late, at: (print(at, flush=True), setattr(window.app.state, "quitting", True))
 window.run()
@@ -74,7 +74,7 @@ class Bench:
     def __init__(self, model: str, daemon: DaemonProcess) -> None:
         self._model, self._daemon = model, daemon.process
         self._start_s = first_frame_s(daemon.endpoint)
-        from client.window import Window
+        from client.window.loop import Window
 
         self.window = Window(daemon.endpoint)
         self.state = self.window.app.state
@@ -92,7 +92,7 @@ class Bench:
 
     def run(self) -> dict[str, object]:
         window, tell = self.window, self.window.app.link._tell
-        from client.events import Replied
+        from client.window.events import Replied
         from protocol.messages import Tokens
 
         def arrive(event: object) -> None:
@@ -154,7 +154,7 @@ class Bench:
         self._busy = True
 
     def _script(self):  # type: ignore[no-untyped-def]  # of pauses and conditions
-        from client import events as e
+        from client.window import events as e
 
         app, state = self.window.app, self.state
 

@@ -48,7 +48,7 @@ from cluster_weights import measure_weights
 
 from protocol import Client
 from server.config import default_models_dir, default_threads
-from server.status import cpu
+from server.gateway.status import cpu
 from tests.conftest import Daemon
 from tests.reliability.asking import until
 from tests.reliability.daemon import Behaviour, FakeDaemon

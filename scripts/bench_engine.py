@@ -24,7 +24,7 @@ import psutil
 from make_model import ensure_model
 
 from protocol.errors import Gpt2dError
-from server.catalogue import ENGINES, PUBLISHED, Catalogue, Model
+from server.catalogue.catalogue import ENGINES, PUBLISHED, Catalogue, Model
 from server.config import default_hub_cache, default_models_dir, default_threads
 
 Generate = Callable[[list[list[int]], int], tuple[float, float]]
@@ -165,9 +165,9 @@ class EngineProcess:
 
 
 def own_engine(variant: Variant) -> tuple[Generate, int]:
-    from server.catalogue import read_architecture
+    from server.catalogue.catalogue import read_architecture
     from server.config import Config
-    from server.loading import load_engine
+    from server.engines.load import load_engine
 
     arch, config = read_architecture(Path(variant.folder)), Config()
     engine = load_engine(

@@ -34,7 +34,7 @@ from bench_engine import EngineFailed, EngineProcess, Run, Variant
 from make_model import ensure_model
 
 from protocol.errors import Gpt2dError
-from server.catalogue import ENGINES, PUBLISHED, Catalogue
+from server.catalogue.catalogue import ENGINES, PUBLISHED, Catalogue
 from server.config import default_hub_cache, default_models_dir, default_threads
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -25,12 +25,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from protocol import messages as m
 from protocol.link import Work
-from server.catalogue import Model, read_architecture
+from server.catalogue.catalogue import Model, read_architecture
 from server.config import Config
-from server.loading import load_engine
-from server.spec import Spec
-from server.text import Text
-from server.worker import Worker
+from server.engines.load import load_engine
+from server.launch.spec import Spec
+from server.worker.loop import Worker
+from server.worker.text import Text
 from tests.fakes import ListLink
 
 

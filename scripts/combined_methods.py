@@ -34,7 +34,7 @@ from harness import Plan, Results, Row, measure, model_of, parse, parser, runs_o
 from one_daemon import Limited, OneDaemon, add_seconds, figure, finish, medians, most, table
 from texts import PROMPT_TOKENS, is_trained, random_prompt
 
-from server.catalogue import DEMO, ENGINES, REFERENCES, Model
+from server.catalogue.catalogue import DEMO, ENGINES, REFERENCES, Model
 
 SAMPLING: dict[str, Any] = {"temperature": 0.8, "top_k": 40}
 OUTPUTS = {

@@ -28,7 +28,7 @@ from harness import WARMUPS, Plan, Results, Row, measure, model_of, parse, parse
 from one_daemon import Limited, OneDaemon, add_seconds, finish, medians, most, table
 from texts import PROMPT_TOKENS, is_trained, quality, random_prompt, verse_prompt
 
-from server.catalogue import REFERENCE, Model, choose_engine
+from server.catalogue.catalogue import REFERENCE, Model, choose_engine
 
 BEAMS = {"num_beams": 4}
 DECODERS: dict[str, dict[str, Any]] = {

@@ -22,9 +22,9 @@ from pathlib import Path
 from bench_engine import daemon_process
 
 from protocol import Client, Gpt2dError, messages as m
-from server.catalogue import ENGINES, REFERENCE
+from server.catalogue.catalogue import ENGINES, REFERENCE
 from server.config import default_models_dir, default_threads
-from server.fidelity import TOKENS
+from server.worker.fidelity import TOKENS
 
 MAX_CHARACTERS = 50_000
 """What the server takes; in English TOKENS are some 18,000."""

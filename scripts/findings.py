@@ -13,7 +13,7 @@ from measured import BASELINE, Compared, Measured, listed, under
 from one_daemon import figure, ranged
 from rows import DRAWN, is_plain, longest_of, precision_of
 
-from server.catalogue import DEMO, PUBLISHED, choose_engine
+from server.catalogue.catalogue import DEMO, PUBLISHED, choose_engine
 
 MARGINAL = 0.10
 """A difference of speed below it is called marginal."""

@@ -30,9 +30,9 @@ from make_model import ensure_model
 from tqdm import tqdm
 
 from protocol.errors import Gpt2dError
-from server.catalogue import DEMO, PUBLISHED, Catalogue, Model
+from server.catalogue.catalogue import DEMO, PUBLISHED, Catalogue, Model
 from server.config import default_hub_cache, default_models_dir, default_threads
-from server.status import cpu
+from server.gateway.status import cpu
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"

@@ -23,9 +23,9 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from server.catalogue import PUBLISHED
+from server.catalogue.catalogue import PUBLISHED
+from server.checkpoint.tensors import expected_shapes
 from server.config import default_models_dir
-from server.weights import expected_shapes
 
 
 def make_model(like: str, folder: Path) -> None:

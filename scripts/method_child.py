@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 from texts import PROMPT_TOKENS
 
-from server.catalogue import REFERENCE, Architecture, read_architecture
+from server.catalogue.catalogue import REFERENCE, Architecture, read_architecture
 from server.config import Config
 from server.engines.base import Engine
 
@@ -64,7 +64,7 @@ class BuiltAnew(Exception):
 
 def own_engine(order: Order, engine: str, *, compiled: bool = False) -> Engine:
     """One of the daemon's engines. Raises: BuiltAnew, and what load_engine raises."""
-    from server.loading import load_engine
+    from server.engines.load import load_engine
 
     arch, config, built = order.architecture, Config(), compiled and not order.build_s
 
@@ -118,8 +118,8 @@ def own(order: Order) -> Loaded:
 def fidelity(loaded: Loaded, order: Order, tokens: int) -> dict[str, Any]:
     """Against full precision, as scripts/fidelity.py has it, on a text that the model was not trained on."""
     from protocol.errors import Gpt2dError
-    from server import fidelity as measuring
-    from server.text import Text
+    from server.worker import fidelity as measuring
+    from server.worker.text import Text
     from server.works import held_out
 
     arch = order.architecture

@@ -21,7 +21,7 @@ from harness import WARMUPS, Plan, Row, Trial, interval, measure, model_of, pars
 from method_child import PROGRAM, Order
 from texts import is_trained
 
-from server.catalogue import DEMO, DEMO_FOLDER, PUBLISHED, Architecture, Model, read_architecture
+from server.catalogue.catalogue import DEMO, DEMO_FOLDER, PUBLISHED, Architecture, Model, read_architecture
 
 LENGTHS = (8, 25, 100)
 """New tokens. Every run writes the first of them, and the longer ones where they do not take too long."""

@@ -16,7 +16,7 @@ from bench_engine import daemon_process
 from harness import WARMUPS, Key, Results, Row, Trial, interval
 
 from protocol import Client, Gpt2dError, messages as m
-from server.catalogue import Model
+from server.catalogue.catalogue import Model
 
 LEAST = 3
 """Turns that every trial gets."""

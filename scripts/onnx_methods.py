@@ -14,7 +14,7 @@ the time to load, and for `demo` the change of perplexity and how often the like
   exported-*-blocks        the same export, its products replaced by those of our graph (MatMulNBits, blocks of 32, the LM head
                            at 8 bits): what is left of the distance to ours is not the products
   exported-*-bound         with I/O binding: results are written into torch's tensors, instead of copied there
-  ours-*                   server/graph.py: fused operators, a cache that stays in place, one run_with_iobinding a step
+  ours-*                   server/convert/onnx_graph.py: fused operators, a cache that stays in place, one run_with_iobinding a step
   ours-*-fed               the same graph without I/O binding: session.run() gets the cache, and returns a copy of it
   *-no-cache               the whole text anew for each token, as a model does that was exported without past (4 tokens; the exported
                            graph is the one with past, which is left empty)
@@ -40,7 +40,7 @@ from method_child import CACHE_BYTES, BuiltAnew, Loaded, Order, Write, by_steps,
 from methods import LENGTHS, Method, above, investigate
 from texts import PROMPT_TOKENS
 
-from server.catalogue import CONFIG_FILE, WEIGHTS_FILE, Architecture
+from server.catalogue.catalogue import CONFIG_FILE, WEIGHTS_FILE, Architecture
 from server.config import Config
 from server.engines.base import Engine, Logits, Reference
 
@@ -171,9 +171,9 @@ def profiled(load: Callable[[], Engine], session_of: Callable[[Any], Any], vocab
 
 def export_of(order: Order, precision: str) -> Path:
     """The folder of an export, where the daemon keeps it. Raises: BuiltAnew, MemoryError, OSError."""
+    from server.catalogue.notes import known_digest
+    from server.checkpoint.tensors import BuildCache, Built, Weights
     from server.engines.optimum import Export, variant as of_this_processor
-    from server.notes import known_digest
-    from server.weights import BuildCache, Built, Weights
 
     folder, arch, cache_dir, built = Path(order.folder), order.architecture, Config().cache_dir, False
     digest = known_digest(folder / WEIGHTS_FILE, cache_dir, lambda *_: None)
@@ -221,12 +221,12 @@ class QuantisedExport:
 
 
 def in_blocks(plain: Path, target: Path, bits: int, vocabulary: int) -> None:
-    """Replace each product with weights by MatMulNBits, as server/graph.py has it."""
+    """Replace each product with weights by MatMulNBits, as server/convert/onnx_graph.py has it."""
     import onnx
     from onnx import helper, numpy_helper
 
-    from server.graph import HEAD_BITS
-    from server.quantise import BLOCK, quantise
+    from server.convert.onnx_graph import HEAD_BITS
+    from server.convert.quantise import BLOCK, quantise
 
     model = onnx.load(plain)
     graph = model.graph

@@ -33,7 +33,7 @@ from one_daemon import Limited, OneDaemon, add_seconds, figure, finish, medians,
 from texts import distinct, is_trained, pairwise_distinct, repetition
 
 from protocol import Gpt2dError, messages as m
-from server.catalogue import ENGINES, Model, choose_engine
+from server.catalogue.catalogue import ENGINES, Model, choose_engine
 
 PROMPT = "Our revels now are ended. These our actors,\nAs I foretold you, were all spirits and\n"
 """From The Tempest, which `demo` was not trained on."""

@@ -57,7 +57,7 @@ from method_child import Loaded, Order, Write
 from methods import LENGTHS, WARM_UP_TOKENS, Method, MethodProcess, Setup, above, investigate
 
 from protocol import Client, messages as m
-from server.catalogue import DEMO, ENGINES, REFERENCE, WEIGHTS_FILE, Architecture
+from server.catalogue.catalogue import DEMO, ENGINES, REFERENCE, WEIGHTS_FILE, Architecture
 from server.engines.base import Engine
 
 COMPILE_S, COMPILE_LAYER_S = 45.0, 2.5
@@ -122,8 +122,8 @@ def by_generate(model: Any) -> Write:
 
 def as_engine(model: Any, order: Order) -> Engine:
     """The daemon's torch engine, with this model in it."""
+    from server.checkpoint.tensors import Weights
     from server.engines.torch import TorchEngine
-    from server.weights import Weights
 
     folder, arch = Path(order.folder), order.architecture
     engine = TorchEngine(arch, folder, Weights(folder / WEIGHTS_FILE, arch), "fp32", order.threads)

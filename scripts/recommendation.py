@@ -16,7 +16,7 @@ from one_daemon import figure, ranged
 from rows import DRAWN, fine, longest_of
 
 from protocol import messages as m
-from server.catalogue import DEMO, PUBLISHED, choose_engine
+from server.catalogue.catalogue import DEMO, PUBLISHED, choose_engine
 
 MOST_WORSE_PCT = 1.0
 """Perplexity on `demo`: what the recommended precision may cost."""

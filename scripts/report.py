@@ -40,7 +40,7 @@ from recommendation import Point, recommended
 from rows import is_plain, limits, precision_of, sizes_of
 from texts import PROMPT_TOKENS
 
-from server.catalogue import DEMO, PUBLISHED
+from server.catalogue.catalogue import DEMO, PUBLISHED
 
 # Sections
 

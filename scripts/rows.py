@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from harness import Row
 from methods import shape_of
 
-from server.catalogue import DEMO, PUBLISHED
+from server.catalogue.catalogue import DEMO, PUBLISHED
 
 ENGINES = ("transformers", "torch", "optimum", "exported", "onnx", "ours", "native")
 """What the name of a plain method begins with; `exported` and `ours` are ONNX graphs."""

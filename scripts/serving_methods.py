@@ -38,7 +38,7 @@ from one_daemon import Limited, OneDaemon, add_seconds, finish, medians, most, t
 from texts import PROMPT_TOKENS, is_trained, random_prompt
 
 from protocol import Client
-from server.catalogue import Model, choose_engine
+from server.catalogue.catalogue import Model, choose_engine
 
 CLIENTS = (1, 2, 4, 8, 16, 32, 64)
 FEWER_CLIENTS = {"gpt2-medium": 32, "gpt2-large": 16, "gpt2-xl": 16}

@@ -17,7 +17,7 @@ import numpy as np
 
 from protocol import Client
 from protocol.errors import LoadFailed
-from server.catalogue import REFERENCE, Model
+from server.catalogue.catalogue import REFERENCE, Model
 from server.config import default_cache_dir
 from server.works import held_out
 

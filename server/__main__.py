@@ -15,9 +15,9 @@ import zmq
 from protocol.errors import Gpt2dError
 from protocol.keys import KeyFileError
 from server import logs, settings
-from server.catalogue import COMPILED_FOLDER, SUMS_FILE, native_problem
+from server.catalogue.catalogue import COMPILED_FOLDER, SUMS_FILE, native_problem
 from server.config import VERSION, Config
-from server.gateway import Gateway
+from server.gateway.gateway import Gateway
 
 log = logging.getLogger("gpt2d")
 
@@ -117,7 +117,7 @@ def start(config: Config) -> Gateway:
     """Raises: StartError."""
     metrics, launcher = None, None
     if config.metrics_port:
-        from server.metrics import Metrics
+        from server.gateway.metrics import Metrics
 
         try:
             metrics = Metrics(config.metrics_port)

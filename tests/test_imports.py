@@ -13,11 +13,11 @@ ROOMS = {
     "client.__main__": HEAVY | {"server"},
     "client.terminal": HEAVY | {"server"},
     "server.__main__": HEAVY | {"client"},
-    "server.gateway": HEAVY | {"client"},
-    "server.catalogue": HEAVY | {"client", "psutil"},
-    "server.graph": {"torch", "onnxruntime", "transformers", "client"},
+    "server.gateway.gateway": HEAVY | {"client"},
+    "server.catalogue.catalogue": HEAVY | {"client", "psutil"},
+    "server.convert.onnx_graph": {"torch", "onnxruntime", "transformers", "client"},
     "server.engines.onnx": {"torch", "transformers", "client"},
-    "server.process": {"torch", "transformers", "optimum", "client"},
+    "server.worker.__main__": {"torch", "transformers", "optimum", "client"},
 }
 
 

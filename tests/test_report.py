@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from server.catalogue import DEMO, DEMO_FOLDER, PUBLISHED, Model, read_architecture
+from server.catalogue.catalogue import DEMO, DEMO_FOLDER, PUBLISHED, Model, read_architecture
 from tests.investigation import SCRIPTS, script
 
 pytest.importorskip("matplotlib")

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from server.catalogue import KERNELS_VERSION, Architecture
+from server.catalogue.catalogue import KERNELS_VERSION, Architecture
+from server.convert.native_layout import BITS, head_bits
 from server.engines.base import KV, Hidden, Logits
-from server.layout import BITS, head_bits
 
 CHUNK = 16 << 20
 """Bytes read at a time; progress is told after each."""

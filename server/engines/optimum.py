@@ -36,7 +36,7 @@ except ImportError as e:
         f"engine optimum needs optimum and optimum-onnx ({e.name} is missing); `pip install -r requirements.txt` adds them"
     ) from None
 
-from server.catalogue import CONFIG_FILE, Architecture
+from server.catalogue.catalogue import CONFIG_FILE, Architecture
 from server.engines.base import Hidden, Logits, Reference
 
 MODEL_FILE, SHARE_FILE = "model.onnx", "quantised_share"

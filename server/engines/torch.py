@@ -27,7 +27,7 @@ except ImportError as e:
     ) from None
 
 from protocol.errors import LoadFailed
-from server.catalogue import Architecture
+from server.catalogue.catalogue import Architecture
 from server.engines.base import Hidden, Logits, Reference
 
 Weights = Mapping[str, NDArray[np.float32]]

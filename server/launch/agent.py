@@ -19,9 +19,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from server.catalogue import CONFIG_FILE, TOKENIZER_FILES, WEIGHTS_FILE
-from server.notes import known_digest
-from server.spec import Spec
+from server.catalogue.catalogue import CONFIG_FILE, TOKENIZER_FILES, WEIGHTS_FILE
+from server.catalogue.notes import known_digest
+from server.launch.spec import Spec
 
 SURVEY_S = 1.0
 PLACE_S = 30.0

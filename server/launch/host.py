@@ -18,10 +18,10 @@ from typing import Any
 
 import ray
 
+from server.catalogue.notes import digest, known_digest
 from server.config import VERSION
 from server.launch.local import LocalLauncher, LocalProcess
-from server.notes import digest, known_digest
-from server.spec import CUT_OFF, UNREACHED, Spec
+from server.launch.spec import CUT_OFF, UNREACHED, Spec
 
 RECEIVED, DRAFT = "received", ".receiving-"
 STALE_S = 600.0

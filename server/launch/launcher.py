@@ -6,7 +6,7 @@ from typing import Protocol
 
 from protocol import messages as m
 from protocol.errors import RequestError
-from server.spec import Spec
+from server.launch.spec import Spec
 
 
 class Process(Protocol):

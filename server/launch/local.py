@@ -20,7 +20,7 @@ import psutil
 from protocol import messages as m
 from protocol.errors import RequestError
 from server.config import CGROUP
-from server.spec import Spec
+from server.launch.spec import Spec
 
 log = logging.getLogger("gpt2d.worker")
 
@@ -28,7 +28,7 @@ LINE_BYTES = 4096
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 ROOT = str(Path(__file__).resolve().parent.parent.parent)
 """Where the packages are, for the processes that are started."""
-PROGRAM = ("server.process",)
+PROGRAM = ("server.worker",)
 """What a worker's process runs: a module and its arguments."""
 
 

@@ -27,7 +27,7 @@ from protocol.errors import LoadFailed, NoMemory, RequestError, from_code
 from protocol.sockets import is_loopback
 from server.config import VERSION, Config, parse_resource
 from server.launch import local
-from server.spec import Spec
+from server.launch.spec import Spec
 
 log = logging.getLogger("gpt2d")
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from client import disk
-from client.events import Listed, ListFolder, SavePreferences
-from client.state import Preferences
+from client.window import disk
+from client.window.events import Listed, ListFolder, SavePreferences
+from client.window.state import Preferences
 
 
 @pytest.fixture

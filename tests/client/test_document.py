@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, strategies as st
 
-from client.document import Document, Mark, Place, Take, clean
+from client.window.document import Document, Mark, Place, Take, clean
 
 texts = st.text(st.sampled_from("ab\u00df\u00e9\u0129\u4e2d\U0001f600\n "), max_size=6)
 """Of the bytes of two of them the first are the same, and of two others the last."""
@@ -74,7 +74,7 @@ def test_places_are_found_by_what_stands_before_them() -> None:
 
 
 def test_places_after_much_text_are_forgotten_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("client.document.MAX_PLACES_BYTES", 1000)
+    monkeypatch.setattr("client.window.document.MAX_PLACES_BYTES", 1000)
     document = Document("x" * 2000)
     for start in (300, 301, 302, 300):
         document.place(start)

@@ -9,12 +9,13 @@ import msgspec
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from client import events as e, replicas
-from client.comparing import differences
-from client.export import as_json, as_python
-from client.parameters import OWN, usable
-from client.state import AppState
-from client.update import apply
+from client import replicas
+from client.window import events as e
+from client.window.export import as_json, as_python
+from client.window.parameters import OWN, usable
+from client.window.state import AppState
+from client.window.update.apply import apply
+from client.window.update.comparison import differences
 from protocol import messages as m
 from protocol.errors import BY_CODE, ConnectionLost, KeyRefused, NoServer, ServerRestarted, ServerStuck
 from protocol.ledger import ledger

@@ -8,8 +8,8 @@ from unittest.mock import MagicMock
 import numpy as np
 import pytest
 
-from client.state import AppState
-from client.views import inference
+from client.window.state import AppState
+from client.window.views import inference
 from tests.client.test_update import RESULT
 
 

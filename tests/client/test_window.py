@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from imgui_bundle import imgui
 
-from client.events import Prefer
+from client.window.events import Prefer
 from protocol import messages as m
 from protocol.keys import Address, CurveKeys
 from tests.client.fake import ReplicaServer

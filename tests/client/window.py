@@ -14,8 +14,8 @@ from typing import Any
 from imgui_bundle import hello_imgui, imgui, immapp
 from imgui_bundle.immapp import testing
 
-from client.app import App
-from client.state import AppState
+from client.window.app import App
+from client.window.state import AppState
 
 SHOTS = os.environ.get("GPT2D_SHOTS")
 """A folder for the screenshots; without it they are taken and thrown away."""

@@ -1,4 +1,4 @@
-"""A worker's process with the fake engine: server/process.py, with another way to make an engine."""
+"""A worker's process with the fake engine: server/worker/__main__.py, with another way to make an engine."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import json
 import sys
 import time
 
-from server import process
-from server.catalogue import Architecture
-from server.loading import Made
+from server.catalogue.catalogue import Architecture
+from server.engines.load import Made
+from server.worker import __main__ as process
 from tests.reliability.daemon import Behaving, Behaviour
 
 BEHAVIOUR = Behaviour(**json.loads(sys.argv[1]))

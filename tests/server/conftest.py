@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from server.catalogue import DEMO_FOLDER
+from server.catalogue.catalogue import DEMO_FOLDER
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from protocol.keys import CurveKeys, KeyFileError, Role, write_public
-from server import auth
-from server.auth import Keyring
+from server.gateway import auth
+from server.gateway.auth import Keyring
 
 A, B = CurveKeys.new().public, CurveKeys.new().public
 

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from server import connections
-from server.connections import Connections
+from server.gateway import connections
+from server.gateway.connections import Connections
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what was received")
 

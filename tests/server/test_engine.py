@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel
 
-from server.catalogue import DEMO_FOLDER, read_architecture
+from server.catalogue.catalogue import DEMO_FOLDER, read_architecture
 from server.engines.base import Engine
-from server.loading import load_engine
+from server.engines.load import load_engine
 
 ARCH = read_architecture(DEMO_FOLDER)
 RNG = np.random.default_rng(0)

@@ -98,7 +98,7 @@ def test_a_fault_before_the_engine_is_reached_ends_its_request_alone(monkeypatch
     loop = Loop(engine=FakeEngine(2, ARCH.context, ARCH.vocabulary))
     loop.ask(1, prompt_ids=[7] * 20, max_new_tokens=12, strategy="greedy")
     with monkeypatch.context() as patched:
-        patched.setattr("server.worker.Sequence", None)
+        patched.setattr("server.worker.loop.Sequence", None)
         loop.ask(2, prompt_ids=[8] * 20, max_new_tokens=12, strategy="greedy")
     loop.turn(40)
     failure, result = sorted(loop.link.sent, key=lambda reply: reply.id or 0, reverse=True)

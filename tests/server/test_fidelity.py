@@ -15,15 +15,15 @@ from transformers import GPT2LMHeadModel
 
 from protocol import messages as m
 from protocol.errors import BadRequest
-from server.catalogue import DEMO_FOLDER, WEIGHTS_FILE, read_architecture
+from server.catalogue.catalogue import DEMO_FOLDER, WEIGHTS_FILE, read_architecture
+from server.catalogue.notes import named_after
+from server.catalogue.records import Records
+from server.checkpoint.tensors import Weights
 from server.engines.base import Engine, Logits
+from server.engines.load import load_engine
 from server.engines.torch import TorchEngine
-from server.fidelity import check, compare, greedy
-from server.loading import load_engine
-from server.notes import named_after
-from server.records import Records
-from server.text import Text
-from server.weights import Weights
+from server.worker.fidelity import check, compare, greedy
+from server.worker.text import Text
 
 ARCH = read_architecture(DEMO_FOLDER)
 TEXT = Text(DEMO_FOLDER, ARCH.vocabulary, ARCH.end_of_text)

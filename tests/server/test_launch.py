@@ -17,13 +17,13 @@ pytest.importorskip("ray", reason="needs requirements-cluster.txt")
 from protocol import codec, sockets
 from protocol.keys import CurveKeys
 from protocol.link import Started
+from server.catalogue.notes import digest
 from server.config import VERSION, Config
 from server.launch import host, ray
 from server.launch.host import DRAFT, Host
 from server.launch.local import LocalLauncher
 from server.launch.ray import ClusterError, Node, RayLauncher
-from server.notes import digest
-from server.spec import CUT_OFF, Spec
+from server.launch.spec import CUT_OFF, Spec
 from tests.conftest import wait_for
 
 SPEC = Spec(

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from server.catalogue import DEMO_FOLDER, Architecture, read_architecture
+from server.catalogue.catalogue import DEMO_FOLDER, Architecture, read_architecture
+from server.checkpoint.tensors import expected_shapes
+from server.convert.native_layout import FILE, Layout, pack, pack_blocks
+from server.convert.quantise import Blocks, dequantise, quantise
 from server.engines.native import NativeEngine, instruction_sets, library
-from server.layout import FILE, Layout, pack, pack_blocks
-from server.quantise import Blocks, dequantise, quantise
-from server.weights import expected_shapes
 
 ARCH = read_architecture(DEMO_FOLDER)
 SETS = instruction_sets()

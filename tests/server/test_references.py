@@ -13,11 +13,11 @@ import torch
 from transformers import GPT2LMHeadModel
 
 from protocol import messages as m
-from server.catalogue import DEMO_FOLDER, WEIGHTS_FILE, read_architecture
+from server.catalogue.catalogue import DEMO_FOLDER, WEIGHTS_FILE, read_architecture
+from server.checkpoint.tensors import Weights
 from server.engines.base import Engine
 from server.engines.optimum import Export, OptimumEngine, quantisation
 from server.engines.torch import TorchEngine
-from server.weights import Weights
 from tests.server.test_worker import Loop
 
 ARCH = read_architecture(DEMO_FOLDER)
@@ -79,8 +79,8 @@ def test_the_quantisation_is_that_of_the_processor(monkeypatch: pytest.MonkeyPat
 def test_without_a_compiler_it_says_what_to_install(tmp_path: Path) -> None:
     """In a process of its own: what torch has found is remembered."""
     code = """
-from server.catalogue import *
-from server.weights import Weights
+from server.catalogue.catalogue import *
+from server.checkpoint.tensors import Weights
 from server.engines.torch import TorchEngine
 arch = read_architecture(DEMO_FOLDER)
 TorchEngine(arch, DEMO_FOLDER, Weights(DEMO_FOLDER / WEIGHTS_FILE, arch), "fp32", 2, compiled=True).warm_up()

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from protocol import messages as m
-from server import routing
-from server.routing import MAX_BLOCKS, MAX_KNOWN, SLACK, Known
+from server.gateway import routing
+from server.gateway.routing import MAX_BLOCKS, MAX_KNOWN, SLACK, Known
 
 
 @dataclass(eq=False)

@@ -26,8 +26,8 @@ from transformers import (
 
 from protocol.messages import Generate
 from server.engines import native
-from server.processors import Processors
-from server.sampling import Sampler, candidates, invert, mirostat, sample
+from server.worker.processors import Processors
+from server.worker.sampling import Sampler, candidates, invert, mirostat, sample
 
 VOCABULARY, END = 500, 11
 Array = NDArray[Any]

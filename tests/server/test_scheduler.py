@@ -8,12 +8,12 @@ from hypothesis import given, settings, strategies as st
 
 from protocol.link import Work
 from protocol.messages import Generate
-from server.prefix_cache import PrefixCache
-from server.processors import Processors
-from server.sampling import Sampler, sample
-from server.scheduler import MIN_CHUNK, Scheduler
-from server.sequence import Sequence
-from server.text import Increments
+from server.worker.prefix_cache import PrefixCache
+from server.worker.processors import Processors
+from server.worker.sampling import Sampler, sample
+from server.worker.scheduler import MIN_CHUNK, Scheduler
+from server.worker.sequence import Sequence
+from server.worker.text import Increments
 from tests.fakes import FakeEngine
 
 

@@ -12,9 +12,9 @@ import torch
 from transformers import GPT2LMHeadModel, LogitsProcessor, LogitsProcessorList
 
 from protocol import messages as m
-from server.catalogue import DEMO_FOLDER, read_architecture
+from server.catalogue.catalogue import DEMO_FOLDER, read_architecture
 from server.engines.base import Engine
-from server.loading import load_engine
+from server.engines.load import load_engine
 from tests.server.test_worker import Loop
 
 ARCH = read_architecture(DEMO_FOLDER)

@@ -8,10 +8,10 @@ from hypothesis import given, strategies as st
 
 from protocol.link import Work
 from protocol.messages import Generate
-from server.processors import Processors
-from server.sampling import Sampler
-from server.sequence import Sequence
-from server.text import Increments
+from server.worker.processors import Processors
+from server.worker.sampling import Sampler
+from server.worker.sequence import Sequence
+from server.worker.text import Increments
 
 VOCABULARY = 257
 TABLE = [bytes([i]) for i in range(256)] + [b""]

@@ -10,15 +10,15 @@ import pytest
 
 from protocol import messages as m
 from protocol.link import Work
-from server.catalogue import DEMO_FOLDER, read_architecture
+from server.catalogue.catalogue import DEMO_FOLDER, read_architecture
 from server.engines.base import Hidden, Logits
+from server.engines.load import load_engine
 from server.engines.native import NativeEngine
-from server.loading import load_engine
-from server.sampling import softmax
-from server.spec import Spec
-from server.speculation import PROBE, ROW_COST, Pace, PromptLookup
-from server.text import Text
-from server.worker import Worker
+from server.launch.spec import Spec
+from server.worker.loop import Worker
+from server.worker.sampling import softmax
+from server.worker.speculation import PROBE, ROW_COST, Pace, PromptLookup
+from server.worker.text import Text
 from tests.fakes import FakeEngine, ListLink
 
 ARCH = read_architecture(DEMO_FOLDER)

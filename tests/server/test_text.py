@@ -10,8 +10,8 @@ from hypothesis import given, settings, strategies as st
 from tokenizers import Tokenizer
 
 from protocol.errors import BadModel, BadRequest
-from server.catalogue import DEMO_FOLDER, read_architecture
-from server.text import END_OF_TEXT, Text
+from server.catalogue.catalogue import DEMO_FOLDER, read_architecture
+from server.worker.text import END_OF_TEXT, Text
 
 ARCH = read_architecture(DEMO_FOLDER)
 TEXT = Text(DEMO_FOLDER, ARCH.vocabulary, ARCH.end_of_text)

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from protocol.errors import BadModel, UnknownModel
-from server.catalogue import BUILD_FORMAT, DEMO_FOLDER, ENGINES, PUBLISHED, Catalogue, choose_engine, read_architecture
-from server.loading import load_engine
-from server.notes import digest, known_digest
-from server.quantise import BLOCK, Blocks, dequantise, quantise
-from server.weights import BuildCache, Weights
+from server.catalogue.catalogue import BUILD_FORMAT, DEMO_FOLDER, ENGINES, PUBLISHED, Catalogue, choose_engine, read_architecture
+from server.catalogue.notes import digest, known_digest
+from server.checkpoint.tensors import BuildCache, Weights
+from server.convert.quantise import BLOCK, Blocks, dequantise, quantise
+from server.engines.load import load_engine
 
 ARCH = read_architecture(DEMO_FOLDER)
 

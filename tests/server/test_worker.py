@@ -9,12 +9,12 @@ import pytest
 
 from protocol import messages as m
 from protocol.link import Work
-from server.catalogue import DEMO_FOLDER, read_architecture
+from server.catalogue.catalogue import DEMO_FOLDER, read_architecture
 from server.engines.base import Engine, Logits
-from server.scheduler import Scheduler
-from server.spec import Spec
-from server.text import Text
-from server.worker import Worker
+from server.launch.spec import Spec
+from server.worker.loop import Worker
+from server.worker.scheduler import Scheduler
+from server.worker.text import Text
 from tests.fakes import FakeEngine, ListLink
 
 ARCH = read_architecture(DEMO_FOLDER)

@@ -8,10 +8,10 @@ import pytest
 
 from protocol.errors import NoMemory
 from protocol.keys import CurveKeys
-from server.catalogue import DEMO, Catalogue
+from server.catalogue.catalogue import DEMO, Catalogue
 from server.config import Config
-from server.spec import Spec
-from server.workers import Worker, Workers
+from server.gateway.replicas import Worker, Workers
+from server.launch.spec import Spec
 
 
 class Idle:

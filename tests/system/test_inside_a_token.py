@@ -10,8 +10,8 @@ from transformers import GPT2LMHeadModel
 
 from protocol import Client
 from protocol.errors import BadRequest
-from server.catalogue import DEMO_FOLDER, read_architecture
-from server.text import Text
+from server.catalogue.catalogue import DEMO_FOLDER, read_architecture
+from server.worker.text import Text
 
 PROMPT = "Shall I compare thee"
 ARCH = read_architecture(DEMO_FOLDER)

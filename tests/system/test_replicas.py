@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from protocol import Client, messages as m
 from protocol.errors import BadModel, Busy, Cancelled, LoadFailed, NoMemory, NotLoaded, WorkerDied
-from server.catalogue import MAX_REPLICAS, Catalogue
+from server.catalogue.catalogue import MAX_REPLICAS, Catalogue
 from tests.conftest import Daemon, wait_for
 from tests.reliability.asking import VOCABULARY, Asked, ask
 from tests.reliability.daemon import POISON, Behaviour, FakeDaemon, expected

@@ -58,7 +58,7 @@ GPT2D_API int gpt2d_restore(gpt2d_model *model, int row, int positions, const vo
  * where they have come at all, and `frequency` for each time.
  * Then: among the top_k largest logits (0: all) and what equals the last of them, of these the fewest that reach the share
  * top_p, of these what has min_p times the chance of the likeliest; then where the running sum of their weights passes the
- * share `uniform` (0 to 1) of it. As server/sampling.py does. A temperature of 0 takes the likeliest. */
+ * share `uniform` (0 to 1) of it. As server/worker/sampling.py does. A temperature of 0 takes the likeliest. */
 typedef struct {
     double uniform, top_p;
     float temperature, min_p;

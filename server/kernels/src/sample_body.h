@@ -1,4 +1,4 @@
-// Logits -> token, for one instruction set: the arithmetic of server/sampling.py, so that both choose the same token.
+// Logits -> token, for one instruction set: the arithmetic of server/worker/sampling.py, so that both choose the same token.
 #include <vector>
 
 namespace gpt2d {

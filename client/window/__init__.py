@@ -1,0 +1,1 @@
+"""The desktop window: its state, what changes it, and what draws it."""

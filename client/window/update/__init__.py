@@ -1,0 +1,1 @@
+"""What each action and event makes of the state."""

@@ -1,0 +1,110 @@
+"""Opening, saving and exporting: their part of update.apply, with the questions about unsaved changes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from client.window import events as e
+from client.window.document import Document
+from client.window.state import AppState
+
+
+def notify(state: AppState, text: str) -> None:
+    """Show a line for a few seconds."""
+    state.notice, state.notice_at = text, state.now
+
+
+def apply(state: AppState, message: e.Message) -> list[e.Effect]:
+    match message:
+        case e.Listed(folder, listing):
+            state.files.folder, state.files.listing, state.files.error = folder, listing, ""
+        case e.Opened(path, text):
+            return [*_show(state, path, text), e.Autosave(None)]
+        case e.Saved(path, data):
+            state.page.path, state.page.saved = path, data
+            notify(state, f"saved {path}")
+            return [e.Autosave(None), *(_confirmed(state) if state.confirm else [])]
+        case e.Exported(path):
+            notify(state, f"exported to {path}")
+        case e.DiskFailed(error):
+            state.files.error, state.confirm = error, ""
+            notify(state, error)
+        case e.ChooseFile():
+            return _choose_file(state, message)
+    return []
+
+
+def do(state: AppState, what: str) -> list[e.Effect]:
+    page = state.page
+    match what:
+        case "new" | "open" | "quit":
+            state.confirm = "new" if what == "new" else "open" if what == "open" else "quit"
+            return [] if page.dirty else _confirmed(state)
+        case "confirmed":
+            return _confirmed(state)
+        case "dismissed":
+            state.confirm = ""
+        case "close files":
+            state.files.purpose, state.confirm = "", ""
+        case "save":
+            if page.path:
+                return [e.SaveFile(page.path, page.document.data)]
+            return show_files(state, "save", "page.txt")
+        case "save as":
+            return show_files(state, "save", page.path.name if page.path else "page.txt")
+        case "restore":
+            if state.recovered is not None and not page.generating:
+                page.document.replace(0, len(page.document.data), state.recovered, "restored")
+                page.move_cursor, state.recovered = True, None
+        case "forget":
+            state.recovered = None
+            return [e.Autosave(None)]
+    return []
+
+
+def show_files(state: AppState, purpose: Literal["open", "save", "export"], name: str, content: str = "") -> list[e.Effect]:
+    """Open the file dialog."""
+    files = state.files
+    files.purpose, files.name, files.content, files.error = purpose, name, content, ""
+    files.folder = files.folder or (str(state.page.path.parent) if state.page.path else "~")
+    return [e.ListFolder(files.folder)]
+
+
+def _show(state: AppState, path: Path | None, text: str) -> list[e.Effect]:
+    """Another text on the page."""
+    page = state.page
+    writing, page.generating, page.branch = page.generating, None, None
+    page.document = Document(text)
+    page.path, page.saved, page.move_cursor, page.counted, page.last, page.error = path, page.document.data, True, -1, None, ""
+    page.document.cursor = 0
+    state.shown, state.files.purpose = None, ""
+    return [e.Cancel("page")] if writing else []
+
+
+def _choose_file(state: AppState, message: e.ChooseFile) -> list[e.Effect]:
+    files = state.files
+    files.name = message.name
+    if not message.done or not message.name:
+        files.folder = message.folder
+        return [e.ListFolder(message.folder)]
+    path = Path(message.folder).expanduser() / message.name
+    purpose, files.purpose = files.purpose, ""
+    if purpose == "open":
+        return [e.OpenFile(path)]
+    if purpose == "export":
+        return [e.Export(path, files.content)]
+    return [e.SaveFile(path, state.page.document.data)]
+
+
+def _confirmed(state: AppState) -> list[e.Effect]:
+    """Go on with what waited for the answer about unsaved changes."""
+    what, state.confirm = state.confirm, ""
+    if what == "new":
+        return [*_show(state, None, ""), e.Autosave(None)]
+    if what == "open":
+        return show_files(state, "open", "")
+    if what == "quit":
+        state.quitting = True
+        return [e.Autosave(None)]
+    return []

@@ -1,0 +1,106 @@
+"""The same prompt and seed, two to four ways, one after the other; what differs is marked."""
+
+from __future__ import annotations
+
+from imgui_bundle import ImVec2, imgui
+
+from client.window.events import Action, ChooseColumn, Do, Enter
+from client.window.state import AppState, Column
+from client.window.views import widgets
+
+
+def draw(state: AppState) -> list[Action]:
+    compare, actions = state.compare, list[Action]()
+    running = compare.running is not None
+    changed, prompt = imgui.input_text_multiline(
+        "##prompt", compare.prompt, (-1, imgui.get_text_line_height() * 3.5), imgui.InputTextFlags_.word_wrap
+    )
+    if changed:
+        actions.append(Enter("compare", "prompt", prompt))
+    imgui.set_next_item_width(imgui.get_font_size() * 7)
+    changed, seed = imgui.input_int("seed", compare.seed)
+    if changed:
+        actions.append(Enter("compare", "seed", max(0, seed)))
+    imgui.same_line()
+    imgui.set_next_item_width(imgui.get_font_size() * 7)
+    changed, most = imgui.input_int("new tokens", compare.max_new_tokens)
+    if changed:
+        actions.append(Enter("compare", "max_new_tokens", min(1000, max(1, most))))
+    imgui.same_line()
+    if running:
+        if imgui.button("Stop###Compare"):
+            actions.append(Do("stop compare"))
+    else:
+        imgui.begin_disabled(state.link.status != "ready" or compare.stopping)
+        if imgui.button("Stopping###Compare" if compare.stopping else "Compare###Compare"):
+            actions.append(Do("compare"))
+        imgui.end_disabled()
+    widgets.tip("Each column in turn, so that the times are honest. What a column needs is loaded first.")
+    imgui.same_line()
+    imgui.begin_disabled(running)
+    if imgui.button("+"):
+        actions.append(Do("add column"))
+    imgui.same_line(0, 2)
+    if imgui.button("-"):
+        actions.append(Do("remove column"))
+    imgui.end_disabled()
+    if imgui.begin_table("columns", len(compare.columns), imgui.TableFlags_.borders_inner_v | imgui.TableFlags_.resizable):
+        imgui.table_next_row()
+        for index, column in enumerate(compare.columns):
+            imgui.table_next_column()
+            imgui.push_id(index)
+            actions += draw_column(state, index, column)
+            imgui.pop_id()
+        imgui.end_table()
+    return actions
+
+
+def draw_column(state: AppState, index: int, column: Column) -> list[Action]:
+    actions = list[Action]()
+    imgui.begin_disabled(state.compare.running is not None)
+    ways = ["as in the Model panel"] + [f"{i.name}/{p.engine}/{p.precision}" for i in state.models.known for p in i.precisions]
+    now = f"{column.model}/{column.engine}/{column.precision}" if column.model else ways[0]
+    imgui.set_next_item_width(-1)
+    if chosen := widgets.combo(f"##way {index}", now, ways):
+        model, engine, precision = chosen.rsplit("/", 2) if chosen != ways[0] else ("", "", "")
+        actions.append(ChooseColumn(index, {"model": model, "engine": engine, "precision": precision}))
+    presets = ["as in the Sampling panel", *state.preferences.presets]
+    imgui.set_next_item_width(-1)
+    if chosen := widgets.combo(f"##preset {index}", column.preset or presets[0], presets):
+        preset = "" if chosen == presets[0] else chosen
+        actions.append(ChooseColumn(index, {"preset": preset, "settings": dict(state.preferences.presets.get(preset, {}))}))
+    imgui.end_disabled()
+    if state.compare.running == index:
+        widgets.colored("writing" if column.text else "loading", "warn")
+    if column.error:
+        widgets.wrapped(column.error, "bad")
+    draw_parts(column.parts or [(column.text, False)])
+    if column.result:
+        ledger = column.result.ledger
+        imgui.text_disabled(f"{ledger.inference_ms:,.0f} ms, {ledger.tokens_per_second:,.0f} tokens/s")
+        if imgui.small_button("Copy"):
+            imgui.set_clipboard_text(widgets.printable(column.text))
+    return actions
+
+
+def draw_parts(parts: list[tuple[str, bool]]) -> None:
+    """Text whose marked parts have a background, wrapped by words."""
+    space = imgui.calc_text_size(" ").x
+    left = imgui.get_cursor_screen_pos().x
+    right = left + imgui.get_content_region_avail().x
+    paint, height = imgui.get_window_draw_list(), imgui.get_text_line_height()
+    x, y = left, imgui.get_cursor_screen_pos().y
+    shade, ink = imgui.get_color_u32(widgets.color("warn", 0.35)), imgui.get_color_u32(imgui.Col_.text)
+    for part, differs in parts:
+        for line_number, line in enumerate(part.split("\n")):
+            if line_number:
+                x, y = left, y + height
+            for word in line.split():
+                width = imgui.calc_text_size(word).x
+                if x > left and x + width > right:
+                    x, y = left, y + height
+                if differs:
+                    paint.add_rect_filled((x - 1, y), (x + width + 1, y + height), shade)
+                paint.add_text((x, y), ink, widgets.printable(word))
+                x += width + space
+    imgui.dummy(ImVec2(1, y + height - imgui.get_cursor_screen_pos().y))

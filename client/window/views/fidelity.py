@@ -1,0 +1,45 @@
+"""What the chosen precision costs against full precision: the card in the Model panel."""
+
+from __future__ import annotations
+
+from imgui_bundle import imgui
+
+from client.window.events import Action, Do
+from client.window.views import widgets
+from protocol import messages as m
+
+SMALL_PCT, LARGE_PCT = 0.5, 5.0
+"""A change of perplexity below the first is not noticed, above the second it is."""
+
+
+def draw(way: m.Precision, *, may: bool) -> list[Action]:
+    """`may`: the model is on the server's disk, and this client may use up its memory."""
+    actions = list[Action]()
+    if way.fidelity:
+        draw_card(way.fidelity)
+    imgui.begin_disabled(not may)
+    if imgui.button(f"{'Measure again' if way.fidelity else f'Measure what {way.precision} costs'}###Measure", (-1, 0)):
+        actions.append(Do("measure"))
+    imgui.end_disabled()
+    widgets.tip("Compares it with full precision, on the server, on a text that the embedded model was not trained on. It takes some time.")
+    return actions
+
+
+def draw_card(f: m.Fidelity) -> None:
+    imgui.begin_group()
+    imgui.text_disabled("this precision against full precision")
+    change = abs(f.perplexity_change_pct)
+    lines = (
+        ("perplexity", f"{f.perplexity_change_pct:+.2f} %", "good" if change < SMALL_PCT else "warn" if change < LARGE_PCT else "bad"),
+        ("likeliest token", f"the same at {f.top1_agreement:.1%}", ""),
+        ("divergence", f"{f.kl_mean:.2g} nats, 99 % below {f.kl_p99:.2g}", ""),
+        ("greedy text", f"{f.greedy_tokens:.0f} of {f.greedy_limit} tokens the same", ""),
+        ("speed", f"{f.tok_s:,.0f} tokens/s", ""),
+        ("size", f"{widgets.megabytes(f.disk_bytes)} on disk, {widgets.megabytes(f.memory_bytes)} of memory", ""),
+        ("quantised", f"{f.quantised_share:.0%} of the weights", ""),
+    )
+    for name, value, colour in lines:
+        widgets.row(name, value, colour)
+    imgui.end_group()
+    text = "the works held out from the embedded model's training" if f.held_out else "a text that was given"
+    widgets.tip(f"Measured over {f.tokens:,} tokens of {text}, with {f.threads} threads; perplexity {f.perplexity:.2f}.")

@@ -1,0 +1,70 @@
+"""Every generation of the session: search, restore, copy, export."""
+
+from __future__ import annotations
+
+import time
+
+from imgui_bundle import imgui
+
+from client.window.events import Action, Enter, ExportEntry, Restore
+from client.window.state import AppState, Entry
+from client.window.views import widgets
+
+SHOWN = 2000
+"""Characters of a prompt's end that are shown, and searched in every frame: the whole page in each entry would take too long."""
+
+
+def draw(state: AppState) -> list[Action]:
+    history, actions = state.history, list[Action]()
+    imgui.set_next_item_width(-1)
+    actions += widgets.field("##search", "search prompts, texts, models", "history", "search", history.search)
+    found = [entry for entry in reversed(history.entries) if matches(entry, history.search)]
+    imgui.text_disabled(f"{len(found)} of {len(history.entries)} generations")
+    chosen = next((entry for entry in found if entry.number == history.chosen), None)
+    height = imgui.get_content_region_avail().y * (0.45 if chosen else 1.0)
+    if imgui.begin_child("entries", (0, height)):
+        clipper = imgui.ListClipper()
+        clipper.begin(len(found))
+        while clipper.step():
+            for entry in found[clipper.display_start : clipper.display_end]:
+                result = entry.result
+                label = f"{time.strftime('%H:%M:%S', time.localtime(entry.at))}  {result.model}/{result.precision}  {one_line(entry)}"
+                if imgui.selectable(f"{label}###entry {entry.number}", entry.number == history.chosen)[0]:
+                    actions.append(Enter("history", "chosen", entry.number))
+    imgui.end_child()
+    return actions + (draw_entry(chosen) if chosen else [])
+
+
+def draw_entry(entry: Entry) -> list[Action]:
+    actions, result = list[Action](), entry.result
+    if imgui.button("Restore"):
+        actions.append(Restore(entry.number))
+    widgets.tip("Put its prompt and its text on the page.")
+    imgui.same_line()
+    if imgui.button("Copy"):
+        imgui.set_clipboard_text(widgets.printable(entry.prompt + result.text))
+    imgui.same_line()
+    if imgui.button("Export JSON"):
+        actions.append(ExportEntry(entry.number, "json"))
+    imgui.same_line()
+    if imgui.button("Export Python"):
+        actions.append(ExportEntry(entry.number, "python"))
+    widgets.tip("A script that does this generation again through the protocol module.")
+    ledger = result.ledger
+    imgui.text_disabled(f"{ledger.inference_ms:.0f} ms, {ledger.tokens_per_second:.0f} tokens/s, {result.finish_reason}")
+    settings = ", ".join(f"{name}={value}" for name, value in result.settings.items() if value not in (None, [], False))
+    imgui.text_wrapped(widgets.printable(settings))
+    widgets.selectable_text("##entry text", entry.prompt[-SHOWN:] + result.text, -1)
+    return actions
+
+
+def matches(entry: Entry, search: str) -> bool:
+    words = search.casefold().split()
+    if not words:
+        return True
+    text = f"{entry.prompt[-SHOWN:]} {entry.result.text} {entry.result.model}/{entry.result.engine}/{entry.result.precision}".casefold()
+    return all(word in text for word in words)
+
+
+def one_line(entry: Entry) -> str:
+    return " ".join((entry.prompt[-40:] + "|" + entry.result.text[:80]).split())

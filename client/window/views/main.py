@@ -1,0 +1,147 @@
+"""The whole window: menu, panels and where they are, shortcuts, dialogs. ui(state) -> actions; it knows nothing of its runner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from imgui_bundle import ImVec2, imgui
+
+from client.window.events import Action, CancelLoad, Connect, Disconnect, Do, LoadModel, Prefer
+from client.window.state import PANELS, AppState
+from client.window.views import compare, connection, dialogs, history, inference, models, page, sampling, settings, tokens, widgets
+
+K = imgui.Key
+SETTLE = 3
+"""Frames until new panels are where they belong."""
+CTRL, SHIFT, ALT = int(K.mod_ctrl), int(K.mod_shift), int(K.mod_alt)
+DRAWN: dict[str, Callable[[AppState], list[Action]]] = {
+    "Connection": connection.draw, "Model": models.draw, "Sampling": sampling.draw, "Inference": inference.draw, "Tokens": tokens.draw,
+    "History": history.draw, "Compare": compare.draw, "Settings": settings.draw,
+}  # fmt: skip
+SHORTCUTS: tuple[tuple[int, Action], ...] = (
+    (CTRL | SHIFT | int(K.enter), Do("continue")), (CTRL | int(K.r), Do("regenerate")), (CTRL | int(K.z), Do("undo")), (CTRL | int(K.y), Do("redo")),
+    (CTRL | SHIFT | int(K.z), Do("redo")), (ALT | int(K.left_arrow), Do("earlier")), (ALT | int(K.right_arrow), Do("later")), (CTRL | int(K.n), Do("new")),
+    (CTRL | int(K.o), Do("open")), (CTRL | int(K.s), Do("save")), (CTRL | SHIFT | int(K.s), Do("save as")), (CTRL | int(K.l), LoadModel()), (CTRL | int(K.q), Do("quit")),
+)  # fmt: skip
+
+
+def ui(state: AppState, page_font: imgui.ImFont | None = None) -> list[Action]:
+    """Draw one frame."""
+    actions = [*draw_menu(state), *shortcuts(state)]
+    dock = imgui.dock_space_over_viewport(imgui.get_id("dock"))
+    if not state.preferences.layout and state.arrange:
+        arrange(dock)
+        state.arrange, state.focus_page = False, SETTLE
+    if imgui.begin("Page"):
+        actions += page.draw(state, page_font)
+    imgui.end()
+    for name, draw in DRAWN.items():
+        if name not in state.preferences.closed:
+            opened, stays = imgui.begin(name, True)
+            if opened:
+                imgui.push_id(name)
+                actions += draw(state)
+                imgui.pop_id()
+            imgui.end()
+            if not stays:
+                actions.append(Prefer("closed", [*state.preferences.closed, name]))
+    if state.focus_page:
+        imgui.set_window_focus("Page")
+        state.focus_page -= 1
+    if "Keys" not in state.preferences.closed:
+        imgui.set_next_window_pos(imgui.get_main_viewport().get_center(), imgui.Cond_.appearing, ImVec2(0.5, 0.5))
+        opened, stays = imgui.begin("Keys", True, imgui.WindowFlags_.always_auto_resize | imgui.WindowFlags_.no_docking)
+        if opened:
+            dialogs.draw_keys()
+        imgui.end()
+        if not stays:
+            actions.append(toggle(state, "Keys"))
+    return actions + dialogs.draw(state)
+
+
+def toggle(state: AppState, panel: str) -> Action:
+    closed = state.preferences.closed
+    return Prefer("closed", [p for p in closed if p != panel] if panel in closed else [*closed, panel])
+
+
+def draw_menu(state: AppState) -> list[Action]:
+    actions = list[Action]()
+    if not imgui.begin_main_menu_bar():
+        return actions
+    writing = state.page.generating is not None
+    menus: dict[str, tuple[tuple[str, str, Action, bool], ...]] = {
+        "File": (
+            ("New", "Ctrl+N", Do("new"), True), ("Open", "Ctrl+O", Do("open"), True), ("Save", "Ctrl+S", Do("save"), True),
+            ("Save as", "Ctrl+Shift+S", Do("save as"), True), ("Quit", "Ctrl+Q", Do("quit"), True),
+        ),
+        "Edit": (("Undo", "Ctrl+Z", Do("undo"), state.page.document.can_undo), ("Redo", "Ctrl+Y", Do("redo"), state.page.document.can_redo)),
+        "Write": (
+            ("Generate", "Ctrl+Enter", Do("generate"), not writing), ("Continue", "Ctrl+Shift+Enter", Do("continue"), not writing),
+            ("Regenerate", "Ctrl+R", Do("regenerate"), not writing), ("Stop", "Esc", Do("stop"), writing),
+            ("Earlier continuation", "Alt+Left", Do("earlier"), not writing), ("Later continuation", "Alt+Right", Do("later"), not writing),
+        ),
+        "Server": (
+            ("Connect", "", Connect(), True), ("Disconnect", "", Disconnect(), state.link.status != "off"),
+            ("Load the model", "Ctrl+L", LoadModel(), state.models.loading is None), ("Cancel loading", "", CancelLoad(), state.models.loading is not None),
+        ),
+    }  # fmt: skip
+    for title, items in menus.items():
+        if imgui.begin_menu(title):
+            for label, key, action, able in items:
+                if imgui.menu_item(label, key, False, able)[0]:
+                    actions.append(action)
+            imgui.end_menu()
+    if imgui.begin_menu("View"):
+        for panel in PANELS:
+            if imgui.menu_item(panel, "F1" if panel == "Keys" else "", panel not in state.preferences.closed)[0]:
+                actions.append(toggle(state, panel))
+        imgui.separator()
+        if imgui.menu_item("Arrange anew", "", False)[0]:
+            state.preferences.layout, state.arrange = "", True
+        imgui.end_menu()
+    if state.notice:
+        imgui.same_line(imgui.get_window_width() - imgui.calc_text_size(state.notice).x - imgui.get_font_size())
+        widgets.colored(state.notice, "accent")
+    imgui.end_main_menu_bar()
+    return actions
+
+
+def shortcuts(state: AppState) -> list[Action]:
+    """Keys that hold everywhere, also while one writes in a field."""
+    if state.files.purpose or state.confirm or state.recovered is not None:
+        return []
+    flags = imgui.InputFlags_.route_global | imgui.InputFlags_.route_over_active
+    actions = [action for chord, action in SHORTCUTS if imgui.shortcut(chord, flags)]
+    if not state.preferences.enter_generates and imgui.shortcut(CTRL | int(K.enter), flags):
+        actions.append(Do("generate"))
+    if imgui.shortcut(int(K.f1), flags):
+        actions.append(toggle(state, "Keys"))
+    if imgui.shortcut(CTRL | int(K.e), flags):
+        state.focus_page = 1
+    # Without this, Esc would throw away what was typed since the field had the focus.
+    popup = imgui.is_popup_open("", imgui.PopupFlags_.any_popup_id | imgui.PopupFlags_.any_popup_level)
+    if not popup and imgui.shortcut(int(K.escape), flags):
+        actions.append(Do("stop"))
+    return actions
+
+
+def arrange(dock: int) -> None:
+    """The layout of the first time."""
+    i = imgui.internal
+    i.dock_builder_remove_node(dock)
+    i.dock_builder_add_node(dock, i.DockNodeFlagsPrivate_.dock_space)
+    i.dock_builder_set_node_size(dock, imgui.get_main_viewport().work_size)
+    left = i.dock_builder_split_node(dock, imgui.Dir.left, 0.24)
+    right = i.dock_builder_split_node(left.id_at_opposite_dir, imgui.Dir.right, 0.29)
+    middle = i.dock_builder_split_node(right.id_at_opposite_dir, imgui.Dir.down, 0.26)
+    model = i.dock_builder_split_node(left.id_at_dir, imgui.Dir.down, 0.74)
+    sampling_node = i.dock_builder_split_node(model.id_at_dir, imgui.Dir.down, 0.5)
+    past = i.dock_builder_split_node(right.id_at_dir, imgui.Dir.down, 0.35)
+    places = {
+        "Connection": model.id_at_opposite_dir, "Model": sampling_node.id_at_opposite_dir, "Sampling": sampling_node.id_at_dir,
+        "Compare": middle.id_at_opposite_dir, "Page": middle.id_at_opposite_dir, "Tokens": middle.id_at_dir,
+        "Inference": past.id_at_opposite_dir, "History": past.id_at_dir, "Settings": past.id_at_dir,
+    }  # fmt: skip
+    for name, node in places.items():
+        i.dock_builder_dock_window(name, node)
+    i.dock_builder_finish(dock)

@@ -1,0 +1,167 @@
+"""The page that one writes on: an editable text, into which the continuation streams."""
+
+from __future__ import annotations
+
+from imgui_bundle import ImVec2, imgui
+
+from client.window.events import Action, Do, Moved, Typed
+from client.window.state import AppState
+from client.window.views import widgets
+
+LABEL = "##page"
+GUTTER = 0.6
+"""Width of the margin, in font sizes."""
+MAX_COUNTED = 1_000_000
+"""Bytes of a page whose words are counted in every frame."""
+FLAGS = (
+    imgui.InputTextFlags_.word_wrap
+    | imgui.InputTextFlags_.no_undo_redo
+    | imgui.InputTextFlags_.callback_always
+    | imgui.InputTextFlags_.allow_tab_input
+)
+
+
+def draw(state: AppState, font: imgui.ImFont | None) -> list[Action]:
+    actions = draw_bar(state)
+    page, document = state.page, state.page.document
+    imgui.push_font(font, state.preferences.page_font_size)
+    gutter = imgui.get_font_size() * GUTTER
+    origin = imgui.get_cursor_screen_pos()
+    imgui.set_cursor_pos_x(imgui.get_cursor_pos_x() + gutter)
+    size = ImVec2(-1, -imgui.get_frame_height_with_spacing() * 1.1)
+    seen = [document.cursor]
+    want = document.cursor if page.move_cursor else None
+
+    def on_each(data: imgui.InputTextCallbackData) -> int:
+        if want is not None:
+            data.cursor_pos = min(want, data.buf_text_len)
+            data.clear_selection()
+        seen[0] = data.cursor_pos
+        return 0
+
+    identity = imgui.get_id(LABEL)
+    field = imgui.internal.get_input_text_state(identity)
+    active = field is not None and imgui.internal.get_active_id() == identity
+    if active and field is not None and page.move_cursor:
+        field.reload_user_buf_and_keep_selection()
+        field.cursor_follow = True
+    enter = state.preferences.enter_generates and not page.generating
+    flags = (
+        FLAGS
+        | (imgui.InputTextFlags_.read_only if page.generating else 0)
+        | (imgui.InputTextFlags_.ctrl_enter_for_new_line if enter else 0)
+    )
+    changed, text = imgui.input_text_multiline(LABEL, document.text, size, flags, on_each)
+    lines = imgui.get_current_context().input_text_line_index
+    bottom = imgui.get_item_rect_max()
+    page.move_cursor = False  # the one thing a view takes: the field has it now
+    if changed and not page.generating:
+        actions.append(Typed(text, seen[0]))
+    elif active and want is None and seen[0] != document.cursor and not page.generating:
+        actions.append(Moved(seen[0]))
+    if enter and imgui.is_item_deactivated() and imgui.is_key_pressed(imgui.Key.enter, False) and not imgui.get_io().key_ctrl:
+        actions.append(Do("generate"))
+        imgui.internal.activate_item_by_id(identity)
+    draw_margin(state, lines, origin, bottom, gutter)
+    imgui.pop_font()
+    draw_status(state)
+    return actions
+
+
+def draw_bar(state: AppState) -> list[Action]:
+    page, actions = state.page, list[Action]()
+    ready = state.link.status == "ready"
+    if page.generating:
+        if imgui.button("Stop"):
+            actions.append(Do("stop"))
+        widgets.tip("Esc")
+    else:
+        imgui.begin_disabled(not ready)
+        if imgui.button("Generate"):
+            actions.append(Do("generate"))
+        widgets.tip("Go on from the cursor (Ctrl+Enter). What stands after it stays and is not seen by the model.")
+        imgui.end_disabled()
+    imgui.begin_disabled(not ready or page.generating is not None)
+    for label, what, tip in (
+        ("Continue", "continue", "Go on from the end of the last continuation (Ctrl+Shift+Enter)."),
+        ("Regenerate", "regenerate", "Write the continuation at the cursor anew (Ctrl+R); the earlier one is kept."),
+    ):
+        imgui.same_line()
+        if imgui.button(label):
+            actions.append(Do(what))  # type: ignore[arg-type]  # one of its words
+        widgets.tip(tip)
+    imgui.end_disabled()
+    imgui.begin_disabled(page.generating is not None)
+    for label, what, able in (("Undo", "undo", page.document.can_undo), ("Redo", "redo", page.document.can_redo)):
+        imgui.same_line()
+        imgui.begin_disabled(not able)
+        if imgui.button(label):
+            actions.append(Do(what))  # type: ignore[arg-type]
+        imgui.end_disabled()
+    mark = page.document.mark_at(page.document.cursor)
+    place = page.document.known_place(mark.start) if mark else None
+    if place and len(place.takes) > 1:
+        imgui.same_line()
+        if imgui.arrow_button("##earlier", imgui.Dir.left):
+            actions.append(Do("earlier"))
+        imgui.same_line(0, 2)
+        imgui.text(f"{place.shown + 1} of {len(place.takes)}")
+        imgui.same_line(0, 2)
+        if imgui.arrow_button("##later", imgui.Dir.right):
+            actions.append(Do("later"))
+        widgets.tip("The continuations of this place (Alt+Left, Alt+Right).")
+    imgui.end_disabled()
+    return actions
+
+
+def draw_margin(state: AppState, lines: imgui.internal.TextIndex, origin: ImVec2, bottom: ImVec2, gutter: float) -> None:
+    """A bar beside the lines that were generated, and a line where the model's sight begins."""
+    page = state.page
+    height = imgui.get_text_line_height()
+    top = origin.y + imgui.get_style().frame_padding.y
+    window = imgui.internal.find_window_by_name(_child_name())
+    scroll = window.scroll.y if window else 0.0
+    count = lines.size()
+    first = max(0, int(scroll / height))
+    last = min(count, int((scroll + bottom.y - top) / height) + 1)
+    end_of_text = len(page.document.data)
+    paint = imgui.get_window_draw_list()
+    paint.push_clip_rect((origin.x, origin.y), (bottom.x, bottom.y), True)
+    mark_color = imgui.get_color_u32(widgets.color("accent"))
+    for i in range(first, last):
+        begin = lines.offsets[i]
+        end = lines.offsets[i + 1] if i + 1 < count else end_of_text
+        y = top + i * height - scroll
+        if any(mark.start < end and mark.end > begin for mark in page.document.marks):
+            paint.add_rect_filled((origin.x, y), (origin.x + gutter * 0.4, y + height), mark_color)
+        if page.sight and begin <= page.sight < end:
+            paint.add_line((origin.x, y), (bottom.x, y), imgui.get_color_u32(widgets.color("warn")), 1.0)
+            paint.add_text(
+                (bottom.x - imgui.calc_text_size("the model sees from here").x - gutter * 2, y), mark_color, "the model sees from here"
+            )
+    paint.pop_clip_rect()
+
+
+def _child_name() -> str:
+    """The child window that Dear ImGui makes for a multi-line field."""
+    return f"{imgui.internal.get_current_window().name}/{LABEL}_{imgui.get_id(LABEL):08X}"
+
+
+def draw_status(state: AppState) -> None:
+    page, context = state.page, state.models.context
+    parts = [f"{len(page.document.data.split())} words"] if len(page.document.data) < MAX_COUNTED else []
+    if state.link.status == "ready" and page.counted >= 0:
+        parts.append(
+            f"{'' if page.exact else 'about '}{page.tokens} tokens before the cursor, {min(1.0, page.tokens / context):.0%} of the context of {context}"
+        )
+    if page.sight:
+        parts.append("the beginning is out of the model's sight")
+    name = page.path.name if page.path else "not saved yet"
+    parts.append(f"{name}{' *' if page.dirty else ''}")
+    if page.generating:
+        going = page.generating
+        parts.insert(0, f"waiting, place {going.place}" if going.place else "stopping" if going.stopping else "writing (Esc stops)")
+    if page.error:
+        widgets.colored(page.error, "bad")
+    else:
+        imgui.text_disabled("   ".join(parts))

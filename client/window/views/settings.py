@@ -1,0 +1,56 @@
+"""Fonts, sizes, scale, theme: applied at once and kept."""
+
+from __future__ import annotations
+
+from imgui_bundle import imgui
+
+from client.window.events import Action, Prefer
+from client.window.state import AppState
+from client.window.views import widgets
+
+OWN = "comes along"
+MAX_SHOWN = 200
+
+
+def draw(state: AppState) -> list[Action]:
+    preferences, actions = state.preferences, list[Action]()
+    imgui.text_disabled("Colours")
+    for theme in ("dark", "light"):
+        if imgui.radio_button(theme, preferences.theme == theme):
+            actions.append(Prefer("theme", theme))
+        imgui.same_line()
+    imgui.new_line()
+    imgui.separator()
+    actions += widgets.field("##find font", "find a font", "drafts", "font", state.drafts.font)
+    for label, name in (("Font", "font"), ("Page font", "page_font")):
+        actions += draw_font(state, label, name)
+    for label, name, low, high in (
+        ("Size", "font_size", 8.0, 60.0),
+        ("Page size", "page_font_size", 8.0, 60.0),
+        ("Scale", "scale", 0.5, 4.0),
+    ):
+        changed, value = imgui.slider_float(label, getattr(preferences, name), low, high, "%.1f", imgui.SliderFlags_.always_clamp)
+        if changed:
+            actions.append(Prefer(name, round(value * 2) / 2 if high > 10 else round(value, 1)))
+    widgets.tip("Everything larger or smaller than the screen's own scale asks for.")
+    changed, value = imgui.checkbox("Enter generates", preferences.enter_generates)
+    widgets.tip("Enter generates and Ctrl+Enter makes a new line, instead of the other way round.")
+    if changed:
+        actions.append(Prefer("enter_generates", value))
+    return actions
+
+
+def draw_font(state: AppState, label: str, name: str) -> list[Action]:
+    actions, path = list[Action](), getattr(state.preferences, name)
+    now = next((font for font, where in state.fonts if where == path), path or OWN)
+    if imgui.begin_combo(label, now):
+        if imgui.selectable(OWN, not path)[0]:
+            actions.append(Prefer(name, ""))
+        found = [font for font in state.fonts if state.drafts.font.casefold() in font[0].casefold()]
+        for font, where in found[:MAX_SHOWN]:
+            if imgui.selectable(widgets.item(font), where == path)[0]:
+                actions.append(Prefer(name, where))
+        if len(found) > MAX_SHOWN:
+            imgui.text_disabled(f"and {len(found) - MAX_SHOWN} more; find them above")
+        imgui.end_combo()
+    return actions

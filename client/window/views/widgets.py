@@ -1,0 +1,100 @@
+"""Small things that several panels draw."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from imgui_bundle import ImVec4, imgui
+
+from client.window.events import Action, Enter, Part
+from client.window.state import Doing
+
+COLORS = {"good": (0.30, 0.69, 0.38), "warn": (0.85, 0.62, 0.20), "bad": (0.86, 0.32, 0.28), "accent": (0.35, 0.55, 0.90)}
+MAX_SHOWN = 20_000
+"""Characters of one text that a label shows."""
+
+
+def color(name: str, alpha: float = 1.0) -> ImVec4:
+    if name == "dim":
+        return imgui.get_style_color_vec4(imgui.Col_.text_disabled)
+    return ImVec4(*COLORS[name], alpha)
+
+
+def colored(text: str, name: str) -> None:
+    imgui.text_colored(color(name), printable(text))
+
+
+def wrapped(text: str, name: str) -> None:
+    imgui.push_style_color(imgui.Col_.text, color(name))
+    imgui.text_wrapped(printable(text))
+    imgui.pop_style_color()
+
+
+def printable(text: str) -> str:
+    """What a label can show: no NUL, which would end it, and not more than anybody reads."""
+    return text[:MAX_SHOWN].replace("\0", "\ufffd")
+
+
+def item(text: str) -> str:
+    """A label by which an item is told from others: an empty one, or nothing after ###, would be an error, and ## would hide what follows."""
+    return printable(text).replace("##", "#\u200b#") or " "
+
+
+def tip(text: str) -> None:
+    """Explain the item above when the mouse rests on it."""
+    if imgui.is_item_hovered(imgui.HoveredFlags_.for_tooltip):
+        imgui.set_tooltip(text)
+
+
+def row(name: str, value: str, colour: str = "", indent: float = 6.5) -> None:
+    """A name, and after so many letters' width what there is to say of it."""
+    imgui.text_disabled(name)
+    imgui.same_line(imgui.get_font_size() * indent)
+    if colour:
+        wrapped(value, colour)
+    else:
+        imgui.text_wrapped(printable(value))
+
+
+def progress(doing: Doing, cancel: str) -> bool:
+    """How far a load or a measurement is; True: it is to be cancelled."""
+    text = doing.stage
+    if doing.unit == "bytes":
+        text += f"  {megabytes(doing.done)} of {megabytes(doing.total)}, {doing.rate / 1e6:.1f} MB/s"
+    elif doing.total > 1:
+        text += f"  {doing.done:,} of {doing.total:,} {doing.unit}"
+    imgui.text_wrapped(printable(f"{doing.name}: {text}"))
+    imgui.progress_bar(min(1.0, doing.done / doing.total), (-imgui.get_font_size() * 5, 0), "")
+    imgui.same_line()
+    return imgui.button(f"Cancel###{cancel}", (-1, 0))
+
+
+def combo(label: str, value: str, choices: list[str]) -> str | None:
+    """A drop-down; what was chosen."""
+    chosen = None
+    if imgui.begin_combo(label, value):
+        for choice in choices:
+            if imgui.selectable(item(choice), choice == value)[0]:
+                chosen = choice
+        imgui.end_combo()
+    return chosen
+
+
+def field(label: str, hint: str, part: Part, name: str, value: str) -> list[Action]:
+    """A line of text that is a field of the state."""
+    changed, new = imgui.input_text_with_hint(label, hint, value)
+    return [Enter(part, name, new)] if changed else []
+
+
+def selectable_text(label: str, text: str, height: float) -> None:
+    """Text that can be selected and copied, wrapped."""
+    flags = imgui.InputTextFlags_.read_only | imgui.InputTextFlags_.word_wrap
+    imgui.input_text_multiline(label, printable(text), (-1, height), flags)
+
+
+def megabytes(size: float) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+
+
+def value_text(value: Any) -> str:
+    return "new each time" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

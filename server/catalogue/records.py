@@ -1,0 +1,48 @@
+"""What was measured of a model, kept beside the built models for as long as its weights and its shape stay as they are.
+
+Loads no model library: the gateway reads it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import msgspec
+
+from protocol import messages as m
+from server.catalogue.catalogue import BUILD_FORMAT, WEIGHTS_FILE, Architecture
+from server.catalogue.notes import file_state, named_after, replace
+
+MAX_BYTES = 64 << 10
+Found = dict[str, m.Fidelity]
+"""engine/precision -> what was measured."""
+
+
+class _Record(msgspec.Struct):
+    stamp: str
+    found: Found
+
+
+class Records:
+    """One small file for each model."""
+
+    def __init__(self, cache_dir: Path, folder: Path, arch: Architecture) -> None:
+        """Of the model in `folder`, as it is now. Raises: OSError."""
+        weights = folder / WEIGHTS_FILE
+        self._file = named_after(weights, cache_dir, ".fidelity")
+        self._stamp = ascii(f"{BUILD_FORMAT} {arch} {file_state(weights)}")  # a path need not be text
+
+    def add(self, engine: str, precision: str, fidelity: m.Fidelity) -> None:
+        """Raises: OSError."""
+        found = self.found() | {f"{engine}/{precision}": fidelity}
+        replace(self._file, msgspec.json.encode(_Record(self._stamp, found)))
+
+    def found(self) -> Found:
+        """Nothing where nothing was measured, or of another model or another way of building."""
+        with contextlib.suppress(OSError, msgspec.MsgspecError):
+            with self._file.open("rb") as file:
+                record = msgspec.json.decode(file.read(MAX_BYTES), type=_Record)
+            if record.stamp == self._stamp:
+                return record.found
+        return {}

@@ -1,0 +1,1 @@
+"""What people bring: a model's files, as arrays and a tokenizer."""

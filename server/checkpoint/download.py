@@ -1,0 +1,182 @@
+"""A model's files from the HuggingFace hub into its ordinary cache, which transformers shares. Used in the worker only.
+
+huggingface_hub does the work: it locks, goes on with what a cut download left behind (`blobs/<etag>.incomplete`), and tries
+again when a connection breaks. How far it has come is read from the size of that file.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+# Plain HTTP: hf_xet cannot resume a file. Its bars would fill the daemon's log.
+os.environ |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_ENABLE_HF_TRANSFER": "0", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+
+import requests
+from huggingface_hub import HfFileMetadata, constants, file_download, get_hf_file_metadata, get_session, hf_hub_download, hf_hub_url
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+
+from protocol.errors import BadModel, LoadFailed, UnknownModel
+from server.catalogue.catalogue import CONFIG_FILE, PUBLISHED, TOKENIZER_FILES, WEIGHTS_FILE
+from server.catalogue.notes import SHA256, digest
+from server.checkpoint.tensors import Report
+
+constants.DOWNLOAD_CHUNK_SIZE = 1 << 20  # of its 10 MiB, up to all are lost with a connection, and progress would jump
+CONTACT_S = 10.0
+MAX_SMALL_BYTES = 32 << 20
+"""Of config.json and the tokenizer's files; GPT-2's have up to 1.4 MB."""
+ETAG = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
+LOOK_S = 0.1
+"""How often the growing file is looked at."""
+T = TypeVar("T")
+
+
+class Repository:
+    """One model on the hub. Every method can raise LoadFailed, UnknownModel or BadModel, each saying what to do."""
+
+    def __init__(self, name: str, cache: Path, models_dir: Path, progress: Report) -> None:
+        self._name, self._cache, self._models_dir, self._progress = name, cache, models_dir, progress
+        self._blobs = cache / f"models--{name.replace('/', '--')}" / "blobs"
+
+    def config(self) -> Path:
+        """Fetch config.json; return the folder that will hold all files."""
+        self._progress("connect", 0, 1, "hub")
+        # One try of our own: the library's would take half a minute to find out that there is no network.
+        self._told(lambda: get_session().head(hf_hub_url(self._name, CONFIG_FILE), timeout=CONTACT_S))
+        found = self._metadata([CONFIG_FILE])
+        if not found:
+            raise BadModel(f"{constants.ENDPOINT}/{self._name} has no {CONFIG_FILE}, so it is no model that can be read")
+        self._progress("connect", 1, 1, "hub")
+        return self._fetch(found)
+
+    def rest(self) -> Path:
+        """Fetch the tokenizer and the weights, and check these; return the folder."""
+        files = next((found for files in TOKENIZER_FILES if len(found := self._metadata(files)) == len(files)), None)
+        weights = self._metadata([WEIGHTS_FILE])
+        if files is None or not weights:
+            missing = f"{WEIGHTS_FILE} (other formats are not read)" if not weights else "tokenizer.json or vocab.json with merges.txt"
+            raise BadModel(f"{constants.ENDPOINT}/{self._name} has no {missing}")
+        size = weights[WEIGHTS_FILE].size or 0
+        blob = self._blobs / str(weights[WEIGHTS_FILE].etag)
+        self._check_disk(size - max(_size(blob), _size(self._incomplete(weights[WEIGHTS_FILE]))))
+        folder = self._fetch(files | weights)
+        self._verify(folder / WEIGHTS_FILE, weights[WEIGHTS_FILE].etag or "")
+        return folder
+
+    def _metadata(self, files: Iterable[str]) -> dict[str, HfFileMetadata]:
+        """Sizes and digests of those of the files that the repository has."""
+        found = {}
+        for file in files:
+            try:
+                found[file] = _checked(self._told(partial(get_hf_file_metadata, hf_hub_url(self._name, file), timeout=CONTACT_S)))
+            except EntryNotFoundError:
+                continue
+            if file != WEIGHTS_FILE and (found[file].size or 0) > MAX_SMALL_BYTES:
+                raise BadModel(f"{file} of {self._name} has {(found[file].size or 0) / 1e6:.0f} MB, more than such a file ever needs")
+        return found
+
+    def _fetch(self, files: dict[str, HfFileMetadata]) -> Path:
+        """Download what is not there yet, telling the bytes of all files together."""
+        total, done = sum(found.size or 0 for found in files.values()), 0
+        folders = set()
+        with ThreadPoolExecutor(1) as pool:  # progress is told by this thread, which owns the worker's socket
+            for file, found in files.items():
+                future = pool.submit(self._fetch_one, file, found)
+                while not future.done():
+                    self._progress("download", done + _size(self._incomplete(found)), total, "bytes")
+                    wait([future], LOOK_S)
+                path = Path(self._told(future.result))
+                done += found.size or 0
+                folders.add(path.parent)
+        self._progress("download", total, total, "bytes")
+        if len(folders) != 1:
+            raise LoadFailed(f"{self._name} changed on the hub while it was downloaded; load it again")
+        return folders.pop()
+
+    def _fetch_one(self, file: str, found: HfFileMetadata) -> str:
+        """Download a file; a connection that breaks in its middle is taken up again as long as that brings something."""
+        while True:
+            had = _size(self._incomplete(found))
+            if had > (found.size or 0):  # of a hub that sent more than it had said
+                self._incomplete(found).unlink(missing_ok=True)
+            try:
+                return hf_hub_download(self._name, file, cache_dir=self._cache, etag_timeout=CONTACT_S)
+            except requests.exceptions.ChunkedEncodingError:
+                if _size(self._incomplete(found)) <= had:
+                    raise
+
+    def _incomplete(self, found: HfFileMetadata) -> Path:
+        return self._blobs / f"{found.etag}.incomplete"
+
+    def _verify(self, file: Path, etag: str) -> None:
+        """The hub names large files by their SHA-256; the library checks the size alone."""
+        if SHA256.fullmatch(etag) and digest(file, lambda done, total: self._progress("verify", done, total, "bytes")) != etag:
+            for path in (file.resolve(), file):
+                path.unlink(missing_ok=True)
+            raise LoadFailed(
+                f"{WEIGHTS_FILE} of {self._name} came damaged (its SHA-256 is not the hub's) and was deleted; load again to download it anew"
+            )
+
+    def _check_disk(self, needed: int) -> None:
+        free = shutil.disk_usage(self._cache).free
+        if needed > free:
+            raise LoadFailed(
+                f"the download of {self._name} needs {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free in {self._cache}; make room there, or set HF_HUB_CACHE to a folder on a larger disk"
+            )
+
+    def _told(self, call: Callable[[], T]) -> T:
+        """Run a call of the library; its errors become ours, but EntryNotFoundError. Raises: OSError for a full disk."""
+        try:
+            return call()
+        except requests.exceptions.ChunkedEncodingError as e:
+            raise LoadFailed(f"the download of {self._name} was cut; load again, and it goes on where it stopped") from e
+        except (LocalEntryNotFoundError, requests.ConnectionError, requests.Timeout, OfflineModeIsEnabled) as e:
+            known = PUBLISHED.get(self._name)
+            size = f" (about {known.published_bytes / 1e6:.0f} MB)" if known else ""
+            why = "HF_HUB_OFFLINE is set" if isinstance(e, OfflineModeIsEnabled) else f"{constants.ENDPOINT} cannot be reached"
+            raise LoadFailed(
+                f"{self._name} is not on this server's disk, and {why}. {CONFIG_FILE}, {WEIGHTS_FILE} and tokenizer.json{size} would be downloaded from {constants.ENDPOINT}/{self._name}; without the hub, put a folder with these files at {self._models_dir / self._name.rpartition('/')[2]}"
+            ) from e
+        except EntryNotFoundError:
+            raise
+        except RepositoryNotFoundError as e:  # of which a gated one is a kind
+            raise UnknownModel(f"{constants.ENDPOINT} has no model {self._name}, or only for those who log in (HF_TOKEN)") from e
+        except HFValidationError as e:
+            raise UnknownModel(f"{self._name} is no name of a repository: {e}") from e
+        except requests.RequestException as e:
+            raise LoadFailed(f"the hub does not give {self._name}: {e}") from e
+        except OSError as e:
+            if e.errno is not None:  # the disk's, not the library's word for a file that ended too soon
+                raise
+            raise LoadFailed(f"the download of {self._name} was cut; load again, and it goes on where it stopped") from e
+
+
+def _checked(found: HfFileMetadata) -> HfFileMetadata:
+    """The library makes a file's name of the etag: it must be a digest. Raises: LoadFailed."""
+    if not ETAG.fullmatch(found.etag or ""):
+        raise LoadFailed(f"the hub {constants.ENDPOINT} gives a file an etag that is no digest; is it a HuggingFace hub?")
+    return found
+
+
+# The library asks again by itself before it downloads, and must not believe another answer than we did.
+_get_metadata = file_download.get_hf_file_metadata
+file_download.get_hf_file_metadata = lambda *args, **kwargs: _checked(_get_metadata(*args, **kwargs))
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0

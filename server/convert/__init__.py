@@ -1,0 +1,1 @@
+"""Arrays -> what an engine opens, kept on disk."""

@@ -1,0 +1,97 @@
+"""Weights -> the bytes that the native kernels read, in the order and layout that `server/kernels/src/ops.h` describes.
+
+A matrix of N outputs by K inputs, both padded to 32, lies in panels of 32 outputs, and these in blocks of 32 inputs: what
+one register holds stands together, and a product reads one stream from end to end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from server.catalogue.catalogue import Architecture
+from server.convert.quantise import BLOCK, Blocks, quantise
+
+PANEL, ALIGNED = 32, 64
+BITS = {"fp32": 32, "int8": 8, "int4": 4}
+FILE = "native.bin"
+
+Tensors = Mapping[str, NDArray[np.float32]]
+Bytes = NDArray[np.uint8]
+
+
+def head_bits(precision: str) -> int:
+    """Bits of the token table and the LM head (docs/decisions/head-at-8-bits.md)."""
+    return 32 if precision == "fp32" else 8
+
+
+class Layout:
+    """A model's weights in the kernels' layout; `write` streams them into a folder."""
+
+    def __init__(self, arch: Architecture, weights: Tensors, precision: str, progress: Callable[[int, int], None]) -> None:
+        """`progress(done, total)` counts layers."""
+        self._arch, self._weights, self._precision, self._progress = arch, weights, precision, progress
+
+    def write(self, folder: Path) -> None:
+        """Write FILE into a folder. Raises: OSError."""
+        with (folder / FILE).open("wb") as stream:
+            for part in self._parts():
+                raw = np.ascontiguousarray(part).reshape(-1).view(np.uint8)
+                stream.write(raw.data)
+                stream.write(bytes(-len(raw) % ALIGNED))
+
+    def _parts(self) -> Iterator[NDArray[np.generic]]:
+        w, layers, bits = self._weights, self._arch.layers, BITS[self._precision]
+        yield _padded(w["wpe.weight"], PANEL)
+        for i in range(layers):
+            for norm, matrices in (("ln_1", ("attn.c_attn", "attn.c_proj")), ("ln_2", ("mlp.c_fc", "mlp.c_proj"))):
+                yield from self._norm(f"h.{i}.{norm}")
+                for name in matrices:
+                    yield pack(w[f"h.{i}.{name}.weight"].T, bits)
+                    yield _padded(w[f"h.{i}.{name}.bias"], PANEL)
+            self._progress(i + 1, layers + 1)
+        yield from self._norm("ln_f")
+        yield pack(w["wte.weight"], head_bits(self._precision))
+        if "lm_head.weight" in w:
+            yield pack(w["lm_head.weight"], head_bits(self._precision))
+        self._progress(layers + 1, layers + 1)
+
+    def _norm(self, name: str) -> Iterator[NDArray[np.float32]]:
+        yield _padded(self._weights[f"{name}.weight"], PANEL)
+        yield _padded(self._weights[f"{name}.bias"], PANEL)
+
+
+def pack(matrix: NDArray[np.float32], bits: int) -> NDArray[np.generic]:
+    """Lay out float32 [N, K] with 32 (float), 8 or 4 bits (quantised here)."""
+    outputs = -(-len(matrix) // PANEL) * PANEL
+    if bits == 32:
+        whole = np.zeros((outputs, -(-matrix.shape[1] // BLOCK) * BLOCK), np.float32)
+        whole[: len(matrix), : matrix.shape[1]] = matrix
+        return whole.reshape(-1, PANEL, whole.shape[1]).transpose(0, 2, 1)
+    return pack_blocks(quantise(np.ascontiguousarray(matrix), bits))
+
+
+def pack_blocks(blocks: Blocks) -> Bytes:
+    """Lay out a quantised matrix: uint8 [panels, blocks, 32 * 32 * bits / 8 + 64]."""
+    bits, zero = blocks.bits, 1 << (blocks.bits - 1)
+    outputs, count, _ = blocks.values.shape
+    values, scales = blocks.values, blocks.scales.astype(np.float16)
+    if missing := -outputs % PANEL:
+        fill = zero if bits == 8 else zero | zero << 4
+        values = np.concatenate([values, np.full((missing, *values.shape[1:]), fill, np.uint8)])
+        scales = np.concatenate([scales, np.zeros((missing, count), np.float16)])
+    if bits == 4:  # the low nibbles of four bytes are four inputs that follow each other, the high ones the next four
+        single = np.stack([values & 15, values >> 4], axis=-1).reshape(len(values), count, 4, 2, 4)
+        values = single[:, :, :, 0] | single[:, :, :, 1] << np.uint8(4)
+    panels = len(values) // PANEL
+    body = values.reshape(panels, PANEL, count, bits, 4).transpose(0, 2, 3, 1, 4).reshape(panels, count, -1)
+    tail = np.ascontiguousarray(scales.reshape(panels, PANEL, count).transpose(0, 2, 1)).view(np.uint8)
+    return np.concatenate([body, tail], axis=2)
+
+
+def _padded(array: NDArray[np.float32], to: int) -> NDArray[np.float32]:
+    """Zeros after the last axis, up to a multiple."""
+    return np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, -array.shape[-1] % to)])

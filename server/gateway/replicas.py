@@ -1,0 +1,264 @@
+"""Launches, watches and ends worker processes, one for each replica of a loaded model."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Literal
+
+from protocol import messages as m
+from protocol.errors import BadRequest, LoadFailed, NoMemory, NotLoaded
+from protocol.keys import CurveKeys
+from protocol.link import Beat, Ready
+from server.catalogue.catalogue import ENGINES, OVERHEAD_BYTES, REFERENCE, Architecture, Model, rows_of
+from server.config import Config
+from server.gateway.routing import Known
+from server.launch.launcher import Launcher, Process
+from server.launch.spec import CUT_OFF, UNREACHED, Spec
+
+STOP_S = 2.0
+"""How long a worker may take to end by itself before it is killed."""
+
+
+@dataclass(eq=False)
+class Worker:
+    """One loaded, loading or stopping replica of a model."""
+
+    model: str
+    engine: str
+    precision: str
+    identity: str
+    process: Process
+    reserved: int
+    """Bytes that it may come to need."""
+    rows: int | None
+    """None: as many as will fit, when its shape is known."""
+    replica: int = 0
+    node: str = ""
+    """The machine it runs on; empty before it said so."""
+    connection: bytes = b""
+    """The routing id of its process: its identity, with a suffix of its own for each process that a cluster begins for it."""
+    former: deque[bytes] = field(default_factory=lambda: deque(maxlen=16))
+    """The routing ids of processes that it had before: what they still say is late."""
+    fd: int = -1
+    cut: float = 0.0
+    """Since when its connection is broken (monotonic); 0: it is not."""
+    draining: bool = False
+    """It gets nothing new, and ends when it is done."""
+    known: Known = field(default_factory=Known)
+    state: Literal["loading", "ready", "stopping"] = "loading"
+    ready: Ready | None = None
+    began: float = field(default_factory=time.monotonic)
+    load_ms: float = 0.0
+    beat: Beat | None = None
+    used: float = field(default_factory=time.monotonic)
+    """When it last had something to do."""
+    heard: float = field(default_factory=time.monotonic)
+    waiters: list[int] = field(default_factory=list)
+    """Keys of the load requests that wait for it."""
+    compiled: bool = False
+    task: m.Measure | None = None
+    """It is there to measure this, and serves no model."""
+    measured: m.Measured | None = None
+    stop_by: float = 0.0
+
+    @property
+    def way(self) -> tuple[str, str, str]:
+        """Model, engine and precision: the same for all replicas."""
+        return self.model, self.engine, self.precision
+
+    @property
+    def name(self) -> str:
+        name = "/".join(self.way)
+        return f"the fidelity of {name}" if self.task else name
+
+    @property
+    def serves(self) -> bool:
+        """It takes requests."""
+        return self.state == "ready" and not self.draining
+
+    def matches(self, model: str | None, engine: str | None, precision: str | None) -> bool:
+        return agree((model, engine, precision), self.way)
+
+    @property
+    def rss_bytes(self) -> int:
+        """Resident bytes, as it last told."""
+        return self.beat.rss_bytes if self.beat else self.ready.rss_bytes if self.ready else 0
+
+    def forget_process(self) -> None:
+        """Its process is gone, and another is begun elsewhere: it loads again."""
+        self.former.append(self.connection)
+        self.state, self.ready, self.beat, self.node = "loading", None, None, ""
+        self.connection, self.fd, self.cut, self.known = b"", -1, 0.0, Known()
+        self.began = self.heard = time.monotonic()
+
+    def loaded(self, ready: Ready, *, already: bool, replicas: int) -> m.Loaded:
+        """The answer to a load."""
+        return m.Loaded(
+            id=None, model=self.model, engine=self.engine, precision=self.precision, digest=ready.digest, context=ready.context,
+            rows=ready.rows, threads=ready.threads, rss_bytes=self.rss_bytes,
+            quantised_share=ready.quantised_share, disk_bytes=ready.disk_bytes, load_ms=self.load_ms, already=already, replicas=replicas,
+        )  # fmt: skip
+
+    def health(self) -> m.WorkerHealth:
+        return m.WorkerHealth(
+            model=self.model, engine=self.engine, precision=self.precision, state="stopping" if self.draining else self.state,
+            replica=self.replica, node=self.node, moved_ms_ago=(time.monotonic() - self.heard) * 1000,
+            running=self.beat.running if self.beat else 0, waiting=self.beat.waiting if self.beat else 0,
+        )  # fmt: skip
+
+    def stats(self) -> m.WorkerStats:
+        beat = self.beat
+        return m.WorkerStats(
+            model=self.model, engine=self.engine, precision=self.precision, rss_bytes=self.rss_bytes,
+            requests=beat.requests if beat else 0, prompt_tokens=beat.prompt_tokens if beat else 0,
+            new_tokens=beat.new_tokens if beat else 0, busy_ms=beat.busy_ms if beat else 0.0, replica=self.replica, node=self.node,
+        )  # fmt: skip
+
+
+def agree(wanted: tuple[str | None, ...], own: tuple[str, ...]) -> bool:
+    """Whether a model, engine and precision are what was asked for; None asks for any."""
+    return all(one is None or one == other for one, other in zip(wanted, own, strict=True))
+
+
+class Workers:
+    """The table of workers; used by the gateway's thread only."""
+
+    def __init__(self, config: Config, keys: CurveKeys, endpoint: str, launcher: Launcher, measurer: Launcher) -> None:
+        """`measurer` launches what measures: on this machine, where the model's files and the records are."""
+        self._config, self._keys, self._endpoint, self._launcher, self._measurer = config, keys, endpoint, launcher, measurer
+        self._workers: dict[str, Worker] = {}
+
+    def all(self) -> list[Worker]:
+        return list(self._workers.values())
+
+    def models(self) -> list[Worker]:
+        """Without those that measure."""
+        return [w for w in self._workers.values() if w.task is None]
+
+    def start(
+        self, model: Model, engine: str, precision: str, *, compiled: bool = False, task: m.Measure | None = None, share: int = 1
+    ) -> Worker:
+        """Launch a worker and reserve its memory: for a task that of one row, and of full precision beside it.
+
+        `model` is one without a problem. Replicas have the same rows: the first is one of `share` that are to fit. Raises: NoMemory, LoadFailed.
+        """
+        launcher = self._launcher_for(task)
+        arch, config, room = model.architecture, self._config, self._room(launcher)
+        others = [w for w in self.models() if w.way == (model.name, engine, precision)]
+        rows, need = 1 if task else rows_of(engine, config.rows) or next((w.rows for w in others), None), OVERHEAD_BYTES
+        if arch:
+            rows = rows or arch.fitting_rows(engine, precision, room // share)
+            need = arch.loading_bytes(engine, precision, rows) + (arch.memory_bytes(*REFERENCE, 1) if task else 0)
+        if need > room:
+            name = f"{model.name}/{engine}/{precision}"
+            raise self._no_memory(f"measuring {name}" if task else name, need, room, None if task else arch, engine)
+        identity = secrets.token_hex(16)
+        spec = Spec(
+            endpoint=self._endpoint, server_key=self._keys.public, identity=identity, model=model.name, folder=str(model.folder or ""),
+            hub_cache=str(config.hub_cache), models_dir=str(config.models_dir), engine=engine, precision=precision,
+            compiled=compiled, measures=task is not None, threads=config.threads, rows=rows, room=room, cache_dir=str(config.cache_dir), cache_bytes=config.cache_bytes,
+        )  # fmt: skip
+        taken = {w.replica for w in others}
+        replica = next(i for i in range(len(taken) + 1) if i not in taken)
+        try:
+            process = launcher.start(spec, need)
+        except OSError as e:
+            raise LoadFailed(f"no worker process can be started: {e}") from None
+        worker = Worker(model.name, engine, precision, identity, process, need, rows, replica, compiled=compiled, task=task)
+        self._workers[identity] = worker
+        return worker
+
+    def resize(self, worker: Worker, need: int) -> None:
+        """Reserve what a worker has found out that it needs; part of it may be taken already. Raises: NoMemory."""
+        room = self._room(self._launcher_for(worker.task))
+        if need - worker.reserved > room:
+            raise self._no_memory(worker.name, need, room, None, worker.engine)
+        worker.reserved = need
+
+    def _launcher_for(self, task: m.Measure | None) -> Launcher:
+        return self._measurer if task else self._launcher
+
+    def _room(self, launcher: Launcher) -> int:
+        """Bytes that a new worker may take: what is free, less what the others have reserved and not yet taken."""
+        same = [w for w in self._workers.values() if self._launcher_for(w.task) is launcher]
+        room = launcher.free_memory(sum(max(0, w.reserved - w.rss_bytes) for w in same))
+        if self._config.max_memory is not None:
+            room = min(room, int(self._config.max_memory * 1e9) - sum(w.reserved for w in self._workers.values()))
+        return max(0, room)
+
+    def _no_memory(self, name: str, need: int, room: int, arch: Architecture | None, engine: str) -> NoMemory:
+        """The error, with what could be done about it."""
+        smaller = [f"{p} ({size / 1e6:.0f} MB)" for p in ENGINES[engine] if arch and (size := arch.memory_bytes(engine, p, 1)) < need]
+        loaded = dict.fromkeys(f"{w.name} ({w.reserved / 1e6:.0f} MB)" for w in self.models() if w.reserved)
+        ways = [f"unload {' or '.join(loaded)}"] if loaded else []
+        ways += [f"wait until {w.name} is measured" for w in self._workers.values() if w.task]
+        ways += [f"choose {' or '.join(smaller)}"] if smaller else []
+        advice = ", or ".join([*ways, "choose a smaller model"])
+        there = f"; {places}" if (places := self._launcher.places()) else ""
+        return NoMemory(f"{name} needs about {need / 1e6:.0f} MB; {room / 1e6:.0f} MB are free for it{there}. You could {advice}.")
+
+    def by_identity(self, identity: str) -> Worker | None:
+        return self._workers.get(identity)
+
+    def by_connection(self, routing_id: bytes) -> Worker | None:
+        """The worker whose process has that routing id, or is a new one of it."""
+        worker = self._workers.get(routing_id.decode("ascii", "replace").partition(".")[0])
+        return None if worker and routing_id in worker.former else worker
+
+    def matching(self, model: str | None, engine: str | None, precision: str | None) -> list[Worker]:
+        """Those that load or serve."""
+        return [w for w in self.models() if w.state != "stopping" and not w.draining and w.matches(model, engine, precision)]
+
+    def serving(self, request: m.OfModel) -> list[Worker]:
+        """The replicas of the one model that a request means. Raises: NotLoaded, BadRequest if it could mean several."""
+        wanted = (request.model, request.engine, request.precision)
+        found = [w for w in self.matching(*wanted) if w.serves]
+        names = list(dict.fromkeys(w.name for w in found))
+        if len(names) == 1:
+            return found
+        asked = "/".join(w or "*" for w in wanted)
+        if found:
+            raise BadRequest(f"{asked} could be any of {', '.join(names)}; name one")
+        there = ", ".join(dict.fromkeys(f"{w.name} ({w.state})" for w in self.models())) or "nothing"
+        if wanted == (None, None, None):
+            raise NotLoaded(f"no model is loaded; load one first (there is: {there})")
+        raise NotLoaded(f"{asked} is not loaded; load it first (there is: {there})")
+
+    def stop(self, worker: Worker) -> None:
+        """Ask a worker to end; `ended` tells when it has."""
+        if worker.state != "stopping":
+            worker.state = "stopping"
+            worker.stop_by = time.monotonic() + STOP_S
+            worker.process.stop()
+
+    def kill(self, worker: Worker) -> None:
+        """End a worker that does not listen."""
+        worker.state, worker.stop_by = "stopping", time.monotonic() + STOP_S
+        worker.process.kill()
+
+    def ended(self) -> list[tuple[Worker, int]]:
+        """Forget and return the workers whose processes have ended, with their exit codes; kill those that linger."""
+        ended = []
+        now = time.monotonic()
+        for worker in list(self._workers.values()):
+            code = worker.process.exit_code()
+            if code is not None:
+                del self._workers[worker.identity]
+                ended.append((worker, code))
+            elif worker.state == "stopping" and now > worker.stop_by:
+                self.kill(worker)  # and not again before its time is over once more
+        return ended
+
+    def close(self) -> None:
+        """After the last has ended."""
+        self._launcher.close()
+
+
+def exit_words(code: int) -> str:
+    """How a process ended, for people."""
+    if code in {CUT_OFF, UNREACHED}:
+        return "its connection to the gateway broke" if code == CUT_OFF else "it could not reach the gateway"
+    return f"signal {-code}" if code < 0 else f"exit code {code}"

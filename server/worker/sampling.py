@@ -1,0 +1,234 @@
+"""Logits -> token.
+
+What each step keeps, and their order, are transformers': (processors.py,) temperature, top-k, top-p, min-p, typical. The
+draw itself takes one uniform number from the sequence's own generator and inverts the cumulative distribution in the
+order of token ids, so that a sequence's draws depend on its request alone. What is asked for ordinarily is done by the
+native kernels where there are some (kernels/src/sample_body.h), with the same result.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protocol.messages import Generate
+from server.catalogue.catalogue import native_problem
+from server.engines import native
+from server.engines.base import Logits
+from server.worker.processors import Processors
+
+NATIVE = not native_problem()
+Ids = NDArray[np.int64]
+Weights = NDArray[np.float32]
+BLOCK = 256
+TINY = float(np.finfo(np.float32).tiny)
+SORTED = 512
+"""So many are sorted where the nearest to a value are wanted."""
+COLDEST = 1e-5
+"""Below this temperature only the likeliest token has a chance that a float can hold."""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A token's natural log-probability, and (token, log-probability) of the likeliest ones at its place, best first."""
+
+    logprob: float
+    top: list[tuple[int, float]]
+
+
+class Sampler:
+    """The sampling state of one sequence: its settings, its random numbers, what its processors remember."""
+
+    def __init__(self, request: Generate, seed: int, processors: Processors) -> None:
+        self.request = request
+        self._processors = processors
+        greedy = request.strategy == "greedy" or request.temperature < COLDEST
+        self._random = None if greedy else np.random.Generator(np.random.PCG64(seed))
+        self._mirostat = 2 * request.mirostat_tau
+        """The largest surprise, in bits, that mirostat lets through."""
+        self.plain = greedy and not processors.active and request.logprobs is None
+        """Nothing but an argmax is asked for."""
+        ordinary = request.strategy in {"greedy", "sample"} and request.typical_p == 1 and request.logprobs is None
+        self.native = NATIVE and ordinary
+        """The kernels can choose."""
+        self.explanations: deque[Explanation] = deque()
+        """Of the tokens picked and not yet taken, where log-probabilities are asked for."""
+
+    def choice(self, logits: Logits, ids: Many[int]) -> native.Choice:
+        """What the kernels are told, to choose the token that follows `ids`; takes the next random number.
+
+        What they do not do is done here, to float32 [vocabulary] in place.
+        """
+        r = self.request
+        if self._processors.active:
+            self._processors.edit(logits, ids)
+        if self._random is None:
+            choice = native.Choice(0, 1, 0, 0, 0)
+        else:
+            choice = native.Choice(self._random.random(), r.top_p, r.temperature, r.min_p, r.top_k)
+        if history := self._processors.history:
+            choice.repetition, choice.presence, choice.frequency = r.repetition_penalty, r.presence_penalty, r.frequency_penalty
+            choice.seen, choice.seen_count = history.tokens.buffer_info()
+            choice.counts, _ = history.counts.buffer_info()
+        return choice
+
+    def pick(self, logits: Logits, ids: Many[int]) -> int:
+        """Choose the token that follows `ids` from float32 [vocabulary]."""
+        processed = self._processors.apply(logits, ids) if self._processors.active else logits
+        kept, weights = self._distribution(processed)
+        index = int(weights.argmax()) if self._random is None else invert(weights, self._random.random())
+        token = index if kept is None else int(kept[index])
+        if self._random is not None and self.request.strategy == "mirostat":
+            surprise = -np.log2(weights[index] / weights.sum(dtype=np.float64))
+            self._mirostat -= self.request.mirostat_eta * float(surprise - self.request.mirostat_tau)
+        if self.request.logprobs is not None:
+            if self.request.logprobs_of == "model":
+                kept, weights, index = None, softmax(logits, 1.0), token
+            self.explanations.append(explain(kept, weights, index, self.request.logprobs))
+        return token
+
+    def _distribution(self, logits: Logits) -> tuple[Ids | None, Weights]:
+        """The tokens that may be drawn (None: all) and their weights."""
+        if self._random is None:
+            return None, softmax(logits, 1.0) if self.request.logprobs is not None else logits
+        if self.request.strategy == "mirostat":
+            return mirostat(logits, self.request.temperature, self._mirostat)
+        return candidates(logits, self.request)
+
+
+def sample(logits: Logits, samplers: Many[Sampler], histories: Many[Many[int]]) -> list[int | Exception]:
+    """Choose one token for each row of float32 [len(samplers), vocabulary]; `histories` are the tokens before it.
+
+    Where a sampler fails its exception stands in the token's place. The logits may be changed.
+    """
+    chosen: list[int | Exception] = [-1] * len(samplers)
+    rows: list[int] = []
+    choices: list[native.Choice] = []
+    for i, sampler in enumerate(samplers):
+        try:
+            if not sampler.native:
+                chosen[i] = int(logits[i].argmax()) if sampler.plain else sampler.pick(logits[i], histories[i])
+                continue
+            choices.append(sampler.choice(logits[i], histories[i]))
+            rows.append(i)
+        except Exception as e:  # noqa: BLE001 - whatever it is, it is this sequence's alone
+            chosen[i] = e
+    if rows:
+        tokens = native.choose(logits, rows, choices)
+        for i, token in zip(rows, tokens, strict=True):
+            chosen[i] = token if token >= 0 else FloatingPointError("the logits are not numbers")
+    return chosen
+
+
+def invert(weights: Weights, uniform: float) -> int:
+    """The index at which the running sum of the weights passes the share `uniform` of their total.
+
+    By way of the sums of blocks: a running sum over a whole vocabulary would take longer than everything else here.
+    """
+    blocks = np.add.reduceat(weights, np.arange(0, len(weights), BLOCK), dtype=np.float64)
+    edges = np.cumsum(blocks)
+    target = uniform * edges[-1]
+    block = min(int(np.searchsorted(edges, target, side="right")), len(edges) - 1)
+    inside = weights[block * BLOCK : (block + 1) * BLOCK]
+    sums = np.cumsum(inside, dtype=np.float64) + (edges[block] - blocks[block])
+    return block * BLOCK + min(int(np.searchsorted(sums, target, side="right")), len(inside) - 1)
+
+
+def candidates(logits: Logits, request: Generate, *, least: int = 1) -> tuple[Ids, Weights]:
+    """The tokens that may be drawn, `least` or more, in ascending order, and their weights (in proportion to their probabilities)."""
+    kept = top_k(logits, max(request.top_k, least) if request.top_k else 0)
+    ids = np.arange(len(logits)) if kept is None else kept
+    weights = softmax(logits if kept is None else logits[kept], request.temperature)
+    if request.top_p < 1:
+        kept = _at_least(least, top_p(weights, request.top_p), weights)
+        ids, weights = ids[kept], weights[kept]
+    if request.min_p > 0:
+        kept = _at_least(least, np.flatnonzero(weights >= request.min_p * weights.max()), weights)
+        ids, weights = ids[kept], weights[kept]
+    if request.typical_p < 1:
+        kept = typical(weights, request.typical_p, least)
+        ids, weights = ids[kept], weights[kept]
+    return ids, weights
+
+
+def explain(kept: Ids | None, weights: Weights, index: int, count: int) -> Explanation:
+    """Explain the choice of the token at `index` of `kept` (None: of all)."""
+    total = np.log(weights.sum(dtype=np.float64))
+    count = min(count, len(weights))
+    best = np.argpartition(weights, len(weights) - count)[len(weights) - count :] if count else np.empty(0, np.int64)
+    best = best[np.argsort(-weights[best], kind="stable")]
+    logs = np.log(np.maximum(weights[best].astype(np.float64), TINY)) - total
+    tokens = best if kept is None else kept[best]
+    own = float(np.log(max(float(weights[index]), TINY)) - total)
+    return Explanation(own, list(zip(tokens.tolist(), logs.tolist(), strict=True)))
+
+
+def softmax(logits: Logits, temperature: float) -> Weights:
+    """Weights in proportion to the probabilities, the largest 1.
+
+    Raises: FloatingPointError where there is no distribution, since logits are NaN or all minus infinity.
+    """
+    highest = logits.max()
+    if not np.isfinite(highest):
+        raise FloatingPointError("the logits are not numbers")
+    weights: Weights = np.exp((logits - highest) / np.float32(temperature))
+    return weights
+
+
+def top_k(scores: Logits, k: int) -> Ids | None:
+    """Indices of the k largest scores and of what equals the smallest of them, ascending; None for all (Fan et al. 2018)."""
+    if not 0 < k < len(scores):
+        return None
+    threshold = np.partition(scores, len(scores) - k)[len(scores) - k]
+    return np.flatnonzero(scores >= threshold)
+
+
+def top_p(weights: Weights, p: float) -> Ids:
+    """Indices of the fewest weights that reach the share `p` of their sum, ascending (Holtzman et al. 2020, nucleus).
+
+    Weights equal to the smallest of them are kept too.
+    """
+    limit = (1 - p) * weights.sum(dtype=np.float64)
+    # Weights below limit / n are dropped in any case, since all of them together stay below the limit: sort the rest.
+    considered = weights >= limit / len(weights)
+    left_out = weights[~considered].sum(dtype=np.float64)
+    ascending = np.sort(weights[considered])
+    dropped = int(np.searchsorted(left_out + np.cumsum(ascending, dtype=np.float64), limit, side="right"))
+    return np.flatnonzero(weights >= ascending[min(dropped, len(ascending) - 1)])
+
+
+def _at_least(least: int, kept: Ids, weights: Weights) -> Ids:
+    """The indices, or where they are fewer those of the `least` largest weights, ascending."""
+    return kept if len(kept) >= least else np.sort(np.argsort(-weights, kind="stable")[:least])
+
+
+def typical(weights: Weights, mass: float, least: int = 1) -> Ids:
+    """Indices of the weights whose surprise is nearest to the mean, the fewest that reach the share `mass` (Meister et al. 2023), `least` or more."""
+    p = weights / weights.sum(dtype=np.float64)
+    surprise = -np.log(p, out=np.zeros_like(p), where=p > 0)
+    distance = np.where(p > 0, np.abs(surprise - np.sum(p * surprise)), np.inf)
+    reached, among = 0.0, np.arange(len(p))
+    while len(among) > SORTED:  # halves where the share is reached: sorting all of them would take several times as long
+        halves = among[np.argpartition(distance[among], len(among) // 2)]
+        nearer, farther = halves[: len(among) // 2], halves[len(among) // 2 :]
+        share = p[nearer].sum()
+        if reached + share < mass:
+            reached, among = reached + share, farther
+        else:
+            among = nearer
+    order = among[np.argsort(distance[among], kind="stable")]
+    last = min(int((reached + np.cumsum(p[order]) < mass).sum()), len(order) - 1)
+    limit = max(distance[order[last]], np.partition(distance, least - 1)[least - 1]) if least > 1 else distance[order[last]]
+    return np.flatnonzero(distance <= limit)
+
+
+def mirostat(logits: Logits, temperature: float, limit: float) -> tuple[Ids, Weights]:
+    """The tokens whose surprise is at most `limit` bits, at least the likeliest, and their weights (Basu et al. 2021, version 2)."""
+    weights = softmax(logits, temperature)
+    bound = 2.0 ** -max(limit, 0.0) * weights.sum(dtype=np.float64)
+    kept = np.flatnonzero(weights >= min(bound, 1.0))
+    return kept, weights[kept]
