@@ -19,9 +19,8 @@ import json
 import sys
 from pathlib import Path
 
-from bench_engine import daemon_process
-
 from protocol import Client, Gpt2dError, messages as m
+from scripts.bench.engine import daemon_process
 from server.catalogue.catalogue import ENGINES, REFERENCE
 from server.config import default_models_dir, default_threads
 from server.worker.fidelity import TOKENS

@@ -20,10 +20,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench_engine import daemon_process
-
 from protocol import Client, Gpt2dError, messages as m
 from protocol.errors import Cancelled, NotLoaded
+from scripts.bench.engine import daemon_process
 from server.config import default_models_dir, default_threads
 
 PROMPT = "When in the chronicle of wasted time\n"

@@ -1,0 +1,209 @@
+#!/usr/bin/env python3
+"""What the window costs and how it keeps up, with 200,000 characters on its page.
+
+    xvfb-run -a -s "-screen 0 1400x900x24" python scripts/bench/client.py --like gpt2
+
+Opens the real window on the display there is and starts a daemon of its own. Four times it is kept busy while something happens:
+a model loads, text streams, the daemon is stopped (SIGSTOP), the daemon is killed. The model is loaded as the Model panel offers
+it: with the daemon's first engine and precision, native int8 where that is installed. `frame_ms_p99` is the time that a frame's
+own code took, `late_ms_p999` how much later than due frames began, `token_to_pixel_ms_p95` the time from a token's arrival to the
+end of the frame that shows it, `start_s` the time from the program's start to its first frame. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from scripts.bench.engine import DaemonProcess, daemon_process, percentile
+from scripts.make_model import ensure_model
+from server.catalogue.catalogue import PUBLISHED
+from server.config import default_models_dir, default_threads
+
+CHARACTERS = 200_000
+LINE = "Shall I compare thee to a summer's day? Thou art more lovely and more temperate: rough winds do shake the buds of May.\n"
+BUSY_S, IDLE_S, WAIT_S = 6.0, 10.0, 60.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--like", choices=list(PUBLISHED), help="random weights of these shapes (default: the embedded model, which is faster)"
+    )
+    parser.add_argument("--models-dir", type=Path, default=default_models_dir(), help="default: %(default)s")
+    parser.set_defaults(threads=default_threads())  # what daemon_process asks for
+    args = parser.parse_args()
+    if not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        sys.exit('there is no display; xvfb-run -a -s "-screen 0 1400x900x24" makes one')
+    model = ensure_model(args.like, args.models_dir) if args.like else "demo"
+    with tempfile.TemporaryDirectory() as home:
+        os.environ |= {"XDG_CONFIG_HOME": f"{home}/config", "XDG_DATA_HOME": f"{home}/data"}
+        with daemon_process(args) as daemon:
+            print(json.dumps(Bench(model, daemon).run()))
+
+
+def first_frame_s(endpoint: str) -> float:
+    """From the start of a process of its own to its first frame: median of three."""
+    code = f"""
+from client.window.loop import Window
+window = Window({endpoint!r})
+window.watch = lambda own, late, at: (print(at, flush=True), setattr(window.app.state, "quitting", True))
+window.run()
+window.close()
+"""
+    took = list[float]()
+    for _ in range(3):
+        began = time.monotonic()
+        told = subprocess.run([sys.executable, "-P", "-c", code], stdout=subprocess.PIPE, text=True, timeout=WAIT_S, check=True).stdout
+        took.append(float(told.split()[0]) - began)
+    return statistics.median(took)
+
+
+class Bench:
+    def __init__(self, model: str, daemon: DaemonProcess) -> None:
+        self._model, self._daemon = model, daemon.process
+        self._start_s = first_frame_s(daemon.endpoint)
+        from client.window.loop import Window
+
+        self.window = Window(daemon.endpoint)
+        self.state = self.window.app.state
+        self.own: list[float] = []
+        self.late: list[float] = []
+        self.arrived: list[float] = []
+        self.shown: list[float] = []
+        self._steps = self._script()
+        self._next = 0.0
+        self._ready: Callable[[], bool] = lambda: True
+        self._give_up = time.monotonic() + WAIT_S
+        self._busy = False
+        self.figures: dict[str, dict[str, float]] = {"frame_ms_p99": {}, "late_ms_p999": {}}
+        self.idle_cpu_pct = 0.0
+
+    def run(self) -> dict[str, object]:
+        window, tell = self.window, self.window.app.link._tell
+        from client.window.events import Replied
+        from protocol.messages import Tokens
+
+        def arrive(event: object) -> None:
+            if isinstance(event, Replied) and isinstance(event.event, Tokens):
+                self.arrived.append(time.monotonic())
+            tell(event)  # type: ignore[arg-type]
+
+        window.app.link._tell = arrive  # type: ignore[method-assign]
+        take = window.app.take_events
+
+        def take_events() -> bool:
+            self._advance()
+            if self._busy:
+                window.backend.touched = True  # sixty frames a second, whether anything changes or not
+            return take()
+
+        window.app.take_events = take_events  # type: ignore[method-assign]
+        window.watch = self._watch
+        try:
+            window.run()
+        finally:
+            window.close()
+            self._daemon.kill()  # it may be stopped, and would not end by itself
+        return {
+            **self.figures,
+            "idle_cpu_pct": round(self.idle_cpu_pct, 2),
+            "token_to_pixel_ms_p95": round(percentile(self.shown, 0.95) * 1000, 1),
+            "start_s": round(self._start_s, 2),
+            "rss_mb": psutil.Process().memory_info().rss // 1_000_000,
+        }
+
+    def _watch(self, own_s: float, late_s: float, at: float) -> None:
+        self.own.append(own_s)
+        self.late.append(max(0.0, late_s))
+        while self.arrived:
+            self.shown.append(at - self.arrived.pop())
+
+    def _advance(self) -> None:
+        now = time.monotonic()
+        if now < self._next or not (self._ready() or now > self._give_up):
+            return
+        try:
+            step = next(self._steps)
+        except StopIteration:
+            self.state.quitting = True
+            return
+        self._ready = step if callable(step) else lambda: True
+        self._next = now + (0 if callable(step) else step)
+        self._give_up = now + WAIT_S
+
+    def _measured(self, name: str) -> None:
+        self.figures["frame_ms_p99"][name] = round(percentile(self.own, 0.99) * 1000, 2)
+        self.figures["late_ms_p999"][name] = round(percentile(self.late, 0.999) * 1000, 2)
+        print(f"{name}: {len(self.own)} frames", file=sys.stderr)
+
+    def _begin(self) -> None:
+        self.own.clear()
+        self.late.clear()
+        self._busy = True
+
+    def _script(self):  # type: ignore[no-untyped-def]  # of pauses and conditions
+        from client.window import events as e
+
+        app, state = self.window.app, self.state
+
+        def writes() -> bool:
+            going = state.page.generating
+            return going is not None and going.end > going.start
+
+        yield lambda: state.link.status == "ready" and bool(state.models.known)
+        text = (LINE * (CHARACTERS // len(LINE) + 1))[:CHARACTERS]
+        app.tell(e.Typed(text, len(text)))
+        app.tell(e.Choose(self._model, state.models.engine, state.models.precision))
+        state.page.move_cursor = True
+        yield 1.0
+        self._begin()
+        app.tell(e.LoadModel())
+        yield BUSY_S
+        yield lambda: any(w.state == "ready" for w in state.link.workers)
+        self._measured("load")
+        self._busy = False
+        process = psutil.Process()
+        yield 2.0
+        before = sum(process.cpu_times()[:2])
+        yield IDLE_S
+        self.idle_cpu_pct = (sum(process.cpu_times()[:2]) - before) / IDLE_S * 100
+        state.preferences.sampling = {"max_new_tokens": 900, "ignore_eos": True}
+        self._begin()
+        over = time.monotonic() + BUSY_S
+        while time.monotonic() < over:  # one generation after the other: the engine may write faster than that
+            app.tell(e.Do("generate"))
+            yield lambda: state.page.generating is None or time.monotonic() > over
+        self._measured("stream")
+        app.tell(e.Do("stop"))
+        yield lambda: state.page.generating is None
+        self._begin()
+        app.tell(e.Do("generate"))
+        yield writes
+        self._daemon.send_signal(signal.SIGSTOP)
+        yield BUSY_S
+        self._measured("stopped")
+        self._daemon.send_signal(signal.SIGCONT)
+        yield lambda: bool(state.link.workers)  # the connection was made anew, and has found the model again
+        self._begin()
+        app.tell(e.Do("generate"))
+        yield writes
+        self._daemon.kill()
+        yield BUSY_S
+        self._measured("killed")
+        self._busy = False
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What finds the best operating point, method by method."""

@@ -1,0 +1,279 @@
+"""What the investigation's scripts share: arguments, trials measured in turns, lines of JSON that are kept, medians with their intervals.
+
+A trial is one row of a table: something that can be asked for one run at a time. Trials that are compared are all started,
+warmed up, and asked in turns (A B C A B C), so that a noisy machine is noisy for each; every one works in a process of its
+own. What was measured is appended to a file of JSON lines, a line for each trial; a script that is started again measures
+what is not there yet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from tqdm import tqdm
+
+from protocol.errors import Gpt2dError
+from scripts.make_model import ensure_model
+from server.catalogue.catalogue import DEMO, PUBLISHED, Catalogue, Model
+from server.config import default_hub_cache, default_models_dir, default_threads
+from server.gateway.status import cpu
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+RESULTS = ROOT / "docs" / "results"
+SIZES = (DEMO, "gpt2", "gpt2-medium", "gpt2-large")
+RUNS = {DEMO: 30, "gpt2": 30, "gpt2-medium": 10, "gpt2-large": 5, "gpt2-xl": 3}
+QUICK_RUNS = 3
+WARMUPS = 2
+RESAMPLES = 2000
+BANDWIDTH_BYTES = 512 << 20
+PACKAGES = ("torch", "transformers", "onnxruntime", "optimum", "optimum-onnx", "numpy")
+
+Key = dict[str, str | int | float | bool]
+"""What a trial measures: model, method and whatever tells it from the others of its script."""
+
+
+class Trial(Protocol):
+    """Something that can be measured. Entering it (it is a context manager) starts its process and loads its model."""
+
+    def run(self, seed: int) -> dict[str, float]:
+        """One run; what it measured, each name with its unit (whole_ms, tok_s). Runs with another seed have another prompt."""
+        ...
+
+    def facts(self) -> dict[str, Any]:
+        """What is measured once: load_s, rss_mb, texts. Asked after the last run."""
+        ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A trial that may have to be measured. It is made, and its process started, only where it is not measured yet."""
+
+    key: Key
+    make: Callable[[], AbstractContextManager[Trial]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a results file."""
+
+    script: str
+    key: Key
+    samples: dict[str, list[float]]
+    """Name -> one value for each run."""
+    facts: dict[str, Any]
+    date: str
+    command: str
+    machine: dict[str, Any]
+    versions: dict[str, str]
+    problem: str = ""
+    """Why it could not be measured; there are no samples then."""
+
+    def median(self, name: str) -> float:
+        return statistics.median(self.samples[name])
+
+    def interval(self, name: str) -> tuple[float, float]:
+        return interval(self.samples[name])
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of the median by the percentile bootstrap (Efron and Tibshirani, 1993, chapter 13), with a fixed seed."""
+    data = np.asarray(values)
+    picks = np.random.default_rng(0).integers(0, len(data), (RESAMPLES, len(data)))
+    low, high = np.percentile(np.median(data[picks], axis=1), [2.5, 97.5])
+    return float(low), float(high)
+
+
+@dataclass
+class Results:
+    """A file of JSON lines. The last line of a trial counts."""
+
+    script: str
+    file: Path
+    again: bool = False
+    rows: list[Row] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.file.exists():
+            self.rows = read(self.file)
+
+    def find(self, key: Key) -> Row | None:
+        """What was measured of it on this machine, with these versions."""
+        here = cpu(), versions()
+        found = [r for r in self.rows if r.key == key and r.script == self.script and (r.machine["cpu"], r.versions) == here]
+        return found[-1] if found else None
+
+    def add(self, key: Key, samples: dict[str, list[float]], facts: dict[str, Any], problem: str = "") -> Row:
+        rounded = {name: [float(f"{v:.6g}") for v in values] for name, values in samples.items()}
+        date = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        row = Row(self.script, key, rounded, facts, date, command(), machine(), versions(), problem)
+        self.rows.append(row)
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with self.file.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
+        return row
+
+
+def read(file: Path) -> list[Row]:
+    """The rows of a results file; a line that was cut short is left out."""
+    rows = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(Row(**json.loads(line)))
+        except (ValueError, TypeError):
+            print(f"{file}: a line is not whole and is left out", file=sys.stderr)
+    return rows
+
+
+def measure(results: Results, plans: Sequence[Plan], runs: int, title: str) -> list[Row]:
+    """Measure, in turns, what is not measured yet; return a row for each plan, in their order.
+
+    A trial that cannot be started or fails gets a row that says why; the others go on.
+    """
+    rows = {i: row for i, plan in enumerate(plans) if not results.again and (row := results.find(plan.key))}
+    todo = [i for i in range(len(plans)) if i not in rows]
+    samples: dict[int, dict[str, list[float]]] = {i: {} for i in todo}
+    with ExitStack() as stack, tqdm(total=len(todo) * (2 + WARMUPS + runs), desc=title, unit="run", disable=not todo) as bar:
+        trials: dict[int, Trial] = {}
+        problems: dict[int, str] = {}
+
+        def attempt(i: int, do: Callable[[], object]) -> None:
+            bar.set_postfix_str(" ".join(map(str, plans[i].key.values())), refresh=True)
+            try:
+                do()
+            except (Exception, SystemExit) as e:  # noqa: BLE001 - whatever a runtime raises, the others are measured
+                problems[i] = f"{type(e).__name__}: {e}"
+                trials.pop(i, None)
+                tqdm.write(f"{plans[i].key}: {problems[i]}", file=sys.stderr)
+            bar.update()
+
+        def start(i: int) -> None:
+            trials[i] = stack.enter_context(plans[i].make())
+
+        def run(i: int, seed: int, *, kept: bool) -> None:
+            for name, value in trials[i].run(seed).items():
+                if kept:
+                    samples[i].setdefault(name, []).append(value)
+
+        for i in todo:
+            attempt(i, lambda: start(i))  # noqa: B023 - called at once
+        for seed in range(-WARMUPS, runs):
+            for i in list(trials):
+                attempt(i, lambda: run(i, seed + WARMUPS, kept=seed >= 0))  # noqa: B023 - called at once
+        for i in todo:
+            facts: dict[str, Any] = {}
+            if i in trials:
+                attempt(i, lambda: facts.update(trials[i].facts()))  # noqa: B023 - called at once
+            rows[i] = results.add(plans[i].key, {} if i in problems else samples[i], facts, problems.get(i, ""))
+    return [rows[i] for i in range(len(plans))]
+
+
+# Arguments
+
+
+def parser(doc: str | None, name: str) -> argparse.ArgumentParser:
+    """The arguments that every script of the investigation has."""
+    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument(
+        "--sizes", nargs="+", choices=[DEMO, *PUBLISHED], default=list(SIZES), metavar="SIZE",
+        help=f"models to measure: {DEMO}, and random weights of these shapes where the real ones are not on the disk: {', '.join(PUBLISHED)} (default: {' '.join(SIZES)})",
+    )  # fmt: skip
+    made.add_argument("--quick", action="store_true", help=f"{DEMO} only, {QUICK_RUNS} runs: to see that everything works")
+    made.add_argument("--again", action="store_true", help="measure anew what is in the results file already")
+    made.add_argument(
+        "--json", type=Path, default=RESULTS / f"{name}.jsonl", metavar="FILE", help="where results are kept (default: %(default)s)"
+    )
+    made.add_argument("--models-dir", type=Path, default=default_models_dir(), metavar="DIR", help="default: %(default)s")
+    made.add_argument("--threads", type=int, default=default_threads(), help="default: %(default)s")
+    return made
+
+
+def parse(made: argparse.ArgumentParser, script: str) -> tuple[argparse.Namespace, Results]:
+    """With --quick the sizes are `demo`, and nothing that was measured fully is mistaken for it: its results go to a file of their own."""
+    args = made.parse_args()
+    if args.quick:
+        args.sizes = [DEMO]
+        args.json = args.json.with_suffix(".quick.jsonl")
+    return args, Results(script, args.json, args.again or args.quick)
+
+
+def runs_of(size: str, *, quick: bool) -> int:
+    return QUICK_RUNS if quick else RUNS[size]
+
+
+def model_of(size: str, models_dir: Path) -> Model:
+    """A model on this disk; random weights of its shapes where the real ones are not here. Exits with a sentence where it cannot be had."""
+    catalogue = Catalogue(models_dir, default_hub_cache())
+    try:
+        model = catalogue.find(size)
+        if model.folder is None:
+            model = catalogue.find(ensure_model(size, models_dir))
+    except Gpt2dError as e:
+        sys.exit(str(e))
+    return model
+
+
+# The machine
+
+
+@cache
+def machine() -> dict[str, Any]:
+    """Names, counts, bytes, and the memory bandwidth, which bounds decoding: GB/s that `default_threads` threads read together."""
+    import psutil
+
+    return {
+        "cpu": cpu(), "cores": psutil.cpu_count(logical=False) or 1, "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "system": platform.system(), "python": platform.python_version(), "read_gb_s": round(bandwidth(default_threads()), 1), "load": os.getloadavg()[0],
+    }  # fmt: skip
+
+
+def bandwidth(threads: int) -> float:
+    """GB/s: the best of five passes over half a gibibyte, each thread summing its part."""
+    parts = np.array_split(np.ones(BANDWIDTH_BYTES // 8), threads)
+    best = 0.0
+    for _ in range(5):
+        workers = [threading.Thread(target=part.sum) for part in parts]
+        began = time.perf_counter()
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        best = max(best, BANDWIDTH_BYTES / 1e9 / (time.perf_counter() - began))
+    return best
+
+
+@cache
+def versions() -> dict[str, str]:
+    return dict(_versions())
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    from server.config import VERSION
+
+    yield "gpt2d", VERSION
+    for package in PACKAGES:
+        try:
+            yield package, importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+
+
+@cache
+def command() -> str:
+    """As it can be run again, from the checkout."""
+    return " ".join(["python", f"scripts/{Path(sys.argv[0]).name}", *sys.argv[1:]])

@@ -1,0 +1,180 @@
+"""One method of optimisation_methods.py or onnx_methods.py in a process of its own.
+
+Run as a program it loads the method, reads a line of JSON for each task and answers with a line. A text is random tokens that are
+continued greedily; the answer says when each new token was there, so that one run tells the prefill and the time of 25 and of 100 tokens.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from scripts.investigation.texts import PROMPT_TOKENS
+from server.catalogue.catalogue import REFERENCE, Architecture, read_architecture
+from server.config import Config
+from server.engines.base import Engine
+
+PROGRAM = Path(__file__)
+CACHE_BYTES = 64 << 30
+"""All forms of all sizes together: nothing is built twice."""
+
+Write = Callable[[list[int], int], list[float]]
+"""(prompt, new tokens) -> seconds from the start to each new token."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a child loads: `loader` is module.function, which takes this and returns a Loaded."""
+
+    loader: str
+    precision: str
+    option: str
+    folder: str
+    threads: int
+    build_s: float = 0.0
+    """What making the engine's own form of the model took, in this process's life before this one."""
+
+    @property
+    def architecture(self) -> Architecture:
+        return read_architecture(Path(self.folder))
+
+
+@dataclass(frozen=True)
+class Loaded:
+    write: Write
+    engine: Callable[[], Engine]
+    """The same as an engine, to compare with full precision."""
+    profile: Callable[[], dict[str, float]] | None = None
+    """Operator type -> its share of the decode steps' time. Asked last: the engine may be gone then."""
+
+
+class BuiltAnew(Exception):
+    """A form of the model was made. The process starts again, so that its memory and its time to load are those of every later start."""
+
+
+def own_engine(order: Order, engine: str, *, compiled: bool = False) -> Engine:
+    """One of the daemon's engines. Raises: BuiltAnew, and what load_engine raises."""
+    from server.engines.load import load_engine
+
+    arch, config, built = order.architecture, Config(), compiled and not order.build_s
+
+    def progress(stage: str, done: int, total: int, unit: str) -> None:  # noqa: ARG001 - as load_engine calls it
+        nonlocal built
+        if stage == "build":
+            if not built:
+                check_memory(arch.loading_bytes(engine, order.precision, 1))
+            built = True
+
+    made = load_engine(
+        Path(order.folder), arch, engine, order.precision, 1, order.threads, config.cache_dir, CACHE_BYTES, progress, compiled=compiled
+    )  # fmt: skip
+    if built:
+        raise BuiltAnew
+    return made.engine
+
+
+def check_memory(needed: float) -> None:
+    """Raises: MemoryError where the machine has less."""
+    free = psutil.virtual_memory().available
+    if free < needed:
+        raise MemoryError(f"building it takes {needed / 1e9:.1f} GB, and {free / 1e9:.1f} are free")
+
+
+def by_steps(engine: Engine) -> Write:
+    """One token after the other, greedily, with the engine's cache."""
+
+    def write(prompt: list[int], count: int) -> list[float]:
+        began = time.perf_counter()
+        token = int(engine.prefill(0, prompt, 0, [len(prompt) - 1])[0].argmax())
+        stamps = [time.perf_counter() - began]
+        for past in range(len(prompt), len(prompt) + count - 1):
+            token = int(engine.decode([token], [past])[0].argmax())
+            stamps.append(time.perf_counter() - began)
+        return stamps
+
+    return write
+
+
+def of_engine(engine: Engine) -> Loaded:
+    return Loaded(by_steps(engine), lambda: engine)
+
+
+def own(order: Order) -> Loaded:
+    """The daemon's native or ONNX engine, or its optimum or torch one; `option` is its name, with "+compile" behind it or not."""
+    name, _, compiled = order.option.partition("+")
+    return of_engine(own_engine(order, name, compiled=bool(compiled)))
+
+
+def fidelity(loaded: Loaded, order: Order, tokens: int) -> dict[str, Any]:
+    """Against full precision, as scripts/fidelity.py has it, on a text that the model was not trained on."""
+    from protocol.errors import Gpt2dError
+    from server.worker import fidelity as measuring
+    from server.worker.text import Text
+    from server.works import held_out
+
+    arch = order.architecture
+    try:
+        text = held_out(Config().cache_dir)
+    except (Gpt2dError, OSError) as e:
+        return {"fidelity_problem": str(e)}
+    ids = Text(Path(order.folder), arch.vocabulary, arch.end_of_text).encode(text)[:tokens]
+    full = replace(order, precision=REFERENCE[1])
+    try:
+        reference = own_engine(full, REFERENCE[0])
+    except BuiltAnew:
+        reference = own_engine(full, REFERENCE[0])
+    measuring.PROMPTS, measuring.NEW_TOKENS = 1, 2  # its greedy texts are not asked for here, and take most of its time
+    compared = measuring.compare(loaded.engine(), reference, ids, lambda *_: None)
+    change = 100 * (compared.perplexity / compared.reference_perplexity - 1)
+    return {"perplexity": compared.perplexity, "perplexity_change_pct": change, "top1_agreement": compared.top1_agreement}
+
+
+def main() -> None:
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints is no answer
+
+    def answer(**found: object) -> None:
+        print(json.dumps(found), file=answers, flush=True)
+
+    order = Order(**json.loads(sys.argv[1]))
+    began = time.perf_counter()
+    try:
+        module, _, name = order.loader.partition(".")
+        loaded: Loaded = getattr(importlib.import_module(module), name)(order)
+        answer(load_s=time.perf_counter() - began)
+        for line in sys.stdin:
+            answer(**do(json.loads(line), loaded, order))
+    except BuiltAnew:
+        os.dup2(answers.fileno(), 1)
+        again = replace(order, build_s=order.build_s + time.perf_counter() - began)
+        os.execv(sys.executable, [sys.executable, str(PROGRAM), json.dumps(asdict(again))])  # noqa: S606 - this program again
+    except Exception as e:  # noqa: BLE001 - told to the one who waits for it
+        answer(problem=f"{type(e).__name__}: {next(iter(str(e).splitlines()), '')}")
+
+
+def do(task: dict[str, Any], loaded: Loaded, order: Order) -> dict[str, Any]:
+    if "new_tokens" in task:
+        prompt = np.random.default_rng(task["seed"]).integers(0, order.architecture.vocabulary, PROMPT_TOKENS).tolist()
+        return {"stamps": loaded.write(prompt, task["new_tokens"])}
+    found: dict[str, Any] = {"build_s": order.build_s}
+    if task["fidelity_tokens"]:
+        found |= fidelity(loaded, order, task["fidelity_tokens"])
+    if loaded.profile:
+        found["profile"] = loaded.profile()
+    return found
+
+
+if __name__ == "__main__":
+    import method_child  # the loaders know it under this name
+
+    method_child.main()

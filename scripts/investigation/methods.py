@@ -1,0 +1,388 @@
+"""What optimisation_methods.py and onnx_methods.py share: methods in processes of their own, groups that fit into the memory, tables."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import numpy as np
+import psutil
+
+from scripts.bench.engine import EngineFailed, EngineProcess, Variant
+from scripts.investigation.harness import WARMUPS, Plan, Row, Trial, interval, measure, model_of, parse, parser, runs_of
+from scripts.investigation.method_child import PROGRAM, Order
+from scripts.investigation.texts import is_trained
+from server.catalogue.catalogue import DEMO, DEMO_FOLDER, PUBLISHED, Architecture, Model, read_architecture
+
+LENGTHS = (8, 25, 100)
+"""New tokens. Every run writes the first of them, and the longer ones where they do not take too long."""
+LIMITS_S = {25: (1.0, 5.0), 100: (0.5, 5.0)}
+"""How long they may take: in every run, and in the first FEW_RUNS. A sample off_25 says how far the time would be off, as a share, that follows from the first 8 tokens."""
+FEW_RUNS = 1
+WARM_UP_TOKENS = 3
+LOAD_S = 600.0
+GROUP_SHARE = 0.63
+"""Of the machine's memory: what trials that live together may take. The rest is for loading them, and for the files."""
+TORCH_BYTES, OTHER_BYTES = 450 << 20, 120 << 20
+"""A process with and without torch, before it has a model."""
+FIDELITY_TOKENS, QUICK_FIDELITY_TOKENS = 4096, 256
+
+
+class MethodProcess(EngineProcess):
+    """A child; its answers are waited for only so long."""
+
+    def __init__(self, order: Order, limit_s: float = LOAD_S) -> None:
+        """Raises: EngineFailed."""
+        self._limit_s = limit_s
+        variant = Variant(order.loader, order.precision, order.folder, order.threads)
+        super().__init__(variant, [sys.executable, str(PROGRAM), json.dumps(asdict(order))])
+
+    def ask(self, **task: object) -> None:
+        if self._process.stdin is None:
+            raise RuntimeError("the method's process has no stdin")
+        print(json.dumps(task), file=self._process.stdin, flush=True)
+
+    def answer(self) -> dict[str, Any]:
+        return self._read()
+
+    def _read(self) -> dict[str, Any]:
+        began, timer = time.monotonic(), threading.Timer(self._limit_s, self._process.kill)
+        timer.start()
+        try:
+            answer = super()._read()
+        except EngineFailed:
+            if time.monotonic() - began < self._limit_s:
+                raise
+            raise EngineFailed(f"it took longer than {self._limit_s:.0f} s") from None
+        finally:
+            timer.cancel()
+        if "problem" in answer:
+            self.close()
+            raise EngineFailed(answer["problem"])
+        return answer
+
+    def close(self) -> None:
+        """It has nothing to lose: one that does not end at once is ended."""
+        try:
+            super().close()
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is measured: a model under the name of its size."""
+
+    size: str
+    model: Model
+    threads: int
+    models_dir: Path
+    quick: bool
+
+    @property
+    def architecture(self) -> Architecture:
+        return read_architecture(self.model.folder or Path())
+
+    @property
+    def fidelity_tokens(self) -> int:
+        """0 where the weights are random, or a text to measure with would not be the model's own kind."""
+        return 0 if self.size != DEMO else QUICK_FIDELITY_TOKENS if self.quick else FIDELITY_TOKENS
+
+
+class Maker(Protocol):
+    def __call__(self, method: Method, setup: Setup, /) -> AbstractContextManager[Trial]: ...
+
+
+class MethodTrial:
+    """One method that writes one text after the other."""
+
+    def __init__(self, method: Method, setup: Setup) -> None:
+        """Raises: EngineFailed."""
+        self._lengths, self._fidelity_tokens = method.lengths, setup.fidelity_tokens if method.judged else 0
+        self._process = MethodProcess(method.order(setup), method.limit_s)
+        self._prefill_s, self._step_s = 0.0, 0.0
+
+    def run(self, seed: int) -> dict[str, float]:
+        new = WARM_UP_TOKENS if seed < WARMUPS else longest(self._lengths, self._prefill_s, self._step_s, seed - WARMUPS)
+        self._process.ask(new_tokens=new, seed=seed)
+        stamps = self._process.answer()["stamps"]
+        self._prefill_s, self._step_s = stamps[0], (stamps[-1] - stamps[0]) / (len(stamps) - 1)
+        found = {"prefill_ms": 1e3 * stamps[0], "tok_s": 1 / self._step_s}
+        for length in self._lengths:
+            if length <= new:
+                whole, decode = stamps[length - 1], stamps[length - 1] - stamps[0]
+                found |= {f"whole_{length}_ms": 1e3 * whole, f"decode_{length}_ms": 1e3 * decode}
+                if length == self._lengths[0]:
+                    step = decode / (length - 1)
+                else:
+                    found[f"off_{length}"] = (stamps[0] + (length - 1) * step) / whole - 1
+        return found
+
+    def facts(self) -> dict[str, Any]:
+        measured = {"load_s": round(self._process.load_s, 2), "rss_mb": round(self._process.rss_mb())}
+        self._process.ask(fidelity_tokens=self._fidelity_tokens)
+        return measured | self._process.answer()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.close()
+
+
+def longest(lengths: Sequence[int], prefill_s: float, step_s: float, run: int) -> int:
+    """How many tokens a run writes."""
+    allowed = [n for n in lengths[1:] if prefill_s + n * step_s <= LIMITS_S[n][run < FEW_RUNS]]
+    return max(allowed, default=lengths[0])
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the table for each size. The figures at its end are about right; groups and the estimate of the time stand on them."""
+
+    name: str
+    loader: str = "method_child.own"
+    precision: str = "fp32"
+    option: str = ""
+    against: str = ""
+    """Another method, with which it is compared instead of the first (itself: with none); both live at the same time."""
+    threads: int | None = None
+    lengths: Sequence[int] = LENGTHS
+    limit_s: float = LOAD_S
+    make: Maker = MethodTrial
+    skip: Callable[[Architecture], str] = lambda _: ""
+    """Why it is not measured for a model; empty: it is."""
+    tok_s: float = 23.0
+    """Of gpt2 on two cores."""
+    weight_bytes: float = 4.0
+    torch: bool = True
+    processes: int = 1
+    judged: bool = True
+    """Whether its fidelity is measured: not where it is another's for sure."""
+    run_s: float | None = None
+    """Seconds that a run of gpt2 takes, where it is no text of 25 or 100 tokens."""
+
+    def order(self, setup: Setup) -> Order:
+        return Order(self.loader, self.precision, self.option, str(setup.model.folder), self.threads or setup.threads)
+
+    def bytes(self, arch: Architecture) -> float:
+        return (TORCH_BYTES if self.torch else OTHER_BYTES) + self.weight_bytes * arch.parameters
+
+    def seconds(self, arch: Architecture, runs: int) -> float:
+        scale = arch.parameters / 124e6
+        step = max(scale / self.tok_s, 0.003 if self.torch else 0.0005)
+        start = (4.0 if self.torch else 0.5) + 0.5 * self.weight_bytes * scale
+        if self.run_s is not None:
+            return start + (runs + WARMUPS) * scale * self.run_s
+        prefill = scale * 0.05
+        tokens = [longest(self.lengths, prefill, step, run) for run in range(runs)]
+        return start + sum(prefill + n * step for n in (*tokens, *[WARM_UP_TOKENS] * WARMUPS))
+
+
+def above(parameters: float) -> Callable[[Architecture], str]:
+    """Leaves a row that takes long out of models with more."""
+    reason = f"left out above {parameters / 1e6:.0f} million parameters, where it takes long; smaller models show what it does"
+    return lambda arch: reason if arch.parameters > parameters else ""
+
+
+class Skipped(Exception):
+    """Why a method is not measured."""
+
+
+def groups(methods: Sequence[Method], arch: Architecture) -> list[list[Method]]:
+    """Methods that live at the same time; each group begins with the first of all, with which the others are compared."""
+    baseline, *others = methods
+    room = GROUP_SHARE * psutil.virtual_memory().total - baseline.bytes(arch)
+    together: dict[str, list[Method]] = {}
+    for method in others:
+        together.setdefault(method.against or method.name, []).append(method)
+    packed: list[list[Method]] = []
+    for unit in together.values():
+        size = memory(unit, arch)
+        group = next((g for g in packed if memory(g, arch) + size <= room), None)
+        if group is None:
+            packed.append(group := [])
+        group.extend(unit)
+    return [[baseline, *group] for group in packed] or [[baseline]]
+
+
+def memory(methods: Sequence[Method], arch: Architecture) -> float:
+    return sum(method.bytes(arch) for method in methods if not method.skip(arch))
+
+
+def plans(methods: Sequence[Method], setup: Setup, group: int) -> list[Plan]:
+    return [Plan(key(method, setup, group), partial(start, method, setup)) for method in methods]
+
+
+def key(method: Method, setup: Setup, group: int) -> dict[str, str | int | float | bool]:
+    return {
+        "model": setup.size,
+        "trained": is_trained(setup.model),
+        "method": method.name,
+        "threads": method.threads or setup.threads,
+        "group": group,
+    }
+
+
+def start(method: Method, setup: Setup) -> AbstractContextManager[Trial]:
+    if reason := method.skip(setup.architecture):
+        raise Skipped(reason)
+    return method.make(method, setup)
+
+
+def estimate(methods: Sequence[Method], arch: Architecture, runs: int) -> float:
+    """Seconds that a model takes, without what is built once."""
+    return sum(m.seconds(arch, runs) for group in groups(methods, arch) for m in group if not m.skip(arch))
+
+
+# What was measured
+
+
+def measured(row: Row, length: int) -> list[float]:
+    """Milliseconds of the texts of so many tokens; the longer ones may have been written in some runs only."""
+    return row.samples.get(f"whole_{length}_ms", [])
+
+
+def derived(row: Row, length: int) -> list[float]:
+    """The same of every run, from its prefill and its decode rate."""
+    prefills, rates = row.samples.get("prefill_ms", []), row.samples["tok_s"]
+    return [prefill + 1e3 * (length - 1) / rate for prefill, rate in zip(prefills, rates, strict=False)]
+
+
+def times(row: Row, length: int) -> list[float]:
+    """Of every run: measured, or else derived."""
+    return found if len(found := measured(row, length)) == runs_in(row) else derived(row, length)
+
+
+def speedups(row: Row, against: Row, length: int) -> list[float]:
+    """Of each run: how many times as fast it was as the other in the same turn."""
+    ours, theirs = times(row, length), times(against, length)
+    if ours and theirs:
+        return [b / a for a, b in zip(ours, theirs, strict=False)]
+    return [a / b for a, b in zip(row.samples["tok_s"], against.samples["tok_s"], strict=False)]
+
+
+def runs_in(row: Row) -> int:
+    return len(row.samples.get("tok_s", []))
+
+
+def figures(row: Row, against: Row | None, lengths: Sequence[int]) -> dict[str, Any]:
+    """What the last line of a script says of a row: medians with their intervals, and what was measured once."""
+    found: dict[str, Any] = {**row.key, "runs": runs_in(row)}
+    if row.problem:
+        return found | {"problem": row.problem}
+    series = {name: row.samples.get(name, []) for name in ("prefill_ms", "tok_s")}
+    for length in lengths:
+        series[f"whole_{length}_ms"] = times(row, length)
+        found[f"derived_{length}"] = len(measured(row, length)) < runs_in(row)
+    if against is not None and not against.problem:
+        found["against"] = against.key["method"]
+        series["speedup"] = speedups(row, against, lengths[0])
+    for name, values in series.items():
+        if values:
+            found[name] = float(f"{np.median(values):.4g}")
+            found[f"{name}_95"] = [float(f"{v:.4g}") for v in interval(values)]
+    return found | row.facts
+
+
+def summary(rows: Sequence[Row], methods: Sequence[Method], lengths: Sequence[int]) -> list[dict[str, Any]]:
+    """The figures of all rows, each against the row of its group that it is compared with."""
+    against = {m.name: m.against or methods[0].name for m in methods}
+    found = []
+    for row in rows:
+        other = row.key | {"method": against[str(row.key["method"])]}
+        same = (r for r in rows if r is not row and (r.key["model"], r.key["group"], r.key["method"]) == (other["model"], other["group"], other["method"]))  # fmt: skip
+        found.append(figures(row, next(same, None), lengths))
+    return found
+
+
+def print_tables(found: Sequence[dict[str, Any]], lengths: Sequence[int]) -> None:
+    """A table for each model; medians with their 95 % intervals, ~ where a time follows from prefill and decode rate."""
+    times = {f"{n} tokens, ms": partial(ranged, name=f"whole_{n}_ms", assumed=f"derived_{n}") for n in lengths}
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {
+        "threads": partial(one, name="threads"), **times, "prefill, ms": partial(ranged, name="prefill_ms"), "tokens/s": partial(ranged, name="tok_s"),
+        "times as fast": partial(ranged, name="speedup"), "MB": partial(one, name="rss_mb"), "load, s": partial(one, name="load_s"),
+        "perplexity, %": partial(one, name="perplexity_change_pct", form="{:+.2f}"), "same top 1": partial(one, name="top1_agreement", form="{:.1%}"),
+    }  # fmt: skip
+    for model in dict.fromkeys(f["model"] for f in found):
+        fine = [f for f in found if f["model"] == model and "problem" not in f]
+        cells = [[model, *columns], *([f["method"], *(show(f) for show in columns.values())] for f in fine)]
+        used = [i for i in range(len(cells[0])) if any(row[i] for row in cells[1:])]
+        widths = {i: max(len(row[i]) for row in cells) for i in used}
+        print()
+        for row in cells:
+            print("  ".join(row[i].ljust(widths[i]) for i in used).rstrip())
+        for f in found:
+            if f["model"] == model and "problem" in f:
+                print(f"{f['method']}: not measured: {f['problem']}")
+
+
+def one(found: dict[str, Any], name: str, form: str = "{}") -> str:
+    return form.format(found[name]) if name in found else ""
+
+
+def ranged(found: dict[str, Any], name: str, assumed: str = "") -> str:
+    """The median with its interval."""
+    if name not in found:
+        return ""
+    low, high = found[f"{name}_95"]
+    return f"{'~' if found.get(assumed) else ''}{found[name]:.4g} [{low:.4g}, {high:.4g}]"
+
+
+def only_of(methods: Sequence[Method], names: Sequence[str] | None) -> Iterator[Method]:
+    """The first, and those that are asked for with what they are compared with."""
+    wanted = {*(names or [m.name for m in methods])}
+    wanted |= {m.against for m in methods if m.name in wanted}
+    for i, method in enumerate(methods):
+        if i == 0 or method.name in wanted:
+            yield method
+
+
+# A script
+
+
+def investigate(
+    doc: str | None, name: str, methods_of: Callable[[str, int, Sequence[str]], list[Method]], lengths: Sequence[int],
+    more: Callable[[list[dict[str, Any]]], None],
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Measure all methods of all sizes, and tell what was found; `more` prints what has no place in the table."""
+    made = parser(doc, name)
+    made.add_argument("--only", nargs="+", metavar="METHOD", help="these rows alone, and those that they are compared with")
+    args, results = parse(made, name)
+    every = {size: methods_of(size, args.threads, args.sizes) for size in args.sizes}
+    known = {m.name for methods in every.values() for m in methods}
+    if unknown := {*(args.only or [])} - known:
+        made.error(f"no method {', '.join(sorted(unknown))}; there are: {', '.join(sorted(known))}")
+    chosen = {size: list(only_of(methods, args.only)) for size, methods in every.items()}
+    expected = sum(estimate(methods, shape_of(size), runs_of(size, quick=args.quick)) for size, methods in chosen.items())
+    minutes = f"{expected / 60:.0f} min on two idle cores if nothing is measured yet, and a quarter more if nothing is built"
+    print(f"{name}: about {minutes}", file=sys.stderr, flush=True)
+    rows: list[Row] = []
+    began = time.monotonic()
+    for size, methods in chosen.items():
+        setup = Setup(size, model_of(size, args.models_dir), args.threads, args.models_dir, args.quick)
+        packed = groups(methods, setup.architecture)
+        for i, group in enumerate(packed, 1):
+            rows += measure(results, plans(group, setup, i), runs_of(size, quick=args.quick), f"{size} {i}/{len(packed)}")
+    found = summary(rows, list({m.name: m for methods in chosen.values() for m in methods}.values()), lengths)
+    print_tables(found, lengths)
+    off = [abs(v) for row in rows for n in lengths if len(measured(row, n)) < runs_in(row) for v in row.samples.get(f"off_{n}", [])]
+    if off:
+        print(f"\n~ times, in the runs that measured them, are {np.median(off):.1%} off in the median, {max(off):.1%} at most")
+    more(found)
+    print(json.dumps({"script": name, "rows": found, "file": str(args.json), "minutes": round((time.monotonic() - began) / 60, 1)}))
+    return found
+
+
+def shape_of(size: str) -> Architecture:
+    return PUBLISHED[size] if size != DEMO else read_architecture(DEMO_FOLDER)

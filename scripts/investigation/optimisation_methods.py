@@ -1,0 +1,311 @@
+#!/usr/bin/env python3
+"""Which optimisation makes GPT-2 decoding fast on a CPU: each of them beside transformers' own `generate`, in turns.
+
+    python scripts/investigation/optimisation_methods.py --quick                  the embedded model, a minute or two
+    python scripts/investigation/optimisation_methods.py                          all sizes; it says first how long that takes
+    python scripts/investigation/optimisation_methods.py --sizes gpt2 --only native-int8 onnx-int8
+
+A row is a method: the time of 25 and of 100 new tokens after a prompt of 32 random ones (greedy, end of text ignored),
+of which `prefill` is the time to the first, tokens/s of the decode steps, how many times as fast the 25 tokens are as the
+first row's in the same turns, resident memory, the time to load (libraries included; what is built of a model once is
+built before), and for `demo` the change of perplexity and how often the likeliest token is that of full precision.
+Other sizes have random weights where the real ones are not on the disk: their speed and memory are right, their text is noise.
+
+Slow methods write 8 tokens in most runs: ~ marks a time that follows from prefill and decode rate.
+
+  transformers-fp32        `generate`, eager attention: what the application did that came before this one
+  transformers-sdpa        torch's scaled_dot_product_attention, which is what became of BetterTransformer: optimum put this operator into
+                           a model; transformers has it itself (GPT-2 since pull request 31172 of 2024) and takes it where nothing
+                           is asked for, optimum 2 has no BetterTransformer any more, and transformers took its method out (41367)
+  transformers-bf16        weights and arithmetic in bfloat16 (with SDPA, as all below)
+  transformers-int8-head   torch.ao.quantization.quantize_dynamic as it stands: it knows Linear, GPT-2's blocks are Conv1D,
+                           so that only the LM head changes
+  transformers-int8        Conv1D made Linear first: all matrices
+  torch-fp32               the same model without `generate`: forward passes one after the other
+  torch-fp32-compile       torch.compile, a static cache
+  optimum-*                exported to ONNX, ONNX Runtime; int8 is its dynamic quantisation
+  onnx-*                   this daemon's hand-made ONNX graph
+  native-*                 this daemon's own kernels
+  two-texts-*-1x2, -2x1    two texts: one process with all threads writes one after the other, or two with half of them one each;
+                           tokens/s is that of both together, prefill included
+  page-anew, page-reused   a page of 512 tokens goes on: 32 more, then 25 new ones, through a daemon; computed anew, or what the
+                           prefix cache has of it used again
+  lookup-*-off, -on        prompt lookup (the setting `speculate`) through a daemon, on a text that repeats itself and on one
+                           that does not; the seeds are fixed, and the texts have to be the same to the last token
+
+Threads: 1, 2 and 4 of what the machine has, and once, for one size, twice as many. Methods that are compared live at the same time, so
+that not all fit into the memory together: large sizes are measured in groups, and each group has the first row anew.
+Results are kept (--json); what is there is not measured again. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from protocol import Client, messages as m
+from scripts.bench.engine import daemon_process
+from scripts.investigation.harness import WARMUPS
+from scripts.investigation.method_child import Loaded, Order, Write
+from scripts.investigation.methods import LENGTHS, WARM_UP_TOKENS, Method, MethodProcess, Setup, above, investigate
+from server.catalogue.catalogue import DEMO, ENGINES, REFERENCE, WEIGHTS_FILE, Architecture
+from server.engines.base import Engine
+
+COMPILE_S, COMPILE_LAYER_S = 45.0, 2.5
+"""How long torch.compile may take by what it takes for a layer, about; and however slow the machine is, it is ended after LIMIT_S."""
+LIMIT_S = 240.0
+OWN = REFERENCE[0]
+"""The engine that a daemon takes here."""
+MOST = 500e6
+"""Parameters of a model that has all rows."""
+PAGE, MORE = 512, 32
+VERSE = "Tyger Tyger, burning bright,\nIn the forests of the night;\nWhat immortal hand or eye,\nCould frame thy fearful symmetry?\n"
+PLAIN = "In the beginning of the year the king rode out, and with him went his brother, three old captains and a boy.\n"
+
+
+# Loaders: they run in the child
+
+
+def transformers(order: Order) -> Loaded:
+    """GPT2LMHeadModel and its `generate`; `option` is eager, sdpa, head (its int8 is the LM head's alone) or all."""
+    import torch
+    from transformers import GPT2LMHeadModel
+
+    torch.set_num_threads(order.threads)
+    attention = "eager" if order.option == "eager" else "sdpa"
+    dtype = torch.bfloat16 if order.precision == "bf16" else torch.float32
+    model = GPT2LMHeadModel.from_pretrained(order.folder, dtype=dtype, attn_implementation=attention).eval()
+    if order.option == "head":
+        model = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8, inplace=True)  # type: ignore[no-untyped-call]
+    elif order.option == "all":
+        from server.engines.torch import quantised
+
+        model, _ = quantised(model)
+    return Loaded(by_generate(model), lambda: as_engine(model, order))
+
+
+def by_generate(model: Any) -> Write:
+    import torch
+    from transformers import StoppingCriteria, StoppingCriteriaList
+
+    class Clock(StoppingCriteria):
+        """Asked after each token whether to stop, it looks at the time."""
+
+        def __init__(self) -> None:
+            self.began = time.perf_counter()
+            self.stamps: list[float] = []
+
+        def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: object) -> torch.Tensor:  # noqa: ARG002 - as it is called
+            self.stamps.append(time.perf_counter() - self.began)
+            return torch.zeros(len(input_ids), dtype=torch.bool)
+
+    @torch.inference_mode()
+    def write(prompt: list[int], count: int) -> list[float]:
+        ids, clock = torch.tensor([prompt]), Clock()
+        model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=count, min_new_tokens=count, pad_token_id=0,
+            eos_token_id=None, stopping_criteria=StoppingCriteriaList([clock]),
+        )  # fmt: skip
+        return clock.stamps
+
+    return write
+
+
+def as_engine(model: Any, order: Order) -> Engine:
+    """The daemon's torch engine, with this model in it."""
+    from server.checkpoint.tensors import Weights
+    from server.engines.torch import TorchEngine
+
+    folder, arch = Path(order.folder), order.architecture
+    engine = TorchEngine(arch, folder, Weights(folder / WEIGHTS_FILE, arch), "fp32", order.threads)
+    engine._model, engine._prefill, engine._decode = model, model.transformer.forward, model.transformer.forward
+    return engine
+
+
+# Trials that are more than one text in one process
+
+
+class TwoTexts:
+    """Two texts, by one process or by two at the same time."""
+
+    def __init__(self, method: Method, setup: Setup) -> None:
+        """Raises: EngineFailed."""
+        with ExitStack() as starting:
+            self._processes = [starting.enter_context(MethodProcess(method.order(setup))) for _ in range(method.processes)]
+            self._stack = starting.pop_all()
+
+    def run(self, seed: int) -> dict[str, float]:
+        new = WARM_UP_TOKENS if seed < WARMUPS else LENGTHS[0]
+        began = time.perf_counter()
+        for first in range(0, 2, len(self._processes)):
+            for i, process in enumerate(self._processes):
+                process.ask(new_tokens=new, seed=2 * seed + first + i)
+            for process in self._processes:
+                process.answer()
+        return {"tok_s": 2 * new / (time.perf_counter() - began)}
+
+    def facts(self) -> dict[str, Any]:
+        return {"load_s": round(max(p.load_s for p in self._processes), 2), "rss_mb": round(sum(p.rss_mb() for p in self._processes))}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+
+class DaemonTrial:
+    """A daemon of its own; a run asks it for a text."""
+
+    def __init__(self, method: Method, setup: Setup) -> None:
+        """Raises: Gpt2dError."""
+        self._option, self._vocabulary = method.option, setup.architecture.vocabulary
+        self._results: list[m.Generated] = []
+        arguments = argparse.Namespace(models_dir=setup.models_dir, threads=setup.threads)
+        with ExitStack() as starting:
+            daemon = starting.enter_context(daemon_process(arguments, "--rows=1"))
+            self._client = starting.enter_context(Client(daemon.endpoint))
+            began = time.perf_counter()
+            self._client.load(setup.model.name, engine=OWN, precision=method.precision)
+            self._load_s = time.perf_counter() - began
+            self._stack = starting.pop_all()
+
+    def run(self, seed: int) -> dict[str, float]:
+        began, result = self.write(seed)
+        waited, ledger = time.perf_counter() - began, result.ledger
+        if seed >= WARMUPS:
+            self._results.append(result)
+        return {"prefill_ms": ledger.prefill_ms, "tok_s": ledger.tokens_per_second, f"whole_{len(result.ids)}_ms": 1e3 * waited}
+
+    def write(self, seed: int) -> tuple[float, m.Generated]:
+        """When it began, and what came."""
+        raise NotImplementedError
+
+    def facts(self) -> dict[str, Any]:
+        counts = ("prompt_tokens", "new_tokens", "reused_tokens", "guessed_tokens", "accepted_tokens")
+        texts = hashlib.sha256(str([result.ids for result in self._results]).encode()).hexdigest()[:16]
+        memory = sum(worker.rss_bytes for worker in self._client.stats().workers)
+        return {
+            "load_s": round(self._load_s, 2), "rss_mb": round(memory / 1e6), "texts": texts,
+            **{name: sum(getattr(result.ledger, name) for result in self._results) for name in counts},
+        }  # fmt: skip
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+
+class Page(DaemonTrial):
+    """The second page of a text; `option` is anew or reused."""
+
+    def write(self, seed: int) -> tuple[float, m.Generated]:
+        reuse = self._option == "reused"
+        ids = np.random.default_rng(seed).integers(0, self._vocabulary, PAGE + MORE).tolist()
+        ask: dict[str, Any] = {"strategy": "greedy", "ignore_eos": True, "speculate": 0}
+        if reuse:  # the first page, which nobody times
+            self._client.generate(prompt_ids=ids[:PAGE], max_new_tokens=1, **ask)
+        began = time.perf_counter()
+        return began, self._client.generate(prompt_ids=ids, max_new_tokens=LENGTHS[1], deterministic=not reuse, **ask)
+
+
+class Lookup(DaemonTrial):
+    """A text that repeats itself, or one that does not, with or without guesses; `option` is both."""
+
+    def write(self, seed: int) -> tuple[float, m.Generated]:
+        text, guesses = self._option.split()
+        repeats = text == "repeating"
+        began = time.perf_counter()
+        return began, self._client.generate(
+            f"{seed + 1}.\n" + (3 * VERSE if repeats else PLAIN), max_new_tokens=LENGTHS[2], seed=seed, ignore_eos=True, deterministic=True,
+            temperature=0.2 if repeats else 1.0, speculate=8 if guesses == "on" else 0,
+        )  # fmt: skip
+
+
+# What is measured
+
+
+def too_long(arch: Architecture) -> str:
+    """Why a model is not compiled."""
+    expected = COMPILE_LAYER_S * arch.layers
+    return (
+        f"torch.compile would take some {expected:.0f} s for {arch.layers} layers; {COMPILE_S:.0f} s are allowed"
+        if expected > COMPILE_S
+        else ""
+    )
+
+
+def methods_of(size: str, threads: int, sizes: Sequence[str]) -> list[Method]:
+    """The rows of a size; the first is what the others are compared with."""
+    loader = "optimisation_methods.transformers"
+    baseline = Method("transformers-fp32", loader, option="eager")
+    native8 = Method("native-int8", precision="int8", option="native", tok_s=350, weight_bytes=1.2, torch=False)
+    found = [
+        baseline,
+        Method("optimum-int8", precision="int8", option="as-it-is", loader="onnx_methods.exported", tok_s=54, weight_bytes=2),
+        Method("optimum-fp32", option="as-it-is", loader="onnx_methods.exported", tok_s=28, weight_bytes=7.5),
+        Method("transformers-sdpa", loader, option="sdpa"),
+        Method("transformers-bf16", loader, "bf16", tok_s=35, weight_bytes=2),
+        Method("transformers-int8-head", loader, "int8", "head", tok_s=30),
+        Method("transformers-int8", loader, "int8", "all", tok_s=90, weight_bytes=2.5),
+        Method("torch-fp32", option="torch", skip=above(MOST), tok_s=25),
+        Method("torch-fp32-compile", option="torch+compile", limit_s=LIMIT_S, skip=too_long, tok_s=30, weight_bytes=5),
+        Method("onnx-fp32", option="onnx", tok_s=43, weight_bytes=5, torch=False),
+        Method("onnx-int8", precision="int8", option="onnx", tok_s=250, weight_bytes=1.6, torch=False),
+        Method("onnx-int4", precision="int4", option="onnx", tok_s=300, weight_bytes=1.3, torch=False),
+        Method("native-fp32", option="native", tok_s=60, torch=False),
+        native8,
+        Method("native-int4", precision="int4", option="native", tok_s=500, weight_bytes=0.9, torch=False),
+    ]
+    twice = size == ("gpt2" if "gpt2" in sizes else sizes[0])
+    for count in sorted({n for n in (1, 2, 4) if n < threads} | ({2 * threads} if twice else set())):
+        slower = count / threads if count < threads else 0.7
+        found += [
+            replace(method, name=f"{method.name}-threads-{count}", threads=count, judged=False, tok_s=method.tok_s * slower)
+            for method in (replace(baseline, skip=above(MOST)), native8)
+        ]
+    if threads > 1:
+        half = threads // 2
+        for name, method, run_s in (("transformers", replace(baseline, skip=above(MOST)), 0.85), ("native", native8, 0.1)):
+            one, two = f"two-texts-{name}-1x{threads}", f"two-texts-{name}-2x{half}"
+            made = replace(method, name=one, against=one, make=TwoTexts, run_s=run_s)
+            found += [made, replace(made, name=two, threads=half, processes=2, weight_bytes=2 * method.weight_bytes)]
+    page = Method("page-anew", precision="int8", option="anew", against="page-anew", make=Page, run_s=0.4, weight_bytes=1.2, torch=False)
+    found += [page, replace(page, name="page-reused", option="reused", run_s=0.5)]
+    if size == DEMO:
+        for text in ("repeating", "plain"):
+            off = replace(page, name=f"lookup-{text}-off", option=f"{text} off", against=f"lookup-{text}-off", make=Lookup, run_s=2.0)
+            found += [off, replace(off, name=f"lookup-{text}-on", option=f"{text} on")]
+    return [method for method in found if "native" in ENGINES or "native" not in method.name]
+
+
+def compare_texts(found: list[dict[str, Any]]) -> None:
+    """What a daemon reused or guessed must not change a text; `same_text` says whether it did."""
+    texts = {(f["model"], f["method"]): f["texts"] for f in found if "texts" in f}
+    for f in found:
+        if "texts" in f and (f["model"], f.get("against")) in texts:
+            f["same_text"] = f["texts"] == texts[f["model"], f["against"]]
+            print(
+                f"{f['model']} {f['method']}: {f['reused_tokens']} of {f['prompt_tokens']} prompt tokens reused, {f['accepted_tokens']} of "
+                f"{f['guessed_tokens']} guesses right, the text {'is the same' if f['same_text'] else 'IS ANOTHER'}"
+            )
+
+
+def main() -> None:
+    found = investigate(__doc__, "optimisation_methods", methods_of, LENGTHS[1:], compare_texts)
+    if not all(f.get("same_text", True) for f in found):
+        sys.exit("a text is another")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""What the investigation has measured, read from its JSON lines and compared; and the words and numbers that the report says it in."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import methods
+import onnx_methods
+import optimisation_methods
+
+from scripts.investigation.harness import Row, read
+from scripts.investigation.one_daemon import lines_of
+from scripts.report.rows import newest, sizes_of, weights_of
+
+SCRIPTS = ("optimisation_methods", "onnx_methods", "decoder_methods", "combined_methods", "operating_point", "serving_methods")
+BASELINE = "transformers-fp32"
+
+
+# Rows
+
+
+class Compared:
+    """Rows of optimisation_methods.py or onnx_methods.py, with those that they are compared with."""
+
+    def __init__(self, rows: Sequence[Row], script: Any, lengths: Sequence[int]) -> None:
+        self.lengths = lengths
+        self._rows = rows
+        self._by = {(str(r.key["model"]), str(r.key["method"])): r for r in rows if not r.problem and r.samples.get("tok_s")}
+        self.sizes = sizes_of(self._by.values())
+        self._against: dict[str, str] = {}
+        for threads in {int(r.key["threads"]) for r in rows}:
+            for size in sizes_of(rows):
+                found = script.methods_of(size, threads, (size,))
+                self.baseline = found[0].name
+                self._against |= {method.name: method.against or self.baseline for method in found}
+
+    def row(self, size: str, method: str) -> Row | None:
+        return self._by.get((size, method))
+
+    def methods(self, size: str) -> list[str]:
+        return [method for model, method in self._by if model == size]
+
+    def against(self, row: Row) -> Row | None:
+        """What lived at the same time, and was asked in the same turns."""
+        found = self._beside(row, self._against.get(str(row.key["method"]), self.baseline))
+        return found if found is not row else None
+
+    def ratio(self, size: str, method: str, other: str, length: int = 25) -> list[float] | None:
+        """How many times as fast a method is as another, of each run; by the baseline of each where they are of different groups."""
+        one, two = self.row(size, method), self.row(size, other)
+        if one is None or two is None:
+            return None
+        if one.key["group"] == two.key["group"]:
+            return methods.speedups(one, two, length) or None
+        bases = self._beside(one, self.baseline), self._beside(two, self.baseline)
+        if bases[0] is None or bases[1] is None:
+            return None
+        pairs = zip(self._times(one, bases[0], length), self._times(two, bases[1], length), strict=False)
+        return [a / b for a, b in pairs] or None
+
+    def _beside(self, row: Row, method: str) -> Row | None:
+        """Of the same group."""
+        wanted = (row.key["model"], row.key["group"], method)
+        found = [r for r in self._rows if (r.key["model"], r.key["group"], r.key["method"]) == wanted]
+        return found[-1] if found and not found[-1].problem else None
+
+    @staticmethod
+    def _times(row: Row, base: Row, length: int) -> list[float]:
+        return [1.0] * methods.runs_in(row) if row is base else methods.speedups(row, base, length)
+
+    def _missing(self, size: str) -> Iterator[str]:
+        """A line for each reason."""
+        reasons: dict[str, list[str]] = {}
+        for row in self._rows:
+            if row.problem and row.key["model"] == size and self.row(size, str(row.key["method"])) is None:
+                reasons.setdefault(row.problem.removeprefix("Skipped: "), []).append(str(row.key["method"]))
+        for reason, names in reasons.items():
+            yield f"{size}, not measured: {listed(names)}: {reason}"
+
+    def tables(self, _: Sequence[Row]) -> str:
+        """One for each size."""
+        columns: dict[str, Callable[[dict[str, Any]], str]] = {
+            "method": lambda f: f"`{f['method']}`", "threads": partial(methods.one, name="threads"), "runs": partial(methods.one, name="runs"),
+            **{f"{n} tokens, ms": partial(methods.ranged, name=f"whole_{n}_ms", assumed=f"derived_{n}") for n in self.lengths},
+            "prefill, ms": partial(methods.ranged, name="prefill_ms"), "tokens/s": partial(methods.ranged, name="tok_s"), "times as fast": partial(methods.ranged, name="speedup"),
+            "MB": partial(methods.one, name="rss_mb"), "load, s": partial(methods.one, name="load_s"), "perplexity, %": partial(methods.one, name="perplexity_change_pct", form="{:+.2f}"),
+            "same top 1": partial(methods.one, name="top1_agreement", form="{:.1%}"),
+        }  # fmt: skip
+        text = []
+        for size in sizes_of(self._rows):
+            found = [methods.figures(row, self.against(row), self.lengths) for (model, _), row in self._by.items() if model == size]
+            cells = [[show(f) for show in columns.values()] for f in found]
+            used = [i for i in range(len(columns)) if any(line[i] for line in cells)]
+            text += [f"**{weights_of(size, self._rows)}**", ""]
+            if cells:
+                head = [*columns]
+                text += lines_of([head[i] for i in used], ([line[i] for i in used] for line in cells))
+            text += ["", *self._missing(size), ""]
+        return "\n".join(text)
+
+
+@dataclass
+class Measured:
+    """All that there is to report on."""
+
+    rows: dict[str, list[Row]]
+    """Script -> its rows, newest last."""
+    compared: Compared = field(init=False)
+    onnx: Compared = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.compared = Compared(self.rows["optimisation_methods"], optimisation_methods, methods.LENGTHS[1:])
+        self.onnx = Compared(self.rows["onnx_methods"], onnx_methods, methods.LENGTHS[:1])
+
+    @property
+    def read_gb_s(self) -> float:
+        """The best that the machine of the newest rows was seen to read: a busy one reads less."""
+        everything = [row for rows in self.rows.values() for row in rows]
+        if not everything:
+            return 0.0
+        cpu = max(everything, key=lambda row: row.date).machine["cpu"]
+        return max(float(row.machine["read_gb_s"]) for row in everything if row.machine["cpu"] == cpu)
+
+
+def load(results: Path, *, quick: bool) -> Measured:
+    files = {name: results / f"{name}{'.quick' if quick else ''}.jsonl" for name in SCRIPTS}
+    rows = {name: [r for r in newest(read(file)) if r.script == name] if file.exists() else [] for name, file in files.items()}
+    return Measured(rows)
+
+
+# Words
+
+
+def listed(parts: Sequence[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}" if parts else "nothing"
+
+
+def escaped(text: str) -> str:
+    return re.sub(r"([\\`*_<>\[\]|#~])", r"\\\1", text)
+
+
+def origins(rows: Iterable[Row]) -> list[str]:
+    """Machine, versions, command and date, a line for each that differs."""
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        mc = row.machine
+        machine = f"{mc.get('cpu', '?')}, {mc.get('cores', '?')} cores, {mc.get('memory_gb', '?')} GB, {mc.get('system', '?')}"
+        python = f"Python {mc.get('python', '?')}"
+        versions = ", ".join([python, *(f"{name} {version}" for name, version in row.versions.items())])
+        groups.setdefault((machine, versions, row.command), []).append(row)
+    found = []
+    for (machine, versions, command), same in groups.items():
+        dates = sorted(row.date for row in same)
+        first, last = (f"{date[:10]} {date[11:16]}" for date in (dates[0], dates[-1]))
+        when = first if first == last else f"{first} to {last}"
+        reads = sorted({float(row.machine.get("read_gb_s", 0)) for row in same})
+        loads = sorted({float(row.machine.get("load", 0)) for row in same})
+        told = f"reads {' to '.join(f'{v:.1f}' for v in {reads[0]: 0, reads[-1]: 0})} GB/s, load at the start {' to '.join(f'{v:.1f}' for v in {loads[0]: 0, loads[-1]: 0})}"
+        found.append(f"{machine}, {told}; {versions}; {command}; {when} UTC")
+    return found
+
+
+def under(rows: Iterable[Row]) -> list[str]:
+    """The line under a figure or table."""
+    return ["<sub>" + "<br>".join(line.replace("<", "&lt;") for line in origins(rows)) + "</sub>", ""]
+
+
+def markdown(text: str, under: str) -> Iterator[str]:
+    """Tables as they are, each with `under` below it; other lines as a list. A table without rows is left out."""
+    table: list[str] = []
+    others: list[str] = []
+
+    def flush() -> Iterator[str]:
+        if len(table) > 2:
+            yield from (*table, "", under, "")
+        table.clear()
+
+    for line in text.splitlines():
+        if line.startswith("|"):
+            table.append(line)
+        elif line.startswith("**"):
+            yield from flush()
+            yield from (line, "")
+        else:
+            yield from flush()
+            if line:
+                others.append(f"- {escaped(line)}")
+    yield from flush()
+    if others:
+        yield from (*others, "")
