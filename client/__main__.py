@@ -46,9 +46,16 @@ def main() -> None:
     parser.add_argument("--precision", help="its precision (default: the engine's)")
     parser.add_argument("-n", "--max-new-tokens", metavar="N", help="how many tokens to write at most")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", dest="settings", help="a generation setting; may be repeated"
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        dest="settings",
+        help="a generation setting; may be repeated",
     )
-    parser.add_argument("-t", "--terminal", action="store_true", help="write at a prompt in this terminal instead of in a window")
+    parser.add_argument(
+        "-t", "--terminal", action="store_true", help="write at a prompt in this terminal instead of in a window"
+    )
     args = parser.parse_args()
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -198,7 +198,9 @@ class Terminal:
 
     def _score(self, text: str) -> None:
         scored = self._client.score(text, **self._which())
-        self.say(f"{len(scored.ids)} tokens, perplexity {scored.perplexity:.1f}, {scored.bits_per_byte:.2f} bits per byte")
+        self.say(
+            f"{len(scored.ids)} tokens, perplexity {scored.perplexity:.1f}, {scored.bits_per_byte:.2f} bits per byte"
+        )
 
     def _tokens(self, text: str) -> None:
         told = self._client.tokenize(text, **self._which())
@@ -215,7 +217,9 @@ class Terminal:
             elif any(word in engine.precisions for engine in self._engines.values()) and choice.precision is None:
                 choice.precision = word
             else:
-                raise ValueError(f"{word!r} is no engine and no precision of this server, or one too many; /models lists them")
+                raise ValueError(
+                    f"{word!r} is no engine and no precision of this server, or one too many; /models lists them"
+                )
         return choice
 
     def _load_as_told(self, model: str, words: list[str]) -> None:
@@ -237,7 +241,12 @@ class Terminal:
             raise ValueError("which model?")
         loaded = self._with_bar(
             lambda tell: self._client.load(
-                str(choice.model), engine=choice.engine, precision=choice.precision, compile=compiled, replicas=number, on_progress=tell
+                str(choice.model),
+                engine=choice.engine,
+                precision=choice.precision,
+                compile=compiled,
+                replicas=number,
+                on_progress=tell,
             )
         )
         self._choice = Choice(loaded.model, loaded.engine, loaded.precision)
@@ -253,7 +262,9 @@ class Terminal:
         if choice.model is None:
             raise ValueError("which model? /measure MODEL [ENGINE] [PRECISION]")
         told = self._with_bar(
-            lambda tell: self._client.measure(str(choice.model), engine=choice.engine, precision=choice.precision, on_progress=tell)
+            lambda tell: self._client.measure(
+                str(choice.model), engine=choice.engine, precision=choice.precision, on_progress=tell
+            )
         )
         f = told.fidelity
         self.say(
@@ -296,7 +307,9 @@ class Terminal:
                 for engine in dict.fromkeys(p.engine for p in model.precisions)
             )
             where = "" if model.on_disk else f", a download of {model.file_bytes / 1e6:.0f} MB first"
-            self.say(f"  {model.name:<16} {model.parameters / 1e6:>6.1f} M parameters, context {model.context}{where}\n{'':18} {ways}")
+            self.say(
+                f"  {model.name:<16} {model.parameters / 1e6:>6.1f} M parameters, context {model.context}{where}\n{'':18} {ways}"
+            )
 
     def _stats(self) -> None:
         stats = self._client.stats()
@@ -343,7 +356,11 @@ class Terminal:
                     pairs = (pair.split(":") for pair in text.split(","))
                     self._settings[name] = [(int(token), float(bias)) for token, bias in pairs]
                 case "strings":
-                    self._settings[name] = [text.encode("latin-1", "backslashreplace").decode("unicode_escape")] if "\\" in text else [text]
+                    self._settings[name] = (
+                        [text.encode("latin-1", "backslashreplace").decode("unicode_escape")]
+                        if "\\" in text
+                        else [text]
+                    )
                 case _:
                     self._settings[name] = text
         except (ValueError, KeyError):

@@ -7,7 +7,17 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, Self, TypeVar
 
 from protocol import messages as m
-from protocol.client import CONTROL_S, GENERATE_S, LOAD_S, MEASURE_S, UNLOAD_S, OpenStream, expect, generate_request, text_request
+from protocol.client import (
+    CONTROL_S,
+    GENERATE_S,
+    LOAD_S,
+    MEASURE_S,
+    UNLOAD_S,
+    OpenStream,
+    expect,
+    generate_request,
+    text_request,
+)
 from protocol.connection import Connection, Event
 from protocol.errors import Gpt2dError
 from protocol.keys import DEFAULT_ENDPOINT
@@ -51,7 +61,9 @@ class AsyncStream(OpenStream, AsyncIterator[m.Tokens]):
 class AsyncClient:
     """A connection to one daemon, for use in one event loop."""
 
-    def __init__(self, endpoint: str = DEFAULT_ENDPOINT, *, server_key: str | None = None, key: str | None = None) -> None:
+    def __init__(
+        self, endpoint: str = DEFAULT_ENDPOINT, *, server_key: str | None = None, key: str | None = None
+    ) -> None:
         """Does not wait. `endpoint` may be a connect line, or the keys (Z85) are given apart:
         the server's public and one's own secret one, as protocol.keys.read_secret reads it from its file.
 
@@ -84,7 +96,12 @@ class AsyncClient:
     ) -> m.Loaded:
         """As Client.load; `on_progress` is called in the event loop."""
         request = m.Load(
-            model=model, engine=engine, precision=precision, compile=compile, replicas=replicas, stream=on_progress is not None
+            model=model,
+            engine=engine,
+            precision=precision,
+            compile=compile,
+            replicas=replicas,
+            stream=on_progress is not None,
         )
         return await self._call(request, m.Loaded, timeout, on_progress)
 
@@ -102,7 +119,9 @@ class AsyncClient:
         request = m.Measure(model=model, engine=engine, precision=precision, text=text, stream=on_progress is not None)
         return await self._call(request, m.Measured, timeout, on_progress)
 
-    async def unload(self, model: str, *, engine: str | None = None, precision: str | None = None, timeout: float = UNLOAD_S) -> list[str]:
+    async def unload(
+        self, model: str, *, engine: str | None = None, precision: str | None = None, timeout: float = UNLOAD_S
+    ) -> list[str]:
         """As Client.unload."""
         return (await self._call(m.Unload(model=model, engine=engine, precision=precision), m.Unloaded, timeout)).names
 
@@ -120,7 +139,9 @@ class AsyncClient:
         """As Client.tokenize."""
         return await self._call(text_request(m.Tokenize, text, ids, which), m.Tokenized, timeout)
 
-    async def score(self, text: str | None = None, *, ids: list[int] | None = None, timeout: float = GENERATE_S, **which: Any) -> m.Scored:
+    async def score(
+        self, text: str | None = None, *, ids: list[int] | None = None, timeout: float = GENERATE_S, **which: Any
+    ) -> m.Scored:
         """As Client.score."""
         return await self._call(text_request(m.Score, text, ids, which), m.Scored, timeout)
 
@@ -134,7 +155,11 @@ class AsyncClient:
         await self.close()
 
     async def _call(
-        self, request: m.AnyRequest, wanted: type[R], timeout: float, on_progress: Callable[[m.Progress], object] | None = None
+        self,
+        request: m.AnyRequest,
+        wanted: type[R],
+        timeout: float,
+        on_progress: Callable[[m.Progress], object] | None = None,
     ) -> R:
         events, on_event = _event_queue()
         request_id = self.connection.submit(request, on_event, timeout)

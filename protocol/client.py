@@ -97,7 +97,9 @@ class Stream(OpenStream, Iterator[m.Tokens]):
 class Client:
     """A connection to one daemon. May be used by several threads."""
 
-    def __init__(self, endpoint: str = DEFAULT_ENDPOINT, *, server_key: str | None = None, key: str | None = None) -> None:
+    def __init__(
+        self, endpoint: str = DEFAULT_ENDPOINT, *, server_key: str | None = None, key: str | None = None
+    ) -> None:
         """Does not wait: the first call tells if there is no server. `endpoint` may be a connect line, or the keys (Z85) are given apart:
         the server's public and one's own secret one, as protocol.keys.read_secret reads it from its file.
 
@@ -136,7 +138,12 @@ class Client:
         Raises: UnknownModel, BadModel, NoMemory, LoadFailed, Cancelled, and what every call raises.
         """
         request = m.Load(
-            model=model, engine=engine, precision=precision, compile=compile, replicas=replicas, stream=on_progress is not None
+            model=model,
+            engine=engine,
+            precision=precision,
+            compile=compile,
+            replicas=replicas,
+            stream=on_progress is not None,
         )
         return self._call(request, m.Loaded, timeout, on_progress)
 
@@ -158,7 +165,9 @@ class Client:
         request = m.Measure(model=model, engine=engine, precision=precision, text=text, stream=on_progress is not None)
         return self._call(request, m.Measured, timeout, on_progress)
 
-    def unload(self, model: str, *, engine: str | None = None, precision: str | None = None, timeout: float = UNLOAD_S) -> list[str]:
+    def unload(
+        self, model: str, *, engine: str | None = None, precision: str | None = None, timeout: float = UNLOAD_S
+    ) -> list[str]:
         """Unload what matches; return the names. Raises: NotLoaded."""
         return self._call(m.Unload(model=model, engine=engine, precision=precision), m.Unloaded, timeout).names
 
@@ -173,14 +182,18 @@ class Client:
         """Continue a text; iterate over the pieces, then look at `.result`."""
         return Stream(self.connection, generate_request(prompt, stream=True, **settings), timeout)
 
-    def tokenize(self, text: str | None = None, *, ids: list[int] | None = None, timeout: float = CONTROL_S, **which: Any) -> m.Tokenized:
+    def tokenize(
+        self, text: str | None = None, *, ids: list[int] | None = None, timeout: float = CONTROL_S, **which: Any
+    ) -> m.Tokenized:
         """Text to tokens, or tokens to text, with byte offsets. `which`: model, engine, precision, where several are loaded.
 
         Raises: NotLoaded, and what every call raises.
         """
         return self._call(text_request(m.Tokenize, text, ids, which), m.Tokenized, timeout)
 
-    def score(self, text: str | None = None, *, ids: list[int] | None = None, timeout: float = GENERATE_S, **which: Any) -> m.Scored:
+    def score(
+        self, text: str | None = None, *, ids: list[int] | None = None, timeout: float = GENERATE_S, **which: Any
+    ) -> m.Scored:
         """The log-probability of every token of a text, its perplexity and bits a byte. `which`: as for tokenize, and `stride`.
 
         Raises: NotLoaded, BadRequest, and what every call raises.
@@ -193,10 +206,18 @@ class Client:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
-    def _call(self, request: m.AnyRequest, wanted: type[R], timeout: float, on_progress: Callable[[m.Progress], object] | None = None) -> R:
+    def _call(
+        self,
+        request: m.AnyRequest,
+        wanted: type[R],
+        timeout: float,
+        on_progress: Callable[[m.Progress], object] | None = None,
+    ) -> R:
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         request_id = self.connection.submit(request, events.put, timeout)
         try:

@@ -68,7 +68,9 @@ class _Head(msgspec.Struct):
 _HEAD = msgspec.msgpack.Decoder(_Head)
 _VALUE = msgspec.msgpack.Decoder()
 _DECODERS = {
-    target: msgspec.msgpack.Decoder(target) for table in (_REQUESTS, _FOR_WORKER, _FROM_WORKER, _RESULTS) for target in table.values()
+    target: msgspec.msgpack.Decoder(target)
+    for table in (_REQUESTS, _FOR_WORKER, _FROM_WORKER, _RESULTS)
+    for target in table.values()
 }
 
 
@@ -152,7 +154,9 @@ def _read_head(frame: bytes, limit: int) -> tuple[_Head, object]:
     if not isinstance(version, int) or isinstance(version, bool):
         raise _about(head, BadRequest(f"the map has no protocol version `v` (this side speaks {m.MAJOR})"))
     if version != m.MAJOR:
-        raise _about(head, VersionMismatch(f"protocol version {version} was sent; this side speaks {m.MAJOR}.{m.MINOR}"))
+        raise _about(
+            head, VersionMismatch(f"protocol version {version} was sent; this side speaks {m.MAJOR}.{m.MINOR}")
+        )
     return head, _value(head.type)
 
 

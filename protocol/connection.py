@@ -229,7 +229,9 @@ class Connection:
                 self._hello_id, self._asked = next(self._ids), time.monotonic()
                 self._send_quietly(m.Hello(id=self._hello_id))
             elif kind == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
-                self._trouble = KeyRefused(f"the server on {self.endpoint} refuses this key; whoever runs it can authorise it")
+                self._trouble = KeyRefused(
+                    f"the server on {self.endpoint} refuses this key; whoever runs it can authorise it"
+                )
                 self._again_at = time.monotonic() + AGAIN_S
             elif kind & sockets.HANDSHAKE_FAILED and value != errno.EAGAIN:  # EAGAIN is a timeout: said nothing
                 if kind == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
@@ -276,9 +278,13 @@ class Connection:
                 f"the server on {self.endpoint} wants a key; use the connect line that it printed, or server_key= and key="
             )
         elif found == "NULL" and own == "CURVE":
-            self._trouble = KeyRefused(f"the server on {self.endpoint} has no keys; connect without one, or start it with --key")
+            self._trouble = KeyRefused(
+                f"the server on {self.endpoint} has no keys; connect without one, or start it with --key"
+            )
         elif found == "CURVE" and isinstance(self._trouble, NotGpt2d):  # it hung up without a word
-            self._trouble = KeyRefused(f"the server on {self.endpoint} has another key than the one given; has it been set up anew?")
+            self._trouble = KeyRefused(
+                f"the server on {self.endpoint} has another key than the one given; has it been set up anew?"
+            )
 
     def _receive(self) -> None:
         while sockets.readable(self._socket):
@@ -334,9 +340,14 @@ class Connection:
             if not pending.sent:
                 self._send(pending)
             elif restarted:
-                self._finish(pending.request.id, ServerRestarted(f"the server on {self.endpoint} was restarted; this request is gone"))
+                self._finish(
+                    pending.request.id,
+                    ServerRestarted(f"the server on {self.endpoint} was restarted; this request is gone"),
+                )
             else:
-                self._finish(pending.request.id, ConnectionLost(f"the connection to {self.endpoint} broke; this request is gone"))
+                self._finish(
+                    pending.request.id, ConnectionLost(f"the connection to {self.endpoint} broke; this request is gone")
+                )
 
     def _check_times(self) -> None:
         now = time.monotonic()
@@ -374,7 +385,9 @@ class Connection:
     def _fail_sent(self, error: Gpt2dError) -> None:
         """Give up what was sent; should the server come to itself, it need not go on with it."""
         for request_id in [
-            r for r, p in self._pending.items() if p.sent and isinstance(p.request, m.Generate | m.Score | m.Load | m.Measure)
+            r
+            for r, p in self._pending.items()
+            if p.sent and isinstance(p.request, m.Generate | m.Score | m.Load | m.Measure)
         ]:
             self._send_quietly(m.Cancel(id=next(self._ids), target=request_id))
         for request_id in [r for r, p in self._pending.items() if p.sent]:

@@ -69,7 +69,9 @@ class Address:
         if line:
             server, dot, secret = fragment.partition(".")
             if not dot:
-                raise ValueError(f"{endpoint}#...: a connect line ends in two keys with a point between them; it may have been cut")
+                raise ValueError(
+                    f"{endpoint}#...: a connect line ends in two keys with a point between them; it may have been cut"
+                )
             server_key, key = server_key or _from_line(server), key or _from_line(secret)
         if (server_key is None) != (key is None):
             raise ValueError("a server's key and a key of one's own are given together")
@@ -92,13 +94,21 @@ def check_endpoint(endpoint: str) -> str:
     try:
         parts = urlsplit(endpoint)
         plain = endpoint.isascii() and endpoint.isprintable() and " " not in endpoint and len(endpoint) < 256
-        tcp = parts.scheme == "tcp" and parts.hostname and parts.port is not None and not parts.path and "@" not in parts.netloc
+        tcp = (
+            parts.scheme == "tcp"
+            and parts.hostname
+            and parts.port is not None
+            and not parts.path
+            and "@" not in parts.netloc
+        )
         good = plain and not parts.query and not parts.fragment and (tcp or (parts.scheme == "ipc" and endpoint[6:]))
     except ValueError:
         good = False
     if not good:
         told = repr(endpoint) if len(endpoint) <= MAX_TOLD else "this"  # it may be a connect line that lost its #
-        raise ValueError(f"{told} is not an endpoint; one looks like {DEFAULT_ENDPOINT}, a connect line like {DEFAULT_ENDPOINT}#...")
+        raise ValueError(
+            f"{told} is not an endpoint; one looks like {DEFAULT_ENDPOINT}, a connect line like {DEFAULT_ENDPOINT}#..."
+        )
     return endpoint
 
 
@@ -141,7 +151,9 @@ def read_public(file: Path) -> tuple[Role, str]:
                 return known, check_key(key)
             except ValueError as e:
                 raise KeyFileError(f"{file} holds no key: {e}") from None
-    raise KeyFileError(f"{file} holds no key: a line `ROLE KEY` is expected, with a role of {' or '.join(get_args(Role))}")
+    raise KeyFileError(
+        f"{file} holds no key: a line `ROLE KEY` is expected, with a role of {' or '.join(get_args(Role))}"
+    )
 
 
 def check_owned(path: Path, forbidden: int, stat: os.stat_result | None = None) -> None:
@@ -154,7 +166,9 @@ def check_owned(path: Path, forbidden: int, stat: os.stat_result | None = None) 
     if stat.st_mode & forbidden:
         verb = "read" if forbidden & 0o044 else "changed"
         mode = 700 if stat_module.S_ISDIR(stat.st_mode) else 600
-        raise KeyFileError(f"{path} can be {verb} by others than its owner; make it yours alone with: chmod {mode} {path}")
+        raise KeyFileError(
+            f"{path} can be {verb} by others than its owner; make it yours alone with: chmod {mode} {path}"
+        )
 
 
 def _write(file: Path, text: str) -> None:

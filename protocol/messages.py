@@ -134,14 +134,23 @@ class Generate(Request, frozen=True, tag="generate"):
     stream: bool = False
     n: Annotated[int, Meta(ge=1, le=16, description="How many continuations to write; they share one prefill.")] = 1
     deterministic: Annotated[
-        bool, Meta(description="Run alone and compute everything anew, so that the text depends on the request to the last bit.")
+        bool,
+        Meta(
+            description="Run alone and compute everything anew, so that the text depends on the request to the last bit."
+        ),
     ] = False
     logprobs: (
-        Annotated[int, Meta(ge=0, le=20, description="Tell each token's log-probability, and so many of the likeliest alternatives.")]
+        Annotated[
+            int,
+            Meta(
+                ge=0, le=20, description="Tell each token's log-probability, and so many of the likeliest alternatives."
+            ),
+        ]
         | None
     ) = None
     logprobs_of: Annotated[
-        Literal["model", "sampler"], Meta(description="Probabilities as the model gives them, or after penalties and samplers.")
+        Literal["model", "sampler"],
+        Meta(description="Probabilities as the model gives them, or after penalties and samplers."),
     ] = "model"
     max_new_tokens: Annotated[int, Meta(ge=1, le=65_536, description="How many tokens to write at most.")] = 25
     truncate: Annotated[
@@ -150,29 +159,41 @@ class Generate(Request, frozen=True, tag="generate"):
     ] = "error"
     ignore_eos: Annotated[bool, Meta(description="Go on after the end-of-text token (for benchmarks).")] = False
     strategy: Annotated[
-        Strategy, Meta(description="Draw each token at random, always take the likeliest, or search among several texts.")
+        Strategy,
+        Meta(description="Draw each token at random, always take the likeliest, or search among several texts."),
     ] = "sample"
     temperature: Annotated[
         float, Meta(ge=0, le=100, description="Below 1 sharpens the distribution, above 1 flattens it; 0 is greedy.")
     ] = 1.0
     top_k: Annotated[int, Meta(ge=0, le=1_000_000, description="Draw from the k likeliest tokens only; 0 is off.")] = 50
-    top_p: Annotated[float, Meta(gt=0, le=1, description="Draw from the fewest tokens that together reach this probability; 1 is off.")] = (
-        1.0
-    )
-    min_p: Annotated[float, Meta(ge=0, le=1, description="Drop tokens less likely than this share of the likeliest one's; 0 is off.")] = 0.0
+    top_p: Annotated[
+        float,
+        Meta(gt=0, le=1, description="Draw from the fewest tokens that together reach this probability; 1 is off."),
+    ] = 1.0
+    min_p: Annotated[
+        float, Meta(ge=0, le=1, description="Drop tokens less likely than this share of the likeliest one's; 0 is off.")
+    ] = 0.0
     repetition_penalty: Annotated[
         float, Meta(ge=0.01, le=100, description="Above 1 makes tokens that were there already less likely; 1 is off.")
     ] = 1.0
     typical_p: Annotated[
-        float, Meta(gt=0, le=1, description="Draw from the tokens about as surprising as expected that together reach this; 1 is off.")
+        float,
+        Meta(
+            gt=0,
+            le=1,
+            description="Draw from the tokens about as surprising as expected that together reach this; 1 is off.",
+        ),
     ] = 1.0
-    mirostat_tau: Annotated[float, Meta(ge=0, le=20, description="Mirostat's aim: the mean surprise of a token, in bits.")] = 5.0
+    mirostat_tau: Annotated[
+        float, Meta(ge=0, le=20, description="Mirostat's aim: the mean surprise of a token, in bits.")
+    ] = 5.0
     mirostat_eta: Annotated[float, Meta(ge=0, le=1, description="How fast mirostat goes towards its aim.")] = 0.1
     presence_penalty: Annotated[
         float, Meta(ge=-10, le=10, description="Subtracted from the logit of every token written already; 0 is off.")
     ] = 0.0
     frequency_penalty: Annotated[
-        float, Meta(ge=-10, le=10, description="Subtracted from a token's logit once for each time it was written; 0 is off.")
+        float,
+        Meta(ge=-10, le=10, description="Subtracted from a token's logit once for each time it was written; 0 is off."),
     ] = 0.0
     no_repeat_ngram_size: Annotated[
         int, Meta(ge=0, le=1024, description="No run of so many tokens comes twice, the prompt's included; 0 is off.")
@@ -193,38 +214,72 @@ class Generate(Request, frozen=True, tag="generate"):
     speculate: Annotated[
         int,
         Meta(
-            ge=0, le=16, description="Guess up to so many tokens ahead from what stands there already; the text stays the same, 0 is off."
+            ge=0,
+            le=16,
+            description="Guess up to so many tokens ahead from what stands there already; the text stays the same, 0 is off.",
         ),
     ] = 8
-    num_beams: Annotated[int, Meta(ge=2, le=16, description="How many texts a beam search compares; it returns the best `n` of them.")] = 4
+    num_beams: Annotated[
+        int, Meta(ge=2, le=16, description="How many texts a beam search compares; it returns the best `n` of them.")
+    ] = 4
     num_beam_groups: Annotated[
         int, Meta(ge=2, le=16, description="Diverse beam search: into how many groups of equal size the beams part.")
     ] = 2
     diversity_penalty: Annotated[
-        float, Meta(ge=0, le=100, description="Diverse beam search: what a token costs for each beam of an earlier group that took it.")
+        float,
+        Meta(
+            ge=0,
+            le=100,
+            description="Diverse beam search: what a token costs for each beam of an earlier group that took it.",
+        ),
     ] = 1.0
     length_penalty: Annotated[
-        float, Meta(ge=-10, le=10, description="A beam's score is divided by its length to this power; above 0 favours long texts.")
+        float,
+        Meta(
+            ge=-10,
+            le=10,
+            description="A beam's score is divided by its length to this power; above 0 favours long texts.",
+        ),
     ] = 1.0
     early_stopping: Annotated[
         Literal["no", "yes", "never"],
-        Meta(description="End a beam search when nothing better is likely, when enough beams have ended, or when nothing better can come."),
+        Meta(
+            description="End a beam search when nothing better is likely, when enough beams have ended, or when nothing better can come."
+        ),
     ] = "no"
-    num_candidates: Annotated[int, Meta(ge=2, le=16, description="Contrastive search: how many of the likeliest tokens it weighs.")] = 4
+    num_candidates: Annotated[
+        int, Meta(ge=2, le=16, description="Contrastive search: how many of the likeliest tokens it weighs.")
+    ] = 4
     penalty_alpha: Annotated[
-        float, Meta(ge=0, le=1, description="Contrastive search: how much likeness to what stands there already counts against a token.")
+        float,
+        Meta(
+            ge=0,
+            le=1,
+            description="Contrastive search: how much likeness to what stands there already counts against a token.",
+        ),
     ] = 0.6
-    seed: Annotated[int, Meta(ge=0, le=2**63 - 1, description="Fixes the random draws; left out: a new one.")] | None = None
+    seed: (
+        Annotated[int, Meta(ge=0, le=2**63 - 1, description="Fixes the random draws; left out: a new one.")] | None
+    ) = None
 
     def __post_init__(self) -> None:
         if (self.prompt is None) == (self.prompt_ids is None):
             raise ValueError("give exactly one of `prompt` and `prompt_ids`")
         # NaN passes the ranges' comparisons or not by accident; a sum shows it.
-        total = self.temperature + self.top_p + self.min_p + self.repetition_penalty + self.typical_p + self.mirostat_tau
+        total = (
+            self.temperature + self.top_p + self.min_p + self.repetition_penalty + self.typical_p + self.mirostat_tau
+        )
         total += self.diversity_penalty + self.length_penalty + self.penalty_alpha
-        total += self.mirostat_eta + self.presence_penalty + self.frequency_penalty + sum(bias for _, bias in self.logit_bias)
+        total += (
+            self.mirostat_eta
+            + self.presence_penalty
+            + self.frequency_penalty
+            + sum(bias for _, bias in self.logit_bias)
+        )
         if not math.isfinite(total):
-            raise ValueError("temperature, top_p, min_p, typical_p, penalties, biases and mirostat's settings must be finite numbers")
+            raise ValueError(
+                "temperature, top_p, min_p, typical_p, penalties, biases and mirostat's settings must be finite numbers"
+            )
         if self.rows > 1:
             if self.logprobs is not None:
                 raise ValueError(f"strategy {self.strategy} tells no logprobs; a beam has a score")
@@ -567,5 +622,7 @@ class Stats(Result, frozen=True, tag="stats"):
 OfModel: TypeAlias = Generate | Tokenize | Score
 """The requests that a loaded model answers."""
 AnyRequest: TypeAlias = Hello | Ping | Models | GetStats | Load | Measure | Unload | Cancel | OfModel
-AnyResult: TypeAlias = ServerInfo | Pong | ModelList | Stats | Loaded | Measured | Unloaded | CancelSent | Generated | Tokenized | Scored
+AnyResult: TypeAlias = (
+    ServerInfo | Pong | ModelList | Stats | Loaded | Measured | Unloaded | CancelSent | Generated | Tokenized | Scored
+)
 AnyReply: TypeAlias = Progress | Tokens | Failure | AnyResult

@@ -35,4 +35,6 @@ def _parameter(name: str, field: msgspec.structs.FieldInfo) -> m.Parameter:
         return m.Parameter(name=name, type=kind, default=default, description=description, minimum=low, maximum=info.le)
     if isinstance(info, msgspec.inspect.BoolType):
         return m.Parameter(name=name, type="bool", default=default, description=description)
-    return m.Parameter(name=name, type="biases" if name == "logit_bias" else "strings", default=default, description=description)
+    return m.Parameter(
+        name=name, type="biases" if name == "logit_bias" else "strings", default=default, description=description
+    )

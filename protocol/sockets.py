@@ -32,7 +32,9 @@ RECEIVE_BYTES = 64 << 10
 
 LOOK_S = 1.0
 GREETING, MECHANISM = b"\xff\0\0\0\0\0\0\0\1\x7f\3", slice(12, 32)
-HANDSHAKE_FAILED = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+HANDSHAKE_FAILED = (
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+)
 
 
 def is_loopback(endpoint: str) -> bool:
@@ -63,7 +65,9 @@ def gateway_socket(
         _serve_curve(socket, keys)
         socket.zap_domain = b"gpt2d"
     # Without the errors that a flood of connections makes.
-    return _monitored(socket, socket.bind, endpoint, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL)
+    return _monitored(
+        socket, socket.bind, endpoint, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    )
 
 
 def zap_socket(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
@@ -74,7 +78,9 @@ def zap_socket(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
     return socket
 
 
-def client_socket(context: zmq.Context[zmq.Socket[bytes]], address: Address) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
+def client_socket(
+    context: zmq.Context[zmq.Socket[bytes]], address: Address
+) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
     """A connecting DEALER, and its monitor (see `next_event`).
 
     Raises: zmq.ZMQError if it cannot even try.

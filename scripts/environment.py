@@ -49,7 +49,9 @@ def install_debian_packages(packages: list[str]) -> None:
     """Install what is missing with apt-get on Debian as root; elsewhere exit and name it."""
     apt = shutil.which("apt-get")
     if not apt or os.name == "nt" or os.geteuid() != 0:
-        sys.exit(f"please install first: {' '.join(packages)} (Debian's names; as root: apt-get install {' '.join(packages)})")
+        sys.exit(
+            f"please install first: {' '.join(packages)} (Debian's names; as root: apt-get install {' '.join(packages)})"
+        )
     print(f"installing {' '.join(packages)}", file=sys.stderr, flush=True)
     _run([apt, "update", "-qq"], "apt-get update failed")
     _run([apt, "install", "-y", "-qq", "--no-install-recommends", *packages], "apt-get install failed")
@@ -75,7 +77,9 @@ def _installed(requirements: tuple[str, ...]) -> bool:
 
 def _fingerprint(requirements: tuple[str, ...]) -> str:
     """Changes with this Python and with every file that says what to install."""
-    kernels = [str(p.relative_to(ROOT)) for p in (ROOT / "server" / "kernels").rglob("*") if p.is_file() and p.suffix != ".pyc"]
+    kernels = [
+        str(p.relative_to(ROOT)) for p in (ROOT / "server" / "kernels").rglob("*") if p.is_file() and p.suffix != ".pyc"
+    ]
     names = sorted({*requirements, *LIGHT, "pyproject.toml", *kernels})
     digest = hashlib.sha256("".join((ROOT / name).read_text(encoding="utf-8") for name in names).encode())
     return f"{sys.version_info[:3]} {ROOT} {digest.hexdigest()}"

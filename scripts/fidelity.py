@@ -41,7 +41,12 @@ def cells(engine: str, precision: str, f: m.Fidelity) -> list[str]:
 
 def show(progress: m.Progress) -> None:
     if sys.stderr.isatty():
-        print(f"\r\x1b[K{progress.stage} {progress.done}/{progress.total} {progress.unit}", end="", file=sys.stderr, flush=True)
+        print(
+            f"\r\x1b[K{progress.stage} {progress.done}/{progress.total} {progress.unit}",
+            end="",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def main() -> None:
@@ -71,7 +76,9 @@ def main() -> None:
         for engine in engines:
             for precision in ENGINES[engine]:
                 try:
-                    fidelity = client.measure(args.model, engine=engine, precision=precision, text=text, on_progress=show).fidelity
+                    fidelity = client.measure(
+                        args.model, engine=engine, precision=precision, text=text, on_progress=show
+                    ).fidelity
                 except Gpt2dError as e:
                     print(f"{engine}/{precision}: {e}", file=sys.stderr)
                     continue

@@ -20,7 +20,17 @@ from typing import get_args
 
 import platformdirs
 
-from protocol.keys import Address, CurveKeys, KeyFileError, Role, check_endpoint, read_public, read_secret, write_public, write_secret
+from protocol.keys import (
+    Address,
+    CurveKeys,
+    KeyFileError,
+    Role,
+    check_endpoint,
+    read_public,
+    read_secret,
+    write_public,
+    write_secret,
+)
 
 KEYS = platformdirs.user_config_path("gpt2d") / "keys"
 
@@ -59,10 +69,15 @@ def main() -> None:
     client = kinds.add_parser("client", help="make a client's key and authorise it")
     client.add_argument("name", help="whose it is")
     client.add_argument(
-        "--role", choices=get_args(Role), default="admin", help="generate: no load, no measurement, no unload (default: %(default)s)"
+        "--role",
+        choices=get_args(Role),
+        default="admin",
+        help="generate: no load, no measurement, no unload (default: %(default)s)",
     )
     client.add_argument(
-        "--endpoint", metavar="tcp://HOST:PORT", help="where that client will reach the server; prints the line to paste there"
+        "--endpoint",
+        metavar="tcp://HOST:PORT",
+        help="where that client will reach the server; prints the line to paste there",
     )
     args = parser.parse_args()
     if args.kind == "folder":
@@ -86,7 +101,10 @@ def main() -> None:
                 f"{args.name} may {'do all' if args.role == 'admin' else 'generate'}; its secret key is {args.keys / args.name}.key",
                 file=sys.stderr,
             )
-            print("for the line to paste on its machine, say where it will find the server: --endpoint tcp://HOST:5757", file=sys.stderr)
+            print(
+                "for the line to paste on its machine, say where it will find the server: --endpoint tcp://HOST:5757",
+                file=sys.stderr,
+            )
     except (KeyFileError, OSError, ValueError) as e:
         sys.exit(f"keygen: {e}")
 

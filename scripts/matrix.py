@@ -41,7 +41,13 @@ def combinations(info: m.ServerInfo, *, once: bool) -> Iterator[tuple[str, str, 
 
 def check(client: Client, which: dict[str, str], strategy: str) -> str:
     """What is wrong; empty: nothing. Raises: Gpt2dError."""
-    ask = which | {"strategy": strategy, "seed": 7, "max_new_tokens": NEW_TOKENS, "ignore_eos": True, "deterministic": True}
+    ask = which | {
+        "strategy": strategy,
+        "seed": 7,
+        "max_new_tokens": NEW_TOKENS,
+        "ignore_eos": True,
+        "deterministic": True,
+    }
     search = strategy in m.SEARCHES
     with client.stream(PROMPT, **ask, logprobs=None if search else 2) as stream:
         text = "".join(piece.text for piece in stream)
@@ -50,7 +56,9 @@ def check(client: Client, which: dict[str, str], strategy: str) -> str:
         return f"streamed {text!r}, the result is {first.text!r}"
     if client.generate(PROMPT, **ask).ids != first.ids:
         return "the same seed wrote something else"
-    if not search and not (len(first.logprobs) == NEW_TOKENS and all(told.logprob <= 0 and len(told.top) == 2 for told in first.logprobs)):
+    if not search and not (
+        len(first.logprobs) == NEW_TOKENS and all(told.logprob <= 0 and len(told.top) == 2 for told in first.logprobs)
+    ):
         return f"log-probabilities: {first.logprobs}"
     ledger = first.ledger
     if not (ledger.new_tokens == NEW_TOKENS and 0 < ledger.prefill_ms < ledger.inference_ms):
@@ -63,7 +71,11 @@ def check(client: Client, which: dict[str, str], strategy: str) -> str:
                 stream.cancel()
         except Cancelled:  # before it had begun
             return ""
-        return "" if stream.result.finish_reason == "cancelled" else f"cancelled, it ended with {stream.result.finish_reason}"
+        return (
+            ""
+            if stream.result.finish_reason == "cancelled"
+            else f"cancelled, it ended with {stream.result.finish_reason}"
+        )
 
 
 def main() -> int:

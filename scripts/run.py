@@ -64,9 +64,13 @@ def listening(endpoint: str) -> bool:
 
 def check_daemon(endpoint: str) -> None:
     """Exit with a sentence unless a gpt2d daemon answers there."""
-    done = subprocess.run([environment.PYTHON, "-P", "-c", PING, endpoint], capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(
+        [environment.PYTHON, "-P", "-c", PING, endpoint], capture_output=True, text=True, timeout=30, check=False
+    )
     if done.returncode:
-        sys.exit(f"{done.stderr.strip()}\nStop what uses {endpoint}, or choose another place: --endpoint tcp://127.0.0.1:PORT")
+        sys.exit(
+            f"{done.stderr.strip()}\nStop what uses {endpoint}, or choose another place: --endpoint tcp://127.0.0.1:PORT"
+        )
 
 
 def start_daemon(endpoint: str, preload: str) -> subprocess.Popen[bytes]:
@@ -101,7 +105,9 @@ def stop(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def run_in_foreground(command: list[str | Path], when_started: Callable[[subprocess.Popen[bytes]], None] = lambda _: None) -> int:
+def run_in_foreground(
+    command: list[str | Path], when_started: Callable[[subprocess.Popen[bytes]], None] = lambda _: None
+) -> int:
     """Run a program that deals with Ctrl-C itself, which the terminal sends to both; a SIGTERM to this one ends it."""
     child = subprocess.Popen(command)
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -167,10 +173,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompt", metavar="TEXT", help="do one generation and exit")
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="how many tokens to write at most")
-    parser.add_argument("--model", metavar="NAME", help="which model to load (default: demo; with --connect: what the server has loaded)")
+    parser.add_argument(
+        "--model",
+        metavar="NAME",
+        help="which model to load (default: demo; with --connect: what the server has loaded)",
+    )
     parser.add_argument("--precision", metavar="P", help="int8, int4 or fp32 (default: int8)")
-    parser.add_argument("--endpoint", default="tcp://127.0.0.1:5757", help="where the daemon listens (default: %(default)s)")
-    parser.add_argument("-t", "--terminal", action="store_true", help="write at a prompt in this terminal instead of in a window")
+    parser.add_argument(
+        "--endpoint", default="tcp://127.0.0.1:5757", help="where the daemon listens (default: %(default)s)"
+    )
+    parser.add_argument(
+        "-t", "--terminal", action="store_true", help="write at a prompt in this terminal instead of in a window"
+    )
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--no-client", action="store_true", help="only the daemon, in the foreground")
     what.add_argument(
@@ -181,7 +195,9 @@ def main() -> int:
         help="a daemon that other machines reach, on all addresses or this one; makes keys where there are none",
     )
     what.add_argument(
-        "--connect", metavar="LINE", help="the line that --serve printed, the name of a server that was kept, or - to type it"
+        "--connect",
+        metavar="LINE",
+        help="the line that --serve printed, the name of a server that was kept, or - to type it",
     )
     args = parser.parse_args()
 
@@ -209,7 +225,9 @@ def main() -> int:
     if args.no_client:
         if there:
             sys.exit(f"a daemon is already running on {args.endpoint}")
-        return run_in_foreground([environment.PYTHON, "-P", "-m", "server", f"--endpoint={args.endpoint}", f"--preload={preload}"])
+        return run_in_foreground(
+            [environment.PYTHON, "-P", "-m", "server", f"--endpoint={args.endpoint}", f"--preload={preload}"]
+        )
     daemon = None
     for number in ENDING:
         signal.signal(number, lambda *_: sys.exit(143))

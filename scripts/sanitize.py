@@ -18,13 +18,19 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 KINDS = ("address", "undefined", "thread")
-OPTIONS = {"ASAN_OPTIONS": "detect_leaks=1", "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1", "TSAN_OPTIONS": "halt_on_error=1"}
+OPTIONS = {
+    "ASAN_OPTIONS": "detect_leaks=1",
+    "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
+    "TSAN_OPTIONS": "halt_on_error=1",
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     # argparse compares the empty list, too, where none is given.
-    parser.add_argument("kinds", nargs="*", choices=[[], *KINDS], metavar="KIND", help=f"of: {', '.join(KINDS)} (default: all)")
+    parser.add_argument(
+        "kinds", nargs="*", choices=[[], *KINDS], metavar="KIND", help=f"of: {', '.join(KINDS)} (default: all)"
+    )
     kinds = parser.parse_args().kinds or KINDS
     cmake = shutil.which("cmake")
     if cmake is None:
@@ -38,11 +44,22 @@ def passes(cmake: str, kind: str) -> bool:
     print(f"--- {kind}", flush=True)
     build = ROOT / "build" / "sanitize" / kind
     flags = f"-fsanitize={kind} -fno-sanitize-recover=all -g -O1 -fno-omit-frame-pointer"
-    configure = [cmake, "-S", str(ROOT / "server" / "kernels"), "-B", str(build), "-DGPT2D_TESTS=ON", f"-DCMAKE_CXX_FLAGS={flags}"]
+    configure = [
+        cmake,
+        "-S",
+        str(ROOT / "server" / "kernels"),
+        "-B",
+        str(build),
+        "-DGPT2D_TESTS=ON",
+        f"-DCMAKE_CXX_FLAGS={flags}",
+    ]
     for command in (configure, [cmake, "--build", str(build), "--parallel"]):
         if subprocess.run(command, stdout=subprocess.DEVNULL, timeout=600, check=False).returncode:
             return False
-    return subprocess.run([str(build / "kernels_test")], env=os.environ | OPTIONS, timeout=600, check=False).returncode == 0
+    return (
+        subprocess.run([str(build / "kernels_test")], env=os.environ | OPTIONS, timeout=600, check=False).returncode
+        == 0
+    )
 
 
 if __name__ == "__main__":

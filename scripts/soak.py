@@ -83,7 +83,9 @@ class Load:
                     if kind < 0.1 and i > 3:
                         stream.cancel()
             elif kind < 0.7:
-                client.generate(PROMPT, strategy=rng.choice(["beam", "contrastive", "diverse_beam"]), max_new_tokens=12, **MAIN)
+                client.generate(
+                    PROMPT, strategy=rng.choice(["beam", "contrastive", "diverse_beam"]), max_new_tokens=12, **MAIN
+                )
             elif kind < 0.8:
                 client.score(text[-3000:] or PROMPT, **MAIN)
             elif kind < 0.9:
@@ -128,7 +130,9 @@ def p99(values: list[float]) -> float:
 def draw(minutes: list[dict[str, float]], file: Path) -> None:
     """Memory and the probe's p99 over the minutes, as an SVG."""
     width, height, left = 760, 200, 60
-    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {2 * height + 40}" font-family="sans-serif" font-size="12">']
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {2 * height + 40}" font-family="sans-serif" font-size="12">'
+    ]
     parts.append('<rect width="100%" height="100%" fill="white"/>')
     for row, (name, title) in enumerate(
         (("rss_mb", "resident memory of all processes, MB"), ("p99_ms", "four tokens, 99th percentile, ms"))
@@ -172,9 +176,13 @@ def main() -> int:
                     client.unload("demo", **SECOND)
                     load.over.wait(max(0.0, began + 60 * (minute + 1) - time.monotonic()))
                     since = began + 60 * minute
-                    told = measure(daemon) | {"p99_ms": round(1000 * p99([took for at, took in load.probes if at >= since]), 1)}
+                    told = measure(daemon) | {
+                        "p99_ms": round(1000 * p99([took for at, took in load.probes if at >= since]), 1)
+                    }
                     minutes.append(told)
-                    print(f"minute {minute + 1}: {json.dumps(told)}, {load.done} done, failed {load.failed}", flush=True)
+                    print(
+                        f"minute {minute + 1}: {json.dumps(told)}, {load.done} done, failed {load.failed}", flush=True
+                    )
                 load.stop()
         finally:
             daemon.stop()

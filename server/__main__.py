@@ -47,9 +47,15 @@ def parse(argv: list[str] | None = None) -> Config:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"gpt2d {VERSION}")
-    parser.add_argument("--config", type=Path, metavar="FILE", help="TOML with any of the settings below; flags come before it")
-    parser.add_argument("--check", action="store_true", help="print what is in force, as such a file, or what is wrong, and exit")
-    parser.add_argument("--clear-cache", action="store_true", help="delete the built models, what was measured of them, and exit")
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="TOML with any of the settings below; flags come before it"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="print what is in force, as such a file, or what is wrong, and exit"
+    )
+    parser.add_argument(
+        "--clear-cache", action="store_true", help="delete the built models, what was measured of them, and exit"
+    )
     settings.add_flags(parser)
     args = parser.parse_args(argv)
     try:

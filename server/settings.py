@@ -29,7 +29,14 @@ NEEDS_KEYS = """{endpoint} can be reached from other machines, so the server nee
   .venv/bin/python scripts/keygen.py client NAME --endpoint tcp://HOST:PORT
 and start it with the --key and --authorised-keys that these print; or let `python3 scripts/run.py --serve` do all of it.
 Without keys, listen on tcp://127.0.0.1:PORT and reach it with `ssh -L PORT:127.0.0.1:PORT HOST`."""
-KINDS = {str: "a text", Path: "a path", int: "a whole number", float: "a number", bool: "true or false", tuple: "a list of texts"}
+KINDS = {
+    str: "a text",
+    Path: "a path",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    tuple: "a list of texts",
+}
 
 
 class SettingsError(ValueError):
@@ -113,15 +120,26 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     defaults, group = Config(), parser.add_argument_group("settings")
     for setting in settings().values():
         option, default = setting.option, getattr(defaults, setting.name)
-        told = option.unset or ("none" if default == () else f"{default:g}" if isinstance(default, float) else str(default))
+        told = option.unset or (
+            "none" if default == () else f"{default:g}" if isinstance(default, float) else str(default)
+        )
         words = f"{option.help} (default: {told})".replace("%", "%%")
         if setting.kind is bool:
             group.add_argument(
-                setting.flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=option.help.replace("%", "%%")
+                setting.flag,
+                action=argparse.BooleanOptionalAction,
+                default=argparse.SUPPRESS,
+                help=option.help.replace("%", "%%"),
             )
         elif setting.kind is tuple:
             group.add_argument(
-                setting.flag, type=setting.read, nargs="+", action="extend", default=argparse.SUPPRESS, metavar=option.metavar, help=words
+                setting.flag,
+                type=setting.read,
+                nargs="+",
+                action="extend",
+                default=argparse.SUPPRESS,
+                metavar=option.metavar,
+                help=words,
             )
         else:
             metavar = option.metavar or ("|".join(setting.choices) or None)
@@ -130,7 +148,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def resolve(arguments: dict[str, Any], file: Path | None) -> Config:
     """The Config of what the parser found, which wins, and of a file. Raises: SettingsError."""
-    flags = {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items() if name in settings()}
+    flags = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in arguments.items()
+        if name in settings()
+    }
     config = Config(**((_read_file(file) if file else {}) | flags))
     where = f"{file}: " if file else ""
     if (config.key is None) != (config.authorised_keys is None):
@@ -140,7 +162,9 @@ def resolve(arguments: dict[str, Any], file: Path | None) -> Config:
     if config.key is None and not is_loopback(config.endpoint):
         raise SettingsError(where + NEEDS_KEYS.format(endpoint=config.endpoint))
     if urlsplit(config.worker_address).hostname in {"0.0.0.0", "::"}:  # noqa: S104 - refused
-        raise SettingsError(f"{where}--worker-address: name the address by which the nodes reach this machine, not {config.worker_address}")
+        raise SettingsError(
+            f"{where}--worker-address: name the address by which the nodes reach this machine, not {config.worker_address}"
+        )
     return config
 
 

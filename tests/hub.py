@@ -82,8 +82,14 @@ class Hub:
         weights = name.endswith(".safetensors")
         handler.send_response(206 if start else 200)
         # The hub names large files by their SHA-256 and small ones by their git object.
-        etag = hashlib.sha256(body).hexdigest() if weights else hashlib.sha1(b"blob %d\0" % len(body) + body).hexdigest()
-        for key, value in {"ETag": f'"{self.etag or etag}"', "X-Repo-Commit": COMMIT, "Content-Length": str(len(body) - start)}.items():
+        etag = (
+            hashlib.sha256(body).hexdigest() if weights else hashlib.sha1(b"blob %d\0" % len(body) + body).hexdigest()
+        )
+        for key, value in {
+            "ETag": f'"{self.etag or etag}"',
+            "X-Repo-Commit": COMMIT,
+            "Content-Length": str(len(body) - start),
+        }.items():
             handler.send_header(key, value)
         if start:
             handler.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")

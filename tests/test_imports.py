@@ -7,7 +7,17 @@ import sys
 
 import pytest
 
-HEAVY = {"numpy", "torch", "onnxruntime", "onnx", "transformers", "tokenizers", "optimum", "huggingface_hub", "safetensors"}
+HEAVY = {
+    "numpy",
+    "torch",
+    "onnxruntime",
+    "onnx",
+    "transformers",
+    "tokenizers",
+    "optimum",
+    "huggingface_hub",
+    "safetensors",
+}
 ROOMS = {
     "protocol": HEAVY | {"server", "client", "psutil", "platformdirs", "prompt_toolkit"},
     "client.__main__": HEAVY | {"server"},

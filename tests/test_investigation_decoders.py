@@ -31,8 +31,19 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(home: Path, name: str, *arguments: str) -> tuple[list[dict[str, Any]], str]:
     """The rows that a quick run has kept, and what it printed."""
-    command = [sys.executable, str(SCRIPTS / f"{name}.py"), "--quick", "--threads", "1", "--json", str(home / f"{name}.jsonl"), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=os.environ | {"XDG_CACHE_HOME": str(home)}, cwd=ROOT)
+    command = [
+        sys.executable,
+        str(SCRIPTS / f"{name}.py"),
+        "--quick",
+        "--threads",
+        "1",
+        "--json",
+        str(home / f"{name}.jsonl"),
+        *arguments,
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=240, env=os.environ | {"XDG_CACHE_HOME": str(home)}, cwd=ROOT
+    )
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (home / f"{name}.quick.jsonl").read_text().splitlines()]
     assert rows and not any(row["problem"] for row in rows), done.stderr
@@ -111,17 +122,23 @@ def decoders(home: Path) -> list[dict[str, Any]]:
 
 def test_decoders(decoders: list[dict[str, Any]]) -> None:
     names = set(script("decoder_methods").DECODERS)
-    assert {(row["key"]["decoder"], row["key"]["new_tokens"]) for row in decoders} == {(name, n) for name in names for n in (25, 100)}
+    assert {(row["key"]["decoder"], row["key"]["new_tokens"]) for row in decoders} == {
+        (name, n) for name in names for n in (25, 100)
+    }
     wanted = {"inference_ms", "whole_ms", "tok_s", "repetition", "distinct_1", "distinct_2", "distinct_3", "perplexity"}
     for row in decoders:
         assert wanted <= set(row["samples"]) and all(len(values) == 3 for values in row["samples"].values())
         assert len(row["facts"]["texts"]) == 3 and row["facts"]["rss_mb"] > 0
-        assert all(whole > inside for whole, inside in zip(row["samples"]["whole_ms"], row["samples"]["inference_ms"], strict=True))
+        assert all(
+            whole > inside
+            for whole, inside in zip(row["samples"]["whole_ms"], row["samples"]["inference_ms"], strict=True)
+        )
 
 
 def test_guessing_ahead_writes_what_greedy_writes(decoders: list[dict[str, Any]]) -> None:
     texts = {
-        name: [row["facts"]["texts"] for row in decoders if row["key"]["decoder"] == name] for name in ("greedy", "prompt lookup", "top-k")
+        name: [row["facts"]["texts"] for row in decoders if row["key"]["decoder"] == name]
+        for name in ("greedy", "prompt lookup", "top-k")
     }
     assert texts["greedy"] == texts["prompt lookup"] != texts["top-k"]
 
@@ -156,7 +173,9 @@ def test_operating_point(home: Path) -> None:
         assert len(row["samples"]["inference_ms"]) == len(row["facts"]["texts"]) == row["facts"]["different_texts"] == 3
         assert 0 < row["facts"]["pairwise_distinct"] <= 1
     longer = rows[1]["facts"]["texts"]
-    assert all(text.startswith(short) for text, short in zip(longer, rows[0]["facts"]["texts"], strict=True))  # the seeds are the same
+    assert all(
+        text.startswith(short) for text, short in zip(longer, rows[0]["facts"]["texts"], strict=True)
+    )  # the seeds are the same
 
 
 def test_operating_point_says_what_is_wrong() -> None:
@@ -176,7 +195,10 @@ def test_serving(home: Path) -> None:
         if row["key"]["sweep"] == "batch":
             assert max(samples["mean_batch"]) <= row["key"]["outputs"]
         else:
-            assert all(p50 <= p95 for p50, p95 in zip(samples["first_token_p50_ms"], samples["first_token_p95_ms"], strict=True))
+            assert all(
+                p50 <= p95
+                for p50, p95 in zip(samples["first_token_p50_ms"], samples["first_token_p95_ms"], strict=True)
+            )
     rates = [row["key"]["rate"] for row in rows if row["key"]["sweep"] == "rate"]
     assert len(rates) >= 2
 
@@ -195,6 +217,12 @@ def test_bench_serving(home: Path) -> None:
             "--new-tokens",
             "8",
         ]
-        done = subprocess.run([*command, *more], capture_output=True, text=True, timeout=60, env=os.environ | {"XDG_CACHE_HOME": str(home)})
+        done = subprocess.run(
+            [*command, *more],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env=os.environ | {"XDG_CACHE_HOME": str(home)},
+        )
         figures = json.loads(done.stdout.splitlines()[-1])
         assert done.returncode == 0 and figures["clients"] == 3 and figures["tok_s"] > 0 and figures["fairness"] >= 1

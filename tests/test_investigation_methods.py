@@ -40,14 +40,20 @@ def run(home: Path, name: str, *only: str) -> tuple[dict[str, dict[str, Any]], d
         "--only",
         *only,
     ]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"XDG_CACHE_HOME": str(home)}, cwd=ROOT)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"XDG_CACHE_HOME": str(home)}, cwd=ROOT
+    )
     assert done.returncode == 0, done.stderr
-    kept = {row["key"]["method"]: row for row in map(json.loads, (home / f"{name}.quick.jsonl").read_text().splitlines())}
+    kept = {
+        row["key"]["method"]: row for row in map(json.loads, (home / f"{name}.quick.jsonl").read_text().splitlines())
+    }
     assert not any(row["problem"] for row in kept.values()), done.stderr
     last = json.loads(done.stdout.splitlines()[-1])
     assert last["script"] == name
     found = {row["method"]: row for row in last["rows"]}
-    assert set(found) == set(kept) and all(f["model"] == "demo" and f["runs"] == 3 and f["rss_mb"] > 10 for f in found.values())
+    assert set(found) == set(kept) and all(
+        f["model"] == "demo" and f["runs"] == 3 and f["rss_mb"] > 10 for f in found.values()
+    )
     return found, kept, done.stdout
 
 
@@ -79,7 +85,11 @@ def test_onnx(home: Path) -> None:
     assert len(kept["ours-int4-no-cache"]["samples"]["whole_4_ms"]) == 3
     # The same blocks make the same model, whichever graph they are in.
     assert found["exported-int4-blocks"]["perplexity"] == pytest.approx(found["ours-int4"]["perplexity"], rel=0.01)
-    for name, operator in (("exported-fp32", "Gemm"), ("exported-int4-blocks", "MatMulNBits"), ("ours-int4", "GroupQueryAttention")):
+    for name, operator in (
+        ("exported-fp32", "Gemm"),
+        ("exported-int4-blocks", "MatMulNBits"),
+        ("ours-int4", "GroupQueryAttention"),
+    ):
         profile = found[name]["profile"]
         assert operator in profile and len(profile) <= 8 and 0.5 < sum(profile.values()) <= 1.001
         assert f"demo {name}: " in output

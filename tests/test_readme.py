@@ -34,7 +34,11 @@ def test_the_script(shared_daemon: Daemon) -> None:
     (code,) = blocks(README, "python")
     assert DEFAULT in code
     done = subprocess.run(
-        [sys.executable, "-c", code.replace(DEFAULT, shared_daemon.endpoint)], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", code.replace(DEFAULT, shared_daemon.endpoint)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert re.search(r"\d+\.\d ms, \d+ tokens/s", done.stdout)
@@ -75,7 +79,9 @@ def run(line: str, endpoint: str) -> subprocess.CompletedProcess[str]:
     words = shlex.split(line)
     words[0] = {".venv/bin/gpt2d-client": str(Path(sys.executable).parent / "gpt2d-client")}.get(words[0], words[0])
     command = [*words, "--endpoint", endpoint] if words[0] == "python3" else [words[0], endpoint, *words[1:]]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=110, check=False)
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=110, check=False
+    )
 
 
 @pytest.mark.skipif(not (ROOT / ".venv").exists(), reason="run.py would install everything into a new .venv")

@@ -24,7 +24,15 @@ pytest.importorskip("matplotlib")
 pytestmark = pytest.mark.timeout(300)
 
 SIZES = (DEMO, "gpt2", "gpt2-medium", "gpt2-large")
-MACHINE = {"cpu": "Some Processor", "cores": 2, "memory_gb": 25.3, "system": "Linux", "python": "3.11.7", "read_gb_s": 33.0, "load": 0.2}
+MACHINE = {
+    "cpu": "Some Processor",
+    "cores": 2,
+    "memory_gb": 25.3,
+    "system": "Linux",
+    "python": "3.11.7",
+    "read_gb_s": 33.0,
+    "load": 0.2,
+}
 VERSIONS = {"gpt2d": "0.1.0", "torch": "2.13.0+cpu", "onnxruntime": "1.32.0"}
 
 
@@ -42,10 +50,15 @@ class Rows:
         return [float(v) for v in value * np.exp(self.random.normal(0, wide, count))]
 
     def row(self, name: str, key: dict[str, Any], samples: dict[str, list[float]], facts: dict[str, Any]) -> Any:
-        return harness.Row(name, key, samples, facts, "2026-11-26T03:00:00Z", f"python scripts/{name}.py", MACHINE, VERSIONS)
+        return harness.Row(
+            name, key, samples, facts, "2026-11-26T03:00:00Z", f"python scripts/{name}.py", MACHINE, VERSIONS
+        )
 
     def everything(self) -> dict[str, list[Any]]:
-        return {name: [row for size in SIZES for row in getattr(self, name)(size, model_of(size))] for name in measured.SCRIPTS}
+        return {
+            name: [row for size in SIZES for row in getattr(self, name)(size, model_of(size))]
+            for name in measured.SCRIPTS
+        }
 
     def optimisation_methods(self, size: str, model: Model) -> Iterator[Any]:
         yield from self.methods(size, model, "optimisation_methods", (25, 100))
@@ -58,7 +71,9 @@ class Rows:
         scale = model.architecture.parameters / 124e6 if model.architecture else 1.0
         losses = {"fp32": (0.0, 1.0), "bf16": (0.05, 0.98), "int8": (0.2, 0.98), "int4": (0.5, 0.9)}
         for i, method in enumerate(script(name).methods_of(size, 2, SIZES)):
-            key = methods.key(method, SimpleNamespace(size=size, model=model, threads=2), 1 + i % 2 if i and not method.against else 1)
+            key = methods.key(
+                method, SimpleNamespace(size=size, model=model, threads=2), 1 + i % 2 if i and not method.against else 1
+            )
             row = self.row(name, key, {}, {})
             if reason := method.skip(model.architecture):
                 yield replace(row, problem=f"Skipped: {reason}")
@@ -73,16 +88,36 @@ class Rows:
                     samples[f"whole_{length}_ms"] = whole if statistics_fit(whole) else whole[:1]
             facts: dict[str, Any] = {"load_s": 1.0, "rss_mb": round(method.bytes(model.architecture) / 1e6)}
             if size == DEMO and method.judged:
-                facts |= dict(zip(("perplexity_change_pct", "top1_agreement"), losses[rows_of.precision_of(method.name)], strict=True))
+                facts |= dict(
+                    zip(
+                        ("perplexity_change_pct", "top1_agreement"),
+                        losses[rows_of.precision_of(method.name)],
+                        strict=True,
+                    )
+                )
             if name == "onnx_methods" and not method.option:
-                facts["profile"] = {"Gemm": 0.55, "MatMulNBits": 0.2, "Concat": 0.1, "GroupQueryAttention": 0.05, "Reshape": 0.04}
+                facts["profile"] = {
+                    "Gemm": 0.55,
+                    "MatMulNBits": 0.2,
+                    "Concat": 0.1,
+                    "GroupQueryAttention": 0.05,
+                    "Reshape": 0.04,
+                }
             if "lookup" in method.name or "page" in method.name:
-                facts |= {"texts": "abc", "reused_tokens": 0, "prompt_tokens": 1, "guessed_tokens": 0, "accepted_tokens": 0}
+                facts |= {
+                    "texts": "abc",
+                    "reused_tokens": 0,
+                    "prompt_tokens": 1,
+                    "guessed_tokens": 0,
+                    "accepted_tokens": 0,
+                }
             if method.name == "lookup-repeating-on":
                 samples |= {name: [v / 2 for v in values] for name, values in samples.items() if "whole" in name}
             yield replace(row, samples=samples, facts=facts)
         if name == "optimisation_methods":  # the second group has the baseline, too
-            key = methods.key(script(name).methods_of(size, 2, SIZES)[0], SimpleNamespace(size=size, model=model, threads=2), 2)
+            key = methods.key(
+                script(name).methods_of(size, 2, SIZES)[0], SimpleNamespace(size=size, model=model, threads=2), 2
+            )
             rates = self.around(min(23 / scale, 3000.0))
             yield self.row(name, key, {"tok_s": rates, "prefill_ms": self.around(50 * scale), "whole_25_ms": [24000 / r for r in rates]}, {"rss_mb": 900, "load_s": 2.0, "perplexity_change_pct": 0.0})  # fmt: skip
 
@@ -98,18 +133,39 @@ class Rows:
             "sampling": 1.03,
             "mirostat": 1.05,
         }
-        repeated = {"greedy": 0.42, "prompt lookup": 0.42, "beam": 0.55, "diverse beam": 0.5, "beam sampling": 0.2, "contrastive": 0.05}
+        repeated = {
+            "greedy": 0.42,
+            "prompt lookup": 0.42,
+            "beam": 0.55,
+            "diverse beam": 0.5,
+            "beam sampling": 0.2,
+            "contrastive": 0.05,
+        }
         perplexity = {"greedy": 4.0, "prompt lookup": 4.0, "beam": 3.2, "diverse beam": 3.4, "beam sampling": 6.0, "contrastive": 11.0, "sampling": 60.0, "top-p": 45.0, "typical": 43.0, "mirostat": 30.0, "min-p": 14.0}  # fmt: skip
         for plan in decoders.plans(args, None, size, model):
             name, count = str(plan.key["decoder"]), int(plan.key["new_tokens"])
-            ms = count * 3.0 * slow.get(name, 1.0) * (model.architecture.parameters / 124e6 if model.architecture else 1)
-            samples = {"inference_ms": self.around(ms), "whole_ms": self.around(ms * 1.1), "tok_s": self.around(count / ms * 1000)}
+            ms = (
+                count * 3.0 * slow.get(name, 1.0) * (model.architecture.parameters / 124e6 if model.architecture else 1)
+            )
+            samples = {
+                "inference_ms": self.around(ms),
+                "whole_ms": self.around(ms * 1.1),
+                "tok_s": self.around(count / ms * 1000),
+            }
             if plan.key["trained"]:
                 share = repeated.get(name, 0.01)
-                samples |= {"repetition": self.around(share, wide=0.2), "perplexity": self.around(perplexity.get(name, 22.0), wide=0.15)}
+                samples |= {
+                    "repetition": self.around(share, wide=0.2),
+                    "perplexity": self.around(perplexity.get(name, 22.0), wide=0.15),
+                }
                 samples |= {f"distinct_{n}": self.around(1 - share / n) for n in (1, 2, 3)}
             texts = [{"prompt": "To *be*, or", "text": " not\n`to` be | that"}] if plan.key["trained"] else []
-            yield self.row("decoder_methods", plan.key, samples, {"texts": texts, "settings": {}, "rss_mb": 100.0, "model": model.name})
+            yield self.row(
+                "decoder_methods",
+                plan.key,
+                samples,
+                {"texts": texts, "settings": {}, "rss_mb": 100.0, "model": model.name},
+            )
 
     def combined_methods(self, size: str, model: Model) -> Iterator[Any]:
         combined = script("combined_methods")
@@ -132,10 +188,19 @@ class Rows:
     def operating_point(self, size: str, model: Model) -> Iterator[Any]:
         point = script("operating_point")
         args = Namespace(
-            new_tokens=[25, 100], engine="native", precision="int8", prompt=point.PROMPT, settings={}, reuse=False, trials=200, threads=2
+            new_tokens=[25, 100],
+            engine="native",
+            precision="int8",
+            prompt=point.PROMPT,
+            settings={},
+            reuse=False,
+            trials=200,
+            threads=2,
         )
         for plan in point.plans(args, None, size, model):
-            ms = int(plan.key["new_tokens"]) * 3.0 * (model.architecture.parameters / 124e6 if model.architecture else 1)
+            ms = (
+                int(plan.key["new_tokens"]) * 3.0 * (model.architecture.parameters / 124e6 if model.architecture else 1)
+            )
             values = [ms * (1 + v) for v in self.random.gamma(2, 0.04, 200)]
             samples = {
                 "inference_ms": values,
@@ -162,7 +227,11 @@ class Rows:
         def many(sweep: str, together: float, late: float, **told: Any) -> Any:
             key = series.plan(sweep, serving.Closed, 1, **told).key
             rate = 1000 / step * min(together, 12) ** 0.6
-            samples = {"tok_s": self.around(rate), "requests_per_s": self.around(rate / 25), "token_p50_ms": self.around(step)}
+            samples = {
+                "tok_s": self.around(rate),
+                "requests_per_s": self.around(rate / 25),
+                "token_p50_ms": self.around(step),
+            }
             samples |= {
                 "first_token_p50_ms": self.around(late),
                 "first_token_p95_ms": self.around(late * 2),
@@ -174,7 +243,11 @@ class Rows:
             yield many("clients", count, 4 * step * count, clients=count)
         for i, rate in enumerate((8.0, 16.0, 32.0, 64.0)):
             yield many("rate", i + 1, 4 * step * (1 + math.exp(i)), rate=rate, clients=64)
-        shapes = [("prompt", "prompt_tokens", serving.PROMPTS), ("new", "new_tokens", serving.NEW), ("batch", "outputs", serving.BATCH)]
+        shapes = [
+            ("prompt", "prompt_tokens", serving.PROMPTS),
+            ("new", "new_tokens", serving.NEW),
+            ("batch", "outputs", serving.BATCH),
+        ]
         for sweep, name, values in shapes:
             for value in values:
                 key = series.plan(sweep, serving.One, **{name: value}).key
@@ -188,7 +261,11 @@ def statistics_fit(whole: list[float]) -> bool:
 
 
 def model_of(size: str) -> Model:
-    return Model(DEMO, DEMO_FOLDER, read_architecture(DEMO_FOLDER)) if size == DEMO else Model(f"random-{size}", None, PUBLISHED[size])
+    return (
+        Model(DEMO, DEMO_FOLDER, read_architecture(DEMO_FOLDER))
+        if size == DEMO
+        else Model(f"random-{size}", None, PUBLISHED[size])
+    )
 
 
 def keep(folder: Path, rows: dict[str, list[Any]]) -> None:
@@ -215,9 +292,15 @@ def test_the_document_is_whole(written: tuple[dict[str, Any], Path]) -> None:
     assert told["problems"] == {} and told["missing"] == [] and all(told["rows"].values())
     text, parts = (folder / "RESULTS.md").read_text(), sections_of(folder)
     anchors = re.findall(r"^\d+\. \[(.+)\]\(#(.+)\)$", text, re.MULTILINE)
-    assert [title for title, _ in anchors] == list(parts) and all(report.anchor(title) == link for title, link in anchors)
+    assert [title for title, _ in anchors] == list(parts) and all(
+        report.anchor(title) == link for title, link in anchors
+    )
     images = re.findall(r"\]\((images/results/\w+\.(?:png|svg))\)", text)
-    assert len(images) == 26 == len(set(images)) and all((folder / image).is_file() for image in images) and told["images"] == 13
+    assert (
+        len(images) == 26 == len(set(images))
+        and all((folder / image).is_file() for image in images)
+        and told["images"] == 13
+    )
 
 
 def test_each_figure_and_table_says_where_it_is_from(written: tuple[dict[str, Any], Path]) -> None:
@@ -226,7 +309,9 @@ def test_each_figure_and_table_says_where_it_is_from(written: tuple[dict[str, An
         if line.startswith("[!["):
             assert lines[i + 2].startswith("<sub>"), line
         if line.startswith("|") and not lines[i + 1].startswith("|"):
-            assert re.match(r"<sub>Some Processor, 2 cores.*torch 2\.13.*python scripts/\w+\.py; 2026-11-26 03:00 UTC", lines[i + 1]), line
+            assert re.match(
+                r"<sub>Some Processor, 2 cores.*torch 2\.13.*python scripts/\w+\.py; 2026-11-26 03:00 UTC", lines[i + 1]
+            ), line
 
 
 def test_figures_are_as_wide_as_they_are_meant(written: tuple[dict[str, Any], Path]) -> None:
@@ -263,7 +348,11 @@ def test_the_operating_point(written: tuple[dict[str, Any], Path]) -> None:
         "size": "gpt2-large",
         "is_default": False,
     }
-    assert point == wanted and "`native-int4` (+0.50 %, 90.0%)" in text and "This is not the default of daemon and client" in text
+    assert (
+        point == wanted
+        and "`native-int4` (+0.50 %, 90.0%)" in text
+        and "This is not the default of daemon and client" in text
+    )
 
 
 def with_perplexity(rows: list[Any], decoder: str, value: float) -> list[Any]:
@@ -280,13 +369,18 @@ def test_the_default_stays_where_nothing_is_seen_to_be_better() -> None:
     rows["decoder_methods"] = with_perplexity(with_perplexity(rows["decoder_methods"], "min-p", 21.0), "top-k", 22.0)
     point = recommendation.Point()
     text = recommendation.recommended(measured.Measured(rows), point)
-    assert recommendation.default_decoder() == "top-k" == point.decoder and point.differs() == [] and "This is the default" in text[0]
+    assert (
+        recommendation.default_decoder() == "top-k" == point.decoder
+        and point.differs() == []
+        and "This is the default" in text[0]
+    )
 
 
 def test_the_default_stays_where_nothing_fits() -> None:
     rows = Rows().everything()
     rows["decoder_methods"] = [
-        replace(row, samples=row.samples | {"repetition": [0.3] * 10}) if row.key["trained"] else row for row in rows["decoder_methods"]
+        replace(row, samples=row.samples | {"repetition": [0.3] * 10}) if row.key["trained"] else row
+        for row in rows["decoder_methods"]
     ]
     point = recommendation.Point()
     text = recommendation.recommended(measured.Measured(rows), point)
@@ -297,7 +391,11 @@ def test_a_decoder_that_takes_long_is_not_recommended() -> None:
     rows = Rows().everything()
     slow = {"gpt2": 1.5, DEMO: 1.0}
     rows["decoder_methods"] = [
-        replace(row, samples=row.samples | {"inference_ms": [v * slow.get(row.key["model"], 1.0) for v in row.samples["inference_ms"]]})
+        replace(
+            row,
+            samples=row.samples
+            | {"inference_ms": [v * slow.get(row.key["model"], 1.0) for v in row.samples["inference_ms"]]},
+        )
         if row.key["decoder"] == "min-p"
         else row
         for row in rows["decoder_methods"]
@@ -320,7 +418,9 @@ def test_nothing_measured(tmp_path: Path) -> None:
 
 def test_rows_that_are_broken_or_few(tmp_path: Path) -> None:
     rows = {name: own[:2] for name, own in Rows().everything().items()}
-    rows["decoder_methods"] = [replace(rows["decoder_methods"][0], samples={}, facts={}, problem="EngineFailed: no | memory")]
+    rows["decoder_methods"] = [
+        replace(rows["decoder_methods"][0], samples={}, facts={}, problem="EngineFailed: no | memory")
+    ]
     rows["combined_methods"] = [replace(row, facts={}) for row in rows["combined_methods"]]  # of an older version
     keep(tmp_path / "results", rows)
     with (tmp_path / "results" / "serving_methods.jsonl").open("a") as file:
@@ -350,8 +450,14 @@ def test_methods_of_different_groups_are_compared_by_the_baseline_of_each() -> N
         row("native-int4", 2, 240, 240),
     ]
     ways = measured.Compared(rows, script("optimisation_methods"), (25, 100))
-    assert ways.ratio("gpt2", "native-int8", base) == [4, 4] and ways.ratio("gpt2", "native-int4", "native-int8") == [2, 2]
-    assert ways.ratio("gpt2", "native-int8", "onnx-int8") == [2, 2] and ways.ratio("gpt2", "native-int8", "torch-fp32") is None
+    assert ways.ratio("gpt2", "native-int8", base) == [4, 4] and ways.ratio("gpt2", "native-int4", "native-int8") == [
+        2,
+        2,
+    ]
+    assert (
+        ways.ratio("gpt2", "native-int8", "onnx-int8") == [2, 2]
+        and ways.ratio("gpt2", "native-int8", "torch-fp32") is None
+    )
 
 
 def test_the_limit_is_what_the_weights_take() -> None:
@@ -365,7 +471,9 @@ def test_a_script_that_fails_is_told_and_the_others_go_on(
 ) -> None:
     (tmp_path / "scripts").mkdir()
     for name in measured.SCRIPTS:
-        (tmp_path / "scripts" / f"{name}.py").write_text(f"import sys\nprint(*sys.argv[1:])\nsys.exit({int(name == 'onnx_methods')})\n")
+        (tmp_path / "scripts" / f"{name}.py").write_text(
+            f"import sys\nprint(*sys.argv[1:])\nsys.exit({int(name == 'onnx_methods')})\n"
+        )
     monkeypatch.setattr(report, "ROOT", tmp_path)
     monkeypatch.setattr(sys, "argv", ["report.py", "--quick", "--out", str(tmp_path)])
     with pytest.raises(SystemExit) as ended:
@@ -374,11 +482,16 @@ def test_a_script_that_fails_is_told_and_the_others_go_on(
     told = json.loads(out.splitlines()[-1])
     assert ended.value.code == 1 and [ran["exit"] for ran in told["ran"].values()] == [0, 1, 0, 0, 0, 0]
     assert "2/6 onnx_methods: FAILED with exit code 1" in err and "6/6 serving_methods: done" in err and "all: " in err
-    assert f"--quick --json {tmp_path}/quick/results/serving_methods.jsonl" in err and (tmp_path / "quick" / "RESULTS.md").exists()
+    assert (
+        f"--quick --json {tmp_path}/quick/results/serving_methods.jsonl" in err
+        and (tmp_path / "quick" / "RESULTS.md").exists()
+    )
 
 
 def test_command_line(tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPTS / "report.py"), "--results", str(tmp_path), "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0 and json.loads(done.stdout.splitlines()[-1])["document"] == str(tmp_path / "RESULTS.md"), done.stderr
+    assert done.returncode == 0 and json.loads(done.stdout.splitlines()[-1])["document"] == str(
+        tmp_path / "RESULTS.md"
+    ), done.stderr
     assert subprocess.run([*command, "--run", "nothing"], capture_output=True, timeout=120).returncode == 2

@@ -23,7 +23,12 @@ FORBIDDEN = {
 @pytest.mark.parametrize("pattern", FORBIDDEN, ids=FORBIDDEN.values())
 def test_there_is_none_of(pattern: str) -> None:
     assert len(SOURCES) > 30
-    found = [f"{file}: {line}" for file in SOURCES for line in file.read_text(encoding="utf-8").splitlines() if re.search(pattern, line)]
+    found = [
+        f"{file}: {line}"
+        for file in SOURCES
+        for line in file.read_text(encoding="utf-8").splitlines()
+        if re.search(pattern, line)
+    ]
     assert found == []
 
 

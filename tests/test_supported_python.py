@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PREPARE = "import sys; sys.version_info = {}; sys.version = 'x'; import environment; environment.prepare(environment.CLIENT)"
+PREPARE = (
+    "import sys; sys.version_info = {}; sys.version = 'x'; import environment; environment.prepare(environment.CLIENT)"
+)
 
 
 def test_the_packages_admit_every_supported_version() -> None:
@@ -29,6 +31,8 @@ def test_a_first_start_refuses_only_what_cannot_run(version: tuple[int, ...], ad
     folder.mkdir()
     (tmp_path / ".venv").touch()
     (folder / "environment.py").write_text((ROOT / "scripts" / "environment.py").read_text(encoding="utf-8"))
-    done = subprocess.run([sys.executable, "-S", "-c", PREPARE.format(version)], cwd=folder, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", PREPARE.format(version)], cwd=folder, capture_output=True, text=True, timeout=60
+    )
     assert ("gpt2d needs Python" in done.stderr) is not admitted, done.stderr
     assert ("making" in done.stderr) is admitted, done.stderr

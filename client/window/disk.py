@@ -44,7 +44,11 @@ CLOSE_S = 5.0
 Line: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[^\0]+$")]
 """What can be an item of a list on the screen."""
 SettingsKept: TypeAlias = dict[str, bool | int | float | str | list[str | tuple[int, float]] | None]
-KINDS = get_type_hints(Preferences) | {"sampling": SettingsKept, "presets": dict[Line, SettingsKept], "recent": list[Line]}
+KINDS = get_type_hints(Preferences) | {
+    "sampling": SettingsKept,
+    "presets": dict[Line, SettingsKept],
+    "recent": list[Line],
+}
 
 
 def folder() -> Path:
@@ -84,7 +88,9 @@ class Disk:
             try:
                 event = _carry_out(effect)
             except (OSError, ValueError) as e:
-                event = DiskFailed(f"{getattr(e, 'filename', None) or ''}: {getattr(e, 'strerror', None) or e}".removeprefix(": "))
+                event = DiskFailed(
+                    f"{getattr(e, 'filename', None) or ''}: {getattr(e, 'strerror', None) or e}".removeprefix(": ")
+                )
             if event:
                 self._events.put(event)
                 self._wake()
@@ -116,7 +122,8 @@ def _carry_out(effect: DiskEffect) -> Event | None:
             path = Path(where).expanduser()
             entries = sorted(path.iterdir(), key=lambda p: (not p.is_dir(), p.name.lower()))
             return Listed(
-                str(path), [(p.name, p.is_dir()) for p in entries if not p.name.startswith(".") and _is_text(p.name)][:MAX_LISTED]
+                str(path),
+                [(p.name, p.is_dir()) for p in entries if not p.name.startswith(".") and _is_text(p.name)][:MAX_LISTED],
             )
         case ListFonts():
             return FontsListed(system_fonts())
@@ -154,7 +161,10 @@ def read_preferences() -> Preferences:
     preferences.font_size, preferences.page_font_size = (
         min(60.0, max(8.0, size)) for size in (preferences.font_size, preferences.page_font_size)
     )
-    preferences.width, preferences.height = max(640, min(8000, preferences.width)), max(400, min(8000, preferences.height))
+    preferences.width, preferences.height = (
+        max(640, min(8000, preferences.width)),
+        max(400, min(8000, preferences.height)),
+    )
     return preferences
 
 

@@ -226,7 +226,9 @@ class Tick:
     unix: float
 
 
-Event: TypeAlias = Replied | NotConnected | Broken | Opened | Saved | Exported | DiskFailed | Listed | FontsListed | Kept | Tick
+Event: TypeAlias = (
+    Replied | NotConnected | Broken | Opened | Saved | Exported | DiskFailed | Listed | FontsListed | Kept | Tick
+)
 
 # Effects: what is to be done outside
 

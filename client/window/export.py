@@ -33,7 +33,11 @@ with Client(sys.argv[1] if len(sys.argv) > 1 else {endpoint!r}) as client:
 
 def settings_of(entry: Entry) -> dict[str, Any]:
     """The settings in force that shape the text, without those that only tell about it."""
-    return {name: value for name, value in entry.result.settings.items() if name not in {"truncate", "logprobs", "logprobs_of"}}
+    return {
+        name: value
+        for name, value in entry.result.settings.items()
+        if name not in {"truncate", "logprobs", "logprobs_of"}
+    }
 
 
 def as_python(entry: Entry) -> str:
@@ -46,4 +50,8 @@ def as_python(entry: Entry) -> str:
 
 
 def as_json(entry: Entry) -> str:
-    return json.dumps({"prompt": entry.prompt, "unix_time": entry.at, "result": msgspec.to_builtins(entry.result)}, indent=2, default=str)
+    return json.dumps(
+        {"prompt": entry.prompt, "unix_time": entry.at, "result": msgspec.to_builtins(entry.result)},
+        indent=2,
+        default=str,
+    )

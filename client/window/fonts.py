@@ -41,7 +41,9 @@ def set_style(preferences: Preferences, screen: float) -> None:
     style = imgui.get_style()
     fresh = imgui.Style()
     hello_imgui.apply_theme(
-        hello_imgui.ImGuiTheme_.light_rounded if preferences.theme == "light" else hello_imgui.ImGuiTheme_.darcula_darker
+        hello_imgui.ImGuiTheme_.light_rounded
+        if preferences.theme == "light"
+        else hello_imgui.ImGuiTheme_.darcula_darker
     )
     for name in ("window_padding", "frame_padding", "item_spacing", "item_inner_spacing"):
         setattr(style, name, getattr(fresh, name))

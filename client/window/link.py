@@ -9,7 +9,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 from client import servers
-from client.window.events import Broken, Cancel, CloseLink, Event, KeepServer, Kept, NotConnected, OpenLink, Replied, Send
+from client.window.events import (
+    Broken,
+    Cancel,
+    CloseLink,
+    Event,
+    KeepServer,
+    Kept,
+    NotConnected,
+    OpenLink,
+    Replied,
+    Send,
+)
 from protocol.connection import Connection, Event as Reply
 from protocol.errors import Gpt2dError
 from protocol.keys import Address, read_secret

@@ -302,7 +302,9 @@ class AppState:
     @property
     def engine(self) -> m.Engine | None:
         """The chosen one, as the server describes it."""
-        return next((e for e in self.link.info.engines if e.name == self.models.engine), None) if self.link.info else None
+        return (
+            next((e for e in self.link.info.engines if e.name == self.models.engine), None) if self.link.info else None
+        )
 
     @property
     def compiles(self) -> bool:

@@ -39,7 +39,9 @@ BUSY_S, IDLE_S, WAIT_S = 6.0, 10.0, 60.0
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--like", choices=list(PUBLISHED), help="random weights of these shapes (default: the embedded model, which is faster)"
+        "--like",
+        choices=list(PUBLISHED),
+        help="random weights of these shapes (default: the embedded model, which is faster)",
     )
     parser.add_argument("--models-dir", type=Path, default=default_models_dir(), help="default: %(default)s")
     parser.set_defaults(threads=default_threads())  # what daemon_process asks for
@@ -65,7 +67,9 @@ window.close()
     took = list[float]()
     for _ in range(3):
         began = time.monotonic()
-        told = subprocess.run([sys.executable, "-P", "-c", code], stdout=subprocess.PIPE, text=True, timeout=WAIT_S, check=True).stdout
+        told = subprocess.run(
+            [sys.executable, "-P", "-c", code], stdout=subprocess.PIPE, text=True, timeout=WAIT_S, check=True
+        ).stdout
         took.append(float(told.split()[0]) - began)
     return statistics.median(took)
 

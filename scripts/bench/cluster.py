@@ -63,17 +63,27 @@ PIECES = (1, 8)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", metavar="A,B", default="nodes,gateway", help=f"of: {', '.join(PARTS)} (default: %(default)s)")
+    parser.add_argument(
+        "--only", metavar="A,B", default="nodes,gateway", help=f"of: {', '.join(PARTS)} (default: %(default)s)"
+    )
     parser.add_argument("--quick", action="store_true", help="two turns, and short ones")
     parser.add_argument("--runs", type=int, default=5, help="turns (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement (default: %(default)s)")
     parser.add_argument("--nodes", type=int, nargs="+", default=[1, 4], help="how many at a time (default: 1 4)")
-    parser.add_argument("--delay-ms", type=float, default=50.0, help="what a step of the waiting engine takes (default: %(default)s)")
+    parser.add_argument(
+        "--delay-ms", type=float, default=50.0, help="what a step of the waiting engine takes (default: %(default)s)"
+    )
     parser.add_argument("--rows", type=int, default=8, help="sequences in each of its steps (default: %(default)s)")
-    parser.add_argument("--peers", type=int, default=4, help="for the gateway's sum, in two processes (default: %(default)s)")
+    parser.add_argument(
+        "--peers", type=int, default=4, help="for the gateway's sum, in two processes (default: %(default)s)"
+    )
     parser.add_argument("--workers", type=int, default=2, help="that write to them (default: %(default)s)")
-    parser.add_argument("--models-dir", type=Path, default=default_models_dir(), help="for weights (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=default_threads(), help="of a worker, for weights (default: %(default)s)")
+    parser.add_argument(
+        "--models-dir", type=Path, default=default_models_dir(), help="for weights (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=default_threads(), help="of a worker, for weights (default: %(default)s)"
+    )
     args = parser.parse_args()
     parts = set(args.only.split(","))
     if unknown := parts - set(PARTS):
@@ -97,7 +107,15 @@ def main() -> None:
     memory = round(psutil.virtual_memory().total / 1e9)
     machine = f"{cpu()}, {os.cpu_count()} cores, {memory} GB, {platform.system()} {platform.release()}, Python {platform.python_version()}"
     print(
-        json.dumps({**figures, "texts": tally.texts, "wrong": len(tally.wrong), "machine": machine, "load": round(os.getloadavg()[0], 1)})
+        json.dumps(
+            {
+                **figures,
+                "texts": tally.texts,
+                "wrong": len(tally.wrong),
+                "machine": machine,
+                "load": round(os.getloadavg()[0], 1),
+            }
+        )
     )
 
 
@@ -195,7 +213,9 @@ def measure_gateway(args: argparse.Namespace, folder: Path, tally: Tally) -> dic
     summary: dict[tuple[int, str], Window] = {}
     for (piece, name), windows in found.items():
         rates = [w.tok_s for w in windows]
-        summary[piece, name] = median = Window(*(statistics.median(getattr(w, f) for w in windows) for f in ("tok_s", "cpu_us", "busy")))
+        summary[piece, name] = median = Window(
+            *(statistics.median(getattr(w, f) for w in windows) for f in ("tok_s", "cpu_us", "busy"))
+        )
         print(
             f"{piece:16}{1 if name == 'peer' else args.peers:7}{median.tok_s:10.0f}{min(rates):8.0f}{max(rates):8.0f}"
             f"{median.cpu_us:8.1f}{median.busy:7.0%}"

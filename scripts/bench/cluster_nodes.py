@@ -25,7 +25,9 @@ def ray_cluster(nodes: int) -> Iterator[Cluster]:
     """A head that takes no workers, and so many nodes of one CPU."""
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "node_name": "head", "include_dashboard": False})
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 0, "node_name": "head", "include_dashboard": False}
+    )
     try:
         for i in range(nodes):
             cluster.add_node(num_cpus=1, node_name=f"node-{i}", memory=NODE_BYTES)

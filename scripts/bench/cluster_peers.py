@@ -89,7 +89,9 @@ class Peers:
         self._pipes, self._processes = list[Pipe](), []
         for _ in range(processes):
             pipe, theirs = spawn.Pipe()
-            process = spawn.Process(target=serve_peers, args=(theirs, endpoint, count, streams, tokens, next(KEYS)), daemon=True)
+            process = spawn.Process(
+                target=serve_peers, args=(theirs, endpoint, count, streams, tokens, next(KEYS)), daemon=True
+            )
             process.start()
             theirs.close()
             self._pipes.append(pipe)
@@ -105,7 +107,9 @@ class Peers:
         """Tokens a second that come in that time."""
         before = self._ask("count")
         time.sleep(seconds)
-        rates = [(tokens - then) / (now - at) for (at, then), (now, tokens) in zip(before, self._ask("count"), strict=True)]
+        rates = [
+            (tokens - then) / (now - at) for (at, then), (now, tokens) in zip(before, self._ask("count"), strict=True)
+        ]
         return float(sum(rates))
 
     def finish(self, tally: Tally) -> None:

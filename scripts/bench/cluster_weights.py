@@ -48,7 +48,10 @@ class Loading:
     def parts(self) -> dict[str, float]:
         """How long each stage took, up to the next; "launch" is what comes before the first."""
         times = {"launch": self.began, **self.stages}
-        return {stage: after - at for (stage, at), after in zip(times.items(), [*self.stages.values(), self.ended], strict=True)}
+        return {
+            stage: after - at
+            for (stage, at), after in zip(times.items(), [*self.stages.values(), self.ended], strict=True)
+        }
 
     @property
     def send_s(self) -> float:
@@ -68,7 +71,9 @@ def empty(folder: Path) -> None:
 def measure_weights(args: argparse.Namespace, folder: Path, _: Tally) -> dict[str, Any]:
     model = ensure_model("gpt2", args.models_dir)
     size = sum(file.stat().st_size for file in (args.models_dir / model).iterdir())
-    found: dict[tuple[str, str], list[Loading]] = {(name, state): [] for name in ("local", "shared", "sent") for state in ("cold", "warm")}
+    found: dict[tuple[str, str], list[Loading]] = {
+        (name, state): [] for name in ("local", "shared", "sent") for state in ("cold", "warm")
+    }
     with ExitStack() as stack:
         cluster = stack.enter_context(ray_cluster(0))
         clients: dict[str, Client] = {}
@@ -77,7 +82,9 @@ def measure_weights(args: argparse.Namespace, folder: Path, _: Tally) -> dict[st
             more, caches[name] = list[str](), [folder / name / "cache"]
             if name != "local":
                 covered = args.models_dir if name == "sent" else None
-                caches[name].append(stack.enter_context(ray_node(cluster, name, args.threads, caches[name][0], covered)))
+                caches[name].append(
+                    stack.enter_context(ray_node(cluster, name, args.threads, caches[name][0], covered))
+                )
                 more = ["--cluster", str(cluster.address), "--cluster-resources", f"{name}=1"]
             arguments = ("--models-dir", str(args.models_dir), "--threads", str(args.threads), *more)
             daemon = Daemon(folder / name, *arguments)
@@ -101,7 +108,10 @@ def measure_weights(args: argparse.Namespace, folder: Path, _: Tally) -> dict[st
     weights: dict[str, Any] = {"bytes": size}
     for (name, state), loadings in found.items():
         times = [loading.seconds for loading in loadings]
-        stages = {stage: round(statistics.median(loading.parts.get(stage, 0.0) for loading in loadings), 2) for stage in loadings[0].parts}
+        stages = {
+            stage: round(statistics.median(loading.parts.get(stage, 0.0) for loading in loadings), 2)
+            for stage in loadings[0].parts
+        }
         weights.setdefault(name, {})[state] = {"s": round(statistics.median(times), 2), "stages": stages}
         line = ", ".join(f"{stage} {took:.2f}" for stage, took in stages.items())
         print(f"{name:>8}{state:>7}{statistics.median(times):8.2f}{min(times):8.2f}{max(times):8.2f}   {line}")

@@ -49,7 +49,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser, runs=5)
     parser.add_argument("--against", choices=["transformers"], help="a reference to run in turns with it (fp32, eager)")
-    parser.add_argument("--batch", type=batches, default=[1], metavar="1,8", help="numbers of sequences that decode together (default: 1)")
+    parser.add_argument(
+        "--batch",
+        type=batches,
+        default=[1],
+        metavar="1,8",
+        help="numbers of sequences that decode together (default: 1)",
+    )
     args, model = parse(parser)
 
     rows = max(1, *args.batch)
@@ -76,12 +82,22 @@ def main() -> None:
                 if i:
                     done.append(run)
         figures = {name: summary(runs[name], args.prompt_tokens, args.new_tokens, processes[name]) for name in names}
-    result: dict[str, object] = {"engine": args.engine, "precision": args.precision, "model": model.name, "threads": args.threads}
+    result: dict[str, object] = {
+        "engine": args.engine,
+        "precision": args.precision,
+        "model": model.name,
+        "threads": args.threads,
+    }
     result |= figures["ours"] | {"ratio": None}
-    result["batches"] = {str(b): {"decode_tok_s": decode_rates(done, args.new_tokens, b)} for b, done in together.items()}
+    result["batches"] = {
+        str(b): {"decode_tok_s": decode_rates(done, args.new_tokens, b)} for b, done in together.items()
+    }
     if args.against:
         totals = {name: statistics.median(r.prefill_s + r.decode_s for r in runs[name]) for name in names}
-        result |= {"ratio": round(totals["reference"] / totals["ours"], 2), "against": {"engine": args.against} | figures["reference"]}
+        result |= {
+            "ratio": round(totals["reference"] / totals["ours"], 2),
+            "against": {"engine": args.against} | figures["reference"],
+        }
     if hasattr(os, "getloadavg"):
         result["load_average"] = round(os.getloadavg()[0], 2)
     print(json.dumps(result))

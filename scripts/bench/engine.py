@@ -35,7 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser, *, runs: int) -> None:
     """The arguments that every benchmark of one model has."""
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--model", help="a model of the daemon: demo, or a folder of --models-dir")
-    which.add_argument("--like", choices=list(PUBLISHED), help="random weights of these shapes, made where they are missing")
+    which.add_argument(
+        "--like", choices=list(PUBLISHED), help="random weights of these shapes, made where they are missing"
+    )
     parser.add_argument("--models-dir", type=Path, default=default_models_dir(), help="default: %(default)s")
     parser.add_argument("--engine", choices=list(ENGINES), default=next(iter(ENGINES)), help="default: %(default)s")
     parser.add_argument("--precision", default="int8", help="default: %(default)s")
@@ -53,7 +55,9 @@ def parse(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Model]:
     if args.runs < 1 or args.prompt_tokens < 1 or args.new_tokens < 2:
         parser.error("--runs and --prompt-tokens are at least 1, --new-tokens at least 2")
     try:
-        model = Catalogue(args.models_dir, default_hub_cache()).find(args.model or ensure_model(args.like, args.models_dir))
+        model = Catalogue(args.models_dir, default_hub_cache()).find(
+            args.model or ensure_model(args.like, args.models_dir)
+        )
     except Gpt2dError as e:
         sys.exit(str(e))
     if model.folder is None:
@@ -159,7 +163,9 @@ class EngineProcess:
     def _read(self) -> dict[str, Any]:
         line = self._process.stdout.readline() if self._process.stdout else ""
         if not line:
-            raise EngineFailed(f"the engine's process ended with exit code {self._process.wait()}; its own words are above")
+            raise EngineFailed(
+                f"the engine's process ended with exit code {self._process.wait()}; its own words are above"
+            )
         answer: dict[str, Any] = json.loads(line)
         return answer
 

@@ -97,7 +97,11 @@ def llama(folder: Path, built: Path, precision: str, threads: int) -> Engine:
             batch.seq_id[i][0] = sequence
         if c.llama_decode(context, batch):
             raise RuntimeError("llama_decode failed")
-        found = [np.ctypeslib.as_array(c.llama_get_logits_ith(context, i), (vocabulary,)) for i, t in enumerate(tokens) if t[3]]
+        found = [
+            np.ctypeslib.as_array(c.llama_get_logits_ith(context, i), (vocabulary,))
+            for i, t in enumerate(tokens)
+            if t[3]
+        ]
         return [int(logits.argmax()) for logits in found]
 
     def engine(prompts: Prompts, new_tokens: int) -> tuple[float, float]:
@@ -118,7 +122,10 @@ def write_gguf(folder: Path, file: Path) -> None:
     from safetensors.numpy import load_file
 
     config = json.loads((folder / "config.json").read_text())
-    tensors = {name.removeprefix("transformer."): t.astype(np.float32) for name, t in load_file(folder / "model.safetensors").items()}
+    tensors = {
+        name.removeprefix("transformer."): t.astype(np.float32)
+        for name, t in load_file(folder / "model.safetensors").items()
+    }
     writer = gguf.GGUFWriter(file, "gpt2")
     writer.add_block_count(config["n_layer"])
     writer.add_context_length(config["n_positions"])
@@ -179,7 +186,9 @@ def openvino(_folder: Path, built: Path, precision: str, threads: int) -> Engine
         ids = np.array(prompts, np.int64)
 
         def timed(count: int) -> float:
-            config = genai.GenerationConfig(max_new_tokens=count, min_new_tokens=count, ignore_eos=True, do_sample=False)
+            config = genai.GenerationConfig(
+                max_new_tokens=count, min_new_tokens=count, ignore_eos=True, do_sample=False
+            )
             began = time.perf_counter()
             pipeline.generate(genai.TokenizedInputs(ov.Tensor(ids), ov.Tensor(np.ones_like(ids))), config)
             return time.perf_counter() - began
@@ -204,7 +213,13 @@ def ctranslate2(_folder: Path, built: Path, precision: str, threads: int) -> Eng
         def timed(count: int) -> float:
             began = time.perf_counter()
             generator.generate_batch(
-                tokens, max_length=count, min_length=count, sampling_topk=1, include_prompt_in_result=False, end_token=[], max_batch_size=0
+                tokens,
+                max_length=count,
+                min_length=count,
+                sampling_topk=1,
+                include_prompt_in_result=False,
+                end_token=[],
+                max_batch_size=0,
             )
             return time.perf_counter() - began
 
@@ -226,7 +241,11 @@ def main() -> None:
     print(json.dumps({"load_s": time.perf_counter() - began}), file=answers, flush=True)
     for line in sys.stdin:
         order = json.loads(line)
-        prompts = np.random.default_rng(order["seed"]).integers(0, vocabulary, (order["batch"], order["prompt_tokens"])).tolist()
+        prompts = (
+            np.random.default_rng(order["seed"])
+            .integers(0, vocabulary, (order["batch"], order["prompt_tokens"]))
+            .tolist()
+        )
         prefill_s, decode_s = engine(prompts, order["new_tokens"])
         print(json.dumps({"prefill_s": prefill_s, "decode_s": decode_s}), file=answers, flush=True)
 

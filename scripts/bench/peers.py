@@ -57,7 +57,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--model", help="a model of the daemon: a folder of --models-dir")
-    which.add_argument("--like", choices=list(PUBLISHED), default="gpt2", help="random weights of these shapes (default: %(default)s)")
+    which.add_argument(
+        "--like", choices=list(PUBLISHED), default="gpt2", help="random weights of these shapes (default: %(default)s)"
+    )
     parser.add_argument("--models-dir", type=Path, default=default_models_dir(), help="default: %(default)s")
     parser.add_argument("--only", metavar="A,B,...", help=f"of: {', '.join([*OURS, *PEERS])} (default: all)")
     parser.add_argument("--runs", type=int, default=5, help="default: %(default)s")
@@ -68,7 +70,9 @@ def main() -> None:
     if unknown := [name for name in names if name not in (*OURS, *PEERS)]:
         parser.error(f"no engine {', '.join(unknown)}; there are: {', '.join([*OURS, *PEERS])}")
     try:
-        model = Catalogue(args.models_dir, default_hub_cache()).find(args.model or ensure_model(args.like, args.models_dir))
+        model = Catalogue(args.models_dir, default_hub_cache()).find(
+            args.model or ensure_model(args.like, args.models_dir)
+        )
     except Gpt2dError as e:
         sys.exit(str(e))
     if model.folder is None or model.architecture is None:
@@ -78,7 +82,9 @@ def main() -> None:
         processes: dict[str, EngineProcess] = {}
         for name in names:
             try:
-                processes[name] = stack.enter_context(start(name, model.folder, model.architecture.vocabulary, args.threads))
+                processes[name] = stack.enter_context(
+                    start(name, model.folder, model.architecture.vocabulary, args.threads)
+                )
             except (EngineFailed, OSError, subprocess.SubprocessError) as e:
                 results[name] = {"error": str(e)}
                 print(f"{name}: {e}", file=sys.stderr)
@@ -123,7 +129,9 @@ def environment(name: str, requirements: str) -> str:
         native = {"CMAKE_ARGS": "-DGGML_NATIVE=ON", "PIP_NO_BINARY": "llama-cpp-python"}
         subprocess.run(pip, check=True, timeout=INSTALL_S, env=os.environ | native, stdout=sys.stderr)
         # Some of them bring it along, for another torch than this one, and then nothing can be imported.
-        subprocess.run([str(python), "-m", "pip", "uninstall", "--quiet", "--yes", "torchvision"], check=True, timeout=INSTALL_S)
+        subprocess.run(
+            [str(python), "-m", "pip", "uninstall", "--quiet", "--yes", "torchvision"], check=True, timeout=INSTALL_S
+        )
         stamp.write_text(file.read_text())
     return str(python)
 
@@ -141,7 +149,15 @@ def convert(engine: str, precision: str, folder: Path, built: Path) -> None:
         ]  # fmt: skip
     else:
         kind = {"fp32": "float32", "int8": "int8"}[precision]
-        command = [str(tools / "ct2-transformers-converter"), "--model", str(folder), "--output_dir", str(target), "--quantization", kind]
+        command = [
+            str(tools / "ct2-transformers-converter"),
+            "--model",
+            str(folder),
+            "--output_dir",
+            str(target),
+            "--quantization",
+            kind,
+        ]
     try:
         subprocess.run(command, check=True, timeout=INSTALL_S, stdout=sys.stderr)
     except subprocess.SubprocessError:
@@ -169,7 +185,10 @@ def measure(processes: dict[str, EngineProcess], runs: int) -> dict[str, dict[st
                     run = process.run(prompt, new, seed, batch)
                 if i:  # the first warms up
                     found[name][shape].append(rate(run, batch, prompt, new))
-    return {name: {shape: round(statistics.median(rates), 1) for shape, rates in shapes.items()} for name, shapes in found.items()}
+    return {
+        name: {shape: round(statistics.median(rates), 1) for shape, rates in shapes.items()}
+        for name, shapes in found.items()
+    }
 
 
 def rate(run: Run, batch: int, prompt: int, new: int) -> float:
@@ -196,7 +215,10 @@ def print_table(results: dict[str, dict[str, object]]) -> None:
     columns = [*SHAPES, "load_s", "rss_mb"]
     print(f"{'':20}" + "".join(f"{c:>12}" for c in columns), file=sys.stderr)
     for name, row in results.items():
-        print(f"{name:20}" + (str(row["error"])[:80] if "error" in row else "".join(f"{row[c]!s:>12}" for c in columns)), file=sys.stderr)
+        print(
+            f"{name:20}" + (str(row["error"])[:80] if "error" in row else "".join(f"{row[c]!s:>12}" for c in columns)),
+            file=sys.stderr,
+        )
 
 
 if __name__ == "__main__":

@@ -84,8 +84,14 @@ def main() -> None:
             done = min(start + BLOCK, args.runs)
             print(f"{done}/{args.runs} runs", file=sys.stderr)
         stats = client.stats()
-    first_ms = {name: statistics.median(t.first_s for t in runs) * 1000 for name, runs in (("daemon", through), ("engine", direct))}
-    rate = {name: args.new_tokens / statistics.median(t.whole_s for t in runs) for name, runs in (("daemon", through), ("engine", direct))}
+    first_ms = {
+        name: statistics.median(t.first_s for t in runs) * 1000
+        for name, runs in (("daemon", through), ("engine", direct))
+    }
+    rate = {
+        name: args.new_tokens / statistics.median(t.whole_s for t in runs)
+        for name, runs in (("daemon", through), ("engine", direct))
+    }
     figures = {
         "model": loaded.model, "engine": loaded.engine, "precision": loaded.precision, "threads": loaded.threads,
         "ping_ms": {"p50": round(statistics.median(pings), 3), "p99": round(percentile(pings, 0.99), 3)},

@@ -86,7 +86,10 @@ def serve(
 
 def summary(values_s: list[float]) -> dict[str, float]:
     """Milliseconds."""
-    return {name: round(percentile(values_s, share) * 1000, 1) for name, share in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))}
+    return {
+        name: round(percentile(values_s, share) * 1000, 1)
+        for name, share in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))
+    }
 
 
 def main() -> None:
@@ -94,11 +97,17 @@ def main() -> None:
     add_arguments(parser, runs=1)
     parser.add_argument("--clients", type=int, default=8, help="default: %(default)s")
     parser.add_argument("--requests", type=int, default=3, help="of each client (default: %(default)s)")
-    parser.add_argument("--rate", type=float, help="requests a second of all clients together (default: as fast as they are answered)")
-    parser.add_argument("--rows", type=int, help="sequences that run together (default: the daemon's)")
-    parser.add_argument("--intruder-tokens", type=int, metavar="N", help="one more client sends prompts of N tokens all the time")
     parser.add_argument(
-        "--beside", metavar="PRECISION", help="one more client writes all the time, with a second model: this one at PRECISION"
+        "--rate", type=float, help="requests a second of all clients together (default: as fast as they are answered)"
+    )
+    parser.add_argument("--rows", type=int, help="sequences that run together (default: the daemon's)")
+    parser.add_argument(
+        "--intruder-tokens", type=int, metavar="N", help="one more client sends prompts of N tokens all the time"
+    )
+    parser.add_argument(
+        "--beside",
+        metavar="PRECISION",
+        help="one more client writes all the time, with a second model: this one at PRECISION",
     )
     args, model = parse(parser)
     vocabulary = model.architecture.vocabulary if model.architecture else 0
@@ -106,16 +115,25 @@ def main() -> None:
     over = threading.Event()
     beside: list[int] = []
 
-    with daemon_process(args, *([f"--rows={args.rows}"] if args.rows else [])) as daemon, Client(daemon.endpoint) as control:
+    with (
+        daemon_process(args, *([f"--rows={args.rows}"] if args.rows else [])) as daemon,
+        Client(daemon.endpoint) as control,
+    ):
         loaded = control.load(model.name, engine=args.engine, precision=args.precision)
         for precision in {args.precision, args.beside or args.precision}:
             control.load(model.name, engine=args.engine, precision=precision)
-            control.generate(prompt_ids=[1] * args.prompt_tokens, max_new_tokens=8, ignore_eos=True, precision=precision)  # warms up
+            control.generate(
+                prompt_ids=[1] * args.prompt_tokens, max_new_tokens=8, ignore_eos=True, precision=precision
+            )  # warms up
         clients = [Client(daemon.endpoint) for _ in range(args.clients)]
         for client in clients:
             client.hello()
         prompts = rng.integers(0, vocabulary, (args.clients, args.requests, args.prompt_tokens)).tolist()
-        due_s = [[(turn * args.clients + i) / args.rate for turn in range(args.requests)] for i in range(args.clients)] if args.rate else []
+        due_s = (
+            [[(turn * args.clients + i) / args.rate for turn in range(args.requests)] for i in range(args.clients)]
+            if args.rate
+            else []
+        )
 
         def intrude() -> None:
             with Client(daemon.endpoint) as client:
@@ -128,13 +146,21 @@ def main() -> None:
                 ids = rng.integers(0, vocabulary, args.prompt_tokens).tolist()
                 while not over.is_set():
                     for piece in client.stream(
-                        prompt_ids=ids, max_new_tokens=args.new_tokens, ignore_eos=True, speculate=0, precision=args.beside
+                        prompt_ids=ids,
+                        max_new_tokens=args.new_tokens,
+                        ignore_eos=True,
+                        speculate=0,
+                        precision=args.beside,
                     ):
                         beside.append(len(piece.ids))
                         if over.is_set():
                             break
 
-        others = [threading.Thread(target=f) for f, wanted in ((intrude, args.intruder_tokens), (write_beside, args.beside)) if wanted]
+        others = [
+            threading.Thread(target=f)
+            for f, wanted in ((intrude, args.intruder_tokens), (write_beside, args.beside))
+            if wanted
+        ]
         for thread in others:
             thread.start()
         try:
@@ -158,7 +184,9 @@ def main() -> None:
         "clients": args.clients,
         "tok_s": round(sum(request.tokens for request in requests) / took, 1),
         "first_token_ms": summary([request.first_s for request in requests]),
-        "per_token_ms": summary([(request.whole_s - request.first_s) / max(1, request.tokens - 1) for request in requests]),
+        "per_token_ms": summary(
+            [(request.whole_s - request.first_s) / max(1, request.tokens - 1) for request in requests]
+        ),
         "longest_gap_ms": summary([max(request.gaps_s, default=0.0) for request in requests]),
         "mean_request_s": round(statistics.mean(request.whole_s for request in requests), 2),
         "beside_tok_s": round(written_beside / took, 1),

@@ -49,7 +49,15 @@ class Bench:
         config, folder = Config(), model.folder or Path()
         self._arch = read_architecture(folder)
         self._engine = load_engine(
-            folder, self._arch, args.engine, args.precision, 1, args.threads, config.cache_dir, config.cache_bytes, lambda *_: None
+            folder,
+            self._arch,
+            args.engine,
+            args.precision,
+            1,
+            args.threads,
+            config.cache_dir,
+            config.cache_bytes,
+            lambda *_: None,
         ).engine
         self._spec = Spec(
             endpoint="", server_key="", identity="", model=model.name, folder=str(folder), hub_cache="", models_dir="", engine=args.engine,
@@ -64,7 +72,11 @@ class Bench:
         worker = Worker(self._spec, link, self._engine, self._text, "", self._arch)  # type: ignore[arg-type]  # a link without a socket
         speculate = 0 if acceptance is None else 8
         request = m.Generate(
-            prompt_ids=self._prompt, max_new_tokens=self._new_tokens, strategy="greedy", ignore_eos=True, speculate=speculate
+            prompt_ids=self._prompt,
+            max_new_tokens=self._new_tokens,
+            strategy="greedy",
+            ignore_eos=True,
+            speculate=speculate,
         )
         worker._take(Work(id=1, group=1, request=request))
         if acceptance is not None:
@@ -109,7 +121,13 @@ def main() -> None:
     ]
     print(
         json.dumps(
-            {"model": model.name, "engine": args.engine, "precision": args.precision, "tok_s": round(len(text) / plain), "rows": rows}
+            {
+                "model": model.name,
+                "engine": args.engine,
+                "precision": args.precision,
+                "tok_s": round(len(text) / plain),
+                "rows": rows,
+            }
         )
     )
 

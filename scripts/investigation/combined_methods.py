@@ -106,7 +106,9 @@ class ByDaemon:
         self._loaded = daemon.load(model, engine, precision)
 
     def run(self, seed: int) -> dict[str, float]:
-        prompt = random_prompt(self._model, (seed, self._outputs))  # one that the worker does not remember from another trial
+        prompt = random_prompt(
+            self._model, (seed, self._outputs)
+        )  # one that the worker does not remember from another trial
         parts = [min(PART, self._outputs - first) for first in range(0, self._outputs, PART)]
 
         def ask(index: int) -> int:
@@ -133,7 +135,9 @@ class ByDaemon:
         }  # fmt: skip
 
 
-def groups(model: Model, variants: Sequence[tuple[str, str]], rows: int, free: float) -> Iterator[list[tuple[str, str]]]:
+def groups(
+    model: Model, variants: Sequence[tuple[str, str]], rows: int, free: float
+) -> Iterator[list[tuple[str, str]]]:
     """The variants in parts that fit into `free` bytes, those first that need most until they are loaded."""
     arch = model.architecture
     if arch is None:
@@ -156,7 +160,12 @@ def groups(model: Model, variants: Sequence[tuple[str, str]], rows: int, free: f
 
 
 def plans(
-    args: argparse.Namespace, daemon: OneDaemon, baseline: Baseline, size: str, model: Model, variants: list[tuple[str, str]]
+    args: argparse.Namespace,
+    daemon: OneDaemon,
+    baseline: Baseline,
+    size: str,
+    model: Model,
+    variants: list[tuple[str, str]],
 ) -> Iterator[Plan]:
     counts = args.outputs or OUTPUTS[size]
     for engine, precision in variants:
@@ -168,9 +177,15 @@ def plans(
                 "prompt_tokens": PROMPT_TOKENS, "new_tokens": NEW_TOKENS, "threads": args.threads,
             }  # fmt: skip
 
-            def make(engine: str = engine, precision: str = precision, outputs: int = outputs) -> AbstractContextManager[Limited]:
+            def make(
+                engine: str = engine, precision: str = precision, outputs: int = outputs
+            ) -> AbstractContextManager[Limited]:
                 by_transformers = (engine, precision) == BASELINE
-                trial = ByTransformers(baseline, outputs) if by_transformers else ByDaemon(daemon, model, engine, precision, outputs)
+                trial = (
+                    ByTransformers(baseline, outputs)
+                    if by_transformers
+                    else ByDaemon(daemon, model, engine, precision, outputs)
+                )
                 warm = outputs != counts[0]  # the same process has been warmed up by then
                 return Limited(trial, runs_of(size, quick=args.quick), args.seconds, warm=warm)
 
@@ -188,7 +203,12 @@ def measured(args: argparse.Namespace, results: Results) -> list[Row]:
                 rows += measure(results, todo, runs_of(size, quick=args.quick), f"{size}, {len(part)} together")
     order = {name: i for i, name in enumerate(names())}
     return sorted(
-        rows, key=lambda r: (args.sizes.index(r.key["model"]), r.key["outputs"], order[f"{r.key['engine']}/{r.key['precision']}"])
+        rows,
+        key=lambda r: (
+            args.sizes.index(r.key["model"]),
+            r.key["outputs"],
+            order[f"{r.key['engine']}/{r.key['precision']}"],
+        ),
     )
 
 
@@ -197,7 +217,11 @@ def names() -> list[str]:
 
 
 def tables(rows: list[Row]) -> str:
-    base = {(r.key["model"], r.key["outputs"]): r.median("tok_s") for r in rows if r.key["engine"] == BASELINE[0] and not r.problem}
+    base = {
+        (r.key["model"], r.key["outputs"]): r.median("tok_s")
+        for r in rows
+        if r.key["engine"] == BASELINE[0] and not r.problem
+    }
 
     def faster(row: Row) -> str:
         against = base.get((row.key["model"], row.key["outputs"]))
@@ -244,7 +268,14 @@ def serve_baseline(variant: Variant) -> None:
 
 def main() -> None:
     made = parser(__doc__, "combined_methods")
-    made.add_argument("--only", nargs="+", choices=names(), default=names(), metavar="ENGINE/PRECISION", help=f"of {', '.join(names())}")
+    made.add_argument(
+        "--only",
+        nargs="+",
+        choices=names(),
+        default=names(),
+        metavar="ENGINE/PRECISION",
+        help=f"of {', '.join(names())}",
+    )
     made.add_argument(
         "--outputs",
         nargs="+",

@@ -56,7 +56,12 @@ class Decoder:
     """A decoder of a shared worker."""
 
     def __init__(self, daemon: OneDaemon, model: Model, name: str, new_tokens: int) -> None:
-        self._daemon, self._model, self._settings, self._new_tokens = daemon, model, {"speculate": 0} | DECODERS[name], new_tokens
+        self._daemon, self._model, self._settings, self._new_tokens = (
+            daemon,
+            model,
+            {"speculate": 0} | DECODERS[name],
+            new_tokens,
+        )
         loaded = daemon.load(model, *choose_engine(None, None))
         self._which: dict[str, Any] = {"model": model.name, "engine": loaded.engine, "precision": loaded.precision}
         self._judged = is_trained(model)
@@ -104,7 +109,9 @@ def plans(args: argparse.Namespace, daemon: OneDaemon, size: str, model: Model) 
 
             def make(name: str = name, new_tokens: int = new_tokens) -> AbstractContextManager[Limited]:
                 warm = new_tokens != args.new_tokens[0]  # the first length warms up what the others ask
-                return Limited(Decoder(daemon, model, name, new_tokens), runs_of(size, quick=args.quick), args.seconds, warm=warm)
+                return Limited(
+                    Decoder(daemon, model, name, new_tokens), runs_of(size, quick=args.quick), args.seconds, warm=warm
+                )
 
             yield Plan(key, make)
 
@@ -143,9 +150,21 @@ def side_by_side(rows: list[Row]) -> Iterator[str]:
 
 def main() -> None:
     made = parser(__doc__, "decoder_methods")
-    made.add_argument("--only", nargs="+", choices=list(DECODERS), default=list(DECODERS), metavar="DECODER", help="default: all of them")
     made.add_argument(
-        "--new-tokens", nargs="+", type=int, default=list(NEW_TOKENS), metavar="N", help=f"default: {' '.join(map(str, NEW_TOKENS))}"
+        "--only",
+        nargs="+",
+        choices=list(DECODERS),
+        default=list(DECODERS),
+        metavar="DECODER",
+        help="default: all of them",
+    )
+    made.add_argument(
+        "--new-tokens",
+        nargs="+",
+        type=int,
+        default=list(NEW_TOKENS),
+        metavar="N",
+        help=f"default: {' '.join(map(str, NEW_TOKENS))}",
     )
     add_seconds(made, 4.0)
     args, results = parse(made, "decoder_methods")

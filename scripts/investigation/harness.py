@@ -115,7 +115,9 @@ class Results:
     def find(self, key: Key) -> Row | None:
         """What was measured of it on this machine, with these versions."""
         here = cpu(), versions()
-        found = [r for r in self.rows if r.key == key and r.script == self.script and (r.machine["cpu"], r.versions) == here]
+        found = [
+            r for r in self.rows if r.key == key and r.script == self.script and (r.machine["cpu"], r.versions) == here
+        ]
         return found[-1] if found else None
 
     def add(self, key: Key, samples: dict[str, list[float]], facts: dict[str, Any], problem: str = "") -> Row:
@@ -148,7 +150,10 @@ def measure(results: Results, plans: Sequence[Plan], runs: int, title: str) -> l
     rows = {i: row for i, plan in enumerate(plans) if not results.again and (row := results.find(plan.key))}
     todo = [i for i in range(len(plans)) if i not in rows]
     samples: dict[int, dict[str, list[float]]] = {i: {} for i in todo}
-    with ExitStack() as stack, tqdm(total=len(todo) * (2 + WARMUPS + runs), desc=title, unit="run", disable=not todo) as bar:
+    with (
+        ExitStack() as stack,
+        tqdm(total=len(todo) * (2 + WARMUPS + runs), desc=title, unit="run", disable=not todo) as bar,
+    ):
         trials: dict[int, Trial] = {}
         problems: dict[int, str] = {}
 
@@ -193,12 +198,20 @@ def parser(doc: str | None, name: str) -> argparse.ArgumentParser:
         "--sizes", nargs="+", choices=[DEMO, *PUBLISHED], default=list(SIZES), metavar="SIZE",
         help=f"models to measure: {DEMO}, and random weights of these shapes where the real ones are not on the disk: {', '.join(PUBLISHED)} (default: {' '.join(SIZES)})",
     )  # fmt: skip
-    made.add_argument("--quick", action="store_true", help=f"{DEMO} only, {QUICK_RUNS} runs: to see that everything works")
+    made.add_argument(
+        "--quick", action="store_true", help=f"{DEMO} only, {QUICK_RUNS} runs: to see that everything works"
+    )
     made.add_argument("--again", action="store_true", help="measure anew what is in the results file already")
     made.add_argument(
-        "--json", type=Path, default=RESULTS / f"{name}.jsonl", metavar="FILE", help="where results are kept (default: %(default)s)"
+        "--json",
+        type=Path,
+        default=RESULTS / f"{name}.jsonl",
+        metavar="FILE",
+        help="where results are kept (default: %(default)s)",
     )
-    made.add_argument("--models-dir", type=Path, default=default_models_dir(), metavar="DIR", help="default: %(default)s")
+    made.add_argument(
+        "--models-dir", type=Path, default=default_models_dir(), metavar="DIR", help="default: %(default)s"
+    )
     made.add_argument("--threads", type=int, default=default_threads(), help="default: %(default)s")
     return made
 

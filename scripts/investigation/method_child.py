@@ -136,7 +136,11 @@ def fidelity(loaded: Loaded, order: Order, tokens: int) -> dict[str, Any]:
     measuring.PROMPTS, measuring.NEW_TOKENS = 1, 2  # its greedy texts are not asked for here, and take most of its time
     compared = measuring.compare(loaded.engine(), reference, ids, lambda *_: None)
     change = 100 * (compared.perplexity / compared.reference_perplexity - 1)
-    return {"perplexity": compared.perplexity, "perplexity_change_pct": change, "top1_agreement": compared.top1_agreement}
+    return {
+        "perplexity": compared.perplexity,
+        "perplexity_change_pct": change,
+        "top1_agreement": compared.top1_agreement,
+    }
 
 
 def main() -> None:

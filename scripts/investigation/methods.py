@@ -113,7 +113,9 @@ class MethodTrial:
         self._prefill_s, self._step_s = 0.0, 0.0
 
     def run(self, seed: int) -> dict[str, float]:
-        new = WARM_UP_TOKENS if seed < WARMUPS else longest(self._lengths, self._prefill_s, self._step_s, seed - WARMUPS)
+        new = (
+            WARM_UP_TOKENS if seed < WARMUPS else longest(self._lengths, self._prefill_s, self._step_s, seed - WARMUPS)
+        )
         self._process.ask(new_tokens=new, seed=seed)
         stamps = self._process.answer()["stamps"]
         self._prefill_s, self._step_s = stamps[0], (stamps[-1] - stamps[0]) / (len(stamps) - 1)
@@ -357,15 +359,21 @@ def investigate(
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Measure all methods of all sizes, and tell what was found; `more` prints what has no place in the table."""
     made = parser(doc, name)
-    made.add_argument("--only", nargs="+", metavar="METHOD", help="these rows alone, and those that they are compared with")
+    made.add_argument(
+        "--only", nargs="+", metavar="METHOD", help="these rows alone, and those that they are compared with"
+    )
     args, results = parse(made, name)
     every = {size: methods_of(size, args.threads, args.sizes) for size in args.sizes}
     known = {m.name for methods in every.values() for m in methods}
     if unknown := {*(args.only or [])} - known:
         made.error(f"no method {', '.join(sorted(unknown))}; there are: {', '.join(sorted(known))}")
     chosen = {size: list(only_of(methods, args.only)) for size, methods in every.items()}
-    expected = sum(estimate(methods, shape_of(size), runs_of(size, quick=args.quick)) for size, methods in chosen.items())
-    minutes = f"{expected / 60:.0f} min on two idle cores if nothing is measured yet, and a quarter more if nothing is built"
+    expected = sum(
+        estimate(methods, shape_of(size), runs_of(size, quick=args.quick)) for size, methods in chosen.items()
+    )
+    minutes = (
+        f"{expected / 60:.0f} min on two idle cores if nothing is measured yet, and a quarter more if nothing is built"
+    )
     print(f"{name}: about {minutes}", file=sys.stderr, flush=True)
     rows: list[Row] = []
     began = time.monotonic()
@@ -373,14 +381,33 @@ def investigate(
         setup = Setup(size, model_of(size, args.models_dir), args.threads, args.models_dir, args.quick)
         packed = groups(methods, setup.architecture)
         for i, group in enumerate(packed, 1):
-            rows += measure(results, plans(group, setup, i), runs_of(size, quick=args.quick), f"{size} {i}/{len(packed)}")
+            rows += measure(
+                results, plans(group, setup, i), runs_of(size, quick=args.quick), f"{size} {i}/{len(packed)}"
+            )
     found = summary(rows, list({m.name: m for methods in chosen.values() for m in methods}.values()), lengths)
     print_tables(found, lengths)
-    off = [abs(v) for row in rows for n in lengths if len(measured(row, n)) < runs_in(row) for v in row.samples.get(f"off_{n}", [])]
+    off = [
+        abs(v)
+        for row in rows
+        for n in lengths
+        if len(measured(row, n)) < runs_in(row)
+        for v in row.samples.get(f"off_{n}", [])
+    ]
     if off:
-        print(f"\n~ times, in the runs that measured them, are {np.median(off):.1%} off in the median, {max(off):.1%} at most")
+        print(
+            f"\n~ times, in the runs that measured them, are {np.median(off):.1%} off in the median, {max(off):.1%} at most"
+        )
     more(found)
-    print(json.dumps({"script": name, "rows": found, "file": str(args.json), "minutes": round((time.monotonic() - began) / 60, 1)}))
+    print(
+        json.dumps(
+            {
+                "script": name,
+                "rows": found,
+                "file": str(args.json),
+                "minutes": round((time.monotonic() - began) / 60, 1),
+            }
+        )
+    )
     return found
 
 

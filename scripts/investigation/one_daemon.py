@@ -131,7 +131,12 @@ def figure(value: float) -> str:
 def table(rows: Sequence[Row], columns: dict[str, Callable[[Row], object]]) -> str:
     """A table in Markdown; rows that could not be measured come after it, with the reason."""
     cells = [[str(cell(row)) for cell in columns.values()] for row in rows if not row.problem]
-    return "\n".join([*lines_of([*columns], cells), *(f"{name_of(row.key)}: {row.problem}" for row in rows if row.problem)]) + "\n"
+    return (
+        "\n".join(
+            [*lines_of([*columns], cells), *(f"{name_of(row.key)}: {row.problem}" for row in rows if row.problem)]
+        )
+        + "\n"
+    )
 
 
 def lines_of(head: Sequence[str], cells: Iterable[Sequence[str]]) -> list[str]:
@@ -146,7 +151,12 @@ def name_of(key: Key) -> str:
 def last_line(results: Results, rows: Sequence[Row]) -> str:
     """One JSON object: the results file, and the medians of each row."""
     told = [
-        row.key | ({"problem": row.problem} if row.problem else {"runs": most(row), **{name: row.median(name) for name in row.samples}})
+        row.key
+        | (
+            {"problem": row.problem}
+            if row.problem
+            else {"runs": most(row), **{name: row.median(name) for name in row.samples}}
+        )
         for row in rows
     ]
     return json.dumps({"script": results.script, "file": str(results.file), "rows": told}, ensure_ascii=False)

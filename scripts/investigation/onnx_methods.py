@@ -37,7 +37,16 @@ from typing import Any
 
 import numpy as np
 
-from scripts.investigation.method_child import CACHE_BYTES, BuiltAnew, Loaded, Order, Write, by_steps, check_memory, own_engine
+from scripts.investigation.method_child import (
+    CACHE_BYTES,
+    BuiltAnew,
+    Loaded,
+    Order,
+    Write,
+    by_steps,
+    check_memory,
+    own_engine,
+)
 from scripts.investigation.methods import LENGTHS, Method, above, investigate
 from scripts.investigation.texts import PROMPT_TOKENS
 from server.catalogue.catalogue import CONFIG_FILE, WEIGHTS_FILE, Architecture
@@ -119,7 +128,9 @@ class Fed(Reference):
             engine.threads,
         )
         shape = (1, arch.heads, arch.context, arch.head)
-        self._cache = {f"past_{part}_{i}": np.zeros(shape, np.float32) for i in range(arch.layers) for part in ("key", "value")}
+        self._cache = {
+            f"past_{part}_{i}": np.zeros(shape, np.float32) for i in range(arch.layers) for part in ("key", "value")
+        }
 
     def prefill(self, row: int, ids: Sequence[int], past: int, wanted: Sequence[int], hidden: object = None) -> Logits:  # noqa: ARG002 - there is one row
         end = past + len(ids)
@@ -127,7 +138,9 @@ class Fed(Reference):
             "ids": np.array([ids], np.int64), "positions": np.arange(past, end, dtype=np.int64)[None], "seqlens": np.array([end - 1], np.int32),
             "total": np.array(end, np.int32), "wanted": np.array(wanted, np.int64),
         }  # fmt: skip
-        logits, *cache = self._session.run(["logits", *(name.replace("past", "present") for name in self._cache)], feeds | self._cache)
+        logits, *cache = self._session.run(
+            ["logits", *(name.replace("past", "present") for name in self._cache)], feeds | self._cache
+        )
         self._cache = dict(zip(self._cache, cache, strict=True))
         found: Logits = logits
         return found
@@ -189,7 +202,9 @@ def export_of(order: Order, precision: str) -> Path:
         check_memory((INT8_COPIES if precision == "int8" else BLOCKS_COPIES) * 4 * arch.parameters)
         return QuantisedExport(plain, arch, precision)
 
-    place = BuildCache(cache_dir, CACHE_BYTES).get(f"{content}-optimum-{precision}-{of_this_processor(precision)}", build)
+    place = BuildCache(cache_dir, CACHE_BYTES).get(
+        f"{content}-optimum-{precision}-{of_this_processor(precision)}", build
+    )
     if built:
         raise BuiltAnew
     return place
@@ -213,7 +228,9 @@ class QuantisedExport:
         config.to_json_file(folder / CONFIG_FILE)
         if self.precision == "int8":
             large = 4 * self.arch.parameters > SINGLE_FILE_BYTES
-            ORTQuantizer(self.plain / MODEL_FILE, config).quantize(quantisation(), folder, file_suffix=None, use_external_data_format=large)
+            ORTQuantizer(self.plain / MODEL_FILE, config).quantize(
+                quantisation(), folder, file_suffix=None, use_external_data_format=large
+            )
             (folder / SHARE_FILE).write_text(f"{quantised_share(folder / MODEL_FILE)}\n")
         else:
             in_blocks(self.plain / MODEL_FILE, folder / MODEL_FILE, int(self.precision[3]), self.arch.vocabulary)
@@ -244,7 +261,9 @@ def in_blocks(plain: Path, target: Path, bits: int, vocabulary: int) -> None:
             made[f"{name}.{suffix}"] = numpy_helper.from_array(array, f"{name}.{suffix}")
         inputs = [x, f"{name}.values", f"{name}.scales", *(["", "", *bias] if bias else [])]
         sizes = {"N": matrix.shape[0], "K": matrix.shape[1], "bits": own_bits, "block_size": BLOCK, "accuracy_level": 4}
-        nodes.append(helper.make_node("MatMulNBits", inputs, list(node.output), node.name, domain="com.microsoft", **sizes))
+        nodes.append(
+            helper.make_node("MatMulNBits", inputs, list(node.output), node.name, domain="com.microsoft", **sizes)
+        )
         gone.add(name)
     kept = [tensor for name, tensor in weights.items() if name not in gone]
     del graph.node[:], graph.initializer[:]
@@ -284,7 +303,10 @@ def methods_of(_size: str, _threads: int, _sizes: Sequence[str]) -> list[Method]
 def print_profiles(found: Sequence[dict[str, Any]]) -> None:
     for f in found:
         if f.get("profile"):
-            print(f"{f['model']} {f['method']}: " + ", ".join(f"{name} {share:.1%}" for name, share in f["profile"].items()))
+            print(
+                f"{f['model']} {f['method']}: "
+                + ", ".join(f"{name} {share:.1%}" for name, share in f["profile"].items())
+            )
 
 
 def main() -> None:

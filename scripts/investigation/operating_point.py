@@ -145,10 +145,22 @@ def main() -> None:
     made.add_argument("--prompt", default=PROMPT, help="default: %(default)r")
     made.add_argument("--set", type=setting, action="append", default=[], metavar="NAME=VALUE", dest="settings", help="a setting of the generation, such as temperature=0.8")  # fmt: skip
     made.add_argument(
-        "--new-tokens", nargs="+", type=int, default=list(NEW_TOKENS), metavar="N", help=f"default: {' '.join(map(str, NEW_TOKENS))}"
+        "--new-tokens",
+        nargs="+",
+        type=int,
+        default=list(NEW_TOKENS),
+        metavar="N",
+        help=f"default: {' '.join(map(str, NEW_TOKENS))}",
     )
-    made.add_argument("--trials", type=int, default=TRIALS, help="of each size and length, with the seeds 0, 1, ... (default: %(default)s)")
-    made.add_argument("--reuse", action="store_true", help="let the daemon remember the prompt from one trial to the next")
+    made.add_argument(
+        "--trials",
+        type=int,
+        default=TRIALS,
+        help="of each size and length, with the seeds 0, 1, ... (default: %(default)s)",
+    )
+    made.add_argument(
+        "--reuse", action="store_true", help="let the daemon remember the prompt from one trial to the next"
+    )
     add_seconds(made, 45.0)
     args, results = parse(made, "operating_point")
     args.settings = dict(args.settings)

@@ -140,7 +140,9 @@ class TwoTexts:
     def __init__(self, method: Method, setup: Setup) -> None:
         """Raises: EngineFailed."""
         with ExitStack() as starting:
-            self._processes = [starting.enter_context(MethodProcess(method.order(setup))) for _ in range(method.processes)]
+            self._processes = [
+                starting.enter_context(MethodProcess(method.order(setup))) for _ in range(method.processes)
+            ]
             self._stack = starting.pop_all()
 
     def run(self, seed: int) -> dict[str, float]:
@@ -154,7 +156,10 @@ class TwoTexts:
         return {"tok_s": 2 * new / (time.perf_counter() - began)}
 
     def facts(self) -> dict[str, Any]:
-        return {"load_s": round(max(p.load_s for p in self._processes), 2), "rss_mb": round(sum(p.rss_mb() for p in self._processes))}
+        return {
+            "load_s": round(max(p.load_s for p in self._processes), 2),
+            "rss_mb": round(sum(p.rss_mb() for p in self._processes)),
+        }
 
     def __enter__(self) -> Self:
         return self
@@ -184,7 +189,11 @@ class DaemonTrial:
         waited, ledger = time.perf_counter() - began, result.ledger
         if seed >= WARMUPS:
             self._results.append(result)
-        return {"prefill_ms": ledger.prefill_ms, "tok_s": ledger.tokens_per_second, f"whole_{len(result.ids)}_ms": 1e3 * waited}
+        return {
+            "prefill_ms": ledger.prefill_ms,
+            "tok_s": ledger.tokens_per_second,
+            f"whole_{len(result.ids)}_ms": 1e3 * waited,
+        }
 
     def write(self, seed: int) -> tuple[float, m.Generated]:
         """When it began, and what came."""
@@ -252,7 +261,14 @@ def methods_of(size: str, threads: int, sizes: Sequence[str]) -> list[Method]:
     native8 = Method("native-int8", precision="int8", option="native", tok_s=350, weight_bytes=1.2, torch=False)
     found = [
         baseline,
-        Method("optimum-int8", precision="int8", option="as-it-is", loader="onnx_methods.exported", tok_s=54, weight_bytes=2),
+        Method(
+            "optimum-int8",
+            precision="int8",
+            option="as-it-is",
+            loader="onnx_methods.exported",
+            tok_s=54,
+            weight_bytes=2,
+        ),
         Method("optimum-fp32", option="as-it-is", loader="onnx_methods.exported", tok_s=28, weight_bytes=7.5),
         Method("transformers-sdpa", loader, option="sdpa"),
         Method("transformers-bf16", loader, "bf16", tok_s=35, weight_bytes=2),
@@ -271,20 +287,41 @@ def methods_of(size: str, threads: int, sizes: Sequence[str]) -> list[Method]:
     for count in sorted({n for n in (1, 2, 4) if n < threads} | ({2 * threads} if twice else set())):
         slower = count / threads if count < threads else 0.7
         found += [
-            replace(method, name=f"{method.name}-threads-{count}", threads=count, judged=False, tok_s=method.tok_s * slower)
+            replace(
+                method, name=f"{method.name}-threads-{count}", threads=count, judged=False, tok_s=method.tok_s * slower
+            )
             for method in (replace(baseline, skip=above(MOST)), native8)
         ]
     if threads > 1:
         half = threads // 2
-        for name, method, run_s in (("transformers", replace(baseline, skip=above(MOST)), 0.85), ("native", native8, 0.1)):
+        for name, method, run_s in (
+            ("transformers", replace(baseline, skip=above(MOST)), 0.85),
+            ("native", native8, 0.1),
+        ):
             one, two = f"two-texts-{name}-1x{threads}", f"two-texts-{name}-2x{half}"
             made = replace(method, name=one, against=one, make=TwoTexts, run_s=run_s)
             found += [made, replace(made, name=two, threads=half, processes=2, weight_bytes=2 * method.weight_bytes)]
-    page = Method("page-anew", precision="int8", option="anew", against="page-anew", make=Page, run_s=0.4, weight_bytes=1.2, torch=False)
+    page = Method(
+        "page-anew",
+        precision="int8",
+        option="anew",
+        against="page-anew",
+        make=Page,
+        run_s=0.4,
+        weight_bytes=1.2,
+        torch=False,
+    )
     found += [page, replace(page, name="page-reused", option="reused", run_s=0.5)]
     if size == DEMO:
         for text in ("repeating", "plain"):
-            off = replace(page, name=f"lookup-{text}-off", option=f"{text} off", against=f"lookup-{text}-off", make=Lookup, run_s=2.0)
+            off = replace(
+                page,
+                name=f"lookup-{text}-off",
+                option=f"{text} off",
+                against=f"lookup-{text}-off",
+                make=Lookup,
+                run_s=2.0,
+            )
             found += [off, replace(off, name=f"lookup-{text}-on", option=f"{text} on")]
     return [method for method in found if "native" in ENGINES or "native" not in method.name]
 

@@ -124,7 +124,8 @@ class Closed:
 
     def run(self, seed: int) -> dict[str, float]:
         prompts = [
-            [random_prompt(self._server.model, (seed, self._count, i, turn)) for turn in range(REQUESTS)] for i in range(self._count)
+            [random_prompt(self._server.model, (seed, self._count, i, turn)) for turn in range(REQUESTS)]
+            for i in range(self._count)
         ]
         return seen(*serve(self._server.clients(self._count), prompts, NEW_TOKENS, self._server.precision))
 
@@ -206,7 +207,9 @@ class Series:
         elif sweep == "new":
             plans = [self.plan(sweep, One, PROMPT_TOKENS, n, 1, new_tokens=n) for n in NEW]
         else:
-            plans = [self.plan(sweep, One, PROMPT_TOKENS, NEW_TOKENS, n, outputs=n) for n in BATCH if n <= self._args.rows]
+            plans = [
+                self.plan(sweep, One, PROMPT_TOKENS, NEW_TOKENS, n, outputs=n) for n in BATCH if n <= self._args.rows
+            ]
         rows = measure(self._results, plans, self._runs, f"{self._size}, {sweep}")
         if sweep == "clients":
             self._one_client = rows[0]
@@ -219,7 +222,9 @@ class Series:
         """
         one = self._one_client
         if one is None:
-            (one,) = measure(self._results, [self.plan("clients", Closed, 1, clients=1)], self._runs, f"{self._size}, one client")
+            (one,) = measure(
+                self._results, [self.plan("clients", Closed, 1, clients=1)], self._runs, f"{self._size}, one client"
+            )
             yield one
         if one.problem:
             return
@@ -238,7 +243,9 @@ class Series:
 
     def _at(self, rate: float) -> Row:
         rate = float(f"{rate:.3g}")
-        plan = self.plan("rate", Open, rate, QUICK_BURST_S if self._args.quick else BURST_S, rate=rate, clients=MOST_CLIENTS)
+        plan = self.plan(
+            "rate", Open, rate, QUICK_BURST_S if self._args.quick else BURST_S, rate=rate, clients=MOST_CLIENTS
+        )
         (row,) = measure(self._results, [plan], BURSTS, f"{self._size}, {rate:g} requests/s")
         return row
 
@@ -277,13 +284,18 @@ def tables(rows: list[Row]) -> str:
         "tok/s of all": lambda r: medians(r, "tok_s"),
     }
     loops = ("clients", "rate")
-    ordered = sorted((r for r in rows if r.key["sweep"] in loops), key=lambda r: SWEEPS.index(r.key["sweep"]) * 1e6 + float(r.key["rate"]))
+    ordered = sorted(
+        (r for r in rows if r.key["sweep"] in loops),
+        key=lambda r: SWEEPS.index(r.key["sweep"]) * 1e6 + float(r.key["rate"]),
+    )
     return "\n".join([table(ordered, many), table([r for r in rows if r.key["sweep"] not in loops], alone)])
 
 
 def main() -> None:
     made = parser(__doc__, "serving_methods")
-    made.add_argument("--only", nargs="+", choices=SWEEPS, default=list(SWEEPS), metavar="SWEEP", help=f"of {', '.join(SWEEPS)}")
+    made.add_argument(
+        "--only", nargs="+", choices=SWEEPS, default=list(SWEEPS), metavar="SWEEP", help=f"of {', '.join(SWEEPS)}"
+    )
     made.add_argument("--rows", type=int, default=16, help="sequences that run together (default: %(default)s)")
     add_seconds(made, 3.0)
     args, results = parse(made, "serving_methods")

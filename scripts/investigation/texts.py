@@ -60,7 +60,11 @@ def quality(client: Client, model: Model, prompt: Sequence[int], ids: Sequence[i
     engine, precision = REFERENCE
     scored = client.score(ids=[*prompt, *ids], model=model.name, engine=engine, precision=precision)
     told = [p for p in scored.logprobs[len(prompt) :] if p is not None]
-    return {"repetition": repetition(ids), **{f"distinct_{n}": distinct(ids, n) for n in (1, 2, 3)}, "perplexity": perplexity(told)}
+    return {
+        "repetition": repetition(ids),
+        **{f"distinct_{n}": distinct(ids, n) for n in (1, 2, 3)},
+        "perplexity": perplexity(told),
+    }
 
 
 def is_trained(model: Model) -> bool:

@@ -68,7 +68,9 @@ def panels(count: int, columns: int, height: float, title: str, *, sharey: bool 
     """A grid of axes; each row of it is `height` inches high."""
     columns = min(columns, count)
     lines = math.ceil(count / columns)
-    made, axes = plt.subplots(lines, columns, figsize=(WIDTH, lines * height + 0.75), layout="constrained", squeeze=False, sharey=sharey)
+    made, axes = plt.subplots(
+        lines, columns, figsize=(WIDTH, lines * height + 0.75), layout="constrained", squeeze=False, sharey=sharey
+    )
     for empty in axes.flat[count:]:
         empty.set_axis_off()
     made.suptitle(title, x=0.008, ha="left")
@@ -98,7 +100,13 @@ def spread(values: Sequence[float], scale: float = 1.0) -> tuple[float, list[lis
 
 
 def line(
-    ax: Axes, points: Sequence[tuple[float, Sequence[float]]], colour: str, *, label: str, dashes: str = "-", marker: str = "o"
+    ax: Axes,
+    points: Sequence[tuple[float, Sequence[float]]],
+    colour: str,
+    *,
+    label: str,
+    dashes: str = "-",
+    marker: str = "o",
 ) -> None:
     """Medians with their intervals."""
     if not points:
@@ -154,7 +162,9 @@ def put_names(ax: Axes, points: Sequence[Named]) -> None:
         at = ax.transData.transform([(point.x, point.y), (point.left, point.low), (point.right, point.high)])
         (px, py), (left, low), (right, high) = at
         for x0, y0, x1, y1, wide in ((px, py, px, py, 4), (left, py, right, py, 1), (px, low, px, high, 1)):
-            taken.append(Bbox.from_extents(x0 - wide * inches, y0 - wide * inches, x1 + wide * inches, y1 + wide * inches))
+            taken.append(
+                Bbox.from_extents(x0 - wide * inches, y0 - wide * inches, x1 + wide * inches, y1 + wide * inches)
+            )
     frame = ax.get_window_extent()
     for point in sorted(points, key=lambda point: -point.y):
         px, py = ax.transData.transform((point.x, point.y))

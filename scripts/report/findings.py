@@ -44,11 +44,16 @@ def findings(found: Measured) -> Iterator[Finding]:
             continue
         every = ways.ratio(size, "transformers-int8", BASELINE)
         now = f"It is {ranged(head)} times as fast as {figure(statistics.median(methods.times(baseline, 25)) / 1000)} s for 25 tokens, where as then only the LM head is quantised"
-        yield Finding(old, faster({size: head}), f"{now}{f'; with all matrices {ranged(every)} times' if every else ''}.")
+        yield Finding(
+            old, faster({size: head}), f"{now}{f'; with all matrices {ranged(every)} times' if every else ''}."
+        )
 
     yield multithreading(found)
 
-    for name, label, other in (("torch-fp32-compile", "torch.compile", "torch-fp32"), ("transformers-sdpa", "BetterTransformer", BASELINE)):
+    for name, label, other in (
+        ("torch-fp32-compile", "torch.compile", "torch-fp32"),
+        ("transformers-sdpa", "BetterTransformer", BASELINE),
+    ):
         by_size = ratios(name, other)
         marginal = all(abs(statistics.median(values) - 1) < MARGINAL for values in by_size.values())
         verdict = MISSING if not by_size else CONFIRMED if marginal else REFUTED
@@ -59,11 +64,15 @@ def findings(found: Measured) -> Iterator[Finding]:
     yield from sampled(found)
 
     default = "-".join(choose_engine(None, None))
-    rates = {size: row.samples["tok_s"] for size in ways.sizes if size in PUBLISHED and (row := ways.row(size, default))}
+    rates = {
+        size: row.samples["tok_s"] for size in ways.sizes if size in PUBLISHED and (row := ways.row(size, default))
+    }
     if len(rates) > 1:
         speeds = [*rates.values()]
         verdict = CONFIRMED if all(interval(a)[0] > interval(b)[1] for a, b in itertools.pairwise(speeds)) else REFUTED
-        now = f"`{default}` decodes {listed([f'{size} at {ranged(values)}' for size, values in rates.items()])} tokens/s."
+        now = (
+            f"`{default}` decodes {listed([f'{size} at {ranged(values)}' for size, values in rates.items()])} tokens/s."
+        )
     else:
         verdict, now = MISSING, missing
     yield Finding("Larger models are slower.", verdict, now)
@@ -73,18 +82,24 @@ def findings(found: Measured) -> Iterator[Finding]:
     yield Finding(
         "The medium model is the best balance.",
         UNKNOWN,
-        f"{reason}; of the two sides of the balance the speed is known: {listed(costs)} as gpt2." if costs else f"{reason}.",
+        f"{reason}; of the two sides of the balance the speed is known: {listed(costs)} as gpt2."
+        if costs
+        else f"{reason}.",
     )
 
     plain, hand = ratios("optimum-fp32"), ratios("onnx-int8")
     verdict = faster(plain | {f"{size} ": values for size, values in hand.items()})
     now = f"An export in ONNX Runtime at full precision is {told(plain)} as transformers; the graph made by hand, at int8, {told(hand)}."
-    yield Finding("ONNX is promising.", verdict, now if plain and hand else f"an export: {told(plain)}" if plain else missing)
+    yield Finding(
+        "ONNX is promising.", verdict, now if plain and hand else f"an export: {told(plain)}" if plain else missing
+    )
 
 
 def faster(ratios: dict[str, list[float]]) -> str:
     """Confirmed where each size's interval lies above 1."""
-    return MISSING if not ratios else CONFIRMED if all(interval(values)[0] > 1 for values in ratios.values()) else REFUTED
+    return (
+        MISSING if not ratios else CONFIRMED if all(interval(values)[0] > 1 for values in ratios.values()) else REFUTED
+    )
 
 
 def told(ratios: dict[str, list[float]]) -> str:
@@ -101,11 +116,14 @@ def multithreading(found: Measured) -> Finding:
     ways, old = found.compared, "Quantisation together with multithreading is the fastest."
     verdicts, fastest, gains = [], [], {}
     for size in compared_sizes(ways):
-        rates = {name: row.median("tok_s") for name in filter(is_plain, ways.methods(size)) if (row := ways.row(size, name))}
+        rates = {
+            name: row.median("tok_s") for name in filter(is_plain, ways.methods(size)) if (row := ways.row(size, name))
+        }
         if BASELINE not in rates or len(rates) < 2:
             continue
         best, theirs = (
-            max(some, key=lambda name: rates[name]) for some in (rates, [n for n in rates if n.startswith(("transformers", "torch"))])
+            max(some, key=lambda name: rates[name])
+            for some in (rates, [n for n in rates if n.startswith(("transformers", "torch"))])
         )
         fastest.append(f"`{best}` on {size} (of torch's `{theirs}`)")
         if single := ways.ratio(size, "native-int8", "native-int8-threads-1"):

@@ -17,7 +17,14 @@ from scripts.investigation.harness import Row, read
 from scripts.investigation.one_daemon import lines_of
 from scripts.report.rows import newest, sizes_of, weights_of
 
-SCRIPTS = ("optimisation_methods", "onnx_methods", "decoder_methods", "combined_methods", "operating_point", "serving_methods")
+SCRIPTS = (
+    "optimisation_methods",
+    "onnx_methods",
+    "decoder_methods",
+    "combined_methods",
+    "operating_point",
+    "serving_methods",
+)
 BASELINE = "transformers-fp32"
 
 
@@ -30,7 +37,9 @@ class Compared:
     def __init__(self, rows: Sequence[Row], script: Any, lengths: Sequence[int]) -> None:
         self.lengths = lengths
         self._rows = rows
-        self._by = {(str(r.key["model"]), str(r.key["method"])): r for r in rows if not r.problem and r.samples.get("tok_s")}
+        self._by = {
+            (str(r.key["model"]), str(r.key["method"])): r for r in rows if not r.problem and r.samples.get("tok_s")
+        }
         self.sizes = sizes_of(self._by.values())
         self._against: dict[str, str] = {}
         for threads in {int(r.key["threads"]) for r in rows}:
@@ -93,7 +102,11 @@ class Compared:
         }  # fmt: skip
         text = []
         for size in sizes_of(self._rows):
-            found = [methods.figures(row, self.against(row), self.lengths) for (model, _), row in self._by.items() if model == size]
+            found = [
+                methods.figures(row, self.against(row), self.lengths)
+                for (model, _), row in self._by.items()
+                if model == size
+            ]
             cells = [[show(f) for show in columns.values()] for f in found]
             used = [i for i in range(len(columns)) if any(line[i] for line in cells)]
             text += [f"**{weights_of(size, self._rows)}**", ""]
@@ -129,7 +142,10 @@ class Measured:
 
 def load(results: Path, *, quick: bool) -> Measured:
     files = {name: results / f"{name}{'.quick' if quick else ''}.jsonl" for name in SCRIPTS}
-    rows = {name: [r for r in newest(read(file)) if r.script == name] if file.exists() else [] for name, file in files.items()}
+    rows = {
+        name: [r for r in newest(read(file)) if r.script == name] if file.exists() else []
+        for name, file in files.items()
+    }
     return Measured(rows)
 
 

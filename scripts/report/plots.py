@@ -57,7 +57,9 @@ def speed(rows: Sequence[Row], read_gb_s: float, title: str, columns: int = 2) -
     best = {size: max(row.median("tok_s") for (model, _), row in measured.items() if model == size) for size in sizes}
 
     def rank(method: str) -> float:
-        return statistics.mean(math.log(row.median("tok_s") / best[size]) for (size, name), row in measured.items() if name == method)
+        return statistics.mean(
+            math.log(row.median("tok_s") / best[size]) for (size, name), row in measured.items() if name == method
+        )
 
     names = sorted(dict.fromkeys(name for _, name in measured), key=rank)
     made, axes = panels(len(sizes), columns, 0.21 * len(names) + 0.75, title, sharey=True)
@@ -79,7 +81,9 @@ def speed(rows: Sequence[Row], read_gb_s: float, title: str, columns: int = 2) -
             ax.annotate(
                 digits(middle), (middle + error[1][0], y), (4, 0), textcoords="offset points", va="center", fontsize=7.5, bbox=ON_WHITE
             )  # fmt: skip
-        ax.set_xlim(0, 1.13 * max(interval(row.samples["tok_s"])[1] for (model, _), row in measured.items() if model == size))
+        ax.set_xlim(
+            0, 1.13 * max(interval(row.samples["tok_s"])[1] for (model, _), row in measured.items() if model == size)
+        )
         for precision, most in limits(size, read_gb_s).items():
             if any(precision_of(name) == precision for name in names) and most < ax.get_xlim()[1] * 1.6:
                 ax.set_xlim(0, max(ax.get_xlim()[1], most * 1.06))
@@ -89,9 +93,18 @@ def speed(rows: Sequence[Row], read_gb_s: float, title: str, columns: int = 2) -
         ax.set_title(weights_of(size, rows))
         ax.set_xlabel("tokens/s of decoding")
         ax.grid(visible=False, axis="y")
-    colours = [Patch(color=colour, label=name) for name, colour in PRECISION_COLOURS.items() if any(precision_of(n) == name for n in names)]
+    colours = [
+        Patch(color=colour, label=name)
+        for name, colour in PRECISION_COLOURS.items()
+        if any(precision_of(n) == name for n in names)
+    ]
     limit = Line2D(
-        [], [], color=BLACK, linestyle=(0, (4, 2)), linewidth=1.4, label="read bandwidth / bytes of the weights at this precision"
+        [],
+        [],
+        color=BLACK,
+        linestyle=(0, (4, 2)),
+        linewidth=1.4,
+        label="read bandwidth / bytes of the weights at this precision",
     )
     shown = [limit] if any(limits(size, read_gb_s) for size in sizes) else []
     legend(made, [*colours, *shown], 6)
@@ -121,7 +134,9 @@ def memory(rows: Sequence[Row]) -> Figure | None:
         ax.set_xlabel("resident memory, MB")
         ax.set_ylabel("tokens/s")
     marks = [
-        Line2D([], [], color=BLACK, marker=MARKERS[name], linestyle="", markersize=9 if name == "native" else 6, label=name)
+        Line2D(
+            [], [], color=BLACK, marker=MARKERS[name], linestyle="", markersize=9 if name == "native" else 6, label=name
+        )
         for name in engines
     ]
     legend(made, [*marks, *(Patch(color=c, label=p) for p, c in PRECISION_COLOURS.items())], 9)
@@ -159,7 +174,9 @@ def decoder_time(rows: Sequence[Row]) -> Figure | None:
     names = [*dict.fromkeys(name for _, name in by)][::-1]
     if not sizes:
         return None
-    made, (ax,) = panels(1, 1, 0.3 * len(names) + 0.6, f"Time of {longest} tokens, greedy decoding of the same model = 1")
+    made, (ax,) = panels(
+        1, 1, 0.3 * len(names) + 0.6, f"Time of {longest} tokens, greedy decoding of the same model = 1"
+    )
     for i, size in enumerate(sizes):
         one = by[size, "greedy"].median("inference_ms")
         colour, marker = SIZES.get(size, (BLACK, "o"))
@@ -168,7 +185,15 @@ def decoder_time(rows: Sequence[Row]) -> Figure | None:
                 middle, error = spread(row.samples["inference_ms"], 1 / one)
                 at = y + 0.16 * ((len(sizes) - 1) / 2 - i)
                 ax.errorbar(
-                    middle, at, xerr=error, color=colour, marker=marker, linestyle="", elinewidth=1, capsize=2, label=size if y == 0 else ""
+                    middle,
+                    at,
+                    xerr=error,
+                    color=colour,
+                    marker=marker,
+                    linestyle="",
+                    elinewidth=1,
+                    capsize=2,
+                    label=size if y == 0 else "",
                 )
     plain_numbers(ax, "x")
     ax.axvline(1, color=GREY, linewidth=1)
@@ -189,7 +214,9 @@ def decoder_text(rows: Sequence[Row]) -> Figure | None:
     made, axes = panels(2 * len(sizes), 2, 3.7, f"What decoders take, and what they write ({longest} tokens)")
     everything: list[tuple[Axes, list[Named]]] = []
     for i, (size, (name, label)) in enumerate(
-        product(sizes, (("repetition", "repeated 4-grams, %"), ("perplexity", "perplexity of the text under the model")))
+        product(
+            sizes, (("repetition", "repeated 4-grams, %"), ("perplexity", "perplexity of the text under the model"))
+        )
     ):
         ax = axes[i]
         points: list[Named] = []
@@ -198,8 +225,12 @@ def decoder_text(rows: Sequence[Row]) -> Figure | None:
             x, across = spread(row.samples["inference_ms"])
             y, up = spread(row.samples[name], 100 if name == "repetition" else 1)
             colour, marker = (BLUE, "o") if decoder in DRAWN else (RED, "^") if decoder in SEARCHED else (BLACK, "s")
-            ax.errorbar(x, y, xerr=across, yerr=up, color=colour, marker=marker, markersize=6, elinewidth=0.8, linestyle="")
-            points.append(Named(decoder, colour, x, y, *interval(row.samples["inference_ms"]), y - up[0][0], y + up[1][0]))
+            ax.errorbar(
+                x, y, xerr=across, yerr=up, color=colour, marker=marker, markersize=6, elinewidth=0.8, linestyle=""
+            )
+            points.append(
+                Named(decoder, colour, x, y, *interval(row.samples["inference_ms"]), y - up[0][0], y + up[1][0])
+            )
         plain_numbers(ax, "x")
         if name == "perplexity":
             plain_numbers(ax, "y")
@@ -210,7 +241,11 @@ def decoder_text(rows: Sequence[Row]) -> Figure | None:
         ax.set_xlabel(f"ms for {longest} tokens")
         ax.set_ylabel(label)
         everything.append((ax, points))
-    kinds = (("always the likeliest", BLACK, "s"), ("draws at random", BLUE, "o"), ("searches among several texts", RED, "^"))
+    kinds = (
+        ("always the likeliest", BLACK, "s"),
+        ("draws at random", BLUE, "o"),
+        ("searches among several texts", RED, "^"),
+    )
     legend(made, [Line2D([], [], color=c, marker=m, linestyle="", label=name) for name, c, m in kinds], 3)
     made.draw_without_rendering()  # the axes are where they will be
     for ax, points in everything:
@@ -266,7 +301,10 @@ def latency(rows: Sequence[Row]) -> Figure | None:
         ax.set_xlabel("ms")
         ax.set_ylabel("requests" if size == sizes[0] else "")
         ax.grid(visible=False)
-    lines = [Line2D([], [], color=BLACK, label="median"), Line2D([], [], color=RED, linestyle="--", label="95th percentile")]
+    lines = [
+        Line2D([], [], color=BLACK, label="median"),
+        Line2D([], [], color=RED, linestyle="--", label="95th percentile"),
+    ]
     note = Patch(color=SKY, label="requests (the slowest 1 % are in the last bar)")
     legend(made, [*lines, note], 3)
     return made
@@ -276,7 +314,11 @@ def served(rows: Sequence[Row], sweep: str) -> Figure | None:
     """Throughput, and the time to the first token, against clients or against the rate of arrival."""
     found = fine([r for r in rows if r.key["sweep"] == sweep], "tok_s", "first_token_p50_ms", "first_token_p95_ms")
     by = "clients" if sweep == "clients" else "rate"
-    title = "Many clients, each with one request after the other" if sweep == "clients" else "Requests that arrive at random"
+    title = (
+        "Many clients, each with one request after the other"
+        if sweep == "clients"
+        else "Requests that arrive at random"
+    )
     asked = "clients" if sweep == "clients" else "requests/s that arrive"
     if not found:
         return None
@@ -285,7 +327,13 @@ def served(rows: Sequence[Row], sweep: str) -> Figure | None:
         colour, marker = SIZES.get(size, (BLACK, "o"))
         own = [r for r in found if r.key["model"] == size]
         line(left, [(float(r.key[by]), r.samples["tok_s"]) for r in own], colour, label=size, marker=marker)
-        line(right, [(float(r.key[by]), r.samples["first_token_p50_ms"]) for r in own], colour, label=f"{size}, median", marker=marker)
+        line(
+            right,
+            [(float(r.key[by]), r.samples["first_token_p50_ms"]) for r in own],
+            colour,
+            label=f"{size}, median",
+            marker=marker,
+        )
         line(
             right,
             [(float(r.key[by]), r.samples["first_token_p95_ms"]) for r in own],
@@ -328,7 +376,13 @@ def cost(rows: Sequence[Row]) -> Figure | None:
         own = fine([r for r in rows if r.key["sweep"] == sweep], name)
         for size in sizes_of(own):
             colour, marker = SIZES.get(size, (BLACK, "o"))
-            line(ax, [(float(r.key[by]), r.samples[name]) for r in own if r.key["model"] == size], colour, label=size, marker=marker)
+            line(
+                ax,
+                [(float(r.key[by]), r.samples[name]) for r in own if r.key["model"] == size],
+                colour,
+                label=size,
+                marker=marker,
+            )
         plain_numbers(ax, "x", sorted({int(r.key[by]) for r in own}))
         plain_numbers(ax, "y")
         ax.set_xlabel(across)
@@ -339,7 +393,9 @@ def cost(rows: Sequence[Row]) -> Figure | None:
 
 def operators(rows: Sequence[Row]) -> Figure | None:
     """The share of the decode steps' time by operator type."""
-    found = {(str(r.key["model"]), str(r.key["method"])): r.facts["profile"] for r in fine(rows) if r.facts.get("profile")}
+    found = {
+        (str(r.key["model"]), str(r.key["method"])): r.facts["profile"] for r in fine(rows) if r.facts.get("profile")
+    }
     if not found:
         return None
     sums: dict[str, float] = {}

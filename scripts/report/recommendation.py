@@ -104,7 +104,9 @@ def recommended(found: Measured, point: Point) -> list[str]:
     )  # fmt: skip
     so_far = "" if point.whole else "As far as it is measured: "
     verdict = (
-        "This is the default of daemon and client" if not differs else f"This is not the default of daemon and client: {listed(differs)}"
+        "This is the default of daemon and client"
+        if not differs
+        else f"This is not the default of daemon and client: {listed(differs)}"
     )
     return [
         f"**{so_far}{point_text}.** {verdict}; the client asks for what `protocol.messages.Generate` says, and there is no default size.",
@@ -127,7 +129,10 @@ def of_engine(found: Measured, point: Point) -> Iterator[str]:
         if rates := {name: row.median("tok_s") for name in admitted if (row := ways.row(size, name))}:
             best[size] = max(rates, key=rates.__getitem__)
     if not best:
-        yield from ("- **Engine and precision**: not measured yet; `python scripts/investigation/optimisation_methods.py` does it.", "")
+        yield from (
+            "- **Engine and precision**: not measured yet; `python scripts/investigation/optimisation_methods.py` does it.",
+            "",
+        )
         return
     chosen = best.get("gpt2") or next(iter(best.values()))
     point.engine, point.precision = chosen.split("-")
@@ -158,7 +163,9 @@ def of_decoder(found: Measured, point: Point) -> Iterator[str]:
         return
     size, slower = slowness(rows, drawn)
     fit = {
-        name: row for name, row in drawn.items() if row.interval("repetition")[1] <= MOST_REPEATED and slower.get(name, 1.0) <= MOST_SLOWER
+        name: row
+        for name, row in drawn.items()
+        if row.interval("repetition")[1] <= MOST_REPEATED and slower.get(name, 1.0) <= MOST_SLOWER
     }
     usual = default_decoder()
     if fit:
@@ -177,7 +184,10 @@ def of_decoder(found: Measured, point: Point) -> Iterator[str]:
         f"of the ways to draw, those that repeat no more than {100 * MOST_REPEATED:.0f} % of their 4-grams (the whole interval) and take at most {MOST_SLOWER:g} times as long as greedy "
         f"decoding on {size}; of these the one with the lowest perplexity; the default where no difference to it shows"
     )
-    yield from (f"- **Decoder**: sampling, {settings}. The rule: {rule}{'' if fit else '. None fits it, so that the default stays'}.", "")
+    yield from (
+        f"- **Decoder**: sampling, {settings}. The rule: {rule}{'' if fit else '. None fits it, so that the default stays'}.",
+        "",
+    )
     yield f"| {DEMO}, {greedy.key['new_tokens']} tokens | ms | time on {size}, greedy = 1 | repeated 4-grams, % | distinct-2 | perplexity |"
     yield "| --- | --- | --- | --- | --- | --- |"
     for name, row in {"greedy": greedy, **drawn}.items():
@@ -192,7 +202,11 @@ def slowness(rows: Sequence[Row], names: Iterable[str]) -> tuple[str, dict[str, 
     timed = fine(rows, "inference_ms")
     size = "gpt2" if any(row.key["model"] == "gpt2" and row.key["decoder"] == "greedy" for row in timed) else DEMO
     longest = max((int(row.key["new_tokens"]) for row in timed if row.key["model"] == size), default=0)
-    took = {str(r.key["decoder"]): r.median("inference_ms") for r in timed if (r.key["model"], r.key["new_tokens"]) == (size, longest)}
+    took = {
+        str(r.key["decoder"]): r.median("inference_ms")
+        for r in timed
+        if (r.key["model"], r.key["new_tokens"]) == (size, longest)
+    }
     return size, {name: took[name] / took["greedy"] for name in names if name in took and "greedy" in took}
 
 
@@ -206,7 +220,10 @@ def of_threads(found: Measured, point: Point) -> Iterator[str]:
             by.setdefault(method, {})[int(row.key["threads"])] = row
     several = [method for method, rows in by.items() if len(rows) > 1 and ENGINE_ROW.fullmatch(method)]
     if not several:
-        yield from ("- **Threads**: not measured yet; `python scripts/investigation/optimisation_methods.py` does it.", "")
+        yield from (
+            "- **Threads**: not measured yet; `python scripts/investigation/optimisation_methods.py` does it.",
+            "",
+        )
         return
     method = chosen if chosen in several else several[-1]
     rows = by[method]
@@ -215,16 +232,24 @@ def of_threads(found: Measured, point: Point) -> Iterator[str]:
     point.usual_threads = int(usual.key["threads"]) if usual else point.threads
     told = listed([f"{ranged(row.samples['tok_s'])} with {count}" for count, row in sorted(rows.items())])
     cores = rows[point.threads].machine.get("cores", "?")
-    yield from (f"- **Threads**: {point.threads}, on a machine with {cores} cores. Tokens/s of `{method}` on {size}: {told}.", "")
+    yield from (
+        f"- **Threads**: {point.threads}, on a machine with {cores} cores. Tokens/s of `{method}` on {size}: {told}.",
+        "",
+    )
 
 
 def of_speculation(found: Measured, point: Point) -> Iterator[str]:
     ways = found.compared
     gains = {
-        text: values for text in ("repeating", "plain") if (values := ways.ratio(DEMO, f"lookup-{text}-on", f"lookup-{text}-off", 100))
+        text: values
+        for text in ("repeating", "plain")
+        if (values := ways.ratio(DEMO, f"lookup-{text}-on", f"lookup-{text}-off", 100))
     }
     if len(gains) < 2:
-        yield from ("- **Guessing ahead**: not measured yet; `python scripts/investigation/optimisation_methods.py` does it.", "")
+        yield from (
+            "- **Guessing ahead**: not measured yet; `python scripts/investigation/optimisation_methods.py` does it.",
+            "",
+        )
         return
     on = statistics.median(gains["repeating"]) > 1 and statistics.median(gains["plain"]) >= WORTH_LOSING
     point.speculate = (m.Generate(prompt="").speculate or 8) if on else 0
@@ -244,7 +269,11 @@ def of_size(found: Measured, point: Point) -> Iterator[str]:
         yield from ("- **Size**: not measured yet; `python scripts/investigation/optimisation_methods.py` does it.", "")
         return
     told = listed([f"{size} {figure(rate)}" for size, rate in rates.items()])
-    point.size = max((size for size, rate in rates.items() if rate >= LEAST_TOK_S), key=lambda size: PUBLISHED[size].parameters, default="")
+    point.size = max(
+        (size for size, rate in rates.items() if rate >= LEAST_TOK_S),
+        key=lambda size: PUBLISHED[size].parameters,
+        default="",
+    )
     chosen = (
         f"the largest that writes {LEAST_TOK_S:g} tokens/s, about four times as fast as people read, is {point.size}"
         if point.size

@@ -37,7 +37,18 @@ from scripts.investigation.harness import QUICK_RUNS, RESAMPLES, RESULTS, ROOT, 
 from scripts.investigation.one_daemon import LEAST, figure, lines_of
 from scripts.investigation.texts import PROMPT_TOKENS
 from scripts.report.findings import Finding, compare_old
-from scripts.report.measured import BASELINE, SCRIPTS, Compared, Measured, escaped, listed, load, markdown, origins, under
+from scripts.report.measured import (
+    BASELINE,
+    SCRIPTS,
+    Compared,
+    Measured,
+    escaped,
+    listed,
+    load,
+    markdown,
+    origins,
+    under,
+)
 from scripts.report.recommendation import Point, recommended
 from scripts.report.rows import is_plain, limits, precision_of, sizes_of
 from server.catalogue.catalogue import DEMO, PUBLISHED
@@ -166,7 +177,11 @@ def beyond(found: Compared, read_gb_s: float) -> str:
             if row and most and row.interval("tok_s")[0] > most:
                 over.setdefault(method, []).append(size)
     names = listed([f"`{method}` ({', '.join(sizes)})" for method, sizes in over.items()])
-    return f" Faster than their line are {names}: more can be read than was seen when the bandwidth was measured." if over else ""
+    return (
+        f" Faster than their line are {names}: more can be read than was seen when the bandwidth was measured."
+        if over
+        else ""
+    )
 
 
 # The document
@@ -176,7 +191,10 @@ def method_text(found: Measured) -> list[str]:
     runs = ", ".join(f"{count} on {size}" for size, count in RUNS.items())
     reads = f"here {found.read_gb_s:.1f} GB/s at best" if found.read_gb_s else "measured before each series"
     random = (
-        sorted({str(r.key["model"]) for rows in found.rows.values() for r in rows if not r.key.get("trained")}, key=[*PUBLISHED].index)
+        sorted(
+            {str(r.key["model"]) for rows in found.rows.values() for r in rows if not r.key.get("trained")},
+            key=[*PUBLISHED].index,
+        )
         if found.rows
         else []
     )
@@ -269,7 +287,9 @@ def render(part: Section, found: Measured, images: Path) -> list[str]:
     if part.quoted:
         quotes = [s.replace(r"\\n", " / ") for s in shown if s.startswith("- ")]
         shown = [s for s in shown if not s.startswith("- ")]
-        shown += ["<details><summary>" + part.quoted + "</summary>", "", *quotes, "", "</details>", ""] if quotes else []
+        shown += (
+            ["<details><summary>" + part.quoted + "</summary>", "", *quotes, "", "</details>", ""] if quotes else []
+        )
     return [*text, *shown]
 
 
@@ -299,7 +319,11 @@ def run(names: Sequence[str], files: dict[str, Path], *, quick: bool) -> dict[st
                 sys.exit(f"{name}: stopped; started again, it measures what is missing")
         minutes = (time.monotonic() - start) / 60
         took[name] = {"exit": code, "minutes": round(minutes, 1)}
-        end = f"FAILED with exit code {code} after {minutes:.1f} min; the others go on" if code else f"done in {minutes:.1f} min"
+        end = (
+            f"FAILED with exit code {code} after {minutes:.1f} min; the others go on"
+            if code
+            else f"done in {minutes:.1f} min"
+        )
         print(f"{i}/{len(names)} {name}: {end}", file=sys.stderr, flush=True)
     print(f"all: {(time.monotonic() - began) / 60:.1f} min", file=sys.stderr, flush=True)
     return took
@@ -308,24 +332,43 @@ def run(names: Sequence[str], files: dict[str, Path], *, quick: bool) -> dict[st
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--run", nargs="*", choices=SCRIPTS, metavar="NAME", help=f"run these first (no name: all of them): {', '.join(SCRIPTS)}"
+        "--run",
+        nargs="*",
+        choices=SCRIPTS,
+        metavar="NAME",
+        help=f"run these first (no name: all of them): {', '.join(SCRIPTS)}",
     )
     parser.add_argument(
-        "--quick", action="store_true", help="run them with --quick first, and write into OUT/quick: to see that everything works"
+        "--quick",
+        action="store_true",
+        help="run them with --quick first, and write into OUT/quick: to see that everything works",
     )
     parser.add_argument(
-        "--out", type=Path, default=ROOT / "docs", metavar="DIR", help="where RESULTS.md and images/results go (default: %(default)s)"
+        "--out",
+        type=Path,
+        default=ROOT / "docs",
+        metavar="DIR",
+        help="where RESULTS.md and images/results go (default: %(default)s)",
     )
     parser.add_argument(
-        "--results", type=Path, metavar="DIR", help=f"where the scripts' results are (default: {RESULTS}; with --quick OUT/quick/results)"
+        "--results",
+        type=Path,
+        metavar="DIR",
+        help=f"where the scripts' results are (default: {RESULTS}; with --quick OUT/quick/results)",
     )
     args = parser.parse_args()
     out = args.out / "quick" if args.quick else args.out
     results = (args.results or (out / "results" if args.quick else RESULTS)).resolve()
-    wanted = [name for name in SCRIPTS if not args.run or name in args.run] if args.quick or args.run is not None else []
+    wanted = (
+        [name for name in SCRIPTS if not args.run or name in args.run] if args.quick or args.run is not None else []
+    )
     took = run(wanted, {name: results / f"{name}.jsonl" for name in wanted}, quick=args.quick) if wanted else {}
     told = write(load(results, quick=args.quick), out)
-    print(json.dumps(told | {"ran": took, "minutes": round(sum(t["minutes"] for t in took.values()), 1)}, ensure_ascii=False))
+    print(
+        json.dumps(
+            told | {"ran": took, "minutes": round(sum(t["minutes"] for t in took.values()), 1)}, ensure_ascii=False
+        )
+    )
     if any(t["exit"] for t in took.values()):
         sys.exit(1)
 

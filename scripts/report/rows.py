@@ -50,7 +50,9 @@ def bytes_a_token(size: str, precision: str) -> float:
     arch = shape_of(size)
     blocks = arch.layers * (4 * arch.width**2 + 2 * arch.width * arch.inner)
     head = arch.vocabulary * arch.width
-    each = {"fp32": (4, 4), "bf16": (2, 2), "int8": (1 + 2 / 32, 1 + 2 / 32), "int4": (0.5 + 2 / 32, 1 + 2 / 32)}[precision]
+    each = {"fp32": (4, 4), "bf16": (2, 2), "int8": (1 + 2 / 32, 1 + 2 / 32), "int4": (0.5 + 2 / 32, 1 + 2 / 32)}[
+        precision
+    ]
     return each[0] * blocks + each[1] * head
 
 

@@ -124,14 +124,18 @@ def optimisers(model: GPT2LMHeadModel, plan: Plan) -> list[torch.optim.Optimizer
     ]
 
 
-def save_checkpoint(path: Path, model: GPT2LMHeadModel, opts: list[torch.optim.Optimizer], step: int, spent: float) -> None:
+def save_checkpoint(
+    path: Path, model: GPT2LMHeadModel, opts: list[torch.optim.Optimizer], step: int, spent: float
+) -> None:
     state = {"model": model.state_dict(), "opts": [o.state_dict() for o in opts], "step": step, "seconds": spent}
     temporary = path.with_suffix(".tmp")
     torch.save(state, temporary)
     temporary.replace(path)
 
 
-def train(model: GPT2LMHeadModel, stream: torch.Tensor, held_out: torch.Tensor, plan: Plan, path: Path, resume: bool) -> float:
+def train(
+    model: GPT2LMHeadModel, stream: torch.Tensor, held_out: torch.Tensor, plan: Plan, path: Path, resume: bool
+) -> float:
     """Train in place; return the seconds spent over all resumed runs."""
     opts = optimisers(model, plan)
     peaks = [[g["lr"] for g in o.param_groups] for o in opts]
@@ -175,7 +179,13 @@ def sample(model: GPT2LMHeadModel, tokenizer: Tokenizer, prompt: str) -> str:
     torch.manual_seed(1)
     ids = torch.tensor([tokenizer.encode(prompt).ids])
     out = model.generate(
-        ids, attention_mask=torch.ones_like(ids), do_sample=True, temperature=0.8, top_k=40, max_new_tokens=120, pad_token_id=0
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=True,
+        temperature=0.8,
+        top_k=40,
+        max_new_tokens=120,
+        pad_token_id=0,
     )
     return str(tokenizer.decode(out[0].tolist()))
 
@@ -198,7 +208,9 @@ def write_model(out: Path, model: GPT2LMHeadModel, tokenizer: Tokenizer, card: s
     (out / "README.md").write_text(card)
 
 
-def model_card(model: GPT2LMHeadModel, works: dict[str, str], tokens: int, figures: dict[str, float], plan: Plan, texts: list[str]) -> str:
+def model_card(
+    model: GPT2LMHeadModel, works: dict[str, str], tokens: int, figures: dict[str, float], plan: Plan, texts: list[str]
+) -> str:
     size, c = sum(p.numel() for p in model.parameters()), model.config
     quoted = "\n\n".join("\n".join(f"> {line}".rstrip() for line in text.splitlines()) for text in texts)
     return f"""# demo: a small GPT-2 that writes verse
@@ -226,7 +238,9 @@ Samples (temperature 0.8, top-k 40, seed 1, 120 tokens; the first line is the pr
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "server" / "demo_model", help="folder of the finished model")
-    parser.add_argument("--checkpoint", type=Path, default=ROOT / "build" / "demo.checkpoint.pt", help="where the run is kept")
+    parser.add_argument(
+        "--checkpoint", type=Path, default=ROOT / "build" / "demo.checkpoint.pt", help="where the run is kept"
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint")
     parser.add_argument("--steps", type=int, default=Plan.steps, help="optimiser steps (default: %(default)s)")
     args = parser.parse_args()
@@ -240,7 +254,9 @@ def main() -> None:
     stream = torch.tensor([t for text in training for t in (0, *tokenizer.encode(text).ids)])
     held_out = torch.tensor([t for stem in HELD_OUT for t in (0, *tokenizer.encode(works[stem]).ids)])
     unigram = unigram_loss(stream, held_out, tokenizer.get_vocab_size())
-    print(f"{len(training)} works, {len(stream)} tokens; held out {len(held_out)}; unigram loss {unigram:.3f}", flush=True)
+    print(
+        f"{len(training)} works, {len(stream)} tokens; held out {len(held_out)}; unigram loss {unigram:.3f}", flush=True
+    )
 
     torch.manual_seed(0)
     model = GPT2LMHeadModel(

@@ -129,14 +129,22 @@ class Architecture:
         if engine == "optimum":  # the head is stored apart from the token table; the runtime copies what it rearranges
             weights = (4 if precision == "fp32" else 1) * (self.parameters + head) * 3 // 2
             return weights + self.row_bytes(engine, precision) + OVERHEAD_BYTES + REFERENCE_BYTES
-        if engine in REFERENCES:  # int8 is made of fp32, whose memory is not given back, and parts the head from the token table
-            size = {"fp32": 4 * self.parameters, "bf16": 2 * self.parameters, "int8": 4 * self.parameters + blocks + 5 * head}[precision]
+        if (
+            engine in REFERENCES
+        ):  # int8 is made of fp32, whose memory is not given back, and parts the head from the token table
+            size = {
+                "fp32": 4 * self.parameters,
+                "bf16": 2 * self.parameters,
+                "int8": 4 * self.parameters + blocks + 5 * head,
+            }[precision]
             return size + self.row_bytes(engine, precision) + OVERHEAD_BYTES + REFERENCE_BYTES
         if precision == "fp32":
             weights = 4 * (blocks + head + rest)
         else:  # a scale for 32 weights; embedding and head have 8 bits, and the ONNX runtime keeps a packed copy of the head
             scale, copies = (2 / 32, 1) if engine == "native" else (4 / 32, 2)
-            weights = int(({"int8": 1, "int4": 0.5}[precision] + scale) * blocks + (1 + scale) * copies * head) + 4 * rest
+            weights = (
+                int(({"int8": 1, "int4": 0.5}[precision] + scale) * blocks + (1 + scale) * copies * head) + 4 * rest
+            )
         kept = rows * self.row_bytes(engine, precision) + self.prefix_cache_bytes(engine, precision)
         return weights + kept + OVERHEAD_BYTES
 
@@ -152,7 +160,9 @@ def _is_half(engine: str, precision: str) -> bool:
 
 
 def _published(layers: int, heads: int, width: int) -> Architecture:
-    return Architecture(layers, heads, width, 4 * width, context=1024, vocabulary=50257, epsilon=1e-5, end_of_text=50256)
+    return Architecture(
+        layers, heads, width, 4 * width, context=1024, vocabulary=50257, epsilon=1e-5, end_of_text=50256
+    )
 
 
 PUBLISHED = {
@@ -201,7 +211,9 @@ class Catalogue:
                     f"no model {name!r} here; there are: {', '.join(self._names())} (folders of {self._models_dir} are looked at)"
                 )
             if not self._allow_hub:
-                raise UnknownModel(f"{name} would come from the HuggingFace hub, which this server allows only with --allow-hub")
+                raise UnknownModel(
+                    f"{name} would come from the HuggingFace hub, which this server allows only with --allow-hub"
+                )
         model = self._get(name)
         if model.problem:
             raise BadModel(f"{name}: {model.problem}")
@@ -234,7 +246,11 @@ class Catalogue:
 
     def _folders(self) -> dict[str, Path]:
         """Names and folders; those whose names are no text are left out, and so is a folder that cannot be read."""
-        return {p.name: p for p in _entries(self._models_dir) if not p.name.startswith(".") and p.name.isprintable() and p.is_dir()}
+        return {
+            p.name: p
+            for p in _entries(self._models_dir)
+            if not p.name.startswith(".") and p.name.isprintable() and p.is_dir()
+        }
 
     def _cached(self) -> Iterator[str]:
         """Other GPT-2s that the hub's cache holds, where they are allowed."""

@@ -19,7 +19,15 @@ from typing import TypeVar
 os.environ |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_ENABLE_HF_TRANSFER": "0", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 import requests
-from huggingface_hub import HfFileMetadata, constants, file_download, get_hf_file_metadata, get_session, hf_hub_download, hf_hub_url
+from huggingface_hub import (
+    HfFileMetadata,
+    constants,
+    file_download,
+    get_hf_file_metadata,
+    get_session,
+    hf_hub_download,
+    hf_hub_url,
+)
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HFValidationError,
@@ -57,7 +65,9 @@ class Repository:
         self._told(lambda: get_session().head(hf_hub_url(self._name, CONFIG_FILE), timeout=CONTACT_S))
         found = self._metadata([CONFIG_FILE])
         if not found:
-            raise BadModel(f"{constants.ENDPOINT}/{self._name} has no {CONFIG_FILE}, so it is no model that can be read")
+            raise BadModel(
+                f"{constants.ENDPOINT}/{self._name} has no {CONFIG_FILE}, so it is no model that can be read"
+            )
         self._progress("connect", 1, 1, "hub")
         return self._fetch(found)
 
@@ -66,7 +76,11 @@ class Repository:
         files = next((found for files in TOKENIZER_FILES if len(found := self._metadata(files)) == len(files)), None)
         weights = self._metadata([WEIGHTS_FILE])
         if files is None or not weights:
-            missing = f"{WEIGHTS_FILE} (other formats are not read)" if not weights else "tokenizer.json or vocab.json with merges.txt"
+            missing = (
+                f"{WEIGHTS_FILE} (other formats are not read)"
+                if not weights
+                else "tokenizer.json or vocab.json with merges.txt"
+            )
             raise BadModel(f"{constants.ENDPOINT}/{self._name} has no {missing}")
         size = weights[WEIGHTS_FILE].size or 0
         blob = self._blobs / str(weights[WEIGHTS_FILE].etag)
@@ -80,11 +94,15 @@ class Repository:
         found = {}
         for file in files:
             try:
-                found[file] = _checked(self._told(partial(get_hf_file_metadata, hf_hub_url(self._name, file), timeout=CONTACT_S)))
+                found[file] = _checked(
+                    self._told(partial(get_hf_file_metadata, hf_hub_url(self._name, file), timeout=CONTACT_S))
+                )
             except EntryNotFoundError:
                 continue
             if file != WEIGHTS_FILE and (found[file].size or 0) > MAX_SMALL_BYTES:
-                raise BadModel(f"{file} of {self._name} has {(found[file].size or 0) / 1e6:.0f} MB, more than such a file ever needs")
+                raise BadModel(
+                    f"{file} of {self._name} has {(found[file].size or 0) / 1e6:.0f} MB, more than such a file ever needs"
+                )
         return found
 
     def _fetch(self, files: dict[str, HfFileMetadata]) -> Path:
@@ -122,7 +140,10 @@ class Repository:
 
     def _verify(self, file: Path, etag: str) -> None:
         """The hub names large files by their SHA-256; the library checks the size alone."""
-        if SHA256.fullmatch(etag) and digest(file, lambda done, total: self._progress("verify", done, total, "bytes")) != etag:
+        if (
+            SHA256.fullmatch(etag)
+            and digest(file, lambda done, total: self._progress("verify", done, total, "bytes")) != etag
+        ):
             for path in (file.resolve(), file):
                 path.unlink(missing_ok=True)
             raise LoadFailed(
@@ -141,18 +162,26 @@ class Repository:
         try:
             return call()
         except requests.exceptions.ChunkedEncodingError as e:
-            raise LoadFailed(f"the download of {self._name} was cut; load again, and it goes on where it stopped") from e
+            raise LoadFailed(
+                f"the download of {self._name} was cut; load again, and it goes on where it stopped"
+            ) from e
         except (LocalEntryNotFoundError, requests.ConnectionError, requests.Timeout, OfflineModeIsEnabled) as e:
             known = PUBLISHED.get(self._name)
             size = f" (about {known.published_bytes / 1e6:.0f} MB)" if known else ""
-            why = "HF_HUB_OFFLINE is set" if isinstance(e, OfflineModeIsEnabled) else f"{constants.ENDPOINT} cannot be reached"
+            why = (
+                "HF_HUB_OFFLINE is set"
+                if isinstance(e, OfflineModeIsEnabled)
+                else f"{constants.ENDPOINT} cannot be reached"
+            )
             raise LoadFailed(
                 f"{self._name} is not on this server's disk, and {why}. {CONFIG_FILE}, {WEIGHTS_FILE} and tokenizer.json{size} would be downloaded from {constants.ENDPOINT}/{self._name}; without the hub, put a folder with these files at {self._models_dir / self._name.rpartition('/')[2]}"
             ) from e
         except EntryNotFoundError:
             raise
         except RepositoryNotFoundError as e:  # of which a gated one is a kind
-            raise UnknownModel(f"{constants.ENDPOINT} has no model {self._name}, or only for those who log in (HF_TOKEN)") from e
+            raise UnknownModel(
+                f"{constants.ENDPOINT} has no model {self._name}, or only for those who log in (HF_TOKEN)"
+            ) from e
         except HFValidationError as e:
             raise UnknownModel(f"{self._name} is no name of a repository: {e}") from e
         except requests.RequestException as e:
@@ -160,13 +189,17 @@ class Repository:
         except OSError as e:
             if e.errno is not None:  # the disk's, not the library's word for a file that ended too soon
                 raise
-            raise LoadFailed(f"the download of {self._name} was cut; load again, and it goes on where it stopped") from e
+            raise LoadFailed(
+                f"the download of {self._name} was cut; load again, and it goes on where it stopped"
+            ) from e
 
 
 def _checked(found: HfFileMetadata) -> HfFileMetadata:
     """The library makes a file's name of the etag: it must be a digest. Raises: LoadFailed."""
     if not ETAG.fullmatch(found.etag or ""):
-        raise LoadFailed(f"the hub {constants.ENDPOINT} gives a file an etag that is no digest; is it a HuggingFace hub?")
+        raise LoadFailed(
+            f"the hub {constants.ENDPOINT} gives a file an etag that is no digest; is it a HuggingFace hub?"
+        )
     return found
 
 

@@ -73,7 +73,12 @@ def expected_shapes(arch: Architecture) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {"wte.weight": (arch.vocabulary, d), "wpe.weight": (arch.context, d)}
     for i in range(arch.layers):
         h = f"h.{i}"
-        for name, shape in (("attn.c_attn", (d, 3 * d)), ("attn.c_proj", (d, d)), ("mlp.c_fc", (d, inner)), ("mlp.c_proj", (inner, d))):
+        for name, shape in (
+            ("attn.c_attn", (d, 3 * d)),
+            ("attn.c_proj", (d, d)),
+            ("mlp.c_fc", (d, inner)),
+            ("mlp.c_proj", (inner, d)),
+        ):
             shapes[f"{h}.{name}.weight"] = shape
             shapes[f"{h}.{name}.bias"] = shape[1:]
         for norm in ("ln_1", "ln_2"):
@@ -171,7 +176,11 @@ def _write(built: Built, folder: Path) -> None:
 
 
 def _sums(folder: Path) -> str:
-    return "".join(f"{digest(f, lambda *_: None)}  {f.name}\n" for f in sorted(folder.iterdir()) if f.is_file() and f.name != SUMS_FILE)
+    return "".join(
+        f"{digest(f, lambda *_: None)}  {f.name}\n"
+        for f in sorted(folder.iterdir())
+        if f.is_file() and f.name != SUMS_FILE
+    )
 
 
 def _intact(folder: Path) -> bool:

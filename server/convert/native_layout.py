@@ -31,7 +31,9 @@ def head_bits(precision: str) -> int:
 class Layout:
     """A model's weights in the kernels' layout; `write` streams them into a folder."""
 
-    def __init__(self, arch: Architecture, weights: Tensors, precision: str, progress: Callable[[int, int], None]) -> None:
+    def __init__(
+        self, arch: Architecture, weights: Tensors, precision: str, progress: Callable[[int, int], None]
+    ) -> None:
         """`progress(done, total)` counts layers."""
         self._arch, self._weights, self._precision, self._progress = arch, weights, precision, progress
 

@@ -66,7 +66,9 @@ class _Builder:
         self.initializers: list[TensorProto] = []
         self.weights: Arrays = {}
 
-    def node(self, op: str, inputs: list[str], outputs: list[str], *, contrib: bool = False, **attributes: float) -> str:
+    def node(
+        self, op: str, inputs: list[str], outputs: list[str], *, contrib: bool = False, **attributes: float
+    ) -> str:
         node = helper.make_node(op, inputs, outputs, outputs[0], domain="com.microsoft" if contrib else "")
         node.attribute.extend(helper.make_attribute(name, value) for name, value in attributes.items())
         self.nodes.append(node)
@@ -88,7 +90,9 @@ class _Builder:
         blocks = quantise(matrix, bits)
         return self.constant(f"{name}.q{bits}", blocks.values), self.constant(f"{name}.scales", blocks.scales)
 
-    def product(self, x: str, stored: tuple[str, str], shape: tuple[int, ...], bits: int, output: str, bias: str = "") -> str:
+    def product(
+        self, x: str, stored: tuple[str, str], shape: tuple[int, ...], bits: int, output: str, bias: str = ""
+    ) -> str:
         """Multiply x with a stored quantised matrix of `shape` (outputs, inputs)."""
         inputs = [x, *stored, "", "", bias] if bias else [x, *stored]
         sizes = {"N": shape[0], "K": shape[1], "bits": bits, "block_size": BLOCK}
@@ -106,9 +110,13 @@ class _Builder:
         """Return the token embedding of `ids` and a function that adds the LM head tied to it: one copy serves both ends."""
         if self.precision == "fp32":
             name = self.constant("wte", table)
-            return self.node("Gather", [name, "ids"], ["tokens"]), lambda x: self.node("Gemm", [x, name], ["logits"], transB=1)
+            return self.node("Gather", [name, "ids"], ["tokens"]), lambda x: self.node(
+                "Gemm", [x, name], ["logits"], transB=1
+            )
         stored = self.quantised("wte", table, HEAD_BITS)
-        picked = self.node("Cast", [self.node("Gather", [stored[0], "ids"], ["tokens.q"])], ["tokens.f"], to=TensorProto.FLOAT)
+        picked = self.node(
+            "Cast", [self.node("Gather", [stored[0], "ids"], ["tokens.q"])], ["tokens.f"], to=TensorProto.FLOAT
+        )
         zero = self.constant("zero_point", np.array(1 << (HEAD_BITS - 1), np.float32))
         centred = self.node("Sub", [picked, zero], ["tokens.c"])
         factor = self.node("Gather", [stored[1], "ids"], ["tokens.scales"])
@@ -121,7 +129,9 @@ class _Builder:
         return tokens, lambda x: self.product(x, stored, table.shape, HEAD_BITS, "logits")
 
 
-def build(arch: Architecture, weights: Mapping[str, NDArray[np.float32]], precision: str, progress: Callable[[int, int], None]) -> Graph:
+def build(
+    arch: Architecture, weights: Mapping[str, NDArray[np.float32]], precision: str, progress: Callable[[int, int], None]
+) -> Graph:
     """Build the graph at `precision` ("fp32", "int8" or "int4"); `weights` gives float32 tensors by GPT-2's own names.
 
     `progress(done, total)` counts layers.
@@ -137,7 +147,11 @@ def build(arch: Architecture, weights: Mapping[str, NDArray[np.float32]], precis
     places = b.node("Gather", [b.constant("wpe", weights["wpe.weight"]), "positions"], ["places"])
     hidden = b.node("Add", [tokens, places], ["embedded"])
     normed = b.node(
-        "LayerNormalization", [hidden, vector("h.0.ln_1.weight"), vector("h.0.ln_1.bias")], ["h.0.normed"], axis=-1, epsilon=arch.epsilon
+        "LayerNormalization",
+        [hidden, vector("h.0.ln_1.weight"), vector("h.0.ln_1.bias")],
+        ["h.0.normed"],
+        axis=-1,
+        epsilon=arch.epsilon,
     )
     for i in range(arch.layers):
         h = f"h.{i}"
@@ -199,7 +213,10 @@ def _model(b: _Builder) -> ModelProto:
         value("total", TensorProto.INT32, []),
         value("wanted", TensorProto.INT64, ["W"]),
     ]
-    outputs = [value("logits", TensorProto.FLOAT, ["W", arch.vocabulary]), value("hidden", TensorProto.FLOAT, ["T", arch.width])]
+    outputs = [
+        value("logits", TensorProto.FLOAT, ["W", arch.vocabulary]),
+        value("hidden", TensorProto.FLOAT, ["T", arch.width]),
+    ]
     for i in range(arch.layers):
         for part in ("key", "value"):
             inputs.append(value(f"past_{part}_{i}", TensorProto.FLOAT, cache))

@@ -78,7 +78,11 @@ def _int4(blocks: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.fl
         # |w - s q|^2 without |w|^2, which all candidates share.
         error = -scale * scale * squares
         better = error < best_error
-        best_error[better], best_scale[better], best_values[better] = error[better], scale[better], values[better].astype(np.int8)
+        best_error[better], best_scale[better], best_values[better] = (
+            error[better],
+            scale[better],
+            values[better].astype(np.int8),
+        )
     unsigned = (best_values + 8).astype(np.uint8)
     packed: NDArray[np.uint8] = unsigned[:, :, 0::2] | unsigned[:, :, 1::2] << np.uint8(4)
     return packed, best_scale

@@ -38,7 +38,9 @@ class KV:
     def empty(cls, shape: tuple[int, int, int, int], dtype: DTypeLike) -> KV:
         """To be filled. From the system and not from the heap, where arrays of all sizes that live long would leave holes."""
         size = max(1, math.prod(shape)) * np.dtype(dtype).itemsize
-        keys, values = (np.frombuffer(mmap.mmap(-1, size, **PRIVATE), dtype, math.prod(shape)).reshape(shape) for _ in range(2))
+        keys, values = (
+            np.frombuffer(mmap.mmap(-1, size, **PRIVATE), dtype, math.prod(shape)).reshape(shape) for _ in range(2)
+        )
         return cls(keys, values)
 
     @property
@@ -73,7 +75,9 @@ class Engine(Protocol):
     quantised_share: float
     """The share of the weights in matrix products that are stored with less than 16 bits."""
 
-    def prefill(self, row: int, ids: Sequence[int], past: int, wanted: Sequence[int], hidden: Hidden | None = None) -> Logits:
+    def prefill(
+        self, row: int, ids: Sequence[int], past: int, wanted: Sequence[int], hidden: Hidden | None = None
+    ) -> Logits:
         """Run a chunk of one sequence's tokens on top of its first `past` positions.
 
         `wanted` are indices into `ids`; returns float32 [len(wanted), vocabulary], the logits after those tokens.

@@ -35,10 +35,14 @@ def load_engine(
     file = folder / WEIGHTS_FILE
     sha = known_digest(file, cache_dir, lambda done, total: progress("check", done, total, "bytes"))
     if SHA256.fullmatch(blob := file.resolve().name) and blob != sha:  # so the hub's cache names its files
-        raise BadModel(f"{WEIGHTS_FILE} is damaged: its SHA-256 is not the one that names {file.resolve()}; delete that, and load again")
+        raise BadModel(
+            f"{WEIGHTS_FILE} is damaged: its SHA-256 is not the one that names {file.resolve()}; delete that, and load again"
+        )
     cache = BuildCache(cache_dir, cache_bytes)
     if engine == "torch":
-        return Made(_torch(folder, arch, precision, threads, cache, progress, compiled=compiled), sha, file.stat().st_size)
+        return Made(
+            _torch(folder, arch, precision, threads, cache, progress, compiled=compiled), sha, file.stat().st_size
+        )
     # The number of heads is in the config alone.
     content = hashlib.sha256(f"{sha} {arch}".encode()).hexdigest()[:32]
     variant = ""
@@ -51,7 +55,8 @@ def load_engine(
         return cache.get(
             f"{content}-{engine}-{precision}{variant}",
             lambda: build(
-                Weights(file, arch), lambda done, total: progress("build", done, total, "steps" if engine == "optimum" else "layers")
+                Weights(file, arch),
+                lambda done, total: progress("build", done, total, "steps" if engine == "optimum" else "layers"),
             ),
         )
 
@@ -61,7 +66,12 @@ def load_engine(
 
         place = built(lambda weights, count: Layout(arch, weights, precision, count))
         made: Engine = NativeEngine(
-            arch, place / FILE, precision, rows, threads, progress=lambda done, total: progress("open", done, total, "bytes")
+            arch,
+            place / FILE,
+            precision,
+            rows,
+            threads,
+            progress=lambda done, total: progress("open", done, total, "bytes"),
         )
     elif engine == "optimum":
         from server.engines.optimum import Export, OptimumEngine
@@ -84,7 +94,14 @@ def load_engine(
 
 
 def _torch(
-    folder: Path, arch: Architecture, precision: str, threads: int, cache: BuildCache, progress: Report, *, compiled: bool
+    folder: Path,
+    arch: Architecture,
+    precision: str,
+    threads: int,
+    cache: BuildCache,
+    progress: Report,
+    *,
+    compiled: bool,
 ) -> Engine:
     # What the compiler keeps is read back as code: it lies with our own files, not in a folder that others may write to.
     kept = cache.folder(COMPILED_FOLDER)

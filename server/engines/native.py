@@ -27,7 +27,10 @@ NO_MEMORY = -2
 
 class _Shape(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_int32) for name in ("layers", "heads", "width", "inner", "context", "vocabulary", "bits", "head_bits", "tied")),
+        *(
+            (name, ctypes.c_int32)
+            for name in ("layers", "heads", "width", "inner", "context", "vocabulary", "bits", "head_bits", "tied")
+        ),
         ("epsilon", ctypes.c_float),
     )
 
@@ -55,7 +58,10 @@ def library() -> ctypes.CDLL:
         raise ImportError("gpt2d-kernels is of another version; install it anew")
     pointer, integer = ctypes.c_void_p, ctypes.c_int
     kernels.gpt2d_instruction_sets.restype = ctypes.c_char_p
-    kernels.gpt2d_new.argtypes, kernels.gpt2d_new.restype = [ctypes.POINTER(_Shape), integer, integer, ctypes.c_char_p], pointer
+    kernels.gpt2d_new.argtypes, kernels.gpt2d_new.restype = (
+        [ctypes.POINTER(_Shape), integer, integer, ctypes.c_char_p],
+        pointer,
+    )
     kernels.gpt2d_free.argtypes, kernels.gpt2d_free.restype = [pointer], None
     kernels.gpt2d_weights.argtypes, kernels.gpt2d_weights.restype = [pointer, ctypes.POINTER(ctypes.c_size_t)], pointer
     kernels.gpt2d_forward.argtypes = [pointer, integer, pointer, pointer, pointer, integer, pointer, pointer, pointer]
@@ -71,7 +77,9 @@ def instruction_sets() -> list[str]:
     return bytes(library().gpt2d_instruction_sets()).decode().split(",")
 
 
-def choose(logits: Logits, rows: Sequence[int], choices: Sequence[Choice], *, instruction_set: str | None = None) -> list[int]:
+def choose(
+    logits: Logits, rows: Sequence[int], choices: Sequence[Choice], *, instruction_set: str | None = None
+) -> list[int]:
     """Choose a token from each of the rows of float32 [., vocabulary], which penalties change; -1 where its logits are not numbers.
 
     Raises: ImportError.
@@ -103,7 +111,13 @@ class NativeEngine:
 
         Raises: ImportError, MemoryError, OSError, ValueError if the file does not belong to the architecture.
         """
-        self.rows, self.context, self.vocabulary, self.width, self.threads = rows, arch.context, arch.vocabulary, arch.width, threads
+        self.rows, self.context, self.vocabulary, self.width, self.threads = (
+            rows,
+            arch.context,
+            arch.vocabulary,
+            arch.width,
+            threads,
+        )
         self.quantised_share = float(precision != "fp32")  # layout.py packs all matrices
         self._arch, self._kernels = arch, library()
         bits, size = BITS[precision], weights.stat().st_size
@@ -113,7 +127,9 @@ class NativeEngine:
         )  # fmt: skip
         for tied in (1, 0):  # the file tells by its size
             shape.tied = tied
-            self._model = self._kernels.gpt2d_new(shape, rows, threads, instruction_set.encode() if instruction_set else None)
+            self._model = self._kernels.gpt2d_new(
+                shape, rows, threads, instruction_set.encode() if instruction_set else None
+            )
             if not self._model:
                 raise MemoryError("the native engine could not get memory for this model")
             needed = ctypes.c_size_t()
@@ -127,7 +143,9 @@ class NativeEngine:
         self._step_ids, self._step_past = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
         self._step_rows = np.arange(rows, dtype=np.int32)
         self._step_logits = np.empty((rows, self.vocabulary), np.float32)
-        self._step = [_at(a) for a in (self._step_ids, self._step_rows, self._step_past, self._step_rows, self._step_logits)]
+        self._step = [
+            _at(a) for a in (self._step_ids, self._step_rows, self._step_past, self._step_rows, self._step_logits)
+        ]
         with weights.open("rb", buffering=0) as stream:
             memory = memoryview((ctypes.c_char * size).from_address(at)).cast("B")
             done = 0
@@ -138,7 +156,9 @@ class NativeEngine:
                 done += read
                 progress(done, size)
 
-    def prefill(self, row: int, ids: Sequence[int], past: int, wanted: Sequence[int], hidden: Hidden | None = None) -> Logits:
+    def prefill(
+        self, row: int, ids: Sequence[int], past: int, wanted: Sequence[int], hidden: Hidden | None = None
+    ) -> Logits:
         count = len(ids)
         return self._forward(list(ids), [row] * count, list(range(past, past + count)), list(wanted), hidden)
 
@@ -146,7 +166,9 @@ class NativeEngine:
         count = len(ids)
         self._step_ids[:count], self._step_past[:count] = ids, past
         states = None if hidden is None else _at(hidden)
-        self._check(self._kernels.gpt2d_forward(self._running(), count, *self._step[:3], count, *self._step[3:], states))
+        self._check(
+            self._kernels.gpt2d_forward(self._running(), count, *self._step[:3], count, *self._step[3:], states)
+        )
         return self._step_logits[:count]
 
     def verify(self, ids: Sequence[Sequence[int]], past: Sequence[int]) -> Logits:
@@ -160,19 +182,25 @@ class NativeEngine:
     def export(self, row: int, positions: int) -> KV:
         shape = (self._arch.layers, self._arch.heads, positions, self._arch.head)
         kv = KV.empty(shape, self._kv_dtype)
-        self._check(self._kernels.gpt2d_export(self._running(), row, positions, kv.keys.ctypes.data, kv.values.ctypes.data))
+        self._check(
+            self._kernels.gpt2d_export(self._running(), row, positions, kv.keys.ctypes.data, kv.values.ctypes.data)
+        )
         return kv
 
     def restore(self, row: int, kv: KV) -> None:
         keys, values = (np.ascontiguousarray(part, self._kv_dtype) for part in (kv.keys, kv.values))
-        self._check(self._kernels.gpt2d_restore(self._running(), row, kv.positions, keys.ctypes.data, values.ctypes.data))
+        self._check(
+            self._kernels.gpt2d_restore(self._running(), row, kv.positions, keys.ctypes.data, values.ctypes.data)
+        )
 
     def close(self) -> None:
         model, self._model = self._model, None
         if model:
             self._kernels.gpt2d_free(model)
 
-    def _forward(self, ids: list[int], rows: list[int], positions: list[int], wanted: list[int], hidden: Hidden | None = None) -> Logits:
+    def _forward(
+        self, ids: list[int], rows: list[int], positions: list[int], wanted: list[int], hidden: Hidden | None = None
+    ) -> Logits:
         steps = np.array([ids, rows, positions], np.int32)
         chosen = np.array(wanted, np.int32)
         logits = np.empty((len(wanted), self.vocabulary), np.float32)

@@ -42,7 +42,13 @@ class OnnxEngine:
     def __init__(self, arch: Architecture, graph: Path, precision: str, rows: int, threads: int) -> None:
         """`graph` is the ONNX file that `Graph.write` made."""
         self.quantised_share = float(precision != "fp32")  # graph.py makes all products of one kind
-        self.rows, self.context, self.vocabulary, self.width, self.threads = rows, arch.context, arch.vocabulary, arch.width, threads
+        self.rows, self.context, self.vocabulary, self.width, self.threads = (
+            rows,
+            arch.context,
+            arch.vocabulary,
+            arch.width,
+            threads,
+        )
         self._layers = arch.layers
         self._session: ort.InferenceSession | None = _session(graph, threads)
         shape = (rows, arch.heads, arch.context, arch.head)
@@ -61,7 +67,9 @@ class OnnxEngine:
                 binding.bind_ortvalue_output(f"present_{part}_{i}", cache)
         return binding
 
-    def prefill(self, row: int, ids: Sequence[int], past: int, wanted: Sequence[int], hidden: Hidden | None = None) -> Logits:
+    def prefill(
+        self, row: int, ids: Sequence[int], past: int, wanted: Sequence[int], hidden: Hidden | None = None
+    ) -> Logits:
         binding = self._prefills.get(row)
         if binding is None:
             binding = self._prefills[row] = self.bind(row, 1)
@@ -91,7 +99,9 @@ class OnnxEngine:
 
     def _run(self, binding: ort.IOBinding, tokens: int, hidden: Hidden | None) -> None:
         # What is bound once stays bound: without a place that is asked for, the states go to one that nobody reads.
-        binding.bind_ortvalue_output("hidden", _share(np.empty((tokens, self.width), np.float32) if hidden is None else hidden))
+        binding.bind_ortvalue_output(
+            "hidden", _share(np.empty((tokens, self.width), np.float32) if hidden is None else hidden)
+        )
         self._running().run_with_iobinding(binding)
 
     def move(self, source: int, target: int, positions: int, first: int = 0) -> None:

@@ -48,9 +48,17 @@ Cache: TypeAlias = "tuple[tuple[torch.Tensor, torch.Tensor], ...]"
 class Export:
     """An export of a model; `write` makes it, in a folder."""
 
-    def __init__(self, folder: Path, arch: Architecture, weights: Weights, precision: str, progress: Callable[[int, int], None]) -> None:
+    def __init__(
+        self, folder: Path, arch: Architecture, weights: Weights, precision: str, progress: Callable[[int, int], None]
+    ) -> None:
         """As `transformers_model`; `progress(done, total)` counts steps."""
-        self._folder, self._arch, self._weights, self._precision, self._progress = folder, arch, weights, precision, progress
+        self._folder, self._arch, self._weights, self._precision, self._progress = (
+            folder,
+            arch,
+            weights,
+            precision,
+            progress,
+        )
 
     def write(self, folder: Path) -> None:
         """Write MODEL_FILE and the config into a folder. Raises: OSError, RuntimeError."""
@@ -59,8 +67,14 @@ class Export:
         model = transformers_model(self._folder, self._weights, torch.float32)
         config = model.config
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what tracing remarks on is the same for every GPT-2; the tests compare the logits
-            export(model, GPT2OnnxConfig(config, task="text-generation", use_past=True, use_past_in_inputs=True), folder / MODEL_FILE)
+            warnings.simplefilter(
+                "ignore"
+            )  # what tracing remarks on is the same for every GPT-2; the tests compare the logits
+            export(
+                model,
+                GPT2OnnxConfig(config, task="text-generation", use_past=True, use_past_in_inputs=True),
+                folder / MODEL_FILE,
+            )
         del model
         if self._precision == "int8":
             self._progress(1, steps)
@@ -69,7 +83,10 @@ class Export:
             for file in folder.glob(f"{MODEL_FILE}*"):
                 file.rename(plain / file.name)
             ORTQuantizer(plain / MODEL_FILE, config).quantize(
-                quantisation(), folder, file_suffix=None, use_external_data_format=4 * self._arch.parameters > SINGLE_FILE_BYTES
+                quantisation(),
+                folder,
+                file_suffix=None,
+                use_external_data_format=4 * self._arch.parameters > SINGLE_FILE_BYTES,
             )
             shutil.rmtree(plain)
         config.to_json_file(folder / CONFIG_FILE)
@@ -95,7 +112,14 @@ class OptimumEngine(Reference):
         )
         self._cache: Cache | None = None
 
-    def prefill(self, row: int, ids: Sequence[int], past: int, wanted: Sequence[int], hidden: Hidden | None = None) -> Logits:  # noqa: ARG002 - there is one row
+    def prefill(
+        self,
+        row: int,  # noqa: ARG002 - there is one
+        ids: Sequence[int],
+        past: int,
+        wanted: Sequence[int],
+        hidden: Hidden | None = None,
+    ) -> Logits:
         """Hidden states are not among the outputs of the export: `hidden` must be None."""
         if self._model is None:
             raise RuntimeError("the engine is closed")
@@ -133,7 +157,11 @@ def quantised_share(file: Path) -> float:
     """The share of the weights in matrix products that have 8 bits; a product of two activations has none."""
     graph = onnx.load(file, load_external_data=False).graph
     sizes: dict[str, int] = {weight.name: math.prod(weight.dims) for weight in graph.initializer}
-    products = [(node.op_type, sizes.get(node.input[1], 0)) for node in graph.node if node.op_type in {"MatMul", "Gemm", "MatMulInteger"}]
+    products = [
+        (node.op_type, sizes.get(node.input[1], 0))
+        for node in graph.node
+        if node.op_type in {"MatMul", "Gemm", "MatMulInteger"}
+    ]
     return sum(size for kind, size in products if kind == "MatMulInteger") / sum(size for _, size in products)
 
 

@@ -36,7 +36,16 @@ Weights = Mapping[str, NDArray[np.float32]]
 class TorchEngine(Reference):
     """One model in transformers."""
 
-    def __init__(self, arch: Architecture, folder: Path, weights: Weights, precision: str, threads: int, *, compiled: bool = False) -> None:
+    def __init__(
+        self,
+        arch: Architecture,
+        folder: Path,
+        weights: Weights,
+        precision: str,
+        threads: int,
+        *,
+        compiled: bool = False,
+    ) -> None:
         """As `transformers_model`. Compiled, the first `decode` takes up to a minute. Raises: OSError, RuntimeError."""
         self.context, self.vocabulary, self.width, self.threads = arch.context, arch.vocabulary, arch.width, threads
         torch.set_num_threads(threads)
@@ -49,7 +58,14 @@ class TorchEngine(Reference):
         self._prefill = model.transformer.forward
         self._decode = torch.compile(self._prefill, fullgraph=True, dynamic=False) if compiled else self._prefill
 
-    def prefill(self, row: int, ids: Sequence[int], past: int, wanted: Sequence[int], hidden: Hidden | None = None) -> Logits:  # noqa: ARG002 - there is one row
+    def prefill(
+        self,
+        row: int,  # noqa: ARG002 - there is one
+        ids: Sequence[int],
+        past: int,
+        wanted: Sequence[int],
+        hidden: Hidden | None = None,
+    ) -> Logits:
         return self._run(self._prefill, ids, past, wanted, hidden)
 
     def decode(self, ids: Sequence[int], past: Sequence[int], hidden: Hidden | None = None) -> Logits:
@@ -57,26 +73,32 @@ class TorchEngine(Reference):
 
     def warm_up(self) -> None:
         """Take a first step, which compiles. Raises: LoadFailed where that cannot be done here, OSError, MemoryError."""
-        self.prefill(0, [0], 0, [])  # makes the cache, which would otherwise be made within the graph, and compiled twice
+        self.prefill(
+            0, [0], 0, []
+        )  # makes the cache, which would otherwise be made within the graph, and compiled twice
         try:
             self.decode([0], [1])
         except (OSError, MemoryError):
             raise
         except Exception as e:
             reason = next(iter(str(e).splitlines()), type(e).__name__)
-            advice = "; install a C++ compiler (Debian: g++), or load without `compile`" if "C++ compiler" in str(e) else ""
+            advice = (
+                "; install a C++ compiler (Debian: g++), or load without `compile`" if "C++ compiler" in str(e) else ""
+            )
             raise LoadFailed(f"torch.compile failed: {reason}{advice}") from e
 
-    def _run(self, forward: Callable[..., Any], ids: Sequence[int], past: int, wanted: Sequence[int], hidden: Hidden | None) -> Logits:
+    def _run(
+        self, forward: Callable[..., Any], ids: Sequence[int], past: int, wanted: Sequence[int], hidden: Hidden | None
+    ) -> Logits:
         if self._model is None:
             raise RuntimeError("the engine is closed")
         if isinstance(self._cache, DynamicCache) and past < self._cache.get_seq_length():
             self._cache.crop(past)
         positions = torch.arange(past, past + len(ids))
         with torch.inference_mode():
-            states = forward(torch.tensor([ids]), past_key_values=self._cache, cache_position=positions, use_cache=True).last_hidden_state[
-                0
-            ]
+            states = forward(
+                torch.tensor([ids]), past_key_values=self._cache, cache_position=positions, use_cache=True
+            ).last_hidden_state[0]
             if hidden is not None:
                 hidden[:] = states.float().numpy()
             if not wanted:

@@ -52,7 +52,9 @@ class Keyring:
         return self._known[key][1] if key in self._known else None
 
     def name(self, key: str) -> str:
-        return self._known[key][0] if key in self._known else f"unknown key {hashlib.sha256(key.encode()).hexdigest()[:8]}"
+        return (
+            self._known[key][0] if key in self._known else f"unknown key {hashlib.sha256(key.encode()).hexdigest()[:8]}"
+        )
 
     def lost(self) -> set[str]:
         """Read the folder again if it changed; return the keys that may do less than before, or nothing. Never raises.
@@ -110,7 +112,9 @@ class Keyring:
             check_owned(self._folder, 0o022)
             found: dict[str, tuple[int, ...]] = {}
             with os.scandir(self._folder) as entries:
-                keys = sorted((e for e in entries if e.name.endswith(".pub") and not e.name.startswith(".")), key=lambda e: e.name)
+                keys = sorted(
+                    (e for e in entries if e.name.endswith(".pub") and not e.name.startswith(".")), key=lambda e: e.name
+                )
             if len(keys) > MAX_KEYS and not self._full:
                 log.warning(
                     "%s holds %d keys, more than %d: %s and what follows are not authorised",
@@ -145,7 +149,9 @@ class Refusals:
             zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH: self._mismatch,
             zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC: "it has another server's key",
         }
-        self._add(error if error in known else OTHER, f"a peer: {known.get(error, 'it does not speak ZMTP as it should')}")
+        self._add(
+            error if error in known else OTHER, f"a peer: {known.get(error, 'it does not speak ZMTP as it should')}"
+        )
 
     def key(self, what: str) -> None:
         """A key that is not authorised."""
@@ -176,7 +182,9 @@ class Guard:
     def answer(self) -> None:
         """Answer what ZeroMQ has asked meanwhile."""
         while self.socket is not None and self._keyring is not None and sockets.readable(self.socket):
-            route, _, version, request_id, _domain, address, _identity, mechanism, *credentials = self.socket.recv_multipart()
+            route, _, version, request_id, _domain, address, _identity, mechanism, *credentials = (
+                self.socket.recv_multipart()
+            )
             key = z85.encode(credentials[0]).decode() if mechanism == b"CURVE" and credentials else ""
             known = self._keyring.role(key) is not None
             if not known:

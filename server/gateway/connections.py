@@ -124,7 +124,11 @@ class Connections:
                 traffic.frame, traffic.frames = math.inf, 0
         waiting = behind()  # asked after the measurement, or what has come in between would count as unfinished
         self._left = max(0.0, self._left) if waiting else 0.0
-        cut = [fd for fd, traffic in self._all.items() if traffic.is_too_much(waiting=waiting) or now > traffic.moved + SILENT_S]
+        cut = [
+            fd
+            for fd, traffic in self._all.items()
+            if traffic.is_too_much(waiting=waiting) or now > traffic.moved + SILENT_S
+        ]
         for fd in cut:
             self.shut(fd)
         return cut

@@ -80,14 +80,20 @@ class Gateway:
         self._socket, self._monitor = sockets.gateway_socket(self._context, config.endpoint, own_key)
         keys = CurveKeys.new()
         try:
-            self._workers_socket, self._workers_monitor = sockets.worker_gateway_socket(self._context, config.worker_address, keys)
+            self._workers_socket, self._workers_monitor = sockets.worker_gateway_socket(
+                self._context, config.worker_address, keys
+            )
         except zmq.ZMQError as e:
             raise LoadFailed(f"--worker-address {config.worker_address}: cannot listen there: {e.strerror}") from None
         self._manager, self._metrics = ServiceManager(), metrics
         self._sessions = Sessions(config, self._socket)
         local = LocalLauncher()
-        self._workers = Workers(config, keys, sockets.endpoint_of(self._workers_socket), launcher or local, measurer=local)
-        self._loads = Loads(config, self._catalogue, self._workers, self._sessions, self._to_worker, self._try_elsewhere)
+        self._workers = Workers(
+            config, keys, sockets.endpoint_of(self._workers_socket), launcher or local, measurer=local
+        )
+        self._loads = Loads(
+            config, self._catalogue, self._workers, self._sessions, self._to_worker, self._try_elsewhere
+        )
         self._connections = Connections(encrypted=own_key is not None)
         self._began = time.monotonic()
         self._server_id = secrets.token_hex(8)
@@ -114,7 +120,9 @@ class Gateway:
         self._manager.ready()
         try:
             while not self._over:
-                poller.poll(BACKLOG_TICK_MS if self._sessions.backlog else WATCHFUL_TICK_MS if self._connections else TICK_MS)
+                poller.poll(
+                    BACKLOG_TICK_MS if self._sessions.backlog else WATCHFUL_TICK_MS if self._connections else TICK_MS
+                )
                 self._watch_connections()
                 self._guard.answer()
                 self._receive_from_peers()
@@ -178,7 +186,9 @@ class Gateway:
 
     def _cut_connections(self) -> None:
         for fd in self._connections.cut(lambda: sockets.readable(self._socket)):
-            log.warning("a connection was cut: it sent much without finishing a message, or nothing (descriptor %d)", fd)
+            log.warning(
+                "a connection was cut: it sent much without finishing a message, or nothing (descriptor %d)", fd
+            )
 
     def _on_frame(self, peer: bytes, fd: int, user: str, envelope: list[bytes], frame: bytes) -> None:
         entry, request_id = None, None
@@ -215,7 +225,9 @@ class Gateway:
                 self._sessions.reply(entry, m.CancelSent(id=None, found=found))
             case m.Hello():
                 log.debug("hello from %r", request.client[:64])
-                self._sessions.reply(entry, status.server_info(self._server_id, self._guard.role(entry.owner.user) or "generate"))
+                self._sessions.reply(
+                    entry, status.server_info(self._server_id, self._guard.role(entry.owner.user) or "generate")
+                )
             case m.Ping():
                 self._sessions.reply(entry, self._pong())
             case m.Models():
@@ -307,7 +319,9 @@ class Gateway:
                 continue
             if worker.connection != routing_id.bytes:
                 self._watch_worker_connections()  # of one that had this descriptor before
-                if worker.connection and not worker.cut:  # a node that was given up is heard again, and another has its place
+                if (
+                    worker.connection and not worker.cut
+                ):  # a node that was given up is heard again, and another has its place
                     with contextlib.suppress(zmq.ZMQError):
                         self._workers_socket.send_multipart([routing_id.bytes, codec.encode(Leave())], zmq.NOBLOCK)
                     continue
@@ -360,7 +374,10 @@ class Gateway:
     def _watch_keys(self) -> None:
         if lost := self._guard.lost():
             for entry in self._sessions.of_users(lost):
-                if isinstance(entry.request, m.Load | m.Measure | m.Unload) or self._guard.role(entry.owner.user) is None:
+                if (
+                    isinstance(entry.request, m.Load | m.Measure | m.Unload)
+                    or self._guard.role(entry.owner.user) is None
+                ):
                     self._abandon(entry)
                     self._sessions.fail(entry, Unauthorised(REVOKED))
 
@@ -385,7 +402,9 @@ class Gateway:
     def _report(self) -> None:
         """Tell the service manager and Prometheus how things stand."""
         workers = self._workers.models()
-        self._manager.moving(f"{self.endpoint}: {', '.join(dict.fromkeys(f'{w.name} {w.state}' for w in workers)) or 'no model'}")
+        self._manager.moving(
+            f"{self.endpoint}: {', '.join(dict.fromkeys(f'{w.name} {w.state}' for w in workers)) or 'no model'}"
+        )
         if self._metrics:
             self._metrics.look(
                 {(*w.way, str(w.replica)): w.beat or Beat(id=None, rss_bytes=w.rss_bytes) for w in workers if w.ready},

@@ -67,14 +67,26 @@ class Metrics:
         self._named: set[Name] = set()
         disable_created_metrics()  # a series more for each, which says when it began
         registry = CollectorRegistry()
-        Info("gpt2d_build", "The program", registry=registry).info({"version": VERSION, "python": platform.python_version()})
-        ProcessCollector(registry=registry)
-        self._queue = Histogram("gpt2d_queue_seconds", "From receipt to prefill", MODEL, buckets=QUEUE_S, registry=registry)
-        self._first_token = Histogram(
-            "gpt2d_first_token_seconds", "From receipt to the first token", MODEL, buckets=FIRST_TOKEN_S, registry=registry
+        Info("gpt2d_build", "The program", registry=registry).info(
+            {"version": VERSION, "python": platform.python_version()}
         )
-        self._inference = Histogram("gpt2d_inference_seconds", "Prefill and decode", MODEL, buckets=INFERENCE_S, registry=registry)
-        self._batch = Summary("gpt2d_batch_size", "Mean batch of each generation's decode steps", MODEL, registry=registry)
+        ProcessCollector(registry=registry)
+        self._queue = Histogram(
+            "gpt2d_queue_seconds", "From receipt to prefill", MODEL, buckets=QUEUE_S, registry=registry
+        )
+        self._first_token = Histogram(
+            "gpt2d_first_token_seconds",
+            "From receipt to the first token",
+            MODEL,
+            buckets=FIRST_TOKEN_S,
+            registry=registry,
+        )
+        self._inference = Histogram(
+            "gpt2d_inference_seconds", "Prefill and decode", MODEL, buckets=INFERENCE_S, registry=registry
+        )
+        self._batch = Summary(
+            "gpt2d_batch_size", "Mean batch of each generation's decode steps", MODEL, registry=registry
+        )
         self._by_model = (self._queue, self._first_token, self._inference, self._batch)
         registry.register(self)
         self._server = _Server(("127.0.0.1", port), _Handler.factory(registry))
@@ -90,7 +102,9 @@ class Metrics:
 
     def look(self, replicas: dict[Replica, Beat], sessions: Sessions, loads: Loads) -> None:
         """How things stand now. What a model that is loaded no more has left behind is forgotten."""
-        self._now = Now(replicas, dict(sessions.outcomes), len(sessions.all_open()), sessions.peers, loads.restarts, loads.deaths)
+        self._now = Now(
+            replicas, dict(sessions.outcomes), len(sessions.all_open()), sessions.peers, loads.restarts, loads.deaths
+        )
         for name in self._named - {replica[:3] for replica in replicas}:
             self._named.remove(name)
             for metric in self._by_model:
@@ -100,7 +114,9 @@ class Metrics:
         """Called by the thread that answers; one Now is looked at, whole."""
         now = self._now
         yield GaugeMetricFamily("gpt2d_uptime_seconds", "Since the start", time.monotonic() - self._began)
-        requests = CounterMetricFamily("gpt2d_requests", "Requests answered, ok or with an error code", labels=("type", "outcome"))
+        requests = CounterMetricFamily(
+            "gpt2d_requests", "Requests answered, ok or with an error code", labels=("type", "outcome")
+        )
         for kind_and_outcome, count in now.outcomes.items():
             requests.add_metric(kind_and_outcome, count)
         yield requests
@@ -111,7 +127,9 @@ class Metrics:
         waiting = GaugeMetricFamily("gpt2d_waiting_sequences", "Sequences in the queue", labels=REPLICA)
         running = GaugeMetricFamily("gpt2d_running_sequences", "Sequences in the batch", labels=REPLICA)
         resident = GaugeMetricFamily("gpt2d_worker_resident_bytes", "Resident memory of the worker", labels=REPLICA)
-        prompt = CounterMetricFamily("gpt2d_prompt_tokens", "Prompt tokens computed, without those reused", labels=REPLICA)
+        prompt = CounterMetricFamily(
+            "gpt2d_prompt_tokens", "Prompt tokens computed, without those reused", labels=REPLICA
+        )
         new = CounterMetricFamily("gpt2d_new_tokens", "Tokens written", labels=REPLICA)
         busy = CounterMetricFamily("gpt2d_busy_seconds", "Time that the worker spent computing", labels=REPLICA)
         for name, beat in now.replicas.items():

@@ -128,7 +128,13 @@ class Workers:
 
     def __init__(self, config: Config, keys: CurveKeys, endpoint: str, launcher: Launcher, measurer: Launcher) -> None:
         """`measurer` launches what measures: on this machine, where the model's files and the records are."""
-        self._config, self._keys, self._endpoint, self._launcher, self._measurer = config, keys, endpoint, launcher, measurer
+        self._config, self._keys, self._endpoint, self._launcher, self._measurer = (
+            config,
+            keys,
+            endpoint,
+            launcher,
+            measurer,
+        )
         self._workers: dict[str, Worker] = {}
 
     def all(self) -> list[Worker]:
@@ -139,7 +145,14 @@ class Workers:
         return [w for w in self._workers.values() if w.task is None]
 
     def start(
-        self, model: Model, engine: str, precision: str, *, compiled: bool = False, task: m.Measure | None = None, share: int = 1
+        self,
+        model: Model,
+        engine: str,
+        precision: str,
+        *,
+        compiled: bool = False,
+        task: m.Measure | None = None,
+        share: int = 1,
     ) -> Worker:
         """Launch a worker and reserve its memory: for a task that of one row, and of full precision beside it.
 
@@ -167,7 +180,9 @@ class Workers:
             process = launcher.start(spec, need)
         except OSError as e:
             raise LoadFailed(f"no worker process can be started: {e}") from None
-        worker = Worker(model.name, engine, precision, identity, process, need, rows, replica, compiled=compiled, task=task)
+        worker = Worker(
+            model.name, engine, precision, identity, process, need, rows, replica, compiled=compiled, task=task
+        )
         self._workers[identity] = worker
         return worker
 
@@ -191,14 +206,20 @@ class Workers:
 
     def _no_memory(self, name: str, need: int, room: int, arch: Architecture | None, engine: str) -> NoMemory:
         """The error, with what could be done about it."""
-        smaller = [f"{p} ({size / 1e6:.0f} MB)" for p in ENGINES[engine] if arch and (size := arch.memory_bytes(engine, p, 1)) < need]
+        smaller = [
+            f"{p} ({size / 1e6:.0f} MB)"
+            for p in ENGINES[engine]
+            if arch and (size := arch.memory_bytes(engine, p, 1)) < need
+        ]
         loaded = dict.fromkeys(f"{w.name} ({w.reserved / 1e6:.0f} MB)" for w in self.models() if w.reserved)
         ways = [f"unload {' or '.join(loaded)}"] if loaded else []
         ways += [f"wait until {w.name} is measured" for w in self._workers.values() if w.task]
         ways += [f"choose {' or '.join(smaller)}"] if smaller else []
         advice = ", or ".join([*ways, "choose a smaller model"])
         there = f"; {places}" if (places := self._launcher.places()) else ""
-        return NoMemory(f"{name} needs about {need / 1e6:.0f} MB; {room / 1e6:.0f} MB are free for it{there}. You could {advice}.")
+        return NoMemory(
+            f"{name} needs about {need / 1e6:.0f} MB; {room / 1e6:.0f} MB are free for it{there}. You could {advice}."
+        )
 
     def by_identity(self, identity: str) -> Worker | None:
         return self._workers.get(identity)
@@ -210,7 +231,9 @@ class Workers:
 
     def matching(self, model: str | None, engine: str | None, precision: str | None) -> list[Worker]:
         """Those that load or serve."""
-        return [w for w in self.models() if w.state != "stopping" and not w.draining and w.matches(model, engine, precision)]
+        return [
+            w for w in self.models() if w.state != "stopping" and not w.draining and w.matches(model, engine, precision)
+        ]
 
     def serving(self, request: m.OfModel) -> list[Worker]:
         """The replicas of the one model that a request means. Raises: NotLoaded, BadRequest if it could mean several."""

@@ -38,7 +38,9 @@ def server_info(server_id: str, role: Role) -> m.ServerInfo:
 
 def _engine(name: str, precisions: tuple[str, ...]) -> m.Engine:
     strategies = [s for s in get_args(m.Strategy) if name not in REFERENCES or s not in m.SEARCHES]
-    return m.Engine(name=name, precisions=list(precisions), strategies=strategies, compiles=list(COMPILED.get(name, ())))
+    return m.Engine(
+        name=name, precisions=list(precisions), strategies=strategies, compiles=list(COMPILED.get(name, ()))
+    )
 
 
 def model_list(catalogue: Catalogue, workers: Workers, config: Config) -> m.ModelList:
@@ -71,7 +73,9 @@ def _model(model: Model, workers: Workers, config: Config) -> m.ModelInfo:
         m.Precision(
             engine=engine,
             precision=precision,
-            memory_bytes=arch.memory_bytes(engine, precision, rows_of(engine, config.rows) or arch.default_rows(engine, precision)),
+            memory_bytes=arch.memory_bytes(
+                engine, precision, rows_of(engine, config.rows) or arch.default_rows(engine, precision)
+            ),
             loaded=any(w.serves for w in running if w.way[1:] == (engine, precision)),
             fidelity=found.get(f"{engine}/{precision}"),
             replicas=[w.health() for w in running if w.way[1:] == (engine, precision)],

@@ -71,7 +71,9 @@ class Loads:
         """Load models that stay, each with so many replicas. Raises: NoMemory, LoadFailed."""
         for way in ways:
             kept = Kept(*way, firm=way[-1])
-            self._start_more(kept.model, kept.engine, kept.precision, kept.replicas - len(self.workers.matching(*kept.way)))
+            self._start_more(
+                kept.model, kept.engine, kept.precision, kept.replicas - len(self.workers.matching(*kept.way))
+            )
             self._kept = [k for k in self._kept if k.way != kept.way] + [kept]
 
     # Requests
@@ -105,7 +107,9 @@ class Loads:
         if not waits_for:
             self._answer_load(entry, there, already=True)
 
-    def _start_more(self, model: Model, engine: str, precision: str, count: int, *, compiled: bool = False) -> list[Worker]:
+    def _start_more(
+        self, model: Model, engine: str, precision: str, count: int, *, compiled: bool = False
+    ) -> list[Worker]:
         """All of them, or none. Raises: NoMemory, LoadFailed."""
         fresh: list[Worker] = []
         try:
@@ -145,7 +149,9 @@ class Loads:
             worker, told = max(ready, key=lambda found: found[0].began)
             self.sessions.reply(entry, worker.loaded(told, already=already, replicas=len(ready)))
         else:
-            self.sessions.fail(entry, LoadFailed("another client wanted fewer replicas, and none is loaded yet; try again"))
+            self.sessions.fail(
+                entry, LoadFailed("another client wanted fewer replicas, and none is loaded yet; try again")
+            )
 
     def measure(self, entry: Open, request: m.Measure) -> None:
         engine, precision = choose_engine(request.engine, request.precision)
@@ -202,13 +208,21 @@ class Loads:
                 self.tell(worker, worker.task)
         elif isinstance(message, m.Measured):
             log.info("%s: perplexity %+.2f %%", worker.name, message.fidelity.perplexity_change_pct)
-            worker.measured = message  # told when the process has ended: then its memory is free, and another can be measured
+            worker.measured = (
+                message  # told when the process has ended: then its memory is free, and another can be measured
+            )
             self.workers.stop(worker)
         elif isinstance(message, Ready) and worker.state == "loading":
             worker.state, worker.ready = "ready", message
             worker.used = time.monotonic()
             worker.load_ms = (worker.used - worker.began) * 1000
-            log.info("loaded %s in %.0f ms, %.0f MB, on %s", worker.name, worker.load_ms, message.rss_bytes / 1e6, worker.node)
+            log.info(
+                "loaded %s in %.0f ms, %.0f MB, on %s",
+                worker.name,
+                worker.load_ms,
+                message.rss_bytes / 1e6,
+                worker.node,
+            )
             self._settle(worker)
         elif isinstance(message, m.Failure):
             log.error("%s", message.message)
@@ -216,7 +230,9 @@ class Loads:
 
     def _tell_progress(self, worker: Worker, message: m.Progress) -> None:
         for entry in self._waiters(worker):
-            of_first = next(w for w in self.workers.all() if entry.key in w.waiters) is worker  # replicas load side by side
+            of_first = (
+                next(w for w in self.workers.all() if entry.key in w.waiters) is worker
+            )  # replicas load side by side
             if of_first and isinstance(entry.request, m.Load | m.Measure) and entry.request.stream:
                 self.sessions.reply(entry, message)
 
@@ -258,7 +274,9 @@ class Loads:
         log.error("the worker of %s on %s is lost: its connection broke", worker.name, worker.node or "a node")
         waiters = list(worker.waiters)
         worker.waiters.clear()
-        error = WorkerDied(f"the worker of {worker.name} on {worker.node or 'a node'} was lost; another is begun, try again")
+        error = WorkerDied(
+            f"the worker of {worker.name} on {worker.node or 'a node'} was lost; another is begun, try again"
+        )
         worker.forget_process()
         self._give_up(worker, error)
         worker.waiters = waiters
@@ -290,7 +308,10 @@ class Loads:
                 log.error("the worker of %s has not moved for %.0f s: it is ended", worker.name, still)
                 self.workers.kill(worker)
                 self._give_up(
-                    worker, WorkerDied(f"the worker of {worker.name} had not moved for {still:.0f} s and was ended; load it again")
+                    worker,
+                    WorkerDied(
+                        f"the worker of {worker.name} had not moved for {still:.0f} s and was ended; load it again"
+                    ),
                 )
                 self._again(worker, fault=True)
             if self.config.keep_alive is not None and worker.serves:
@@ -333,7 +354,10 @@ class Loads:
             doing = "measured" if worker.task else "loaded"
             log.error("the worker of %s died while it %s (%s)", worker.name, doing, exit_words(code))
             self.lose(
-                worker, LoadFailed(f"the worker died while it {doing} {worker.name} ({exit_words(code)}); the server's log may say why")
+                worker,
+                LoadFailed(
+                    f"the worker died while it {doing} {worker.name} ({exit_words(code)}); the server's log may say why"
+                ),
             )
             self._again(worker, fault=True)
 

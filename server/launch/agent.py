@@ -50,7 +50,10 @@ class Agent:
         self._actors: dict[str, Any] = {}
         self._ended: set[str] = set()
         # Once: each that is made stays with the cluster.
-        self._free_of_nodes, self._host = ray.remote(num_cpus=0)(free_of_nodes), ray.remote(concurrency_groups={host.CONTROL: 1})(host.Host)
+        self._free_of_nodes, self._host = (
+            ray.remote(num_cpus=0)(free_of_nodes),
+            ray.remote(concurrency_groups={host.CONTROL: 1})(host.Host),
+        )
 
     def start(self, key: str, spec: dict[str, Any], demand: dict[str, float]) -> None:
         """`demand` is by Ray's names of resources, memory in bytes."""
@@ -136,7 +139,11 @@ class Agent:
     def _run(self, key: str, actor: Any, spec: dict[str, Any]) -> int:
         """The worker's exit code. Files that its node has not are sent there first. Raises: RuntimeError, and what Ray raises."""
         folder, cache = Path(spec["folder"]), Path(spec["cache_dir"])
-        files = {file.name: known_digest(file, cache, lambda *_: None) for file in _model_files(folder)} if spec["folder"] else {}
+        files = (
+            {file.name: known_digest(file, cache, lambda *_: None) for file in _model_files(folder)}
+            if spec["folder"]
+            else {}
+        )
         for _ in range(TRIES):
             code = self._ray.get(actor.run.remote(spec, files))
             if code is not None:
@@ -166,7 +173,11 @@ def free_of_nodes() -> dict[str, dict[str, float]]:
 
 
 def _amounts(resources: dict[str, float]) -> dict[str, float]:
-    return {name: amount for name, amount in resources.items() if not name.startswith("node:") and name != "object_store_memory"}
+    return {
+        name: amount
+        for name, amount in resources.items()
+        if not name.startswith("node:") and name != "object_store_memory"
+    }
 
 
 def _model_files(folder: Path) -> Iterator[Path]:

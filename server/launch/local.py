@@ -89,7 +89,9 @@ class LocalLauncher:
             start_new_session=True,
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
         )
-        threading.Thread(target=relay, args=(popen.stderr, spec.name), name=f"stderr of {spec.name}", daemon=True).start()
+        threading.Thread(
+            target=relay, args=(popen.stderr, spec.name), name=f"stderr of {spec.name}", daemon=True
+        ).start()
         process = LocalProcess(popen)
         try:
             process.tell(replace(spec, node=spec.node or platform.node()).to_line())
@@ -117,6 +119,9 @@ def relay(stderr: IO[bytes], name: str) -> None:
 
 def _cgroup_rooms() -> Iterator[int]:
     """What a container's limit leaves, where there is one (cgroup v2, then v1)."""
-    for limit, used in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
         with contextlib.suppress(OSError, ValueError):  # no such file; "max"
             yield int((CGROUP / limit).read_text()) - int((CGROUP / used).read_text())

@@ -56,7 +56,11 @@ class Node:
 
     def __str__(self) -> str:
         """What is free of it."""
-        others = [f"{self.free.get(k, 0):g} of {v:g} {k}" for k, v in self.total.items() if k.isidentifier() and k not in {"memory", "CPU"}]
+        others = [
+            f"{self.free.get(k, 0):g} of {v:g} {k}"
+            for k, v in self.total.items()
+            if k.isidentifier() and k not in {"memory", "CPU"}
+        ]
         cpus = f"{self.free.get('CPU', 0):g} of {cpus_of(self.total.get('CPU', 0))}"
         memory = f"{self.free.get('memory', 0) / 1e9:.1f} of {self.total.get('memory', 0) / 1e9:.1f} GB"
         return f"{self.name} {', '.join([cpus, memory, *others])}"
@@ -146,7 +150,11 @@ class RayLauncher:
 
     def start(self, spec: Spec, memory_bytes: int) -> RayProcess:
         """Raises: NoMemory if no node has room for it."""
-        demand: dict[str, float] = {"CPU": spec.threads, "memory": memory_bytes, **dict(map(parse_resource, self.config.cluster_resources))}
+        demand: dict[str, float] = {
+            "CPU": spec.threads,
+            "memory": memory_bytes,
+            **dict(map(parse_resource, self.config.cluster_resources)),
+        }
         place = max((n for n in self._nodes if n.fits(demand)), key=lambda n: n.free["CPU"], default=None)
         if place is None and not self._settling:
             asked = [cpus_of(spec.threads), f"{memory_bytes / 1e6:.0f} MB", *self.config.cluster_resources]
@@ -165,7 +173,9 @@ class RayLauncher:
         """Of the node that has most. Raises: LoadFailed if the cluster is out of reach."""
         nodes = self._nodes  # which the other thread may empty meanwhile
         if not nodes:
-            raise LoadFailed(f"the Ray cluster is out of reach: {self._refused or 'its nodes are not known yet'}; try again later")
+            raise LoadFailed(
+                f"the Ray cluster is out of reach: {self._refused or 'its nodes are not known yet'}; try again later"
+            )
         return int(max((node.total if self._settling else node.free).get("memory", 0) for node in nodes))
 
     @property
@@ -217,7 +227,11 @@ class RayLauncher:
             if not self._closed:
                 if time.monotonic() > began + AGAIN_MAX_S:
                     delay = AGAIN_S
-                log.error("the Ray cluster is out of reach: %s; another try in %g s", self._refused or "the agent ended", delay)
+                log.error(
+                    "the Ray cluster is out of reach: %s; another try in %g s",
+                    self._refused or "the agent ended",
+                    delay,
+                )
                 time.sleep(delay)
                 delay = min(AGAIN_MAX_S, 2 * delay)
 
@@ -227,7 +241,9 @@ class RayLauncher:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
             env=os.environ | {"PYTHONPATH": local.ROOT, "RAY_DEDUP_LOGS": "0"},
         )  # fmt: skip
-        threading.Thread(target=local.relay, args=(agent.stderr, "cluster"), name="stderr of the agent", daemon=True).start()
+        threading.Thread(
+            target=local.relay, args=(agent.stderr, "cluster"), name="stderr of the agent", daemon=True
+        ).start()
         self._agent, self._told = agent, queue.Queue(MAX_TOLD)
         self.tell({"address": self.config.cluster, "version": VERSION, "program": local.PROGRAM})
         threading.Thread(target=_write, args=(agent, self._told), name="to the agent", daemon=True).start()
@@ -244,7 +260,9 @@ class RayLauncher:
             self._nodes, self._refused = [Node(**node) for node in told["nodes"]], ""
             if former and (new := {node.address for node in self._out_of_reach()} - former):
                 log.error(
-                    "nodes at %s cannot reach %s: workers that are placed there will fail", ", ".join(new), self.config.worker_address
+                    "nodes at %s cannot reach %s: workers that are placed there will fail",
+                    ", ".join(new),
+                    self.config.worker_address,
                 )
             self._joined.set()
         elif "refused" in told:
@@ -252,7 +270,9 @@ class RayLauncher:
         elif process and "ended" in told:
             self._end(process, told["ended"], from_code(told["code"], told["message"]) if told["code"] else None)
         elif process and "stage" in told:
-            process.about = m.Progress(id=None, stage=told["stage"], done=told["done"], total=told["total"], unit=told["unit"])
+            process.about = m.Progress(
+                id=None, stage=told["stage"], done=told["done"], total=told["total"], unit=told["unit"]
+            )
 
     def _end(self, process: RayProcess, code: int, failure: RequestError | None) -> None:
         self._processes.pop(process.key, None)

@@ -99,7 +99,9 @@ def measure(spec: Spec, link: Link) -> m.Measured:
     made = make(spec.engine, spec.precision)
     made.engine.prefill(0, ids[: min(CHUNK, arch.context)], 0, [0])
     memory = psutil.Process().memory_info().rss
-    compared = compare(made.engine, make(*REFERENCE).engine, ids, lambda done, total: progress("compare", done, total, "tokens"))
+    compared = compare(
+        made.engine, make(*REFERENCE).engine, ids, lambda done, total: progress("compare", done, total, "tokens")
+    )
     fidelity = m.Fidelity(
         quantised_share=made.engine.quantised_share, disk_bytes=made.disk_bytes, memory_bytes=memory, threads=made.engine.threads,
         perplexity=compared.perplexity, perplexity_change_pct=100 * (compared.perplexity / compared.reference_perplexity - 1),

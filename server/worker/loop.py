@@ -45,15 +45,23 @@ class Link:
 
     def __init__(self, spec: Spec) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._socket, self._monitor = sockets.worker_socket(self._context, spec.endpoint, spec.server_key, spec.identity)
+        self._socket, self._monitor = sockets.worker_socket(
+            self._context, spec.endpoint, spec.server_key, spec.identity
+        )
         self._began, self._connected = time.monotonic(), False
 
     def send(self, message: FromWorker) -> None:
         """Waits until it is gone; ends the process where it cannot go."""
         try:
             frame = codec.encode(message)
-        except BadRequest as e:  # too large for a frame: sixteen continuations with twenty alternatives to each token can be
-            frame = codec.encode(m.Failure(id=message.id, code=e.code, message=f"the answer: {e}; ask for fewer continuations or logprobs"))
+        except (
+            BadRequest
+        ) as e:  # too large for a frame: sixteen continuations with twenty alternatives to each token can be
+            frame = codec.encode(
+                m.Failure(
+                    id=message.id, code=e.code, message=f"the answer: {e}; ask for fewer continuations or logprobs"
+                )
+            )
         while True:
             try:
                 self._socket.send(frame, zmq.NOBLOCK)
@@ -189,7 +197,9 @@ class Worker:
         chosen = iter(self._choose(logits[[s.row for s in sequences]], sequences) if sequences else ())
         return [[next(chosen)] if isinstance(s, Sequence) else [] for s in lanes]
 
-    def _advance_plain(self, due: list[int], past: list[int], sequences: list[Sequence], *, ahead: bool) -> list[list[int]]:
+    def _advance_plain(
+        self, due: list[int], past: list[int], sequences: list[Sequence], *, ahead: bool
+    ) -> list[list[int]]:
         guesses = [s.guess(len(sequences), self._engine.context) if self._verifier and ahead else [] for s in sequences]
         if self._verifier is None or not any(guesses):
             return [[token] for token in self._choose(self._engine.decode(due, past), sequences)]
@@ -231,7 +241,9 @@ class Worker:
         """A token for each sequence, after its own and `more`. One whose sampler fails gets the end of text and ends with the fault; the others go on."""
         tokens: list[int] = []
         for sequence, chosen in zip(
-            sequences, sample(logits, [s.sampler for s in sequences], [[*s.ids, *more] if more else s.ids for s in sequences]), strict=True
+            sequences,
+            sample(logits, [s.sampler for s in sequences], [[*s.ids, *more] if more else s.ids for s in sequences]),
+            strict=True,
         ):
             if isinstance(chosen, Exception):
                 sequence.fail(self._fault("sampling", chosen))
@@ -278,11 +290,17 @@ class Worker:
 
     def _sequences(self, work: Work, request: m.Generate, received: float) -> list[Sequence]:
         """Encode the prompt and fit it into the context; one sequence for each continuation. Raises: BadRequest, TooLong."""
-        prompt = self._text.encode(request.prompt) if request.prompt is not None else self._text.check(request.prompt_ids or [])
+        prompt = (
+            self._text.encode(request.prompt)
+            if request.prompt is not None
+            else self._text.check(request.prompt_ids or [])
+        )
         self._text.check([token for token, _ in request.logit_bias])
         context, dropped = self._engine.context, 0
         if request.max_new_tokens >= context:
-            raise TooLong(f"max_new_tokens is {request.max_new_tokens}; the context of {context} has room for {context - 1}")
+            raise TooLong(
+                f"max_new_tokens is {request.max_new_tokens}; the context of {context} has room for {context - 1}"
+            )
         excess = len(prompt) + request.max_new_tokens - context
         if excess > 0:
             if request.truncate == "error":
@@ -304,7 +322,11 @@ class Worker:
             processors = Processors(request, len(prompt), self._end_of_text, bad_words)
             sampler = Sampler(request, own_seed, processors)
             increments = self._text.increments()
-            sequences.append(Sequence(work, request, index, prompt, dropped, own_seed, increments, sampler, self._end_of_text, received))
+            sequences.append(
+                Sequence(
+                    work, request, index, prompt, dropped, own_seed, increments, sampler, self._end_of_text, received
+                )
+            )
         if request.rows > 1:
             lead = sequences[0]
             lead.branches = True  # what it computes of the prompt is kept

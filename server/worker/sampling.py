@@ -71,7 +71,11 @@ class Sampler:
         else:
             choice = native.Choice(self._random.random(), r.top_p, r.temperature, r.min_p, r.top_k)
         if history := self._processors.history:
-            choice.repetition, choice.presence, choice.frequency = r.repetition_penalty, r.presence_penalty, r.frequency_penalty
+            choice.repetition, choice.presence, choice.frequency = (
+                r.repetition_penalty,
+                r.presence_penalty,
+                r.frequency_penalty,
+            )
             choice.seen, choice.seen_count = history.tokens.buffer_info()
             choice.counts, _ = history.counts.buffer_info()
         return choice
@@ -212,7 +216,9 @@ def typical(weights: Weights, mass: float, least: int = 1) -> Ids:
     surprise = -np.log(p, out=np.zeros_like(p), where=p > 0)
     distance = np.where(p > 0, np.abs(surprise - np.sum(p * surprise)), np.inf)
     reached, among = 0.0, np.arange(len(p))
-    while len(among) > SORTED:  # halves where the share is reached: sorting all of them would take several times as long
+    while (
+        len(among) > SORTED
+    ):  # halves where the share is reached: sorting all of them would take several times as long
         halves = among[np.argpartition(distance[among], len(among) // 2)]
         nearer, farther = halves[: len(among) // 2], halves[len(among) // 2 :]
         share = p[nearer].sum()
@@ -222,7 +228,9 @@ def typical(weights: Weights, mass: float, least: int = 1) -> Ids:
             among = nearer
     order = among[np.argsort(distance[among], kind="stable")]
     last = min(int((reached + np.cumsum(p[order]) < mass).sum()), len(order) - 1)
-    limit = max(distance[order[last]], np.partition(distance, least - 1)[least - 1]) if least > 1 else distance[order[last]]
+    limit = (
+        max(distance[order[last]], np.partition(distance, least - 1)[least - 1]) if least > 1 else distance[order[last]]
+    )
     return np.flatnonzero(distance <= limit)
 
 

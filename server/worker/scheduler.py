@@ -95,7 +95,9 @@ class Scheduler:
             chunk = self._prefilling.ids[start : min(start + size, self._prefilling.prompt_tokens)]
         return Batch(self._prefilling, chunk, list(self._running))
 
-    def postprocess(self, batch: Batch, first_token: int | None, tokens: list[list[int]], prefill_ms: float) -> list[Sequence | Lane]:
+    def postprocess(
+        self, batch: Batch, first_token: int | None, tokens: list[list[int]], prefill_ms: float
+    ) -> list[Sequence | Lane]:
         """Write down what a step computed: the prompt's first new token if it was completed, the tokens of each that decoded.
 
         Returns the sequences that have a new token; `release` forgets those that finished with it.
@@ -173,7 +175,9 @@ class Scheduler:
     def _remember(self, sequence: Sequence | Scoring | Lane) -> None:
         if sequence.reuses and not sequence.fault:
             with contextlib.suppress(MemoryError):  # what cannot be kept is computed again
-                self._cache.put(sequence.ids[: sequence.cached], lambda positions: self._engine.export(sequence.row, positions))
+                self._cache.put(
+                    sequence.ids[: sequence.cached], lambda positions: self._engine.export(sequence.row, positions)
+                )
 
     def _place(self, sequence: Sequence | Scoring | Lane, row: int) -> None:
         self._engine.move(sequence.row, row, sequence.cached)

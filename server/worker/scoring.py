@@ -24,7 +24,9 @@ class Scoring:
     reused = 0
     width = 1
 
-    def __init__(self, work: Work, request: m.Score, tokens: list[int], sizes: list[int], context: int, received: float) -> None:
+    def __init__(
+        self, work: Work, request: m.Score, tokens: list[int], sizes: list[int], context: int, received: float
+    ) -> None:
         """`sizes` are the tokens' lengths in bytes; `received` is monotonic."""
         self.id = work.id
         self.group = work.group

@@ -169,7 +169,11 @@ class BeamSearch(Search):
     """
 
     def __init__(
-        self, outputs: list[Sequence], processors: Callable[[], Processors], end_of_text: int, stops: Callable[[Many[int]], bool]
+        self,
+        outputs: list[Sequence],
+        processors: Callable[[], Processors],
+        end_of_text: int,
+        stops: Callable[[Many[int]], bool],
     ) -> None:
         """`stops(new tokens)` says whether a stop string is in their text."""
         super().__init__(outputs, processors)
@@ -236,7 +240,9 @@ class BeamSearch(Search):
             order = total - np.log(-np.log(np.maximum(self._random.random(len(total)), TINY)))
         best = np.argpartition(-order, min(2 * size, len(order)) - 1)[: 2 * size]
         best = best[np.argsort(-order[best], kind="stable")]
-        found = [(int(i) // scores.shape[1], int(i) % scores.shape[1], float(total[i])) for i in best if total[i] > -np.inf]
+        found = [
+            (int(i) // scores.shape[1], int(i) % scores.shape[1], float(total[i])) for i in best if total[i] > -np.inf
+        ]
         length = len(group.beams[0].tokens) + 1
         reasons = [self._reason(group.beams[p].tokens, t, length) for p, t, _ in found]
         full = len(group.ended) == size

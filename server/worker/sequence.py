@@ -146,7 +146,9 @@ class Sequence:
         if self.sampler.explanations:
             explanation = self.sampler.explanations.popleft()
             top = [m.Alternative(id=i, text=self._increments.text_of(i), logprob=p) for i, p in explanation.top]
-            self._logprobs.append(m.TokenLogprobs(text=self._increments.text_of(token), logprob=explanation.logprob, top=top))
+            self._logprobs.append(
+                m.TokenLogprobs(text=self._increments.text_of(token), logprob=explanation.logprob, top=top)
+            )
         self._text += self._increments.push(token)
         if token == self._end_of_text and not self.request.ignore_eos:
             self.finish("eos")
@@ -224,7 +226,9 @@ class Sequence:
         )
 
 
-def result(sequences: list[Sequence], *, model: str, engine: str, precision: str, digest: str, threads: int) -> m.Generated:
+def result(
+    sequences: list[Sequence], *, model: str, engine: str, precision: str, digest: str, threads: int
+) -> m.Generated:
     """The last reply to a request, from all its continuations."""
     first, *others = sequences
     settings = {name: getattr(first.request, name) for name in m.SETTINGS} | {"seed": first.seed}

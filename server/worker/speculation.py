@@ -76,4 +76,6 @@ class Pace:
         self.guessed += guessed
         self.accepted += accepted
         for i in range(min(guessed, accepted + 1)):
-            self._rate += WEIGHT * ((i < accepted) * 0.99 - self._rate)  # stays below 1, at which any number of guesses would pay
+            self._rate += WEIGHT * (
+                (i < accepted) * 0.99 - self._rate
+            )  # stays below 1, at which any number of guesses would pay

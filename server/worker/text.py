@@ -41,7 +41,11 @@ class Text:
 
     def spans(self, request: OfText) -> tuple[str, list[int], list[int]]:
         """Return (text, tokens, byte offsets) of a request for either. Raises: BadRequest for a token there is not, or too many."""
-        ids = self._tokenizer.encode(request.text, add_special_tokens=False).ids if request.text is not None else request.ids or []
+        ids = (
+            self._tokenizer.encode(request.text, add_special_tokens=False).ids
+            if request.text is not None
+            else request.ids or []
+        )
         if request.text is None and ids:
             self.check(ids)
         if len(ids) > MAX_TOKENS:

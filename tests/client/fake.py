@@ -68,19 +68,48 @@ class ReplicaServer(FakeServer):
                 return [m.Pong(id=request.id, server_id="x", uptime_ms=1, draining=False, workers=self._workers)]
             case m.Models():
                 held = m.Precision(
-                    engine="native", precision="int8", memory_bytes=142 << 20, loaded=bool(self._workers), replicas=self._workers
+                    engine="native",
+                    precision="int8",
+                    memory_bytes=142 << 20,
+                    loaded=bool(self._workers),
+                    replicas=self._workers,
                 )
                 info = m.ModelInfo(name="demo", parameters=6_000_000, context=1024, file_bytes=1, precisions=[held])
                 return [m.ModelList(id=request.id, models=[info])]
             case m.GetStats():
-                done: dict[str, Any] = {"rss_bytes": 42_000_000, "requests": 3, "prompt_tokens": 5, "new_tokens": 7, "busy_ms": 1}
+                done: dict[str, Any] = {
+                    "rss_bytes": 42_000_000,
+                    "requests": 3,
+                    "prompt_tokens": 5,
+                    "new_tokens": 7,
+                    "busy_ms": 1,
+                }
                 workers = [m.WorkerStats(**way, **done, replica=w.replica, node=w.node) for w in self._workers]
-                return [m.Stats(id=request.id, uptime_ms=1, rss_bytes=1, peers=1, open_requests=0, requests={}, errors={}, workers=workers)]
+                return [
+                    m.Stats(
+                        id=request.id,
+                        uptime_ms=1,
+                        rss_bytes=1,
+                        peers=1,
+                        open_requests=0,
+                        requests={},
+                        errors={},
+                        workers=workers,
+                    )
+                ]
             case m.Load():
                 self.asked.append(request.replicas)
                 already, number = bool(self._workers), request.replicas or max(1, len(self._workers))
                 self._workers = [
-                    m.WorkerHealth(**way, state="ready", moved_ms_ago=1, running=i % 3, waiting=0, replica=i, node=self.nodes[i % 3])
+                    m.WorkerHealth(
+                        **way,
+                        state="ready",
+                        moved_ms_ago=1,
+                        running=i % 3,
+                        waiting=0,
+                        replica=i,
+                        node=self.nodes[i % 3],
+                    )
                     for i in range(number)
                 ]
                 return [

@@ -30,12 +30,19 @@ NAMES = ["", "\0", "##", "###", "a b", "import", NASTY]
 
 
 def parameter(name: str, kind: Any, default: Any, low: float | None = None, high: float | None = None) -> m.Parameter:
-    return m.Parameter(name=name, type=kind, default=default, description=NASTY, minimum=low, maximum=high, choices=CHOICES)
+    return m.Parameter(
+        name=name, type=kind, default=default, description=NASTY, minimum=low, maximum=high, choices=CHOICES
+    )
 
 
 NONSENSE = [
     *(parameter(f"{kind}_{i}", kind, value) for kind in KINDS for i, value in enumerate(VALUES)),
-    *(parameter(f"{kind}_within_{i}_{value}", kind, value, *r) for kind in KINDS[:2] for i, r in enumerate(RANGES) for value in (None, 1)),
+    *(
+        parameter(f"{kind}_within_{i}_{value}", kind, value, *r)
+        for kind in KINDS[:2]
+        for i, r in enumerate(RANGES)
+        for value in (None, 1)
+    ),
     *(parameter(name, "bool", default=False) for name in NAMES),
     *(parameter(p.name, p.type, {"a": NASTY}) for p in parameters()[::2]),
     *(parameter(p.name, "strings", []) for p in parameters()[::2]),
@@ -80,7 +87,11 @@ class HostileServer(FakeServer):
                     queue_ms=math.nan, tokenise_ms=-1.0, prefill_ms=math.inf, decode_ms=1e300, first_token_ms=-math.inf, inference_ms=math.nan,
                     tokens_per_second=math.inf, prompt_tokens=-4, new_tokens=10**9, reused_tokens=-1, mean_batch=math.nan,
                 )  # fmt: skip
-                told = [m.TokenLogprobs(text=NASTY, logprob=math.nan, top=[m.Alternative(id=1, text=NASTY, logprob=math.inf)] * 20)] * 50
+                told = [
+                    m.TokenLogprobs(
+                        text=NASTY, logprob=math.nan, top=[m.Alternative(id=1, text=NASTY, logprob=math.inf)] * 20
+                    )
+                ] * 50
                 result = m.Generated(
                     id=request.id, seq=0, text=NASTY, ids=[1] * 50, finish_reason="eos", prompt_truncated=-7, settings={"seed": NASTY}, model=NASTY,
                     engine=NASTY, precision=NASTY, digest=NASTY, threads=-1, ledger=ledger, logprobs=told,

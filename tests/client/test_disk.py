@@ -45,16 +45,18 @@ def test_preferences_come_back() -> None:
     assert disk.read_preferences() == preferences
 
 
-@pytest.mark.parametrize("content", ["", "[]", "nonsense", '{"a":' * 100_000, '{"font": "\\ud800"}', "\0", '{"scale": NaN}'])
+@pytest.mark.parametrize(
+    "content", ["", "[]", "nonsense", '{"a":' * 100_000, '{"font": "\\ud800"}', "\0", '{"scale": NaN}']
+)
 def test_a_file_that_is_no_preferences_is_passed_over(kept: Path, content: str) -> None:
     kept.write_text(content, encoding="utf-8")
     assert disk.read_preferences() == Preferences()
 
 
 def test_what_is_damaged_gets_its_default(kept: Path) -> None:
-    assert read(kept, theme="pink", font=None, recent=["a", ""], closed=[1], width="wide", scale=True, server="tcp://h:1") == Preferences(
-        server="tcp://h:1"
-    )
+    assert read(
+        kept, theme="pink", font=None, recent=["a", ""], closed=[1], width="wide", scale=True, server="tcp://h:1"
+    ) == Preferences(server="tcp://h:1")
     assert read(kept, scale=99, font_size=-1, width=1) == Preferences(scale=4.0, font_size=8.0, width=640)
     assert read(kept, sampling=[], presets="x") == Preferences()
     sampling: dict[str, Any] = {"a": {"b": 1}, "b": [[1]], "c": [None], "d": [["x", 1]], "e": [1, "x"]}
@@ -67,6 +69,8 @@ def test_what_is_damaged_gets_its_default(kept: Path) -> None:
 def test_names_that_are_no_text_are_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (b"caf\xe9.ttf", "caf\u00e9.ttf".encode(), b"b.txt"):
         (tmp_path / os.fsdecode(name)).touch()
-    assert disk._carry_out(ListFolder(str(tmp_path))) == Listed(str(tmp_path), [("b.txt", False), ("caf\u00e9.ttf", False)])
+    assert disk._carry_out(ListFolder(str(tmp_path))) == Listed(
+        str(tmp_path), [("b.txt", False), ("caf\u00e9.ttf", False)]
+    )
     monkeypatch.setitem(disk.FONT_FOLDERS, "linux", [str(tmp_path)])
     assert disk.system_fonts() == [("caf\u00e9", str(tmp_path / "caf\u00e9.ttf"))]

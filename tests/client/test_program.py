@@ -20,7 +20,9 @@ def test_a_person_writes_and_quits(screen: str, home: Path, shared_daemon: Daemo
     if not shutil.which("xdotool"):
         pytest.skip("needs xdotool (Debian: apt-get install xdotool)")
     code = f"from client.window import loop as window; window.main({shared_daemon.endpoint!r})"
-    program = subprocess.Popen([sys.executable, "-P", "-c", code], env=os.environ | {"DISPLAY": screen}, stderr=subprocess.PIPE, text=True)
+    program = subprocess.Popen(
+        [sys.executable, "-P", "-c", code], env=os.environ | {"DISPLAY": screen}, stderr=subprocess.PIPE, text=True
+    )
 
     def xdotool(*words: str) -> str:
         return subprocess.run(["xdotool", *words], capture_output=True, text=True, timeout=10).stdout.strip()
@@ -67,9 +69,13 @@ def test_a_person_writes_and_quits(screen: str, home: Path, shared_daemon: Daemo
 @pytest.mark.parametrize("session", ["x11", "wayland"])
 def test_one_glfw_serves_both_libraries(session: str) -> None:
     """pyGLFW has a library of its own for Wayland, which imgui_bundle's binary cannot be loaded beside."""
-    code = "import client.window.loop\nprint(*{line.split()[-1] for line in open('/proc/self/maps') if 'libglfw' in line})"
+    code = (
+        "import client.window.loop\nprint(*{line.split()[-1] for line in open('/proc/self/maps') if 'libglfw' in line})"
+    )
     environment = {k: v for k, v in os.environ.items() if k not in {"DISPLAY", "PYGLFW_LIBRARY_VARIANT"}}
     environment |= {"XDG_SESSION_TYPE": session, "WAYLAND_DISPLAY": "wayland-0"}
-    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=60, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=60, env=environment
+    )
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.split()) == 1, done.stdout

@@ -31,7 +31,12 @@ PROMPT = "Shall I compare thee"
 
 def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "client", *arguments], input=stdin, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-m", "client", *arguments],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
 
 
@@ -177,7 +182,9 @@ def test_at_a_real_terminal(shared_daemon: Daemon, tmp_path: Path) -> None:
         """Wait for each pattern in what came since the last keys, then type the keys or send the signal."""
         main, child = pty.openpty()
         command = [sys.executable, "-m", "client", "--terminal", shared_daemon.endpoint]
-        process = subprocess.Popen(command, stdin=child, stdout=child, stderr=child, env=environment, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdin=child, stdout=child, stderr=child, env=environment, start_new_session=True
+        )
         os.close(child)
         everything, new = "", ""
         for wanted, action in keys:
@@ -229,7 +236,11 @@ def test_a_connect_line_can_be_typed_in(tmp_path: Path) -> None:
         [sys.executable, "-m", "client", "-", "-p", "x"], input=line + "\n", capture_output=True, text=True, timeout=30,
         env=os.environ | {"XDG_CONFIG_HOME": str(tmp_path)},
     )  # fmt: skip
-    assert "nobody listens on tcp://127.0.0.1:1;" in done.stderr and line not in done.stderr and list(tmp_path.iterdir()) == []
+    assert (
+        "nobody listens on tcp://127.0.0.1:1;" in done.stderr
+        and line not in done.stderr
+        and list(tmp_path.iterdir()) == []
+    )
 
 
 def test_keys_can_be_given_apart(tmp_path: Path) -> None:

@@ -23,9 +23,20 @@ from protocol.parameters import parameters
 from tests.client.hostile import NASTY, NONSENSE, VALUES, parameter
 
 INFO = m.ServerInfo(
-    id=1, protocol="1.0", server_id="a", version="1", host="h", cpu="c", cores=2, memory_bytes=3, engines=[], parameters=parameters()
+    id=1,
+    protocol="1.0",
+    server_id="a",
+    version="1",
+    host="h",
+    cpu="c",
+    cores=2,
+    memory_bytes=3,
+    engines=[],
+    parameters=parameters(),
 )
-WORKER = m.WorkerHealth(model="demo", engine="onnx", precision="int8", state="ready", moved_ms_ago=1, running=0, waiting=0)
+WORKER = m.WorkerHealth(
+    model="demo", engine="onnx", precision="int8", state="ready", moved_ms_ago=1, running=0, waiting=0
+)
 PONG = m.Pong(id=1, server_id="a", uptime_ms=1, draining=False, workers=[WORKER])
 MODEL = m.ModelInfo(
     name="demo",
@@ -36,7 +47,17 @@ MODEL = m.ModelInfo(
 )
 FIDELITY = msgspec.convert(dict.fromkeys(m.Fidelity.__struct_fields__, 1) | {"held_out": True}, m.Fidelity)
 LOADED = m.Loaded(
-    id=1, model="demo", engine="onnx", precision="int8", digest="d", context=1, rows=1, threads=1, rss_bytes=1, load_ms=1, already=True
+    id=1,
+    model="demo",
+    engine="onnx",
+    precision="int8",
+    digest="d",
+    context=1,
+    rows=1,
+    threads=1,
+    rss_bytes=1,
+    load_ms=1,
+    already=True,
 )
 TOLD = [m.TokenLogprobs(text=" x", logprob=-1.0, top=[m.Alternative(id=5, text="y", logprob=-2.0)])] * 2
 RESULT = m.Generated(
@@ -80,7 +101,13 @@ def test_a_generation_streams_into_the_place_it_was_asked_for() -> None:
     state = ready()
     apply(state, e.Typed("Once END", 4))
     (request,) = sent(apply(state, e.Do("generate")), m.Generate)
-    assert (request.prompt, request.truncate, request.stream, request.logprobs, request.model) == ("Once", "left", True, 10, "demo")
+    assert (request.prompt, request.truncate, request.stream, request.logprobs, request.model) == (
+        "Once",
+        "left",
+        True,
+        10,
+        "demo",
+    )
     for text in (" upon", " a", " time"):
         apply(state, e.Replied("page", m.Tokens(id=1, text=text, ids=[1]), 1))
     assert state.page.document.text == "Once upon a time END"
@@ -104,16 +131,36 @@ def test_what_a_server_describes_is_kept_where_it_can_be_drawn_and_set() -> None
         assert sorted(map(repr, told)) == sorted(map(repr, values)), kind
     within = {name for name in kept if "_within_" in name}
     finite = ("5_None", "5_1", "6_None", "6_1", "7_None", "7_1")  # by the number of the range
-    assert within == {f"int_within_{w}" for w in ("3_None", "4_None", *finite)} | {f"float_within_{w}" for w in finite if "None" not in w}
-    assert {"import", "stop"} <= kept.keys() and not kept.keys() & {"", "\0", "##", "###", "a b", NASTY, "temperature", "max_new_tokens"}
+    assert within == {f"int_within_{w}" for w in ("3_None", "4_None", *finite)} | {
+        f"float_within_{w}" for w in finite if "None" not in w
+    }
+    assert {"import", "stop"} <= kept.keys() and not kept.keys() & {
+        "",
+        "\0",
+        "##",
+        "###",
+        "a b",
+        NASTY,
+        "temperature",
+        "max_new_tokens",
+    }
     assert not usable(parameter("temperature", "strings", [])), "under its name a float is expected"
     assert not usable(parameter("max_new_tokens", "int", None)) and usable(parameter("seed", "int", None))
 
 
 def test_settings_that_do_not_fit_the_server_are_dropped() -> None:
     state = ready()
-    state.preferences.sampling = {"temperature": "hot", "top_k": 2**31, "seed": 2**40, "stop": [1], "gone": 1, "logit_bias": [(1, 2.0)]}
-    state.preferences.presets = {"a": {"temperature": 0.5, "top_p": None, "seed": None, "strategy": {}, "bad_words": ["x"], "truncate": 1}}
+    state.preferences.sampling = {
+        "temperature": "hot",
+        "top_k": 2**31,
+        "seed": 2**40,
+        "stop": [1],
+        "gone": 1,
+        "logit_bias": [(1, 2.0)],
+    }
+    state.preferences.presets = {
+        "a": {"temperature": 0.5, "top_p": None, "seed": None, "strategy": {}, "bad_words": ["x"], "truncate": 1}
+    }
     meet(state, parameters())
     assert state.settings == {"seed": 2**40, "logit_bias": [(1, 2.0)]}
     apply(state, e.Preset("load", "a"))
@@ -150,7 +197,9 @@ def test_a_place_keeps_its_newest_takes() -> None:
     place = state.page.document.known_place(4)
     assert place and len(place.takes) == 50 and place.shown == 0 and state.page.document.text == "Once 0"
     written(state, "", "regenerate")
-    assert len(place.takes) == 50 and place.shown == 0 and state.page.document.text == "Once 0", "nothing came of it, nothing is lost"
+    assert len(place.takes) == 50 and place.shown == 0 and state.page.document.text == "Once 0", (
+        "nothing came of it, nothing is lost"
+    )
     written(state, " more", "regenerate")
     assert [t.text for t in place.takes] == [*(f" {i}" for i in range(1, 50)), " more"] and place.shown == 49
     for _ in range(60):
@@ -173,7 +222,9 @@ def test_the_newest_generations_keep_their_probabilities() -> None:
     apply(state, e.Restore(1))
     assert state.page.document.text == "Once x x" and state.shown and state.shown.result.logprobs == []
     written(state, " x x", "regenerate")
-    assert '"logprobs": []' in as_json(state.history.entries[0]) and compile(as_python(state.history.entries[0]), "export", "exec")
+    assert '"logprobs": []' in as_json(state.history.entries[0]) and compile(
+        as_python(state.history.entries[0]), "export", "exec"
+    )
     state.history.entries.clear()
     apply(state, e.Do("earlier"))
     assert state.shown is None, "the tokens of another text would mislead"
@@ -192,7 +243,11 @@ def test_a_stopped_comparison_ends_before_another_begins(at: str) -> None:
     apply(state, e.Replied(at, m.Tokens(id=1, text="late", ids=[1]), 1))
     assert apply(state, e.Do("compare")) == [] and state.compare.columns[0].text == ""
     apply(state, e.Replied(at, RESULT if at == "compare" else BY_CODE["cancelled"]("x"), 1))
-    assert sent(apply(state, e.Do("compare")), m.Load) and state.compare.running == 0 and state.compare.columns[0].result is None
+    assert (
+        sent(apply(state, e.Do("compare")), m.Load)
+        and state.compare.running == 0
+        and state.compare.columns[0].result is None
+    )
     apply(state, e.Do("stop compare"))
     apply(state, e.NotConnected("gone"))
     assert not state.compare.stopping, "nothing comes any more"
@@ -215,7 +270,10 @@ def test_a_chosen_token_goes_on_from_its_tokens() -> None:
     effects = apply(state, e.TakeToken(1, 5))
     assert [r.text or r.ids for r in sent(effects, m.Tokenize)] == ["Once", [3, 5]]
     assert apply(state, e.Replied("branch ids", m.Tokenized(id=1, text="Once", ids=[7, 8], offsets=[0, 2, 4]), 1)) == []
-    (request,) = sent(apply(state, e.Replied("branch text", m.Tokenized(id=1, text=" xy", ids=[3, 5], offsets=[0, 2, 3]), 1)), m.Generate)
+    (request,) = sent(
+        apply(state, e.Replied("branch text", m.Tokenized(id=1, text=" xy", ids=[3, 5], offsets=[0, 2, 3]), 1)),
+        m.Generate,
+    )
     assert request.prompt is None and request.prompt_ids == [7, 8, 3, 5]
     assert state.page.document.text == "Once xy"
 
@@ -235,7 +293,13 @@ def test_a_continuation_that_cannot_be_written_anew_comes_back() -> None:
     assert state.page.document.text == "Once x x" and state.page.error == "gone"
     mark = state.page.document.mark_at(6)
     place = state.page.document.known_place(4)
-    assert mark and (mark.start, mark.end) == (4, 8) and place and [t.text for t in place.takes] == [" x x", " y"] and place.shown == 0
+    assert (
+        mark
+        and (mark.start, mark.end) == (4, 8)
+        and place
+        and [t.text for t in place.takes] == [" x x", " y"]
+        and place.shown == 0
+    )
     state.link.workers = []
     assert apply(state, e.Do("regenerate")) == [] and "no model is loaded" in state.page.error
     assert state.page.document.text == "Once x x"
@@ -254,7 +318,10 @@ def test_a_restarted_server_is_noticed_and_asked_anew() -> None:
     assert state.link.status == "lost" and state.page.generating is None and state.page.error == "gone"
     assert sent(apply(state, e.Tick(1.1, 1e9)), m.Hello)
     effects = apply(
-        state, e.Replied("look", m.ServerInfo(**{**{f: getattr(INFO, f) for f in INFO.__struct_fields__}, "server_id": "b"}), 1)
+        state,
+        e.Replied(
+            "look", m.ServerInfo(**{**{f: getattr(INFO, f) for f in INFO.__struct_fields__}, "server_id": "b"}), 1
+        ),
     )
     assert state.link.status == "ready" and "restarted" in state.notice and sent(effects, m.Models)
 
@@ -270,7 +337,15 @@ def test_a_connect_line_is_not_kept_among_the_preferences() -> None:
 
 def replica(number: int, state: Any, *, precision: str = "int8") -> m.WorkerHealth:
     return m.WorkerHealth(
-        model="demo", engine="onnx", precision=precision, state=state, moved_ms_ago=1, running=1, waiting=0, replica=number, node="beta"
+        model="demo",
+        engine="onnx",
+        precision=precision,
+        state=state,
+        moved_ms_ago=1,
+        running=1,
+        waiting=0,
+        replica=number,
+        node="beta",
     )
 
 
@@ -293,7 +368,12 @@ def test_a_load_asks_for_replicas_where_that_changes_their_number() -> None:
     assert asked(state) == [3]
     enter(state, 1)
     assert asked(state) == [None], "as if nothing had been entered"
-    state.link.workers = [replica(0, "loading"), replica(2, "stopping"), replica(1, "ready"), replica(0, "ready", precision="fp32")]
+    state.link.workers = [
+        replica(0, "loading"),
+        replica(2, "stopping"),
+        replica(1, "ready"),
+        replica(0, "ready", precision="fp32"),
+    ]
     assert state.loaded and state.replicas == 2 and asked(state) == [1]
     enter(state, 2)
     assert asked(state) == [None]
@@ -301,7 +381,16 @@ def test_a_load_asks_for_replicas_where_that_changes_their_number() -> None:
     assert asked(state) == [4]
     apply(state, e.Replied("load", NoServer("no memory"), 1))
     assert state.models.replicas == 4 and state.models.error, "what was entered stays, to be tried again"
-    loaded = {"model": "demo", "engine": "onnx", "precision": "int8", "digest": "d", "context": 1, "rows": 1, "threads": 1, "load_ms": 1}
+    loaded = {
+        "model": "demo",
+        "engine": "onnx",
+        "precision": "int8",
+        "digest": "d",
+        "context": 1,
+        "rows": 1,
+        "threads": 1,
+        "load_ms": 1,
+    }
     apply(state, e.Replied("load", m.Loaded(id=1, **loaded, rss_bytes=42_000_000, already=True, replicas=4), 1))
     assert state.models.replicas is None and state.notice == "demo/onnx/int8 is loaded, 4 replicas of 42 MB"
     enter(state, 4)
@@ -341,7 +430,13 @@ def test_replicas_are_told_where_that_says_something() -> None:
 
 def test_exports_hold_what_a_server_says() -> None:
     state = ready()
-    nasty = m.Generated(**{**{f: getattr(RESULT, f) for f in RESULT.__struct_fields__}, "model": '"""\nimport os\n"""', "digest": '"""x'})
+    nasty = m.Generated(
+        **{
+            **{f: getattr(RESULT, f) for f in RESULT.__struct_fields__},
+            "model": '"""\nimport os\n"""',
+            "digest": '"""x',
+        }
+    )
     apply(state, e.Do("generate"))
     apply(state, e.Replied("page", nasty, 1))
     (entry,) = state.history.entries
@@ -356,7 +451,14 @@ def test_differences_lose_nothing(text: str, other: str) -> None:
 
 
 errors = st.sampled_from(
-    [ConnectionLost("x"), KeyRefused("x"), NoServer("x"), ServerStuck("x"), ServerRestarted("x"), *(kind("x") for kind in BY_CODE.values())]
+    [
+        ConnectionLost("x"),
+        KeyRefused("x"),
+        NoServer("x"),
+        ServerStuck("x"),
+        ServerRestarted("x"),
+        *(kind("x") for kind in BY_CODE.values()),
+    ]
 )
 replies: st.SearchStrategy[Any] = st.one_of(
     errors, st.just(INFO), st.just(PONG), st.just(RESULT), st.just(m.ModelList(id=1, models=[MODEL])), st.just(m.ModelList(id=1, models=[])),
@@ -368,7 +470,20 @@ replies: st.SearchStrategy[Any] = st.one_of(
     st.just(m.Unloaded(id=1, names=["a"])),
     st.just(m.Stats(id=1, uptime_ms=1, rss_bytes=1, peers=1, open_requests=1, requests={}, errors={}, workers=[])),
 )  # fmt: skip
-TAGS = ["look", "models", "stats", "load", "measure", "unload", "page", "count", "branch ids", "branch text", "compare", "compare load"]
+TAGS = [
+    "look",
+    "models",
+    "stats",
+    "load",
+    "measure",
+    "unload",
+    "page",
+    "count",
+    "branch ids",
+    "branch text",
+    "compare",
+    "compare load",
+]
 WORDS = list(get_args(get_type_hints(e.Do)["what"]))
 messages: st.SearchStrategy[Any] = st.one_of(
     st.builds(e.Replied, st.sampled_from(TAGS), replies, st.floats(0, 9)), st.builds(e.Do, st.sampled_from(WORDS)), st.just(e.Connect()), st.just(e.Disconnect()),

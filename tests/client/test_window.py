@@ -44,7 +44,9 @@ def write(d: Driver, text: str, tokens: int = 20) -> None:
     d.wait(lambda: d.state.page.generating is None and d.state.ledgers.count > 0)
 
 
-def test_write_stop_undo_and_flip(window: Callable[[str, Callable[[Driver], None]], None], shared_daemon: Daemon) -> None:
+def test_write_stop_undo_and_flip(
+    window: Callable[[str, Callable[[Driver], None]], None], shared_daemon: Daemon
+) -> None:
     def test(d: Driver) -> None:
         write(d, "Shall I compare thee")
         document = d.state.page.document
@@ -95,7 +97,11 @@ def test_what_stands_after_the_cursor_stays(window: Window, shared_daemon: Daemo
         d.keys(Key.mod_ctrl, Key.enter)
         d.wait(lambda: d.state.ledgers.count == 2 and d.state.page.generating is None)
         document = d.state.page.document
-        assert document.text.startswith("Shall I compare thee") and document.text.endswith("END") and len(document.text) > 26
+        assert (
+            document.text.startswith("Shall I compare thee")
+            and document.text.endswith("END")
+            and len(document.text) > 26
+        )
         assert d.state.history.entries[-1].prompt == "Shall I compare thee"
         d.ctx.key_chars("!")
         d.ctx.yield_(3)
@@ -173,7 +179,11 @@ def test_what_a_precision_costs_stands_beside_it(window: Window, own_daemon: Dae
 
         def card() -> m.Fidelity | None:
             chosen = d.state.models.chosen()
-            return next((p.fidelity for p in chosen.precisions if (p.engine, p.precision) == ("native", "int4")), None) if chosen else None
+            return (
+                next((p.fidelity for p in chosen.precisions if (p.engine, p.precision) == ("native", "int4")), None)
+                if chosen
+                else None
+            )
 
         d.wait(lambda: card() is not None)
         told = card()
@@ -267,7 +277,10 @@ def test_history_is_searched_restored_and_exported(window: Window, shared_daemon
         d.click("//$FOCUSED/###OK")
         d.wait((home / "generation.py").exists)
         done = subprocess.run(
-            [sys.executable, str(home / "generation.py"), shared_daemon.endpoint], capture_output=True, text=True, timeout=60
+            [sys.executable, str(home / "generation.py"), shared_daemon.endpoint],
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
         assert "Shall I compare thee" + done.stdout[:-1] == text, done.stderr
 
@@ -326,14 +339,18 @@ def test_fonts_theme_and_panels_are_kept(window: Window, shared_daemon: Daemon, 
     window(shared_daemon.endpoint, see)
 
 
-def test_a_killed_daemon_is_said_and_found_again(window: Window, own_daemon: Daemon, tmp_path: Path, cache: Path) -> None:
+def test_a_killed_daemon_is_said_and_found_again(
+    window: Window, own_daemon: Daemon, tmp_path: Path, cache: Path
+) -> None:
     def test(d: Driver) -> None:
         d.wait(lambda: d.state.link.status == "ready")
         d.click("//Model/Model/###Load")
         write_when_loaded(d)
         d.state.preferences.sampling |= {"max_new_tokens": 1000, "ignore_eos": True}
         d.keys(Key.mod_ctrl, Key.enter)
-        d.wait(lambda: d.state.page.generating is not None and d.state.page.generating.end > d.state.page.generating.start)
+        d.wait(
+            lambda: d.state.page.generating is not None and d.state.page.generating.end > d.state.page.generating.start
+        )
         os.kill(own_daemon.process.pid, signal.SIGKILL)  # from another process than its parent
         d.wait(lambda: d.state.link.status == "lost" and d.state.page.generating is None, 10)
         assert d.state.link.trouble and d.state.page.error
@@ -361,10 +378,18 @@ def test_refusals_and_nobody_there(window: Window, tmp_path: Path, cache: Path) 
         d.wait(lambda: d.state.link.status == "refused", 10)
         assert "refuses this key" in d.state.link.trouble
         d.shot("refused")
-        for server, says in ((keyed.daemon.endpoint, "wants a key"), ("tcp://127.0.0.1:1", "nobody listens"), ("nonsense", "no server")):
+        for server, says in (
+            (keyed.daemon.endpoint, "wants a key"),
+            ("tcp://127.0.0.1:1", "nobody listens"),
+            ("nonsense", "no server"),
+        ):
             d.panel("Connection")
             d.ctx.item_input_value("//Connection/Connection/##server", server)
-            d.click("//Connection/Connection/Connect anew" if d.state.link.status != "off" else "//Connection/Connection/Connect")
+            d.click(
+                "//Connection/Connection/Connect anew"
+                if d.state.link.status != "off"
+                else "//Connection/Connection/Connect"
+            )
             d.wait(lambda says=says: says in d.state.link.trouble, 10)
         assert CurveKeys.of(keyed.owner.secret) and keyed.owner.secret not in str(d.state.preferences)
 
@@ -373,10 +398,20 @@ def test_refusals_and_nobody_there(window: Window, tmp_path: Path, cache: Path) 
 
 
 def test_preferences_broken_by_hand_are_drawn(window: Window, home: Path) -> None:
-    damaged = {"temperature": "hot", "max_new_tokens": [1], "stop": 5, "logit_bias": [[1]], "strategy": {}, "top_k": 2**40, "seed": -1}
+    damaged = {
+        "temperature": "hot",
+        "max_new_tokens": [1],
+        "stop": 5,
+        "logit_bias": [[1]],
+        "strategy": {},
+        "top_k": 2**40,
+        "seed": -1,
+    }
     kept = home / "config" / "gpt2d" / "client.json"
     kept.parent.mkdir(parents=True)
-    kept.write_text(json.dumps({"sampling": damaged, "presets": {"": {}, "a": 5, "b": damaged | {"seed": 3}}, "recent": ["", 5]}))
+    kept.write_text(
+        json.dumps({"sampling": damaged, "presets": {"": {}, "a": 5, "b": damaged | {"seed": 3}}, "recent": ["", 5]})
+    )
     with ReplicaServer() as server:
 
         def test(d: Driver) -> None:

@@ -54,7 +54,9 @@ class Driver:
     def wait(self, condition: Callable[[], bool], seconds: float = 10) -> None:
         give_up = time.monotonic() + seconds
         while not condition():
-            assert time.monotonic() < give_up, f"waited in vain; {self.state.link.status} {self.state.link.trouble} {self.state.page.error}"
+            assert time.monotonic() < give_up, (
+                f"waited in vain; {self.state.link.status} {self.state.link.trouble} {self.state.page.error}"
+            )
             self.ctx.yield_()
             time.sleep(0.002)
 

@@ -23,7 +23,13 @@ floats = st.floats(0, 1e9)
 counts = st.integers(0, 2**40)
 deadlines = st.none() | st.integers(1, 86_400_000)
 ledgers = st.builds(
-    ledger, queue_ms=floats, tokenise_ms=floats, prefill_ms=floats, decode_ms=floats, prompt_tokens=counts, new_tokens=counts
+    ledger,
+    queue_ms=floats,
+    tokenise_ms=floats,
+    prefill_ms=floats,
+    decode_ms=floats,
+    prompt_tokens=counts,
+    new_tokens=counts,
 )
 head: dict[str, Any] = {"id": ids, "deadline_ms": deadlines}
 which: dict[str, Any] = {"engine": st.none() | names, "precision": st.none() | names}
@@ -196,7 +202,15 @@ def test_a_bad_field_is_named(field: str, value: object, says: str) -> None:
 
 def test_range_ends_are_good() -> None:
     codec.decode_request(
-        generate(temperature=0, top_k=1_000_000, top_p=1, min_p=1, max_new_tokens=65_536, seed=2**63 - 1, deadline_ms=86_400_000)
+        generate(
+            temperature=0,
+            top_k=1_000_000,
+            top_p=1,
+            min_p=1,
+            max_new_tokens=65_536,
+            seed=2**63 - 1,
+            deadline_ms=86_400_000,
+        )
     )
 
 
@@ -259,9 +273,16 @@ def test_parameters_describe_every_setting() -> None:
     described = {p.name: p for p in parameters()}
     assert set(described) == set(m.SETTINGS)
     assert all(p.description for p in described.values())
-    assert (described["temperature"].minimum, described["temperature"].maximum, described["temperature"].default) == (0, 100, 1.0)
+    assert (described["temperature"].minimum, described["temperature"].maximum, described["temperature"].default) == (
+        0,
+        100,
+        1.0,
+    )
     first, *others = described["strategy"].choices
-    assert (first, set(others)) == ("sample", {"greedy", "mirostat", "beam", "beam_sample", "diverse_beam", "contrastive"})
+    assert (first, set(others)) == (
+        "sample",
+        {"greedy", "mirostat", "beam", "beam_sample", "diverse_beam", "contrastive"},
+    )
 
 
 def test_ledger_derives_once() -> None:

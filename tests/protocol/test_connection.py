@@ -71,7 +71,9 @@ def info(request_id: int, server_id: str = "one") -> m.ServerInfo:
 class FakeServer:
     """A ROUTER that answers as told: `answer(request) -> replies`."""
 
-    def __init__(self, answer: Callable[[m.AnyRequest], list[m.AnyReply | bytes]], server_id: str = "one", port: int = 0) -> None:
+    def __init__(
+        self, answer: Callable[[m.AnyRequest], list[m.AnyReply | bytes]], server_id: str = "one", port: int = 0
+    ) -> None:
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.socket = self.context.socket(zmq.ROUTER)
         self.socket.linger = 0
@@ -170,7 +172,13 @@ def test_another_version() -> None:
 
     def serve() -> None:
         peer, frame = router.recv_multipart()
-        answer = {"v": 9, "id": msgpack.unpackb(frame)["id"], "type": "error", "code": "version_mismatch", "message": ""}
+        answer = {
+            "v": 9,
+            "id": msgpack.unpackb(frame)["id"],
+            "type": "error",
+            "code": "version_mismatch",
+            "message": "",
+        }
         router.send_multipart([peer, msgpack.packb(answer)])
 
     thread = threading.Thread(target=serve)

@@ -11,7 +11,16 @@ import pytest
 from hypothesis import given, strategies as st
 
 from protocol import Client
-from protocol.keys import Address, CurveKeys, KeyFileError, check_key, read_public, read_secret, write_public, write_secret
+from protocol.keys import (
+    Address,
+    CurveKeys,
+    KeyFileError,
+    check_key,
+    read_public,
+    read_secret,
+    write_public,
+    write_secret,
+)
 
 SERVER, OWN = CurveKeys.new(), CurveKeys.new()
 posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such modes")
@@ -20,7 +29,9 @@ posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such 
 def test_a_connect_line_carries_an_address_and_two_keys() -> None:
     line = Address("tcp://host:5757", SERVER.public, OWN).line()
     assert Address.parse(line) == Address("tcp://host:5757", SERVER.public, OWN)
-    assert line.isascii() and not set(line) - set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_:/.#")
+    assert line.isascii() and not set(line) - set(
+        "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_:/.#"
+    )
     assert Address.parse("tcp://host:5757") == Address("tcp://host:5757")
     other = CurveKeys.new()
     assert Address.parse(line, other.public, other.secret).key == other, "keys given apart come first"
@@ -90,7 +101,9 @@ def test_a_key_that_others_could_reach_is_refused(tmp_path: Path, mode: int) -> 
         assert read_public(public) == ("admin", OWN.public), "a public key may be read by all"
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"admin", b"owner " + OWN.public.encode(), b"admin " + b"x" * 39, b"{}"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff\xfe", b"admin", b"owner " + OWN.public.encode(), b"admin " + b"x" * 39, b"{}"]
+)
 def test_a_file_that_holds_no_key_is_said_by_name(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "a.key"
     file.write_bytes(content)

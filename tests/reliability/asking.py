@@ -64,7 +64,15 @@ def ask(client: Client, request: m.AnyRequest, timeout: float = 60) -> Asked:
 def text(key: int, tokens: int, *, stream: bool = True, prompt_tokens: int = 6, **fields: object) -> m.Generate:
     """A greedy generation whose text is known. No two keys below 4,000 have the same."""
     prompt = [14 + key % 4000] * prompt_tokens
-    return m.Generate(prompt_ids=prompt, max_new_tokens=tokens, strategy="greedy", ignore_eos=True, speculate=0, stream=stream, **fields)  # type: ignore[arg-type]
+    return m.Generate(
+        prompt_ids=prompt,
+        max_new_tokens=tokens,
+        strategy="greedy",
+        ignore_eos=True,
+        speculate=0,
+        stream=stream,
+        **fields,
+    )  # type: ignore[arg-type]
 
 
 def running(client: Client) -> int:

@@ -65,7 +65,9 @@ class Behaving(FakeEngine):
         super().__init__(behaviour.rows, behaviour.context, vocabulary)
         self._behaviour = behaviour
 
-    def prefill(self, row: int, ids: Sequence[int], past: int, wanted: Sequence[int], hidden: Hidden | None = None) -> Logits:
+    def prefill(
+        self, row: int, ids: Sequence[int], past: int, wanted: Sequence[int], hidden: Hidden | None = None
+    ) -> Logits:
         logits = super().prefill(row, ids, past, wanted, hidden)
         self.calls.clear()
         time.sleep(self._behaviour.delay_ms / 1000)

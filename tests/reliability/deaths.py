@@ -92,7 +92,10 @@ def stuck(scale: Scale, folder: Path) -> Figures:
     rounds, told, ended = scale.of(1, 2, 10), [], []
     for round_ in range(rounds):
         place = folder / str(round_)
-        with FakeDaemon(place, Behaviour(delay_ms=5), "--stuck-seconds", "2") as daemon, Client(daemon.endpoint) as client:
+        with (
+            FakeDaemon(place, Behaviour(delay_ms=5), "--stuck-seconds", "2") as daemon,
+            Client(daemon.endpoint) as client,
+        ):
             for way in WAYS:
                 client.load("demo", **way)
             stream = ask(client, text(1, 900, **WAYS[0]))

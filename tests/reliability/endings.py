@@ -28,13 +28,20 @@ def shutdown(scale: Scale, folder: Path) -> Figures:
     for round_ in range(scale.of(1, 3, 20)):
         for case in ("idle", "streaming", "loading", "twice"):
             behaviour = Behaviour(delay_ms=3, load_s=10 if case == "loading" else 0)
-            with FakeDaemon(folder / f"{case}{round_}", behaviour, "--drain-seconds", "20") as daemon, Client(daemon.endpoint) as client:
+            with (
+                FakeDaemon(folder / f"{case}{round_}", behaviour, "--drain-seconds", "20") as daemon,
+                Client(daemon.endpoint) as client,
+            ):
                 asked = []
                 if case == "loading":
                     asked = [ask(client, m.Load(model="demo", stream=True))]
                 else:
                     client.load("demo")
-                    asked = [] if case == "idle" else [ask(client, text(i, 900 if case == "twice" else 60)) for i in range(4)]
+                    asked = (
+                        []
+                        if case == "idle"
+                        else [ask(client, text(i, 900 if case == "twice" else 60)) for i in range(4)]
+                    )
                 assert all(one.begun.wait(10) for one in asked)
                 workers, began = daemon.workers(), time.monotonic()
                 daemon.process.send_signal(signal.SIGTERM)
@@ -108,7 +115,9 @@ def disk(scale: Scale, folder: Path) -> Figures:
                 weights.write_bytes(content)
                 with pytest.raises((BadModel, LoadFailed)) as raised:
                     client.load("mine", engine="native", precision="int8", timeout=60)
-                assert "Traceback" not in str(raised.value) and "died" not in str(raised.value), f"{what}: {raised.value}"
+                assert "Traceback" not in str(raised.value) and "died" not in str(raised.value), (
+                    f"{what}: {raised.value}"
+                )
                 refused += 1
             weights.unlink()
             weights.symlink_to("/etc/passwd")
@@ -135,7 +144,10 @@ def disk(scale: Scale, folder: Path) -> Figures:
                 until(lambda: not daemon.workers(), 5, "the daemon has seen that they are gone")
             client.load("mine", engine="onnx", precision="int4")
             client.load("demo", engine="onnx", precision="int4")
-            written = [client.generate("Shall I", model=model, strategy="greedy", max_new_tokens=20).text for model in ("mine", "demo")]
+            written = [
+                client.generate("Shall I", model=model, strategy="greedy", max_new_tokens=20).text
+                for model in ("mine", "demo")
+            ]
             assert written[0] == written[1]
     finally:
         daemon.kill()
@@ -145,7 +157,9 @@ def disk(scale: Scale, folder: Path) -> Figures:
         with Client(daemon.endpoint) as client:
             client.load("demo", precision="int8")
             assert client.generate("Shall I", max_new_tokens=3).ids
-            resource.prlimit(daemon.process.pid, resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))  # as a full disk: nothing larger can be written
+            resource.prlimit(
+                daemon.process.pid, resource.RLIMIT_FSIZE, (1 << 20, 1 << 20)
+            )  # as a full disk: nothing larger can be written
             with pytest.raises(LoadFailed, match=r"too large|space"):
                 client.load("demo", precision="int4", engine="onnx")
             assert client.generate("Shall I", max_new_tokens=3).ids

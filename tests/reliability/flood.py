@@ -64,7 +64,16 @@ class Flood:
         rss = psutil.Process().memory_info().rss
         self._link.send(Started(id=None, node=self._spec.node))
         self._link.send(
-            Ready(id=None, digest="flood", quantised_share=0.0, disk_bytes=0, context=CONTEXT, rows=ROWS, threads=1, rss_bytes=rss)
+            Ready(
+                id=None,
+                digest="flood",
+                quantised_share=0.0,
+                disk_bytes=0,
+                context=CONTEXT,
+                rows=ROWS,
+                threads=1,
+                rss_bytes=rss,
+            )
         )
         while True:
             for message in self._link.receive(0 if self._texts else int(BEAT_S * 1000)):

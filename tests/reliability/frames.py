@@ -37,7 +37,9 @@ VALID: list[m.AnyRequest] = [
     m.Tokenize(id=9, text="naïve café"),
     m.Score(id=10, ids=[5, 6, 7, 300], stride=4),
     m.Generate(id=11, prompt="Shall I compare", stop=["\n"], seed=4, max_new_tokens=3, stream=True, logprobs=2),
-    m.Generate(id=12, prompt_ids=[1, 2, 3], n=2, temperature=0.5, logit_bias=[(3, 1.5)], bad_words=["x"], max_new_tokens=2),
+    m.Generate(
+        id=12, prompt_ids=[1, 2, 3], n=2, temperature=0.5, logit_bias=[(3, 1.5)], bad_words=["x"], max_new_tokens=2
+    ),
     m.Generate(id=13, prompt="", strategy="beam", num_beams=2, max_new_tokens=2, repetition_penalty=1.5),
 ]
 """One of every type at least. Nothing here loads, unloads or measures what is there, which takes processes and seconds."""
@@ -83,7 +85,9 @@ class Mutations:
         return frame[:at] + bytes([self._random.randint(0xC0, 0xDF)]) + frame[at + 1 :]
 
     def _length(self, frame: bytes) -> bytes:
-        size = self._random.choice([0, 1, 65_535, 65_536, 70_000, 70_001, 2**31 - 1, 2**31, 2**32 - 1, self._random.getrandbits(32)])
+        size = self._random.choice(
+            [0, 1, 65_535, 65_536, 70_000, 70_001, 2**31 - 1, 2**31, 2**32 - 1, self._random.getrandbits(32)]
+        )
         header = self._random.choice(HEADERS) + struct.pack(">I", size)
         return self._put(frame, header * (1000 if self._random.random() < 0.002 else self._random.randint(1, 4)))
 
@@ -133,7 +137,9 @@ def _map(fields: dict[str, bytes]) -> bytes:
 @promise
 def frames(scale: Scale, folder: Path) -> Figures:
     """Mutated and random frames: the decoder gives a request or a refusal within 100 ms, the gateway one well-formed last reply each, and does not grow."""
-    return _at_the_decoder(scale.of(20_000, 200_000, 1_000_000)) | _through_a_socket(scale.of(5_000, 40_000, 200_000), folder)
+    return _at_the_decoder(scale.of(20_000, 200_000, 1_000_000)) | _through_a_socket(
+        scale.of(5_000, 40_000, 200_000), folder
+    )
 
 
 def _at_the_decoder(count: int) -> Figures:

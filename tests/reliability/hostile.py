@@ -171,7 +171,9 @@ class Watch:
 
 
 def every_case() -> dict[str, ModuleType]:
-    return {found.name: import_module(f"{cases.__name__}.{found.name}") for found in pkgutil.iter_modules(cases.__path__)}
+    return {
+        found.name: import_module(f"{cases.__name__}.{found.name}") for found in pkgutil.iter_modules(cases.__path__)
+    }
 
 
 @promise
@@ -184,8 +186,14 @@ def hostile(scale: Scale, folder: Path) -> Figures:
     assert not broken, "\n".join(broken)
     endured = {name: run.result() for name, run in runs.items()}
     waits = [wait for one in endured.values() for wait in one.waits]
-    figures: Figures = {"cases": len(endured), "refused_ms_max": round(1000 * max(one.refused for one in endured.values()), 1)}
-    figures |= {"ping_ms_median": round(1000 * statistics.median(waits), 1), "ping_ms_p95": round(1000 * Watched(waits).p95, 1)}
+    figures: Figures = {
+        "cases": len(endured),
+        "refused_ms_max": round(1000 * max(one.refused for one in endured.values()), 1),
+    }
+    figures |= {
+        "ping_ms_median": round(1000 * statistics.median(waits), 1),
+        "ping_ms_p95": round(1000 * Watched(waits).p95, 1),
+    }
     return figures | {f"{name}_grown_mib": round(one.grown / 2**20, 1) for name, one in endured.items()}
 
 
@@ -202,7 +210,11 @@ class Endured:
 def _suffer(case: ModuleType, folder: Path, times: int) -> Endured:
     """Carry a case out against a daemon of its own. Raises: AssertionError."""
     endured = Endured()
-    with FakeDaemon(folder, Behaviour(), "--preload", "demo") as daemon, Client(daemon.endpoint) as client, Watch(daemon) as watch:
+    with (
+        FakeDaemon(folder, Behaviour(), "--preload", "demo") as daemon,
+        Client(daemon.endpoint) as client,
+        Watch(daemon) as watch,
+    ):
         client.load("demo", timeout=20)
         start = daemon.rss()
         for _ in range(times):

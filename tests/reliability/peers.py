@@ -38,7 +38,11 @@ def vanished(scale: Scale, folder: Path) -> Figures:
         for _ in range(scale.of(1, 3, 10)):
             peer = zmtp.connect(daemon.endpoint)  # from here on it says nothing, not even that it lives
             peer.sendall(
-                zmtp.frame(codec.encode(m.Generate(id=1, prompt_ids=[20] * 6, max_new_tokens=900, n=4, speculate=0, ignore_eos=True)))
+                zmtp.frame(
+                    codec.encode(
+                        m.Generate(id=1, prompt_ids=[20] * 6, max_new_tokens=900, n=4, speculate=0, ignore_eos=True)
+                    )
+                )
             )
             until(lambda: running(watcher) > 0, 5, "it runs")
             silent.append(until(lambda: running(watcher) == 0, 5, "a silent peer's rows are free"))
@@ -52,7 +56,9 @@ def gaps(client: Client, seconds: float) -> list[float]:
     found, began = [], time.perf_counter()
     while time.perf_counter() < began + seconds:
         last = time.perf_counter()
-        for _ in client.stream(prompt_ids=[30] * 6, strategy="greedy", max_new_tokens=200, ignore_eos=True, speculate=0):
+        for _ in client.stream(
+            prompt_ids=[30] * 6, strategy="greedy", max_new_tokens=200, ignore_eos=True, speculate=0
+        ):
             now = time.perf_counter()
             found.append(now - last)
             last = now
@@ -84,7 +90,11 @@ def slow_reader(scale: Scale, folder: Path) -> Figures:
         assert p99(beside) < 2 * p99(alone) + 0.010, (
             f"p99 of the others: {p99(alone) * 1000:.0f} ms alone, {p99(beside) * 1000:.0f} ms beside it"
         )
-    return {"p99_ms": round(p99(alone) * 1000, 1), "p99_beside_ms": round(p99(beside) * 1000, 1), "grown_mib": round(grown / MIB, 1)}
+    return {
+        "p99_ms": round(p99(alone) * 1000, 1),
+        "p99_beside_ms": round(p99(beside) * 1000, 1),
+        "grown_mib": round(grown / MIB, 1),
+    }
 
 
 @promise

@@ -97,10 +97,17 @@ def _past(kind: inspect.Type) -> list[Any]:
             first = good(kind.item_type)[0]
             short = [[first] * (kind.min_length - 1)] if kind.min_length else []
             long = [] if kind.max_length is None else [[first] * (kind.max_length + 1)]
-            return [*short, *long, *([item] for item in bad(kind.item_type)), *([first, item] for item in bad(kind.item_type)[:1])]
+            return [
+                *short,
+                *long,
+                *([item] for item in bad(kind.item_type)),
+                *([first, item] for item in bad(kind.item_type)[:1]),
+            ]
         case inspect.TupleType():
             whole = good(kind)[0]
-            wrong = [[*whole[:i], value, *whole[i + 1 :]] for i, item in enumerate(kind.item_types) for value in bad(item)]
+            wrong = [
+                [*whole[:i], value, *whole[i + 1 :]] for i, item in enumerate(kind.item_types) for value in bad(item)
+            ]
             return [[], whole[:-1], [*whole, whole[-1]], *wrong]
         case inspect.UnionType():
             return [value for one in kind.types for value in _past(one)]
@@ -182,7 +189,9 @@ def trials() -> tuple[list[Trial], list[Trial]]:
             assert base
             refused += [Trial(name, field.name, base | {field.name: value}) for value in bad(field.type)]
             if field.required:
-                refused.append(Trial(name, field.name, {key: value for key, value in base.items() if key != field.name}))
+                refused.append(
+                    Trial(name, field.name, {key: value for key, value in base.items() if key != field.name})
+                )
     return allowed, refused
 
 
@@ -213,8 +222,12 @@ def ranges(scale: Scale, folder: Path) -> Figures:
             code = reply.code if isinstance(reply, m.Failure) else "result"
             codes[code] += 1
             if isinstance(reply, m.Failure):
-                assert not (code == "bad_request" and OF_SCHEMA in reply.message), f"{trial} is in its range, and refused: {reply.message}"
-                assert code not in {"internal", "worker_died"}, f"{trial}: {reply.message}\n{trial.fields}\n{daemon.logged()[-3000:]}"
+                assert not (code == "bad_request" and OF_SCHEMA in reply.message), (
+                    f"{trial} is in its range, and refused: {reply.message}"
+                )
+                assert code not in {"internal", "worker_died"}, (
+                    f"{trial}: {reply.message}\n{trial.fields}\n{daemon.logged()[-3000:]}"
+                )
         client.ping(timeout=5)
     figures: Figures = {"allowed": len(allowed), "refused": len(refused)}
     return figures | {f"answered_{code}": count for code, count in sorted(codes.items())}

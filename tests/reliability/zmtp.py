@@ -16,8 +16,12 @@ def frame(body: bytes, flags: int = 0) -> bytes:
 
 def ready(**properties: bytes) -> bytes:
     """The command that ends a handshake; `Socket_Type` and so on."""
-    named = ((name.replace("_", "-").encode(), value) for name, value in ({"Socket_Type": b"DEALER"} | properties).items())
-    return frame(b"\x05READY" + b"".join(bytes([len(n)]) + n + struct.pack(">I", len(v)) + v for n, v in named), COMMAND)
+    named = (
+        (name.replace("_", "-").encode(), value) for name, value in ({"Socket_Type": b"DEALER"} | properties).items()
+    )
+    return frame(
+        b"\x05READY" + b"".join(bytes([len(n)]) + n + struct.pack(">I", len(v)) + v for n, v in named), COMMAND
+    )
 
 
 def shake(peer: socket.socket, **properties: bytes) -> None:

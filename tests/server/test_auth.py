@@ -33,7 +33,12 @@ def folder(tmp_path: Path) -> Path:
 
 def test_roles_and_names(folder: Path) -> None:
     keyring = Keyring(folder)
-    assert (keyring.role(A), keyring.role(B), keyring.role(CurveKeys.new().public), keyring.role("")) == ("admin", "generate", None, None)
+    assert (keyring.role(A), keyring.role(B), keyring.role(CurveKeys.new().public), keyring.role("")) == (
+        "admin",
+        "generate",
+        None,
+        None,
+    )
     assert keyring.name(A) == "a" and keyring.name("x").startswith("unknown key ") and keyring.lost() == set()
 
 
@@ -94,7 +99,9 @@ def test_an_unreadable_folder_is_refused(folder: Path) -> None:
     folder.chmod(0o700)
 
 
-def test_a_flood_of_refusals_is_told_in_few_lines(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_flood_of_refusals_is_told_in_few_lines(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     refusals = auth.Refusals(keyed=True)
     for _ in range(1000):
         refusals.key("somebody")
@@ -104,7 +111,9 @@ def test_a_flood_of_refusals_is_told_in_few_lines(caplog: pytest.LogCaptureFixtu
     assert "and 999 more" in caplog.records[-1].getMessage()
 
 
-def test_more_keys_than_are_read_are_told_once(folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_keys_than_are_read_are_told_once(
+    folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(auth, "MAX_KEYS", 2)
     authorise(folder, "c", CurveKeys.new().public)
     keyring = Keyring(folder)

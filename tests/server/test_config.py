@@ -40,9 +40,12 @@ def checked(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("limit", "most"), [("150000 100000", 1), ("50000 100000", 1), ("300000 100000", 3), ("max 100000", None), ("", None)]
+    ("limit", "most"),
+    [("150000 100000", 1), ("50000 100000", 1), ("300000 100000", 3), ("max 100000", None), ("", None)],
 )
-def test_threads_keep_to_a_containers_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, most: int | None) -> None:
+def test_threads_keep_to_a_containers_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, most: int | None
+) -> None:
     monkeypatch.setattr(config, "CGROUP", tmp_path)
     free = config.default_threads()
     (tmp_path / "cpu.max").write_text(limit)
@@ -93,7 +96,10 @@ def test_a_files_paths_are_relative_to_it(tmp_path: Path, monkeypatch: pytest.Mo
         ("rows = 0", "rows: 0 is not allowed: a whole number of at least 1 is"),
         ("rows = 1.5", "rows: 1.5 is not allowed: a whole number"),
         ("rows = true", "rows: True is not allowed: a whole number"),
-        ("metrics_port = 70000", "metrics_port: 70000 is not allowed: a whole number of at least 1 and at most 65535 is"),
+        (
+            "metrics_port = 70000",
+            "metrics_port: 70000 is not allowed: a whole number of at least 1 and at most 65535 is",
+        ),
         ("drain-seconds = -1", "drain-seconds: -1.0 is not allowed: a number of at least 0 is"),
         ("drain_seconds = nan", "drain_seconds: nan is not allowed"),
         ("stuck_seconds = inf", "stuck_seconds: inf is not allowed"),
@@ -113,7 +119,9 @@ def test_a_files_paths_are_relative_to_it(tmp_path: Path, monkeypatch: pytest.Mo
         ("rows =", "is no TOML: "),
     ],
 )
-def test_a_wrong_file_is_named_with_what_is_allowed(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, says: str) -> None:
+def test_a_wrong_file_is_named_with_what_is_allowed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, says: str
+) -> None:
     said = refused(capsys, *written(tmp_path, text))
     assert str(tmp_path / "gpt2d.toml") in said and says in said
 
@@ -136,7 +144,14 @@ def test_what_check_prints_is_a_file_that_says_the_same(tmp_path: Path, capsys: 
     write_public(tmp_path / "keys" / "authorised" / "a.pub", CurveKeys.new().public, "admin")
     odd = tmp_path / 'with "quotes", \\ and ü'
     flags = ["--endpoint", "tcp://0.0.0.0:5757", "--key", str(tmp_path / "keys/server.key")]
-    flags += ["--authorised-keys", str(tmp_path / "keys/authorised"), "--models-dir", str(odd), "--cache-dir", str(tmp_path / "cache")]
+    flags += [
+        "--authorised-keys",
+        str(tmp_path / "keys/authorised"),
+        "--models-dir",
+        str(odd),
+        "--cache-dir",
+        str(tmp_path / "cache"),
+    ]
     flags += [
         "--preload",
         "demo",
@@ -173,7 +188,9 @@ def test_what_check_prints_is_a_file_that_says_the_same(tmp_path: Path, capsys: 
         ('cache_dir = "server.key/x"', "cache_dir: "),
     ],
 )
-def test_check_finds_what_a_start_would(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, says: str) -> None:
+def test_check_finds_what_a_start_would(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, says: str
+) -> None:
     write_secret(tmp_path / "server.key", CurveKeys.new())
     write_public(tmp_path / "authorised" / "a.pub", CurveKeys.new().public, "admin")
     assert says in refused(capsys, *written(tmp_path, text), "--check")

@@ -34,7 +34,9 @@ def looked(known: Connections, *, waiting: bool) -> list[int]:
 
 
 @contextmanager
-def fallen_behind(known: Connections, listener: socket.socket, sizes: list[int]) -> Iterator[tuple[socket.socket, socket.socket]]:
+def fallen_behind(
+    known: Connections, listener: socket.socket, sizes: list[int]
+) -> Iterator[tuple[socket.socket, socket.socket]]:
     """A connection of which 6,000 bytes have come, and one message has been read."""
     peer, ours = pair(listener)
     with peer, ours:
@@ -47,7 +49,9 @@ def fallen_behind(known: Connections, listener: socket.socket, sizes: list[int])
         yield peer, ours
 
 
-def test_a_backlog_of_tiny_frames_is_judged_by_those_that_were_read(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_backlog_of_tiny_frames_is_judged_by_those_that_were_read(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(connections, "MAX_BACKLOG_FRAMES", 100)
     known = Connections(encrypted=False)
     with fallen_behind(known, listener, [0, 0, 0]) as (peer, ours):
@@ -58,7 +62,9 @@ def test_a_backlog_of_tiny_frames_is_judged_by_those_that_were_read(listener: so
         assert peer.recv(1) == b"", "it was hung up on"
 
 
-def test_nobody_new_is_let_in_while_much_of_ended_connections_waits(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_new_is_let_in_while_much_of_ended_connections_waits(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(connections, "MAX_LEFT_FRAMES", 100)
     known = Connections(encrypted=False)
     with fallen_behind(known, listener, [0]) as (_, ours):

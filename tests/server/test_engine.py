@@ -106,7 +106,12 @@ def test_greedy_text_is_that_of_transformers(engine: Engine, reference: GPT2LMHe
     prompt = IDS[:8]
     with torch.inference_mode():
         want = reference.generate(
-            torch.tensor([prompt]), do_sample=False, max_new_tokens=200, min_new_tokens=200, pad_token_id=0, eos_token_id=None
+            torch.tensor([prompt]),
+            do_sample=False,
+            max_new_tokens=200,
+            min_new_tokens=200,
+            pad_token_id=0,
+            eos_token_id=None,
         )
     ids = list(prompt)
     logits = engine.prefill(0, prompt, 0, [7])
@@ -117,7 +122,9 @@ def test_greedy_text_is_that_of_transformers(engine: Engine, reference: GPT2LMHe
 
 
 @pytest.mark.parametrize(("precision", "bound"), [("int8", 2e-3), ("int4", 6e-2)])
-def test_quantised_logits_stay_close(cache: Path, name: str, reference: GPT2LMHeadModel, precision: str, bound: float) -> None:
+def test_quantised_logits_stay_close(
+    cache: Path, name: str, reference: GPT2LMHeadModel, precision: str, bound: float
+) -> None:
     engine = make(cache, name, precision, 1)
     ids = IDS[:200]
     want = torch.log_softmax(torch.tensor(expected(reference, ids)), -1)

@@ -24,7 +24,9 @@ class Faulty(FakeEngine):
         super().__init__(rows, ARCH.context, ARCH.vocabulary)
         self.fault, self.after = KINDS[kind], after
 
-    def prefill(self, row: int, ids: Sequence[int], past: int, wanted: Sequence[int], hidden: Hidden | None = None) -> Logits:
+    def prefill(
+        self, row: int, ids: Sequence[int], past: int, wanted: Sequence[int], hidden: Hidden | None = None
+    ) -> Logits:
         logits = super().prefill(row, ids, past, wanted, hidden)
         return self._maybe(logits, [row], [past + len(ids)]) if len(logits) else logits
 

@@ -47,7 +47,9 @@ def full(cache: Path) -> Engine:
 def test_against_itself_nothing_is_lost(full: Engine) -> None:
     steps: list[tuple[int, int]] = []
     same = compare(full, full, IDS, lambda done, total: steps.append((done, total)))
-    assert same.kl_mean == same.kl_p99 == 0 and same.top1_agreement == 1 and same.perplexity == same.reference_perplexity
+    assert (
+        same.kl_mean == same.kl_p99 == 0 and same.top1_agreement == 1 and same.perplexity == same.reference_perplexity
+    )
     assert same.greedy_tokens == same.greedy_limit == 64 and same.tokens == len(IDS) and same.tok_s > 0
     assert steps == sorted(steps) and steps[-1][0] == steps[-1][1]
 
@@ -76,7 +78,9 @@ def test_a_long_text_is_compared_in_windows(full: Engine) -> None:
     asked: list[tuple[int, int]] = []
 
     class Watched(TorchEngine):
-        def prefill(self, row: int, ids: Sequence[int], past: int, wanted: Sequence[int], hidden: object = None) -> Logits:
+        def prefill(
+            self, row: int, ids: Sequence[int], past: int, wanted: Sequence[int], hidden: object = None
+        ) -> Logits:
             asked.append((past, len(wanted)))
             return full.prefill(row, ids, past, wanted)
 
@@ -97,7 +101,12 @@ def test_too_little_is_refused() -> None:
 def test_greedy_is_transformers_greedy(full: Engine) -> None:
     model = GPT2LMHeadModel.from_pretrained(DEMO_FOLDER, dtype=torch.float32).eval()
     want = model.generate(
-        torch.tensor([IDS[:20]]), do_sample=False, max_new_tokens=30, min_new_tokens=30, pad_token_id=0, eos_token_id=None
+        torch.tensor([IDS[:20]]),
+        do_sample=False,
+        max_new_tokens=30,
+        min_new_tokens=30,
+        pad_token_id=0,
+        eos_token_id=None,
     )
     assert greedy(full, IDS[:20], 30)[0] == want[0, 20:].tolist()
 

@@ -57,7 +57,9 @@ def send(to: Host, folder: Path, files: dict[str, str], *, but: str = "") -> Non
 def test_files_are_used_where_they_are(tmp_path: Path, source: dict[str, str]) -> None:
     here = Host(VERSION, [])
     assert here._folder(spec(tmp_path, folder=str(tmp_path / "source")), source) == tmp_path / "source"
-    assert here._folder(spec(tmp_path, folder=str(tmp_path / "source")), source | {"config.json": "0" * 64}) is None, "another model"
+    assert here._folder(spec(tmp_path, folder=str(tmp_path / "source")), source | {"config.json": "0" * 64}) is None, (
+        "another model"
+    )
     assert here._folder(spec(tmp_path), source) is None
 
 
@@ -110,7 +112,9 @@ def test_nodes_that_cannot_reach_this_machine(monkeypatch: pytest.MonkeyPatch) -
         self._joined.set()
 
     monkeypatch.setattr(RayLauncher, "_keep_joined", joined)
-    with pytest.raises(ClusterError, match=r"203.0.113.5 cannot reach 127.0.0.1; .*--worker-address tcp://ADDRESS:PORT"):
+    with pytest.raises(
+        ClusterError, match=r"203.0.113.5 cannot reach 127.0.0.1; .*--worker-address tcp://ADDRESS:PORT"
+    ):
         RayLauncher(Config(cluster="auto")).join()
     launcher = RayLauncher(Config(cluster="auto", worker_address="tcp://203.0.113.99:5557"))
     launcher.join()
@@ -121,7 +125,15 @@ def test_a_worker_whose_connection_breaks_ends(tmp_path: Path) -> None:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     keys = CurveKeys.new()
     socket, monitor = sockets.worker_gateway_socket(context, "tcp://127.0.0.1:0", keys)
-    told = spec(tmp_path, endpoint=sockets.endpoint_of(socket), server_key=keys.public, model="demo", folder="", node="here", measures=True)
+    told = spec(
+        tmp_path,
+        endpoint=sockets.endpoint_of(socket),
+        server_key=keys.public,
+        model="demo",
+        folder="",
+        node="here",
+        measures=True,
+    )
     worker = LocalLauncher().start(told, 0)
     try:
         assert socket.poll(20_000), "its first word"

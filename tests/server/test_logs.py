@@ -24,8 +24,15 @@ def test_a_record_is_an_object_on_one_line(capsys: pytest.CaptureFixture[str]) -
         except ValueError:
             logging.getLogger("gpt2d.worker").exception("it failed")
     plain, fault = map(json.loads, capsys.readouterr().err.splitlines())
-    assert {k: v for k, v in plain.items() if k != "time"} == {"level": "INFO", "logger": "gpt2d", "message": "ü,\nand 2"}
-    assert plain["time"].endswith("Z") and abs((datetime.now(UTC) - datetime.fromisoformat(plain["time"])).total_seconds()) < 60
+    assert {k: v for k, v in plain.items() if k != "time"} == {
+        "level": "INFO",
+        "logger": "gpt2d",
+        "message": "ü,\nand 2",
+    }
+    assert (
+        plain["time"].endswith("Z")
+        and abs((datetime.now(UTC) - datetime.fromisoformat(plain["time"])).total_seconds()) < 60
+    )
     assert (fault["level"], fault["logger"], fault["message"]) == ("ERROR", "gpt2d.worker", "it failed")
     assert fault["exception"].startswith("Traceback") and fault["exception"].endswith("ValueError: a fault")
 

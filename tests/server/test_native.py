@@ -25,7 +25,13 @@ Floats = NDArray[np.float32]
 
 
 def make(
-    folder: Path, arch: Architecture, precision: str, *, rows: int = 4, threads: int = 2, instruction_set: str | None = None
+    folder: Path,
+    arch: Architecture,
+    precision: str,
+    *,
+    rows: int = 4,
+    threads: int = 2,
+    instruction_set: str | None = None,
 ) -> NativeEngine:
     rng = np.random.default_rng(3)
     weights = {
@@ -38,7 +44,9 @@ def make(
 
 def matmul(name: str, bits: int, matrix: NDArray[np.generic], outputs: int, x: Floats) -> Floats:
     raw, y = np.ascontiguousarray(matrix), np.empty((len(x), outputs), np.float32)
-    code = library().gpt2d_matmul(name.encode(), bits, outputs, x.shape[1], raw.ctypes.data, len(x), x.ctypes.data, y.ctypes.data)
+    code = library().gpt2d_matmul(
+        name.encode(), bits, outputs, x.shape[1], raw.ctypes.data, len(x), x.ctypes.data, y.ctypes.data
+    )
     assert code == 0
     return y
 
@@ -110,7 +118,9 @@ def test_the_same_bits_in_any_company(odd: NativeEngine) -> None:
     together = odd.decode([ids[end] for ids, end in zip(prompts, ends, strict=True)], ends)
     for row, end in enumerate(ends):
         np.testing.assert_array_equal(together[row], alone[row][end])
-    verified = odd.verify([ids[end : end + 1 + row] for row, (ids, end) in enumerate(zip(prompts, ends, strict=True))], ends)
+    verified = odd.verify(
+        [ids[end : end + 1 + row] for row, (ids, end) in enumerate(zip(prompts, ends, strict=True))], ends
+    )
     want = np.concatenate([alone[row][end : end + 1 + row] for row, end in enumerate(ends)])
     np.testing.assert_array_equal(verified, want)
 

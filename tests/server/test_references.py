@@ -33,7 +33,9 @@ def want() -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
 
 
 @pytest.mark.parametrize(("precision", "bound"), [("fp32", 1e-4), ("bf16", 0.5), ("int8", 0.8)])
-def test_chunks_steps_and_a_second_sequence(precision: str, bound: float, want: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> None:
+def test_chunks_steps_and_a_second_sequence(
+    precision: str, bound: float, want: np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+) -> None:
     engine = TorchEngine(ARCH, DEMO_FOLDER, WEIGHTS, precision, 2)
     run(engine, want, bound)
     assert (engine.quantised_share > 0.99) == (precision == "int8")
@@ -85,7 +87,10 @@ from server.engines.torch import TorchEngine
 arch = read_architecture(DEMO_FOLDER)
 TorchEngine(arch, DEMO_FOLDER, Weights(DEMO_FOLDER / WEIGHTS_FILE, arch), "fp32", 2, compiled=True).warm_up()
 """
-    environment = {k: v for k, v in os.environ.items() if k != "CXX"} | {"PATH": str(tmp_path), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    environment = {k: v for k, v in os.environ.items() if k != "CXX"} | {
+        "PATH": str(tmp_path),
+        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path),
+    }
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, env=environment)
     assert "LoadFailed: torch.compile failed" in done.stderr and "Debian: g++" in done.stderr, done.stderr
 

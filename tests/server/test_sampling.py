@@ -46,7 +46,11 @@ def sampler_of(request: Generate, seed: int = 0) -> Sampler:
 
 
 def ours(
-    logits: Array, seen: list[int], prompt_tokens: int | None = None, bad_words: list[list[int]] | None = None, **fields: Any
+    logits: Array,
+    seen: list[int],
+    prompt_tokens: int | None = None,
+    bad_words: list[list[int]] | None = None,
+    **fields: Any,
 ) -> Array:
     request = Generate(prompt="", **fields)
     processors = processors_of(request, seen[:prompt_tokens], bad_words)
@@ -61,7 +65,11 @@ def ours(
 
 
 def theirs(
-    logits: Array, seen: list[int], prompt_tokens: int | None = None, bad_words: list[list[int]] | None = None, **fields: Any
+    logits: Array,
+    seen: list[int],
+    prompt_tokens: int | None = None,
+    bad_words: list[list[int]] | None = None,
+    **fields: Any,
 ) -> Array:
     steps = LogitsProcessorList()
     if fields.get("logit_bias"):
@@ -182,12 +190,15 @@ def test_greedy_with_a_repetition_penalty_remembers_what_it_took() -> None:
 
 @pytest.mark.parametrize("temperature", [1e-320, 1e-46, 1e-40, 1e-6, 1.01e-5, 1e-3, 100.0])
 @pytest.mark.parametrize(
-    "more", [{}, {"top_p": 0.9}, {"min_p": 0.1}, {"typical_p": 0.5}, {"top_k": 0, "top_p": 1e-9}, {"strategy": "mirostat"}]
+    "more",
+    [{}, {"top_p": 0.9}, {"min_p": 0.1}, {"typical_p": 0.5}, {"top_k": 0, "top_p": 1e-9}, {"strategy": "mirostat"}],
 )
 @pytest.mark.parametrize("penalty", [0.01, 1.0, 100.0])
 def test_the_ends_of_the_ranges_are_sampled(temperature: float, more: dict[str, Any], penalty: float) -> None:
     logits = logits_of(1, scale=30.0)
-    token = sampler_of(Generate(prompt="", temperature=temperature, repetition_penalty=penalty, **more)).pick(logits, [1, 2])
+    token = sampler_of(Generate(prompt="", temperature=temperature, repetition_penalty=penalty, **more)).pick(
+        logits, [1, 2]
+    )
     assert 0 <= token < VOCABULARY
     if temperature < 1e-3 and penalty == 1:
         assert token == int(logits.argmax())
@@ -239,7 +250,15 @@ def test_log_probabilities_of_a_greedy_choice() -> None:
 )
 @settings(max_examples=60, deadline=None)
 def test_the_kernels_choose_the_same_token(
-    instruction_set: str, seed: int, size: int, scale: float, temperature: float, top_k: int, top_p: float, min_p: float, banned: int
+    instruction_set: str,
+    seed: int,
+    size: int,
+    scale: float,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    banned: int,
 ) -> None:
     request = Generate(prompt="", strategy="sample", temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     logits = logits_of(seed, size, scale)
@@ -258,7 +277,9 @@ def test_the_kernels_choose_the_same_token(
 @pytest.mark.parametrize("instruction_set", native.instruction_sets())
 @given(
     seed=st.integers(0, 10_000),
-    penalties=st.tuples(st.sampled_from([1.0, 0.7, 1.3]), st.sampled_from([0.0, -1.5, 0.6]), st.sampled_from([0.0, -0.3, 0.1])),
+    penalties=st.tuples(
+        st.sampled_from([1.0, 0.7, 1.3]), st.sampled_from([0.0, -1.5, 0.6]), st.sampled_from([0.0, -0.3, 0.1])
+    ),
     greedy=st.booleans(),
 )
 @settings(max_examples=60, deadline=None)
@@ -291,7 +312,10 @@ def test_the_kernels_refuse_what_is_no_number(instruction_set: str, size: int) -
     logits = np.zeros((3, size), np.float32)
     logits[0, -1], logits[1] = np.nan, -np.inf
     assert native.choose(logits, [0, 1, 2], [native.Choice()] * 3, instruction_set=instruction_set) == [-1, -1, 0]
-    assert native.choose(logits, [0, 1], [native.Choice(0.5, 1, 1, 0, 50)] * 2, instruction_set=instruction_set) == [-1, -1]
+    assert native.choose(logits, [0, 1], [native.Choice(0.5, 1, 1, 0, 50)] * 2, instruction_set=instruction_set) == [
+        -1,
+        -1,
+    ]
     unknown = (ctypes.c_int32 * 1)(size)
     choice = native.Choice(seen_count=1, seen=ctypes.addressof(unknown), counts=ctypes.addressof(unknown), repetition=1)
     assert native.choose(logits, [2], [choice], instruction_set=instruction_set) == [-1]

@@ -109,7 +109,15 @@ def test_a_long_prompt_is_prefilled_in_chunks_while_others_decode() -> None:
     engine.calls.clear()
     for _ in range(4):
         step(scheduler, engine)
-    assert engine.calls == ["prefill 1 0+40", "decode 1", "prefill 1 40+40", "decode 1", "prefill 1 80+20", "decode 1", "decode 2"]
+    assert engine.calls == [
+        "prefill 1 0+40",
+        "decode 1",
+        "prefill 1 40+40",
+        "decode 1",
+        "prefill 1 80+20",
+        "decode 1",
+        "decode 2",
+    ]
 
 
 def test_the_chunk_follows_the_measured_speed() -> None:

@@ -71,7 +71,9 @@ def oracle(reference: GPT2LMHeadModel, prompt: list[int], **fields: Any) -> tupl
 
 @pytest.mark.parametrize("stopping", ["no", "yes", "never"])
 @pytest.mark.parametrize("penalty", [1.0, 0.0, -1.5, 2.0])
-def test_beams_are_those_of_transformers(engine: Engine, reference: GPT2LMHeadModel, stopping: str, penalty: float) -> None:
+def test_beams_are_those_of_transformers(
+    engine: Engine, reference: GPT2LMHeadModel, stopping: str, penalty: float
+) -> None:
     for prompt in PROMPTS:
         bias = [(ARCH.end_of_text, 6.0)]
         want, want_scores = oracle(
@@ -92,7 +94,13 @@ def test_beams_are_those_of_transformers(engine: Engine, reference: GPT2LMHeadMo
 
 @pytest.mark.parametrize(
     "cuts",
-    [{"top_k": 30, "top_p": 0.95}, {"top_k": 1}, {"top_k": 0, "top_p": 0.05}, {"top_k": 0, "min_p": 0.9}, {"top_k": 0, "typical_p": 0.05}],
+    [
+        {"top_k": 30, "top_p": 0.95},
+        {"top_k": 1},
+        {"top_k": 0, "top_p": 0.05},
+        {"top_k": 0, "min_p": 0.9},
+        {"top_k": 0, "typical_p": 0.05},
+    ],
     ids=str,
 )  # the narrow ones: two tokens are left all the same
 def test_sampled_beams_are_those_of_transformers(
@@ -151,7 +159,9 @@ def test_diverse_beams_are_those_of_the_paper(engine: Engine, reference: GPT2LMH
                 for token in taken:
                     logs[token] -= strength
                 best = torch.topk(logs, 2 * size)
-                options += [([*tokens, int(t)], score + float(v)) for v, t in zip(best.values, best.indices, strict=True)]
+                options += [
+                    ([*tokens, int(t)], score + float(v)) for v, t in zip(best.values, best.indices, strict=True)
+                ]
             beams[g] = sorted(options, key=lambda o: -o[1])[:size]
             taken += [tokens[-1] for tokens, _ in beams[g]]
     want = sorted((beam for group in beams for beam in group), key=lambda b: -b[1])
@@ -218,7 +228,13 @@ def test_a_stream_of_beams_is_what_all_agree_on(engine: Engine) -> None:
 
 
 def test_beams_end_at_a_stop_string(engine: Engine) -> None:
-    request = {"prompt_ids": PROMPTS[0], "strategy": "beam", "max_new_tokens": 24, "ignore_eos": True, "length_penalty": 0.0}
+    request = {
+        "prompt_ids": PROMPTS[0],
+        "strategy": "beam",
+        "max_new_tokens": 24,
+        "ignore_eos": True,
+        "length_penalty": 0.0,
+    }
     (free,) = run(engine, request)
     stop = free.text[8:11]
     (stopped,) = run(engine, {**request, "stop": [stop], "n": 4, "early_stopping": "yes"})

@@ -45,10 +45,14 @@ class Scripted:
 
     def guess(self, ids: Sequence[int], most: int) -> list[int]:
         guess = self._text[len(ids) : len(ids) + most]
-        return [t + 1 if self._wrong_every and (len(ids) + i) % self._wrong_every == 0 else t for i, t in enumerate(guess)]
+        return [
+            t + 1 if self._wrong_every and (len(ids) + i) % self._wrong_every == 0 else t for i, t in enumerate(guess)
+        ]
 
 
-def write(engine: object, *requests: dict[str, object], guesser: Scripted | None = None) -> tuple[list[m.Generated], int]:
+def write(
+    engine: object, *requests: dict[str, object], guesser: Scripted | None = None
+) -> tuple[list[m.Generated], int]:
     """What each request gives, all running together, and how many steps they took."""
     link = ListLink()
     worker = Worker(SPEC, link, engine, Text(DEMO_FOLDER, ARCH.vocabulary, ARCH.end_of_text), "digest", ARCH)  # type: ignore[arg-type]
@@ -130,7 +134,9 @@ class Verifying(FakeEngine):
     def decode(self, ids: Sequence[int], past: Sequence[int], hidden: Hidden | None = None) -> Logits:
         return self.verify([[i] for i in ids], past)
 
-    def prefill(self, row: int, ids: Sequence[int], past: int, wanted: Sequence[int], hidden: Hidden | None = None) -> Logits:
+    def prefill(
+        self, row: int, ids: Sequence[int], past: int, wanted: Sequence[int], hidden: Hidden | None = None
+    ) -> Logits:
         return self.verify([[0]] * max(1, len(wanted)), [0])[: len(wanted)]
 
 
@@ -144,7 +150,9 @@ def test_sampling_keeps_its_distribution() -> None:
     counts = np.zeros(5)
     for seed in range(60):
         (result,), _ = write(
-            engine, {"prompt_ids": [3], "max_new_tokens": 50, "seed": seed, "top_k": 0, "ignore_eos": True}, guesser=Always()
+            engine,
+            {"prompt_ids": [3], "max_new_tokens": 50, "seed": seed, "top_k": 0, "ignore_eos": True},
+            guesser=Always(),
         )  # type: ignore[arg-type]
         assert result.ledger.guessed_tokens > 0
         counts += np.bincount(np.array(result.ids) - 10, minlength=5)

@@ -58,7 +58,9 @@ def test_other_tokenizers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BadModel, match="cannot be read"):
         Text(tmp_path, 10, 0)
     (tmp_path / "tokenizer.json").write_text(
-        json.dumps({"version": "1.0", "added_tokens": [], "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}})
+        json.dumps(
+            {"version": "1.0", "added_tokens": [], "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}
+        )
     )
     with pytest.raises(BadModel, match="byte-level BPE"):
         Text(tmp_path, 10, 0)

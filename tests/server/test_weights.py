@@ -19,7 +19,15 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from protocol.errors import BadModel, UnknownModel
-from server.catalogue.catalogue import BUILD_FORMAT, DEMO_FOLDER, ENGINES, PUBLISHED, Catalogue, choose_engine, read_architecture
+from server.catalogue.catalogue import (
+    BUILD_FORMAT,
+    DEMO_FOLDER,
+    ENGINES,
+    PUBLISHED,
+    Catalogue,
+    choose_engine,
+    read_architecture,
+)
 from server.catalogue.notes import digest, known_digest
 from server.checkpoint.tensors import BuildCache, Weights
 from server.convert.quantise import BLOCK, Blocks, dequantise, quantise
@@ -62,7 +70,9 @@ def test_another_architecture_is_refused_by_name(tmp_path: Path, config: dict[st
 
 @pytest.mark.parametrize(("value", "token"), [(None, 4095), ([7, 8], 7), ([], 4095), (12, 12)])
 def test_forms_of_the_end_of_text(tmp_path: Path, value: object, token: int) -> None:
-    arch = Catalogue(tmp_path, tmp_path / ".hub").find(copy_demo(tmp_path / "own", eos_token_id=value).name).architecture
+    arch = (
+        Catalogue(tmp_path, tmp_path / ".hub").find(copy_demo(tmp_path / "own", eos_token_id=value).name).architecture
+    )
     assert arch and arch.end_of_text == token
 
 
@@ -128,7 +138,8 @@ def test_prefixed_and_half_precision_tensors_are_read(tmp_path: Path) -> None:
     for dtype in (np.float32, ml_dtypes.bfloat16):
         file = tmp_path / f"{np.dtype(dtype).name}.safetensors"
         save_file(
-            {f"transformer.{k}": v.astype(dtype) for k, v in tensors.items()} | {"lm_head.weight": tensors["wte.weight"].astype(dtype)},
+            {f"transformer.{k}": v.astype(dtype) for k, v in tensors.items()}
+            | {"lm_head.weight": tensors["wte.weight"].astype(dtype)},
             file,
         )
         weights = Weights(file, ARCH)
@@ -140,7 +151,9 @@ def test_prefixed_and_half_precision_tensors_are_read(tmp_path: Path) -> None:
 def test_an_untied_head_is_used(tmp_path: Path, cache: Path) -> None:
     folder = copy_demo(tmp_path / "untied")
     tensors = load_file(folder / "model.safetensors")
-    save_file(tensors | {"lm_head.weight": np.roll(tensors["wte.weight"], 1, axis=0).copy()}, folder / "model.safetensors")
+    save_file(
+        tensors | {"lm_head.weight": np.roll(tensors["wte.weight"], 1, axis=0).copy()}, folder / "model.safetensors"
+    )
     for name, precision in ((name, precision) for name, precisions in ENGINES.items() for precision in precisions):
         logits = []
         for place in (DEMO_FOLDER, folder):
@@ -222,7 +235,9 @@ def test_the_digest_is_the_files_sha256() -> None:
     assert seen[-1] == (file.stat().st_size, file.stat().st_size)
 
 
-matrices = arrays(np.float32, st.tuples(st.integers(1, 5), st.integers(1, 100)), elements=st.floats(-1000, 1000, width=32))
+matrices = arrays(
+    np.float32, st.tuples(st.integers(1, 5), st.integers(1, 100)), elements=st.floats(-1000, 1000, width=32)
+)
 
 
 @given(matrices)
@@ -234,7 +249,9 @@ def test_int8_blocks_lose_at_most_half_a_step(matrix: np.ndarray[tuple[int, ...]
 
 
 @given(matrices)
-def test_int4_blocks_are_never_worse_than_plain_rounding(matrix: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> None:
+def test_int4_blocks_are_never_worse_than_plain_rounding(
+    matrix: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
+) -> None:
     blocks = quantise(matrix, 4)
     assert blocks.values.shape == (len(matrix), -(-matrix.shape[1] // BLOCK), BLOCK // 2)
     padded = np.pad(matrix, ((0, 0), (0, -matrix.shape[1] % BLOCK))).reshape(-1, BLOCK).astype(np.float64)

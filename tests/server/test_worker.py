@@ -93,7 +93,11 @@ def test_a_refused_prompt_does_not_stop_the_loop() -> None:
     loop.ask(2, prompt_ids=[99_999])
     loop.ask(3, prompt_ids=[5], max_new_tokens=1)
     loop.turn(2)
-    assert [(r.id, getattr(r, "code", "result")) for r in loop.link.sent] == [(1, "too_long"), (2, "bad_request"), (3, "result")]
+    assert [(r.id, getattr(r, "code", "result")) for r in loop.link.sent] == [
+        (1, "too_long"),
+        (2, "bad_request"),
+        (3, "result"),
+    ]
 
 
 @pytest.mark.parametrize("rows", [1, 3])

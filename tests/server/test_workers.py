@@ -53,7 +53,9 @@ class Launcher:
 @pytest.fixture
 def started(tmp_path: Path) -> tuple[Workers, Worker, Launcher]:
     launcher = Launcher()
-    workers = Workers(Config(models_dir=tmp_path, hub_cache=tmp_path), CurveKeys.new(), "tcp://127.0.0.1:1", launcher, launcher)
+    workers = Workers(
+        Config(models_dir=tmp_path, hub_cache=tmp_path), CurveKeys.new(), "tcp://127.0.0.1:1", launcher, launcher
+    )
     worker = workers.start(Catalogue(tmp_path, tmp_path).find(DEMO), "native", "int8")
     return workers, worker, launcher
 

@@ -38,7 +38,9 @@ def cluster() -> Iterator[Cluster]:
     """A head that holds no worker. Tests add their nodes; the names of these are their own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "node_name": "head", "include_dashboard": False})
+        cluster = Cluster(
+            initialize_head=True, head_node_args={"num_cpus": 0, "node_name": "head", "include_dashboard": False}
+        )
         yield cluster
         cluster.shutdown()
 
@@ -52,7 +54,9 @@ def add(cluster: Cluster) -> Iterator[Add]:
     nodes: list[Node] = []
 
     def add(name: str, **resources: float) -> Node:
-        nodes.append(cluster.add_node(node_name=name, num_cpus=2, memory=10**9, include_dashboard=False, resources=resources))
+        nodes.append(
+            cluster.add_node(node_name=name, num_cpus=2, memory=10**9, include_dashboard=False, resources=resources)
+        )
         return nodes[-1]
 
     yield add
@@ -63,7 +67,9 @@ def add(cluster: Cluster) -> Iterator[Add]:
 
 class OnCluster(FakeDaemon):
     def __init__(self, cluster: Cluster, folder: Path, behaviour: Behaviour, *arguments: str) -> None:
-        self.behaviour = replace(behaviour, delay_ms=behaviour.delay_ms + next(numbers) * 1e-6)  # tells its workers from others'
+        self.behaviour = replace(
+            behaviour, delay_ms=behaviour.delay_ms + next(numbers) * 1e-6
+        )  # tells its workers from others'
         super().__init__(folder, self.behaviour, "--cluster", cluster.address, "--threads", "1", *arguments)
 
     def agent(self) -> psutil.Process:
@@ -100,7 +106,8 @@ def test_workers_are_spread_over_the_nodes(cluster: Cluster, add: Add, tmp_path:
         # Four CPUs are there for four workers, and no more.
         assert client.load("demo", replicas=4).replicas == 4
         with pytest.raises(
-            NoMemory, match=r"demo/onnx/int8 needs 1 CPU, \d+ MB on one node; the cluster has .*a 0 of 2 CPUs, .* GB.*You could unload"
+            NoMemory,
+            match=r"demo/onnx/int8 needs 1 CPU, \d+ MB on one node; the cluster has .*a 0 of 2 CPUs, .* GB.*You could unload",
         ):
             client.load("demo", engine="onnx")
         assert client.load("demo", replicas=1).replicas == 1
@@ -113,9 +120,14 @@ def test_workers_are_spread_over_the_nodes(cluster: Cluster, add: Add, tmp_path:
 
 def test_what_no_node_has(cluster: Cluster, add: Add, tmp_path: Path) -> None:
     add("a", fast=1)
-    with OnCluster(cluster, tmp_path, SLOW, "--cluster-resources", "fast=1") as daemon, Client(daemon.endpoint) as client:
+    with (
+        OnCluster(cluster, tmp_path, SLOW, "--cluster-resources", "fast=1") as daemon,
+        Client(daemon.endpoint) as client,
+    ):
         client.load("demo")
-        with pytest.raises(NoMemory, match=r"needs 1 CPU, \d+ MB, fast=1 on one node; the cluster has .*a 1 of 2 CPUs, .* 0 of 1 fast"):
+        with pytest.raises(
+            NoMemory, match=r"needs 1 CPU, \d+ MB, fast=1 on one node; the cluster has .*a 1 of 2 CPUs, .* 0 of 1 fast"
+        ):
             client.load("demo", replicas=2)
         assert nodes(client) == {0: "a"}
     with OnCluster(cluster, tmp_path / "large", SLOW, "--rows", "4000") as daemon, Client(daemon.endpoint) as client:
@@ -123,12 +135,23 @@ def test_what_no_node_has(cluster: Cluster, add: Add, tmp_path: Path) -> None:
             client.load("demo", precision="fp32")
 
 
-def test_the_same_text_as_on_this_machine(cluster: Cluster, add: Add, tmp_path: Path, client: Client, cache: Path) -> None:
+def test_the_same_text_as_on_this_machine(
+    cluster: Cluster, add: Add, tmp_path: Path, client: Client, cache: Path
+) -> None:
     """The real worker, over an address that other machines could reach."""
     add("a")
     addresses = [a.address for all_ in psutil.net_if_addrs().values() for a in all_ if a.family.name == "AF_INET"]
     outside = next((a for a in addresses if not a.startswith("127.")), "127.0.0.1")
-    arguments = ["--cluster", cluster.address, "--threads", "1", "--cache-dir", str(cache), "--worker-address", f"tcp://{outside}:0"]
+    arguments = [
+        "--cluster",
+        cluster.address,
+        "--threads",
+        "1",
+        "--cache-dir",
+        str(cache),
+        "--worker-address",
+        f"tcp://{outside}:0",
+    ]
     daemon = Daemon(tmp_path, *arguments)
     settings = {"max_new_tokens": 40, "strategy": "greedy", "engine": "native", "precision": "int8"}
     prompt = "When in the chronicle of wasted time\nI see descriptions of the fairest wights,\n"
@@ -177,7 +200,10 @@ def test_a_node_that_is_lost(cluster: Cluster, add: Add, tmp_path: Path) -> None
 
 def test_a_thousand_requests_and_a_node_that_goes(cluster: Cluster, add: Add, tmp_path: Path) -> None:
     there = {name: add(name) for name in "abc"}
-    with OnCluster(cluster, tmp_path, Behaviour(delay_ms=2), "--max-open-per-peer", "1000") as daemon, Client(daemon.endpoint) as client:
+    with (
+        OnCluster(cluster, tmp_path, Behaviour(delay_ms=2), "--max-open-per-peer", "1000") as daemon,
+        Client(daemon.endpoint) as client,
+    ):
         client.load("demo", replicas=3)
         asked = []
         for i in range(1000):
@@ -197,7 +223,10 @@ def test_a_thousand_requests_and_a_node_that_goes(cluster: Cluster, add: Add, tm
 def test_a_worker_that_dies_is_the_daemons_own_business(cluster: Cluster, add: Add, tmp_path: Path) -> None:
     """It is loaded again where it is kept, as on one machine; and one that does not move is ended, though its stdin tells it nothing."""
     add("a")
-    with OnCluster(cluster, tmp_path, SLOW, "--preload", "demo", "--stuck-seconds", "1") as daemon, Client(daemon.endpoint) as client:
+    with (
+        OnCluster(cluster, tmp_path, SLOW, "--preload", "demo", "--stuck-seconds", "1") as daemon,
+        Client(daemon.endpoint) as client,
+    ):
         client.load("demo")
         stream = ask(client, long(1))
         running([stream])
@@ -273,7 +302,17 @@ class InNamespace(OnCluster):
 
 
 def test_a_cluster_that_is_not_there(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "server", "--endpoint", "tcp://127.0.0.1:0", "--cluster", "127.0.0.1:1", "--cache-dir", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "server",
+        "--endpoint",
+        "tcp://127.0.0.1:0",
+        "--cluster",
+        "127.0.0.1:1",
+        "--cache-dir",
+        str(tmp_path),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30)
     assert done.returncode == 1 and "--cluster 127.0.0.1:1: no Ray cluster answers at 127.0.0.1:1" in done.stderr
     assert "ray start --head" in done.stderr and "Traceback" not in done.stderr
@@ -282,5 +321,10 @@ def test_a_cluster_that_is_not_there(tmp_path: Path) -> None:
 def test_without_ray() -> None:
     code = "import sys; sys.modules['ray'] = None; from server.launch import agent; agent.main()"
     told = json.dumps({"address": "auto", "version": "", "program": []}) + "\n"
-    done = subprocess.run([sys.executable, "-c", code], input=told, capture_output=True, text=True, timeout=30, check=True)
-    assert json.loads(done.stdout)["refused"] == "Ray is not installed; add it with: pip install -r requirements-cluster.txt"
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=told, capture_output=True, text=True, timeout=30, check=True
+    )
+    assert (
+        json.loads(done.stdout)["refused"]
+        == "Ray is not installed; add it with: pip install -r requirements-cluster.txt"
+    )

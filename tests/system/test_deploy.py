@@ -73,7 +73,9 @@ def test_the_watchdog_hears_the_gateways_loop(tmp_path: Path, manager: socket.so
 
 
 @posix
-def test_a_manager_that_is_gone_or_means_another_process_changes_nothing(tmp_path: Path, manager: socket.socket) -> None:
+def test_a_manager_that_is_gone_or_means_another_process_changes_nothing(
+    tmp_path: Path, manager: socket.socket
+) -> None:
     daemon = Daemon(tmp_path, NOTIFY_SOCKET=str(tmp_path / "notify"), WATCHDOG_USEC="100000", WATCHDOG_PID="1")
     assert [told(manager), told(manager)] == ["READY=1", f"STATUS={daemon.endpoint}: no model"]
     manager.close()
@@ -98,7 +100,10 @@ def test_what_was_done_is_counted(tmp_path: Path, cache: Path) -> None:
     daemon = Daemon(tmp_path, "--cache-dir", str(cache), "--metrics-port", str(port))
     with Client(daemon.endpoint) as client:
         client.load("demo")
-        ledgers = [client.generate(prompt, max_new_tokens=count).ledger for prompt, count in (("To be", 5), ("Or not to be", 9))]
+        ledgers = [
+            client.generate(prompt, max_new_tokens=count).ledger
+            for prompt, count in (("To be", 5), ("Or not to be", 9))
+        ]
         with pytest.raises(NotLoaded):
             client.generate("x", model="gpt2")
         gone = Client(daemon.endpoint)
@@ -124,7 +129,10 @@ def test_what_was_done_is_counted(tmp_path: Path, cache: Path) -> None:
             assert of(f"{name}_seconds_count", **NATIVE) == 2
             assert of(f"{name}_seconds_sum", **NATIVE) == pytest.approx(sum(each) / 1000)
             assert of(f"{name}_seconds_bucket", le="+Inf", **NATIVE) == 2
-        assert of("batch_size_sum", **NATIVE) == sum(x.mean_batch for x in ledgers) and of("batch_size_count", **NATIVE) == 2
+        assert (
+            of("batch_size_sum", **NATIVE) == sum(x.mean_batch for x in ledgers)
+            and of("batch_size_count", **NATIVE) == 2
+        )
         assert of("new_tokens_total", **WORKER) > sum(x.new_tokens for x in ledgers), "and those that were cancelled"
         assert of("prompt_tokens_total", **WORKER) >= sum(x.prompt_tokens - x.reused_tokens for x in ledgers)
         (worker,) = daemon.workers()
@@ -181,7 +189,17 @@ def test_a_scraper_that_says_nothing_holds_nobody_up(tmp_path: Path) -> None:
 def test_a_taken_port_is_said() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = str(listener.getsockname()[1])
-        command = [sys.executable, "-m", "server", "--endpoint", "tcp://127.0.0.1:0", "--metrics-port", port, "--log-format", "json"]
+        command = [
+            sys.executable,
+            "-m",
+            "server",
+            "--endpoint",
+            "tcp://127.0.0.1:0",
+            "--metrics-port",
+            port,
+            "--log-format",
+            "json",
+        ]
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
@@ -199,7 +217,10 @@ def test_without_the_option_nobody_listens_and_the_library_stays_away() -> None:
 
 @posix
 def test_every_line_is_an_object_what_the_workers_say_too(tmp_path: Path) -> None:
-    with FakeDaemon(tmp_path, Behaviour(fault="raises"), "--log-format", "json") as daemon, Client(daemon.endpoint) as client:
+    with (
+        FakeDaemon(tmp_path, Behaviour(fault="raises"), "--log-format", "json") as daemon,
+        Client(daemon.endpoint) as client,
+    ):
         client.load("demo")
         with pytest.raises(Internal) as failure:
             client.generate(prompt_ids=[POISON] * 8, speculate=0)
@@ -222,8 +243,14 @@ def test_every_line_is_an_object_what_the_workers_say_too(tmp_path: Path) -> Non
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
 def test_the_unit_is_one(tmp_path: Path) -> None:
     unit = tmp_path / "gpt2d.service"
-    unit.write_text((DEPLOY / "gpt2d.service").read_text(encoding="utf-8").replace("/opt/gpt2d/.venv/bin/gpt2d-server", sys.executable))
-    done = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, timeout=30, check=False)
+    unit.write_text(
+        (DEPLOY / "gpt2d.service")
+        .read_text(encoding="utf-8")
+        .replace("/opt/gpt2d/.venv/bin/gpt2d-server", sys.executable)
+    )
+    done = subprocess.run(
+        ["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, timeout=30, check=False
+    )
     assert "gpt2d.service" not in done.stderr, done.stderr
 
 

@@ -13,7 +13,17 @@ import pytest
 
 from protocol import Client, messages as m
 from protocol.connection import Event
-from protocol.errors import BadModel, BadRequest, Busy, Cancelled, DeadlineExceeded, Draining, LoadFailed, NoMemory, NotLoaded
+from protocol.errors import (
+    BadModel,
+    BadRequest,
+    Busy,
+    Cancelled,
+    DeadlineExceeded,
+    Draining,
+    LoadFailed,
+    NoMemory,
+    NotLoaded,
+)
 from tests.conftest import Daemon, wait_for
 from tests.server.test_fidelity import VERSE
 
@@ -38,7 +48,9 @@ def test_the_engines_write_the_same(own_daemon: Daemon) -> None:
             assert loaded.quantised_share == 0 and loaded.disk_bytes > 10_000_000
         assert [engine for engine in engines if "compile" in stages[engine]] == ["torch"]
         for prompt in ("When in the chronicle of wasted time", "Shall I"):
-            texts = [client.generate(prompt, engine=engine, strategy="greedy", max_new_tokens=24).text for engine in engines]
+            texts = [
+                client.generate(prompt, engine=engine, strategy="greedy", max_new_tokens=24).text for engine in engines
+            ]
             assert len(set(texts)) == 1
         assert client.load("demo", engine="torch", precision="fp32", compile=True).already
         assert client.load("demo", engine="torch", precision="fp32").already
@@ -55,12 +67,19 @@ def test_a_precision_is_measured_and_shown_from_then_on(tmp_path: Path) -> None:
             told = client.measure("demo", engine="native", precision="int4", text=VERSE * 3, on_progress=steps.append)
             assert (told.model, told.engine, told.precision) == ("demo", "native", "int4")
             fidelity = told.fidelity
-            assert fidelity.quantised_share == 1 and 4_000_000 < fidelity.disk_bytes < 6_000_000 < 30_000_000 < fidelity.memory_bytes
-            assert 0.8 < fidelity.top1_agreement < 1 and 0 < fidelity.kl_mean < fidelity.kl_p99 < 1 and fidelity.tok_s > 10
+            assert (
+                fidelity.quantised_share == 1
+                and 4_000_000 < fidelity.disk_bytes < 6_000_000 < 30_000_000 < fidelity.memory_bytes
+            )
+            assert (
+                0.8 < fidelity.top1_agreement < 1 and 0 < fidelity.kl_mean < fidelity.kl_p99 < 1 and fidelity.tok_s > 10
+            )
             assert abs(fidelity.perplexity_change_pct) < 5
             assert {"build", "compare"} <= {step.stage for step in steps} and steps[-1].done == steps[-1].total
             (demo,) = [model for model in client.models() if model.name == "demo"]
-            assert {(p.engine, p.precision): p.fidelity for p in demo.precisions if p.fidelity} == {("native", "int4"): fidelity}
+            assert {(p.engine, p.precision): p.fidelity for p in demo.precisions if p.fidelity} == {
+                ("native", "int4"): fidelity
+            }
             assert not any(p.loaded for p in demo.precisions) and client.ping().workers == [] and daemon.workers() == []
     finally:
         daemon.kill()
@@ -122,7 +141,9 @@ def test_a_measurement_that_ends_early(own_daemon: Daemon) -> None:
 def test_without_the_text_or_a_place_to_keep_it(tmp_path: Path) -> None:
     """No network: what to do is said. A cache that cannot be written: it works, and is not kept."""
     (tmp_path / "cache").write_text("no folder")
-    daemon = Daemon(tmp_path, "--cache-dir", str(tmp_path / "cache"), PIP_INDEX_URL="http://127.0.0.1:1", PIP_CONFIG_FILE=os.devnull)
+    daemon = Daemon(
+        tmp_path, "--cache-dir", str(tmp_path / "cache"), PIP_INDEX_URL="http://127.0.0.1:1", PIP_CONFIG_FILE=os.devnull
+    )
     try:
         with Client(daemon.endpoint) as client:
             with pytest.raises(LoadFailed, match=r"could not be fetched .* give a text of your own"):

@@ -31,7 +31,15 @@ def hub() -> Iterator[Hub]:
 
 
 def serve(tmp_path: Path, cache: Path, hub: Hub, *arguments: str, **environment: str) -> Daemon:
-    return Daemon(tmp_path, "--cache-dir", str(cache), *arguments, HF_ENDPOINT=hub.url, HF_HUB_CACHE=str(tmp_path / "hub"), **environment)
+    return Daemon(
+        tmp_path,
+        "--cache-dir",
+        str(cache),
+        *arguments,
+        HF_ENDPOINT=hub.url,
+        HF_HUB_CACHE=str(tmp_path / "hub"),
+        **environment,
+    )
 
 
 def test_a_download_is_told_in_bytes_and_shared_with_transformers(tmp_path: Path, cache: Path, hub: Hub) -> None:
@@ -40,7 +48,9 @@ def test_a_download_is_told_in_bytes_and_shared_with_transformers(tmp_path: Path
     with Client(daemon.endpoint) as client:
         offered = {model.name: model for model in client.models()}
         assert [name for name, model in offered.items() if not model.on_disk] == list(PUBLISHED)
-        assert offered["gpt2"].file_bytes == 548_090_880, "the parameters and attention masks, without the file's header"
+        assert offered["gpt2"].file_bytes == 548_090_880, (
+            "the parameters and attention masks, without the file's header"
+        )
         loaded = client.load("gpt2", on_progress=told.append)
         assert client.generate("Shall I", max_new_tokens=3).ids
         assert loaded.rows == 16, "as for gpt2's own shape, which was known"
@@ -56,7 +66,9 @@ def test_a_download_is_told_in_bytes_and_shared_with_transformers(tmp_path: Path
         assert client.load("gpt2").digest == loaded.digest
         assert len(hub.asked) == asked, "what is on disk is not asked for again"
     daemon.kill()
-    script = "from transformers import AutoTokenizer, GPT2LMHeadModel as M; print(M.from_pretrained('gpt2').config.n_embd)"
+    script = (
+        "from transformers import AutoTokenizer, GPT2LMHeadModel as M; print(M.from_pretrained('gpt2').config.n_embd)"
+    )
     offline = os.environ | {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", script], env=offline, capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "256", done.stderr
@@ -98,7 +110,9 @@ def test_a_cancelled_download_goes_on_where_it_stopped(tmp_path: Path, cache: Pa
         assert client.load("gpt2")
     first, again = hub.served("model.safetensors")
     assert first == 0 and 5 << 20 <= again <= 6 << 20
-    assert (tmp_path / "hub" / "models--gpt2" / "snapshots" / COMMIT / "model.safetensors").read_bytes() == WEIGHTS.read_bytes()
+    assert (
+        tmp_path / "hub" / "models--gpt2" / "snapshots" / COMMIT / "model.safetensors"
+    ).read_bytes() == WEIGHTS.read_bytes()
     daemon.kill()
 
 
@@ -144,7 +158,12 @@ def test_without_a_network_it_says_what_and_where_instead(tmp_path: Path, cache:
     with Client(daemon.endpoint) as client:
         with pytest.raises(LoadFailed) as error:
             client.load("gpt2-xl", timeout=10)
-        for part in ("http://127.0.0.1:9 cannot be reached", "about 6432 MB", "model.safetensors", str(tmp_path / "models" / "gpt2-xl")):
+        for part in (
+            "http://127.0.0.1:9 cannot be reached",
+            "about 6432 MB",
+            "model.safetensors",
+            str(tmp_path / "models" / "gpt2-xl"),
+        ):
             assert part in str(error.value)
     daemon.kill()
     hub.url = url
@@ -177,7 +196,9 @@ def test_other_repositories_need_a_word_of_the_operator(tmp_path: Path, cache: P
     daemon.kill()
 
 
-def test_a_model_that_turns_out_too_large_is_refused_before_its_weights_come(tmp_path: Path, cache: Path, hub: Hub) -> None:
+def test_a_model_that_turns_out_too_large_is_refused_before_its_weights_come(
+    tmp_path: Path, cache: Path, hub: Hub
+) -> None:
     big = copy_demo(tmp_path / "big", n_embd=4096, n_head=16, n_layer=48)
     hub.add("some/giant", big)
     hub.stop_after = 1 << 20

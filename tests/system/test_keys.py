@@ -47,7 +47,9 @@ def keyed_daemon(folder: Path, cache: Path, *arguments: str) -> Keyed:
     write_public(folder / "authorised" / "owner.pub", owner.public, "admin")
     write_public(folder / "authorised" / "guest.pub", guest.public, "generate")
     keys = ["--key", str(folder / "server.key"), "--authorised-keys", str(folder / "authorised")]
-    return Keyed(Daemon(folder, "--cache-dir", str(cache), *keys, *arguments), folder / "authorised", server, owner, guest)
+    return Keyed(
+        Daemon(folder, "--cache-dir", str(cache), *keys, *arguments), folder / "authorised", server, owner, guest
+    )
 
 
 @pytest.fixture
@@ -63,7 +65,11 @@ def test_a_key_and_its_role(keyed: Keyed) -> None:
         assert owner.hello().role == "admin" and guest.hello().role == "generate"
         owner.load("demo")
         assert guest.generate("x", max_new_tokens=3).ids and guest.models() and guest.score("x y z").ids
-        for forbidden in (lambda: guest.load("demo", precision="fp32"), lambda: guest.unload("demo"), lambda: guest.measure("demo")):
+        for forbidden in (
+            lambda: guest.load("demo", precision="fp32"),
+            lambda: guest.unload("demo"),
+            lambda: guest.measure("demo"),
+        ):
             with pytest.raises(Unauthorised, match="may generate, but not load, measure or unload"):
                 forbidden()
         assert guest.stats().errors == {"unauthorised": 3}
@@ -77,7 +83,11 @@ def test_each_refusal_is_said_on_both_sides(keyed: Keyed) -> None:
     cases = [
         (lambda: Client(endpoint), "wants a key", "a peer: it has no key"),
         (lambda: keyed.client(stranger), "refuses this key; whoever runs it can authorise it", "unknown key"),
-        (lambda: Client(endpoint, server_key=other, key=keyed.owner.secret), "another key than the one given", "has another server's key"),
+        (
+            lambda: Client(endpoint, server_key=other, key=keyed.owner.secret),
+            "another key than the one given",
+            "has another server's key",
+        ),
     ]
     for connect, said, logged in cases:
         for _ in range(5):  # refusals are logged once a second, and one that is not may have been the one
@@ -182,7 +192,16 @@ def test_the_only_key_is_revoked_and_given_back(keyed: Keyed) -> None:
 
 def test_a_key_that_was_taken_back_stays_so(tmp_path: Path) -> None:
     """Making the same client's key again gives it another secret."""
-    command = [sys.executable, "scripts/keygen.py", "--keys", str(tmp_path), "client", "owner", "--endpoint", "tcp://h:1"]
+    command = [
+        sys.executable,
+        "scripts/keygen.py",
+        "--keys",
+        str(tmp_path),
+        "client",
+        "owner",
+        "--endpoint",
+        "tcp://h:1",
+    ]
     lines = [subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout for _ in range(2)]
     assert lines[0] == lines[1]
     (tmp_path / "authorised" / "owner.pub").unlink()
@@ -226,7 +245,10 @@ def test_a_restarted_server_with_keys_is_found_again(keyed: Keyed, tmp_path: Pat
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--endpoint", "tcp://0.0.0.0:0"], r"(?s)can be reached from other machines.*keygen.py server.*--serve.*ssh -L"),
+        (
+            ["--endpoint", "tcp://0.0.0.0:0"],
+            r"(?s)can be reached from other machines.*keygen.py server.*--serve.*ssh -L",
+        ),
         (["--endpoint", "tcp://*:0"], "can be reached from other machines"),
         (["--endpoint", "tcp://[::]:0"], "can be reached from other machines"),
         (["--endpoint", "tcp://192.0.2.1:5757"], "can be reached from other machines"),

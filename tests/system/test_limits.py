@@ -35,7 +35,8 @@ def test_a_load_that_does_not_fit_is_refused_with_both_figures(tmp_path: Path, c
     with Client(daemon.endpoint) as client:
         client.load("demo", precision="int8")
         with pytest.raises(
-            NoMemory, match=r"demo/native/fp32 needs about \d+ MB; \d+ MB are free for it. You could unload demo/native/int8"
+            NoMemory,
+            match=r"demo/native/fp32 needs about \d+ MB; \d+ MB are free for it. You could unload demo/native/int8",
         ):
             client.load("demo", precision="fp32")
         assert len(daemon.workers()) == 1
@@ -89,7 +90,9 @@ def test_an_idle_model_is_unloaded_when_asked_for(tmp_path: Path, cache: Path) -
 
 
 def test_clearing_the_cache_deletes_built_models_only(tmp_path: Path) -> None:
-    load_engine(DEMO_FOLDER, read_architecture(DEMO_FOLDER), "native", "int8", 1, 1, tmp_path, 1 << 30, lambda *_: None).engine.close()
+    load_engine(
+        DEMO_FOLDER, read_architecture(DEMO_FOLDER), "native", "int8", 1, 1, tmp_path, 1 << 30, lambda *_: None
+    ).engine.close()
     (tmp_path / "precious-v2").mkdir()
     for note in ("a.fidelity", "held-out.txt"):
         (tmp_path / note).touch()

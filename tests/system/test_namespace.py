@@ -63,7 +63,20 @@ class Hosts:
         tag = self._cable[1:-1]
         ip("netns", "add", self.server)
         ip("netns", "add", self.client)
-        ip("-n", self.server, "link", "add", self._cable, "type", "veth", "peer", "name", f"v{tag}c", "netns", self.client)
+        ip(
+            "-n",
+            self.server,
+            "link",
+            "add",
+            self._cable,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            f"v{tag}c",
+            "netns",
+            self.client,
+        )
         for host, device, address in ((self.server, self._cable, SERVER), (self.client, f"v{tag}c", CLIENT)):
             ip("-n", host, "address", "add", f"{address}/24", "dev", device)
             ip("-n", host, "link", "set", "lo", "up")
@@ -82,7 +95,11 @@ class Hosts:
         """Run something on a host that has a home of its own."""
         home = self.folder / host
         home.mkdir(exist_ok=True)
-        environment = os.environ | {"HOME": str(home), "XDG_CONFIG_HOME": str(home / ".config"), "XDG_CACHE_HOME": str(home / ".cache")}
+        environment = os.environ | {
+            "HOME": str(home),
+            "XDG_CONFIG_HOME": str(home / ".config"),
+            "XDG_CACHE_HOME": str(home / ".cache"),
+        }
         return subprocess.Popen(
             ["ip", "netns", "exec", host, *command], cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True,
@@ -96,7 +113,14 @@ class Hosts:
     def connect(self, line: str) -> tuple[int, str]:
         """Paste the README's line on the client's host, with this connect line."""
         words = blocks(README, "bash connect")[0].split()
-        return self.ask(self.client, *[line if "#" in word else word for word in words], "--prompt", "Shall I", "--max-new-tokens", "9")
+        return self.ask(
+            self.client,
+            *[line if "#" in word else word for word in words],
+            "--prompt",
+            "Shall I",
+            "--max-new-tokens",
+            "9",
+        )
 
     def plug(self, state: str) -> None:
         ip("-n", self.server, "link", "set", self._cable, state)
@@ -127,7 +151,9 @@ def test_namespace_the_two_lines_of_the_readme(hosts: Hosts) -> None:
     code, said = hosts.connect(hosts.line)
     assert code == 0 and re.search(r"\[inference \d+ ms: .* 2 \+ 9 tokens", said), said
     assert f"next time `gpt2d-client {SERVER}` is enough" in said
-    code, said = hosts.ask(hosts.client, "python3", "scripts/run.py", "--connect", SERVER, "--prompt", "x", "--max-new-tokens", "3")
+    code, said = hosts.ask(
+        hosts.client, "python3", "scripts/run.py", "--connect", SERVER, "--prompt", "x", "--max-new-tokens", "3"
+    )
     assert code == 0 and "1 + 3 tokens" in said, said
 
 

@@ -70,7 +70,9 @@ def test_little_bandwidth(proxy: Proxy, keyed: Keyed, text: str) -> None:
         assert stream(client) == text
 
 
-@pytest.mark.parametrize("count", [1, 9, 10, 11, 12, 33, 63, 64, 65, 100, 200, 255, 256, 300, 333, 400, 500, 1000, 2000, 5000])
+@pytest.mark.parametrize(
+    "count", [1, 9, 10, 11, 12, 33, 63, 64, 65, 100, 200, 255, 256, 300, 333, 400, 500, 1000, 2000, 5000]
+)
 def test_a_reset_at_any_byte(proxy: Proxy, keyed: Keyed, text: str, count: int) -> None:
     """In the greeting, the handshake, the hello, the stream."""
     proxy.reset_after = count
@@ -120,7 +122,9 @@ def test_a_black_hole_of_five_seconds(proxy: Proxy, keyed: Keyed, text: str) -> 
 def test_clocks_that_differ_by_a_day_change_nothing(tmp_path: Path, cache: Path, skew: int) -> None:
     (tmp_path / "sitecustomize.py").write_text(f"import time\nreal = time.time\ntime.time = lambda: real() + {skew}\n")
     root = Path(__file__).resolve().parents[2]
-    daemon = Daemon(tmp_path, "--cache-dir", str(cache), "--preload", "demo", PYTHONPATH=os.pathsep.join([str(tmp_path), str(root)]))
+    daemon = Daemon(
+        tmp_path, "--cache-dir", str(cache), "--preload", "demo", PYTHONPATH=os.pathsep.join([str(tmp_path), str(root)])
+    )
     with Client(daemon.endpoint) as client:
         client.load("demo")
         assert len(client.generate("x", timeout=5, max_new_tokens=50, ignore_eos=True).ids) == 50

@@ -48,7 +48,9 @@ def ready(client: Client) -> list[int]:
 def long(seed: int, tokens: int = 500, *, stream: bool = True) -> m.Generate:
     """A text of some seconds, whose prompt shares nothing with another's."""
     ids = [(seed * 977 + i * 31) % 1000 + 20 for i in range(40)]
-    return m.Generate(prompt_ids=ids, max_new_tokens=tokens, strategy="greedy", speculate=0, ignore_eos=True, stream=stream)
+    return m.Generate(
+        prompt_ids=ids, max_new_tokens=tokens, strategy="greedy", speculate=0, ignore_eos=True, stream=stream
+    )
 
 
 def running(asked: list[Asked]) -> None:
@@ -111,7 +113,8 @@ def test_a_page_goes_where_its_text_is_remembered(tmp_path: Path, cache: Path) -
         with Client(daemon.endpoint) as client:
             client.load("demo", replicas=3)
             texts = [
-                f"{name}: I'll tell thee all that I have seen this night, and more than thou wouldst hear of it.\n" for name in "ABCDEF"
+                f"{name}: I'll tell thee all that I have seen this night, and more than thou wouldst hear of it.\n"
+                for name in "ABCDEF"
             ]
             for turn in range(3):
                 for i, text in enumerate(texts):
@@ -147,9 +150,9 @@ def test_what_ends_one_worker_does_not_end_them_all(tmp_path: Path) -> None:
             client.generate(prompt_ids=[POISON] * 8, speculate=0)
         assert len(ready(client)) == 1, "it was tried once more, and not a third time"
         good = long(1, 5, stream=False)
-        assert client.generate(prompt_ids=good.prompt_ids, max_new_tokens=5, strategy="greedy", ignore_eos=True).ids == expected(
-            list(good.prompt_ids or ()), 5, VOCABULARY
-        )
+        assert client.generate(
+            prompt_ids=good.prompt_ids, max_new_tokens=5, strategy="greedy", ignore_eos=True
+        ).ids == expected(list(good.prompt_ids or ()), 5, VOCABULARY)
         wait_for(lambda: ready(client) == [0, 1, 2], 10)
 
 
@@ -166,7 +169,10 @@ def test_a_stuck_one_hands_over(tmp_path: Path) -> None:
 
 
 def test_all_or_none(tmp_path: Path) -> None:
-    with FakeDaemon(tmp_path, Behaviour(rows=1), "--rows", "1", "--max-memory", "0.4") as daemon, Client(daemon.endpoint) as client:
+    with (
+        FakeDaemon(tmp_path, Behaviour(rows=1), "--rows", "1", "--max-memory", "0.4") as daemon,
+        Client(daemon.endpoint) as client,
+    ):
         with pytest.raises(NoMemory, match="MB are free for it"):
             client.load("demo", replicas=9)
         wait_for(lambda: not daemon.workers())
@@ -246,14 +252,21 @@ def test_a_load_of_which_one_fails_leaves_none(tmp_path: Path) -> None:
         process_of(daemon, 1).kill()
         assert isinstance(load.wait(5), LoadFailed)
         wait_for(lambda: not daemon.workers())
-    with FakeDaemon(tmp_path / "2", Behaviour(load_s=1), "--preload", "demo:2") as daemon, Client(daemon.endpoint) as client:
+    with (
+        FakeDaemon(tmp_path / "2", Behaviour(load_s=1), "--preload", "demo:2") as daemon,
+        Client(daemon.endpoint) as client,
+    ):
         wait_for(lambda: len(daemon.workers()) == 2)
         process_of(daemon, 1).kill()
         wait_for(lambda: ready(client) == [0, 1], 10)
 
 
 def test_what_one_client_cancels_another_keeps(tmp_path: Path) -> None:
-    with FakeDaemon(tmp_path, Behaviour(load_s=1)) as daemon, Client(daemon.endpoint) as client, Client(daemon.endpoint) as other:
+    with (
+        FakeDaemon(tmp_path, Behaviour(load_s=1)) as daemon,
+        Client(daemon.endpoint) as client,
+        Client(daemon.endpoint) as other,
+    ):
         two = ask(client, m.Load(model="demo", replicas=2))
         wait_for(lambda: len(daemon.workers()) == 2)
         three = ask(other, m.Load(model="demo", replicas=3))
@@ -275,7 +288,10 @@ def test_what_one_client_cancels_another_keeps(tmp_path: Path) -> None:
 
 @posix
 def test_a_model_that_serves_is_loaded_whatever_there_is_room_for(tmp_path: Path) -> None:
-    with FakeDaemon(tmp_path, Behaviour(), "--rows", "1", "--max-memory", "0.3") as daemon, Client(daemon.endpoint) as client:
+    with (
+        FakeDaemon(tmp_path, Behaviour(), "--rows", "1", "--max-memory", "0.3") as daemon,
+        Client(daemon.endpoint) as client,
+    ):
         client.load("demo", replicas=2)
         process_of(daemon, 1).kill()
         wait_for(lambda: ready(client) == [0])

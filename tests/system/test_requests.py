@@ -112,7 +112,13 @@ def test_the_context_is_kept_to(client: Client) -> None:
 
 def test_other_settings_change_the_text(client: Client) -> None:
     plain = client.generate(PROMPT, seed=4, max_new_tokens=40).ids
-    for setting in ({"top_k": 3}, {"top_k": 0, "top_p": 0.4}, {"min_p": 0.3}, {"temperature": 0.3}, {"repetition_penalty": 1.8}):
+    for setting in (
+        {"top_k": 3},
+        {"top_k": 0, "top_p": 0.4},
+        {"min_p": 0.3},
+        {"temperature": 0.3},
+        {"repetition_penalty": 1.8},
+    ):
         assert client.generate(PROMPT, seed=4, max_new_tokens=40, **setting).ids != plain
 
 
@@ -127,7 +133,9 @@ def test_what_is_wrong_is_named(client: Client) -> None:
         client.load("gpt5")
     with pytest.raises(BadModel, match="int8, int4, fp32"):
         client.load("demo", precision="int2")
-    with pytest.raises(NotLoaded, match=r"demo/\*/fp32 is not loaded; load it first \(there is: demo/native/int8 \(ready\)\)"):
+    with pytest.raises(
+        NotLoaded, match=r"demo/\*/fp32 is not loaded; load it first \(there is: demo/native/int8 \(ready\)\)"
+    ):
         client.generate(PROMPT, model="demo", precision="fp32")
     with pytest.raises(NotLoaded):
         client.unload("gpt2")
@@ -135,13 +143,22 @@ def test_what_is_wrong_is_named(client: Client) -> None:
 
 def test_loading_again_is_immediate(client: Client) -> None:
     loaded = client.load("demo")
-    assert loaded.already and (loaded.engine, loaded.precision, loaded.context, loaded.rows) == ("native", "int8", 1024, 16)
+    assert loaded.already and (loaded.engine, loaded.precision, loaded.context, loaded.rows) == (
+        "native",
+        "int8",
+        1024,
+        16,
+    )
 
 
 def test_models_ping_and_stats(client: Client) -> None:
     demo = client.models()[0]
     assert demo.name == "demo" and demo.parameters == ARCH.parameters and not demo.problem
-    assert {(p.precision, p.loaded) for p in demo.precisions if p.engine == "native"} == {("int8", True), ("int4", False), ("fp32", False)}
+    assert {(p.precision, p.loaded) for p in demo.precisions if p.engine == "native"} == {
+        ("int8", True),
+        ("int4", False),
+        ("fp32", False),
+    }
     worker = client.ping().workers[0]
     assert (worker.model, worker.state) == ("demo", "ready") and worker.moved_ms_ago < 2000
     before = client.stats()
@@ -294,7 +311,9 @@ def test_a_raw_req_socket_gets_exactly_one_reply_each(shared_daemon: Daemon) -> 
         {"v": 1, "type": "ping"},
     )
     assert load["type"] == "result" and load["already"]
-    assert text["type"] == "result" and text["of"] == "generate" and text["id"] == 2 and text["ledger"]["inference_ms"] > 0
+    assert (
+        text["type"] == "result" and text["of"] == "generate" and text["id"] == 2 and text["ledger"]["inference_ms"] > 0
+    )
     assert (bad["type"], bad["code"], bad["id"]) == ("error", "bad_request", 3) and "top_k" in bad["message"]
     assert (old["type"], old["code"], old["id"]) == ("error", "version_mismatch", 4)
     assert ping["of"] == "ping" and ping["id"] == 0
@@ -344,7 +363,9 @@ def test_a_prompt_is_never_logged(shared_daemon: Daemon, client: Client) -> None
 
 def test_the_servers_help_and_refusals() -> None:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "-m", "server", *arguments], capture_output=True, text=True, timeout=30, check=False)
+        return subprocess.run(
+            [sys.executable, "-m", "server", *arguments], capture_output=True, text=True, timeout=30, check=False
+        )
 
     assert "--preload" in run("--help").stdout
     for arguments, says in (
@@ -361,7 +382,11 @@ def test_the_servers_help_and_refusals() -> None:
 
 def test_a_taken_port_is_said(shared_daemon: Daemon) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "server", "--endpoint", shared_daemon.endpoint], capture_output=True, text=True, timeout=30, check=False
+        [sys.executable, "-m", "server", "--endpoint", shared_daemon.endpoint],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
     )
     assert done.returncode == 1 and "is taken" in done.stderr and "Traceback" not in done.stderr
 

@@ -94,8 +94,17 @@ def apply(state: AppState, message: e.Message) -> list[e.Effect]:
 def connect(state: AppState) -> list[e.Effect]:
     link = state.link
     lost = _lost(state, "connecting anew") if link.status != "off" else []
-    link.status, link.trouble, link.since, link.info, link.next_look, link.looking = "connecting", "", state.now, None, state.now, False
-    state.preferences.server = link.server.partition("#")[0].strip()  # a connect line is a secret; once it works it is kept apart
+    link.status, link.trouble, link.since, link.info, link.next_look, link.looking = (
+        "connecting",
+        "",
+        state.now,
+        None,
+        state.now,
+        False,
+    )
+    state.preferences.server = link.server.partition("#")[
+        0
+    ].strip()  # a connect line is a secret; once it works it is kept apart
     return [*lost, e.OpenLink(link.server.strip(), link.server_key.strip(), link.key_file.strip())]
 
 
@@ -220,7 +229,9 @@ def choose(state: AppState, model: str, engine: str, precision: str) -> None:
     info = models.chosen()
     ways = [(p.engine, p.precision) for p in info.precisions] if info else []
     same = [way for way in ways if way[0] == engine] or ways
-    models.engine, models.precision = (engine, precision) if (engine, precision) in ways else (same[0] if same else ("", ""))
+    models.engine, models.precision = (
+        (engine, precision) if (engine, precision) in ways else (same[0] if same else ("", ""))
+    )
     models.error, models.replicas = "", None
     state.page.counted = -1
 
@@ -246,7 +257,13 @@ def measure(state: AppState) -> list[e.Effect]:
     if not models.model or models.measuring or state.link.status != "ready":
         return []
     models.measuring = _begin(state)
-    return [e.Send("measure", m.Measure(model=models.model, engine=models.engine, precision=models.precision, stream=True), MEASURE_S)]
+    return [
+        e.Send(
+            "measure",
+            m.Measure(model=models.model, engine=models.engine, precision=models.precision, stream=True),
+            MEASURE_S,
+        )
+    ]
 
 
 def _begin(state: AppState) -> Doing:
@@ -270,10 +287,14 @@ def _worked(state: AppState, tag: str, event: object) -> list[e.Effect]:
         choose(state, event.model, event.engine, event.precision)
         took = "is loaded" if event.already else f"loaded in {event.load_ms / 1000:.1f} s"
         each = f"{replicas.count(event.replicas)} of " if event.replicas != 1 else ""
-        files.notify(state, f"{event.model}/{event.engine}/{event.precision} {took}, {each}{event.rss_bytes / 1e6:.0f} MB")
+        files.notify(
+            state, f"{event.model}/{event.engine}/{event.precision} {took}, {each}{event.rss_bytes / 1e6:.0f} MB"
+        )
     elif isinstance(event, m.Measured):
         change = event.fidelity.perplexity_change_pct
-        files.notify(state, f"{event.model}/{event.engine}/{event.precision}: perplexity {change:+.2f} % against full precision")
+        files.notify(
+            state, f"{event.model}/{event.engine}/{event.precision}: perplexity {change:+.2f} % against full precision"
+        )
     elif not isinstance(event, Cancelled):
         models.error = str(event)
     return _refresh(state)

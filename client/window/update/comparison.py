@@ -28,7 +28,9 @@ def apply(state: AppState, message: e.Message) -> list[e.Effect]:
     if isinstance(message, e.ExportEntry):
         entry = state.history.entry(message.number)
         if entry:
-            name, content = ("generation.json", as_json(entry)) if message.form == "json" else ("generation.py", as_python(entry))
+            name, content = (
+                ("generation.json", as_json(entry)) if message.form == "json" else ("generation.py", as_python(entry))
+            )
             return show_files(state, "export", name, content)
     return []
 

@@ -63,7 +63,9 @@ def do(state: AppState, what: str) -> list[e.Effect]:
     return []
 
 
-def show_files(state: AppState, purpose: Literal["open", "save", "export"], name: str, content: str = "") -> list[e.Effect]:
+def show_files(
+    state: AppState, purpose: Literal["open", "save", "export"], name: str, content: str = ""
+) -> list[e.Effect]:
     """Open the file dialog."""
     files = state.files
     files.purpose, files.name, files.content, files.error = purpose, name, content, ""
@@ -76,7 +78,14 @@ def _show(state: AppState, path: Path | None, text: str) -> list[e.Effect]:
     page = state.page
     writing, page.generating, page.branch = page.generating, None, None
     page.document = Document(text)
-    page.path, page.saved, page.move_cursor, page.counted, page.last, page.error = path, page.document.data, True, -1, None, ""
+    page.path, page.saved, page.move_cursor, page.counted, page.last, page.error = (
+        path,
+        page.document.data,
+        True,
+        -1,
+        None,
+        "",
+    )
     page.document.cursor = 0
     state.shown, state.files.purpose = None, ""
     return [e.Cancel("page")] if writing else []

@@ -76,9 +76,19 @@ def tick(state: AppState, unix: float) -> list[e.Effect]:
     state.unix = unix
     at_rest = not page.generating and state.now > page.changed_at + COUNT_AFTER_S
     loaded = any(w.state == "ready" for w in state.link.workers)
-    if at_rest and loaded and page.counted != page.document.version and not page.counting and state.link.status == "ready":
+    if (
+        at_rest
+        and loaded
+        and page.counted != page.document.version
+        and not page.counting
+        and state.link.status == "ready"
+    ):
         page.counting, page.counted = True, page.document.version
-        effects.append(e.Send("count", m.Tokenize(text=_tail(state, page.document.cursor, COUNTED_BYTES), **_which(state)), COUNT_S))
+        effects.append(
+            e.Send(
+                "count", m.Tokenize(text=_tail(state, page.document.cursor, COUNTED_BYTES), **_which(state)), COUNT_S
+            )
+        )
     if page.dirty and page.autosaved != page.document.version and state.now > page.changed_at + AUTOSAVE_S:
         page.autosaved = page.document.version
         effects.append(e.Autosave(page.document.data))
@@ -95,10 +105,14 @@ def generate(
         return []
     prompt = _tail(state, start, SENT_BYTES)
     page.error, page.last = "", start
-    page.generating = Generating(start, start, prompt, state.setting("max_new_tokens"), state.now, instead_of=instead_of)
+    page.generating = Generating(
+        start, start, prompt, state.setting("max_new_tokens"), state.now, instead_of=instead_of
+    )
     place = page.document.place(start)
     place.takes.append(Take(""))
-    place.shown = len(place.takes) - 1  # none is forgotten before this one has come to something: `instead_of` counts them
+    place.shown = (
+        len(place.takes) - 1
+    )  # none is forgotten before this one has come to something: `instead_of` counts them
     if prefix:
         _insert(state, prefix)
     request = {**state.settings, **_which(state), "stream": True, "truncate": "left"}

@@ -44,7 +44,9 @@ def draw(state: AppState) -> list[Action]:
     if imgui.button("-"):
         actions.append(Do("remove column"))
     imgui.end_disabled()
-    if imgui.begin_table("columns", len(compare.columns), imgui.TableFlags_.borders_inner_v | imgui.TableFlags_.resizable):
+    if imgui.begin_table(
+        "columns", len(compare.columns), imgui.TableFlags_.borders_inner_v | imgui.TableFlags_.resizable
+    ):
         imgui.table_next_row()
         for index, column in enumerate(compare.columns):
             imgui.table_next_column()
@@ -58,7 +60,9 @@ def draw(state: AppState) -> list[Action]:
 def draw_column(state: AppState, index: int, column: Column) -> list[Action]:
     actions = list[Action]()
     imgui.begin_disabled(state.compare.running is not None)
-    ways = ["as in the Model panel"] + [f"{i.name}/{p.engine}/{p.precision}" for i in state.models.known for p in i.precisions]
+    ways = ["as in the Model panel"] + [
+        f"{i.name}/{p.engine}/{p.precision}" for i in state.models.known for p in i.precisions
+    ]
     now = f"{column.model}/{column.engine}/{column.precision}" if column.model else ways[0]
     imgui.set_next_item_width(-1)
     if chosen := widgets.combo(f"##way {index}", now, ways):
@@ -68,7 +72,9 @@ def draw_column(state: AppState, index: int, column: Column) -> list[Action]:
     imgui.set_next_item_width(-1)
     if chosen := widgets.combo(f"##preset {index}", column.preset or presets[0], presets):
         preset = "" if chosen == presets[0] else chosen
-        actions.append(ChooseColumn(index, {"preset": preset, "settings": dict(state.preferences.presets.get(preset, {}))}))
+        actions.append(
+            ChooseColumn(index, {"preset": preset, "settings": dict(state.preferences.presets.get(preset, {}))})
+        )
     imgui.end_disabled()
     if state.compare.running == index:
         widgets.colored("writing" if column.text else "loading", "warn")

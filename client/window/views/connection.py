@@ -22,7 +22,9 @@ def draw(state: AppState) -> list[Action]:
     link, actions = state.link, list[Action]()
     imgui.set_next_item_width(-imgui.get_frame_height() * 1.2)
     actions += widgets.field("##server", "tcp://host:5757, connect line, or name", "link", "server", link.server)
-    widgets.tip("An endpoint like tcp://127.0.0.1:5757, the connect line that a server printed, or the name of one that was kept.")
+    widgets.tip(
+        "An endpoint like tcp://127.0.0.1:5757, the connect line that a server printed, or the name of one that was kept."
+    )
     imgui.same_line(0, 2)
     if imgui.begin_combo("##recent", "", imgui.ComboFlags_.no_preview):
         for name in dict.fromkeys([*link.kept, *state.preferences.recent]):

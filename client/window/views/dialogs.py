@@ -43,7 +43,11 @@ def draw_files(state: AppState) -> list[Action]:
         for name, is_folder in files.listing:
             label = widgets.item(f"{name}{'/' if is_folder else ''}")
             if imgui.selectable(label, name == files.name, imgui.SelectableFlags_.no_auto_close_popups)[0]:
-                actions.append(ChooseFile(str(Path(files.folder) / name), "", done=False) if is_folder else Enter("files", "name", name))
+                actions.append(
+                    ChooseFile(str(Path(files.folder) / name), "", done=False)
+                    if is_folder
+                    else Enter("files", "name", name)
+                )
     imgui.end_child()
     imgui.set_next_item_width(-1)
     actions += widgets.field("##file name", "name", "files", "name", files.name)
@@ -68,7 +72,11 @@ def draw_question(state: AppState) -> list[Action]:
     if not state.confirm or state.files.purpose or not modal("Unsaved changes"):
         return actions
     imgui.text("The page has changes that are not saved.")
-    for label, action in (("Save", Do("save")), ("Do not save", Do("confirmed")), ("Cancel###CancelQuestion", Do("dismissed"))):
+    for label, action in (
+        ("Save", Do("save")),
+        ("Do not save", Do("confirmed")),
+        ("Cancel###CancelQuestion", Do("dismissed")),
+    ):
         if imgui.button(label):
             actions.append(action)
         imgui.same_line()

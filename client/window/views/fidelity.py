@@ -21,7 +21,9 @@ def draw(way: m.Precision, *, may: bool) -> list[Action]:
     if imgui.button(f"{'Measure again' if way.fidelity else f'Measure what {way.precision} costs'}###Measure", (-1, 0)):
         actions.append(Do("measure"))
     imgui.end_disabled()
-    widgets.tip("Compares it with full precision, on the server, on a text that the embedded model was not trained on. It takes some time.")
+    widgets.tip(
+        "Compares it with full precision, on the server, on a text that the embedded model was not trained on. It takes some time."
+    )
     return actions
 
 
@@ -30,7 +32,11 @@ def draw_card(f: m.Fidelity) -> None:
     imgui.text_disabled("this precision against full precision")
     change = abs(f.perplexity_change_pct)
     lines = (
-        ("perplexity", f"{f.perplexity_change_pct:+.2f} %", "good" if change < SMALL_PCT else "warn" if change < LARGE_PCT else "bad"),
+        (
+            "perplexity",
+            f"{f.perplexity_change_pct:+.2f} %",
+            "good" if change < SMALL_PCT else "warn" if change < LARGE_PCT else "bad",
+        ),
         ("likeliest token", f"the same at {f.top1_agreement:.1%}", ""),
         ("divergence", f"{f.kl_mean:.2g} nats, 99 % below {f.kl_p99:.2g}", ""),
         ("greedy text", f"{f.greedy_tokens:.0f} of {f.greedy_limit} tokens the same", ""),
@@ -42,4 +48,6 @@ def draw_card(f: m.Fidelity) -> None:
         widgets.row(name, value, colour)
     imgui.end_group()
     text = "the works held out from the embedded model's training" if f.held_out else "a text that was given"
-    widgets.tip(f"Measured over {f.tokens:,} tokens of {text}, with {f.threads} threads; perplexity {f.perplexity:.2f}.")
+    widgets.tip(
+        f"Measured over {f.tokens:,} tokens of {text}, with {f.threads} threads; perplexity {f.perplexity:.2f}."
+    )

@@ -51,7 +51,9 @@ def draw_entry(entry: Entry) -> list[Action]:
         actions.append(ExportEntry(entry.number, "python"))
     widgets.tip("A script that does this generation again through the protocol module.")
     ledger = result.ledger
-    imgui.text_disabled(f"{ledger.inference_ms:.0f} ms, {ledger.tokens_per_second:.0f} tokens/s, {result.finish_reason}")
+    imgui.text_disabled(
+        f"{ledger.inference_ms:.0f} ms, {ledger.tokens_per_second:.0f} tokens/s, {result.finish_reason}"
+    )
     settings = ", ".join(f"{name}={value}" for name, value in result.settings.items() if value not in (None, [], False))
     imgui.text_wrapped(widgets.printable(settings))
     widgets.selectable_text("##entry text", entry.prompt[-SHOWN:] + result.text, -1)

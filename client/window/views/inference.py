@@ -27,7 +27,10 @@ def draw(state: AppState) -> list[Action]:
     widgets.row("model", f"{result.model}/{result.engine}/{result.precision}")
     widgets.row("speed", f"{ledger.tokens_per_second:,.1f} tokens/s")
     widgets.row("first token", f"{ledger.first_token_ms:,.1f} ms")
-    widgets.row("prefill", f"{ledger.prefill_ms:,.1f} ms for {ledger.prompt_tokens} tokens, {ledger.reused_tokens} of them reused")
+    widgets.row(
+        "prefill",
+        f"{ledger.prefill_ms:,.1f} ms for {ledger.prompt_tokens} tokens, {ledger.reused_tokens} of them reused",
+    )
     widgets.row("decode", f"{ledger.decode_ms:,.1f} ms for {ledger.new_tokens} tokens")
     widgets.row("tokenise", f"{ledger.tokenise_ms:,.1f} ms")
     widgets.row("queue", f"{ledger.queue_ms:,.1f} ms")
@@ -39,14 +42,18 @@ def draw(state: AppState) -> list[Action]:
     widgets.row("ended by", f"{result.finish_reason}, seed {result.settings.get('seed')}")
     if result.prompt_truncated:
         widgets.row("cut", f"{result.prompt_truncated} tokens at the beginning")
-    curves = {name: np.array(points).T.copy() for name, points in ledgers.series.items()}  # copied: a row is in one piece
+    curves = {
+        name: np.array(points).T.copy() for name, points in ledgers.series.items()
+    }  # copied: a row is in one piece
     for title, index in (("tokens/s", 1), ("first token, ms", 2)):
         draw_plot(curves, title, index)
     return []
 
 
 def draw_plot(curves: dict[str, NDArray[np.float64]], title: str, index: int) -> None:
-    if implot.begin_plot(f"{title}##plot", ImVec2(-1, imgui.get_font_size() * PLOT_HEIGHT), implot.Flags_.no_mouse_text):
+    if implot.begin_plot(
+        f"{title}##plot", ImVec2(-1, imgui.get_font_size() * PLOT_HEIGHT), implot.Flags_.no_mouse_text
+    ):
         implot.setup_axes("generation", "", implot.AxisFlags_.auto_fit, implot.AxisFlags_.auto_fit)
         implot.setup_legend(implot.Location_.south, implot.LegendFlags_.outside)
         dots = implot.Spec()

@@ -8,7 +8,19 @@ from imgui_bundle import ImVec2, imgui
 
 from client.window.events import Action, CancelLoad, Connect, Disconnect, Do, LoadModel, Prefer
 from client.window.state import PANELS, AppState
-from client.window.views import compare, connection, dialogs, history, inference, models, page, sampling, settings, tokens, widgets
+from client.window.views import (
+    compare,
+    connection,
+    dialogs,
+    history,
+    inference,
+    models,
+    page,
+    sampling,
+    settings,
+    tokens,
+    widgets,
+)
 
 K = imgui.Key
 SETTLE = 3

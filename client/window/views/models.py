@@ -27,7 +27,9 @@ def draw(state: AppState) -> list[Action]:
     if imgui.begin_combo("##Model", models.model or "choose a model"):
         for info in models.known:
             imgui.begin_disabled(bool(info.problem))
-            if imgui.selectable(f"{widgets.item(describe(info))}###{widgets.item(info.name)}", info.name == models.model)[0]:
+            if imgui.selectable(
+                f"{widgets.item(describe(info))}###{widgets.item(info.name)}", info.name == models.model
+            )[0]:
                 actions.append(Choose(info.name, models.engine, models.precision))
             imgui.end_disabled()
             if info.problem:
@@ -42,11 +44,15 @@ def draw(state: AppState) -> list[Action]:
         widgets.tip("What runs the model.")
         imgui.same_line()
         imgui.set_next_item_width(half)
-        precision = widgets.combo("##Precision", models.precision, [p.precision for p in ways if p.engine == models.engine])
+        precision = widgets.combo(
+            "##Precision", models.precision, [p.precision for p in ways if p.engine == models.engine]
+        )
         widgets.tip("int8 and int4 take less memory and are faster; fp32 is full precision.")
         if engine or precision:
             actions.append(Choose(models.model, engine or models.engine, precision or models.precision))
-        imgui.text_wrapped(f"{PRECISIONS.get(models.precision, models.precision)}; {summary(chosen, models.engine, models.precision)}")
+        imgui.text_wrapped(
+            f"{PRECISIONS.get(models.precision, models.precision)}; {summary(chosen, models.engine, models.precision)}"
+        )
     way = next((p for p in ways if (p.engine, p.precision) == (models.engine, models.precision)), None)
     may = state.link.status == "ready" and state.link.info is not None and state.link.info.role == "admin"
     if models.loading:
@@ -100,7 +106,11 @@ def describe(info: m.ModelInfo) -> str:
 
 def summary(info: m.ModelInfo, engine: str, precision: str) -> str:
     memory = next((p.memory_bytes for p in info.precisions if (p.engine, p.precision) == (engine, precision)), 0)
-    disk = "on the server's disk" if info.on_disk else f"not on the server's disk yet: a download of {widgets.megabytes(info.file_bytes)}"
+    disk = (
+        "on the server's disk"
+        if info.on_disk
+        else f"not on the server's disk yet: a download of {widgets.megabytes(info.file_bytes)}"
+    )
     return f"about {widgets.megabytes(memory)} of memory; {disk}"
 
 
@@ -118,7 +128,10 @@ def draw_loaded(state: AppState) -> list[Action]:
         where = replicas.place(group[0], group, host) if len(group) == 1 else ""
         widgets.wrapped(*condition(group, where, memory[way]))
         imgui.same_line()
-        if imgui.get_content_region_avail().x < imgui.calc_text_size("Unload").x + 2 * imgui.get_style().frame_padding.x:
+        if (
+            imgui.get_content_region_avail().x
+            < imgui.calc_text_size("Unload").x + 2 * imgui.get_style().frame_padding.x
+        ):
             imgui.new_line()
         if imgui.small_button(f"Unload###unload {name}"):
             actions.append(UnloadModel(*way))
@@ -131,7 +144,9 @@ def draw_replicas(name: str, group: list[m.WorkerHealth], host: str) -> None:
     imgui.set_next_window_size_constraints((0, 0), (imgui.FLT_MAX, LINES * imgui.get_text_line_height_with_spacing()))
     if imgui.begin_child(f"##replicas {name}", (0, 0), imgui.ChildFlags_.auto_resize_y):
         for worker in group:
-            widgets.row(f"replica {worker.replica}", *condition([worker], replicas.place(worker, group, host)), indent=5)
+            widgets.row(
+                f"replica {worker.replica}", *condition([worker], replicas.place(worker, group, host)), indent=5
+            )
     imgui.end_child()
 
 

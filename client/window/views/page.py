@@ -59,7 +59,12 @@ def draw(state: AppState, font: imgui.ImFont | None) -> list[Action]:
         actions.append(Typed(text, seen[0]))
     elif active and want is None and seen[0] != document.cursor and not page.generating:
         actions.append(Moved(seen[0]))
-    if enter and imgui.is_item_deactivated() and imgui.is_key_pressed(imgui.Key.enter, False) and not imgui.get_io().key_ctrl:
+    if (
+        enter
+        and imgui.is_item_deactivated()
+        and imgui.is_key_pressed(imgui.Key.enter, False)
+        and not imgui.get_io().key_ctrl
+    ):
         actions.append(Do("generate"))
         imgui.internal.activate_item_by_id(identity)
     draw_margin(state, lines, origin, bottom, gutter)
@@ -114,7 +119,9 @@ def draw_bar(state: AppState) -> list[Action]:
     return actions
 
 
-def draw_margin(state: AppState, lines: imgui.internal.TextIndex, origin: ImVec2, bottom: ImVec2, gutter: float) -> None:
+def draw_margin(
+    state: AppState, lines: imgui.internal.TextIndex, origin: ImVec2, bottom: ImVec2, gutter: float
+) -> None:
     """A bar beside the lines that were generated, and a line where the model's sight begins."""
     page = state.page
     height = imgui.get_text_line_height()
@@ -137,7 +144,9 @@ def draw_margin(state: AppState, lines: imgui.internal.TextIndex, origin: ImVec2
         if page.sight and begin <= page.sight < end:
             paint.add_line((origin.x, y), (bottom.x, y), imgui.get_color_u32(widgets.color("warn")), 1.0)
             paint.add_text(
-                (bottom.x - imgui.calc_text_size("the model sees from here").x - gutter * 2, y), mark_color, "the model sees from here"
+                (bottom.x - imgui.calc_text_size("the model sees from here").x - gutter * 2, y),
+                mark_color,
+                "the model sees from here",
             )
     paint.pop_clip_rect()
 
@@ -160,7 +169,10 @@ def draw_status(state: AppState) -> None:
     parts.append(f"{name}{' *' if page.dirty else ''}")
     if page.generating:
         going = page.generating
-        parts.insert(0, f"waiting, place {going.place}" if going.place else "stopping" if going.stopping else "writing (Esc stops)")
+        parts.insert(
+            0,
+            f"waiting, place {going.place}" if going.place else "stopping" if going.stopping else "writing (Esc stops)",
+        )
     if page.error:
         widgets.colored(page.error, "bad")
     else:

@@ -33,7 +33,14 @@ def draw(state: AppState) -> list[Action]:
         return actions
     actions += draw_presets(state)
     imgui.separator()
-    first = ("strategy", "max_new_tokens", *OF_STRATEGY.get(state.setting("strategy"), DRAWS), "repetition_penalty", "stop", "seed")
+    first = (
+        "strategy",
+        "max_new_tokens",
+        *OF_STRATEGY.get(state.setting("strategy"), DRAWS),
+        "repetition_penalty",
+        "stop",
+        "seed",
+    )
     for name in first:
         if name in parameters:
             actions += draw_setting(state, parameters[name])
@@ -84,7 +91,9 @@ def draw_setting(state: AppState, parameter: m.Parameter) -> list[Action]:
     match parameter.type:
         case "choice":
             offered = state.engine.strategies if name == "strategy" and state.engine else []
-            chosen = widgets.combo(label, str(value), [choice for choice in parameter.choices if choice in (offered or parameter.choices)])
+            chosen = widgets.combo(
+                label, str(value), [choice for choice in parameter.choices if choice in (offered or parameter.choices)]
+            )
             changed, new = chosen is not None, chosen
         case "bool":
             changed, new = imgui.checkbox(label, bool(value))
@@ -98,7 +107,9 @@ def draw_setting(state: AppState, parameter: m.Parameter) -> list[Action]:
             imgui.same_line()
             imgui.begin_disabled(not fixed)
             imgui.set_next_item_width(imgui.get_content_region_avail().x * 0.6)
-            typed, text = imgui.input_text(label, "new each time" if value is None else str(value), imgui.InputTextFlags_.chars_decimal)
+            typed, text = imgui.input_text(
+                label, "new each time" if value is None else str(value), imgui.InputTextFlags_.chars_decimal
+            )
             imgui.end_disabled()
             if toggled:
                 changed, new = True, (1 if fixed else None)
@@ -143,6 +154,8 @@ def explain(parameter: m.Parameter) -> str:
 def read_biases(text: str) -> list[tuple[int, float]] | None:
     """Raises nothing: None while it is being typed."""
     try:
-        return [(int(token), float(bias)) for token, bias in (pair.split(":") for pair in text.split(",") if pair.strip())]
+        return [
+            (int(token), float(bias)) for token, bias in (pair.split(":") for pair in text.split(",") if pair.strip())
+        ]
     except ValueError:
         return None

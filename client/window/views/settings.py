@@ -29,7 +29,9 @@ def draw(state: AppState) -> list[Action]:
         ("Page size", "page_font_size", 8.0, 60.0),
         ("Scale", "scale", 0.5, 4.0),
     ):
-        changed, value = imgui.slider_float(label, getattr(preferences, name), low, high, "%.1f", imgui.SliderFlags_.always_clamp)
+        changed, value = imgui.slider_float(
+            label, getattr(preferences, name), low, high, "%.1f", imgui.SliderFlags_.always_clamp
+        )
         if changed:
             actions.append(Prefer(name, round(value * 2) / 2 if high > 10 else round(value, 1)))
     widgets.tip("Everything larger or smaller than the screen's own scale asks for.")

@@ -64,7 +64,10 @@ def draw_alternatives(index: int, token: m.TokenLogprobs, ids: list[int]) -> lis
 
 def visible(text: str) -> str:
     """A token as one sees it; ## would hide what follows from a label."""
-    return widgets.printable(text[:80]).replace("\n", "\u00b6").replace("\t", "\u2192").replace("##", "#\u200b#") or "\u00b7"
+    return (
+        widgets.printable(text[:80]).replace("\n", "\u00b6").replace("\t", "\u2192").replace("##", "#\u200b#")
+        or "\u00b7"
+    )
 
 
 def alternative(text: str, logprob: float) -> str:

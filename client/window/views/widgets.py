@@ -9,7 +9,12 @@ from imgui_bundle import ImVec4, imgui
 from client.window.events import Action, Enter, Part
 from client.window.state import Doing
 
-COLORS = {"good": (0.30, 0.69, 0.38), "warn": (0.85, 0.62, 0.20), "bad": (0.86, 0.32, 0.28), "accent": (0.35, 0.55, 0.90)}
+COLORS = {
+    "good": (0.30, 0.69, 0.38),
+    "warn": (0.85, 0.62, 0.20),
+    "bad": (0.86, 0.32, 0.28),
+    "accent": (0.35, 0.55, 0.90),
+}
 MAX_SHOWN = 20_000
 """Characters of one text that a label shows."""
 

@@ -15,7 +15,9 @@ BAD = [
     b"\xf4\x90\x80\x80",
     b"\xf8\x88\x80\x80\x80",
 ]
-TEXTS = [bytes([0xA0 | len(bad) + 2]) + b"a" + bad + b"b" for bad in BAD] + [bytes([0xA0 | len(bad)]) + bad for bad in BAD]
+TEXTS = [bytes([0xA0 | len(bad) + 2]) + b"a" + bad + b"b" for bad in BAD] + [
+    bytes([0xA0 | len(bad)]) + bad for bad in BAD
+]
 HEAD = b"\x83\xa1v\x01\xa4type"
 FRAMES = [
     *(HEAD + b"\xa8generate\xa6prompt" + text for text in TEXTS),

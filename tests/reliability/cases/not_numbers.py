@@ -18,6 +18,8 @@ VALUES = [
     b"\xca\xff\x80\0\0",
 ]
 HEAD = b"\x84\xa1v\x01\xa4type\xa8generate\xa6prompt\xa1x"
-FRAMES = [HEAD + msgpack.packb(name) + value for name in [*FLOATS, "top_k", "seed", "deadline_ms", "id"] for value in VALUES]
+FRAMES = [
+    HEAD + msgpack.packb(name) + value for name in [*FLOATS, "top_k", "seed", "deadline_ms", "id"] for value in VALUES
+]
 FRAMES += [HEAD + msgpack.packb("logit_bias") + b"\x91\x92\x05" + value for value in VALUES]
 assert len(FLOATS) >= 10
