@@ -1,5 +1,7 @@
 """Bytes <-> message, with every size, depth and count limit. The only file that packs or unpacks.
 
+What else is sent in the same form, over links that are not public, goes through `pack`, `unpack_request` and `unpack_reply`.
+
 msgpack (https://github.com/msgpack/msgpack/blob/master/spec.md) does the packing; msgspec unpacks straight into the typed
 structs: it makes room for what they have, and not for what a message declares or holds besides. Version and type are looked at
 before anything else is made of it.
@@ -7,14 +9,14 @@ before anything else is made of it.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import Any, TypeAlias, cast
 
 import msgpack
 import msgspec
 
 from protocol import messages as m
 from protocol.errors import BadRequest, VersionMismatch
-from protocol.link import Beat, ForWorker, FromWorker, Leave, Ready, Sized, Started, Work
 
 MAX_REQUEST_BYTES = 256 << 10
 MAX_REPLY_BYTES = 16 << 20
@@ -25,7 +27,7 @@ MAX_SHOWN = 300
 ERRORS = (msgspec.MsgspecError, ValueError, TypeError, OverflowError, RecursionError)
 """What msgspec raises, and what escapes beside it: for deep nesting, and from the checks of the structs."""
 
-_REQUESTS: dict[str, type[m.Request]] = {
+REQUESTS: Mapping[str, type[m.Request]] = {
     "hello": m.Hello,
     "ping": m.Ping,
     "models": m.Models,
@@ -38,10 +40,8 @@ _REQUESTS: dict[str, type[m.Request]] = {
     "tokenize": m.Tokenize,
     "score": m.Score,
 }
-_FOR_WORKER: dict[str, type[m.Request]] = {"work": Work, "cancel": m.Cancel, "measure": m.Measure, "leave": Leave}
-_REPLIES: dict[str, type[m.Reply]] = {"progress": m.Progress, "tokens": m.Tokens, "error": m.Failure}
-_FROM_WORKER: dict[str, type[m.Reply]] = _REPLIES | {"started": Started, "sized": Sized, "ready": Ready, "beat": Beat}
-_RESULTS: dict[str, type[m.Result]] = {
+REPLIES: Mapping[str, type[m.Reply]] = {"progress": m.Progress, "tokens": m.Tokens, "error": m.Failure}
+RESULTS: Mapping[str, type[m.Result]] = {
     "hello": m.ServerInfo,
     "ping": m.Pong,
     "models": m.ModelList,
@@ -67,11 +67,16 @@ class _Head(msgspec.Struct):
 
 _HEAD = msgspec.msgpack.Decoder(_Head)
 _VALUE = msgspec.msgpack.Decoder()
-_DECODERS = {
-    target: msgspec.msgpack.Decoder(target)
-    for table in (_REQUESTS, _FOR_WORKER, _FROM_WORKER, _RESULTS)
-    for target in table.values()
-}
+Decoders: TypeAlias = Mapping[str, msgspec.msgpack.Decoder[Any]]
+
+
+def decoders(types: Mapping[str, type[msgspec.Struct]]) -> Decoders:
+    """Make what unpacks messages of those types."""
+    return {name: msgspec.msgpack.Decoder(target) for name, target in types.items()}
+
+
+_REQUESTS, _REPLIES = decoders(REQUESTS), decoders(REPLIES)
+_RESULTS = decoders(RESULTS)
 
 
 def type_of(request: m.AnyRequest) -> str:
@@ -79,21 +84,27 @@ def type_of(request: m.AnyRequest) -> str:
     return str(request.__struct_config__.tag)
 
 
-def encode(message: m.AnyRequest | ForWorker | FromWorker) -> bytes:
+def encode(message: m.AnyRequest | m.AnyReply) -> bytes:
     """Pack a message.
 
     Raises: BadRequest if it is over the limit of its receiver, who would drop it without a word.
     """
+    return pack(message, MAX_REQUEST_BYTES if isinstance(message, m.Request) else MAX_REPLY_BYTES)
+
+
+def pack(message: m.Request | m.Reply, limit: int) -> bytes:
+    """Pack a message of any link into at most `limit` bytes.
+
+    Raises: BadRequest if it needs more.
+    """
     head: dict[str, Any] = {"v": m.MAJOR}
     if isinstance(message, m.Result):
         head["type"] = "result"
-    limit = MAX_REQUEST_BYTES if isinstance(message, m.Request) and not isinstance(message, Work) else MAX_REPLY_BYTES
     try:
         frame = cast("bytes", msgpack.packb(head | msgspec.to_builtins(message)))
     except (ValueError, TypeError, OverflowError) as e:
         raise BadRequest(f"a {type(message).__name__} cannot be packed: {e}") from None
-    if len(frame) > limit:
-        raise BadRequest(f"the message is {len(frame)} bytes, over the limit of {limit}")
+    _check_size(frame, limit)
     return frame
 
 
@@ -102,15 +113,7 @@ def decode_request(frame: bytes) -> m.AnyRequest:
 
     Raises: BadRequest, VersionMismatch, with `request_id` set where the frame had one.
     """
-    return cast("m.AnyRequest", _decode_request(frame, MAX_REQUEST_BYTES, _REQUESTS))
-
-
-def decode_for_worker(frame: bytes) -> ForWorker:
-    """Unpack what the gateway sent over a worker's link: a client's request with a little around it.
-
-    Raises: BadRequest, VersionMismatch.
-    """
-    return cast("ForWorker", _decode_request(frame, MAX_REPLY_BYTES, _FOR_WORKER))
+    return cast("m.AnyRequest", unpack_request(frame, MAX_REQUEST_BYTES, _REQUESTS))
 
 
 def decode_reply(frame: bytes) -> m.AnyReply | None:
@@ -118,34 +121,33 @@ def decode_reply(frame: bytes) -> m.AnyReply | None:
 
     Raises: BadRequest, VersionMismatch.
     """
-    return cast("m.AnyReply | None", _decode_reply(frame, _REPLIES))
+    return cast("m.AnyReply | None", unpack_reply(frame, _REPLIES))
 
 
-def decode_from_worker(frame: bytes) -> FromWorker | None:
-    """Unpack what a worker sent over its link.
+def unpack_request(frame: bytes, limit: int, own: Decoders) -> m.Request:
+    """Unpack a request of a type that the link has.
+
+    Raises: BadRequest, VersionMismatch, with `request_id` set where the frame had one.
+    """
+    head, kind = _read_head(frame, limit)
+    if not isinstance(kind, str) or kind not in own:
+        raise _about(head, BadRequest(f"no request type {_brief(kind)}; there are: {', '.join(own)}"))
+    return cast("m.Request", _decode(frame, head, kind, own[kind]))
+
+
+def unpack_reply(frame: bytes, own: Decoders) -> m.Reply | None:
+    """Unpack a result, or a reply of another type that the link has; None for one that it has not.
 
     Raises: BadRequest, VersionMismatch.
     """
-    return cast("FromWorker | None", _decode_reply(frame, _FROM_WORKER))
-
-
-def _decode_request(frame: bytes, limit: int, table: dict[str, type[m.Request]]) -> m.Request:
-    head, kind = _read_head(frame, limit)
-    if not isinstance(kind, str) or kind not in table:
-        raise _about(head, BadRequest(f"no request type {_brief(kind)}; there are: {', '.join(table)}"))
-    return cast("m.Request", _decode(frame, head, kind, table[kind]))
-
-
-def _decode_reply(frame: bytes, table: dict[str, type[m.Reply]]) -> m.Reply | None:
     head, kind = _read_head(frame, MAX_REPLY_BYTES)
-    target = _RESULTS.get(str(_value(head.of))) if kind == "result" else table.get(str(kind))
-    return _decode(frame, head, str(kind), target) if target else None
+    decoder = _RESULTS.get(str(_value(head.of))) if kind == "result" else own.get(str(kind))
+    return _decode(frame, head, str(kind), decoder) if decoder else None
 
 
 def _read_head(frame: bytes, limit: int) -> tuple[_Head, object]:
     """Look at the version; return the head and the type."""
-    if len(frame) > limit:
-        raise BadRequest(f"the message is {len(frame)} bytes, over the limit of {limit}")
+    _check_size(frame, limit)
     try:
         head = _HEAD.decode(frame)
     except ERRORS as e:
@@ -160,11 +162,16 @@ def _read_head(frame: bytes, limit: int) -> tuple[_Head, object]:
     return head, _value(head.type)
 
 
-def _decode(frame: bytes, head: _Head, kind: str, target: type[Any]) -> Any:
+def _decode(frame: bytes, head: _Head, kind: str, decoder: msgspec.msgpack.Decoder[Any]) -> Any:
     try:
-        return _DECODERS[target].decode(frame)
+        return decoder.decode(frame)
     except ERRORS as e:
         raise _about(head, BadRequest(f"{kind}: {_brief(e)}")) from None
+
+
+def _check_size(frame: bytes, limit: int) -> None:
+    if len(frame) > limit:
+        raise BadRequest(f"the message is {len(frame)} bytes, over the limit of {limit}")
 
 
 def _value(raw: msgspec.Raw) -> object:

@@ -1,4 +1,4 @@
-"""Makes every socket; the only file that sets a socket option.
+"""Makes the client's and the daemon's sockets, and what every other is made of: with server/link.py the only files that set a socket option.
 
 Limits and intervals follow ZMTP 3.1 (https://rfc.zeromq.org/spec/37/) as libzmq implements it.
 """
@@ -24,8 +24,6 @@ HANDSHAKE_MS = 3000
 CONNECT_MS = 2000
 """How long one TCP connection may take: the system's own repetitions would sit out a restored network for many seconds."""
 HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS = 1000, 3000
-WORKER_TIMEOUT_MS = 15_000
-"""A worker on another machine that was not heard for so long is lost, and so is the gateway for it."""
 DRAIN_LINGER_MS = 1000
 RECEIVE_BYTES = 64 << 10
 """What the system takes of a peer ahead of libzmq, which takes it all in even when the connection is cut; the system's own limit is megabytes."""
@@ -56,16 +54,16 @@ def gateway_socket(
 
     Raises: zmq.ZMQError if the endpoint is taken or not this machine's.
     """
-    socket = _router(context, MAX_REQUEST_BYTES)
+    socket = router(context, MAX_REQUEST_BYTES)
     # Without a bound: libzmq 4.3 ends the process (stream_engine_base.cpp: !_io_error) when a peer that it has stopped reading is
     # reset with a heartbeat unanswered. server/gateway/connections.py keeps the bound instead.
     socket.rcvhwm = 0
     socket.rcvbuf = RECEIVE_BYTES
     if keys:
-        _serve_curve(socket, keys)
+        serve_curve(socket, keys)
         socket.zap_domain = b"gpt2d"
     # Without the errors that a flood of connections makes.
-    return _monitored(
+    return monitored(
         socket, socket.bind, endpoint, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     )
 
@@ -85,32 +83,10 @@ def client_socket(
 
     Raises: zmq.ZMQError if it cannot even try.
     """
-    socket = _dealer(context, MAX_REPLY_BYTES)
+    socket = dealer(context, MAX_REPLY_BYTES)
     if address.server_key and address.key:
-        _use_curve(socket, address.server_key, address.key)
-    return _monitored(socket, socket.connect, address.endpoint, zmq.EVENT_ALL)
-
-
-def worker_gateway_socket(
-    context: zmq.Context[zmq.Socket[bytes]], endpoint: str, keys: CurveKeys
-) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
-    """The ROUTER that workers connect to, with CURVE, and its monitor (see `next_event`).
-
-    Raises: zmq.ZMQError if the endpoint is taken or not this machine's.
-    """
-    socket = _between_own(_router(context, MAX_REPLY_BYTES), endpoint)
-    _serve_curve(socket, keys)
-    return _monitored(socket, socket.bind, endpoint, zmq.EVENT_DISCONNECTED)
-
-
-def worker_socket(
-    context: zmq.Context[zmq.Socket[bytes]], endpoint: str, server_key: str, identity: str
-) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
-    """A worker's DEALER, with the routing id that its launcher gave it, and its monitor (see `next_event`)."""
-    socket = _between_own(_dealer(context, MAX_REPLY_BYTES), endpoint)
-    socket.routing_id = identity.encode()
-    _use_curve(socket, server_key, CurveKeys.new())
-    return _monitored(socket, socket.connect, endpoint, zmq.EVENT_DISCONNECTED)
+        use_curve(socket, address.server_key, address.key)
+    return monitored(socket, socket.connect, address.endpoint, zmq.EVENT_ALL)
 
 
 def endpoint_of(socket: zmq.Socket[bytes]) -> str:
@@ -216,7 +192,7 @@ class Wake:
         self.receiver.close(linger=0)
 
 
-def _monitored(
+def monitored(
     socket: zmq.Socket[bytes], attach: Callable[[str], object], endpoint: str, events: int
 ) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
     """Bind or connect; return the socket and its monitor, which comes first: a connection may be made in microseconds."""
@@ -229,14 +205,14 @@ def _monitored(
     return socket, monitor
 
 
-def _router(context: zmq.Context[zmq.Socket[bytes]], max_bytes: int) -> zmq.Socket[bytes]:
+def router(context: zmq.Context[zmq.Socket[bytes]], max_bytes: int) -> zmq.Socket[bytes]:
     socket = _common(context.socket(zmq.ROUTER), max_bytes)
     socket.router_mandatory = True
     socket.setsockopt(zmq.ROUTER_HANDOVER, 0)
     return socket
 
 
-def _dealer(context: zmq.Context[zmq.Socket[bytes]], max_bytes: int) -> zmq.Socket[bytes]:
+def dealer(context: zmq.Context[zmq.Socket[bytes]], max_bytes: int) -> zmq.Socket[bytes]:
     socket = _common(context.socket(zmq.DEALER), max_bytes)
     socket.immediate = True
     socket.reconnect_ivl = 100
@@ -245,23 +221,16 @@ def _dealer(context: zmq.Context[zmq.Socket[bytes]], max_bytes: int) -> zmq.Sock
     return socket
 
 
-def _serve_curve(socket: zmq.Socket[bytes], keys: CurveKeys) -> None:
+def serve_curve(socket: zmq.Socket[bytes], keys: CurveKeys) -> None:
     socket.curve_server = True
     socket.curve_secretkey = keys.secret.encode()
     socket.zap_enforce_domain = True  # without a domain no questions are asked, with one nobody is admitted unasked
 
 
-def _use_curve(socket: zmq.Socket[bytes], server_key: str, keys: CurveKeys) -> None:
+def use_curve(socket: zmq.Socket[bytes], server_key: str, keys: CurveKeys) -> None:
     socket.curve_serverkey = server_key.encode()
     socket.curve_publickey = keys.public.encode()
     socket.curve_secretkey = keys.secret.encode()
-
-
-def _between_own(socket: zmq.Socket[bytes], endpoint: str) -> zmq.Socket[bytes]:
-    """Between the daemon and its own workers a pause must not part them: on one machine each sees the other's process end."""
-    socket.heartbeat_ivl = 0 if is_loopback(endpoint) else HEARTBEAT_MS
-    socket.heartbeat_timeout = socket.heartbeat_ttl = WORKER_TIMEOUT_MS
-    return socket
 
 
 def _common(socket: zmq.Socket[bytes], max_bytes: int) -> zmq.Socket[bytes]:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from protocol.link import FromWorker
 from server.engines.base import KV, Hidden, Logits
+from server.link import FromWorker
 
 
 class FakeEngine:

@@ -21,12 +21,12 @@ from pathlib import Path
 import numpy as np
 
 from protocol import messages as m
-from protocol.link import Work
 from scripts.bench.engine import add_arguments, parse
 from server.catalogue.catalogue import Model, read_architecture
 from server.config import Config
 from server.engines.load import load_engine
 from server.launch.spec import Spec
+from server.link import Work
 from server.worker.loop import Worker
 from server.worker.text import Text
 from tests.fakes import ListLink

@@ -30,7 +30,7 @@ from protocol.errors import (
     WorkerDied,
 )
 from protocol.keys import CurveKeys, read_secret
-from protocol.link import Beat, ForWorker, FromWorker, Leave, Work
+from server import link
 from server.catalogue.catalogue import Catalogue
 from server.config import Config
 from server.gateway import routing, status
@@ -42,6 +42,7 @@ from server.gateway.supervisor import Loads
 from server.gateway.systemd import ServiceManager
 from server.launch.launcher import Launcher
 from server.launch.local import LocalLauncher
+from server.link import Beat, ForWorker, FromWorker, Leave, Work
 
 if TYPE_CHECKING:
     from server.gateway.metrics import Metrics  # Prometheus' library is loaded where it is asked for only
@@ -80,7 +81,7 @@ class Gateway:
         self._socket, self._monitor = sockets.gateway_socket(self._context, config.endpoint, own_key)
         keys = CurveKeys.new()
         try:
-            self._workers_socket, self._workers_monitor = sockets.worker_gateway_socket(
+            self._workers_socket, self._workers_monitor = link.gateway_socket(
                 self._context, config.worker_address, keys
             )
         except zmq.ZMQError as e:
@@ -297,7 +298,7 @@ class Gateway:
     def _to_worker(self, worker: Worker, request: ForWorker) -> None:
         """Raises: Busy, WorkerDied."""
         try:
-            self._workers_socket.send_multipart([worker.connection, codec.encode(request)], zmq.NOBLOCK)
+            self._workers_socket.send_multipart([worker.connection, link.encode(request)], zmq.NOBLOCK)
         except zmq.Again:
             raise Busy(f"{worker.name} does not take requests at the moment; try again later") from None
         except zmq.ZMQError as e:
@@ -323,12 +324,12 @@ class Gateway:
                     worker.connection and not worker.cut
                 ):  # a node that was given up is heard again, and another has its place
                     with contextlib.suppress(zmq.ZMQError):
-                        self._workers_socket.send_multipart([routing_id.bytes, codec.encode(Leave())], zmq.NOBLOCK)
+                        self._workers_socket.send_multipart([routing_id.bytes, link.encode(Leave())], zmq.NOBLOCK)
                     continue
                 self._loads.connected(worker, routing_id.bytes, int(frame.get(zmq.SRCFD)))
             try:
                 worker.heard = time.monotonic()
-                if message := codec.decode_from_worker(frame.bytes):
+                if message := link.decode_from_worker(frame.bytes):
                     self._on_worker(worker, message)
             except Exception as e:  # noqa: BLE001 - a fault with one worker's message must not end the others
                 error = e if isinstance(e, RequestError) else _internal(e)

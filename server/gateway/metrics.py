@@ -25,10 +25,10 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from protocol.ledger import Ledger
-from protocol.link import Beat
 from server.config import VERSION
 from server.gateway.sessions import Sessions
 from server.gateway.supervisor import Loads
+from server.link import Beat
 
 REQUEST_S = 5.0
 MODEL = ("model", "engine", "precision")

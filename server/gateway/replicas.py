@@ -11,12 +11,12 @@ from typing import Literal
 from protocol import messages as m
 from protocol.errors import BadRequest, LoadFailed, NoMemory, NotLoaded
 from protocol.keys import CurveKeys
-from protocol.link import Beat, Ready
 from server.catalogue.catalogue import ENGINES, OVERHEAD_BYTES, REFERENCE, Architecture, Model, rows_of
 from server.config import Config
 from server.gateway.routing import Known
 from server.launch.launcher import Launcher, Process
 from server.launch.spec import CUT_OFF, UNREACHED, Spec
+from server.link import Beat, Ready
 
 STOP_S = 2.0
 """How long a worker may take to end by itself before it is killed."""

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 
 from protocol import messages as m
 from protocol.errors import BadRequest, Busy, Draining, LoadFailed, NotLoaded, RequestError, WorkerDied, from_code
-from protocol.link import ForWorker, FromWorker, Ready, Sized, Started
 from server.catalogue.catalogue import Catalogue, Model, check_compiled, choose_engine
 from server.config import Config
 from server.gateway.replicas import Worker, Workers, agree, exit_words
 from server.gateway.sessions import Open, Sessions
+from server.link import ForWorker, FromWorker, Ready, Sized, Started
 
 log = logging.getLogger("gpt2d")
 

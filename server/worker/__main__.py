@@ -19,12 +19,12 @@ import psutil
 
 from protocol import messages as m
 from protocol.errors import Gpt2dError, LoadFailed, RequestError
-from protocol.link import Beat, Ready, Sized, Started
 from server.catalogue.catalogue import REFERENCE, read_architecture
 from server.catalogue.records import Records
 from server.checkpoint.tensors import Report
 from server.engines.load import Made, load_engine
 from server.launch.spec import Spec
+from server.link import Beat, Ready, Sized, Started
 from server.worker.fidelity import CHUNK, check, compare
 from server.worker.loop import Link, Worker
 from server.worker.text import Text

@@ -14,12 +14,13 @@ import numpy as np
 import psutil
 import zmq
 
-from protocol import codec, messages as m, sockets
+from protocol import messages as m, sockets
 from protocol.errors import BadRequest, RequestError, TooLong
-from protocol.link import Beat, ForWorker, FromWorker, Leave, Work
+from server import link
 from server.catalogue.catalogue import Architecture
 from server.engines.base import Engine, Logits, Verifier
 from server.launch.spec import CUT_OFF, UNREACHED, Spec
+from server.link import Beat, ForWorker, FromWorker, Leave, Work
 from server.worker.prefix_cache import PrefixCache
 from server.worker.processors import Processors
 from server.worker.sampling import Sampler, sample
@@ -45,19 +46,17 @@ class Link:
 
     def __init__(self, spec: Spec) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._socket, self._monitor = sockets.worker_socket(
-            self._context, spec.endpoint, spec.server_key, spec.identity
-        )
+        self._socket, self._monitor = link.worker_socket(self._context, spec.endpoint, spec.server_key, spec.identity)
         self._began, self._connected = time.monotonic(), False
 
     def send(self, message: FromWorker) -> None:
         """Waits until it is gone; ends the process where it cannot go."""
         try:
-            frame = codec.encode(message)
+            frame = link.encode(message)
         except (
             BadRequest
         ) as e:  # too large for a frame: sixteen continuations with twenty alternatives to each token can be
-            frame = codec.encode(
+            frame = link.encode(
                 m.Failure(
                     id=message.id, code=e.code, message=f"the answer: {e}; ask for fewer continuations or logprobs"
                 )
@@ -78,7 +77,7 @@ class Link:
         if timeout_ms:
             self._socket.poll(timeout_ms)
         while sockets.readable(self._socket):
-            requests.append(codec.decode_for_worker(self._socket.recv()))
+            requests.append(link.decode_for_worker(self._socket.recv()))
             if isinstance(requests[-1], Leave):
                 print("another process serves in this one's place: it ends", file=sys.stderr, flush=True)
                 os._exit(CUT_OFF)

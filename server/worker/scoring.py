@@ -13,8 +13,8 @@ import time
 import numpy as np
 
 from protocol import messages as m
-from protocol.link import Work
 from server.engines.base import Logits
+from server.link import Work
 
 
 class Scoring:

@@ -10,7 +10,7 @@ import msgspec
 
 from protocol import messages as m
 from protocol.ledger import Ledger, ledger
-from protocol.link import Work
+from server.link import Work
 from server.worker.sampling import Sampler
 from server.worker.speculation import Guesser, Pace, PromptLookup
 from server.worker.text import Increments

@@ -11,109 +11,10 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from protocol import codec, messages as m
-from protocol.errors import BY_CODE, BadRequest, Internal, VersionMismatch, from_code
+from protocol.errors import BadRequest, Internal, VersionMismatch, from_code
 from protocol.ledger import Ledger, ledger
-from protocol.link import Beat, FromWorker, Leave, Ready, Sized, Started, Work
 from protocol.parameters import parameters
-
-texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
-names = st.text("abcdefghijklmnopqrstuvwxyz0123456789-_./", min_size=1, max_size=40)
-ids = st.integers(0, 2**63 - 1)
-floats = st.floats(0, 1e9)
-counts = st.integers(0, 2**40)
-deadlines = st.none() | st.integers(1, 86_400_000)
-ledgers = st.builds(
-    ledger,
-    queue_ms=floats,
-    tokenise_ms=floats,
-    prefill_ms=floats,
-    decode_ms=floats,
-    prompt_tokens=counts,
-    new_tokens=counts,
-)
-head: dict[str, Any] = {"id": ids, "deadline_ms": deadlines}
-which: dict[str, Any] = {"engine": st.none() | names, "precision": st.none() | names}
-prompts = st.one_of(
-    st.fixed_dictionaries({"prompt": texts}),
-    st.fixed_dictionaries({"prompt_ids": st.lists(st.integers(0, 2**31 - 1), max_size=20)}),
-)
-generations = st.builds(
-    lambda prompt, **fields: m.Generate(**prompt, **fields),
-    **head,
-    **which,
-    prompt=prompts,
-    n=st.integers(1, 16),
-    deterministic=st.booleans(),
-    model=st.none() | names,
-    stream=st.booleans(),
-    max_new_tokens=st.integers(1, 65_536),
-    truncate=st.sampled_from(["error", "left"]),
-    ignore_eos=st.booleans(),
-    strategy=st.sampled_from(["sample", "greedy", "mirostat"]),  # searches bind other fields
-    temperature=st.floats(0, 100),
-    top_k=st.integers(0, 1_000_000),
-    top_p=st.floats(0.001, 1),
-    min_p=st.floats(0, 1),
-    repetition_penalty=st.floats(0.01, 100),
-    stop=st.lists(st.text("ab\n", min_size=1, max_size=9), max_size=4),
-    seed=st.none() | ids,
-)
-tokenizations = st.builds(
-    lambda kind, what, **fields: kind(**what, **fields),
-    kind=st.sampled_from([m.Tokenize, m.Score]),
-    what=st.fixed_dictionaries({"text": texts}) | st.fixed_dictionaries({"ids": st.lists(st.integers(0, 99))}),
-    **head,
-    **which,
-)
-requests = st.one_of(
-    tokenizations,
-    st.builds(m.Hello, **head, client=texts),
-    st.builds(m.Ping, **head),
-    st.builds(m.Models, **head),
-    st.builds(m.GetStats, **head),
-    st.builds(m.Load, **head, **which, model=names, compile=st.booleans(), replicas=st.none() | st.integers(1, 64), stream=st.booleans()),
-    st.builds(m.Measure, **head, **which, model=names, text=st.none() | st.text(min_size=1, max_size=9), stream=st.booleans()),
-    st.builds(m.Unload, **head, **which, model=names),
-    st.builds(m.Cancel, **head, target=ids),
-    generations,
-)  # fmt: skip
-reply: dict[str, Any] = {"id": ids, "seq": counts}
-model: dict[str, Any] = {"model": names, "engine": names, "precision": names}
-fidelities = st.builds(
-    m.Fidelity, quantised_share=floats, disk_bytes=counts, memory_bytes=counts, perplexity=floats, perplexity_change_pct=floats,
-    top1_agreement=floats, kl_mean=floats, kl_p99=floats, greedy_tokens=floats, greedy_limit=counts, tok_s=floats, tokens=counts, threads=counts, held_out=st.booleans(),
-)  # fmt: skip
-healths = st.builds(
-    m.WorkerHealth, **model, state=st.sampled_from(["loading", "ready", "stopping"]), moved_ms_ago=floats, running=counts, waiting=counts,
-    replica=counts, node=texts,
-)  # fmt: skip
-replies = st.one_of(
-    st.builds(m.Progress, **reply, stage=texts, done=counts, total=counts, unit=texts),
-    st.builds(m.Tokens, **reply, text=texts, ids=st.lists(counts, max_size=9)),
-    st.builds(m.Failure, **reply, code=st.sampled_from(sorted(BY_CODE)), message=texts),
-    st.builds(m.Scored, **reply, ids=st.lists(counts, max_size=3), logprobs=st.lists(st.none() | st.floats(-9, 0)), perplexity=floats, bits_per_byte=floats, elapsed_ms=floats),
-    st.builds(m.Tokenized, **reply, text=texts, ids=st.lists(counts, max_size=3), offsets=st.lists(counts, max_size=3)),
-    st.builds(m.Unloaded, **reply, names=st.lists(texts, max_size=3)),
-    st.builds(m.CancelSent, **reply, found=st.booleans()),
-    st.builds(m.ModelList, **reply, models=st.lists(st.builds(
-        m.ModelInfo, name=names, parameters=counts, context=counts, file_bytes=counts, on_disk=st.booleans(), problem=texts,
-        precisions=st.lists(st.builds(m.Precision, engine=names, precision=names, memory_bytes=counts, loaded=st.booleans(), fidelity=st.none() | fidelities, replicas=st.lists(healths, max_size=2)), max_size=2),
-    ), max_size=2)),
-    st.builds(m.Pong, **reply, server_id=texts, uptime_ms=floats, draining=st.booleans(), workers=st.lists(healths, max_size=2)),
-    st.builds(m.Stats, **reply, uptime_ms=floats, rss_bytes=counts, peers=counts, open_requests=counts,
-              requests=st.dictionaries(texts, counts, max_size=3), errors=st.dictionaries(texts, counts, max_size=3),
-              workers=st.lists(st.builds(m.WorkerStats, **model, rss_bytes=counts, requests=counts, prompt_tokens=counts, new_tokens=counts, busy_ms=floats, replica=counts, node=texts), max_size=2)),
-    st.builds(m.Loaded, **reply, **model, digest=texts, context=counts, rows=counts, threads=counts, rss_bytes=counts, load_ms=floats, already=st.booleans(),
-              quantised_share=floats, disk_bytes=counts, replicas=counts),
-    st.builds(m.Measured, **reply, **model, fidelity=fidelities),
-    st.builds(
-        m.Generated, **reply, **model, text=texts, ids=st.lists(counts, max_size=9), prompt_truncated=counts,
-        finish_reason=st.sampled_from(["eos", "length", "stop", "cancelled", "deadline"]),
-        settings=st.dictionaries(texts, texts | counts | st.booleans() | st.none(), max_size=3), digest=texts, threads=counts, ledger=ledgers,
-    ),
-    st.just(m.ServerInfo(id=1, protocol="1.0", server_id="a", version="1", host="h", cpu="c", cores=2, memory_bytes=3,
-                         engines=[m.Engine(name="onnx", precisions=["int8"])], parameters=parameters())),
-)  # fmt: skip
+from tests.strategies import replies, requests
 
 
 @given(requests)
@@ -124,38 +25,12 @@ def test_every_request_survives_the_wire(request: m.AnyRequest) -> None:
 @given(replies)
 def test_every_reply_survives_the_wire(reply: m.AnyReply) -> None:
     assert codec.decode_reply(codec.encode(reply)) == reply
-    assert codec.decode_from_worker(codec.encode(reply)) == reply
 
 
 def test_strategies_cover_every_type() -> None:
     """A new message type must be added to the strategies above."""
     assert len(m.AnyRequest.__args__) == 11  # type: ignore[attr-defined]
     assert len(m.AnyReply.__args__) == 14  # type: ignore[attr-defined]
-    assert len(FromWorker.__args__) == 18  # type: ignore[attr-defined]
-
-
-@given(generations | tokenizations, ids)
-def test_the_worker_link_carries_every_generation(request: m.Generate | m.Tokenize | m.Score, key: int) -> None:
-    work = Work(id=key, group=3, request=request)
-    assert codec.decode_for_worker(codec.encode(work)) == work
-    assert codec.decode_for_worker(codec.encode(Leave())) == Leave()
-    with pytest.raises(BadRequest, match="no request type 'work'"):
-        codec.decode_request(codec.encode(Work(id=1, group=1, request=m.Generate(prompt="x"))))
-
-
-def test_what_workers_say_of_themselves_survives_the_link() -> None:
-    ready = Ready(id=None, digest="d", quantised_share=0.5, disk_bytes=6, context=1, rows=2, threads=3, rss_bytes=4)
-    beat = Beat(id=None, running=1, waiting=2, rss_bytes=3, requests=4, prompt_tokens=5, new_tokens=6, busy_ms=7.5)
-    for message in (ready, beat, Started(id=None, node="n"), Sized(id=None, memory_bytes=8)):
-        assert codec.decode_from_worker(codec.encode(message)) == message
-        assert codec.decode_reply(codec.encode(message)) is None, "a client knows nothing of them"
-
-
-def test_a_request_at_the_limit_fits_the_worker_link() -> None:
-    prompt = "x" * (codec.MAX_REQUEST_BYTES - 100)
-    request = codec.decode_request(codec.encode(m.Generate(id=1, prompt=prompt)))
-    assert isinstance(request, m.Generate)
-    assert codec.decode_for_worker(codec.encode(Work(id=2**60, group=9, request=request)))
 
 
 def test_golden_request() -> None:

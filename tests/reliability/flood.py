@@ -18,8 +18,8 @@ import psutil
 
 from protocol import messages as m
 from protocol.ledger import ledger
-from protocol.link import Beat, ForWorker, Ready, Started, Work
 from server.launch.spec import Spec
+from server.link import Beat, ForWorker, Ready, Started, Work
 from server.worker.loop import BEAT_S, Link
 from tests.conftest import Daemon
 from tests.reliability.asking import VOCABULARY

@@ -21,7 +21,7 @@ from protocol.errors import BadRequest
 from tests.reliability.daemon import Behaviour, FakeDaemon
 from tests.reliability.promise import Figures, Scale, promise
 
-REQUESTS = codec._REQUESTS
+REQUESTS = codec.REQUESTS
 KINDS: list[Any] = [None, True, 7, 1.5, "x", b"x", [], {}]
 """A value of each type that msgpack has."""
 OF_SCHEMA = "Expected `"

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from protocol import messages as m
-from protocol.link import Work
 from server.engines.base import Hidden, Logits
+from server.link import Work
 from tests.fakes import FakeEngine
 from tests.server.test_worker import ARCH, Loop
 

@@ -14,9 +14,9 @@ import zmq
 
 pytest.importorskip("ray", reason="needs requirements-cluster.txt")
 
-from protocol import codec, sockets
+from protocol import sockets
 from protocol.keys import CurveKeys
-from protocol.link import Started
+from server import link
 from server.catalogue.notes import digest
 from server.config import VERSION, Config
 from server.launch import host, ray
@@ -24,6 +24,7 @@ from server.launch.host import DRAFT, Host
 from server.launch.local import LocalLauncher
 from server.launch.ray import ClusterError, Node, RayLauncher
 from server.launch.spec import CUT_OFF, Spec
+from server.link import Started
 from tests.conftest import wait_for
 
 SPEC = Spec(
@@ -124,7 +125,7 @@ def test_nodes_that_cannot_reach_this_machine(monkeypatch: pytest.MonkeyPatch) -
 def test_a_worker_whose_connection_breaks_ends(tmp_path: Path) -> None:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     keys = CurveKeys.new()
-    socket, monitor = sockets.worker_gateway_socket(context, "tcp://127.0.0.1:0", keys)
+    socket, monitor = link.gateway_socket(context, "tcp://127.0.0.1:0", keys)
     told = spec(
         tmp_path,
         endpoint=sockets.endpoint_of(socket),
@@ -138,7 +139,7 @@ def test_a_worker_whose_connection_breaks_ends(tmp_path: Path) -> None:
     try:
         assert socket.poll(20_000), "its first word"
         routing_id, frame = socket.recv_multipart()
-        assert routing_id == told.identity.encode() and codec.decode_from_worker(frame) == Started(id=None, node="here")
+        assert routing_id == told.identity.encode() and link.decode_from_worker(frame) == Started(id=None, node="here")
         sockets.close_monitored(socket, monitor)
         began = time.monotonic()
         assert worker.wait(15) == CUT_OFF and time.monotonic() < began + 12

@@ -6,8 +6,8 @@ import time
 
 from hypothesis import given, strategies as st
 
-from protocol.link import Work
 from protocol.messages import Generate
+from server.link import Work
 from server.worker.processors import Processors
 from server.worker.sampling import Sampler
 from server.worker.sequence import Sequence

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from protocol import messages as m
-from protocol.link import Work
 from server.catalogue.catalogue import DEMO_FOLDER, read_architecture
 from server.engines.base import Hidden, Logits
 from server.engines.load import load_engine
 from server.engines.native import NativeEngine
 from server.launch.spec import Spec
+from server.link import Work
 from server.worker.loop import Worker
 from server.worker.sampling import softmax
 from server.worker.speculation import PROBE, ROW_COST, Pace, PromptLookup

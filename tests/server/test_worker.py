@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from protocol import messages as m
-from protocol.link import Work
 from server.catalogue.catalogue import DEMO_FOLDER, read_architecture
 from server.engines.base import Engine, Logits
 from server.launch.spec import Spec
+from server.link import Work
 from server.worker.loop import Worker
 from server.worker.scheduler import Scheduler
 from server.worker.text import Text

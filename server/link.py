@@ -1,0 +1,130 @@
+"""What gateway and worker say to each other: its types, their bytes, its two sockets. No client sees any of it.
+
+The link carries Cancel, Progress, Tokens, results and Failure too, with the gateway's own request ids.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias, cast
+
+import zmq
+
+from protocol import codec, messages as m, sockets
+from protocol.keys import CurveKeys
+
+MAX_BYTES = codec.MAX_REPLY_BYTES
+HEADROOM_BYTES = 64
+"""What the gateway may add to a worker's reply before a client gets it: a longer id and a longer number (8 bytes each), and
+what a larger map needs for its head. A worker's messages are so much smaller than the largest that a client takes."""
+TIMEOUT_MS = 15_000
+"""A worker on another machine that was not heard for so long is lost, and so is the gateway for it."""
+
+
+class Work(m.Request, frozen=True, tag="work"):
+    """A request for the worker. `group` is the same for all work of one peer: rows are shared out fairly among groups."""
+
+    group: int
+    request: m.OfModel
+
+
+class Leave(m.Request, frozen=True, tag="leave"):
+    """Another process serves in this one's place."""
+
+
+class Started(m.Reply, frozen=True, tag_field="type", tag="started"):
+    """A worker's process is there, on that machine. One that measures waits for its Measure."""
+
+    node: str = ""
+
+
+class Sized(m.Reply, frozen=True, tag_field="type", tag="sized"):
+    """What the worker needs from here on: known when it has its model's config.json, and less once it has loaded.
+
+    Its reservation is changed, or where there is no room it is ended.
+    """
+
+    memory_bytes: int
+
+
+class Ready(m.Reply, frozen=True, tag_field="type", tag="ready"):
+    """The worker has loaded its model."""
+
+    digest: str
+    quantised_share: float
+    disk_bytes: int
+    context: int
+    rows: int
+    threads: int
+    rss_bytes: int
+
+
+class Beat(m.Reply, frozen=True, tag_field="type", tag="beat"):
+    """The worker's loop moves: sent between its steps, at most a few times a second."""
+
+    rss_bytes: int
+    running: int = 0
+    waiting: int = 0
+    requests: int = 0
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+    busy_ms: float = 0.0
+
+
+ForWorker: TypeAlias = Work | m.Cancel | m.Measure | Leave
+FromWorker: TypeAlias = m.AnyReply | Started | Sized | Ready | Beat
+
+_FOR_WORKER = codec.decoders({"work": Work, "cancel": m.Cancel, "measure": m.Measure, "leave": Leave})
+_FROM_WORKER = codec.decoders({**codec.REPLIES, "started": Started, "sized": Sized, "ready": Ready, "beat": Beat})
+
+
+def encode(message: ForWorker | FromWorker) -> bytes:
+    """Pack a message for the other side.
+
+    Raises: BadRequest if it is too large; from a worker, also if it could become too large on its way to a client.
+    """
+    return codec.pack(message, MAX_BYTES if isinstance(message, m.Request) else MAX_BYTES - HEADROOM_BYTES)
+
+
+def decode_for_worker(frame: bytes) -> ForWorker:
+    """Unpack what the gateway sent: a client's request with a little around it.
+
+    Raises: BadRequest, VersionMismatch.
+    """
+    return cast("ForWorker", codec.unpack_request(frame, MAX_BYTES, _FOR_WORKER))
+
+
+def decode_from_worker(frame: bytes) -> FromWorker | None:
+    """Unpack what a worker sent; None for a type that this version does not know.
+
+    Raises: BadRequest, VersionMismatch.
+    """
+    return cast("FromWorker | None", codec.unpack_reply(frame, _FROM_WORKER))
+
+
+def gateway_socket(
+    context: zmq.Context[zmq.Socket[bytes]], endpoint: str, keys: CurveKeys
+) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
+    """The ROUTER that workers connect to, with CURVE, and its monitor (see `sockets.next_event`).
+
+    Raises: zmq.ZMQError if the endpoint is taken or not this machine's.
+    """
+    socket = _tolerant(sockets.router(context, MAX_BYTES), endpoint)
+    sockets.serve_curve(socket, keys)
+    return sockets.monitored(socket, socket.bind, endpoint, zmq.EVENT_DISCONNECTED)
+
+
+def worker_socket(
+    context: zmq.Context[zmq.Socket[bytes]], endpoint: str, server_key: str, identity: str
+) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
+    """A worker's DEALER, with the routing id that its launcher gave it, and its monitor (see `sockets.next_event`)."""
+    socket = _tolerant(sockets.dealer(context, MAX_BYTES), endpoint)
+    socket.routing_id = identity.encode()
+    sockets.use_curve(socket, server_key, CurveKeys.new())
+    return sockets.monitored(socket, socket.connect, endpoint, zmq.EVENT_DISCONNECTED)
+
+
+def _tolerant(socket: zmq.Socket[bytes], endpoint: str) -> zmq.Socket[bytes]:
+    """A pause must not part the daemon from its own workers: on one machine each sees the other's process end."""
+    socket.heartbeat_ivl = 0 if sockets.is_loopback(endpoint) else sockets.HEARTBEAT_MS
+    socket.heartbeat_timeout = socket.heartbeat_ttl = TIMEOUT_MS
+    return socket
