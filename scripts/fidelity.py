@@ -21,7 +21,7 @@ from pathlib import Path
 
 from protocol import Client, Gpt2dError, messages as m
 from scripts.bench.engine import daemon_process
-from server.catalogue.catalogue import ENGINES, REFERENCE
+from server.catalogue.engines import ENGINES, REFERENCE
 from server.config import default_models_dir, default_threads
 from server.worker.fidelity import TOKENS
 
@@ -74,7 +74,7 @@ def main() -> None:
             sys.exit(str(e))
         print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}", flush=True)
         for engine in engines:
-            for precision in ENGINES[engine]:
+            for precision in ENGINES[engine].precisions:
                 try:
                     fidelity = client.measure(
                         args.model, engine=engine, precision=precision, text=text, on_progress=show

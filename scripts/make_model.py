@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from server.catalogue.catalogue import PUBLISHED
+from server.catalogue.architecture import PUBLISHED
 from server.checkpoint.tensors import expected_shapes
 from server.config import default_models_dir
 

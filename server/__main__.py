@@ -15,7 +15,7 @@ import zmq
 from protocol.errors import Gpt2dError
 from protocol.keys import KeyFileError
 from server import logs, settings
-from server.catalogue.catalogue import COMPILED_FOLDER, SUMS_FILE, native_problem
+from server.catalogue.engines import COMPILED_FOLDER, SUMS_FILE, native_problem
 from server.config import VERSION, Config
 from server.gateway.gateway import Gateway
 

@@ -14,7 +14,9 @@ import numpy as np
 import psutil
 import pytest
 
-from server.catalogue.catalogue import DEMO_FOLDER, ENGINES, PUBLISHED
+from server.catalogue.architecture import PUBLISHED
+from server.catalogue.catalogue import DEMO_FOLDER
+from server.catalogue.engines import ENGINES
 from tests.investigation import ROOT, SCRIPTS, cache_with_text, script
 
 pytestmark = pytest.mark.timeout(600)  # a script starts a process for each method, on a machine that may be busy

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from server.catalogue.catalogue import DEMO, DEMO_FOLDER, PUBLISHED, Model, read_architecture
+from server.catalogue.architecture import PUBLISHED, read_architecture
+from server.catalogue.catalogue import DEMO, DEMO_FOLDER, Model
 from tests.investigation import SCRIPTS, script
 
 pytest.importorskip("matplotlib")

@@ -28,7 +28,7 @@ import psutil
 
 from scripts.bench.engine import DaemonProcess, daemon_process, percentile
 from scripts.make_model import ensure_model
-from server.catalogue.catalogue import PUBLISHED
+from server.catalogue.architecture import PUBLISHED
 from server.config import default_models_dir, default_threads
 
 CHARACTERS = 200_000

@@ -24,7 +24,9 @@ import psutil
 
 from protocol.errors import Gpt2dError
 from scripts.make_model import ensure_model
-from server.catalogue.catalogue import ENGINES, PUBLISHED, Catalogue, Model
+from server.catalogue.architecture import PUBLISHED
+from server.catalogue.catalogue import Catalogue, Model
+from server.catalogue.engines import ENGINES
 from server.config import default_hub_cache, default_models_dir, default_threads
 
 Generate = Callable[[list[list[int]], int], tuple[float, float]]
@@ -50,8 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser, *, runs: int) -> None:
 def parse(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Model]:
     """Parse, check, and find (or make) the model; exits with a sentence where something is wrong."""
     args = parser.parse_args()
-    if args.precision not in ENGINES[args.engine]:
-        parser.error(f"engine {args.engine} has the precisions {', '.join(ENGINES[args.engine])}")
+    if args.precision not in ENGINES[args.engine].precisions:
+        parser.error(f"engine {args.engine} has the precisions {', '.join(ENGINES[args.engine].precisions)}")
     if args.runs < 1 or args.prompt_tokens < 1 or args.new_tokens < 2:
         parser.error("--runs and --prompt-tokens are at least 1, --new-tokens at least 2")
     try:
@@ -171,7 +173,7 @@ class EngineProcess:
 
 
 def own_engine(variant: Variant) -> tuple[Generate, int]:
-    from server.catalogue.catalogue import read_architecture
+    from server.catalogue.architecture import read_architecture
     from server.config import Config
     from server.engines.load import load_engine
 

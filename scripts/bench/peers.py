@@ -34,7 +34,9 @@ import numpy as np
 from protocol.errors import Gpt2dError
 from scripts.bench.engine import EngineFailed, EngineProcess, Run, Variant
 from scripts.make_model import ensure_model
-from server.catalogue.catalogue import ENGINES, PUBLISHED, Catalogue
+from server.catalogue.architecture import PUBLISHED
+from server.catalogue.catalogue import Catalogue
+from server.catalogue.engines import ENGINES
 from server.config import default_hub_cache, default_models_dir, default_threads
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -49,7 +51,7 @@ PEERS = {
     "openvino-fp32": "env", "openvino-int8": "env", "openvino-int4": "env",
 }  # fmt: skip
 """Engine -> the environment it runs in: the checkout's, or build/peers/env."""
-OURS = [f"{engine}-{precision}" for engine, precisions in ENGINES.items() for precision in precisions]
+OURS = [f"{engine}-{precision}" for engine, traits in ENGINES.items() for precision in traits.precisions]
 INSTALL_S = 3600
 
 

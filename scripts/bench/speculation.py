@@ -22,7 +22,8 @@ import numpy as np
 
 from protocol import messages as m
 from scripts.bench.engine import add_arguments, parse
-from server.catalogue.catalogue import Model, read_architecture
+from server.catalogue.architecture import read_architecture
+from server.catalogue.catalogue import Model
 from server.config import Config
 from server.engines.load import load_engine
 from server.launch.spec import Spec

@@ -34,7 +34,8 @@ from scripts.bench.engine import EngineProcess, Variant
 from scripts.investigation.harness import Plan, Results, Row, measure, model_of, parse, parser, runs_of
 from scripts.investigation.one_daemon import Limited, OneDaemon, add_seconds, figure, finish, medians, most, table
 from scripts.investigation.texts import PROMPT_TOKENS, is_trained, random_prompt
-from server.catalogue.catalogue import DEMO, ENGINES, REFERENCES, Model
+from server.catalogue.catalogue import DEMO, Model
+from server.catalogue.engines import ENGINES, TRAITS
 
 SAMPLING: dict[str, Any] = {"temperature": 0.8, "top_k": 40}
 OUTPUTS = {
@@ -54,7 +55,7 @@ NEW_TOKENS = 25
 BASELINE = "transformers", "fp32"
 VARIANTS = (
     BASELINE, ("torch", "int8"), ("optimum", "int8"),
-    *((engine, precision) for engine in ("onnx", "native") for precision in ENGINES.get(engine, ())),
+    *((engine, precision) for engine in ("onnx", "native") if engine in ENGINES for precision in ENGINES[engine].precisions),
 )  # fmt: skip
 CHILD = "--child"
 """Makes this program the process of the baseline."""
@@ -145,7 +146,7 @@ def groups(
 
     def needs(variant: tuple[str, str], *, loading: bool) -> int:
         engine, precision = ("torch", "fp32") if variant == BASELINE else variant
-        count = 1 if engine in REFERENCES else rows
+        count = TRAITS[engine].most_rows or rows
         return (arch.loading_bytes if loading else arch.memory_bytes)(engine, precision, count)
 
     left = sorted(variants, key=lambda v: needs(v, loading=False) - needs(v, loading=True))
@@ -170,7 +171,7 @@ def plans(
     counts = args.outputs or OUTPUTS[size]
     for engine, precision in variants:
         for outputs in counts:
-            if engine in REFERENCES and outputs > (PART if size in SMALL else 1):
+            if TRAITS[engine].most_rows == 1 and outputs > (PART if size in SMALL else 1):
                 continue
             key = {
                 "model": size, "trained": is_trained(model), "engine": engine, "precision": precision, "decoder": "sampling", "outputs": outputs,

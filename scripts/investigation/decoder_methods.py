@@ -27,7 +27,8 @@ from typing import Any
 from scripts.investigation.harness import WARMUPS, Plan, Results, Row, measure, model_of, parse, parser, runs_of
 from scripts.investigation.one_daemon import Limited, OneDaemon, add_seconds, finish, medians, most, table
 from scripts.investigation.texts import PROMPT_TOKENS, is_trained, quality, random_prompt, verse_prompt
-from server.catalogue.catalogue import REFERENCE, Model, choose_engine
+from server.catalogue.catalogue import Model
+from server.catalogue.engines import REFERENCE, choose_engine
 
 BEAMS = {"num_beams": 4}
 DECODERS: dict[str, dict[str, Any]] = {

@@ -30,7 +30,8 @@ from tqdm import tqdm
 
 from protocol.errors import Gpt2dError
 from scripts.make_model import ensure_model
-from server.catalogue.catalogue import DEMO, PUBLISHED, Catalogue, Model
+from server.catalogue.architecture import PUBLISHED
+from server.catalogue.catalogue import DEMO, Catalogue, Model
 from server.config import default_hub_cache, default_models_dir, default_threads
 from server.gateway.status import cpu
 

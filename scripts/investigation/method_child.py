@@ -20,7 +20,8 @@ import numpy as np
 import psutil
 
 from scripts.investigation.texts import PROMPT_TOKENS
-from server.catalogue.catalogue import REFERENCE, Architecture, read_architecture
+from server.catalogue.architecture import Architecture, read_architecture
+from server.catalogue.engines import REFERENCE
 from server.config import Config
 from server.engines.base import Engine
 

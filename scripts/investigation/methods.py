@@ -21,7 +21,8 @@ from scripts.bench.engine import EngineFailed, EngineProcess, Variant
 from scripts.investigation.harness import WARMUPS, Plan, Row, Trial, interval, measure, model_of, parse, parser, runs_of
 from scripts.investigation.method_child import PROGRAM, Order
 from scripts.investigation.texts import is_trained
-from server.catalogue.catalogue import DEMO, DEMO_FOLDER, PUBLISHED, Architecture, Model, read_architecture
+from server.catalogue.architecture import PUBLISHED, Architecture, read_architecture
+from server.catalogue.catalogue import DEMO, DEMO_FOLDER, Model
 
 LENGTHS = (8, 25, 100)
 """New tokens. Every run writes the first of them, and the longer ones where they do not take too long."""

@@ -49,7 +49,7 @@ from scripts.investigation.method_child import (
 )
 from scripts.investigation.methods import LENGTHS, Method, above, investigate
 from scripts.investigation.texts import PROMPT_TOKENS
-from server.catalogue.catalogue import CONFIG_FILE, WEIGHTS_FILE, Architecture
+from server.catalogue.architecture import CONFIG_FILE, WEIGHTS_FILE, Architecture
 from server.config import Config
 from server.engines.base import Engine, Logits, Reference
 
@@ -242,8 +242,8 @@ def in_blocks(plain: Path, target: Path, bits: int, vocabulary: int) -> None:
     import onnx
     from onnx import helper, numpy_helper
 
-    from server.convert.onnx_graph import HEAD_BITS
-    from server.convert.quantise import BLOCK, quantise
+    from server.catalogue.engines import BLOCK, HEAD_BITS
+    from server.convert.quantise import quantise
 
     model = onnx.load(plain)
     graph = model.graph

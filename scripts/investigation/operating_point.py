@@ -33,7 +33,8 @@ from scripts.bench.engine import percentile
 from scripts.investigation.harness import QUICK_RUNS, WARMUPS, Plan, Results, Row, measure, model_of, parse, parser
 from scripts.investigation.one_daemon import Limited, OneDaemon, add_seconds, figure, finish, medians, most, table
 from scripts.investigation.texts import distinct, is_trained, pairwise_distinct, repetition
-from server.catalogue.catalogue import ENGINES, Model, choose_engine
+from server.catalogue.catalogue import Model
+from server.catalogue.engines import ENGINES, choose_engine
 
 PROMPT = "Our revels now are ended. These our actors,\nAs I foretold you, were all spirits and\n"
 """From The Tempest, which `demo` was not trained on."""

@@ -57,7 +57,9 @@ from scripts.bench.engine import daemon_process
 from scripts.investigation.harness import WARMUPS
 from scripts.investigation.method_child import Loaded, Order, Write
 from scripts.investigation.methods import LENGTHS, WARM_UP_TOKENS, Method, MethodProcess, Setup, above, investigate
-from server.catalogue.catalogue import DEMO, ENGINES, REFERENCE, WEIGHTS_FILE, Architecture
+from server.catalogue.architecture import WEIGHTS_FILE, Architecture
+from server.catalogue.catalogue import DEMO
+from server.catalogue.engines import ENGINES, REFERENCE
 from server.engines.base import Engine
 
 COMPILE_S, COMPILE_LAYER_S = 45.0, 2.5

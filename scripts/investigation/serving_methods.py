@@ -38,7 +38,8 @@ from scripts.bench.serving import Request, serve
 from scripts.investigation.harness import Key, Plan, Results, Row, measure, model_of, parse, parser, runs_of
 from scripts.investigation.one_daemon import Limited, OneDaemon, add_seconds, finish, medians, most, table
 from scripts.investigation.texts import PROMPT_TOKENS, is_trained, random_prompt
-from server.catalogue.catalogue import Model, choose_engine
+from server.catalogue.catalogue import Model
+from server.catalogue.engines import choose_engine
 
 CLIENTS = (1, 2, 4, 8, 16, 32, 64)
 FEWER_CLIENTS = {"gpt2-medium": 32, "gpt2-large": 16, "gpt2-xl": 16}

@@ -17,7 +17,8 @@ import numpy as np
 
 from protocol import Client
 from protocol.errors import LoadFailed
-from server.catalogue.catalogue import REFERENCE, Model
+from server.catalogue.catalogue import Model
+from server.catalogue.engines import REFERENCE
 from server.config import default_cache_dir
 from server.works import held_out
 

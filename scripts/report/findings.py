@@ -13,7 +13,9 @@ from scripts.investigation.harness import interval
 from scripts.investigation.one_daemon import figure, ranged
 from scripts.report.measured import BASELINE, Compared, Measured, listed, under
 from scripts.report.rows import DRAWN, is_plain, longest_of, precision_of
-from server.catalogue.catalogue import DEMO, PUBLISHED, choose_engine
+from server.catalogue.architecture import PUBLISHED
+from server.catalogue.catalogue import DEMO
+from server.catalogue.engines import choose_engine
 
 MARGINAL = 0.10
 """A difference of speed below it is called marginal."""

@@ -16,7 +16,9 @@ from scripts.investigation.harness import Row
 from scripts.investigation.one_daemon import figure, ranged
 from scripts.report.measured import BASELINE, Measured, listed, under
 from scripts.report.rows import DRAWN, fine, longest_of
-from server.catalogue.catalogue import DEMO, PUBLISHED, choose_engine
+from server.catalogue.architecture import PUBLISHED
+from server.catalogue.catalogue import DEMO
+from server.catalogue.engines import choose_engine
 
 MOST_WORSE_PCT = 1.0
 """Perplexity on `demo`: what the recommended precision may cost."""

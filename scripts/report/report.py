@@ -51,7 +51,8 @@ from scripts.report.measured import (
 )
 from scripts.report.recommendation import Point, recommended
 from scripts.report.rows import is_plain, limits, precision_of, sizes_of
-from server.catalogue.catalogue import DEMO, PUBLISHED
+from server.catalogue.architecture import PUBLISHED
+from server.catalogue.catalogue import DEMO
 
 # Sections
 

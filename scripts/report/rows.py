@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 
 from scripts.investigation.harness import Row
 from scripts.investigation.methods import shape_of
-from server.catalogue.catalogue import DEMO, PUBLISHED
+from server.catalogue.architecture import PUBLISHED
+from server.catalogue.catalogue import DEMO
 
 ENGINES = ("transformers", "torch", "optimum", "exported", "onnx", "ours", "native")
 """What the name of a plain method begins with; `exported` and `ours` are ONNX graphs."""

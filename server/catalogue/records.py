@@ -11,7 +11,8 @@ from pathlib import Path
 import msgspec
 
 from protocol import messages as m
-from server.catalogue.catalogue import BUILD_FORMAT, WEIGHTS_FILE, Architecture
+from server.catalogue.architecture import WEIGHTS_FILE, Architecture
+from server.catalogue.engines import BUILD_FORMAT
 from server.catalogue.notes import file_state, named_after, replace
 
 MAX_BYTES = 64 << 10

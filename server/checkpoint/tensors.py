@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from protocol.errors import BadModel
-from server.catalogue.catalogue import BUILD_FORMAT, SUMS_FILE, Architecture
+from server.catalogue.architecture import Architecture
+from server.catalogue.engines import BUILD_FORMAT, SUMS_FILE
 from server.catalogue.notes import digest
 
 Report = Callable[[str, int, int, str], None]

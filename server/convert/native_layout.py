@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from server.catalogue.catalogue import Architecture
-from server.convert.quantise import BLOCK, Blocks, quantise
+from server.catalogue.architecture import Architecture
+from server.catalogue.engines import BITS, BLOCK, HEAD_BITS
+from server.convert.quantise import Blocks, quantise
 
 PANEL, ALIGNED = 32, 64
-BITS = {"fp32": 32, "int8": 8, "int4": 4}
 FILE = "native.bin"
 
 Tensors = Mapping[str, NDArray[np.float32]]
@@ -24,8 +24,8 @@ Bytes = NDArray[np.uint8]
 
 
 def head_bits(precision: str) -> int:
-    """Bits of the token table and the LM head (docs/decisions/head-at-8-bits.md)."""
-    return 32 if precision == "fp32" else 8
+    """Bits of the token table and the LM head."""
+    return BITS[precision] if precision == "fp32" else HEAD_BITS
 
 
 class Layout:

@@ -24,12 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
-from server.catalogue.catalogue import Architecture
-from server.convert.quantise import BLOCK, quantise
+from server.catalogue.architecture import Architecture
+from server.catalogue.engines import BITS, BLOCK, HEAD_BITS
+from server.convert.quantise import quantise
 
-BITS = {"int8": 8, "int4": 4}
-HEAD_BITS = 8
-"""Of the token embedding and the LM head, at every quantised precision (docs/decisions/head-at-8-bits.md)."""
 Arrays = dict[str, NDArray[np.generic]]
 MODEL_FILE, WEIGHTS_FILE = "model.onnx", "weights.bin"
 INLINE_BYTES = 1 << 12

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-BLOCK = 32
+from server.catalogue.engines import BLOCK
+
 INT4_SHRINKS = (8 / 7, 1.0, 0.94, 0.88, 0.82, 0.76)
 """Scales tried for each int4 block, as shares of the one at which its largest magnitude becomes -8; 8 / 7 is plain rounding to -7..7."""
 TINY = np.finfo(np.float32).tiny
@@ -45,15 +46,6 @@ def quantise(matrix: NDArray[np.float32], bits: int) -> Blocks:
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy lets go of the interpreter's lock in the loops that count
         done = list(pool.map(one, pieces))
     return Blocks(bits, np.concatenate([v for v, _ in done]), np.concatenate([s for _, s in done]), inputs)
-
-
-def dequantise(blocks: Blocks) -> NDArray[np.float32]:
-    """Return float32 [N, K]: what the kernels compute with, for tests to compare them with."""
-    values = blocks.values
-    if blocks.bits == 4:
-        values = np.stack([values & 15, values >> 4], axis=-1).reshape(*values.shape[:2], BLOCK)
-    centred = (values.astype(np.float32) - (1 << (blocks.bits - 1))) * blocks.scales[:, :, None]
-    return centred.reshape(len(centred), -1)[:, : blocks.inputs]
 
 
 def _int8(blocks: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from protocol.errors import BadModel
-from server.catalogue.catalogue import COMPILED_FOLDER, WEIGHTS_FILE, Architecture
+from server.catalogue.architecture import WEIGHTS_FILE, Architecture
+from server.catalogue.engines import COMPILED_FOLDER
 from server.catalogue.notes import SHA256, known_digest
 from server.checkpoint.tensors import BuildCache, Built, Report, Weights
 from server.engines.base import Engine

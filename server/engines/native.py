@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from server.catalogue.catalogue import KERNELS_VERSION, Architecture
-from server.convert.native_layout import BITS, head_bits
+from server.catalogue.architecture import Architecture
+from server.catalogue.engines import BITS, KERNELS_VERSION
+from server.convert.native_layout import head_bits
 from server.engines.base import KV, Hidden, Logits
 
 CHUNK = 16 << 20
@@ -55,7 +56,7 @@ def library() -> ctypes.CDLL:
         raise ImportError("gpt2d-kernels was installed where there was no C++ compiler")
     kernels = ctypes.CDLL(str(path))
     if kernels.gpt2d_version() != KERNELS_VERSION:
-        raise ImportError("gpt2d-kernels is of another version; install it anew")
+        raise ImportError("gpt2d-kernels has another version; `pip install ./server/kernels` builds this one")
     pointer, integer = ctypes.c_void_p, ctypes.c_int
     kernels.gpt2d_instruction_sets.restype = ctypes.c_char_p
     kernels.gpt2d_new.argtypes, kernels.gpt2d_new.restype = (

@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from server.catalogue.catalogue import Architecture
+from server.catalogue.architecture import Architecture
 from server.engines.base import KV, Hidden, Logits
 
 SPIN_US = 20

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
+from server.catalogue.engines import TRAITS
 from server.engines.torch import Weights, transformers_model  # says what to install where torch is missing
 
 try:
@@ -32,11 +33,9 @@ try:
     from optimum.onnxruntime.configuration import AutoQuantizationConfig, QuantizationConfig
     from transformers import GPT2Config
 except ImportError as e:
-    raise ImportError(
-        f"engine optimum needs optimum and optimum-onnx ({e.name} is missing); `pip install -r requirements.txt` adds them"
-    ) from None
+    raise ImportError(TRAITS["optimum"].missing("optimum", e.name)) from None
 
-from server.catalogue.catalogue import CONFIG_FILE, Architecture
+from server.catalogue.architecture import CONFIG_FILE, Architecture
 from server.engines.base import Hidden, Logits, Reference
 
 MODEL_FILE, SHARE_FILE = "model.onnx", "quantised_share"

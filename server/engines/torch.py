@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from server.catalogue.engines import TRAITS
+
 try:
     import torch
     from torch import nn
@@ -21,13 +23,11 @@ try:
     from transformers.modeling_utils import no_init_weights
     from transformers.pytorch_utils import Conv1D
 except ImportError as e:
-    raise ImportError(
-        f"engine torch needs torch and transformers ({e.name} is missing); `pip install -r requirements.txt` adds them "
-        "(the README says how to take torch without CUDA)"
-    ) from None
+    missing = TRAITS["torch"].missing("torch", e.name)
+    raise ImportError(f"{missing} (the README says how to take torch without CUDA)") from None
 
 from protocol.errors import LoadFailed
-from server.catalogue.catalogue import Architecture
+from server.catalogue.architecture import Architecture
 from server.engines.base import Hidden, Logits, Reference
 
 Weights = Mapping[str, NDArray[np.float32]]

@@ -11,7 +11,9 @@ from typing import Literal
 from protocol import messages as m
 from protocol.errors import BadRequest, LoadFailed, NoMemory, NotLoaded
 from protocol.keys import CurveKeys
-from server.catalogue.catalogue import ENGINES, OVERHEAD_BYTES, REFERENCE, Architecture, Model, rows_of
+from server.catalogue.architecture import OVERHEAD_BYTES, Architecture
+from server.catalogue.catalogue import Model
+from server.catalogue.engines import REFERENCE, TRAITS
 from server.config import Config
 from server.gateway.routing import Known
 from server.launch.launcher import Launcher, Process
@@ -161,7 +163,10 @@ class Workers:
         launcher = self._launcher_for(task)
         arch, config, room = model.architecture, self._config, self._room(launcher)
         others = [w for w in self.models() if w.way == (model.name, engine, precision)]
-        rows, need = 1 if task else rows_of(engine, config.rows) or next((w.rows for w in others), None), OVERHEAD_BYTES
+        rows, need = (
+            1 if task else TRAITS[engine].rows(config.rows) or next((w.rows for w in others), None),
+            OVERHEAD_BYTES,
+        )
         if arch:
             rows = rows or arch.fitting_rows(engine, precision, room // share)
             need = arch.loading_bytes(engine, precision, rows) + (arch.memory_bytes(*REFERENCE, 1) if task else 0)
@@ -208,7 +213,7 @@ class Workers:
         """The error, with what could be done about it."""
         smaller = [
             f"{p} ({size / 1e6:.0f} MB)"
-            for p in ENGINES[engine]
+            for p in TRAITS[engine].precisions
             if arch and (size := arch.memory_bytes(engine, p, 1)) < need
         ]
         loaded = dict.fromkeys(f"{w.name} ({w.reserved / 1e6:.0f} MB)" for w in self.models() if w.reserved)

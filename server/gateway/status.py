@@ -13,7 +13,8 @@ import psutil
 from protocol import messages as m
 from protocol.keys import Role
 from protocol.parameters import parameters
-from server.catalogue.catalogue import COMPILED, ENGINES, REFERENCES, Catalogue, Model, rows_of
+from server.catalogue.catalogue import Catalogue, Model
+from server.catalogue.engines import ENGINES, Traits
 from server.catalogue.records import Found, Records
 from server.config import VERSION, Config
 from server.gateway.replicas import Workers
@@ -30,16 +31,16 @@ def server_info(server_id: str, role: Role) -> m.ServerInfo:
         cpu=cpu(),
         cores=os.cpu_count() or 1,
         memory_bytes=_memory(),
-        engines=[_engine(name, precisions) for name, precisions in ENGINES.items()],
+        engines=[_engine(name, traits) for name, traits in ENGINES.items()],
         parameters=parameters(),
         role=role,
     )
 
 
-def _engine(name: str, precisions: tuple[str, ...]) -> m.Engine:
-    strategies = [s for s in get_args(m.Strategy) if name not in REFERENCES or s not in m.SEARCHES]
+def _engine(name: str, traits: Traits) -> m.Engine:
+    strategies = [s for s in get_args(m.Strategy) if traits.most_rows != 1 or s not in m.SEARCHES]
     return m.Engine(
-        name=name, precisions=list(precisions), strategies=strategies, compiles=list(COMPILED.get(name, ()))
+        name=name, precisions=list(traits.precisions), strategies=strategies, compiles=list(traits.compiles)
     )
 
 
@@ -74,14 +75,14 @@ def _model(model: Model, workers: Workers, config: Config) -> m.ModelInfo:
             engine=engine,
             precision=precision,
             memory_bytes=arch.memory_bytes(
-                engine, precision, rows_of(engine, config.rows) or arch.default_rows(engine, precision)
+                engine, precision, traits.rows(config.rows) or arch.default_rows(engine, precision)
             ),
             loaded=any(w.serves for w in running if w.way[1:] == (engine, precision)),
             fidelity=found.get(f"{engine}/{precision}"),
             replicas=[w.health() for w in running if w.way[1:] == (engine, precision)],
         )
-        for engine, supported in ENGINES.items()
-        for precision in supported
+        for engine, traits in ENGINES.items()
+        for precision in traits.precisions
     ]
     return m.ModelInfo(
         name=model.name, parameters=arch.parameters, context=arch.context, file_bytes=model.file_bytes,

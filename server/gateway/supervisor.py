@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 from protocol import messages as m
 from protocol.errors import BadRequest, Busy, Draining, LoadFailed, NotLoaded, RequestError, WorkerDied, from_code
-from server.catalogue.catalogue import Catalogue, Model, check_compiled, choose_engine
+from server.catalogue.catalogue import Catalogue, Model
+from server.catalogue.engines import check_compiled, choose_engine
 from server.config import Config
 from server.gateway.replicas import Worker, Workers, agree, exit_words
 from server.gateway.sessions import Open, Sessions

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from server.catalogue.catalogue import CONFIG_FILE, TOKENIZER_FILES, WEIGHTS_FILE
+from server.catalogue.architecture import CONFIG_FILE, TOKENIZER_FILES, WEIGHTS_FILE
 from server.catalogue.notes import known_digest
 from server.launch.spec import Spec
 

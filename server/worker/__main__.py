@@ -19,7 +19,8 @@ import psutil
 
 from protocol import messages as m
 from protocol.errors import Gpt2dError, LoadFailed, RequestError
-from server.catalogue.catalogue import REFERENCE, read_architecture
+from server.catalogue.architecture import read_architecture
+from server.catalogue.engines import REFERENCE
 from server.catalogue.records import Records
 from server.checkpoint.tensors import Report
 from server.engines.load import Made, load_engine

@@ -17,7 +17,7 @@ import zmq
 from protocol import messages as m, sockets
 from protocol.errors import BadRequest, RequestError, TooLong
 from server import link
-from server.catalogue.catalogue import Architecture
+from server.catalogue.architecture import Architecture
 from server.engines.base import Engine, Logits, Verifier
 from server.launch.spec import CUT_OFF, UNREACHED, Spec
 from server.link import Beat, ForWorker, FromWorker, Leave, Work

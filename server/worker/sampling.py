@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocol.messages import Generate
-from server.catalogue.catalogue import native_problem
+from server.catalogue.engines import native_problem
 from server.engines import native
 from server.engines.base import Logits
 from server.worker.processors import Processors

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 from protocol import Client, Gpt2dError, messages as m
 from protocol.connection import Event
-from server.catalogue.catalogue import DEMO_FOLDER, read_architecture
+from server.catalogue.architecture import read_architecture
+from server.catalogue.catalogue import DEMO_FOLDER
 from tests.reliability.daemon import expected
 
 VOCABULARY = read_architecture(DEMO_FOLDER).vocabulary

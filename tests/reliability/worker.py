@@ -6,7 +6,7 @@ import json
 import sys
 import time
 
-from server.catalogue.catalogue import Architecture
+from server.catalogue.architecture import Architecture
 from server.engines.load import Made
 from server.worker import __main__ as process
 from tests.reliability.daemon import Behaving, Behaviour

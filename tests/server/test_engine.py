@@ -10,7 +10,8 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel
 
-from server.catalogue.catalogue import DEMO_FOLDER, read_architecture
+from server.catalogue.architecture import read_architecture
+from server.catalogue.catalogue import DEMO_FOLDER
 from server.engines.base import Engine
 from server.engines.load import load_engine
 

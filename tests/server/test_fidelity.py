@@ -15,7 +15,8 @@ from transformers import GPT2LMHeadModel
 
 from protocol import messages as m
 from protocol.errors import BadRequest
-from server.catalogue.catalogue import DEMO_FOLDER, WEIGHTS_FILE, read_architecture
+from server.catalogue.architecture import WEIGHTS_FILE, read_architecture
+from server.catalogue.catalogue import DEMO_FOLDER
 from server.catalogue.notes import named_after
 from server.catalogue.records import Records
 from server.checkpoint.tensors import Weights

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from server.catalogue.catalogue import DEMO_FOLDER, Architecture, read_architecture
+from server.catalogue.architecture import Architecture, read_architecture
+from server.catalogue.catalogue import DEMO_FOLDER
 from server.checkpoint.tensors import expected_shapes
 from server.convert.native_layout import FILE, Layout, pack, pack_blocks
-from server.convert.quantise import Blocks, dequantise, quantise
+from server.convert.quantise import Blocks, quantise
 from server.engines.native import NativeEngine, instruction_sets, library
+from tests.dequantise import dequantise
 
 ARCH = read_architecture(DEMO_FOLDER)
 SETS = instruction_sets()

@@ -13,7 +13,8 @@ import torch
 from transformers import GPT2LMHeadModel
 
 from protocol import messages as m
-from server.catalogue.catalogue import DEMO_FOLDER, WEIGHTS_FILE, read_architecture
+from server.catalogue.architecture import WEIGHTS_FILE, read_architecture
+from server.catalogue.catalogue import DEMO_FOLDER
 from server.checkpoint.tensors import Weights
 from server.engines.base import Engine
 from server.engines.optimum import Export, OptimumEngine, quantisation
@@ -81,6 +82,8 @@ def test_the_quantisation_is_that_of_the_processor(monkeypatch: pytest.MonkeyPat
 def test_without_a_compiler_it_says_what_to_install(tmp_path: Path) -> None:
     """In a process of its own: what torch has found is remembered."""
     code = """
+from server.catalogue.architecture import *
+from server.catalogue.architecture import *
 from server.catalogue.catalogue import *
 from server.checkpoint.tensors import Weights
 from server.engines.torch import TorchEngine

@@ -12,7 +12,8 @@ import torch
 from transformers import GPT2LMHeadModel, LogitsProcessor, LogitsProcessorList
 
 from protocol import messages as m
-from server.catalogue.catalogue import DEMO_FOLDER, read_architecture
+from server.catalogue.architecture import read_architecture
+from server.catalogue.catalogue import DEMO_FOLDER
 from server.engines.base import Engine
 from server.engines.load import load_engine
 from tests.server.test_worker import Loop

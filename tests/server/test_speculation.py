@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from protocol import messages as m
-from server.catalogue.catalogue import DEMO_FOLDER, read_architecture
+from server.catalogue.architecture import read_architecture
+from server.catalogue.catalogue import DEMO_FOLDER
 from server.engines.base import Hidden, Logits
 from server.engines.load import load_engine
 from server.engines.native import NativeEngine

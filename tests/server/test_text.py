@@ -10,7 +10,8 @@ from hypothesis import given, settings, strategies as st
 from tokenizers import Tokenizer
 
 from protocol.errors import BadModel, BadRequest
-from server.catalogue.catalogue import DEMO_FOLDER, read_architecture
+from server.catalogue.architecture import read_architecture
+from server.catalogue.catalogue import DEMO_FOLDER
 from server.worker.text import END_OF_TEXT, Text
 
 ARCH = read_architecture(DEMO_FOLDER)

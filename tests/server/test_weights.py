@@ -19,19 +19,14 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from protocol.errors import BadModel, UnknownModel
-from server.catalogue.catalogue import (
-    BUILD_FORMAT,
-    DEMO_FOLDER,
-    ENGINES,
-    PUBLISHED,
-    Catalogue,
-    choose_engine,
-    read_architecture,
-)
+from server.catalogue.architecture import PUBLISHED, read_architecture
+from server.catalogue.catalogue import DEMO_FOLDER, Catalogue
+from server.catalogue.engines import BLOCK, BUILD_FORMAT, ENGINES, choose_engine
 from server.catalogue.notes import digest, known_digest
 from server.checkpoint.tensors import BuildCache, Weights
-from server.convert.quantise import BLOCK, Blocks, dequantise, quantise
+from server.convert.quantise import Blocks, quantise
 from server.engines.load import load_engine
+from tests.dequantise import dequantise
 
 ARCH = read_architecture(DEMO_FOLDER)
 
@@ -154,7 +149,7 @@ def test_an_untied_head_is_used(tmp_path: Path, cache: Path) -> None:
     save_file(
         tensors | {"lm_head.weight": np.roll(tensors["wte.weight"], 1, axis=0).copy()}, folder / "model.safetensors"
     )
-    for name, precision in ((name, precision) for name, precisions in ENGINES.items() for precision in precisions):
+    for name, precision in ((name, precision) for name, traits in ENGINES.items() for precision in traits.precisions):
         logits = []
         for place in (DEMO_FOLDER, folder):
             engine = load_engine(place, ARCH, name, precision, 1, 2, cache, 1 << 30, lambda *_: None).engine

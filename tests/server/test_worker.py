@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from protocol import messages as m
-from server.catalogue.catalogue import DEMO_FOLDER, read_architecture
+from server.catalogue.architecture import read_architecture
+from server.catalogue.catalogue import DEMO_FOLDER
 from server.engines.base import Engine, Logits
 from server.launch.spec import Spec
 from server.link import Work
@@ -19,7 +20,7 @@ from tests.fakes import FakeEngine, ListLink
 
 ARCH = read_architecture(DEMO_FOLDER)
 SPEC = Spec(
-    endpoint="", server_key="", identity="", model="demo", folder=str(DEMO_FOLDER), hub_cache="", models_dir="", engine="fake", precision="none",
+    endpoint="", server_key="", identity="", model="demo", folder=str(DEMO_FOLDER), hub_cache="", models_dir="", engine="onnx", precision="fp32",
     threads=1, rows=1, room=0, cache_dir="", cache_bytes=0,
 )  # fmt: skip
 
@@ -27,7 +28,7 @@ SPEC = Spec(
 class Loop:
     """A worker whose loop is turned by hand."""
 
-    def __init__(self, rows: int = 1, engine: Engine | None = None, name: str = "fake") -> None:
+    def __init__(self, rows: int = 1, engine: Engine | None = None, name: str = "onnx") -> None:
         self.link, self.engine = ListLink(), FakeEngine(rows, ARCH.context, ARCH.vocabulary)
         text = Text(Path(DEMO_FOLDER), ARCH.vocabulary, ARCH.end_of_text)
         self.worker = Worker(replace(SPEC, engine=name), self.link, engine or self.engine, text, "digest", ARCH)  # type: ignore[arg-type]

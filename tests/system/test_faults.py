@@ -27,7 +27,7 @@ from protocol.errors import (
     ServerStuck,
     WorkerDied,
 )
-from server.catalogue.catalogue import PUBLISHED
+from server.catalogue.architecture import PUBLISHED
 from tests.conftest import Daemon, answers, wait_for
 from tests.server.test_weights import copy_demo
 

@@ -10,7 +10,8 @@ from transformers import GPT2LMHeadModel
 
 from protocol import Client
 from protocol.errors import BadRequest
-from server.catalogue.catalogue import DEMO_FOLDER, read_architecture
+from server.catalogue.architecture import read_architecture
+from server.catalogue.catalogue import DEMO_FOLDER
 from server.worker.text import Text
 
 PROMPT = "Shall I compare thee"

@@ -19,7 +19,8 @@ from protocol.errors import (
     Busy,
     NoMemory,
 )
-from server.catalogue.catalogue import DEMO_FOLDER, PUBLISHED, read_architecture
+from server.catalogue.architecture import PUBLISHED, read_architecture
+from server.catalogue.catalogue import DEMO_FOLDER
 from server.engines.load import load_engine
 from tests.conftest import Daemon, wait_for
 from tests.server.test_weights import copy_demo

@@ -15,7 +15,8 @@ import zmq
 
 from protocol import AsyncClient, Client, messages as m
 from protocol.errors import BadModel, BadRequest, Busy, NotLoaded, TooLong, UnknownModel
-from server.catalogue.catalogue import DEMO_FOLDER, read_architecture
+from server.catalogue.architecture import read_architecture
+from server.catalogue.catalogue import DEMO_FOLDER
 from server.worker.text import Text
 from tests.conftest import Daemon, wait_for
 

@@ -1,0 +1,170 @@
+"""The files of a model's folder, and the shape that config.json gives: what is loaded of it, and how much memory that takes.
+
+Loads no model library: the gateway imports it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from protocol.errors import BadModel
+from server.catalogue.engines import TRAITS
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
+"""Files that together are a tokenizer; any of these will do."""
+MAX_CONFIG_BYTES = 1 << 20
+OVERHEAD_BYTES = 80 << 20
+"""Memory of a worker's interpreter, libraries and activations."""
+ROWS_BYTES = 640 << 20
+"""Memory of the KV cache, by default."""
+MAX_ROWS = 16
+"""Rows of the KV cache, by default."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The shape of a GPT-2, from its config.json."""
+
+    layers: int
+    heads: int
+    width: int
+    inner: int
+    context: int
+    vocabulary: int
+    epsilon: float
+    end_of_text: int
+
+    @property
+    def head(self) -> int:
+        """Width of one attention head."""
+        return self.width // self.heads
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights, a tied head counted once."""
+        block = 4 * self.width * self.width + 2 * self.width * self.inner + 9 * self.width + self.inner
+        return (self.vocabulary + self.context) * self.width + self.layers * block + 2 * self.width
+
+    @property
+    def published_bytes(self) -> int:
+        """Size of model.safetensors on the hub: float32, with each layer's attention mask beside its parameters."""
+        return 4 * (self.parameters + self.layers * self.context**2)
+
+    def row_bytes(self, engine: str, precision: str) -> int:
+        """Bytes of one sequence's KV cache: two vectors for each position and layer."""
+        return 2 * TRAITS[engine].precisions[precision].kv * self.layers * self.context * self.width
+
+    def default_rows(self, engine: str, precision: str) -> int:
+        """Number of sequences that run together: as many rows as fit into ROWS_BYTES, 1 to MAX_ROWS."""
+        most = TRAITS[engine].most_rows or MAX_ROWS
+        return max(1, min(most, ROWS_BYTES // self.row_bytes(engine, precision)))
+
+    def fitting_rows(self, engine: str, precision: str, room: int) -> int:
+        """Return default_rows, or fewer where they do not fit into `room` bytes; at least 1, whether it fits or not."""
+        rows = self.default_rows(engine, precision)
+        while rows > 1 and self.memory_bytes(engine, precision, rows) > room:
+            rows -= 1
+        return rows
+
+    def prefix_cache_bytes(self, engine: str, precision: str) -> int:
+        """Bytes of the prefix cache: as much as one row, a whole context."""
+        return self.row_bytes(engine, precision) if TRAITS[engine].prefix_cache else 0
+
+    def loading_bytes(self, engine: str, precision: str, rows: int) -> int:
+        """About what a worker needs until it is ready: an export holds the weights several times over."""
+        traits = TRAITS[engine]
+        weights = traits.precisions[precision].loading_copies * 4 * self.parameters
+        return max(self.memory_bytes(engine, precision, rows), weights + OVERHEAD_BYTES + traits.libraries_bytes)
+
+    def memory_bytes(self, engine: str, precision: str, rows: int) -> int:
+        """About what a worker needs when it is full: weights, `rows` rows of KV cache, the prefix cache, overhead."""
+        traits = TRAITS[engine]
+        stored = traits.precisions[precision]
+        blocks = self.layers * (4 * self.width * self.width + 2 * self.width * self.inner)
+        head = self.vocabulary * self.width
+        rest = self.parameters - blocks - head
+        weights = int(stored.blocks * blocks + stored.head * head + stored.rest * rest)
+        kept = min(rows, traits.most_rows or rows) * self.row_bytes(engine, precision)
+        kept += self.prefix_cache_bytes(engine, precision)
+        return weights + kept + OVERHEAD_BYTES + traits.libraries_bytes
+
+
+def _published(layers: int, heads: int, width: int) -> Architecture:
+    return Architecture(
+        layers, heads, width, 4 * width, context=1024, vocabulary=50257, epsilon=1e-5, end_of_text=50256
+    )
+
+
+PUBLISHED = {
+    "gpt2": _published(12, 12, 768),
+    "gpt2-medium": _published(24, 16, 1024),
+    "gpt2-large": _published(36, 20, 1280),
+    "gpt2-xl": _published(48, 25, 1600),
+    "distilgpt2": _published(6, 12, 768),
+}
+"""The hub's GPT-2s by name; their shapes are known before anything is downloaded."""
+
+
+def read_architecture(folder: Path) -> Architecture:
+    """Read and check config.json.
+
+    Raises: BadModel, naming what is not GPT-2 about it.
+    """
+    file = folder / CONFIG_FILE
+    try:
+        if not file.is_file():
+            raise BadModel("config.json is missing")
+        if file.stat().st_size > MAX_CONFIG_BYTES:
+            raise BadModel(f"config.json is over {MAX_CONFIG_BYTES} bytes")
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as e:
+        raise BadModel(f"config.json cannot be read: {e}") from None
+    if not isinstance(config, dict):
+        raise BadModel("config.json is not a map")
+    kind = config.get("model_type")
+    if kind != "gpt2":
+        raise BadModel(f"its architecture is {kind!r}; only gpt2 is supported")
+    wanted = {
+        "activation_function": ("gelu_new", ("gelu_new", "gelu_pytorch_tanh")),
+        "scale_attn_weights": (True, (True,)),
+        "scale_attn_by_inverse_layer_idx": (False, (False,)),
+        "add_cross_attention": (False, (False,)),
+    }
+    for key, (default, accepted) in wanted.items():
+        if config.get(key, default) not in accepted:
+            raise BadModel(f"config.json has {key}={config[key]!r}; supported: {', '.join(map(str, accepted))}")
+    width, vocabulary = _size(config, "n_embd", 768), _size(config, "vocab_size", 50257)
+    epsilon, end = config.get("layer_norm_epsilon", 1e-5), config.get("eos_token_id", 50256)
+    if not isinstance(epsilon, float) or not 0 < epsilon < 1:
+        raise BadModel(f"config.json has layer_norm_epsilon={epsilon!r}; expected a small number")
+    if isinstance(end, list):
+        end = end[0] if end else None
+    if end is None:
+        end = vocabulary - 1
+    if type(end) is not int or not 0 <= end < vocabulary:
+        raise BadModel(f"config.json has eos_token_id={end!r}; expected a token of the vocabulary of {vocabulary}")
+    arch = Architecture(
+        layers=_size(config, "n_layer", 12),
+        heads=_size(config, "n_head", 12),
+        width=width,
+        inner=_size(config, "n_inner", 4 * width) if config.get("n_inner") is not None else 4 * width,
+        context=_size(config, "n_positions", 1024),
+        vocabulary=vocabulary,
+        epsilon=epsilon,
+        end_of_text=end,
+    )
+    if arch.width % arch.heads:
+        raise BadModel(f"config.json has n_embd={arch.width}, which {arch.heads} heads do not divide")
+    return arch
+
+
+def _size(config: dict[str, Any], key: str, default: int) -> int:
+    value = config.get(key, default)
+    if type(value) is not int or not 0 < value < 1 << 20:  # not a bool either
+        raise BadModel(f"config.json has {key}={value!r}; expected a size")
+    return value

@@ -1,0 +1,185 @@
+"""Which engines and precisions there are, and everything else that is known of an engine before it is loaded.
+
+Loads no model library: the gateway imports it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from protocol.errors import BadModel
+
+KERNELS_VERSION = 3
+"""Version of the package gpt2d-kernels that the native engine works with."""
+BLOCK = 32
+"""Weights that share a scale."""
+BITS = {"fp32": 32, "int8": 8, "int4": 4}
+"""Bits of a weight in the blocks' matrices, for the engines whose files we build."""
+HEAD_BITS = 8
+"""Bits of the token table and the LM head at every quantised precision (docs/decisions/head-at-8-bits.md)."""
+BUILD_FORMAT = 4
+"""Raised whenever the same weights are built into something else (convert/, or the export of engines/optimum.py)."""
+SUMS_FILE = "SHA256SUMS"
+"""The file that makes a folder of the cache one built model."""
+COMPILED_FOLDER = "torch"
+"""The folder of the cache where torch's compiler keeps its own."""
+
+
+def native_problem() -> str:
+    """Return why the native engine cannot be used; empty if it can."""
+    install = TRAITS["native"].install
+    try:
+        import gpt2d_kernels
+    except ImportError:
+        return f"gpt2d-kernels is not installed; {install} builds it"
+    if gpt2d_kernels.library() is None:
+        return f"gpt2d-kernels was installed without a C++ compiler; install one (Debian: g++), then {install}"
+    if gpt2d_kernels.VERSION != KERNELS_VERSION:
+        return f"gpt2d-kernels has version {gpt2d_kernels.VERSION} instead of {KERNELS_VERSION}; {install} builds that"
+    return ""
+
+
+def _no_problem() -> str:
+    """Return nothing: what such an engine lacks shows when a worker imports its libraries."""
+    return ""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Bytes in memory at one precision, for each weight of a part of the model."""
+
+    blocks: float
+    """A weight of the blocks' matrices."""
+    head: float
+    """A weight of the token table: all copies of it, where the LM head has one of its own."""
+    rest: float = 4
+    """A bias, a norm's weight or a position's."""
+    kv: int = 4
+    """An element of the KV cache."""
+    loading_copies: int = 0
+    """Times that all weights are in memory as float32 while the engine is made, where that is more than what stays."""
+
+
+def _in_blocks(bits: int, scale_bytes: int, *, head_copies: int = 1, kv: int = 4) -> Stored:
+    """Return the sizes of a model quantised in blocks, each with a scale."""
+    scale = scale_bytes / BLOCK
+    return Stored(bits / 8 + scale, head_copies * (HEAD_BITS / 8 + scale), kv=kv)
+
+
+@dataclass(frozen=True)
+class Traits:
+    """One engine, as it is known before it is loaded."""
+
+    precisions: Mapping[str, Stored]
+    """The first is the default."""
+    install: str
+    """The command that installs what the engine needs."""
+    needs: str = ""
+    """The packages that a worker imports for this engine alone, for people."""
+    problem: Callable[[], str] = _no_problem
+    """Returns why the engine cannot be used; empty if it can."""
+    compiles: tuple[str, ...] = ()
+    """The precisions at which it can be compiled."""
+    most_rows: int | None = None
+    """Sequences that it can run together; None: as many as there is memory for."""
+    prefix_cache: bool = True
+    """Whether the keys and values of a row can be copied out and in again."""
+    libraries_bytes: int = 0
+    """Memory that its libraries take beside that of every worker."""
+    build_unit: str = "layers"
+    """What the progress of a build counts; empty: the checkpoint itself is opened."""
+
+    @property
+    def default_precision(self) -> str:
+        return next(iter(self.precisions))
+
+    def rows(self, asked: int | None) -> int | None:
+        """Return the rows that the engine gets where `asked` are wanted; None: as many as fit."""
+        return asked if self.most_rows is None else self.most_rows
+
+    def missing(self, name: str, module: str | None) -> str:
+        """Return the sentence for a worker where a package is missing."""
+        return f"engine {name} needs {self.needs} ({module} is missing); {self.install} adds them"
+
+
+KERNELS_INSTALL = "`pip install ./server/kernels`"
+SERVER_INSTALL = "`pip install -r requirements-server.txt`"
+REFERENCES_INSTALL = "`pip install -r requirements.txt`"
+REFERENCE_BYTES = 420 << 20
+"""Memory that the libraries of the reference engines take."""
+
+TRAITS = {
+    "native": Traits(
+        {
+            "int8": _in_blocks(8, 2, kv=2),  # scales, keys and values are fp16
+            "int4": _in_blocks(4, 2, kv=2),
+            "fp32": Stored(4, 4),
+        },
+        install=KERNELS_INSTALL,
+        problem=native_problem,
+    ),
+    "onnx": Traits(
+        {
+            "int8": _in_blocks(8, 4, head_copies=2),  # the runtime keeps a packed copy of the head
+            "int4": _in_blocks(4, 4, head_copies=2),
+            "fp32": Stored(4, 4),
+        },
+        install=SERVER_INSTALL,
+    ),
+    "torch": Traits(
+        {
+            "fp32": Stored(4, 4),
+            "bf16": Stored(2, 2, 2),
+            # Made of fp32, whose memory is not given back; the head is parted from the token table.
+            "int8": Stored(5, 9),
+        },
+        install=REFERENCES_INSTALL,
+        needs="torch and transformers",
+        compiles=("fp32", "bf16"),
+        most_rows=1,
+        prefix_cache=False,
+        libraries_bytes=REFERENCE_BYTES,
+        build_unit="",
+    ),
+    "optimum": Traits(
+        {
+            # The head is stored apart from the token table, and the runtime copies what it rearranges: half as much again.
+            "fp32": Stored(6, 12, 6, loading_copies=6),
+            "int8": Stored(1.5, 3, 1.5, loading_copies=8),
+        },
+        install=REFERENCES_INSTALL,
+        needs="optimum and optimum-onnx",
+        most_rows=1,
+        prefix_cache=False,
+        libraries_bytes=REFERENCE_BYTES,
+        build_unit="steps",
+    ),
+}
+"""Every engine by name, the default first. Torch and optimum are references: there to compare the others with."""
+ENGINES = {name: traits for name, traits in TRAITS.items() if not traits.problem()}
+"""Those that can be used here."""
+REFERENCE = (next(iter(ENGINES)), "fp32")
+"""Engine and precision that the others are measured against."""
+
+
+def choose_engine(engine: str | None, precision: str | None) -> tuple[str, str]:
+    """Fill in what a load request left out.
+
+    Raises: BadModel, naming what there is.
+    """
+    engine = engine or next(iter(ENGINES))
+    if engine not in ENGINES:
+        raise BadModel(f"no engine {engine!r}; there are: {', '.join(ENGINES)}")
+    traits = ENGINES[engine]
+    precision = precision or traits.default_precision
+    if precision not in traits.precisions:
+        raise BadModel(f"engine {engine} has no precision {precision!r}; it has: {', '.join(traits.precisions)}")
+    return engine, precision
+
+
+def check_compiled(engine: str, precision: str) -> None:
+    """Raise BadModel where there is nothing to compile."""
+    if precision not in TRAITS[engine].compiles:
+        there = ", ".join(f"{name} at {' and '.join(t.compiles)}" for name, t in ENGINES.items() if t.compiles)
+        raise BadModel(f"{engine} at {precision} cannot be compiled; what can: {there}")
