@@ -1,39 +1,57 @@
-"""Each room loads only what it may: proved in a fresh interpreter."""
+"""Each room loads only what it may: every module of a folder, proved in a fresh interpreter."""
 
 from __future__ import annotations
 
+import pkgutil
 import subprocess
 import sys
 
 import pytest
 
-HEAVY = {
-    "numpy",
-    "torch",
-    "onnxruntime",
-    "onnx",
-    "transformers",
-    "tokenizers",
-    "optimum",
-    "huggingface_hub",
-    "safetensors",
+MODELS = {
+    "numpy", "torch", "onnxruntime", "onnx", "transformers", "tokenizers", "optimum", "huggingface_hub", "safetensors",
+}  # fmt: skip
+DRAWING = {"numpy", "glfw", "imgui_bundle", "OpenGL"}
+REFERENCES = {"torch", "transformers", "optimum", "onnxruntime"}
+"""What engines import when they are asked for, and not before."""
+RAY = {"server.launch.agent", "server.launch.host"}
+"""Processes of their own, beside the gateway and on the nodes."""
+ROOMS: dict[str, set[str]] = {
+    "protocol": MODELS | {"server", "client", "psutil", "platformdirs", "prompt_toolkit", "ray"},
+    "client": MODELS | DRAWING | {"server", "ray"},
+    "client.window": (MODELS - {"numpy"}) | {"server", "ray"},
+    "server": MODELS | {"client", "ray"},
+    "server.catalogue": MODELS | {"client", "ray", "psutil"},
+    "server.launch": MODELS | {"client", "ray", "server.gateway", "server.worker"},
+    "server.gateway": MODELS
+    | {"client", "ray", "server.worker", "server.engines", "server.convert", "server.checkpoint"},
+    "server.checkpoint": REFERENCES | {"client", "server.gateway", "server.worker", "server.link"},
+    "server.convert": REFERENCES | {"client", "server.gateway", "server.worker", "server.link"},
+    "server.engines": REFERENCES - {"onnxruntime"} | {"client", "server.gateway", "server.worker", "server.link"},
+    "server.worker": REFERENCES | {"client", "server.gateway"},
 }
-ROOMS = {
-    "protocol": HEAVY | {"server", "client", "psutil", "platformdirs", "prompt_toolkit"},
-    "client.__main__": HEAVY | {"server"},
-    "client.terminal": HEAVY | {"server"},
-    "server.__main__": HEAVY | {"client"},
-    "server.gateway.gateway": HEAVY | {"client"},
-    "server.catalogue.catalogue": HEAVY | {"client", "psutil"},
-    "server.convert.onnx_graph": {"torch", "onnxruntime", "transformers", "client"},
-    "server.engines.onnx": {"torch", "transformers", "client"},
-    "server.worker.__main__": {"torch", "transformers", "optimum", "client"},
-}
+OWN = {"server.engines": {"server.engines.torch", "server.engines.optimum"}, "server.launch": RAY}
+"""Modules that are there to load what their folder otherwise must not."""
+
+
+def modules_of(room: str) -> list[str]:
+    """The modules that lie in a folder itself, not in a folder of its own."""
+    folder = __import__(room, fromlist=["__path__"]).__path__
+    names = [f"{room}.{found.name}" for found in pkgutil.iter_modules(folder) if not found.ispkg]
+    return [name for name in (room, *names) if name not in OWN.get(room, ())]
 
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_room_loads_only_what_it_may(room: str) -> None:
-    code = f"import sys, {room}; print(*sys.modules)"
+    code = f"import importlib, sys\nfor name in {modules_of(room)}: importlib.import_module(name)\nprint(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     loaded = set(done.stdout.split())
     assert not ROOMS[room] & loaded
+
+
+def test_every_folder_of_the_product_has_a_rule() -> None:
+    folders = set()
+    for package in ("protocol", "server", "client"):
+        path = __import__(package).__path__
+        folders |= {package} | {f"{package}.{found.name}" for found in pkgutil.iter_modules(path) if found.ispkg}
+    assert folders == set(ROOMS)
