@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from protocol import Client, Gpt2dError
 from protocol.errors import Busy
-from tests.conftest import Daemon
+from scripts.daemon import Daemon
 
 MAIN, SECOND = {"engine": "native", "precision": "int8"}, {"engine": "onnx", "precision": "int8"}
 PROBE_S, WRITERS = 0.2, 3

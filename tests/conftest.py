@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import re
 import socket
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from protocol import Client, Gpt2dError
-
-START_S = 20
+from scripts.daemon import Daemon
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 5) -> None:
@@ -39,59 +32,6 @@ def answers(client: Client) -> bool:
         return bool(client.ping(timeout=1))
     except Gpt2dError:
         return False
-
-
-class Daemon:
-    """A gpt2d-server process. `log` is what it has written so far."""
-
-    program: tuple[str, ...] = ("server",)
-    """The module to run, and what comes before its arguments."""
-    before: tuple[str, ...] = ()
-    """What comes before the interpreter."""
-
-    def __init__(self, folder: Path, *arguments: str, **environment: str) -> None:
-        self.folder = folder
-        self.log: list[str] = []
-        command = [*self.before, sys.executable, "-P", "-m", *self.program, "--endpoint", "tcp://127.0.0.1:0"]
-        command += ["--models-dir", str(folder / "models"), "--cache-dir", str(folder / "cache"), *arguments]
-        nowhere = {"HF_HUB_CACHE": str(folder / "hub"), "HF_ENDPOINT": "http://127.0.0.1:9"}
-        self.process = subprocess.Popen(
-            command, stderr=subprocess.PIPE, text=True, env=os.environ | nowhere | environment
-        )
-        self._listening = threading.Event()
-        self.endpoint = ""
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-        if not self._listening.wait(START_S) or not self.endpoint:
-            self.kill()
-            raise RuntimeError(f"the daemon did not start: {''.join(self.log)}")
-
-    def _read(self) -> None:
-        assert self.process.stderr
-        for line in self.process.stderr:
-            self.log.append(line)
-            if found := re.search(r"listens on (\S+?),", line):
-                self.endpoint = found[1]
-                self._listening.set()
-        self._listening.set()
-
-    def workers(self) -> list[psutil.Process]:
-        """The worker processes that run now."""
-        return psutil.Process(self.process.pid).children()
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-    def stop(self) -> int:
-        """SIGTERM, and the exit code."""
-        self.process.terminate()
-        code = self.process.wait(20)
-        self._reader.join(5)
-        return code
-
-    def logged(self) -> str:
-        return "".join(self.log)
 
 
 @pytest.fixture(scope="session")

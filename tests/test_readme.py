@@ -13,7 +13,8 @@ import pytest
 import zmq
 
 from protocol import codec, messages as m
-from tests.conftest import Daemon, free_port
+from scripts.daemon import Daemon
+from tests.conftest import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -44,9 +44,9 @@ from scripts.bench.cluster_nodes import ray_cluster
 from scripts.bench.cluster_peers import END_S, Peers, Tally
 from scripts.bench.cluster_weights import measure_weights
 from scripts.bench.peers import alone
+from scripts.daemon import Daemon
 from server.config import default_models_dir, default_threads
 from server.gateway.status import cpu
-from tests.conftest import Daemon
 from tests.reliability.asking import until
 from tests.reliability.daemon import Behaviour, FakeDaemon
 from tests.reliability.flood import FloodDaemon

@@ -17,8 +17,8 @@ from protocol import Client, messages as m
 from scripts.bench.cluster_nodes import ray_cluster, ray_node
 from scripts.bench.cluster_peers import Tally
 from scripts.bench.peers import alone
+from scripts.daemon import Daemon
 from scripts.make_model import ensure_model
-from tests.conftest import Daemon
 
 SETTLE_S = 3.0
 """After an unload, until the cluster tells that its node is free."""

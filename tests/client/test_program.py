@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from protocol import Client
-from tests.conftest import Daemon, wait_for
+from scripts.daemon import Daemon
+from tests.conftest import wait_for
 
 
 def test_a_person_writes_and_quits(screen: str, home: Path, shared_daemon: Daemon, client: Client) -> None:

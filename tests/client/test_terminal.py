@@ -19,8 +19,8 @@ from client.terminal import Choice, Terminal
 from protocol import Client
 from protocol.errors import BadRequest, UnknownModel
 from protocol.keys import Address, CurveKeys, write_secret
+from scripts.daemon import Daemon
 from tests.client.fake import ReplicaServer
-from tests.conftest import Daemon
 
 LEDGER = re.compile(
     r"\[inference \d+ ms: prefill \d+ \+ decode \d+; 5 \+ \d+ tokens, \d+ tokens/s; first token \d+ ms; demo/native/int8, length, seed 1\]"

@@ -17,10 +17,10 @@ from imgui_bundle import imgui
 from client.window.events import Prefer
 from protocol import messages as m
 from protocol.keys import Address, CurveKeys
+from scripts.daemon import Daemon
 from tests.client.fake import ReplicaServer
 from tests.client.hostile import HostileServer
 from tests.client.window import Driver, drive
-from tests.conftest import Daemon
 from tests.system.test_keys import keyed_daemon
 
 pytestmark = pytest.mark.usefixtures("screen")

@@ -16,13 +16,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 import psutil
 
+from scripts.daemon import Daemon
 from server.engines.base import Hidden, Logits
-from tests.conftest import Daemon
 from tests.fakes import FakeEngine
 
 POISON = 13
@@ -46,14 +45,11 @@ class FakeDaemon(Daemon):
 
     def __init__(self, folder: Path, behaviour: Behaviour, *arguments: str) -> None:
         self.program = ("tests.reliability.daemon", json.dumps(asdict(behaviour)))
-        super().__init__(folder, *arguments, PYTHONPATH=str(Path(__file__).resolve().parent.parent.parent))
+        super().__init__(folder, *arguments)
 
     def rss(self) -> int:
         """Resident bytes of the gateway's process."""
         return int(psutil.Process(self.process.pid).memory_info().rss)
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         if self.process.poll() is None:

@@ -14,9 +14,9 @@ import pytest
 
 from protocol import Client, messages as m
 from protocol.errors import BadModel, Draining, Gpt2dError, LoadFailed, UnknownModel
+from scripts.daemon import Daemon
 from server.catalogue.architecture import WEIGHTS_FILE
 from server.catalogue.catalogue import DEMO_FOLDER
-from tests.conftest import Daemon
 from tests.reliability.asking import ask, text, until
 from tests.reliability.daemon import Behaviour, FakeDaemon
 from tests.reliability.promise import Figures, Scale, promise

@@ -18,10 +18,10 @@ import psutil
 
 from protocol import messages as m
 from protocol.ledger import ledger
+from scripts.daemon import Daemon
 from server.launch.spec import Spec
 from server.link import Beat, ForWorker, Ready, Started, Work
 from server.worker.loop import BEAT_S, Link
-from tests.conftest import Daemon
 from tests.reliability.asking import VOCABULARY
 
 CONTEXT, ROWS = 1024, 64
@@ -32,7 +32,7 @@ class FloodDaemon(Daemon):
 
     def __init__(self, folder: Path, piece: int, *arguments: str) -> None:
         self.program = ("tests.reliability.flood", "daemon", str(piece))
-        super().__init__(folder, *arguments, PYTHONPATH=str(Path(__file__).resolve().parent.parent.parent))
+        super().__init__(folder, *arguments)
 
 
 @dataclass

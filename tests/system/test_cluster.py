@@ -24,7 +24,8 @@ from ray.cluster_utils import Cluster
 
 from protocol import Client, messages as m
 from protocol.errors import NoMemory, WorkerDied
-from tests.conftest import Daemon, wait_for
+from scripts.daemon import Daemon
+from tests.conftest import wait_for
 from tests.reliability.asking import ask
 from tests.reliability.daemon import Behaviour, FakeDaemon
 from tests.system.test_replicas import health, long, ready, running

@@ -20,7 +20,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from protocol import Client
 from protocol.errors import Internal, NotLoaded
-from tests.conftest import Daemon, free_port, wait_for
+from scripts.daemon import Daemon
+from tests.conftest import free_port, wait_for
 from tests.reliability.daemon import POISON, Behaviour, FakeDaemon
 
 DEPLOY = Path("docs/deploy")
@@ -230,7 +231,7 @@ def test_every_line_is_an_object_what_the_workers_say_too(tmp_path: Path) -> Non
         wait_for(lambda: "died" in daemon.logged())
         assert daemon.stop() == 0
         wait_for(lambda: "stopped" in daemon.logged())
-        lines = [json.loads(line) for line in daemon.log]
+        lines = [json.loads(line) for line in daemon.logged().splitlines()]
     assert all(line.keys() == {"time", "level", "logger", "message"} for line in lines)
     of_workers = [line["message"] for line in lines if line["logger"] == "gpt2d.worker"]
     assert any(f"demo/native/int8: the engine failed, incident {incident}" in line for line in of_workers)

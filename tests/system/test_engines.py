@@ -24,7 +24,8 @@ from protocol.errors import (
     NoMemory,
     NotLoaded,
 )
-from tests.conftest import Daemon, wait_for
+from scripts.daemon import Daemon
+from tests.conftest import wait_for
 from tests.server.test_fidelity import VERSE
 
 

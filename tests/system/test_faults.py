@@ -27,8 +27,9 @@ from protocol.errors import (
     ServerStuck,
     WorkerDied,
 )
+from scripts.daemon import Daemon
 from server.catalogue.architecture import PUBLISHED
-from tests.conftest import Daemon, answers, wait_for
+from tests.conftest import answers, wait_for
 from tests.server.test_weights import copy_demo
 
 LONG = {"max_new_tokens": 1000, "ignore_eos": True}

@@ -14,9 +14,10 @@ import pytest
 from protocol import Client, messages as m
 from protocol.connection import Event
 from protocol.errors import BadModel, Cancelled, LoadFailed, NoMemory, UnknownModel
+from scripts.daemon import Daemon
 from server.catalogue.architecture import PUBLISHED
 from server.catalogue.catalogue import DEMO_FOLDER, Catalogue
-from tests.conftest import Daemon, wait_for
+from tests.conftest import wait_for
 from tests.hub import COMMIT, Hub
 from tests.server.test_weights import copy_demo
 

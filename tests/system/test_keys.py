@@ -19,7 +19,8 @@ from protocol import Client, messages as m, sockets
 from protocol.connection import Event
 from protocol.errors import Busy, KeyRefused, NoServer, Unauthorised
 from protocol.keys import Address, CurveKeys, Role, write_public, write_secret
-from tests.conftest import Daemon, answers, wait_for
+from scripts.daemon import Daemon
+from tests.conftest import answers, wait_for
 
 LONG = {"max_new_tokens": 1000, "ignore_eos": True}
 

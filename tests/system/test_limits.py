@@ -19,10 +19,11 @@ from protocol.errors import (
     Busy,
     NoMemory,
 )
+from scripts.daemon import Daemon
 from server.catalogue.architecture import PUBLISHED, read_architecture
 from server.catalogue.catalogue import DEMO_FOLDER
 from server.engines.load import load_engine
-from tests.conftest import Daemon, wait_for
+from tests.conftest import wait_for
 from tests.server.test_weights import copy_demo
 
 LONG = {"max_new_tokens": 1000, "ignore_eos": True}

@@ -12,7 +12,8 @@ import pytest
 
 from protocol import Client
 from protocol.errors import ConnectionFailed, ConnectionLost
-from tests.conftest import Daemon, answers, wait_for
+from scripts.daemon import Daemon
+from tests.conftest import answers, wait_for
 from tests.proxy import Proxy
 from tests.system.test_keys import Keyed, keyed_daemon
 

@@ -15,8 +15,9 @@ from msgspec.structs import replace
 
 from protocol import Client, messages as m
 from protocol.errors import BadModel, Busy, Cancelled, LoadFailed, NoMemory, NotLoaded, WorkerDied
+from scripts.daemon import Daemon
 from server.catalogue.catalogue import Catalogue
-from tests.conftest import Daemon, wait_for
+from tests.conftest import wait_for
 from tests.reliability.asking import VOCABULARY, Asked, ask
 from tests.reliability.daemon import POISON, Behaviour, FakeDaemon, expected
 

@@ -15,10 +15,11 @@ import zmq
 
 from protocol import AsyncClient, Client, messages as m
 from protocol.errors import BadModel, BadRequest, Busy, NotLoaded, TooLong, UnknownModel
+from scripts.daemon import Daemon
 from server.catalogue.architecture import read_architecture
 from server.catalogue.catalogue import DEMO_FOLDER
 from server.worker.text import Text
-from tests.conftest import Daemon, wait_for
+from tests.conftest import wait_for
 
 PROMPT = "Shall I compare thee"
 ARCH = read_architecture(DEMO_FOLDER)
