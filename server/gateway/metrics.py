@@ -27,15 +27,15 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from protocol.ledger import Ledger
 from server.config import VERSION
 from server.gateway.sessions import Sessions
-from server.gateway.supervisor import Loads
+from server.gateway.supervisor import Supervisor
 from server.link import Beat
 
 REQUEST_S = 5.0
 MODEL = ("model", "engine", "precision")
 REPLICA = (*MODEL, "replica")
-Name = tuple[str, str, str]
+ModelName = tuple[str, str, str]
 """Values of MODEL."""
-Replica = tuple[str, str, str, str]
+ReplicaName = tuple[str, str, str, str]
 """Values of MODEL, and the replica's number."""
 QUEUE_S = (0.001, 0.005, 0.02, 0.1, 0.5, 1, 2, 5, 10, 30, 60)
 FIRST_TOKEN_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
@@ -47,7 +47,7 @@ INFERENCE_S = (0.01, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300)
 class Now:
     """How things stood when the gateway looked last."""
 
-    replicas: dict[Replica, Beat] = field(default_factory=dict)
+    replicas: dict[ReplicaName, Beat] = field(default_factory=dict)
     """What the workers of each loaded model last told."""
     outcomes: dict[tuple[str, str], int] = field(default_factory=dict)
     """As Sessions counts them."""
@@ -64,7 +64,7 @@ class Metrics:
         """Serve on 127.0.0.1. Raises: OSError if the port is taken."""
         self._began = time.monotonic()
         self._now = Now()
-        self._named: set[Name] = set()
+        self._named: set[ModelName] = set()
         disable_created_metrics()  # a series more for each, which says when it began
         registry = CollectorRegistry()
         Info("gpt2d_build", "The program", registry=registry).info(
@@ -92,7 +92,7 @@ class Metrics:
         self._server = _Server(("127.0.0.1", port), _Handler.factory(registry))
         threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True).start()
 
-    def generated(self, name: Name, ledger: Ledger) -> None:
+    def generated(self, name: ModelName, ledger: Ledger) -> None:
         self._named.add(name)
         self._queue.labels(*name).observe(ledger.queue_ms / 1000)
         self._first_token.labels(*name).observe(ledger.first_token_ms / 1000)
@@ -100,10 +100,15 @@ class Metrics:
         if ledger.mean_batch:
             self._batch.labels(*name).observe(ledger.mean_batch)
 
-    def look(self, replicas: dict[Replica, Beat], sessions: Sessions, loads: Loads) -> None:
+    def look(self, replicas: dict[ReplicaName, Beat], sessions: Sessions, supervisor: Supervisor) -> None:
         """How things stand now. What a model that is loaded no more has left behind is forgotten."""
         self._now = Now(
-            replicas, dict(sessions.outcomes), len(sessions.all_open()), sessions.peers, loads.restarts, loads.deaths
+            replicas,
+            dict(sessions.outcomes),
+            len(sessions.all_open()),
+            sessions.peers,
+            supervisor.restarts,
+            supervisor.deaths,
         )
         for name in self._named - {replica[:3] for replica in replicas}:
             self._named.remove(name)

@@ -25,7 +25,7 @@ STOP_S = 2.0
 
 
 @dataclass(eq=False)
-class Worker:
+class Replica:
     """One loaded, loading or stopping replica of a model."""
 
     model: str
@@ -37,7 +37,7 @@ class Worker:
     """Bytes that it may come to need."""
     rows: int | None
     """None: as many as will fit, when its shape is known."""
-    replica: int = 0
+    number: int = 0
     node: str = ""
     """The machine it runs on; empty before it said so."""
     connection: bytes = b""
@@ -107,7 +107,7 @@ class Worker:
     def health(self) -> m.WorkerHealth:
         return m.WorkerHealth(
             model=self.model, engine=self.engine, precision=self.precision, state="stopping" if self.draining else self.state,
-            replica=self.replica, node=self.node, moved_ms_ago=(time.monotonic() - self.heard) * 1000,
+            replica=self.number, node=self.node, moved_ms_ago=(time.monotonic() - self.heard) * 1000,
             running=self.beat.running if self.beat else 0, waiting=self.beat.waiting if self.beat else 0,
         )  # fmt: skip
 
@@ -116,7 +116,7 @@ class Worker:
         return m.WorkerStats(
             model=self.model, engine=self.engine, precision=self.precision, rss_bytes=self.rss_bytes,
             requests=beat.requests if beat else 0, prompt_tokens=beat.prompt_tokens if beat else 0,
-            new_tokens=beat.new_tokens if beat else 0, busy_ms=beat.busy_ms if beat else 0.0, replica=self.replica, node=self.node,
+            new_tokens=beat.new_tokens if beat else 0, busy_ms=beat.busy_ms if beat else 0.0, replica=self.number, node=self.node,
         )  # fmt: skip
 
 
@@ -125,26 +125,22 @@ def agree(wanted: tuple[str | None, ...], own: tuple[str, ...]) -> bool:
     return all(one is None or one == other for one, other in zip(wanted, own, strict=True))
 
 
-class Workers:
+class Replicas:
     """The table of workers; used by the gateway's thread only."""
 
     def __init__(self, config: Config, keys: CurveKeys, endpoint: str, launcher: Launcher, measurer: Launcher) -> None:
         """`measurer` launches what measures: on this machine, where the model's files and the records are."""
-        self._config, self._keys, self._endpoint, self._launcher, self._measurer = (
-            config,
-            keys,
-            endpoint,
-            launcher,
-            measurer,
-        )
-        self._workers: dict[str, Worker] = {}
+        self._config, self._keys = config, keys
+        self._endpoint = endpoint
+        self._launcher, self._measurer = launcher, measurer
+        self._replicas: dict[str, Replica] = {}
 
-    def all(self) -> list[Worker]:
-        return list(self._workers.values())
+    def all(self) -> list[Replica]:
+        return list(self._replicas.values())
 
-    def models(self) -> list[Worker]:
+    def models(self) -> list[Replica]:
         """Without those that measure."""
-        return [w for w in self._workers.values() if w.task is None]
+        return [r for r in self._replicas.values() if r.task is None]
 
     def start(
         self,
@@ -155,18 +151,17 @@ class Workers:
         compiled: bool = False,
         task: m.Measure | None = None,
         share: int = 1,
-    ) -> Worker:
+    ) -> Replica:
         """Launch a worker and reserve its memory: for a task that of one row, and of full precision beside it.
 
         `model` is one without a problem. Replicas have the same rows: the first is one of `share` that are to fit. Raises: NoMemory, LoadFailed.
         """
         launcher = self._launcher_for(task)
         arch, config, room = model.architecture, self._config, self._room(launcher)
-        others = [w for w in self.models() if w.way == (model.name, engine, precision)]
-        rows, need = (
-            1 if task else TRAITS[engine].rows(config.rows) or next((w.rows for w in others), None),
-            OVERHEAD_BYTES,
-        )
+        others = [r for r in self.models() if r.way == (model.name, engine, precision)]
+        known = TRAITS[engine].rows(config.rows) or next((r.rows for r in others), None)
+        rows = 1 if task else known
+        need = OVERHEAD_BYTES
         if arch:
             rows = rows or arch.fitting_rows(engine, precision, room // share)
             need = arch.loading_bytes(engine, precision, rows) + (arch.memory_bytes(*REFERENCE, 1) if task else 0)
@@ -179,34 +174,34 @@ class Workers:
             hub_cache=str(config.hub_cache), models_dir=str(config.models_dir), engine=engine, precision=precision,
             compiled=compiled, measures=task is not None, threads=config.threads, rows=rows, room=room, cache_dir=str(config.cache_dir), cache_bytes=config.cache_bytes,
         )  # fmt: skip
-        taken = {w.replica for w in others}
-        replica = next(i for i in range(len(taken) + 1) if i not in taken)
+        taken = {r.number for r in others}
+        number = next(i for i in range(len(taken) + 1) if i not in taken)
         try:
             process = launcher.start(spec, need)
         except OSError as e:
             raise LoadFailed(f"no worker process can be started: {e}") from None
-        worker = Worker(
-            model.name, engine, precision, identity, process, need, rows, replica, compiled=compiled, task=task
+        replica = Replica(
+            model.name, engine, precision, identity, process, need, rows, number, compiled=compiled, task=task
         )
-        self._workers[identity] = worker
-        return worker
+        self._replicas[identity] = replica
+        return replica
 
-    def resize(self, worker: Worker, need: int) -> None:
+    def resize(self, replica: Replica, need: int) -> None:
         """Reserve what a worker has found out that it needs; part of it may be taken already. Raises: NoMemory."""
-        room = self._room(self._launcher_for(worker.task))
-        if need - worker.reserved > room:
-            raise self._no_memory(worker.name, need, room, None, worker.engine)
-        worker.reserved = need
+        room = self._room(self._launcher_for(replica.task))
+        if need - replica.reserved > room:
+            raise self._no_memory(replica.name, need, room, None, replica.engine)
+        replica.reserved = need
 
     def _launcher_for(self, task: m.Measure | None) -> Launcher:
         return self._measurer if task else self._launcher
 
     def _room(self, launcher: Launcher) -> int:
         """Bytes that a new worker may take: what is free, less what the others have reserved and not yet taken."""
-        same = [w for w in self._workers.values() if self._launcher_for(w.task) is launcher]
-        room = launcher.free_memory(sum(max(0, w.reserved - w.rss_bytes) for w in same))
+        same = [r for r in self._replicas.values() if self._launcher_for(r.task) is launcher]
+        room = launcher.free_memory(sum(max(0, r.reserved - r.rss_bytes) for r in same))
         if self._config.max_memory is not None:
-            room = min(room, int(self._config.max_memory * 1e9) - sum(w.reserved for w in self._workers.values()))
+            room = min(room, int(self._config.max_memory * 1e9) - sum(r.reserved for r in self._replicas.values()))
         return max(0, room)
 
     def _no_memory(self, name: str, need: int, room: int, arch: Architecture | None, engine: str) -> NoMemory:
@@ -216,9 +211,9 @@ class Workers:
             for p in TRAITS[engine].precisions
             if arch and (size := arch.memory_bytes(engine, p, 1)) < need
         ]
-        loaded = dict.fromkeys(f"{w.name} ({w.reserved / 1e6:.0f} MB)" for w in self.models() if w.reserved)
+        loaded = dict.fromkeys(f"{r.name} ({r.reserved / 1e6:.0f} MB)" for r in self.models() if r.reserved)
         ways = [f"unload {' or '.join(loaded)}"] if loaded else []
-        ways += [f"wait until {w.name} is measured" for w in self._workers.values() if w.task]
+        ways += [f"wait until {r.name} is measured" for r in self._replicas.values() if r.task]
         ways += [f"choose {' or '.join(smaller)}"] if smaller else []
         advice = ", or ".join([*ways, "choose a smaller model"])
         there = f"; {places}" if (places := self._launcher.places()) else ""
@@ -226,58 +221,58 @@ class Workers:
             f"{name} needs about {need / 1e6:.0f} MB; {room / 1e6:.0f} MB are free for it{there}. You could {advice}."
         )
 
-    def by_identity(self, identity: str) -> Worker | None:
-        return self._workers.get(identity)
+    def by_identity(self, identity: str) -> Replica | None:
+        return self._replicas.get(identity)
 
-    def by_connection(self, routing_id: bytes) -> Worker | None:
+    def by_connection(self, routing_id: bytes) -> Replica | None:
         """The worker whose process has that routing id, or is a new one of it."""
-        worker = self._workers.get(routing_id.decode("ascii", "replace").partition(".")[0])
-        return None if worker and routing_id in worker.former else worker
+        replica = self._replicas.get(routing_id.decode("ascii", "replace").partition(".")[0])
+        return None if replica and routing_id in replica.former else replica
 
-    def matching(self, model: str | None, engine: str | None, precision: str | None) -> list[Worker]:
+    def matching(self, model: str | None, engine: str | None, precision: str | None) -> list[Replica]:
         """Those that load or serve."""
         return [
-            w for w in self.models() if w.state != "stopping" and not w.draining and w.matches(model, engine, precision)
+            r for r in self.models() if r.state != "stopping" and not r.draining and r.matches(model, engine, precision)
         ]
 
-    def serving(self, request: m.OfModel) -> list[Worker]:
+    def serving(self, request: m.OfModel) -> list[Replica]:
         """The replicas of the one model that a request means. Raises: NotLoaded, BadRequest if it could mean several."""
         wanted = (request.model, request.engine, request.precision)
-        found = [w for w in self.matching(*wanted) if w.serves]
-        names = list(dict.fromkeys(w.name for w in found))
+        found = [r for r in self.matching(*wanted) if r.serves]
+        names = list(dict.fromkeys(r.name for r in found))
         if len(names) == 1:
             return found
-        asked = "/".join(w or "*" for w in wanted)
+        asked = "/".join(part or "*" for part in wanted)
         if found:
             raise BadRequest(f"{asked} could be any of {', '.join(names)}; name one")
-        there = ", ".join(dict.fromkeys(f"{w.name} ({w.state})" for w in self.models())) or "nothing"
+        there = ", ".join(dict.fromkeys(f"{r.name} ({r.state})" for r in self.models())) or "nothing"
         if wanted == (None, None, None):
             raise NotLoaded(f"no model is loaded; load one first (there is: {there})")
         raise NotLoaded(f"{asked} is not loaded; load it first (there is: {there})")
 
-    def stop(self, worker: Worker) -> None:
+    def stop(self, replica: Replica) -> None:
         """Ask a worker to end; `ended` tells when it has."""
-        if worker.state != "stopping":
-            worker.state = "stopping"
-            worker.stop_by = time.monotonic() + STOP_S
-            worker.process.stop()
+        if replica.state != "stopping":
+            replica.state = "stopping"
+            replica.stop_by = time.monotonic() + STOP_S
+            replica.process.stop()
 
-    def kill(self, worker: Worker) -> None:
+    def kill(self, replica: Replica) -> None:
         """End a worker that does not listen."""
-        worker.state, worker.stop_by = "stopping", time.monotonic() + STOP_S
-        worker.process.kill()
+        replica.state, replica.stop_by = "stopping", time.monotonic() + STOP_S
+        replica.process.kill()
 
-    def ended(self) -> list[tuple[Worker, int]]:
+    def ended(self) -> list[tuple[Replica, int]]:
         """Forget and return the workers whose processes have ended, with their exit codes; kill those that linger."""
         ended = []
         now = time.monotonic()
-        for worker in list(self._workers.values()):
-            code = worker.process.exit_code()
+        for replica in list(self._replicas.values()):
+            code = replica.process.exit_code()
             if code is not None:
-                del self._workers[worker.identity]
-                ended.append((worker, code))
-            elif worker.state == "stopping" and now > worker.stop_by:
-                self.kill(worker)  # and not again before its time is over once more
+                del self._replicas[replica.identity]
+                ended.append((replica, code))
+            elif replica.state == "stopping" and now > replica.stop_by:
+                self.kill(replica)  # and not again before its time is over once more
         return ended
 
     def close(self) -> None:

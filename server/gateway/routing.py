@@ -45,14 +45,14 @@ class Known:
         return next((i for i, block in enumerate(blocks) if block not in self._blocks), len(blocks))
 
 
-class Replica(Protocol):
+class Candidate(Protocol):
     """What of a worker matters here."""
 
     known: Known
     used: float
 
 
-R = TypeVar("R", bound=Replica)
+R = TypeVar("R", bound=Candidate)
 
 
 def choose(replicas: Sequence[R], request: m.OfModel, open_requests: Callable[[R], int]) -> R:

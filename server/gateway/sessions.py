@@ -52,14 +52,14 @@ class Open:
     envelope: list[bytes]
     request: m.AnyRequest
     began: float = field(default_factory=time.monotonic)
-    worker: str | None = None
+    replica: str | None = None
     """Identity of the worker that has it."""
     seq: int = 0
     cancelled: float = 0.0
     """When it was cancelled (monotonic); 0: it was not."""
     tokens: int = 0
     """How many it counts for."""
-    told: bool = False
+    text_sent: bool = False
     """Some of its text has been sent."""
     moved: bool = False
     """Its worker was lost, and another has it now."""
@@ -123,7 +123,7 @@ class Sessions:
     def all_open(self) -> list[Open]:
         return list(self._open.values())
 
-    def of_worker(self, identity: str) -> list[Open]:
+    def of_replica(self, identity: str) -> list[Open]:
         return list(self._held.get(identity, {}).values())
 
     def held(self, identity: str) -> int:
@@ -133,7 +133,7 @@ class Sessions:
     def assign(self, entry: Open, identity: str) -> None:
         """A worker has it from now on."""
         self._release(entry)
-        entry.worker = identity
+        entry.replica = identity
         self._held.setdefault(identity, {})[entry.key] = entry
 
     def by_key(self, key: int | None) -> Open | None:
@@ -183,7 +183,7 @@ class Sessions:
         last = isinstance(reply, m.Result | m.Failure)
         frame = codec.encode(msgspec.structs.replace(reply, id=entry.request.id, seq=entry.seq))
         entry.seq += 1
-        entry.told = entry.told or isinstance(reply, m.Tokens)
+        entry.text_sent = entry.text_sent or isinstance(reply, m.Tokens)
         if last:
             self.outcomes[codec.type_of(entry.request), reply.code if isinstance(reply, m.Failure) else "ok"] += 1
             self._forget(entry)
@@ -273,10 +273,10 @@ class Sessions:
         entry.owner.tokens -= entry.tokens
 
     def _release(self, entry: Open) -> None:
-        held = self._held.get(entry.worker or "", {})
+        held = self._held.get(entry.replica or "", {})
         held.pop(entry.key, None)
         if not held:
-            self._held.pop(entry.worker or "", None)
+            self._held.pop(entry.replica or "", None)
 
     def _keep(self, peer: bytes, session: Session, frames: list[bytes]) -> None:
         if not session.unsent:

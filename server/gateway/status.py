@@ -1,9 +1,11 @@
-"""What the daemon says about itself: the bodies of hello and models, and the memory of its process."""
+"""What the daemon says about itself: the bodies of hello, ping, stats and models."""
 
 from __future__ import annotations
 
 import os
 import platform
+import time
+from collections import Counter
 from functools import cache
 from pathlib import Path
 from typing import get_args
@@ -17,7 +19,8 @@ from server.catalogue.catalogue import Catalogue, Model
 from server.catalogue.engines import ENGINES, Traits
 from server.catalogue.records import Found, Records
 from server.config import VERSION, Config
-from server.gateway.replicas import Workers
+from server.gateway.replicas import Replicas
+from server.gateway.sessions import Sessions
 
 
 @cache
@@ -44,8 +47,33 @@ def _engine(name: str, traits: Traits) -> m.Engine:
     )
 
 
-def model_list(catalogue: Catalogue, workers: Workers, config: Config) -> m.ModelList:
-    return m.ModelList(id=None, models=[_model(model, workers, config) for model in catalogue.models()])
+def model_list(catalogue: Catalogue, replicas: Replicas, config: Config) -> m.ModelList:
+    return m.ModelList(id=None, models=[_model(model, replicas, config) for model in catalogue.models()])
+
+
+def pong(server_id: str, began: float, replicas: Replicas, *, draining: bool) -> m.Pong:
+    """`began` is when this daemon started (monotonic)."""
+    return m.Pong(
+        id=None,
+        server_id=server_id,
+        uptime_ms=(time.monotonic() - began) * 1000,
+        draining=draining,
+        workers=[replica.health() for replica in replicas.models()],
+    )
+
+
+def stats(began: float, sessions: Sessions, requests: Counter[str], replicas: Replicas) -> m.Stats:
+    """`began` is when this daemon started (monotonic); `requests` counts them by type."""
+    return m.Stats(
+        id=None,
+        uptime_ms=(time.monotonic() - began) * 1000,
+        rss_bytes=process_rss(),
+        peers=sessions.peers,
+        open_requests=len(sessions.all_open()),
+        requests=dict(requests),
+        errors=dict(sessions.errors),
+        workers=[replica.stats() for replica in replicas.all() if replica.ready],
+    )
 
 
 def process_rss() -> int:
@@ -64,12 +92,12 @@ def cpu() -> str:
     return platform.processor() or platform.machine()
 
 
-def _model(model: Model, workers: Workers, config: Config) -> m.ModelInfo:
+def _model(model: Model, replicas: Replicas, config: Config) -> m.ModelInfo:
     arch = model.architecture
     if arch is None:
         return m.ModelInfo(name=model.name, parameters=0, context=0, file_bytes=0, precisions=[], problem=model.problem)
     found = _measured(model, config)
-    running = [w for w in workers.models() if w.model == model.name]
+    running = [r for r in replicas.models() if r.model == model.name]
     precisions = [
         m.Precision(
             engine=engine,
@@ -77,9 +105,9 @@ def _model(model: Model, workers: Workers, config: Config) -> m.ModelInfo:
             memory_bytes=arch.memory_bytes(
                 engine, precision, traits.rows(config.rows) or arch.default_rows(engine, precision)
             ),
-            loaded=any(w.serves for w in running if w.way[1:] == (engine, precision)),
+            loaded=any(r.serves for r in running if r.way[1:] == (engine, precision)),
             fidelity=found.get(f"{engine}/{precision}"),
-            replicas=[w.health() for w in running if w.way[1:] == (engine, precision)],
+            replicas=[r.health() for r in running if r.way[1:] == (engine, precision)],
         )
         for engine, traits in ENGINES.items()
         for precision in traits.precisions

@@ -1,4 +1,4 @@
-"""The table of workers: what is reserved for them."""
+"""The table of replicas: what is reserved for them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from protocol.errors import NoMemory
 from protocol.keys import CurveKeys
 from server.catalogue.catalogue import DEMO, Catalogue
 from server.config import Config
-from server.gateway.replicas import Worker, Workers
+from server.gateway.replicas import Replica, Replicas
 from server.launch.spec import Spec
 
 
@@ -51,25 +51,25 @@ class Launcher:
 
 
 @pytest.fixture
-def started(tmp_path: Path) -> tuple[Workers, Worker, Launcher]:
+def started(tmp_path: Path) -> tuple[Replicas, Replica, Launcher]:
     launcher = Launcher()
-    workers = Workers(
+    replicas = Replicas(
         Config(models_dir=tmp_path, hub_cache=tmp_path), CurveKeys.new(), "tcp://127.0.0.1:1", launcher, launcher
     )
-    worker = workers.start(Catalogue(tmp_path, tmp_path).find(DEMO), "native", "int8")
-    return workers, worker, launcher
+    replica = replicas.start(Catalogue(tmp_path, tmp_path).find(DEMO), "native", "int8")
+    return replicas, replica, launcher
 
 
-def test_what_is_taken_already_is_not_asked_for_again(started: tuple[Workers, Worker, Launcher]) -> None:
-    workers, worker, launcher = started
-    need = worker.reserved
+def test_what_is_taken_already_is_not_asked_for_again(started: tuple[Replicas, Replica, Launcher]) -> None:
+    replicas, replica, launcher = started
+    need = replica.reserved
     launcher.free = 10_000_000  # it has loaded: what it needs is gone from what is free
-    workers.resize(worker, need)
-    workers.resize(worker, need // 2)
-    assert worker.reserved == need // 2
+    replicas.resize(replica, need)
+    replicas.resize(replica, need // 2)
+    assert replica.reserved == need // 2
 
 
-def test_growth_is_asked_for(started: tuple[Workers, Worker, Launcher]) -> None:
-    workers, worker, _ = started
+def test_growth_is_asked_for(started: tuple[Replicas, Replica, Launcher]) -> None:
+    replicas, replica, _ = started
     with pytest.raises(NoMemory):
-        workers.resize(worker, worker.reserved + 500_000_000)
+        replicas.resize(replica, replica.reserved + 500_000_000)

@@ -1,0 +1,101 @@
+"""The workers' socket: sends them what they are to do, receives what they say, and knows whose connection broke."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import zmq
+
+from protocol import sockets
+from protocol.errors import Busy, LoadFailed, RequestError, WorkerDied
+from protocol.keys import CurveKeys
+from server import link
+from server.gateway import faults
+from server.gateway.replicas import Replica, Replicas
+from server.link import ForWorker, FromWorker, Leave
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """A replica's process says its first word, over a connection that the gateway did not know."""
+
+    routing_id: bytes
+    fd: int
+
+
+Heard: TypeAlias = FromWorker | Joined | RequestError
+"""What is heard of a replica; an error: what it said cannot be read."""
+
+
+class Back:
+    """Used by the gateway's thread only."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str, keys: CurveKeys) -> None:
+        """Raises: LoadFailed if the address cannot be bound."""
+        try:
+            self._socket, self._monitor = link.gateway_socket(context, address, keys)
+        except zmq.ZMQError as e:
+            raise LoadFailed(f"--worker-address {address}: cannot listen there: {e.strerror}") from None
+        self.endpoint = sockets.endpoint_of(self._socket)
+
+    @property
+    def sockets(self) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
+        """Readable when there is something to do."""
+        return self._socket, self._monitor
+
+    def send(self, replica: Replica, request: ForWorker) -> None:
+        """Send without waiting. Raises: Busy, WorkerDied."""
+        try:
+            self._socket.send_multipart([replica.connection, link.encode(request)], zmq.NOBLOCK)
+        except zmq.Again:
+            raise Busy(f"{replica.name} does not take requests at the moment; try again later") from None
+        except zmq.ZMQError as e:
+            if e.errno != zmq.EHOSTUNREACH:
+                raise
+            raise WorkerDied(f"the worker of {replica.name} is gone") from None
+
+    def receive(self, replicas: Replicas, limit: int) -> Iterator[tuple[Replica, Heard]]:
+        """What up to `limit` messages that have arrived say, and of whom."""
+        self._watch(replicas)
+        for _ in range(limit):
+            if not sockets.readable(self._socket):
+                return
+            frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            if len(frames) != 2:  # no worker's, which send one after the routing id
+                continue
+            routing_id, frame = frames[0].bytes, frames[1]
+            replica = replicas.by_connection(routing_id)
+            if replica is None:
+                continue
+            if replica.connection != routing_id:
+                self._watch(replicas)  # of one that had this descriptor before
+                if replica.connection and not replica.cut:
+                    self._send_away(routing_id)
+                    continue
+                yield replica, Joined(routing_id, int(frame.get(zmq.SRCFD)))
+            replica.heard = time.monotonic()
+            try:
+                message = link.decode_from_worker(frame.bytes)
+            except Exception as e:  # noqa: BLE001 - whatever it is, it is this worker's alone
+                yield replica, faults.for_client(e)
+                continue
+            if message:
+                yield replica, message
+
+    def close(self) -> None:
+        sockets.close_monitored(self._socket, self._monitor)
+
+    def _watch(self, replicas: Replicas) -> None:
+        while event := sockets.next_event(self._monitor):
+            for replica in replicas.all():
+                if event == (zmq.EVENT_DISCONNECTED, replica.fd):
+                    replica.fd, replica.cut = -1, time.monotonic()
+
+    def _send_away(self, routing_id: bytes) -> None:
+        """A process on a node that was given up is heard again, and another has its place."""
+        with contextlib.suppress(zmq.ZMQError):
+            self._socket.send_multipart([routing_id, link.encode(Leave())], zmq.NOBLOCK)

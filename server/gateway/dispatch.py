@@ -1,0 +1,109 @@
+"""A request to a replica, or to another one where that is lost; and its replies on their way back."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from protocol import codec, messages as m
+from protocol.errors import Busy, RequestError, WorkerDied
+from server.config import Config
+from server.gateway import routing
+from server.gateway.back import Back
+from server.gateway.replicas import Replica, Replicas
+from server.gateway.sessions import Open, Sessions
+from server.link import FromWorker, Work
+
+if TYPE_CHECKING:
+    from server.gateway.metrics import Metrics  # Prometheus' library is loaded where it is asked for only
+
+log = logging.getLogger("gpt2d")
+
+
+class Dispatch:
+    """Used by the gateway's thread only."""
+
+    def __init__(
+        self, config: Config, sessions: Sessions, replicas: Replicas, back: Back, metrics: Metrics | None = None
+    ) -> None:
+        self._config, self._metrics = config, metrics
+        self._sessions, self._replicas = sessions, replicas
+        self._back = back
+
+    def begin(self, entry: Open, request: m.OfModel) -> None:
+        """Hand a request to the best replica that takes it.
+
+        Raises: NotLoaded, BadRequest if there is not one model that it can mean; Busy, WorkerDied if no replica takes it.
+        """
+        self._hand_on(entry, request, self._replicas.serving(request))
+
+    def begin_elsewhere(self, entry: Open, lost: Replica) -> bool:
+        """If none of its text was sent, another replica begins it. Once: it may be what ended the first."""
+        request, left_ms = entry.request, (entry.deadline - time.monotonic()) * 1000
+        if entry.text_sent or entry.moved or entry.cancelled or left_ms < 1 or not isinstance(request, m.OfModel):
+            return False
+        entry.moved = True
+        if request.deadline_ms:
+            request = msgspec.structs.replace(request, deadline_ms=int(left_ms))
+        others = [replica for replica in self._replicas.matching(*lost.way) if replica.serves]
+        with contextlib.suppress(RequestError):
+            if others:
+                self._hand_on(entry, request, others)
+                return True
+        return False
+
+    def cancel(self, entry: Open) -> None:
+        """Tell whoever has a request to end it."""
+        replica = self._replicas.by_identity(entry.replica) if entry.replica else None
+        if replica:
+            with contextlib.suppress(RequestError):  # one that cannot be told is gone, or will be found stuck
+                self._back.send(replica, m.Cancel(target=entry.key))
+
+    def deliver(self, replica: Replica, message: FromWorker) -> None:
+        """Pass a reply on to the peer that asked."""
+        entry = self._sessions.by_key(message.id)
+        if entry is None or entry.replica != replica.identity:
+            return  # its peer is gone
+        if isinstance(message, m.Generated):
+            self._note(replica, entry, message)
+        if isinstance(message, m.Failure):
+            log.info("%s %s failed: %s", codec.type_of(entry.request), replica.name, message.code)
+        if isinstance(message, m.Progress | m.Tokens | m.Generated | m.Tokenized | m.Scored | m.Failure):
+            replica.used = time.monotonic()
+            self._sessions.reply(entry, message)
+
+    def _hand_on(self, entry: Open, request: m.OfModel, replicas: list[Replica]) -> None:
+        """Raises: Busy, WorkerDied if none of them takes it."""
+        limit = self._config.max_open_per_worker
+        free = [replica for replica in replicas if self._sessions.held(replica.identity) < limit]
+        refused: RequestError | None = None
+        while free:
+            replica = routing.choose(free, request, lambda r: self._sessions.held(r.identity))
+            free.remove(replica)
+            try:
+                self._back.send(replica, Work(id=entry.key, group=entry.owner.number, request=request))
+            except (Busy, WorkerDied) as e:  # it is stuck or gone, and will be found so in a moment
+                refused = e
+                continue
+            if self._config.log_prompts and isinstance(request, m.Generate) and request.prompt is not None:
+                log.info("prompt %r", request.prompt)
+            self._sessions.assign(entry, replica.identity)
+            replica.used = time.monotonic()
+            return
+        raise refused or Busy(f"{replicas[0].name} has {limit} requests to do, which is the limit; try again later")
+
+    def _note(self, replica: Replica, entry: Open, result: m.Generated) -> None:
+        ledger = result.ledger
+        log.info(
+            "generate %s %s: prompt %d, new %d tokens; "
+            "queue %.1f, tokenise %.1f, prefill %.1f, decode %.1f ms; %.1f tokens/s",
+            replica.name, result.finish_reason, ledger.prompt_tokens, ledger.new_tokens,
+            ledger.queue_ms, ledger.tokenise_ms, ledger.prefill_ms, ledger.decode_ms, ledger.tokens_per_second,
+        )  # fmt: skip
+        if self._metrics:
+            self._metrics.generated(replica.way, ledger)
+        replica.known.learn(routing.blocks_of(entry.request, result))

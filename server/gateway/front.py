@@ -1,0 +1,117 @@
+"""The peers' socket: receives their messages, bounds them, and cuts off connections that send what is none."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import zmq
+
+from protocol import sockets
+from server.gateway.auth import Guard
+from server.gateway.connections import Connections
+from server.gateway.sessions import Sessions
+
+log = logging.getLogger("gpt2d")
+
+MAX_FRAMES, MAX_ENVELOPE_BYTES = 8, 1024
+HOSTILE_FRAMES = 1000
+"""A message with more frames is no mistake: its connection is cut."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What a peer sent: one frame, after whatever envelope its socket made."""
+
+    peer: bytes
+    """The routing id of its connection."""
+    fd: int
+    user: str
+    """Its public key, or empty where there are none."""
+    envelope: list[bytes]
+    frame: bytes
+
+
+class Front:
+    """Used by the gateway's thread only."""
+
+    def __init__(
+        self,
+        socket: zmq.Socket[bytes],
+        monitor: zmq.Socket[bytes],
+        sessions: Sessions,
+        guard: Guard,
+        *,
+        encrypted: bool,
+    ) -> None:
+        """`socket` and `monitor` are what `sockets.gateway_socket` made."""
+        self._socket, self._monitor = socket, monitor
+        self._sessions, self._guard = sessions, guard
+        self._connections = Connections(encrypted=encrypted)
+
+    @property
+    def sockets(self) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
+        """Readable when there is something to do."""
+        return self._socket, self._monitor
+
+    @property
+    def connected(self) -> bool:
+        """Somebody is connected."""
+        return bool(self._connections)
+
+    def receive(self, limit: int) -> Iterator[Message]:
+        """Up to `limit` messages that have arrived, without those that are not listened to."""
+        for _ in range(limit):
+            if not sockets.readable(self._socket):
+                return
+            frames, sizes = self._receive_frames()
+            try:
+                fd = int(frames[-1].get(zmq.SRCFD))
+            except zmq.ZMQError:  # a peer of ZMTP 1 or 2, of which nothing is known; an HTTP request can look like one
+                continue
+            # Looked at after each receipt, so that a file descriptor that was closed and used again is not mistaken.
+            self.watch()
+            if len(sizes) > HOSTILE_FRAMES:
+                self._connections.shut(fd)
+            self._connections.delivered(fd, sizes)
+            self.cut()  # afterwards: what has been delivered is not unfinished
+            peer = frames[0].bytes
+            small = sum(sizes[:-1]) <= MAX_ENVELOPE_BYTES and len(sizes) <= MAX_FRAMES
+            if small and fd in self._connections and not self._sessions.has_given_up(peer):
+                user = self._guard.user(frames[-1])
+                yield Message(peer, fd, user, [f.bytes for f in frames[1:-1]], frames[-1].bytes)
+
+    def watch(self) -> None:
+        """Notice which connections were made, which broke, and which never came about."""
+        while event := sockets.next_event(self._monitor):
+            kind, value = event
+            if kind == zmq.EVENT_ACCEPTED:
+                self._connections.opened(value)
+            elif kind == zmq.EVENT_DISCONNECTED:
+                self._connections.closed(value)
+                self._sessions.drop_fd(value)
+            else:
+                self._guard.refusals.handshake(value)
+
+    def cut(self) -> None:
+        """Cut off connections that send much that is no message, or nothing."""
+        for fd in self._connections.cut(lambda: sockets.readable(self._socket)):
+            log.warning(
+                "a connection was cut: it sent much without finishing a message, or nothing (descriptor %d)", fd
+            )
+
+    def close(self) -> None:
+        """What was sent already gets a moment to leave."""
+        sockets.close_monitored(self._socket, self._monitor, sockets.DRAIN_LINGER_MS)
+
+    def _receive_frames(self) -> tuple[list[zmq.Frame], list[int]]:
+        """The first frames of a message, and the sizes of all that its sender sent: what nobody wants is not kept."""
+        frames, sizes = [self._socket.recv(zmq.NOBLOCK, copy=False)], list[int]()  # the first is the peer's routing id
+        while self._socket.get(zmq.RCVMORE):
+            if len(sizes) < MAX_FRAMES:
+                frames.append(self._socket.recv(zmq.NOBLOCK, copy=False))
+                sizes.append(len(frames[-1]))
+            else:
+                sizes.append(len(self._socket.recv(zmq.NOBLOCK)))
+        return frames, sizes
