@@ -75,8 +75,8 @@ class FakeEngine:
         return ids[len(prompt) :]
 
 
-class ListLink:
-    """A worker's link to the gateway that only keeps what is sent."""
+class ListConnection:
+    """A worker's connection to the gateway that only keeps what is sent."""
 
     def __init__(self) -> None:
         self.sent: list[FromWorker] = []

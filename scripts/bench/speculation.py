@@ -30,7 +30,7 @@ from server.launch.spec import Spec
 from server.link import Work
 from server.worker.loop import Worker
 from server.worker.text import Text
-from tests.fakes import ListLink
+from tests.fakes import ListConnection
 
 
 class Script:
@@ -69,7 +69,7 @@ class Bench:
         self._new_tokens = args.new_tokens
 
     def write(self, acceptance: float | None, text: list[int]) -> m.Generated:
-        link = ListLink()
+        link = ListConnection()
         worker = Worker(self._spec, link, self._engine, self._text, "", self._arch)  # type: ignore[arg-type]  # a link without a socket
         speculate = 0 if acceptance is None else 8
         request = m.Generate(

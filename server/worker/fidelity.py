@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from protocol.errors import BadRequest
-from server.engines.base import Engine, Logits
+from server.engines.base import Engine
+from server.worker.softmax import log_softmax
 
 TOKENS = 4096
 """Of the text, at most."""
@@ -53,7 +53,7 @@ def compare(engine: Engine, reference: Engine, ids: Sequence[int], progress: Cal
             chunk = window[past : past + CHUNK]
             wanted = list(range(min(len(chunk), len(window) - 1 - past)))
             successors = window[past + 1 : past + 1 + len(wanted)]
-            want, got = (_log_softmax(e.prefill(0, chunk, past, wanted)) for e in (reference, engine))
+            want, got = (log_softmax(e.prefill(0, chunk, past, wanted).astype(np.float64)) for e in (reference, engine))
             places = np.arange(len(wanted))
             losses.append(-want[places, successors])
             own_losses.append(-got[places, successors])
@@ -99,9 +99,3 @@ def greedy(engine: Engine, prompt: Sequence[int], count: int) -> tuple[list[int]
     while len(ids) < count:
         ids.append(int(engine.decode([ids[-1]], [len(prompt) + len(ids) - 1])[0].argmax()))
     return ids, time.perf_counter() - began
-
-
-def _log_softmax(logits: Logits) -> NDArray[np.float64]:
-    shifted: NDArray[np.float64] = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return shifted

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import secrets
 import sys
 import time
@@ -12,21 +11,22 @@ from collections.abc import Callable, Sequence as Many
 
 import numpy as np
 import psutil
-import zmq
 
-from protocol import messages as m, sockets
+from protocol import messages as m
 from protocol.errors import BadRequest, RequestError, TooLong
-from server import link
 from server.catalogue.architecture import Architecture
 from server.engines.base import Engine, Logits, Verifier
-from server.launch.spec import CUT_OFF, UNREACHED, Spec
-from server.link import Beat, ForWorker, FromWorker, Leave, Work
+from server.launch.spec import Spec
+from server.link import Beat, ForWorker, Work
+from server.worker.beams import BeamSearch
+from server.worker.connection import Connection
+from server.worker.contrastive import ContrastiveSearch
 from server.worker.prefix_cache import PrefixCache
 from server.worker.processors import Processors
 from server.worker.sampling import Sampler, sample
 from server.worker.scheduler import Batch, Scheduler
 from server.worker.scoring import Scoring
-from server.worker.search import BeamSearch, ContrastiveSearch, Lane, Search
+from server.worker.search import Lane, Search
 from server.worker.sequence import Sequence, result
 from server.worker.text import Text
 
@@ -35,65 +35,15 @@ PIECE_S = 0.020
 BEAT_S = 0.25
 """The loop tells at least this often that it moves."""
 SEEDS = 1 << 63
-CONNECT_S = 30.0
 YIELD_S = 0.001
 """After a stream's first token: a pause in which it travels. Where the engine's threads fill all cores, each thread on the
 way to the client would wait for a timer tick (4 ms) before it gets one."""
 
 
-class Link:
-    """The worker's socket to the gateway."""
-
-    def __init__(self, spec: Spec) -> None:
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._socket, self._monitor = link.worker_socket(self._context, spec.endpoint, spec.server_key, spec.identity)
-        self._began, self._connected = time.monotonic(), False
-
-    def send(self, message: FromWorker) -> None:
-        """Waits until it is gone; ends the process where it cannot go."""
-        try:
-            frame = link.encode(message)
-        except (
-            BadRequest
-        ) as e:  # too large for a frame: sixteen continuations with twenty alternatives to each token can be
-            frame = link.encode(
-                m.Failure(
-                    id=message.id, code=e.code, message=f"the answer: {e}; ask for fewer continuations or logprobs"
-                )
-            )
-        while True:
-            try:
-                self._socket.send(frame, zmq.NOBLOCK)
-                self._connected = True
-                return
-            except zmq.Again:  # not connected yet, or the gateway is behind
-                self._socket.poll(1000, zmq.POLLOUT)
-            self._end_if_cut_off()
-
-    def receive(self, timeout_ms: int) -> list[ForWorker]:
-        """Everything that has arrived; waits up to `timeout_ms` for the first. Ends the process where nothing can arrive."""
-        self._end_if_cut_off()
-        requests: list[ForWorker] = []
-        if timeout_ms:
-            self._socket.poll(timeout_ms)
-        while sockets.readable(self._socket):
-            requests.append(link.decode_for_worker(self._socket.recv()))
-            if isinstance(requests[-1], Leave):
-                print("another process serves in this one's place: it ends", file=sys.stderr, flush=True)
-                os._exit(CUT_OFF)
-        return requests
-
-    def _end_if_cut_off(self) -> None:
-        """A connection that broke lost what was on its way, so that what this process holds is worth nothing any more."""
-        broke = sockets.next_event(self._monitor)
-        if broke or not (self._connected or time.monotonic() < self._began + CONNECT_S):
-            what = "broke" if self._connected else f"was not made within {CONNECT_S:.0f} s"
-            print(f"the connection to the gateway {what}: this worker ends", file=sys.stderr, flush=True)
-            os._exit(CUT_OFF if self._connected else UNREACHED)
-
-
 class Worker:
-    def __init__(self, spec: Spec, link: Link, engine: Engine, text: Text, digest: str, arch: Architecture) -> None:
+    def __init__(
+        self, spec: Spec, link: Connection, engine: Engine, text: Text, digest: str, arch: Architecture
+    ) -> None:
         self._spec, self._link, self._engine, self._text, self._digest = spec, link, engine, text, digest
         self._verifier = engine if isinstance(engine, Verifier) else None
         self._end_of_text = arch.end_of_text

@@ -20,10 +20,10 @@ from server.catalogue.engines import native_problem
 from server.engines import native
 from server.engines.base import Logits
 from server.worker.processors import Processors
+from server.worker.softmax import Weights, softmax
 
 NATIVE = not native_problem()
 Ids = NDArray[np.int64]
-Weights = NDArray[np.float32]
 BLOCK = 256
 TINY = float(np.finfo(np.float32).tiny)
 SORTED = 512
@@ -169,18 +169,6 @@ def explain(kept: Ids | None, weights: Weights, index: int, count: int) -> Expla
     tokens = best if kept is None else kept[best]
     own = float(np.log(max(float(weights[index]), TINY)) - total)
     return Explanation(own, list(zip(tokens.tolist(), logs.tolist(), strict=True)))
-
-
-def softmax(logits: Logits, temperature: float) -> Weights:
-    """Weights in proportion to the probabilities, the largest 1.
-
-    Raises: FloatingPointError where there is no distribution, since logits are NaN or all minus infinity.
-    """
-    highest = logits.max()
-    if not np.isfinite(highest):
-        raise FloatingPointError("the logits are not numbers")
-    weights: Weights = np.exp((logits - highest) / np.float32(temperature))
-    return weights
 
 
 def top_k(scores: Logits, k: int) -> Ids | None:

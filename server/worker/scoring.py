@@ -15,6 +15,7 @@ import numpy as np
 from protocol import messages as m
 from server.engines.base import Logits
 from server.link import Work
+from server.worker.softmax import log_probabilities
 
 
 class Scoring:
@@ -75,9 +76,7 @@ class Scoring:
         if wanted:
             at = self._begin + self.cached - count + wanted[0] + 1
             successors = self._tokens[at : at + len(wanted)]
-            highest = logits.max(axis=1, keepdims=True)
-            totals = np.log(np.exp(logits - highest).sum(axis=1, dtype=np.float64)) + highest[:, 0]
-            self._logprobs[at : at + len(wanted)] = logits[np.arange(len(wanted)), successors] - totals
+            self._logprobs[at : at + len(wanted)] = log_probabilities(logits, successors)
             self._scored = at + len(wanted)
         if self.cached == self.prompt_tokens:
             if self._scored >= len(self._tokens):

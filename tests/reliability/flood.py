@@ -21,7 +21,8 @@ from protocol.ledger import ledger
 from scripts.daemon import Daemon
 from server.launch.spec import Spec
 from server.link import Beat, ForWorker, Ready, Started, Work
-from server.worker.loop import BEAT_S, Link
+from server.worker.connection import GatewayConnection
+from server.worker.loop import BEAT_S
 from tests.reliability.asking import VOCABULARY
 
 CONTEXT, ROWS = 1024, 64
@@ -55,7 +56,7 @@ class Text:
 
 class Flood:
     def __init__(self, spec: Spec, piece: int) -> None:
-        self._spec, self._piece, self._link = spec, piece, Link(spec)
+        self._spec, self._piece, self._link = spec, piece, GatewayConnection(spec)
         self._texts: dict[int, Text] = {}
         self._beat_at = 0.0
 

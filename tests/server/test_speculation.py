@@ -17,10 +17,10 @@ from server.engines.native import NativeEngine
 from server.launch.spec import Spec
 from server.link import Work
 from server.worker.loop import Worker
-from server.worker.sampling import softmax
+from server.worker.softmax import softmax
 from server.worker.speculation import PROBE, ROW_COST, Pace, PromptLookup
 from server.worker.text import Text
-from tests.fakes import FakeEngine, ListLink
+from tests.fakes import FakeEngine, ListConnection
 
 ARCH = read_architecture(DEMO_FOLDER)
 SPEC = Spec(
@@ -55,7 +55,7 @@ def write(
     engine: object, *requests: dict[str, object], guesser: Scripted | None = None
 ) -> tuple[list[m.Generated], int]:
     """What each request gives, all running together, and how many steps they took."""
-    link = ListLink()
+    link = ListConnection()
     worker = Worker(SPEC, link, engine, Text(DEMO_FOLDER, ARCH.vocabulary, ARCH.end_of_text), "digest", ARCH)  # type: ignore[arg-type]
     for i, fields in enumerate(requests):
         worker._take(Work(id=i, group=i, request=m.Generate(**fields)))  # type: ignore[arg-type]

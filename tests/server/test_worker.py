@@ -16,7 +16,7 @@ from server.link import Work
 from server.worker.loop import Worker
 from server.worker.scheduler import Scheduler
 from server.worker.text import Text
-from tests.fakes import FakeEngine, ListLink
+from tests.fakes import FakeEngine, ListConnection
 
 ARCH = read_architecture(DEMO_FOLDER)
 SPEC = Spec(
@@ -29,7 +29,7 @@ class Loop:
     """A worker whose loop is turned by hand."""
 
     def __init__(self, rows: int = 1, engine: Engine | None = None, name: str = "onnx") -> None:
-        self.link, self.engine = ListLink(), FakeEngine(rows, ARCH.context, ARCH.vocabulary)
+        self.link, self.engine = ListConnection(), FakeEngine(rows, ARCH.context, ARCH.vocabulary)
         text = Text(Path(DEMO_FOLDER), ARCH.vocabulary, ARCH.end_of_text)
         self.worker = Worker(replace(SPEC, engine=name), self.link, engine or self.engine, text, "digest", ARCH)  # type: ignore[arg-type]
 

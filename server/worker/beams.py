@@ -1,0 +1,183 @@
+"""Beam search, beam sampling and diverse beam search."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence as Many
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protocol import messages as m
+from server.engines.base import Engine, Hidden, Logits
+from server.worker.processors import Processors
+from server.worker.sampling import COLDEST, TINY, candidates
+from server.worker.search import Search, common
+from server.worker.sequence import Sequence
+from server.worker.softmax import log_softmax
+
+Scores = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """New tokens and the sum of their log-probabilities; of a finished one `score` is that by its length, and `reason` is given."""
+
+    tokens: tuple[int, ...]
+    score: float
+    reason: m.FinishReason | None = None
+
+
+@dataclass
+class Group:
+    """Beams that compete with each other: all of them, but in diverse beam search."""
+
+    beams: list[Hypothesis]
+    ended: list[Hypothesis] = field(default_factory=list)
+    """The best finished ones, best first."""
+    done: bool = False
+
+
+class BeamSearch(Search):
+    """Beam search, beam sampling and diverse beam search, as transformers' `generate` does the first two.
+
+    Each step takes the 2k best of all one-token continuations of k beams by the sum of their log-probabilities (or draws them
+    without replacement: Kool et al. 2019); those of the first k that end are finished, the best k that do not go on.
+    Diverse: groups choose one after the other, and a token costs a later group `diversity_penalty` for each
+    beam of an earlier one that took it (Vijayakumar et al. 2016); the best of all groups are returned.
+    """
+
+    def __init__(
+        self,
+        outputs: list[Sequence],
+        processors: Callable[[], Processors],
+        end_of_text: int,
+        stops: Callable[[Many[int]], bool],
+    ) -> None:
+        """`stops(new tokens)` says whether a stop string is in their text."""
+        super().__init__(outputs, processors)
+        r = self.request
+        self.width = r.num_beams
+        self._end_of_text, self._stops = end_of_text, stops
+        draws = r.strategy == "beam_sample" and r.temperature >= COLDEST
+        self._random = np.random.Generator(np.random.PCG64(outputs[0].seed)) if draws else None
+        count = r.num_beam_groups if r.strategy == "diverse_beam" else 1
+        self._size = r.num_beams // count
+        self._groups = [Group([Hypothesis((), 0.0)]) for _ in range(count)]
+
+    def start(self, logits: Logits, engine: Engine) -> None:
+        self._open()
+        self._step([log_softmax(logits)] * len(self._groups), [0] * len(self._groups), engine)
+
+    def advance(self, logits: Logits, hidden: Hidden | None, engine: Engine) -> None:  # noqa: ARG002 - another search wants it
+        for lane in self.lanes:
+            lane.cached += 1
+        self._step([log_softmax(row) for row in logits], range(0, self.width, self._size), engine)
+
+    def end(self, reason: m.FinishReason) -> None:
+        running = [
+            Hypothesis(b.tokens, self._by_length(b.score, len(b.tokens)), reason)
+            for g in self._groups
+            for b in (g.beams if not g.done else [])
+            if b.score > -np.inf
+        ]
+        self._return([*(h for g in self._groups for h in g.ended), *running], reason)
+
+    def _step(self, rows: list[Scores], first: Many[int], engine: Engine) -> None:
+        """`rows` are the log-probabilities after each lane, `first` where those of each group begin."""
+        parents: list[int] = []
+        tokens: list[int] = []
+        taken: list[int] = []
+        for group, at in zip(self._groups, first, strict=True):
+            chosen = [] if group.done else self._extend(group, rows[at : at + len(group.beams)], at, taken)
+            taken += [token for _, token, _ in chosen]
+            # What is missing stands still: with no chance, beside those that go on.
+            chosen += [(0, self._end_of_text, -np.inf)] * (self._size - len(chosen))
+            parents += [at + parent for parent, _, _ in chosen]
+            tokens += [token for _, token, _ in chosen]
+            if not group.done:
+                group.beams = [Hypothesis((*group.beams[p].tokens, t), s) for p, t, s in chosen]
+        if all(group.done for group in self._groups):
+            self._return([h for group in self._groups for h in group.ended], "length")
+            return
+        self._tell()
+        self._fork(parents, tokens, engine)
+
+    def _extend(self, group: Group, rows: list[Scores], at: int, taken: list[int]) -> list[tuple[int, int, float]]:
+        """Choose a group's next beams: (parent, token, score), best first. Notes those that end, and whether the group does."""
+        r, size = self.request, self._size
+        started = bool(group.beams[0].tokens)
+        scores = np.stack([self._scores(row, self.lanes[at + i] if started else None) for i, row in enumerate(rows)])
+        if taken and r.strategy == "diverse_beam":
+            tokens, counts = np.unique(taken, return_counts=True)
+            scores[:, tokens] -= np.float32(r.diversity_penalty) * counts.astype(np.float32)
+        if self._random is not None:
+            scores = np.stack([self._warped(row) for row in scores])
+        total = (scores + np.array([[b.score] for b in group.beams], np.float32)).ravel()
+        order = total
+        if self._random is not None:  # the Gumbel trick: the largest of these are draws without replacement
+            order = total - np.log(-np.log(np.maximum(self._random.random(len(total)), TINY)))
+        best = np.argpartition(-order, min(2 * size, len(order)) - 1)[: 2 * size]
+        best = best[np.argsort(-order[best], kind="stable")]
+        found = [
+            (int(i) // scores.shape[1], int(i) % scores.shape[1], float(total[i])) for i in best if total[i] > -np.inf
+        ]
+        length = len(group.beams[0].tokens) + 1
+        reasons = [self._reason(group.beams[p].tokens, t, length) for p, t, _ in found]
+        full = len(group.ended) == size
+        if not (full and r.early_stopping == "yes"):
+            fresh = [
+                Hypothesis((*group.beams[p].tokens, t), self._by_length(s, length), reason)
+                for (p, t, s), reason in zip(found[:size], reasons, strict=False)
+                if reason
+            ]
+            group.ended = sorted([*group.ended, *fresh], key=lambda h: -h.score)[:size]
+        onward = sorted((c for c, reason in zip(found, reasons, strict=True) if not reason), key=lambda c: -c[2])[:size]
+        group.done = not onward or self._settled(group, onward[0][2], length)
+        return [] if group.done else onward
+
+    def _settled(self, group: Group, best: float, length: int) -> bool:
+        """Nothing that still runs will change what the group returns, as far as `early_stopping` cares."""
+        if len(group.ended) < self._size:
+            return False
+        r = self.request
+        if r.early_stopping == "yes":
+            return True
+        longest = r.max_new_tokens if r.early_stopping == "never" and r.length_penalty > 0 else length
+        return self._by_length(best, longest) <= group.ended[-1].score
+
+    def _reason(self, before: tuple[int, ...], token: int, length: int) -> m.FinishReason | None:
+        if token == self._end_of_text and not self.request.ignore_eos:
+            return "eos"
+        if self.request.stop and self._stops((*before, token)):
+            return "stop"
+        return "length" if length >= self.request.max_new_tokens else None
+
+    def _by_length(self, score: float, length: int) -> float:
+        divisor: float = max(1, length) ** self.request.length_penalty
+        return score / divisor
+
+    def _warped(self, row: Scores) -> Scores:
+        """Temperature and what the samplers leave, with the rest at minus infinity: two tokens at least, so that a beam can end and go on."""
+        ids, _ = candidates(row, self.request, least=2)
+        warped = np.full_like(row, -np.inf)
+        warped[ids] = row[ids] / np.float32(self.request.temperature)
+        return warped
+
+    def _tell(self) -> None:
+        """What all that may still be returned agree on is certain."""
+        open_beams = [b.tokens for g in self._groups if not g.done for b in g.beams if b.score > -np.inf]
+        texts = [*open_beams, *(h.tokens for g in self._groups for h in g.ended)]
+        certain = min((common(texts[0], text) for text in texts), default=0)
+        for output in self.outputs:
+            output.count(self.width)
+            output.take(texts[0][output.new_tokens : certain])
+
+    def _return(self, hypotheses: list[Hypothesis], reason: m.FinishReason) -> None:
+        best = sorted(hypotheses, key=lambda h: -h.score) or [Hypothesis((), 0.0, reason)]
+        for i, output in enumerate(self.outputs):
+            hypothesis = best[min(i, len(best) - 1)]
+            output.count(self.width)
+            output.score = hypothesis.score
+            output.take(hypothesis.tokens[output.new_tokens :])
+            output.finish(hypothesis.reason or reason)

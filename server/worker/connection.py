@@ -1,0 +1,96 @@
+"""The worker's socket to the gateway."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import Protocol
+
+import zmq
+
+from protocol import messages as m, sockets
+from protocol.errors import BadRequest
+from server import link
+from server.checkpoint.tensors import Report
+from server.launch.spec import CUT_OFF, UNREACHED, Spec
+from server.link import ForWorker, FromWorker, Leave
+
+CONNECT_S = 30.0
+PROGRESS_S = 0.05
+"""Progress is sent at most this often, but for the end of each stage."""
+
+
+class Connection(Protocol):
+    """What the worker needs of its connection: a socket, or in tests a list."""
+
+    def send(self, message: FromWorker) -> None: ...
+
+    def receive(self, timeout_ms: int) -> list[ForWorker]: ...
+
+
+class GatewayConnection:
+    """A connection that ends the process where nothing can arrive any more."""
+
+    def __init__(self, spec: Spec) -> None:
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._socket, self._monitor = link.worker_socket(self._context, spec.endpoint, spec.server_key, spec.identity)
+        self._began = time.monotonic()
+        self._connected = False
+
+    def send(self, message: FromWorker) -> None:
+        """Send a message; wait until it has left, and end the process where it cannot.
+
+        An answer that is too large for a frame becomes an error that says so: sixteen continuations with twenty
+        alternatives to each token can be.
+        """
+        try:
+            frame = link.encode(message)
+        except BadRequest as e:
+            refusal = f"the answer: {e}; ask for fewer continuations or logprobs"
+            frame = link.encode(m.Failure(id=message.id, code=e.code, message=refusal))
+        while True:
+            try:
+                self._socket.send(frame, zmq.NOBLOCK)
+                self._connected = True
+                return
+            except zmq.Again:  # not connected yet, or the gateway is behind
+                self._socket.poll(1000, zmq.POLLOUT)
+            self._end_if_cut_off()
+
+    def receive(self, timeout_ms: int) -> list[ForWorker]:
+        """Return everything that has arrived, after waiting up to `timeout_ms` for the first message."""
+        self._end_if_cut_off()
+        messages: list[ForWorker] = []
+        if timeout_ms:
+            self._socket.poll(timeout_ms)
+        while sockets.readable(self._socket):
+            messages.append(link.decode_for_worker(self._socket.recv()))
+            if isinstance(messages[-1], Leave):
+                print("another process serves in this one's place: it ends", file=sys.stderr, flush=True)
+                os._exit(CUT_OFF)
+        return messages
+
+    def _end_if_cut_off(self) -> None:
+        """End the process if its connection broke.
+
+        What was on its way is lost then, so that what this process holds is of no more use.
+        """
+        broke = sockets.next_event(self._monitor)
+        if broke or not (self._connected or time.monotonic() < self._began + CONNECT_S):
+            what = "broke" if self._connected else f"was not made within {CONNECT_S:.0f} s"
+            print(f"the connection to the gateway {what}: this worker ends", file=sys.stderr, flush=True)
+            os._exit(CUT_OFF if self._connected else UNREACHED)
+
+
+def reporter(connection: Connection) -> Report:
+    """Return a function that sends progress, a few times a second."""
+    sent_at = 0.0
+
+    def progress(stage: str, done: int, total: int, unit: str) -> None:
+        nonlocal sent_at
+        if done >= total or time.monotonic() > sent_at + PROGRESS_S:
+            sent_at = time.monotonic()
+            connection.send(m.Progress(id=None, stage=stage, done=done, total=total, unit=unit))
+
+    return progress

@@ -1,0 +1,80 @@
+"""The one task of a process that measures what a precision costs, and keeps what it found."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import psutil
+
+from protocol import messages as m
+from protocol.errors import LoadFailed
+from server.catalogue.architecture import read_architecture
+from server.catalogue.engines import REFERENCE
+from server.catalogue.records import Records
+from server.engines.load import Made, load_engine
+from server.launch.spec import Spec
+from server.link import Beat
+from server.worker.connection import Connection, reporter
+from server.worker.fidelity import CHUNK, check, compare
+from server.worker.text import Text
+from server.works import held_out
+
+TASK_MS = 10_000
+
+
+def measure(spec: Spec, connection: Connection) -> m.Measured:
+    """Do the one Measure that the gateway has for this process, and keep the result.
+
+    Raises: BadRequest, BadModel, LoadFailed, and whatever a runtime raises.
+    """
+    task = next((message for message in connection.receive(TASK_MS) if isinstance(message, m.Measure)), None)
+    if task is None:
+        raise LoadFailed("the gateway sent this process nothing to measure")
+    progress = reporter(connection)
+    folder = Path(spec.folder)
+    cache_dir = Path(spec.cache_dir)
+    arch = read_architecture(folder)
+    progress("text", 0, 1, "text")
+    ids = Text(folder, arch.vocabulary, arch.end_of_text).encode(task.text or held_out(cache_dir))
+    check(ids, arch.context)
+    records = Records(cache_dir, folder, arch)
+    progress("text", 1, 1, "text")
+
+    def make(engine: str, precision: str) -> Made:
+        made = load_engine(folder, arch, engine, precision, 1, spec.threads, cache_dir, spec.cache_bytes, progress)
+        connection.send(Beat(id=None, rss_bytes=_resident_bytes()))  # this much of its reservation is taken
+        return made
+
+    made = make(spec.engine, spec.precision)
+    made.engine.prefill(0, ids[: min(CHUNK, arch.context)], 0, [0])
+    memory_bytes = _resident_bytes()
+    reference = make(*REFERENCE)
+    compared = compare(
+        made.engine, reference.engine, ids, lambda done, total: progress("compare", done, total, "tokens")
+    )
+    fidelity = m.Fidelity(
+        quantised_share=made.engine.quantised_share,
+        disk_bytes=made.disk_bytes,
+        memory_bytes=memory_bytes,
+        threads=made.engine.threads,
+        perplexity=compared.perplexity,
+        perplexity_change_pct=100 * (compared.perplexity / compared.reference_perplexity - 1),
+        top1_agreement=compared.top1_agreement,
+        kl_mean=compared.kl_mean,
+        kl_p99=compared.kl_p99,
+        greedy_tokens=compared.greedy_tokens,
+        greedy_limit=compared.greedy_limit,
+        tok_s=compared.tok_s,
+        tokens=compared.tokens,
+        held_out=task.text is None,
+    )
+    try:
+        records.add(spec.engine, spec.precision, fidelity)
+    except OSError as e:
+        print(f"the measurement cannot be kept in {cache_dir}: {e}", file=sys.stderr)
+    return m.Measured(id=None, model=spec.model, engine=spec.engine, precision=spec.precision, fidelity=fidelity)
+
+
+def _resident_bytes() -> int:
+    return psutil.Process().memory_info().rss

@@ -1,0 +1,60 @@
+"""Logits -> weights, and log-probabilities. Sums are taken in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Many
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from server.engines.base import Logits
+
+Weights = NDArray[np.float32]
+Float = TypeVar("Float", np.float32, np.float64)
+
+
+def softmax(logits: Logits, temperature: float) -> Weights:
+    """Return weights in proportion to the probabilities, the largest 1.  # [vocabulary]
+
+    Raises: FloatingPointError where there is no distribution, since logits are NaN or all minus infinity.
+    """
+    highest = logits.max()
+    if not np.isfinite(highest):
+        raise FloatingPointError("the logits are not numbers")
+    weights: Weights = np.exp((logits - highest) / np.float32(temperature))
+    return weights
+
+
+def log_softmax(logits: NDArray[Float]) -> NDArray[Float]:
+    """Return natural log-probabilities over the last axis, in the precision of the logits.  # [..., vocabulary]
+
+    Raises: as `softmax`.
+    """
+    shifted = logits - _highest(logits)
+    result: NDArray[Float] = shifted - _log_sum(shifted).astype(logits.dtype)
+    return result
+
+
+def log_probabilities(logits: Logits, tokens: Many[int]) -> NDArray[np.float64]:
+    """Return the natural log-probability of one token in each row of [rows, vocabulary].  # [rows]
+
+    Raises: as `softmax`.
+    """
+    highest = _highest(logits)
+    totals = _log_sum(logits - highest) + highest  # [rows, 1]
+    result: NDArray[np.float64] = logits[np.arange(len(tokens)), tokens] - totals[:, 0]
+    return result
+
+
+def _highest(logits: NDArray[Float]) -> NDArray[Float]:
+    highest: NDArray[Float] = logits.max(axis=-1, keepdims=True)
+    if not np.isfinite(highest).all():
+        raise FloatingPointError("the logits are not numbers")
+    return highest
+
+
+def _log_sum(shifted: NDArray[Float]) -> NDArray[np.float64]:
+    """Return the logarithm of the sum of exponentials, none of which overflows.  # [..., 1]"""
+    result: NDArray[np.float64] = np.log(np.exp(shifted).sum(axis=-1, keepdims=True, dtype=np.float64))
+    return result
