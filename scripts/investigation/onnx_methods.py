@@ -185,19 +185,20 @@ def profiled(load: Callable[[], Engine], session_of: Callable[[Any], Any], vocab
 def export_of(order: Order, precision: str) -> Path:
     """The folder of an export, where the daemon keeps it. Raises: BuiltAnew, MemoryError, OSError."""
     from server.catalogue.notes import known_digest
-    from server.checkpoint.tensors import BuildCache, Built, Weights
+    from server.checkpoint.tensors import Weights
+    from server.convert.cache import BuildCache, Built, Count
     from server.engines.optimum import Export, variant as of_this_processor
 
     folder, arch, cache_dir, built = Path(order.folder), order.architecture, Config().cache_dir, False
     digest = known_digest(folder / WEIGHTS_FILE, cache_dir, lambda *_: None)
     content = hashlib.sha256(f"{digest} {arch}".encode()).hexdigest()[:32]
 
-    def build() -> Built:
+    def build(count: Count) -> Built:
         nonlocal built
         built = True
         if precision == "fp32":
             check_memory(arch.loading_bytes("optimum", precision, 1))
-            return Export(folder, arch, Weights(folder / WEIGHTS_FILE, arch), precision, lambda *_: None)
+            return Export(folder, arch, Weights(folder / WEIGHTS_FILE, arch), precision, count)
         plain = export_of(order, "fp32")
         check_memory((INT8_COPIES if precision == "int8" else BLOCKS_COPIES) * 4 * arch.parameters)
         return QuantisedExport(plain, arch, precision)

@@ -22,6 +22,8 @@ BUILD_FORMAT = 4
 """Raised whenever the same weights are built into something else (convert/, or the export of engines/optimum.py)."""
 SUMS_FILE = "SHA256SUMS"
 """The file that makes a folder of the cache one built model."""
+LOCK_SUFFIX = ".lock"
+"""In the cache: the file of those that wait for a build."""
 COMPILED_FOLDER = "torch"
 """The folder of the cache where torch's compiler keeps its own."""
 

@@ -1,16 +1,9 @@
-"""A model's files: its tensors from safetensors, and the disk cache of what is built of them. Used in workers only."""
+"""A model's tensors, from its safetensors file. Used in workers only."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import shutil
-import sys
-import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,14 +11,10 @@ from safetensors import SafetensorError, safe_open
 
 from protocol.errors import BadModel
 from server.catalogue.architecture import Architecture
-from server.catalogue.engines import BUILD_FORMAT, SUMS_FILE
-from server.catalogue.notes import digest
 
 Report = Callable[[str, int, int, str], None]
-"""progress(stage, done, total, unit), as protocol.messages.Progress has it."""
+"""progress(stage, done, total, unit), as protocol.messages.Progress has them."""
 PREFIX = "transformer."
-DRAFT = ".building-"
-STALE_S = 3600.0
 
 
 class Weights(Mapping[str, NDArray[np.float32]]):
@@ -86,107 +75,3 @@ def expected_shapes(arch: Architecture) -> dict[str, tuple[int, ...]]:
             shapes[f"{h}.{norm}.weight"] = shapes[f"{h}.{norm}.bias"] = (d,)
     shapes["ln_f.weight"] = shapes["ln_f.bias"] = (d,)
     return shapes
-
-
-class Built(Protocol):
-    """What is kept on disk: an engine's own form of the weights."""
-
-    def write(self, folder: Path) -> None: ...
-
-
-class BuildCache:
-    """Built models on disk, by content: a folder each, complete when it appears, the least recently used out first.
-
-    What cannot be written to the cache (a full or read-only disk) is built into a temporary folder instead.
-    """
-
-    def __init__(self, folder: Path, max_bytes: int) -> None:
-        self._folder, self._max_bytes = folder, max_bytes
-
-    def get(self, name: str, build: Callable[[], Built]) -> Path:
-        """Return the folder of what is called `name`, built where it is missing or damaged. Raises: OSError."""
-        entry = self.folder(name)
-        if _intact(entry):
-            with contextlib.suppress(OSError):
-                os.utime(entry)
-            return entry
-        built = build()
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._sweep()
-            self._store(built, entry)
-            self.trim(keep=entry)
-        except OSError as e:
-            print(f"the cache of built models {self._folder} cannot be used: {e}", file=sys.stderr)
-            temporary = Path(tempfile.mkdtemp(prefix="gpt2d-built-"))
-            _write(built, temporary)
-            return temporary
-        return entry
-
-    def folder(self, name: str) -> Path:
-        """Where what is called `name` is kept."""
-        return self._folder / f"{name}-v{BUILD_FORMAT}"
-
-    def opened(self, folder: Path) -> None:
-        """An engine has opened what `get` returned: a temporary folder is not needed any more."""
-        if self._folder not in folder.parents:
-            shutil.rmtree(folder, ignore_errors=True)
-
-    def _store(self, built: Built, entry: Path) -> None:
-        draft = Path(tempfile.mkdtemp(prefix=DRAFT, dir=self._folder))
-        try:
-            _write(built, draft)
-            if entry.exists():  # damaged: out of the way in one step, so that nobody sees half of it
-                entry.rename(draft / "damaged")
-            draft.rename(entry)
-        except OSError:
-            if not _intact(entry):  # else another worker was faster
-                raise
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
-            shutil.rmtree(entry / "damaged", ignore_errors=True)
-
-    def _sweep(self) -> None:
-        """Delete the drafts of workers that were ended while they built."""
-        for draft in self._folder.glob(f"{DRAFT}*"):
-            with contextlib.suppress(OSError):
-                if time.time() - draft.stat().st_mtime > STALE_S:
-                    shutil.rmtree(draft, ignore_errors=True)
-
-    def trim(self, keep: Path) -> None:
-        """Delete the least recently used of what is too much, but `keep`."""
-        ages: dict[Path, float] = {}
-        sizes: dict[Path, int] = {}
-        for entry in self._folder.glob("*-v*"):
-            with contextlib.suppress(OSError):  # another worker may be deleting it
-                sizes[entry] = sum(f.stat().st_size for f in entry.rglob("*"))
-                ages[entry] = entry.stat().st_mtime
-        for entry in sorted(ages, key=ages.__getitem__):
-            if sum(sizes.values()) <= self._max_bytes:
-                return
-            if entry != keep:
-                with contextlib.suppress(OSError):
-                    doomed = entry.rename(self._folder / f"{DRAFT}{entry.name}")
-                    shutil.rmtree(doomed, ignore_errors=True)
-                    del sizes[entry]
-
-
-def _write(built: Built, folder: Path) -> None:
-    built.write(folder)
-    (folder / SUMS_FILE).write_text(_sums(folder))
-
-
-def _sums(folder: Path) -> str:
-    return "".join(
-        f"{digest(f, lambda *_: None)}  {f.name}\n"
-        for f in sorted(folder.iterdir())
-        if f.is_file() and f.name != SUMS_FILE
-    )
-
-
-def _intact(folder: Path) -> bool:
-    """True if every byte is as it was written."""
-    try:
-        return (folder / SUMS_FILE).read_text() == _sums(folder)
-    except OSError:
-        return False

@@ -1,18 +1,20 @@
-"""A model's folder -> an engine. Used in workers only; what an engine stands on is imported when it is asked for."""
+"""A model's folder -> an engine. Used in workers only; an engine's libraries are imported when it is asked for."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from protocol.errors import BadModel
 from server.catalogue.architecture import WEIGHTS_FILE, Architecture
-from server.catalogue.engines import COMPILED_FOLDER
+from server.catalogue.engines import COMPILED_FOLDER, TRAITS
 from server.catalogue.notes import SHA256, known_digest
-from server.checkpoint.tensors import BuildCache, Built, Report, Weights
+from server.checkpoint.tensors import Report, Weights
+from server.convert.cache import BuildCache, Built, Count
 from server.engines.base import Engine
 
 
@@ -39,82 +41,115 @@ def load_engine(
         raise BadModel(
             f"{WEIGHTS_FILE} is damaged: its SHA-256 is not the one that names {file.resolve()}; delete that, and load again"
         )
-    cache = BuildCache(cache_dir, cache_bytes)
-    if engine == "torch":
-        return Made(
-            _torch(folder, arch, precision, threads, cache, progress, compiled=compiled), sha, file.stat().st_size
+    loading = _Loading(
+        folder, arch, engine, precision, rows, threads, compiled, sha, BuildCache(cache_dir, cache_bytes), progress
+    )
+    return Made(OPENERS[engine](loading), sha, loading.disk_bytes or file.stat().st_size)
+
+
+@dataclass
+class _Loading:
+    """What an engine is made of."""
+
+    folder: Path
+    arch: Architecture
+    engine: str
+    precision: str
+    rows: int
+    threads: int
+    compiled: bool
+    sha: str
+    cache: BuildCache
+    progress: Report
+    disk_bytes: int = 0
+    """Size of the built files that were opened."""
+
+    @property
+    def weights(self) -> Weights:
+        return Weights(self.folder / WEIGHTS_FILE, self.arch)
+
+    @contextlib.contextmanager
+    def built(self, build: Callable[[Weights, Count], Built], variant: str = "") -> Iterator[Path]:
+        """Yield the folder of what `build` makes of the weights, to open it. `variant`: what it depends on beside them."""
+        unit = TRAITS[self.engine].build_unit
+        # The number of heads is in the config alone.
+        content = hashlib.sha256(f"{self.sha} {self.arch}".encode()).hexdigest()[:32]
+        place = self.cache.get(
+            f"{content}-{self.engine}-{self.precision}{variant}",
+            lambda count: build(self.weights, count),
+            lambda done, total: self.progress("build", done, total, unit),
         )
-    # The number of heads is in the config alone.
-    content = hashlib.sha256(f"{sha} {arch}".encode()).hexdigest()[:32]
-    variant = ""
-    if engine == "optimum":
-        from server.engines.optimum import variant as of_this_processor
+        yield place
+        self.disk_bytes = sum(f.stat().st_size for f in place.iterdir())
+        self.cache.opened(place)
 
-        variant = f"-{of_this_processor(precision)}"
-
-    def built(build: Callable[[Weights, Callable[[int, int], None]], Built]) -> Path:
-        return cache.get(
-            f"{content}-{engine}-{precision}{variant}",
-            lambda: build(
-                Weights(file, arch),
-                lambda done, total: progress("build", done, total, "steps" if engine == "optimum" else "layers"),
-            ),
-        )
-
-    if engine == "native":
-        from server.convert.native_layout import FILE, Layout
-        from server.engines.native import NativeEngine
-
-        place = built(lambda weights, count: Layout(arch, weights, precision, count))
-        made: Engine = NativeEngine(
-            arch,
-            place / FILE,
-            precision,
-            rows,
-            threads,
-            progress=lambda done, total: progress("open", done, total, "bytes"),
-        )
-    elif engine == "optimum":
-        from server.engines.optimum import Export, OptimumEngine
-
-        place = built(lambda weights, count: Export(folder, arch, weights, precision, count))
-        progress("open", 0, 1, "graph")
-        made = OptimumEngine(arch, place, threads)
-        progress("open", 1, 1, "graph")
-    else:
-        from server.convert.onnx_graph import MODEL_FILE, build
-        from server.engines.onnx import OnnxEngine
-
-        place = built(lambda weights, count: build(arch, weights, precision, count))
-        progress("open", 0, 1, "graph")
-        made = OnnxEngine(arch, place / MODEL_FILE, precision, rows, threads)
-        progress("open", 1, 1, "graph")
-    size = sum(f.stat().st_size for f in place.iterdir())
-    cache.opened(place)
-    return Made(made, sha, size)
+    @contextlib.contextmanager
+    def step(self, stage: str, unit: str) -> Iterator[None]:
+        """Report a stage that has one step."""
+        self.progress(stage, 0, 1, unit)
+        yield
+        self.progress(stage, 1, 1, unit)
 
 
-def _torch(
-    folder: Path,
-    arch: Architecture,
-    precision: str,
-    threads: int,
-    cache: BuildCache,
-    progress: Report,
-    *,
-    compiled: bool,
-) -> Engine:
+def _native(loading: _Loading) -> Engine:
+    from server.convert.native_layout import FILE, Layout
+    from server.engines.native import NativeEngine
+
+    def opened(done: int, total: int) -> None:
+        loading.progress("open", done, total, "bytes")
+
+    arch = loading.arch
+    precision = loading.precision
+    with loading.built(lambda weights, count: Layout(arch, weights, precision, count)) as place:
+        return NativeEngine(arch, place / FILE, precision, loading.rows, loading.threads, progress=opened)
+
+
+def _onnx(loading: _Loading) -> Engine:
+    from server.convert.onnx_graph import MODEL_FILE, build
+    from server.engines.onnx import OnnxEngine
+
+    arch = loading.arch
+    precision = loading.precision
+    with (
+        loading.built(lambda weights, count: build(arch, weights, precision, count)) as place,
+        loading.step("open", "graph"),
+    ):
+        return OnnxEngine(arch, place / MODEL_FILE, precision, loading.rows, loading.threads)
+
+
+def _optimum(loading: _Loading) -> Engine:
+    from server.engines.optimum import Export, OptimumEngine, variant
+
+    arch = loading.arch
+    precision = loading.precision
+
+    def export(weights: Weights, count: Count) -> Built:
+        return Export(loading.folder, arch, weights, precision, count)
+
+    with loading.built(export, f"-{variant(precision)}") as place, loading.step("open", "graph"):
+        return OptimumEngine(arch, place, loading.threads)
+
+
+def _torch(loading: _Loading) -> Engine:
     # What the compiler keeps is read back as code: it lies with our own files, not in a folder that others may write to.
-    kept = cache.folder(COMPILED_FOLDER)
+    kept = loading.cache.folder(COMPILED_FOLDER)
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kept))
-    progress("open", 0, 1, "model")
-    from server.engines.torch import TorchEngine
+    with loading.step("open", "model"):
+        from server.engines.torch import TorchEngine
 
-    engine = TorchEngine(arch, folder, Weights(folder / WEIGHTS_FILE, arch), precision, threads, compiled=compiled)
-    progress("open", 1, 1, "model")
-    if compiled:
-        progress("compile", 0, 1, "graph")
-        engine.warm_up()
-        cache.trim(keep=kept)
-        progress("compile", 1, 1, "graph")
+        engine = TorchEngine(
+            loading.arch, loading.folder, loading.weights, loading.precision, loading.threads, compiled=loading.compiled
+        )
+    if loading.compiled:
+        with loading.step("compile", "graph"):
+            engine.warm_up()
+            loading.cache.trim(keep=kept)
     return engine
+
+
+OPENERS: dict[str, Callable[[_Loading], Engine]] = {
+    "native": _native,
+    "onnx": _onnx,
+    "torch": _torch,
+    "optimum": _optimum,
+}

@@ -23,7 +23,8 @@ from server.catalogue.architecture import PUBLISHED, read_architecture
 from server.catalogue.catalogue import DEMO_FOLDER, Catalogue
 from server.catalogue.engines import BLOCK, BUILD_FORMAT, ENGINES, choose_engine
 from server.catalogue.notes import digest, known_digest
-from server.checkpoint.tensors import BuildCache, Weights
+from server.checkpoint.tensors import Weights
+from server.convert.cache import BuildCache
 from server.convert.quantise import Blocks, quantise
 from server.engines.load import load_engine
 from tests.dequantise import dequantise
@@ -166,7 +167,7 @@ class Small:
 
 
 def get(cache: BuildCache, name: str, built: list[str]) -> Path:
-    def build() -> Any:
+    def build(_: object) -> Any:
         built.append(name)
         return Small()
 
@@ -214,7 +215,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path, capsys: 
 
 
 def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
-    def build() -> Any:
+    def build(_: object) -> Any:
         raise MemoryError
 
     with pytest.raises(MemoryError):

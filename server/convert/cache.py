@@ -1,0 +1,169 @@
+"""The disk cache of what is built of a model's tensors. Used in workers only.
+
+Workers that want the same thing at the same time build it once: one builds, the others wait and then use it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from server.catalogue.engines import BUILD_FORMAT, LOCK_SUFFIX, SUMS_FILE
+from server.catalogue.notes import digest
+from server.convert.lock import Lock, Taken
+
+Count = Callable[[int, int], None]
+"""progress(done, total)"""
+DRAFT = ".building-"
+STALE_S = 3600.0
+LOOK_S = 0.1
+"""How often those that wait look whether the builder is done."""
+STUCK_S = 600.0
+"""A builder that has not come further for as long is not waited for."""
+
+
+class Built(Protocol):
+    """An engine's own form of the weights, which is kept on disk."""
+
+    def write(self, folder: Path) -> None: ...
+
+
+class BuildCache:
+    """Built models on disk, by content: a folder each, complete when it appears, the least recently used out first.
+
+    What cannot be written to the cache (a full or read-only disk) is built into a temporary folder instead.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        self._folder, self._max_bytes = folder, max_bytes
+
+    def get(self, name: str, build: Callable[[Count], Built], progress: Count = lambda *_: None) -> Path:
+        """Return the folder of what is called `name`, built where it is missing or damaged.
+
+        `build` takes the progress to report. One that another process builds is waited for, with that one's progress.
+        Raises: OSError.
+        """
+        entry = self.folder(name)
+        if _intact(entry):
+            with contextlib.suppress(OSError):
+                os.utime(entry)
+            return entry
+        lock = self._turn(f"{name}.v{BUILD_FORMAT}{LOCK_SUFFIX}", progress)
+        if lock is None:
+            return self._build(entry, lambda: build(progress))
+
+        def count(done: int, total: int) -> None:
+            lock.note(done, total)
+            progress(done, total)
+
+        try:  # another may have built it meanwhile
+            return entry if _intact(entry) else self._build(entry, lambda: build(count))
+        finally:
+            lock.release()
+
+    def _turn(self, name: str, progress: Count) -> Lock | None:
+        """Wait until nobody else builds this. None where the cache has no locks or cannot be written: then each builds."""
+        seen = (0, 0)
+        since = time.monotonic()
+        while time.monotonic() < since + STUCK_S:
+            try:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                return Lock(self._folder / name)
+            except OSError:
+                return None
+            except Taken as taken:
+                if seen != (taken.done, taken.total):
+                    seen = (taken.done, taken.total)
+                    since = time.monotonic()
+            progress(*seen)
+            time.sleep(LOOK_S)
+        return None
+
+    def _build(self, entry: Path, build: Callable[[], Built]) -> Path:
+        built = build()
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._sweep()
+            self._store(built, entry)
+            self.trim(keep=entry)
+        except OSError as e:
+            print(f"the cache of built models {self._folder} cannot be used: {e}", file=sys.stderr)
+            temporary = Path(tempfile.mkdtemp(prefix="gpt2d-built-"))
+            _write(built, temporary)
+            return temporary
+        return entry
+
+    def folder(self, name: str) -> Path:
+        """Return where what is called `name` is kept."""
+        return self._folder / f"{name}-v{BUILD_FORMAT}"
+
+    def opened(self, folder: Path) -> None:
+        """An engine has opened what `get` returned: a temporary folder is no longer needed."""
+        if self._folder not in folder.parents:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _store(self, built: Built, entry: Path) -> None:
+        draft = Path(tempfile.mkdtemp(prefix=DRAFT, dir=self._folder))
+        try:
+            _write(built, draft)
+            if entry.exists():  # damaged: out of the way in one step, so that nobody sees half of it
+                entry.rename(draft / "damaged")
+            draft.rename(entry)
+        except OSError:
+            if not _intact(entry):  # else another worker was faster
+                raise
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+            shutil.rmtree(entry / "damaged", ignore_errors=True)
+
+    def _sweep(self) -> None:
+        """Delete the drafts of workers that were ended while they built."""
+        for draft in self._folder.glob(f"{DRAFT}*"):
+            with contextlib.suppress(OSError):
+                if time.time() - draft.stat().st_mtime > STALE_S:
+                    shutil.rmtree(draft, ignore_errors=True)
+
+    def trim(self, keep: Path) -> None:
+        """Delete the least recently used of what is too much, but `keep`."""
+        ages: dict[Path, float] = {}
+        sizes: dict[Path, int] = {}
+        for entry in self._folder.glob("*-v*"):
+            with contextlib.suppress(OSError):  # another worker may be deleting it
+                sizes[entry] = sum(f.stat().st_size for f in entry.rglob("*"))
+                ages[entry] = entry.stat().st_mtime
+        for entry in sorted(ages, key=ages.__getitem__):
+            if sum(sizes.values()) <= self._max_bytes:
+                return
+            if entry != keep:
+                with contextlib.suppress(OSError):
+                    doomed = entry.rename(self._folder / f"{DRAFT}{entry.name}")
+                    shutil.rmtree(doomed, ignore_errors=True)
+                    del sizes[entry]
+
+
+def _write(built: Built, folder: Path) -> None:
+    built.write(folder)
+    (folder / SUMS_FILE).write_text(_sums(folder))
+
+
+def _sums(folder: Path) -> str:
+    return "".join(
+        f"{digest(f, lambda *_: None)}  {f.name}\n"
+        for f in sorted(folder.iterdir())
+        if f.is_file() and f.name != SUMS_FILE
+    )
+
+
+def _intact(folder: Path) -> bool:
+    """True if every byte is as it was written."""
+    try:
+        return (folder / SUMS_FILE).read_text() == _sums(folder)
+    except OSError:
+        return False
