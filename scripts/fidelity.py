@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """What each engine and precision costs against full precision, on a text that the model was not trained on.
 
-    python scripts/fidelity.py --model demo                      the works held out from its training, fetched once
-    python scripts/fidelity.py --model gpt2 --text wiki.txt      a model from the hub is downloaded first
-    python scripts/fidelity.py --model demo --only native,onnx
+    python -m scripts.fidelity --model demo                      the works held out from its training, fetched once
+    python -m scripts.fidelity --model gpt2 --text wiki.txt      a model from the hub is downloaded first
+    python -m scripts.fidelity --model demo --only native,onnx
 
 Starts a daemon of its own, which measures one after the other, each in a process of its own, and keeps what it found for
 every daemon of this user: the client shows it where a precision is chosen. Columns: the share of matrix weights that is
@@ -20,9 +20,8 @@ import sys
 from pathlib import Path
 
 from protocol import Client, Gpt2dError, messages as m
-from scripts.bench.engine import daemon_process
+from scripts.bench.arguments import add_place, start_daemon
 from server.catalogue.engines import ENGINES, REFERENCE
-from server.config import default_models_dir, default_threads
 from server.worker.fidelity import TOKENS
 
 MAX_CHARACTERS = 50_000
@@ -54,8 +53,7 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="demo, a folder of --models-dir, or a GPT-2 of the hub")
     parser.add_argument("--text", type=Path, help=f"a file of UTF-8 text; its first {TOKENS} tokens count")
     parser.add_argument("--only", default=",".join(ENGINES), metavar="ENGINE,...", help="default: %(default)s")
-    parser.add_argument("--models-dir", type=Path, default=default_models_dir(), help="default: %(default)s")
-    parser.add_argument("--threads", type=int, default=default_threads(), help="default: %(default)s")
+    add_place(parser)
     args = parser.parse_args()
     engines = args.only.split(",")
     if unknown := set(engines) - set(ENGINES):
@@ -65,7 +63,7 @@ def main() -> None:
     except (OSError, ValueError) as e:
         parser.error(f"--text: {e}")
     rows: list[dict[str, object]] = []
-    with daemon_process(args) as daemon, Client(daemon.endpoint) as client:
+    with start_daemon(args) as daemon, Client(daemon.endpoint) as client:
         try:
             if not all(model.on_disk for model in client.models() if model.name == args.model):
                 client.load(args.model, engine=REFERENCE[0], precision=REFERENCE[1], on_progress=show)

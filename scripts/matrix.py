@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Run every engine x precision x strategy that a server offers, through the socket.
 
-    python scripts/matrix.py                    all of them, on the embedded model
-    python scripts/matrix.py --once             each engine once (its first precision) and each strategy once
-    python scripts/matrix.py --model gpt2       another model
+    python -m scripts.matrix                    all of them, on the embedded model
+    python -m scripts.matrix --once             each engine once (its first precision) and each strategy once
+    python -m scripts.matrix --model gpt2       another model
 
 Starts a daemon of its own and asks its hello what there is. Every combination has to stream a text that is the result's,
 to write the same again with the same seed, to tell log-probabilities (where it is no search), to account for its time, and
@@ -18,12 +18,10 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 from protocol import Client, Gpt2dError, messages as m
 from protocol.errors import Cancelled, NotLoaded
-from scripts.bench.engine import daemon_process
-from server.config import default_models_dir, default_threads
+from scripts.bench.arguments import add_place, start_daemon
 
 PROMPT = "When in the chronicle of wasted time\n"
 NEW_TOKENS = 12
@@ -82,12 +80,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="demo", help="default: %(default)s")
     parser.add_argument("--once", action="store_true", help="each engine once and each strategy once")
-    parser.add_argument("--models-dir", type=Path, default=default_models_dir(), help="default: %(default)s")
-    parser.add_argument("--threads", type=int, default=default_threads(), help="default: %(default)s")
+    add_place(parser)
     args = parser.parse_args()
     failed: list[str] = []
     ran = 0
-    with daemon_process(args) as daemon, Client(daemon.endpoint) as client:
+    with start_daemon(args) as daemon, Client(daemon.endpoint) as client:
         for engine, precision, strategies in combinations(client.hello(), once=args.once):
             which = {"model": args.model, "engine": engine, "precision": precision}
             for strategy in strategies:

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """The kernels' own tests under the address, undefined-behaviour and thread sanitizers.
 
-    python scripts/sanitize.py              all three
-    python scripts/sanitize.py thread       one of them
+    python -m scripts.sanitize              all three
+    python -m scripts.sanitize thread       one of them
 
 Needs a C++ compiler with their libraries (Debian: g++) and CMake (`pip install cmake` does). Ends with an error if one finds anything.
 """

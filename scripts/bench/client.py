@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What the window costs and how it keeps up, with 200,000 characters on its page.
 
-    xvfb-run -a -s "-screen 0 1400x900x24" python scripts/bench/client.py --like gpt2
+    xvfb-run -a -s "-screen 0 1400x900x24" python -m scripts.bench.client --like gpt2
 
 Opens the real window on the display there is and starts a daemon of its own. Four times it is kept busy while something happens:
 a model loads, text streams, the daemon is stopped (SIGSTOP), the daemon is killed. The model is loaded as the Model panel offers
@@ -22,14 +22,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import psutil
 
-from scripts.bench.engine import DaemonProcess, daemon_process, percentile
+from scripts.bench.arguments import add_place, start_daemon
+from scripts.bench.figures import percentile
+from scripts.daemon import Daemon
 from scripts.make_model import ensure_model
 from server.catalogue.architecture import PUBLISHED
-from server.config import default_models_dir, default_threads
 
 CHARACTERS = 200_000
 LINE = "Shall I compare thee to a summer's day? Thou art more lovely and more temperate: rough winds do shake the buds of May.\n"
@@ -43,15 +43,14 @@ def main() -> None:
         choices=list(PUBLISHED),
         help="random weights of these shapes (default: the embedded model, which is faster)",
     )
-    parser.add_argument("--models-dir", type=Path, default=default_models_dir(), help="default: %(default)s")
-    parser.set_defaults(threads=default_threads())  # what daemon_process asks for
+    add_place(parser)
     args = parser.parse_args()
     if not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         sys.exit('there is no display; xvfb-run -a -s "-screen 0 1400x900x24" makes one')
     model = ensure_model(args.like, args.models_dir) if args.like else "demo"
     with tempfile.TemporaryDirectory() as home:
         os.environ |= {"XDG_CONFIG_HOME": f"{home}/config", "XDG_DATA_HOME": f"{home}/data"}
-        with daemon_process(args) as daemon:
+        with start_daemon(args) as daemon:
             print(json.dumps(Bench(model, daemon).run()))
 
 
@@ -75,7 +74,7 @@ window.close()
 
 
 class Bench:
-    def __init__(self, model: str, daemon: DaemonProcess) -> None:
+    def __init__(self, model: str, daemon: Daemon) -> None:
         self._model, self._daemon = model, daemon.process
         self._start_s = first_frame_s(daemon.endpoint)
         from client.window.loop import Window

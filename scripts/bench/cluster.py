@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """What more nodes bring, how much one gateway carries, how long a model takes to reach a node.
 
-    python scripts/bench/cluster.py                     nodes and gateway, in about seven minutes; --quick: in two
-    python scripts/bench/cluster.py --only gateway      some of nodes,gateway,weights
-    python scripts/bench/cluster.py --only weights      loads of a gpt2-sized model (Linux; as root, for its mounts)
+    python -m scripts.bench.cluster                     nodes and gateway, in about seven minutes; --quick: in two
+    python -m scripts.bench.cluster --only gateway      some of nodes,gateway,weights
+    python -m scripts.bench.cluster --only weights      loads of a gpt2-sized model (Linux; as root, for its mounts)
 
 nodes    A Ray cluster of processes on this machine (ray.cluster_utils), with a replica on each node whose engine waits
          --delay-ms a step instead of computing: measured is the way through gateway, cluster and workers, and not how many

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """How fast an engine decodes, by itself: no daemon, no sampler, greedy, end of text ignored.
 
-    python scripts/bench/decode.py --like gpt2 --precision int8 --against transformers
-    python scripts/bench/decode.py --model demo --precision fp32
-    python scripts/bench/decode.py --like gpt2 --precision int4 --batch 1,8
+    python -m scripts.bench.decode --like gpt2 --precision int8 --against transformers
+    python -m scripts.bench.decode --model demo --precision fp32
+    python -m scripts.bench.decode --like gpt2 --precision int4 --batch 1,8
 
 Every variant runs in a process of its own; with --against the runs alternate (A B A B), so that a noisy machine is noisy
 for both. Figures are medians (and the best) of --runs after one warm-up. `ratio` is the reference's time for the whole
@@ -19,7 +19,8 @@ import statistics
 import sys
 from contextlib import ExitStack
 
-from scripts.bench.engine import EngineProcess, Run, Variant, add_arguments, parse
+from scripts.bench.arguments import add_arguments, parse
+from scripts.bench.engine import EngineProcess, Run, Variant
 
 
 def decode_rates(runs: list[Run], new_tokens: int, batch: int = 1) -> dict[str, float]:
@@ -48,7 +49,7 @@ def batches(text: str) -> list[int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser, runs=5)
-    parser.add_argument("--against", choices=["transformers"], help="a reference to run in turns with it (fp32, eager)")
+    parser.add_argument("--against", choices=["transformers"], help="a baseline to run in turns with it (fp32, not compiled)")
     parser.add_argument(
         "--batch",
         type=batches,

@@ -6,15 +6,12 @@ the engine alone. Run as a program, this file is that child.
 
 from __future__ import annotations
 
-import argparse
 import json
-import re
+import os
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -22,100 +19,22 @@ from typing import Any, Self
 import numpy as np
 import psutil
 
-from protocol.errors import Gpt2dError
-from scripts.make_model import ensure_model
-from server.catalogue.architecture import PUBLISHED
-from server.catalogue.catalogue import Catalogue, Model
-from server.catalogue.engines import ENGINES
-from server.config import default_hub_cache, default_models_dir, default_threads
-
+ROOT = Path(__file__).resolve().parent.parent.parent
 Generate = Callable[[list[list[int]], int], tuple[float, float]]
 """(prompts, new tokens) -> (prefill seconds, decode seconds): all prompts together, greedy, end of text ignored."""
 
 
-def add_arguments(parser: argparse.ArgumentParser, *, runs: int) -> None:
-    """The arguments that every benchmark of one model has."""
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--model", help="a model of the daemon: demo, or a folder of --models-dir")
-    which.add_argument(
-        "--like", choices=list(PUBLISHED), help="random weights of these shapes, made where they are missing"
-    )
-    parser.add_argument("--models-dir", type=Path, default=default_models_dir(), help="default: %(default)s")
-    parser.add_argument("--engine", choices=list(ENGINES), default=next(iter(ENGINES)), help="default: %(default)s")
-    parser.add_argument("--precision", default="int8", help="default: %(default)s")
-    parser.add_argument("--prompt-tokens", type=int, default=32, help="default: %(default)s")
-    parser.add_argument("--new-tokens", type=int, default=128, help="default: %(default)s")
-    parser.add_argument("--runs", type=int, default=runs, help="default: %(default)s")
-    parser.add_argument("--threads", type=int, default=default_threads(), help="default: %(default)s")
-
-
-def parse(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Model]:
-    """Parse, check, and find (or make) the model; exits with a sentence where something is wrong."""
-    args = parser.parse_args()
-    if args.precision not in ENGINES[args.engine].precisions:
-        parser.error(f"engine {args.engine} has the precisions {', '.join(ENGINES[args.engine].precisions)}")
-    if args.runs < 1 or args.prompt_tokens < 1 or args.new_tokens < 2:
-        parser.error("--runs and --prompt-tokens are at least 1, --new-tokens at least 2")
-    try:
-        model = Catalogue(args.models_dir, default_hub_cache()).find(
-            args.model or ensure_model(args.like, args.models_dir)
-        )
-    except Gpt2dError as e:
-        sys.exit(str(e))
-    if model.folder is None:
-        sys.exit(
-            f"{model.name} is not on this disk; load it once with the daemon, which downloads it, or measure random weights with --like"
-        )
-    return args, model
-
-
-@dataclass(frozen=True)
-class DaemonProcess:
-    endpoint: str
-    process: subprocess.Popen[bytes]
-
-
-@contextmanager
-def daemon_process(args: argparse.Namespace, *more: str) -> Iterator[DaemonProcess]:
-    """A daemon of its own on a port of the system's choice, which is stopped at the end."""
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "server",
-        "--endpoint=tcp://127.0.0.1:0",
-        f"--models-dir={args.models_dir}",
-        f"--threads={args.threads}",
-    ]
-    with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "log"
-        with log.open("wb") as stream:
-            daemon = subprocess.Popen([*command, *more], stderr=stream)
-        try:
-            give_up = time.monotonic() + 20
-            while not (found := re.search(r"listens on (\S+?),", log.read_text())):
-                if daemon.poll() is not None or time.monotonic() > give_up:
-                    sys.exit(f"the daemon did not start: {log.read_text()}")
-                time.sleep(0.02)
-            yield DaemonProcess(found[1], daemon)
-        finally:
-            daemon.terminate()
-            daemon.wait(20)
-
-
-def percentile(values: list[float], share: float) -> float:
-    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
-
-
 @dataclass(frozen=True)
 class Variant:
-    """What to measure: engine "transformers" is the reference, all others are the daemon's own."""
+    """What to measure: engine "transformers" is the baseline, all others are the daemon's own."""
 
     engine: str
     precision: str
     folder: str
     threads: int
     rows: int = 1
+    sampling: dict[str, float] | None = None
+    """The baseline's settings where it samples; it then continues one prompt with as many texts, and has no prefill of its own."""
 
 
 @dataclass(frozen=True)
@@ -128,17 +47,30 @@ class EngineFailed(SystemExit):
     """Ends a benchmark with its sentence, unless it goes on without the engine."""
 
 
+def as_module(name: str, *arguments: str, python: str = sys.executable) -> list[str]:
+    """Return the command that runs a module of this checkout; `module_environment` lets it be found from any folder."""
+    return [python, "-P", "-m", name, *arguments]
+
+
+def module_environment() -> dict[str, str]:
+    """Return this process's environment with the checkout on the path of modules."""
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
 class EngineProcess:
     """A context manager; `load_s` is the time its model took to load, without the interpreter's start."""
 
-    def __init__(self, variant: Variant, command: list[str] | None = None) -> None:
-        """`command` starts another program that answers in the same way. Raises: EngineFailed."""
-        command = command or [sys.executable, __file__, json.dumps(asdict(variant))]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    def __init__(self, variant: Variant, command: Sequence[str] = ()) -> None:
+        """Start the engine, or another program that answers in the same way. Raises: EngineFailed."""
+        command = command or as_module("scripts.bench.engine", json.dumps(asdict(variant)))
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=module_environment()
+        )
         self.load_s = float(self._read()["load_s"])
 
     def run(self, prompt_tokens: int, new_tokens: int, seed: int, batch: int = 1) -> Run:
-        """A generation of `batch` sequences together, from random prompts that no other seed has."""
+        """Generate `batch` sequences together, from random prompts that no other seed has."""
         order = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "seed": seed, "batch": batch}
         return Run(**self._ask(order))
 
@@ -166,13 +98,17 @@ class EngineProcess:
         line = self._process.stdout.readline() if self._process.stdout else ""
         if not line:
             raise EngineFailed(
-                f"the engine's process ended with exit code {self._process.wait()}; its own words are above"
+                f"the engine's process ended with exit code {self._process.wait()}; the lines above say why"
             )
         answer: dict[str, Any] = json.loads(line)
         return answer
 
 
+# The child
+
+
 def own_engine(variant: Variant) -> tuple[Generate, int]:
+    """Load one of the daemon's engines; return what generates with it, and the size of its vocabulary."""
     from server.catalogue.architecture import read_architecture
     from server.config import Config
     from server.engines.load import load_engine
@@ -197,25 +133,17 @@ def own_engine(variant: Variant) -> tuple[Generate, int]:
 
 
 def transformers_engine(variant: Variant) -> tuple[Generate, int]:
-    import torch
-    from transformers import GPT2LMHeadModel
+    """Load the baseline; return what generates with it, and the size of its vocabulary."""
+    from scripts.bench import baseline
 
-    torch.set_num_threads(variant.threads)
-    model = GPT2LMHeadModel.from_pretrained(variant.folder, dtype=torch.float32).eval()
-
-    @torch.inference_mode()
-    def timed(ids: torch.Tensor, new_tokens: int) -> float:
-        began = time.perf_counter()
-        model.generate(
-            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=new_tokens, min_new_tokens=new_tokens,
-            pad_token_id=0, eos_token_id=None,
-        )  # fmt: skip
-        return time.perf_counter() - began
+    model = baseline.load(variant.folder, variant.threads, variant.precision)
 
     def generate(prompts: list[list[int]], new_tokens: int) -> tuple[float, float]:
-        ids = torch.tensor(prompts)
-        prefill = timed(ids, 1)
-        return prefill, timed(ids, new_tokens) - prefill
+        if variant.sampling is not None:
+            more = {"do_sample": True, "num_return_sequences": len(prompts), **variant.sampling}
+            return 0.0, baseline.generate(model, prompts[:1], new_tokens, **more)
+        prefill_s = baseline.generate(model, prompts, 1)
+        return prefill_s, baseline.generate(model, prompts, new_tokens) - prefill_s if new_tokens > 1 else 0.0
 
     return generate, model.config.vocab_size
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Our engines beside those that others have built, in turns on one machine: the same model, threads and prompts for all.
 
-    python scripts/bench/peers.py --like gpt2 --only native-int8,llama.cpp-q8_0,native-int4,llama.cpp-q4_0,openvino-int8
-    python scripts/bench/peers.py --like gpt2 --quick --only native-int8,onnx-int8
+    python -m scripts.bench.peers --like gpt2 --only native-int8,llama.cpp-q8_0,native-int4,llama.cpp-q4_0,openvino-int8
+    python -m scripts.bench.peers --like gpt2 --quick --only native-int8,onnx-int8
 
 Each engine runs in a process of its own; runs alternate (A B A B), and one lock keeps other benchmarks of this machine
 away from each. `decode1` and `decode8` are tokens a second of one and of eight sequences together (32 tokens of prompt;

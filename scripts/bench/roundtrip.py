@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """What the daemon costs over its engine called directly: ping, first token, tokens per second.
 
-    python scripts/bench/roundtrip.py --like gpt2
-    python scripts/bench/roundtrip.py --model demo --precision fp32
+    python -m scripts.bench.roundtrip --like gpt2
+    python -m scripts.bench.roundtrip --model demo --precision fp32
 
 Starts a daemon of its own on a free port and the same engine in a process beside it, and lets them generate in turns, in
 blocks of four after one to warm up (greedy, one client that reads a stream). Figures are medians; `added` and `ratio`
@@ -22,7 +22,9 @@ from typing import Any
 import numpy as np
 
 from protocol import Client
-from scripts.bench.engine import EngineProcess, Variant, add_arguments, daemon_process, parse, percentile
+from scripts.bench.arguments import add_arguments, parse, start_daemon
+from scripts.bench.engine import EngineProcess, Variant
+from scripts.bench.figures import percentile
 
 BLOCK = 4
 PAUSE_S = 0.02
@@ -57,7 +59,7 @@ def main() -> None:
     generation = {"max_new_tokens": args.new_tokens, "strategy": "greedy", "ignore_eos": True, "speculate": 0}
 
     with (
-        daemon_process(args) as daemon,
+        start_daemon(args) as daemon,
         Client(daemon.endpoint) as client,
         EngineProcess(Variant(args.engine, args.precision, str(model.folder), args.threads)) as engine,
     ):

@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
 """How the daemon serves many clients: throughput, time to first token, time per token.
 
-    python scripts/bench/serving.py --like gpt2 --clients 8
-    python scripts/bench/serving.py --like gpt2 --clients 8 --rate 4              an open loop: 4 requests a second
-    python scripts/bench/serving.py --like gpt2 --clients 1 --intruder-tokens 1000  long prompts arrive meanwhile
-    python scripts/bench/serving.py --like gpt2 --clients 1 --beside int4           a second model writes meanwhile
+    python -m scripts.bench.serving --like gpt2 --clients 8
+    python -m scripts.bench.serving --like gpt2 --clients 8 --rate 4              an open loop: 4 requests a second
+    python -m scripts.bench.serving --like gpt2 --clients 1 --intruder-tokens 1000  long prompts arrive meanwhile
+    python -m scripts.bench.serving --like gpt2 --clients 1 --beside int4           a second model writes meanwhile
 
 Starts a daemon of its own. Each client has a connection of its own and streams --requests generations one after the
 other (a closed loop), or as they fall due at --rate requests a second in all (an open one: the time a request waits for
 its client counts). `fairness` is the slowest client's time for its work over the fastest's. The last line is one JSON
-object. scripts/investigation/serving_methods.py runs the whole series with it: from 1 to 64 clients, rising rates, longer prompts, more tokens.
+object. scripts.investigation.serving_methods runs the whole series with it: from 1 to 64 clients, rising rates, longer prompts, more tokens.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from protocol import Client
-from scripts.bench.engine import add_arguments, daemon_process, parse, percentile
+from scripts.bench.arguments import add_arguments, parse, start_daemon
+from scripts.bench.figures import percentile
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def main() -> None:
     beside: list[int] = []
 
     with (
-        daemon_process(args, *([f"--rows={args.rows}"] if args.rows else [])) as daemon,
+        start_daemon(args, *([f"--rows={args.rows}"] if args.rows else [])) as daemon,
         Client(daemon.endpoint) as control,
     ):
         loaded = control.load(model.name, engine=args.engine, precision=args.precision)

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """What guessing ahead gains, by how many guesses are right: the worker's own loop with a guesser that knows the text.
 
-    python scripts/bench/speculation.py --like gpt2
-    python scripts/bench/speculation.py --model demo --precision int4 --acceptance 0,0.5,0.8,1
+    python -m scripts.bench.speculation --like gpt2
+    python -m scripts.bench.speculation --model demo --precision int4 --acceptance 0,0.5,0.8,1
 
 The text is written once without guesses; then again while a guesser proposes it, each of its tokens wrong with the chance
 1 - acceptance. `speedup` is the time without over the time with guesses, medians of --runs that alternate. The last line is one JSON object.
@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from protocol import messages as m
-from scripts.bench.engine import add_arguments, parse
+from scripts.bench.arguments import add_arguments, parse
 from server.catalogue.architecture import read_architecture
 from server.catalogue.catalogue import Model
 from server.config import Config

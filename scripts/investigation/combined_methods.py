@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Engines and quantisation together with sampling (temperature 0.8, top-k 40): one text, and many at once.
 
-    python scripts/investigation/combined_methods.py --quick                                            to see that everything works
-    python scripts/investigation/combined_methods.py --sizes gpt2 --only transformers/fp32 native/int8
-    python scripts/investigation/combined_methods.py                                                    all; started again, it measures what is missing
+    python -m scripts.investigation.combined_methods --quick                                            to see that everything works
+    python -m scripts.investigation.combined_methods --sizes gpt2 --only transformers/fp32 native/int8
+    python -m scripts.investigation.combined_methods                                                    all; started again, it measures what is missing
 
 The baseline is transformers' `generate` at fp32, with `num_return_sequences` for several texts. All others are asked through the
 daemon's socket: up to 8 texts with `n`, 32 as four requests of 8 at once, with a row for each. Prompts are 32 random tokens,

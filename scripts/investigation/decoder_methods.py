@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """What each way of decoding costs and writes, on each model size, with the daemon's default engine and precision.
 
-    python scripts/investigation/decoder_methods.py --quick                        seconds: to see that everything works
-    python scripts/investigation/decoder_methods.py --sizes demo --only greedy beam  a few of them
-    python scripts/investigation/decoder_methods.py                                all; started again, it measures what is missing
+    python -m scripts.investigation.decoder_methods --quick                        seconds: to see that everything works
+    python -m scripts.investigation.decoder_methods --sizes demo --only greedy beam  a few of them
+    python -m scripts.investigation.decoder_methods                                all; started again, it measures what is missing
 
 All decoders of a size are asked in turns, through the socket, of one worker, which is the process that holds the model. Each
 turn has another prompt of 32 tokens and another seed, the same for all decoders; nothing of earlier turns is reused

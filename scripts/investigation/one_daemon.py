@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any, Self
 
 from protocol import Client, Gpt2dError, messages as m
-from scripts.bench.engine import daemon_process
+from scripts.bench.arguments import start_daemon
 from scripts.investigation.harness import WARMUPS, Key, Results, Row, Trial, interval
 from server.catalogue.catalogue import Model
 
@@ -34,7 +34,7 @@ class OneDaemon:
 
     @cached_property
     def endpoint(self) -> str:
-        return self._stack.enter_context(daemon_process(self._args, *self._more)).endpoint
+        return self._stack.enter_context(start_daemon(self._args, *self._more)).endpoint
 
     @cached_property
     def client(self) -> Client:

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Why a hand-made ONNX graph decodes faster than an exported one: both in ONNX Runtime, piece by piece, in turns.
 
-    python scripts/investigation/onnx_methods.py --quick                 the embedded model, a minute
-    python scripts/investigation/onnx_methods.py                         all sizes; it says first how long that takes
-    python scripts/investigation/onnx_methods.py --sizes gpt2 --only exported-int8 ours-int8
+    python -m scripts.investigation.onnx_methods --quick                 the embedded model, a minute
+    python -m scripts.investigation.onnx_methods                         all sizes; it says first how long that takes
+    python -m scripts.investigation.onnx_methods --sizes gpt2 --only exported-int8 ours-int8
 
 A row is a variant: 8 new tokens after a prompt of 32 random ones (greedy, end of text ignored), of which `prefill` is the
 time to the first, tokens/s of the decode steps, how many times as fast it is as the first row in the same turns, resident memory,

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """The chosen set-up at work: one prompt, many seeds; how its latency spreads, and how its texts do.
 
-    python scripts/investigation/operating_point.py --quick                                seconds: to see that everything works
-    python scripts/investigation/operating_point.py --sizes gpt2 --trials 500 --seconds 1000
-    python scripts/investigation/operating_point.py --engine onnx --precision int4 --set temperature=0.7 --set top_p=0.9 --prompt "Once upon a time"
-    python scripts/investigation/operating_point.py                                        all; started again, it measures what is missing
+    python -m scripts.investigation.operating_point --quick                                seconds: to see that everything works
+    python -m scripts.investigation.operating_point --sizes gpt2 --trials 500 --seconds 1000
+    python -m scripts.investigation.operating_point --engine onnx --precision int4 --set temperature=0.7 --set top_p=0.9 --prompt "Once upon a time"
+    python -m scripts.investigation.operating_point                                        all; started again, it measures what is missing
 
 The set-up is the daemon's default engine, precision and settings (it samples from the 50 likeliest tokens at temperature 1, and guesses ahead), unless
 --engine, --precision and --set say otherwise. Each trial is one request with a seed of its own; its prompt is computed anew
@@ -29,7 +29,7 @@ from typing import Any
 import msgspec
 
 from protocol import Gpt2dError, messages as m
-from scripts.bench.engine import percentile
+from scripts.bench.figures import percentile
 from scripts.investigation.harness import QUICK_RUNS, WARMUPS, Plan, Results, Row, measure, model_of, parse, parser
 from scripts.investigation.one_daemon import Limited, OneDaemon, add_seconds, figure, finish, medians, most, table
 from scripts.investigation.texts import distinct, is_trained, pairwise_distinct, repetition

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Which optimisation makes GPT-2 decoding fast on a CPU: each of them beside transformers' own `generate`, in turns.
 
-    python scripts/investigation/optimisation_methods.py --quick                  the embedded model, a minute or two
-    python scripts/investigation/optimisation_methods.py                          all sizes; it says first how long that takes
-    python scripts/investigation/optimisation_methods.py --sizes gpt2 --only native-int8 onnx-int8
+    python -m scripts.investigation.optimisation_methods --quick                  the embedded model, a minute or two
+    python -m scripts.investigation.optimisation_methods                          all sizes; it says first how long that takes
+    python -m scripts.investigation.optimisation_methods --sizes gpt2 --only native-int8 onnx-int8
 
 A row is a method: the time of 25 and of 100 new tokens after a prompt of 32 random ones (greedy, end of text ignored),
 of which `prefill` is the time to the first, tokens/s of the decode steps, how many times as fast the 25 tokens are as the
@@ -53,7 +53,7 @@ from typing import Any, Self
 import numpy as np
 
 from protocol import Client, messages as m
-from scripts.bench.engine import daemon_process
+from scripts.bench.arguments import start_daemon
 from scripts.investigation.harness import WARMUPS
 from scripts.investigation.method_child import Loaded, Order, Write
 from scripts.investigation.methods import LENGTHS, WARM_UP_TOKENS, Method, MethodProcess, Setup, above, investigate
@@ -179,7 +179,7 @@ class DaemonTrial:
         self._results: list[m.Generated] = []
         arguments = argparse.Namespace(models_dir=setup.models_dir, threads=setup.threads)
         with ExitStack() as starting:
-            daemon = starting.enter_context(daemon_process(arguments, "--rows=1"))
+            daemon = starting.enter_context(start_daemon(arguments, "--rows=1"))
             self._client = starting.enter_context(Client(daemon.endpoint))
             began = time.perf_counter()
             self._client.load(setup.model.name, engine=OWN, precision=method.precision)

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """How the daemon serves many at once, and how the cost of a request grows, on each model size: bench_serving.py's loops as one series.
 
-    python scripts/investigation/serving_methods.py --quick                        seconds: to see that everything works
-    python scripts/investigation/serving_methods.py --sizes gpt2 --only clients rate
-    python scripts/investigation/serving_methods.py                                all; started again, it measures what is missing
+    python -m scripts.investigation.serving_methods --quick                        seconds: to see that everything works
+    python -m scripts.investigation.serving_methods --sizes gpt2 --only clients rate
+    python -m scripts.investigation.serving_methods                                all; started again, it measures what is missing
 
 One daemon a size, at its default engine and precision, greedily and without guessing ahead, prompts of random tokens. The sweeps:
 
@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 
 from protocol import Client
-from scripts.bench.engine import percentile
+from scripts.bench.figures import percentile
 from scripts.bench.serving import Request, serve
 from scripts.investigation.harness import Key, Plan, Results, Row, measure, model_of, parse, parser, runs_of
 from scripts.investigation.one_daemon import Limited, OneDaemon, add_seconds, finish, medians, most, table

@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from scripts.bench.engine import percentile
+from scripts.bench.figures import percentile
 from scripts.investigation.harness import Row, interval
 from scripts.investigation.one_daemon import figure as digits
 from scripts.report.drawing import (

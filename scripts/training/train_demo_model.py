@@ -4,8 +4,8 @@
 The texts are those that `server/works.py` fetches. The run ends with fp16 weights, tokenizer,
 configuration and a model card in --out. About 50 minutes on two cores:
 
-    python scripts/training/train_demo_model.py
-    python scripts/training/train_demo_model.py --resume      # go on after an interruption
+    python -m scripts.training.train_demo_model
+    python -m scripts.training.train_demo_model --resume      # go on after an interruption
 
 Short windows come first, because they are cheap; each starts at a random position, so that every one of the
 1,024 position embeddings is trained. The last third of the run uses full-length windows.
