@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Keep every promise of the daemon under stress: deaths, faults, hostile peers, crowds, bad networks, full disks.
 
-    python scripts/chaos.py --quick               each once, in less than ten minutes
-    python scripts/chaos.py                       as often as docs/RELIABILITY.md tells; about an hour and a half
-    python scripts/chaos.py --only stuck,churn    some of them
-    python scripts/chaos.py --list                what is promised
+    python -m scripts.chaos --quick               each once, in less than ten minutes
+    python -m scripts.chaos                       as often as docs/RELIABILITY.md tells; about an hour and a half
+    python -m scripts.chaos --only stuck,churn    some of them
+    python -m scripts.chaos --list                what is promised
 
 Real daemons, real sockets, real processes; a fake engine where the engine is not the point. One line for each promise with
 what was measured; the last line is one JSON object, and the exit code is 1 if a promise was broken.
@@ -19,8 +19,6 @@ import tempfile
 import time
 import traceback
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tests.reliability import every_promise
 from tests.reliability.promise import Scale

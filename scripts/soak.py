@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """An hour of everything at once: what grows, what leaks, what slows down.
 
-    python scripts/soak.py                        one hour, the plot into docs/images/soak.svg
-    python scripts/soak.py --minutes 20 --out /tmp/soak.svg
+    python -m scripts.soak                        one hour, the plot into docs/images/soak.svg
+    python -m scripts.soak --minutes 20 --out /tmp/soak.svg
 
 A real daemon with the embedded model serves writers that stream, clients that come and go, cancellations, searches, scores
 and long prompts, while each minute a second model is loaded and unloaded. At the end of each minute, always in the same
@@ -25,8 +25,6 @@ import time
 from pathlib import Path
 
 import psutil
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from protocol import Client, Gpt2dError
 from protocol.errors import Busy

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from pathlib import Path
 from types import ModuleType
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = ROOT / "scripts"
 VERSE = "So shines a good deed in a naughty world\nAnd so the candle went before the moon\n"
 
 
 def script(name: str) -> ModuleType:
-    """A script as a module; scripts import each other by name."""
-    sys.path.insert(0, str(SCRIPTS))
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(str(SCRIPTS))
+    """A script of the investigation or of the report as a module."""
+    folder = "report" if (ROOT / "scripts" / "report" / f"{name}.py").exists() else "investigation"
+    return importlib.import_module(f"scripts.{folder}.{name}")
 
 
 def cache_with_text(folder: Path) -> Path:

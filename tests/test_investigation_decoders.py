@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.investigation import ROOT, SCRIPTS, cache_with_text, script
+from tests.investigation import ROOT, cache_with_text, script
 
 pytestmark = pytest.mark.timeout(300)  # a script starts a daemon, and loads what it compares
 
@@ -33,7 +33,8 @@ def run(home: Path, name: str, *arguments: str) -> tuple[list[dict[str, Any]], s
     """The rows that a quick run has kept, and what it printed."""
     command = [
         sys.executable,
-        str(SCRIPTS / f"{name}.py"),
+        "-m",
+        f"scripts.investigation.{name}",
         "--quick",
         "--threads",
         "1",
@@ -180,7 +181,7 @@ def test_operating_point(home: Path) -> None:
 
 def test_operating_point_says_what_is_wrong() -> None:
     for arguments in (["--set", "temperature=-1"], ["--set", "heat=1"], ["--precision", "int3"]):
-        command = [sys.executable, str(SCRIPTS / "operating_point.py"), "--quick", *arguments]
+        command = [sys.executable, "-m", "scripts.investigation.operating_point", "--quick", *arguments]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert done.returncode == 2 and "Traceback" not in done.stderr
 
@@ -207,7 +208,8 @@ def test_bench_serving(home: Path) -> None:
     for more in ([], ["--rate", "40"]):
         command = [
             sys.executable,
-            str(SCRIPTS / "bench_serving.py"),
+            "-m",
+            "scripts.bench.serving",
             "--model",
             "demo",
             "--clients",

@@ -17,7 +17,7 @@ import pytest
 from server.catalogue.architecture import PUBLISHED
 from server.catalogue.catalogue import DEMO_FOLDER
 from server.catalogue.engines import ENGINES
-from tests.investigation import ROOT, SCRIPTS, cache_with_text, script
+from tests.investigation import ROOT, cache_with_text, script
 
 pytestmark = pytest.mark.timeout(600)  # a script starts a process for each method, on a machine that may be busy
 
@@ -33,7 +33,8 @@ def run(home: Path, name: str, *only: str) -> tuple[dict[str, dict[str, Any]], d
     """What a quick run says of its methods, what it has kept of them, and its output."""
     command = [
         sys.executable,
-        str(SCRIPTS / f"{name}.py"),
+        "-m",
+        f"scripts.investigation.{name}",
         "--quick",
         "--json",
         str(home / f"{name}.jsonl"),

@@ -19,7 +19,7 @@ import pytest
 
 from server.catalogue.architecture import PUBLISHED, read_architecture
 from server.catalogue.catalogue import DEMO, DEMO_FOLDER, Model
-from tests.investigation import SCRIPTS, script
+from tests.investigation import script
 
 pytest.importorskip("matplotlib")
 pytestmark = pytest.mark.timeout(300)
@@ -37,7 +37,7 @@ MACHINE = {
 VERSIONS = {"gpt2d": "0.1.0", "torch": "2.13.0+cpu", "onnxruntime": "1.32.0"}
 
 
-report, harness, drawing, rows_of = script("report"), script("harness"), script("drawing"), script("rows")
+report, harness, drawing, rows_of = script("__main__"), script("harness"), script("drawing"), script("rows")
 measured, findings, recommendation = script("measured"), script("findings"), script("recommendation")
 
 
@@ -52,7 +52,14 @@ class Rows:
 
     def row(self, name: str, key: dict[str, Any], samples: dict[str, list[float]], facts: dict[str, Any]) -> Any:
         return harness.Row(
-            name, key, samples, facts, "2026-11-26T03:00:00Z", f"python scripts/{name}.py", MACHINE, VERSIONS
+            name,
+            key,
+            samples,
+            facts,
+            "2026-11-26T03:00:00Z",
+            f"python -m scripts.investigation.{name}",
+            MACHINE,
+            VERSIONS,
         )
 
     def everything(self) -> dict[str, list[Any]]:
@@ -311,7 +318,8 @@ def test_each_figure_and_table_says_where_it_is_from(written: tuple[dict[str, An
             assert lines[i + 2].startswith("<sub>"), line
         if line.startswith("|") and not lines[i + 1].startswith("|"):
             assert re.match(
-                r"<sub>Some Processor, 2 cores.*torch 2\.13.*python scripts/\w+\.py; 2026-11-26 03:00 UTC", lines[i + 1]
+                r"<sub>Some Processor, 2 cores.*torch 2\.13.*python -m scripts\.investigation\.\w+; 2026-11-26 03:00 UTC",
+                lines[i + 1],
             ), line
 
 
@@ -412,7 +420,7 @@ def test_nothing_measured(tmp_path: Path) -> None:
     assert set(told["findings"].values()) == {findings.MISSING, findings.UNKNOWN}
     text = (tmp_path / "RESULTS.md").read_text()
     assert (
-        all(f"`python scripts/{name}.py`" in text for name in measured.SCRIPTS)
+        all(f"`python -m scripts.investigation.{name}`" in text for name in measured.SCRIPTS)
         and "Nothing has been measured that an operating point" in text
     )
 
@@ -470,9 +478,12 @@ def test_the_limit_is_what_the_weights_take() -> None:
 def test_a_script_that_fails_is_told_and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "scripts").mkdir()
+    folder = tmp_path / "scripts" / "investigation"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").touch()
+    (folder.parent / "__init__.py").touch()
     for name in measured.SCRIPTS:
-        (tmp_path / "scripts" / f"{name}.py").write_text(
+        (folder / f"{name}.py").write_text(
             f"import sys\nprint(*sys.argv[1:])\nsys.exit({int(name == 'onnx_methods')})\n"
         )
     monkeypatch.setattr(report, "ROOT", tmp_path)
@@ -490,7 +501,7 @@ def test_a_script_that_fails_is_told_and_the_others_go_on(
 
 
 def test_command_line(tmp_path: Path) -> None:
-    command = [sys.executable, str(SCRIPTS / "report.py"), "--results", str(tmp_path), "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "scripts.report", "--results", str(tmp_path), "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and json.loads(done.stdout.splitlines()[-1])["document"] == str(
         tmp_path / "RESULTS.md"

@@ -17,7 +17,9 @@ from server.config import default_hub_cache, default_models_dir, default_threads
 
 def add_place(parser: argparse.ArgumentParser) -> None:
     """Add what every script has that starts a daemon: --models-dir and --threads."""
-    parser.add_argument("--models-dir", type=Path, default=default_models_dir(), metavar="DIR", help="default: %(default)s")
+    parser.add_argument(
+        "--models-dir", type=Path, default=default_models_dir(), metavar="DIR", help="default: %(default)s"
+    )
     parser.add_argument("--threads", type=int, default=default_threads(), help="default: %(default)s")
 
 
@@ -39,8 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser, *, runs: int) -> None:
 def parse(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Model]:
     """Parse, check, and find (or make) the model. Exits with a sentence where something is wrong."""
     args = parser.parse_args()
-    if args.precision not in ENGINES[args.engine]:
-        parser.error(f"engine {args.engine} has the precisions {', '.join(ENGINES[args.engine])}")
+    if args.precision not in ENGINES[args.engine].precisions:
+        parser.error(f"engine {args.engine} has the precisions {', '.join(ENGINES[args.engine].precisions)}")
     if args.runs < 1 or args.prompt_tokens < 1:
         parser.error("--runs and --prompt-tokens must be at least 1")
     if args.new_tokens < 2:

@@ -14,7 +14,6 @@ import torch
 from transformers import GPT2LMHeadModel
 
 
-
 def load(folder: str | Path, threads: int, precision: str = "fp32", attention: str | None = None) -> Any:
     """Load a model for evaluation.
 

@@ -49,7 +49,9 @@ def batches(text: str) -> list[int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser, runs=5)
-    parser.add_argument("--against", choices=["transformers"], help="a baseline to run in turns with it (fp32, not compiled)")
+    parser.add_argument(
+        "--against", choices=["transformers"], help="a baseline to run in turns with it (fp32, not compiled)"
+    )
     parser.add_argument(
         "--batch",
         type=batches,

@@ -30,7 +30,7 @@ from typing import Any, Self
 
 import psutil
 
-from scripts.bench.engine import EngineProcess, Variant
+from scripts.bench.engine import EngineProcess, Variant, as_module
 from scripts.investigation.harness import Plan, Results, Row, measure, model_of, parse, parser, runs_of
 from scripts.investigation.one_daemon import Limited, OneDaemon, add_seconds, figure, finish, medians, most, table
 from scripts.investigation.texts import PROMPT_TOKENS, is_trained, random_prompt
@@ -73,7 +73,7 @@ class Baseline:
 
     @cached_property
     def process(self) -> EngineProcess:
-        command = [sys.executable, __file__, CHILD, json.dumps(asdict(self._variant))]
+        command = as_module("scripts.investigation.combined_methods", CHILD, json.dumps(asdict(self._variant)))
         process = self._stack.enter_context(EngineProcess(self._variant, command))
         self.loaded_mb = process.rss_mb()
         return process
@@ -171,7 +171,7 @@ def plans(
     counts = args.outputs or OUTPUTS[size]
     for engine, precision in variants:
         for outputs in counts:
-            if TRAITS[engine].most_rows == 1 and outputs > (PART if size in SMALL else 1):
+            if engine in TRAITS and TRAITS[engine].most_rows == 1 and outputs > (PART if size in SMALL else 1):
                 continue
             key = {
                 "model": size, "trained": is_trained(model), "engine": engine, "precision": precision, "decoder": "sampling", "outputs": outputs,

@@ -290,4 +290,6 @@ def _versions() -> Iterator[tuple[str, str]]:
 @cache
 def command() -> str:
     """As it can be run again, from the checkout."""
-    return " ".join(["python", f"scripts/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    spec = sys.modules["__main__"].__spec__
+    module = spec.name.removesuffix(".__main__") if spec else Path(sys.argv[0]).stem
+    return " ".join(["python", "-m", module, *sys.argv[1:]])

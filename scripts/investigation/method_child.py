@@ -19,13 +19,14 @@ from typing import Any
 import numpy as np
 import psutil
 
+from scripts.bench.engine import as_module
 from scripts.investigation.texts import PROMPT_TOKENS
 from server.catalogue.architecture import Architecture, read_architecture
 from server.catalogue.engines import REFERENCE
 from server.config import Config
 from server.engines.base import Engine
 
-PROGRAM = Path(__file__)
+PROGRAM = "scripts.investigation.method_child"
 CACHE_BYTES = 64 << 30
 """All forms of all sizes together: nothing is built twice."""
 
@@ -155,14 +156,15 @@ def main() -> None:
     began = time.perf_counter()
     try:
         module, _, name = order.loader.partition(".")
-        loaded: Loaded = getattr(importlib.import_module(module), name)(order)
+        loader = getattr(importlib.import_module(f"scripts.investigation.{module}"), name)
+        loaded: Loaded = loader(order)
         answer(load_s=time.perf_counter() - began)
         for line in sys.stdin:
             answer(**do(json.loads(line), loaded, order))
     except BuiltAnew:
         os.dup2(answers.fileno(), 1)
         again = replace(order, build_s=order.build_s + time.perf_counter() - began)
-        os.execv(sys.executable, [sys.executable, str(PROGRAM), json.dumps(asdict(again))])  # noqa: S606 - this program again
+        os.execv(sys.executable, as_module(PROGRAM, json.dumps(asdict(again))))  # noqa: S606 - this program again
     except Exception as e:  # noqa: BLE001 - told to the one who waits for it
         answer(problem=f"{type(e).__name__}: {next(iter(str(e).splitlines()), '')}")
 
@@ -180,6 +182,4 @@ def do(task: dict[str, Any], loaded: Loaded, order: Order) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    import method_child  # the loaders know it under this name
-
-    method_child.main()
+    importlib.import_module(PROGRAM).main()  # the loaders know it under this name

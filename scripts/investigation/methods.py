@@ -17,7 +17,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 import psutil
 
-from scripts.bench.engine import EngineFailed, EngineProcess, Variant
+from scripts.bench.engine import EngineFailed, EngineProcess, Variant, as_module
 from scripts.investigation.harness import WARMUPS, Plan, Row, Trial, interval, measure, model_of, parse, parser, runs_of
 from scripts.investigation.method_child import PROGRAM, Order
 from scripts.investigation.texts import is_trained
@@ -45,7 +45,7 @@ class MethodProcess(EngineProcess):
         """Raises: EngineFailed."""
         self._limit_s = limit_s
         variant = Variant(order.loader, order.precision, order.folder, order.threads)
-        super().__init__(variant, [sys.executable, str(PROGRAM), json.dumps(asdict(order))])
+        super().__init__(variant, as_module(PROGRAM, json.dumps(asdict(order))))
 
     def ask(self, **task: object) -> None:
         if self._process.stdin is None:

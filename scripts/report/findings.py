@@ -7,8 +7,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import methods
-
+from scripts.investigation import methods
 from scripts.investigation.harness import interval
 from scripts.investigation.one_daemon import figure, ranged
 from scripts.report.measured import BASELINE, Compared, Measured, listed, under
@@ -33,7 +32,7 @@ class Finding:
 
 def findings(found: Measured) -> Iterator[Finding]:
     ways = found.compared
-    missing = "`python scripts/investigation/optimisation_methods.py` measures it."
+    missing = "`python -m scripts.investigation.optimisation_methods` measures it."
 
     def ratios(method: str, other: str = BASELINE) -> dict[str, list[float]]:
         return {size: values for size in compared_sizes(ways) if (values := ways.ratio(size, method, other))}
@@ -132,7 +131,7 @@ def multithreading(found: Measured) -> Finding:
             gains[size] = single
         verdicts.append(precision_of(best) in {"int8", "int4"} and (single is None or interval(single)[0] > 1))
     if not fastest:
-        return Finding(old, MISSING, "`python scripts/investigation/optimisation_methods.py` measures it.")
+        return Finding(old, MISSING, "`python -m scripts.investigation.optimisation_methods` measures it.")
     threads = f" With all threads `native-int8` is {told(gains)} as with one." if gains else ""
     return Finding(old, CONFIRMED if all(verdicts) else REFUTED, f"The fastest is {listed(fastest)}.{threads}")
 
@@ -142,7 +141,7 @@ def sampled(found: Measured) -> Iterator[Finding]:
     less, more = "Sampling repeats itself less than greedy decoding.", "Sampling is more coherent than greedy decoding."
     greedy, drawn = by.get("greedy"), [row for name, row in by.items() if name in DRAWN]
     if greedy is None or not drawn:
-        yield Finding(less, MISSING, "`python scripts/investigation/decoder_methods.py` measures it.")
+        yield Finding(less, MISSING, "`python -m scripts.investigation.decoder_methods` measures it.")
         yield Finding(more, UNKNOWN, "Coherence is read, not counted.")
         return
     least = greedy.interval("repetition")[0]

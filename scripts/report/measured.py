@@ -9,10 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import methods
-import onnx_methods
-import optimisation_methods
-
+from scripts.investigation import methods, onnx_methods, optimisation_methods
 from scripts.investigation.harness import Row, read
 from scripts.investigation.one_daemon import lines_of
 from scripts.report.rows import newest, sizes_of, weights_of

@@ -8,10 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import decoder_methods
-import methods
-
 from protocol import messages as m
+from scripts.investigation import decoder_methods, methods
 from scripts.investigation.harness import Row
 from scripts.investigation.one_daemon import figure, ranged
 from scripts.report.measured import BASELINE, Measured, listed, under
@@ -132,7 +130,7 @@ def of_engine(found: Measured, point: Point) -> Iterator[str]:
             best[size] = max(rates, key=rates.__getitem__)
     if not best:
         yield from (
-            "- **Engine and precision**: not measured yet; `python scripts/investigation/optimisation_methods.py` does it.",
+            "- **Engine and precision**: not measured yet; `python -m scripts.investigation.optimisation_methods` does it.",
             "",
         )
         return
@@ -161,7 +159,7 @@ def of_decoder(found: Measured, point: Point) -> Iterator[str]:
     drawn = {name: row for name, row in by.items() if name in DRAWN and name != "mirostat"}
     greedy = by.get("greedy")
     if greedy is None or not drawn:
-        yield from ("- **Decoder**: not measured yet; `python scripts/investigation/decoder_methods.py` does it.", "")
+        yield from ("- **Decoder**: not measured yet; `python -m scripts.investigation.decoder_methods` does it.", "")
         return
     size, slower = slowness(rows, drawn)
     fit = {
@@ -223,7 +221,7 @@ def of_threads(found: Measured, point: Point) -> Iterator[str]:
     several = [method for method, rows in by.items() if len(rows) > 1 and ENGINE_ROW.fullmatch(method)]
     if not several:
         yield from (
-            "- **Threads**: not measured yet; `python scripts/investigation/optimisation_methods.py` does it.",
+            "- **Threads**: not measured yet; `python -m scripts.investigation.optimisation_methods` does it.",
             "",
         )
         return
@@ -249,7 +247,7 @@ def of_speculation(found: Measured, point: Point) -> Iterator[str]:
     }
     if len(gains) < 2:
         yield from (
-            "- **Guessing ahead**: not measured yet; `python scripts/investigation/optimisation_methods.py` does it.",
+            "- **Guessing ahead**: not measured yet; `python -m scripts.investigation.optimisation_methods` does it.",
             "",
         )
         return
@@ -268,7 +266,7 @@ def of_size(found: Measured, point: Point) -> Iterator[str]:
     ways, method = found.compared, f"{point.engine}-{point.precision}"
     rates = {size: row.median("tok_s") for size in ways.sizes if size in PUBLISHED and (row := ways.row(size, method))}
     if not rates:
-        yield from ("- **Size**: not measured yet; `python scripts/investigation/optimisation_methods.py` does it.", "")
+        yield from ("- **Size**: not measured yet; `python -m scripts.investigation.optimisation_methods` does it.", "")
         return
     told = listed([f"{size} {figure(rate)}" for size, rate in rates.items()])
     point.size = max(

@@ -30,7 +30,9 @@ from tests.server.test_fidelity import VERSE
 
 
 def test_each_engine_and_each_strategy_once() -> None:
-    done = subprocess.run([sys.executable, "scripts/matrix.py", "--once"], capture_output=True, text=True, timeout=180)
+    done = subprocess.run(
+        [sys.executable, "-m", "scripts.matrix", "--once"], capture_output=True, text=True, timeout=180
+    )
     told = json.loads(done.stdout.splitlines()[-1])
     assert done.returncode == 0 and told["failed"] == [] and told["ran"] >= 10, done.stdout + done.stderr
     assert all(f"{engine}/" in done.stdout for engine in ("native", "onnx", "torch", "optimum"))

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Writes docs/RESULTS.md and its figures from what the investigation's scripts have measured; runs them first where that is asked.
 
-    python scripts/report/report.py                                      from the results that are there, in seconds
-    python scripts/report/report.py --run                                all scripts first, hours; started again, they measure what is missing
-    python scripts/report/report.py --run serving_methods onnx_methods   some of them first
-    python scripts/report/report.py --quick                              all with --quick, some minutes, into docs/quick/: to see that everything works
+    python -m scripts.report                                      from the results that are there, in seconds
+    python -m scripts.report --run                                all scripts first, hours; started again, they measure what is missing
+    python -m scripts.report --run serving_methods onnx_methods   some of them first
+    python -m scripts.report --quick                              all with --quick, some minutes, into docs/quick/: to see that everything works
 
 A script that fails is told, and the others go on. Where nothing has been measured yet, a section says what command does it. Medians are
 computed anew from the runs in docs/results/*.jsonl; of a trial that was measured more than once the last line counts. The last line
@@ -26,16 +26,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import combined_methods
-import decoder_methods
-import drawing
-import operating_point
-import plots
-import serving_methods
-
+from scripts.investigation import combined_methods, decoder_methods, operating_point, serving_methods
 from scripts.investigation.harness import QUICK_RUNS, RESAMPLES, RESULTS, ROOT, RUNS, WARMUPS, Row
 from scripts.investigation.one_daemon import LEAST, figure, lines_of
 from scripts.investigation.texts import PROMPT_TOKENS
+from scripts.report import drawing, plots
 from scripts.report.findings import Finding, compare_old
 from scripts.report.measured import (
     BASELINE,
@@ -247,7 +242,7 @@ def write(found: Measured, folder: Path) -> dict[str, Any]:
     body += guarded("operating point", titles[-1], lambda: recommended(found, point))
     text = [
         "# Fast decoding on CPUs: what was measured", "",
-        "Written by `python scripts/report/report.py` from the measurements in `docs/results`; do not edit it.", "",
+        "Written by `python -m scripts.report` from the measurements in `docs/results`; do not edit it.", "",
         *(f"{i}. [{title}](#{anchor(title)})" for i, title in enumerate(titles, 1)), "",
         "## The question", "",
         ("What is the fastest possible autoregressive decoding of GPT-2 on a CPU, with text still worth reading? An earlier investigation compared "
@@ -271,7 +266,7 @@ def render(part: Section, found: Measured, images: Path) -> list[str]:
     if not rows:
         return [
             *text,
-            f"Nothing is measured yet: `python scripts/{part.script}.py` does it, or `python scripts/report/report.py --run {part.script}`.",
+            f"Nothing is measured yet: `python -m scripts.investigation.{part.script}` does it, or `python -m scripts.report --run {part.script}`.",
             "",
         ]
     line = under(rows)[0]
@@ -307,7 +302,7 @@ def run(names: Sequence[str], files: dict[str, Path], *, quick: bool) -> dict[st
     took: dict[str, dict[str, Any]] = {}
     began = time.monotonic()
     for i, name in enumerate(names, 1):
-        command = [sys.executable, f"scripts/{name}.py"]
+        command = [sys.executable, "-m", f"scripts.investigation.{name}"]
         command += ["--quick"] if quick else []
         command += ["--json", str(files[name])] if files[name].parent != RESULTS else []
         print(f"{i}/{len(names)} {name}: {' '.join(['python', *command[1:]])}", file=sys.stderr, flush=True)
