@@ -20,8 +20,8 @@ import time
 import traceback
 from pathlib import Path
 
-from tests.reliability import every_promise
-from tests.reliability.promise import Scale
+from scripts.reliability import every_promise
+from scripts.reliability.promise import Scale
 
 
 def main() -> int:

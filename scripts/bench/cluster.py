@@ -45,11 +45,11 @@ from scripts.bench.cluster_peers import END_S, Peers, Tally
 from scripts.bench.cluster_weights import measure_weights
 from scripts.bench.peers import alone
 from scripts.daemon import Daemon
+from scripts.reliability.asking import until
+from scripts.reliability.daemon import Behaviour, FakeDaemon
+from scripts.reliability.flood import FloodDaemon
 from server.config import default_models_dir, default_threads
 from server.gateway.status import cpu
-from tests.reliability.asking import until
-from tests.reliability.daemon import Behaviour, FakeDaemon
-from tests.reliability.flood import FloodDaemon
 
 PARTS = ("nodes", "gateway", "weights")
 SCALING, PEER_TOK_S, GATEWAY_TOK_S = 3.6, 2000, 10_000

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.reliability.asking import until
+from scripts.reliability.asking import until
 
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster  # heavy, and not needed for --help

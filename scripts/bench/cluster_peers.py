@@ -10,7 +10,7 @@ from typing import Any
 
 from protocol import Client, messages as m
 from protocol.connection import Event
-from tests.reliability.asking import Asked, text
+from scripts.reliability.asking import Asked, text
 
 STREAM_S, END_S = 120.0, 90.0
 KEYS = iter(range(0, 1 << 30, 613))

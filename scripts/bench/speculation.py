@@ -22,6 +22,7 @@ import numpy as np
 
 from protocol import messages as m
 from scripts.bench.arguments import add_arguments, parse
+from scripts.reliability.fakes import ListConnection
 from server.catalogue.architecture import read_architecture
 from server.catalogue.catalogue import Model
 from server.config import Config
@@ -30,7 +31,6 @@ from server.launch.spec import Spec
 from server.link import Work
 from server.worker.loop import Worker
 from server.worker.text import Text
-from tests.fakes import ListConnection
 
 
 class Script:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.reliability import every_promise
-from tests.reliability.promise import Scale
+from scripts.reliability import every_promise
+from scripts.reliability.promise import Scale
 
 
 @pytest.mark.parametrize("name", sorted(every_promise()))

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from protocol import messages as m
+from scripts.reliability.fakes import FakeEngine
 from server.engines.base import Hidden, Logits
 from server.link import Work
-from tests.fakes import FakeEngine
 from tests.server.test_worker import ARCH, Loop
 
 POISON = 13

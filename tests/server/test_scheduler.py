@@ -7,6 +7,7 @@ import time
 from hypothesis import given, settings, strategies as st
 
 from protocol.messages import Generate
+from scripts.reliability.fakes import FakeEngine
 from server.link import Work
 from server.worker.prefix_cache import PrefixCache
 from server.worker.processors import Processors
@@ -14,7 +15,6 @@ from server.worker.sampling import Sampler, sample
 from server.worker.scheduler import MIN_CHUNK, Scheduler
 from server.worker.sequence import Sequence
 from server.worker.text import Increments
-from tests.fakes import FakeEngine
 
 
 def scheduler_of(engine: FakeEngine, cache_bytes: int = 0) -> Scheduler:

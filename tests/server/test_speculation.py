@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from protocol import messages as m
+from scripts.reliability.fakes import FakeEngine, ListConnection
 from server.catalogue.architecture import read_architecture
 from server.catalogue.catalogue import DEMO_FOLDER
 from server.engines.base import Hidden, Logits
@@ -20,7 +21,6 @@ from server.worker.loop import Worker
 from server.worker.softmax import softmax
 from server.worker.speculation import PROBE, ROW_COST, Pace, PromptLookup
 from server.worker.text import Text
-from tests.fakes import FakeEngine, ListConnection
 
 ARCH = read_architecture(DEMO_FOLDER)
 SPEC = Spec(

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from protocol import messages as m
+from scripts.reliability.fakes import FakeEngine, ListConnection
 from server.catalogue.architecture import read_architecture
 from server.catalogue.catalogue import DEMO_FOLDER
 from server.engines.base import Engine, Logits
@@ -16,7 +17,6 @@ from server.link import Work
 from server.worker.loop import Worker
 from server.worker.scheduler import Scheduler
 from server.worker.text import Text
-from tests.fakes import FakeEngine, ListConnection
 
 ARCH = read_architecture(DEMO_FOLDER)
 SPEC = Spec(

@@ -25,9 +25,9 @@ from ray.cluster_utils import Cluster
 from protocol import Client, messages as m
 from protocol.errors import NoMemory, WorkerDied
 from scripts.daemon import Daemon
+from scripts.reliability.asking import ask
+from scripts.reliability.daemon import Behaviour, FakeDaemon
 from tests.conftest import wait_for
-from tests.reliability.asking import ask
-from tests.reliability.daemon import Behaviour, FakeDaemon
 from tests.system.test_replicas import health, long, ready, running
 
 SLOW = Behaviour(delay_ms=5)
@@ -82,7 +82,7 @@ class OnCluster(FakeDaemon):
         found = [
             p
             for p in psutil.process_iter(["cmdline"])
-            if told in (p.info["cmdline"] or []) and "tests.reliability.worker" in p.info["cmdline"]
+            if told in (p.info["cmdline"] or []) and "scripts.reliability.worker" in p.info["cmdline"]
         ]
         return sorted(found, key=lambda p: p.create_time())
 

@@ -21,8 +21,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from protocol import Client
 from protocol.errors import Internal, NotLoaded
 from scripts.daemon import Daemon
+from scripts.reliability.daemon import POISON, Behaviour, FakeDaemon
 from tests.conftest import free_port, wait_for
-from tests.reliability.daemon import POISON, Behaviour, FakeDaemon
 
 DEPLOY = Path("docs/deploy")
 NATIVE = {"model": "demo", "engine": "native", "precision": "int8"}

@@ -13,8 +13,8 @@ import pytest
 from protocol import Client
 from protocol.errors import ConnectionFailed, ConnectionLost
 from scripts.daemon import Daemon
+from scripts.reliability.proxy import Proxy
 from tests.conftest import answers, wait_for
-from tests.proxy import Proxy
 from tests.system.test_keys import Keyed, keyed_daemon
 
 PROMPT = {"prompt": "Shall I compare thee", "max_new_tokens": 300, "seed": 1, "ignore_eos": True}

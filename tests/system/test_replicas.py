@@ -16,10 +16,10 @@ from msgspec.structs import replace
 from protocol import Client, messages as m
 from protocol.errors import BadModel, Busy, Cancelled, LoadFailed, NoMemory, NotLoaded, WorkerDied
 from scripts.daemon import Daemon
+from scripts.reliability.asking import VOCABULARY, Asked, ask
+from scripts.reliability.daemon import POISON, Behaviour, FakeDaemon, expected
 from server.catalogue.catalogue import Catalogue
 from tests.conftest import wait_for
-from tests.reliability.asking import VOCABULARY, Asked, ask
-from tests.reliability.daemon import POISON, Behaviour, FakeDaemon, expected
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
 SLOW = Behaviour(delay_ms=5)

@@ -15,11 +15,11 @@ import pytest
 from protocol import Client, messages as m
 from protocol.errors import BadModel, Draining, Gpt2dError, LoadFailed, UnknownModel
 from scripts.daemon import Daemon
+from scripts.reliability.asking import ask, text, until
+from scripts.reliability.daemon import Behaviour, FakeDaemon
+from scripts.reliability.promise import Figures, Scale, promise
 from server.catalogue.architecture import WEIGHTS_FILE
 from server.catalogue.catalogue import DEMO_FOLDER
-from tests.reliability.asking import ask, text, until
-from tests.reliability.daemon import Behaviour, FakeDaemon
-from tests.reliability.promise import Figures, Scale, promise
 
 
 @promise

@@ -18,8 +18,8 @@ from msgspec import inspect
 
 from protocol import Client, codec, messages as m
 from protocol.errors import BadRequest
-from tests.reliability.daemon import Behaviour, FakeDaemon
-from tests.reliability.promise import Figures, Scale, promise
+from scripts.reliability.daemon import Behaviour, FakeDaemon
+from scripts.reliability.promise import Figures, Scale, promise
 
 REQUESTS = codec.REQUESTS
 KINDS: list[Any] = [None, True, 7, 1.5, "x", b"x", [], {}]

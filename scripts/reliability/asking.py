@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 from protocol import Client, Gpt2dError, messages as m
 from protocol.connection import Event
+from scripts.reliability.daemon import expected
 from server.catalogue.architecture import read_architecture
 from server.catalogue.catalogue import DEMO_FOLDER
-from tests.reliability.daemon import expected
 
 VOCABULARY = read_architecture(DEMO_FOLDER).vocabulary
 

@@ -9,8 +9,8 @@ import socket
 import struct
 
 from protocol import codec, messages as m
-from tests.reliability.hostile import sent, shaken
-from tests.reliability.zmtp import COMMAND, frame
+from scripts.reliability.hostile import sent, shaken
+from scripts.reliability.zmtp import COMMAND, frame
 
 REQUESTS = [codec.encode(m.Models(id=1, deadline_ms=1000)), codec.encode(m.Ping(id=2)), b"\x91" * 1000]
 HEARTBEAT = frame(b"\x04PING\0\0", COMMAND)

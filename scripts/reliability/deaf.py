@@ -1,4 +1,4 @@
-"""A peer that asks 900 times a second for a long answer, and reads none: python -m tests.reliability.deaf ENDPOINT"""
+"""A peer that asks 900 times a second for a long answer, and reads none: python -m scripts.reliability.deaf ENDPOINT"""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 import time
 
 from protocol import codec, messages as m
-from tests.reliability import zmtp
+from scripts.reliability import zmtp
 
 
 def main() -> None:

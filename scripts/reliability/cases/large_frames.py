@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from protocol.codec import MAX_REQUEST_BYTES
-from tests.reliability.hostile import hung_up, sent, shaken
-from tests.reliability.zmtp import frame
+from scripts.reliability.hostile import hung_up, sent, shaken
+from scripts.reliability.zmtp import frame
 
 
 def attack(host: str, port: int) -> None:

@@ -13,11 +13,11 @@ import psutil
 
 from protocol import Client, codec, messages as m
 from protocol.errors import Cancelled, ConnectionFailed, Gpt2dError
-from tests.proxy import Proxy
-from tests.reliability import zmtp
-from tests.reliability.asking import Asked, ask, running, text, until
-from tests.reliability.daemon import Behaviour, FakeDaemon
-from tests.reliability.promise import Figures, Scale, promise
+from scripts.reliability import zmtp
+from scripts.reliability.asking import Asked, ask, running, text, until
+from scripts.reliability.daemon import Behaviour, FakeDaemon
+from scripts.reliability.promise import Figures, Scale, promise
+from scripts.reliability.proxy import Proxy
 
 MIB = 1 << 20
 
@@ -77,7 +77,7 @@ def slow_reader(scale: Scale, folder: Path) -> Figures:
         client.load("demo")
         alone, before = gaps(client, seconds), daemon.rss()
         with subprocess.Popen(
-            [sys.executable, "-m", "tests.reliability.deaf", daemon.endpoint]
+            [sys.executable, "-m", "scripts.reliability.deaf", daemon.endpoint]
         ) as deaf:  # not in this process: it would slow the others
             try:
                 until(lambda: client.stats().peers == 2, 10, "it is there")

@@ -6,8 +6,8 @@ import contextlib
 import socket
 import struct
 
-from tests.reliability.hostile import sent, shaken
-from tests.reliability.zmtp import frame
+from scripts.reliability.hostile import sent, shaken
+from scripts.reliability.zmtp import frame
 
 LEAKS = True
 """libzmq never frees what it did not read of such a peer (docs/RELIABILITY.md)."""

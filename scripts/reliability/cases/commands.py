@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tests.reliability.hostile import hung_up, sent, shaken
-from tests.reliability.zmtp import COMMAND, MORE, frame
+from scripts.reliability.hostile import hung_up, sent, shaken
+from scripts.reliability.zmtp import COMMAND, MORE, frame
 
 SAID = [
     frame(b"", COMMAND),

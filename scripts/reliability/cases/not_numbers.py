@@ -6,7 +6,7 @@ import msgpack
 from msgspec import inspect
 
 from protocol import messages as m
-from tests.reliability.ranges import bare, fields_of
+from scripts.reliability.ranges import bare, fields_of
 
 FLOATS = [field.name for field in fields_of(m.Generate) if isinstance(bare(field.type), inspect.FloatType)]
 VALUES = [

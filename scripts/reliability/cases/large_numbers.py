@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgpack
 from msgspec import inspect
 
-from tests.reliability.ranges import REQUESTS, around, bare, fields_of, good
+from scripts.reliability.ranges import REQUESTS, around, bare, fields_of, good
 
 FRAMES = []
 for name, kind in REQUESTS.items():

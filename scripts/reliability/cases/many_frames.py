@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tests.reliability.hostile import sent, shaken
-from tests.reliability.zmtp import MORE, frame
+from scripts.reliability.hostile import sent, shaken
+from scripts.reliability.zmtp import MORE, frame
 
 MESSAGES = [
     frame(b"x", MORE) * 5000 + frame(b"x"),

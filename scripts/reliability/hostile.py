@@ -27,11 +27,11 @@ from urllib.parse import urlsplit
 import zmq
 
 from protocol import Client, codec, messages as m
-from tests.reliability import cases
-from tests.reliability.asking import until
-from tests.reliability.daemon import Behaviour, FakeDaemon
-from tests.reliability.promise import Figures, Scale, promise
-from tests.reliability.zmtp import shake
+from scripts.reliability import cases
+from scripts.reliability.asking import until
+from scripts.reliability.daemon import Behaviour, FakeDaemon
+from scripts.reliability.promise import Figures, Scale, promise
+from scripts.reliability.zmtp import shake
 
 GROWTH_BYTES = 32 << 20
 REFUSED_S = 0.1

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from tests.reliability.promise import PROMISES, Check
+from scripts.reliability.promise import PROMISES, Check
 
 
 def every_promise() -> dict[str, Check]:
-    from tests.reliability import deaths, endings, frames, hostile, peers, ranges  # noqa: F401 - each registers its own
+    from scripts.reliability import deaths, endings, frames, hostile, peers, ranges  # noqa: F401 - each registers its own
 
     return PROMISES

@@ -6,10 +6,10 @@ import json
 import sys
 import time
 
+from scripts.reliability.daemon import Behaving, Behaviour
 from server.catalogue.architecture import Architecture
 from server.engines.load import Made
 from server.worker import __main__ as process
-from tests.reliability.daemon import Behaving, Behaviour
 
 BEHAVIOUR = Behaviour(**json.loads(sys.argv[1]))
 

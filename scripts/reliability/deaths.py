@@ -11,9 +11,9 @@ import psutil
 
 from protocol import Client, messages as m
 from protocol.errors import ConnectionFailed, Internal, WorkerDied
-from tests.reliability.asking import ask, running, text, until
-from tests.reliability.daemon import POISON, Behaviour, FakeDaemon
-from tests.reliability.promise import Figures, Scale, promise
+from scripts.reliability.asking import ask, running, text, until
+from scripts.reliability.daemon import POISON, Behaviour, FakeDaemon
+from scripts.reliability.promise import Figures, Scale, promise
 
 WAYS = ({"engine": "native", "precision": "int8"}, {"engine": "onnx", "precision": "int8"})
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import struct
 
-from tests.reliability.hostile import connect, hung_up, sent
-from tests.reliability.zmtp import COMMAND, GREETING, frame, ready
+from scripts.reliability.hostile import connect, hung_up, sent
+from scripts.reliability.zmtp import COMMAND, GREETING, frame, ready
 
 SAID = [
     GREETING[:12] + b"CURVE".ljust(20, b"\0") + bytes(32),

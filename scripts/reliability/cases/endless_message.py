@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tests.reliability.hostile import hung_up, sent, shaken
-from tests.reliability.zmtp import MORE, frame
+from scripts.reliability.hostile import hung_up, sent, shaken
+from scripts.reliability.zmtp import MORE, frame
 
 PART = frame(bytes(65_536), MORE) * 4
 

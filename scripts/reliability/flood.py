@@ -1,8 +1,8 @@
 """A worker without an engine that writes as fast as the gateway takes it, and a daemon that starts such workers.
 
-    python -m tests.reliability.flood daemon 1 ARGUMENTS OF gpt2d-server      one token in each message
+    python -m scripts.reliability.flood daemon 1 ARGUMENTS OF gpt2d-server      one token in each message
 
-The tokens are those of the fake engine (tests.fakes.FakeEngine), so that a text that lost one, or got another's, is another text.
+The tokens are those of the fake engine (scripts.reliability.fakes.FakeEngine), so that a text that lost one, or got another's, is another text.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import psutil
 from protocol import messages as m
 from protocol.ledger import ledger
 from scripts.daemon import Daemon
+from scripts.reliability.asking import VOCABULARY
 from server.launch.spec import Spec
 from server.link import Beat, ForWorker, Ready, Started, Work
 from server.worker.connection import GatewayConnection
 from server.worker.loop import BEAT_S
-from tests.reliability.asking import VOCABULARY
 
 CONTEXT, ROWS = 1024, 64
 
@@ -32,7 +32,7 @@ class FloodDaemon(Daemon):
     """Its workers put `piece` tokens into each message."""
 
     def __init__(self, folder: Path, piece: int, *arguments: str) -> None:
-        self.program = ("tests.reliability.flood", "daemon", str(piece))
+        self.program = ("scripts.reliability.flood", "daemon", str(piece))
         super().__init__(folder, *arguments)
 
 
@@ -121,7 +121,7 @@ def main() -> None:
     from server import __main__ as server
     from server.launch import local
 
-    local.PROGRAM = ("tests.reliability.flood", "worker", sys.argv[2])  # type: ignore[assignment]
+    local.PROGRAM = ("scripts.reliability.flood", "worker", sys.argv[2])  # type: ignore[assignment]
     del sys.argv[1:3]
     server.main()
 

@@ -14,8 +14,8 @@ import zmq
 
 from protocol import Client, codec, messages as m
 from protocol.errors import BadRequest, VersionMismatch
-from tests.reliability.daemon import Behaviour, FakeDaemon
-from tests.reliability.promise import Figures, Scale, promise
+from scripts.reliability.daemon import Behaviour, FakeDaemon
+from scripts.reliability.promise import Figures, Scale, promise
 
 LIMIT_S = 0.1
 """The decoder's time for one frame."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tests.reliability.hostile import connect, hung_up
-from tests.reliability.zmtp import GREETING, ready
+from scripts.reliability.hostile import connect, hung_up
+from scripts.reliability.zmtp import GREETING, ready
 
 WHOLE = GREETING + ready()
 CUTS = [0, 1, 2, 9, 10, 11, 12, 13, 16, 31, 32, 33, 63, 64, 65, 66, 67, 72, 73, len(WHOLE) - 1, len(WHOLE)]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import struct
 
 from protocol.codec import MAX_REQUEST_BYTES
-from tests.reliability.hostile import hung_up, sent, shaken
-from tests.reliability.zmtp import LONG
+from scripts.reliability.hostile import hung_up, sent, shaken
+from scripts.reliability.zmtp import LONG
 
 
 def attack(host: str, port: int) -> None:

@@ -1,8 +1,8 @@
 """A real daemon process whose workers have a fake engine: known logits, a delay for each step, and faults on demand.
 
-    python -m tests.reliability.daemon '{"delay_ms": 5}' ARGUMENTS OF gpt2d-server
+    python -m scripts.reliability.daemon '{"delay_ms": 5}' ARGUMENTS OF gpt2d-server
 
-The engine's next token is a function of the tokens before it (tests.fakes.FakeEngine), so that a text that was mixed up with
+The engine's next token is a function of the tokens before it (scripts.reliability.fakes.FakeEngine), so that a text that was mixed up with
 another's, or lost a token, is another text.
 """
 
@@ -21,8 +21,8 @@ import numpy as np
 import psutil
 
 from scripts.daemon import Daemon
+from scripts.reliability.fakes import FakeEngine
 from server.engines.base import Hidden, Logits
-from tests.fakes import FakeEngine
 
 POISON = 13
 """A prompt that begins with this token meets the fault."""
@@ -44,7 +44,7 @@ class FakeDaemon(Daemon):
     """With the fake engine; models are named as always, any engine and precision is the fake."""
 
     def __init__(self, folder: Path, behaviour: Behaviour, *arguments: str) -> None:
-        self.program = ("tests.reliability.daemon", json.dumps(asdict(behaviour)))
+        self.program = ("scripts.reliability.daemon", json.dumps(asdict(behaviour)))
         super().__init__(folder, *arguments)
 
     def rss(self) -> int:
@@ -98,7 +98,7 @@ def main() -> None:
     from server import __main__ as server
     from server.launch import local
 
-    local.PROGRAM = ("tests.reliability.worker", sys.argv.pop(1))
+    local.PROGRAM = ("scripts.reliability.worker", sys.argv.pop(1))
     logging.getLogger("gpt2d").info("with a fake engine")
     server.main()
 

@@ -1,1 +1,0 @@
-"""Attacks, one in each file: see tests.reliability.hostile."""
