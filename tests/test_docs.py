@@ -1,0 +1,43 @@
+"""docs/architecture.md says where everything is: its tree names every file of the product, and no other."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TEXT = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+ELSEWHERE = {"client/window/update", "client/window/views", "server/kernels/gpt2d_kernels"}
+"""Folders that the tree names as one line."""
+
+
+def tree() -> set[str]:
+    """Return the files that the tree names, as paths from the root."""
+    (block,) = [b for b in re.findall(r"```\n(.*?)```", TEXT, re.DOTALL) if b.startswith("protocol/")]
+    found, folders = set(), list[str]()
+    for line in block.splitlines():
+        if not line.strip():
+            continue
+        depth = (len(line) - len(line.lstrip())) // 2
+        name = line.split()[0]
+        folders[depth:] = [name.rstrip("/")]
+        if name.endswith(".py"):
+            found.add("/".join(folders))
+    return found
+
+
+def test_the_tree_names_every_file() -> None:
+    files = {p for room in ("protocol", "server", "client") for p in (ROOT / room).rglob("*.py")}
+    there = {p.relative_to(ROOT) for p in files if p.name != "__init__.py"}
+    assert tree() == {p.as_posix() for p in there if p.parent.as_posix() not in ELSEWHERE}
+
+
+def test_every_path_in_the_documents_exists() -> None:
+    missing = []
+    for document in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), ROOT / "protocol" / "PROTOCOL.md"]:
+        for path in re.findall(
+            r"`((?:server|client|protocol|scripts|tests)/[\w/]+\.\w+)`", document.read_text("utf-8")
+        ):
+            if not (ROOT / path).exists():
+                missing.append(f"{document.name}: {path}")
+    assert missing == []
