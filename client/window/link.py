@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,7 +41,8 @@ class Link:
     def __init__(self, wake: Callable[[], None]) -> None:
         self._wake = wake
         self._effects: queue.SimpleQueue[LinkEffect | None] = queue.SimpleQueue()
-        self._events: queue.Queue[Event] = queue.Queue(MAX_EVENTS)
+        self._events: deque[Event] = deque()
+        self._lock = threading.Lock()  # the events come from two threads and leave in a third
         self._connection: Connection | None = None
         self._address: Address | None = None
         self._open: dict[str, tuple[int, int]] = {}
@@ -54,15 +56,13 @@ class Link:
 
     def events(self) -> list[Event]:
         """What has happened since, in order; a part of it where that is much."""
-        found: list[Event] = []
-        while len(found) < TAKE and not self._events.empty():
-            found.append(self._events.get_nowait())
-        return found
+        with self._lock:
+            return [self._events.popleft() for _ in range(min(TAKE, len(self._events)))]
 
     @property
     def more(self) -> bool:
         """`events` has left something."""
-        return not self._events.empty()
+        return bool(self._events)
 
     def close(self) -> None:
         self._effects.put(None)
@@ -138,13 +138,13 @@ class Link:
             self._tell(Kept(servers.names()))
 
     def _tell(self, event: Event) -> None:
-        try:
-            self._events.put_nowait(event)
-        except queue.Full:
-            connection, self._connection = self._connection, None
-            if connection:  # not closed here: this may be its own thread
-                threading.Thread(target=connection.close, daemon=True).start()
-                while not self._events.empty():
-                    self._events.get_nowait()
-                self._events.put_nowait(NotConnected("the server sent more than this window can take"))
+        """Keep an event for the window; where it has not taken MAX_EVENTS, they are dropped and the server is left."""
+        with self._lock:
+            if len(self._events) >= MAX_EVENTS:
+                self._events.clear()
+                event = NotConnected("the server sent more than this window can take")
+                connection, self._connection = self._connection, None
+                if connection:  # not closed here: this may be its own thread
+                    threading.Thread(target=connection.close, daemon=True).start()
+            self._events.append(event)
         self._wake()
