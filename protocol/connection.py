@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
+import logging
 import os
 import queue
 import threading
@@ -61,6 +62,9 @@ AGAIN_S = 1.0
 PROBE_S = 0.5
 """How long a connection may be without a handshake before it is looked into."""
 TICK_MS = 50
+
+
+log = logging.getLogger("gpt2d")
 
 
 @dataclass
@@ -125,7 +129,8 @@ class Connection:
     def submit(self, request: m.AnyRequest, on_event: Callable[[Event], None], timeout: float) -> int:
         """Send a request; return its id. `timeout` (seconds) goes along as its deadline.
 
-        `on_event` is called in the connection's thread and must not block. Its last call has a Result or an error.
+        `on_event` is called in the connection's thread and must not block. Its last call has a Result or an error. One
+        that raises is logged and gets nothing more; the request is cancelled, and all others go on.
         Raises: Closed in a process that was forked off the one that made this connection.
         """
         if os.getpid() != self._process:
@@ -249,7 +254,10 @@ class Connection:
             now = time.monotonic()
             self.state, self._lost_until = "lost", min(now + LOST_S, max(self._heard + SILENT_S, now + LOST_AT_LEAST_S))
             self._trouble = NoServer(f"the server on {self.endpoint} went away")
-            self._on_lost()
+            try:
+                self._on_lost()
+            except Exception:
+                log.exception("on_lost raised; the connection goes on")
         elif (
             self.info is None
             and (self._shaken or time.monotonic() < self._connected_at + PROBE_S)
@@ -321,7 +329,7 @@ class Connection:
             elif isinstance(reply, m.Result):
                 self._finish(reply.id, reply)
             else:
-                pending.on_event(reply)
+                self._deliver(pending, reply)
 
     def _greeted(self, reply: m.AnyReply) -> None:
         self._hello_id = -1
@@ -380,7 +388,17 @@ class Connection:
     def _finish(self, request_id: int, event: Event) -> None:
         if isinstance(event, Gpt2dError):
             event = type(event)(*event.args)  # each request raises an exception of its own
-        self._pending.pop(request_id).on_event(event)
+        self._deliver(self._pending.pop(request_id), event)
+
+    def _deliver(self, pending: _Pending, event: Event) -> None:
+        """Call a request's `on_event`. One that raises costs that request alone: it is logged, and the rest is cancelled."""
+        try:
+            pending.on_event(event)
+        except Exception:
+            request_id = pending.request.id
+            log.exception("the on_event of request %d raised; nothing more is delivered to it", request_id)
+            if self._pending.pop(request_id, None):
+                self._send_quietly(m.Cancel(id=next(self._ids), target=request_id))
 
     def _fail_sent(self, error: Gpt2dError) -> None:
         """Give up what was sent; should the server come to itself, it need not go on with it."""
@@ -402,4 +420,4 @@ class Connection:
         """May run in any thread, once there is no connection's thread any more."""
         for item in self._items():
             if isinstance(item, _Pending):
-                item.on_event(Closed("this client was closed"))
+                self._deliver(item, Closed("this client was closed"))

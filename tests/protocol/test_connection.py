@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.server
 import os
+import queue
 import socket
 import threading
 import time
@@ -29,6 +30,7 @@ from protocol.errors import (
     ServerStuck,
     VersionMismatch,
 )
+from scripts.daemon import Daemon
 from tests.conftest import free_port, wait_for
 
 
@@ -388,3 +390,52 @@ def test_asyncio_cancel_cancels() -> None:
 
     asyncio.run(asyncio.wait_for(run(), 10))
     server.close()
+
+
+@pytest.mark.parametrize("request_", [m.Ping(id=0), m.Generate(id=0, prompt="Now", max_new_tokens=400, stream=True)])
+def test_an_on_event_that_raises_costs_its_own_request_alone(request_: m.AnyRequest, shared_daemon: Daemon) -> None:
+    """Others of the same connection are answered, and the rest of a stream that nobody takes is cancelled."""
+    connection = Connection(shared_daemon.endpoint)
+    raised = threading.Event()
+    answers: queue.SimpleQueue[object] = queue.SimpleQueue()
+
+    def raises(_event: object) -> None:
+        raised.set()
+        raise ZeroDivisionError
+
+    try:
+        connection.submit(request_, raises, 20)
+        assert raised.wait(20)
+        for _ in range(2):
+            connection.submit(m.Ping(id=0), answers.put, 20)
+            assert isinstance(answers.get(timeout=20), m.Pong)
+
+        def idle() -> bool:
+            connection.submit(m.Ping(id=0), answers.put, 20)
+            pong = answers.get(timeout=20)
+            return isinstance(pong, m.Pong) and all(worker.running == 0 for worker in pong.workers)
+
+        wait_for(idle, 10)
+    finally:
+        connection.close()
+    assert connection.state == "closed"
+
+
+def test_an_on_lost_that_raises_does_not_end_the_connection(own_daemon: Daemon) -> None:
+    lost = threading.Event()
+
+    def on_lost() -> None:
+        lost.set()
+        raise ZeroDivisionError
+
+    connection = Connection(own_daemon.endpoint, on_lost=on_lost)
+    events: queue.SimpleQueue[object] = queue.SimpleQueue()
+    try:
+        connection.submit(m.Ping(id=0), events.put, 20)
+        assert isinstance(events.get(timeout=20), m.Pong)
+        own_daemon.kill()
+        assert lost.wait(20)
+        connection.submit(m.Ping(id=0), events.put, 1)
+        assert isinstance(events.get(timeout=20), NoServer | DeadlineExceeded)
+    finally:
+        connection.close()
