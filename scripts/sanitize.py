@@ -56,9 +56,9 @@ def passes(cmake: str, kind: str) -> bool:
     for command in (configure, [cmake, "--build", str(build), "--parallel"]):
         if subprocess.run(command, stdout=subprocess.DEVNULL, timeout=600, check=False).returncode:
             return False
-    return (
-        subprocess.run([str(build / "kernels_test")], env=os.environ | OPTIONS, timeout=600, check=False).returncode
-        == 0
+    tests = [[str(build / name)] for name in ("kernels_test", "team_test")]
+    return not any(
+        subprocess.run(test, env=os.environ | OPTIONS, timeout=600, check=False).returncode for test in tests
     )
 
 

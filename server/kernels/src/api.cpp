@@ -1,8 +1,7 @@
 // The C interface over Model; no exception leaves it.
 #include <algorithm>
 #include <cstring>
-#include <new>
-#include <string>
+#include <vector>
 
 #include "gpt2d_kernels.h"
 #include "model.h"
@@ -24,7 +23,7 @@ template <class Function>
 int guarded(Function function) {
     try {
         return function();
-    } catch (const std::exception &) {
+    } catch (...) {  // what the standard library throws here says that memory or another resource has run out
         return GPT2D_NO_MEMORY;
     }
 }
@@ -51,13 +50,15 @@ using namespace gpt2d;
 int gpt2d_version(void) { return GPT2D_VERSION; }
 
 const char *gpt2d_instruction_sets(void) {
-    static const std::string names = [] {
-        std::string found;
-        for (const Ops *ops : all)
-            if (ops->usable()) found += (found.empty() ? "" : ",") + std::string(ops->name);
-        return found;
-    }();
-    return names.c_str();
+    struct Names {
+        char text[64] = "";
+        Names() {
+            for (const Ops *ops : all)
+                if (ops->usable()) std::strcat(std::strcat(text, text[0] ? "," : ""), ops->name);
+        }
+    };
+    static const Names names;
+    return names.text;
 }
 
 gpt2d_model *gpt2d_new(const gpt2d_shape *shape, int rows, int threads, const char *instruction_set) {
@@ -65,7 +66,7 @@ gpt2d_model *gpt2d_new(const gpt2d_shape *shape, int rows, int threads, const ch
     if (!ops || !shape || !sensible(*shape) || rows < 1 || threads < 1 || threads > 1024) return nullptr;
     try {
         return new gpt2d_model{{*shape, rows, threads, *ops}};
-    } catch (const std::exception &) {
+    } catch (...) {
         return nullptr;
     }
 }
@@ -90,8 +91,7 @@ int gpt2d_forward(gpt2d_model *model, int count, const int32_t *ids, const int32
 int gpt2d_move(gpt2d_model *model, int source, int target, int first, int positions) {
     if (!model->model.valid(source, positions) || !model->model.valid(target, positions)) return GPT2D_BAD_ARGUMENT;
     if (first < 0 || first > positions) return GPT2D_BAD_ARGUMENT;
-    model->model.move(source, target, first, positions);
-    return 0;
+    return guarded([&] { return model->model.move(source, target, first, positions), 0; });
 }
 
 int gpt2d_export(gpt2d_model *model, int row, int positions, void *keys, void *values) {

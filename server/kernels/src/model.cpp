@@ -21,7 +21,9 @@ Model::Model(const gpt2d_shape &shape, int rows, int threads, const Ops &ops)
       ops_(ops),
       half_(shape.bits != 32),
       layers_(size_t(shape.layers)),
-      team_(threads) {
+      team_(threads),
+      scratch_size_((attention_scratch(context_, padded_head_) + 15) / 16 * 16),
+      scratch_(scratch_size_ * size_t(threads)) {
     weight_bytes_ = lay_out(nullptr);
     weights_ = std::make_unique<Memory>(weight_bytes_, Memory::weights);
     lay_out(weights_->data());
@@ -80,13 +82,14 @@ bool Model::valid(const Step &s) const {
 void Model::reserve(int count, int wanted_count) {
     logits_.resize(std::max(logits_.size(), size_t(wanted_count) * lm_head_.outputs));
     if (count <= reserved_) return;
-    reserved_ = count;
     auto n = size_t(count);
     x_.resize(n * width_), normed_.resize(n * width_), attended_.resize(n * width_), inner_values_.resize(n * inner_);
     qkv_.resize(n * layers_[0].qkv.outputs);
-    if (shape_.bits == 32) return;
-    q_.resize(n * width_), scales_.resize(n * width_ / BLOCK), offsets_.resize(n * width_ / BLOCK);
-    inner_q_.resize(n * inner_), inner_scales_.resize(n * inner_ / BLOCK), inner_offsets_.resize(n * inner_ / BLOCK);
+    if (shape_.bits != 32) {
+        q_.resize(n * width_), scales_.resize(n * width_ / BLOCK), offsets_.resize(n * width_ / BLOCK);
+        inner_q_.resize(n * inner_), inner_scales_.resize(n * inner_ / BLOCK), inner_offsets_.resize(n * inner_ / BLOCK);
+    }
+    reserved_ = count;  // only now: any of these can throw
 }
 
 void Model::forward(const Step &step) {
@@ -99,10 +102,10 @@ void Model::forward(const Step &step) {
     team_.run([&] { work(step); });
 }
 
-// What each thread does. The phases of a layer are those of GPT-2: norm, q k v, attention, projection, norm, up, gelu, down.
+// What each thread does; all memory for it was reserved before. The phases of a layer are those of GPT-2: norm, q k v,
+// attention, projection, norm, up, gelu, down.
 void Model::work(const Step &step) {
-    static thread_local std::vector<float> scratch;
-    scratch.resize(attention_scratch(context_, padded_head_));
+    float *scratch = &scratch_[scratch_size_ * size_t(Team::place())];
     int count = step.count, wide = layers_[0].qkv.outputs;
     Rows normed{normed_.data(), width_, q_.data(), scales_.data(), offsets_.data()};
     Rows attended{attended_.data(), width_, q_.data(), scales_.data(), offsets_.data()};
@@ -123,7 +126,7 @@ void Model::work(const Step &step) {
         }
         multiply(layer.qkv, normed, count, {qkv_.data(), wide, Finish::store});
         team_.share(int(runs_.size()) * shape_.heads, 1, [&](int first, int end) {
-            for (int unit = first; unit < end; unit++) attend(l, step, unit, scratch.data());
+            for (int unit = first; unit < end; unit++) attend(l, step, unit, scratch);
         });
         pack(attended, count, layer.out);
         multiply(layer.out, attended, count, {x_.data(), width_, Finish::add});

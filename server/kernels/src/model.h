@@ -21,13 +21,14 @@ struct Step {
 
 class Model {
    public:
-    // Throws std::bad_alloc.
+    // Throws std::bad_alloc, std::system_error.
     Model(const gpt2d_shape &shape, int rows, int threads, const Ops &ops);
 
     unsigned char *weights() const { return weights_->data(); }
     size_t weight_bytes() const { return weight_bytes_; }
     bool valid(const Step &step) const;
     bool valid(int row, int positions) const { return row >= 0 && row < rows_ && positions >= 0 && positions <= shape_.context; }
+    // Throws std::bad_alloc before anything is computed; the model stays as it was.
     void forward(const Step &step);
     void move(int source, int target, int first, int positions);
     void copy(int row, int positions, void *keys, void *values, bool out);
@@ -68,6 +69,8 @@ class Model {
     std::vector<float> scales_, inner_scales_;
     std::vector<int32_t> offsets_, inner_offsets_;
     std::vector<Run> runs_;
+    const size_t scratch_size_;
+    std::vector<float> scratch_;  // [threads, scratch_size_]
 };
 
 }  // namespace gpt2d

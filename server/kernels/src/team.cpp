@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <utility>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -10,10 +11,10 @@
 namespace gpt2d {
 namespace {
 
-constexpr int SPINS = 200;                                // some microseconds; then a waiting thread offers its core to others each time
+constexpr int SPINS = 200;                               // some microseconds; then a waiting thread offers its core to others each time
 constexpr auto LINGER = std::chrono::microseconds(300);  // after a job: the next step of a generation comes within it
 
-thread_local int me = 0;  // this thread's place in its team; the caller's is 0
+thread_local int me = 0;
 
 void pause() {
 #if defined(__x86_64__)
@@ -31,10 +32,20 @@ void spin_until(Condition condition) {
 }  // namespace
 
 Team::Team(int threads) : size_(threads), shares_(size_t(threads)) {
-    for (int i = 1; i < threads; i++) helpers_.emplace_back([this, i] { help(i); });
+    try {
+        helpers_.reserve(size_t(threads));
+        for (int i = 1; i < threads; i++) helpers_.emplace_back([this, i] { help(i); });
+    } catch (...) {
+        end();  // those that have begun
+        throw;
+    }
 }
 
-Team::~Team() {
+Team::~Team() { end(); }
+
+int Team::place() { return me; }
+
+void Team::end() {
     ending_ = true;
     jobs_++;
     {
@@ -51,20 +62,39 @@ void Team::run(const std::function<void()> &job) {
         std::lock_guard<std::mutex> lock(mutex_);
         wake_.notify_all();
     }
-    job();
-    barrier();
+    take_part();
+    if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
+}
+
+void Team::take_part() {
+    try {
+        (*job_)();
+    } catch (const Stopped &) {
+        return;  // the meeting at which it was thrown is everybody's last
+    } catch (...) {
+        std::lock_guard<std::mutex> lock(mutex_);
+        if (!error_) error_ = std::current_exception();
+    }
+    meet();
 }
 
 void Team::barrier() {
+    if (!meet()) throw Stopped{};
+}
+
+// Waits for all threads. False where the job has failed on one of them: the same for all.
+bool Team::meet() {
     unsigned phase = phase_.load(std::memory_order_relaxed);
     // What was taken in the phase before this one: all have left it, and none begins the next, which counts there, before this meeting.
     shares_[size_t(me)].taken[(phase + 1) & 1].store(0, std::memory_order_relaxed);
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
         arrived_.store(0, std::memory_order_relaxed);
+        stopped_ = error_ != nullptr;
         phase_.store(phase + 1, std::memory_order_release);
     } else {
         spin_until([&] { return phase_.load(std::memory_order_acquire) != phase; });
     }
+    return !stopped_;
 }
 
 bool Team::claim(int total, int part, int *first, int *end) {
@@ -97,8 +127,7 @@ void Team::help(int thread) {
             }
         }
         if (ending_) return;
-        (*job_)();
-        barrier();
+        take_part();
     }
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 #include <atomic>
 #include <condition_variable>
+#include <exception>
 #include <functional>
 #include <mutex>
 #include <thread>
@@ -12,14 +13,19 @@ namespace gpt2d {
 // `run` lets every thread do the same job. In it they meet at `barrier`, and between two of these they `claim` parts of the
 // work. Waiting threads spin, since waking one that sleeps takes longer than most phases; they give their core away when it
 // lasts, and sleep when there is nothing to do.
+//
+// Where the job throws on one thread, that thread goes to the next meeting and waits there for the others, who then leave the
+// job, too: nobody waits for ever, `run` throws the first exception on its caller's thread, and the next job can begin.
 class Team {
    public:
+    // Throws std::system_error where the system gives no more threads, std::bad_alloc.
     explicit Team(int threads);
     ~Team();
     Team(const Team &) = delete;
     Team &operator=(const Team &) = delete;
 
     void run(const std::function<void()> &job);
+    // Throws Stopped where the job has failed on another thread; the job must let that pass.
     void barrier();
 
     // The next part of 0..total-1 that nobody has taken since the last barrier: first..end-1. False if there is none.
@@ -34,15 +40,24 @@ class Team {
     }
 
     int size() const { return size_; }
+    // This thread's place in its team; the caller's is 0.
+    static int place();
 
    private:
+    struct Stopped {};
+
+    void end();
     void help(int thread);
+    void take_part();
+    bool meet();
 
     const int size_;
     std::vector<std::thread> helpers_;
     const std::function<void()> *job_ = nullptr;
     alignas(64) std::atomic<int> arrived_{0};
     alignas(64) std::atomic<unsigned> phase_{0};
+    bool stopped_ = false;      // the job had failed at the last meeting; written before phase_ lets the others see it
+    std::exception_ptr error_;  // the first; written before a meeting, under the mutex, read after it
     struct alignas(64) Share {
         std::atomic<int> taken[2] = {0, 0};  // in phases of even and odd number
     };
