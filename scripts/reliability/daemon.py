@@ -35,7 +35,7 @@ class Behaviour:
     rows: int = 16
     context: int = 1024
     fault: str = ""
-    """"raises", "out of memory", "no numbers" or "dies": what happens to a row that begins with POISON."""
+    """"raises", "out of memory", "no numbers", "dies" or "moves badly": what happens to a row that begins with POISON."""
     load_s: float = 0.0
     """How long a load takes."""
 
@@ -75,9 +75,14 @@ class Behaving(FakeEngine):
         time.sleep(self._behaviour.delay_ms / 1000)
         return self._faulty(logits, range(len(ids)))
 
+    def move(self, source: int, target: int, positions: int, first: int = 0) -> None:
+        if self._behaviour.fault == "moves badly" and self.cells[source, 0] == POISON:
+            raise RuntimeError("made up: a row that cannot be moved")
+        super().move(source, target, positions, first)
+
     def _faulty(self, logits: Logits, rows: Sequence[int]) -> Logits:
         for i, row in enumerate(rows):
-            if self._behaviour.fault and self.cells[row, 0] == POISON:
+            if self._behaviour.fault not in {"", "moves badly"} and self.cells[row, 0] == POISON:
                 if self._behaviour.fault == "dies":
                     os._exit(3)
                 if self._behaviour.fault == "raises":

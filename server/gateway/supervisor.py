@@ -178,8 +178,7 @@ class Supervisor:
         for replica in found:
             if replica.state != "stopping":
                 log.info("unload %s", replica.name)
-                self.lose(replica, NotLoaded(f"{replica.name} was unloaded"))
-                self.replicas.stop(replica)
+                self.end(replica, NotLoaded(f"{replica.name} was unloaded"), retry=False, fault=False)
         self._unloads.append((entry, found, list(dict.fromkeys(r.name for r in found)) or [k.name for k in waiting]))
 
     def abandon(self, entry: Open) -> None:
@@ -228,7 +227,7 @@ class Supervisor:
             self._settle(replica)
         elif isinstance(message, m.Failure):
             log.error("%s", message.message)
-            self.give_up_on(replica, from_code(message.code, message.message))
+            self.failed(replica, from_code(message.code, message.message))
 
     def _tell_progress(self, replica: Replica, message: m.Progress) -> None:
         for entry in self._waiters(replica):
@@ -246,26 +245,36 @@ class Supervisor:
             self._lost(replica)
         replica.connection, replica.fd = routing_id, fd
 
-    def give_up_on(self, replica: Replica, error: RequestError) -> None:
-        """It cannot go on: fail what it has and stop it; if its model is kept, another takes its place."""
-        self.lose(replica, error)
-        self.replicas.stop(replica)
-        self._again(replica, fault=False)
+    def failed(self, replica: Replica, error: RequestError) -> None:
+        """A worker says that it cannot go on, or a message of its own cannot be read."""
+        if replica.ready is None:
+            self.end(replica, error, retry=False, fault=False)
+            return
+        self.deaths += 1
+        log.error("the worker of %s cannot go on: %s", replica.name, error)
+        died = WorkerDied(f"the worker of {replica.name} died ({error}); load it again")
+        self.end(replica, died, retry=True, fault=True)
 
-    def lose(self, replica: Replica, error: RequestError) -> None:
-        """Fail everything that a worker holds or that waits for it; what was begun for these waiters alone ends."""
+    def end(self, replica: Replica, error: RequestError, *, retry: bool, fault: bool) -> None:
+        """Stop a worker, unless its process has ended, and fail everything that it holds or that waits for it.
+
+        `retry`: requests of which no text was sent are begun by another replica instead. `fault`: a model that is kept is
+        loaded again even if it was never ready.
+        """
+        if self.replicas.by_identity(replica.identity):
+            self.replicas.stop(replica)
+        self._fail_held(replica, error, retry=retry)
         waiters = self._waiters(replica)
         replica.waiters.clear()
-        for entry in (*self.sessions.of_replica(replica.identity), *waiters):
-            self.sessions.fail(entry, error)
         for entry in waiters:
+            self.sessions.fail(entry, error)
             self.abandon(entry)
+        self._again(replica, fault=fault)
 
-    def _give_up(self, replica: Replica, error: RequestError) -> None:
-        """As `lose`; but of what it held, another replica takes over that of which nothing was told yet."""
+    def _fail_held(self, replica: Replica, error: RequestError, *, retry: bool) -> None:
         for entry in self.sessions.of_replica(replica.identity):
-            self.dispatch.begin_elsewhere(entry, replica)
-        self.lose(replica, error)
+            if not (retry and self.dispatch.begin_elsewhere(entry, replica)):
+                self.sessions.fail(entry, error)
 
     def _lost(self, replica: Replica) -> None:
         """Its process is gone with its node, or out of reach. Where its launcher begins another, what waits for it waits on."""
@@ -274,14 +283,11 @@ class Supervisor:
             return
         self.deaths += 1
         log.error("the worker of %s on %s is lost: its connection broke", replica.name, replica.node or "a node")
-        waiters = list(replica.waiters)
-        replica.waiters.clear()
         error = WorkerDied(
             f"the worker of {replica.name} on {replica.node or 'a node'} was lost; another is begun, try again"
         )
         replica.forget_process()
-        self._give_up(replica, error)
-        replica.waiters = waiters
+        self._fail_held(replica, error, retry=True)
 
     def _waiters(self, replica: Replica) -> list[Open]:
         return [entry for key in replica.waiters if (entry := self.sessions.by_key(key))]
@@ -309,13 +315,10 @@ class Supervisor:
                 self.deaths += 1
                 log.error("the worker of %s has not moved for %.0f s: it is ended", replica.name, still)
                 self.replicas.kill(replica)
-                self._give_up(
-                    replica,
-                    WorkerDied(
-                        f"the worker of {replica.name} had not moved for {still:.0f} s and was ended; load it again"
-                    ),
+                error = WorkerDied(
+                    f"the worker of {replica.name} had not moved for {still:.0f} s and was ended; load it again"
                 )
-                self._again(replica, fault=True)
+                self.end(replica, error, retry=True, fault=True)
             if self.config.keep_alive is not None and replica.serves:
                 replicas = self.replicas.matching(*replica.way)
                 idle = all(r.ready and not self.sessions.held(r.identity) for r in replicas)
@@ -345,23 +348,19 @@ class Supervisor:
             self.deaths += 1
             why = replica.process.problem() or exit_words(code)
             log.error("the worker of %s died (%s)", replica.name, why)
-            self._give_up(replica, WorkerDied(f"the worker of {replica.name} died ({why}); load it again"))
-            self._again(replica, fault=True)
+            died = WorkerDied(f"the worker of {replica.name} died ({why}); load it again")
+            self.end(replica, died, retry=True, fault=True)
         elif problem := replica.process.problem():
             log.error("%s: %s", replica.name, problem)
-            self.lose(replica, problem)
-            self._again(replica, fault=True)
+            self.end(replica, problem, retry=False, fault=True)
         else:
             self.deaths += 1
             doing = "measured" if replica.task else "loaded"
             log.error("the worker of %s died while it %s (%s)", replica.name, doing, exit_words(code))
-            self.lose(
-                replica,
-                LoadFailed(
-                    f"the worker died while it {doing} {replica.name} ({exit_words(code)}); the server's log may say why"
-                ),
+            failed = LoadFailed(
+                f"the worker died while it {doing} {replica.name} ({exit_words(code)}); the server's log may say why"
             )
-            self._again(replica, fault=True)
+            self.end(replica, failed, retry=False, fault=True)
 
     def _keeper(self, way: tuple[str, str, str]) -> Kept | None:
         return next((k for k in self._kept if k.way == way), None)
@@ -395,5 +394,4 @@ class Supervisor:
         self._kept.clear()
         for replica in self.replicas.all():
             if replica.state == "loading":
-                self.lose(replica, Draining("the server is stopping"))
-                self.replicas.stop(replica)
+                self.end(replica, Draining("the server is stopping"), retry=False, fault=False)

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import gpt2d_kernels
 import psutil
@@ -28,6 +29,7 @@ from protocol.errors import (
     WorkerDied,
 )
 from scripts.daemon import Daemon
+from scripts.reliability.daemon import POISON, Behaviour, FakeDaemon
 from server.catalogue.architecture import PUBLISHED
 from tests.conftest import answers, wait_for
 from tests.server.test_weights import copy_demo
@@ -341,3 +343,31 @@ def test_without_the_kernels_the_other_engine_takes_their_place(tmp_path: Path, 
             assert client.generate("Shall I", max_new_tokens=3).ids
     finally:
         daemon.kill()
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_ready_worker_that_cannot_go_on_has_died(replicas: int, tmp_path: Path) -> None:
+    """Its fault is outside what is guarded: a row cannot be moved. The model is kept, and loaded again."""
+    behaviour = Behaviour(delay_ms=5, rows=2, fault="moves badly")
+    greedy: dict[str, Any] = {"strategy": "greedy", "ignore_eos": True}
+    with FakeDaemon(tmp_path, behaviour) as daemon, Client(daemon.endpoint) as client:
+        client.load("demo", replicas=replicas)
+        first = client.stream(prompt_ids=[5], max_new_tokens=100, **greedy)
+        next(first)
+        streams = [client.stream(prompt_ids=[POISON, i], max_new_tokens=400, **greedy) for i in range(4)]
+        ended = []
+        for stream in (first, *streams):
+            try:
+                list(stream)
+            except Gpt2dError as e:
+                ended.append(e)
+        assert ended, daemon.logged()
+        assert {type(e) for e in ended} == {WorkerDied}, ended
+
+        def serves_again() -> bool:
+            try:
+                return len(client.generate(prompt_ids=[5], max_new_tokens=3, **greedy).ids) == 3
+            except (NotLoaded, WorkerDied):
+                return False
+
+        wait_for(serves_again, 15)

@@ -1,0 +1,43 @@
+"""Requests and replies of one peer, without a network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from protocol import codec, messages as m
+from protocol.errors import BadRequest
+from server.config import Config
+from server.gateway.sessions import Sessions
+from server.link import encode
+
+
+class Sent:
+    """A socket that keeps what is sent."""
+
+    def __init__(self) -> None:
+        self.frames: list[bytes] = []
+
+    def send_multipart(self, frames: list[bytes], _flags: int) -> None:
+        self.frames.append(frames[-1])
+
+
+def test_what_a_worker_may_say_fits_under_every_clients_id() -> None:
+    """The longest text that a worker can send is delivered to the client with the longest id."""
+    low, high = 0, codec.MAX_REPLY_BYTES
+    while high - low > 1:
+        middle = (low + high) // 2
+        try:
+            encode(m.Tokens(id=1, text="x" * middle, ids=[]))
+            low = middle
+        except BadRequest:
+            high = middle
+    socket: Any = Sent()
+    sessions = Sessions(Config(), socket)
+    entry = sessions.admit(b"peer", 3, [], m.Generate(id=(1 << 63) - 1, prompt="x"), "")
+    entry.seq = (1 << 62) - 1
+    sessions.reply(entry, m.Tokens(id=1, text="x" * low, ids=[]))
+    assert len(socket.frames) == 1 and len(socket.frames[0]) <= codec.MAX_REPLY_BYTES
+    with pytest.raises(BadRequest):
+        sessions.reply(entry, m.Tokens(id=1, text="x" * codec.MAX_REPLY_BYTES, ids=[]))
