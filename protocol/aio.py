@@ -16,10 +16,10 @@ from protocol.client import (
     OpenStream,
     expect,
     generate_request,
+    is_last,
     text_request,
 )
 from protocol.connection import Connection, Event
-from protocol.errors import Gpt2dError
 from protocol.keys import DEFAULT_ENDPOINT
 
 R = TypeVar("R", bound=m.Result)
@@ -46,8 +46,6 @@ class AsyncStream(OpenStream, AsyncIterator[m.Tokens]):
         if isinstance(event, m.Tokens):
             return event
         self._over = True
-        if isinstance(event, Gpt2dError):
-            raise event
         self._result = expect(event, m.Generated)
         raise StopAsyncIteration
 
@@ -163,20 +161,16 @@ class AsyncClient:
     ) -> R:
         events, on_event = _event_queue()
         request_id = self.connection.submit(request, on_event, timeout)
+        over = False
         try:
-            while True:
-                event = await events.get()
-                if isinstance(event, Gpt2dError):
-                    raise event
-                if isinstance(event, m.Progress):
-                    if on_progress:
-                        on_progress(event)
-                    continue
-                return expect(event, wanted)
-        except BaseException as e:
-            if not isinstance(e, Gpt2dError):
+            while isinstance(event := await events.get(), m.Progress):
+                if on_progress:
+                    on_progress(event)
+            over = is_last(event)
+            return expect(event, wanted)
+        finally:
+            if not over:  # cancelled, or an error in on_progress: nobody waits for it any more
                 self.connection.cancel(request_id)
-            raise
 
 
 def _event_queue() -> tuple[asyncio.Queue[Event], Callable[[Event], None]]:
@@ -185,7 +179,10 @@ def _event_queue() -> tuple[asyncio.Queue[Event], Callable[[Event], None]]:
     events: asyncio.Queue[Event] = asyncio.Queue()
 
     def on_event(event: Event) -> None:
-        if not loop.is_closed():
+        try:
             loop.call_soon_threadsafe(events.put_nowait, event)
+        except RuntimeError:  # the loop was closed, so that nobody waits
+            if not is_last(event):
+                raise  # which cancels the request
 
     return events, on_event

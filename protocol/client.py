@@ -82,8 +82,6 @@ class Stream(OpenStream, Iterator[m.Tokens]):
         if isinstance(event, m.Tokens):
             return event
         self._over = True
-        if isinstance(event, Gpt2dError):
-            raise event
         self._result = expect(event, m.Generated)
         raise StopIteration
 
@@ -220,20 +218,16 @@ class Client:
     ) -> R:
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         request_id = self.connection.submit(request, events.put, timeout)
+        over = False
         try:
-            while True:
-                event = _next(events)
-                if isinstance(event, Gpt2dError):
-                    raise event
-                if isinstance(event, m.Progress):
-                    if on_progress:
-                        on_progress(event)
-                    continue
-                return expect(event, wanted)
-        except BaseException as e:
-            if not isinstance(e, Gpt2dError):  # Ctrl-C, or an error in on_progress: nobody waits for it any more
+            while isinstance(event := _next(events), m.Progress):
+                if on_progress:
+                    on_progress(event)
+            over = is_last(event)
+            return expect(event, wanted)
+        finally:
+            if not over:  # Ctrl-C, or an error in on_progress: nobody waits for it any more
                 self.connection.cancel(request_id)
-            raise
 
 
 def generate_request(prompt: str | None, **fields: Any) -> m.Generate:
@@ -252,8 +246,18 @@ def text_request(kind: type[T], text: str | None, ids: list[int] | None, which: 
         raise BadRequest(f"{kind.__name__.lower()}: {e}") from None
 
 
+def is_last(event: Event) -> bool:
+    """True for the event that ends a request."""
+    return isinstance(event, m.Result | Gpt2dError)
+
+
 def expect(event: Event, wanted: type[R]) -> R:
-    """Raises: NotGpt2d if the server answered with the result of another request type."""
+    """Return the event if it is the result that is wanted.
+
+    Raises: the error that it is; NotGpt2d for anything else, which the server should not have answered with.
+    """
+    if isinstance(event, Gpt2dError):
+        raise event
     if not isinstance(event, wanted):
         raise NotGpt2d(f"the server answered with {type(event).__name__} instead of {wanted.__name__}")
     return event

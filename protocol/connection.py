@@ -2,6 +2,7 @@
 
 The thread never blocks on anything but its poller. Events of a request are handed to the callback given with it, in the
 thread; the last event of each request is a result or an error. The route: `submit` -> outbox -> socket -> `_receive`.
+A callback that raises costs its own request alone: the exception is logged, and the request is cancelled.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import zmq
 from protocol import codec, messages as m, sockets
 from protocol.errors import (
     BadRequest,
+    Cancelled,
     Closed,
     ConnectionFailed,
     ConnectionLost,
@@ -63,8 +65,7 @@ PROBE_S = 0.5
 """How long a connection may be without a handshake before it is looked into."""
 TICK_MS = 50
 
-
-log = logging.getLogger("gpt2d")
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -129,8 +130,8 @@ class Connection:
     def submit(self, request: m.AnyRequest, on_event: Callable[[Event], None], timeout: float) -> int:
         """Send a request; return its id. `timeout` (seconds) goes along as its deadline.
 
-        `on_event` is called in the connection's thread and must not block. Its last call has a Result or an error. One
-        that raises is logged and gets nothing more; the request is cancelled, and all others go on.
+        `on_event` is called in the connection's thread and must not block. Its last call has a Result or an error. An
+        exception that it raises is logged and ends this request alone, whose last event is then Cancelled.
         Raises: Closed in a process that was forked off the one that made this connection.
         """
         if os.getpid() != self._process:
@@ -152,11 +153,15 @@ class Connection:
         self._wake.wake(wait=False)  # the thread looks by itself while anything is pending
 
     def close(self) -> None:
-        """End the thread, and wait for up to 5 s until it has; what is pending fails with Closed. Not to be called by `on_event`."""
+        """End the thread, and wait for up to 5 s until it has ended; what is pending fails with Closed.
+
+        Called by a callback, it does not wait: the thread ends once the callback has returned.
+        """
         if not self._closing:
             self._closing = True
             self._wake.wake()
-        self._thread.join(timeout=5)
+        if threading.current_thread() is not self._thread:
+            self._thread.join(timeout=5)
 
     # Everything below runs in the connection's thread.
 
@@ -254,10 +259,7 @@ class Connection:
             now = time.monotonic()
             self.state, self._lost_until = "lost", min(now + LOST_S, max(self._heard + SILENT_S, now + LOST_AT_LEAST_S))
             self._trouble = NoServer(f"the server on {self.endpoint} went away")
-            try:
-                self._on_lost()
-            except Exception:
-                log.exception("on_lost raised; the connection goes on")
+            self._lost()
         elif (
             self.info is None
             and (self._shaken or time.monotonic() < self._connected_at + PROBE_S)
@@ -328,8 +330,8 @@ class Connection:
                 self._finish(reply.id, from_code(reply.code, reply.message))
             elif isinstance(reply, m.Result):
                 self._finish(reply.id, reply)
-            else:
-                self._deliver(pending, reply)
+            elif (error := _deliver(pending, reply)) is not None:
+                self._abandon(pending, error)
 
     def _greeted(self, reply: m.AnyReply) -> None:
         self._hello_id = -1
@@ -388,17 +390,21 @@ class Connection:
     def _finish(self, request_id: int, event: Event) -> None:
         if isinstance(event, Gpt2dError):
             event = type(event)(*event.args)  # each request raises an exception of its own
-        self._deliver(self._pending.pop(request_id), event)
+        _deliver(self._pending.pop(request_id), event)
 
-    def _deliver(self, pending: _Pending, event: Event) -> None:
-        """Call a request's `on_event`. One that raises costs that request alone: it is logged, and the rest is cancelled."""
+    def _abandon(self, pending: _Pending, error: BaseException) -> None:
+        """End a request whose callback has raised: nobody receives the rest of it."""
+        self._send_quietly(m.Cancel(id=next(self._ids), target=pending.request.id))
+        ended = Cancelled(f"cancelled, because its on_event raised {error!r}")
+        ended.__cause__ = error
+        del self._pending[pending.request.id]
+        _deliver(pending, ended)
+
+    def _lost(self) -> None:
         try:
-            pending.on_event(event)
-        except Exception:
-            request_id = pending.request.id
-            log.exception("the on_event of request %d raised; nothing more is delivered to it", request_id)
-            if self._pending.pop(request_id, None):
-                self._send_quietly(m.Cancel(id=next(self._ids), target=request_id))
+            self._on_lost()
+        except BaseException:
+            log.exception("on_lost of the connection to %s raised", self.endpoint)
 
     def _fail_sent(self, error: Gpt2dError) -> None:
         """Give up what was sent; should the server come to itself, it need not go on with it."""
@@ -420,4 +426,14 @@ class Connection:
         """May run in any thread, once there is no connection's thread any more."""
         for item in self._items():
             if isinstance(item, _Pending):
-                self._deliver(item, Closed("this client was closed"))
+                _deliver(item, Closed("this client was closed"))
+
+
+def _deliver(pending: _Pending, event: Event) -> BaseException | None:
+    """Hand an event to the request's callback; return what it raised, which is logged."""
+    try:
+        pending.on_event(event)
+    except BaseException as e:
+        log.exception("on_event of request %d raised at %s", pending.request.id, type(event).__name__)
+        return e
+    return None
