@@ -1,4 +1,4 @@
-"""Models on disk: what is accepted, what is refused and how it is said; the cache of built graphs."""
+"""Models on disk: what is accepted, what is refused and how it is said."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -21,10 +20,9 @@ from safetensors.numpy import load_file, save_file
 from protocol.errors import BadModel, UnknownModel
 from server.catalogue.architecture import PUBLISHED, read_architecture
 from server.catalogue.catalogue import DEMO_FOLDER, Catalogue
-from server.catalogue.engines import BLOCK, BUILD_FORMAT, ENGINES, choose_engine
+from server.catalogue.engines import BLOCK, ENGINES, choose_engine
 from server.catalogue.notes import digest, known_digest
 from server.checkpoint.tensors import Weights
-from server.convert.cache import BuildCache
 from server.convert.quantise import Blocks, quantise
 from server.engines.load import load_engine
 from tests.dequantise import dequantise
@@ -157,70 +155,6 @@ def test_an_untied_head_is_used(tmp_path: Path, cache: Path) -> None:
             logits.append(engine.prefill(0, [5, 6, 7], 0, [2])[0])
             engine.close()
         np.testing.assert_allclose(logits[1], np.roll(logits[0], 1), atol=0.1 if precision == "bf16" else 1e-3)
-
-
-class Small:
-    """A graph of a thousand bytes."""
-
-    def write(self, folder: Path) -> None:
-        (folder / "model.onnx").write_bytes(bytes(1000))
-
-
-def get(cache: BuildCache, name: str, built: list[str]) -> Path:
-    def build(_: object) -> Any:
-        built.append(name)
-        return Small()
-
-    return cache.get(name, build) / "model.onnx"
-
-
-def test_the_graph_cache_keeps_within_its_bound(tmp_path: Path) -> None:
-    cache, built = BuildCache(tmp_path, 2500), list[str]()
-    for age, name in enumerate(("a", "b", "c")):
-        os.utime(get(cache, name, built).parent, (age, age))
-    assert sorted(p.name[0] for p in tmp_path.iterdir()) == ["b", "c"]
-    built.clear()
-    get(cache, "b", built)
-    get(cache, "d", built)
-    assert built == ["d"]
-    assert sorted(p.name[0] for p in tmp_path.iterdir()) == ["b", "d"], "c was used least recently"
-
-
-def test_a_damaged_graph_is_built_again(tmp_path: Path) -> None:
-    cache, built = BuildCache(tmp_path, 1 << 20), list[str]()
-    file = get(cache, "a", built)
-    for damage in (lambda: file.write_bytes(b"x" * 1000), file.unlink, (file.parent / "SHA256SUMS").unlink):
-        damage()
-        assert get(cache, "a", built).read_bytes() == bytes(1000)
-    assert built == ["a"] * 4
-    assert len(list(tmp_path.iterdir())) == 1
-
-
-def test_drafts_of_workers_that_were_killed_are_swept(tmp_path: Path) -> None:
-    for name, age in ((".building-old", 7200), (".building-new", 0)):
-        (tmp_path / name).mkdir()
-        os.utime(tmp_path / name, (time.time() - age,) * 2)
-    get(BuildCache(tmp_path, 1 << 20), "a", [])
-    assert sorted(p.name[:9] for p in tmp_path.iterdir()) == [".building", f"a-v{BUILD_FORMAT}"]
-
-
-def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "file").touch()
-    cache = BuildCache(tmp_path / "file" / "cache", 1 << 20)  # no folder can be made there
-    file = get(cache, "a", [])
-    assert file.read_bytes() == bytes(1000)
-    assert "cannot be used" in capsys.readouterr().err
-    cache.opened(file.parent)
-    assert not file.exists()
-
-
-def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
-    def build(_: object) -> Any:
-        raise MemoryError
-
-    with pytest.raises(MemoryError):
-        BuildCache(tmp_path, 1 << 30).get("x", build)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_digest_is_the_files_sha256() -> None:
