@@ -15,7 +15,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence as Many
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,7 @@ from server.engines.load import load_engine
 from server.launch.spec import Spec
 from server.link import Work
 from server.worker.loop import Worker
+from server.worker.sequence import Sequence
 from server.worker.text import Text
 
 
@@ -41,7 +42,7 @@ class Script:
         right = rng.random(len(ids)) < acceptance
         self._ids = [token if good else (token + 1) % vocabulary for token, good in zip(ids, right, strict=True)]
 
-    def guess(self, ids: Sequence[int], most: int) -> list[int]:
+    def guess(self, ids: Many[int], most: int) -> list[int]:
         return self._ids[len(ids) : len(ids) + most]
 
 
@@ -70,7 +71,7 @@ class Bench:
 
     def write(self, acceptance: float | None, text: list[int]) -> m.Generated:
         link = ListConnection()
-        worker = Worker(self._spec, link, self._engine, self._text, "", self._arch)  # type: ignore[arg-type]  # a link without a socket
+        worker = Worker(self._spec, link, self._engine, self._text, "", self._arch)
         speculate = 0 if acceptance is None else 8
         request = m.Generate(
             prompt_ids=self._prompt,
@@ -79,12 +80,13 @@ class Bench:
             ignore_eos=True,
             speculate=speculate,
         )
-        worker._take(Work(id=1, group=1, request=request))
+        worker.take(Work(id=1, group=1, request=request))
         if acceptance is not None:
-            for sequence in worker._scheduler.find(1):
-                sequence.guesser = Script([*self._prompt, *text], acceptance, self._arch.vocabulary)  # type: ignore[union-attr]
+            for task in worker.scheduler.find(1):
+                assert isinstance(task, Sequence)
+                task.guesser = Script([*self._prompt, *text], acceptance, self._arch.vocabulary)
         while not link.sent:
-            worker._step()
+            worker.step()
         (result,) = link.sent
         if not isinstance(result, m.Generated):
             sys.exit(str(result))

@@ -7,19 +7,24 @@ from collections.abc import Sequence
 import numpy as np
 
 from server.engines.base import KV, Hidden, Logits
-from server.link import FromWorker
+from server.link import ForWorker, FromWorker
 
 
 class FakeEngine:
-    """Remembers which token stands at which position of which row, and predicts from that: next = (sum of the row) % vocabulary.
+    """Remembers which token is at which position of which row, and predicts from that: next = (sum of the row) % vocabulary.
 
     So a sequence whose row was mixed up with another's gets other tokens.
     """
 
+    width = 1
+    threads = 1
+    quantised_share = 0.0
+
     def __init__(self, rows: int = 4, context: int = 64, vocabulary: int = 97) -> None:
-        self.rows, self.context, self.vocabulary, self.threads = rows, context, vocabulary, 1
-        self.width = 1
-        self.cells = np.full((rows, context), -1, np.int64)
+        self.rows = rows
+        self.context = context
+        self.vocabulary = vocabulary
+        self.cells = np.full((rows, context), -1, np.int64)  # [rows, context]
         self.calls: list[str] = []
 
     def prefill(
@@ -76,10 +81,15 @@ class FakeEngine:
 
 
 class ListConnection:
-    """A worker's connection to the gateway that only keeps what is sent."""
+    """A worker's connection to the gateway that is two lists: what it has for the worker, and what the worker sent."""
 
     def __init__(self) -> None:
+        self.coming: list[ForWorker] = []
         self.sent: list[FromWorker] = []
 
     def send(self, message: FromWorker) -> None:
         self.sent.append(message)
+
+    def receive(self, timeout_ms: int) -> list[ForWorker]:
+        coming, self.coming = self.coming, []
+        return coming

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence as Many
+from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 
 from protocol import messages as m
 from server.engines.base import Engine, Hidden, Logits
-from server.worker.processors import Processors
 from server.worker.sampling import COLDEST, TINY, candidates
 from server.worker.search import Search, common
-from server.worker.sequence import Sequence
+from server.worker.sequence import Generation
 from server.worker.softmax import log_softmax
 
 Scores = NDArray[np.float32]
@@ -47,41 +46,31 @@ class BeamSearch(Search):
     beam of an earlier one that took it (Vijayakumar et al. 2016); the best of all groups are returned.
     """
 
-    def __init__(
-        self,
-        outputs: list[Sequence],
-        processors: Callable[[], Processors],
-        end_of_text: int,
-        stops: Callable[[Many[int]], bool],
-    ) -> None:
-        """`stops(new tokens)` says whether a stop string is in their text."""
-        super().__init__(outputs, processors)
-        r = self.request
-        self.width = r.num_beams
-        self._end_of_text, self._stops = end_of_text, stops
+    def __init__(self, generation: Generation) -> None:
+        r = generation.request
+        super().__init__(generation, r.num_beams)
+        self._end_of_text = generation.vocabulary.end_of_text
         draws = r.strategy == "beam_sample" and r.temperature >= COLDEST
-        self._random = np.random.Generator(np.random.PCG64(outputs[0].seed)) if draws else None
+        self._random = np.random.Generator(np.random.PCG64(self.outputs[0].seed)) if draws else None
         count = r.num_beam_groups if r.strategy == "diverse_beam" else 1
         self._size = r.num_beams // count
         self._groups = [Group([Hypothesis((), 0.0)]) for _ in range(count)]
 
     def start(self, logits: Logits, engine: Engine) -> None:
-        self._open()
         self._step([log_softmax(logits)] * len(self._groups), [0] * len(self._groups), engine)
 
-    def advance(self, logits: Logits, hidden: Hidden | None, engine: Engine) -> None:  # noqa: ARG002 - another search wants it
-        for lane in self.lanes:
-            lane.cached += 1
+    def proceed(self, logits: Logits, hidden: Hidden | None, engine: Engine) -> None:  # noqa: ARG002 - another search wants it
         self._step([log_softmax(row) for row in logits], range(0, self.width, self._size), engine)
 
-    def end(self, reason: m.FinishReason) -> None:
+    def conclude(self, reason: m.FinishReason) -> None:
         running = [
             Hypothesis(b.tokens, self._by_length(b.score, len(b.tokens)), reason)
-            for g in self._groups
-            for b in (g.beams if not g.done else [])
+            for group in self._groups
+            if not group.done
+            for b in group.beams
             if b.score > -np.inf
         ]
-        self._return([*(h for g in self._groups for h in g.ended), *running], reason)
+        self._return([*(h for group in self._groups for h in group.ended), *running], reason)
 
     def _step(self, rows: list[Scores], first: Many[int], engine: Engine) -> None:
         """`rows` are the log-probabilities after each lane, `first` where those of each group begin."""
@@ -91,7 +80,7 @@ class BeamSearch(Search):
         for group, at in zip(self._groups, first, strict=True):
             chosen = [] if group.done else self._extend(group, rows[at : at + len(group.beams)], at, taken)
             taken += [token for _, token, _ in chosen]
-            # What is missing stands still: with no chance, beside those that go on.
+            # What is missing stays where it is: with no chance, beside those that go on.
             chosen += [(0, self._end_of_text, -np.inf)] * (self._size - len(chosen))
             parents += [at + parent for parent, _, _ in chosen]
             tokens += [token for _, token, _ in chosen]
@@ -100,7 +89,7 @@ class BeamSearch(Search):
         if all(group.done for group in self._groups):
             self._return([h for group in self._groups for h in group.ended], "length")
             return
-        self._tell()
+        self._publish()
         self._fork(parents, tokens, engine)
 
     def _extend(self, group: Group, rows: list[Scores], at: int, taken: list[int]) -> list[tuple[int, int, float]]:
@@ -153,6 +142,12 @@ class BeamSearch(Search):
             return "stop"
         return "length" if length >= self.request.max_new_tokens else None
 
+    def _stops(self, tokens: Many[int]) -> bool:
+        """Return True if a stop string is in the text of new tokens."""
+        increments = self._generation.vocabulary.increments()
+        written = "".join(map(increments.push, tokens))
+        return any(stop in written for stop in self.request.stop)
+
     def _by_length(self, score: float, length: int) -> float:
         divisor: float = max(1, length) ** self.request.length_penalty
         return score / divisor
@@ -164,8 +159,8 @@ class BeamSearch(Search):
         warped[ids] = row[ids] / np.float32(self.request.temperature)
         return warped
 
-    def _tell(self) -> None:
-        """What all that may still be returned agree on is certain."""
+    def _publish(self) -> None:
+        """Give the outputs what is certain: all that may still be returned agree on it."""
         open_beams = [b.tokens for g in self._groups if not g.done for b in g.beams if b.score > -np.inf]
         texts = [*open_beams, *(h.tokens for g in self._groups for h in g.ended)]
         certain = min((common(texts[0], text) for text in texts), default=0)

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from protocol import messages as m
 from server.engines.base import Engine, Hidden, Logits
-from server.worker.processors import Processors
 from server.worker.sampling import TINY
 from server.worker.search import Search
-from server.worker.sequence import Sequence
+from server.worker.sequence import Generation
 from server.worker.softmax import Weights, softmax
 
 
 class ContrastiveSearch(Search):
-    """Likely tokens that are unlike what stands there already (Su et al. 2022).
+    """Likely tokens that are unlike what is there already (Su et al. 2022).
 
     Of the k likeliest tokens that one is taken whose (1 - alpha) probability - alpha similarity is largest, where similarity is the
     largest cosine between its hidden state and any before it.
@@ -24,26 +21,23 @@ class ContrastiveSearch(Search):
 
     looks_inside = True
 
-    def __init__(self, outputs: list[Sequence], processors: Callable[[], Processors]) -> None:
-        super().__init__(outputs, processors)
-        self.width = self.request.num_candidates
+    def __init__(self, generation: Generation) -> None:
+        super().__init__(generation, generation.request.num_candidates)
+        self.reuses = False  # the prompt's hidden states are needed, which the prefix cache does not have
         self._context: list[Hidden] = []
-        """Unit vectors, [tokens, width] each."""
-        self._chances: Weights = np.empty(0, np.float32)
+        """Unit vectors of all tokens so far, [tokens, width] each."""
+        self._chances: Weights = np.empty(0, np.float32)  # [width]
 
     def see(self, hidden: Hidden) -> None:
         self._context.append(unit(hidden))
 
     def start(self, logits: Logits, engine: Engine) -> None:
-        self._open()
         self._propose(self._scores(logits, None), [0] * self.width, engine)
 
-    def advance(self, logits: Logits, hidden: Hidden | None, engine: Engine) -> None:
-        assert hidden is not None  # noqa: S101 - it was asked for
-        for lane in self.lanes:
-            lane.cached += 1
-        states = unit(hidden)
-        likeness = np.max([(states @ part.T).max(axis=1) for part in self._context], axis=0)
+    def proceed(self, logits: Logits, hidden: Hidden | None, engine: Engine) -> None:
+        assert hidden is not None  # noqa: S101 - it looks inside
+        states = unit(hidden)  # [width, hidden]
+        likeness = np.max([(states @ part.T).max(axis=1) for part in self._context], axis=0)  # [width]
         alpha = self.request.penalty_alpha
         best = int(np.argmax((1 - alpha) * self._chances - alpha * likeness))
         self._context = [np.concatenate([*self._context, states[best : best + 1]])]
@@ -53,7 +47,7 @@ class ContrastiveSearch(Search):
         if output.finished is None:
             self._propose(self._scores(logits[best], self.lanes[best]), [best] * self.width, engine)
 
-    def end(self, reason: m.FinishReason) -> None:
+    def conclude(self, reason: m.FinishReason) -> None:
         self.outputs[0].finish(reason)
 
     def _propose(self, logits: Logits, parents: list[int], engine: Engine) -> None:
@@ -65,6 +59,6 @@ class ContrastiveSearch(Search):
 
 
 def unit(hidden: Hidden) -> Hidden:
-    """Rows of length 1, in an array of their own."""
+    """Return rows of length 1, in an array of their own.  # [tokens, width]"""
     result: Hidden = hidden / np.maximum(np.linalg.norm(hidden, axis=1, keepdims=True), TINY)
     return result

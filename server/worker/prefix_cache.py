@@ -26,7 +26,8 @@ class PrefixCache:
         self._max_positions = max_bytes // position_bytes
         self._entries: OrderedDict[bytes, tuple[NDArray[np.int64], KV]] = OrderedDict()
         """By the tokens' bytes, so that a key's beginning is its first tokens'."""
-        self._positions = 0
+        self.positions = 0
+        """Number of positions kept, of all entries."""
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -56,10 +57,10 @@ class PrefixCache:
                 return
             if shared == len(known):
                 self._drop(key)  # the new one begins with it
-        while self._positions + len(tokens) > self._max_positions or len(self._entries) >= MAX_ENTRIES:
+        while self.positions + len(tokens) > self._max_positions or len(self._entries) >= MAX_ENTRIES:
             self._drop(next(iter(self._entries)))
         self._entries[tokens.tobytes()] = (tokens, export(len(tokens)))
-        self._positions += len(tokens)
+        self.positions += len(tokens)
 
     def _alike(self, tokens: NDArray[np.int64]) -> list[tuple[bytes, tuple[NDArray[np.int64], KV]]]:
         """The entries that have the shortest beginning worth anything in common with `tokens`."""
@@ -67,7 +68,7 @@ class PrefixCache:
         return [item for item in self._entries.items() if item[0].startswith(head)]
 
     def _drop(self, key: bytes) -> None:
-        self._positions -= len(self._entries.pop(key)[0])
+        self.positions -= len(self._entries.pop(key)[0])
 
 
 def _shared(a: NDArray[np.int64], b: NDArray[np.int64]) -> int:

@@ -1,7 +1,7 @@
-"""Waiting and running sequences: who gets a row, and what the next step computes.
+"""Waiting and running tasks: who gets a row, and what the next step computes.
 
-Running sequences decode in rows 0..B-1; at most one sequence prefills, in row B. So the rows of a decode step are always
-the first ones, and a sequence that leaves is replaced by the last one. Groups (peers) with waiting sequences take turns;
+Running rows decode in the engine's rows 0..B-1; at most one prompt prefills, in row B. So the rows of a decode step are
+always the first ones, and one that leaves is replaced by the last one. Groups (peers) with waiting prompts take turns;
 within a group the first comes first.
 """
 
@@ -10,31 +10,47 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Sequence as Many
+from collections.abc import Iterable, Iterator, Sequence as Many
 from dataclasses import dataclass
 from itertools import zip_longest
+from typing import TypeVar
 
 from server.engines.base import Engine
 from server.worker.prefix_cache import PrefixCache
-from server.worker.scoring import Scoring
-from server.worker.search import Lane
-from server.worker.sequence import Sequence
+from server.worker.task import Prompt, Row, Sampled, Task
 
 ALONE_MS = 160.0
 """Time for one prefill chunk when nobody else runs: bounds how long a cancellation takes."""
 SHARED_MS = 40.0
 """The same while others decode: bounds the gap in their streams."""
-MIN_CHUNK, MAX_CHUNK, FIXED_CHUNK = 16, 512, 128
-"""Tokens; the last is for what must be cut the same way each time."""
+MIN_CHUNK = 16
+"""Tokens of the smallest chunk,"""
+MAX_CHUNK = 512
+"""of the largest,"""
+FIXED_CHUNK = 128
+"""and of every chunk of a prompt that must be cut the same way each time."""
+
+AnyTask = TypeVar("AnyTask", bound=Task)
 
 
 @dataclass(slots=True)
 class Batch:
-    """One step: a chunk of one prompt (or None), and the sequences that decode a token each."""
+    """One step: a chunk of one prompt (or None), and the rows that decode."""
 
-    prefill: Sequence | Scoring | None
+    prefill: Prompt | None
     chunk: list[int]
-    decode: list[Sequence | Lane]
+    decode: list[Row]
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a step computed."""
+
+    chosen: list[tuple[Sampled, list[int]]]
+    """The new tokens of rows that sample; a search has taken its own."""
+    fresh: Many[Row]
+    """What the prompt became, if its chunk was the last."""
+    prefill_ms: float
 
 
 class Scheduler:
@@ -42,143 +58,152 @@ class Scheduler:
         """The engine is asked to move, copy out and restore rows; it computes nothing here."""
         self._engine = engine
         self._cache = cache
-        self._waiting: OrderedDict[int, deque[Sequence | Scoring]] = OrderedDict()
-        """Group -> its waiting sequences; the group whose turn it is stands first."""
-        self._prefilling: Sequence | Scoring | None = None
-        self._running: list[Sequence | Lane] = []
-        self._tokens_per_ms = 0.4  # a guess until a chunk has been timed; from then on a moving average
+        self._waiting: OrderedDict[int, deque[Prompt]] = OrderedDict()
+        """Group -> its waiting prompts; the group whose turn it is comes first."""
+        self._prefilling: Prompt | None = None
+        self._running: list[Row] = []
+        self.tokens_per_ms = 0.4
+        """How fast prompts are computed: a guess until a chunk has been timed, from then on a moving average."""
 
     @property
     def waiting(self) -> int:
+        """Number of prompts in line."""
         return sum(len(queue) for queue in self._waiting.values())
 
     @property
     def running(self) -> int:
+        """Number of rows in use."""
         return len(self._running) + (self._prefilling is not None)
 
-    def add(self, sequence: Sequence | Scoring) -> None:
-        self._waiting.setdefault(sequence.group, deque()).append(sequence)
+    def add(self, prompt: Prompt) -> None:
+        self._waiting.setdefault(prompt.group, deque()).append(prompt)
 
-    def find(self, request_id: int) -> list[Sequence | Scoring | Lane]:
-        """All sequences of a request."""
-        return [s for s in self._all() if s.id == request_id]
+    def find(self, request_id: int) -> list[Task]:
+        """Return all tasks of a request."""
+        return [task for task in self._all() if task.id == request_id]
 
-    def in_line(self) -> Iterator[Sequence | Scoring]:
-        """The waiting sequences in the order in which they will get a row."""
+    def serves_only(self, request_id: int) -> bool:
+        """Return True if there is no task of another request."""
+        return all(task.id == request_id for task in self._all())
+
+    def in_line(self) -> Iterator[Prompt]:
+        """Return the waiting prompts in the order in which they will get a row."""
         for turn in zip_longest(*self._waiting.values()):
-            yield from (sequence for sequence in turn if sequence is not None)
+            yield from (prompt for prompt in turn if prompt is not None)
 
-    def reap(self) -> list[Sequence | Scoring | Lane]:
+    def reap(self) -> list[Task]:
         """End what is out of time; forget and return what was ended from outside a step."""
         now = time.monotonic()
-        done: list[Sequence | Scoring | Lane] = []
-        for sequence in self._all():
-            if sequence.finished is None and sequence.expired(now):
-                sequence.end("deadline")
-            if sequence.finished is not None:
-                done.append(sequence)
-        for sequence in done:
-            self._remove(sequence)
-        return done
+        ended: list[Task] = _over(self._in_rows(), now)
+        for task in ended:
+            self._leave(task)
+        for group, queue in list(self._waiting.items()):
+            given_up = _over(queue, now)
+            ended += given_up
+            for prompt in given_up:
+                queue.remove(prompt)
+            if not queue:
+                del self._waiting[group]
+        return ended
 
     def schedule(self) -> Batch:
         """Choose the next step."""
         if self._prefilling is None and self._waiting:
             self._admit()
-        chunk: list[int] = []
-        if self._prefilling:
-            budget = SHARED_MS if self._running else ALONE_MS
-            size = max(MIN_CHUNK, min(MAX_CHUNK, int(budget * self._tokens_per_ms)))
-            if not self._prefilling.reuses:
-                size = FIXED_CHUNK  # how a prompt is cut shows in the last bits of its logits
-            start = self._prefilling.cached
-            chunk = self._prefilling.ids[start : min(start + size, self._prefilling.prompt_tokens)]
-        return Batch(self._prefilling, chunk, list(self._running))
+        prompt = self._prefilling
+        return Batch(prompt, self._chunk(prompt) if prompt else [], list(self._running))
 
-    def postprocess(
-        self, batch: Batch, first_token: int | None, tokens: list[list[int]], prefill_ms: float
-    ) -> list[Sequence | Lane]:
-        """Write down what a step computed: the prompt's first new token if it was completed, the tokens of each that decoded.
+    def postprocess(self, batch: Batch, outcome: Outcome) -> list[Task]:
+        """Write down what a step computed; return the tasks that may have something new to send.
 
-        Returns the sequences that have a new token; `release` forgets those that finished with it.
+        `release` forgets those that finished with it.
         """
-        advanced = batch.decode
-        for sequence, found in zip(advanced, tokens, strict=True):
-            for token in found:
-                assert isinstance(sequence, Sequence)  # noqa: S101 - a lane takes its tokens itself
-                if sequence.finished is None or sequence.fault:
-                    sequence.cached += 1
-                    sequence.append(token, len(tokens))
-        if batch.prefill:
-            batch.prefill.cached += len(batch.chunk)
-            if len(batch.chunk) >= MIN_CHUNK:
-                self._tokens_per_ms += 0.5 * (len(batch.chunk) / max(prefill_ms, 0.01) - self._tokens_per_ms)
-            lanes = batch.prefill.search.lanes if isinstance(batch.prefill, Sequence) and batch.prefill.search else []
-            if isinstance(batch.prefill, Sequence) and (first_token is not None or lanes):
-                if batch.prefill.branches:
-                    self._remember(batch.prefill)  # the request's other continuations start from it
-                if first_token is not None:
-                    batch.prefill.append(first_token, 0)
-                fresh: list[Sequence | Lane] = [*sorted(lanes, key=lambda lane: lane.row)] or [batch.prefill]
-                self._running += fresh
-                self._prefilling = None
-                advanced = [*advanced, *fresh]
-        return advanced
+        for row, tokens in outcome.chosen:
+            row.advance(tokens, len(batch.decode))
+        prompt = batch.prefill
+        if prompt is None:
+            return list(batch.decode)
+        if len(batch.chunk) >= MIN_CHUNK:
+            self.tokens_per_ms += 0.5 * (len(batch.chunk) / max(outcome.prefill_ms, 0.01) - self.tokens_per_ms)
+        if not outcome.fresh:
+            return [*batch.decode, prompt] if prompt.finished is not None else list(batch.decode)
+        if prompt.branches:
+            self._remember(prompt)  # the request's other continuations start from it
+        self._running += outcome.fresh
+        self._prefilling = None
+        return [*batch.decode, *outcome.fresh]
 
-    def release(self, sequences: Many[Sequence | Scoring | Lane]) -> None:
+    def release(self, tasks: Many[Task]) -> None:
         """Forget those that have finished. Apart from `postprocess`, so that their last replies need not wait for the copying."""
-        for sequence in sequences:
-            if sequence.finished is not None:
-                self._remove(sequence)
+        for task in tasks:
+            if task.finished is not None:
+                self._leave(task)
 
     def _admit(self) -> None:
-        """Give the next sequence in line a row, with whatever of its prompt is known already."""
+        """Give the next prompt in line a row, with whatever of it is known already."""
         group, queue = next(iter(self._waiting.items()))
-        alone = queue[0].alone or any(s.alone for s in self._running)
-        if (self._running and alone) or len(self._running) + queue[0].width > self._engine.rows:
+        prompt = queue[0]
+        alone = prompt.alone or any(row.alone for row in self._running)
+        if (self._running and alone) or len(self._running) + prompt.width > self._engine.rows:
             return
-        sequence = queue.popleft()
+        queue.popleft()
         self._waiting.move_to_end(group)
         if not queue:
             del self._waiting[group]
-        sequence.begin(len(self._running))
-        if sequence.reuses:
+        self._prefilling = prompt
+        prompt.begin(len(self._running))
+        if prompt.reuses:
             # The last token of the prompt is computed in any case: its logits are wanted.
-            known = self._cache.get(sequence.ids[: sequence.prompt_tokens - 1])
+            known = self._cache.get(prompt.ids[: prompt.prompt_tokens - 1])
             if known:
-                self._engine.restore(sequence.row, known)
-                sequence.cached = sequence.reused = known.positions
-        self._prefilling = sequence
+                self._engine.restore(prompt.row, known)
+                prompt.restored(known.positions)
 
-    def _all(self) -> list[Sequence | Scoring | Lane]:
-        waiting = [sequence for queue in self._waiting.values() for sequence in queue]
-        return [*self._running, *([self._prefilling] if self._prefilling else []), *waiting]
+    def _chunk(self, prompt: Prompt) -> list[int]:
+        """Return the tokens of a prompt that the next step computes."""
+        size = FIXED_CHUNK  # how a prompt is cut shows in the last bits of its logits
+        if prompt.reuses:
+            budget = SHARED_MS if self._running else ALONE_MS
+            size = max(MIN_CHUNK, min(MAX_CHUNK, int(budget * self.tokens_per_ms)))
+        return prompt.ids[prompt.cached : min(prompt.cached + size, prompt.prompt_tokens)]
 
-    def _remove(self, sequence: Sequence | Scoring | Lane) -> None:
-        if sequence.row < 0 and not isinstance(sequence, Lane):
-            queue = self._waiting[sequence.group]
-            queue.remove(sequence)
-            if not queue:
-                del self._waiting[sequence.group]
-            return
-        self._remember(sequence)
-        if sequence is self._prefilling:
+    def _in_rows(self) -> list[Task]:
+        return [*self._running, self._prefilling] if self._prefilling else list(self._running)
+
+    def _all(self) -> Iterator[Task]:
+        yield from self._in_rows()
+        for queue in self._waiting.values():
+            yield from queue
+
+    def _leave(self, task: Task) -> None:
+        """Free the row of a task; the last row takes its place."""
+        self._remember(task)
+        if task is self._prefilling:
             self._prefilling = None
             return
         last = self._running.pop()
-        if last is not sequence:
-            self._running[sequence.row] = last
-            self._place(last, sequence.row)
+        if last is not task:
+            self._running[task.row] = last
+            self._place(last, task.row)
         if self._prefilling:
             self._place(self._prefilling, len(self._running))
 
-    def _remember(self, sequence: Sequence | Scoring | Lane) -> None:
-        if sequence.reuses and not sequence.fault:
+    def _remember(self, task: Task) -> None:
+        if task.reuses and not task.fault:
             with contextlib.suppress(MemoryError):  # what cannot be kept is computed again
-                self._cache.put(
-                    sequence.ids[: sequence.cached], lambda positions: self._engine.export(sequence.row, positions)
-                )
+                self._cache.put(task.ids[: task.cached], lambda positions: self._engine.export(task.row, positions))
 
-    def _place(self, sequence: Sequence | Scoring | Lane, row: int) -> None:
-        self._engine.move(sequence.row, row, sequence.cached)
-        sequence.row = row
+    def _place(self, task: Task, row: int) -> None:
+        self._engine.move(task.row, row, task.cached)
+        task.row = row
+
+
+def _over(tasks: Iterable[AnyTask], now: float) -> list[AnyTask]:
+    """End what is out of time; return what has ended."""
+    ended = []
+    for task in tasks:
+        if task.finished is None and task.expired(now):
+            task.end("deadline")
+        if task.finished is not None:
+            ended.append(task)
+    return ended

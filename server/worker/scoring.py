@@ -13,16 +13,22 @@ import time
 import numpy as np
 
 from protocol import messages as m
-from server.engines.base import Logits
+from server.engines.base import Engine, Hidden, Logits
 from server.link import Work
 from server.worker.softmax import log_probabilities
 
 
 class Scoring:
-    """A text being scored: to the scheduler a prompt that is prefilled, window after window, and never decoded."""
+    """A text being scored: a Prompt (task.py) that is prefilled window after window and never decodes.
 
-    alone = reuses = streams = False
-    reused = 0
+    It is its own Answer (replies.py) too.
+    """
+
+    alone = False
+    reuses = False
+    streams = False
+    branches = False
+    looks_inside = False
     width = 1
 
     def __init__(
@@ -32,6 +38,7 @@ class Scoring:
         self.id = work.id
         self.group = work.group
         self.row = -1
+        self.place = 0
         self.cached = 0
         self.finished: m.FinishReason | None = None
         self.fault = ""
@@ -39,16 +46,16 @@ class Scoring:
         self._sizes = sizes
         self._context = context
         self._stride = request.stride
-        self._logprobs = np.zeros(len(tokens), np.float64)
+        self._logprobs = np.zeros(len(tokens), np.float64)  # [tokens]
         self._begin = 0
-        self._scored = 1  # nothing stands before the first token
+        self._scored = 1  # nothing comes before the first token
         self._received = received
         self._expires = received + request.deadline_ms / 1000 if request.deadline_ms else math.inf
         self.ids = tokens[:context]
 
     @property
     def prompt_tokens(self) -> int:
-        """Tokens of the present window."""
+        """Number of tokens in the present window."""
         return len(self.ids)
 
     def expired(self, now: float) -> bool:
@@ -57,39 +64,56 @@ class Scoring:
     def begin(self, row: int) -> None:
         self.row = row
 
+    def restored(self, positions: int) -> None:
+        raise NotImplementedError("a text is scored without the prefix cache")
+
     def end(self, reason: m.FinishReason) -> None:
-        """End it from outside: cancelled, or out of time."""
         self.finished = reason
 
     def fail(self, fault: str) -> None:
-        """Something went wrong with it alone."""
-        self.fault, self.finished = fault, "cancelled"
+        self.fault = fault
+        self.finished = "cancelled"
+
+    def pieces(self, now: float) -> tuple[m.Tokens, ...]:  # noqa: ARG002 - there is only the last reply
+        return ()
 
     def wanted(self, count: int) -> list[int]:
-        """Which of the window's next `count` tokens have a successor that is not scored yet, as indices into them."""
+        """Return which of the window's next `count` tokens have a successor that is not scored yet."""
         first = max(0, self._scored - 1 - self._begin - self.cached)
         last = min(count, self.prompt_tokens - 1 - self.cached)
         return list(range(first, last))
 
-    def take(self, count: int, wanted: list[int], logits: Logits) -> None:
-        """Take the logits of `wanted` of the `count` tokens that were computed, which are counted as cached already."""
+    def prefilled(self, count: int, logits: Logits, hidden: Hidden | None, engine: Engine) -> tuple[()]:  # noqa: ARG002 - a search wants them
+        wanted = self.wanted(count)
         if wanted:
-            at = self._begin + self.cached - count + wanted[0] + 1
+            at = self._begin + self.cached + wanted[0] + 1
             successors = self._tokens[at : at + len(wanted)]
             self._logprobs[at : at + len(wanted)] = log_probabilities(logits, successors)
             self._scored = at + len(wanted)
-        if self.cached == self.prompt_tokens:
-            if self._scored >= len(self._tokens):
-                self.finished = "length"
-            else:
-                self._begin += self._stride
-                self.ids = self._tokens[self._begin : self._begin + self._context]
-                self.cached = 0
+        self.cached += count
+        if self.cached < self.prompt_tokens:
+            return ()
+        if self._scored >= len(self._tokens):
+            self.finished = "length"
+        else:
+            self._begin += self._stride
+            self.ids = self._tokens[self._begin : self._begin + self._context]
+            self.cached = 0
+        return ()
 
-    def result(self) -> m.Scored:
-        """The last reply, of one that was finished."""
+    def rest(self) -> tuple[m.Tokens, ...]:
+        return ()
+
+    def last(self) -> m.Scored | m.Failure | None:
+        if self.finished is None:
+            return None
+        if self.fault:
+            return m.Failure(id=self.id, code="internal", message=self.fault)
+        if self.finished != "length":
+            return m.Failure(id=self.id, code=self.finished, message="not scored to its end")
         loss = -float(self._logprobs[1:].sum())
-        count, size = max(1, len(self._tokens) - 1), max(1, sum(self._sizes[1:]))
+        count = max(1, len(self._tokens) - 1)
+        size = max(1, sum(self._sizes[1:]))
         return m.Scored(
             id=self.id,
             ids=self._tokens,

@@ -1,24 +1,23 @@
-"""Decoders that run several rows for one text: beam search and its relatives, and contrastive search.
+"""Decoders that run several rows for one text: beam search and its relatives (beams.py), and contrastive search.
 
-A search owns as many lanes as it compares texts. Each lane is a row of the running batch with the tokens in it; after a step
-the search says which lanes live on, and what stands after the common ancestor is copied into the rows of those that do not.
+A search owns as many lanes as it compares texts. Each lane is a row of the running batch with the tokens in it; after a
+step the search says which lanes live on, and what follows the common ancestor is copied into the rows of those that do not.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence as Many
+from collections.abc import Sequence as Many
 from dataclasses import dataclass
 
 from protocol import messages as m
 from server.engines.base import Engine, Hidden, Logits
-from server.worker.processors import Processors
-from server.worker.sequence import Sequence
+from server.worker.sequence import Generation, Sequence
 
 
-@dataclass
+@dataclass(eq=False)
 class Lane:
-    """One row of a search. To the scheduler it is what a sequence is."""
+    """One row of a search: a Row (task.py)."""
 
     search: Search
     ids: list[int]
@@ -27,88 +26,145 @@ class Lane:
     reuses = False
 
     @property
-    def alone(self) -> bool:
-        return self.request.deterministic
-
-    @property
     def id(self) -> int:
-        return self.search.outputs[0].id
+        return self.search.id
 
     @property
-    def request(self) -> m.Generate:
-        return self.search.request
-
-    @property
-    def outputs(self) -> list[Sequence]:
-        """The search's, told once for all its lanes."""
-        return self.search.outputs if self is self.search.lanes[0] else []
+    def alone(self) -> bool:
+        return self.search.alone
 
     @property
     def finished(self) -> m.FinishReason | None:
-        return self.search.outputs[0].finished
-
-    def expired(self, now: float) -> bool:
-        return self.search.outputs[0].expired(now)
+        return self.search.finished
 
     @property
     def fault(self) -> str:
-        return self.search.outputs[0].fault
+        return self.search.fault
 
-    def fail(self, fault: str) -> None:
-        self.search.outputs[0].fail(fault)
+    def expired(self, now: float) -> bool:
+        return self.search.expired(now)
 
     def end(self, reason: m.FinishReason) -> None:
-        if not self.search.finished:
-            self.search.end(reason)
+        self.search.end(reason)
+
+    def fail(self, fault: str) -> None:
+        self.search.fail(fault)
+
+    def pieces(self, now: float) -> Many[m.Tokens]:
+        """Take the search's, once for all its lanes."""
+        return self.search.pieces(now) if self is self.search.lanes[0] else ()
 
 
 class Search(ABC):
-    """What all searches have: their lanes, and the sequences that take what is certain of their texts."""
+    """What all searches have: a prompt, lanes, and the sequences that take what is certain of their texts.
 
-    width: int
-    """How many rows it needs."""
+    It is a Prompt (task.py) until it spreads over its lanes, and then what takes their logits (`Joint`).
+    """
+
     looks_inside = False
-    """It wants the hidden states, the prompt's too."""
+    branches = True
+    """Its prompt is kept: other seeds and strategies begin with it."""
 
-    def __init__(self, outputs: list[Sequence], processors: Callable[[], Processors]) -> None:
-        """`outputs` are one for each text to return; `processors` makes new ones, since lanes have different pasts."""
-        self.outputs = outputs
-        self.request = outputs[0].request
+    def __init__(self, generation: Generation, width: int) -> None:
+        """`width` is the number of rows that it needs."""
+        request = generation.request
+        self.id = generation.id
+        self.group = generation.group
+        self.request = request
+        self.width = width
+        self.outputs = [Sequence(generation, index) for index in range(request.n)]
+        """One for each text to return."""
         self.lanes: list[Lane] = []
-        self._processors = processors
+        self.alone = request.deterministic
+        self.reuses = not request.deterministic
+        self.streams = request.stream
+        self.ids = list(generation.prompt)
+        self.prompt_tokens = len(generation.prompt)
+        self.cached = 0
+        self.row = -1
+        self.place = 0
+        self._generation = generation
 
     @property
-    def finished(self) -> bool:
-        return all(output.finished is not None for output in self.outputs)
+    def finished(self) -> m.FinishReason | None:
+        return self.outputs[0].finished
+
+    @property
+    def fault(self) -> str:
+        return self.outputs[0].fault
+
+    def expired(self, now: float) -> bool:
+        return self.outputs[0].expired(now)
+
+    def begin(self, row: int) -> None:
+        self.row = row
+        for output in self.outputs:
+            output.begin(row)
+
+    def restored(self, positions: int) -> None:
+        self.cached = positions
+        for output in self.outputs:
+            output.reused = positions
+
+    def wanted(self, count: int) -> list[int]:
+        return [count - 1] if self.cached + count == self.prompt_tokens else []
+
+    def prefilled(self, count: int, logits: Logits, hidden: Hidden | None, engine: Engine) -> Many[Lane]:
+        self.cached += count
+        if hidden is not None:
+            self.see(hidden)
+        if not len(logits):
+            return ()
+        self.lanes = [Lane(self, list(self.ids), 0, self.row + i) for i in range(self.width)]
+        self.lanes[0].cached = len(self.ids)
+        for output in self.outputs:
+            output.count(0)
+        self.start(logits[0], engine)
+        return sorted(self.lanes, key=lambda lane: lane.row)
+
+    def advance(self, logits: Logits, hidden: Hidden | None, engine: Engine) -> None:
+        for lane in self.lanes:
+            lane.cached += 1
+        self.proceed(logits, hidden, engine)
+
+    def end(self, reason: m.FinishReason) -> None:
+        if self.finished is not None:
+            return
+        if self.lanes:
+            self.conclude(reason)
+        for output in self.outputs:
+            output.finish(reason)
+
+    def fail(self, fault: str) -> None:
+        for output in self.outputs:
+            output.fail(fault)
+
+    def pieces(self, now: float) -> Many[m.Tokens]:
+        return [piece for output in self.outputs for piece in output.pieces(now)]
 
     @abstractmethod
     def start(self, logits: Logits, engine: Engine) -> None:
-        """Spread from float32 [vocabulary], after the prompt, which is in the first output's row, over the rows behind it."""
+        """Spread from the first lane over the others, with the logits after the prompt.  # [vocabulary]"""
 
     @abstractmethod
-    def advance(self, logits: Logits, hidden: Hidden | None, engine: Engine) -> None:
-        """Take a step from float32 [width, vocabulary] and [width, hidden], one row for each lane."""
+    def proceed(self, logits: Logits, hidden: Hidden | None, engine: Engine) -> None:
+        """Take a step from [width, vocabulary] and [width, hidden], one row for each lane."""
 
     @abstractmethod
-    def end(self, reason: m.FinishReason) -> None:
-        """End it from outside, with the best that there is."""
+    def conclude(self, reason: m.FinishReason) -> None:
+        """Give the outputs the best texts that there are: the search is ended from outside."""
 
     def see(self, hidden: Hidden) -> None:
-        """Take the hidden states of a chunk of the prompt, float32 [tokens, width]; asked only where it looks inside."""
+        """Take the hidden states of a chunk of the prompt, [tokens, width]: called only where it looks inside."""
         raise NotImplementedError
 
-    def _open(self) -> None:
-        lead, *others = self.outputs
-        for output in others:
-            output.begin(lead.row)
-        for output in self.outputs:
-            output.count(0)
-        self.lanes = [Lane(self, list(lead.ids), 0, lead.row + i) for i in range(self.width)]
-        self.lanes[0].cached = len(lead.ids)
-
     def _fork(self, parents: Many[int], tokens: Many[int], engine: Engine) -> None:
-        """Let lane i become its parent and a token more. A parent's first child stays in its row, the others get those of lanes that end."""
-        lanes, keep = self.lanes, dict[int, int]()
+        """Let lane i become its parent and a token more.
+
+        A parent's first child stays in its row, the others get the rows of lanes that end.
+        """
+        lanes = self.lanes
+        keep: dict[int, int] = {}
         for child, parent in enumerate(parents):
             keep.setdefault(parent, child)
         free = [lane for i, lane in enumerate(lanes) if i not in keep]
@@ -120,15 +176,16 @@ class Search(ABC):
                 engine.move(old.row, lane.row, old.cached, min(lane.cached, common(lane.ids, old.ids)))
             after.append((lane, [*old.ids, token], old.cached))
         for lane, ids, cached in after:
-            lane.ids, lane.cached = ids, cached
+            lane.ids = ids
+            lane.cached = cached
         self.lanes = [lane for lane, _, _ in after]
 
     def _scores(self, logits: Logits, lane: Lane | None) -> Logits:
-        """What the request's processors make of the logits (or log-probabilities) after a lane; None: after the prompt."""
-        processors = self._processors()
-        return processors.apply(logits, lane.ids if lane else self.outputs[0].ids) if processors.active else logits
+        """Return what the request's processors make of the logits (or log-probabilities) after a lane; None: after the prompt."""
+        processors = self._generation.processors()
+        return processors.apply(logits, lane.ids if lane else self.ids) if processors.active else logits
 
 
 def common(a: Many[int], b: Many[int]) -> int:
-    """How many tokens two texts begin with together."""
+    """Return how many tokens two texts begin with together."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import itertools
+from dataclasses import dataclass
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -18,6 +19,18 @@ CACHED_WORDS = 1024
 """How many words the tokenizer remembers: its default of 10,000 makes it grow for hours and no faster."""
 
 
+@dataclass(frozen=True)
+class Vocabulary:
+    """The bytes of each token, empty for special ones, and the token that ends a text."""
+
+    token_bytes: list[bytes]
+    end_of_text: int
+
+    def increments(self) -> Increments:
+        """Return a decoder for one sequence's new tokens."""
+        return Increments(self.token_bytes)
+
+
 class Text:
     """A model's byte-level BPE tokenizer (Radford et al. 2019, section 2.2)."""
 
@@ -25,15 +38,13 @@ class Text:
         """Raises: BadModel if the files are unreadable or hold another kind of tokenizer."""
         self._tokenizer = _read(folder)
         self._tokenizer.model._resize_cache(CACHED_WORDS)
-        self._vocabulary = vocabulary
-        self._end_of_text = end_of_text
-        self._bytes = _token_bytes(self._tokenizer, vocabulary)
+        self.vocabulary = Vocabulary(_token_bytes(self._tokenizer, vocabulary), end_of_text)
         added = self._tokenizer.get_added_tokens_decoder()
         self._special = {index: token.content.encode() for index, token in added.items()}
 
     def encode(self, text: str) -> list[int]:
         """Tokens of a prompt; an empty one starts from the end-of-text token, as GPT-2's training texts did."""
-        return self._tokenizer.encode(text, add_special_tokens=False).ids or [self._end_of_text]
+        return self._tokenizer.encode(text, add_special_tokens=False).ids or [self.vocabulary.end_of_text]
 
     def forms(self, word: str) -> list[list[int]]:
         """A word's tokens as they stand at the start of a line and after a space."""
@@ -50,20 +61,17 @@ class Text:
             self.check(ids)
         if len(ids) > MAX_TOKENS:
             raise BadRequest(f"the text has {len(ids)} tokens, over the limit of {MAX_TOKENS}; send it in parts")
-        pieces = [self._special.get(token, self._bytes[token]) for token in ids]
+        pieces = [self._special.get(token, self.vocabulary.token_bytes[token]) for token in ids]
         offsets = [0, *itertools.accumulate(len(piece) for piece in pieces)]
         text = request.text if request.text is not None else b"".join(pieces).decode("utf-8", "replace")
         return text, ids, offsets
 
     def check(self, ids: list[int]) -> list[int]:
         """Return the ids, or the end-of-text token for none. Raises: BadRequest for one outside the vocabulary."""
-        if ids and max(ids) >= self._vocabulary:
-            raise BadRequest(f"there is no token {max(ids)}; this model's are 0 to {self._vocabulary - 1}")
-        return list(ids) or [self._end_of_text]
-
-    def increments(self) -> Increments:
-        """A decoder for one sequence's new tokens."""
-        return Increments(self._bytes)
+        size = len(self.vocabulary.token_bytes)
+        if ids and max(ids) >= size:
+            raise BadRequest(f"there is no token {max(ids)}; this model's are 0 to {size - 1}")
+        return list(ids) or [self.vocabulary.end_of_text]
 
 
 class Increments:

@@ -100,7 +100,7 @@ def test_a_fault_before_the_engine_is_reached_ends_its_request_alone(monkeypatch
     loop = Loop(engine=FakeEngine(2, ARCH.context, ARCH.vocabulary))
     loop.ask(1, prompt_ids=[7] * 20, max_new_tokens=12, strategy="greedy")
     with monkeypatch.context() as patched:
-        patched.setattr("server.worker.loop.Sequence", None)
+        patched.setattr("server.worker.requests.Sequence", None)
         loop.ask(2, prompt_ids=[8] * 20, max_new_tokens=12, strategy="greedy")
     loop.turn(40)
     failure, result = sorted(loop.link.sent, key=lambda reply: reply.id or 0, reverse=True)
@@ -110,7 +110,7 @@ def test_a_fault_before_the_engine_is_reached_ends_its_request_alone(monkeypatch
 
 def test_a_text_that_is_scored_ends_too() -> None:
     loop = Loop(engine=Faulty(2, "raises", 5))
-    loop.worker._take(Work(id=3, group=0, request=m.Score(ids=[POISON] * 9)))
+    loop.worker.take(Work(id=3, group=0, request=m.Score(ids=[POISON] * 9)))
     loop.turn(3)
     (failure,) = loop.link.sent
     assert isinstance(failure, m.Failure) and failure.code == "internal" and loop.scheduler.running == 0

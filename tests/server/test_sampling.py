@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -92,7 +92,7 @@ def theirs(
         steps.append(MinPLogitsWarper(fields["min_p"]))
     if fields.get("typical_p", 1) < 1:
         steps.append(TypicalLogitsWarper(fields["typical_p"]))
-    scores = steps(torch.tensor([seen]), torch.tensor(logits)[None])  # type: ignore[no-untyped-call]
+    scores = steps(torch.tensor([seen]), torch.tensor(logits)[None])  # type: ignore[arg-type]  # plain tensors
     return np.asarray(torch.softmax(scores[0].double(), dim=-1).numpy())
 
 
@@ -217,7 +217,7 @@ def test_log_probabilities_of_the_model_and_of_the_sampler() -> None:
     after = theirs(logits, [], **{k: v for k, v in fields.items() if k != "presence_penalty"})
     for seed in range(10):
         for of, expected in (("model", plain), ("sampler", np.log(np.maximum(after, 1e-300)))):
-            sampler = sampler_of(Generate(prompt="", logprobs=4, logprobs_of=of, **fields), seed)
+            sampler = sampler_of(Generate(prompt="", logprobs=4, **{**fields, "logprobs_of": of}), seed)
             token = sampler.pick(logits, [])
             explained = sampler.explanations.pop()
             assert explained is not None
@@ -287,13 +287,9 @@ def test_the_kernels_penalise_as_the_processors_do(
     instruction_set: str, seed: int, penalties: tuple[float, float, float], greedy: bool
 ) -> None:
     names = "repetition_penalty", "presence_penalty", "frequency_penalty"
-    request = Generate(
-        prompt="",
-        strategy="greedy" if greedy else "sample",
-        logit_bias=[(3, 2.5)],
-        min_new_tokens=9,
-        **dict(zip(names, penalties, strict=True)),
-    )
+    fields: dict[str, Any] = dict(zip(names, penalties, strict=True))
+    strategy: Literal["greedy", "sample"] = "greedy" if greedy else "sample"
+    request = Generate(prompt="", strategy=strategy, logit_bias=[(3, 2.5)], min_new_tokens=9, **fields)
     seen = np.random.default_rng(seed).integers(0, 30, 40).tolist()
     processors, sampler = processors_of(request, seen[:20]), Sampler(request, seed, processors_of(request, seen[:20]))
     for length in (21, 22, 40):

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import time
 
+import pytest
 from hypothesis import given, settings, strategies as st
 
 from protocol.messages import Generate
 from scripts.reliability.fakes import FakeEngine
-from server.link import Work
 from server.worker.prefix_cache import PrefixCache
-from server.worker.processors import Processors
-from server.worker.sampling import Sampler, sample
+from server.worker.runner import Runner
 from server.worker.scheduler import MIN_CHUNK, Scheduler
-from server.worker.sequence import Sequence
-from server.worker.text import Increments
+from server.worker.sequence import Generation, Sequence
+from server.worker.text import Vocabulary
 
 
 def scheduler_of(engine: FakeEngine, cache_bytes: int = 0) -> Scheduler:
@@ -22,29 +21,33 @@ def scheduler_of(engine: FakeEngine, cache_bytes: int = 0) -> Scheduler:
 
 
 def sequence(request_id: int, prompt: list[int], new: int, group: int = 0, **settings: object) -> Sequence:
-    request = Generate(prompt="", strategy="greedy", max_new_tokens=new, **settings)  # type: ignore[arg-type]
-    work = Work(id=request_id, group=group, request=request)
-    sampler = Sampler(request, 0, Processors(request, len(prompt), 0, []))
-    return Sequence(work, request, 0, prompt, 0, 0, Increments([b"x"] * 97), sampler, 0, time.monotonic())
+    request = Generate(prompt="", strategy="greedy", max_new_tokens=new, **settings)  # type: ignore[arg-type]  # by name
+    generation = Generation(
+        id=request_id,
+        group=group,
+        request=request,
+        prompt=prompt,
+        dropped=0,
+        seed=0,
+        bad_words=[],
+        vocabulary=Vocabulary([b"x"] * 97, 0),
+        received=time.monotonic(),
+    )
+    return Sequence(generation)
 
 
 def step(scheduler: Scheduler, engine: FakeEngine) -> list[Sequence]:
-    """What the worker's loop does, without its sockets."""
+    """What the worker's loop does, without its sockets; return the sequences that finished."""
     done = scheduler.reap()
     batch = scheduler.schedule()
-    first = None
-    if batch.prefill:
-        wanted = batch.prefill.wanted(len(batch.chunk))
-        logits = engine.prefill(batch.prefill.row, batch.chunk, batch.prefill.cached, wanted)
-        first = sample(logits, [batch.prefill.sampler], [batch.prefill.ids])[0] if wanted else None
-    tokens = []
-    if batch.decode:
-        assert [s.row for s in batch.decode] == list(range(len(batch.decode)))
-        logits = engine.decode([s.ids[-1] for s in batch.decode], [s.cached for s in batch.decode])
-        tokens = [[t] for t in sample(logits, [s.sampler for s in batch.decode], [s.ids for s in batch.decode])]
-    advanced = scheduler.postprocess(batch, first, tokens, prefill_ms=len(batch.chunk))  # one token a millisecond
+    assert [row.row for row in batch.decode] == list(range(len(batch.decode)))
+    outcome = Runner(engine).run(batch)
+    outcome.prefill_ms = len(batch.chunk)  # one token a millisecond
+    advanced = scheduler.postprocess(batch, outcome)
     scheduler.release(advanced)
-    return done + [s for s in advanced if s.finished]
+    finished = [*done, *(task for task in advanced if task.finished)]
+    assert all(isinstance(task, Sequence) and not task.fault for task in finished)
+    return [task for task in finished if isinstance(task, Sequence)]
 
 
 # Few different tokens, so that prompts share beginnings.
@@ -104,18 +107,18 @@ def test_a_long_prompt_is_prefilled_in_chunks_while_others_decode() -> None:
     scheduler = scheduler_of(engine)
     scheduler.add(sequence(0, [1], 500))
     step(scheduler, engine)
-    scheduler._tokens_per_ms = 1.0
+    scheduler.tokens_per_ms = 1.0
     scheduler.add(sequence(1, [3] * 100, 5))
     engine.calls.clear()
     for _ in range(4):
         step(scheduler, engine)
     assert engine.calls == [
+        "decode 1",
         "prefill 1 0+40",
         "decode 1",
         "prefill 1 40+40",
         "decode 1",
         "prefill 1 80+20",
-        "decode 1",
         "decode 2",
     ]
 
@@ -128,19 +131,21 @@ def test_the_chunk_follows_the_measured_speed() -> None:
     for _ in range(12):
         batch = scheduler.schedule()
         sizes.append(len(batch.chunk))
-        engine.prefill(0, batch.chunk, batch.prefill.cached if batch.prefill else 0, [])
-        scheduler.postprocess(batch, None, [], len(batch.chunk) / 0.1)  # a slow engine: 0.1 tokens a millisecond
+        outcome = Runner(engine).run(batch)
+        outcome.prefill_ms = len(batch.chunk) / 0.1  # a slow engine: 0.1 tokens a millisecond
+        scheduler.postprocess(batch, outcome)
     assert sizes[-1] == MIN_CHUNK
 
 
-def test_deadlines_end_waiting_and_running_sequences() -> None:
+def test_deadlines_end_waiting_and_running_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = FakeEngine(1)
     scheduler = scheduler_of(engine)
     running, waiting = sequence(0, [1], 60, deadline_ms=30), sequence(1, [1], 60, deadline_ms=30)
     scheduler.add(running)
     scheduler.add(waiting)
     step(scheduler, engine)
-    running._expires = waiting._expires = time.monotonic() - 1
+    later = time.monotonic() + 1
+    monkeypatch.setattr(time, "monotonic", lambda: later)
     assert {s.id for s in scheduler.reap()} == {0, 1}
     assert (running.finished, waiting.finished) == ("deadline", "deadline")
     assert (running.started, waiting.started) == (True, False)
@@ -197,7 +202,7 @@ def test_the_prefix_cache_keeps_within_its_bytes() -> None:
     engine.prefill(0, list(range(1, 21)), 0, [])
     for start in (1, 2, 3):
         cache.put(list(range(start, start + 20)), lambda positions: engine.export(0, positions))
-    assert (len(cache), cache._positions) == (2, 40)
+    assert (len(cache), cache.positions) == (2, 40)
     assert cache.get(list(range(1, 30))) is None, "the oldest has left"
     found = cache.get([*range(2, 12), 99, 98])
     assert found and found.positions == 10

@@ -16,6 +16,7 @@ from server.catalogue.architecture import read_architecture
 from server.catalogue.catalogue import DEMO_FOLDER
 from server.engines.base import Engine
 from server.engines.load import load_engine
+from server.worker.search import Lane
 from tests.server.test_worker import Loop
 
 ARCH = read_architecture(DEMO_FOLDER)
@@ -210,13 +211,11 @@ def test_searches_and_others_run_together_as_they_do_alone(engine: Engine) -> No
     assert [texts(r) for r in together] == [texts(run(engine, request)[0]) for request in requests]
 
 
-def test_a_stream_of_beams_is_what_all_agree_on(engine: Engine) -> None:
+def test_a_stream_of_beams_is_what_all_agree_on(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.worker.sequence.PIECE_S", 0.0)
     loop = Loop(engine=engine)
     loop.ask(1, prompt_ids=PROMPTS[0], strategy="beam", n=2, max_new_tokens=24, stream=True)
-    for _ in range(40):
-        for sequence in loop.worker._open.get(1, []):
-            sequence.sent_at = float("-inf")
-        loop.turn()
+    loop.turn(40)
     *pieces, result = [r for r in loop.link.sent if r.id == 1]
     assert isinstance(result, m.Generated)
     for index, (ids, text) in enumerate([(result.ids, result.text), (result.others[0].ids, result.others[0].text)]):
@@ -264,7 +263,9 @@ def test_a_fault_in_a_search_costs_its_own_request(engine: Engine) -> None:
     loop.ask(1, prompt_ids=PROMPTS[0], strategy="beam", max_new_tokens=20)
     loop.ask(2, prompt_ids=PROMPTS[1], strategy="greedy", max_new_tokens=10)
     loop.turn(3)
-    loop.scheduler.find(1)[0].search._settled = None  # type: ignore[union-attr, method-assign, assignment]
+    lane = loop.scheduler.find(1)[0]
+    assert isinstance(lane, Lane)
+    lane.search.proceed = None  # type: ignore[method-assign, assignment]  # a fault
     loop.turn(20)
     replies = {r.id: r for r in loop.link.sent}
     failure = replies[1]

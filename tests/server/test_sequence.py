@@ -7,11 +7,8 @@ import time
 from hypothesis import given, strategies as st
 
 from protocol.messages import Generate
-from server.link import Work
-from server.worker.processors import Processors
-from server.worker.sampling import Sampler
-from server.worker.sequence import Sequence
-from server.worker.text import Increments
+from server.worker.sequence import Generation, Sequence
+from server.worker.text import Vocabulary
 
 VOCABULARY = 257
 TABLE = [bytes([i]) for i in range(256)] + [b""]
@@ -20,9 +17,19 @@ END = 256
 
 def make(**settings: object) -> Sequence:
     request = Generate(prompt="", **({"max_new_tokens": 1000} | settings))  # type: ignore[arg-type]
-    work = Work(id=1, group=0, request=request)
-    sampler = Sampler(request, 0, Processors(request, 1, END, []))
-    return Sequence(work, request, 0, [65], 0, 0, Increments(TABLE), sampler, END, time.monotonic())
+    return Sequence(
+        Generation(
+            id=1,
+            group=0,
+            request=request,
+            prompt=[65],
+            dropped=0,
+            seed=0,
+            bad_words=[],
+            vocabulary=Vocabulary(TABLE, END),
+            received=time.monotonic(),
+        )
+    )
 
 
 def feed(sequence: Sequence, data: bytes) -> list[str]:
@@ -30,7 +37,7 @@ def feed(sequence: Sequence, data: bytes) -> list[str]:
     sequence.begin(0)
     pieces = []
     for byte in data:
-        sequence.append(byte, 1)
+        sequence.advance([byte], 1)
         if piece := sequence.take_piece():
             pieces.append(piece.text)
         if sequence.finished:
@@ -75,12 +82,12 @@ def test_an_unfinished_character_at_the_end_becomes_a_replacement() -> None:
 def test_end_of_text_ends_it_unless_ignored() -> None:
     sequence = make()
     sequence.begin(0)
-    sequence.append(97, 0)
-    sequence.append(END, 1)
+    sequence.advance([97], 1)
+    sequence.advance([END], 1)
     assert (sequence.finished, sequence.text) == ("eos", "a")
     sequence = make(ignore_eos=True)
     sequence.begin(0)
-    sequence.append(END, 0)
+    sequence.advance([END], 1)
     assert sequence.finished is None
 
 

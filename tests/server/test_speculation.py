@@ -12,14 +12,15 @@ from protocol import messages as m
 from scripts.reliability.fakes import FakeEngine, ListConnection
 from server.catalogue.architecture import read_architecture
 from server.catalogue.catalogue import DEMO_FOLDER
-from server.engines.base import Hidden, Logits
+from server.engines.base import Engine, Hidden, Logits
 from server.engines.load import load_engine
 from server.engines.native import NativeEngine
 from server.launch.spec import Spec
 from server.link import Work
 from server.worker.loop import Worker
+from server.worker.sequence import Sequence as Written
 from server.worker.softmax import softmax
-from server.worker.speculation import PROBE, ROW_COST, Pace, PromptLookup
+from server.worker.speculation import PROBE, ROW_COST, Guesser, Pace, PromptLookup
 from server.worker.text import Text
 
 ARCH = read_architecture(DEMO_FOLDER)
@@ -42,7 +43,8 @@ class Scripted:
     """Guesses what the text will be, and with `wrong_every` n something else at every n-th place."""
 
     def __init__(self, text: list[int], wrong_every: int = 0) -> None:
-        self._text, self._wrong_every = text, wrong_every
+        self._text = text
+        self._wrong_every = wrong_every
 
     def guess(self, ids: Sequence[int], most: int) -> list[int]:
         guess = self._text[len(ids) : len(ids) + most]
@@ -52,19 +54,20 @@ class Scripted:
 
 
 def write(
-    engine: object, *requests: dict[str, object], guesser: Scripted | None = None
+    engine: Engine, *requests: dict[str, object], guesser: Guesser | None = None
 ) -> tuple[list[m.Generated], int]:
     """What each request gives, all running together, and how many steps they took."""
     link = ListConnection()
-    worker = Worker(SPEC, link, engine, Text(DEMO_FOLDER, ARCH.vocabulary, ARCH.end_of_text), "digest", ARCH)  # type: ignore[arg-type]
+    worker = Worker(SPEC, link, engine, Text(DEMO_FOLDER, ARCH.vocabulary, ARCH.end_of_text), "digest", ARCH)
     for i, fields in enumerate(requests):
-        worker._take(Work(id=i, group=i, request=m.Generate(**fields)))  # type: ignore[arg-type]
-        for sequence in worker._scheduler.find(i):
-            if guesser and sequence.guesser:
-                sequence.guesser = guesser
+        worker.take(Work(id=i, group=i, request=m.Generate(**fields)))  # type: ignore[arg-type]
+        for task in worker.scheduler.find(i):
+            assert isinstance(task, Written)
+            if guesser and task.guesser:
+                task.guesser = guesser
     steps = 0
-    while worker._scheduler.running or worker._scheduler.waiting:
-        worker._step()
+    while worker.scheduler.running or worker.scheduler.waiting:
+        worker.step()
         steps += 1
     found = {r.id: r for r in link.sent if isinstance(r, m.Generated)}
     return [found[i] for i in range(len(requests))], steps
@@ -154,7 +157,7 @@ def test_sampling_keeps_its_distribution() -> None:
             engine,
             {"prompt_ids": [3], "max_new_tokens": 50, "seed": seed, "top_k": 0, "ignore_eos": True},
             guesser=Always(),
-        )  # type: ignore[arg-type]
+        )
         assert result.ledger.guessed_tokens > 0
         counts += np.bincount(np.array(result.ids) - 10, minlength=5)
     weights = softmax(Verifying.LOGITS, 1.0).astype(float)

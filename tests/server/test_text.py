@@ -22,7 +22,7 @@ REFERENCE = Tokenizer.from_file(str(DEMO_FOLDER / "tokenizer.json"))
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=60))
 def test_encoding_and_decoding_gives_the_text_back(text: str) -> None:
     ids = TEXT.encode(text)
-    increments = TEXT.increments()
+    increments = TEXT.vocabulary.increments()
     pieces = [increments.push(token) for token in ids] + [increments.flush()]
     if text:
         assert "".join(pieces) == text.replace(END_OF_TEXT, "")
@@ -31,7 +31,7 @@ def test_encoding_and_decoding_gives_the_text_back(text: str) -> None:
 @settings(max_examples=300)
 @given(st.lists(st.integers(0, ARCH.vocabulary - 1), max_size=30))
 def test_any_tokens_decode_as_the_library_decodes_them(ids: list[int]) -> None:
-    increments = TEXT.increments()
+    increments = TEXT.vocabulary.increments()
     assert "".join([increments.push(t) for t in ids] + [increments.flush()]) == REFERENCE.decode(ids)
 
 

@@ -16,6 +16,7 @@ from server.launch.spec import Spec
 from server.link import Work
 from server.worker.loop import Worker
 from server.worker.scheduler import Scheduler
+from server.worker.sequence import Sequence
 from server.worker.text import Text
 
 ARCH = read_architecture(DEMO_FOLDER)
@@ -31,32 +32,30 @@ class Loop:
     def __init__(self, rows: int = 1, engine: Engine | None = None, name: str = "onnx") -> None:
         self.link, self.engine = ListConnection(), FakeEngine(rows, ARCH.context, ARCH.vocabulary)
         text = Text(Path(DEMO_FOLDER), ARCH.vocabulary, ARCH.end_of_text)
-        self.worker = Worker(replace(SPEC, engine=name), self.link, engine or self.engine, text, "digest", ARCH)  # type: ignore[arg-type]
+        self.worker = Worker(replace(SPEC, engine=name), self.link, engine or self.engine, text, "digest", ARCH)
 
     @property
     def scheduler(self) -> Scheduler:
-        return self.worker._scheduler
+        return self.worker.scheduler
 
     def ask(self, request_id: int, group: int = 0, **fields: object) -> None:
-        self.worker._take(Work(id=request_id, group=group, request=m.Generate(**fields)))  # type: ignore[arg-type]
+        self.worker.take(Work(id=request_id, group=group, request=m.Generate(**fields)))  # type: ignore[arg-type]
 
     def cancel(self, request_id: int) -> None:
-        self.worker._take(m.Cancel(target=request_id))
+        self.worker.take(m.Cancel(target=request_id))
 
     def turn(self, steps: int = 1) -> None:
         for _ in range(steps):
-            for sequence in self.scheduler.reap():
-                self.worker._end(sequence)
-            self.worker._step()
+            self.worker.step()
 
 
 def test_cancel_in_prefill_takes_effect_within_one_chunk() -> None:
     loop = Loop()
-    loop.scheduler._tokens_per_ms = 0.2
+    loop.scheduler.tokens_per_ms = 0.2
     loop.ask(1, prompt_ids=[5] * 900, max_new_tokens=5, stream=True)
     loop.turn()
     assert loop.engine.calls == ["prefill 0 0+32"]
-    loop.scheduler._tokens_per_ms = 0.2
+    loop.scheduler.tokens_per_ms = 0.2
     loop.cancel(1)
     loop.turn()
     assert loop.engine.calls == ["prefill 0 0+32"]
@@ -67,7 +66,7 @@ def test_cancel_in_prefill_takes_effect_within_one_chunk() -> None:
 
 def test_no_logits_are_asked_for_before_the_prompt_is_complete() -> None:
     loop = Loop()
-    loop.scheduler._tokens_per_ms = 0.2
+    loop.scheduler.tokens_per_ms = 0.2
     loop.ask(1, prompt_ids=[5] * 40, max_new_tokens=2, strategy="greedy")
     loop.turn(6)
     assert loop.engine.calls[0] == "prefill 0 0+32" and loop.engine.calls[-1] == "decode 1"
@@ -109,11 +108,8 @@ def test_sequences_share_the_rows(rows: int) -> None:
     loop.turn(200)
     results = {r.id: r for r in loop.link.sent if isinstance(r, m.Generated)}
     assert set(results) == set(range(1, 8))
-    for request_id, result in results.items():
-        ids = [request_id]
-        for token in result.ids:
-            assert token == loop.engine.expected(ids)
-            ids.append(token)
+    for key, result in results.items():
+        assert result.ids == loop.engine.greedy([key], len(result.ids))
     assert (max(r.ledger.mean_batch for r in results.values()) > 1) == (rows > 1)
 
 
@@ -145,12 +141,12 @@ def test_a_waiting_stream_is_told_its_place() -> None:
     for request_id in (1, 2, 3):
         loop.ask(request_id, group=request_id, prompt_ids=[5], max_new_tokens=3, stream=True)
     loop.turn()
-    loop.worker._tell_places()
-    loop.worker._tell_places()
+    loop.worker.send_places()
+    loop.worker.send_places()
     places = [(p.id, p.done, p.total) for p in loop.link.sent if isinstance(p, m.Progress)]
     assert places == [(2, 1, 2), (3, 2, 2)]
     loop.turn(4)
-    loop.worker._tell_places()
+    loop.worker.send_places()
     assert [(p.id, p.done) for p in loop.link.sent if isinstance(p, m.Progress)][2:] == [(3, 1)]
 
 
@@ -160,12 +156,13 @@ def test_a_fault_in_one_sampler_costs_its_own_request() -> None:
         loop.ask(request_id, prompt_ids=[request_id], max_new_tokens=6, strategy="greedy")
     loop.turn(4)
     (broken,) = loop.scheduler.find(2)
+    assert isinstance(broken, Sequence)
 
     def fault(*_: object) -> Logits:
         raise FloatingPointError("NaN")
 
-    broken.sampler.choice = fault  # type: ignore[method-assign]
-    broken.sampler.pick = fault  # type: ignore[method-assign]
+    broken.sampler.choice = fault  # type: ignore[method-assign, assignment]  # whatever it is asked
+    broken.sampler.pick = fault  # type: ignore[method-assign, assignment]  # whatever it is asked
     broken.sampler.plain = False
     loop.turn(20)
     replies = {r.id: r for r in loop.link.sent}
@@ -174,11 +171,7 @@ def test_a_fault_in_one_sampler_costs_its_own_request() -> None:
     for request_id in (1, 3):
         result = replies[request_id]
         assert isinstance(result, m.Generated)
-        ids = [request_id]
-        for token in result.ids:
-            assert token == loop.engine.expected(ids)
-            ids.append(token)
-        assert len(result.ids) == 6
+        assert result.ids == loop.engine.greedy([request_id], 6)
     assert loop.scheduler.running == loop.scheduler.waiting == 0
 
 

@@ -87,7 +87,7 @@ def test_unicode_goes_in_and_whole_characters_come_out(client: Client, prompt: s
         stream = client.stream(prompt, seed=seed, temperature=5.0, top_k=0, max_new_tokens=40)
         pieces = [p.text for p in stream]
         assert "".join(pieces) == stream.result.text
-        increments = TEXT.increments()
+        increments = TEXT.vocabulary.increments()
         assert stream.result.text == "".join([increments.push(t) for t in stream.result.ids] + [increments.flush()])
 
 

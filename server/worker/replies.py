@@ -1,0 +1,106 @@
+"""What a request is answered with: what is left of its streams, and its last reply."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
+from typing import Protocol
+
+import msgspec
+
+from protocol import messages as m
+from server.worker.sequence import Sequence
+
+WAITED = {"cancelled": "cancelled while it waited", "deadline": "its time ran out while it waited"}
+
+
+@dataclass(frozen=True)
+class Served:
+    """What every result says of the model."""
+
+    model: str
+    engine: str
+    precision: str
+    digest: str
+    threads: int
+
+
+class Answer(Protocol):
+    """A request's answer, from when it is taken until its last reply."""
+
+    def rest(self) -> Many[m.Tokens]:
+        """Take what its streams have not sent yet."""
+        ...
+
+    def last(self) -> m.Generated | m.Scored | m.Failure | None:
+        """Return the last reply, or None while there is more to come."""
+        ...
+
+
+class Continuations:
+    """The answer to a generate request, from all its continuations."""
+
+    def __init__(self, sequences: list[Sequence], served: Served) -> None:
+        self._sequences = sequences
+        self._served = served
+
+    def rest(self) -> list[m.Tokens]:
+        return [piece for s in self._sequences if s.request.stream and (piece := s.take_piece())]
+
+    def last(self) -> m.Generated | m.Failure | None:
+        """Return a result if any of them had started, else an error."""
+        sequences = self._sequences
+        if any(s.finished is None for s in sequences):
+            return None
+        first = sequences[0]
+        fault = next((s.fault for s in sequences if s.fault), "")
+        if fault:
+            return m.Failure(id=first.id, code="internal", message=fault)
+        if not any(s.started for s in sequences):
+            reason = str(first.finished)
+            return m.Failure(id=first.id, code=reason, message=WAITED[reason])
+        return result(sequences, self._served)
+
+
+def result(sequences: list[Sequence], served: Served) -> m.Generated:
+    """Return the last reply to a request that had started."""
+    first, *others = sequences
+    settings = {name: getattr(first.request, name) for name in m.SETTINGS} | {"seed": first.seed}
+    return m.Generated(
+        id=first.id,
+        text=first.text,
+        ids=first.ids[first.prompt_tokens :],
+        finish_reason=first.finished or "cancelled",
+        prompt_truncated=first.dropped,
+        settings=msgspec.to_builtins(settings),
+        model=served.model,
+        engine=served.engine,
+        precision=served.precision,
+        digest=served.digest,
+        threads=served.threads,
+        ledger=first.ledger(),
+        logprobs=first.logprobs,
+        score=first.score,
+        others=[_continuation(s) for s in others],
+    )
+
+
+def prompt_tokens(reply: m.Generated | m.Scored | m.Failure) -> int:
+    """Return the number of prompt tokens that a last reply accounts for: those of its ledgers, or of the text scored."""
+    if isinstance(reply, m.Scored):
+        return len(reply.ids)
+    if isinstance(reply, m.Generated):
+        return reply.ledger.prompt_tokens + sum(other.ledger.prompt_tokens for other in reply.others)
+    return 0
+
+
+def _continuation(sequence: Sequence) -> m.Continuation:
+    return m.Continuation(
+        text=sequence.text,
+        ids=sequence.ids[sequence.prompt_tokens :],
+        finish_reason=sequence.finished or "cancelled",
+        seed=sequence.seed,
+        ledger=sequence.ledger(),
+        logprobs=sequence.logprobs,
+        score=sequence.score,
+    )

@@ -1,0 +1,99 @@
+"""A request -> its tasks, and its answer."""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+from collections.abc import Sequence as Many
+from typing import TypeAlias
+
+from protocol import messages as m
+from protocol.errors import BadRequest, TooLong
+from server.engines.base import Engine
+from server.link import Work
+from server.worker.beams import BeamSearch
+from server.worker.contrastive import ContrastiveSearch
+from server.worker.replies import Answer, Continuations, Served
+from server.worker.scoring import Scoring
+from server.worker.sequence import Generation, Sequence
+from server.worker.task import Prompt
+from server.worker.text import Text
+
+Opened: TypeAlias = tuple[Answer, Many[Prompt]]
+
+
+class Requests:
+    """Reads requests for one engine."""
+
+    def __init__(self, engine: Engine, text: Text, served: Served) -> None:
+        self._engine = engine
+        self._text = text
+        self._served = served
+
+    def tokenized(self, request_id: int, request: m.Tokenize) -> m.Tokenized:
+        """Answer a tokenize request. Raises: BadRequest for a token there is not, or too many."""
+        text, ids, offsets = self._text.spans(request)
+        return m.Tokenized(id=request_id, text=text, ids=ids, offsets=offsets)
+
+    def scoring(self, work: Work, request: m.Score, received: float) -> Opened:
+        """Raises: BadRequest for a token there is not, or too few."""
+        _, ids, offsets = self._text.spans(request)
+        if len(ids) < 2:
+            raise BadRequest("score: a text of at least two tokens is needed")
+        if request.stride > self._engine.context:
+            raise BadRequest(f"score: the stride must be at most the context, {self._engine.context}")
+        sizes = [end - start for start, end in itertools.pairwise(offsets)]
+        scoring = Scoring(work, request, ids, sizes, self._engine.context, received)
+        return scoring, [scoring]
+
+    def generation(self, work: Work, request: m.Generate, received: float) -> Opened:
+        """Encode the prompt and fit it into the context; make a task for each continuation, or one for all of a search.
+
+        Raises: BadRequest, TooLong.
+        """
+        prompt, dropped = self._fit(self._prompt(request), request)
+        if request.rows > self._engine.rows:
+            raise BadRequest(
+                f"strategy {request.strategy} needs {request.rows} rows here, and {self._served.engine} has "
+                f"{self._engine.rows}; ask for fewer, or start the server with more --rows"
+            )
+        generation = Generation(
+            id=work.id,
+            group=work.group,
+            request=request,
+            prompt=prompt,
+            dropped=dropped,
+            seed=request.seed if request.seed is not None else secrets.randbits(62),
+            bad_words=[ids for word in request.bad_words for ids in self._text.forms(word)],
+            vocabulary=self._text.vocabulary,
+            received=received,
+        )
+        if request.rows > 1:
+            search = (ContrastiveSearch if request.strategy == "contrastive" else BeamSearch)(generation)
+            return Continuations(search.outputs, self._served), [search]
+        sequences = [Sequence(generation, index) for index in range(request.n)]
+        return Continuations(sequences, self._served), sequences
+
+    def _prompt(self, request: m.Generate) -> list[int]:
+        """Raises: BadRequest for a token there is not."""
+        self._text.check([token for token, _ in request.logit_bias])
+        if request.prompt is not None:
+            return self._text.encode(request.prompt)
+        return self._text.check(request.prompt_ids or [])
+
+    def _fit(self, prompt: list[int], request: m.Generate) -> tuple[list[int], int]:
+        """Return the part of the prompt that fits, and how many tokens are cut off its beginning. Raises: TooLong."""
+        context = self._engine.context
+        if request.max_new_tokens >= context:
+            raise TooLong(
+                f"max_new_tokens is {request.max_new_tokens}; the context of {context} has room for {context - 1}"
+            )
+        excess = len(prompt) + request.max_new_tokens - context
+        if excess <= 0:
+            return prompt, 0
+        if request.truncate == "error":
+            raise TooLong(
+                f"the prompt has {len(prompt)} tokens and max_new_tokens is {request.max_new_tokens}, together over the "
+                f'context of {context}; shorten either, or ask for truncate="left"'
+            )
+        return prompt[excess:], excess

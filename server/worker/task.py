@@ -1,0 +1,184 @@
+"""What the scheduler schedules.
+
+A task has a row of the engine from `begin` on. It comes as a `Prompt`, waits in line for its row, and is prefilled there.
+What then becomes of it is its own answer (`prefilled`): a `Sequence` decodes in its row, a `Search` spreads over several
+rows, its `Lane`s, and a `Scoring` is done, or has another window to prefill. What decodes is a `Row`.
+
+    Sequence    Prompt, then Row: its own sampler chooses its tokens (`Sampled`)
+    Search      Prompt; its Lanes are Rows, whose logits it takes together (`Joint`)
+    Scoring     Prompt only
+
+To cancel a task means to `end` it: it leaves its row before the next step. A fault that is its alone ends it by `fail`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Many
+from typing import Protocol, TypeGuard
+
+from protocol import messages as m
+from server.engines.base import Engine, Hidden, Logits
+from server.worker.sampling import Sampler
+
+
+class Task(Protocol):
+    """A request's tokens in a row, or waiting for one."""
+
+    row: int
+    """The engine's row that holds its keys and values; -1 while it waits for one."""
+    ids: list[int]
+    """Its tokens, new ones too."""
+    cached: int
+    """How many of its tokens have their keys and values in the row."""
+
+    @property
+    def id(self) -> int:
+        """The request's. Tasks of the same request are cancelled together."""
+        ...
+
+    @property
+    def alone(self) -> bool:
+        """True if it runs with no other."""
+        ...
+
+    @property
+    def reuses(self) -> bool:
+        """True if it takes from the prefix cache and gives to it."""
+        ...
+
+    @property
+    def finished(self) -> m.FinishReason | None:
+        """Why it ended; None while it goes on. A finished task leaves its row after the step."""
+        ...
+
+    @property
+    def fault(self) -> str:
+        """What the client is to hear, of a task that a fault has ended; else empty."""
+        ...
+
+    def expired(self, now: float) -> bool:
+        """Return True if its time ran out before `now`, on the monotonic clock."""
+        ...
+
+    def end(self, reason: m.FinishReason) -> None:
+        """End it from outside, with what there is: cancelled, or out of time."""
+        ...
+
+    def fail(self, fault: str) -> None:
+        """End it, and what belongs to it, with a fault."""
+        ...
+
+    def pieces(self, now: float) -> Many[m.Tokens]:
+        """Take what it has for its client now, before its last reply."""
+        ...
+
+
+class Prompt(Task, Protocol):
+    """A task that waits in line and is prefilled."""
+
+    place: int
+    """Its place in line, as its client knows it; 0: not yet."""
+
+    @property
+    def group(self) -> int:
+        """The peer it works for. Groups take turns."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """Number of rows that it will decode in."""
+        ...
+
+    @property
+    def streams(self) -> bool:
+        """True if its client is to hear its place in line."""
+        ...
+
+    @property
+    def branches(self) -> bool:
+        """True if others will begin with the same prompt, so that it is kept as soon as it is computed."""
+        ...
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Number of its tokens that are prefilled."""
+        ...
+
+    @property
+    def looks_inside(self) -> bool:
+        """True if `prefilled` wants the hidden states."""
+        ...
+
+    def begin(self, row: int) -> None:
+        """Take a row; the prefill starts."""
+        ...
+
+    def restored(self, positions: int) -> None:
+        """Note that its first `positions` tokens came into the row from the prefix cache."""
+        ...
+
+    def wanted(self, count: int) -> list[int]:
+        """Return which of its next `count` tokens' logits it needs, as indices into them."""
+        ...
+
+    def prefilled(self, count: int, logits: Logits, hidden: Hidden | None, engine: Engine) -> Many[Row]:
+        """Take its next `count` tokens as computed; return the rows that decode from here on, in the engine's order.
+
+        `logits` are those of `wanted`, [len(wanted), vocabulary]; `hidden` are [count, width] where it `looks_inside`. No
+        rows: there is more to prefill, or it has finished. Raises: whatever choosing a token raises.
+        """
+        ...
+
+
+class Row(Task, Protocol):
+    """A task that decodes: a token more in each step."""
+
+    @property
+    def search(self) -> Joint | None:
+        """What takes its logits together with those of other rows; None for a `Sampled`."""
+        ...
+
+
+class Sampled(Row, Protocol):
+    """A row whose own sampler chooses its tokens one after the other."""
+
+    sampler: Sampler
+
+    def guess(self, batch: int, context: int) -> list[int]:
+        """Return tokens that may come after the one that is due, as many as pay in a step of `batch` sequences."""
+        ...
+
+    def learn(self, guessed: int, accepted: int) -> None:
+        """Note that `guessed` tokens were tried, of which the first `accepted` were right."""
+        ...
+
+    def advance(self, tokens: Many[int], batch: int) -> None:
+        """Take the tokens of a step of `batch` rows: one, or more where guesses were right."""
+        ...
+
+
+class Joint(Protocol):
+    """A search, as the loop sees it."""
+
+    @property
+    def lanes(self) -> Many[Row]:
+        """Its rows, in the order in which `advance` wants their logits."""
+        ...
+
+    @property
+    def looks_inside(self) -> bool:
+        """True if `advance` wants the hidden states."""
+        ...
+
+    def advance(self, logits: Logits, hidden: Hidden | None, engine: Engine) -> None:
+        """Take a step's logits, [lanes, vocabulary], and hidden states, [lanes, width]; the engine moves its rows."""
+        ...
+
+    def fail(self, fault: str) -> None:
+        """End it with a fault."""
+        ...
+
+
+def is_sampled(row: Row) -> TypeGuard[Sampled]:
+    """Return True if a row's own sampler chooses its tokens."""
+    return row.search is None
