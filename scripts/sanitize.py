@@ -56,7 +56,7 @@ def passes(cmake: str, kind: str) -> bool:
     for command in (configure, [cmake, "--build", str(build), "--parallel"]):
         if subprocess.run(command, stdout=subprocess.DEVNULL, timeout=600, check=False).returncode:
             return False
-    tests = [[str(build / name)] for name in ("kernels_test", "team_test")]
+    tests = [[str(build / name)] for name in ("kernels_test", "memory_test", "team_test")]
     return not any(
         subprocess.run(test, env=os.environ | OPTIONS, timeout=600, check=False).returncode for test in tests
     )

@@ -83,14 +83,16 @@ def choose(
 ) -> list[int]:
     """Choose a token from each of the rows of float32 [., vocabulary], which penalties change; -1 where its logits are not numbers.
 
-    Raises: ImportError.
+    Raises: ImportError, MemoryError.
     """
     count = len(rows)
     tokens = (ctypes.c_int32 * count)()
-    library().gpt2d_sample(
+    code = library().gpt2d_sample(
         instruction_set.encode() if instruction_set else None, count, (ctypes.c_int32 * count)(*rows), logits.ctypes.data, logits.shape[1],
         (Choice * count)(*choices), tokens,
     )  # fmt: skip
+    if code:
+        raise MemoryError("choosing a token ran out of memory")
     return list(tokens)
 
 

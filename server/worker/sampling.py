@@ -122,7 +122,10 @@ def sample(logits: Logits, samplers: Many[Sampler], histories: Many[Many[int]]) 
         except Exception as e:  # noqa: BLE001 - whatever it is, it is this sequence's alone
             chosen[i] = e
     if rows:
-        tokens = native.choose(logits, rows, choices)
+        try:
+            tokens = native.choose(logits, rows, choices)
+        except MemoryError as e:  # their random numbers are drawn: a second try would choose others
+            return [e if i in rows else token for i, token in enumerate(chosen)]
         for i, token in zip(rows, tokens, strict=True):
             chosen[i] = token if token >= 0 else FloatingPointError("the logits are not numbers")
     return chosen

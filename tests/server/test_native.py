@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +18,7 @@ from server.catalogue.catalogue import DEMO_FOLDER
 from server.checkpoint.tensors import expected_shapes
 from server.convert.native_layout import FILE, Layout, pack, pack_blocks
 from server.convert.quantise import Blocks, quantise
-from server.engines.native import NativeEngine, instruction_sets, library
+from server.engines.native import Choice, NativeEngine, choose, instruction_sets, library
 from tests.dequantise import dequantise
 
 ARCH = read_architecture(DEMO_FOLDER)
@@ -174,6 +177,48 @@ def test_what_there_is_not_is_refused(odd: NativeEngine, call: object) -> None:
     assert callable(call)
     with pytest.raises(ValueError, match="that there is not"):
         call(odd)
+
+
+def leave(mebibytes: float) -> None:
+    """Let this process have only so much more address space than it has now."""
+    import resource
+
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + int(mebibytes * (1 << 20)), resource.RLIM_INFINITY))
+
+
+def live_with_little_memory(folder: Path) -> None:
+    """In a process of its own: an engine whose threads and steps do not get the memory that they ask for."""
+    arch = replace(ODD, context=200_000)  # so that what each thread needs for itself is megabytes
+    short, long = [5, 6, 7], [n % arch.vocabulary for n in range(60_000)]
+    logits = np.zeros((1, 4 << 20), np.float32)  # [1, vocabulary]
+    logits[0, 7], choice = 100, Choice(uniform=0.5, top_p=1, temperature=1, repetition=1)
+    spared, engine = make(folder, arch, "int8", rows=1), make(folder, arch, "int8", rows=1)
+    leave(2)
+    first = engine.prefill(0, short, 0, [2])  # a thread takes no memory of its own, at the first step either
+    with pytest.raises(MemoryError):
+        engine.prefill(0, long, 0, [2])
+    np.testing.assert_array_equal(engine.prefill(0, short, 0, [2]), first)
+    with pytest.raises(MemoryError):
+        choose(logits, [0], [choice])
+    leave(20)
+    with pytest.raises(MemoryError):  # some threads begin, for others there is no stack
+        NativeEngine(arch, folder / FILE, "int8", rows=1, threads=64)
+    leave(1000)
+    assert choose(logits, [0], [choice]) == [7]
+    np.testing.assert_array_equal(spared.prefill(0, short, 0, [2]), first)
+    np.testing.assert_array_equal(engine.prefill(0, long[:900], 0, [899]), spared.prefill(0, long[:900], 0, [899]))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits its own memory as Linux does")
+def test_memory_that_runs_out_is_an_error_and_the_next_step_works(tmp_path: Path) -> None:
+    process = multiprocessing.get_context("spawn").Process(target=live_with_little_memory, args=(tmp_path,))
+    process.start()
+    process.join(60)
+    try:
+        assert process.exitcode == 0  # None: it waits for ever
+    finally:
+        process.kill()
 
 
 def test_a_file_of_another_model_is_refused(tmp_path: Path) -> None:

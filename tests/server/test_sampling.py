@@ -210,6 +210,15 @@ def test_logits_that_are_no_numbers_are_an_error_not_a_token() -> None:
             sampler_of(Generate(prompt="")).pick(bad, [])
 
 
+def test_kernels_without_memory_fail_what_they_would_have_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others in the batch have chosen themselves, and keep their token."""
+    monkeypatch.setattr(native.library(), "gpt2d_sample", lambda *_: native.NO_MEMORY)
+    others = sampler_of(Generate(prompt="", strategy="greedy", logprobs=1))
+    logits = np.stack([logits_of(1), logits_of(2)])
+    failed, token = sample(logits, [sampler_of(Generate(prompt="")), others], [[], []])
+    assert isinstance(failed, MemoryError) and token == int(logits[1].argmax())
+
+
 def test_log_probabilities_of_the_model_and_of_the_sampler() -> None:
     logits = logits_of(4)
     fields: dict[str, Any] = {"temperature": 0.7, "top_k": 6, "presence_penalty": 1.0}
