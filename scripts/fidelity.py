@@ -17,7 +17,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from functools import partial
 from pathlib import Path
+
+from tqdm import tqdm
 
 from protocol import Client, Gpt2dError, messages as m
 from scripts.bench.arguments import add_place, start_daemon
@@ -38,14 +41,11 @@ def cells(engine: str, precision: str, f: m.Fidelity) -> list[str]:
     ]  # fmt: skip
 
 
-def show(progress: m.Progress) -> None:
-    if sys.stderr.isatty():
-        print(
-            f"\r\x1b[K{progress.stage} {progress.done}/{progress.total} {progress.unit}",
-            end="",
-            file=sys.stderr,
-            flush=True,
-        )
+def show(bar: tqdm, progress: m.Progress) -> None:
+    """Bring the bar up to date; it shows whatever stage the daemon is at."""
+    bar.desc, bar.unit = f"{progress.stage}: ", progress.unit
+    bar.n, bar.total = progress.done, progress.total
+    bar.refresh()
 
 
 def main() -> None:
@@ -66,7 +66,8 @@ def main() -> None:
     with start_daemon(args) as daemon, Client(daemon.endpoint) as client:
         try:
             if not all(model.on_disk for model in client.models() if model.name == args.model):
-                client.load(args.model, engine=REFERENCE[0], precision=REFERENCE[1], on_progress=show)
+                with tqdm(leave=False, disable=None) as bar:
+                    client.load(args.model, engine=REFERENCE[0], precision=REFERENCE[1], on_progress=partial(show, bar))
                 client.unload(args.model)
         except Gpt2dError as e:
             sys.exit(str(e))
@@ -74,15 +75,14 @@ def main() -> None:
         for engine in engines:
             for precision in ENGINES[engine].precisions:
                 try:
-                    fidelity = client.measure(
-                        args.model, engine=engine, precision=precision, text=text, on_progress=show
-                    ).fidelity
+                    with tqdm(leave=False, disable=None) as bar:  # only where stderr is a terminal
+                        which = {"engine": engine, "precision": precision}
+                        fidelity = client.measure(
+                            args.model, **which, text=text, on_progress=partial(show, bar)
+                        ).fidelity
                 except Gpt2dError as e:
                     print(f"{engine}/{precision}: {e}", file=sys.stderr)
                     continue
-                finally:
-                    if sys.stderr.isatty():
-                        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
                 print(f"| {' | '.join(cells(engine, precision, fidelity))} |", flush=True)
                 rows.append({"engine": engine, "precision": precision} | {key: getattr(fidelity, key) for key in KEYS})
     if not rows:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -14,6 +17,18 @@ def script(name: str) -> ModuleType:
     """A script of the investigation or of the report as a module."""
     folder = "report" if (ROOT / "scripts" / "report" / f"{name}.py").exists() else "investigation"
     return importlib.import_module(f"scripts.{folder}.{name}")
+
+
+def run_script(home: Path, module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a program of scripts/ as a user does, from the checkout, with `home` as its cache."""
+    return subprocess.run(
+        [sys.executable, "-m", f"scripts.{module}", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env=os.environ | {"XDG_CACHE_HOME": str(home)},
+        cwd=ROOT,
+    )
 
 
 def cache_with_text(folder: Path) -> Path:

@@ -5,23 +5,16 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
-from tests.investigation import ROOT, cache_with_text, script
+from scripts.investigation import combined_methods, decoder_methods, one_daemon, texts
+from scripts.investigation.harness import command, model_of
+from tests.investigation import cache_with_text, run_script
 
 pytestmark = pytest.mark.timeout(300)  # a script starts a daemon, and loads what it compares
-
-
-@pytest.fixture(scope="module")
-def texts() -> ModuleType:
-    return script("texts")
 
 
 @pytest.fixture(scope="module")
@@ -31,20 +24,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(home: Path, name: str, *arguments: str) -> tuple[list[dict[str, Any]], str]:
     """The rows that a quick run has kept, and what it printed."""
-    command = [
-        sys.executable,
-        "-m",
-        f"scripts.investigation.{name}",
-        "--quick",
-        "--threads",
-        "1",
-        "--json",
-        str(home / f"{name}.jsonl"),
-        *arguments,
-    ]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=240, env=os.environ | {"XDG_CACHE_HOME": str(home)}, cwd=ROOT
-    )
+    kept = ("--json", str(home / f"{name}.jsonl"))
+    done = run_script(home, f"investigation.{name}", "--quick", "--threads", "1", *kept, *arguments)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (home / f"{name}.quick.jsonl").read_text().splitlines()]
     assert rows and not any(row["problem"] for row in rows), done.stderr
@@ -54,7 +35,12 @@ def run(home: Path, name: str, *arguments: str) -> tuple[list[dict[str, Any]], s
     return rows, done.stdout
 
 
-def test_repetition_and_distinct_ngrams(texts: ModuleType) -> None:
+def test_a_row_says_how_it_is_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["anywhere/texts.py", "--prompt", "Once upon"])
+    assert command("operating_point") == "python -m scripts.investigation.operating_point --prompt 'Once upon'"
+
+
+def test_repetition_and_distinct_ngrams() -> None:
     assert texts.distinct([1, 2, 3, 4], 1) == 1 and texts.distinct([1, 1, 1, 1], 1) == 0.25
     assert texts.distinct([1, 2, 1, 2, 1], 2) == 0.5  # (1 2) (2 1) (1 2) (2 1)
     assert texts.distinct([1, 2], 3) == 1
@@ -63,7 +49,7 @@ def test_repetition_and_distinct_ngrams(texts: ModuleType) -> None:
     assert texts.repetition([7] * 13) == pytest.approx(9 / 10)
 
 
-def test_pairwise_distinct(texts: ModuleType) -> None:
+def test_pairwise_distinct() -> None:
     assert texts.pairwise_distinct([[1, 2, 3], [1, 2, 3]]) == 0
     assert texts.pairwise_distinct([[1, 2, 3], [4, 5, 6]]) == 1
     assert texts.pairwise_distinct([[1, 2, 3], [1, 2, 4]]) == pytest.approx(2 / 3)  # one 2-gram of three
@@ -71,13 +57,13 @@ def test_pairwise_distinct(texts: ModuleType) -> None:
     assert texts.pairwise_distinct([[1, 2, 3]]) == 0
 
 
-def test_perplexity(texts: ModuleType) -> None:
+def test_perplexity() -> None:
     assert texts.perplexity([math.log(1 / 8)] * 5) == pytest.approx(8)
     assert texts.perplexity([math.log(1 / 2), math.log(1 / 8)]) == pytest.approx(4)
 
 
-def test_prompts_differ(texts: ModuleType) -> None:
-    model = script("harness").model_of("demo", Path("nowhere"))
+def test_prompts_differ() -> None:
+    model = model_of("demo", Path("nowhere"))
     prompts = [texts.random_prompt(model, seed) for seed in range(50)]
     assert len({tuple(p[:4]) for p in prompts}) == 50 and all(len(p) == texts.PROMPT_TOKENS for p in prompts)
     assert texts.random_prompt(model, (1, 2)) != texts.random_prompt(model, (2, 1))
@@ -103,8 +89,8 @@ class Counting:
 @pytest.mark.parametrize(("seconds", "turns"), [(0.01, 30), (1.0, 8), (1.5, 5), (100.0, 3)])
 @pytest.mark.parametrize("warm", [False, True])
 def test_a_slow_trial_gets_fewer_turns(monkeypatch: pytest.MonkeyPatch, seconds: float, turns: int, warm: bool) -> None:
-    one_daemon, clock = script("one_daemon"), [0.0]
-    monkeypatch.setattr(one_daemon.time, "perf_counter", lambda: clock[0])
+    clock = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
     trial = Counting(seconds, clock)
     limited = one_daemon.Limited(trial, 30, 8.0, warm=warm)
     kept = [seed for seed in range(32) if limited.run(seed) and seed >= 2]
@@ -122,7 +108,7 @@ def decoders(home: Path) -> list[dict[str, Any]]:
 
 
 def test_decoders(decoders: list[dict[str, Any]]) -> None:
-    names = set(script("decoder_methods").DECODERS)
+    names = set(decoder_methods.DECODERS)
     assert {(row["key"]["decoder"], row["key"]["new_tokens"]) for row in decoders} == {
         (name, n) for name in names for n in (25, 100)
     }
@@ -137,11 +123,11 @@ def test_decoders(decoders: list[dict[str, Any]]) -> None:
 
 
 def test_guessing_ahead_writes_what_greedy_writes(decoders: list[dict[str, Any]]) -> None:
-    texts = {
+    written = {
         name: [row["facts"]["texts"] for row in decoders if row["key"]["decoder"] == name]
         for name in ("greedy", "prompt lookup", "top-k")
     }
-    assert texts["greedy"] == texts["prompt lookup"] != texts["top-k"]
+    assert written["greedy"] == written["prompt lookup"] != written["top-k"]
 
 
 def test_combined(home: Path) -> None:
@@ -157,12 +143,11 @@ def test_combined(home: Path) -> None:
 
 
 def test_variants_are_measured_in_parts_that_fit() -> None:
-    combined = script("combined_methods")
-    model = script("harness").model_of("demo", Path("nowhere"))
-    everything = [tuple(name.split("/")) for name in combined.names()]
-    (together,) = combined.groups(model, everything, 32, 1e12)
+    model = model_of("demo", Path("nowhere"))
+    everything = [tuple(name.split("/")) for name in combined_methods.names()]
+    (together,) = combined_methods.groups(model, everything, 32, 1e12)
     assert sorted(together) == sorted(everything) and together[0] == ("optimum", "int8")
-    alone = list(combined.groups(model, everything, 32, 1.0))
+    alone = list(combined_methods.groups(model, everything, 32, 1.0))
     assert sorted(v for part in alone for v in part) == sorted(everything) and all(len(part) == 1 for part in alone)
 
 
@@ -179,10 +164,9 @@ def test_operating_point(home: Path) -> None:
     )  # the seeds are the same
 
 
-def test_operating_point_says_what_is_wrong() -> None:
+def test_operating_point_says_what_is_wrong(home: Path) -> None:
     for arguments in (["--set", "temperature=-1"], ["--set", "heat=1"], ["--precision", "int3"]):
-        command = [sys.executable, "-m", "scripts.investigation.operating_point", "--quick", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        done = run_script(home, "investigation.operating_point", "--quick", *arguments)
         assert done.returncode == 2 and "Traceback" not in done.stderr
 
 
@@ -206,25 +190,7 @@ def test_serving(home: Path) -> None:
 
 def test_bench_serving(home: Path) -> None:
     for more in ([], ["--rate", "40"]):
-        command = [
-            sys.executable,
-            "-m",
-            "scripts.bench.serving",
-            "--model",
-            "demo",
-            "--clients",
-            "3",
-            "--requests",
-            "2",
-            "--new-tokens",
-            "8",
-        ]
-        done = subprocess.run(
-            [*command, *more],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            env=os.environ | {"XDG_CACHE_HOME": str(home)},
-        )
+        shape = ["--clients", "3", "--requests", "2", "--new-tokens", "8"]
+        done = run_script(home, "bench.serving", "--model", "demo", *shape, *more)
         figures = json.loads(done.stdout.splitlines()[-1])
         assert done.returncode == 0 and figures["clients"] == 3 and figures["tok_s"] > 0 and figures["fairness"] >= 1

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 
+from scripts.investigation import method_child, methods, onnx_methods, optimisation_methods
+from scripts.investigation.harness import Row
 from server.catalogue.architecture import PUBLISHED
 from server.catalogue.catalogue import DEMO_FOLDER
 from server.catalogue.engines import ENGINES
-from tests.investigation import ROOT, cache_with_text, script
+from tests.investigation import cache_with_text, run_script
 
 pytestmark = pytest.mark.timeout(600)  # a script starts a process for each method, on a machine that may be busy
 
@@ -31,21 +31,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(home: Path, name: str, *only: str) -> tuple[dict[str, dict[str, Any]], dict[str, Any], str]:
     """What a quick run says of its methods, what it has kept of them, and its output."""
-    command = [
-        sys.executable,
-        "-m",
-        f"scripts.investigation.{name}",
-        "--quick",
-        "--json",
-        str(home / f"{name}.jsonl"),
-        "--threads",
-        "1",
-        "--only",
-        *only,
-    ]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | {"XDG_CACHE_HOME": str(home)}, cwd=ROOT
-    )
+    wanted = ("--threads", "1", "--only", *only)
+    done = run_script(home, f"investigation.{name}", "--quick", "--json", str(home / f"{name}.jsonl"), *wanted)
     assert done.returncode == 0, done.stderr
     kept = {
         row["key"]["method"]: row for row in map(json.loads, (home / f"{name}.quick.jsonl").read_text().splitlines())
@@ -99,12 +86,11 @@ def test_onnx(home: Path) -> None:
 
 
 def test_the_graph_that_is_fed_computes_the_same() -> None:
-    methods, onnx_methods = script("method_child"), script("onnx_methods")
-    order = methods.Order("onnx_methods.ours", "fp32", "fed", str(DEMO_FOLDER), 1)
+    order = method_child.Order("onnx_methods.ours", "fp32", "fed", str(DEMO_FOLDER), 1)
     try:
-        engine = methods.own_engine(order, "onnx")
-    except methods.BuiltAnew:
-        engine = methods.own_engine(order, "onnx")
+        engine = method_child.own_engine(order, "onnx")
+    except method_child.BuiltAnew:
+        engine = method_child.own_engine(order, "onnx")
     fed = onnx_methods.Fed(order.architecture, engine)
     for ids, past in (([5, 6, 7], 0), ([8], 3), ([9, 10], 4)):
         wanted = [len(ids) - 1]
@@ -112,18 +98,17 @@ def test_the_graph_that_is_fed_computes_the_same() -> None:
 
 
 def test_a_method_that_takes_too_long_or_fails_says_so() -> None:
-    methods = script("methods")
     with pytest.raises(SystemExit, match="longer than 0 s"):
         methods.MethodProcess(methods.Order("method_child.own", "fp32", "onnx", str(DEMO_FOLDER), 1), 0.01)
     with pytest.raises(SystemExit, match="AttributeError"):
         methods.MethodProcess(methods.Order("method_child.nothing", "fp32", "onnx", str(DEMO_FOLDER), 1))
 
 
-@pytest.mark.parametrize("name", ["optimisation_methods", "onnx_methods"])
+@pytest.mark.parametrize("script", [optimisation_methods, onnx_methods])
 @pytest.mark.parametrize("size", ["gpt2", "gpt2-large"])
-def test_groups_fit_and_have_the_baseline(name: str, size: str) -> None:
-    methods, arch = script("methods"), PUBLISHED[size]
-    rows = script(name).methods_of(size, 2, ("gpt2", "gpt2-large"))
+def test_groups_fit_and_have_the_baseline(script: ModuleType, size: str) -> None:
+    arch = PUBLISHED[size]
+    rows = script.methods_of(size, 2, ("gpt2", "gpt2-large"))
     assert len({method.name for method in rows}) == len(rows)
     packed = methods.groups(rows, arch)
     room = methods.GROUP_SHARE * psutil.virtual_memory().total
@@ -133,13 +118,11 @@ def test_groups_fit_and_have_the_baseline(name: str, size: str) -> None:
     assert sorted(m.name for group in packed for m in group[1:]) == sorted(m.name for m in rows[1:])
 
 
-def row(**samples: list[float]) -> Any:
-    harness = script("harness")
-    return harness.Row("s", {"model": "demo", "method": "m", "group": 1}, samples, {}, "", "", {}, {})
+def row(**samples: list[float]) -> Row:
+    return Row("s", {"model": "demo", "method": "m", "group": 1}, samples, {}, "", "", {}, {})
 
 
 def test_times_that_were_not_measured_in_all_runs_are_derived() -> None:
-    methods = script("methods")
     slow = row(prefill_ms=[50.0, 50.0], tok_s=[20.0, 20.0], whole_25_ms=[1300.0])
     fast = row(prefill_ms=[5.0, 5.0], tok_s=[200.0, 100.0], whole_25_ms=[125.0, 245.0])
     assert methods.times(slow, 25) == [1250, 1250] and methods.times(fast, 25) == [125, 245]
@@ -151,7 +134,6 @@ def test_times_that_were_not_measured_in_all_runs_are_derived() -> None:
 
 
 def test_a_run_is_as_long_as_its_time_allows() -> None:
-    methods = script("methods")
     longest = methods.longest
     assert longest(methods.LENGTHS, 0.01, 0.003, 5) == 100
     assert longest(methods.LENGTHS, 0.05, 0.03, 5) == 25

@@ -1,4 +1,4 @@
-"""Nodes of a Ray cluster, all on this machine, for bench_cluster.py."""
+"""Nodes of a Ray cluster, all on this machine, for scripts.bench.cluster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clients in processes of their own, for bench_cluster.py: how fast texts of the fake engine come, and whether they are right."""
+"""Clients in processes of their own, for scripts.bench.cluster: how fast texts of the fake engine come, and whether they are right."""
 
 from __future__ import annotations
 

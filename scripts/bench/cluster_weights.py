@@ -1,4 +1,4 @@
-"""How long a model takes to reach a node: the part `weights` of bench_cluster.py."""
+"""How long a model takes to reach a node: the part `weights` of scripts.bench.cluster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One peer in a process of its own, for bench_peers.py: reads a line of JSON for each run, answers with a line.
+"""One peer in a process of its own, for scripts.bench.peers: reads a line of JSON for each run, answers with a line.
 
 `Engine = (prompts, new tokens) -> (prefill seconds, decode seconds)`: all prompts together, greedy, end of text ignored.
 It imports nothing of gpt2d, since each peer may live in an environment of its own.
@@ -25,43 +25,6 @@ def in_two_parts(timed: Callable[[int], float], new_tokens: int) -> tuple[float,
     """For what cannot be stopped between prefill and decode: the time of one token, and what more take."""
     prefill = timed(1)
     return prefill, timed(new_tokens) - prefill if new_tokens > 1 else 0.0
-
-
-def transformers(folder: Path, _built: Path, precision: str, threads: int) -> Engine:
-    import torch
-    from transformers import GPT2LMHeadModel
-    from transformers.pytorch_utils import Conv1D
-
-    torch.set_num_threads(threads)
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    model = GPT2LMHeadModel.from_pretrained(folder, dtype=dtype).eval()
-    if precision == "int8":  # quantize_dynamic knows Linear, and GPT-2's matrices are Conv1D
-        for module in list(model.modules()):
-            for name, child in list(module.named_children()):
-                if isinstance(child, Conv1D):
-                    linear = torch.nn.Linear(*child.weight.shape)
-                    linear.weight.data, linear.bias.data = child.weight.data.t().contiguous(), child.bias.data
-                    setattr(module, name, linear)
-        model = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
-    return by_generate(model, torch)
-
-
-def by_generate(model: object, torch: object) -> Engine:
-    def engine(prompts: Prompts, new_tokens: int) -> tuple[float, float]:
-        ids = torch.tensor(prompts)  # type: ignore[attr-defined]
-
-        def timed(count: int) -> float:
-            began = time.perf_counter()
-            with torch.inference_mode():  # type: ignore[attr-defined]
-                model.generate(  # type: ignore[attr-defined]
-                    ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=count, min_new_tokens=count,  # type: ignore[attr-defined]
-                    pad_token_id=0, eos_token_id=None,
-                )  # fmt: skip
-            return time.perf_counter() - began
-
-        return in_two_parts(timed, new_tokens)
-
-    return engine
 
 
 def llama(folder: Path, built: Path, precision: str, threads: int) -> Engine:
@@ -228,7 +191,7 @@ def ctranslate2(_folder: Path, built: Path, precision: str, threads: int) -> Eng
     return engine
 
 
-ENGINES = {"transformers": transformers, "llama.cpp": llama, "openvino": openvino, "ctranslate2": ctranslate2}
+ENGINES = {"llama.cpp": llama, "openvino": openvino, "ctranslate2": ctranslate2}
 
 
 def main() -> None:

@@ -31,27 +31,25 @@ from pathlib import Path
 
 import numpy as np
 
-from protocol.errors import Gpt2dError
-from scripts.bench.engine import EngineFailed, EngineProcess, Run, Variant
-from scripts.make_model import ensure_model
+from scripts.bench.arguments import add_place, find_model
+from scripts.bench.engine import ROOT, EngineFailed, EngineProcess, Run, Variant, as_module
 from server.catalogue.architecture import PUBLISHED
-from server.catalogue.catalogue import Catalogue
 from server.catalogue.engines import ENGINES
-from server.config import default_hub_cache, default_models_dir, default_threads
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+HERE = Path(__file__).parent
 BUILD = ROOT / "build" / "peers"
 LOCK = Path(tempfile.gettempdir()) / "gpt2d-bench.lock"
 ROWS = 8
 SHAPES = {"decode1": (1, 32, 128), "decode8": (ROWS, 32, 64), "prefill512": (1, 512, 1)}
 """(sequences, prompt tokens, new tokens)"""
-PEERS = {
-    "transformers-fp32": "own", "transformers-bf16": "own", "transformers-int8": "own",
-    "ctranslate2-fp32": "env", "ctranslate2-int8": "env", "llama.cpp-f16": "env", "llama.cpp-q8_0": "env", "llama.cpp-q4_0": "env",
-    "openvino-fp32": "env", "openvino-int8": "env", "openvino-int4": "env",
-}  # fmt: skip
-"""Engine -> the environment it runs in: the checkout's, or build/peers/env."""
-OURS = [f"{engine}-{precision}" for engine, traits in ENGINES.items() for precision in traits.precisions]
+OWN = [f"{engine}-{precision}" for engine, traits in ENGINES.items() for precision in traits.precisions]
+OWN += ["transformers-fp32", "transformers-bf16", "transformers-int8"]
+"""What runs in the checkout's own environment."""
+PEERS = [
+    "ctranslate2-fp32", "ctranslate2-int8", "llama.cpp-f16", "llama.cpp-q8_0", "llama.cpp-q4_0", "openvino-fp32", "openvino-int8",
+    "openvino-int4",
+]  # fmt: skip
+"""What runs in build/peers/env."""
 INSTALL_S = 3600
 
 
@@ -62,23 +60,17 @@ def main() -> None:
     which.add_argument(
         "--like", choices=list(PUBLISHED), default="gpt2", help="random weights of these shapes (default: %(default)s)"
     )
-    parser.add_argument("--models-dir", type=Path, default=default_models_dir(), help="default: %(default)s")
-    parser.add_argument("--only", metavar="A,B,...", help=f"of: {', '.join([*OURS, *PEERS])} (default: all)")
+    parser.add_argument("--only", metavar="A,B,...", help=f"of: {', '.join([*OWN, *PEERS])} (default: all)")
     parser.add_argument("--runs", type=int, default=5, help="default: %(default)s")
     parser.add_argument("--quick", action="store_true", help="three runs")
-    parser.add_argument("--threads", type=int, default=default_threads(), help="default: %(default)s")
+    add_place(parser)
     args = parser.parse_args()
-    names = args.only.split(",") if args.only else [*OURS, *PEERS]
-    if unknown := [name for name in names if name not in (*OURS, *PEERS)]:
-        parser.error(f"no engine {', '.join(unknown)}; there are: {', '.join([*OURS, *PEERS])}")
-    try:
-        model = Catalogue(args.models_dir, default_hub_cache()).find(
-            args.model or ensure_model(args.like, args.models_dir)
-        )
-    except Gpt2dError as e:
-        sys.exit(str(e))
+    names = args.only.split(",") if args.only else [*OWN, *PEERS]
+    if unknown := [name for name in names if name not in (*OWN, *PEERS)]:
+        parser.error(f"no engine {', '.join(unknown)}; there are: {', '.join([*OWN, *PEERS])}")
+    model = find_model(args.model, args.like, args.models_dir)
     if model.folder is None or model.architecture is None:
-        sys.exit(f"{model.name} is not on this disk; load it once with the daemon, which downloads it")
+        raise RuntimeError(f"{model.name} was found without its folder")
     results: dict[str, dict[str, object]] = {}
     with ExitStack() as stack:
         processes: dict[str, EngineProcess] = {}
@@ -101,14 +93,12 @@ def start(name: str, folder: Path, vocabulary: int, threads: int) -> EngineProce
     """Start an engine, installing and converting what it needs. Raises: EngineFailed, OSError, SubprocessError."""
     engine, _, precision = name.rpartition("-")
     variant = Variant(engine, precision, str(folder), threads, ROWS)
-    if name in OURS:
+    if name in OWN:
         return EngineProcess(variant)
     built = BUILD / folder.name
     built.mkdir(parents=True, exist_ok=True)
-    python = sys.executable
-    if PEERS[name] == "env":
-        python = environment("env", "requirements-peers.txt")
-        convert(engine, precision, folder, built)
+    python = environment("env", "requirements-peers.txt")
+    convert(engine, precision, folder, built)
     order = {
         "engine": engine,
         "precision": precision,
@@ -117,12 +107,12 @@ def start(name: str, folder: Path, vocabulary: int, threads: int) -> EngineProce
         "threads": threads,
         "vocabulary": vocabulary,
     }
-    return EngineProcess(variant, [python, str(ROOT / "scripts" / "peers.py"), json.dumps(order)])
+    return EngineProcess(variant, as_module("scripts.bench.peer", json.dumps(order), python=python))
 
 
 def environment(name: str, requirements: str) -> str:
     """The Python of an environment that has these requirements. Raises: SubprocessError."""
-    folder, file = BUILD / name, ROOT / "scripts" / requirements
+    folder, file = BUILD / name, HERE / requirements
     python, stamp = folder / "bin" / "python", folder / "installed"
     if not stamp.exists() or stamp.read_text() != file.read_text():
         print(f"installing {requirements} into {folder} (once; minutes)", file=sys.stderr, flush=True)
@@ -204,7 +194,7 @@ def probe(threads: int) -> dict[str, object]:
         return {"error": "no C compiler"}
     BUILD.mkdir(parents=True, exist_ok=True)
     program = BUILD / "decode_probe"
-    source = ROOT / "scripts" / "decode_probe.c"
+    source = HERE / "decode_probe.c"
     flags = ["-O3", "-march=native", "-ffast-math", "-pthread"]
     subprocess.run([compiler, *flags, str(source), "-o", str(program), "-lm"], check=True, timeout=120)
     with alone():

@@ -18,26 +18,23 @@ after all of its runs. `faster` is tok/s over the baseline's for so many texts.
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import asdict
 from functools import cached_property
 from typing import Any, Self
 
 import psutil
 
-from scripts.bench.engine import EngineProcess, Variant, as_module
+from scripts.bench.engine import EngineProcess, Variant
 from scripts.investigation.harness import Plan, Results, Row, measure, model_of, parse, parser, runs_of
 from scripts.investigation.one_daemon import Limited, OneDaemon, add_seconds, figure, finish, medians, most, table
 from scripts.investigation.texts import PROMPT_TOKENS, is_trained, random_prompt
 from server.catalogue.catalogue import DEMO, Model
 from server.catalogue.engines import ENGINES, TRAITS
 
-SAMPLING: dict[str, Any] = {"temperature": 0.8, "top_k": 40}
+SAMPLING: dict[str, float] = {"temperature": 0.8, "top_k": 40}
 OUTPUTS = {
     DEMO: (1, 8, 32),
     "gpt2": (1, 8, 32),
@@ -57,8 +54,6 @@ VARIANTS = (
     BASELINE, ("torch", "int8"), ("optimum", "int8"),
     *((engine, precision) for engine in ("onnx", "native") if engine in ENGINES for precision in ENGINES[engine].precisions),
 )  # fmt: skip
-CHILD = "--child"
-"""Makes this program the process of the baseline."""
 MEMORY_SHARE = 0.9
 """Of the free memory, for the variants that are asked in turns."""
 
@@ -67,14 +62,13 @@ class Baseline:
     """transformers in a process, which starts when it is first wanted."""
 
     def __init__(self, model: Model, threads: int) -> None:
-        self._variant = Variant(*BASELINE, str(model.folder), threads)
+        self._variant = Variant(*BASELINE, str(model.folder), threads, sampling=SAMPLING)
         self._stack = ExitStack()
         self.loaded_mb = 0.0
 
     @cached_property
     def process(self) -> EngineProcess:
-        command = as_module("scripts.investigation.combined_methods", CHILD, json.dumps(asdict(self._variant)))
-        process = self._stack.enter_context(EngineProcess(self._variant, command))
+        process = self._stack.enter_context(EngineProcess(self._variant))
         self.loaded_mb = process.rss_mb()
         return process
 
@@ -245,28 +239,6 @@ def tables(rows: list[Row]) -> str:
     )
 
 
-def serve_baseline(variant: Variant) -> None:
-    """Answer as bench_engine's process does: for each line of JSON a line, the whole time as `decode_s`."""
-    import torch
-    from transformers import GPT2LMHeadModel
-
-    began = time.perf_counter()
-    torch.set_num_threads(variant.threads)
-    model = GPT2LMHeadModel.from_pretrained(variant.folder, dtype=torch.float32).eval()
-    print(json.dumps({"load_s": time.perf_counter() - began}), flush=True)
-    for line in sys.stdin:
-        order = json.loads(line)
-        rng = torch.manual_seed(order["seed"])
-        ids = torch.randint(model.config.vocab_size, (1, order["prompt_tokens"]), generator=rng)
-        began = time.perf_counter()
-        with torch.inference_mode():
-            model.generate(
-                ids, attention_mask=torch.ones_like(ids), do_sample=True, **SAMPLING, num_return_sequences=order["batch"],
-                max_new_tokens=order["new_tokens"], min_new_tokens=order["new_tokens"], pad_token_id=0, eos_token_id=None,
-            )  # fmt: skip
-        print(json.dumps({"prefill_s": 0.0, "decode_s": time.perf_counter() - began}), flush=True)
-
-
 def main() -> None:
     made = parser(__doc__, "combined_methods")
     made.add_argument(
@@ -291,7 +263,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == [CHILD]:
-        serve_baseline(Variant(**json.loads(sys.argv[2])))
-    else:
-        main()
+    main()

@@ -13,6 +13,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import statistics
 import sys
 import threading
@@ -29,13 +30,14 @@ import numpy as np
 from tqdm import tqdm
 
 from protocol.errors import Gpt2dError
+from scripts.bench.arguments import add_place
+from scripts.bench.engine import ROOT
 from scripts.make_model import ensure_model
 from server.catalogue.architecture import PUBLISHED
 from server.catalogue.catalogue import DEMO, Catalogue, Model
-from server.config import default_hub_cache, default_models_dir, default_threads
+from server.config import default_hub_cache, default_threads
 from server.gateway.status import cpu
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 RESULTS = ROOT / "docs" / "results"
 SIZES = (DEMO, "gpt2", "gpt2-medium", "gpt2-large")
 RUNS = {DEMO: 30, "gpt2": 30, "gpt2-medium": 10, "gpt2-large": 5, "gpt2-xl": 3}
@@ -124,7 +126,7 @@ class Results:
     def add(self, key: Key, samples: dict[str, list[float]], facts: dict[str, Any], problem: str = "") -> Row:
         rounded = {name: [float(f"{v:.6g}") for v in values] for name, values in samples.items()}
         date = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        row = Row(self.script, key, rounded, facts, date, command(), machine(), versions(), problem)
+        row = Row(self.script, key, rounded, facts, date, command(self.script), machine(), versions(), problem)
         self.rows.append(row)
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with self.file.open("a", encoding="utf-8") as stream:
@@ -210,10 +212,7 @@ def parser(doc: str | None, name: str) -> argparse.ArgumentParser:
         metavar="FILE",
         help="where results are kept (default: %(default)s)",
     )
-    made.add_argument(
-        "--models-dir", type=Path, default=default_models_dir(), metavar="DIR", help="default: %(default)s"
-    )
-    made.add_argument("--threads", type=int, default=default_threads(), help="default: %(default)s")
+    add_place(made)
     return made
 
 
@@ -287,9 +286,6 @@ def _versions() -> Iterator[tuple[str, str]]:
             continue
 
 
-@cache
-def command() -> str:
-    """As it can be run again, from the checkout."""
-    spec = sys.modules["__main__"].__spec__
-    module = spec.name.removesuffix(".__main__") if spec else Path(sys.argv[0]).stem
-    return " ".join(["python", "-m", module, *sys.argv[1:]])
+def command(script: str) -> str:
+    """Return the command that runs it again, from the checkout."""
+    return shlex.join(["python", "-m", f"scripts.investigation.{script}", *sys.argv[1:]])

@@ -1,4 +1,4 @@
-"""One method of optimisation_methods.py or onnx_methods.py in a process of its own.
+"""One method of optimisation_methods or onnx_methods in a process of its own.
 
 Run as a program it loads the method, reads a line of JSON for each task and answers with a line. A text is random tokens that are
 continued greedily; the answer says when each new token was there, so that one run tells the prefill and the time of 25 and of 100 tokens.
@@ -36,7 +36,7 @@ Write = Callable[[list[int], int], list[float]]
 
 @dataclass(frozen=True)
 class Order:
-    """What a child loads: `loader` is module.function, which takes this and returns a Loaded."""
+    """What a child loads: `loader` is a module of this folder and its function, which takes this and returns a Loaded."""
 
     loader: str
     precision: str
@@ -118,7 +118,7 @@ def own(order: Order) -> Loaded:
 
 
 def fidelity(loaded: Loaded, order: Order, tokens: int) -> dict[str, Any]:
-    """Against full precision, as scripts/fidelity.py has it, on a text that the model was not trained on."""
+    """Against full precision, as scripts.fidelity has it, on a text that the model was not trained on."""
     from protocol.errors import Gpt2dError
     from server.worker import fidelity as measuring
     from server.worker.text import Text

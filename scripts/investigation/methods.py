@@ -1,4 +1,4 @@
-"""What optimisation_methods.py and onnx_methods.py share: methods in processes of their own, groups that fit into the memory, tables."""
+"""What optimisation_methods and onnx_methods share: methods in processes of their own, groups that fit into the memory, tables."""
 
 from __future__ import annotations
 

@@ -78,26 +78,19 @@ PLAIN = "In the beginning of the year the king rode out, and with him went his b
 
 
 def transformers(order: Order) -> Loaded:
-    """GPT2LMHeadModel and its `generate`; `option` is eager, sdpa, head (its int8 is the LM head's alone) or all."""
-    import torch
-    from transformers import GPT2LMHeadModel
+    """Load the baseline, which writes with `generate`; `option` is its attention."""
+    from scripts.bench import baseline
 
-    torch.set_num_threads(order.threads)
-    attention = "eager" if order.option == "eager" else "sdpa"
-    dtype = torch.bfloat16 if order.precision == "bf16" else torch.float32
-    model = GPT2LMHeadModel.from_pretrained(order.folder, dtype=dtype, attn_implementation=attention).eval()
-    if order.option == "head":
-        model = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8, inplace=True)  # type: ignore[no-untyped-call]
-    elif order.option == "all":
-        from server.engines.torch import quantised
-
-        model, _ = quantised(model)
+    model = baseline.load(order.folder, order.threads, order.precision, order.option)
     return Loaded(by_generate(model), lambda: as_engine(model, order))
 
 
 def by_generate(model: Any) -> Write:
+    """Return what writes with `generate`, and looks at the time after each token."""
     import torch
     from transformers import StoppingCriteria, StoppingCriteriaList
+
+    from scripts.bench import baseline
 
     class Clock(StoppingCriteria):
         """Asked after each token whether to stop, it looks at the time."""
@@ -110,13 +103,9 @@ def by_generate(model: Any) -> Write:
             self.stamps.append(time.perf_counter() - self.began)
             return torch.zeros(len(input_ids), dtype=torch.bool)
 
-    @torch.inference_mode()
     def write(prompt: list[int], count: int) -> list[float]:
-        ids, clock = torch.tensor([prompt]), Clock()
-        model.generate(
-            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=count, min_new_tokens=count, pad_token_id=0,
-            eos_token_id=None, stopping_criteria=StoppingCriteriaList([clock]),
-        )  # fmt: skip
+        clock = Clock()
+        baseline.generate(model, [prompt], count, stopping_criteria=StoppingCriteriaList([clock]))
         return clock.stamps
 
     return write
@@ -273,9 +262,9 @@ def methods_of(size: str, threads: int, sizes: Sequence[str]) -> list[Method]:
         ),
         Method("optimum-fp32", option="as-it-is", loader="onnx_methods.exported", tok_s=28, weight_bytes=7.5),
         Method("transformers-sdpa", loader, option="sdpa"),
-        Method("transformers-bf16", loader, "bf16", tok_s=35, weight_bytes=2),
-        Method("transformers-int8-head", loader, "int8", "head", tok_s=30),
-        Method("transformers-int8", loader, "int8", "all", tok_s=90, weight_bytes=2.5),
+        Method("transformers-bf16", loader, "bf16", "sdpa", tok_s=35, weight_bytes=2),
+        Method("transformers-int8-head", loader, "int8-head", "sdpa", tok_s=30),
+        Method("transformers-int8", loader, "int8", "sdpa", tok_s=90, weight_bytes=2.5),
         Method("torch-fp32", option="torch", skip=above(MOST), tok_s=25),
         Method("torch-fp32-compile", option="torch+compile", limit_s=LIMIT_S, skip=too_long, tok_s=30, weight_bytes=5),
         Method("onnx-fp32", option="onnx", tok_s=43, weight_bytes=5, torch=False),

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How the daemon serves many at once, and how the cost of a request grows, on each model size: bench_serving.py's loops as one series.
+"""How the daemon serves many at once, and how the cost of a request grows, on each model size: the loops of scripts.bench.serving as one series.
 
     python -m scripts.investigation.serving_methods --quick                        seconds: to see that everything works
     python -m scripts.investigation.serving_methods --sizes gpt2 --only clients rate
