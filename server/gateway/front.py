@@ -106,12 +106,18 @@ class Front:
         sockets.close_monitored(self._socket, self._monitor, sockets.DRAIN_LINGER_MS)
 
     def _receive_frames(self) -> tuple[list[zmq.Frame], list[int]]:
-        """The first frames of a message, and the sizes of all that its sender sent: what nobody wants is not kept."""
-        frames, sizes = [self._socket.recv(zmq.NOBLOCK, copy=False)], list[int]()  # the first is the peer's routing id
-        while self._socket.get(zmq.RCVMORE):
-            if len(sizes) < MAX_FRAMES:
-                frames.append(self._socket.recv(zmq.NOBLOCK, copy=False))
-                sizes.append(len(frames[-1]))
-            else:
-                sizes.append(len(self._socket.recv(zmq.NOBLOCK)))
+        """The first frames of a message, and the sizes of all that its sender sent: what nobody wants is not kept.
+
+        Each frame says itself whether more follow, which takes little more than half the time of asking the socket after each: a message of
+        150,000 frames holds everybody up for as long as it is read.
+        """
+        receive = self._socket.recv
+        frame = receive(zmq.NOBLOCK, copy=False)  # the peer's routing id
+        frames = [frame]
+        sizes: list[int] = []
+        while frame.more:
+            frame = receive(zmq.NOBLOCK, copy=False)
+            sizes.append(len(frame))
+            if len(sizes) <= MAX_FRAMES:
+                frames.append(frame)
         return frames, sizes
