@@ -40,13 +40,15 @@ class Runner:
 
     def _prefill(self, prompt: Prompt, chunk: list[int]) -> Many[Row]:
         """Run a chunk of a prompt; return the rows that decode from here on."""
+        at_fault = "the engine"
         try:
             wanted = prompt.wanted(len(chunk))
             hidden = self._hidden(len(chunk)) if prompt.looks_inside else None
             logits = self._engine.prefill(prompt.row, chunk, prompt.cached, wanted, hidden)  # [wanted, vocabulary]
+            at_fault = "a prompt"
             return prompt.prefilled(len(chunk), logits, hidden, self._engine)
         except Exception as e:  # noqa: BLE001 - whatever it is, it is this prompt's alone
-            prompt.fail(incident("a prompt", e))
+            prompt.fail(incident(at_fault, e))
             return ()
 
     def _decode(self, rows: Many[Row]) -> Chosen:
