@@ -286,7 +286,7 @@ def test_drain_lets_running_streams_finish(tmp_path: Path, cache: Path) -> None:
             client.load("demo", precision="fp32")
         list(stream)
         assert [len(stream.result.ids), *(len(o.ids) for o in stream.result.others)] == [1000] * 16
-        assert daemon.process.wait(30) == 0
+        assert daemon.process.wait(10) == 0
 
 
 @posix
