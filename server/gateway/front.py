@@ -1,4 +1,4 @@
-"""The peers' socket: receives their messages, bounds them, and cuts off connections that send what is none."""
+"""The peers' socket: receives their messages, bounds them, and cuts off connections that send anything else."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = logging.getLogger("gpt2d")
 
 MAX_FRAMES, MAX_ENVELOPE_BYTES = 8, 1024
 HOSTILE_FRAMES = 1000
-"""A message with more frames is no mistake: its connection is cut."""
+"""A message with more frames is an attack, not a mistake: its connection is cut."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class Front:
                 self._guard.refusals.handshake(value)
 
     def cut(self) -> None:
-        """Cut off connections that send much that is no message, or nothing."""
+        """Cut off connections that send much without finishing a message, or nothing."""
         for fd in self._connections.cut(lambda: sockets.readable(self._socket)):
             log.warning(
                 "a connection was cut: it sent much without finishing a message, or nothing (descriptor %d)", fd
@@ -108,8 +108,8 @@ class Front:
     def _receive_frames(self) -> tuple[list[zmq.Frame], list[int]]:
         """The first frames of a message, and the sizes of all that its sender sent: what nobody wants is not kept.
 
-        Each frame says itself whether more follow, which takes little more than half the time of asking the socket after each: a message of
-        150,000 frames holds everybody up for as long as it is read.
+        Each frame says itself whether more follow, which takes little more than half the time of asking the socket
+        after each: a message of 150,000 frames holds everybody up for as long as it is read.
         """
         receive = self._socket.recv
         frame = receive(zmq.NOBLOCK, copy=False)  # the peer's routing id

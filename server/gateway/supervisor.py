@@ -240,7 +240,7 @@ class Supervisor:
     def connected(self, replica: Replica, routing_id: bytes, fd: int) -> None:
         """A worker's process says its first word. It may be another than before: a cluster begins one anew elsewhere."""
         if replica.state == "stopping":
-            replica.process.kill()  # it was begun anew while it was told to end
+            replica.process.kill()  # it was started again while it was being stopped
         elif replica.connection:
             self._lost(replica)
         replica.connection, replica.fd = routing_id, fd
@@ -251,7 +251,6 @@ class Supervisor:
             self.end(replica, error, retry=False, fault=False)
             return
         self.deaths += 1
-        log.error("the worker of %s cannot go on: %s", replica.name, error)
         died = WorkerDied(f"the worker of {replica.name} died ({error}); load it again")
         self.end(replica, died, retry=True, fault=True)
 
