@@ -24,6 +24,7 @@ class Hub:
     stop_after: int | None = None
     """The answer stands still after so many bytes, until `go`."""
     damaged: bool = False
+    commit: str = COMMIT
     etag: str = ""
     """Said of every file instead of its digest."""
     go: threading.Event = field(default_factory=threading.Event)
@@ -74,7 +75,7 @@ class Hub:
             known = found and any(n.startswith(f"{found[1]}/") for n in self.files)
             handler.send_response(404)
             handler.send_header("X-Error-Code", "EntryNotFound" if known else "RepoNotFound")
-            handler.send_header("X-Repo-Commit", COMMIT)
+            handler.send_header("X-Repo-Commit", self.commit)
             handler.send_header("Content-Length", "0")
             handler.end_headers()
             return
@@ -87,7 +88,7 @@ class Hub:
         )
         for key, value in {
             "ETag": f'"{self.etag or etag}"',
-            "X-Repo-Commit": COMMIT,
+            "X-Repo-Commit": self.commit,
             "Content-Length": str(len(body) - start),
         }.items():
             handler.send_header(key, value)

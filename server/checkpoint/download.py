@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 # Plain HTTP: hf_xet cannot resume a file. Its bars would fill the daemon's log.
 os.environ |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_ENABLE_HF_TRANSFER": "0", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
@@ -21,8 +22,8 @@ os.environ |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_ENABLE_HF_TRANSFER": "0", "HF_
 import requests
 from huggingface_hub import (
     HfFileMetadata,
+    configure_http_backend,
     constants,
-    file_download,
     get_hf_file_metadata,
     get_session,
     hf_hub_download,
@@ -46,6 +47,7 @@ CONTACT_S = 10.0
 MAX_SMALL_BYTES = 32 << 20
 """Of config.json and the tokenizer's files; GPT-2's have up to 1.4 MB."""
 ETAG = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
+COMMIT = re.compile("[0-9a-f]{40}")
 LOOK_S = 0.1
 """How often the growing file is looked at."""
 T = TypeVar("T")
@@ -94,9 +96,7 @@ class Repository:
         found = {}
         for file in files:
             try:
-                found[file] = _checked(
-                    self._told(partial(get_hf_file_metadata, hf_hub_url(self._name, file), timeout=CONTACT_S))
-                )
+                found[file] = self._told(partial(get_hf_file_metadata, hf_hub_url(self._name, file), timeout=CONTACT_S))
             except EntryNotFoundError:
                 continue
             if file != WEIGHTS_FILE and (found[file].size or 0) > MAX_SMALL_BYTES:
@@ -194,18 +194,34 @@ class Repository:
             ) from e
 
 
-def _checked(found: HfFileMetadata) -> HfFileMetadata:
-    """The library makes a file's name of the etag: it must be a digest. Raises: LoadFailed."""
-    if not ETAG.fullmatch(found.etag or ""):
+class HubSession(requests.Session):
+    """What the library speaks HTTP with: every answer to it is checked, since it makes names of files of what they say."""
+
+    def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
+        """Raises: OfflineModeIsEnabled, LoadFailed, and what requests raises."""
+        if constants.HF_HUB_OFFLINE:  # the library's own session does the same
+            raise OfflineModeIsEnabled(f"{request.url} is not asked: HF_HUB_OFFLINE is set")
+        answer = super().send(request, **kwargs)
+        check_names(answer)
+        return answer
+
+
+def check_names(answer: requests.Response) -> None:
+    """The library makes folders of the commit and files of the etag: these must be digests. Raises: LoadFailed."""
+    commit = answer.headers.get(constants.HUGGINGFACE_HEADER_X_REPO_COMMIT)
+    if commit is not None and not COMMIT.fullmatch(commit):
+        raise LoadFailed(f"the hub {constants.ENDPOINT} gives a commit that is not a digest; is it a HuggingFace hub?")
+    elsewhere = answer.is_redirect and not urlsplit(answer.headers["Location"]).netloc  # the library asks there
+    if answer.request.method != "HEAD" or answer.status_code >= 400 or elsewhere:
+        return
+    etag = answer.headers.get(constants.HUGGINGFACE_HEADER_X_LINKED_ETAG) or answer.headers.get("ETag", "")
+    if not ETAG.fullmatch(etag.lstrip("W/").strip('"')):
         raise LoadFailed(
-            f"the hub {constants.ENDPOINT} gives a file an etag that is no digest; is it a HuggingFace hub?"
+            f"the hub {constants.ENDPOINT} gives a file an etag that is not a digest; is it a HuggingFace hub?"
         )
-    return found
 
 
-# The library asks again by itself before it downloads, and must not believe another answer than we did.
-_get_metadata = file_download.get_hf_file_metadata
-file_download.get_hf_file_metadata = lambda *args, **kwargs: _checked(_get_metadata(*args, **kwargs))
+configure_http_backend(HubSession)
 
 
 def _size(file: Path) -> int:

@@ -215,10 +215,11 @@ def test_a_model_that_turns_out_too_large_is_refused_before_its_weights_come(
     daemon.kill()
 
 
-def test_a_hub_that_is_none_writes_nothing_anywhere(tmp_path: Path, cache: Path, hub: Hub) -> None:
-    hub.etag = "../../../evil"
+@pytest.mark.parametrize("said", ["etag", "commit"])
+def test_a_hub_that_is_none_writes_nothing_anywhere(tmp_path: Path, cache: Path, hub: Hub, said: str) -> None:
+    setattr(hub, said, "../../../evil")
     daemon = serve(tmp_path, cache, hub)
-    with Client(daemon.endpoint) as client, pytest.raises(LoadFailed, match="etag that is no digest"):
+    with Client(daemon.endpoint) as client, pytest.raises(LoadFailed, match=f"{said} that is not a digest"):
         client.load("gpt2")
     assert not list(tmp_path.rglob("evil*"))
     daemon.kill()
