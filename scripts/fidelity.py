@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What each engine and precision costs against full precision, on a text that the model was not trained on.
 
-    python -m scripts.fidelity --model demo                      the works held out from its training, fetched once
+    python -m scripts.fidelity --model demo                      the works held out from its training
     python -m scripts.fidelity --model gpt2 --text wiki.txt      a model from the hub is downloaded first
     python -m scripts.fidelity --model demo --only native,onnx
 

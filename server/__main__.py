@@ -77,7 +77,7 @@ def clear(cache_dir: Path) -> int:
     entries = [p for p in cache_dir.glob("*-v*") if (p / SUMS_FILE).is_file()]
     for entry in (*entries, *cache_dir.glob(f"{COMPILED_FOLDER}-v*")):
         shutil.rmtree(entry, ignore_errors=True)
-    for pattern in ("*.digest", "*.fidelity", "held-out.txt"):
+    for pattern in ("*.digest", "*.fidelity"):
         for note in cache_dir.glob(pattern):
             note.unlink(missing_ok=True)
     return len(entries)

@@ -10,7 +10,6 @@ from pathlib import Path
 from types import ModuleType
 
 ROOT = Path(__file__).resolve().parent.parent
-VERSE = "So shines a good deed in a naughty world\nAnd so the candle went before the moon\n"
 
 
 def script(name: str) -> ModuleType:
@@ -29,10 +28,3 @@ def run_script(home: Path, module: str, *arguments: str) -> subprocess.Completed
         env=os.environ | {"XDG_CACHE_HOME": str(home)},
         cwd=ROOT,
     )
-
-
-def cache_with_text(folder: Path) -> Path:
-    """A cache of its own, which has text to measure with already."""
-    (folder / "gpt2d" / "graphs").mkdir(parents=True)
-    (folder / "gpt2d" / "graphs" / "held-out.txt").write_text(VERSE * 200)
-    return folder

@@ -12,14 +12,14 @@ import pytest
 
 from scripts.investigation import combined_methods, decoder_methods, one_daemon, texts
 from scripts.investigation.harness import command, model_of
-from tests.investigation import cache_with_text, run_script
+from tests.investigation import run_script
 
 pytestmark = pytest.mark.timeout(300)  # a script starts a daemon, and loads what it compares
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return cache_with_text(tmp_path_factory.mktemp("home"))
+    return tmp_path_factory.mktemp("home")
 
 
 def run(home: Path, name: str, *arguments: str) -> tuple[list[dict[str, Any]], str]:

@@ -17,7 +17,7 @@ from scripts.investigation.harness import Row
 from server.catalogue.architecture import PUBLISHED
 from server.catalogue.catalogue import DEMO_FOLDER
 from server.catalogue.engines import ENGINES
-from tests.investigation import cache_with_text, run_script
+from tests.investigation import run_script
 
 pytestmark = pytest.mark.timeout(600)  # a script starts a process for each method, on a machine that may be busy
 
@@ -26,7 +26,7 @@ needs_native = pytest.mark.skipif("native" not in ENGINES, reason="gpt2d-kernels
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return cache_with_text(tmp_path_factory.mktemp("home"))
+    return tmp_path_factory.mktemp("home")
 
 
 def run(home: Path, name: str, *only: str) -> tuple[dict[str, dict[str, Any]], dict[str, Any], str]:

