@@ -1,1 +1,1 @@
-"""Tables, figures and findings of what was measured."""
+"""Tables, figures and conclusions of what was measured."""

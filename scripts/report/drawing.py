@@ -1,4 +1,4 @@
-"""What the figures have in common: colours, grids of axes, intervals, legends, names beside points."""
+"""Common parts of the figures: colours, grids of axes, intervals, legends, names beside points."""
 
 from __future__ import annotations
 
@@ -27,33 +27,64 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, NullLocator
 from matplotlib.transforms import Bbox
 
-BLUE, SKY, ORANGE, GREEN, RED, PURPLE, YELLOW, GREY, BLACK = (
-    "#0072B2", "#56B4E9", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#F0E442", "#8C8C8C", "#222222",
-)  # fmt: skip
-"""Okabe and Ito's colours, which people with any colour vision tell apart, and two greys."""
+# Okabe and Ito's colours, which people with any colour vision can distinguish, and two greys.
+BLUE = "#0072B2"
+SKY = "#56B4E9"
+ORANGE = "#E69F00"
+GREEN = "#009E73"
+RED = "#D55E00"
+PURPLE = "#CC79A7"
+YELLOW = "#F0E442"
+GREY = "#8C8C8C"
+BLACK = "#222222"
+
 PRECISION_COLOURS = dict(zip(PRECISIONS, (BLUE, SKY, ORANGE, GREEN), strict=True))
 MARKERS = dict(zip(ENGINES, "os^^DD*", strict=True))
 ENGINE_COLOURS = {"transformers": GREY, "torch": PURPLE, "optimum": RED, "onnx": BLUE, "native": GREEN}
 DASHES = {"fp32": ":", "bf16": "-.", "int8": "-", "int4": "--"}
-SIZES = {"demo": (GREY, "o"), "distilgpt2": (SKY, "P"), "gpt2": (BLUE, "s"), "gpt2-medium": (ORANGE, "^"), "gpt2-large": (GREEN, "D"), "gpt2-xl": (PURPLE, "v")}  # fmt: skip
-"""Models in the order of their size."""
+SIZES = {
+    "demo": (GREY, "o"),
+    "distilgpt2": (SKY, "P"),
+    "gpt2": (BLUE, "s"),
+    "gpt2-medium": (ORANGE, "^"),
+    "gpt2-large": (GREEN, "D"),
+    "gpt2-xl": (PURPLE, "v"),
+}
+"""Colour and marker of each model, smallest first."""
 WIDTH = 9.0
 """Inches: at 900 pixels a point is 1.4 pixels."""
 FOOT = 205
-"""Characters in a line under a figure."""
+"""Number of characters in a line under a figure."""
 ON_WHITE = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
-"""Under a word that a line may cross."""
+"""Background of a word that a line may cross."""
 STYLE: dict[str, Any] = {
-    "figure.facecolor": "white", "axes.facecolor": "white", "savefig.facecolor": "white", "font.size": 9, "axes.titlesize": 9.5, "axes.titleweight": "bold",
-    "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#E6E6E6", "grid.linewidth": 0.6,
-    "axes.axisbelow": True, "legend.frameon": False, "xtick.labelsize": 8, "ytick.labelsize": 8, "figure.titlesize": 11, "figure.titleweight": "bold",
-    "svg.hashsalt": "gpt2d", "lines.linewidth": 1.6, "lines.markersize": 5,
-}  # fmt: skip
+    "figure.facecolor": "white",
+    "axes.facecolor": "white",
+    "savefig.facecolor": "white",
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#E6E6E6",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "figure.titlesize": 11,
+    "figure.titleweight": "bold",
+    "svg.hashsalt": "gpt2d",
+    "lines.linewidth": 1.6,
+    "lines.markersize": 5,
+}
 plt.rcParams.update(STYLE)  # type: ignore[arg-type]
 
 
 def save(made: Figure, file: Path, foot: str) -> None:
-    """NAME.svg and NAME.png, with `foot` below in small print."""
+    """Write FILE.svg and FILE.png, with `foot` below in small print."""
     lines = [part for line in foot.splitlines() for part in textwrap.wrap(line, FOOT)]
     width, height = made.get_size_inches()
     made.text(0.008, 0, "\n".join(lines), fontsize=6.3, color="#666666", va="top", linespacing=1.25, in_layout=False)
@@ -65,7 +96,7 @@ def save(made: Figure, file: Path, foot: str) -> None:
 
 
 def panels(count: int, columns: int, height: float, title: str, *, sharey: bool = False) -> tuple[Figure, list[Axes]]:
-    """A grid of axes; each row of it is `height` inches high."""
+    """Return a figure with a grid of `count` axes; each row of the grid is `height` inches high."""
     columns = min(columns, count)
     lines = math.ceil(count / columns)
     made, axes = plt.subplots(
@@ -78,7 +109,7 @@ def panels(count: int, columns: int, height: float, title: str, *, sharey: bool 
 
 
 def plain_numbers(ax: Axes, which: str, ticks: Sequence[float] = ()) -> None:
-    """A logarithmic axis with numbers as people write them."""
+    """Make an axis logarithmic, with its numbers as people write them."""
     axis = ax.xaxis if which == "x" else ax.yaxis
     getattr(ax, f"set_{which}scale")("log")
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
@@ -93,7 +124,7 @@ def plain_numbers(ax: Axes, which: str, ticks: Sequence[float] = ()) -> None:
 
 
 def spread(values: Sequence[float], scale: float = 1.0) -> tuple[float, list[list[float]]]:
-    """The median, and how far its 95 % interval goes to both sides, as `errorbar` wants it."""
+    """Return the median, and how far its 95 % interval goes to both sides, as `errorbar` wants it."""
     middle = statistics.median(values)
     low, high = interval(values)
     return middle * scale, [[max(0.0, (middle - low) * scale)], [max(0.0, (high - middle) * scale)]]
@@ -108,31 +139,45 @@ def line(
     dashes: str = "-",
     marker: str = "o",
 ) -> None:
-    """Medians with their intervals."""
+    """Draw a line through medians, with their intervals."""
     if not points:
         return
     ordered = sorted(points, key=lambda point: point[0])
     found = [spread(values) for _, values in ordered]
     errors = np.array([error for _, error in found])[:, :, 0].T
     ax.errorbar(
-        [x for x, _ in ordered], [y for y, _ in found], yerr=errors, color=colour, linestyle=dashes, marker=marker, label=label,
-        elinewidth=0.9, capsize=2, markeredgecolor="white", markeredgewidth=0.4,
-    )  # fmt: skip
+        [x for x, _ in ordered],
+        [y for y, _ in found],
+        yerr=errors,
+        color=colour,
+        linestyle=dashes,
+        marker=marker,
+        label=label,
+        elinewidth=0.9,
+        capsize=2,
+        markeredgecolor="white",
+        markeredgewidth=0.4,
+    )
 
 
 def legend(made: Figure, handles: Sequence[Artist], columns: int) -> None:
-    """Below the axes, which leave it room. It stands where it is when the page grows."""
+    """Put a legend below the axes, which leave it room. It keeps its place when the page grows."""
     taken = (0.19 * math.ceil(len(handles) / columns) + 0.12) / made.get_size_inches()[1]
     engine = made.get_layout_engine()
     if engine is not None:
         engine.set(rect=(0, taken, 1, 1 - taken))  # type: ignore[call-arg]
     made.legend(
-        handles=handles, loc="lower center", ncols=columns, fontsize=8, bbox_to_anchor=(0, 0, 1, 1), bbox_transform=made.transFigure
-    ).set_in_layout(False)  # fmt: skip
+        handles=handles,
+        loc="lower center",
+        ncols=columns,
+        fontsize=8,
+        bbox_to_anchor=(0, 0, 1, 1),
+        bbox_transform=made.transFigure,
+    ).set_in_layout(False)
 
 
 def named(axes: Iterable[Axes]) -> list[Artist]:
-    """What has a name in any of the axes, each name once."""
+    """Return what has a name in any of the axes, each name once."""
     found: dict[str, Artist] = {}
     for ax in axes:
         for handle, name in zip(*ax.get_legend_handles_labels(), strict=True):
@@ -142,7 +187,7 @@ def named(axes: Iterable[Axes]) -> list[Artist]:
 
 @dataclass(frozen=True)
 class Named:
-    """A point with its name, and how far its intervals go."""
+    """Point with its name, and how far its intervals go."""
 
     name: str
     colour: str
@@ -155,12 +200,14 @@ class Named:
 
 
 def put_names(ax: Axes, points: Sequence[Named]) -> None:
-    """Names beside points: each at the nearest place that is free."""
+    """Put names beside points, each at the nearest place that is free."""
     inches = ax.figure.dpi / 72
     taken: list[Bbox] = []
     for point in points:
         at = ax.transData.transform([(point.x, point.y), (point.left, point.low), (point.right, point.high)])
-        (px, py), (left, low), (right, high) = at
+        px, py = at[0]
+        left, low = at[1]
+        right, high = at[2]
         for x0, y0, x1, y1, wide in ((px, py, px, py, 4), (left, py, right, py, 1), (px, low, px, high, 1)):
             taken.append(
                 Bbox.from_extents(x0 - wide * inches, y0 - wide * inches, x1 + wide * inches, y1 + wide * inches)
@@ -172,7 +219,7 @@ def put_names(ax: Axes, points: Sequence[Named]) -> None:
         for reach, (dx, dy) in product(
             (7, 14, 24, 36, 50, 66, 84), ((1, 0), (1, 0.7), (1, -0.7), (-1, 0), (0, 1), (0, -1), (-1, 0.7), (-1, -0.7))
         ):
-            left = px + dx * reach * inches - (width if dx < 0 else width / 2 if dx == 0 else 0)
+            left = px + dx * reach * inches - width * (1 - np.sign(dx)) / 2
             box = Bbox.from_bounds(left, py + dy * reach * inches - height / 2, width, height)
             inside = box.x0 > frame.x0 and box.x1 < frame.x1 + 10 * inches and box.y0 > frame.y0 and box.y1 < frame.y1
             if inside and not any(box.overlaps(other) for other in taken):
@@ -181,7 +228,14 @@ def put_names(ax: Axes, points: Sequence[Named]) -> None:
         arrow = {"arrowstyle": "-", "color": point.colour, "linewidth": 0.5, "shrinkB": 3} if reach > 14 else None
         offset = (box.x0 - px) / inches, (box.y0 + height / 2 - py) / inches
         said = ax.annotate(
-            point.name, (point.x, point.y), offset, textcoords="offset points", va="center", fontsize=7.5, color=point.colour, arrowprops=arrow,
+            point.name,
+            (point.x, point.y),
+            offset,
+            textcoords="offset points",
+            va="center",
+            fontsize=7.5,
+            color=point.colour,
+            arrowprops=arrow,
             in_layout=False,
-        )  # fmt: skip
+        )
         said.set_path_effects([withStroke(linewidth=2.2, foreground="white")])

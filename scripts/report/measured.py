@@ -1,4 +1,4 @@
-"""What the investigation has measured, read from its JSON lines and compared; and the words and numbers that the report says it in."""
+"""Rows of the investigation, read from their JSON lines and compared; and how the report writes words and numbers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ BASELINE = "transformers-fp32"
 
 
 class Compared:
-    """Rows of optimisation_methods.py or onnx_methods.py, with those that they are compared with."""
+    """Rows of optimisation_methods or onnx_methods, with the rows that they are compared with."""
 
     def __init__(self, rows: Sequence[Row], script: Any, lengths: Sequence[int]) -> None:
         self.lengths = lengths
@@ -52,12 +52,15 @@ class Compared:
         return [method for model, method in self._by if model == size]
 
     def against(self, row: Row) -> Row | None:
-        """What lived at the same time, and was asked in the same turns."""
+        """Return the row with which a row is compared: it lived at the same time and was asked in the same turns."""
         found = self._beside(row, self._against.get(str(row.key["method"]), self.baseline))
         return found if found is not row else None
 
     def ratio(self, size: str, method: str, other: str, length: int = 25) -> list[float] | None:
-        """How many times as fast a method is as another, of each run; by the baseline of each where they are of different groups."""
+        """Return, for each run, how many times as fast a method is as another.
+
+        Methods of different groups are compared by way of the baseline of each.
+        """
         one, two = self.row(size, method), self.row(size, other)
         if one is None or two is None:
             return None
@@ -70,7 +73,7 @@ class Compared:
         return [a / b for a, b in pairs] or None
 
     def _beside(self, row: Row, method: str) -> Row | None:
-        """Of the same group."""
+        """Return a method's row of the same group."""
         wanted = (row.key["model"], row.key["group"], method)
         found = [r for r in self._rows if (r.key["model"], r.key["group"], r.key["method"]) == wanted]
         return found[-1] if found and not found[-1].problem else None
@@ -80,7 +83,7 @@ class Compared:
         return [1.0] * methods.runs_in(row) if row is base else methods.speedups(row, base, length)
 
     def _missing(self, size: str) -> Iterator[str]:
-        """A line for each reason."""
+        """Yield a line for each reason why methods were not measured."""
         reasons: dict[str, list[str]] = {}
         for row in self._rows:
             if row.problem and row.key["model"] == size and self.row(size, str(row.key["method"])) is None:
@@ -89,14 +92,21 @@ class Compared:
             yield f"{size}, not measured: {listed(names)}: {reason}"
 
     def tables(self, _: Sequence[Row]) -> str:
-        """One for each size."""
+        """Return a table for each size."""
+        once, ranged = methods.one, methods.ranged
         columns: dict[str, Callable[[dict[str, Any]], str]] = {
-            "method": lambda f: f"`{f['method']}`", "threads": partial(methods.one, name="threads"), "runs": partial(methods.one, name="runs"),
-            **{f"{n} tokens, ms": partial(methods.ranged, name=f"whole_{n}_ms", assumed=f"derived_{n}") for n in self.lengths},
-            "prefill, ms": partial(methods.ranged, name="prefill_ms"), "tokens/s": partial(methods.ranged, name="tok_s"), "times as fast": partial(methods.ranged, name="speedup"),
-            "MB": partial(methods.one, name="rss_mb"), "load, s": partial(methods.one, name="load_s"), "perplexity, %": partial(methods.one, name="perplexity_change_pct", form="{:+.2f}"),
-            "same top 1": partial(methods.one, name="top1_agreement", form="{:.1%}"),
-        }  # fmt: skip
+            "method": lambda f: f"`{f['method']}`",
+            "threads": partial(once, name="threads"),
+            "runs": partial(once, name="runs"),
+            **{f"{n} tokens, ms": partial(ranged, name=f"whole_{n}_ms", assumed=f"derived_{n}") for n in self.lengths},
+            "prefill, ms": partial(ranged, name="prefill_ms"),
+            "tokens/s": partial(ranged, name="tok_s"),
+            "times as fast": partial(ranged, name="speedup"),
+            "MB": partial(once, name="rss_mb"),
+            "load, s": partial(once, name="load_s"),
+            "perplexity, %": partial(once, name="perplexity_change_pct", form="{:+.2f}"),
+            "same top 1": partial(once, name="top1_agreement", form="{:.1%}"),
+        }
         text = []
         for size in sizes_of(self._rows):
             found = [
@@ -116,10 +126,10 @@ class Compared:
 
 @dataclass
 class Measured:
-    """All that there is to report on."""
+    """Everything that there is to report on."""
 
     rows: dict[str, list[Row]]
-    """Script -> its rows, newest last."""
+    """Rows of each script, newest last."""
     compared: Compared = field(init=False)
     onnx: Compared = field(init=False)
 
@@ -129,7 +139,7 @@ class Measured:
 
     @property
     def read_gb_s(self) -> float:
-        """The best that the machine of the newest rows was seen to read: a busy one reads less."""
+        """Highest read bandwidth seen on the machine of the newest rows: a busy machine reads less."""
         everything = [row for rows in self.rows.values() for row in rows]
         if not everything:
             return 0.0
@@ -149,8 +159,16 @@ def load(results: Path, *, quick: bool) -> Measured:
 # Words
 
 
+def command_of(script: str) -> str:
+    """Return the command that measures what a script's rows have."""
+    return f"python -m scripts.investigation.{script}"
+
+
 def listed(parts: Sequence[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}" if parts else "nothing"
+    """Return the parts as an enumeration: "a, b and c"."""
+    if len(parts) < 2:
+        return parts[0] if parts else "nothing"
+    return f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
 def escaped(text: str) -> str:
@@ -158,11 +176,12 @@ def escaped(text: str) -> str:
 
 
 def origins(rows: Iterable[Row]) -> list[str]:
-    """Machine, versions, command and date, a line for each that differs."""
+    """Return machine, versions, command and dates, a line for each combination."""
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
         mc = row.machine
-        machine = f"{mc.get('cpu', '?')}, {mc.get('cores', '?')} cores, {mc.get('memory_gb', '?')} GB, {mc.get('system', '?')}"
+        size = f"{mc.get('cores', '?')} cores, {mc.get('memory_gb', '?')} GB"
+        machine = f"{mc.get('cpu', '?')}, {size}, {mc.get('system', '?')}"
         python = f"Python {mc.get('python', '?')}"
         versions = ", ".join([python, *(f"{name} {version}" for name, version in row.versions.items())])
         groups.setdefault((machine, versions, row.command), []).append(row)
@@ -173,18 +192,23 @@ def origins(rows: Iterable[Row]) -> list[str]:
         when = first if first == last else f"{first} to {last}"
         reads = sorted({float(row.machine.get("read_gb_s", 0)) for row in same})
         loads = sorted({float(row.machine.get("load", 0)) for row in same})
-        told = f"reads {' to '.join(f'{v:.1f}' for v in {reads[0]: 0, reads[-1]: 0})} GB/s, load at the start {' to '.join(f'{v:.1f}' for v in {loads[0]: 0, loads[-1]: 0})}"
-        found.append(f"{machine}, {told}; {versions}; {command}; {when} UTC")
+        state = f"reads {_span(reads)} GB/s, load at the start {_span(loads)}"
+        found.append(f"{machine}, {state}; {versions}; {command}; {when} UTC")
     return found
 
 
+def _span(ordered: Sequence[float]) -> str:
+    first, last = f"{ordered[0]:.1f}", f"{ordered[-1]:.1f}"
+    return first if first == last else f"{first} to {last}"
+
+
 def under(rows: Iterable[Row]) -> list[str]:
-    """The line under a figure or table."""
+    """Return the line under a figure or table."""
     return ["<sub>" + "<br>".join(line.replace("<", "&lt;") for line in origins(rows)) + "</sub>", ""]
 
 
 def markdown(text: str, under: str) -> Iterator[str]:
-    """Tables as they are, each with `under` below it; other lines as a list. A table without rows is left out."""
+    """Yield tables, each with `under` below it, and other lines as a list; tables without rows are left out."""
     table: list[str] = []
     others: list[str] = []
 

@@ -1,4 +1,4 @@
-"""Rows of the investigation: which there are, what they are of, and how fast the memory lets a method be."""
+"""Rows of the investigation: their sizes and kinds, and how fast the memory lets a method be."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from server.catalogue.architecture import PUBLISHED
 from server.catalogue.catalogue import DEMO
 
 ENGINES = ("transformers", "torch", "optimum", "exported", "onnx", "ours", "native")
-"""What the name of a plain method begins with; `exported` and `ours` are ONNX graphs."""
+"""Words with which the names of plain methods begin; `exported` and `ours` are ONNX graphs."""
 PRECISIONS = ("fp32", "bf16", "int8", "int4")
+# Decoders that draw at random, and those that search among several texts.
 DRAWN = ("sampling", "top-k", "top-p", "min-p", "typical", "mirostat")
 SEARCHED = ("beam", "beam sampling", "diverse beam", "contrastive")
-"""Decoders that draw at random, and those that search among several texts."""
 
 
 def sizes_of(rows: Iterable[Row]) -> list[str]:
-    """Smallest first; what has not been published last."""
+    """Return the sizes of the rows, smallest first; unpublished ones come last."""
     known = [DEMO, *sorted(PUBLISHED, key=lambda size: PUBLISHED[size].parameters)]
     there = dict.fromkeys(str(row.key["model"]) for row in rows)
     return sorted(there, key=lambda size: known.index(size) if size in known else len(known))
@@ -32,7 +32,7 @@ def weights_of(size: str, rows: Iterable[Row]) -> str:
 
 
 def fine(rows: Iterable[Row], *names: str) -> list[Row]:
-    """Those that were measured, and have these samples."""
+    """Return the rows that were measured and have these samples."""
     return [row for row in rows if not row.problem and all(row.samples.get(name) for name in names)]
 
 
@@ -42,12 +42,15 @@ def precision_of(method: str) -> str:
 
 
 def is_plain(method: str) -> bool:
-    """A method that writes one text, at the threads of all others."""
+    """Return whether a method writes one text, with the threads of all others."""
     return method.split("-", maxsplit=1)[0] in ENGINES and "-threads-" not in method
 
 
 def bytes_a_token(size: str, precision: str) -> float:
-    """What a decode step reads of the weights at the least: each matrix once, with a scale of two bytes for 32 weights; the head has 8 bits at int4, too."""
+    """Return the bytes of weights that a decode step reads at least.
+
+    That is each matrix once, with a scale of two bytes for 32 weights; at int4 the LM head has 8 bits.
+    """
     arch = shape_of(size)
     blocks = arch.layers * (4 * arch.width**2 + 2 * arch.width * arch.inner)
     head = arch.vocabulary * arch.width
@@ -58,14 +61,17 @@ def bytes_a_token(size: str, precision: str) -> float:
 
 
 def limits(size: str, read_gb_s: float) -> dict[str, float]:
-    """Precision -> tokens/s at which the weights are read as fast as the memory allows. Nothing for `demo`, which the processor's caches hold."""
+    """Return, for each precision, the tokens/s at which the weights are read as fast as the memory allows.
+
+    There are none for `demo`, which the processor's caches hold.
+    """
     if size not in PUBLISHED or not read_gb_s:
         return {}
     return {precision: 1e9 * read_gb_s / bytes_a_token(size, precision) for precision in PRECISIONS}
 
 
 def newest(rows: Iterable[Row]) -> list[Row]:
-    """The last line of each trial, in the order in which the trials were first measured."""
+    """Return the last line of each trial, in the order in which the trials were first measured."""
     kept: dict[str, Row] = {}
     for row in rows:
         kept[json.dumps(row.key, sort_keys=True)] = row
@@ -73,7 +79,7 @@ def newest(rows: Iterable[Row]) -> list[Row]:
 
 
 def longest_of(rows: Sequence[Row], size: str) -> dict[str, Row]:
-    """Decoder -> its row at the largest length, where its text was judged."""
+    """Return, for each decoder, its row at the largest length at which its text was judged."""
     judged = [row for row in fine(rows, "perplexity", "repetition", "inference_ms") if row.key["model"] == size]
     length = max((int(row.key["new_tokens"]) for row in judged), default=0)
     return {str(row.key["decoder"]): row for row in judged if row.key["new_tokens"] == length}

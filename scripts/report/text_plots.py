@@ -1,10 +1,11 @@
-"""The figures of docs/RESULTS.md. Each function takes rows, newest last, and returns a figure, or None where it has nothing to show."""
+"""Figures about texts and requests: decoders, texts at once, latency, serving, cost.
+
+Each function takes rows, newest last, and returns a figure, or None where it has nothing to show.
+"""
 
 from __future__ import annotations
 
-import math
-import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from itertools import product
 from typing import Literal
 
@@ -16,23 +17,16 @@ from matplotlib.ticker import MaxNLocator
 
 from scripts.bench.figures import percentile
 from scripts.investigation.harness import Row, interval
-from scripts.investigation.one_daemon import figure as digits
 from scripts.report.drawing import (
     BLACK,
     BLUE,
     DASHES,
     ENGINE_COLOURS,
-    GREEN,
     GREY,
     MARKERS,
-    ON_WHITE,
-    ORANGE,
-    PRECISION_COLOURS,
-    PURPLE,
     RED,
     SIZES,
     SKY,
-    YELLOW,
     Named,
     legend,
     line,
@@ -42,131 +36,11 @@ from scripts.report.drawing import (
     put_names,
     spread,
 )
-from scripts.report.rows import DRAWN, SEARCHED, fine, is_plain, limits, precision_of, sizes_of, weights_of
-
-OPERATORS = 8
-
-
-def speed(rows: Sequence[Row], read_gb_s: float, title: str, columns: int = 2) -> Figure | None:
-    """Tokens/s of each method, a panel for each size; the fastest above, and what the memory's bandwidth allows as lines."""
-    there = {(str(r.key["model"]), str(r.key["method"])): r for r in rows if is_plain(str(r.key["method"]))}
-    measured = {key: row for key, row in there.items() if fine([row], "tok_s")}
-    sizes = sizes_of(measured.values())
-    if not sizes:
-        return None
-    best = {size: max(row.median("tok_s") for (model, _), row in measured.items() if model == size) for size in sizes}
-
-    def rank(method: str) -> float:
-        return statistics.mean(
-            math.log(row.median("tok_s") / best[size]) for (size, name), row in measured.items() if name == method
-        )
-
-    names = sorted(dict.fromkeys(name for _, name in measured), key=rank)
-    made, axes = panels(len(sizes), columns, 0.21 * len(names) + 0.75, title, sharey=True)
-    for ax, size in zip(axes, sizes, strict=True):
-        for y, name in enumerate(names):
-            row = measured.get((size, name))
-            if row is None:
-                ax.text(0, y, " not measured", va="center", fontsize=7, color="#707070", bbox=ON_WHITE)
-                continue
-            middle, error = spread(row.samples["tok_s"])
-            ax.barh(
-                y,
-                middle,
-                0.72,
-                xerr=error,
-                color=PRECISION_COLOURS[precision_of(name)],
-                error_kw={"elinewidth": 1, "capsize": 2, "ecolor": BLACK},
-            )
-            ax.annotate(
-                digits(middle), (middle + error[1][0], y), (4, 0), textcoords="offset points", va="center", fontsize=7.5, bbox=ON_WHITE
-            )  # fmt: skip
-        ax.set_xlim(
-            0, 1.13 * max(interval(row.samples["tok_s"])[1] for (model, _), row in measured.items() if model == size)
-        )
-        for precision, most in limits(size, read_gb_s).items():
-            if any(precision_of(name) == precision for name in names) and most < ax.get_xlim()[1] * 1.6:
-                ax.set_xlim(0, max(ax.get_xlim()[1], most * 1.06))
-                ax.axvline(most, color=PRECISION_COLOURS[precision], linestyle=(0, (4, 2)), linewidth=1.4)
-        ax.set_yticks(range(len(names)), names)
-        ax.set_ylim(-0.6, len(names) - 0.4)
-        ax.set_title(weights_of(size, rows))
-        ax.set_xlabel("tokens/s of decoding")
-        ax.grid(visible=False, axis="y")
-    colours = [
-        Patch(color=colour, label=name)
-        for name, colour in PRECISION_COLOURS.items()
-        if any(precision_of(n) == name for n in names)
-    ]
-    limit = Line2D(
-        [],
-        [],
-        color=BLACK,
-        linestyle=(0, (4, 2)),
-        linewidth=1.4,
-        label="read bandwidth / bytes of the weights at this precision",
-    )
-    shown = [limit] if any(limits(size, read_gb_s) for size in sizes) else []
-    legend(made, [*colours, *shown], 6)
-    return made
-
-
-def memory(rows: Sequence[Row]) -> Figure | None:
-    """Tokens/s against resident memory: above and to the left is better."""
-    plain = fine([r for r in rows if is_plain(str(r.key["method"])) and r.facts.get("rss_mb")], "tok_s")
-    sizes = sizes_of(plain)
-    if not sizes:
-        return None
-    made, axes = panels(len(sizes), 2, 2.5, "Speed against memory: above and to the left is better")
-    engines: dict[str, None] = {}
-    for ax, size in zip(axes, sizes, strict=True):
-        for row in {str(r.key["method"]): r for r in plain if r.key["model"] == size}.values():
-            name = str(row.key["method"])
-            engines[engine := name.split("-", maxsplit=1)[0]] = None
-            middle, error = spread(row.samples["tok_s"])
-            ax.errorbar(
-                row.facts["rss_mb"], middle, yerr=error, color=PRECISION_COLOURS[precision_of(name)], marker=MARKERS[engine],
-                markersize=11 if engine == "native" else 7, markeredgecolor="white", markeredgewidth=0.6, elinewidth=0.9, linestyle="",
-            )  # fmt: skip
-        for which in ("x", "y"):
-            plain_numbers(ax, which)
-        ax.set_title(weights_of(size, rows))
-        ax.set_xlabel("resident memory, MB")
-        ax.set_ylabel("tokens/s")
-    marks = [
-        Line2D(
-            [], [], color=BLACK, marker=MARKERS[name], linestyle="", markersize=9 if name == "native" else 6, label=name
-        )
-        for name in engines
-    ]
-    legend(made, [*marks, *(Patch(color=c, label=p) for p, c in PRECISION_COLOURS.items())], 9)
-    return made
-
-
-def threads(rows: Sequence[Row]) -> Figure | None:
-    """Tokens/s against threads, of the methods that were measured with several."""
-    several = {str(r.key["method"]).split("-threads-")[0] for r in fine(rows) if "-threads-" in str(r.key["method"])}
-    found = fine([r for r in rows if str(r.key["method"]).split("-threads-")[0] in several], "tok_s")
-    sizes = [size for size in sizes_of(found) if len({r.key["threads"] for r in found if r.key["model"] == size}) > 1]
-    if not sizes:
-        return None
-    made, axes = panels(len(sizes), 4, 2.4, "Threads")
-    for ax, size in zip(axes, sizes, strict=True):
-        for name in sorted(several):
-            points = {float(r.key["threads"]): r.samples["tok_s"] for r in found if r.key["model"] == size and str(r.key["method"]).split("-threads-")[0] == name}  # fmt: skip
-            line(ax, [*points.items()], ENGINE_COLOURS.get(name.split("-")[0], BLACK), label=name)
-        ax.set_xscale("log", base=2)
-        plain_numbers(ax, "x", sorted({int(r.key["threads"]) for r in found if r.key["model"] == size}))
-        ax.set_ylim(0)
-        ax.set_title(size)
-        ax.set_xlabel("threads")
-    axes[0].set_ylabel("tokens/s")
-    legend(made, named(axes), 4)
-    return made
+from scripts.report.rows import DRAWN, SEARCHED, fine, sizes_of, weights_of
 
 
 def decoder_time(rows: Sequence[Row]) -> Figure | None:
-    """How long each decoder takes, greedy decoding of the same model being 1."""
+    """Time of each decoder, greedy decoding of the same model being 1."""
     found = fine(rows, "inference_ms")
     longest = max((int(r.key["new_tokens"]) for r in found), default=0)
     by = {(str(r.key["model"]), str(r.key["decoder"])): r for r in found if r.key["new_tokens"] == longest}
@@ -203,8 +77,15 @@ def decoder_time(rows: Sequence[Row]) -> Figure | None:
     return made
 
 
+def looks(decoder: str) -> tuple[str, str]:
+    """Return the colour and the marker of a decoder: drawing, searching, or always taking the likeliest token."""
+    if decoder in DRAWN:
+        return BLUE, "o"
+    return (RED, "^") if decoder in SEARCHED else (BLACK, "s")
+
+
 def decoder_text(rows: Sequence[Row]) -> Figure | None:
-    """What decoders take against what they write, where the weights are trained."""
+    """Time of decoders against the quality of their texts, where the weights are trained."""
     found = fine(rows, "inference_ms", "repetition", "perplexity")
     longest = max((int(r.key["new_tokens"]) for r in found), default=0)
     found = [r for r in found if r.key["new_tokens"] == longest]
@@ -224,7 +105,7 @@ def decoder_text(rows: Sequence[Row]) -> Figure | None:
             decoder = str(row.key["decoder"])
             x, across = spread(row.samples["inference_ms"])
             y, up = spread(row.samples[name], 100 if name == "repetition" else 1)
-            colour, marker = (BLUE, "o") if decoder in DRAWN else (RED, "^") if decoder in SEARCHED else (BLACK, "s")
+            colour, marker = looks(decoder)
             ax.errorbar(
                 x, y, xerr=across, yerr=up, color=colour, marker=marker, markersize=6, elinewidth=0.8, linestyle=""
             )
@@ -268,7 +149,14 @@ def together(rows: Sequence[Row]) -> Figure | None:
                 for r in found
                 if (r.key["model"], r.key["engine"], r.key["precision"]) == (size, engine, precision)
             }
-            line(ax, [*points.items()], ENGINE_COLOURS.get(engine, BLACK), label=f"{engine} {precision}", dashes=DASHES.get(precision, "-"), marker=MARKERS.get(engine, "o"))  # fmt: skip
+            line(
+                ax,
+                [*points.items()],
+                ENGINE_COLOURS.get(engine, BLACK),
+                label=f"{engine} {precision}",
+                dashes=DASHES.get(precision, "-"),
+                marker=MARKERS.get(engine, "o"),
+            )
         plain_numbers(ax, "x", sorted({int(r.key["outputs"]) for r in found if r.key["model"] == size}))
         plain_numbers(ax, "y")
         ax.set_title(weights_of(size, rows))
@@ -279,7 +167,7 @@ def together(rows: Sequence[Row]) -> Figure | None:
 
 
 def latency(rows: Sequence[Row]) -> Figure | None:
-    """How the times of single requests spread."""
+    """Spread of the times of single requests."""
     found = {(str(r.key["model"]), int(r.key["new_tokens"])): r for r in fine(rows, "inference_ms")}
     if not found:
         return None
@@ -362,7 +250,7 @@ def rate(rows: Sequence[Row]) -> Figure | None:
 
 
 def cost(rows: Sequence[Row]) -> Figure | None:
-    """How the cost of one request grows."""
+    """Growth of the cost of one request."""
     sweeps = (
         ("prompt", "prompt_tokens", "prefill_ms", "tokens of the prompt", "prefill, ms"),
         ("new", "new_tokens", "whole_ms", "new tokens", "whole time, ms"),
@@ -389,52 +277,3 @@ def cost(rows: Sequence[Row]) -> Figure | None:
         ax.set_title(up)
     legend(made, named(axes), 6)
     return made
-
-
-def operators(rows: Sequence[Row]) -> Figure | None:
-    """The share of the decode steps' time by operator type."""
-    found = {
-        (str(r.key["model"]), str(r.key["method"])): r.facts["profile"] for r in fine(rows) if r.facts.get("profile")
-    }
-    if not found:
-        return None
-    sums: dict[str, float] = {}
-    for profile in found.values():
-        for name, share in profile.items():
-            sums[name] = sums.get(name, 0) + share
-    kept = sorted(sums, key=lambda name: -sums[name])[:OPERATORS]
-    colours = dict(zip(kept, (BLUE, ORANGE, GREEN, SKY, RED, PURPLE, YELLOW, BLACK), strict=False))
-    sizes = sizes_of(r for r in rows if (r.key["model"], r.key["method"]) in found)
-    names = [*dict.fromkeys(name for _, name in found)][::-1]
-    made, axes = panels(len(sizes), 2, 0.28 * len(names) + 0.7, "Where ONNX Runtime spends a decode step", sharey=True)
-    for ax, size in zip(axes, sizes, strict=True):
-        for y, method in enumerate(names):
-            if (size, method) not in found:
-                ax.text(0, y, " not measured", va="center", fontsize=7, color="#707070")
-            for name, start, share in stacked(found.get((size, method), {}), kept):
-                colour = colours.get(name, "#CFCFCF")
-                ax.barh(y, share, 0.74, left=start, color=colour, edgecolor="white", linewidth=0.6)
-                if share >= 9:
-                    ink = "white" if colour in {BLUE, BLACK, RED, GREEN} else BLACK
-                    ax.text(start + share / 2, y, f"{share:.0f}", ha="center", va="center", fontsize=7, color=ink)
-        ax.set_yticks(range(len(names)), names)
-        ax.set_xlim(0, 100)
-        ax.set_title(size)
-        ax.set_xlabel("% of the time of all operators")
-        ax.grid(visible=False)
-    legend(made, [*(Patch(color=c, label=n) for n, c in colours.items()), Patch(color="#CFCFCF", label="other")], 5)  # fmt: skip
-    return made
-
-
-def stacked(profile: dict[str, float], kept: Sequence[str]) -> Iterator[tuple[str, float, float]]:
-    """(operator, where it begins, its share) in per cent; what is not kept, or was not told, comes last as one."""
-    start = 0.0
-    for name in kept:
-        if name in profile:
-            yield name, start, 100 * profile[name]
-            start += 100 * profile[name]
-    if profile and start < 99.95:
-        yield "other", start, 100 - start
-
-
-Plot = Callable[[Sequence[Row]], Figure | None]

@@ -1,0 +1,417 @@
+"""The document: its sections with their questions, conclusions, figures and tables."""
+
+from __future__ import annotations
+
+import re
+import statistics
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from scripts.investigation import combined_methods, decoder_methods, operating_point, serving_methods
+from scripts.investigation.harness import QUICK_RUNS, RESAMPLES, RUNS, WARMUPS, Row
+from scripts.investigation.one_daemon import LEAST, figure, lines_of
+from scripts.investigation.texts import PROMPT_TOKENS
+from scripts.report import drawing, method_plots, recommendation, text_plots
+from scripts.report.conclusions import FINDINGS, Conclusions
+from scripts.report.measured import BASELINE, Measured, command_of, escaped, listed, markdown, origins, under
+from scripts.report.recommendation import Point
+from scripts.report.rows import sizes_of
+from server.catalogue.architecture import PUBLISHED
+from server.catalogue.catalogue import DEMO
+
+
+@dataclass(frozen=True)
+class Picture:
+    file: str
+    caption: str
+    plot: method_plots.Plot
+
+
+@dataclass(frozen=True)
+class Section:
+    script: str
+    title: str
+    asked: str
+    pictures: Sequence[Picture]
+    tables: Callable[[list[Row]], str]
+    quoted: str = ""
+    """Title of the list under its tables; hidden until it is opened."""
+    conclusions: str = ""
+    """Name of the section in conclusions.toml; empty: the script's."""
+
+
+def sections(found: Measured) -> list[Section]:
+    """Return the sections in the order in which they are run, and read."""
+    return [
+        optimisations(found),
+        onnx_graphs(found),
+        Section(
+            "decoder_methods",
+            "Ways of decoding",
+            "What does each way of choosing the next token cost, and what does it write? Perplexity is that of the "
+            "text under the model at full precision: too low is dull, too high is noise. Only what trained weights "
+            "write is judged.",
+            (
+                Picture("decoders", "Time against repetition and against perplexity.", text_plots.decoder_text),
+                Picture("decoder_time", "Time of each decoder on each size.", text_plots.decoder_time),
+            ),
+            decoder_methods.tables,
+            "The first text of each decoder, the same prompt for all",
+        ),
+        Section(
+            "combined_methods",
+            "Everything together",
+            "How fast are engines, quantisation and sampling together, for one text and for many at once?",
+            (
+                Picture(
+                    "together",
+                    "Tokens/s of all texts together. Engines with one row write one text after the other.",
+                    text_plots.together,
+                ),
+            ),
+            combined_methods.tables,
+        ),
+        Section(
+            "operating_point",
+            "The operating point",
+            "How does the latency of the daemon's default set-up spread over many seeds, and how much do its texts "
+            "differ?",
+            (
+                Picture(
+                    "latency",
+                    "Inference time of single requests, prefill and decoding, as the server measures it.",
+                    text_plots.latency,
+                ),
+            ),
+            operating_point.tables,
+            "The first texts",
+        ),
+        serving(),
+    ]
+
+
+def optimisations(found: Measured) -> Section:
+    title = "Tokens/s by method"
+    return Section(
+        "optimisation_methods",
+        "Optimisations",
+        "Which optimisation makes decoding fast on a CPU, at what cost of memory and fidelity, beside `generate` of "
+        "transformers in the same turns? `~` marks a time that follows from prefill and decode rate, since not every "
+        "run was that long; the other names are explained in the script's `--help`.",
+        (
+            Picture(
+                "speed",
+                f"Tokens/s by method and size; bars are medians, thin lines their 95 % intervals. {limit(found)}",
+                partial(method_plots.speed, read_gb_s=found.read_gb_s, title=title),
+            ),
+            Picture("memory", "Tokens/s against the memory that the process takes.", method_plots.memory),
+            Picture("threads", "Tokens/s by threads.", method_plots.threads),
+        ),
+        found.compared.tables,
+    )
+
+
+def onnx_graphs(found: Measured) -> Section:
+    title = "Tokens/s by graph"
+    return Section(
+        "onnx_methods",
+        "ONNX graphs, exported and made by hand",
+        "Why does a hand-made ONNX graph decode faster than an exported one: products, fused operators, the cache, "
+        "I/O binding?",
+        (
+            Picture(
+                "onnx_speed",
+                f"Tokens/s by graph and size. {limit(found)}",
+                partial(method_plots.speed, read_gb_s=found.read_gb_s, title=title),
+            ),
+            Picture(
+                "onnx_operators",
+                "Operators by their share of a decode step. A share is not a time: the step of the graph above may "
+                "be many times as long.",
+                method_plots.operators,
+            ),
+        ),
+        found.onnx.tables,
+    )
+
+
+def serving() -> Section:
+    return Section(
+        "serving_methods",
+        "Serving",
+        "How does the daemon serve many clients at once, and how does the cost of a request grow with its prompt, its "
+        "length and its texts?",
+        (
+            Picture(
+                "clients",
+                "Throughput and time to the first token against clients (a closed loop).",
+                text_plots.clients,
+            ),
+            Picture(
+                "rate",
+                "The same against the rate of arrival (an open loop): where the lines rise, requests come faster than "
+                "they are answered.",
+                text_plots.rate,
+            ),
+            Picture(
+                "cost",
+                "One request: prefill by prompt, whole time by new tokens, tokens/s by texts.",
+                text_plots.cost,
+            ),
+        ),
+        serving_methods.tables,
+    )
+
+
+def limit(found: Measured) -> str:
+    """Return what the dashed lines of the figures of speed are."""
+    return (
+        f"Dashed: what {found.read_gb_s:.1f} GB/s, the fastest reading that was measured here, divided by the bytes of "
+        f"all matrices allows; `{DEMO}` is held by the processor's caches and has no such limit."
+    )
+
+
+SHORT = {
+    "transformers-fp32": "transformers, `generate`",
+    "transformers-int8": "torch, dynamic int8",
+    "optimum-fp32": "optimum, ONNX Runtime",
+    "optimum-int8": "optimum, dynamic int8",
+    "onnx-int8": "our ONNX graph, int8",
+    "native-fp32": "**our kernels, fp32**",
+    "native-int8": "**our kernels, int8**",
+    "native-int4": "**our kernels, int4**",
+}
+"""Names of methods for somebody who reads one table only."""
+
+
+def in_short(found: Measured) -> Section:
+    """Return the section that most people want to read."""
+
+    def few(rows: Sequence[Row]) -> list[Row]:
+        kept = [row for row in rows if row.key["method"] in SHORT]
+        return [row for row in kept if row.key["model"] in PUBLISHED] or kept
+
+    def tables(rows: Sequence[Row]) -> str:
+        ways, sizes = found.compared, sizes_of(few(rows))
+        lines = list[list[str]]()
+        for method, name in SHORT.items():
+            cells = []
+            for size in sizes:
+                row, ratio = ways.row(size, method), ways.ratio(size, method, BASELINE)
+                times = f" ({figure(statistics.median(ratio))}x)" if ratio and method != BASELINE else ""
+                cells.append(f"{figure(row.median('tok_s'))}{times}" if row else "-")
+            if set(cells) != {"-"}:
+                lines.append([name, *cells])
+        return "\n".join(lines_of(["tokens/s of one text, and times as fast as the first", *sizes], lines))
+
+    plot = partial(method_plots.speed, read_gb_s=found.read_gb_s, title="Tokens/s of one text", columns=3)
+    picture = Picture(
+        "in_short",
+        "Tokens/s of one text by method; thin lines are 95 % intervals, dashed ones what the memory's read bandwidth "
+        "allows at each precision.",
+        lambda rows: plot(few(rows)),
+    )
+    return Section(
+        "optimisation_methods",
+        "In short",
+        "How fast is one text written, by well-known ways and by ours? Times as fast: 25 tokens with their prefill, in "
+        "the same turns.",
+        (picture,),
+        tables,
+        conclusions="in_short",
+    )
+
+
+QUESTION = (
+    "What is the fastest possible autoregressive decoding of GPT-2 on a CPU, with text still worth reading? An earlier "
+    "investigation compared optimisations of a model in torch, with means of 10 runs of 25 tokens. This one asks the "
+    "same again, of every size, with runtimes and kernels that are made for it."
+)
+
+
+def method_text(found: Measured) -> list[str]:
+    """Return how it was measured; the amounts are those of the scripts."""
+    runs = ", ".join(f"{count} on {size}" for size, count in RUNS.items())
+    reads = f"here {found.read_gb_s:.1f} GB/s at best" if found.read_gb_s else "measured before each series"
+    untrained = {str(r.key["model"]) for rows in found.rows.values() for r in rows if not r.key.get("trained")}
+    random = listed(sorted(untrained, key=[*PUBLISHED].index))
+    stood_in = f" Random weights of the published shapes stood in for {random}: their speed and memory are right, what "
+    stood_in += "they write is noise and is not judged."
+    return [
+        (
+            f"- **Runs.** {WARMUPS} runs of each variant warm it up and are not counted; then come {runs} (with `--quick` "
+            f"{QUICK_RUNS}). A slow variant may get fewer, {LEAST} at least, evenly spread over the others'. The tables "
+            "say how many."
+        ),
+        (
+            "- **Turns.** Variants that are compared are all loaded and asked in turns, A B C A B C, so that a busy moment "
+            "of the machine meets each of them. Each turn has another prompt, the same for all."
+        ),
+        (
+            "- **Processes.** Each variant works in a process of its own, so that its memory, its threads and its "
+            "libraries are its own; variants of the daemon are asked through its socket."
+        ),
+        (
+            "- **Medians.** Figures are medians of all runs and, in brackets, their 95 % intervals by the percentile "
+            f"bootstrap with {RESAMPLES:,} resamples. Ratios are taken turn by turn, and then their median."
+        ),
+        (
+            "- **The limit.** A decode step reads every weight once and does little with it: the memory's read bandwidth "
+            f"({reads}, summing half a gibibyte with all threads) divided by the bytes of the weights bounds tokens/s of "
+            "one text. Guessing ahead and several texts at once use what was read more than once."
+        ),
+        (
+            f"- **Weights.** `{DEMO}` (6 million parameters) is trained, on Shakespeare and Milton; its texts are judged, "
+            "on verse that it was not trained on, and so is the fidelity of each precision."
+            f"{stood_in if untrained else ''}"
+        ),
+        f"- **Prompts** have {PROMPT_TOKENS} tokens, and the end of text is ignored, so that each text has its length.",
+        (
+            "- **Conclusions** are written by hand. Each of them names the figures that it cites, and the interval of each "
+            "in which it is true; one whose figures have left their intervals is not printed."
+        ),
+        "",
+    ]
+
+
+def old_findings(found: Measured, conclusions: Conclusions) -> list[str]:
+    """Return the section on what the earlier investigation found."""
+    sources = ("optimisation_methods", "decoder_methods")
+    if not any(found.rows[name] for name in sources):
+        return [*not_measured("optimisation_methods"), *not_measured("decoder_methods")]
+    return [
+        (
+            "Old figures are seconds for 25 tokens, means of 10 runs. The last column has the figures that the sentence "
+            "before it cites, in its order, with their 95 % intervals."
+        ),
+        "",
+        f"Of these findings {counted(conclusions.findings().values())}.",
+        "",
+        *conclusions.findings_table(),
+        "",
+        *under(r for name in sources for r in found.rows[name]),
+    ]
+
+
+def counted(verdicts: Iterable[str]) -> str:
+    """Return how many findings have each verdict."""
+    counts = Counter(verdicts)
+    return listed([f"{count} {'is' if count == 1 else 'are'} {verdict}" for verdict, count in counts.most_common()])
+
+
+def recommended(point: Point, tables: dict[str, list[str]], conclusions: Conclusions) -> list[str]:
+    """Return the section on the operating point."""
+    text: list[str] = []
+    for name, (title, _) in recommendation.PARTS.items():
+        script = "decoder_methods" if name == "decoder" else "optimisation_methods"
+        said = [*conclusions.of(name), *tables[name]] if tables[name] else not_measured(script)
+        text += [f"### {title}", "", *said]
+    if not point.engine and not point.decoder:
+        return ["Nothing has been measured that an operating point could follow from.", "", *text]
+    return [*conclusions.of("recommendation"), *recommendation.summary(point), *text]
+
+
+def not_measured(script: str) -> list[str]:
+    return [
+        f"Nothing is measured yet: `{command_of(script)}` does it, or `python -m scripts.report --run {script}`.",
+        "",
+    ]
+
+
+def write(found: Measured, folder: Path) -> dict[str, Any]:
+    """Write the document with its figures; return what the last line of the command says of it."""
+    images = folder / "images" / "results"
+    problems: dict[str, str] = {}
+
+    def guarded(name: str, title: str, make: Callable[[], list[str]]) -> list[str]:
+        """Rows of another version of a script may not be as expected; the other sections are written."""
+        try:
+            return [f"## {title}", "", *make()]
+        except Exception as e:  # noqa: BLE001 - whatever they lack
+            problems[name] = f"{type(e).__name__}: {e}"
+            print(f"{title}: cannot be written: {problems[name]}", file=sys.stderr)
+            problem = f"This cannot be written from what was measured ({escaped(problems[name])}); `--again` makes a "
+            return [f"## {title}", "", f"{problem}script measure once more.", ""]
+
+    point = Point()
+    tables: dict[str, list[str]] = {}
+
+    def choose() -> list[str]:
+        tables.update(recommendation.choose(found, point))
+        return []
+
+    no_choice = guarded("recommendation", recommendation.TITLE, choose)
+    conclusions = Conclusions(found, point)
+    short, parts = in_short(found), sections(found)
+    body = ["## The question", "", QUESTION, ""]
+    body += guarded("in short", short.title, partial(render, short, found, images, conclusions))
+    body += ["## How it was measured", "", *method_text(found)]
+    for part in parts:
+        body += guarded(part.script, part.title, partial(render, part, found, images, conclusions))
+    body += guarded(FINDINGS, "The old findings", partial(old_findings, found, conclusions))
+    if tables:
+        body += guarded("recommendation", recommendation.TITLE, partial(recommended, point, tables, conclusions))
+    else:
+        body += no_choice
+    titles = [line.removeprefix("## ") for line in body if line.startswith("## ")]
+    text = [
+        "# Fast decoding on CPUs: what was measured",
+        "",
+        (
+            "Written by `python -m scripts.report` from the measurements in `docs/results` and the sentences in "
+            "`scripts/report/conclusions.toml`; do not edit it."
+        ),
+        "",
+        *(f"{i}. [{title}](#{anchor(title)})" for i, title in enumerate(titles, 1)),
+        "",
+        *body,
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    document = folder / "RESULTS.md"
+    document.write_text("\n".join(text).rstrip() + "\n", encoding="utf-8")
+    chosen = ("engine", "precision", "decoder", "threads", "speculate", "size", "is_default")
+    return {
+        "document": str(document),
+        "images": len(list(images.glob("*.png"))),
+        "problems": problems,
+        "rows": {name: len(rows) for name, rows in found.rows.items()},
+        "missing": [name for name, rows in found.rows.items() if not rows],
+        "findings": conclusions.findings(),
+        "unsupported": conclusions.unsupported,
+        "operating_point": {name: getattr(point, name) for name in chosen},
+    }
+
+
+def render(part: Section, found: Measured, images: Path, conclusions: Conclusions) -> list[str]:
+    rows = found.rows[part.script]
+    text = [part.asked, ""]
+    if not rows:
+        return [*text, *not_measured(part.script)]
+    text += conclusions.of(part.conclusions or part.script)
+    line = under(rows)[0]
+    for picture in part.pictures:
+        made = picture.plot(rows)
+        if made is None:
+            text += [f"*{picture.caption}* Nothing of it is measured yet.", ""]
+            continue
+        drawing.save(made, images / picture.file, "\n".join(origins(rows)))
+        place = f"images/results/{picture.file}"
+        alt = re.split(r"[.;:] |\.$", picture.caption)[0].replace("`", "")
+        text += [f"[![{alt}]({place}.png)]({place}.svg)", "", picture.caption, "", line, ""]
+    shown = list(markdown(part.tables(rows), line))
+    if part.quoted:
+        quotes = [s.replace(r"\\n", " / ") for s in shown if s.startswith("- ")]
+        shown = [s for s in shown if not s.startswith("- ")]
+        if quotes:
+            shown += [f"<details><summary>{part.quoted}</summary>", "", *quotes, "", "</details>", ""]
+    return [*text, *shown]
+
+
+def anchor(title: str) -> str:
+    """Return the anchor that GitHub makes of a heading."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
