@@ -1,0 +1,184 @@
+"""Conclusions of the report: true of the committed results, and left out where their figures are others."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+pytest.importorskip("matplotlib")
+
+from scripts.investigation.harness import RESULTS, ROOT, Row
+from scripts.report import document, measured, recommendation
+from scripts.report.conclusions import FINDINGS, RULE_ROWS, Cited, Conclusion, Conclusions, read
+
+pytestmark = pytest.mark.timeout(300)
+
+EVERY = read()
+RATE = Cited(text="288", row={"model": "gpt2", "method": "native-int8"}, of="tok_s", within=(270, 305))
+SENTENCE = Conclusion(section="in_short", text="It writes 288 tokens/s.", cites=[RATE])
+
+
+@cache
+def committed() -> tuple[measured.Measured, recommendation.Point]:
+    found, point = measured.load(RESULTS, quick=False), recommendation.Point()
+    recommendation.choose(found, point)
+    return found, point
+
+
+def with_rates(factor: float, method: str = "native-int8") -> measured.Measured:
+    """Return the committed results with other rates of one method on gpt2."""
+    found, _ = committed()
+
+    def other(row: Row) -> Row:
+        if (row.key["model"], row.key["method"]) != ("gpt2", method):
+            return row
+        return replace(row, samples=row.samples | {"tok_s": [factor * v for v in row.samples["tok_s"]]})
+
+    rows = found.rows | {"optimisation_methods": [other(row) for row in found.rows["optimisation_methods"]]}
+    return measured.Measured(rows)
+
+
+@pytest.mark.parametrize("conclusion", EVERY, ids=lambda c: f"{c.section}: {c.text[:40]}")
+def test_each_figure_that_a_sentence_cites_lies_in_its_interval(conclusion: Conclusion) -> None:
+    assert conclusion.problems(*committed()) == []
+
+
+@pytest.mark.parametrize("conclusion", EVERY, ids=lambda c: f"{c.section}: {c.text[:40]}")
+def test_a_sentence_has_no_figure_that_it_does_not_cite(conclusion: Conclusion) -> None:
+    assert conclusion.uncited() == []
+    assert [cited.text for cited in conclusion.cites if cited.text not in conclusion.text] == []
+    assert [given for given in conclusion.given if given not in conclusion.text] == []
+
+
+@pytest.mark.parametrize("conclusion", EVERY, ids=lambda c: f"{c.section}: {c.text[:40]}")
+def test_intervals_are_narrow_enough_to_mean_something(conclusion: Conclusion) -> None:
+    """A number as the sentence writes it lies in the interval; the bounds of a ratio do not cross 1 unless it is near."""
+    for cited in conclusion.figures():
+        low, high = cited.within
+        assert low <= high
+        if cited.script != RULE_ROWS and low > 0 and high < 1000 and cited.at is None:
+            assert high <= 3 * low, cited.name
+        number = re.fullmatch(r"-?[\d.,]+", cited.text.split(" ")[0])
+        above = cited.of == "share_of_limit" and low > 100  # "above by 18 %"
+        bound = cited.whole and "up to" in conclusion.text
+        if number and not above and not bound:
+            assert low <= float(number[0].replace(",", "")) <= high, cited.name
+
+
+def test_every_section_of_the_report_has_conclusions_and_no_other_has() -> None:
+    parts = document.sections(committed()[0])
+    known = {"in_short", "recommendation", FINDINGS, *recommendation.PARTS, *(part.script for part in parts)}
+    assert {c.section for c in EVERY} == known
+
+
+def test_the_committed_report_is_what_the_committed_results_and_sentences_give(tmp_path: Path) -> None:
+    summary = document.write(committed()[0], tmp_path)
+    assert summary["unsupported"] == {} and summary["problems"] == {}
+    text = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
+    assert text == (ROOT / "docs" / "RESULTS.md").read_text(encoding="utf-8"), "run: python -m scripts.report"
+
+
+@pytest.mark.parametrize(("factor", "holds"), [(1.0, True), (1.05, True), (1.2, False), (0.8, False)])
+def test_a_figure_that_leaves_its_interval_is_found(factor: float, holds: bool) -> None:
+    problems = Conclusion(section="", text="", cites=[RATE], script="optimisation_methods").problems(
+        with_rates(factor), committed()[1]
+    )
+    assert (problems == []) is holds
+    if factor == 1.2:
+        assert problems == [
+            "optimisation_methods gpt2 native-int8 tok_s is 346 [335, 360], the sentence is for 270 to 305"
+        ]
+
+
+def test_a_sentence_that_is_no_longer_true_is_not_in_the_document() -> None:
+    found, point = with_rates(2.0), committed()[1]
+    conclusions = Conclusions(found, point, [SENTENCE])
+    assert conclusions.of("in_short") == [
+        "- *1 conclusion is left out: these results lack the figures, or have others.*",
+        "",
+    ]
+    assert [*conclusions.unsupported] == [SENTENCE.text]
+    assert Conclusions(*committed(), [SENTENCE]).of("in_short") == [f"- {SENTENCE.text}", ""]
+
+
+def test_a_sentence_about_what_is_not_measured_is_left_out() -> None:
+    nothing = measured.Measured(dict.fromkeys(measured.SCRIPTS, []))
+    (reason,) = SENTENCE.problems(nothing, recommendation.Point())
+    assert reason == "optimisation_methods gpt2 native-int8 tok_s is not measured"
+
+
+def test_a_sentence_about_a_choice_falls_with_the_choice() -> None:
+    sentence = msgspec.structs.replace(SENTENCE, cites=[], chosen={"decoder": "min-p", "is_default": False})
+    assert sentence.problems(*committed()) == [
+        "the rule chooses decoder=top-k, the sentence is for min-p",
+        "the rule chooses is_default=True, the sentence is for False",
+    ]
+
+
+def test_a_finding_whose_figures_are_others_has_no_verdict() -> None:
+    finding = msgspec.structs.replace(SENTENCE, section=FINDINGS, then="It is fast.", verdict="confirmed")
+    assert Conclusions(*committed(), [finding]).findings_table()[-1] == (
+        "| It is fast. | **confirmed** | It writes 288 tokens/s. | 288 [279, 300] |"
+    )
+    assert Conclusions(with_rates(2.0), committed()[1], [finding]).findings_table()[-1] == (
+        "| It is fast. | **not supported by these results** |  | 576 [558, 601] |"
+    )
+
+
+def test_a_whole_interval_may_be_asked_for() -> None:
+    narrow = msgspec.structs.replace(RATE, within=(280, 300))
+    assert narrow_problem(narrow) == "" and narrow_problem(msgspec.structs.replace(narrow, whole=True)) != ""
+
+
+def narrow_problem(cited: Cited) -> str:
+    return msgspec.structs.replace(cited, script="optimisation_methods").problem(committed()[0])
+
+
+def test_a_key_that_fits_several_rows_is_an_error() -> None:
+    with pytest.raises(ValueError, match="rows have this key, expected one"):
+        narrow_problem(msgspec.structs.replace(RATE, row={"model": "gpt2"}))
+
+
+@pytest.mark.parametrize(
+    ("text", "uncited"),
+    [
+        ("It is 288 tokens/s.", []),
+        ("It is 288 tokens/s, 9.3 times as fast.", ["9.3"]),
+        ("`native-int8` and gpt2-large at int8: 288 and 1,288.", ["1,288"]),
+    ],
+)
+def test_numbers_that_are_not_cited_are_found(text: str, uncited: list[str]) -> None:
+    found = msgspec.structs.replace(SENTENCE, text=text).uncited()
+    assert [number.rstrip(".") for number in found] == uncited
+
+
+@pytest.mark.parametrize(
+    "text", ['[[conclusion]]\nsection = "a"\ntext = "b"\nnumber = 3', '[[conclusion]]\nsection = "a"', "[[conclusion]"]
+)
+def test_a_file_with_mistakes_is_refused(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "conclusions.toml"
+    file.write_text(text)
+    with pytest.raises((msgspec.ValidationError, msgspec.DecodeError)):
+        read(file)
+
+
+def test_the_command_names_sentences_that_it_leaves_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from scripts.report import __main__ as command
+
+    def write(_: measured.Measured, __: Path) -> dict[str, Any]:
+        return {"unsupported": {"It is fast.": ["it is slow"]}}
+
+    monkeypatch.setattr(command, "write", write)
+    monkeypatch.setattr("sys.argv", ["scripts.report", "--results", str(tmp_path), "--out", str(tmp_path)])
+    command.main()
+    out, err = capfd.readouterr()
+    assert "left out: 'It is fast.': it is slow" in err and json.loads(out.splitlines()[-1])["unsupported"]
