@@ -87,11 +87,10 @@ class Rows:
     def methods(self, size: str, model: Model, name: str, lengths: tuple[int, ...]) -> Iterator[Row]:
         script: ModuleType = {"optimisation_methods": optimisation_methods, "onnx_methods": onnx_methods}[name]
         scale, architecture = scale_of(model), model.architecture or PUBLISHED[size]
+        setup = methods.Setup(size, model, 2, Path(), quick=False)
         losses = {"fp32": (0.0, 1.0), "bf16": (0.05, 0.98), "int8": (0.2, 0.98), "int4": (0.5, 0.9)}
         for i, method in enumerate(script.methods_of(size, 2, SIZES)):
-            key = methods.key(
-                method, SimpleNamespace(size=size, model=model, threads=2), 1 + i % 2 if i and not method.against else 1
-            )
+            key = methods.key(method, setup, 1 + i % 2 if i and not method.against else 1)
             row = self.row(name, key, {}, {})
             if reason := method.skip(architecture):
                 yield replace(row, problem=f"Skipped: {reason}")
@@ -133,9 +132,7 @@ class Rows:
                 samples |= {name: [v / 2 for v in values] for name, values in samples.items() if "whole" in name}
             yield replace(row, samples=samples, facts=facts)
         if name == "optimisation_methods":  # the second group has the baseline, too
-            key = methods.key(
-                script.methods_of(size, 2, SIZES)[0], SimpleNamespace(size=size, model=model, threads=2), 2
-            )
+            key = methods.key(script.methods_of(size, 2, SIZES)[0], setup, 2)
             rates = self.around(min(23 / scale, 3000.0))
             wholes = [24000 / rate for rate in rates]
             samples = {"tok_s": rates, "prefill_ms": self.around(50 * scale), "whole_25_ms": wholes}

@@ -14,7 +14,8 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from scripts.investigation.harness import RESULTS, ROOT, Row
+from scripts.bench.engine import ROOT
+from scripts.investigation.harness import RESULTS, Row
 from scripts.report import document, measured, recommendation
 from scripts.report.conclusions import FINDINGS, RULE_ROWS, Cited, Conclusion, Conclusions, read
 
@@ -59,11 +60,14 @@ def test_a_sentence_has_no_figure_that_it_does_not_cite(conclusion: Conclusion) 
 
 @pytest.mark.parametrize("conclusion", EVERY, ids=lambda c: f"{c.section}: {c.text[:40]}")
 def test_intervals_are_narrow_enough_to_mean_something(conclusion: Conclusion) -> None:
-    """A number as the sentence writes it lies in the interval; the bounds of a ratio do not cross 1 unless it is near."""
+    """The number that the sentence has lies in the interval. An interval's bound is at most three times the other.
+
+    Where the whole measured interval has to lie within, it is as wide as that one needs.
+    """
     for cited in conclusion.figures():
         low, high = cited.within
         assert low <= high
-        if cited.script != RULE_ROWS and low > 0 and high < 1000 and cited.at is None:
+        if cited.script != RULE_ROWS and low > 0 and high < 1000 and not cited.whole:
             assert high <= 3 * low, cited.name
         number = re.fullmatch(r"-?[\d.,]+", cited.text.split(" ")[0])
         above = cited.of == "share_of_limit" and low > 100  # "above by 18 %"
@@ -85,15 +89,15 @@ def test_the_committed_report_is_what_the_committed_results_and_sentences_give(t
     assert text == (ROOT / "docs" / "RESULTS.md").read_text(encoding="utf-8"), "run: python -m scripts.report"
 
 
-@pytest.mark.parametrize(("factor", "holds"), [(1.0, True), (1.05, True), (1.2, False), (0.8, False)])
+@pytest.mark.parametrize(("factor", "holds"), [(1.0, True), (1.05, True), (1.1, False), (0.8, False)])
 def test_a_figure_that_leaves_its_interval_is_found(factor: float, holds: bool) -> None:
     problems = Conclusion(section="", text="", cites=[RATE], script="optimisation_methods").problems(
         with_rates(factor), committed()[1]
     )
     assert (problems == []) is holds
-    if factor == 1.2:
+    if factor == 1.1:
         assert problems == [
-            "optimisation_methods gpt2 native-int8 tok_s is 346 [335, 360], the sentence is for 270 to 305"
+            "optimisation_methods gpt2 native-int8 tok_s is 317 [307, 330], the sentence is for 270 to 305"
         ]
 
 
@@ -109,7 +113,7 @@ def test_a_sentence_that_is_no_longer_true_is_not_in_the_document() -> None:
 
 
 def test_a_sentence_about_what_is_not_measured_is_left_out() -> None:
-    nothing = measured.Measured(dict.fromkeys(measured.SCRIPTS, []))
+    nothing = measured.Measured({name: [] for name in measured.SCRIPTS})
     (reason,) = SENTENCE.problems(nothing, recommendation.Point())
     assert reason == "optimisation_methods gpt2 native-int8 tok_s is not measured"
 

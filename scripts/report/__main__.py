@@ -8,8 +8,8 @@
 
 A script that fails is reported, and the others go on. Where nothing has been measured yet, a section names the command
 that measures it. Medians are computed from the runs in docs/results/*.jsonl; of a trial that was measured more than
-once the last line counts. The conclusions are sentences of scripts/report/conclusions.toml; one whose figures are no longer
-what it was written for is left out of the report, and named on stderr. The last line of the output is one JSON object.
+once the last line counts. The conclusions are sentences of scripts/report/conclusions.toml; one whose figures have
+left their intervals is left out of the report, and named on stderr. The last line of the output is one JSON object.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.investigation.harness import RESULTS, ROOT
+from scripts.bench.engine import ROOT
+from scripts.investigation.harness import RESULTS
 from scripts.report.document import write
 from scripts.report.measured import SCRIPTS, command_of, load
 

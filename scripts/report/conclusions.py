@@ -49,7 +49,10 @@ class Cited(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Differences of the key of the row with which `row` is compared: the figure is a ratio."""
     script: str = ""
     of: str = ""
-    """Name of a sample or a fact, or times_as_fast, share_of_limit, same_texts. Empty: the conclusion's, as `script`."""
+    """Name of a sample or a fact, or times_as_fast, share_of_limit, same_texts.
+
+    Empty: that of the conclusion; so is `script`.
+    """
     length: int = 25
     """Number of new tokens of times_as_fast."""
     at: float | None = None
@@ -155,7 +158,7 @@ class Conclusion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Return the numbers of the text that are neither cited nor given nor part of a name."""
         text = re.sub(r"`[^`]*`|gpt2[\w-]*|fp32|bf16|int[48]", "", self.text)
         for known in sorted([*self.given, *(cited.text for cited in self.cites)], key=len, reverse=True):
-            text = text.replace(known, "")
+            text = re.sub(rf"(?<![\d.,]){re.escape(known)}(?!\d|[.,]\d)", "", text)
         return re.findall(r"\d[\d,.]*", text)
 
 

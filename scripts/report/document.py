@@ -244,36 +244,36 @@ def method_text(found: Measured) -> list[str]:
     stood_in += "they write is noise and is not judged."
     return [
         (
-            f"- **Runs.** {WARMUPS} runs of each variant warm it up and are not counted; then come {runs} (with `--quick` "
-            f"{QUICK_RUNS}). A slow variant may get fewer, {LEAST} at least, evenly spread over the others'. The tables "
-            "say how many."
+            f"- **Runs.** {WARMUPS} runs of each variant warm it up and are not counted; then come {runs} (with "
+            f"`--quick` {QUICK_RUNS}). A slow variant may get fewer, {LEAST} at least, evenly spread over the others'. "
+            "The tables say how many."
         ),
         (
-            "- **Turns.** Variants that are compared are all loaded and asked in turns, A B C A B C, so that a busy moment "
-            "of the machine meets each of them. Each turn has another prompt, the same for all."
+            "- **Turns.** Variants that are compared are all loaded and asked in turns, A B C A B C, so that a busy "
+            "moment of the machine meets each of them. Each turn has another prompt, the same for all."
         ),
         (
             "- **Processes.** Each variant works in a process of its own, so that its memory, its threads and its "
             "libraries are its own; variants of the daemon are asked through its socket."
         ),
         (
-            "- **Medians.** Figures are medians of all runs and, in brackets, their 95 % intervals by the percentile "
-            f"bootstrap with {RESAMPLES:,} resamples. Ratios are taken turn by turn, and then their median."
+            "- **Medians.** Figures are medians of all runs and, in brackets, their 95 % intervals by the "
+            f"percentile bootstrap with {RESAMPLES:,} resamples. Ratios are taken turn by turn, and then their median."
         ),
         (
-            "- **The limit.** A decode step reads every weight once and does little with it: the memory's read bandwidth "
-            f"({reads}, summing half a gibibyte with all threads) divided by the bytes of the weights bounds tokens/s of "
-            "one text. Guessing ahead and several texts at once use what was read more than once."
+            "- **The limit.** A decode step reads every weight once and does little with it: the memory's read "
+            f"bandwidth ({reads}, summing half a gibibyte with all threads) divided by the bytes of the weights bounds "
+            "tokens/s of one text. Guessing ahead and several texts at once use what was read more than once."
         ),
         (
-            f"- **Weights.** `{DEMO}` (6 million parameters) is trained, on Shakespeare and Milton; its texts are judged, "
-            "on verse that it was not trained on, and so is the fidelity of each precision."
+            f"- **Weights.** `{DEMO}` (6 million parameters) is trained, on Shakespeare and Milton; its texts are "
+            "judged, on verse that it was not trained on, and so is the fidelity of each precision."
             f"{stood_in if untrained else ''}"
         ),
         f"- **Prompts** have {PROMPT_TOKENS} tokens, and the end of text is ignored, so that each text has its length.",
         (
-            "- **Conclusions** are written by hand. Each of them names the figures that it cites, and the interval of each "
-            "in which it is true; one whose figures have left their intervals is not printed."
+            "- **Conclusions** are written by hand. Each of them names the figures that it cites, and the interval of "
+            "each in which it is true; one whose figures have left their intervals is not printed."
         ),
         "",
     ]
@@ -286,8 +286,8 @@ def old_findings(found: Measured, conclusions: Conclusions) -> list[str]:
         return [*not_measured("optimisation_methods"), *not_measured("decoder_methods")]
     return [
         (
-            "Old figures are seconds for 25 tokens, means of 10 runs. The last column has the figures that the sentence "
-            "before it cites, in its order, with their 95 % intervals."
+            "Old figures are seconds for 25 tokens, means of 10 runs. The last column has the figures that the "
+            "sentence before it cites, in its order, with their 95 % intervals."
         ),
         "",
         f"Of these findings {counted(conclusions.findings().values())}.",
@@ -304,7 +304,7 @@ def counted(verdicts: Iterable[str]) -> str:
     return listed([f"{count} {'is' if count == 1 else 'are'} {verdict}" for verdict, count in counts.most_common()])
 
 
-def recommended(point: Point, tables: dict[str, list[str]], conclusions: Conclusions) -> list[str]:
+def recommended(found: Measured, point: Point, tables: dict[str, list[str]], conclusions: Conclusions) -> list[str]:
     """Return the section on the operating point."""
     text: list[str] = []
     for name, (title, _) in recommendation.PARTS.items():
@@ -313,7 +313,7 @@ def recommended(point: Point, tables: dict[str, list[str]], conclusions: Conclus
         text += [f"### {title}", "", *said]
     if not point.engine and not point.decoder:
         return ["Nothing has been measured that an operating point could follow from.", "", *text]
-    return [*conclusions.of("recommendation"), *recommendation.summary(point), *text]
+    return [*conclusions.of("recommendation"), *recommendation.summary(found, point), *text]
 
 
 def not_measured(script: str) -> list[str]:
@@ -355,7 +355,7 @@ def write(found: Measured, folder: Path) -> dict[str, Any]:
         body += guarded(part.script, part.title, partial(render, part, found, images, conclusions))
     body += guarded(FINDINGS, "The old findings", partial(old_findings, found, conclusions))
     if tables:
-        body += guarded("recommendation", recommendation.TITLE, partial(recommended, point, tables, conclusions))
+        body += guarded("recommendation", recommendation.TITLE, partial(recommended, found, point, tables, conclusions))
     else:
         body += no_choice
     titles = [line.removeprefix("## ") for line in body if line.startswith("## ")]

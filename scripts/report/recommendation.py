@@ -112,7 +112,7 @@ def choose(found: Measured, point: Point) -> dict[str, list[str]]:
     return {name: list(make(found, point)) for name, (_, make) in PARTS.items()}
 
 
-def summary(point: Point) -> list[str]:
+def summary(found: Measured, point: Point) -> list[str]:
     """Return the table of the choices, with the defaults of daemon and client beside them."""
     defaults = m.Generate(prompt="")
     usual = _written({name: getattr(defaults, name) for name in point.settings})
@@ -126,7 +126,8 @@ def summary(point: Point) -> list[str]:
         ("size", point.size, "none: the client names one"),
     ]
     cells = [[name, chosen or "not measured", default] for name, chosen, default in lines]
-    return [*lines_of(["", "chosen by the rule", "default of daemon and client"], cells), ""]
+    rows = [row for name in ("optimisation_methods", "decoder_methods") for row in found.rows[name]]
+    return [*lines_of(["", "chosen by the rule", "default of daemon and client"], cells), "", *under(rows)]
 
 
 def _written(settings: dict[str, Any]) -> str:
