@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypedDict
 
 from protocol import Client, Gpt2dError, messages as m
 from protocol.connection import Event
@@ -14,6 +15,17 @@ from server.catalogue.architecture import read_architecture
 from server.catalogue.catalogue import DEMO_FOLDER
 
 VOCABULARY = read_architecture(DEMO_FOLDER).vocabulary
+
+
+class Which(TypedDict):
+    """The engine and precision of a loaded model."""
+
+    engine: str
+    precision: str
+
+
+NATIVE: Which = {"engine": "native", "precision": "int8"}
+ONNX: Which = {"engine": "onnx", "precision": "int8"}
 
 
 @dataclass
@@ -44,7 +56,10 @@ class Asked:
         return self.last
 
     def is_right(self) -> None:
-        """Raises: AssertionError unless it ended with the text that the fake engine writes, and its pieces are that, in order and whole."""
+        """Check that it ended with the text that the fake engine writes, and that its pieces, in order, are this text.
+
+        Raises: AssertionError.
+        """
         result, request = self.last, self.request
         assert isinstance(request, m.Generate) and request.prompt_ids, request
         assert isinstance(result, m.Generated), f"{type(result).__name__}: {result}"
@@ -62,22 +77,41 @@ def ask(client: Client, request: m.AnyRequest, timeout: float = 60) -> Asked:
     return asked
 
 
-def text(key: int, tokens: int, *, stream: bool = True, prompt_tokens: int = 6, **fields: object) -> m.Generate:
+def text(
+    key: int,
+    tokens: int,
+    *,
+    stream: bool = True,
+    prompt_tokens: int = 6,
+    engine: str | None = None,
+    precision: str | None = None,
+) -> m.Generate:
     """A greedy generation whose text is known. No two keys below 4,000 have the same."""
-    prompt = [14 + key % 4000] * prompt_tokens
     return m.Generate(
-        prompt_ids=prompt,
+        engine=engine,
+        precision=precision,
+        prompt_ids=[14 + key % 4000] * prompt_tokens,
         max_new_tokens=tokens,
         strategy="greedy",
         ignore_eos=True,
         speculate=0,
         stream=stream,
-        **fields,
-    )  # type: ignore[arg-type]
+    )
+
+
+def error_of(call: Callable[[], object], *kinds: type[Gpt2dError]) -> Gpt2dError:
+    """Return the error that a call raises. Raises: AssertionError if it raises none, or one of another kind."""
+    try:
+        result = call()
+    except kinds as e:
+        return e
+    except Gpt2dError as e:
+        raise AssertionError(f"another error, {type(e).__name__}: {e}") from e
+    raise AssertionError(f"no error: {result}")
 
 
 def running(client: Client) -> int:
-    """Sequences in all workers, waiting ones included."""
+    """Number of sequences in all workers, waiting ones included."""
     return sum(worker.running + worker.waiting for worker in client.ping().workers)
 
 

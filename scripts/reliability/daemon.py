@@ -2,8 +2,8 @@
 
     python -m scripts.reliability.daemon '{"delay_ms": 5}' ARGUMENTS OF gpt2d-server
 
-The engine's next token is a function of the tokens before it (scripts.reliability.fakes.FakeEngine), so that a text that was mixed up with
-another's, or lost a token, is another text.
+The engine's next token is a function of the tokens before it (scripts.reliability.fakes.FakeEngine), so that a text that
+was mixed up with another's, or lost a token, is another text.
 """
 
 from __future__ import annotations
@@ -31,24 +31,27 @@ POISON = 13
 @dataclass(frozen=True)
 class Behaviour:
     delay_ms: float = 0.0
-    """For each prefill and each decode step."""
+    """Time of each prefill and each decode step."""
     rows: int = 16
     context: int = 1024
     fault: str = ""
-    """"raises", "out of memory", "no numbers", "dies" or "moves badly": what happens to a row that begins with POISON."""
+    """What happens to a row that begins with POISON: "raises", "out of memory", "no numbers", "dies" or "moves badly"."""
     load_s: float = 0.0
-    """How long a load takes."""
+    """Time of a load."""
 
 
 class FakeDaemon(Daemon):
-    """With the fake engine; models are named as always, any engine and precision is the fake."""
+    """A daemon whose every engine and precision is the fake one. Models are named as always.
+
+    It is killed at the end of its block: there is nothing to finish that anybody waits for.
+    """
 
     def __init__(self, folder: Path, behaviour: Behaviour, *arguments: str) -> None:
         self.program = ("scripts.reliability.daemon", json.dumps(asdict(behaviour)))
         super().__init__(folder, *arguments)
 
     def rss(self) -> int:
-        """Resident bytes of the gateway's process."""
+        """Return the resident bytes of the gateway's process."""
         return int(psutil.Process(self.process.pid).memory_info().rss)
 
     def __exit__(self, *_: object) -> None:
@@ -57,6 +60,8 @@ class FakeDaemon(Daemon):
 
 
 class Behaving(FakeEngine):
+    """The fake engine with a Behaviour."""
+
     def __init__(self, behaviour: Behaviour, vocabulary: int) -> None:
         super().__init__(behaviour.rows, behaviour.context, vocabulary)
         self._behaviour = behaviour
@@ -94,12 +99,12 @@ class Behaving(FakeEngine):
 
 
 def expected(prompt: list[int], count: int, vocabulary: int) -> list[int]:
-    """What the fake engine writes after a prompt, greedily."""
+    """Return what the fake engine writes after a prompt."""
     return FakeEngine(1, 1, vocabulary).greedy(prompt, count)
 
 
 def main() -> None:
-    """The daemon: gpt2d-server, whose launchers start another program."""
+    """Run gpt2d-server with launchers that start another program as its workers."""
     from server import __main__ as server
     from server.launch import local
 

@@ -1,4 +1,4 @@
-"""A fake engine with known logits: it tests all but the arithmetic, in microseconds."""
+"""A fake engine with known logits, with which everything but the arithmetic is tested in microseconds."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from server.link import ForWorker, FromWorker
 
 
 class FakeEngine:
-    """Remembers which token is at which position of which row, and predicts from that: next = (sum of the row) % vocabulary.
+    """Remembers the token at each position of each row, and predicts from them: next = 1 + (sum of the row) % (vocabulary - 1).
 
-    So a sequence whose row was mixed up with another's gets other tokens.
+    A sequence whose row was mixed up with another's therefore gets other tokens.
     """
 
     width = 1
@@ -51,7 +51,7 @@ class FakeEngine:
         self.cells[target, positions:] = -1
 
     def export(self, row: int, positions: int) -> KV:
-        """The tokens stand for their keys and values, 8 bytes a position."""
+        """Return the tokens in place of their keys and values, 8 bytes a position."""
         cells = self.cells[row, :positions].astype(np.float32).reshape(1, 1, positions, 1).copy()
         return KV(cells, cells)
 
@@ -69,11 +69,11 @@ class FakeEngine:
         return logits
 
     def expected(self, ids: Sequence[int]) -> int:
-        """The greedy next token of a sequence. Token 0, the end of text, never comes."""
+        """Return the greedy next token of a sequence, which is never token 0, the end of text."""
         return 1 + sum(ids) % (self.vocabulary - 1)
 
     def greedy(self, prompt: Sequence[int], count: int) -> list[int]:
-        """What it writes after a prompt."""
+        """Return what it writes after a prompt."""
         ids = list(prompt)
         for _ in range(count):
             ids.append(self.expected(ids))

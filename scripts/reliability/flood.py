@@ -1,8 +1,9 @@
-"""A worker without an engine that writes as fast as the gateway takes it, and a daemon that starts such workers.
+"""A worker without an engine that writes as fast as the gateway takes it, and a daemon that starts workers like it.
 
     python -m scripts.reliability.flood daemon 1 ARGUMENTS OF gpt2d-server      one token in each message
 
-The tokens are those of the fake engine (scripts.reliability.fakes.FakeEngine), so that a text that lost one, or got another's, is another text.
+The tokens are those of the fake engine (scripts.reliability.fakes.FakeEngine), so that a text that lost one, or got
+another's, is another text.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ CONTEXT, ROWS = 1024, 64
 
 
 class FloodDaemon(Daemon):
-    """Its workers put `piece` tokens into each message."""
+    """A daemon whose workers put `piece` tokens into each message."""
 
     def __init__(self, folder: Path, piece: int, *arguments: str) -> None:
         self.program = ("scripts.reliability.flood", "daemon", str(piece))
@@ -38,7 +39,7 @@ class FloodDaemon(Daemon):
 
 @dataclass
 class Text:
-    """One that is being written. `total` is the sum of all its tokens, from which the next follows."""
+    """A text that is being written. The next token follows from `total`, the sum of all its tokens."""
 
     id: int
     request: m.Generate
@@ -46,7 +47,7 @@ class Text:
     ids: list[int] = field(default_factory=list)
 
     def write(self, count: int) -> list[int]:
-        """The next tokens."""
+        """Write the next tokens and return them."""
         first = len(self.ids)
         for _ in range(min(count, self.request.max_new_tokens - first)):
             self.ids.append(1 + self.total % (VOCABULARY - 1))
@@ -56,15 +57,16 @@ class Text:
 
 class Flood:
     def __init__(self, spec: Spec, piece: int) -> None:
-        self._spec, self._piece, self._link = spec, piece, GatewayConnection(spec)
+        self._spec, self._piece = spec, piece
+        self._connection = GatewayConnection(spec)
         self._texts: dict[int, Text] = {}
         self._beat_at = 0.0
 
     def run(self) -> None:
-        """A message of each text in turn."""
+        """Send a message of each text in turn, for ever."""
         rss = psutil.Process().memory_info().rss
-        self._link.send(Started(id=None, node=self._spec.node))
-        self._link.send(
+        self._connection.send(Started(id=None, node=self._spec.node))
+        self._connection.send(
             Ready(
                 id=None,
                 digest="flood",
@@ -77,16 +79,16 @@ class Flood:
             )
         )
         while True:
-            for message in self._link.receive(0 if self._texts else int(BEAT_S * 1000)):
+            for message in self._connection.receive(0 if self._texts else int(BEAT_S * 1000)):
                 self._take(message)
             for text in list(self._texts.values()):
                 ids = text.write(self._piece)
-                self._link.send(m.Tokens(id=text.id, text=" word" * len(ids), ids=ids))
+                self._connection.send(m.Tokens(id=text.id, text=" word" * len(ids), ids=ids))
                 if len(text.ids) == text.request.max_new_tokens:
                     self._end(text, "length")
             if time.monotonic() > self._beat_at + BEAT_S:
                 self._beat_at = time.monotonic()
-                self._link.send(Beat(id=None, running=len(self._texts), rss_bytes=rss))
+                self._connection.send(Beat(id=None, running=len(self._texts), rss_bytes=rss))
 
     def _take(self, message: ForWorker) -> None:
         if isinstance(message, Work) and isinstance(message.request, m.Generate):
@@ -97,7 +99,7 @@ class Flood:
     def _end(self, text: Text, reason: m.FinishReason) -> None:
         del self._texts[text.id]
         spec = self._spec
-        self._link.send(
+        self._connection.send(
             m.Generated(
                 id=text.id, text=" word" * len(text.ids), ids=text.ids, finish_reason=reason, prompt_truncated=0, settings={},
                 model=spec.model, engine=spec.engine, precision=spec.precision, digest="flood", threads=1,
@@ -121,7 +123,7 @@ def main() -> None:
     from server import __main__ as server
     from server.launch import local
 
-    local.PROGRAM = ("scripts.reliability.flood", "worker", sys.argv[2])  # type: ignore[assignment]
+    local.PROGRAM = ("scripts.reliability.flood", "worker", sys.argv[2])
     del sys.argv[1:3]
     server.main()
 

@@ -10,8 +10,6 @@ import contextlib
 import itertools
 import math
 import pkgutil
-import select
-import socket
 import statistics
 import threading
 import time
@@ -31,7 +29,6 @@ from scripts.reliability import cases
 from scripts.reliability.asking import until
 from scripts.reliability.daemon import Behaviour, FakeDaemon
 from scripts.reliability.promise import Figures, Scale, promise
-from scripts.reliability.zmtp import shake
 
 GROWTH_BYTES = 32 << 20
 REFUSED_S = 0.1
@@ -41,52 +38,6 @@ EVERY_S, LEAST = 0.01, 40
 """How often the good client asks, and how many times at least in each case."""
 AT_ONCE = 2
 """Cases that run at the same time, each with its own daemon: most of them wait for a deadline of ZeroMQ's."""
-
-
-def connect(host: str, port: int) -> socket.socket:
-    return socket.create_connection((host, port), timeout=10)
-
-
-def shaken(host: str, port: int, **properties: bytes) -> socket.socket:
-    """A connection after its handshake."""
-    peer = connect(host, port)
-    shake(peer, **properties)
-    return peer
-
-
-def sent(peer: socket.socket, what: bytes, seconds: float = 10) -> bool:
-    """Send all of it; False if the other side has hung up meanwhile, which it can do without reading what is on its way."""
-    rest, give_up = memoryview(what), time.monotonic() + seconds
-    peer.setblocking(False)
-    try:
-        while rest:
-            readable, writable, _ = select.select([peer], [peer], [], max(0.0, give_up - time.monotonic()))
-            if readable and not peer.recv(65_536):
-                return False
-            if writable:
-                rest = rest[peer.send(rest) :]
-            if not (readable or writable):
-                raise TimeoutError
-    except ConnectionError:
-        return False
-    finally:
-        peer.settimeout(10)
-    return True
-
-
-def hung_up(peers: list[socket.socket], seconds: float) -> None:
-    """Wait until the other side has closed them all. Raises: AssertionError."""
-    give_up = time.monotonic() + seconds
-    for number, peer in enumerate(peers):
-        while True:
-            peer.settimeout(max(0.01, give_up - time.monotonic()))
-            try:
-                if not peer.recv(65_536):
-                    break
-            except TimeoutError:
-                raise AssertionError(f"connection {number} is still open after {seconds} s") from None
-            except ConnectionError:
-                break
 
 
 # The good client

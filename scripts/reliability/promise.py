@@ -1,6 +1,7 @@
-"""What the daemon promises: each promise is a function that breaks it as hard as its scale says, and returns figures.
+"""What the daemon promises: a promise is a function that tries hard to break it, and returns what it measured.
 
-pytest keeps them at the scale `ci` (seconds each); scripts/chaos.py at `quick` (all of them in under ten minutes) and `full`.
+Its docstring is the promise. pytest tries each at the scale `ci` (seconds), scripts.chaos at `quick` (all of them in less
+than ten minutes) and `full`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class Scale:
 
 
 Check = Callable[[Scale, Path], Figures]
-"""Takes a scale and an empty folder. Raises: AssertionError where the promise is broken."""
+"""A function of a scale and an empty folder. Raises: AssertionError where the promise is broken."""
 PROMISES: dict[str, Check] = {}
 
 

@@ -13,21 +13,21 @@ RECEIVE = 64 << 10
 
 
 class Proxy:
-    """`endpoint` leads to `target`. The faults may be changed at any time."""
+    """A proxy whose `endpoint` leads to `target`. Its faults may be changed at any time."""
 
     def __init__(self, target: str) -> None:
         parts = urlsplit(target)
         self._target = (parts.hostname, parts.port)
         self.latency = 0.0
-        """Seconds that every piece takes, each way."""
+        """Seconds that each piece takes, each way."""
         self.bandwidth: float | None = None
-        """Bytes a second, each way."""
+        """Bytes per second, each way; None: no limit."""
         self.slice = RECEIVE
-        """Bytes that travel at once."""
+        """Most bytes that are passed on at once."""
         self.reset_after: int | None = None
-        """The next connection is reset after so many bytes from the server."""
+        """Reset the next connection after this number of bytes from the server."""
         self.open = threading.Event()
-        """Cleared: a black hole. Connections stand, and nothing travels."""
+        """Cleared, it makes a black hole: connections stay open, and nothing is passed on."""
         self.open.set()
         self.connections = 0
         self._over = False
@@ -96,7 +96,7 @@ def _reset(end: socket.socket) -> None:
     """Close with RST instead of FIN."""
     try:
         end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        end.shutdown(socket.SHUT_RD)  # wakes whoever reads it
+        end.shutdown(socket.SHUT_RD)  # wakes the thread that reads it
     except OSError:
         pass
     end.close()

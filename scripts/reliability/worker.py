@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from unittest import mock
 
 from scripts.reliability.daemon import Behaving, Behaviour
 from server.catalogue.architecture import Architecture
@@ -16,11 +17,9 @@ BEHAVIOUR = Behaviour(**json.loads(sys.argv[1]))
 
 def load_fake(_folder: object, arch: Architecture, *_: object, **__: object) -> Made:
     time.sleep(BEHAVIOUR.load_s)
-    engine = Behaving(BEHAVIOUR, arch.vocabulary)
-    engine.quantised_share = 0.0
-    return Made(engine, "fake", 0)
+    return Made(Behaving(BEHAVIOUR, arch.vocabulary), "fake", 0)
 
 
 if __name__ == "__main__":
-    process.load_engine = load_fake  # type: ignore[assignment]
-    process.main()
+    with mock.patch.object(process, "load_engine", load_fake):
+        process.main()

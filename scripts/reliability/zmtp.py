@@ -15,7 +15,7 @@ def frame(body: bytes, flags: int = 0) -> bytes:
 
 
 def ready(**properties: bytes) -> bytes:
-    """The command that ends a handshake; `Socket_Type` and so on."""
+    """Return the command that ends a handshake, with properties like `Socket_Type`."""
     named = (
         (name.replace("_", "-").encode(), value) for name, value in ({"Socket_Type": b"DEALER"} | properties).items()
     )
@@ -32,7 +32,7 @@ def shake(peer: socket.socket, **properties: bytes) -> None:
 
 
 def connect(endpoint: str, *, receive_buffer: int | None = None, timeout: float = 5) -> socket.socket:
-    """A DEALER that has shaken hands, and from there on does what its owner does. Raises: OSError."""
+    """Return the connection of a DEALER after its handshake. Raises: OSError."""
     parts = urlsplit(endpoint)
     peer = socket.socket()
     if receive_buffer:
@@ -45,11 +45,11 @@ def connect(endpoint: str, *, receive_buffer: int | None = None, timeout: float 
 
 
 def exactly(peer: socket.socket, count: int) -> bytes:
-    """Raises: OSError, also where it ends before."""
+    """Receive `count` bytes. Raises: OSError, also where the connection ends before them."""
     data = b""
     while len(data) < count:
         piece = peer.recv(count - len(data))
         if not piece:
-            raise ConnectionResetError(f"it ended after {len(data)} of {count} bytes")
+            raise ConnectionResetError(f"the connection ended after {len(data)} of {count} bytes")
         data += piece
     return data

@@ -28,7 +28,7 @@ LINE_BYTES = 4096
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 ROOT = str(Path(__file__).resolve().parent.parent.parent)
 """Where the packages are, for the processes that are started."""
-PROGRAM = ("server.worker",)
+PROGRAM: tuple[str, ...] = ("server.worker",)
 """What a worker's process runs: a module and its arguments."""
 
 

@@ -9,7 +9,7 @@ import socket
 import struct
 
 from protocol import codec, messages as m
-from scripts.reliability.hostile import sent, shaken
+from scripts.reliability.raw import sent, shaken
 from scripts.reliability.zmtp import COMMAND, frame
 
 REQUESTS = [codec.encode(m.Models(id=1, deadline_ms=1000)), codec.encode(m.Ping(id=2)), b"\x91" * 1000]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from scripts.reliability.hostile import connect, hung_up, sent
+from scripts.reliability.raw import connect, hung_up, sent
 from scripts.reliability.zmtp import COMMAND, GREETING, frame, ready
 
 SAID = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scripts.reliability.hostile import hung_up, sent, shaken
+from scripts.reliability.raw import hung_up, sent, shaken
 from scripts.reliability.zmtp import MORE, frame
 
 PART = frame(b"", MORE) * 65_536

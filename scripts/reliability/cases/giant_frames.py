@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from scripts.reliability.hostile import connect, hung_up, sent, shaken
+from scripts.reliability.raw import connect, hung_up, sent, shaken
 from scripts.reliability.zmtp import COMMAND, GREETING, LONG, MORE
 
 SIZES = [262_145, 2**31 - 1, 2**31, 2**32, 2**62, 2**63 - 1, 2**63, 2**64 - 1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from protocol.codec import MAX_REQUEST_BYTES
-from scripts.reliability.hostile import hung_up, sent, shaken
+from scripts.reliability.raw import hung_up, sent, shaken
 from scripts.reliability.zmtp import frame
 
 

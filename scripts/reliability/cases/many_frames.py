@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scripts.reliability.hostile import sent, shaken
+from scripts.reliability.raw import sent, shaken
 from scripts.reliability.zmtp import MORE, frame
 
 MESSAGES = [

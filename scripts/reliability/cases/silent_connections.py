@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scripts.reliability.hostile import connect, hung_up
+from scripts.reliability.raw import connect, hung_up
 
 
 def attack(host: str, port: int) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import socket
 import struct
 
-from scripts.reliability.hostile import sent, shaken
+from scripts.reliability.raw import sent, shaken
 from scripts.reliability.zmtp import frame
 
 LEAKS = True
