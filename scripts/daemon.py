@@ -36,8 +36,8 @@ class Daemon:
     def __init__(self, folder: Path | None, *arguments: str, **environment: str) -> None:
         """Start it and wait until it listens.
 
-        Its models, caches and log lie in `folder`, and it can reach no hub; with None it uses the models, caches and hub of
-        the user. `arguments` are further flags of gpt2d-server, `environment` further variables.
+        Its models, caches and log are in `folder`, and it can reach no hub; with None it uses those of the user and
+        their hub. `arguments` are further flags of gpt2d-server, `environment` further variables.
         Raises: RuntimeError with the log, if it ends or does not listen within START_S.
         """
         command = [*self.before, sys.executable, "-P", "-m", *self.program, "--endpoint=tcp://127.0.0.1:0"]

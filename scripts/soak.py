@@ -4,12 +4,12 @@
     python -m scripts.soak                        one hour, the plot into docs/images/soak.svg
     python -m scripts.soak --minutes 20 --out /tmp/soak.svg
 
-A real daemon with the embedded model serves writers that stream, clients that come and go, cancellations, searches, scores
-and long prompts, while each minute a second model is loaded and unloaded. At the end of each minute, always in the same
-phase, the resident memory of the whole process tree, its threads and descriptors are read; a probe asks for a few tokens
-five times a second. Kept is: after minute 10 memory grows by less than 1 %, no thread or descriptor stays behind, the
-probe's p99 in the last ten minutes is at most 1.5 times that of the first. The last line is one JSON object; the exit code
-is 1 if something was not kept.
+A real daemon with the embedded model serves writers that stream, clients that come and go, cancellations, searches,
+scores and long prompts, while each minute a second model is loaded and unloaded. At the end of each minute, always in
+the same phase, the resident memory of the whole process tree, its threads and descriptors are read; a probe asks for a
+few tokens five times a second. The promise: after minute 10 memory grows by less than 1 %, no thread or descriptor
+stays behind, and the 99th percentile of the probe in the last ten minutes is at most 1.5 times that of the first ten.
+The last line is one JSON object; the exit code is 1 if the promise was broken.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -29,14 +30,15 @@ import psutil
 from protocol import Client, Gpt2dError
 from protocol.errors import Busy
 from scripts.daemon import Daemon
+from scripts.reliability.asking import NATIVE as MAIN, ONNX as SECOND
 
-MAIN, SECOND = {"engine": "native", "precision": "int8"}, {"engine": "onnx", "precision": "int8"}
+Work = Callable[[Client, random.Random], None]
 PROBE_S, WRITERS = 0.2, 3
 PROMPT = "When in the chronicle of wasted time\nI see descriptions of the fairest wights,\n"
 
 
 class Load:
-    """Everything that goes on, in threads, until `over`. What fails is counted by its class; a Busy is no failure."""
+    """Everything that goes on, in threads, until `over`. Failures are counted by their class; a Busy is not one."""
 
     def __init__(self, endpoint: str) -> None:
         self._endpoint = endpoint
@@ -44,8 +46,8 @@ class Load:
         self.done = 0
         self.failed: dict[str, int] = {}
         self.probes: list[tuple[float, float]] = []
-        """(when, seconds that it took), monotonic."""
-        works = [*[self._write] * WRITERS, self._come_and_go, self._probe]
+        """The monotonic time of each probe, and the seconds that it took."""
+        works: list[Work] = [*[self._write] * WRITERS, self._come_and_go, self._probe]
         self._threads = [threading.Thread(target=self._keep_on, args=(work, i)) for i, work in enumerate(works)]
         for thread in self._threads:
             thread.start()
@@ -55,12 +57,12 @@ class Load:
         for thread in self._threads:
             thread.join(30)
 
-    def _keep_on(self, work: object, seed: int) -> None:
+    def _keep_on(self, work: Work, seed: int) -> None:
         rng = random.Random(seed)  # noqa: S311 - not a secret
         while not self.over.is_set():
             try:
                 with Client(self._endpoint) as client:
-                    work(client, rng)  # type: ignore[operator]
+                    work(client, rng)
             except Busy:
                 pass
             except Gpt2dError as e:
@@ -68,7 +70,7 @@ class Load:
                 self.over.wait(0.5)
 
     def _write(self, client: Client, rng: random.Random) -> None:
-        """Streams, some of them cancelled; continuations, searches, scores, long prompts; with pauses, as people make them."""
+        """Ask for streams, cancel some, and for searches, scores and long prompts, with pauses as people make them."""
         text = PROMPT
         for _ in range(50):
             if self.over.is_set():
@@ -111,7 +113,7 @@ class Load:
 
 
 def measure(daemon: Daemon) -> dict[str, float]:
-    """Of the daemon and all its workers."""
+    """Measure the daemon and all its workers together."""
     tree = [psutil.Process(daemon.process.pid), *daemon.workers()]
     return {
         "rss_mb": round(sum(p.memory_info().rss for p in tree) / 1e6, 2),
@@ -126,12 +128,14 @@ def p99(values: list[float]) -> float:
 
 
 def draw(minutes: list[dict[str, float]], file: Path) -> None:
-    """Memory and the probe's p99 over the minutes, as an SVG."""
-    width, height, left = 760, 200, 60
+    """Draw memory and the probe's 99th percentile over the minutes, as an SVG."""
+    width, height = 760, 200
+    left = 60
+    view = f'viewBox="0 0 {width} {2 * height + 40}"'
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {2 * height + 40}" font-family="sans-serif" font-size="12">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" {view} font-family="sans-serif" font-size="12">',
+        '<rect width="100%" height="100%" fill="white"/>',
     ]
-    parts.append('<rect width="100%" height="100%" fill="white"/>')
     for row, (name, title) in enumerate(
         (("rss_mb", "resident memory of all processes, MB"), ("p99_ms", "four tokens, 99th percentile, ms"))
     ):
@@ -156,14 +160,15 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("docs/images/soak.svg"), help="default: %(default)s")
     args = parser.parse_args()
     if args.minutes < 2:
-        parser.error("--minutes is at least 2")
+        parser.error(f"--minutes must be at least 2, got {args.minutes}")
     minutes: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as folder:
         daemon = Daemon(Path(folder), "--preload", "demo/native/int8")
         try:
             with Client(daemon.endpoint) as client:
                 rows = client.load("demo", **MAIN).rows
-                # Memory that is reserved becomes resident when it is first used: every row is filled once, or that would look like growth.
+                # Memory that is reserved becomes resident when it is first used. Unless every row is filled once
+                # before, that would look like growth.
                 client.generate(PROMPT * 30, n=rows, max_new_tokens=300, ignore_eos=True, truncate="left", **MAIN)
                 load = Load(daemon.endpoint)
                 began = time.monotonic()
@@ -174,12 +179,13 @@ def main() -> int:
                     client.unload("demo", **SECOND)
                     load.over.wait(max(0.0, began + 60 * (minute + 1) - time.monotonic()))
                     since = began + 60 * minute
-                    told = measure(daemon) | {
+                    measured = measure(daemon) | {
                         "p99_ms": round(1000 * p99([took for at, took in load.probes if at >= since]), 1)
                     }
-                    minutes.append(told)
+                    minutes.append(measured)
                     print(
-                        f"minute {minute + 1}: {json.dumps(told)}, {load.done} done, failed {load.failed}", flush=True
+                        f"minute {minute + 1}: {json.dumps(measured)}, {load.done} done, failed {load.failed}",
+                        flush=True,
                     )
                 load.stop()
         finally:

@@ -37,9 +37,9 @@ class Asked:
     events: list[Event] = field(default_factory=list)
     last: m.Result | Gpt2dError | None = None
     at: float = 0.0
-    """When the last one came (monotonic)."""
+    """Time (monotonic) at which the last one came."""
     begun: threading.Event = field(default_factory=threading.Event)
-    """The first event has come."""
+    """Set when the first event has come."""
     done: threading.Event = field(default_factory=threading.Event)
 
     def take(self, event: Event) -> None:
@@ -86,7 +86,7 @@ def text(
     engine: str | None = None,
     precision: str | None = None,
 ) -> m.Generate:
-    """A greedy generation whose text is known. No two keys below 4,000 have the same."""
+    """Return a greedy generation whose text is known. No two keys below 4,000 have the same."""
     return m.Generate(
         engine=engine,
         precision=precision,

@@ -2,8 +2,8 @@
 
     python -m scripts.reliability.daemon '{"delay_ms": 5}' ARGUMENTS OF gpt2d-server
 
-The engine's next token is a function of the tokens before it (scripts.reliability.fakes.FakeEngine), so that a text that
-was mixed up with another's, or lost a token, is another text.
+The engine's next token is a function of the tokens before it (scripts.reliability.fakes.FakeEngine). A text that was
+mixed up with another's, or lost a token, is therefore another text.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Behaviour:
     rows: int = 16
     context: int = 1024
     fault: str = ""
-    """What happens to a row that begins with POISON: "raises", "out of memory", "no numbers", "dies" or "moves badly"."""
+    """Fault of a row that begins with POISON: "raises", "out of memory", "no numbers", "dies" or "moves badly"."""
     load_s: float = 0.0
     """Time of a load."""
 

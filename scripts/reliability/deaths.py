@@ -19,8 +19,8 @@ from scripts.reliability.promise import Figures, Scale, promise
 
 @promise
 def daemon_killed(scale: Scale, folder: Path) -> Figures:
-    """When the daemon is killed under 50 streams, each of them ends with connection_failed within 5 s, all clients are back
-    within 5 s of the daemon's return, and no worker outlives it.
+    """When the daemon is killed under 50 streams, each of them ends with connection_failed within 5 s, all clients are
+    back within 5 s of the daemon's return, and no worker outlives it.
     """
     rounds, endpoint = scale.of(2, 10, 100), "tcp://127.0.0.1:0"
     noticed: list[float] = []
@@ -52,8 +52,8 @@ def daemon_killed(scale: Scale, folder: Path) -> Figures:
 
 @promise
 def worker_killed(scale: Scale, folder: Path) -> Figures:
-    """When a worker is killed, its requests end with worker_died within 1 s, and another model's streams go on unharmed; a
-    preloaded model is loaded again by itself, each time after a longer pause.
+    """When a worker is killed, its requests end with worker_died within 1 s, and another model's streams go on
+    unharmed; a preloaded model is loaded again by itself, each time after a longer pause.
     """
     rounds, preload = scale.of(2, 3, 5), "demo/native/int8"
     noticed: list[float] = []
@@ -152,8 +152,8 @@ def _worker_hangs(folder: Path) -> float:
 
 @promise
 def engine_faults(scale: Scale, folder: Path) -> Figures:
-    """When an engine raises, returns no numbers or runs out of memory, that request ends with `internal` and an id that the
-    log has too, the others of its batch go on, and no row stays taken.
+    """When an engine raises, returns no numbers or runs out of memory, that request ends with `internal` and an id that
+    the log has too, the others of its batch go on, and no row stays taken.
     """
     repeats, faults = scale.of(5, 30, 100), 0
     for fault in ("raises", "no numbers", "out of memory"):

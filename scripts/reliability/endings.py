@@ -1,4 +1,4 @@
-"""The end of the daemon, and files that are damaged, hostile or cannot be written: nothing half-written is ever used."""
+"""The end of the daemon, and files that are damaged, hostile or cannot be written: nothing half-written is used."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def damaged(rng: random.Random) -> dict[str, bytes]:
 
 @promise
 def disk(scale: Scale, folder: Path) -> Figures:
-    """Damaged and hostile weights, symlinks and paths, a cache that cannot be written, a full disk, a build that is killed:
+    """Damaged and hostile weights, symlinks and paths, a cache that cannot be written, a full disk, a killed build:
     each ends in a clear error, and afterwards everything works.
     """
     rng, models = random.Random(7), folder / "models"

@@ -11,7 +11,7 @@ from server.link import ForWorker, FromWorker
 
 
 class FakeEngine:
-    """Remembers the token at each position of each row, and predicts from them: next = 1 + (sum of the row) % (vocabulary - 1).
+    """Remembers the token at each position of each row, and predicts: 1 + (sum of the row) % (vocabulary - 1).
 
     A sequence whose row was mixed up with another's therefore gets other tokens.
     """

@@ -101,11 +101,20 @@ class Flood:
         spec = self._spec
         self._connection.send(
             m.Generated(
-                id=text.id, text=" word" * len(text.ids), ids=text.ids, finish_reason=reason, prompt_truncated=0, settings={},
-                model=spec.model, engine=spec.engine, precision=spec.precision, digest="flood", threads=1,
+                id=text.id,
+                text=" word" * len(text.ids),
+                ids=text.ids,
+                finish_reason=reason,
+                prompt_truncated=0,
+                settings={},
+                model=spec.model,
+                engine=spec.engine,
+                precision=spec.precision,
+                digest="flood",
+                threads=1,
                 ledger=ledger(new_tokens=len(text.ids)),
             )
-        )  # fmt: skip
+        )
 
 
 def end_with_stdin() -> None:

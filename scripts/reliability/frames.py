@@ -23,7 +23,7 @@ GROWTH_BYTES = 5 << 20
 WINDOW = 64
 """Frames sent ahead of their replies."""
 ANSWER_S = 20.0
-"""For the last reply to a frame: a few of them ask for a text."""
+"""Most seconds until the last reply to a frame: a few of them ask for a text."""
 
 VALID: list[m.AnyRequest] = [
     m.Hello(id=1, client="fuzz"),
@@ -42,12 +42,13 @@ VALID: list[m.AnyRequest] = [
     ),
     m.Generate(id=13, prompt="", strategy="beam", num_beams=2, max_new_tokens=2, repetition_penalty=1.5),
 ]
-"""One of every type at least. Nothing here loads, unloads or measures what is there, which takes processes and seconds."""
+"""One or more of each type. Nothing here loads, unloads or measures what exists, which takes processes and seconds."""
 HEADERS = [b"\xc6", b"\xc9", b"\xdb", b"\xdd", b"\xdf"]
-"""Of binary, extension, string, array and map, with a length of 32 bits."""
+"""Headers of binary, extension, string, array and map, with a length of 32 bits."""
 VALUES = [
-    b"\xc0", b"\xc3", b"\xff", b"\x00", b"\xa0", b"\x90", b"\x80", b"\xc4\x01\xff", b"\xa1\xff", b"\xc7\x00\x05", b"\xd4\xff\x00", b"\xc1",
-    b"\xcf" + b"\xff" * 8, b"\xcf\x80" + bytes(7), b"\xd3\x80" + bytes(7), b"\xca\x7f\x80\x00\x00", b"\xcb\x7f\xf8" + bytes(6), b"\xcb\xff\xf0" + bytes(6),
+    b"\xc0", b"\xc3", b"\xff", b"\x00", b"\xa0", b"\x90", b"\x80", b"\xc4\x01\xff", b"\xa1\xff", b"\xc7\x00\x05",
+    b"\xd4\xff\x00", b"\xc1", b"\xcf" + b"\xff" * 8, b"\xcf\x80" + bytes(7), b"\xd3\x80" + bytes(7),
+    b"\xca\x7f\x80\x00\x00", b"\xcb\x7f\xf8" + bytes(6), b"\xcb\xff\xf0" + bytes(6),
 ]  # fmt: skip
 """A value of each kind, and those at the ends of their kinds."""
 
@@ -136,7 +137,9 @@ def _map(fields: dict[str, bytes]) -> bytes:
 
 @promise
 def frames(scale: Scale, folder: Path) -> Figures:
-    """Mutated and random frames: the decoder gives a request or a refusal within 100 ms, the gateway one well-formed last reply each, and does not grow."""
+    """For each mutated or random frame the decoder returns a request or a refusal within 100 ms, and the gateway sends
+    one well-formed last reply; the gateway does not grow.
+    """
     return _at_the_decoder(scale.of(20_000, 200_000, 1_000_000)) | _through_a_socket(
         scale.of(5_000, 40_000, 200_000), folder
     )
@@ -156,7 +159,7 @@ def _at_the_decoder(count: int) -> Figures:
 
 
 def _decode(frame: bytes, number: int) -> float:
-    """The processor's seconds, negative for a frame that was refused."""
+    """Return the processor's seconds for a frame, negative for one that was refused."""
     began = time.thread_time()
     try:
         request = codec.decode_request(frame)

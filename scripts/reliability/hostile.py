@@ -1,7 +1,7 @@
 """Peers that want to do harm, one in each file of cases/; what they have in common is here.
 
-A case has `attack(host, port)`, which raises AssertionError where the gateway let it go on, or FRAMES, each of which is sent as a
-message and must be refused; ANSWERS says with which codes, where it is not `bad_request`.
+A case has `attack(host, port)`, which raises AssertionError where the gateway let it go on, or FRAMES, each of which is
+sent as a message and must be refused; ANSWERS says with which codes, where it is not `bad_request`.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from scripts.reliability.promise import Figures, Scale, promise
 GROWTH_BYTES = 32 << 20
 REFUSED_S = 0.1
 PING_S = 0.25
-"""For 95 of 100 pings; it is 0.1 on a machine that does nothing else."""
+"""Most seconds that 95 of 100 pings may take; 0.1 is enough on a machine that does nothing else."""
 EVERY_S, LEAST = 0.01, 40
-"""How often the good client asks, and how many times at least in each case."""
+"""Seconds between the good client's pings, and their least number in each case."""
 AT_ONCE = 2
 """Cases that run at the same time, each with its own daemon: most of them wait for a deadline of ZeroMQ's."""
 
@@ -68,7 +68,7 @@ class Watch:
 
     @contextlib.contextmanager
     def during(self) -> Iterator[Watched]:
-        """What is seen from here on until the end of the block, and a moment after it."""
+        """Return what is seen until the end of the block, and a moment after it."""
         watched = self._now = Watched()
         yield watched
         enough = len(watched.waits) + LEAST
@@ -92,7 +92,8 @@ class Watch:
     def _run(self) -> None:
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         asker = context.socket(zmq.DEALER)
-        asker.linger, asker.sndtimeo = 0, 1000
+        asker.linger = 0
+        asker.sndtimeo = 1000
         asker.connect(self._daemon.endpoint)
         due = time.monotonic()
         try:
@@ -129,7 +130,9 @@ def every_case() -> dict[str, ModuleType]:
 
 @promise
 def hostile(scale: Scale, folder: Path) -> Figures:
-    """What can be answered is refused within 100 ms and what cannot is cut off, a good client is answered meanwhile, the gateway stays small, and serves afterwards."""
+    """Of what hostile peers send, what can be answered is refused within 100 ms and what cannot is cut off; a good
+    client is answered meanwhile, the gateway stays small, and serves afterwards.
+    """
     times = scale.of(1, 3, 20)
     with ThreadPoolExecutor(AT_ONCE) as pool:
         runs = {name: pool.submit(_suffer, case, folder / name, times) for name, case in every_case().items()}
@@ -194,14 +197,15 @@ def _carry_out(case: ModuleType, daemon: FakeDaemon) -> float:
 
 
 def _refused(what: str, body: bytes, answers: set[str], endpoint: str) -> float:
-    """The seconds until it was refused, of three tries the best: the machine may have had a bad moment."""
+    """Return the seconds until it was refused, the best of three tries: the machine may have had a bad moment."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     peer = context.socket(zmq.DEALER)
-    peer.linger, peer.rcvtimeo, peer.sndtimeo = 0, 5000, 5000
+    peer.linger = 0
+    peer.rcvtimeo = peer.sndtimeo = 5000
     try:
         peer.connect(endpoint)
         peer.send(codec.encode(m.Ping(id=1)))
-        peer.recv()  # the connection stands
+        peer.recv()  # it is connected
         best = float("inf")
         for _ in range(3):
             began = time.monotonic()

@@ -1,4 +1,4 @@
-"""Peers that vanish, do not read, come in crowds, come and go, cancel at the wrong moment, or are behind a bad network."""
+"""Peers that vanish, do not read, come in crowds, come and go, cancel at a bad moment, or are behind a bad network."""
 
 from __future__ import annotations
 
@@ -179,8 +179,8 @@ def churn(scale: Scale, folder: Path) -> Figures:
 
 @promise
 def cancel_races(scale: Scale, folder: Path) -> Figures:
-    """A request that is cancelled in the queue, in its prefill, while it writes or after its end gets exactly one last reply;
-    one that another peer tries to cancel goes on.
+    """A request that is cancelled in the queue, in its prefill, while it writes or after its end gets exactly one last
+    reply; one that another peer tries to cancel goes on.
     """
     rounds, rng = scale.of(15, 80, 250), random.Random(5)
     ended = dict.fromkeys(("cancelled", "refused", "whole"), 0)
@@ -226,8 +226,8 @@ FAULTS = ("latency", "slices", "bandwidth", "reset", "reset in the handshake", "
 
 @promise
 def bad_network(scale: Scale, folder: Path) -> Figures:
-    """Behind latency, slices, little bandwidth, resets and black holes a client gets the right text or a clear error within
-    10 s, and then has a connection again.
+    """Behind latency, slices, little bandwidth, resets and black holes a client gets the right text or a clear error
+    within 10 s, and then has a connection again.
     """
     repeats, right = scale.of(1, 4, 100), 0
     with (

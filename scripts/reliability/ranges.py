@@ -25,7 +25,7 @@ REQUESTS = codec.REQUESTS
 KINDS: list[Any] = [None, True, 7, 1.5, "x", b"x", [], {}]
 """A value of each type that msgpack has."""
 OF_SCHEMA = "Expected `"
-"""How msgspec begins a refusal: a bad_request without it is about what is loaded, e.g. a token that the model does not have."""
+"""The start of msgspec's refusals. A bad_request without it is about what is loaded, e.g. a token that it lacks."""
 FAR = 1000.0
 
 
@@ -47,7 +47,7 @@ class Trial:
 
 
 def good(kind: inspect.Type) -> list[Any]:
-    """Values of a type at the ends of what it allows."""
+    """Return values of a type at the ends of what it allows."""
     match kind := bare(kind):
         case inspect.IntType() | inspect.FloatType():
             low, high = _bounds(kind)
@@ -73,7 +73,7 @@ def good(kind: inspect.Type) -> list[Any]:
 
 
 def bad(kind: inspect.Type) -> list[Any]:
-    """Values just past the ends of what a type allows, and of every other type."""
+    """Return values just past the ends of what a type allows, and of every other type."""
     return [*_past(kind), *(value for value in KINDS if not _is(kind, value))]
 
 
@@ -115,14 +115,14 @@ def _past(kind: inspect.Type) -> list[Any]:
 
 
 def bare(kind: inspect.Type) -> inspect.Type:
-    """Without its description."""
+    """Return a type without its description."""
     while isinstance(kind, inspect.Metadata):
         kind = kind.type
     return kind
 
 
 def _bounds(kind: inspect.IntType | inspect.FloatType) -> tuple[Any, Any]:
-    """The least and the greatest value allowed. An open end of a float is the nearest number inside."""
+    """Return the least and the greatest value allowed. An open end of a float is the nearest number inside."""
     low, high = kind.ge, kind.le
     if kind.gt is not None:
         low = math.nextafter(kind.gt, math.inf) if isinstance(kind, inspect.FloatType) else kind.gt + 1
@@ -139,8 +139,13 @@ def _is(kind: inspect.Type, value: object) -> bool:
     if isinstance(kind, inspect.FloatType):
         return type(value) in {int, float}  # the whole numbers among them
     types: dict[type[inspect.Type], type] = {
-        inspect.IntType: int, inspect.StrType: str, inspect.BoolType: bool, inspect.NoneType: type(None), inspect.ListType: list, inspect.TupleType: list,
-    }  # fmt: skip
+        inspect.IntType: int,
+        inspect.StrType: str,
+        inspect.BoolType: bool,
+        inspect.NoneType: type(None),
+        inspect.ListType: list,
+        inspect.TupleType: list,
+    }
     return type(value) is types.get(type(kind), str)  # a literal is one of some words
 
 
@@ -163,7 +168,7 @@ def _accepted(fields: dict[str, Any]) -> bool:
 
 
 def around(name: str, field: inspect.Field, value: object) -> dict[str, Any] | None:
-    """A request, as short as can be, that is accepted with the field at this value; None if there is none.
+    """Return a request, as short as can be, that is accepted with the field at this value; None if there is none.
 
     Beside what is required some types need one more field: exactly one of two, say.
     """
@@ -177,7 +182,10 @@ def around(name: str, field: inspect.Field, value: object) -> dict[str, Any] | N
 
 
 def trials() -> tuple[list[Trial], list[Trial]]:
-    """Those that must be accepted, and those that must be refused. Raises: AssertionError for a good value that the decoder refuses."""
+    """Return the trials that must be accepted, and those that must be refused.
+
+    Raises: AssertionError for a good value that the decoder refuses.
+    """
     allowed, refused = [], []
     for name, kind in REQUESTS.items():
         for field in fields_of(kind):
@@ -205,7 +213,9 @@ def _why(name: str, field: inspect.Field, value: object) -> str:
 
 @promise
 def ranges(scale: Scale, folder: Path) -> Figures:
-    """Every field of every request: past its range, of a wrong type or missing it is refused by its name and no engine works; at the ends of its range it is not."""
+    """A request with a field past its range, of a wrong type or missing is refused with the field's name, and no engine
+    works for it; one with a field at an end of its range is not refused.
+    """
     allowed, refused = trials()
     with FakeDaemon(folder, Behaviour(rows=16)) as daemon, Client(daemon.endpoint) as client:
         client.load("demo", timeout=20)
@@ -234,17 +244,17 @@ def ranges(scale: Scale, folder: Path) -> Figures:
 
 
 def _work(client: Client, least: int) -> int:
-    """The requests that the worker has been given, one more for a last one, which comes after all others in its queue."""
+    """Return the number of requests that the worker has got, with one more that comes after all others in its queue."""
     client.generate("x", max_new_tokens=1, timeout=10)
-    give_up = time.monotonic() + 5  # the worker tells its figures now and then
+    give_up = time.monotonic() + 5  # the worker reports its figures now and then
     while (count := client.stats().workers[0].requests) <= least - 1 or count == 0:
-        assert time.monotonic() < give_up, f"the worker tells of {count} requests"
+        assert time.monotonic() < give_up, f"the worker reports {count} requests"
         time.sleep(0.02)
     return count
 
 
 def _drawn(allowed: list[Trial], count: int) -> Iterator[Trial]:
-    """Requests with several fields at the ends of their ranges."""
+    """Yield requests with several fields at the ends of their ranges."""
     chance = random.Random(1)
     while count:
         trial = chance.choice(allowed)
@@ -257,10 +267,12 @@ def _drawn(allowed: list[Trial], count: int) -> Iterator[Trial]:
 
 
 def _ask(daemon: FakeDaemon, asked: list[Trial]) -> Iterator[tuple[Trial, m.AnyReply]]:
-    """One after the other, over one connection: each request's last reply."""
+    """Ask one after the other over one connection; yield each with its last reply."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     socket = context.socket(zmq.DEALER)
-    socket.linger, socket.rcvtimeo, socket.sndtimeo = 0, 20_000, 5000
+    socket.linger = 0
+    socket.rcvtimeo = 20_000
+    socket.sndtimeo = 5000
     try:
         socket.connect(daemon.endpoint)
         for trial in asked:

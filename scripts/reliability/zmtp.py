@@ -7,7 +7,9 @@ import struct
 from urllib.parse import urlsplit
 
 GREETING = b"\xff\0\0\0\0\0\0\0\1\x7f\3\1" + b"NULL".ljust(20, b"\0") + bytes(32)
-MORE, LONG, COMMAND = 1, 2, 4
+MORE = 1
+LONG = 2
+COMMAND = 4
 
 
 def frame(body: bytes, flags: int = 0) -> bytes:

@@ -1,4 +1,4 @@
-"""Handshakes that are complete and wrong: mechanisms, roles, commands, socket types, properties that lie about their lengths."""
+"""Handshakes that are complete and wrong: mechanisms, roles, commands, socket types, false lengths of properties."""
 
 from __future__ import annotations
 

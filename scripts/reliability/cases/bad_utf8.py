@@ -1,4 +1,7 @@
-"""Strings that are no UTF-8, as a value and in a list (a field of an unknown name is ignored, whatever its name is): cut characters, surrogates, overlong forms, and past the last character."""
+"""Strings that are not UTF-8: cut characters, surrogates, overlong forms, and past the last character.
+
+Each is sent as a value and in a list. A field of an unknown name is ignored, whatever its name is.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lengths without their contents: strings, binaries, arrays and maps that say they are large, alone and a thousand inside each other."""
+"""Strings, binaries, arrays and maps that claim to be large and are empty, alone and nested a thousandfold."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""msgpack's extension types, the timestamp among them, in all sizes: as the message, a value, a name, and with a length that is a lie."""
+"""msgpack's extension types, timestamps among them, in all sizes: as message, value, name, or with a false length."""
 
 from __future__ import annotations
 

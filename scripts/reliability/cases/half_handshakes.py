@@ -7,7 +7,7 @@ from scripts.reliability.zmtp import GREETING, ready
 
 WHOLE = GREETING + ready()
 CUTS = [0, 1, 2, 9, 10, 11, 12, 13, 16, 31, 32, 33, 63, 64, 65, 66, 67, 72, 73, len(WHOLE) - 1, len(WHOLE)]
-"""Around the signature, the version, the mechanism, the role, the filler, the command's flags, length and name, its end."""
+"""Ends around the signature, version, mechanism, role and filler, the command's flags, length, name and end."""
 
 
 def attack(host: str, port: int) -> None:

@@ -8,8 +8,10 @@ from scripts.reliability.raw import connect, hung_up, sent
 
 noise = random.Random(1)
 BROWSER = (
-    b"GET / HTTP/1.1\r\nHost: localhost:5757\r\nUser-Agent: Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0\r\n"
-    b"Accept: text/html,application/xhtml+xml;q=0.9,*/*;q=0.8\r\nAccept-Language: en-US,en;q=0.5\r\nConnection: keep-alive\r\nPriority: u=0, i\r\n\r\n"
+    b"GET / HTTP/1.1\r\nHost: localhost:5757\r\n"
+    b"User-Agent: Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0\r\n"
+    b"Accept: text/html,application/xhtml+xml;q=0.9,*/*;q=0.8\r\nAccept-Language: en-US,en;q=0.5\r\n"
+    b"Connection: keep-alive\r\nPriority: u=0, i\r\n\r\n"
 )
 """Long enough to be a message of ZMTP 1.0, which has no greeting."""
 SAID = [
