@@ -1,1 +1,1 @@
-"""Each measures one thing."""
+"""Benchmarks: each program measures one thing."""

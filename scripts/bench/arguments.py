@@ -1,4 +1,4 @@
-"""The arguments that the benchmarks share, and what they lead to: a model on this disk, and a daemon that offers it."""
+"""Arguments that the benchmarks share, and what they lead to: a model on this disk, and a daemon that offers it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from server.config import default_hub_cache, default_models_dir, default_threads
 
 
 def add_place(parser: argparse.ArgumentParser) -> None:
-    """Add what every script has that starts a daemon: --models-dir and --threads."""
+    """Add the arguments of every script that starts a daemon: --models-dir and --threads."""
     parser.add_argument(
         "--models-dir", type=Path, default=default_models_dir(), metavar="DIR", help="default: %(default)s"
     )
@@ -24,7 +24,7 @@ def add_place(parser: argparse.ArgumentParser) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, runs: int) -> None:
-    """Add what every benchmark of one model has."""
+    """Add the arguments of every benchmark of one model."""
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--model", help="a model of the daemon: demo, or a folder of --models-dir")
     which.add_argument(
@@ -68,7 +68,10 @@ def find_model(name: str | None, like: str, models_dir: Path) -> Model:
 
 
 def start_daemon(args: argparse.Namespace, *more: str) -> Daemon:
-    """Start a daemon with the user's caches, with `args.models_dir`, `args.threads` and `more` flags. Exits with its log where it fails."""
+    """Start a daemon with the user's caches, with `args.models_dir`, `args.threads` and `more` flags.
+
+    Exits with its log where it fails.
+    """
     try:
         return Daemon(None, f"--models-dir={args.models_dir}", f"--threads={args.threads}", *more)
     except RuntimeError as e:

@@ -1,7 +1,7 @@
-"""The baseline: GPT-2 as transformers has it, for every script that compares with it.
+"""Baseline: GPT-2 as transformers has it, for every script that compares with it.
 
-One way to load the model and one to call `generate`, so that all comparisons have the same settings: the given number of
-threads, and texts of exactly the wanted length, since the end of text is ignored.
+One way to load the model and one to call `generate`, so that all comparisons have the same settings: the given number
+of threads, and texts of exactly the wanted length, since the end of text is ignored.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from transformers import GPT2LMHeadModel
 def load(folder: str | Path, threads: int, precision: str = "fp32", attention: str | None = None) -> Any:
     """Load a model for evaluation.
 
-    `precision` is fp32, bf16, int8 (all matrices), or int8-head: what quantize_dynamic makes of GPT-2 as it stands, which is
-    the LM head alone. `attention` is eager or sdpa, by default what transformers chooses (sdpa).
+    `precision` is fp32, bf16, int8 (all matrices), or int8-head: what quantize_dynamic makes of GPT-2 unchanged, which
+    is the LM head alone. `attention` is eager or sdpa, by default what transformers chooses (sdpa).
     """
     torch.set_num_threads(threads)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32

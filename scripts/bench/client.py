@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""What the window costs and how it keeps up, with 200,000 characters on its page.
+"""Measure what the window costs and how it keeps up, with 200,000 characters on its page.
 
     xvfb-run -a -s "-screen 0 1400x900x24" python -m scripts.bench.client --like gpt2
 
-Opens the real window on the display there is and starts a daemon of its own. Four times it is kept busy while something happens:
-a model loads, text streams, the daemon is stopped (SIGSTOP), the daemon is killed. The model is loaded as the Model panel offers
-it: with the daemon's first engine and precision, native int8 where that is installed. `frame_ms_p99` is the time that a frame's
-own code took, `late_ms_p999` how much later than due frames began, `token_to_pixel_ms_p95` the time from a token's arrival to the
-end of the frame that shows it, `start_s` the time from the program's start to its first frame. The last line is one JSON object.
+Opens the real window on the display there is and starts a daemon of its own. Four times it is kept busy while something
+happens: a model loads, text streams, the daemon is stopped (SIGSTOP), the daemon is killed. The model is loaded as the
+Model panel offers it: with the daemon's first engine and precision, native int8 where that is installed. `frame_ms_p99`
+is the time that a frame's own code took, `late_ms_p999` how much later than due frames began, `token_to_pixel_ms_p95`
+the time from a token's arrival to the end of the frame that shows it, `start_s` the time from the program's start to
+its first frame. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import psutil
 
@@ -32,8 +33,11 @@ from scripts.make_model import ensure_model
 from server.catalogue.architecture import PUBLISHED
 
 CHARACTERS = 200_000
-LINE = "Shall I compare thee to a summer's day? Thou art more lovely and more temperate: rough winds do shake the buds of May.\n"
-BUSY_S, IDLE_S, WAIT_S = 6.0, 10.0, 60.0
+LINE = "Shall I compare thee to a summer's day? Thou art more lovely and more temperate: "
+LINE += "rough winds do shake the buds of May.\n"
+BUSY_S = 6.0
+IDLE_S = 10.0
+WAIT_S = 60.0
 
 
 def main() -> None:
@@ -55,7 +59,7 @@ def main() -> None:
 
 
 def first_frame_s(endpoint: str) -> float:
-    """From the start of a process of its own to its first frame: median of three."""
+    """Return the seconds from the start of a process of its own to its first frame: median of three."""
     code = f"""
 from client.window.loop import Window
 window = Window({endpoint!r})
@@ -66,10 +70,10 @@ window.close()
     took = list[float]()
     for _ in range(3):
         began = time.monotonic()
-        told = subprocess.run(
+        printed = subprocess.run(
             [sys.executable, "-P", "-c", code], stdout=subprocess.PIPE, text=True, timeout=WAIT_S, check=True
         ).stdout
-        took.append(float(told.split()[0]) - began)
+        took.append(float(printed.split()[0]) - began)
     return statistics.median(took)
 
 
@@ -156,7 +160,8 @@ class Bench:
         self.late.clear()
         self._busy = True
 
-    def _script(self):  # type: ignore[no-untyped-def]  # of pauses and conditions
+    def _script(self) -> Iterator[float | Callable[[], bool]]:
+        """Yield what to wait for before the next step: seconds, or a condition."""
         from client.window import events as e
 
         app, state = self.window.app, self.state
@@ -198,7 +203,7 @@ class Bench:
         yield BUSY_S
         self._measured("stopped")
         self._daemon.send_signal(signal.SIGCONT)
-        yield lambda: bool(state.link.workers)  # the connection was made anew, and has found the model again
+        yield lambda: bool(state.link.workers)  # there is a new connection, and it has found the model again
         self._begin()
         app.tell(e.Do("generate"))
         yield writes

@@ -1,23 +1,25 @@
 #!/usr/bin/env python3
-"""What more nodes bring, how much one gateway carries, how long a model takes to reach a node.
+"""Measure what more nodes bring, how much one gateway carries, how long a model takes to reach a node.
 
     python -m scripts.bench.cluster                     nodes and gateway, in about seven minutes; --quick: in two
     python -m scripts.bench.cluster --only gateway      some of nodes,gateway,weights
     python -m scripts.bench.cluster --only weights      loads of a gpt2-sized model (Linux; as root, for its mounts)
 
 nodes    A Ray cluster of processes on this machine (ray.cluster_utils), with a replica on each node whose engine waits
-         --delay-ms a step instead of computing: measured is the way through gateway, cluster and workers, and not how many
-         cores this machine has. More streams than rows are open all the time. Aim: four nodes give 3.6 times one.
-gateway  Workers without an engine write as fast as the gateway takes it, each token in a message of its own. Real workers
-         join what they write within 20 ms, so that is the worst case; `pieces` is the same with eight tokens in each message.
-         Clients and workers share the cores with the gateway, so `cpu_us` tells what a token costs the gateway's process
-         alone, and `busy` how much of a core its thread took. Aims: 2,000 tokens a second to one peer, 10,000 in all.
-weights  A model's load, built anew (cold) and as it was built before (warm): on this machine without a cluster, on a node
-         that has the same folder, and on a node that does not see it (a mount covers it there), to which Ray's object store
-         brings it. Nodes have build caches of their own. The files are in this machine's page cache, and no network is between.
+         --delay-ms a step instead of computing: measured is the way through gateway, cluster and workers, and not how
+         many cores this machine has. More streams than rows are open all the time. Aim: four nodes give 3.6 times one.
+gateway  Workers without an engine write as fast as the gateway takes it, each token in a message of its own. Real
+         workers join what they write within 20 ms, so that is the worst case; `pieces` is the same with eight tokens in
+         each message. Clients and workers share the cores with the gateway, so `cpu_us` is what a token costs the
+         gateway's process alone, and `busy` how much of a core its thread took. Aims: 2,000 tokens a second to one
+         peer, 10,000 in all.
+weights  A model's load, built for the first time (cold) and as it was built before (warm): on this machine without a
+         cluster, on a node that has the same folder, and on a node that does not see it (a mount covers it there), to
+         which Ray's object store brings it. Nodes have build caches of their own. The files are in this machine's page
+         cache, and no network is between.
 
-Turns alternate (A B A B), figures are medians, and each text is compared with the one that its engine must write. The last
-line is one JSON object; `missed` has the aims that were not reached.
+Turns alternate (A B A B), figures are medians, and each text is compared with the one that its engine must write. The
+last line is one JSON object; `missed` has the aims that were not reached.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +55,19 @@ from server.config import default_models_dir, default_threads
 from server.gateway.status import cpu
 
 PARTS = ("nodes", "gateway", "weights")
-SCALING, PEER_TOK_S, GATEWAY_TOK_S = 3.6, 2000, 10_000
-SPARE, TEXT_TOKENS, WARM_S = 1.5, 128, 4.0
-"""Streams for each row, so that one which falls free is taken at once; their length; and the time before the measurement."""
-FLOOD_STREAMS, FLOOD_TOKENS, FLOOD_WARM_S = 8, 128, 1.0
-"""The same of each peer of the gateway."""
+SCALING = 3.6
+PEER_TOK_S = 2000
+GATEWAY_TOK_S = 10_000
+SPARE = 1.5
+"""Streams for each row, so that one which falls free is taken at once."""
+TEXT_TOKENS = 128
+WARM_S = 4.0
+"""Time before the measurement."""
+FLOOD_STREAMS = 8
+"""Streams of each peer of the gateway."""
+FLOOD_TOKENS = 128
+FLOOD_WARM_S = 1.0
+"""Time before the measurement of the gateway."""
 PIECES = (1, 8)
 """Tokens in a message; eight is what a worker joins of a stream of 400 tokens a second."""
 
@@ -87,7 +98,7 @@ def main() -> None:
     args = parser.parse_args()
     parts = set(args.only.split(","))
     if unknown := parts - set(PARTS):
-        parser.error(f"no part {', '.join(sorted(unknown))}; there are: {', '.join(PARTS)}")
+        parser.error(f"unknown part: {', '.join(sorted(unknown))}; the parts are: {', '.join(PARTS)}")
     if args.quick:
         args.runs, args.seconds = 2, min(args.seconds, 4.0)
     if "weights" in parts and (sys.platform != "linux" or os.geteuid() != 0):
@@ -105,7 +116,8 @@ def main() -> None:
     for line in (*tally.wrong[:5], *(f"missed: {aim}" for aim in figures["missed"])):
         print(line, file=sys.stderr)
     memory = round(psutil.virtual_memory().total / 1e9)
-    machine = f"{cpu()}, {os.cpu_count()} cores, {memory} GB, {platform.system()} {platform.release()}, Python {platform.python_version()}"
+    system = f"{platform.system()} {platform.release()}, Python {platform.python_version()}"
+    machine = f"{cpu()}, {os.cpu_count()} cores, {memory} GB, {system}"
     print(
         json.dumps(
             {
@@ -131,6 +143,10 @@ def missed(figures: dict[str, Any]) -> list[str]:
 # Nodes
 
 
+def replicas_are(client: Client, count: int) -> bool:
+    return len(client.ping().workers) == count
+
+
 def measure_nodes(args: argparse.Namespace, folder: Path, tally: Tally) -> dict[str, Any]:
     found: dict[int, list[float]] = {count: [] for count in args.nodes}
     behaviour = Behaviour(delay_ms=args.delay_ms, rows=args.rows)
@@ -142,7 +158,7 @@ def measure_nodes(args: argparse.Namespace, folder: Path, tally: Tally) -> dict[
         for turn in range(args.runs):
             for count in args.nodes:
                 client.load("demo", replicas=count)
-                until(lambda count=count: len(client.ping().workers) == count, END_S, f"{count} replicas")  # type: ignore[misc]
+                until(partial(replicas_are, client, count), END_S, f"{count} replicas")
                 with alone():
                     peers = Peers(daemon.endpoint, 2, 1, math.ceil(count * args.rows * SPARE / 2), TEXT_TOKENS)
                     time.sleep(WARM_S)
@@ -171,7 +187,7 @@ def measure_nodes(args: argparse.Namespace, folder: Path, tally: Tally) -> dict[
 
 @dataclass(frozen=True)
 class Window:
-    """What a gateway did for a while. `cpu_us` is its process's time for a token, `busy` its thread's share of a core."""
+    """Work of a gateway in a while. `cpu_us` is its process's time for a token, `busy` its thread's share of a core."""
 
     tok_s: float
     cpu_us: float
@@ -187,7 +203,10 @@ def watch(daemon: Daemon, peers: Peers, seconds: float) -> Window:
 
     before = used()
     tok_s = peers.rate(seconds)
-    took, whole, own = (now - then for now, then in zip(used(), before, strict=True))
+    after = used()
+    took = after[0] - before[0]
+    whole = after[1] - before[1]  # the process's time
+    own = after[2] - before[2]  # its main thread's
     return Window(tok_s, whole / took / max(tok_s, 1.0) * 1e6, own / took)
 
 
@@ -213,9 +232,8 @@ def measure_gateway(args: argparse.Namespace, folder: Path, tally: Tally) -> dic
     summary: dict[tuple[int, str], Window] = {}
     for (piece, name), windows in found.items():
         rates = [w.tok_s for w in windows]
-        summary[piece, name] = median = Window(
-            *(statistics.median(getattr(w, f) for w in windows) for f in ("tok_s", "cpu_us", "busy"))
-        )
+        medians = (statistics.median(getattr(w, f) for w in windows) for f in ("tok_s", "cpu_us", "busy"))
+        summary[piece, name] = median = Window(*medians)
         print(
             f"{piece:16}{1 if name == 'peer' else args.peers:7}{median.tok_s:10.0f}{min(rates):8.0f}{max(rates):8.0f}"
             f"{median.cpu_us:8.1f}{median.busy:7.0%}"
@@ -225,7 +243,11 @@ def measure_gateway(args: argparse.Namespace, folder: Path, tally: Tally) -> dic
         "peer_tok_s": round(one.tok_s), "gateway_tok_s": round(several.tok_s),
         "cpu_us": {"peer": round(one.cpu_us, 1), "all": round(several.cpu_us, 1)},
         "busy": {"peer": round(one.busy, 2), "all": round(several.busy, 2)},
-        "pieces": {"tokens": PIECES[1], "peer_tok_s": round(summary[PIECES[1], "peer"].tok_s), "gateway_tok_s": round(summary[PIECES[1], "all"].tok_s)},
+        "pieces": {
+            "tokens": PIECES[1],
+            "peer_tok_s": round(summary[PIECES[1], "peer"].tok_s),
+            "gateway_tok_s": round(summary[PIECES[1], "all"].tok_s),
+        },
     }  # fmt: skip
 
 

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from ray.cluster_utils import Cluster  # heavy, and not needed for --help
 
 NODE_BYTES = 4 << 30
-"""Of memory that a node has to give."""
+"""Memory that a node has to give."""
 NODE_S = 60.0
 
 
 @contextmanager
 def ray_cluster(nodes: int) -> Iterator[Cluster]:
-    """A head that takes no workers, and so many nodes of one CPU."""
+    """Start a head that takes no workers, and this many nodes of one CPU each."""
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(
@@ -37,24 +37,31 @@ def ray_cluster(nodes: int) -> Iterator[Cluster]:
 
 
 def alive(cluster: Cluster) -> int:
-    """How many nodes there are."""
+    """Return the number of nodes."""
     return len(cluster.global_state._live_node_ids())  # type: ignore[no-untyped-call]
 
 
 @contextmanager
 def ray_node(cluster: Cluster, name: str, threads: int, cache: Path, covered: Path | None) -> Iterator[Path]:
-    """A node in a mount namespace of its own, where another folder stands in place of the build cache `cache`, and `covered` is empty.
+    """Start a node in a mount namespace of its own, where another folder is in place of the build cache `cache`.
 
-    Gives that other folder. The node has a resource of its name.
+    Gives that other folder. The folder `covered` is empty there. The node has a resource of its name.
     """
     own = cache.with_name(f"{cache.name}-of-{name}")
     for place in (own, cache):
         place.mkdir(parents=True)
     mounts = 'mount --bind "$1" "$2" && { [ -z "$3" ] || mount -t tmpfs none "$3"; } && shift 3 && exec "$@"'
     ray = [
-        str(Path(sys.executable).with_name("ray")), "start", "--block", f"--address={cluster.address}", f"--node-name={name}",
-        f"--num-cpus={threads}", f"--memory={NODE_BYTES}", f"--resources={json.dumps({name: 1})}", "--disable-usage-stats",
-    ]  # fmt: skip
+        str(Path(sys.executable).with_name("ray")),
+        "start",
+        "--block",
+        f"--address={cluster.address}",
+        f"--node-name={name}",
+        f"--num-cpus={threads}",
+        f"--memory={NODE_BYTES}",
+        f"--resources={json.dumps({name: 1})}",
+        "--disable-usage-stats",
+    ]
     before = alive(cluster)
     with (own.parent / f"{name}.log").open("wb") as log:
         process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Clients in processes of their own, for scripts.bench.cluster: how fast texts of the fake engine come, and whether they are right."""
+"""Clients in processes of their own, for scripts.bench.cluster: how fast the fake engine's texts come, and if right."""
 
 from __future__ import annotations
 
@@ -12,19 +12,22 @@ from protocol import Client, messages as m
 from protocol.connection import Event
 from scripts.reliability.asking import Asked, text
 
-STREAM_S, END_S = 120.0, 90.0
+STREAM_S = 120.0
+END_S = 90.0
 KEYS = iter(range(0, 1 << 30, 613))
-"""Where each client's texts begin."""
+"""Numbers at which each client's texts begin."""
 
 
 class Peer:
-    """A connection with so many streams open until `finish`: when one ends, another begins."""
+    """Connection with a number of streams open until `finish`: when one ends, another begins."""
 
     def __init__(self, endpoint: str, streams: int, tokens: int, key: int) -> None:
         self.client = Client(endpoint)
         self.tokens = 0
-        """That have come so far; counted in the connection's thread."""
-        self._length, self._key, self._over = tokens, key, False
+        """Number of tokens that have come so far; counted in the connection's thread."""
+        self._length = tokens
+        self._key = key
+        self._over = False
         self._streams: list[Streamed] = []
         for _ in range(streams):
             self.begin()
@@ -37,11 +40,11 @@ class Peer:
         self.client.connection.submit(one.request, one.take, STREAM_S)
 
     def ended(self, event: Event) -> None:
-        if isinstance(event, m.Generated) and not self._over:  # after an error there is no other: it is told at the end
+        if isinstance(event, m.Generated) and not self._over:  # after an error there is no other: `finish` reports it
             self.begin()
 
     def finish(self) -> list[str]:
-        """For each stream what was wrong with it, or nothing."""
+        """Return, for each stream, what was wrong with it; empty: nothing."""
         self._over = True
         found = []
         for one in self._streams:
@@ -68,7 +71,7 @@ class Streamed(Asked):
 
 
 def serve_peers(pipe: Pipe, endpoint: str, count: int, streams: int, tokens: int, key: int) -> None:
-    """A process of clients: answers `count` with the time and the tokens so far, `finish` with what `Peer.finish` says."""
+    """Run clients: answer `count` with the time and the tokens so far, `finish` with what `Peer.finish` returns."""
     peers = [Peer(endpoint, streams, tokens, key + 997 * i) for i in range(count)]
     while pipe.recv() == "count":
         pipe.send((time.monotonic(), sum(peer.tokens for peer in peers)))
@@ -82,7 +85,7 @@ class Tally:
 
 
 class Peers:
-    """Processes of clients. Each has `count` peers with so many streams."""
+    """Processes of clients. Each has `count` peers with `streams` streams each."""
 
     def __init__(self, endpoint: str, processes: int, count: int, streams: int, tokens: int) -> None:
         spawn = multiprocessing.get_context("spawn")
@@ -104,7 +107,7 @@ class Peers:
         return [pipe.recv() for pipe in self._pipes]
 
     def rate(self, seconds: float) -> float:
-        """Tokens a second that come in that time."""
+        """Return the tokens a second that come in that time."""
         before = self._ask("count")
         time.sleep(seconds)
         rates = [

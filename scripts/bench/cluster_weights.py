@@ -1,4 +1,4 @@
-"""How long a model takes to reach a node: the part `weights` of scripts.bench.cluster."""
+"""Time that a model takes to reach a node: the part `weights` of scripts.bench.cluster."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from scripts.daemon import Daemon
 from scripts.make_model import ensure_model
 
 SETTLE_S = 3.0
-"""After an unload, until the cluster tells that its node is free."""
+"""Time after an unload until the cluster knows that its node is free."""
 
 
 @dataclass
 class Loading:
-    """A load, and when each of its stages was first told (monotonic)."""
+    """Times of a load: when each of its stages was first reported (monotonic)."""
 
     began: float = field(default_factory=time.monotonic)
     ended: float = 0.0
@@ -46,7 +46,7 @@ class Loading:
 
     @property
     def parts(self) -> dict[str, float]:
-        """How long each stage took, up to the next; "launch" is what comes before the first."""
+        """Time that each stage took, up to the next; "launch" is what comes before the first."""
         times = {"launch": self.began, **self.stages}
         return {
             stage: after - at
@@ -55,15 +55,16 @@ class Loading:
 
     @property
     def send_s(self) -> float:
-        """What the transfer of all files takes, by the pace of its middle: its first and its last parts are not told."""
+        """Time that the transfer of all files takes, by the pace of its middle: its ends are not reported."""
         if len(self.sent) < 2:
             return 0.0
-        (first, done, total), (last, more, _) = self.sent[0], self.sent[-1]
-        return (last - first) * total / (more - done)
+        first, last = self.sent[0], self.sent[-1]
+        total = first[2]
+        return (last[0] - first[0]) * total / (last[1] - first[1])
 
 
 def empty(folder: Path) -> None:
-    """The folder itself stays: it is mounted on a node."""
+    """Remove what is in a folder. The folder itself stays: it is mounted on a node."""
     for entry in folder.iterdir() if folder.is_dir() else ():
         shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""How fast an engine decodes, by itself: no daemon, no sampler, greedy, end of text ignored.
+"""Measure how fast an engine decodes, by itself: no daemon, no sampler, greedy, end of text ignored.
 
     python -m scripts.bench.decode --like gpt2 --precision int8 --against transformers
     python -m scripts.bench.decode --model demo --precision fp32
     python -m scripts.bench.decode --like gpt2 --precision int4 --batch 1,8
 
-Every variant runs in a process of its own; with --against the runs alternate (A B A B), so that a noisy machine is noisy
-for both. Figures are medians (and the best) of --runs after one warm-up. `ratio` is the reference's time for the whole
-generation over ours. The last line is one JSON object.
+Every variant runs in a process of its own; with --against the runs alternate (A B A B), so that a noisy machine is
+noisy for both. Figures are medians (and the best) of --runs after one warm-up. `ratio` is the reference's time for the
+whole generation over ours. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from scripts.bench.engine import EngineProcess, Run, Variant
 
 
 def decode_rates(runs: list[Run], new_tokens: int, batch: int = 1) -> dict[str, float]:
-    """Tokens of all sequences together, a second."""
+    """Return the tokens a second of all sequences together."""
     rates = [batch * (new_tokens - 1) / r.decode_s for r in runs]
     return {"median": round(statistics.median(rates), 1), "best": round(max(rates), 1)}
 
@@ -39,7 +39,7 @@ def summary(runs: list[Run], prompt_tokens: int, new_tokens: int, process: Engin
 
 
 def batches(text: str) -> list[int]:
-    """Parse 1,8."""
+    """Parse numbers of sequences, as in 1,8. Raises: ValueError."""
     sizes = [int(word) for word in text.split(",")]
     if not all(1 <= size <= 64 for size in sizes):
         raise ValueError(text)

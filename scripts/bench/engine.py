@@ -1,4 +1,4 @@
-"""One engine in a process of its own, for the benchmarks: `EngineProcess` starts it, asks for timed runs, reads its memory.
+"""Engine in a process of its own, for the benchmarks: `EngineProcess` starts it, times its runs, reads its memory.
 
 The child reads a line of JSON for each run and answers with a line; nothing else happens in it, so what it reports is
 the engine alone. Run as a program, this file is that child.
@@ -26,7 +26,7 @@ Generate = Callable[[list[list[int]], int], tuple[float, float]]
 
 @dataclass(frozen=True)
 class Variant:
-    """What to measure: engine "transformers" is the baseline, all others are the daemon's own."""
+    """Engine to measure: "transformers" is the baseline, all others are the daemon's own."""
 
     engine: str
     precision: str
@@ -34,7 +34,10 @@ class Variant:
     threads: int
     rows: int = 1
     sampling: dict[str, float] | None = None
-    """The baseline's settings where it samples; it then continues one prompt with as many texts, and has no prefill of its own."""
+    """Settings of the baseline where it samples.
+
+    It then continues one prompt with as many texts as are asked for, and has no prefill of its own.
+    """
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Run:
 
 
 class EngineFailed(SystemExit):
-    """Ends a benchmark with its sentence, unless it goes on without the engine."""
+    """End of a benchmark with its sentence, unless it goes on without the engine."""
 
 
 def as_module(name: str, *arguments: str, python: str = sys.executable) -> list[str]:
@@ -59,7 +62,7 @@ def module_environment() -> dict[str, str]:
 
 
 class EngineProcess:
-    """A context manager; `load_s` is the time its model took to load, without the interpreter's start."""
+    """Context manager; `load_s` is the time its model took to load, without the interpreter's start."""
 
     def __init__(self, variant: Variant, command: Sequence[str] = ()) -> None:
         """Start the engine, or another program that answers in the same way. Raises: EngineFailed."""

@@ -1,4 +1,4 @@
-"""What the benchmarks' figures are made with."""
+"""Statistics of the benchmarks."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""One peer in a process of its own, for scripts.bench.peers: reads a line of JSON for each run, answers with a line.
+"""Peer in a process of its own, for scripts.bench.peers: reads a line of JSON for each run, answers with a line.
 
-`Engine = (prompts, new tokens) -> (prefill seconds, decode seconds)`: all prompts together, greedy, end of text ignored.
-It imports nothing of gpt2d, since each peer may live in an environment of its own.
+`Engine = (prompts, new tokens) -> (prefill seconds, decode seconds)`: all prompts together, greedy, end of text
+ignored. It imports nothing of gpt2d, since each peer may live in an environment of its own.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CONTEXT = 1024
 
 
 def in_two_parts(timed: Callable[[int], float], new_tokens: int) -> tuple[float, float]:
-    """For what cannot be stopped between prefill and decode: the time of one token, and what more take."""
+    """Time what cannot be stopped between prefill and decode: one token, and how much longer more take."""
     prefill = timed(1)
     return prefill, timed(new_tokens) - prefill if new_tokens > 1 else 0.0
 
@@ -42,7 +42,10 @@ def llama(folder: Path, built: Path, precision: str, threads: int) -> Engine:
             raise RuntimeError(f"llama.cpp could not quantise {plain}")
     model = c.llama_model_load_from_file(str(file).encode(), c.llama_model_default_params())
     settings = c.llama_context_default_params()
-    settings.n_ctx, settings.n_batch, settings.n_ubatch, settings.n_seq_max = 8 * CONTEXT, 4096, 512, 8
+    settings.n_ctx = 8 * CONTEXT
+    settings.n_batch = 4096
+    settings.n_ubatch = 512
+    settings.n_seq_max = 8
     settings.n_threads = settings.n_threads_batch = threads
     if hasattr(settings, "flash_attn_type"):
         settings.flash_attn_type = 1
@@ -53,15 +56,18 @@ def llama(folder: Path, built: Path, precision: str, threads: int) -> Engine:
     batch = c.llama_batch_init(4096, 0, 1)
 
     def run(tokens: list[tuple[int, int, int, bool]]) -> list[int]:
-        """(token, position, sequence, wanted) each -> the likeliest token after each that is wanted."""
+        """Return the likeliest token after each that is wanted, of (token, position, sequence, wanted) each."""
         batch.n_tokens = len(tokens)
         for i, (token, position, sequence, wanted) in enumerate(tokens):
-            batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.logits[i] = token, position, 1, wanted
+            batch.token[i] = token
+            batch.pos[i] = position
+            batch.n_seq_id[i] = 1
+            batch.logits[i] = wanted
             batch.seq_id[i][0] = sequence
         if c.llama_decode(context, batch):
             raise RuntimeError("llama_decode failed")
         found = [
-            np.ctypeslib.as_array(c.llama_get_logits_ith(context, i), (vocabulary,))
+            np.ctypeslib.as_array(c.llama_get_logits_ith(context, i), (vocabulary,))  # [vocabulary]
             for i, t in enumerate(tokens)
             if t[3]
         ]
@@ -80,7 +86,7 @@ def llama(folder: Path, built: Path, precision: str, threads: int) -> Engine:
 
 
 def write_gguf(folder: Path, file: Path) -> None:
-    """The names are those of llama.cpp's conversion of GPT-2."""
+    """Write a model as GGUF; the names are those of llama.cpp's conversion of GPT-2."""
     import gguf
     from safetensors.numpy import load_file
 
@@ -127,7 +133,7 @@ def write_gguf(folder: Path, file: Path) -> None:
 
 
 def read_tokenizer(folder: Path) -> tuple[list[str], list[str]]:
-    """The tokens in the order of their numbers, and the merges; from either of the two forms in which GPT-2's come."""
+    """Return the tokens in the order of their numbers, and the merges, from either of the two forms that GPT-2 has."""
     if (folder / "tokenizer.json").exists():
         model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
         numbers, merges = model["vocab"], [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
@@ -146,7 +152,7 @@ def openvino(_folder: Path, built: Path, precision: str, threads: int) -> Engine
     pipeline = genai.LLMPipeline(str(built / f"openvino-{precision}"), "CPU", **options)
 
     def engine(prompts: Prompts, new_tokens: int) -> tuple[float, float]:
-        ids = np.array(prompts, np.int64)
+        ids = np.array(prompts, np.int64)  # [prompts, tokens]
 
         def timed(count: int) -> float:
             config = genai.GenerationConfig(
@@ -196,7 +202,7 @@ ENGINES = {"llama.cpp": llama, "openvino": openvino, "ctranslate2": ctranslate2}
 
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints is no answer
+    os.dup2(2, 1)  # what a library prints is not an answer
     order = json.loads(sys.argv[1])
     vocabulary = order["vocabulary"]
     began = time.perf_counter()

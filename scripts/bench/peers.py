@@ -1,17 +1,18 @@
 #!/usr/bin/env python3
-"""Our engines beside those that others have built, in turns on one machine: the same model, threads and prompts for all.
+"""Measure our engines beside those that others have built, in turns: the same model, threads and prompts for all.
 
     python -m scripts.bench.peers --like gpt2 --only native-int8,llama.cpp-q8_0,native-int4,llama.cpp-q4_0,openvino-int8
     python -m scripts.bench.peers --like gpt2 --quick --only native-int8,onnx-int8
 
 Each engine runs in a process of its own; runs alternate (A B A B), and one lock keeps other benchmarks of this machine
 away from each. `decode1` and `decode8` are tokens a second of one and of eight sequences together (32 tokens of prompt;
-128 and 64 new ones), `prefill512` tokens of a prompt a second; medians of --runs after a warm-up. Greedy, end of text ignored.
+128 and 64 new ones), `prefill512` tokens of a prompt a second; medians of --runs after a warm-up. Greedy, end of text
+ignored.
 
 What is missing is installed into build/peers first: llama.cpp is compiled for this processor, and OpenVINO's and
-CTranslate2's forms of the model are made in an environment of their own; that takes minutes, once. An engine that cannot be
-had is reported with the reason. `probe` is scripts/bench/decode_probe.c in the same minutes: what the machine itself allows.
-The last line is one JSON object.
+CTranslate2's forms of the model are made in an environment of their own; that takes minutes, once. An engine that
+cannot be had is reported with the reason. `probe` is scripts/bench/decode_probe.c in the same minutes: what the machine
+itself allows. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -41,15 +42,16 @@ BUILD = ROOT / "build" / "peers"
 LOCK = Path(tempfile.gettempdir()) / "gpt2d-bench.lock"
 ROWS = 8
 SHAPES = {"decode1": (1, 32, 128), "decode8": (ROWS, 32, 64), "prefill512": (1, 512, 1)}
-"""(sequences, prompt tokens, new tokens)"""
+"""Sequences, prompt tokens and new tokens of each measurement."""
 OWN = [f"{engine}-{precision}" for engine, traits in ENGINES.items() for precision in traits.precisions]
 OWN += ["transformers-fp32", "transformers-bf16", "transformers-int8"]
-"""What runs in the checkout's own environment."""
+"""Engines that run in the checkout's own environment."""
 PEERS = [
-    "ctranslate2-fp32", "ctranslate2-int8", "llama.cpp-f16", "llama.cpp-q8_0", "llama.cpp-q4_0", "openvino-fp32", "openvino-int8",
-    "openvino-int4",
-]  # fmt: skip
-"""What runs in build/peers/env."""
+    *("ctranslate2-fp32", "ctranslate2-int8"),
+    *("llama.cpp-f16", "llama.cpp-q8_0", "llama.cpp-q4_0"),
+    *("openvino-fp32", "openvino-int8", "openvino-int4"),
+]
+"""Engines that run in build/peers/env."""
 INSTALL_S = 3600
 
 
@@ -67,7 +69,7 @@ def main() -> None:
     args = parser.parse_args()
     names = args.only.split(",") if args.only else [*OWN, *PEERS]
     if unknown := [name for name in names if name not in (*OWN, *PEERS)]:
-        parser.error(f"no engine {', '.join(unknown)}; there are: {', '.join([*OWN, *PEERS])}")
+        parser.error(f"unknown engine: {', '.join(unknown)}; the engines are: {', '.join([*OWN, *PEERS])}")
     model = find_model(args.model, args.like, args.models_dir)
     if model.folder is None or model.architecture is None:
         raise RuntimeError(f"{model.name} was found without its folder")
@@ -91,7 +93,7 @@ def main() -> None:
 
 def start(name: str, folder: Path, vocabulary: int, threads: int) -> EngineProcess:
     """Start an engine, installing and converting what it needs. Raises: EngineFailed, OSError, SubprocessError."""
-    engine, _, precision = name.rpartition("-")
+    engine, precision = name.rsplit("-", 1)
     variant = Variant(engine, precision, str(folder), threads, ROWS)
     if name in OWN:
         return EngineProcess(variant)
@@ -111,7 +113,7 @@ def start(name: str, folder: Path, vocabulary: int, threads: int) -> EngineProce
 
 
 def environment(name: str, requirements: str) -> str:
-    """The Python of an environment that has these requirements. Raises: SubprocessError."""
+    """Return the Python of an environment that has these requirements. Raises: SubprocessError."""
     folder, file = BUILD / name, HERE / requirements
     python, stamp = folder / "bin" / "python", folder / "installed"
     if not stamp.exists() or stamp.read_text() != file.read_text():
@@ -135,21 +137,12 @@ def convert(engine: str, precision: str, folder: Path, built: Path) -> None:
         return
     tools = Path(environment("convert", "requirements-peers-convert.txt")).parent
     if engine == "openvino":
-        command = [
-            str(tools / "optimum-cli"), "export", "openvino", "--model", str(folder), "--task", "text-generation-with-past",
-            "--weight-format", precision, str(target),
-        ]  # fmt: skip
+        command = [str(tools / "optimum-cli"), "export", "openvino", "--model", str(folder)]
+        command += ["--task", "text-generation-with-past", "--weight-format", precision, str(target)]
     else:
         kind = {"fp32": "float32", "int8": "int8"}[precision]
-        command = [
-            str(tools / "ct2-transformers-converter"),
-            "--model",
-            str(folder),
-            "--output_dir",
-            str(target),
-            "--quantization",
-            kind,
-        ]
+        command = [str(tools / "ct2-transformers-converter"), "--model", str(folder)]
+        command += ["--output_dir", str(target), "--quantization", kind]
     try:
         subprocess.run(command, check=True, timeout=INSTALL_S, stdout=sys.stderr)
     except subprocess.SubprocessError:
@@ -159,7 +152,7 @@ def convert(engine: str, precision: str, folder: Path, built: Path) -> None:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Nobody else who asks for it measures at the same time."""
+    """Keep away everybody else who asks for the same while this one measures."""
     with LOCK.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -188,7 +181,7 @@ def rate(run: Run, batch: int, prompt: int, new: int) -> float:
 
 
 def probe(threads: int) -> dict[str, object]:
-    """What decode_probe.c says, or why it says nothing."""
+    """Return what decode_probe.c measures, or why it measures nothing."""
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
         return {"error": "no C compiler"}
@@ -207,10 +200,8 @@ def print_table(results: dict[str, dict[str, object]]) -> None:
     columns = [*SHAPES, "load_s", "rss_mb"]
     print(f"{'':20}" + "".join(f"{c:>12}" for c in columns), file=sys.stderr)
     for name, row in results.items():
-        print(
-            f"{name:20}" + (str(row["error"])[:80] if "error" in row else "".join(f"{row[c]!s:>12}" for c in columns)),
-            file=sys.stderr,
-        )
+        cells = str(row["error"])[:80] if "error" in row else "".join(f"{row[c]!s:>12}" for c in columns)
+        print(f"{name:20}{cells}", file=sys.stderr)
 
 
 if __name__ == "__main__":

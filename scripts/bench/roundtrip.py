@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""What the daemon costs over its engine called directly: ping, first token, tokens per second.
+"""Measure what the daemon costs over its engine called directly: ping, first token, tokens per second.
 
     python -m scripts.bench.roundtrip --like gpt2
     python -m scripts.bench.roundtrip --model demo --precision fp32
 
-Starts a daemon of its own on a free port and the same engine in a process beside it, and lets them generate in turns, in
-blocks of four after one to warm up (greedy, one client that reads a stream). Figures are medians; `added` and `ratio`
-compare the daemon with the engine, both of which get a moment of rest before each generation. The last line is one JSON object.
+Starts a daemon of its own on a free port and the same engine in a process beside it, and lets them generate in turns,
+in blocks of four after one to warm up (greedy, one client that reads a stream). Figures are medians; `added` and
+`ratio` compare the daemon with the engine, both of which get a moment of rest before each generation. The last line is
+one JSON object.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from scripts.bench.figures import percentile
 
 BLOCK = 4
 PAUSE_S = 0.02
-"""Before each request: it meets a daemon that has put away what the one before computed."""
+"""Pause before each request, which then meets a daemon that has put away what the one before computed."""
 
 
 @dataclass(frozen=True)
@@ -94,10 +95,11 @@ def main() -> None:
         name: args.new_tokens / statistics.median(t.whole_s for t in runs)
         for name, runs in (("daemon", through), ("engine", direct))
     }
+    added_ms = first_ms["daemon"] - first_ms["engine"]
     figures = {
         "model": loaded.model, "engine": loaded.engine, "precision": loaded.precision, "threads": loaded.threads,
         "ping_ms": {"p50": round(statistics.median(pings), 3), "p99": round(percentile(pings, 0.99), 3)},
-        "first_token_ms": {n: round(v, 2) for n, v in first_ms.items()} | {"added": round(first_ms["daemon"] - first_ms["engine"], 2)},
+        "first_token_ms": {n: round(v, 2) for n, v in first_ms.items()} | {"added": round(added_ms, 2)},
         "tok_s": {n: round(v, 1) for n, v in rate.items()} | {"ratio": round(rate["daemon"] / rate["engine"], 3)},
         "rss_mb": {"gateway": round(stats.rss_bytes / 1e6), "worker": round(stats.workers[0].rss_bytes / 1e6)},
     }  # fmt: skip

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How the daemon serves many clients: throughput, time to first token, time per token.
+"""Measure how the daemon serves many clients: throughput, time to first token, time per token.
 
     python -m scripts.bench.serving --like gpt2 --clients 8
     python -m scripts.bench.serving --like gpt2 --clients 8 --rate 4              an open loop: 4 requests a second
@@ -9,7 +9,8 @@
 Starts a daemon of its own. Each client has a connection of its own and streams --requests generations one after the
 other (a closed loop), or as they fall due at --rate requests a second in all (an open one: the time a request waits for
 its client counts). `fairness` is the slowest client's time for its work over the fastest's. The last line is one JSON
-object. scripts.investigation.serving_methods runs the whole series with it: from 1 to 64 clients, rising rates, longer prompts, more tokens.
+object. scripts.investigation.serving_methods runs the whole series with it: from 1 to 64 clients, rising rates, longer
+prompts, more tokens.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from scripts.bench.figures import percentile
 
 @dataclass(frozen=True)
 class Request:
-    """Seconds: until the first token, the gaps between pieces, all; and the tokens written."""
+    """Seconds of a request: until the first token, the gaps between pieces, all; and the tokens written."""
 
     first_s: float
     gaps_s: list[float]
@@ -42,7 +43,8 @@ class Request:
 
 
 def stream_one(client: Client, ids: list[int], new_tokens: int, due: float, precision: str) -> Request:
-    first, gaps, last = 0.0, [], due
+    first, last = 0.0, due
+    gaps: list[float] = []
     with client.stream(
         prompt_ids=ids, max_new_tokens=new_tokens, strategy="greedy", ignore_eos=True, speculate=0, precision=precision
     ) as stream:
@@ -63,7 +65,9 @@ def serve(
     precision: str,
     due_s: Sequence[Sequence[float]] = (),
 ) -> tuple[list[list[Request]], float]:
-    """Let each client stream its prompts one after the other, in a thread of its own; return what each saw, and the seconds it all took.
+    """Let each client stream its prompts one after the other, in a thread of its own.
+
+    Returns what each saw, and the seconds it all took.
 
     `due_s` says when each request falls due, from the beginning; left out: when the one before it is answered.
     Raises: what a request failed with.
@@ -86,7 +90,7 @@ def serve(
 
 
 def summary(values_s: list[float]) -> dict[str, float]:
-    """Milliseconds."""
+    """Return percentiles in milliseconds."""
     return {
         name: round(percentile(values_s, share) * 1000, 1)
         for name, share in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))
@@ -130,11 +134,10 @@ def main() -> None:
         for client in clients:
             client.hello()
         prompts = rng.integers(0, vocabulary, (args.clients, args.requests, args.prompt_tokens)).tolist()
-        due_s = (
-            [[(turn * args.clients + i) / args.rate for turn in range(args.requests)] for i in range(args.clients)]
-            if args.rate
-            else []
-        )
+        due_s: list[list[float]] = []
+        if args.rate:
+            turns = range(0, args.requests * args.clients, args.clients)
+            due_s = [[(turn + i) / args.rate for turn in turns] for i in range(args.clients)]
 
         def intrude() -> None:
             with Client(daemon.endpoint) as client:

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""What guessing ahead gains, by how many guesses are right: the worker's own loop with a guesser that knows the text.
+"""Measure what guessing ahead gains, by how many guesses are right: the worker's loop, a guesser that knows the text.
 
     python -m scripts.bench.speculation --like gpt2
     python -m scripts.bench.speculation --model demo --precision int4 --acceptance 0,0.5,0.8,1
 
-The text is written once without guesses; then again while a guesser proposes it, each of its tokens wrong with the chance
-1 - acceptance. `speedup` is the time without over the time with guesses, medians of --runs that alternate. The last line is one JSON object.
+The text is written once without guesses; then again while a guesser proposes it, each of its tokens wrong with the
+chance 1 - acceptance. `speedup` is the time without over the time with guesses, medians of --runs that alternate. The
+last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from server.worker.text import Text
 
 
 class Script:
-    """Guesses the text, with some tokens wrong."""
+    """Guesser of a known text, with some tokens wrong."""
 
     def __init__(self, ids: list[int], acceptance: float, vocabulary: int) -> None:
         rng = np.random.default_rng(1)
@@ -62,9 +63,21 @@ class Bench:
             lambda *_: None,
         ).engine
         self._spec = Spec(
-            endpoint="", server_key="", identity="", model=model.name, folder=str(folder), hub_cache="", models_dir="", engine=args.engine,
-            precision=args.precision, threads=args.threads, rows=1, room=0, cache_dir="", cache_bytes=0,
-        )  # fmt: skip
+            endpoint="",
+            server_key="",
+            identity="",
+            model=model.name,
+            folder=str(folder),
+            hub_cache="",
+            models_dir="",
+            engine=args.engine,
+            precision=args.precision,
+            threads=args.threads,
+            rows=1,
+            room=0,
+            cache_dir="",
+            cache_bytes=0,
+        )
         self._text = Text(folder, self._arch.vocabulary, self._arch.end_of_text)
         self._prompt = np.random.default_rng(0).integers(0, self._arch.vocabulary, args.prompt_tokens).tolist()
         self._new_tokens = args.new_tokens
