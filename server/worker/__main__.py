@@ -108,20 +108,36 @@ def main() -> None:
     with contextlib.suppress(psutil.AccessDenied):  # lower already, where a cluster started it: only root may go up
         psutil.Process().nice(getattr(psutil, "BELOW_NORMAL_PRIORITY_CLASS", 5))  # Windows has classes
     try:
+        live(spec, connection)
+    finally:
+        os._exit(1)  # not through the interpreter's shutdown, which a thread that reads stdin would hold up
+
+
+def live(spec: Spec, connection: Connection) -> None:
+    """Load and serve, or measure; return when something has ended that, and the gateway has heard what."""
+    ready = False
+    try:
         connection.send(Started(id=None, node=spec.node))
         if spec.measures:
             connection.send(measure(spec, connection))
             connection.receive(END_MS)
         else:
-            load(spec, connection).run()
+            worker = load(spec, connection)
+            ready = True
+            worker.run()
     except BaseException as e:  # noqa: BLE001 - the gateway hears of it, whatever it is
         if not isinstance(e, Gpt2dError):
             traceback.print_exc()
-        code = e.code if isinstance(e, RequestError) else "no_memory" if isinstance(e, MemoryError) else "load_failed"
-        connection.send(m.Failure(id=None, code=code, message=f"{spec.name}: {e or type(e).__name__}"))
+        code = "worker_died" if ready else _load_error(e)
+        connection.send(m.Failure(id=None, code=code, message=f"{spec.name}: {str(e) or type(e).__name__}"))
         connection.receive(END_MS)
-    finally:
-        os._exit(1)  # not through the interpreter's shutdown, which a thread that reads stdin would hold up
+
+
+def _load_error(error: BaseException) -> str:
+    """Return the code for what ended a load, or a measurement."""
+    if isinstance(error, RequestError):
+        return error.code
+    return "no_memory" if isinstance(error, MemoryError) else "load_failed"
 
 
 if __name__ == "__main__":

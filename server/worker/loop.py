@@ -136,22 +136,29 @@ class Worker:
         """Send what a step gave: new text of streams, and the last replies of what finished."""
         now = time.monotonic()
         for task in tasks:
+            if task.finished is None:
+                try:
+                    for piece in task.pieces(now):
+                        self._connection.send(piece)
+                except Exception as e:  # noqa: BLE001 - whatever it is, it is this request's alone
+                    task.fail(incident("a piece of text", e))
             if task.finished is not None:
                 self._answer(task)
-                continue
-            for piece in task.pieces(now):
-                self._connection.send(piece)
 
     def _answer(self, task: Task) -> None:
         """Send the last reply to the request of a task that has finished, unless others of its tasks are still to come."""
         answer = self._answers.get(task.id)
-        last = answer.last() if answer else None
-        if answer is None or last is None:
+        if answer is None or not answer.complete:
             return
         del self._answers[task.id]
-        for piece in answer.rest():
-            self._connection.send(piece)
-        self._connection.send(last)
+        try:
+            for piece in answer.rest():
+                self._connection.send(piece)
+            last = answer.last()
+            self._connection.send(last)
+        except Exception as e:  # noqa: BLE001 - whatever it is, it is this request's alone
+            last = m.Failure(id=task.id, code="internal", message=incident("an answer", e))
+            self._connection.send(last)
         self._prompt_tokens += prompt_tokens(last)
 
 

@@ -28,12 +28,17 @@ class Served:
 class Answer(Protocol):
     """A request's answer, from when it is taken until its last reply."""
 
+    @property
+    def complete(self) -> bool:
+        """True when all its tasks have finished."""
+        ...
+
     def rest(self) -> Many[m.Tokens]:
         """Take what its streams have not sent yet."""
         ...
 
-    def last(self) -> m.Generated | m.Scored | m.Failure | None:
-        """Return the last reply, or None while there is more to come."""
+    def last(self) -> m.Generated | m.Scored | m.Failure:
+        """Return the last reply, once it is complete."""
         ...
 
 
@@ -44,14 +49,16 @@ class Continuations:
         self._sequences = sequences
         self._served = served
 
+    @property
+    def complete(self) -> bool:
+        return all(s.finished is not None for s in self._sequences)
+
     def rest(self) -> list[m.Tokens]:
         return [piece for s in self._sequences if s.request.stream and (piece := s.take_piece())]
 
-    def last(self) -> m.Generated | m.Failure | None:
+    def last(self) -> m.Generated | m.Failure:
         """Return a result if any of them had started, else an error."""
         sequences = self._sequences
-        if any(s.finished is None for s in sequences):
-            return None
         first = sequences[0]
         fault = next((s.fault for s in sequences if s.fault), "")
         if fault:

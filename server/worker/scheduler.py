@@ -153,11 +153,15 @@ class Scheduler:
         self._prefilling = prompt
         prompt.begin(len(self._running))
         if prompt.reuses:
-            # The last token of the prompt is computed in any case: its logits are wanted.
-            known = self._cache.get(prompt.ids[: prompt.prompt_tokens - 1])
-            if known:
-                self._engine.restore(prompt.row, known)
-                prompt.restored(known.positions)
+            with contextlib.suppress(MemoryError):  # what cannot be restored is computed
+                self._restore(prompt)
+
+    def _restore(self, prompt: Prompt) -> None:
+        """Copy what is known of a prompt into its row; the last token is computed in any case, for its logits."""
+        known = self._cache.get(prompt.ids[: prompt.prompt_tokens - 1])
+        if known:
+            self._engine.restore(prompt.row, known)
+            prompt.restored(known.positions)
 
     def _chunk(self, prompt: Prompt) -> list[int]:
         """Return the tokens of a prompt that the next step computes."""

@@ -104,13 +104,15 @@ class Scoring:
     def rest(self) -> tuple[m.Tokens, ...]:
         return ()
 
-    def last(self) -> m.Scored | m.Failure | None:
-        if self.finished is None:
-            return None
+    @property
+    def complete(self) -> bool:
+        return self.finished is not None
+
+    def last(self) -> m.Scored | m.Failure:
         if self.fault:
             return m.Failure(id=self.id, code="internal", message=self.fault)
         if self.finished != "length":
-            return m.Failure(id=self.id, code=self.finished, message="not scored to its end")
+            return m.Failure(id=self.id, code=str(self.finished), message="not scored to its end")
         loss = -float(self._logprobs[1:].sum())
         count = max(1, len(self._tokens) - 1)
         size = max(1, sum(self._sizes[1:]))

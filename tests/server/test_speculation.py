@@ -113,6 +113,15 @@ def test_a_text_that_repeats_itself_takes_fewer_steps(engine: NativeEngine) -> N
     assert steps >= 200 and plain.ledger.guessed_tokens == 0
 
 
+def test_the_mean_batch_is_that_of_steps_not_of_tokens(engine: NativeEngine) -> None:
+    guesses = {"prompt": VERSE * 3, "strategy": "greedy", "max_new_tokens": 120, "ignore_eos": True}
+    plain = {"prompt_ids": [9], "strategy": "greedy", "max_new_tokens": 10, "ignore_eos": True, "speculate": 0}
+    (quick, slow), _ = write(engine, guesses, plain)
+    assert quick.ledger.accepted_tokens > 0 and slow.ledger.mean_batch == 2
+    steps = 119 - quick.ledger.accepted_tokens  # after the first token, each gives one and what was guessed right
+    assert quick.ledger.mean_batch == pytest.approx((2 * 9 + 1 * (steps - 9)) / steps)
+
+
 def test_the_context_is_not_overrun(engine: NativeEngine) -> None:
     ids = ([5, 6, 7, 8] * 256)[: ARCH.context - 40]
     (result,), _ = write(engine, {"prompt_ids": ids, "max_new_tokens": 40, "strategy": "greedy", "ignore_eos": True})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from server.catalogue.architecture import read_architecture
 from server.catalogue.catalogue import DEMO_FOLDER
 from server.engines.base import Engine, Logits
 from server.launch.spec import Spec
-from server.link import Work
+from server.link import Beat, FromWorker, Work
 from server.worker.loop import Worker
 from server.worker.scheduler import Scheduler
 from server.worker.sequence import Sequence
@@ -187,3 +188,104 @@ def test_cancelling_n_continuations_gives_one_result_after_all_their_pieces() ->
         assert [i for p in pieces if isinstance(p, m.Tokens) and p.index == index for i in p.ids] == ids
     loop.turn(3)
     assert loop.link.sent[-1] is result
+
+
+def test_sixteen_new_streams_cost_nobody_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = Loop(rows=17)
+    loop.ask(1, prompt_ids=[7], max_new_tokens=60, strategy="greedy", stream=True, ignore_eos=True)
+    loop.turn(3)
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    for request_id in range(2, 18):
+        loop.ask(request_id, prompt_ids=[request_id], max_new_tokens=3, strategy="greedy", stream=True)
+    loop.turn(40)
+    begun = {piece.id for piece in loop.link.sent if isinstance(piece, m.Tokens)}
+    assert begun == set(range(1, 18)) and pauses == []
+
+
+def test_a_stream_alone_pauses_once_after_its_first_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = Loop()
+    sent_before: list[int] = []
+    monkeypatch.setattr(time, "sleep", lambda _: sent_before.append(len(loop.link.sent)))
+    loop.ask(1, prompt_ids=[7], max_new_tokens=9, strategy="greedy", stream=True)
+    loop.turn(12)
+    assert isinstance(loop.link.sent[-1], m.Generated) and sent_before == [1], "the first piece has gone by then"
+    loop.ask(2, prompt_ids=[7], max_new_tokens=9, strategy="greedy")
+    loop.turn(12)
+    assert len(sent_before) == 1, "nobody waits for a token of what is no stream"
+
+
+@pytest.mark.parametrize("place", ["ledger", "take_piece"])
+def test_a_fault_in_a_reply_costs_its_own_request(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    loop = Loop(rows=2)
+    for request_id in (1, 2):
+        loop.ask(request_id, prompt_ids=[request_id], max_new_tokens=6, strategy="greedy", stream=True)
+    loop.turn(3)
+    (broken,) = loop.scheduler.find(2)
+
+    def fault() -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(broken, place, fault)
+    monkeypatch.setattr("server.worker.sequence.PIECE_S", 0.0)
+    loop.turn(12)
+    last = {reply.id: reply for reply in loop.link.sent}
+    assert isinstance(last[1], m.Generated) and last[1].ids == loop.engine.greedy([1], 6)
+    failure = last[2]
+    assert isinstance(failure, m.Failure) and failure.code == "internal" and "MemoryError" in failure.message
+    assert loop.scheduler.running == 0
+
+
+def test_a_reply_that_memory_is_too_short_to_pack_costs_its_own_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = Loop(rows=2)
+    send = loop.link.send
+
+    def pack(message: FromWorker) -> None:
+        if isinstance(message, m.Generated) and message.id == 2:
+            raise MemoryError
+        send(message)
+
+    monkeypatch.setattr(loop.link, "send", pack)
+    for request_id in (1, 2):
+        loop.ask(request_id, prompt_ids=[request_id], max_new_tokens=6, strategy="greedy")
+    loop.turn(12)
+    last = {reply.id: reply for reply in loop.link.sent}
+    failure = last[2]
+    assert isinstance(last[1], m.Generated)
+    assert isinstance(failure, m.Failure) and failure.code == "internal" and "MemoryError" in failure.message
+
+
+def test_a_known_prompt_that_memory_is_too_short_to_restore_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = Loop(rows=2)
+    page = list(range(1, 40))
+    loop.ask(1, prompt_ids=page, max_new_tokens=6, strategy="greedy")
+    loop.turn(8)
+
+    def restore(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(loop.engine, "restore", restore)
+    loop.ask(2, prompt_ids=page, max_new_tokens=6, strategy="greedy")
+    loop.turn(8)
+    first, again = loop.link.sent
+    assert isinstance(first, m.Generated) and isinstance(again, m.Generated)
+    assert again.ids == first.ids and again.ledger.reused_tokens == 0
+
+
+def test_the_beat_counts_prompt_tokens_as_the_ledgers_do() -> None:
+    loop = Loop(rows=4)
+    page = list(range(1, 40))
+    loop.ask(1, prompt_ids=page, max_new_tokens=3, strategy="greedy")
+    loop.turn(6)
+    loop.ask(2, prompt_ids=page, max_new_tokens=3, n=3, temperature=9.0)
+    loop.ask(3, prompt_ids=[*page, 8], max_new_tokens=3, strategy="beam", num_beams=3, n=2)
+    loop.ask(4, prompt_ids=[5] * 2000)
+    loop.worker.take(Work(id=5, group=0, request=m.Score(ids=[3] * (ARCH.context + 100), stride=50)))
+    loop.turn(60)
+    loop.worker.beat()
+    beat = loop.link.sent.pop()
+    results = [reply for reply in loop.link.sent if isinstance(reply, m.Generated)]
+    ledgers = [ledger for r in results for ledger in (r.ledger, *(other.ledger for other in r.others))]
+    assert len(ledgers) == 6 and sum(ledger.reused_tokens for ledger in ledgers) > 0
+    assert isinstance(beat, Beat)
+    assert beat.prompt_tokens == sum(ledger.prompt_tokens for ledger in ledgers) + ARCH.context + 100

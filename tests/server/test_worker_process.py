@@ -1,0 +1,52 @@
+"""What a worker's process says of its own end."""
+
+from __future__ import annotations
+
+import pytest
+
+from protocol import messages as m
+from scripts.reliability.fakes import FakeEngine, ListConnection
+from server.engines.load import Made
+from server.link import FromWorker, Ready, Started, Work
+from server.worker import __main__ as process
+from tests.server.test_worker import ARCH, SPEC
+
+
+def lived(monkeypatch: pytest.MonkeyPatch, engine: FakeEngine | Exception) -> list[FromWorker]:
+    """What a process sends that has two requests to serve."""
+
+    def load(*_: object, **__: object) -> Made:
+        if isinstance(engine, Exception):
+            raise engine
+        return Made(engine, "digest", 0)
+
+    monkeypatch.setattr(process, "load_engine", load)
+    connection = ListConnection()
+    for request_id, new_tokens in ((1, 2), (2, 50)):
+        request = m.Generate(prompt_ids=[request_id], max_new_tokens=new_tokens, strategy="greedy")
+        connection.coming.append(Work(id=request_id, group=0, request=request))
+    process.live(SPEC, connection)
+    return connection.sent
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(MemoryError(), "no_memory"), (RuntimeError("broken"), "load_failed")], ids=str
+)
+def test_a_load_that_fails_says_so(monkeypatch: pytest.MonkeyPatch, error: Exception, code: str) -> None:
+    started, *_, failure = lived(monkeypatch, error)
+    assert isinstance(started, Started)
+    assert isinstance(failure, m.Failure) and (failure.id, failure.code) == (None, code)
+    assert failure.message.startswith("demo/onnx/fp32: ")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), ValueError("a bug")], ids=str)
+def test_a_ready_worker_that_cannot_go_on_has_died(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    class Unmovable(FakeEngine):
+        def move(self, source: int, target: int, positions: int, first: int = 0) -> None:
+            raise error
+
+    sent = lived(monkeypatch, Unmovable(2, ARCH.context, ARCH.vocabulary))
+    assert any(isinstance(message, Ready) for message in sent)
+    failure = sent[-1]
+    assert isinstance(failure, m.Failure) and (failure.id, failure.code) == (None, "worker_died")
+    assert (str(error) or "MemoryError") in failure.message
