@@ -47,8 +47,14 @@ class Text:
         return self._tokenizer.encode(text, add_special_tokens=False).ids or [self.vocabulary.end_of_text]
 
     def forms(self, word: str) -> list[list[int]]:
-        """A word's tokens as they stand at the start of a line and after a space."""
-        return [self._tokenizer.encode(form, add_special_tokens=False).ids for form in (word, f" {word}")]
+        """Return a word's tokens at the start of a line, and those after a space.
+
+        Raises: BadRequest where there are none: a vocabulary need not have every byte.
+        """
+        forms = [self._tokenizer.encode(form, add_special_tokens=False).ids for form in (word, f" {word}")]
+        if not all(forms):
+            raise BadRequest(f"bad_words: this model has no token for {word!r}")
+        return forms
 
     def spans(self, request: OfText) -> tuple[str, list[int], list[int]]:
         """Return (text, tokens, byte offsets) of a request for either. Raises: BadRequest for a token there is not, or too many."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -30,9 +31,12 @@ SPEC = Spec(
 class Loop:
     """A worker whose loop is turned by hand."""
 
-    def __init__(self, rows: int = 1, engine: Engine | None = None, name: str = "onnx") -> None:
-        self.link, self.engine = ListConnection(), FakeEngine(rows, ARCH.context, ARCH.vocabulary)
-        text = Text(Path(DEMO_FOLDER), ARCH.vocabulary, ARCH.end_of_text)
+    def __init__(
+        self, rows: int = 1, engine: Engine | None = None, name: str = "onnx", folder: Path = DEMO_FOLDER
+    ) -> None:
+        self.link = ListConnection()
+        self.engine = FakeEngine(rows, ARCH.context, ARCH.vocabulary)
+        text = Text(folder, ARCH.vocabulary, ARCH.end_of_text)
         self.worker = Worker(replace(SPEC, engine=name), self.link, engine or self.engine, text, "digest", ARCH)
 
     @property
@@ -289,3 +293,40 @@ def test_the_beat_counts_prompt_tokens_as_the_ledgers_do() -> None:
     assert len(ledgers) == 6 and sum(ledger.reused_tokens for ledger in ledgers) > 0
     assert isinstance(beat, Beat)
     assert beat.prompt_tokens == sum(ledger.prompt_tokens for ledger in ledgers) + ARCH.context + 100
+
+
+@pytest.fixture
+def without_accents(tmp_path: Path) -> Path:
+    """A model whose vocabulary lacks the bytes of "é", which its tokenizer leaves out without a word."""
+    tokenizer = json.loads((DEMO_FOLDER / "tokenizer.json").read_text())
+    lacking = set("Ã©")
+    model = tokenizer["model"]
+    model["vocab"] = {token: index for token, index in model["vocab"].items() if not lacking & set(token)}
+    model["merges"] = [pair for pair in model["merges"] if not lacking & set("".join(pair))]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    return tmp_path
+
+
+def test_a_bad_word_that_the_model_cannot_write_is_refused(without_accents: Path) -> None:
+    loop = Loop(folder=without_accents)
+    loop.ask(1, prompt="a", bad_words=["no", "é"], max_new_tokens=3)
+    loop.ask(2, prompt="a", bad_words=["no"], max_new_tokens=3)
+    loop.turn(6)
+    refusal, result = loop.link.sent
+    assert isinstance(refusal, m.Failure) and refusal.code == "bad_request"
+    assert refusal.message == "bad_words: this model has no token for 'é'"
+    assert isinstance(result, m.Generated)
+
+
+def test_other_texts_that_the_model_cannot_write_do_no_harm(without_accents: Path) -> None:
+    loop = Loop(folder=without_accents)
+    loop.ask(1, prompt="é", stop=["é"], logit_bias=[(3, 1.0)], max_new_tokens=3)
+    loop.worker.take(Work(id=2, group=0, request=m.Tokenize(text="é")))
+    loop.worker.take(Work(id=3, group=0, request=m.Score(text="é")))
+    loop.turn(6)
+    replies = {reply.id: reply for reply in loop.link.sent}
+    assert isinstance(replies[1], m.Generated) and replies[1].ledger.prompt_tokens == 1, (
+        "it starts from the end of text"
+    )
+    assert isinstance(replies[2], m.Tokenized) and replies[2].ids == []
+    assert isinstance(replies[3], m.Failure) and replies[3].code == "bad_request"

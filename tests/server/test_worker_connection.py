@@ -1,0 +1,42 @@
+"""The worker's side of its connection, with the gateway's socket at the other end."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import zmq
+
+from protocol import messages as m
+from protocol.keys import CurveKeys
+from server import link
+from server.link import HEADROOM_BYTES, MAX_BYTES, Work
+from server.worker.connection import GatewayConnection
+from tests.conftest import free_port
+from tests.server.test_worker import SPEC, Loop
+
+
+def test_an_answer_too_large_for_its_way_is_refused_by_the_worker() -> None:
+    """Where it would fit the link, but not a client under the client's own id."""
+    keys = CurveKeys.new()
+    endpoint = f"tcp://127.0.0.1:{free_port()}"
+    with zmq.Context() as context:
+        socket, monitor = link.gateway_socket(context, endpoint, keys)
+        connection = GatewayConnection(replace(SPEC, endpoint=endpoint, server_key=keys.public, identity="w"))
+        loop = Loop()
+        loop.worker.take(Work(id=1, group=0, request=m.Tokenize(text="a")))
+        (small,) = loop.link.sent
+        assert isinstance(small, m.Tokenized)
+        around = len(link.encode(replace_text(small, "x" * (1 << 20)))) - (1 << 20)
+        largest = MAX_BYTES - HEADROOM_BYTES - around
+        for size in (largest, largest + 1):
+            connection.send(replace_text(small, "x" * size))
+        fits, refused = (link.decode_from_worker(socket.recv_multipart()[-1]) for _ in range(2))
+        assert isinstance(fits, m.Tokenized) and len(fits.text) == largest
+        assert isinstance(refused, m.Failure) and (refused.id, refused.code) == (1, "bad_request")
+        assert refused.message.startswith("the answer: the message is ")
+        for each in (socket, monitor):
+            each.close()
+
+
+def replace_text(reply: m.Tokenized, text: str) -> m.Tokenized:
+    return m.Tokenized(id=reply.id, text=text, ids=reply.ids, offsets=reply.offsets)
