@@ -25,6 +25,8 @@ CONNECT_MS = 2000
 """How long one TCP connection may take: the system's own repetitions would sit out a restored network for many seconds."""
 HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS = 1000, 3000
 DRAIN_LINGER_MS = 1000
+CURVE_BYTES = 33
+"""What CURVE adds to each frame (https://rfc.zeromq.org/spec/26/); libzmq counts it when it compares with MAXMSGSIZE."""
 RECEIVE_BYTES = 64 << 10
 """What the system takes of a peer ahead of libzmq, which takes it all in even when the connection is cut; the system's own limit is megabytes."""
 
@@ -224,6 +226,7 @@ def dealer(context: zmq.Context[zmq.Socket[bytes]], max_bytes: int) -> zmq.Socke
 def serve_curve(socket: zmq.Socket[bytes], keys: CurveKeys) -> None:
     socket.curve_server = True
     socket.curve_secretkey = keys.secret.encode()
+    socket.maxmsgsize = int(socket.maxmsgsize) + CURVE_BYTES
     socket.zap_enforce_domain = True  # without a domain no questions are asked, with one nobody is admitted unasked
 
 
@@ -231,6 +234,7 @@ def use_curve(socket: zmq.Socket[bytes], server_key: str, keys: CurveKeys) -> No
     socket.curve_serverkey = server_key.encode()
     socket.curve_publickey = keys.public.encode()
     socket.curve_secretkey = keys.secret.encode()
+    socket.maxmsgsize = int(socket.maxmsgsize) + CURVE_BYTES
 
 
 def _common(socket: zmq.Socket[bytes], max_bytes: int) -> zmq.Socket[bytes]:

@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from protocol.sockets import CURVE_BYTES
+
 MAX_UNFINISHED_BYTES = 384 << 10
 """Half as much again as the largest request. An empty frame has two bytes there, and 64 in the memory."""
 MAX_BACKLOG_BYTES, MAX_BACKLOG_FRAMES = 16 << 20, 20_000
@@ -26,8 +28,8 @@ MAX_LEFT_FRAMES = 400_000
 """ZeroMQ hands on what a connection sent also after its end. Where so much of that waits, which takes a second or two to read, nobody new is let in."""
 SILENT_S = 5.0
 """A peer answers heartbeats each second; one that says nothing for so long speaks another protocol."""
-SHORT, LONG, ENCRYPTED = 2, 9, 33
-"""What ZMTP adds to a frame of up to 255 bytes, to a longer one, and CURVE to each (https://rfc.zeromq.org/spec/37/, /26/)."""
+SHORT, LONG = 2, 9
+"""What ZMTP adds to a frame of up to 255 bytes, and to a longer one (https://rfc.zeromq.org/spec/37/)."""
 HEARTBEAT_BYTES_S = 256
 """Heartbeats of both sides, with as much to spare."""
 NEWER = 0.05
@@ -65,7 +67,7 @@ class Connections:
     """Used by the gateway's thread only."""
 
     def __init__(self, *, encrypted: bool) -> None:
-        self._added = ENCRYPTED if encrypted else 0
+        self._added = CURVE_BYTES if encrypted else 0
         self._all: dict[int, _Traffic] = {}
         self._looked = 0.0
         self._left = 0.0

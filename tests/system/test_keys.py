@@ -15,7 +15,7 @@ import msgpack
 import pytest
 import zmq
 
-from protocol import Client, messages as m, sockets
+from protocol import Client, codec, messages as m, sockets
 from protocol.connection import Event
 from protocol.errors import Busy, KeyRefused, NoServer, Unauthorised
 from protocol.keys import Address, CurveKeys, Role, write_public, write_secret
@@ -357,3 +357,22 @@ def test_a_flood_is_busy_within_20_ms_and_others_go_on(own_daemon: Daemon) -> No
         assert flooded < max(2 * calm, 0.010)
     flooder.close()
     context.term()
+
+
+def test_a_request_at_the_limit_arrives_encrypted(keyed: Keyed) -> None:
+    around = len(codec.encode(m.Tokenize(id=1, text="x" * 70_000))) - 70_000
+    frame = codec.encode(m.Tokenize(id=1, text="x" * (codec.MAX_REQUEST_BYTES - around)))
+    assert len(frame) == codec.MAX_REQUEST_BYTES
+    with keyed.client(keyed.owner) as owner:
+        owner.load("demo")
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    address = Address(keyed.daemon.endpoint, keyed.server.public, keyed.guest)
+    socket, monitor = sockets.client_socket(context, address)
+    try:
+        assert socket.poll(10_000, zmq.POLLOUT)
+        socket.send(frame)
+        assert socket.poll(20_000), "the connection was cut"
+        assert isinstance(codec.decode_reply(socket.recv()), m.Tokenized)
+    finally:
+        sockets.close_monitored(socket, monitor)
+        context.term()
