@@ -12,7 +12,7 @@ import msgspec
 from protocol import codec, messages as m
 from protocol.errors import Busy, RequestError, WorkerDied
 from server.config import Config
-from server.gateway import routing
+from server.gateway import faults, routing
 from server.gateway.back import Back
 from server.gateway.replicas import Replica, Replicas
 from server.gateway.sessions import Open, Sessions
@@ -64,10 +64,17 @@ class Dispatch:
                 self._back.send(replica, m.Cancel(target=entry.key))
 
     def deliver(self, replica: Replica, message: FromWorker) -> None:
-        """Pass a reply on to the peer that asked."""
+        """Pass a reply on to the peer that asked. A fault of this costs that request alone, and not the worker's others."""
         entry = self._sessions.by_key(message.id)
         if entry is None or entry.replica != replica.identity:
             return  # its peer is gone
+        try:
+            self._deliver(entry, replica, message)
+        except Exception as e:  # noqa: BLE001 - whatever it is
+            self.cancel(entry)
+            self._sessions.fail(entry, faults.for_client(e))
+
+    def _deliver(self, entry: Open, replica: Replica, message: FromWorker) -> None:
         if isinstance(message, m.Generated):
             self._note(replica, entry, message)
         if isinstance(message, m.Failure):

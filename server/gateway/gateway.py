@@ -31,7 +31,7 @@ from server.gateway.supervisor import Supervisor
 from server.gateway.systemd import ServiceManager
 from server.launch.launcher import Launcher
 from server.launch.local import LocalLauncher
-from server.link import Beat, FromWorker
+from server.link import Beat
 
 if TYPE_CHECKING:
     from server.gateway.metrics import Metrics  # Prometheus' library is loaded where it is asked for only
@@ -109,7 +109,7 @@ class Gateway:
                 for replica, heard in self._back.receive(self._replicas, TURN):
                     self._on_heard(replica, heard)
                 self._sessions.flush()
-                for entry in self._sessions.take_gone():
+                for entry in self._sessions.take_ended_early():
                     self._abandon(entry)
                 self._front.cut()
                 if time.monotonic() > looked + LOOK_S:
@@ -207,22 +207,11 @@ class Gateway:
             elif isinstance(heard, Beat):
                 replica.beat = heard
             elif heard.id is not None:
-                self._deliver(replica, heard)
+                self._dispatch.deliver(replica, heard)
             else:
                 self._supervisor.heard(replica, heard)
         except Exception as e:  # noqa: BLE001 - a fault with one worker's message must not end the others
-            error = faults.for_client(e)
-            log.warning("%s: %s", replica.name, error)
-            self._supervisor.failed(replica, error)
-
-    def _deliver(self, replica: Replica, reply: FromWorker) -> None:
-        """Pass a reply on to whom it is for. What goes wrong with that costs this request alone, not its worker."""
-        try:
-            self._dispatch.deliver(replica, reply)
-        except Exception as e:  # noqa: BLE001 - whatever it is, its worker and everybody else go on
-            if entry := self._sessions.by_key(reply.id):
-                self._abandon(entry)
-                self._sessions.fail(entry, faults.for_client(e))
+            self._supervisor.failed(replica, faults.for_client(e))
 
     # Time
 

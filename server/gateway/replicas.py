@@ -251,8 +251,8 @@ class Replicas:
         raise NotLoaded(f"{asked} is not loaded; load it first (there is: {there})")
 
     def stop(self, replica: Replica) -> None:
-        """Ask a worker to end; `ended` tells when it has."""
-        if replica.state != "stopping":
+        """Ask a worker to end, if it has not ended yet; `ended` returns it when it has."""
+        if replica.state != "stopping" and replica.identity in self._replicas:
             replica.state = "stopping"
             replica.stop_by = time.monotonic() + STOP_S
             replica.process.stop()

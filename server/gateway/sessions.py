@@ -96,7 +96,7 @@ class Sessions:
         """By user, where there are keys: as many as were ever authorised. They outlive connections, or a new one would be a new start."""
         self._keys = itertools.count(1)
         self._numbers = itertools.count(1)
-        self._gone: list[Open] = []
+        self._ended_early: list[Open] = []
         self._given_up: dict[bytes, int] = {}
         """Peer -> file descriptor of those that did not read their replies and are still connected."""
         self.outcomes: Counter[tuple[str, str]] = Counter()
@@ -177,11 +177,20 @@ class Sessions:
         return [o for o in self._open.values() if o.owner.user in users]
 
     def reply(self, entry: Open, reply: m.AnyReply) -> None:
-        """Number a reply and send it; a Result or Failure closes the request."""
+        """Number a reply and send it; a Result or Failure closes the request.
+
+        A reply that cannot be packed costs this request alone, which ends with an error that says so.
+        """
         if entry.key not in self._open:
             return
         last = isinstance(reply, m.Result | m.Failure)
-        frame = codec.encode(msgspec.structs.replace(reply, id=entry.request.id, seq=entry.seq))
+        try:
+            frame = codec.encode(msgspec.structs.replace(reply, id=entry.request.id, seq=entry.seq))
+        except BadRequest as e:
+            self._ended_early.append(entry)
+            refusal = f"the answer: {e}; ask for less in one request"
+            self.reply(entry, m.Failure(id=None, code=e.code, message=refusal))
+            return
         entry.seq += 1
         entry.text_sent = entry.text_sent or isinstance(reply, m.Tokens)
         if last:
@@ -236,13 +245,13 @@ class Sessions:
                 session.stalled = now
 
     def drop(self, peer: bytes) -> None:
-        """A peer is gone: forget it; `take_gone` gives what it had open."""
+        """A peer is gone: forget it; `take_ended_early` returns what it had open."""
         session = self._peers.pop(peer, None)
         if session:
             for entry in session.open.values():
                 self._close(entry)
                 self.outcomes[codec.type_of(entry.request), "disconnected"] += 1
-                self._gone.append(entry)
+                self._ended_early.append(entry)
 
     def drop_fd(self, fd: int) -> None:
         """A connection broke."""
@@ -255,10 +264,10 @@ class Sessions:
         """True for a peer whose replies were thrown away: it is not listened to until it connects anew."""
         return peer in self._given_up
 
-    def take_gone(self) -> list[Open]:
-        """The open requests of peers that vanished since the last call."""
-        gone, self._gone = self._gone, []
-        return gone
+    def take_ended_early(self) -> list[Open]:
+        """Requests that ended here since the last call, while somebody may still work on them: mostly of vanished peers."""
+        early, self._ended_early = self._ended_early, []
+        return early
 
     def _forget(self, entry: Open) -> None:
         self._close(entry)

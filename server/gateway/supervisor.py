@@ -226,7 +226,6 @@ class Supervisor:
             )
             self._settle(replica)
         elif isinstance(message, m.Failure):
-            log.error("%s", message.message)
             self.failed(replica, from_code(message.code, message.message))
 
     def _tell_progress(self, replica: Replica, message: m.Progress) -> None:
@@ -242,51 +241,53 @@ class Supervisor:
         if replica.state == "stopping":
             replica.process.kill()  # it was started again while it was being stopped
         elif replica.connection:
-            self._lost(replica)
+            self._renew(replica)
         replica.connection, replica.fd = routing_id, fd
 
     def failed(self, replica: Replica, error: RequestError) -> None:
-        """A worker says that it cannot go on, or a message of its own cannot be read."""
-        if replica.ready is None:
-            self.end(replica, error, retry=False, fault=False)
+        """A worker cannot go on: it says so itself, or what it says cannot be used."""
+        if replica.state == "stopping":
             return
-        self.deaths += 1
-        died = WorkerDied(f"the worker of {replica.name} died ({error}); load it again")
-        self.end(replica, died, retry=True, fault=True)
+        if replica.ready:
+            self.deaths += 1
+            died = WorkerDied(f"the worker of {replica.name} died ({error}); load it again")
+            self.end(replica, died, retry=True, fault=True)
+        else:
+            self.end(replica, error, retry=False, fault=self._has_served(replica))
 
     def end(self, replica: Replica, error: RequestError, *, retry: bool, fault: bool) -> None:
-        """Stop a worker, unless its process has ended, and fail everything that it holds or that waits for it.
+        """End a worker, if it has not ended yet: the one path to it.
 
-        `retry`: requests of which no text was sent are begun by another replica instead. `fault`: a model that is kept is
-        loaded again even if it was never ready.
+        Its requests and the loads that wait for it end in the error; with `retry` another replica begins those of which no
+        text was sent. With `fault` its model is loaded again in a while if it is kept.
         """
-        if self.replicas.by_identity(replica.identity):
-            self.replicas.stop(replica)
-        self._fail_held(replica, error, retry=retry)
+        self.replicas.stop(replica)  # first, so that nothing is handed to it any more
+        self._end_requests(replica, error, retry=retry)
         waiters = self._waiters(replica)
         replica.waiters.clear()
         for entry in waiters:
             self.sessions.fail(entry, error)
-            self.abandon(entry)
-        self._again(replica, fault=fault)
+        for entry in waiters:
+            self.abandon(entry)  # what began for these alone ends, too
+        if fault:
+            self._again(replica)
 
-    def _fail_held(self, replica: Replica, error: RequestError, *, retry: bool) -> None:
+    def _end_requests(self, replica: Replica, error: RequestError, *, retry: bool) -> None:
         for entry in self.sessions.of_replica(replica.identity):
             if not (retry and self.dispatch.begin_elsewhere(entry, replica)):
                 self.sessions.fail(entry, error)
 
-    def _lost(self, replica: Replica) -> None:
-        """Its process is gone with its node, or out of reach. Where its launcher begins another, what waits for it waits on."""
+    def _renew(self, replica: Replica) -> None:
+        """Its process is lost with its node, or out of reach. Where its launcher begins another, loads wait for that."""
         if not replica.process.renew(replica.connection.decode()):
             replica.cut = 0.0  # it ends, and will be found so
             return
         self.deaths += 1
-        log.error("the worker of %s on %s is lost: its connection broke", replica.name, replica.node or "a node")
-        error = WorkerDied(
-            f"the worker of {replica.name} on {replica.node or 'a node'} was lost; another is begun, try again"
-        )
+        node = replica.node or "a node"
+        log.error("the worker of %s on %s is lost: its connection broke", replica.name, node)
         replica.forget_process()
-        self._fail_held(replica, error, retry=True)
+        error = WorkerDied(f"the worker of {replica.name} on {node} was lost; another is begun, try again")
+        self._end_requests(replica, error, retry=True)
 
     def _waiters(self, replica: Replica) -> list[Open]:
         return [entry for key in replica.waiters if (entry := self.sessions.by_key(key))]
@@ -306,7 +307,7 @@ class Supervisor:
             if told := replica.process.progress():
                 self._tell_progress(replica, told)
             if replica.state != "stopping" and replica.cut and now > replica.cut + CUT_S:
-                self._lost(replica)
+                self._renew(replica)
             if replica.state != "stopping" and replica.draining and not self.sessions.held(replica.identity):
                 self.replicas.stop(replica)
             still = now - replica.heard
@@ -314,10 +315,9 @@ class Supervisor:
                 self.deaths += 1
                 log.error("the worker of %s has not moved for %.0f s: it is ended", replica.name, still)
                 self.replicas.kill(replica)
-                error = WorkerDied(
-                    f"the worker of {replica.name} had not moved for {still:.0f} s and was ended; load it again"
-                )
-                self.end(replica, error, retry=True, fault=True)
+                name, seconds = replica.name, f"{still:.0f} s"
+                stuck = WorkerDied(f"the worker of {name} had not moved for {seconds} and was ended; load it again")
+                self.end(replica, stuck, retry=True, fault=True)
             if self.config.keep_alive is not None and replica.serves:
                 replicas = self.replicas.matching(*replica.way)
                 idle = all(r.ready and not self.sessions.held(r.identity) for r in replicas)
@@ -338,36 +338,39 @@ class Supervisor:
                 self._load_again(kept)
 
     def _ended(self, replica: Replica, code: int) -> None:
+        """Its process has ended."""
         if replica.state == "stopping":
             log.info("%s has ended", replica.name)
             if replica.measured:
                 for entry in self._waiters(replica):
                     self.sessions.reply(entry, replica.measured)
-        elif replica.ready:
+            return
+        problem, why = replica.process.problem(), exit_words(code)
+        error: RequestError
+        if replica.ready:
             self.deaths += 1
-            why = replica.process.problem() or exit_words(code)
-            log.error("the worker of %s died (%s)", replica.name, why)
-            died = WorkerDied(f"the worker of {replica.name} died ({why}); load it again")
-            self.end(replica, died, retry=True, fault=True)
-        elif problem := replica.process.problem():
-            log.error("%s: %s", replica.name, problem)
-            self.end(replica, problem, retry=False, fault=True)
+            error = WorkerDied(f"the worker of {replica.name} died ({problem or why}); load it again")
+        elif problem:
+            error = problem
         else:
             self.deaths += 1
             doing = "measured" if replica.task else "loaded"
-            log.error("the worker of %s died while it %s (%s)", replica.name, doing, exit_words(code))
-            failed = LoadFailed(
-                f"the worker died while it {doing} {replica.name} ({exit_words(code)}); the server's log may say why"
-            )
-            self.end(replica, failed, retry=False, fault=True)
+            error = LoadFailed(f"the worker died while it {doing} {replica.name} ({why}); the server's log may say why")
+        log.error("%s: %s", replica.name, error)
+        self.end(replica, error, retry=True, fault=True)
 
     def _keeper(self, way: tuple[str, str, str]) -> Kept | None:
         return next((k for k in self._kept if k.way == way), None)
 
-    def _again(self, replica: Replica, *, fault: bool) -> None:
-        """A worker is gone: if its model is kept, it is loaded again in a while; not if it said at its first load that it cannot."""
+    def _has_served(self, replica: Replica) -> bool:
+        """It was ready before, or another in its place was: that it cannot load now need not stay so."""
+        kept = None if replica.task else self._keeper(replica.way)
+        return bool(replica.load_ms or (kept and kept.restarts))
+
+    def _again(self, replica: Replica) -> None:
+        """Its model is loaded again in a while, if it is kept."""
         kept = None if replica.task or replica.draining else self._keeper(replica.way)
-        if kept is None or kept.due or not (replica.load_ms or kept.restarts or fault):
+        if kept is None or kept.due:
             return
         if replica.load_ms and time.monotonic() > replica.began + replica.load_ms / 1000 + AGAIN_MAX_S:
             kept.delay_s = AGAIN_S

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
 from protocol import codec, messages as m
 from protocol.errors import BadRequest
 from server.config import Config
@@ -39,5 +37,7 @@ def test_what_a_worker_may_say_fits_under_every_clients_id() -> None:
     entry.seq = (1 << 62) - 1
     sessions.reply(entry, m.Tokens(id=1, text="x" * low, ids=[]))
     assert len(socket.frames) == 1 and len(socket.frames[0]) <= codec.MAX_REPLY_BYTES
-    with pytest.raises(BadRequest):
-        sessions.reply(entry, m.Tokens(id=1, text="x" * codec.MAX_REPLY_BYTES, ids=[]))
+    sessions.reply(entry, m.Tokens(id=1, text="x" * codec.MAX_REPLY_BYTES, ids=[]))
+    refusal = codec.decode_reply(socket.frames[1])
+    assert isinstance(refusal, m.Failure) and refusal.id == entry.request.id and refusal.code == "bad_request"
+    assert sessions.take_ended_early() == [entry] and not sessions.all_open(), "who works on it hears of its end"

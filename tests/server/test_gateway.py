@@ -1,0 +1,306 @@
+"""The gateway with workers that say what a test wants: whose fault costs whom."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self, TypeVar
+
+import pytest
+import zmq
+
+from protocol import Client, codec, messages as m, sockets
+from protocol.errors import BadRequest, Internal, LoadFailed, RequestError, WorkerDied
+from protocol.ledger import ledger
+from server import link
+from server.config import Config
+from server.gateway import dispatch
+from server.gateway.gateway import Gateway
+from server.launch.spec import Spec
+from server.link import ForWorker, FromWorker, Ready, Started, Work
+from tests.conftest import wait_for
+
+WAIT_MS = 10_000
+M = TypeVar("M", bound=ForWorker)
+
+
+class FakeWorker:
+    """A worker's socket, in the test's hands, and the process that its launcher sees."""
+
+    def __init__(self, spec: Spec) -> None:
+        self.spec = spec
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._socket, self._monitor = link.worker_socket(self._context, spec.endpoint, spec.server_key, spec.identity)
+        self.code: int | None = None
+        self.renewed: list[str] = []
+
+    def say(self, message: FromWorker) -> None:
+        self.send(link.encode(message))
+
+    def send(self, frame: bytes) -> None:
+        assert self._socket.poll(WAIT_MS, zmq.POLLOUT)
+        self._socket.send(frame)
+
+    def hear(self, kind: type[M]) -> M:
+        """The next message of that kind."""
+        while True:
+            assert self._socket.poll(WAIT_MS), f"no {kind.__name__} came"
+            message = link.decode_for_worker(self._socket.recv())
+            if isinstance(message, kind):
+                return message
+
+    def has_message(self) -> bool:
+        return sockets.readable(self._socket)
+
+    def close(self) -> None:
+        sockets.close_monitored(self._socket, self._monitor, 1000)
+        self._context.term()
+
+    # The process
+
+    def exit_code(self) -> int | None:
+        return self.code
+
+    def problem(self) -> RequestError | None:
+        return None
+
+    def progress(self) -> m.Progress | None:
+        return None
+
+    def renew(self, routing_id: str) -> bool:
+        self.renewed.append(routing_id)
+        return True
+
+    def stop(self) -> None:
+        self.code = 0
+
+    def kill(self) -> None:
+        self.code = -9
+
+
+@dataclass
+class FakeLauncher:
+    started: queue.Queue[FakeWorker] = field(default_factory=queue.Queue)
+
+    def start(self, spec: Spec, memory_bytes: int) -> FakeWorker:
+        worker = FakeWorker(spec)
+        self.started.put(worker)
+        return worker
+
+    def free_memory(self, untaken: int) -> int:
+        return 1 << 40
+
+    def places(self) -> str:
+        return ""
+
+    def close(self) -> None: ...
+
+
+class Daemon:
+    """A gateway in a thread, one client, and workers that tests speak for."""
+
+    def __init__(self, folder: Path, *preload: str) -> None:
+        self.launcher = FakeLauncher()
+        config = Config(
+            endpoint="tcp://127.0.0.1:0", models_dir=folder, hub_cache=folder, cache_dir=folder, preload=preload
+        )
+        self.gateway = Gateway(config, self.launcher)
+        self._thread = threading.Thread(target=self.gateway.run)
+        self._workers: list[FakeWorker] = []
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self.client = Client(self.gateway.endpoint)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.close()
+        for _ in range(2):
+            self.gateway.drain()
+        self._thread.join(20)
+        for worker in self._workers:
+            worker.close()
+        while not self.launcher.started.empty():
+            self.launcher.started.get().close()
+        assert not self._thread.is_alive()
+
+    def worker(self) -> FakeWorker:
+        """The next one that is started."""
+        self._workers.append(self.launcher.started.get(timeout=20))
+        self._workers[-1].say(Started(id=None, node="here"))
+        return self._workers[-1]
+
+    def ready(self, count: int) -> list[FakeWorker]:
+        """Replicas of one model, all ready."""
+        load = threading.Thread(target=lambda: self.client.load("demo", replicas=count))
+        load.start()
+        workers = [self.worker() for _ in range(count)]
+        for worker in workers:
+            worker.say(READY)
+        load.join(20)
+        return workers
+
+
+READY = Ready(id=None, digest="d", quantised_share=0, disk_bytes=1, context=64, rows=2, threads=1, rss_bytes=1)
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Daemon]:
+    with Daemon(tmp_path) as daemon:
+        yield daemon
+
+
+class Asked:
+    """A request in a thread of its own, and what it ended in."""
+
+    def __init__(self, ask: Callable[[], object]) -> None:
+        self._result: object = None
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._run, args=(ask,))
+        self._thread.start()
+
+    def _run(self, ask: Callable[[], object]) -> None:
+        try:
+            self._result = ask()
+        except Exception as e:  # noqa: BLE001 - the test's to judge
+            self._error = e
+
+    def end(self) -> type:
+        """The kind of its result or error."""
+        self._thread.join(20)
+        assert not self._thread.is_alive(), "it did not end"
+        return type(self._error or self._result)
+
+    def result(self) -> object:
+        self.end()
+        if self._error:
+            raise self._error
+        return self._result
+
+
+def generated(work: Work, text: str = "y") -> m.Generated:
+    return m.Generated(
+        id=work.id, model="demo", engine="native", precision="int8", text=text, ids=[1], prompt_truncated=0,
+        finish_reason="length", settings={}, digest="d", threads=1,
+        ledger=ledger(queue_ms=1, tokenise_ms=1, prefill_ms=1, decode_ms=1, prompt_tokens=1, new_tokens=1),
+    )  # fmt: skip
+
+
+def fault(code: str = "load_failed") -> m.Failure:
+    return m.Failure(id=None, code=code, message="demo/native/int8: MemoryError")
+
+
+def first_hears(first: FakeWorker, second: FakeWorker) -> bool:
+    """Whether the first of two has a message; one of them will."""
+    wait_for(lambda: first.has_message() or second.has_message())
+    return first.has_message()
+
+
+def test_a_ready_workers_own_fault_moves_its_requests(daemon: Daemon) -> None:
+    first, second = daemon.ready(2)
+    asked = Asked(lambda: daemon.client.generate("x"))
+    has_it, other = (first, second) if first_hears(first, second) else (second, first)
+    has_it.hear(Work)
+    has_it.say(fault())
+    other.say(generated(other.hear(Work), "elsewhere"))
+    result = asked.result()
+    assert isinstance(result, m.Generated) and result.text == "elsewhere"
+
+
+@pytest.mark.parametrize("code", ["load_failed", "no_memory", "worker_died"])
+def test_what_cannot_move_ends_as_worker_died_and_the_model_begins_again(daemon: Daemon, code: str) -> None:
+    (only,) = daemon.ready(1)
+    asked = Asked(lambda: daemon.client.generate("x"))
+    only.hear(Work)
+    only.say(fault(code))
+    with pytest.raises(WorkerDied, match=r"the worker of demo/native/int8 died \(.*MemoryError\); load it again"):
+        asked.result()
+    daemon.worker().say(READY)
+    wait_for(lambda: [w.state for w in daemon.client.ping().workers] == ["ready"])
+
+
+def test_a_stream_that_has_begun_ends_as_worker_died(daemon: Daemon) -> None:
+    first, second = daemon.ready(2)
+    stream = daemon.client.stream("x")
+    asked = Asked(lambda: list(stream))
+    has_it = first if first_hears(first, second) else second
+    has_it.say(m.Tokens(id=has_it.hear(Work).id, seq=0, text="a", ids=[1]))
+    has_it.say(fault())
+    with pytest.raises(WorkerDied, match="MemoryError"):
+        asked.result()
+
+
+def test_a_loading_workers_fault_is_its_loads(daemon: Daemon) -> None:
+    asked = Asked(lambda: daemon.client.load("demo"))
+    daemon.worker().say(fault())
+    with pytest.raises(LoadFailed, match="demo/native/int8: MemoryError"):
+        asked.result()
+    assert daemon.launcher.started.empty()
+
+
+def test_what_a_ready_worker_says_in_no_language_counts_as_its_death(daemon: Daemon) -> None:
+    (only,) = daemon.ready(1)
+    asked = Asked(lambda: daemon.client.generate("x"))
+    only.hear(Work)
+    only.send(b"nonsense")
+    with pytest.raises(WorkerDied, match=r"died \(not a msgpack map.*\); load it again"):
+        asked.result()
+
+
+def test_a_fault_while_it_is_unloaded_loads_nothing(daemon: Daemon) -> None:
+    (only,) = daemon.ready(1)
+    only.stop = lambda: None  # type: ignore[method-assign] # it takes its time
+    asked = Asked(lambda: daemon.client.unload("demo"))
+    wait_for(lambda: [w.state for w in daemon.client.ping().workers] == ["stopping"])
+    only.say(fault())
+    only.code = 1
+    assert asked.result() == ["demo/native/int8"]
+    wait_for(lambda: not daemon.client.ping().workers)
+
+
+def test_a_reply_that_is_too_large_under_its_clients_id_costs_that_request_alone(daemon: Daemon) -> None:
+    """As from a worker that leaves no headroom: the gateway's own id of it is the shorter one."""
+    (only,) = daemon.ready(1)
+    other = Asked(lambda: daemon.client.generate("other"))
+    others = only.hear(Work)
+    with zmq.Context() as context, context.socket(zmq.DEALER) as peer:
+        peer.linger = 0
+        peer.connect(daemon.gateway.endpoint)
+        peer.send(codec.encode(m.Generate(id=2**63 - 1, prompt="x", stream=True)))
+        work = only.hear(Work)
+        around = len(codec.encode(generated(work, "")))
+        size = codec.MAX_REPLY_BYTES - around
+        reply = generated(work, "x" * (size - 4))
+        frame = codec.encode(reply)
+        assert codec.MAX_REPLY_BYTES - 8 < len(frame) <= codec.MAX_REPLY_BYTES
+        only.send(frame)
+        assert peer.poll(WAIT_MS)
+        failure = codec.decode_reply(peer.recv())
+        assert isinstance(failure, m.Failure) and failure.id == 2**63 - 1
+        assert failure.code == BadRequest.code and "over the limit of 16777216" in failure.message
+        assert only.hear(m.Cancel).target == work.id, "nobody waits for more of it"
+    only.say(generated(others))
+    assert isinstance(other.result(), m.Generated)
+    assert [w.state for w in daemon.client.ping().workers] == ["ready"]
+
+
+def test_a_fault_while_a_reply_is_delivered_costs_that_request_alone(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (only,) = daemon.ready(1)
+    asked = [Asked(lambda: daemon.client.generate("x")) for _ in range(2)]
+    works = [only.hear(Work), only.hear(Work)]
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("a figure that cannot be kept")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dispatch.Dispatch, "_note", broken)
+        only.say(generated(works[0]))
+        assert only.hear(m.Cancel).target == works[0].id
+    only.say(generated(works[1]))
+    assert {one.end() for one in asked} == {Internal, m.Generated}
+    assert [w.state for w in daemon.client.ping().workers] == ["ready"]
