@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import socket
 import struct
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from protocol.sockets import CURVE_BYTES
@@ -44,6 +45,8 @@ INT = struct.Struct("@i")
 class _Traffic:
     """`level` rises with what is received, and falls with what is delivered: bytes that are no message yet."""
 
+    identity: object = None
+    """Tells this connection from a later one, or a file, that has the same descriptor."""
     received: int = 0
     delivered: int = 0
     """Since the last look."""
@@ -72,6 +75,7 @@ class Connections:
         self._looked = 0.0
         self._left = 0.0
         """Frames of ended connections that wait to be read, about."""
+        self._unwanted: list[int] = []
 
     def __contains__(self, fd: int) -> bool:
         return fd in self._all
@@ -80,9 +84,16 @@ class Connections:
         return len(self._all)
 
     def opened(self, fd: int) -> None:
-        self._all[fd] = _Traffic()
+        """A connection was made.
+
+        Another may have its descriptor by now. Then its end waits among the events, and `closed` is called before anything
+        is cut: so the identity that is read here is the connection's own, or is never used.
+        """
+        traffic = self._all[fd] = _Traffic()
+        with contextlib.suppress(OSError), _same(fd) as peer:
+            traffic.identity = _identity(peer)
         if self._left > MAX_LEFT_FRAMES:
-            self.shut(fd)
+            self._unwanted.append(fd)
 
     def closed(self, fd: int) -> None:
         if traffic := self._all.pop(fd, None):
@@ -91,7 +102,7 @@ class Connections:
     def delivered(self, fd: int, sizes: list[int]) -> None:
         """A message has come out of it, with frames of so many bytes."""
         if traffic := self._all.get(fd):
-            on_the_wire = sum(size + self._added + (SHORT if size + self._added < 256 else LONG) for size in sizes)
+            on_the_wire = self._on_the_wire(sizes)
             traffic.delivered += on_the_wire
             frame = on_the_wire / max(1, len(sizes))
             traffic.frames += len(sizes)
@@ -99,15 +110,31 @@ class Connections:
         else:
             self._left -= len(sizes)
 
-    def shut(self, fd: int) -> None:
-        """Cut one off: ZeroMQ sees its end, and frees what it has kept."""
-        if fd in self._all:
-            with contextlib.suppress(OSError):
-                peer = socket.socket(fileno=fd)
-                try:
-                    peer.shutdown(socket.SHUT_RDWR)
-                finally:
-                    peer.detach()
+    def shut(self, fd: int) -> bool:
+        """Cut one off: ZeroMQ sees its end, and frees what it has kept. False: it has ended by itself.
+
+        ZeroMQ may have closed the descriptor, and the system may have given it to another peer or to a file. A duplicate
+        cannot change hands, so that what is compared is what is shut.
+        """
+        traffic = self._all.get(fd)
+        if traffic is None or traffic.identity is None:
+            return False
+        with contextlib.suppress(OSError), _same(fd) as peer:
+            if _identity(peer) == traffic.identity:
+                peer.shutdown(socket.SHUT_RDWR)
+                return True
+        return False
+
+    def shut_sender(self, fd: int, sizes: list[int]) -> None:
+        """Cut off who sent a message with those frames, and nobody who has its descriptor since: who has not sent as much."""
+        if sys.platform != "linux" or _bytes_received(fd) >= self._on_the_wire(sizes):
+            self.shut(fd)
+
+    def turn_away(self) -> None:
+        """Cut off those that were made while much of ended connections waited. Called when no event is left to read."""
+        for fd in self._unwanted:
+            self.shut(fd)
+        self._unwanted.clear()
 
     def cut(self, behind: Callable[[], bool]) -> list[int]:
         """Cut off those that have sent too much that is no message, or nothing; return their file descriptors. `behind()`: messages wait to be read."""
@@ -131,9 +158,39 @@ class Connections:
             for fd, traffic in self._all.items()
             if traffic.is_too_much(waiting=waiting) or now > traffic.moved + SILENT_S
         ]
-        for fd in cut:
-            self.shut(fd)
-        return cut
+        return [fd for fd in cut if self.shut(fd)]
+
+    def _on_the_wire(self, sizes: list[int]) -> int:
+        """Bytes that frames of those sizes take."""
+        return sum(size + self._added + (SHORT if size + self._added < 256 else LONG) for size in sizes)
+
+
+@contextlib.contextmanager
+def _same(fd: int) -> Iterator[socket.socket]:
+    """The socket of a descriptor, under another descriptor where the system has duplicates of sockets.
+
+    Not by `socket.dup`, which makes both of them blocking. Raises: OSError if it is none.
+    """
+    own = os.dup(fd) if os.name == "posix" else fd
+    try:
+        peer = socket.socket(fileno=own)
+    except OSError:
+        if own != fd:
+            os.close(own)
+        raise
+    try:
+        yield peer
+    finally:
+        if own == fd:
+            peer.detach()
+        else:
+            peer.close()
+
+
+def _identity(peer: socket.socket) -> object:
+    """What no other socket has, as long as this one is open: its inode, where the system has them, and the peer's address."""
+    status = os.fstat(peer.fileno()) if os.name == "posix" else None
+    return (status.st_dev, status.st_ino, peer.getpeername()) if status else peer.getpeername()
 
 
 def _bytes_received(fd: int) -> int:

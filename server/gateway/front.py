@@ -73,7 +73,7 @@ class Front:
             # Looked at after each receipt, so that a file descriptor that was closed and used again is not mistaken.
             self.watch()
             if len(sizes) > HOSTILE_FRAMES:
-                self._connections.shut(fd)
+                self._connections.shut_sender(fd, sizes)
             self._connections.delivered(fd, sizes)
             self.cut()  # afterwards: what has been delivered is not unfinished
             peer = frames[0].bytes
@@ -93,6 +93,7 @@ class Front:
                 self._sessions.drop_fd(value)
             else:
                 self._guard.refusals.handshake(value)
+        self._connections.turn_away()
 
     def cut(self) -> None:
         """Cut off connections that send much without finishing a message, or nothing."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -73,6 +75,7 @@ def test_nobody_new_is_let_in_while_much_of_ended_connections_waits(
     refused, ours = pair(listener)
     with refused, ours:
         known.opened(ours.fileno())
+        known.turn_away()
         assert refused.recv(1) == b""
         known.closed(ours.fileno())
     for _ in range(1000):
@@ -80,6 +83,7 @@ def test_nobody_new_is_let_in_while_much_of_ended_connections_waits(
     peer, ours = pair(listener)
     with peer, ours:
         known.opened(ours.fileno())
+        known.turn_away()
         ours.send(b"x")
         assert peer.recv(1) == b"x", "4,000 frames are more than were left"
 
@@ -91,5 +95,107 @@ def test_once_nothing_waits_nothing_is_left(listener: socket.socket) -> None:
     peer, ours = pair(listener)
     with peer, ours:
         known.opened(ours.fileno())
+        known.turn_away()
         ours.send(b"x")
         assert peer.recv(1) == b"x"
+
+
+@contextmanager
+def reused(known: Connections, listener: socket.socket) -> Iterator[tuple[int, socket.socket]]:
+    """A connection that has ended, and whose descriptor another one has: ours, and its peer. Nothing of that is known yet."""
+    former, ours = pair(listener)
+    with former:
+        fd = ours.fileno()
+        known.opened(fd)
+        peer = socket.create_connection(listener.getsockname(), timeout=5)
+        ours.close()
+        with peer, listener.accept()[0] as later:
+            assert later.fileno() == fd, "the system gives the lowest descriptor that is free"
+            yield fd, peer
+
+
+def still_there(fd: int, peer: socket.socket) -> bool:
+    ours = socket.socket(fileno=fd)
+    try:
+        ours.send(b"x")
+        return peer.recv(1) == b"x"
+    finally:
+        ours.detach()
+
+
+def test_whoever_has_the_descriptor_of_an_ended_connection_is_not_cut(listener: socket.socket) -> None:
+    known = Connections(encrypted=False)
+    with reused(known, listener) as (fd, peer):
+        assert not known.shut(fd) and still_there(fd, peer)
+        known.closed(fd)
+        known.opened(fd)
+        assert known.shut(fd) and peer.recv(1) == b"", "it is known by now"
+
+
+def test_nor_when_that_one_was_silent(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "SILENT_S", -1.0)
+    known = Connections(encrypted=False)
+    with reused(known, listener) as (fd, peer):
+        assert looked(known, waiting=False) == [] and still_there(fd, peer)
+
+
+def test_nor_for_a_hostile_message_of_that_one_that_is_read_late(listener: socket.socket) -> None:
+    """Its end and the next connection are known by then, and the message comes under the same descriptor."""
+    known = Connections(encrypted=False)
+    with reused(known, listener) as (fd, peer):
+        known.closed(fd)
+        known.opened(fd)
+        known.shut_sender(fd, [0] * 1001)
+        assert still_there(fd, peer)
+        peer.sendall(bytes(3003))
+        ours = socket.socket(fileno=fd)
+        ours.recv(3003, socket.MSG_WAITALL)
+        ours.detach()
+        known.shut_sender(fd, [0] * 1001)
+        assert peer.recv(1) == b"", "it has sent as much itself"
+
+
+def test_a_file_that_has_the_descriptor_is_left_alone(listener: socket.socket, tmp_path: Path) -> None:
+    known = Connections(encrypted=False)
+    peer, ours = pair(listener)
+    with peer:
+        fd = ours.fileno()
+        known.opened(fd)
+        ours.close()
+        with (tmp_path / "file").open("w") as file:
+            assert file.fileno() == fd
+            assert not known.shut(fd)
+            file.write("whole")
+        assert (tmp_path / "file").read_text() == "whole"
+
+
+def test_nobody_is_turned_away_for_one_that_came_and_went_before_it_was_looked_at(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The events of a connection's beginning and end are read at once; a worker's connection has its descriptor by then."""
+    monkeypatch.setattr(connections, "MAX_LEFT_FRAMES", -1)
+    known = Connections(encrypted=False)
+    former, ours = pair(listener)
+    with former:
+        fd = ours.fileno()
+        peer = socket.create_connection(listener.getsockname(), timeout=5)
+        ours.close()
+        with peer, listener.accept()[0] as other:
+            assert other.fileno() == fd
+            known.opened(fd)
+            known.closed(fd)
+            known.turn_away()
+            assert still_there(fd, peer)
+
+
+def test_looking_at_a_connection_leaves_it_as_zeromq_needs_it(listener: socket.socket) -> None:
+    """One that blocks would hold up ZeroMQ's thread, and with it everybody."""
+    known = Connections(encrypted=False)
+    peer, ours = pair(listener)
+    with peer, ours:
+        os.set_blocking(ours.fileno(), False)
+        known.opened(ours.fileno())
+        looked(known, waiting=False)
+        assert not os.get_blocking(ours.fileno())
+        assert known.shut(ours.fileno())
+        assert not os.get_blocking(ours.fileno())
