@@ -110,7 +110,7 @@ def gateway_socket(
     """
     socket = _tolerant(sockets.router(context, MAX_BYTES), endpoint)
     sockets.serve_curve(socket, keys)
-    return sockets.monitored(socket, socket.bind, endpoint, zmq.EVENT_DISCONNECTED)
+    return sockets.monitored(socket, socket.bind, endpoint, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
 
 
 def worker_socket(

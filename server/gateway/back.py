@@ -41,6 +41,8 @@ class Back:
         except zmq.ZMQError as e:
             raise LoadFailed(f"--worker-address {address}: cannot listen there: {e.strerror}") from None
         self.endpoint = sockets.endpoint_of(self._socket)
+        self._open: set[int] = set()
+        """Descriptors of the connections that there are."""
 
     @property
     def sockets(self) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
@@ -76,7 +78,10 @@ class Back:
                 if replica.connection and not replica.cut:
                     self._send_away(routing_id)
                     continue
-                yield replica, Joined(routing_id, int(frame.get(zmq.SRCFD)))
+                fd = int(frame.get(zmq.SRCFD))
+                yield replica, Joined(routing_id, fd)
+                if fd not in self._open:  # it broke before this was read, and its event came before
+                    replica.fd, replica.cut = -1, time.monotonic()
             replica.heard = time.monotonic()
             try:
                 message = link.decode_from_worker(frame.bytes)
@@ -91,8 +96,13 @@ class Back:
 
     def _watch(self, replicas: Replicas) -> None:
         while event := sockets.next_event(self._monitor):
+            kind, fd = event
+            if kind == zmq.EVENT_ACCEPTED:
+                self._open.add(fd)
+                continue
+            self._open.discard(fd)
             for replica in replicas.all():
-                if event == (zmq.EVENT_DISCONNECTED, replica.fd):
+                if replica.fd == fd:
                     replica.fd, replica.cut = -1, time.monotonic()
 
     def _send_away(self, routing_id: bytes) -> None:

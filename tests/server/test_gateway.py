@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self, TypeVar
 
+import psutil
 import pytest
 import zmq
 
@@ -55,9 +56,14 @@ class FakeWorker:
     def has_message(self) -> bool:
         return sockets.readable(self._socket)
 
-    def close(self) -> None:
+    def disconnect(self) -> None:
+        """What was said still leaves."""
         sockets.close_monitored(self._socket, self._monitor, 1000)
         self._context.term()
+
+    def close(self) -> None:
+        if not self._socket.closed:
+            self.disconnect()
 
     # The process
 
@@ -304,3 +310,20 @@ def test_a_fault_while_a_reply_is_delivered_costs_that_request_alone(
     only.say(generated(works[1]))
     assert {one.end() for one in asked} == {Internal, m.Generated}
     assert [w.state for w in daemon.client.ping().workers] == ["ready"]
+
+
+def test_a_connection_that_broke_before_its_first_word_was_read_is_lost(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path, "demo")
+    worker = daemon.worker()
+    port = int(worker.spec.endpoint.rpartition(":")[2])
+
+    def connections() -> list[object]:
+        """The gateway's ends of its workers' connections."""
+        there = psutil.Process().net_connections("tcp")
+        return [c for c in there if c.laddr and c.laddr.port == port and c.status != psutil.CONN_LISTEN]
+
+    wait_for(lambda: bool(connections()))
+    worker.disconnect()
+    wait_for(lambda: not connections())
+    with daemon:
+        wait_for(lambda: worker.renewed == [worker.spec.identity])
