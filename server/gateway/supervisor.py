@@ -7,7 +7,17 @@ import time
 from dataclasses import dataclass, field
 
 from protocol import messages as m
-from protocol.errors import BadRequest, Busy, Draining, LoadFailed, NotLoaded, RequestError, WorkerDied, from_code
+from protocol.errors import (
+    BadModel,
+    BadRequest,
+    Busy,
+    Draining,
+    LoadFailed,
+    NotLoaded,
+    RequestError,
+    WorkerDied,
+    from_code,
+)
 from server.catalogue.catalogue import Catalogue, Model
 from server.catalogue.engines import check_compiled, choose_engine
 from server.config import Config
@@ -192,8 +202,12 @@ class Supervisor:
                     log.info("%s: abandoned", replica.name)
                     self.replicas.stop(replica)
                     if kept:
-                        kept.replicas = max(kept.firm, len(self.replicas.matching(*replica.way)))
-                        self._kept = [k for k in self._kept if k.replicas]
+                        self._take_back(kept)
+
+    def _take_back(self, kept: Kept) -> None:
+        """A load that asked for more was cancelled or has failed: what was ready once stays, and what still loads."""
+        kept.replicas = max(kept.firm, len(self.replicas.matching(*kept.way)))
+        self._kept = [k for k in self._kept if k.replicas]
 
     # What the workers say of themselves
 
@@ -269,6 +283,8 @@ class Supervisor:
             self.sessions.fail(entry, error)
         for entry in waiters:
             self.abandon(entry)  # what began for these alone ends, too
+        if waiters and not replica.task and (kept := self._keeper(replica.way)):
+            self._take_back(kept)
         if fault:
             self._again(replica)
 
@@ -357,7 +373,8 @@ class Supervisor:
             doing = "measured" if replica.task else "loaded"
             error = LoadFailed(f"the worker died while it {doing} {replica.name} ({why}); the server's log may say why")
         log.error("%s: %s", replica.name, error)
-        self.end(replica, error, retry=True, fault=True)
+        cannot = isinstance(problem, BadModel) and not self._has_served(replica)  # nor will it in a while
+        self.end(replica, error, retry=True, fault=not cannot)
 
     def _keeper(self, way: tuple[str, str, str]) -> Kept | None:
         return next((k for k in self._kept if k.way == way), None)
@@ -370,7 +387,7 @@ class Supervisor:
     def _again(self, replica: Replica) -> None:
         """Its model is loaded again in a while, if it is kept."""
         kept = None if replica.task or replica.draining else self._keeper(replica.way)
-        if kept is None or kept.due:
+        if kept is None or kept.due or len(self.replicas.matching(*kept.way)) >= kept.replicas:
             return
         if replica.load_ms and time.monotonic() > replica.began + replica.load_ms / 1000 + AGAIN_MAX_S:
             kept.delay_s = AGAIN_S

@@ -14,11 +14,11 @@ import pytest
 import zmq
 
 from protocol import Client, codec, messages as m, sockets
-from protocol.errors import BadRequest, Internal, LoadFailed, RequestError, WorkerDied
+from protocol.errors import BadModel, BadRequest, Internal, LoadFailed, NoMemory, NotLoaded, RequestError, WorkerDied
 from protocol.ledger import ledger
 from server import link
 from server.config import Config
-from server.gateway import dispatch
+from server.gateway import dispatch, supervisor
 from server.gateway.gateway import Gateway
 from server.launch.spec import Spec
 from server.link import ForWorker, FromWorker, Ready, Started, Work
@@ -36,6 +36,7 @@ class FakeWorker:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket, self._monitor = link.worker_socket(self._context, spec.endpoint, spec.server_key, spec.identity)
         self.code: int | None = None
+        self.failure: RequestError | None = None
         self.renewed: list[str] = []
 
     def say(self, message: FromWorker) -> None:
@@ -71,7 +72,7 @@ class FakeWorker:
         return self.code
 
     def problem(self) -> RequestError | None:
-        return None
+        return self.failure
 
     def progress(self) -> m.Progress | None:
         return None
@@ -327,3 +328,50 @@ def test_a_connection_that_broke_before_its_first_word_was_read_is_lost(tmp_path
     wait_for(lambda: not connections())
     with daemon:
         wait_for(lambda: worker.renewed == [worker.spec.identity])
+
+
+@pytest.mark.parametrize("failure", [None, BadModel("no node can run it"), NoMemory("no place")])
+def test_a_load_that_failed_is_not_tried_again(daemon: Daemon, failure: RequestError | None) -> None:
+    """It was answered: who asked for replicas asks again, or does not."""
+    asked = Asked(lambda: daemon.client.load("demo", replicas=2))
+    first, second = daemon.worker(), daemon.worker()
+    first.failure, first.code = failure, 1
+    with pytest.raises(type(failure) if failure else LoadFailed):
+        asked.result()
+    wait_for(lambda: second.code is not None)
+    wait_for(lambda: not daemon.client.ping().workers)
+    with pytest.raises(NotLoaded, match="demo is not loaded"):
+        daemon.client.unload("demo")  # nor is it kept
+
+
+def test_a_failed_load_of_more_leaves_what_was_there(daemon: Daemon) -> None:
+    (first,) = daemon.ready(1)
+    asked = Asked(lambda: daemon.client.load("demo", replicas=2))
+    daemon.worker().code = 1
+    with pytest.raises(LoadFailed):
+        asked.result()
+    assert daemon.client.load("demo").replicas == 1
+    first.code = 1
+    daemon.worker().say(READY)
+    wait_for(lambda: [w.state for w in daemon.client.ping().workers] == ["ready"])
+    assert daemon.launcher.started.empty(), "one was kept"
+
+
+@pytest.mark.parametrize(
+    ("failure", "again"), [(BadModel("no node can run it"), False), (NoMemory("no place"), True), (None, True)]
+)
+def test_a_preload_begins_again_unless_it_cannot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: RequestError | None, *, again: bool
+) -> None:
+    monkeypatch.setattr(supervisor, "AGAIN_S", 0.01)
+    monkeypatch.setattr(supervisor.Kept, "delay_s", 0.01)
+    with Daemon(tmp_path, "demo") as daemon:
+        worker = daemon.worker()
+        worker.failure, worker.code = failure, 1
+        wait_for(lambda: not daemon.client.ping().workers or not daemon.launcher.started.empty())
+        if again:
+            daemon.worker().say(READY)
+            wait_for(lambda: [w.state for w in daemon.client.ping().workers] == ["ready"])
+        else:
+            with pytest.raises(NotLoaded):
+                daemon.client.unload("demo")  # nothing is due
