@@ -16,6 +16,7 @@ from protocol.errors import Gpt2dError
 from protocol.keys import KeyFileError
 from server import logs, settings
 from server.catalogue.engines import COMPILED_FOLDER, SUMS_FILE, native_problem
+from server.check import check
 from server.config import VERSION, Config
 from server.gateway.gateway import Gateway
 
@@ -29,17 +30,18 @@ examples:
   gpt2d-server --preload gpt2/onnx/int8 --threads 4
   gpt2d-server --models-dir ~/gpt2-models           offer every GPT-2 folder in there
 
-gpt2, gpt2-medium, gpt2-large, gpt2-xl and distilgpt2 are downloaded from the HuggingFace hub when first loaded, into its
-ordinary cache (HF_HOME and HF_HUB_CACHE move it; transformers shares it); a download that was cut goes on where it
+gpt2, gpt2-medium, gpt2-large, gpt2-xl and distilgpt2 are downloaded from the HuggingFace hub when first loaded, into
+its ordinary cache (HF_HOME and HF_HUB_CACHE move it; transformers shares it); an interrupted download resumes where it
 stopped. A folder of --models-dir with one of these names comes first. A model's folder has config.json,
-model.safetensors and tokenizer.json (or vocab.json and merges.txt); its name is the model's name. Clients connect with `gpt2d-client ENDPOINT`, scripts with `protocol.Client(ENDPOINT)`.
+model.safetensors and tokenizer.json (or vocab.json and merges.txt); its name is the model's name. Clients connect with
+`gpt2d-client ENDPOINT`, scripts with `protocol.Client(ENDPOINT)`.
 
 Ctrl-C (or SIGTERM) stops: no new work, running streams finish within --drain-seconds. A second one stops at once.
 """
 
 
 def parse(argv: list[str] | None = None) -> Config:
-    """The Config in force. Exits after --check and --clear-cache; with code 2 where something is wrong."""
+    """Return the Config in force. Exits after --check and --clear-cache; with code 2 where something is wrong."""
     parser = argparse.ArgumentParser(
         prog="gpt2d-server",
         description="A daemon that holds GPT-2 models and answers msgpack requests on a ZeroMQ socket.",
@@ -48,10 +50,10 @@ def parse(argv: list[str] | None = None) -> Config:
     )
     parser.add_argument("--version", action="version", version=f"gpt2d {VERSION}")
     parser.add_argument(
-        "--config", type=Path, metavar="FILE", help="TOML with any of the settings below; flags come before it"
+        "--config", type=Path, metavar="FILE", help="TOML with any of the settings below; flags win over it"
     )
     parser.add_argument(
-        "--check", action="store_true", help="print what is in force, as such a file, or what is wrong, and exit"
+        "--check", action="store_true", help="print the settings in force as TOML, or what is wrong with them, and exit"
     )
     parser.add_argument(
         "--clear-cache", action="store_true", help="delete the built models, what was measured of them, and exit"
@@ -61,7 +63,7 @@ def parse(argv: list[str] | None = None) -> Config:
     try:
         config = settings.resolve(vars(args), args.config and args.config.expanduser())
         if args.check:
-            settings.check(config)
+            check(config)
     except settings.SettingsError as e:
         parser.exit(2, f"gpt2d-server: {e}\n")
     if args.check:
@@ -73,7 +75,10 @@ def parse(argv: list[str] | None = None) -> Config:
 
 
 def clear(cache_dir: Path) -> int:
-    """Delete built models and what is noted of them, and nothing else that may stand there; return how many. Models that are loaded keep theirs open."""
+    """Delete built models and what is noted of them, and nothing else in that folder; return how many.
+
+    Models that are loaded keep theirs open.
+    """
     entries = [p for p in cache_dir.glob("*-v*") if (p / SUMS_FILE).is_file()]
     for entry in (*entries, *cache_dir.glob(f"{COMPILED_FOLDER}-v*")):
         shutil.rmtree(entry, ignore_errors=True)
@@ -84,7 +89,7 @@ def clear(cache_dir: Path) -> int:
 
 
 def raise_descriptor_limit() -> None:
-    """A descriptor for each client: as many as the system lets this user have, within reason."""
+    """Allow a descriptor for each client: as many as the system lets this user have, up to MAX_DESCRIPTORS."""
     with contextlib.suppress(ImportError, ValueError, OSError):  # Windows has no such limit
         import resource
 
@@ -94,7 +99,7 @@ def raise_descriptor_limit() -> None:
 
 
 def serve(config: Config) -> int:
-    """Serve until told to stop; return the exit code."""
+    """Serve until a signal; return the exit code."""
     raise_descriptor_limit()
     try:
         gateway = start(config)
@@ -120,7 +125,7 @@ class StartError(Exception):
 
 
 def start(config: Config) -> Gateway:
-    """Raises: StartError."""
+    """Make the gateway, and what it needs. Raises: StartError."""
     metrics, launcher = None, None
     if config.metrics_port:
         from server.gateway.metrics import Metrics
@@ -146,7 +151,8 @@ def start(config: Config) -> Gateway:
     except zmq.ZMQError as e:
         if e.errno == zmq.EADDRINUSE:
             raise StartError(
-                f"{config.endpoint} is taken, perhaps by a running gpt2d-server; stop that, or choose another with --endpoint"
+                f"{config.endpoint} is in use, perhaps by a running gpt2d-server; stop that, "
+                "or choose another with --endpoint"
             ) from None
         raise StartError(f"cannot listen on {config.endpoint}: {e.strerror}") from None
 

@@ -1,4 +1,4 @@
-"""The log: lines on stderr, as text or JSON, which a reader that has stopped never holds up."""
+"""The log: lines on stderr, as text or JSON, which never block on a reader that has stopped."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class _Json(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        told = {"time": time, "level": record.levelname, "logger": record.name, "message": record.getMessage()}
+        fields = {"time": time, "level": record.levelname, "logger": record.name, "message": record.getMessage()}
         if record.exc_info:
-            told["exception"] = self.formatException(record.exc_info)
-        return json.dumps(told)
+            fields["exception"] = self.formatException(record.exc_info)
+        return json.dumps(fields)
 
 
 @contextlib.contextmanager

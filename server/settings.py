@@ -1,4 +1,7 @@
-"""The Config that is in force: from the flags, else from a TOML file, else the defaults of server/config.py."""
+"""The Config in force: from the flags, else from a TOML file, else the defaults of server/config.py.
+
+msgspec says whether a value is good; the sentence for a person is made here.
+"""
 
 from __future__ import annotations
 
@@ -6,148 +9,147 @@ import argparse
 import contextlib
 import difflib
 import json
-import math
-import tempfile
+import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from types import NoneType
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 from urllib.parse import urlsplit
 
-from protocol.errors import RequestError
-from protocol.keys import KeyFileError, read_secret
-from protocol.sockets import is_loopback
-from server.catalogue.catalogue import Catalogue
-from server.config import Config, Option
-from server.gateway.auth import Keyring
+import msgspec
+from msgspec import inspect
+from msgspec.inspect import BoolType, CustomType, FloatType, IntType, LiteralType, NoneType, UnionType, VarTupleType
 
-NEEDS_KEYS = """{endpoint} can be reached from other machines, so the server needs keys to know who may talk to it. Make them:
+from protocol.sockets import is_loopback
+from server.config import Config, Text
+
+NEEDS_KEYS = """{endpoint} can be reached from other machines, so the server needs keys to know who may talk to it.
+Make them:
   .venv/bin/python scripts/keygen.py server
   .venv/bin/python scripts/keygen.py client NAME --endpoint tcp://HOST:PORT
-and start it with the --key and --authorised-keys that these print; or let `python3 scripts/run.py --serve` do all of it.
-Without keys, listen on tcp://127.0.0.1:PORT and reach it with `ssh -L PORT:127.0.0.1:PORT HOST`."""
-KINDS = {
-    str: "a text",
-    Path: "a path",
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    tuple: "a list of texts",
-}
+and start it with the --key and --authorised-keys that these print; or let `python3 scripts/run.py --serve` do all of
+it. Without keys, listen on tcp://127.0.0.1:PORT and reach it with `ssh -L PORT:127.0.0.1:PORT HOST`."""
 
 
 class SettingsError(ValueError):
-    """A setting that cannot be: says where it was given, and what is allowed."""
+    """A setting that is wrong: says where it was given, and what it must be."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One option: its name is Config's field, its flag --name, its key in a file name."""
+    """One field of Config: its flag is --name, its key in a file `name`."""
 
     name: str
-    kind: type
-    choices: tuple[str, ...]
-    option: Option
+    form: Any
+    """Its type as Config declares it."""
+    kind: inspect.Type
+    """The same as msgspec describes it, without None."""
+    help: str
+    metavar: str | None
+    unset: str
+    check: Callable[[str], object] | None
+    """These four are what server/config.py's `setting` was given."""
 
     @property
     def flag(self) -> str:
         return f"--{self.name.replace('_', '-')}"
 
     @property
-    def allowed(self) -> str:
-        """What it may be, in words."""
-        if self.choices:
-            return " or ".join(map(repr, self.choices))
-        if self.kind not in {int, float}:
-            return KINDS[self.kind]
-        most = "" if self.option.most == math.inf else f" and at most {self.option.most:g}"
-        return f"{KINDS[self.kind]} of at least {self.option.least:g}{most}"
+    def must(self) -> str:
+        """What it must be, in words."""
+        match self.kind:
+            case LiteralType(values):
+                return " or ".join(map(repr, values))
+            case IntType() | FloatType():
+                noun = "a whole number" if isinstance(self.kind, IntType) else "a number"
+                least, most = self.kind.ge, self.kind.le
+                unbounded = most is None or most == sys.float_info.max
+                return f"{noun} >= {least:g}" if unbounded else f"{noun} from {least:g} to {most:g}"
+            case BoolType():
+                return "true or false"
+            case CustomType():
+                return "a path"
+            case VarTupleType():
+                return "a list of texts"
+            case _:
+                return "a text of one line"
 
-    def check(self, value: object) -> Any:
-        """The value as Config has it. Raises: ValueError, which says what is allowed."""
-        if self.kind is float and type(value) is int:
-            with contextlib.suppress(OverflowError):
-                value = float(value)
-        if self.kind is tuple:
-            good = isinstance(value, list) and all(map(_is_text, value))
-        elif self.kind in {str, Path}:
-            good = _is_text(value) and (not self.choices or value in self.choices)
-        else:
-            good = type(value) is self.kind
-        if isinstance(value, int | float):
-            good = good and self.option.least <= value <= self.option.most and value != math.inf
-        if not good:
-            raise ValueError(f"{value!r} is not allowed: {self.allowed} is")
-        if self.option.check:
-            for one in value if isinstance(value, list) else [value]:
-                self.option.check(str(one))
-        if self.kind is Path:
-            try:
-                return Path(str(value)).expanduser()
-            except RuntimeError:
-                raise ValueError(f"{value!r} is not allowed: there is no such home folder") from None
-        return tuple(value) if isinstance(value, list) else value
+    def convert(self, value: object) -> Any:
+        """Return the value as Config has it. Raises: ValueError, which says what it must be."""
+        try:
+            found = msgspec.convert(value, self.form, dec_hook=_path)
+        except msgspec.ValidationError:
+            raise ValueError(f"must be {self.must}, got {value!r}") from None
+        except RuntimeError:  # expanduser's
+            raise ValueError(f"there is no home folder for {value!r}") from None
+        if self.check:
+            for text in found if isinstance(found, tuple) else [found]:
+                self.check(text)
+        return found
 
     def read(self, text: str) -> Any:
-        """The value of a flag, or one of its values. Raises: argparse.ArgumentTypeError, which says what is allowed."""
+        """Return the value of a flag, or one of its values. Raises: argparse.ArgumentTypeError, saying what it must be."""
         value: object = text
         with contextlib.suppress(ValueError):
-            value = self.kind(text) if self.kind in {int, float} else text
+            if isinstance(self.kind, IntType | FloatType):
+                value = int(text) if isinstance(self.kind, IntType) else float(text)
         try:
-            return self.check([text])[0] if self.kind is tuple else self.check(value)
+            return self.convert([text])[0] if isinstance(self.kind, VarTupleType) else self.convert(value)
         except ValueError as e:
             raise argparse.ArgumentTypeError(str(e)) from None
 
 
+def _path(_: type, value: object) -> Path:
+    """Raises: msgspec.ValidationError, RuntimeError if there is no such home folder."""
+    return Path(msgspec.convert(value, Text)).expanduser()
+
+
 @cache
 def settings() -> dict[str, Setting]:
-    """The options by name, as Config's fields declare them."""
+    """Return the settings by name, as Config's fields declare them."""
     found = {}
     for name, hint in get_type_hints(Config, include_extras=True).items():
-        if get_origin(hint) is Annotated:
-            declared, option = get_args(hint)
-            plain, *_ = get_args(declared) if NoneType in get_args(declared) else (declared,)
-            choices = get_args(plain) if get_origin(plain) is Literal else ()
-            found[name] = Setting(name, str if choices else get_origin(plain) or plain, choices, option)
+        described = inspect.type_info(hint)
+        if isinstance(described, inspect.Metadata) and described.extra:
+            kind = described.type
+            if isinstance(kind, UnionType):
+                kind = next(one for one in kind.types if not isinstance(one, NoneType))
+            found[name] = Setting(name, hint, kind, **described.extra)
     return found
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """A flag for each setting; those that are not given are absent from the namespace."""
-    defaults, group = Config(), parser.add_argument_group("settings")
+    """Add a flag for each setting; those that are not given are absent from the namespace."""
+    group = parser.add_argument_group("settings")
+    defaults = Config()
     for setting in settings().values():
-        option, default = setting.option, getattr(defaults, setting.name)
-        told = option.unset or (
-            "none" if default == () else f"{default:g}" if isinstance(default, float) else str(default)
-        )
-        words = f"{option.help} (default: {told})".replace("%", "%%")
-        if setting.kind is bool:
-            group.add_argument(
-                setting.flag,
-                action=argparse.BooleanOptionalAction,
-                default=argparse.SUPPRESS,
-                help=option.help.replace("%", "%%"),
-            )
-        elif setting.kind is tuple:
-            group.add_argument(
-                setting.flag,
-                type=setting.read,
-                nargs="+",
-                action="extend",
-                default=argparse.SUPPRESS,
-                metavar=option.metavar,
-                help=words,
-            )
+        words = f"{setting.help} (default: {_default(setting, defaults)})"
+        more: dict[str, Any]
+        if isinstance(setting.kind, BoolType):
+            words = setting.help
+            more = {"action": argparse.BooleanOptionalAction}
+        elif isinstance(setting.kind, VarTupleType):
+            more = {"type": setting.read, "nargs": "+", "action": "extend", "metavar": setting.metavar}
+        elif isinstance(setting.kind, LiteralType):
+            more = {"type": setting.read, "metavar": "|".join(map(str, setting.kind.values))}
         else:
-            metavar = option.metavar or ("|".join(setting.choices) or None)
-            group.add_argument(setting.flag, type=setting.read, default=argparse.SUPPRESS, metavar=metavar, help=words)
+            more = {"type": setting.read, "metavar": setting.metavar}
+        group.add_argument(setting.flag, default=argparse.SUPPRESS, help=words.replace("%", "%%"), **more)
+
+
+def _default(setting: Setting, defaults: Config) -> str:
+    default = getattr(defaults, setting.name)
+    if setting.unset:
+        return setting.unset
+    if default == ():
+        return "none"
+    return f"{default:g}" if isinstance(default, float) else str(default)
 
 
 def resolve(arguments: dict[str, Any], file: Path | None) -> Config:
-    """The Config of what the parser found, which wins, and of a file. Raises: SettingsError."""
+    """Return the Config of what the parser found, which wins, and of a file. Raises: SettingsError."""
     flags = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in arguments.items()
@@ -157,13 +159,15 @@ def resolve(arguments: dict[str, Any], file: Path | None) -> Config:
     where = f"{file}: " if file else ""
     if (config.key is None) != (config.authorised_keys is None):
         raise SettingsError(
-            f"{where}--key and --authorised-keys are given together: the server's own key, and the keys of those who may talk to it"
+            f"{where}--key and --authorised-keys must be given together: the server's own key, and the keys of those who "
+            "may talk to it"
         )
     if config.key is None and not is_loopback(config.endpoint):
         raise SettingsError(where + NEEDS_KEYS.format(endpoint=config.endpoint))
     if urlsplit(config.worker_address).hostname in {"0.0.0.0", "::"}:  # noqa: S104 - refused
         raise SettingsError(
-            f"{where}--worker-address: name the address by which the nodes reach this machine, not {config.worker_address}"
+            f"{where}--worker-address: must be the address by which the nodes reach this machine, "
+            f"got {config.worker_address}"
         )
     return config
 
@@ -175,8 +179,8 @@ def _read_file(file: Path) -> dict[str, Any]:
             table = tomllib.load(stream)
     except OSError as e:
         raise SettingsError(f"{file} cannot be read: {e.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-        raise SettingsError(f"{file} is no TOML: {e}") from None
+    except ValueError as e:  # its syntax, its bytes, a number of more digits than Python reads
+        raise SettingsError(f"{file} is not valid TOML: {e}") from None
     found: dict[str, Any] = {}
     for key, value in table.items():
         setting = settings().get(key.replace("-", "_"))
@@ -187,54 +191,22 @@ def _read_file(file: Path) -> dict[str, Any]:
         if setting.name in found:
             raise SettingsError(f"{file}: {key} is given twice, as {setting.name} and with dashes")
         try:
-            checked = setting.check(value)
+            converted = setting.convert(value)
         except ValueError as e:
             raise SettingsError(f"{file}: {key}: {e}") from None
-        found[setting.name] = file.absolute().parent / checked if setting.kind is Path else checked
+        found[setting.name] = file.absolute().parent / converted if isinstance(converted, Path) else converted
     return found
 
 
-def check(config: Config) -> None:
-    """Find out without a start what would hinder one: keys, preloads, folders. Raises: SettingsError."""
-    if config.key and config.authorised_keys:
-        with _about("key"):
-            read_secret(config.key)
-        with _about("authorised_keys"):
-            Keyring(config.authorised_keys)
-    with _about("preload"):
-        catalogue = Catalogue(config.models_dir, config.hub_cache, allow_hub=config.allow_hub)
-        for name in config.preload:
-            catalogue.parse(name)
-    # Neither need be there yet: models come later, and the cache is made when something is built.
-    with _about("models_dir"):
-        if config.models_dir.exists():
-            next(config.models_dir.iterdir(), None)
-    with _about("cache_dir"):
-        folder = next(p for p in (config.cache_dir.absolute(), *config.cache_dir.absolute().parents) if p.exists())
-        tempfile.TemporaryFile(dir=folder).close()
-
-
-@contextlib.contextmanager
-def _about(name: str) -> Iterator[None]:
-    try:
-        yield
-    except (KeyFileError, RequestError, OSError) as e:
-        raise SettingsError(f"{name}: {e}") from None
-
-
 def to_toml(config: Config) -> str:
-    """A file that says what this Config says: TOML, one line for each setting; comments stand for those that are not set."""
+    """Return a TOML file that says what this Config says, one line for each setting; those not set are comments."""
     return "".join(f"{line}\n" for line in _lines(config))
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) and value != "" and value.isprintable()
 
 
 def _lines(config: Config) -> Iterator[str]:
     for name, setting in settings().items():
         value = getattr(config, name)
-        yield f"# {name}: {setting.option.unset}" if value is None else f"{name} = {_toml(value)}"
+        yield f"# {name}: {setting.unset}" if value is None else f"{name} = {_toml(value)}"
 
 
 def _toml(value: object) -> str:
