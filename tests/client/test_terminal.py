@@ -247,7 +247,7 @@ def test_keys_can_be_given_apart(tmp_path: Path) -> None:
     write_secret(tmp_path / "own.key", CurveKeys.new())
     for words, says in (
         (["--server-key=" + CurveKeys.new().public, "--key", str(tmp_path / "own.key")], "nobody listens"),
-        (["--key", str(tmp_path / "own.key")], "are given together"),
+        (["--key", str(tmp_path / "own.key")], "must be given together"),
         (["--server-key", "x", "--key", str(tmp_path / "own.key")], "this is no key"),
         (["--server-key", "x", "--key", str(tmp_path / "none")], "cannot be read"),
     ):
