@@ -403,7 +403,7 @@ class Connection:
     def _lost(self) -> None:
         try:
             self._on_lost()
-        except BaseException:
+        except BaseException:  # a caller's code, whose faults must not end the thread that serves others
             log.exception("on_lost of the connection to %s raised", self.endpoint)
 
     def _fail_sent(self, error: Gpt2dError) -> None:
@@ -433,7 +433,7 @@ def _deliver(pending: _Pending, event: Event) -> BaseException | None:
     """Hand an event to the request's callback; return what it raised, which is logged."""
     try:
         pending.on_event(event)
-    except BaseException as e:
+    except BaseException as e:  # a caller's code, whose faults must not end the thread that serves others
         log.exception("on_event of request %d raised at %s", pending.request.id, type(event).__name__)
         return e
     return None

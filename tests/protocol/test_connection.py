@@ -16,11 +16,12 @@ import msgpack
 import pytest
 import zmq
 
-from protocol import AsyncClient, Client, codec, messages as m
-from protocol.connection import Connection
+from protocol import AsyncClient, AsyncStream, Client, codec, messages as m
+from protocol.connection import Connection, Event
 from protocol.errors import (
     BadRequest,
     Busy,
+    Cancelled,
     Closed,
     ConnectionLost,
     DeadlineExceeded,
@@ -30,6 +31,7 @@ from protocol.errors import (
     ServerStuck,
     VersionMismatch,
 )
+from protocol.sockets import endpoint_of
 from scripts.daemon import Daemon
 from tests.conftest import free_port, wait_for
 
@@ -80,7 +82,7 @@ class FakeServer:
         self.socket = self.context.socket(zmq.ROUTER)
         self.socket.linger = 0
         self.socket.bind(f"tcp://127.0.0.1:{port}")
-        self.endpoint = self.socket.last_endpoint.decode().rstrip("\0")
+        self.endpoint = endpoint_of(self.socket)
         self.answer, self.server_id = answer, server_id
         self.over = False
         self.requests: list[m.AnyRequest] = []
@@ -439,3 +441,228 @@ def test_an_on_lost_that_raises_does_not_end_the_connection(own_daemon: Daemon) 
         assert isinstance(events.get(timeout=20), NoServer | DeadlineExceeded)
     finally:
         connection.close()
+
+
+def starts(request: m.AnyRequest) -> list[m.AnyReply | bytes]:
+    """A first piece or word of what takes long, and whatever else at once."""
+    match request:
+        case m.Generate():
+            return [m.Tokens(id=request.id, text="a", ids=[1])]
+        case m.Load() | m.Measure():
+            return [m.Progress(id=request.id, stage="build", done=1, total=2, unit="layers")]
+        case m.Ping():
+            return [pong(request)]
+        case _:
+            return []
+
+
+def cancelled(server: FakeServer) -> list[int]:
+    """The requests that the server was asked to cancel."""
+    return [r.target for r in server.requests if isinstance(r, m.Cancel)]
+
+
+def long_ones(server: FakeServer) -> list[int]:
+    return [r.id for r in server.requests if isinstance(r, m.Generate | m.Load | m.Measure)]
+
+
+@pytest.mark.parametrize("error", [ValueError("mine"), SystemExit(3)], ids=["error", "exit"])
+def test_a_callback_that_raises_ends_its_own_request_alone(
+    error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its last event says why, the server is asked to stop, and other requests of the connection go on."""
+    server, last, others = FakeServer(starts), queue.SimpleQueue[Event](), queue.SimpleQueue[Event]()
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, m.Tokens):
+            raise error
+        last.put(event)
+
+    with Client(server.endpoint) as client:
+        other = client.connection.submit(m.Generate(prompt="x", stream=True), others.put, 20)
+        assert isinstance(others.get(timeout=5), m.Tokens)
+        failing = client.connection.submit(m.Generate(prompt="x", stream=True), on_event, 20)
+        end = last.get(timeout=5)
+        assert isinstance(end, Cancelled) and end.__cause__ is error and repr(error) in str(end)
+        assert client.ping().server_id == "one"
+        wait_for(lambda: cancelled(server) == [failing])
+        client.connection.cancel(other)
+        wait_for(lambda: cancelled(server) == [failing, other])
+    assert isinstance(others.get(timeout=5), Closed)
+    assert last.empty() and [r.exc_info and r.exc_info[1] for r in caplog.records] == [error]
+    server.close()
+
+
+@pytest.mark.parametrize("end", ["result", "error", "too large", "deadline"])
+def test_a_callback_that_raises_at_its_last_event_stops_nobody(end: str, caplog: pytest.LogCaptureFixture) -> None:
+    def answer(request: m.AnyRequest) -> list[m.AnyReply | bytes]:
+        if isinstance(request, m.Tokenize):
+            return [] if end == "deadline" else [m.Failure(id=request.id, code="busy", message="full up")]
+        return [pong(request)]
+
+    called: queue.SimpleQueue[Event] = queue.SimpleQueue()
+
+    def on_event(event: Event) -> None:
+        called.put(event)
+        raise ValueError("mine")
+
+    server = FakeServer(answer)
+    with Client(server.endpoint) as client:
+        request = m.Ping() if end == "result" else m.Tokenize(text="x" * (300_000 if end == "too large" else 1))
+        client.connection.submit(request, on_event, -1.5 if end == "deadline" else 20)
+        called.get(timeout=5)
+        assert client.ping().server_id == "one"
+    assert called.empty() and len(caplog.records) == 1
+    server.close()
+
+
+def test_callbacks_that_raise_do_not_stop_a_close() -> None:
+    server, ended = FakeServer(starts), queue.SimpleQueue[Event]()
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, m.Tokens):
+            return
+        ended.put(event)
+        raise ValueError("mine")
+
+    client = Client(server.endpoint)
+    for _ in range(3):
+        client.connection.submit(m.Generate(prompt="x", stream=True), on_event, 20)
+    wait_for(lambda: len(long_ones(server)) == 3)
+    client.close()
+    assert [type(ended.get(timeout=5)) for _ in range(3)] == [Closed] * 3
+    client.connection.submit(m.Ping(), on_event, 20)
+    assert isinstance(ended.get(timeout=5), Closed), "refused in the thread that asks"
+    assert ended.empty()
+    server.close()
+
+
+def test_a_callback_may_close_its_connection() -> None:
+    server, ended = FakeServer(starts), queue.SimpleQueue[Event]()
+    client = Client(server.endpoint)
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, m.Tokens):
+            client.close()
+        else:
+            ended.put(event)
+
+    client.connection.submit(m.Generate(prompt="x", stream=True), on_event, 20)
+    assert isinstance(ended.get(timeout=5), Closed)
+    with pytest.raises(Closed):
+        client.ping()
+    client.close()
+    server.close()
+
+
+def test_on_lost_may_raise(caplog: pytest.LogCaptureFixture) -> None:
+    def on_lost() -> None:
+        raise ValueError("mine")
+
+    server = FakeServer(lambda r: [pong(r)])
+    connection = Connection(server.endpoint, on_lost=on_lost)
+    try:
+        wait_for(lambda: connection.state == "ready")
+        server.close()
+        wait_for(lambda: len(caplog.records) == 1)
+        again = FakeServer(lambda r: [pong(r)], port=int(server.endpoint.rsplit(":", 1)[1]))
+        wait_for(lambda: connection.state == "ready")
+        again.close()
+    finally:
+        connection.close()
+
+
+MINE = [ValueError("mine"), Busy("mine"), KeyboardInterrupt()]
+
+
+@pytest.mark.parametrize("error", MINE, ids=["error", "of the tree", "interrupt"])
+@pytest.mark.parametrize("kind", ["load", "measure"])
+def test_an_error_in_on_progress_reaches_the_caller_and_ends_the_request(kind: str, error: BaseException) -> None:
+    def on_progress(_: m.Progress) -> None:
+        raise error
+
+    server = FakeServer(starts)
+    with Client(server.endpoint) as client:
+        with pytest.raises(type(error)) as caught:
+            getattr(client, kind)("demo", on_progress=on_progress)
+        assert caught.value is error and client.ping()
+        wait_for(lambda: cancelled(server) == long_ones(server) != [])
+    server.close()
+
+
+@pytest.mark.parametrize("error", MINE[:2], ids=["error", "of the tree"])
+@pytest.mark.parametrize("kind", ["load", "measure"])
+def test_an_error_in_asyncios_on_progress_reaches_the_caller_too(kind: str, error: Exception) -> None:
+    def on_progress(_: m.Progress) -> None:
+        raise error
+
+    async def run() -> None:
+        async with AsyncClient(server.endpoint) as client:
+            with pytest.raises(type(error)) as caught:
+                await getattr(client, kind)("demo", on_progress=on_progress)
+            assert caught.value is error and await client.ping()
+            while not cancelled(server):
+                await asyncio.sleep(0.01)
+            assert cancelled(server) == long_ones(server)
+
+    server = FakeServer(starts)
+    asyncio.run(asyncio.wait_for(run(), 10))
+    server.close()
+
+
+def test_an_error_while_a_stream_is_read_ends_it_alone() -> None:
+    def read(client: Client) -> None:
+        with client.stream("x") as stream:
+            for _ in stream:
+                raise ValueError("mine")
+
+    async def read_async(client: AsyncClient) -> None:
+        async with client.stream("x") as stream:
+            async for _ in stream:
+                raise ValueError("mine")
+
+    async def run() -> None:
+        async with AsyncClient(server.endpoint) as client:
+            with pytest.raises(ValueError, match="mine"):
+                await read_async(client)
+            assert await client.ping()
+            while len(cancelled(server)) < 2:
+                await asyncio.sleep(0.01)
+
+    server = FakeServer(starts)
+    with Client(server.endpoint) as client:
+        with pytest.raises(ValueError, match="mine"):
+            read(client)
+        assert client.ping()
+    asyncio.run(asyncio.wait_for(run(), 10))
+    assert len(long_ones(server)) == 2
+    server.close()
+
+
+def test_a_loop_that_closes_while_an_event_comes_stops_nobody() -> None:
+    """It closes after the connection's thread has looked at it, and before that hands the event over."""
+
+    class Closing(asyncio.SelectorEventLoop):
+        def is_closed(self) -> bool:
+            return threading.current_thread() is threading.main_thread() and super().is_closed()
+
+    go_on = threading.Event()
+
+    def answer(request: m.AnyRequest) -> list[m.AnyReply | bytes]:
+        if isinstance(request, m.Generate):
+            go_on.wait(10)
+        return starts(request)
+
+    async def begin(client: AsyncClient) -> AsyncStream:
+        return client.stream("x")
+
+    server = FakeServer(answer)
+    loop = Closing()
+    client = AsyncClient(server.endpoint)
+    stream = loop.run_until_complete(begin(client))
+    wait_for(lambda: len(long_ones(server)) == 1)
+    loop.close()
+    go_on.set()
+    wait_for(lambda: cancelled(server) == [stream.id])
+    assert asyncio.run(client.ping()).server_id == "one", "another loop goes on with the same connection"
+    asyncio.run(client.close())
+    server.close()
