@@ -20,7 +20,7 @@ from protocol.keys import Address, CurveKeys
 from scripts.daemon import Daemon
 from tests.client.fake import ReplicaServer
 from tests.client.hostile import HostileServer
-from tests.client.window import Driver, drive
+from tests.client.window.driver import Driver, drive
 from tests.system.test_keys import keyed_daemon
 
 pytestmark = pytest.mark.usefixtures("screen")

@@ -10,7 +10,7 @@ import pytest
 
 from client.window.state import AppState
 from client.window.views import inference
-from tests.client.test_update import RESULT
+from tests.client.window.test_update import RESULT
 
 
 def test_the_plots_arrays_are_made_once_a_frame(monkeypatch: pytest.MonkeyPatch) -> None:
