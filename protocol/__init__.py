@@ -1,4 +1,4 @@
-"""What both sides speak: typed messages, their bytes, and clients for scripts.
+"""The protocol of both sides: typed messages, their bytes, and clients for scripts.
 
 `from protocol import Client` is all that a script needs; PROTOCOL.md is for those who write a client of their own.
 """

@@ -1,4 +1,4 @@
-"""AsyncClient: the face of Client for asyncio."""
+"""AsyncClient: Client for asyncio."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ R = TypeVar("R", bound=m.Result)
 
 
 class AsyncStream(OpenStream, AsyncIterator[m.Tokens]):
-    """As client.Stream. Use `async with` (or `close`) where the loop may be left early: that cancels the generation."""
+    """Same as client.Stream. Use `async with` (or `close`) where the loop may be left early: that cancels the
+    generation.
+    """
 
     def __init__(self, connection: Connection, request: m.Generate, timeout: float) -> None:
         super().__init__(connection)
@@ -62,8 +64,8 @@ class AsyncClient:
     def __init__(
         self, endpoint: str = DEFAULT_ENDPOINT, *, server_key: str | None = None, key: str | None = None
     ) -> None:
-        """Does not wait. `endpoint` may be a connect line, or the keys (Z85) are given apart:
-        the server's public and one's own secret one, as protocol.keys.read_secret reads it from its file.
+        """Return without waiting. `endpoint` may be a connect line; else the keys (Z85) are given apart: the server's
+        public key and your own secret key, as protocol.keys.read_secret reads it from its file.
 
         Raises: ValueError for a malformed endpoint or key.
         """
@@ -92,7 +94,7 @@ class AsyncClient:
         on_progress: Callable[[m.Progress], object] | None = None,
         timeout: float = LOAD_S,
     ) -> m.Loaded:
-        """As Client.load; `on_progress` is called in the event loop."""
+        """Same as Client.load; `on_progress` is called in the event loop."""
         request = m.Load(
             model=model,
             engine=engine,
@@ -113,34 +115,34 @@ class AsyncClient:
         on_progress: Callable[[m.Progress], object] | None = None,
         timeout: float = MEASURE_S,
     ) -> m.Measured:
-        """As Client.measure; `on_progress` is called in the event loop."""
+        """Same as Client.measure; `on_progress` is called in the event loop."""
         request = m.Measure(model=model, engine=engine, precision=precision, text=text, stream=on_progress is not None)
         return await self._call(request, m.Measured, timeout, on_progress)
 
     async def unload(
         self, model: str, *, engine: str | None = None, precision: str | None = None, timeout: float = UNLOAD_S
     ) -> list[str]:
-        """As Client.unload."""
+        """Same as Client.unload."""
         return (await self._call(m.Unload(model=model, engine=engine, precision=precision), m.Unloaded, timeout)).names
 
     async def generate(self, prompt: str | None = None, *, timeout: float = GENERATE_S, **settings: Any) -> m.Generated:
-        """As Client.generate; cancelling the task cancels the generation."""
+        """Same as Client.generate; cancelling the task cancels the generation."""
         return await self._call(generate_request(prompt, stream=False, **settings), m.Generated, timeout)
 
     def stream(self, prompt: str | None = None, *, timeout: float = GENERATE_S, **settings: Any) -> AsyncStream:
-        """As Client.stream, for `async for`."""
+        """Same as Client.stream, for `async for`."""
         return AsyncStream(self.connection, generate_request(prompt, stream=True, **settings), timeout)
 
     async def tokenize(
         self, text: str | None = None, *, ids: list[int] | None = None, timeout: float = CONTROL_S, **which: Any
     ) -> m.Tokenized:
-        """As Client.tokenize."""
+        """Same as Client.tokenize."""
         return await self._call(text_request(m.Tokenize, text, ids, which), m.Tokenized, timeout)
 
     async def score(
         self, text: str | None = None, *, ids: list[int] | None = None, timeout: float = GENERATE_S, **which: Any
     ) -> m.Scored:
-        """As Client.score."""
+        """Same as Client.score."""
         return await self._call(text_request(m.Score, text, ids, which), m.Scored, timeout)
 
     async def close(self) -> None:
@@ -174,7 +176,7 @@ class AsyncClient:
 
 
 def _event_queue() -> tuple[asyncio.Queue[Event], Callable[[Event], None]]:
-    """A queue in the running loop, and a callback that fills it from the connection's thread."""
+    """Return a queue in the running loop, and a callback that fills it from the connection's thread."""
     loop = asyncio.get_running_loop()
     events: asyncio.Queue[Event] = asyncio.Queue()
 

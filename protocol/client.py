@@ -1,4 +1,4 @@
-"""Client: blocking calls and a streaming iterator, a thin face on a Connection.
+"""Client: blocking calls and a streaming iterator, a thin layer over a Connection.
 
     with Client() as client:
         client.load("demo", precision="int8", on_progress=print)
@@ -30,7 +30,7 @@ GENERATE_S = 600.0
 
 
 class OpenStream:
-    """What a stream is, however it is read: one open generation, its place in the queue, its result. Dropping it cancels it."""
+    """Base of both streams: an open generation, its place in the queue, its result. Dropping it cancels it."""
 
     id: int
 
@@ -39,11 +39,11 @@ class OpenStream:
         self._over = False
         self._result: m.Generated | None = None
         self.place = 0
-        """Its place in the server's queue while it waits; 0: it is running, or the server has not said."""
+        """Place in the server's queue while it waits; 0: it is running, or the server has not said."""
 
     @property
     def result(self) -> m.Generated:
-        """The whole generation, after the last piece. Raises: RuntimeError before that."""
+        """Result of the generation, after the last piece. Raises: RuntimeError before that."""
         if self._result is None:
             raise RuntimeError("the result comes after the last piece of the stream")
         return self._result
@@ -53,7 +53,7 @@ class OpenStream:
         self._connection.cancel(self.id)
 
     def close(self) -> None:
-        """Leave it: what it was still writing is cancelled."""
+        """End it: what it was still writing is cancelled."""
         if not self._over:
             self._over = True
             self._connection.cancel(self.id)
@@ -64,7 +64,7 @@ class OpenStream:
 
 
 class Stream(OpenStream, Iterator[m.Tokens]):
-    """The pieces of one generation as they come. Leaving it early (close, `with`, dropping it) cancels the generation."""
+    """The pieces of one generation as they come. Leaving early (close, `with`, dropping it) cancels the generation."""
 
     def __init__(self, connection: Connection, request: m.Generate, timeout: float) -> None:
         super().__init__(connection)
@@ -98,15 +98,16 @@ class Client:
     def __init__(
         self, endpoint: str = DEFAULT_ENDPOINT, *, server_key: str | None = None, key: str | None = None
     ) -> None:
-        """Does not wait: the first call tells if there is no server. `endpoint` may be a connect line, or the keys (Z85) are given apart:
-        the server's public and one's own secret one, as protocol.keys.read_secret reads it from its file.
+        """Return without waiting: the first call raises if there is no server. `endpoint` may be a connect line; else
+        the keys (Z85) are given apart: the server's public key and your own secret key, as protocol.keys.read_secret
+        reads it.
 
         Raises: ValueError for a malformed endpoint or key.
         """
         self.connection = Connection(endpoint, server_key=server_key, key=key)
 
     def hello(self, timeout: float = CONTROL_S) -> m.ServerInfo:
-        """Who the server is, and every engine, precision and generation setting with its range and default."""
+        """Return who the server is, and every engine, precision and generation setting with its range and default."""
         return self._call(m.Hello(), m.ServerInfo, timeout)
 
     def ping(self, timeout: float = CONTROL_S) -> m.Pong:
@@ -131,7 +132,8 @@ class Client:
     ) -> m.Loaded:
         """Load a model (at once if it is loaded already). `on_progress` is called in this thread.
 
-        With `replicas` so many processes hold it from then on, also when one dies; left out, as many as there are, at least one.
+        `replicas` is the number of processes that hold it from then on, also when one dies; left out, as many as there
+        are now, at least one.
 
         Raises: UnknownModel, BadModel, NoMemory, LoadFailed, Cancelled, and what every call raises.
         """
@@ -155,10 +157,10 @@ class Client:
         on_progress: Callable[[m.Progress], object] | None = None,
         timeout: float = MEASURE_S,
     ) -> m.Measured:
-        """Measure what a precision costs against full precision (messages.Fidelity says what), which takes minutes for a large model.
+        """Compare a precision with full precision (see messages.Fidelity), which takes minutes for a large model.
 
-        Raises: UnknownModel, BadModel, NotLoaded if the model is not on the server's disk, NoMemory, LoadFailed, Busy, Cancelled,
-        BadRequest for a text of less than 64 tokens, and what every call raises.
+        Raises: UnknownModel, BadModel, NotLoaded if the model is not on the server's disk, NoMemory, LoadFailed, Busy,
+        Cancelled, BadRequest for a text of less than 64 tokens, and what every call raises.
         """
         request = m.Measure(model=model, engine=engine, precision=precision, text=text, stream=on_progress is not None)
         return self._call(request, m.Measured, timeout, on_progress)
@@ -183,7 +185,8 @@ class Client:
     def tokenize(
         self, text: str | None = None, *, ids: list[int] | None = None, timeout: float = CONTROL_S, **which: Any
     ) -> m.Tokenized:
-        """Text to tokens, or tokens to text, with byte offsets. `which`: model, engine, precision, where several are loaded.
+        """Convert text to tokens, or tokens to text, with byte offsets. `which`: model, engine, precision, where
+        several are loaded.
 
         Raises: NotLoaded, and what every call raises.
         """
@@ -192,7 +195,8 @@ class Client:
     def score(
         self, text: str | None = None, *, ids: list[int] | None = None, timeout: float = GENERATE_S, **which: Any
     ) -> m.Scored:
-        """The log-probability of every token of a text, its perplexity and bits a byte. `which`: as for tokenize, and `stride`.
+        """Return the log-probability of every token of a text, its perplexity and bits per byte. `which`: as for
+        tokenize, and `stride`.
 
         Raises: NotLoaded, BadRequest, and what every call raises.
         """
@@ -231,7 +235,7 @@ class Client:
 
 
 def generate_request(prompt: str | None, **fields: Any) -> m.Generate:
-    """Raises: BadRequest for a prompt that is missing or given twice, TypeError for a setting that does not exist."""
+    """Make a request. Raises: BadRequest unless there is one prompt, TypeError for an unknown setting."""
     try:
         return m.Generate(prompt=prompt, **fields)
     except ValueError as e:
@@ -239,7 +243,7 @@ def generate_request(prompt: str | None, **fields: Any) -> m.Generate:
 
 
 def text_request(kind: type[T], text: str | None, ids: list[int] | None, which: dict[str, Any]) -> T:
-    """Raises: BadRequest unless exactly one of text and ids is given."""
+    """Make a request. Raises: BadRequest unless exactly one of text and ids is given."""
     try:
         return kind(text=text, ids=ids, **which)
     except ValueError as e:

@@ -47,22 +47,24 @@ Event: TypeAlias = m.AnyReply | Gpt2dError
 State: TypeAlias = Literal["connecting", "ready", "lost", "closed"]
 
 CONNECT_S = 3.0
-"""How long a request waits for a connection to be made."""
+"""Seconds that a request waits for a connection."""
 REFUSED_S = 1.0
-"""The same where it is refused from the beginning, or made by something else: long enough for a server that is starting."""
-LOST_S, SILENT_S, LOST_AT_LEAST_S = 2.0, 4.0, 0.7
-"""After a broken connection: how long its requests wait for the reconnection that tells what happened; less, down to the last, where the
-server was silent before, so that they are told within 5 s of its last word."""
+"""Seconds that it waits where connections are refused from the beginning: long enough for a server that is starting."""
+LOST_S, SILENT_S = 2.0, 4.0
+LOST_AT_LEAST_S = 0.7
+"""Seconds that the requests of a broken connection wait for the reconnection that shows what happened; less, down to
+the last, where the server was silent before, so that they end within 5 s of its last message.
+"""
 QUIET_S = 1.5
-"""A server that says nothing for so long while something is open is asked for a sign of life."""
+"""Seconds of silence, while a request is open, after which the server is asked for a sign of life."""
 STUCK_S = 3.0
-"""A server that does not give it within this time is stuck."""
+"""Seconds within which a server that is not stuck answers that."""
 DEADLINE_GRACE_S = 2.0
-"""How long after its deadline a request waits for the server's own answer to it."""
+"""Seconds after its deadline that a request waits for the server's own answer to it."""
 AGAIN_S = 1.0
-"""A pause before the next try, where the server refused the last one for good."""
+"""Seconds before the next try, where the server refused the last one for good."""
 PROBE_S = 0.5
-"""How long a connection may be without a handshake before it is looked into."""
+"""Seconds that a connection may be without a handshake before it is examined."""
 TICK_MS = 50
 
 log = logging.getLogger(__name__)
@@ -73,7 +75,7 @@ class _Pending:
     request: m.AnyRequest
     on_event: Callable[[Event], None]
     expires: float
-    """Monotonic seconds: the last moment at which its end may come."""
+    """Latest time for its last event, in monotonic seconds."""
     submitted: float
     sent: bool = False
     next_seq: int = 0
@@ -92,15 +94,16 @@ class Connection:
     ) -> None:
         """Start connecting. `endpoint` may be a connect line, which carries both keys; see protocol.keys for these.
 
-        `on_lost` is called in the connection's thread when a working connection breaks, whether or not anything waits for an answer.
-        Raises: ValueError if the endpoint or a key is malformed, or the endpoint one that nothing can connect to.
+        `on_lost` is called in the connection's thread when a working connection breaks, whether or not anything waits
+        for an answer. Raises: ValueError if the endpoint or a key is malformed, or the endpoint one that nothing can
+        connect to.
         """
         self._address = Address.parse(endpoint, server_key, key)
         self.endpoint = self._address.endpoint
         self._on_lost = on_lost
         self.state: State = "connecting"
         self.info: m.ServerInfo | None = None
-        """The server's answer to `hello`, from the latest connection."""
+        """Answer of the server to `hello`, from the latest connection."""
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         try:
             self._socket, self._monitor = sockets.client_socket(self._context, self._address)
@@ -119,11 +122,11 @@ class Connection:
         self._lost_until: float | None = None
         self._connected_at = 0.0
         self._shaken, self._probed = False, True
-        """Of the latest connection: its handshake was done; it was looked into."""
+        """The latest connection's handshake was done; that connection was examined."""
         self._again_at: float | None = None
-        """When to connect anew, where libzmq has given up."""
+        """Time to connect again, where libzmq has given up."""
         self._trouble: ConnectionFailed | RequestError = NoServer(f"no connection to {self.endpoint} could be made")
-        """Why there is no working connection: the error of requests that could not be sent."""
+        """Reason why there is no working connection: the error of requests that could not be sent."""
         self._thread = threading.Thread(target=self._run, name=f"gpt2d {self.endpoint}", daemon=True)
         self._thread.start()
 
@@ -135,7 +138,7 @@ class Connection:
         Raises: Closed in a process that was forked off the one that made this connection.
         """
         if os.getpid() != self._process:
-            raise Closed("this client was made before a fork, and its thread stayed behind; make a new one here")
+            raise Closed("this client was made before a fork and has no thread in this process; make a new one here")
         request_id = next(self._ids)
         deadline_ms = max(1, min(86_400_000, int(timeout * 1000)))
         request = msgspec.structs.replace(request, id=request_id, deadline_ms=deadline_ms)
@@ -148,7 +151,7 @@ class Connection:
         return request_id
 
     def cancel(self, request_id: int) -> None:
-        """Ask the server to cancel a request, which then gets its last event as always. May be called by a finaliser."""
+        """Ask the server to cancel a request, which still gets its last event. May be called by a finaliser."""
         self._inbox.put(request_id)
         self._wake.wake(wait=False)  # the thread looks by itself while anything is pending
 
@@ -187,7 +190,7 @@ class Connection:
             self._context.term()
 
     def _items(self) -> Iterator[_Pending | int]:
-        """What other threads have handed in since the last time."""
+        """Yield what other threads have handed in since the last time."""
         with contextlib.suppress(queue.Empty):
             while True:
                 yield self._inbox.get_nowait()
@@ -214,7 +217,7 @@ class Connection:
             self._flush()
 
     def _send_quietly(self, request: m.AnyRequest) -> None:
-        """Send something whose reply nobody waits for, or whose absence is noticed elsewhere."""
+        """Send a request whose reply nobody waits for, or whose absence is noticed elsewhere."""
         self._outbox.append(codec.encode(request))
         self._flush()
 
@@ -229,10 +232,11 @@ class Connection:
         while event := sockets.next_event(self._monitor):
             kind, value = event
             if kind == zmq.EVENT_CONNECTED:
-                self._connected_at, self._probed, self._shaken = time.monotonic(), False, False
+                self._connected_at = time.monotonic()
+                self._probed = self._shaken = False
                 if not isinstance(self._trouble, NotGpt2d | KeyRefused):
                     self._trouble = ServerStuck(
-                        f"{self.endpoint} accepts connections and then says nothing; is the server stopped or stuck?"
+                        f"{self.endpoint} accepts connections but sends nothing; is the server stopped or stuck?"
                     )
             elif kind == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._shaken = True
@@ -240,10 +244,10 @@ class Connection:
                 self._send_quietly(m.Hello(id=self._hello_id))
             elif kind == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
                 self._trouble = KeyRefused(
-                    f"the server on {self.endpoint} refuses this key; whoever runs it can authorise it"
+                    f"the server on {self.endpoint} refuses this key; its operator can authorise the key"
                 )
                 self._again_at = time.monotonic() + AGAIN_S
-            elif kind & sockets.HANDSHAKE_FAILED and value != errno.EAGAIN:  # EAGAIN is a timeout: said nothing
+            elif kind & sockets.HANDSHAKE_FAILED and value != errno.EAGAIN:  # EAGAIN is a timeout
                 if kind == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
                     self._again_at = time.monotonic() + AGAIN_S
                 if not isinstance(self._trouble, KeyRefused):
@@ -265,7 +269,7 @@ class Connection:
             and (self._shaken or time.monotonic() < self._connected_at + PROBE_S)
             and not isinstance(self._trouble, KeyRefused)
         ):
-            self._trouble = self._not_gpt2d()  # it hung up, at once or after it had agreed to talk
+            self._trouble = self._not_gpt2d()  # it hung up, at once or after the handshake
         self._shaken = False
         self._outbox.clear()  # it was meant for the connection that broke
         self._hello_id = self._ping_id = -1
@@ -279,21 +283,23 @@ class Connection:
             threading.Thread(target=self._probe, daemon=True).start()
 
     def _probe(self) -> None:
-        """In a thread of its own: find out why there is no handshake."""
-        found, own = sockets.look_into(self.endpoint), "CURVE" if self._address.key else "NULL"
+        """Find out why there is no handshake; runs in a thread of its own."""
+        found = sockets.look_into(self.endpoint)
+        own = "CURVE" if self._address.key else "NULL"
         if found == "other":
             self._trouble = self._not_gpt2d()
         elif found == "CURVE" and own == "NULL":
             self._trouble = KeyRefused(
-                f"the server on {self.endpoint} wants a key; use the connect line that it printed, or server_key= and key="
+                f"the server on {self.endpoint} wants a key; "
+                "use the connect line that it printed, or server_key= and key="
             )
         elif found == "NULL" and own == "CURVE":
             self._trouble = KeyRefused(
-                f"the server on {self.endpoint} has no keys; connect without one, or start it with --key"
+                f"the server on {self.endpoint} has no keys; connect without one, or start the server with --key"
             )
-        elif found == "CURVE" and isinstance(self._trouble, NotGpt2d):  # it hung up without a word
+        elif found == "CURVE" and isinstance(self._trouble, NotGpt2d):  # it hung up without an error
             self._trouble = KeyRefused(
-                f"the server on {self.endpoint} has another key than the one given; has it been set up anew?"
+                f"the server on {self.endpoint} has a different key than the one given; has it been set up again?"
             )
 
     def _receive(self) -> None:
@@ -345,18 +351,19 @@ class Connection:
             self._trouble = self._not_gpt2d()
             return
         restarted = self.info is not None and self.info.server_id != reply.server_id
-        self.info, self.state, self._lost_until = reply, "ready", None
+        self.info, self.state = reply, "ready"
+        self._lost_until = None
         for pending in list(self._pending.values()):
             if not pending.sent:
                 self._send(pending)
             elif restarted:
                 self._finish(
                     pending.request.id,
-                    ServerRestarted(f"the server on {self.endpoint} was restarted; this request is gone"),
+                    ServerRestarted(f"the server on {self.endpoint} was restarted; this request is lost"),
                 )
             else:
                 self._finish(
-                    pending.request.id, ConnectionLost(f"the connection to {self.endpoint} broke; this request is gone")
+                    pending.request.id, ConnectionLost(f"the connection to {self.endpoint} broke; this request is lost")
                 )
 
     def _check_times(self) -> None:
@@ -385,7 +392,7 @@ class Connection:
             self._ping_id = -1
         elif now > self._asked + STUCK_S:
             self._ping_id = -1
-            self._fail_sent(ServerStuck(f"the server on {self.endpoint} is connected and answers nothing"))
+            self._fail_sent(ServerStuck(f"the server on {self.endpoint} is connected but does not answer"))
 
     def _finish(self, request_id: int, event: Event) -> None:
         if isinstance(event, Gpt2dError):
@@ -407,7 +414,7 @@ class Connection:
             log.exception("on_lost of the connection to %s raised", self.endpoint)
 
     def _fail_sent(self, error: Gpt2dError) -> None:
-        """Give up what was sent; should the server come to itself, it need not go on with it."""
+        """Give up what was sent; a server that recovers is asked to cancel it."""
         for request_id in [
             r
             for r, p in self._pending.items()
@@ -423,7 +430,7 @@ class Connection:
             self._finish(request_id, error)
 
     def _refuse_inbox(self) -> None:
-        """May run in any thread, once there is no connection's thread any more."""
+        """Refuse what was handed in after the connection's thread has ended; runs in any thread."""
         for item in self._items():
             if isinstance(item, _Pending):
                 _deliver(item, Closed("this client was closed"))

@@ -1,4 +1,4 @@
-"""Everything that can go wrong, as one tree:
+"""All errors, as one tree:
 
 Gpt2dError
 ├── RequestError                a reply of the server; each class has its wire code
@@ -16,12 +16,12 @@ Gpt2dError
 │   ├── Cancelled               cancelled: before it had begun to answer
 │   ├── DeadlineExceeded        deadline: its time ran out before it had begun to answer
 │   ├── Draining                draining: the server is stopping and takes no new work
-│   └── Internal                internal: a fault of the server, told with an id that stands in its log
-└── ConnectionFailed            found out by the client's side; never on the wire
+│   └── Internal                internal: a fault of the server; its message has an id that is in the server's log
+└── ConnectionFailed            found by the client's side; never on the wire
     ├── NoServer                nobody listens on the endpoint
     ├── NotGpt2d                something listens there, but it is not a gpt2d server
-    ├── KeyRefused              a server is there, but it refuses this key, wants one, has none, or is another than the key is for
-    ├── ServerStuck             something accepts the connection and then says nothing
+    ├── KeyRefused              the server refuses this key, wants one, has none, or is not the one that the key is for
+    ├── ServerStuck             something accepts the connection but does not answer
     ├── ConnectionLost          the connection broke while the request was under way
     ├── ServerRestarted         the server that held the request is gone and another has taken its place
     └── Closed                  this client was closed
@@ -31,7 +31,7 @@ from __future__ import annotations
 
 
 class Gpt2dError(Exception):
-    """Base of all errors here. `request_id` is that of a message which codec refused, where it has one."""
+    """Base of all errors here. `request_id` is the id of a message that codec refused, where it has one."""
 
     request_id: int | None = None
 
@@ -103,7 +103,7 @@ class Internal(RequestError):
 
 
 class ConnectionFailed(Gpt2dError):
-    """The server cannot be talked to."""
+    """No working connection to the server."""
 
 
 class NoServer(ConnectionFailed):
@@ -138,5 +138,5 @@ BY_CODE: dict[str, type[RequestError]] = {cls.code: cls for cls in RequestError.
 
 
 def from_code(code: str, message: str) -> RequestError:
-    """The error of a wire code; a code that this version does not know counts as `internal`."""
+    """Return the error of a wire code; a code that this version does not know counts as `internal`."""
     return BY_CODE.get(code, Internal)(message)

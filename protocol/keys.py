@@ -1,9 +1,10 @@
-"""CURVE keys (https://rfc.zeromq.org/spec/26/): as text, in files, and in the one line that carries an address and its keys.
+"""CURVE keys (https://rfc.zeromq.org/spec/26/): as text, in files, and in the one line that carries an address and its
+keys.
 
-A key is 32 bytes; its text is Z85, 40 characters, as ZeroMQ takes it. A secret key's file holds that text and is its
-owner's alone (mode 0600); a public key's file holds the role and the text: `generate 9k...`. A connect line is
-`tcp://host:port#SERVER.SECRET`: the server's public and the client's secret key in base64url without padding (RFC 4648),
-which no shell and no chat program changes. It is a secret as the key in it is.
+A key is 32 bytes; its text is Z85, 40 characters, as ZeroMQ takes it. A secret key's file holds that text, and only its
+owner can read it (mode 0600); a public key's file holds the role and the text: `generate 9k...`. A connect line is
+`tcp://host:port#SERVER.SECRET`: the server's public and the client's secret key in base64url without padding (RFC
+4648), which no shell and no chat program changes. It is a secret, like the key in it.
 """
 
 from __future__ import annotations
@@ -21,20 +22,21 @@ import zmq
 from zmq.utils import z85
 
 DEFAULT_ENDPOINT = "tcp://127.0.0.1:5757"
-KEY_BYTES, Z85_CHARACTERS, MAX_FILE_BYTES = 32, 40, 1024
+KEY_BYTES, Z85_CHARACTERS = 32, 40
+MAX_FILE_BYTES = 1024
 Role: TypeAlias = Literal["admin", "generate"]
 """`generate` may do all but load, measure and unload."""
-MAX_TOLD = 40
-"""Characters of a wrong endpoint that an error repeats: fewer than a key has."""
+MAX_REPEATED = 40
+"""Most characters of a wrong endpoint that an error repeats: fewer than a connect line's keys have."""
 
 
 class KeyFileError(ValueError):
-    """A key's file that is missing, malformed, or open to others. Never tells what is in it."""
+    """A key's file is missing, malformed, or open to others. The message never contains what is in it."""
 
 
 @dataclass(frozen=True)
 class CurveKeys:
-    """A key pair, Z85 text."""
+    """A key pair, as Z85 text."""
 
     public: str
     secret: str = field(repr=False)
@@ -46,13 +48,13 @@ class CurveKeys:
 
     @staticmethod
     def of(secret: str) -> CurveKeys:
-        """The pair of a secret key. Raises: ValueError if it is none."""
+        """Return the pair of a secret key. Raises: ValueError if it is not a key."""
         return CurveKeys(zmq.curve_public(check_key(secret).encode()).decode(), secret)
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a server is, and the keys to talk to it with; both are None, or neither."""
+    """A server's endpoint, and the keys to talk to it with; both are None, or neither."""
 
     endpoint: str
     server_key: str | None = None
@@ -60,27 +62,28 @@ class Address:
 
     @staticmethod
     def parse(text: str, server_key: str | None = None, key: str | None = None) -> Address:
-        """Read an endpoint or a connect line; `server_key` and `key` (Z85: public, secret) come before those of a line.
+        """Read an endpoint or a connect line; `server_key` and `key` (Z85: public, secret) take precedence over its
+        keys.
 
         Raises: ValueError, which repeats no key.
         """
-        endpoint, line, fragment = text.partition("#")
+        endpoint = text.partition("#")[0]
         check_endpoint(endpoint)
-        if line:
-            server, dot, secret = fragment.partition(".")
-            if not dot:
-                raise ValueError(
-                    f"{endpoint}#...: a connect line ends in two keys with a point between them; it may have been cut"
-                )
+        if "#" in text:
+            keys = text.removeprefix(f"{endpoint}#").split(".", 1)
+            if len(keys) != 2:
+                cut = "expected two keys separated by a dot; it may have been cut off"
+                raise ValueError(f"{endpoint}#... is not a connect line: {cut}")
+            server, secret = keys
             server_key, key = server_key or _from_line(server), key or _from_line(secret)
         if (server_key is None) != (key is None):
-            raise ValueError("a server's key and a key of one's own are given together")
+            raise ValueError("the server's key and your own key must be given together")
         if server_key is None or key is None:
             return Address(endpoint)
         return Address(endpoint, check_key(server_key), CurveKeys.of(key))
 
     def line(self) -> str:
-        """What `parse` reads."""
+        """Return the line that `parse` reads."""
         if self.server_key is None or self.key is None:
             return self.endpoint
         return f"{self.endpoint}#{_to_line(self.server_key)}.{_to_line(self.key.secret)}"
@@ -105,59 +108,63 @@ def check_endpoint(endpoint: str) -> str:
     except ValueError:
         good = False
     if not good:
-        told = repr(endpoint) if len(endpoint) <= MAX_TOLD else "this"  # it may be a connect line that lost its #
+        # A long one may be a connect line that lost its #.
+        shown = repr(endpoint) if len(endpoint) <= MAX_REPEATED else "this"
         raise ValueError(
-            f"{told} is not an endpoint; one looks like {DEFAULT_ENDPOINT}, a connect line like {DEFAULT_ENDPOINT}#..."
+            f"{shown} is not an endpoint like {DEFAULT_ENDPOINT} or a connect line like {DEFAULT_ENDPOINT}#..."
         )
     return endpoint
 
 
 def check_key(key: str) -> str:
-    """Return the key if it is one. Raises: ValueError, without repeating it."""
+    """Return the key, if it is valid. Raises: ValueError, without repeating it."""
     try:
         good = len(key) == Z85_CHARACTERS and len(z85.decode(key.encode("ascii"))) == KEY_BYTES
     except (ValueError, KeyError, ArithmeticError, struct.error):
         good = False
     if not good:
-        raise ValueError(f"this is no key: one is {Z85_CHARACTERS} characters of Z85")
+        raise ValueError(f"not a valid key: expected {Z85_CHARACTERS} Z85 characters")
     return key
 
 
 def write_secret(file: Path, keys: CurveKeys) -> None:
-    """Write a secret key that only its owner can read. Raises: FileExistsError, OSError."""
+    """Write a secret key to a file that only its owner can read. Raises: FileExistsError, OSError."""
     _write(file, keys.secret)
 
 
 def read_secret(file: Path) -> CurveKeys:
-    """Raises: KeyFileError."""
+    """Read a secret key. Raises: KeyFileError."""
     text = _read(file, 0o077)
     try:
         return CurveKeys.of(text)
     except ValueError as e:
-        raise KeyFileError(f"{file} holds no key: {e}") from None
+        raise KeyFileError(f"{file} does not hold a key: {e}") from None
 
 
 def write_public(file: Path, public: str, role: Role) -> None:
-    """Raises: FileExistsError, OSError."""
+    """Write a public key and its role. Raises: FileExistsError, OSError."""
     _write(file, f"{role} {public}")
 
 
 def read_public(file: Path) -> tuple[Role, str]:
-    """Raises: KeyFileError."""
-    role, _, key = _read(file, 0o022).partition(" ")
-    for known in get_args(Role):
-        if role == known:
+    """Read a role and a public key. Raises: KeyFileError."""
+    words = _read(file, 0o022).split(" ", 1)
+    for role in get_args(Role):
+        if len(words) == 2 and words[0] == role:
             try:
-                return known, check_key(key)
+                return role, check_key(words[1])
             except ValueError as e:
-                raise KeyFileError(f"{file} holds no key: {e}") from None
+                raise KeyFileError(f"{file} does not hold a key: {e}") from None
     raise KeyFileError(
-        f"{file} holds no key: a line `ROLE KEY` is expected, with a role of {' or '.join(get_args(Role))}"
+        f"{file} does not hold a key: expected a line `ROLE KEY`, with the role {' or '.join(get_args(Role))}"
     )
 
 
 def check_owned(path: Path, forbidden: int, stat: os.stat_result | None = None) -> None:
-    """Raises: KeyFileError if a file or folder is somebody else's, or its mode has a bit of `forbidden`; OSError."""
+    """Check who can reach a file or folder.
+
+    Raises: KeyFileError if it belongs to another user, or its mode has a bit of `forbidden`; OSError.
+    """
     if os.name != "posix":
         return
     stat = stat or path.stat()
@@ -166,9 +173,7 @@ def check_owned(path: Path, forbidden: int, stat: os.stat_result | None = None) 
     if stat.st_mode & forbidden:
         verb = "read" if forbidden & 0o044 else "changed"
         mode = 700 if stat_module.S_ISDIR(stat.st_mode) else 600
-        raise KeyFileError(
-            f"{path} can be {verb} by others than its owner; make it yours alone with: chmod {mode} {path}"
-        )
+        raise KeyFileError(f"{path} can be {verb} by users other than its owner; to forbid that: chmod {mode} {path}")
 
 
 def _write(file: Path, text: str) -> None:
@@ -180,18 +185,18 @@ def _write(file: Path, text: str) -> None:
 
 
 def _read(file: Path, forbidden: int) -> str:
-    """Read a short text file without waiting for what is none. Raises: KeyFileError."""
+    """Read a short text file, without waiting if it is a pipe. Raises: KeyFileError."""
     try:
         with os.fdopen(os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as stream:  # a pipe would block
             stat = os.fstat(stream.fileno())
             if not stat_module.S_ISREG(stat.st_mode):
-                raise KeyFileError(f"{file} holds no key: it is no file")
+                raise KeyFileError(f"{file} does not hold a key: it is not a regular file")
             check_owned(file, forbidden, stat)
             return stream.read(MAX_FILE_BYTES).decode("ascii").strip()
     except OSError as e:
         raise KeyFileError(f"the key {file} cannot be read: {e.strerror}") from e
     except UnicodeDecodeError:
-        raise KeyFileError(f"{file} holds no key") from None
+        raise KeyFileError(f"{file} does not hold a key: it is not ASCII text") from None
 
 
 def _to_line(key: str) -> str:
@@ -204,5 +209,5 @@ def _from_line(text: str) -> str:
     except ValueError:
         raw = b""
     if len(raw) != KEY_BYTES:
-        raise ValueError("the keys of the connect line are damaged; copy it again, whole")
+        raise ValueError("the keys of the connect line are damaged; copy the whole line again")
     return z85.encode(raw).decode()

@@ -6,7 +6,7 @@ import msgspec
 
 
 class Ledger(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the time of one generation went, measured by the server with a monotonic clock, in milliseconds.
+    """Times of one generation, measured by the server with a monotonic clock, in milliseconds.
 
     The first new token comes out of the prefill, so `decode_ms` covers `new_tokens - 1` steps.
     """
@@ -33,7 +33,7 @@ class Ledger(msgspec.Struct, frozen=True, kw_only=True):
     guessed_tokens: int = 0
     """Tokens that were guessed ahead, and verified several in a step."""
     accepted_tokens: int = 0
-    """Those of them that were right."""
+    """Guessed tokens that were right."""
 
 
 def ledger(

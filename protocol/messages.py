@@ -1,4 +1,4 @@
-"""Every wire type: frozen structs, with the range and the unit of each field.
+"""All wire types: frozen structs, with the range and the unit of each field.
 
 A message on the wire is a map of these fields plus `v` (the major protocol version) and `type` (the tag). PROTOCOL.md
 describes the bytes. Times are in milliseconds, sizes in bytes; deadlines are durations, never clock times.
@@ -28,7 +28,7 @@ class Request(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="
 
     id: RequestId = 0
     deadline_ms: Milliseconds | None = None
-    """How long the server may take, counted from its receipt; None: no limit."""
+    """Milliseconds that the server may take, counted from its receipt; None: no limit."""
 
 
 class Hello(Request, frozen=True, tag="hello"):
@@ -58,15 +58,17 @@ class Load(Request, frozen=True, tag="load"):
     compile: bool = False
     """Translate the model for this CPU first, which takes a minute: for an engine and precision that `compiles`."""
     replicas: Annotated[int, Meta(ge=1, le=MAX_REPLICAS)] | None = None
-    """So many processes are to hold it, and are started again when they die. Left out: those there are, at least one."""
+    """Number of processes that are to hold it, and are started again when they die. Left out: as many as now, at least
+    one.
+    """
     stream: bool = False
 
 
 class Measure(Request, frozen=True, tag="measure"):
     """Measure what a precision costs against full precision; answered by Measured, with `stream` also by Progress.
 
-    The model's files must be on the server's disk; whether it is loaded does not matter. `text` is one that the model was
-    not trained on; left out: the works held out from the embedded model's training.
+    The model's files must be on the server's disk; whether it is loaded does not matter. `text` is one that the model
+    was not trained on; left out: the works held out from the embedded model's training.
     """
 
     model: Name
@@ -109,14 +111,16 @@ class Tokenize(OfText, frozen=True, tag="tokenize"):
 
 
 class Score(OfText, frozen=True, tag="score"):
-    """The log-probabilities of a text; answered by Scored. One longer than the context is scored in windows, `stride` tokens apart."""
+    """The log-probabilities of a text; answered by Scored. One longer than the context is scored in windows, `stride`
+    tokens apart.
+    """
 
     stride: Annotated[int, Meta(ge=1, le=65_536)] = 512
 
 
 Strategy: TypeAlias = Literal["sample", "greedy", "mirostat", "beam", "beam_sample", "diverse_beam", "contrastive"]
 SEARCHES = frozenset({"beam", "beam_sample", "diverse_beam", "contrastive"})
-"""Strategies that weigh several texts together: they take several rows of a batch, and tell no log-probabilities."""
+"""Strategies that weigh several texts together: they take several rows of a batch, and give no log-probabilities."""
 
 
 class Generate(Request, frozen=True, tag="generate"):
@@ -136,14 +140,16 @@ class Generate(Request, frozen=True, tag="generate"):
     deterministic: Annotated[
         bool,
         Meta(
-            description="Run alone and compute everything anew, so that the text depends on the request to the last bit."
+            description="Run alone and reuse nothing, so that the text depends on the request alone, to the last bit."
         ),
     ] = False
     logprobs: (
         Annotated[
             int,
             Meta(
-                ge=0, le=20, description="Tell each token's log-probability, and so many of the likeliest alternatives."
+                ge=0,
+                le=20,
+                description="Return each token's log-probability, and this many of its likeliest alternatives.",
             ),
         ]
         | None
@@ -196,7 +202,8 @@ class Generate(Request, frozen=True, tag="generate"):
         Meta(ge=-10, le=10, description="Subtracted from a token's logit once for each time it was written; 0 is off."),
     ] = 0.0
     no_repeat_ngram_size: Annotated[
-        int, Meta(ge=0, le=1024, description="No run of so many tokens comes twice, the prompt's included; 0 is off.")
+        int,
+        Meta(ge=0, le=1024, description="No run of this many tokens occurs twice, including the prompt's; 0 is off."),
     ] = 0
     bad_words: Annotated[
         list[Annotated[str, Meta(min_length=1, max_length=200)]],
@@ -206,7 +213,7 @@ class Generate(Request, frozen=True, tag="generate"):
         list[tuple[TokenId, Annotated[float, Meta(ge=-1000, le=1000)]]],
         Meta(max_length=1024, description="Pairs of a token and what is added to its logit."),
     ] = []
-    min_new_tokens: Annotated[int, Meta(ge=0, le=65_536, description="No end of text before so many tokens.")] = 0
+    min_new_tokens: Annotated[int, Meta(ge=0, le=65_536, description="No end of text before this many tokens.")] = 0
     stop: Annotated[
         list[Annotated[str, Meta(min_length=1, max_length=200)]],
         Meta(max_length=16, description="End before any of these strings."),
@@ -216,7 +223,7 @@ class Generate(Request, frozen=True, tag="generate"):
         Meta(
             ge=0,
             le=16,
-            description="Guess up to so many tokens ahead from what stands there already; the text stays the same, 0 is off.",
+            description="Guess up to this many tokens ahead from the text so far; the text stays the same, 0 is off.",
         ),
     ] = 8
     num_beams: Annotated[
@@ -244,7 +251,8 @@ class Generate(Request, frozen=True, tag="generate"):
     early_stopping: Annotated[
         Literal["no", "yes", "never"],
         Meta(
-            description="End a beam search when nothing better is likely, when enough beams have ended, or when nothing better can come."
+            description="End a beam search when nothing better is likely (no), when enough beams have ended (yes), "
+            "or when nothing better is possible (never)."
         ),
     ] = "no"
     num_candidates: Annotated[
@@ -255,7 +263,7 @@ class Generate(Request, frozen=True, tag="generate"):
         Meta(
             ge=0,
             le=1,
-            description="Contrastive search: how much likeness to what stands there already counts against a token.",
+            description="Contrastive search: how much likeness to the text so far counts against a token.",
         ),
     ] = 0.6
     seed: (
@@ -282,7 +290,7 @@ class Generate(Request, frozen=True, tag="generate"):
             )
         if self.rows > 1:
             if self.logprobs is not None:
-                raise ValueError(f"strategy {self.strategy} tells no logprobs; a beam has a score")
+                raise ValueError(f"strategy {self.strategy} has no logprobs; a beam has a score")
             if self.n > (1 if self.strategy == "contrastive" else self.num_beams):
                 raise ValueError("n is at most num_beams, and 1 in contrastive search")
             if self.strategy == "diverse_beam" and self.num_beams % self.num_beam_groups:
@@ -290,18 +298,46 @@ class Generate(Request, frozen=True, tag="generate"):
 
     @property
     def rows(self) -> int:
-        """How many rows of a batch its strategy takes together; 1: each continuation goes by itself."""
+        """Number of rows of a batch that its strategy takes together; 1: each continuation runs by itself."""
         if self.strategy not in SEARCHES:
             return 1
         return self.num_candidates if self.strategy == "contrastive" else self.num_beams
 
 
 SETTINGS = (
-    "n", "deterministic", "logprobs", "logprobs_of", "max_new_tokens", "truncate", "ignore_eos", "strategy", "temperature", "top_k", "top_p", "min_p",
-    "typical_p", "mirostat_tau", "mirostat_eta", "repetition_penalty", "presence_penalty", "frequency_penalty",
-    "no_repeat_ngram_size", "bad_words", "logit_bias", "min_new_tokens", "stop", "speculate",
-    "num_beams", "num_beam_groups", "diversity_penalty", "length_penalty", "early_stopping", "num_candidates", "penalty_alpha", "seed",
-)  # fmt: skip
+    "n",
+    "deterministic",
+    "logprobs",
+    "logprobs_of",
+    "max_new_tokens",
+    "truncate",
+    "ignore_eos",
+    "strategy",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "typical_p",
+    "mirostat_tau",
+    "mirostat_eta",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "no_repeat_ngram_size",
+    "bad_words",
+    "logit_bias",
+    "min_new_tokens",
+    "stop",
+    "speculate",
+    "num_beams",
+    "num_beam_groups",
+    "diversity_penalty",
+    "length_penalty",
+    "early_stopping",
+    "num_candidates",
+    "penalty_alpha",
+    "seed",
+)
 """The fields of Generate that shape the text: described by ServerInfo, repeated in Generated."""
 
 
@@ -314,7 +350,7 @@ class Reply(Struct, frozen=True, kw_only=True):
 
 
 class Progress(Reply, frozen=True, tag_field="type", tag="progress"):
-    """How far a load or a measurement is. `stage` is a word for people; `unit` says what `done` and `total` count.
+    """Progress of a load or a measurement. `stage` is a word for people; `unit` says what `done` and `total` count.
 
     For a generation with `stream` that has to wait: stage "waiting", its place in the queue and the queue's length.
     """
@@ -326,7 +362,7 @@ class Progress(Reply, frozen=True, tag_field="type", tag="progress"):
 
 
 class Alternative(Struct, frozen=True, kw_only=True):
-    """A token that could have come. `text` has a replacement character where the token is a part of a character."""
+    """A possible token. `text` has a replacement character where the token is a part of a character."""
 
     id: int
     text: str
@@ -334,7 +370,7 @@ class Alternative(Struct, frozen=True, kw_only=True):
 
 
 class TokenLogprobs(Struct, frozen=True, kw_only=True):
-    """Of one new token: its text, its natural log-probability, and the likeliest tokens at its place, best first."""
+    """One new token: its text, its natural log-probability, and the likeliest tokens at its place, best first."""
 
     text: str
     logprob: float
@@ -342,7 +378,8 @@ class TokenLogprobs(Struct, frozen=True, kw_only=True):
 
 
 class Tokens(Reply, frozen=True, tag_field="type", tag="tokens"):
-    """New text of a stream. `ids` may run ahead of `text`: a token can end inside a character or a possible stop string.
+    """New text of a stream. `ids` may run ahead of `text`: a token can end inside a character or a possible stop
+    string.
 
     `index` says which of the `n` continuations it belongs to.
     """
@@ -400,11 +437,13 @@ class ServerInfo(Result, frozen=True, tag="hello"):
     engines: list[Engine]
     parameters: list[Parameter]
     role: Role = "admin"
-    """What this client may do: `generate` is all but load, measure and unload."""
+    """Rights of this client: `generate` is all but load, measure and unload."""
 
 
 class WorkerHealth(Struct, frozen=True, kw_only=True):
-    """A process that holds a model, or loads it. `moved_ms_ago` is the time since its work loop last moved: large means stuck."""
+    """A process that holds a model, or loads it. `moved_ms_ago` is the time since its work loop last moved: large means
+    stuck.
+    """
 
     model: str
     engine: str
@@ -414,7 +453,7 @@ class WorkerHealth(Struct, frozen=True, kw_only=True):
     running: int
     waiting: int
     replica: int = 0
-    """Tells the processes that hold the same model apart; the lowest number that was free."""
+    """Number of this process among those that hold the same model; the lowest that was free."""
     node: str = ""
     """The machine it runs on; empty while it is being placed."""
 
@@ -427,40 +466,42 @@ class Pong(Result, frozen=True, tag="ping"):
 
 
 class Fidelity(Struct, frozen=True, kw_only=True):
-    """What a model at a precision gives, against the same model at full precision, over `tokens` tokens of a text.
+    """A model at a precision, compared with the same model at full precision, over `tokens` tokens of a text.
 
     The distributions compared are those of the next token, at each place of the text.
     """
 
     quantised_share: float
-    """Of the weights in matrix products: those stored with less than 16 bits."""
+    """Share of the weights in matrix products that are stored with less than 16 bits."""
     disk_bytes: int
-    """Of the files that the engine opens."""
+    """Size of the files that the engine opens."""
     memory_bytes: int
-    """Resident in its process, after a first prompt."""
+    """Resident memory of its process, after a first prompt."""
     perplexity: float
     perplexity_change_pct: float
-    """Against full precision; above 0 is worse."""
+    """Change against full precision; above 0 is worse."""
     top1_agreement: float
-    """The share of places where the likeliest token is the same."""
+    """Share of places where the likeliest token is the same."""
     kl_mean: float
     """Kullback-Leibler divergence from full precision, in nats."""
     kl_p99: float
-    """99 of 100 places have less."""
+    """The same at the 99th percentile."""
     greedy_tokens: float
-    """How many tokens of a greedy continuation are the same before the first that differs: the mean over the prompts."""
+    """Number of tokens of a greedy continuation before the first that differs: the mean over the prompts."""
     greedy_limit: int
-    """The length of those continuations."""
+    """Length of those continuations."""
     tok_s: float
     """Tokens a second of a greedy continuation: the median over the prompts."""
     tokens: int
     threads: int
     held_out: bool
-    """The text was the works held out from the embedded model's training; else one that was given."""
+    """True if the text was the works held out from the embedded model's training; else it was given."""
 
 
 class Precision(Struct, frozen=True, kw_only=True):
-    """One way to load a model: about how much memory it takes, whether it is loaded so, and what it costs where that was measured."""
+    """One way to load a model: about how much memory it takes, whether it is loaded so, and what it costs where that
+    was measured.
+    """
 
     engine: str
     precision: str
@@ -477,7 +518,7 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     parameters: int
     context: int
     file_bytes: int
-    """Of its weights' file."""
+    """Size of its weights' file."""
     on_disk: bool = True
     """False: a load downloads it first, `file_bytes` and a little more."""
     precisions: list[Precision]
@@ -501,17 +542,17 @@ class Loaded(Result, frozen=True, tag="load"):
     load_ms: float
     """From the start of its process to its readiness."""
     already: bool
-    """It was loaded before this request."""
+    """True if it was loaded before this request."""
     quantised_share: float = 0.0
-    """Of the weights in matrix products: those stored with less than 16 bits."""
+    """Share of the weights in matrix products that are stored with less than 16 bits."""
     disk_bytes: int = 0
-    """Of the files that the engine opened."""
+    """Size of the files that the engine opened."""
     replicas: int = 1
-    """How many processes hold it now."""
+    """Number of processes that hold it now."""
 
 
 class Measured(Result, frozen=True, tag="measure"):
-    """Also told from now on in Precision, as long as the model's files stay as they are."""
+    """Result of a measurement, which Precision has too from now on, as long as the model's files do not change."""
 
     model: str
     engine: str
@@ -520,7 +561,7 @@ class Measured(Result, frozen=True, tag="measure"):
 
 
 class Unloaded(Result, frozen=True, tag="unload"):
-    """What was unloaded, as model/engine/precision."""
+    """Names of what was unloaded, as model/engine/precision."""
 
     names: list[str]
 
@@ -544,7 +585,7 @@ class Continuation(Struct, frozen=True, kw_only=True):
     ledger: Ledger
     logprobs: list[TokenLogprobs] = []
     score: float | None = None
-    """Of a beam: the sum of its log-probabilities by its length to the power of `length_penalty`."""
+    """Score of a beam: the sum of its log-probabilities divided by its length to the power of `length_penalty`."""
 
 
 class Generated(Result, frozen=True, tag="generate"):
@@ -567,12 +608,14 @@ class Generated(Result, frozen=True, tag="generate"):
     logprobs: list[TokenLogprobs] = []
     """One for each of `ids`, where asked for."""
     score: float | None = None
-    """Of a beam, as Continuation has it; `others` come in the order of theirs."""
+    """Score of a beam, as in Continuation; `others` are sorted by theirs."""
     others: list[Continuation] = []
 
 
 class Tokenized(Result, frozen=True, tag="tokenize"):
-    """`offsets[i]` and the one after it enclose the bytes of token i in the UTF-8 text; there is one more of them than tokens."""
+    """`offsets[i]` and the one after it enclose the bytes of token i in the UTF-8 text; there is one more of them than
+    tokens.
+    """
 
     text: str
     ids: list[int]
@@ -580,19 +623,19 @@ class Tokenized(Result, frozen=True, tag="tokenize"):
 
 
 class Scored(Result, frozen=True, tag="score"):
-    """`logprobs` are natural, one for each of `ids`, None for the first, before which nothing stands."""
+    """`logprobs` are natural, one for each of `ids`; that of the first, which nothing precedes, is None."""
 
     ids: list[int]
     logprobs: list[float | None]
     perplexity: float
-    """exp of the mean loss a token."""
+    """exp of the mean loss per token."""
     bits_per_byte: float
-    """Of the UTF-8 text, without the first token."""
+    """Bits per byte of the UTF-8 text, without the first token."""
     elapsed_ms: float
 
 
 class WorkerStats(Struct, frozen=True, kw_only=True):
-    """What one worker has done since it was loaded."""
+    """Work that one worker has done since it was loaded."""
 
     model: str
     engine: str
@@ -609,7 +652,7 @@ class WorkerStats(Struct, frozen=True, kw_only=True):
 class Stats(Result, frozen=True, tag="stats"):
     uptime_ms: float
     rss_bytes: int
-    """Of the gateway's process."""
+    """Memory of the gateway's process."""
     peers: int
     open_requests: int
     requests: dict[str, int]

@@ -1,4 +1,4 @@
-"""Describes the generation settings, so that no client need know them beforehand."""
+"""Describes the generation settings, so that clients need not know them beforehand."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from protocol import messages as m
 
 
 def parameters() -> list[m.Parameter]:
-    """Describe the generation settings from the types above: name, type, range, default."""
+    """Describe the generation settings from the fields of Generate: name, type, range, default."""
     fields = {f.name: f for f in msgspec.structs.fields(m.Generate)}
     return [_parameter(name, fields[name]) for name in m.SETTINGS]
 

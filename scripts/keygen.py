@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
-"""Make the keys of a daemon that others reach over a network, and of those who may.
+"""Make the keys of a daemon that is reached over a network, and of its clients.
 
-    .venv/bin/python scripts/keygen.py server                                      the server's own key, where there is none yet
-    .venv/bin/python scripts/keygen.py client laptop --endpoint tcp://HOST:5757    a key that may do all, and the line to paste there
-    .venv/bin/python scripts/keygen.py client guest --role generate                one that may not load, measure or unload models
-    .venv/bin/python scripts/keygen.py folder                                      where the keys are
+    .venv/bin/python scripts/keygen.py server                            the server's own key, if there is none yet
+    .venv/bin/python scripts/keygen.py client laptop --endpoint tcp://HOST:5757
+                                                                         a key with all rights, and its connect line
+    .venv/bin/python scripts/keygen.py client guest --role generate      one that may not load, measure or unload models
+    .venv/bin/python scripts/keygen.py folder                            where the keys are
 
-Keys lie in one folder, of yours alone: server.key, and for each client NAME.key (its secret) and authorised/NAME.pub. To
-revoke a client, delete its .pub: the daemon notices at once. A client that makes its own key sends you the .pub alone.
+The keys are in one folder that only you can read: server.key, and for each client NAME.key (its secret) and
+authorised/NAME.pub. To revoke a client, delete its .pub: the daemon notices at once. A client that makes its own key
+sends you only the .pub.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ KEYS = platformdirs.user_config_path("gpt2d") / "keys"
 
 
 def server_keys(folder: Path) -> CurveKeys:
-    """The server's keys, made where there are none. Raises: KeyFileError, OSError."""
+    """Return the server's keys, made if there are none. Raises: KeyFileError, OSError."""
     file = folder / "server.key"
     if not file.exists():
         write_secret(file, CurveKeys.new())
@@ -44,11 +46,13 @@ def server_keys(folder: Path) -> CurveKeys:
 
 
 def client_keys(folder: Path, name: str, role: Role) -> CurveKeys:
-    """A client's keys, made and authorised where it is not. Raises: KeyFileError, OSError, ValueError."""
-    if not re.fullmatch(r"[\w-][\w.-]{0,99}", name, re.ASCII) or name == "server":
-        raise ValueError(f"{name!r} is no name for a client: letters, digits, points and dashes are")
+    """Return a client's keys, made and authorised if it is not yet. Raises: KeyFileError, OSError, ValueError."""
+    if name == "server":
+        raise ValueError("the name 'server' belongs to the server's own key; choose another one")
+    if not re.fullmatch(r"[\w-][\w.-]{0,99}", name, re.ASCII):
+        raise ValueError(f"a client's name must consist of letters, digits, dots, dashes and underscores, got {name!r}")
     secret, public = folder / f"{name}.key", folder / "authorised" / f"{name}.pub"
-    if not public.exists():  # new, or taken back: an old secret is never authorised again
+    if not public.exists():  # new, or revoked: an old secret is never authorised again
         secret.unlink(missing_ok=True)
         keys = CurveKeys.new()
         write_secret(secret, keys)
@@ -56,7 +60,7 @@ def client_keys(folder: Path, name: str, role: Role) -> CurveKeys:
         return keys
     keys = read_secret(secret)
     if read_public(public) != (role, keys.public):
-        raise ValueError(f"{public} is there already, with another role or another key; delete it first")
+        raise ValueError(f"{public} exists already, with another role or another key; delete it first")
     return keys
 
 
@@ -67,7 +71,7 @@ def main() -> None:
     kinds.add_parser("folder", help="print where the keys are")
     kinds.add_parser("server", help="make the server's key")
     client = kinds.add_parser("client", help="make a client's key and authorise it")
-    client.add_argument("name", help="whose it is")
+    client.add_argument("name", help="the client's name")
     client.add_argument(
         "--role",
         choices=get_args(Role),
@@ -77,7 +81,7 @@ def main() -> None:
     client.add_argument(
         "--endpoint",
         metavar="tcp://HOST:PORT",
-        help="where that client will reach the server; prints the line to paste there",
+        help="the address of the server for that client; prints its connect line",
     )
     args = parser.parse_args()
     if args.kind == "folder":
@@ -89,8 +93,9 @@ def main() -> None:
         server = server_keys(args.keys)
         if args.kind == "server":
             print(f"the server's public key: {server.public}")
+            own, authorised = args.keys / "server.key", args.keys / "authorised"
             print(
-                f"start it with: gpt2d-server --endpoint tcp://0.0.0.0:5757 --key {args.keys / 'server.key'} --authorised-keys {args.keys / 'authorised'}"
+                f"start it with: gpt2d-server --endpoint tcp://0.0.0.0:5757 --key {own} --authorised-keys {authorised}"
             )
             return
         keys = client_keys(args.keys, args.name, args.role)
@@ -98,11 +103,12 @@ def main() -> None:
             print(Address(args.endpoint, server.public, keys).line())
         else:
             print(
-                f"{args.name} may {'do all' if args.role == 'admin' else 'generate'}; its secret key is {args.keys / args.name}.key",
+                f"{args.name} may {'do everything' if args.role == 'admin' else 'generate'}; "
+                f"its secret key is {args.keys / args.name}.key",
                 file=sys.stderr,
             )
             print(
-                "for the line to paste on its machine, say where it will find the server: --endpoint tcp://HOST:5757",
+                "for its connect line, give the address where it will reach the server: --endpoint tcp://HOST:5757",
                 file=sys.stderr,
             )
     except (KeyFileError, OSError, ValueError) as e:

@@ -470,7 +470,8 @@ def test_a_callback_that_raises_ends_its_own_request_alone(
     error: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its last event says why, the server is asked to stop, and other requests of the connection go on."""
-    server, last, others = FakeServer(starts), queue.SimpleQueue[Event](), queue.SimpleQueue[Event]()
+    server = FakeServer(starts)
+    last, others = queue.SimpleQueue[Event](), queue.SimpleQueue[Event]()
 
     def on_event(event: Event) -> None:
         if isinstance(event, m.Tokens):
@@ -507,7 +508,8 @@ def test_a_callback_that_raises_at_its_last_event_stops_nobody(end: str, caplog:
 
     server = FakeServer(answer)
     with Client(server.endpoint) as client:
-        request = m.Ping() if end == "result" else m.Tokenize(text="x" * (300_000 if end == "too large" else 1))
+        text = "x" * (300_000 if end == "too large" else 1)
+        request = m.Ping() if end == "result" else m.Tokenize(text=text)
         client.connection.submit(request, on_event, -1.5 if end == "deadline" else 20)
         called.get(timeout=5)
         assert client.ping().server_id == "one"

@@ -83,10 +83,10 @@ def test_each_refusal_is_said_on_both_sides(keyed: Keyed) -> None:
     other = CurveKeys.new().public
     cases = [
         (lambda: Client(endpoint), "wants a key", "a peer: it has no key"),
-        (lambda: keyed.client(stranger), "refuses this key; whoever runs it can authorise it", "unknown key"),
+        (lambda: keyed.client(stranger), "refuses this key; its operator can authorise the key", "unknown key"),
         (
             lambda: Client(endpoint, server_key=other, key=keyed.owner.secret),
-            "another key than the one given",
+            "a different key than the one given",
             "has another server's key",
         ),
     ]
@@ -259,7 +259,7 @@ def test_a_restarted_server_with_keys_is_found_again(keyed: Keyed, tmp_path: Pat
         (["--key", "KEY", "--authorised-keys", "missing"], "the folder of authorised keys missing cannot be read"),
         (["--key", "WIDE", "--authorised-keys", "FOLDER"], "chmod 600"),
         (["--key", "KEY", "--authorised-keys", "OPEN"], "chmod 700"),
-        (["--key", "PUBLIC", "--authorised-keys", "FOLDER"], "holds no key"),
+        (["--key", "PUBLIC", "--authorised-keys", "FOLDER"], "does not hold a key"),
     ],
 )
 def test_a_start_that_would_be_open_is_refused(tmp_path: Path, arguments: list[str], said: str) -> None:

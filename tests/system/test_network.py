@@ -92,7 +92,7 @@ def test_resets_in_mid_stream_are_told_at_once(proxy: Proxy, keyed: Keyed, text:
         next(pieces)
         began = time.monotonic()
         proxy.reset()
-        with pytest.raises(ConnectionLost, match="this request is gone"):
+        with pytest.raises(ConnectionLost, match="this request is lost"):
             list(pieces)
         assert time.monotonic() - began < 2
         assert stream(client) == text
