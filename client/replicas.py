@@ -1,4 +1,4 @@
-"""The processes that hold the same model, taken together, as the window and the terminal tell of them."""
+"""The processes that hold the same model, taken together, as the window and the terminal show them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ Way: TypeAlias = tuple[str, str, str]
 """A model, an engine and a precision."""
 Worker = TypeVar("Worker", m.WorkerHealth, m.WorkerStats)
 MAX_NODE = 60
-"""Characters of a machine's name that are shown."""
+"""Most characters of a machine's name that are shown."""
 
 
 def by_way(workers: Iterable[Worker]) -> dict[Way, list[Worker]]:
-    """Those of each model, engine and precision, by their numbers."""
+    """Return the workers of each model, engine and precision, sorted by their numbers."""
     found: dict[Way, list[Worker]] = {}
     for worker in workers:
         found.setdefault((worker.model, worker.engine, worker.precision), []).append(worker)
@@ -30,12 +30,12 @@ def count(number: int) -> str:
 
 
 def place(worker: m.WorkerHealth | m.WorkerStats, group: Sized, host: str) -> str:
-    """The machine it runs on, where that says something: it is one of several, or not on the server's own."""
+    """Return the machine it runs on, where that is of interest: it is one of several, or not on the server's own."""
     return f"on {worker.node[:MAX_NODE]}" if worker.node and (len(group) > 1 or worker.node != host) else ""
 
 
 def summary(group: list[m.WorkerHealth], host: str) -> str:
-    """In how many a model is loaded, and where; empty for one alone on the server's own machine."""
+    """Return how many replicas a model has, and where; empty for a single one on the server's own machine."""
     if len(group) < 2:
         return "".join(place(worker, group, host) for worker in group)
     nodes = Counter(worker.node[:MAX_NODE] for worker in group if worker.node)

@@ -1,6 +1,7 @@
-"""What travels inside the client: actions of the user and events from outside into update.apply, effects out of it.
+"""Messages inside the window: actions of the user and events from outside into update.apply, effects out of it.
 
-The views return actions; `link` and `disk` give events and carry effects out, each in a thread of its own.
+The views return actions; `link` and `disk` give events and carry out effects, each in a thread of its own. Each message
+has one handler: whoever adds one finds by mypy (`assert_never`) where it is still missing.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class UnloadModel:
 
 @dataclass(frozen=True)
 class Typed:
-    """The text field holds another text now."""
+    """The text field has another text now."""
 
     text: str
     cursor: int
@@ -66,14 +67,19 @@ class Moved:
     cursor: int
 
 
+ModelWord: TypeAlias = Literal["measure", "stop measuring", "reset settings"]
+PageWord: TypeAlias = Literal["generate", "stop", "continue", "regenerate", "undo", "redo", "earlier", "later"]
+CompareWord: TypeAlias = Literal["compare", "stop compare", "add column", "remove column"]
+FileWord: TypeAlias = Literal[
+    "new", "open", "save", "save as", "quit", "confirmed", "dismissed", "restore", "forget", "close files"
+]
+
+
 @dataclass(frozen=True)
 class Do:
     """Something without an argument."""
 
-    what: Literal[
-        "generate", "stop", "continue", "regenerate", "undo", "redo", "earlier", "later", "new", "open", "save", "save as", "quit", "confirmed",
-        "dismissed", "restore", "forget", "compare", "stop compare", "add column", "remove column", "close files", "reset settings", "measure", "stop measuring",
-    ]  # fmt: skip
+    what: ModelWord | PageWord | CompareWord | FileWord
 
 
 Part: TypeAlias = Literal["link", "compare", "history", "files", "drafts", "models"]
@@ -133,10 +139,13 @@ class Restore:
     number: int
 
 
+Form: TypeAlias = Literal["json", "python"]
+
+
 @dataclass(frozen=True)
 class ExportEntry:
     number: int
-    form: Literal["json", "python"]
+    form: Form
 
 
 @dataclass(frozen=True)
@@ -149,18 +158,42 @@ class ChooseFile:
 
 
 Action: TypeAlias = (
-    Connect | Disconnect | Choose | LoadModel | CancelLoad | UnloadModel | Typed | Moved | Do | Enter | TakeToken | SetSetting | Preset | Prefer
-    | ChooseColumn | Restore | ExportEntry | ChooseFile
-)  # fmt: skip
+    Connect
+    | Disconnect
+    | Choose
+    | LoadModel
+    | CancelLoad
+    | UnloadModel
+    | Typed
+    | Moved
+    | Do
+    | Enter
+    | TakeToken
+    | SetSetting
+    | Preset
+    | Prefer
+    | ChooseColumn
+    | Restore
+    | ExportEntry
+    | ChooseFile
+)
+
+PageAction: TypeAlias = Typed | Moved | TakeToken | Restore
+CompareAction: TypeAlias = ChooseColumn | ExportEntry
 
 # Events: what happened outside
+
+PageTag: TypeAlias = Literal["page", "count", "branch ids", "branch text"]
+CompareTag: TypeAlias = Literal["compare", "compare load"]
+Tag: TypeAlias = Literal["look", "models", "stats", "load", "measure", "unload"] | PageTag | CompareTag
+"""Purpose of a request: `look` asks for a sign of life, `branch` serves the token view."""
 
 
 @dataclass(frozen=True)
 class Replied:
-    """The server's answer to a request, or the error that it ended in. `tag` is the one it was sent with."""
+    """An answer of the server to a request, or the error that it ended in. `tag` is the one it was sent with."""
 
-    tag: str
+    tag: Tag
     event: connection.Event
     took_ms: float
     """Since it was sent."""
@@ -168,7 +201,7 @@ class Replied:
 
 @dataclass(frozen=True)
 class NotConnected:
-    """The address cannot even be tried, or the server was left."""
+    """The address cannot be tried, or the window has disconnected from the server."""
 
     error: str
 
@@ -220,7 +253,7 @@ class Kept:
 
 @dataclass(frozen=True)
 class Tick:
-    """Time has passed; the unix time too, for what people read."""
+    """Time has passed: monotonic seconds, and the Unix time for what people read."""
 
     now: float
     unix: float
@@ -235,7 +268,7 @@ Event: TypeAlias = (
 
 @dataclass(frozen=True)
 class OpenLink:
-    """Connect to a server; the address is read outside, since a kept name stands in a file."""
+    """Connect to a server; the address is read outside, since a kept name is in a file."""
 
     server: str
     server_key: str
@@ -249,16 +282,16 @@ class CloseLink:
 
 @dataclass(frozen=True)
 class Send:
-    """A request. One of a tag is under way at a time; its answers come back as Replied with that tag."""
+    """A request. Of each tag one is open at a time; its answers come back as Replied with that tag."""
 
-    tag: str
+    tag: Tag
     request: m.AnyRequest
     timeout: float
 
 
 @dataclass(frozen=True)
 class Cancel:
-    tag: str
+    tag: Tag
 
 
 @dataclass(frozen=True)
@@ -285,7 +318,7 @@ class Export:
 
 @dataclass(frozen=True)
 class Autosave:
-    """None: there is nothing to restore any more."""
+    """Keep the page for a restart after a crash; None: there is nothing to restore any more."""
 
     data: bytes | None
 
@@ -306,7 +339,18 @@ class SavePreferences:
 
 
 Effect: TypeAlias = (
-    OpenLink | CloseLink | Send | Cancel | KeepServer | OpenFile | SaveFile | Export | Autosave | ListFolder | ListFonts
+    OpenLink
+    | CloseLink
+    | Send
+    | Cancel
+    | KeepServer
+    | OpenFile
+    | SaveFile
+    | Export
+    | Autosave
+    | ListFolder
+    | ListFonts
     | SavePreferences
-)  # fmt: skip
+)
+FileMessage: TypeAlias = ChooseFile | Opened | Saved | Exported | DiskFailed | Listed
 Message: TypeAlias = Action | Event

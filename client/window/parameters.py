@@ -1,4 +1,4 @@
-"""The settings that a server describes, and the values that they may have: neither a server nor a file is believed."""
+"""The settings that a server describes, and the values that they may have: neither a server nor a file is trusted."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from protocol import messages as m
 from protocol.parameters import parameters
 
 OWN = {p.name: p for p in parameters()}
-"""As this version describes them."""
+"""The settings as this version describes them."""
 MAX_INT, MAX_FLOAT = 2**31 - 1, 3e38
-"""The window's number fields hold 32 bits."""
+"""Largest values: the window's number fields hold 32 bits."""
 
 
 def usable(parameter: m.Parameter) -> bool:
-    """True if it can be drawn and set: its default is one of its values, and of the type that this version knows under its name."""
+    """True if it can be drawn and set: its default is one of its values, and of the type that its name has in this
+    version.
+    """
     own = OWN.get(parameter.name, parameter)
     return (
         parameter.name.isidentifier()
@@ -30,7 +32,7 @@ def fits(parameter: m.Parameter, value: Any) -> bool:
     low = -math.inf if parameter.minimum is None else parameter.minimum
     high = math.inf if parameter.maximum is None else parameter.maximum
     match parameter.type:
-        case "int" if parameter.default is None:  # new each time, or as large as it likes: it is shown as text
+        case "int" if parameter.default is None:  # new each time, or of any size: it is shown as text
             return value is None or (type(value) is int and low <= value <= high)
         case "int":
             return type(value) is int and low <= value <= high and abs(value) <= MAX_INT

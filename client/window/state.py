@@ -1,4 +1,7 @@
-"""AppState: all that the views draw. Plain data; update.apply changes it. Views and window note only what is drawing's own: focus, layout, scale."""
+"""AppState: all that the views draw. Plain data, which update.apply changes; the views and the window's loop change
+only what belongs to drawing: focus, layout, scale. With slots, so that a message that names a field which does not
+exist is an error.
+"""
 
 from __future__ import annotations
 
@@ -12,28 +15,44 @@ from client.window.parameters import OWN, fits
 from protocol import messages as m
 from protocol.keys import DEFAULT_ENDPOINT
 
-Status: TypeAlias = Literal["off", "connecting", "ready", "stuck", "refused", "lost"]
+Status: TypeAlias = Literal[
+    "off",
+    "connecting",
+    "ready",
+    "stuck",
+    "late",
+    "busy",
+    "stopping",
+    "failed",
+    "refused",
+    "version",
+    "absent",
+    "other",
+    "lost",
+]
 MAX_HISTORY, MAX_POINTS = 500, 2000
 KEPT_LOGPROBS = 50
-"""So many of the newest generations keep their tokens' probabilities, which take far more memory than their texts."""
+"""Number of generations, the newest, that keep their tokens' probabilities, which take far more memory than their
+texts.
+"""
 PANELS = ("Connection", "Model", "Sampling", "Inference", "Tokens", "History", "Compare", "Settings", "Keys")
 Settings: TypeAlias = dict[str, Any]
 """Generation settings by name, those of messages.SETTINGS that differ from the default."""
 
 
-@dataclass
-class Link:
-    """What is known of the server."""
+@dataclass(slots=True)
+class LinkState:
+    """The connection, and what is known of the server."""
 
     server: str = DEFAULT_ENDPOINT
-    """As typed: an endpoint, a connect line, a kept name."""
+    """Address as typed: an endpoint, a connect line, the name of a saved server."""
     server_key: str = ""
     key_file: str = ""
     status: Status = "off"
     trouble: str = ""
     since: float = 0.0
     next_look: float = 0.0
-    """When the server is asked for a sign of life again."""
+    """Time at which the server is asked for a sign of life again."""
     looking: bool = False
     rtt_ms: float = 0.0
     info: m.ServerInfo | None = None
@@ -41,12 +60,12 @@ class Link:
     worker_stats: list[m.WorkerStats] = field(default_factory=list)
     memory: int = 0
     kept: list[str] = field(default_factory=list)
-    """Names of servers whose connect lines were kept."""
+    """Names of the saved servers."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Doing:
-    """How far a load or a measurement is."""
+    """Progress of a load or a measurement."""
 
     name: str
     stage: str = "start"
@@ -55,12 +74,12 @@ class Doing:
     unit: str = ""
     stage_began: float = 0.0
     stage_done: int = 0
-    """What was done when the stage began, for the rate."""
+    """Units that were done when the stage began, for the rate."""
     rate: float = 0.0
     """Units a second."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Models:
     known: list[m.ModelInfo] = field(default_factory=list)
     model: str = ""
@@ -68,7 +87,7 @@ class Models:
     precision: str = ""
     compile: bool = False
     replicas: int | None = None
-    """So many processes are to hold the chosen model, as entered; None: nothing was."""
+    """Number of processes that are to hold the chosen model, as entered; None: nothing was."""
     loading: Doing | None = None
     measuring: Doing | None = None
     error: str = ""
@@ -78,32 +97,32 @@ class Models:
 
     @property
     def context(self) -> int:
-        """The chosen model's, in tokens; where it is not known, GPT-2's."""
+        """Context of the chosen model, in tokens; where it is not known, that of GPT-2."""
         info = self.chosen()
         return info.context if info and info.context else 1024
 
 
-@dataclass
+@dataclass(slots=True)
 class Generating:
     """The generation that writes into the page."""
 
     start: int
     end: int
-    """Bytes of the page that it has written."""
+    """It has written the bytes of the page from `start` to here."""
     prompt: str
     asked: int
-    """New tokens at most."""
+    """Most new tokens."""
     began: float
     place: int = 0
-    """In the server's queue; 0: running."""
+    """Place in the server's queue; 0: running."""
     stopping: bool = False
     instead_of: int | None = None
-    """The take that stood here before and comes back if nothing is written."""
+    """The take that was here before and comes back if nothing is written."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Branch:
-    """A token was chosen in the token view: what it takes to go on from it is being found out."""
+    """A token was chosen in the token view: the server is being asked what it takes to go on from it."""
 
     start: int
     prompt: str
@@ -113,26 +132,26 @@ class Branch:
     text: str | None = None
 
 
-@dataclass
+@dataclass(slots=True)
 class Page:
     document: Document = field(default_factory=Document)
     path: Path | None = None
     saved: bytes = b""
-    """What the file holds."""
+    """Content of the file."""
     autosaved: int = 0
-    """The version that was autosaved."""
+    """Version of the document that was autosaved."""
     generating: Generating | None = None
     branch: Branch | None = None
     last: int | None = None
-    """Where the last generation began."""
+    """Byte at which the last generation began."""
     move_cursor: bool = False
     """The text field takes over the document's cursor in its next frame."""
     counted: int = -1
-    """The version that tokens were counted of."""
+    """Version of the document whose tokens were counted."""
     counting: bool = False
     changed_at: float = 0.0
     tokens: int = 0
-    """Before the cursor; of a long page an estimate."""
+    """Tokens before the cursor; of a long page an estimate."""
     exact: bool = True
     sight: int = 0
     """The byte where the model's sight begins."""
@@ -143,7 +162,7 @@ class Page:
         return self.document.data != self.saved
 
 
-@dataclass
+@dataclass(slots=True)
 class Shown:
     """A generation whose tokens the token view shows."""
 
@@ -152,19 +171,19 @@ class Shown:
     result: m.Generated
 
 
-@dataclass
+@dataclass(slots=True)
 class Ledgers:
     """The last generation's times, and those of the session."""
 
     last: m.Generated | None = None
     whole_ms: float = 0.0
-    """As the window saw it: the difference to the server's is the network's share."""
+    """Time that the window measured: the difference to the server's is the network's share."""
     series: dict[str, deque[tuple[float, float, float]]] = field(default_factory=dict)
     """model/engine/precision -> (number of the generation, tokens a second, ms to the first token)."""
     count: int = 0
 
 
-@dataclass
+@dataclass(slots=True)
 class Column:
     """One of the compared ways."""
 
@@ -173,7 +192,7 @@ class Column:
     precision: str = ""
     preset: str = ""
     settings: Settings = field(default_factory=dict)
-    """The preset's; empty: those of the Sampling panel."""
+    """Settings of the preset; empty: those of the Sampling panel."""
     text: str = ""
     result: m.Generated | None = None
     error: str = ""
@@ -181,7 +200,7 @@ class Column:
     """The text, cut into (part, differs from the first column's)."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Compare:
     prompt: str = "Shall I compare thee"
     seed: int = 1
@@ -190,10 +209,10 @@ class Compare:
     running: int | None = None
     """The column whose turn it is."""
     stopping: bool = False
-    """It was stopped, and what was under way has not ended yet: its end must not be taken for that of the next comparison's."""
+    """True from the stop to the end of what was under way, which must not be taken for that of the next comparison."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One generation of the session."""
 
@@ -205,7 +224,7 @@ class Entry:
     endpoint: str
 
 
-@dataclass
+@dataclass(slots=True)
 class History:
     entries: deque[Entry] = field(default_factory=lambda: deque(maxlen=MAX_HISTORY))
     search: str = ""
@@ -215,12 +234,12 @@ class History:
         return next((entry for entry in self.entries if entry.number == number), None)
 
 
-@dataclass
+@dataclass(slots=True)
 class Preferences:
-    """What is kept in the user's config folder."""
+    """Choices that are kept in the user's config folder."""
 
     font: str = ""
-    """The path of a font file; empty: the one that comes along."""
+    """Path of a font file; empty: the one that comes with the program."""
     page_font: str = ""
     font_size: float = 16.0
     page_font_size: float = 18.0
@@ -239,9 +258,9 @@ class Preferences:
     height: int = 860
 
 
-@dataclass
+@dataclass(slots=True)
 class Files:
-    """The dialog for opening and saving, as far as it is open."""
+    """The dialog for opening and saving, while it is open."""
 
     purpose: Literal["", "open", "save", "export"] = ""
     folder: str = ""
@@ -250,20 +269,20 @@ class Files:
     """(name, is a folder)."""
     error: str = ""
     content: str = ""
-    """What an export writes."""
+    """Text that an export writes."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Drafts:
-    """What is being typed in small fields."""
+    """Text that is being typed in small fields."""
 
     preset: str = ""
     font: str = ""
 
 
-@dataclass
+@dataclass(slots=True)
 class AppState:
-    link: Link = field(default_factory=Link)
+    link: LinkState = field(default_factory=LinkState)
     models: Models = field(default_factory=Models)
     page: Page = field(default_factory=Page)
     shown: Shown | None = None
@@ -276,19 +295,19 @@ class AppState:
     fonts: list[tuple[str, str]] = field(default_factory=list)
     """(name, path) of the system's fonts."""
     fonts_changed: bool = True
-    """The window loads the fonts anew before its next frame."""
+    """The window loads the fonts again before its next frame."""
     screen_scale: float = 1.0
-    """What the system says of the screen that the window is on: 2.0 where an ordinary size would be too small by half."""
+    """Scale of the screen that the window is on: 2.0 where the usual size would be too small by half."""
     focus_page: int = 0
-    """For so many frames the page comes to the front."""
+    """Number of frames in which the page comes to the front."""
     arrange: bool = True
     """The panels are put in their first places."""
     notice: str = ""
     notice_at: float = 0.0
     confirm: Literal["", "new", "open", "quit"] = ""
-    """What waits for an answer about unsaved changes."""
+    """Action that waits for an answer about unsaved changes."""
     recovered: str | None = None
-    """The autosaved text of a session that crashed, until the user has answered."""
+    """Autosaved text of a session that crashed, until the user has answered."""
     quitting: bool = False
     now: float = 0.0
     """Monotonic seconds, of this frame."""
@@ -301,19 +320,18 @@ class AppState:
 
     @property
     def engine(self) -> m.Engine | None:
-        """The chosen one, as the server describes it."""
-        return (
-            next((e for e in self.link.info.engines if e.name == self.models.engine), None) if self.link.info else None
-        )
+        """The chosen engine, as the server describes it."""
+        engines = self.link.info.engines if self.link.info else []
+        return next((engine for engine in engines if engine.name == self.models.engine), None)
 
     @property
     def compiles(self) -> bool:
-        """The chosen engine and precision can be compiled."""
+        """True if the chosen engine and precision can be compiled."""
         return self.engine is not None and self.models.precision in self.engine.compiles
 
     @property
     def holders(self) -> list[m.WorkerHealth]:
-        """The processes of the chosen model, engine and precision."""
+        """Processes of the chosen model, engine and precision."""
         way = (self.models.model, self.models.engine, self.models.precision)
         return [w for w in self.link.workers if (w.model, w.engine, w.precision) == way]
 
@@ -323,12 +341,12 @@ class AppState:
 
     @property
     def replicas(self) -> int:
-        """How many hold the chosen model or are about to; 1 where none does, since a load makes one."""
+        """Number of processes that hold the chosen model or are about to; 1 where none does, since a load makes one."""
         return max(1, sum(w.state != "stopping" for w in self.holders))
 
     @property
     def wanted(self) -> int | None:
-        """How many replicas a load asks for; None: as many as there are."""
+        """Number of replicas that a load asks for; None: as many as there are."""
         return self.models.replicas if self.models.replicas != self.replicas else None
 
     @property
@@ -336,11 +354,11 @@ class AppState:
         return {p.name: p for p in self.link.info.parameters} if self.link.info else {}
 
     def setting(self, name: str) -> Any:
-        """As chosen; else the server's default, or where none has said it, the protocol's."""
+        """Return the value that was chosen; else the server's default, or where it has named none, the protocol's."""
         parameter = self.parameters.get(name) or OWN[name]
         return self.settings.get(name, parameter.default)
 
     def fitting(self, settings: Settings) -> Settings:
-        """Those that the server has, with values that they can have there."""
+        """Return those of the settings that the server has, with values that they can have there."""
         known = self.parameters
         return {name: value for name, value in settings.items() if name in known and fits(known[name], value)}

@@ -14,18 +14,55 @@ NASTY = "\0\x1b[31m\u202e##%s%n{}" + "\U0001f600" + "\n" * 50 + "W" * 5000
 
 
 WILD = m.Fidelity(
-    quantised_share=math.inf, disk_bytes=-1, memory_bytes=2**62, perplexity=math.nan, perplexity_change_pct=-math.inf, top1_agreement=1e300,
-    kl_mean=math.nan, kl_p99=0.0, greedy_tokens=math.nan, greedy_limit=-(2**62), tok_s=-1e300, tokens=2**62, threads=-1, held_out=False,
-)  # fmt: skip
+    quantised_share=math.inf,
+    disk_bytes=-1,
+    memory_bytes=2**62,
+    perplexity=math.nan,
+    perplexity_change_pct=-math.inf,
+    top1_agreement=1e300,
+    kl_mean=math.nan,
+    kl_p99=0.0,
+    greedy_tokens=math.nan,
+    greedy_limit=-(2**62),
+    tok_s=-1e300,
+    tokens=2**62,
+    threads=-1,
+    held_out=False,
+)
 
 KINDS = ("int", "float", "bool", "choice", "strings", "biases")
 VALUES: list[Any] = [
-    NASTY, "", math.nan, -math.inf, 1e300, 2**63, -1, 1, True, None, [], [NASTY], [1], [[1]], [[1, 2.5]], [["a", "b"]], [[1, math.nan]], {}, {"a": [1]},
-]  # fmt: skip
+    NASTY,
+    "",
+    math.nan,
+    -math.inf,
+    1e300,
+    2**63,
+    -1,
+    1,
+    True,
+    None,
+    [],
+    [NASTY],
+    [1],
+    [[1]],
+    [[1, 2.5]],
+    [["a", "b"]],
+    [[1, math.nan]],
+    {},
+    {"a": [1]},
+]
 CHOICES = ["", "\0", "#", "##", "###", NASTY]
 RANGES: list[tuple[float | None, float | None]] = [
-    (math.nan, math.nan), (math.inf, -math.inf), (-math.inf, math.inf), (5, 1), (2**62, 2**63), (None, 2**63), (None, None), (0.5, 2.5),
-]  # fmt: skip
+    (math.nan, math.nan),
+    (math.inf, -math.inf),
+    (-math.inf, math.inf),
+    (5, 1),
+    (2**62, 2**63),
+    (None, 2**63),
+    (None, None),
+    (0.5, 2.5),
+]
 NAMES = ["", "\0", "##", "###", "a b", "import", NASTY]
 
 
@@ -51,15 +88,27 @@ NONSENSE = [
 
 
 class HostileServer(FakeServer):
-    """Answers hello, ping and models as it should; what it generates depends on the prompt: nonsense after `nonsense`, else a flood."""
+    """Answers hello, ping and models as it should; what it generates depends on the prompt: nonsense after `nonsense`,
+    else a flood.
+    """
 
     def replies(self, request: Any) -> list[Any]:
         match request:
             case m.Hello():
                 return [
-                    m.ServerInfo(id=request.id, protocol="1.0", server_id="x", version=NASTY, host=NASTY, cpu=NASTY, cores=-1, memory_bytes=-5,
-                                 engines=[], parameters=[*parameters()[1::2], *NONSENSE])
-                ]  # fmt: skip
+                    m.ServerInfo(
+                        id=request.id,
+                        protocol="1.0",
+                        server_id="x",
+                        version=NASTY,
+                        host=NASTY,
+                        cpu=NASTY,
+                        cores=-1,
+                        memory_bytes=-5,
+                        engines=[],
+                        parameters=[*parameters()[1::2], *NONSENSE],
+                    )
+                ]
             case m.Ping():
                 health = m.WorkerHealth(
                     model=NASTY,
@@ -84,18 +133,39 @@ class HostileServer(FakeServer):
                 return [m.Tokens(id=request.id, seq=i, text=NASTY * 10, ids=[1]) for i in range(200)]
             case m.Generate():
                 ledger = Ledger(
-                    queue_ms=math.nan, tokenise_ms=-1.0, prefill_ms=math.inf, decode_ms=1e300, first_token_ms=-math.inf, inference_ms=math.nan,
-                    tokens_per_second=math.inf, prompt_tokens=-4, new_tokens=10**9, reused_tokens=-1, mean_batch=math.nan,
-                )  # fmt: skip
+                    queue_ms=math.nan,
+                    tokenise_ms=-1.0,
+                    prefill_ms=math.inf,
+                    decode_ms=1e300,
+                    first_token_ms=-math.inf,
+                    inference_ms=math.nan,
+                    tokens_per_second=math.inf,
+                    prompt_tokens=-4,
+                    new_tokens=10**9,
+                    reused_tokens=-1,
+                    mean_batch=math.nan,
+                )
                 told = [
                     m.TokenLogprobs(
                         text=NASTY, logprob=math.nan, top=[m.Alternative(id=1, text=NASTY, logprob=math.inf)] * 20
                     )
                 ] * 50
                 result = m.Generated(
-                    id=request.id, seq=0, text=NASTY, ids=[1] * 50, finish_reason="eos", prompt_truncated=-7, settings={"seed": NASTY}, model=NASTY,
-                    engine=NASTY, precision=NASTY, digest=NASTY, threads=-1, ledger=ledger, logprobs=told,
-                )  # fmt: skip
+                    id=request.id,
+                    seq=0,
+                    text=NASTY,
+                    ids=[1] * 50,
+                    finish_reason="eos",
+                    prompt_truncated=-7,
+                    settings={"seed": NASTY},
+                    model=NASTY,
+                    engine=NASTY,
+                    precision=NASTY,
+                    digest=NASTY,
+                    threads=-1,
+                    ledger=ledger,
+                    logprobs=told,
+                )
                 return [result]
             case _:
                 return [m.Failure(id=request.id, code="internal", message=NASTY)]

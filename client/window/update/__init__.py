@@ -1,1 +1,1 @@
-"""What each action and event makes of the state."""
+"""Changes the state by each action and event."""

@@ -1,10 +1,12 @@
-"""apply(state, message): what the user did and what happened outside change the state, and what is to be done follows.
+"""apply(state, message): what the user did and what happened outside change the state, and effects follow.
 
-No file, no socket, no clock: time comes with Tick. The page is in writing.py, comparison and history in comparing.py,
-opening and saving in files.py.
+No file, no socket, no clock: time comes with Tick. The text is handled in page.py, comparison and history in
+comparison.py, opening and saving in files.py.
 """
 
 from __future__ import annotations
+
+from typing import assert_never
 
 from msgspec.structs import replace
 
@@ -12,13 +14,17 @@ from client import replicas
 from client.window import events as e
 from client.window.parameters import usable
 from client.window.state import AppState, Doing, Status
-from client.window.update import comparison as comparing, files, page as writing
+from client.window.update import comparison, files, page
 from client.window.update.comparison import LOAD_S
 from protocol import messages as m
+from protocol.connection import Event as Reply
 from protocol.errors import (
+    Busy,
     Cancelled,
     ConnectionFailed,
     ConnectionLost,
+    DeadlineExceeded,
+    Draining,
     Gpt2dError,
     KeyRefused,
     NoServer,
@@ -26,14 +32,48 @@ from protocol.errors import (
     RequestError,
     ServerRestarted,
     ServerStuck,
+    Unauthorised,
+    VersionMismatch,
 )
 
-LOOK_S, RETRY_S, LOOK_TIMEOUT_S = 3.0, 2.0, 4.0
+LOOK_S, RETRY_S = 3.0, 2.0
+LOOK_TIMEOUT_S = 4.0
 MEASURE_S = LOAD_S
 UNLOAD_S = 60.0
 CONTROL_S = 10.0
 NOTICE_S = 8.0
 MAX_RECENT, MAX_MODELS = 10, 500
+ANSWERS: dict[e.Tag, tuple[type[m.Reply], ...]] = {
+    "look": (m.ServerInfo, m.Pong),
+    "models": (m.ModelList,),
+    "stats": (m.Stats,),
+    "load": (m.Progress, m.Loaded),
+    "measure": (m.Progress, m.Measured),
+    "unload": (m.Unloaded,),
+    "page": (m.Progress, m.Tokens, m.Generated),
+    "count": (m.Tokenized,),
+    "branch ids": (m.Tokenized,),
+    "branch text": (m.Tokenized,),
+    "compare": (m.Progress, m.Tokens, m.Generated),
+    "compare load": (m.Progress, m.Loaded),
+}
+"""What a server may answer to each request; anything else ends the request with NotGpt2d."""
+STATUS: dict[type[Gpt2dError], Status] = {
+    ConnectionFailed: "lost",
+    NoServer: "absent",
+    NotGpt2d: "other",
+    KeyRefused: "refused",
+    ServerStuck: "stuck",
+    RequestError: "failed",
+    DeadlineExceeded: "late",
+    Busy: "busy",
+    Draining: "stopping",
+    Unauthorised: "refused",
+    VersionMismatch: "version",
+}
+"""How the connection is called after an error of this class; for one that is not listed its base class counts."""
+GOES_ON = frozenset[Status]({"ready", "stuck", "late", "busy", "stopping", "failed"})
+"""The connection is there, so that what is under way may still come to an end."""
 
 
 def apply(state: AppState, message: e.Message) -> list[e.Effect]:
@@ -43,20 +83,18 @@ def apply(state: AppState, message: e.Message) -> list[e.Effect]:
             state.now = now
             if state.notice and now > state.notice_at + NOTICE_S:
                 state.notice = ""
-            return [*_look(state), *writing.tick(state, unix)]
-        case e.Replied(tag, event, took_ms):
-            return _replied(state, tag, event, took_ms)
+            return [*_look(state), *page.tick(state, unix)]
+        case e.Replied():
+            return _replied(state, message)
         case e.Connect():
             return connect(state)
         case e.Disconnect():
-            state.link.status, state.link.trouble, state.link.looking = "off", "", False
-            return [*_lost(state, "disconnected"), e.CloseLink()]
+            return [*_left(state, "", "disconnected"), e.CloseLink()]
         case e.NotConnected(error):
-            state.link.status, state.link.trouble, state.link.looking = "off", error, False
-            return _lost(state, error)
+            return _left(state, error, error)
         case e.Broken():
             if state.link.status == "ready":
-                return _trouble(state, ConnectionLost("the connection broke; making it anew"))
+                return _trouble(state, ConnectionLost("the connection broke; reconnecting"))
         case e.Kept(names):
             state.link.kept = names
         case e.Choose(model, engine, precision):
@@ -83,8 +121,14 @@ def apply(state: AppState, message: e.Message) -> list[e.Effect]:
             state.fonts, state.fonts_changed = fonts, True
         case e.Do(what):
             return _do(state, what)
+        case e.Typed() | e.Moved() | e.TakeToken() | e.Restore():
+            return page.apply(state, message)
+        case e.ChooseColumn() | e.ExportEntry():
+            return comparison.apply(state, message)
+        case e.ChooseFile() | e.Opened() | e.Saved() | e.Exported() | e.DiskFailed() | e.Listed():
+            return files.apply(state, message)
         case _:
-            return [*writing.apply(state, message), *comparing.apply(state, message), *files.apply(state, message)]
+            assert_never(message)
     return []
 
 
@@ -93,19 +137,23 @@ def apply(state: AppState, message: e.Message) -> list[e.Effect]:
 
 def connect(state: AppState) -> list[e.Effect]:
     link = state.link
-    lost = _lost(state, "connecting anew") if link.status != "off" else []
-    link.status, link.trouble, link.since, link.info, link.next_look, link.looking = (
-        "connecting",
-        "",
-        state.now,
-        None,
-        state.now,
-        False,
-    )
-    state.preferences.server = link.server.partition("#")[
-        0
-    ].strip()  # a connect line is a secret; once it works it is kept apart
-    return [*lost, e.OpenLink(link.server.strip(), link.server_key.strip(), link.key_file.strip())]
+    if link.status != "off":
+        _lost(state, "reconnecting")
+    link.status, link.trouble = "connecting", ""
+    link.since = link.next_look = state.now
+    link.info, link.looking = None, False
+    # A connect line is a secret; once it works it is kept apart.
+    state.preferences.server = link.server.partition("#")[0].strip()
+    return [e.OpenLink(link.server.strip(), link.server_key.strip(), link.key_file.strip())]
+
+
+def _left(state: AppState, trouble: str, why: str) -> list[e.Effect]:
+    """End the connection, with no new try until the user connects."""
+    link = state.link
+    link.status, link.trouble = "off", trouble
+    link.looking = False
+    _lost(state, why)
+    return []
 
 
 def _look(state: AppState) -> list[e.Effect]:
@@ -117,7 +165,7 @@ def _look(state: AppState) -> list[e.Effect]:
     return [e.Send("look", m.Ping() if link.status == "ready" else m.Hello(client="gpt2d window"), LOOK_TIMEOUT_S)]
 
 
-def _looked(state: AppState, event: object, took_ms: float) -> list[e.Effect]:
+def _looked(state: AppState, event: Reply, took_ms: float) -> list[e.Effect]:
     link = state.link
     link.looking = False
     if link.status == "off":
@@ -125,71 +173,86 @@ def _looked(state: AppState, event: object, took_ms: float) -> list[e.Effect]:
     if isinstance(event, m.ServerInfo):
         return _met(state, event)
     if isinstance(event, m.Pong):
-        if link.info and event.server_id != link.info.server_id:
-            return _trouble(state, ServerRestarted("the server was restarted"))
-        link.rtt_ms, link.workers = took_ms, event.workers[:MAX_MODELS]
-        link.next_look = state.now + LOOK_S
-        return [e.Send("stats", m.GetStats(), CONTROL_S)] if any(w.running for w in link.workers) else []
+        return _alive(state, event, took_ms)
     if isinstance(event, Gpt2dError):
         return _trouble(state, event)
     return []
+
+
+def _alive(state: AppState, pong: m.Pong, took_ms: float) -> list[e.Effect]:
+    """The server has answered a ping."""
+    link = state.link
+    if link.status != "ready":  # it was asked before there was trouble
+        link.next_look = state.now
+        return []
+    if link.info and pong.server_id != link.info.server_id:
+        return _trouble(state, ServerRestarted("the server was restarted"))
+    link.rtt_ms, link.workers = took_ms, pong.workers[:MAX_MODELS]
+    link.next_look = state.now + LOOK_S
+    return [e.Send("stats", m.GetStats(), CONTROL_S)] if any(w.running for w in link.workers) else []
 
 
 def _met(state: AppState, info: m.ServerInfo) -> list[e.Effect]:
     """The server has said who it is."""
     link = state.link
     before = link.info
-    restarted = before is not None and before.server_id != info.server_id
-    if restarted:
+    if before is not None and before.server_id != info.server_id:
         files.notify(state, "the server was restarted: what it had loaded is gone")
-    elif link.status in {"lost", "stuck"}:
+    elif before is not None and link.status != "ready":
         files.notify(state, "connected again")
-    link.status, link.trouble, link.next_look, link.since = "ready", "", state.now, state.now
+    link.status, link.trouble = "ready", ""
+    link.since = link.next_look = state.now
     link.info = replace(info, parameters=[*{p.name: p for p in info.parameters if usable(p)}.values()])
     name = link.server.partition("#")[0].strip()
     state.preferences.recent = [name, *(r for r in state.preferences.recent if r != name)][:MAX_RECENT]
-    state.preferences.sampling = state.fitting(state.settings)  # the others are another version's
+    state.preferences.sampling = state.fitting(state.settings)  # the others belong to another version
     state.page.counted = -1
     return [e.KeepServer(), e.Send("models", m.Models(), CONTROL_S), e.Send("stats", m.GetStats(), CONTROL_S)]
 
 
 def _trouble(state: AppState, error: Gpt2dError) -> list[e.Effect]:
     link = state.link
-    kinds: list[tuple[type[Gpt2dError] | tuple[type[Gpt2dError], ...], Status]] = [
-        ((ServerRestarted, ConnectionLost), "lost"), (KeyRefused, "refused"), (ServerStuck, "stuck"), ((NoServer, NotGpt2d), "lost"),
-        (ConnectionFailed, "lost"), (RequestError, "refused"),
-    ]  # fmt: skip
-    status: Status = next((word for kind, word in kinds if isinstance(error, kind)), "stuck")
+    status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
     if link.status != status:
         link.since = state.now
     was_ready = link.status == "ready"
     link.status, link.trouble = status, str(error)
-    # What was lost with a connection is asked for at once; a server that is not there, every other second.
+    # After a broken connection the server is asked at once; one that is not there, every other second.
     link.next_look = state.now if was_ready and status == "lost" else state.now + RETRY_S
-    return _lost(state, str(error)) if status != "stuck" else []
-
-
-def _lost(state: AppState, why: str) -> list[e.Effect]:
-    """There is no server to talk to: what was under way is over."""
-    state.link.workers, state.link.worker_stats = [], []
-    if state.models.loading or state.models.measuring:
-        state.models.loading, state.models.measuring, state.models.error = None, None, why
-    writing.lost(state, why)
-    comparing.lost(state, why)
+    if status not in GOES_ON:
+        _lost(state, str(error))
     return []
 
 
-def _replied(state: AppState, tag: str, event: object, took_ms: float) -> list[e.Effect]:
+def _lost(state: AppState, why: str) -> None:
+    """There is no server to talk to: what was under way is over."""
+    state.link.workers, state.link.worker_stats = [], []
+    models = state.models
+    if models.loading or models.measuring:
+        models.loading = models.measuring = None
+        models.error = why
+    page.lost(state, why)
+    comparison.lost(state, why)
+
+
+def _replied(state: AppState, message: e.Replied) -> list[e.Effect]:
+    tag, event = message.tag, message.event
+    if isinstance(event, (Gpt2dError, *ANSWERS[tag])):
+        return _answered(state, tag, event, message.took_ms)
+    wanted = " or ".join(kind.__name__ for kind in ANSWERS[tag])
+    error = NotGpt2d(f"the server answered with {type(event).__name__} instead of {wanted}")
+    return [e.Cancel(tag), *_answered(state, tag, error, message.took_ms)]
+
+
+def _answered(state: AppState, tag: e.Tag, event: Reply, took_ms: float) -> list[e.Effect]:
+    """Take one of the tag's ANSWERS, or the error that its request ended in."""
     match tag:
         case "look":
             return _looked(state, event, took_ms)
         case "models":
-            if isinstance(event, m.ModelList):
-                state.models.known = event.models[:MAX_MODELS]
-                if not state.models.chosen():
-                    choose(state, *_first_choice(state))
+            _listed(state, event)
         case "stats":
-            if isinstance(event, m.Stats):
+            if isinstance(event, m.Stats):  # after an error the last figures stay: they are asked for again soon
                 state.link.worker_stats = event.workers[:MAX_MODELS]
                 state.link.memory = event.rss_bytes + sum(w.rss_bytes for w in event.workers)
         case "load" | "measure":
@@ -197,8 +260,12 @@ def _replied(state: AppState, tag: str, event: object, took_ms: float) -> list[e
         case "unload":
             files.notify(state, f"unloaded {', '.join(event.names)}" if isinstance(event, m.Unloaded) else str(event))
             return _refresh(state)
+        case "page" | "count" | "branch ids" | "branch text":
+            return page.replied(state, tag, event, took_ms)
+        case "compare" | "compare load":
+            return comparison.replied(state, event)
         case _:
-            return [*writing.replied(state, tag, event, took_ms), *comparing.replied(state, tag, event)]
+            assert_never(tag)
     return []
 
 
@@ -210,8 +277,17 @@ def _refresh(state: AppState) -> list[e.Effect]:
 # Models
 
 
+def _listed(state: AppState, event: Reply) -> None:
+    if isinstance(event, m.ModelList):
+        state.models.known = event.models[:MAX_MODELS]
+        if not state.models.chosen():
+            choose(state, *_first_choice(state))
+    elif state.link.status in GOES_ON:
+        files.notify(state, f"the models could not be listed: {event}")
+
+
 def _first_choice(state: AppState) -> tuple[str, str, str]:
-    """What is loaded, else the first model that can be."""
+    """Return what is loaded, else the first model that can be."""
     for worker in state.link.workers:
         return worker.model, worker.engine, worker.precision
     for info in state.models.known:
@@ -223,15 +299,15 @@ def _first_choice(state: AppState) -> tuple[str, str, str]:
 
 
 def choose(state: AppState, model: str, engine: str, precision: str) -> None:
-    """Choose a model; an engine or precision that it does not have gives way to its first one."""
+    """Choose a model; an engine or precision that it does not have is replaced by its first one."""
     models = state.models
     models.model = model
     info = models.chosen()
     ways = [(p.engine, p.precision) for p in info.precisions] if info else []
-    same = [way for way in ways if way[0] == engine] or ways
-    models.engine, models.precision = (
-        (engine, precision) if (engine, precision) in ways else (same[0] if same else ("", ""))
-    )
+    if (engine, precision) not in ways:
+        same_engine = [way for way in ways if way[0] == engine]
+        engine, precision = next(iter(same_engine or ways), ("", ""))
+    models.engine, models.precision = engine, precision
     models.error, models.replicas = "", None
     state.page.counted = -1
 
@@ -257,23 +333,18 @@ def measure(state: AppState) -> list[e.Effect]:
     if not models.model or models.measuring or state.link.status != "ready":
         return []
     models.measuring = _begin(state)
-    return [
-        e.Send(
-            "measure",
-            m.Measure(model=models.model, engine=models.engine, precision=models.precision, stream=True),
-            MEASURE_S,
-        )
-    ]
+    request = m.Measure(model=models.model, engine=models.engine, precision=models.precision, stream=True)
+    return [e.Send("measure", request, MEASURE_S)]
 
 
 def _begin(state: AppState) -> Doing:
-    """A load or a measurement of what is chosen."""
+    """Begin a load or a measurement of what is chosen."""
     models = state.models
     models.error = ""
     return Doing(f"{models.model}/{models.engine}/{models.precision}", stage_began=state.now)
 
 
-def _worked(state: AppState, tag: str, event: object) -> list[e.Effect]:
+def _worked(state: AppState, tag: e.Tag, event: Reply) -> list[e.Effect]:
     """A load or a measurement went on, or ended."""
     models = state.models
     if isinstance(event, m.Progress):
@@ -287,26 +358,23 @@ def _worked(state: AppState, tag: str, event: object) -> list[e.Effect]:
         choose(state, event.model, event.engine, event.precision)
         took = "is loaded" if event.already else f"loaded in {event.load_ms / 1000:.1f} s"
         each = f"{replicas.count(event.replicas)} of " if event.replicas != 1 else ""
-        files.notify(
-            state, f"{event.model}/{event.engine}/{event.precision} {took}, {each}{event.rss_bytes / 1e6:.0f} MB"
-        )
+        name = f"{event.model}/{event.engine}/{event.precision}"
+        files.notify(state, f"{name} {took}, {each}{event.rss_bytes / 1e6:.0f} MB")
     elif isinstance(event, m.Measured):
-        change = event.fidelity.perplexity_change_pct
-        files.notify(
-            state, f"{event.model}/{event.engine}/{event.precision}: perplexity {change:+.2f} % against full precision"
-        )
+        name, change = f"{event.model}/{event.engine}/{event.precision}", event.fidelity.perplexity_change_pct
+        files.notify(state, f"{name}: perplexity {change:+.2f} % against full precision")
     elif not isinstance(event, Cancelled):
         models.error = str(event)
     return _refresh(state)
 
 
-def _advance(doing: Doing | None, told: m.Progress, now: float) -> None:
+def _advance(doing: Doing | None, progress: m.Progress, now: float) -> None:
     if doing:
-        if told.stage != doing.stage:
-            doing.stage_began, doing.stage_done = now, told.done
-        doing.stage, doing.unit = told.stage[:40], told.unit[:20]
-        doing.done, doing.total = max(0, told.done), max(1, told.total)
-        doing.rate = (told.done - doing.stage_done) / max(0.1, now - doing.stage_began)
+        if progress.stage != doing.stage:
+            doing.stage_began, doing.stage_done = now, progress.done
+        doing.stage, doing.unit = progress.stage[:40], progress.unit[:20]
+        doing.done, doing.total = max(0, progress.done), max(1, progress.total)
+        doing.rate = (progress.done - doing.stage_done) / max(0.1, now - doing.stage_began)
 
 
 # Settings
@@ -314,15 +382,20 @@ def _advance(doing: Doing | None, told: m.Progress, now: float) -> None:
 
 def _preset(state: AppState, message: e.Preset) -> None:
     presets, name = state.preferences.presets, message.name.strip()[:60]
-    if message.what == "save" and name:
-        presets[name] = dict(state.settings)
-    elif message.what == "load" and name in presets:
-        state.preferences.sampling = state.fitting(presets[name])
-    elif message.what == "delete":
-        presets.pop(name, None)
+    match message.what:
+        case "save":
+            if name:
+                presets[name] = dict(state.settings)
+        case "load":
+            if name in presets:
+                state.preferences.sampling = state.fitting(presets[name])
+        case "delete":
+            presets.pop(name, None)
+        case _:
+            assert_never(message.what)
 
 
-def _do(state: AppState, what: str) -> list[e.Effect]:
+def _do(state: AppState, what: e.ModelWord | e.PageWord | e.CompareWord | e.FileWord) -> list[e.Effect]:
     match what:
         case "measure":
             return measure(state)
@@ -330,6 +403,23 @@ def _do(state: AppState, what: str) -> list[e.Effect]:
             return [e.Cancel("measure")]
         case "reset settings":
             state.preferences.sampling = {}
+            return []
+        case "generate" | "stop" | "continue" | "regenerate" | "undo" | "redo" | "earlier" | "later":
+            return page.do(state, what)
+        case "compare" | "stop compare" | "add column" | "remove column":
+            return comparison.do(state, what)
+        case (
+            "new"
+            | "open"
+            | "save"
+            | "save as"
+            | "quit"
+            | "confirmed"
+            | "dismissed"
+            | "restore"
+            | "forget"
+            | "close files"
+        ):
+            return files.do(state, what)
         case _:
-            return [*writing.do(state, what), *comparing.do(state, what), *files.do(state, what)]
-    return []
+            assert_never(what)

@@ -1,9 +1,10 @@
-"""The comparison's and the history's part of update.apply."""
+"""Part of update.apply for the comparison and the history."""
 
 from __future__ import annotations
 
 import difflib
 import re
+from typing import assert_never
 
 from client.window import events as e
 from client.window.export import as_json, as_python
@@ -11,57 +12,77 @@ from client.window.state import AppState, Column
 from client.window.update.files import show_files
 from client.window.update.page import GENERATE_S, note
 from protocol import messages as m
+from protocol.client import is_last
+from protocol.connection import Event as Reply
 from protocol.errors import Gpt2dError
 
 LOAD_S = 3600.0
 MIN_COLUMNS, MAX_COLUMNS = 2, 4
 MAX_COMPARED_WORDS = 300
-"""Of each text. They are compared in the thread that draws, and texts that repeat themselves take 0.08 s for 300 words, 3 s for 1,000."""
+"""Words of each text that are compared. It happens in the thread that draws, and texts that repeat themselves take 0.08
+s for 300 words, 3 s for 1,000.
+"""
 MAX_TEXT = 200_000
-"""Characters that are kept of a column."""
+"""Characters of a column that are kept."""
 
 
-def apply(state: AppState, message: e.Message) -> list[e.Effect]:
-    if isinstance(message, e.ChooseColumn) and message.index < len(state.compare.columns):
-        for name, value in message.values.items():
-            setattr(state.compare.columns[message.index], name, value)
-    if isinstance(message, e.ExportEntry):
-        entry = state.history.entry(message.number)
-        if entry:
-            name, content = (
-                ("generation.json", as_json(entry)) if message.form == "json" else ("generation.py", as_python(entry))
-            )
-            return show_files(state, "export", name, content)
+def apply(state: AppState, message: e.CompareAction) -> list[e.Effect]:
+    match message:
+        case e.ChooseColumn(index, values):
+            if index < len(state.compare.columns):
+                for name, value in values.items():
+                    setattr(state.compare.columns[index], name, value)
+        case e.ExportEntry(number, form):
+            return _export(state, number, form)
+        case _:
+            assert_never(message)
     return []
 
 
-def do(state: AppState, what: str) -> list[e.Effect]:
+def _export(state: AppState, number: int, form: e.Form) -> list[e.Effect]:
+    entry = state.history.entry(number)
+    if entry is None:
+        return []
+    match form:
+        case "json":
+            return show_files(state, "export", "generation.json", as_json(entry))
+        case "python":
+            return show_files(state, "export", "generation.py", as_python(entry))
+        case _:
+            assert_never(form)
+
+
+def do(state: AppState, what: e.CompareWord) -> list[e.Effect]:
     compare = state.compare
     match what:
         case "compare":
             if compare.running is not None or compare.stopping or state.link.status != "ready" or not compare.prompt:
                 return []
             for column in compare.columns:
-                column.text, column.result, column.error, column.parts = "", None, "", []
+                column.text = column.error = ""
+                column.result, column.parts = None, []
             compare.running = 0
             return _begin(state)
         case "stop compare":
             compare.stopping = compare.stopping or compare.running is not None
             compare.running = None
             return [e.Cancel("compare"), e.Cancel("compare load")]
-        case "add column" if compare.running is None and len(compare.columns) < MAX_COLUMNS:
-            compare.columns.append(Column())
-        case "remove column" if compare.running is None and len(compare.columns) > MIN_COLUMNS:
-            compare.columns.pop()
+        case "add column":
+            if compare.running is None and len(compare.columns) < MAX_COLUMNS:
+                compare.columns.append(Column())
+        case "remove column":
+            if compare.running is None and len(compare.columns) > MIN_COLUMNS:
+                compare.columns.pop()
+        case _:
+            assert_never(what)
     return []
 
 
-def replied(state: AppState, tag: str, event: object) -> list[e.Effect]:
+def replied(state: AppState, event: Reply) -> list[e.Effect]:
+    """Take what came of the load or the generation that is under way."""
     compare = state.compare
-    if tag not in {"compare", "compare load"}:
-        return []
     if compare.running is None:
-        compare.stopping = compare.stopping and isinstance(event, m.Tokens | m.Progress)
+        compare.stopping = compare.stopping and not is_last(event)
         return []
     column = compare.columns[compare.running]
     if isinstance(event, m.Tokens):
@@ -95,7 +116,7 @@ def lost(state: AppState, why: str) -> None:
 
 
 def differences(text: str, other: str) -> list[tuple[str, bool]]:
-    """The text cut into (part, differs from the other), word by word."""
+    """Return the text cut into (part, differs from the other), word by word."""
     words, others = (re.findall(r"\s*\S+|\s+$", t)[:MAX_COMPARED_WORDS] for t in (text, other))
     matcher = difflib.SequenceMatcher(None, others, words, autojunk=False)
     parts = [("".join(words[b0:b1]), tag != "equal") for tag, _, _, b0, b1 in matcher.get_opcodes() if b1 > b0]
@@ -104,7 +125,7 @@ def differences(text: str, other: str) -> list[tuple[str, bool]]:
 
 
 def _begin(state: AppState) -> list[e.Effect]:
-    """Load what the column whose turn it is needs; a model that is loaded already answers at once."""
+    """Load what the column whose turn it is needs; for a model that is loaded already the answer comes at once."""
     column = state.compare.columns[state.compare.running or 0]
     models = state.models
     model = column.model or models.model
@@ -115,7 +136,7 @@ def _begin(state: AppState) -> list[e.Effect]:
 
 
 def _next(state: AppState, error: str) -> list[e.Effect]:
-    """One column is done: one after the other, so that the times are honest."""
+    """One column is done: they take turns, so that the times are honest."""
     compare = state.compare
     if compare.running is None:
         return []

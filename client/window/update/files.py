@@ -1,9 +1,9 @@
-"""Opening, saving and exporting: their part of update.apply, with the questions about unsaved changes."""
+"""Part of update.apply for opening, saving and exporting, with the questions about unsaved changes."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, assert_never
 
 from client.window import events as e
 from client.window.document import Document
@@ -15,10 +15,11 @@ def notify(state: AppState, text: str) -> None:
     state.notice, state.notice_at = text, state.now
 
 
-def apply(state: AppState, message: e.Message) -> list[e.Effect]:
+def apply(state: AppState, message: e.FileMessage) -> list[e.Effect]:
     match message:
         case e.Listed(folder, listing):
-            state.files.folder, state.files.listing, state.files.error = folder, listing, ""
+            state.files.folder, state.files.listing = folder, listing
+            state.files.error = ""
         case e.Opened(path, text):
             return [*_show(state, path, text), e.Autosave(None)]
         case e.Saved(path, data):
@@ -32,14 +33,16 @@ def apply(state: AppState, message: e.Message) -> list[e.Effect]:
             notify(state, error)
         case e.ChooseFile():
             return _choose_file(state, message)
+        case _:
+            assert_never(message)
     return []
 
 
-def do(state: AppState, what: str) -> list[e.Effect]:
+def do(state: AppState, what: e.FileWord) -> list[e.Effect]:
     page = state.page
     match what:
         case "new" | "open" | "quit":
-            state.confirm = "new" if what == "new" else "open" if what == "open" else "quit"
+            state.confirm = what
             return [] if page.dirty else _confirmed(state)
         case "confirmed":
             return _confirmed(state)
@@ -60,6 +63,8 @@ def do(state: AppState, what: str) -> list[e.Effect]:
         case "forget":
             state.recovered = None
             return [e.Autosave(None)]
+        case _:
+            assert_never(what)
     return []
 
 
@@ -68,27 +73,24 @@ def show_files(
 ) -> list[e.Effect]:
     """Open the file dialog."""
     files = state.files
-    files.purpose, files.name, files.content, files.error = purpose, name, content, ""
+    files.purpose, files.name = purpose, name
+    files.content, files.error = content, ""
     files.folder = files.folder or (str(state.page.path.parent) if state.page.path else "~")
     return [e.ListFolder(files.folder)]
 
 
 def _show(state: AppState, path: Path | None, text: str) -> list[e.Effect]:
-    """Another text on the page."""
+    """Put another text on the page."""
     page = state.page
-    writing, page.generating, page.branch = page.generating, None, None
+    was_generating = page.generating is not None
+    page.generating = page.branch = page.last = None
     page.document = Document(text)
-    page.path, page.saved, page.move_cursor, page.counted, page.last, page.error = (
-        path,
-        page.document.data,
-        True,
-        -1,
-        None,
-        "",
-    )
     page.document.cursor = 0
+    page.path, page.saved = path, page.document.data
+    page.move_cursor, page.counted = True, -1
+    page.error = ""
     state.shown, state.files.purpose = None, ""
-    return [e.Cancel("page")] if writing else []
+    return [e.Cancel("page")] if was_generating else []
 
 
 def _choose_file(state: AppState, message: e.ChooseFile) -> list[e.Effect]:
@@ -97,23 +99,33 @@ def _choose_file(state: AppState, message: e.ChooseFile) -> list[e.Effect]:
     if not message.done or not message.name:
         files.folder = message.folder
         return [e.ListFolder(message.folder)]
-    path = Path(message.folder).expanduser() / message.name
+    path = Path(message.folder) / message.name
     purpose, files.purpose = files.purpose, ""
-    if purpose == "open":
-        return [e.OpenFile(path)]
-    if purpose == "export":
-        return [e.Export(path, files.content)]
-    return [e.SaveFile(path, state.page.document.data)]
+    match purpose:
+        case "open":
+            return [e.OpenFile(path)]
+        case "export":
+            return [e.Export(path, files.content)]
+        case "save":
+            return [e.SaveFile(path, state.page.document.data)]
+        case "":  # the dialog was closed in this frame
+            return []
+        case _:
+            assert_never(purpose)
 
 
 def _confirmed(state: AppState) -> list[e.Effect]:
     """Go on with what waited for the answer about unsaved changes."""
     what, state.confirm = state.confirm, ""
-    if what == "new":
-        return [*_show(state, None, ""), e.Autosave(None)]
-    if what == "open":
-        return show_files(state, "open", "")
-    if what == "quit":
-        state.quitting = True
-        return [e.Autosave(None)]
-    return []
+    match what:
+        case "new":
+            return [*_show(state, None, ""), e.Autosave(None)]
+        case "open":
+            return show_files(state, "open", "")
+        case "quit":
+            state.quitting = True
+            return [e.Autosave(None)]
+        case "":
+            return []
+        case _:
+            assert_never(what)

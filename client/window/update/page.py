@@ -1,10 +1,10 @@
-"""The page's part of update.apply: edits, generations that stream into the text, takes, the token view, counting."""
+"""Part of update.apply for the page: edits, generations that stream into the text, takes, the token view, counting."""
 
 from __future__ import annotations
 
 from collections import deque
 from dataclasses import replace
-from typing import Any
+from typing import Any, assert_never
 
 import msgspec
 
@@ -12,24 +12,27 @@ from client.window import events as e
 from client.window.document import Mark, Take, clean
 from client.window.state import KEPT_LOGPROBS, MAX_POINTS, AppState, Branch, Entry, Generating, Shown
 from protocol import messages as m
+from protocol.connection import Event as Reply
 from protocol.errors import Gpt2dError
 from protocol.ledger import Ledger
 
 GENERATE_S = 600.0
 COUNT_S = 10.0
 COUNT_AFTER_S = 0.4
-"""Tokens are counted when the page has been at rest for so long."""
+"""Tokens are counted when the page has not changed for this long."""
 COUNTED_BYTES = 12_000
-"""So much before the cursor is counted; more is estimated from it. A context of 1,024 tokens is about 5,000 bytes."""
+"""Most bytes before the cursor whose tokens are counted; of more text the number is estimated. A context of 1,024
+tokens is about 5,000 bytes.
+"""
 AUTOSAVE_S = 2.0
 SENT_BYTES = 100_000
-"""So much before the cursor is sent: far more than any context holds, and far less than a request may have."""
+"""Most bytes before the cursor that are sent: far more than any context holds, and far less than a request may have."""
 ALTERNATIVES = 10
 MAX_TOKEN_BYTES = 1024
-"""A server that sends more text for a token is not believed."""
+"""Most bytes of a token's text; a server that sends more is disbelieved."""
 
 
-def apply(state: AppState, message: e.Message) -> list[e.Effect]:
+def apply(state: AppState, message: e.PageAction) -> list[e.Effect]:
     page = state.page
     match message:
         case e.Typed(text, cursor):
@@ -38,15 +41,18 @@ def apply(state: AppState, message: e.Message) -> list[e.Effect]:
                 page.changed_at = state.now
         case e.Moved(cursor):
             if cursor != page.document.cursor:
-                page.document.cursor, page.changed_at, page.counted = cursor, state.now, -1
+                page.document.cursor, page.changed_at = cursor, state.now
+                page.counted = -1
         case e.TakeToken(index, token):
             return _branch(state, index, token)
         case e.Restore(number):
             _restore(state, number)
+        case _:
+            assert_never(message)
     return []
 
 
-def do(state: AppState, what: str) -> list[e.Effect]:
+def do(state: AppState, what: e.PageWord) -> list[e.Effect]:
     page = state.page
     match what:
         case "generate":
@@ -67,28 +73,21 @@ def do(state: AppState, what: str) -> list[e.Effect]:
                 page.move_cursor, page.changed_at = True, state.now
         case "earlier" | "later":
             _flip(state, -1 if what == "earlier" else 1)
+        case _:
+            assert_never(what)
     return []
 
 
 def tick(state: AppState, unix: float) -> list[e.Effect]:
-    """Count tokens and autosave when the page is at rest. `unix` stamps the history."""
+    """Count tokens and autosave when the page has not changed for a moment. `unix`: the time that the history shows."""
     page, effects = state.page, list[e.Effect]()
     state.unix = unix
     at_rest = not page.generating and state.now > page.changed_at + COUNT_AFTER_S
-    loaded = any(w.state == "ready" for w in state.link.workers)
-    if (
-        at_rest
-        and loaded
-        and page.counted != page.document.version
-        and not page.counting
-        and state.link.status == "ready"
-    ):
+    can_count = state.link.status == "ready" and any(w.state == "ready" for w in state.link.workers)
+    if at_rest and can_count and page.counted != page.document.version and not page.counting:
         page.counting, page.counted = True, page.document.version
-        effects.append(
-            e.Send(
-                "count", m.Tokenize(text=_tail(state, page.document.cursor, COUNTED_BYTES), **_which(state)), COUNT_S
-            )
-        )
+        text = _tail(state, page.document.cursor, COUNTED_BYTES)
+        effects.append(e.Send("count", m.Tokenize(text=text, **_which(state)), COUNT_S))
     if page.dirty and page.autosaved != page.document.version and state.now > page.changed_at + AUTOSAVE_S:
         page.autosaved = page.document.version
         effects.append(e.Autosave(page.document.data))
@@ -105,14 +104,12 @@ def generate(
         return []
     prompt = _tail(state, start, SENT_BYTES)
     page.error, page.last = "", start
-    page.generating = Generating(
-        start, start, prompt, state.setting("max_new_tokens"), state.now, instead_of=instead_of
-    )
+    asked = state.setting("max_new_tokens")
+    page.generating = Generating(start, start, prompt, asked, state.now, instead_of=instead_of)
     place = page.document.place(start)
     place.takes.append(Take(""))
-    place.shown = (
-        len(place.takes) - 1
-    )  # none is forgotten before this one has come to something: `instead_of` counts them
+    # No take is forgotten before this one has some text: `instead_of` is an index of them.
+    place.shown = len(place.takes) - 1
     if prefix:
         _insert(state, prefix)
     request = {**state.settings, **_which(state), "stream": True, "truncate": "left"}
@@ -128,35 +125,38 @@ def generate(
 
 
 def _cannot(state: AppState) -> str:
-    """Why nothing can be generated now; empty if it can."""
+    """Return why nothing can be generated now; empty if it can."""
     if state.link.status != "ready":
-        return "there is no connection to a server"
+        return state.link.trouble or "there is no connection to a server"
     return "" if state.link.workers else "no model is loaded yet; Ctrl+L loads the one in the Model panel"
 
 
-def replied(state: AppState, tag: str, event: object, took_ms: float) -> list[e.Effect]:
+def replied(state: AppState, tag: e.PageTag, event: Reply, took_ms: float) -> list[e.Effect]:
     page = state.page
     match tag:
         case "page":
             return _written(state, event, took_ms)
         case "count":
             page.counting = False
-            if isinstance(event, m.Tokenized):
+            if isinstance(event, m.Tokenized):  # after an error there is just no count
                 _counted(state, event)
         case "branch ids" | "branch text":
             return _branched(state, tag, event)
+        case _:
+            assert_never(tag)
     return []
 
 
 def lost(state: AppState, why: str) -> None:
     """The server is gone, and what it was writing with it."""
-    state.page.counting, state.page.branch, state.page.counted = False, None, -1
+    state.page.counting, state.page.counted = False, -1
+    state.page.branch = None
     if state.page.generating:
         _ended(state, why)
 
 
 def _which(state: AppState) -> dict[str, Any]:
-    """The model that is chosen, if it is loaded; else whatever the server finds unambiguous."""
+    """Return the model that is chosen, if it is loaded; else none, for the server to find the one that is meant."""
     models = state.models
     if state.holders:
         return {"model": models.model, "engine": models.engine, "precision": models.precision}
@@ -164,7 +164,7 @@ def _which(state: AppState) -> dict[str, Any]:
 
 
 def _tail(state: AppState, end: int, most: int) -> str:
-    """The text before a byte, or the last part of it."""
+    """Return the text before a byte, or the last part of it."""
     return state.page.document.data[max(0, end - most) : end].decode("utf-8", "ignore")
 
 
@@ -181,7 +181,7 @@ def _insert(state: AppState, text: str) -> None:
         place.takes[place.shown].text += clean(text)
 
 
-def _written(state: AppState, event: object, took_ms: float) -> list[e.Effect]:
+def _written(state: AppState, event: Reply, took_ms: float) -> list[e.Effect]:
     page, going = state.page, state.page.generating
     if going is None:
         return []
@@ -190,7 +190,7 @@ def _written(state: AppState, event: object, took_ms: float) -> list[e.Effect]:
     elif isinstance(event, m.Tokens):
         going.place = 0
         if going.end - going.start + len(event.text) > going.asked * MAX_TOKEN_BYTES:
-            _ended(state, "the server sent far more text than was asked for; it was left")
+            _ended(state, "the server sent far more text than was asked for; it was cancelled")
             return [e.Cancel("page")]
         if event.text:
             _insert(state, event.text)
@@ -213,7 +213,7 @@ def _ended(state: AppState, error: str) -> None:
     if going:
         place = page.document.known_place(going.start)
         if place and place.takes and not place.takes[place.shown].text:
-            del place.takes[place.shown]  # nothing came of it
+            del place.takes[place.shown]  # nothing was written
             place.shown = max(0, len(place.takes) - 1)
             if going.instead_of is not None:
                 page.document.undo()
@@ -225,7 +225,7 @@ def _ended(state: AppState, error: str) -> None:
 
 
 def note(state: AppState, prompt: str, result: m.Generated) -> Entry:
-    """Into the plots and the history, which is the one place that keeps results."""
+    """Add a result to the plots and the history, which is the one place that keeps results."""
     ledgers, ledger = state.ledgers, result.ledger
     ledgers.count += 1
     if plausible(ledger):
@@ -247,18 +247,19 @@ def plausible(ledger: Ledger) -> bool:
     return all(0 <= value < 1e9 for value in (ledger.tokens_per_second, ledger.first_token_ms))
 
 
-def _counted(state: AppState, told: m.Tokenized) -> None:
-    """How many tokens stand before the cursor, and where the model's sight begins."""
-    page = state.page
-    whole, part = page.document.cursor, len(told.text.encode())
+def _counted(state: AppState, counted: m.Tokenized) -> None:
+    """Take over how many tokens there are before the cursor, and where the model's sight begins."""
+    page, number = state.page, len(counted.ids)
+    whole, part = page.document.cursor, len(counted.text.encode())
     page.exact = whole <= COUNTED_BYTES
-    page.tokens = len(told.ids) if page.exact else round(len(told.ids) * whole / max(1, part))
+    page.tokens = number if page.exact else round(number * whole / max(1, part))
     seen = max(1, state.models.context - state.setting("max_new_tokens"))
-    page.sight = whole - part + told.offsets[-seen - 1] if len(told.ids) > seen and len(told.offsets) > seen else 0
+    hides = number > seen and len(counted.offsets) > seen
+    page.sight = whole - part + counted.offsets[-seen - 1] if hides else 0
 
 
 def _regenerate(state: AppState) -> list[e.Effect]:
-    """Write the continuation at the cursor anew, or the last one."""
+    """Write the continuation at the cursor, or the last one, once more."""
     page = state.page
     mark = page.document.mark_at(page.document.cursor)
     start = mark.start if mark else page.last
@@ -269,7 +270,7 @@ def _regenerate(state: AppState) -> list[e.Effect]:
 
 
 def _clear(state: AppState, mark: Mark | None, start: int) -> int | None:
-    """Take the continuation away that begins at `start`, for another in its place; return which take it was."""
+    """Remove the continuation that begins at `start`, for another in its place; return which take it was."""
     if not mark or mark.start != start or _cannot(state):
         return None
     document = state.page.document
@@ -289,13 +290,14 @@ def _flip(state: AppState, step: int) -> None:
     take = place.takes[place.shown]
     end = page.document.replace(mark.start, mark.end, take.text, "flipped")
     page.document.mark(mark.start, end)
-    page.move_cursor, page.changed_at, page.last = True, state.now, mark.start
+    page.move_cursor, page.changed_at = True, state.now
+    page.last = mark.start
     entry = state.history.entry(take.entry)
     state.shown = Shown(mark.start, _tail(state, mark.start, SENT_BYTES), entry.result) if entry else None
 
 
 def _branch(state: AppState, index: int, token: int) -> list[e.Effect]:
-    """Another token was chosen: find out the prompt's tokens and the new beginning's text, then go on from there."""
+    """Another token was chosen: ask for the prompt's tokens and the new beginning's text, to go on from there."""
     shown, page = state.shown, state.page
     if shown is None or page.generating or state.link.status != "ready" or not 0 <= index < len(shown.result.ids):
         return []
@@ -311,7 +313,7 @@ def _branch(state: AppState, index: int, token: int) -> list[e.Effect]:
     ]
 
 
-def _branched(state: AppState, tag: str, event: object) -> list[e.Effect]:
+def _branched(state: AppState, tag: e.PageTag, event: Reply) -> list[e.Effect]:
     page, branch = state.page, state.page.branch
     if branch is None:
         return []
@@ -342,4 +344,5 @@ def _restore(state: AppState, number: int) -> None:
     place.takes.append(Take(clean(entry.result.text), number))
     place.show_last()
     state.shown = Shown(start, entry.prompt, entry.result)
-    page.move_cursor, page.changed_at, page.last = True, state.now, start
+    page.move_cursor, page.changed_at = True, state.now
+    page.last = start

@@ -1,21 +1,30 @@
-"""Where the server is, how the connection stands, what the server is."""
+"""The server: its address, the state of the connection, what it is."""
 
 from __future__ import annotations
 
 from imgui_bundle import imgui
 
 from client.window.events import Action, Connect, Disconnect, Enter
-from client.window.state import AppState
+from client.window.state import AppState, Status
 from client.window.views import widgets
 
-WORDS = {
+WORDS: dict[Status, str] = {
     "off": "not connected",
     "connecting": "connecting",
     "ready": "ready",
     "stuck": "server stuck",
+    "late": "no answer in time",
+    "busy": "server busy",
+    "stopping": "server stopping",
+    "failed": "server error",
     "refused": "refused",
-    "lost": "lost",
+    "version": "other version",
+    "absent": "no server",
+    "other": "not a gpt2d server",
+    "lost": "connection lost",
 }
+STATUS_COLORS = {"ready": "good", "off": "dim", "connecting": "warn", "busy": "warn", "late": "warn"}
+"""Color of a status; that of all others is red."""
 
 
 def draw(state: AppState) -> list[Action]:
@@ -23,7 +32,7 @@ def draw(state: AppState) -> list[Action]:
     imgui.set_next_item_width(-imgui.get_frame_height() * 1.2)
     actions += widgets.field("##server", "tcp://host:5757, connect line, or name", "link", "server", link.server)
     widgets.tip(
-        "An endpoint like tcp://127.0.0.1:5757, the connect line that a server printed, or the name of one that was kept."
+        "An endpoint like tcp://127.0.0.1:5757, the connect line that a server printed, or the name of a saved server."
     )
     imgui.same_line(0, 2)
     if imgui.begin_combo("##recent", "", imgui.ComboFlags_.no_preview):
@@ -36,7 +45,7 @@ def draw(state: AppState) -> list[Action]:
         actions += widgets.field("##serverkey", "the server's public key", "link", "server_key", link.server_key)
         imgui.set_next_item_width(-1)
         actions += widgets.field("##keyfile", "the file of your own secret key", "link", "key_file", link.key_file)
-        widgets.tip("Only where no connect line carries them: that has both keys in it.")
+        widgets.tip("Only needed without a connect line, which contains both keys.")
     if link.status == "off":
         if imgui.button("Connect"):
             actions.append(Connect())
@@ -44,12 +53,12 @@ def draw(state: AppState) -> list[Action]:
         if imgui.button("Disconnect"):
             actions.append(Disconnect())
         imgui.same_line()
-        if imgui.button("Connect anew"):
+        if imgui.button("Reconnect"):
             actions.append(Connect())
     imgui.same_line()
     busy = sum(w.running + w.waiting for w in link.workers)
     word = f"busy: {busy} generations" if link.status == "ready" and busy else WORDS[link.status]
-    widgets.colored(word, {"ready": "good", "off": "dim", "connecting": "warn"}.get(link.status, "bad"))
+    widgets.colored(word, STATUS_COLORS.get(link.status, "bad"))
     if link.trouble:
         imgui.text_wrapped(link.trouble)
         wait = link.next_look - state.now
@@ -60,7 +69,7 @@ def draw(state: AppState) -> list[Action]:
         widgets.row("round trip", f"{link.rtt_ms:.1f} ms")
         widgets.row("server", f"gpt2d {info.version} on {info.host}")
         widgets.row("processor", f"{info.cpu}, {info.cores} cores")
-        widgets.row("memory", f"{info.memory_bytes / 1e9:.1f} GB, {link.memory / 1e6:.0f} MB taken by gpt2d")
+        widgets.row("memory", f"{info.memory_bytes / 1e9:.1f} GB, {link.memory / 1e6:.0f} MB used by gpt2d")
         if info.role != "admin":
             widgets.row("this key may", "generate, not load or unload")
     return actions

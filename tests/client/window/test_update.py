@@ -13,11 +13,23 @@ from client import replicas
 from client.window import events as e
 from client.window.export import as_json, as_python
 from client.window.parameters import OWN, usable
-from client.window.state import AppState
-from client.window.update.apply import apply
+from client.window.state import AppState, Status
+from client.window.update.apply import ANSWERS, GOES_ON, STATUS, apply
 from client.window.update.comparison import differences
+from client.window.views import connection
 from protocol import messages as m
-from protocol.errors import BY_CODE, ConnectionLost, KeyRefused, NoServer, ServerRestarted, ServerStuck
+from protocol.errors import (
+    BY_CODE,
+    Busy,
+    ConnectionFailed,
+    ConnectionLost,
+    DeadlineExceeded,
+    Gpt2dError,
+    KeyRefused,
+    NoServer,
+    ServerRestarted,
+    ServerStuck,
+)
 from protocol.ledger import ledger
 from protocol.parameters import parameters
 from tests.client.hostile import NASTY, NONSENSE, VALUES, parameter
@@ -61,9 +73,20 @@ LOADED = m.Loaded(
 )
 TOLD = [m.TokenLogprobs(text=" x", logprob=-1.0, top=[m.Alternative(id=5, text="y", logprob=-2.0)])] * 2
 RESULT = m.Generated(
-    id=1, text=" x x", ids=[3, 3], finish_reason="length", prompt_truncated=0, settings={"seed": 1, "temperature": 0.5}, model="demo", engine="onnx",
-    precision="int8", digest="d", threads=2, ledger=ledger(new_tokens=2), logprobs=TOLD,
-)  # fmt: skip
+    id=1,
+    text=" x x",
+    ids=[3, 3],
+    finish_reason="length",
+    prompt_truncated=0,
+    settings={"seed": 1, "temperature": 0.5},
+    model="demo",
+    engine="onnx",
+    precision="int8",
+    digest="d",
+    threads=2,
+    ledger=ledger(new_tokens=2),
+    logprobs=TOLD,
+)
 
 
 def ready() -> AppState:
@@ -123,12 +146,17 @@ def test_what_a_server_describes_is_kept_where_it_can_be_drawn_and_set() -> None
     assert state.link.info and state.link.info.parameters == parameters(), "its own are"
     meet(state, NONSENSE)
     kept = state.parameters
-    right = {
-        "int": [-1, 1, None], "float": [2**63, -1, 1], "bool": [True], "choice": [NASTY, ""], "strings": [[], [NASTY]], "biases": [[], [[1, 2.5]]],
-    }  # fmt: skip
+    right: dict[str, list[Any]] = {
+        "int": [-1, 1, None],
+        "float": [2**63, -1, 1],
+        "bool": [True],
+        "choice": [NASTY, ""],
+        "strings": [[], [NASTY]],
+        "biases": [[], [[1, 2.5]]],
+    }
     for kind, values in right.items():
-        told = [kept[f"{kind}_{i}"].default for i in range(len(VALUES)) if f"{kind}_{i}" in kept]
-        assert sorted(map(repr, told)) == sorted(map(repr, values)), kind
+        defaults = [kept[f"{kind}_{i}"].default for i in range(len(VALUES)) if f"{kind}_{i}" in kept]
+        assert sorted(repr(value) for value in defaults) == sorted(repr(value) for value in values), kind
     within = {name for name in kept if "_within_" in name}
     finite = ("5_None", "5_1", "6_None", "6_1", "7_None", "7_1")  # by the number of the range
     assert within == {f"int_within_{w}" for w in ("3_None", "4_None", *finite)} | {
@@ -231,7 +259,7 @@ def test_the_newest_generations_keep_their_probabilities() -> None:
 
 
 @pytest.mark.parametrize("at", ["compare load", "compare"])
-def test_a_stopped_comparison_ends_before_another_begins(at: str) -> None:
+def test_a_stopped_comparison_ends_before_another_begins(at: e.CompareTag) -> None:
     state = ready()
     apply(state, e.Do("compare"))
     if at == "compare":
@@ -240,7 +268,11 @@ def test_a_stopped_comparison_ends_before_another_begins(at: str) -> None:
     apply(state, e.Do("stop compare"))
     assert state.compare.stopping and state.compare.running is None
     assert apply(state, e.Do("compare")) == [] and state.compare.running is None
-    apply(state, e.Replied(at, m.Tokens(id=1, text="late", ids=[1]), 1))
+    late: dict[str, m.AnyReply] = {
+        "compare load": m.Progress(id=1, stage="build", done=1, total=2, unit="layers"),
+        "compare": m.Tokens(id=1, text="late", ids=[1]),
+    }
+    apply(state, e.Replied(at, late[at], 1))
     assert apply(state, e.Do("compare")) == [] and state.compare.columns[0].text == ""
     apply(state, e.Replied(at, RESULT if at == "compare" else BY_CODE["cancelled"]("x"), 1))
     assert (
@@ -278,7 +310,7 @@ def test_a_chosen_token_goes_on_from_its_tokens() -> None:
     assert state.page.document.text == "Once xy"
 
 
-def test_a_continuation_that_cannot_be_written_anew_comes_back() -> None:
+def test_a_continuation_that_cannot_be_written_again_comes_back() -> None:
     state = ready()
     apply(state, e.Typed("Once", 4))
     for text in (" x x", " y"):
@@ -311,11 +343,111 @@ def test_a_broken_connection_is_said_at_once() -> None:
     assert state.link.status == "lost" and sent(apply(state, e.Tick(1.1, 1e9)), m.Hello)
 
 
-def test_a_restarted_server_is_noticed_and_asked_anew() -> None:
+def concrete(kind: type[Gpt2dError]) -> list[type[Gpt2dError]]:
+    """The errors below one of the tree."""
+    return [leaf for below in kind.__subclasses__() for leaf in (concrete(below) or [below])]
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        ("deadline", "late"),
+        ("busy", "busy"),
+        ("draining", "stopping"),
+        ("internal", "failed"),
+        ("bad_request", "failed"),
+        ("unauthorised", "refused"),
+        ("version_mismatch", "version"),
+        ("KeyRefused", "refused"),
+        ("NoServer", "absent"),
+        ("NotGpt2d", "other"),
+        ("ServerStuck", "stuck"),
+        ("ConnectionLost", "lost"),
+        ("ServerRestarted", "lost"),
+        ("Closed", "lost"),
+    ],
+)
+def test_each_error_is_called_by_its_name(error: str, status: str) -> None:
+    """A server that is slow or busy has refused nothing, and what it is doing goes on."""
+    known = BY_CODE | {kind.__name__: kind for kind in ConnectionFailed.__subclasses__()}
+    state = ready()
+    apply(state, e.LoadModel())
+    apply(state, e.Replied("look", known[error]("why"), 1))
+    assert state.link.status == status and state.link.trouble == "why" and connection.WORDS[state.link.status]
+    assert (state.models.loading is not None) == (status in GOES_ON)
+    apply(state, e.Do("generate"))
+    assert state.page.error == "why"
+
+
+def test_a_look_whose_time_ran_out_says_so() -> None:
+    state = ready()
+    apply(state, e.Replied("look", DeadlineExceeded("no answer within 4000 ms"), 1))
+    assert connection.WORDS[state.link.status] == "no answer in time" and "no answer" in state.link.trouble
+    apply(state, e.Tick(10.0, 1e9))
+    apply(state, e.Replied("look", INFO, 1))
+    assert state.link.status == "ready" and state.notice == "connected again"
+
+
+def test_every_error_and_every_status_has_a_word() -> None:
+    found = {next(STATUS[k] for k in kind.__mro__ if k in STATUS) for kind in concrete(Gpt2dError)}
+    assert found <= connection.WORDS.keys() and connection.WORDS.keys() == set(get_args(Status))
+
+
+@pytest.mark.parametrize("tag", ANSWERS)
+def test_an_answer_of_another_kind_ends_its_request(tag: Any) -> None:
+    """It neither vanishes, which would leave its request open for ever, nor is it shown as it is."""
+    state = ready()
+    for message in (e.Do("generate"), e.LoadModel(), e.Do("measure"), e.Do("compare")):
+        apply(state, message)
+    apply(state, e.Tick(5.0, 1e9))
+    wrong = m.CancelSent(id=1, found=True)
+    effects = apply(state, e.Replied(tag, wrong, 1))
+    assert effects[0] == e.Cancel(tag)
+    shown = {
+        "look": state.link.trouble,
+        "load": state.models.error,
+        "measure": state.models.error,
+        "page": state.page.error,
+        "compare": state.compare.columns[0].error,
+        "compare load": state.compare.columns[0].error,
+        "models": state.notice,
+        "unload": state.notice,
+    }.get(tag, "with CancelSent instead of")
+    assert "with CancelSent instead of" in shown
+    assert not (tag == "page" and state.page.generating) and not (tag == "load" and state.models.loading)
+    assert tag != "look" or (state.link.status == "other" and state.link.next_look > state.now)
+
+
+def test_models_that_cannot_be_listed_are_not_passed_over() -> None:
+    state = ready()
+    apply(state, e.Replied("models", Busy("full up"), 1))
+    assert state.notice == "the models could not be listed: full up" and state.models.known == [MODEL]
+
+
+def test_a_message_without_a_handler_is_an_error() -> None:
+    """mypy finds it first; whoever asks for a field or a word that does not exist is not passed over either."""
+    state = ready()
+    wrong: list[Any] = [
+        object(),
+        e.Do("sing"),  # type: ignore[arg-type]  # the point, here and below
+        e.Enter("models", "replica", 3),
+        e.Prefer("colour", 1),
+        e.ChooseColumn(0, {"modell": "demo"}),
+        e.Preset("sell", "a"),  # type: ignore[arg-type]
+        e.ExportEntry(1, "xml"),  # type: ignore[arg-type]
+    ]
+    written(state, " x x")
+    for message in wrong:
+        with pytest.raises((AssertionError, AttributeError)):
+            apply(state, message)
+
+
+def test_a_restarted_server_is_noticed_and_asked_again() -> None:
     state = ready()
     apply(state, e.Do("generate"))
     apply(state, e.Replied("look", ServerRestarted("gone"), 1))
-    assert state.link.status == "lost" and state.page.generating is None and state.page.error == "gone"
+    link = state.link
+    assert link.status == "lost" and state.page.generating is None and state.page.error == "gone"
     assert sent(apply(state, e.Tick(1.1, 1e9)), m.Hello)
     effects = apply(
         state,
@@ -323,7 +455,9 @@ def test_a_restarted_server_is_noticed_and_asked_anew() -> None:
             "look", m.ServerInfo(**{**{f: getattr(INFO, f) for f in INFO.__struct_fields__}, "server_id": "b"}), 1
         ),
     )
-    assert state.link.status == "ready" and "restarted" in state.notice and sent(effects, m.Models)
+    assert (
+        state.link.info and state.link.info.server_id == "b" and "restarted" in state.notice and sent(effects, m.Models)
+    )
 
 
 def test_a_connect_line_is_not_kept_among_the_preferences() -> None:
@@ -461,39 +595,65 @@ errors = st.sampled_from(
     ]
 )
 replies: st.SearchStrategy[Any] = st.one_of(
-    errors, st.just(INFO), st.just(PONG), st.just(RESULT), st.just(m.ModelList(id=1, models=[MODEL])), st.just(m.ModelList(id=1, models=[])),
+    errors,
+    st.just(INFO),
+    st.just(PONG),
+    st.just(RESULT),
+    st.just(m.ModelList(id=1, models=[MODEL])),
+    st.just(m.ModelList(id=1, models=[])),
     st.builds(m.Tokens, id=st.just(1), text=st.text(max_size=5), ids=st.just([1])),
-    st.builds(m.Progress, id=st.just(1), stage=st.text(max_size=5), done=st.integers(-5, 5), total=st.integers(-5, 5), unit=st.just("bytes")),
-    st.just(m.Tokenized(id=1, text="ab", ids=[1], offsets=[0, 2])), st.just(m.Tokenized(id=1, text="", ids=[], offsets=[])),
-    st.just(LOADED), st.just(msgspec.structs.replace(INFO, parameters=NONSENSE)),
+    st.builds(
+        m.Progress,
+        id=st.just(1),
+        stage=st.text(max_size=5),
+        done=st.integers(-5, 5),
+        total=st.integers(-5, 5),
+        unit=st.just("bytes"),
+    ),
+    st.just(m.Tokenized(id=1, text="ab", ids=[1], offsets=[0, 2])),
+    st.just(m.Tokenized(id=1, text="", ids=[], offsets=[])),
+    st.just(LOADED),
+    st.just(msgspec.structs.replace(INFO, parameters=NONSENSE)),
     st.just(m.Measured(id=1, model="demo", engine="onnx", precision="int8", fidelity=FIDELITY)),
     st.just(m.Unloaded(id=1, names=["a"])),
     st.just(m.Stats(id=1, uptime_ms=1, rss_bytes=1, peers=1, open_requests=1, requests={}, errors={}, workers=[])),
-)  # fmt: skip
-TAGS = [
-    "look",
-    "models",
-    "stats",
-    "load",
-    "measure",
-    "unload",
-    "page",
-    "count",
-    "branch ids",
-    "branch text",
-    "compare",
-    "compare load",
-]
-WORDS = list(get_args(get_type_hints(e.Do)["what"]))
+)
+TAGS = list(ANSWERS)
+
+
+def words(hint: Any) -> list[str]:
+    """The words of a Literal, or of a union of some."""
+    return [word for part in get_args(hint) for word in (words(part) or [part])]
+
+
+WORDS = words(get_type_hints(e.Do)["what"])
 messages: st.SearchStrategy[Any] = st.one_of(
-    st.builds(e.Replied, st.sampled_from(TAGS), replies, st.floats(0, 9)), st.builds(e.Do, st.sampled_from(WORDS)), st.just(e.Connect()), st.just(e.Disconnect()),
-    st.builds(e.Tick, st.floats(0, 1000), st.just(1e9)), st.builds(lambda t: e.Typed(t, len(t.encode())), st.text("ab\u4e2d", max_size=9)),
-    st.builds(e.TakeToken, st.integers(-2, 3), st.just(5)), st.builds(e.Restore, st.integers(0, 3)), st.just(e.LoadModel()), st.just(e.CancelLoad()),
-    st.builds(e.Opened, st.just(Path("x")), st.text(max_size=5)), st.builds(e.Saved, st.just(Path("x")), st.just(b"a")), st.just(e.DiskFailed("full")),
-    st.builds(e.Choose, st.sampled_from(["demo", "gone"]), st.sampled_from(["onnx", "x"]), st.sampled_from(["int8", "y"])), st.just(e.NotConnected("no")),
-    st.builds(e.ExportEntry, st.integers(0, 3), st.sampled_from(["json", "python"])), st.builds(e.ChooseColumn, st.integers(0, 5), st.just({"model": "demo"})),
-    st.builds(e.Enter, st.just("models"), st.just("replicas"), st.integers(1, 64)), st.builds(e.ChooseFile, st.just("."), st.sampled_from(["", "a"]), st.booleans()), st.just(e.SetSetting("temperature", 0.5)), st.just(e.SetSetting("max_new_tokens", 3)), st.builds(e.Preset, st.sampled_from(["save", "load"]), st.just("a")), st.just(e.SetSetting("temperature", None)),
-)  # fmt: skip
+    st.builds(e.Replied, st.sampled_from(TAGS), replies, st.floats(0, 9)),
+    st.builds(e.Do, st.sampled_from(WORDS)),
+    st.just(e.Connect()),
+    st.just(e.Disconnect()),
+    st.builds(e.Tick, st.floats(0, 1000), st.just(1e9)),
+    st.builds(lambda t: e.Typed(t, len(t.encode())), st.text("ab\u4e2d", max_size=9)),
+    st.builds(e.TakeToken, st.integers(-2, 3), st.just(5)),
+    st.builds(e.Restore, st.integers(0, 3)),
+    st.just(e.LoadModel()),
+    st.just(e.CancelLoad()),
+    st.builds(e.Opened, st.just(Path("x")), st.text(max_size=5)),
+    st.builds(e.Saved, st.just(Path("x")), st.just(b"a")),
+    st.just(e.DiskFailed("full")),
+    st.builds(
+        e.Choose, st.sampled_from(["demo", "gone"]), st.sampled_from(["onnx", "x"]), st.sampled_from(["int8", "y"])
+    ),
+    st.just(e.NotConnected("no")),
+    st.builds(e.ExportEntry, st.integers(0, 3), st.sampled_from(["json", "python"])),
+    st.builds(e.ChooseColumn, st.integers(0, 5), st.just({"model": "demo"})),
+    st.builds(e.Enter, st.just("models"), st.just("replicas"), st.integers(1, 64)),
+    st.builds(e.ChooseFile, st.just("."), st.sampled_from(["", "a"]), st.booleans()),
+    st.just(e.SetSetting("temperature", 0.5)),
+    st.just(e.SetSetting("max_new_tokens", 3)),
+    st.builds(e.Preset, st.sampled_from(["save", "load"]), st.just("a")),
+    st.just(e.SetSetting("temperature", None)),
+)
 
 
 @settings(max_examples=300, deadline=None)
@@ -507,11 +667,19 @@ def test_any_order_of_events_leaves_a_valid_state(order: list[Any]) -> None:
         document.data.decode()
         assert all(0 <= mark.start < mark.end <= len(document.data) for mark in document.marks)
         assert going is None or 0 <= going.start <= going.end <= len(document.data)
-        assert going is None or state.link.status in {"ready", "stuck"}
+        assert going is None or state.link.status in GOES_ON
         assert all(0 <= place.shown <= max(0, len(place.takes) - 1) for place in document.places.values())
         assert state.compare.running is None or 0 <= state.compare.running < len(state.compare.columns)
         assert 2 <= len(state.compare.columns) <= 4
-        assert not state.compare.stopping or state.link.status in {"ready", "stuck"}
+        assert not state.compare.stopping or state.link.status in GOES_ON
         assert type(state.setting("max_new_tokens")) is int
-        assert state.models.loading is None or state.link.status in {"ready", "stuck"}
-        assert state.models.measuring is None or state.link.status in {"ready", "stuck"}
+        assert state.models.loading is None or state.link.status in GOES_ON
+        assert state.models.measuring is None or state.link.status in GOES_ON
+
+
+def test_a_folder_of_nobody_is_left_to_the_disk() -> None:
+    """The home folder is looked up where files are: an error there is shown, one here would end the window."""
+    state = ready()
+    apply(state, e.Do("save as"))
+    effects = apply(state, e.ChooseFile("~nobody-has-this-name", "a.txt", done=True))
+    assert effects == [e.SaveFile(Path("~nobody-has-this-name", "a.txt"), b"")]
