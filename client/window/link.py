@@ -1,4 +1,4 @@
-"""protocol.Connection <-> the window: effects in, events out. Everything here happens in threads of its own."""
+"""Connects the window with protocol.Connection: effects in, events out. All of it happens in threads of its own."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias, assert_never
 
 from client import servers
 from client.window.events import (
@@ -21,17 +22,18 @@ from client.window.events import (
     OpenLink,
     Replied,
     Send,
+    Tag,
 )
+from protocol.client import is_last
 from protocol.connection import Connection, Event as Reply
-from protocol.errors import Gpt2dError
+from protocol.errors import ConnectionLost, Gpt2dError
 from protocol.keys import Address, read_secret
-from protocol.messages import Progress, Tokens
 
-LinkEffect = OpenLink | CloseLink | Send | Cancel | KeepServer
+LinkEffect: TypeAlias = OpenLink | CloseLink | Send | Cancel | KeepServer
 MAX_EVENTS = 20_000
-"""Events that the window has not taken yet; a server that sends more faster is left."""
+"""Number of events that may wait for the window; a server that sends more, and faster, is disconnected."""
 TAKE = 500
-"""Events that one frame takes over at most."""
+"""Most events that one frame takes."""
 CLOSE_S = 6.0
 
 
@@ -41,13 +43,18 @@ class Link:
     def __init__(self, wake: Callable[[], None]) -> None:
         self._wake = wake
         self._effects: queue.SimpleQueue[LinkEffect | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        """Guards what follows: replies come in the connection's thread, effects in the link's, and the window takes
+        events.
+        """
         self._events: deque[Event] = deque()
-        self._lock = threading.Lock()  # the events come from two threads and leave in a third
         self._connection: Connection | None = None
-        self._address: Address | None = None
-        self._open: dict[str, tuple[int, int]] = {}
-        """Tag -> (serial, request id) of the latest request."""
+        self._epoch = 0
+        """Counts the connections, so that what an earlier one still says is ignored."""
+        self._open: dict[Tag, tuple[int, int]] = {}
+        """Tag -> (serial, request id) of the latest request, while it is open."""
         self._serial = 0
+        self._address: Address | None = None
         self._thread = threading.Thread(target=self._run, name="link", daemon=True)
         self._thread.start()
 
@@ -55,13 +62,13 @@ class Link:
         self._effects.put(effect)
 
     def events(self) -> list[Event]:
-        """What has happened since, in order; a part of it where that is much."""
+        """Return what has happened since the last call, in order, and at most TAKE events."""
         with self._lock:
             return [self._events.popleft() for _ in range(min(TAKE, len(self._events)))]
 
     @property
     def more(self) -> bool:
-        """`events` has left something."""
+        """True if `events` has left something."""
         return bool(self._events)
 
     def close(self) -> None:
@@ -82,52 +89,63 @@ class Link:
                 case Send():
                     self._send(effect)
                 case Cancel(tag):
-                    if self._connection and tag in self._open:
-                        self._connection.cancel(self._open[tag][1])
+                    self._cancel(tag)
                 case KeepServer():
                     self._keep()
+                case _:
+                    assert_never(effect)
         self._disconnect()
 
     def _connect(self, effect: OpenLink) -> None:
+        epoch = self._epoch
         try:
             if effect.server_key or effect.key_file:
                 key = read_secret(Path(effect.key_file).expanduser()).secret if effect.key_file else None
                 self._address = Address.parse(effect.server, effect.server_key or None, key)
             else:
                 self._address = servers.resolve(effect.server)
-            self._connection = Connection(self._address.line(), on_lost=lambda: self._tell(Broken()))
-        except (ValueError, RuntimeError) as e:  # RuntimeError: the key file's ~ is nobody's home
+            self._connection = Connection(self._address.line(), on_lost=lambda: self._lost(epoch))
+        except (ValueError, RuntimeError) as e:  # RuntimeError: the home folder that ~ means cannot be found
             self._tell(NotConnected(str(e)))
 
     def _disconnect(self) -> None:
-        self._open.clear()
-        if self._connection:
-            connection, self._connection = self._connection, None
+        with self._lock:
+            connection = self._leave()
+        if connection:
             connection.close()
 
     def _send(self, effect: Send) -> None:
-        connection = self._connection
+        with self._lock:
+            connection, epoch = self._connection, self._epoch
+            earlier = self._open.pop(effect.tag, None)
+            self._serial += 1
+            serial = self._serial
+            if connection:
+                self._open[effect.tag] = serial, -1
         if connection is None:
+            self._tell(Replied(effect.tag, ConnectionLost("there is no connection to a server"), 0.0))
             return
-        if effect.tag in self._open:
-            connection.cancel(self._open[effect.tag][1])
-        self._serial += 1
-        serial, began = self._serial, time.perf_counter()
+        if earlier:
+            connection.cancel(earlier[1])
+        began = time.perf_counter()
 
         def on_event(reply: Reply) -> None:  # in the connection's thread
-            if connection is self._connection and self._open.get(effect.tag, (0, 0))[0] == serial:
-                if not isinstance(reply, Progress | Tokens):
-                    self._open.pop(effect.tag, None)
-                self._tell(Replied(effect.tag, reply, (time.perf_counter() - began) * 1000))
+            self._replied(epoch, serial, Replied(effect.tag, reply, (time.perf_counter() - began) * 1000))
 
-        self._open[effect.tag] = serial, -1
         try:
             request_id = connection.submit(effect.request, on_event, effect.timeout)
         except Gpt2dError as e:
             on_event(e)
             return
-        if self._open.get(effect.tag, (0, 0))[0] == serial:
-            self._open[effect.tag] = serial, request_id
+        with self._lock:
+            if self._open.get(effect.tag) == (serial, -1):
+                self._open[effect.tag] = serial, request_id
+
+    def _cancel(self, tag: Tag) -> None:
+        with self._lock:
+            connection, (_, request_id) = self._connection, self._open.get(tag, (0, -1))
+        if connection and request_id >= 0:
+            connection.cancel(request_id)
 
     def _keep(self) -> None:
         if self._address and self._address.key and self._address not in servers.kept():
@@ -137,14 +155,40 @@ class Link:
                 return  # it works all the same; the next time the line is needed again
             self._tell(Kept(servers.names()))
 
+    # In whichever thread has something to say
+
     def _tell(self, event: Event) -> None:
-        """Keep an event for the window; where it has not taken MAX_EVENTS, they are dropped and the server is left."""
         with self._lock:
-            if len(self._events) >= MAX_EVENTS:
-                self._events.clear()
-                event = NotConnected("the server sent more than this window can take")
-                connection, self._connection = self._connection, None
-                if connection:  # not closed here: this may be its own thread
-                    threading.Thread(target=connection.close, daemon=True).start()
             self._events.append(event)
         self._wake()
+
+    def _replied(self, epoch: int, serial: int, event: Replied) -> None:
+        """Pass a reply on, unless another request or connection has taken the place of its own."""
+        flooding = None
+        with self._lock:
+            if epoch != self._epoch or self._open.get(event.tag, (0, 0))[0] != serial:
+                return
+            if is_last(event.event):
+                del self._open[event.tag]
+            if len(self._events) < MAX_EVENTS:
+                self._events.append(event)
+            else:
+                flooding = self._leave()
+                self._events.append(NotConnected("the server sent more than this window can take"))
+        if flooding:  # not closed here: this is its own thread
+            threading.Thread(target=flooding.close, daemon=True).start()
+        self._wake()
+
+    def _lost(self, epoch: int) -> None:
+        with self._lock:
+            if epoch == self._epoch:
+                self._events.append(Broken())
+        self._wake()
+
+    def _leave(self) -> Connection | None:
+        """Forget the connection and what it has said; return it, to be closed. The lock is held."""
+        connection, self._connection = self._connection, None
+        self._epoch += 1
+        self._open.clear()
+        self._events = deque(e for e in self._events if not isinstance(e, Replied | Broken | NotConnected))
+        return connection

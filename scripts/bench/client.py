@@ -98,16 +98,16 @@ class Bench:
         self.idle_cpu_pct = 0.0
 
     def run(self) -> dict[str, object]:
-        window, tell = self.window, self.window.app.link._tell
+        window, replied = self.window, self.window.app.link._replied
         from client.window.events import Replied
         from protocol.messages import Tokens
 
-        def arrive(event: object) -> None:
-            if isinstance(event, Replied) and isinstance(event.event, Tokens):
+        def arrive(epoch: int, serial: int, event: Replied) -> None:
+            if isinstance(event.event, Tokens):
                 self.arrived.append(time.monotonic())
-            tell(event)  # type: ignore[arg-type]
+            replied(epoch, serial, event)
 
-        window.app.link._tell = arrive  # type: ignore[method-assign]
+        window.app.link._replied = arrive  # type: ignore[method-assign]
         take = window.app.take_events
 
         def take_events() -> bool:
