@@ -1,8 +1,9 @@
-"""Files: the page, its autosave, exports, preferences, fonts. In a thread of its own; what has happened comes back as events."""
+"""Files: the page, its autosave, exports, preferences, fonts. In a thread of its own, which answers with events."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import queue
 import sys
@@ -10,7 +11,7 @@ import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeAlias, assert_never, get_args, get_origin, get_type_hints
 
 import msgspec
 import platformdirs
@@ -33,16 +34,18 @@ from client.window.events import (
 )
 from client.window.state import Preferences
 
-DiskEffect = OpenFile | SaveFile | Export | Autosave | ListFolder | ListFonts | SavePreferences
-MAX_FILE_BYTES, MAX_LISTED, MAX_FONTS = 4 << 20, 2000, 2000
+DiskEffect: TypeAlias = OpenFile | SaveFile | Export | Autosave | ListFolder | ListFonts | SavePreferences
+MAX_FILE_BYTES = 4 << 20
+MAX_LISTED, MAX_FONTS = 2000, 2000
 FONT_FOLDERS = {
     "linux": ["~/.fonts", "~/.local/share/fonts", "/usr/local/share/fonts", "/usr/share/fonts"],
     "darwin": ["~/Library/Fonts", "/Library/Fonts", "/System/Library/Fonts"],
     "win32": ["~/AppData/Local/Microsoft/Windows/Fonts", "C:/Windows/Fonts"],
 }
 CLOSE_S = 5.0
+log = logging.getLogger(__name__)
 Line: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[^\0]+$")]
-"""What can be an item of a list on the screen."""
+"""Text that can be an item of a list on the screen."""
 SettingsKept: TypeAlias = dict[str, bool | int | float | str | list[str | tuple[int, float]] | None]
 KINDS = get_type_hints(Preferences) | {
     "sampling": SettingsKept,
@@ -73,9 +76,11 @@ class Disk:
         self._effects.put(effect)
 
     def events(self) -> list[Event]:
+        """Return what has happened since the last call, in order."""
         found = []
-        while not self._events.empty():
-            found.append(self._events.get_nowait())
+        with contextlib.suppress(queue.Empty):
+            while True:
+                found.append(self._events.get_nowait())
         return found
 
     def close(self) -> None:
@@ -86,29 +91,43 @@ class Disk:
     def _run(self) -> None:
         while (effect := self._effects.get()) is not None:
             try:
-                event = _carry_out(effect)
+                event = carry_out(effect)
             except (OSError, ValueError) as e:
-                event = DiskFailed(
-                    f"{getattr(e, 'filename', None) or ''}: {getattr(e, 'strerror', None) or e}".removeprefix(": ")
-                )
+                event = DiskFailed(describe(e))
+            except (
+                Exception
+            ) as e:  # a fault of the window itself: the thread must go on, what comes after is to be saved
+                log.exception("%s failed", type(effect).__name__)
+                event = DiskFailed(f"{type(e).__name__}: {e}")
             if event:
                 self._events.put(event)
                 self._wake()
 
 
-def _carry_out(effect: DiskEffect) -> Event | None:
+def describe(error: OSError | ValueError) -> str:
+    """Return an error in words, with the file's name where it has one."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
+
+
+def carry_out(effect: DiskEffect) -> Event | None:
+    """Do what was asked; return the event that it ends in, if the window waits for one. Raises: OSError, ValueError."""
     match effect:
         case OpenFile(path):
+            path = expanded(path)
             if path.stat().st_size > MAX_FILE_BYTES:
-                raise ValueError(f"{path} is over {MAX_FILE_BYTES >> 20} MB, more than a page takes")
+                raise ValueError(f"{path} is too large: a page holds at most {MAX_FILE_BYTES >> 20} MB")
             try:
                 return Opened(path, path.read_text(encoding="utf-8-sig"))
             except UnicodeDecodeError:
                 raise ValueError(f"{path} is not UTF-8 text") from None
         case SaveFile(path, data):
+            path = expanded(path)
             write(path, data)
             return Saved(path, data)
         case Export(path, text):
+            path = expanded(path)
             write(path, text.encode())
             return Exported(path)
         case Autosave(data):
@@ -119,19 +138,27 @@ def _carry_out(effect: DiskEffect) -> Event | None:
         case SavePreferences(preferences):
             write(folder() / "client.json", msgspec.json.format(msgspec.json.encode(preferences)))
         case ListFolder(where):
-            path = Path(where).expanduser()
+            path = expanded(Path(where))
             entries = sorted(path.iterdir(), key=lambda p: (not p.is_dir(), p.name.lower()))
-            return Listed(
-                str(path),
-                [(p.name, p.is_dir()) for p in entries if not p.name.startswith(".") and _is_text(p.name)][:MAX_LISTED],
-            )
+            shown = [(p.name, p.is_dir()) for p in entries if not p.name.startswith(".") and _is_text(p.name)]
+            return Listed(str(path), shown[:MAX_LISTED])
         case ListFonts():
             return FontsListed(system_fonts())
+        case _:
+            assert_never(effect)
     return None
 
 
+def expanded(path: Path) -> Path:
+    """Return a path with the home folder in place of ~. Raises: ValueError if that user has none."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError(f"{path}: the home folder of {path.parts[0]} cannot be found") from None
+
+
 def write(path: Path, data: bytes) -> None:
-    """Write a file so that it is whole at every moment. Raises: OSError."""
+    """Write a file so that it is complete at every moment. Raises: OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -148,7 +175,7 @@ def write(path: Path, data: bytes) -> None:
 
 
 def read_preferences() -> Preferences:
-    """As they were kept; what is missing or damaged gets its default."""
+    """Read the preferences as they were saved; what is missing or damaged gets its default."""
     preferences = Preferences()
     try:
         kept = msgspec.json.decode((folder() / "client.json").read_bytes(), type=dict[str, Any])
@@ -158,18 +185,17 @@ def read_preferences() -> Preferences:
         with contextlib.suppress(KeyError, msgspec.ValidationError):
             setattr(preferences, name, _of_kind(kept[name], kind))
     preferences.scale = min(4.0, max(0.5, preferences.scale))
-    preferences.font_size, preferences.page_font_size = (
-        min(60.0, max(8.0, size)) for size in (preferences.font_size, preferences.page_font_size)
-    )
-    preferences.width, preferences.height = (
-        max(640, min(8000, preferences.width)),
-        max(400, min(8000, preferences.height)),
-    )
+    preferences.font_size = min(60.0, max(8.0, preferences.font_size))
+    preferences.page_font_size = min(60.0, max(8.0, preferences.page_font_size))
+    preferences.width = min(8000, max(640, preferences.width))
+    preferences.height = min(8000, max(400, preferences.height))
     return preferences
 
 
 def _of_kind(kept: Any, kind: Any) -> Any:
-    """What was kept, as a value of this kind; of a dict, the entries that are. Raises: msgspec.ValidationError."""
+    """Convert what was saved to a value of this kind; of a dict, the entries that can be. Raises:
+    msgspec.ValidationError.
+    """
     if get_origin(kind) is not dict or not isinstance(kept, dict):
         return msgspec.convert(kept, kind)
     key_kind, entry_kind = get_args(kind)
@@ -181,17 +207,21 @@ def _of_kind(kept: Any, kind: Any) -> Any:
 
 
 def read_autosave() -> str | None:
-    """The text of a session that did not end by itself."""
+    """Return the text of a session that crashed; None if there is none."""
     with contextlib.suppress(OSError, ValueError):
         return autosave_file().read_text(encoding="utf-8") or None
     return None
 
 
 def system_fonts() -> list[tuple[str, str]]:
-    """(name, path) of the fonts that are installed, by name."""
+    """Return (name, path) of the fonts that are installed, sorted by name."""
     found: dict[str, str] = {}
     for place in FONT_FOLDERS.get(sys.platform, FONT_FOLDERS["linux"]):
-        for root, _, names in os.walk(Path(place).expanduser()):
+        try:
+            path = expanded(Path(place))
+        except ValueError:  # this user has no home folder
+            continue
+        for root, _, names in os.walk(path):
             for name in names:
                 path = Path(root) / name
                 if name.lower().endswith((".ttf", ".otf", ".ttc")) and _is_text(str(path)) and len(found) < MAX_FONTS:
@@ -200,5 +230,5 @@ def system_fonts() -> list[tuple[str, str]]:
 
 
 def _is_text(name: str) -> bool:
-    """False for a file name in another encoding, which the window cannot show."""
+    """Return False for a file name in another encoding, which the window cannot show."""
     return not any("\ud800" <= c <= "\udfff" for c in name)

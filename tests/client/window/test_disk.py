@@ -1,17 +1,31 @@
-"""What is read from the config folder, whatever stands there."""
+"""Preferences as they are read from the config folder, whatever is in it; and the thread that does the work."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from client.window import disk
-from client.window.events import Listed, ListFolder, SavePreferences
+from client.window.disk import Disk, DiskEffect
+from client.window.events import (
+    DiskFailed,
+    Event,
+    Export,
+    FontsListed,
+    Listed,
+    ListFolder,
+    ListFonts,
+    OpenFile,
+    Saved,
+    SaveFile,
+    SavePreferences,
+)
 from client.window.state import Preferences
 
 
@@ -38,10 +52,18 @@ def test_preferences_come_back() -> None:
         "logprobs": None,
     }
     preferences = Preferences(
-        font="/a", font_size=20.0, theme="light", enter_generates=True, recent=["tcp://h:1"], sampling=settings | {"logit_bias": [(1, 2.0)]},
-        presets={"a b #1": settings, "empty": {}}, layout="[x]\n", closed=[], width=1000,
-    )  # fmt: skip
-    disk._carry_out(SavePreferences(preferences))
+        font="/a",
+        font_size=20.0,
+        theme="light",
+        enter_generates=True,
+        recent=["tcp://h:1"],
+        sampling=settings | {"logit_bias": [(1, 2.0)]},
+        presets={"a b #1": settings, "empty": {}},
+        layout="[x]\n",
+        closed=[],
+        width=1000,
+    )
+    disk.carry_out(SavePreferences(preferences))
     assert disk.read_preferences() == preferences
 
 
@@ -69,8 +91,70 @@ def test_what_is_damaged_gets_its_default(kept: Path) -> None:
 def test_names_that_are_no_text_are_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (b"caf\xe9.ttf", "caf\u00e9.ttf".encode(), b"b.txt"):
         (tmp_path / os.fsdecode(name)).touch()
-    assert disk._carry_out(ListFolder(str(tmp_path))) == Listed(
+    assert disk.carry_out(ListFolder(str(tmp_path))) == Listed(
         str(tmp_path), [("b.txt", False), ("caf\u00e9.ttf", False)]
     )
     monkeypatch.setitem(disk.FONT_FOLDERS, "linux", [str(tmp_path)])
     assert disk.system_fonts() == [("caf\u00e9", str(tmp_path / "caf\u00e9.ttf"))]
+
+
+def answer(effect: DiskEffect, then: DiskEffect) -> list[Event]:
+    """What comes of two effects, one after the other."""
+    woken = threading.Event()
+    helper = Disk(woken.set)
+    found: list[Event] = []
+    helper.do(effect)
+    helper.do(then)
+    while len(found) < 2:
+        assert woken.wait(10), f"nothing came after {found}"
+        woken.clear()
+        found += helper.events()
+    helper.close()
+    return found
+
+
+NOWHERE = "~nobody-has-this-name"
+
+
+@pytest.mark.parametrize(
+    "effect",
+    [
+        OpenFile(Path(NOWHERE, "a.txt")),
+        SaveFile(Path(NOWHERE, "a.txt"), b"x"),
+        Export(Path(NOWHERE, "a.txt"), "x"),
+        ListFolder(NOWHERE),
+    ],
+    ids=["open", "save", "export", "list"],
+)
+def test_the_home_of_nobody_is_said_and_the_next_file_is_saved(
+    effect: DiskEffect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    failed, saved = answer(effect, SaveFile(tmp_path / "b.txt", b"kept"))
+    assert isinstance(failed, DiskFailed) and f"the home folder of {NOWHERE} cannot be found" in failed.error
+    assert saved == Saved(tmp_path / "b.txt", b"kept") and (tmp_path / "b.txt").read_bytes() == b"kept"
+
+
+def test_fonts_are_listed_for_a_user_without_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.ttf").touch()
+    monkeypatch.setitem(disk.FONT_FOLDERS, "linux", [f"{NOWHERE}/fonts", str(tmp_path)])
+    monkeypatch.setattr(sys, "platform", "linux")
+    fonts, listed = answer(ListFonts(), ListFolder(str(tmp_path)))
+    assert fonts == FontsListed([("a", str(tmp_path / "a.ttf"))]) and isinstance(listed, Listed)
+
+
+def test_an_unexpected_error_costs_one_effect(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else every later autosave would be lost in silence."""
+    do = disk.carry_out
+
+    def carry_out(effect: DiskEffect) -> Event | None:
+        if isinstance(effect, ListFonts):
+            raise KeyError("a bug")
+        return do(effect)
+
+    monkeypatch.setattr(disk, "carry_out", carry_out)
+    failed, listed = answer(ListFonts(), ListFolder(str(tmp_path)))
+    assert failed == DiskFailed("KeyError: 'a bug'") and isinstance(listed, Listed)
+    assert "ListFonts failed" in caplog.text
