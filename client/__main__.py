@@ -15,7 +15,7 @@ from protocol.keys import DEFAULT_ENDPOINT, Address, read_secret
 
 EPILOG = """\
 examples:
-  gpt2d-client                                      the window, or where there is no display the terminal
+  gpt2d-client                                      the window, or the terminal if there is no display
   gpt2d-client --terminal                           write at a prompt; /help lists the commands
   gpt2d-client --prompt "Shall I compare thee"      one generation, then exit
   gpt2d-client 'tcp://host:5757#...'                a server on another machine, by the line that it printed
@@ -36,15 +36,18 @@ def main() -> None:
         "server",
         nargs="?",
         default=DEFAULT_ENDPOINT,
-        help="where it listens, the connect line that it printed, the name of one that was kept, or - to type that (default: %(default)s)",
+        help="its endpoint, the connect line that it printed, or the name of a saved server; - reads it from stdin "
+        "(default: %(default)s)",
     )
-    parser.add_argument("--server-key", metavar="KEY", help="the server's public key, where no connect line carries it")
-    parser.add_argument("--key", type=Path, metavar="FILE", help="the file of your own secret key, likewise")
-    parser.add_argument("-p", "--prompt", help="do one generation and exit (a prompt on stdin does the same)")
+    parser.add_argument("--server-key", metavar="KEY", help="the server's public key, if you have no connect line")
+    parser.add_argument(
+        "--key", type=Path, metavar="FILE", help="the file of your own secret key, if you have no connect line"
+    )
+    parser.add_argument("-p", "--prompt", help="continue this text once and exit (a text on stdin does the same)")
     parser.add_argument("-m", "--model", help="load this model first, if it is not loaded")
     parser.add_argument("--engine", help="its engine (default: the server's)")
     parser.add_argument("--precision", help="its precision (default: the engine's)")
-    parser.add_argument("-n", "--max-new-tokens", metavar="N", help="how many tokens to write at most")
+    parser.add_argument("-n", "--max-new-tokens", metavar="N", help="the largest number of tokens to write")
     parser.add_argument(
         "--set",
         action="append",
@@ -70,16 +73,16 @@ def main() -> None:
         sys.exit(run(args))
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:  # whoever read the text has had enough
+    except BrokenPipeError:  # the reader of the text has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
 
 
 def find_server(args: argparse.Namespace) -> Address:
-    """Which server is meant. Raises: ValueError."""
+    """Return the server that the arguments mean. Raises: ValueError."""
     text = args.server
     if text == "-" and sys.stdin is None:
-        raise ValueError("stdin is closed, so that no connect line comes from there")
+        raise ValueError("stdin is closed, so no connect line can be read from it")
     if text == "-":
         text = (getpass.getpass("connect line: ") if sys.stdin.isatty() else sys.stdin.readline()).strip()
     if args.key or args.server_key:
@@ -88,22 +91,23 @@ def find_server(args: argparse.Namespace) -> Address:
 
 
 def has_input() -> bool:
-    """True if a prompt comes through a pipe or from a file; a terminal, or nothing at all, brings none."""
+    """True if a prompt comes through a pipe or from a file; not at a terminal, or without any stdin."""
     return sys.stdin is not None and not stat.S_ISCHR(os.fstat(sys.stdin.fileno()).st_mode)
 
 
 def has_display() -> bool:
-    """True if there is a screen that a window could be on."""
+    """True if there is a screen for a window."""
     return sys.platform in {"win32", "darwin"} or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
 def show(args: argparse.Namespace) -> int:
-    """The window; where none can be opened, a sentence about what to do."""
+    """Open the window and stay until it is closed; where that fails, say what to do. Return the exit code."""
     try:
         from client.window import loop as window
     except ImportError as e:
         print(
-            f"gpt2d-client: the window's libraries are missing ({e}); `pip install -r requirements-client.txt`, or --terminal",
+            f"gpt2d-client: the window's libraries are missing ({e}); run `pip install -r requirements-client.txt`, "
+            "or use --terminal",
             file=sys.stderr,
         )
         return 1
@@ -111,7 +115,7 @@ def show(args: argparse.Namespace) -> int:
         window.main(args.address.line() if args.server != DEFAULT_ENDPOINT else None)
     except RuntimeError as e:
         print(
-            f"gpt2d-client: no window can be opened: {e}. The README's Troubleshooting says what helps; --terminal works without.",
+            f"gpt2d-client: no window can be opened: {e}. See Troubleshooting in the README, or use --terminal",
             file=sys.stderr,
         )
         return 1
@@ -119,16 +123,16 @@ def show(args: argparse.Namespace) -> int:
 
 
 def keep(address: Address) -> None:
-    """Keep a connect line that works, for the next time."""
+    """Save a connect line that works, for the next time."""
     if address.key and address not in servers.kept():
         try:
-            print(f"kept; next time `gpt2d-client {servers.keep(address)}` is enough", file=sys.stderr)
+            print(f"saved; next time `gpt2d-client {servers.keep(address)}` is enough", file=sys.stderr)
         except OSError as e:
-            print(f"the connect line cannot be kept in {servers.folder()}: {e.strerror}", file=sys.stderr)
+            print(f"the connect line cannot be saved in {servers.folder()}: {e.strerror}", file=sys.stderr)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what was asked; return the exit code."""
+    """Do what the arguments say; return the exit code."""
     if not args.terminal and args.prompt is None and not has_input() and has_display():
         return show(args)
     from client.terminal import Choice, Terminal
@@ -136,11 +140,13 @@ def run(args: argparse.Namespace) -> int:
 
     prompt = args.prompt
     if prompt is None and sys.stdin is None:
-        print("gpt2d-client: stdin is closed, so that no text comes from there; give it with --prompt", file=sys.stderr)
+        print("gpt2d-client: stdin is closed, so no text can be read from it; use --prompt", file=sys.stderr)
         return 1
     if prompt is None and not sys.stdin.isatty():
         prompt = sys.stdin.read().removesuffix("\n")
-    settings = [*args.settings, *([f"max_new_tokens={args.max_new_tokens}"] if args.max_new_tokens else [])]
+    settings = list(args.settings)
+    if args.max_new_tokens:
+        settings.append(f"max_new_tokens={args.max_new_tokens}")
     with Terminal(args.address) as terminal:
         try:
             info = terminal.meet()

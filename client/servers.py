@@ -1,4 +1,6 @@
-"""The servers that this user has connected to with keys, by name: a connect line each, in files of the user's alone."""
+"""The servers that this user has connected to with keys, by name: a connect line each, in files that only the user can
+read.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ def folder() -> Path:
 
 
 def resolve(text: str) -> Address:
-    """Read an endpoint, a connect line, or the name of a server that was kept. Raises: ValueError."""
+    """Read an endpoint, a connect line, or the name of a saved server. Raises: ValueError."""
     if "://" in text or not NAME.fullmatch(text):
         return Address.parse(text)
     try:
@@ -29,12 +31,12 @@ def resolve(text: str) -> Address:
     except OSError:
         known = ", ".join(names()) or "none yet"
         raise ValueError(
-            f"no server {text!r} was kept (there are: {known}); give an endpoint like {DEFAULT_ENDPOINT} or a connect line"
+            f"no server {text!r} is saved (saved: {known}); give an endpoint like {DEFAULT_ENDPOINT} or a connect line"
         ) from None
 
 
 def keep(address: Address) -> str:
-    """Keep a connect line under its host's name (and port, where that is another than the usual); return the name.
+    """Save a connect line under its host's name (and port, where that is not the default); return the name.
 
     Raises: OSError.
     """
@@ -42,7 +44,9 @@ def keep(address: Address) -> str:
     name = re.sub(r"[^\w.-]", "-", parts.hostname or parts.path, flags=re.ASCII).strip("-.") or "server"
     if parts.scheme == "tcp" and parts.port != urlsplit(DEFAULT_ENDPOINT).port:
         name += f"-{parts.port}"
-    while name in names() and address not in kept(name):  # another host that reads alike, or another key for this one
+    while name in names() and address not in kept(
+        name
+    ):  # another host whose name reads the same, or another key for this one
         name += "-2"
     folder().mkdir(parents=True, exist_ok=True, mode=0o700)
     handle, draft = tempfile.mkstemp(dir=folder(), prefix=".")  # readable by this user alone
@@ -56,7 +60,7 @@ def keep(address: Address) -> str:
 
 
 def kept(*which: str) -> list[Address]:
-    """The servers that were kept, all or those of these names, and can be read."""
+    """Return the saved servers that can be read, all or those of these names."""
     found = []
     for name in which or names():
         with contextlib.suppress(ValueError):

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, assert_never
 
 import platformdirs
 
@@ -21,12 +21,12 @@ from protocol.keys import Address
 
 HELP = """\
 Type the beginning of a text; the model goes on from it. An empty line continues the last text.
-  /load MODEL [ENGINE] [PRECISION] [replicas=N] [compile]          load a model, in N processes, and write with it
-  /unload MODEL              give its memory back                  /measure        what its precision costs, against full precision
-  /models                    what the server has                   /stats          what it has done
-  /set                       all settings, with their ranges       /set NAME VALUE change one (/set NAME: its default)
-  /score TEXT                how likely the model finds it         /tokens TEXT    how it is cut into tokens
-  /help                      this                                  /quit           leave (also Ctrl-D)
+  /load MODEL [ENGINE] [PRECISION] [replicas=N] [compile]    load a model, in N processes, and write with it
+  /unload MODEL        free its memory                 /measure         compare its precision with full precision
+  /models              list the server's models        /stats           show what the server has done
+  /set                 list the settings               /set NAME VALUE  change one (/set NAME: back to its default)
+  /score TEXT          how likely the text is          /tokens TEXT     show the tokens of the text
+  /help                show this list                  /quit            leave (also Ctrl-D)
 Ctrl-C cancels the generation; a second one leaves."""
 BAR = 24
 T = TypeVar("T")
@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 @dataclass
 class Choice:
-    """Which loaded model to write with; None: whatever is unambiguous."""
+    """The loaded model to write with; None where only one can be meant."""
 
     model: str | None = None
     engine: str | None = None
@@ -71,19 +71,18 @@ class Terminal:
         print(text, end=end, file=sys.stderr, flush=True)
 
     def meet(self) -> m.ServerInfo:
-        """Raises: Gpt2dError, if there is no server that talks to us."""
+        """Ask the server who it is. Raises: Gpt2dError, if there is none or it refuses."""
         return self._client.hello()
 
     def start(self, info: m.ServerInfo, choice: Choice, settings: list[str], *, hint: bool) -> None:
-        """Apply NAME=VALUE settings, load what was asked for. Raises: Gpt2dError, ValueError."""
+        """Apply NAME=VALUE settings and load the chosen model. Raises: Gpt2dError, ValueError."""
         self._parameters = {p.name: p for p in info.parameters}
         self._engines = {engine.name: engine for engine in info.engines}
         self._host = info.host
         for setting in settings:
-            name, equals, value = setting.partition("=")
-            if not equals:
-                raise ValueError(f"{setting!r}: a setting is NAME=VALUE")
-            self._set(name, value)
+            if "=" not in setting:
+                raise ValueError(f"a setting must be NAME=VALUE, got {setting!r}")
+            self._set(*setting.split("=", 1))
         if hint:
             self.say(f"gpt2d {info.version} on {info.host} ({info.cpu}, {info.cores} cores), {self._endpoint}")
         if choice.model:
@@ -96,7 +95,7 @@ class Terminal:
             self.say("/help lists the commands")
 
     def interact(self) -> int:
-        """Read and do lines until the end; return the exit code."""
+        """Read lines and carry them out until the end; return the exit code."""
         from prompt_toolkit import PromptSession
         from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 
@@ -122,7 +121,7 @@ class Terminal:
                 self.say(str(e))
 
     def do(self, line: str) -> bool:
-        """Do one line: a command or a prompt. False: the user wants to leave. Raises: Gpt2dError, ValueError."""
+        """Carry out one line, a command or a prompt; return False to leave. Raises: Gpt2dError, ValueError."""
         words = line.split()
         if not line.startswith("/"):
             return self.write(line or self._text)
@@ -135,7 +134,7 @@ class Terminal:
             case "/stats", []:
                 self._stats()
             case "/load", [model, *rest]:
-                self._load_as_told(model, rest)
+                self._load_with(model, rest)
             case "/measure", rest:
                 self._measure(self._way(rest[0], rest[1:]) if rest else self._choice)
             case "/score", [_, *_]:
@@ -155,7 +154,7 @@ class Terminal:
         return True
 
     def write(self, prompt: str) -> bool:
-        """Continue a text. Ctrl-C cancels; False after a second one. Raises: Gpt2dError."""
+        """Continue a text; return False after a second Ctrl-C, the first of which cancels. Raises: Gpt2dError."""
         request = self._which() | self._settings
         pieces: list[str] = []
         with self._client.stream(prompt, **request) as stream:
@@ -184,14 +183,17 @@ class Terminal:
         ledger = result.ledger
         cut = f", prompt cut by {result.prompt_truncated} tokens" if result.prompt_truncated else ""
         self.say(
-            f"[inference {ledger.inference_ms:.0f} ms: prefill {ledger.prefill_ms:.0f} + decode {ledger.decode_ms:.0f}; "
-            f"{ledger.prompt_tokens} + {ledger.new_tokens} tokens, {ledger.tokens_per_second:.0f} tokens/s; first token {ledger.first_token_ms:.0f} ms; "
-            f"{result.model}/{result.engine}/{result.precision}, {result.finish_reason}, seed {result.settings['seed']}{cut}]"
+            f"[inference {ledger.inference_ms:.0f} ms: "
+            f"prefill {ledger.prefill_ms:.0f} + decode {ledger.decode_ms:.0f}; "
+            f"{ledger.prompt_tokens} + {ledger.new_tokens} tokens, {ledger.tokens_per_second:.0f} tokens/s; "
+            f"first token {ledger.first_token_ms:.0f} ms; "
+            f"{result.model}/{result.engine}/{result.precision}, "
+            f"{result.finish_reason}, seed {result.settings['seed']}{cut}]"
         )
 
-        for token, told in zip(result.ids, result.logprobs, strict=False):
-            chances = ", ".join(f"{a.text!r} {math.exp(a.logprob):.0%}" for a in told.top if a.id != token)
-            self.say(f"  {told.text!r:<16} {math.exp(told.logprob):>4.0%}   {chances}")
+        for token, chosen in zip(result.ids, result.logprobs, strict=False):
+            chances = ", ".join(f"{a.text!r} {math.exp(a.logprob):.0%}" for a in chosen.top if a.id != token)
+            self.say(f"  {chosen.text!r:<16} {math.exp(chosen.logprob):>4.0%}   {chances}")
 
     def _which(self) -> dict[str, Any]:
         return {"model": self._choice.model, "engine": self._choice.engine, "precision": self._choice.precision}
@@ -203,13 +205,13 @@ class Terminal:
         )
 
     def _tokens(self, text: str) -> None:
-        told = self._client.tokenize(text, **self._which())
-        data = told.text.encode()
-        pieces = [data[start:end].decode("utf-8", "replace") for start, end in itertools.pairwise(told.offsets)]
-        self.say(" ".join(f"{piece!r}={token}" for piece, token in zip(pieces, told.ids, strict=True)))
+        tokenized = self._client.tokenize(text, **self._which())
+        data = tokenized.text.encode()
+        pieces = [data[start:end].decode("utf-8", "replace") for start, end in itertools.pairwise(tokenized.offsets)]
+        self.say(" ".join(f"{piece!r}={token}" for piece, token in zip(pieces, tokenized.ids, strict=True)))
 
     def _way(self, model: str, words: list[str]) -> Choice:
-        """A model and, in any order, an engine and a precision. Raises: ValueError for a word that is neither."""
+        """Read a model and, in any order, an engine and a precision. Raises: ValueError for a word that is neither."""
         choice = Choice(model)
         for word in words:
             if word in self._engines and choice.engine is None:
@@ -218,35 +220,35 @@ class Terminal:
                 choice.precision = word
             else:
                 raise ValueError(
-                    f"{word!r} is no engine and no precision of this server, or one too many; /models lists them"
+                    f"{word!r} is not an engine or a precision of this server, or is one too many; /models lists them"
                 )
         return choice
 
-    def _load_as_told(self, model: str, words: list[str]) -> None:
-        """Load a model; `compile` and replicas=N stand anywhere among its engine and precision. Raises: Gpt2dError, ValueError."""
+    def _load_with(self, model: str, words: list[str]) -> None:
+        """Load a model; `compile` and replicas=N may be anywhere among the words. Raises: Gpt2dError, ValueError."""
         compiled = "compile" in words
         if compiled:
             words.remove("compile")
         number = None
-        if told := next((word for word in words if word.startswith("replicas=")), ""):
-            words.remove(told)
-            text = told.removeprefix("replicas=")
+        if given := next((word for word in words if word.startswith("replicas=")), ""):
+            words.remove(given)
+            text = given.removeprefix("replicas=")
             number = int(text) if text.isdecimal() else 0
             if not 1 <= number <= m.MAX_REPLICAS:
-                raise ValueError(f"{told!r}: replicas is a number from 1 to {m.MAX_REPLICAS}")
+                raise ValueError(f"replicas must be a whole number from 1 to {m.MAX_REPLICAS}, got {text!r}")
         self._load(self._way(model, words), compiled=compiled, number=number)
 
     def _load(self, choice: Choice, *, compiled: bool = False, number: int | None = None) -> None:
         if choice.model is None:
-            raise ValueError("which model?")
+            raise ValueError("name a model: /load MODEL [ENGINE] [PRECISION]")
         loaded = self._with_bar(
-            lambda tell: self._client.load(
+            lambda on_progress: self._client.load(
                 str(choice.model),
                 engine=choice.engine,
                 precision=choice.precision,
                 compile=compiled,
                 replicas=number,
-                on_progress=tell,
+                on_progress=on_progress,
             )
         )
         self._choice = Choice(loaded.model, loaded.engine, loaded.precision)
@@ -260,23 +262,27 @@ class Terminal:
 
     def _measure(self, choice: Choice) -> None:
         if choice.model is None:
-            raise ValueError("which model? /measure MODEL [ENGINE] [PRECISION]")
-        told = self._with_bar(
-            lambda tell: self._client.measure(
-                str(choice.model), engine=choice.engine, precision=choice.precision, on_progress=tell
+            raise ValueError("name a model: /measure MODEL [ENGINE] [PRECISION]")
+        measured = self._with_bar(
+            lambda on_progress: self._client.measure(
+                str(choice.model), engine=choice.engine, precision=choice.precision, on_progress=on_progress
             )
         )
-        f = told.fidelity
+        name, f = f"{measured.model}/{measured.engine}/{measured.precision}", measured.fidelity
         self.say(
-            f"{told.model}/{told.engine}/{told.precision} against full precision, over {f.tokens} tokens: perplexity {f.perplexity:.2f} "
-            f"({f.perplexity_change_pct:+.2f} %), the likeliest token the same at {f.top1_agreement:.1%}, divergence {f.kl_mean:.2g} nats "
-            f"(99 % below {f.kl_p99:.2g}), {f.greedy_tokens:.0f} of {f.greedy_limit} greedy tokens the same; {f.tok_s:.0f} tokens/s, "
-            f"{f.disk_bytes / 1e6:.0f} MB on disk, {f.memory_bytes / 1e6:.0f} MB of memory, {f.quantised_share:.0%} of the weights quantised"
+            f"{name} against full precision, over {f.tokens} tokens: "
+            f"perplexity {f.perplexity:.2f} ({f.perplexity_change_pct:+.2f} %), "
+            f"the likeliest token the same at {f.top1_agreement:.1%} of places, "
+            f"divergence {f.kl_mean:.2g} nats (99 % below {f.kl_p99:.2g}), "
+            f"{f.greedy_tokens:.0f} of {f.greedy_limit} greedy tokens the same; "
+            f"{f.tok_s:.0f} tokens/s, {f.disk_bytes / 1e6:.0f} MB on disk, {f.memory_bytes / 1e6:.0f} MB of memory, "
+            f"{f.quantised_share:.0%} of the weights quantised"
         )
 
     def _with_bar(self, call: Callable[[Callable[[m.Progress], None]], T]) -> T:
-        """Make a call that tells its progress, which is shown in a line that goes away at the end."""
-        shown, began, had = "", 0.0, 0
+        """Make a call that reports progress, and show that in a line that disappears at the end."""
+        shown, began = "", 0.0
+        had = 0
 
         def on_progress(p: m.Progress) -> None:
             nonlocal shown, began, had
@@ -307,14 +313,14 @@ class Terminal:
                 for engine in dict.fromkeys(p.engine for p in model.precisions)
             )
             where = "" if model.on_disk else f", a download of {model.file_bytes / 1e6:.0f} MB first"
-            self.say(
-                f"  {model.name:<16} {model.parameters / 1e6:>6.1f} M parameters, context {model.context}{where}\n{'':18} {ways}"
-            )
+            size = f"{model.parameters / 1e6:>6.1f} M parameters, context {model.context}"
+            self.say(f"  {model.name:<16} {size}{where}\n{'':18} {ways}")
 
     def _stats(self) -> None:
         stats = self._client.stats()
         self.say(
-            f"up {stats.uptime_ms / 1000:.0f} s, {stats.peers} clients, {stats.open_requests} open requests, gateway {stats.rss_bytes / 1e6:.0f} MB"
+            f"up {stats.uptime_ms / 1000:.0f} s, {stats.peers} clients, {stats.open_requests} open requests, "
+            f"gateway {stats.rss_bytes / 1e6:.0f} MB"
         )
         for name, counts in (("requests", stats.requests), ("errors", stats.errors)):
             if counts:
@@ -338,11 +344,11 @@ class Terminal:
 
     def _parameter(self, name: str) -> m.Parameter:
         if name not in self._parameters:
-            raise ValueError(f"no setting {name!r}; there are: {', '.join(self._parameters)}")
+            raise ValueError(f"there is no setting {name!r}; the settings are: {', '.join(self._parameters)}")
         return self._parameters[name]
 
     def _set(self, name: str, text: str) -> None:
-        """Raises: ValueError if there is no such setting or the text is not of its type; the server checks the range."""
+        """Change a setting; the server checks its range. Raises: ValueError for an unknown name or another type."""
         parameter = self._parameter(name)
         try:
             match parameter.type:
@@ -356,12 +362,12 @@ class Terminal:
                     pairs = (pair.split(":") for pair in text.split(","))
                     self._settings[name] = [(int(token), float(bias)) for token, bias in pairs]
                 case "strings":
-                    self._settings[name] = (
-                        [text.encode("latin-1", "backslashreplace").decode("unicode_escape")]
-                        if "\\" in text
-                        else [text]
-                    )
-                case _:
+                    if "\\" in text:
+                        text = text.encode("latin-1", "backslashreplace").decode("unicode_escape")
+                    self._settings[name] = [text]
+                case "choice":
                     self._settings[name] = text
+                case _:
+                    assert_never(parameter.type)
         except (ValueError, KeyError):
-            raise ValueError(f"{name} is of type {parameter.type}; {text!r} is not") from None
+            raise ValueError(f"{name} must be of type {parameter.type}, got {text!r}") from None

@@ -1,4 +1,4 @@
-"""One frame of the client, for whichever runner draws it: events -> state, state -> views, actions -> state -> effects."""
+"""One frame of the client, whichever runner draws it: events -> state, state -> views, actions -> state -> effects."""
 
 from __future__ import annotations
 
@@ -16,27 +16,29 @@ from client.window.update.apply import apply
 from client.window.views.main import ui
 
 KEEP_S = 1.0
-"""Changed preferences are kept at most this often."""
+"""Seconds between two looks at whether preferences have to be saved."""
 
 
 class App:
-    """Owns the state and both helpers. Everything here happens in the thread that draws."""
+    """Owns the state, the link and the disk. Everything here happens in the thread that draws."""
 
     def __init__(self, wake: Callable[[], None], server: str | None = None) -> None:
-        """`wake` makes the runner draw a frame soon; it is called from other threads. `server`: connect there at once."""
+        """Connect to `server`, or the one of the preferences. `wake`, called in other threads, makes the runner draw
+        soon.
+        """
         self.state = AppState(preferences=disk.read_preferences(), recovered=disk.read_autosave())
         preferences = self.state.preferences
         self.state.link.server = server or preferences.server
         self.link, self.disk = Link(wake), Disk(wake)
         self._kept, self._kept_at = copy.deepcopy(preferences), 0.0
         self._fonts: list[imgui.ImFont] = []
-        """The panels' and the page's."""
+        """The panels' font and the page's."""
         self.tell(e.Tick(time.monotonic(), time.time()))
         self.disk.do(e.ListFonts())
         self.tell(e.Connect())
 
     def start(self) -> None:
-        """Once there is a Dear ImGui context."""
+        """Set Dear ImGui up, once it has a context."""
         io = imgui.get_io()
         io.config_flags |= imgui.ConfigFlags_.docking_enable | imgui.ConfigFlags_.nav_enable_keyboard
         io.set_ini_filename("")
@@ -44,7 +46,7 @@ class App:
             imgui.load_ini_settings_from_memory(self.state.preferences.layout)
 
     def tell(self, message: e.Message) -> None:
-        """Let something change the state, and see to what follows."""
+        """Let a message change the state, and have its effects carried out."""
         for effect in apply(self.state, message):
             if isinstance(effect, LinkEffect):
                 self.link.do(effect)
@@ -52,7 +54,7 @@ class App:
                 self.disk.do(effect)
 
     def take_events(self) -> bool:
-        """Take over what has happened, and the time; True if something had happened."""
+        """Apply what has happened, and the time; return True if something had happened."""
         now = time.monotonic()
         happened = [*self.link.events(), *self.disk.events()]
         self.tell(e.Tick(now, time.time()))
@@ -61,7 +63,7 @@ class App:
         return bool(happened)
 
     def prepare(self) -> None:
-        """Before a frame: fonts and style, where they changed."""
+        """Load fonts and set the style before a frame, where they changed."""
         if self.state.fonts_changed:
             self._fonts = fonts.load(self.state.preferences, self.state.fonts, self._fonts)
             fonts.set_style(self.state.preferences, self.state.screen_scale)
@@ -69,7 +71,7 @@ class App:
         imgui.get_style().font_size_base = self.state.preferences.font_size
 
     def draw(self) -> None:
-        """Inside a frame."""
+        """Draw the panels, inside a frame."""
         for action in ui(self.state, self._fonts[1]):
             self.tell(action)
         if self.state.now > self._kept_at + KEEP_S:
@@ -80,7 +82,7 @@ class App:
             self._keep()
 
     def close(self) -> None:
-        """Keep what is to be kept, and end both helpers."""
+        """Save the preferences, and end link and disk."""
         self._keep()
         if not self.state.page.dirty or self.state.quitting:
             self.disk.do(e.Autosave(None))

@@ -13,7 +13,7 @@ MAX_UNDO, MAX_UNDO_BYTES = 1000, 64 << 20
 MAX_PLACES, MAX_PLACES_BYTES = 200, 64 << 20
 MAX_TAKES = 50
 MERGE_S = 1.0
-"""Typing within so many seconds is undone together."""
+"""Seconds within which typing is undone together."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ class Take:
 
     text: str
     entry: int | None = None
-    """Its number in the history; None until it is whole."""
+    """Its number in the history; None until it is complete."""
 
 
 @dataclass
 class Place:
-    """The continuations written after the same text so far, and which of them the page shows."""
+    """The continuations written after the same text, and which of them the page shows."""
 
     takes: list[Take] = field(default_factory=list)
     shown: int = 0
@@ -52,7 +52,7 @@ class _Edit:
     removed: bytes
     inserted: bytes
     marks: list[Mark]
-    """Before the edit."""
+    """The marks before the edit."""
     cursor: int
     kind: str
     at: float
@@ -65,7 +65,7 @@ class Document:
         self.data = clean(text).encode()
         self.marks: list[Mark] = []
         self.places: dict[bytes, Place] = {}
-        """By the text before the place."""
+        """Places by the text before them."""
         self.cursor = len(self.data)
         self.version = 0
         """Changes with every change of the text."""
@@ -92,30 +92,30 @@ class Document:
         return bool(self._redo)
 
     def typed(self, text: str, cursor: int, now: float) -> None:
-        """Take over what the text field holds after the user's edit."""
+        """Take over the content of the text field after the user's edit."""
         data = text.encode("utf-8", "replace")
         start, end = _common(self.data, data)
         self._change(start, len(self.data) - end, data[start : len(data) - end], "typed", now)
         self.cursor = cursor
 
     def replace(self, start: int, end: int, text: str, kind: str, now: float = 0.0) -> int:
-        """Put text in the place of bytes start to end; return where it ends. Changes of the same `kind` at the same place merge."""
+        """Replace bytes start to end by text; return where it ends. Changes of one `kind` at the same place merge."""
         data = clean(text).encode()
         self._change(start, end, data, kind, now)
         self.cursor = start + len(data)
         return self.cursor
 
     def mark(self, start: int, end: int) -> None:
-        """Bytes start to end are generated; a mark that ends or begins there grows."""
+        """Mark bytes start to end as generated; marks that overlap them are replaced."""
         kept = [mark for mark in self.marks if mark.end <= start or mark.start >= end]
         self.marks = sorted([*kept, Mark(start, end)], key=lambda mark: mark.start) if end > start else kept
 
     def mark_at(self, position: int) -> Mark | None:
-        """The mark that a position is in, or at the end of."""
+        """Return the mark that a position is in, or at the end of."""
         return next((mark for mark in reversed(self.marks) if mark.start <= position <= mark.end), None)
 
     def place(self, start: int) -> Place:
-        """The place after the first `start` bytes, made where it is new; the oldest are forgotten."""
+        """Return the place after the first `start` bytes, made where it is new; the oldest are forgotten."""
         key = self.data[:start]
         place = self.places.pop(key, None)
         if place is None:
@@ -176,7 +176,7 @@ class Document:
 
 
 def clean(text: str) -> str:
-    """Text that a field can hold: no NUL, which would end it, no lone surrogates, and no other control characters."""
+    """Return the text as a field can hold it: without NUL, which would end it, surrogates and control characters."""
     text = text.replace("\r\n", "\n").replace("\r", "\n").encode("utf-8", "replace").decode("utf-8")
     if text.isprintable():
         return text
@@ -184,7 +184,7 @@ def clean(text: str) -> str:
 
 
 def _common(old: bytes, new: bytes) -> tuple[int, int]:
-    """How many bytes at the start and at the end are the same, in whole characters; the two do not overlap."""
+    """Return how many bytes at the start and at the end are the same, in whole characters, without overlap."""
     least = min(len(old), len(new))
     start = _longest(least, lambda n: old[:n] == new[:n])
     while _inside(old, start) or _inside(new, start):
@@ -196,12 +196,12 @@ def _common(old: bytes, new: bytes) -> tuple[int, int]:
 
 
 def _inside(data: bytes, position: int) -> bool:
-    """True within a character: its bytes after the first are 10xxxxxx."""
+    """Return True within a character: its bytes after the first are 10xxxxxx."""
     return position < len(data) and data[position] & 0xC0 == 0x80
 
 
 def _longest(most: int, same: Callable[[int], bool]) -> int:
-    """The largest n up to `most` for which same(n), by bisection: comparing slices is as fast as memory."""
+    """Return the largest n up to `most` for which same(n), by bisection: comparing slices is as fast as memory."""
     low, high = 0, most
     while low < high:
         middle = (low + high + 1) // 2
@@ -213,7 +213,9 @@ def _longest(most: int, same: Callable[[int], bool]) -> int:
 
 
 def _shifted(marks: list[Mark], start: int, end: int, length: int) -> list[Mark]:
-    """The marks after bytes start to end were replaced by `length` others; what is typed inside a mark splits nothing."""
+    """Return the marks after bytes start to end were replaced by `length` others; typing inside a mark does not split
+    it.
+    """
 
     def moved(position: int, *, ends: bool) -> int:
         if position < start or (position == start and (ends or start < end)):

@@ -1,4 +1,4 @@
-"""A generation as JSON, or as a Python script that does it again through the protocol module."""
+"""A generation as JSON, or as a Python script that repeats it through the protocol module."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import msgspec
 from client.window.state import Entry
 
 SCRIPT = '''\
-"""Repeats a generation of {what}. The model must be there under that name; its weights' digest was
+"""Repeats a generation of {what}. The server must have the model under that name; the digest of its weights was
 {digest}.
 """
 
@@ -25,14 +25,15 @@ SETTINGS = {settings}
 
 with Client(sys.argv[1] if len(sys.argv) > 1 else {endpoint!r}) as client:
     client.load({model!r}, engine={engine!r}, precision={precision!r})
-    result = client.generate(PROMPT, model={model!r}, engine={engine!r}, precision={precision!r}, truncate="left", **SETTINGS)
+    which = {{"model": {model!r}, "engine": {engine!r}, "precision": {precision!r}}}
+    result = client.generate(PROMPT, **which, truncate="left", **SETTINGS)
     print(result.text)
     print(f"{{result.ledger.inference_ms:.1f}} ms, {{result.ledger.tokens_per_second:.0f}} tokens/s", file=sys.stderr)
 '''
 
 
 def settings_of(entry: Entry) -> dict[str, Any]:
-    """The settings in force that shape the text, without those that only tell about it."""
+    """Return the settings in force that shape the text, without those that only describe it."""
     return {
         name: value
         for name, value in entry.result.settings.items()
@@ -43,10 +44,16 @@ def settings_of(entry: Entry) -> dict[str, Any]:
 def as_python(entry: Entry) -> str:
     result = entry.result
     names = {"model": result.model, "engine": result.engine, "precision": result.precision}
-    # What stands in the docstring came from a server, and must not end it.
+    # What goes into the docstring came from a server, and must not end it.
     what, digest = (re.sub(r"[^\w./-]", "?", text) for text in ("/".join(names.values()), result.digest))
-    return SCRIPT.format(prompt=pformat(entry.prompt, width=110), settings=pformat(settings_of(entry), width=110, sort_dicts=False),
-                         endpoint=entry.endpoint, what=what, digest=digest, **names)  # fmt: skip
+    return SCRIPT.format(
+        prompt=pformat(entry.prompt, width=110),
+        settings=pformat(settings_of(entry), width=110, sort_dicts=False),
+        endpoint=entry.endpoint,
+        what=what,
+        digest=digest,
+        **names,
+    )
 
 
 def as_json(entry: Entry) -> str:

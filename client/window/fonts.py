@@ -1,4 +1,4 @@
-"""Fonts, theme and scale of the window: what the preferences say becomes Dear ImGui's."""
+"""Fonts, theme and scale of the window: applies the preferences to Dear ImGui."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ FALLBACKS = (
     "msyh",
     "Arial Unicode",
 )
-"""Glyphs that a font does not have are taken from those of these that are installed."""
+"""Fonts from which glyphs are taken that the chosen one does not have, as far as they are installed."""
 
 
 def load(preferences: Preferences, fonts: list[tuple[str, str]], before: list[imgui.ImFont]) -> list[imgui.ImFont]:
-    """Load the panels' and the page's font in the place of those before. `fonts`: (name, path) of the system's."""
+    """Load the panels' and the page's font to replace those before. `fonts`: (name, path) of the system's."""
     io = imgui.get_io()
     known = dict(fonts)
     fallbacks = [known[name] for name in FALLBACKS if name in known]
@@ -37,7 +37,7 @@ def load(preferences: Preferences, fonts: list[tuple[str, str]], before: list[im
 
 
 def set_style(preferences: Preferences, screen: float) -> None:
-    """Theme, scale and size. `screen`: how much larger than on an ordinary one things have to be drawn."""
+    """Set theme, scale and size. `screen`: the screen's own scale."""
     style = imgui.get_style()
     fresh = imgui.Style()
     hello_imgui.apply_theme(

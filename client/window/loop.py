@@ -20,18 +20,18 @@ from client.window.app import App
 from client.window.events import Do
 
 IDLE_S = 1.0
-"""Without anything new the state is looked at this often."""
+"""Seconds between two looks at the state where nothing is new."""
 STREAM_S = 1 / 30
-"""Between two frames that only show incoming text."""
+"""Seconds between two frames that only show incoming text."""
 FRAME_S = 1 / 60
 SETTLE = 3
-"""Frames after an input: Dear ImGui needs them to settle."""
+"""Number of frames after an input: Dear ImGui needs them to settle."""
 TITLE = "gpt2d"
 MODIFIERS = range(glfw.KEY_LEFT_SHIFT, glfw.KEY_RIGHT_SUPER + 1)
 
 
 class Backend(GlfwRenderer):
-    """imgui-bundle's, with an empty clipboard, all of Unicode and mouse cursor shapes."""
+    """The backend of imgui-bundle, which here also takes an empty clipboard, all of Unicode and mouse cursor shapes."""
 
     def __init__(self, window: Any) -> None:
         super().__init__(window)
@@ -51,7 +51,7 @@ class Backend(GlfwRenderer):
         self._cursors = {int(shape): glfw.create_standard_cursor(kind) for shape, kind in shapes.items()}
         self._cursor = -1
         self._pressed = False
-        """A key went down since the last frame."""
+        """A key was pressed since the last frame."""
         self._later: list[tuple[int, int, int, int]] = []
 
     def focus_callback(self, _window: Any, focused: int) -> None:
@@ -62,7 +62,7 @@ class Backend(GlfwRenderer):
         self.touched = True
 
     def _notice(self, window: Any, name: str) -> None:
-        """Let every input also say that there was one."""
+        """Make the callback of an input also note that there was one."""
         setter = getattr(glfw, f"set_{name}_callback")
         before = setter(window, None)
 
@@ -73,7 +73,9 @@ class Backend(GlfwRenderer):
         setter(window, both)
 
     def keyboard_callback(self, window: Any, glfw_key: int, scancode: int, action: int, mods: int) -> None:
-        """A modifier that is let go in the frame of a key's press counts from the next frame: else Ctrl+R, struck fast, is an R."""
+        """Pass a key on; a modifier released in the frame of a key's press counts from the next: else a fast Ctrl+R is
+        an R.
+        """
         if self._later or (self._pressed and glfw_key in MODIFIERS and action == glfw.RELEASE):
             self._later.append((glfw_key, scancode, action, mods))
             return
@@ -81,8 +83,9 @@ class Backend(GlfwRenderer):
         super().keyboard_callback(window, glfw_key, scancode, action, mods)
 
     def next_frame(self) -> None:
-        """After a frame: what had to wait for it."""
-        later, self._later, self._pressed = self._later, [], False
+        """Pass on what had to wait for the end of a frame."""
+        later, self._later = self._later, []
+        self._pressed = False
         for event in later:
             self.touch()
             self.keyboard_callback(self.window, *event)
@@ -123,7 +126,7 @@ class Window:
             glfw.terminate()
             raise RuntimeError("; ".join(reasons) or "no window can be opened")
         glfw.make_context_current(self.window)
-        glfw.swap_interval(0)  # the loop keeps its own time: a hidden window would wait for ever
+        glfw.swap_interval(0)  # the loop has its own timing: a hidden window would wait forever
         imgui.create_context()
         implot.create_context()
         self.backend = Backend(self.window)
@@ -131,11 +134,13 @@ class Window:
         glfw.set_window_content_scale_callback(self.window, lambda *_: self._scaled())
         self.app.start()
         self.watch: Callable[[float, float, float], None] | None = None
-        """Told of each frame: seconds that its own code took, how late it began, when it was on the screen (monotonic)."""
+        """Called after each frame with: seconds of the window's own code, how late it began, when it was shown
+        (monotonic).
+        """
         self._title = ""
 
     def run(self) -> None:
-        """Until the user quits."""
+        """Draw until the user quits."""
         settle, drawn = SETTLE, 0.0
         while not self.app.state.quitting:
             pause = self._pause(settle)
@@ -167,20 +172,20 @@ class Window:
         self.app.state.preferences.width, self.app.state.preferences.height = int(size[0]), int(size[1])
 
     def _scaled(self) -> None:
-        """Take over the screen's scale, unless a window's pixels are scaled by the system (macOS, Wayland)."""
+        """Use the screen's scale, unless the system scales the window's pixels (macOS, Wayland)."""
         scale, state = glfw.get_window_content_scale(self.window)[0], self.app.state
         if glfw.get_framebuffer_size(self.window) == glfw.get_window_size(self.window) and 0.5 <= scale <= 4.0:
             state.screen_scale, state.fonts_changed = float(scale), True
             self.backend.touch()
 
     def _pause(self, settle: int) -> float:
-        """Seconds from one look at things to the next: short after an input, longer for what comes in, long for nothing."""
+        """Return the seconds from one look at the state to the next: short after an input, longer for incoming text."""
         if settle or self.backend.touched:
             return FRAME_S
         return STREAM_S if self._woken or self.app.link.more else IDLE_S
 
     def wake(self) -> None:
-        """Called in other threads: there is something to take over."""
+        """Note that there is something new. Called in other threads."""
         self._woken = True
         glfw.post_empty_event()
 
@@ -214,9 +219,9 @@ class Window:
         glfw.terminate()
 
 
-def _text(told: str | bytes | None) -> str:
-    """Glfw says bytes where its types say str."""
-    return told.decode("utf-8", "replace") if isinstance(told, bytes) else told or ""
+def _text(given: str | bytes | None) -> str:
+    """Return a text of glfw, which gives bytes where its types say str."""
+    return given.decode("utf-8", "replace") if isinstance(given, bytes) else given or ""
 
 
 def main(server: str | None = None) -> None:

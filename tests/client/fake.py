@@ -46,7 +46,9 @@ class FakeServer:
 
 
 class ReplicaServer(FakeServer):
-    """Has one model and puts its replicas in turn on three machines, of which the first is its own. `asked`: what loads asked for."""
+    """Has one model and puts its replicas in turn on three machines, of which the first is its own. `asked`: what loads
+    asked for.
+    """
 
     nodes = ("alpha", "beta", "gamma")
 
@@ -61,9 +63,19 @@ class ReplicaServer(FakeServer):
             case m.Hello():
                 engine = m.Engine(name="native", precisions=["int8"])
                 return [
-                    m.ServerInfo(id=request.id, protocol="1.0", server_id="x", version="1", host="alpha", cpu="c", cores=2, memory_bytes=8 << 30,
-                                 engines=[engine], parameters=parameters())
-                ]  # fmt: skip
+                    m.ServerInfo(
+                        id=request.id,
+                        protocol="1.0",
+                        server_id="x",
+                        version="1",
+                        host="alpha",
+                        cpu="c",
+                        cores=2,
+                        memory_bytes=8 << 30,
+                        engines=[engine],
+                        parameters=parameters(),
+                    )
+                ]
             case m.Ping():
                 return [m.Pong(id=request.id, server_id="x", uptime_ms=1, draining=False, workers=self._workers)]
             case m.Models():
@@ -113,9 +125,19 @@ class ReplicaServer(FakeServer):
                     for i in range(number)
                 ]
                 return [
-                    m.Loaded(id=request.id, **way, digest="d", context=1024, rows=16, threads=2, rss_bytes=42_000_000, load_ms=100, already=already,
-                             replicas=number)
-                ]  # fmt: skip
+                    m.Loaded(
+                        id=request.id,
+                        **way,
+                        digest="d",
+                        context=1024,
+                        rows=16,
+                        threads=2,
+                        rss_bytes=42_000_000,
+                        load_ms=100,
+                        already=already,
+                        replicas=number,
+                    )
+                ]
             case m.Unload():
                 self._workers = []
                 return [m.Unloaded(id=request.id, names=["demo/native/int8"])]

@@ -1,4 +1,4 @@
-"""The same prompt and seed, two to four ways, one after the other; what differs is marked."""
+"""The same prompt and seed with two to four models or settings, one after the other; differences are marked."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def draw(state: AppState) -> list[Action]:
         if imgui.button("Stopping###Compare" if compare.stopping else "Compare###Compare"):
             actions.append(Do("compare"))
         imgui.end_disabled()
-    widgets.tip("Each column in turn, so that the times are honest. What a column needs is loaded first.")
+    widgets.tip("The columns take turns, so that the times can be compared. The model of a column is loaded first.")
     imgui.same_line()
     imgui.begin_disabled(running)
     if imgui.button("+"):
@@ -60,14 +60,13 @@ def draw(state: AppState) -> list[Action]:
 def draw_column(state: AppState, index: int, column: Column) -> list[Action]:
     actions = list[Action]()
     imgui.begin_disabled(state.compare.running is not None)
-    ways = ["as in the Model panel"] + [
-        f"{i.name}/{p.engine}/{p.precision}" for i in state.models.known for p in i.precisions
-    ]
+    ways = ["as in the Model panel"]
+    ways += [f"{info.name}/{p.engine}/{p.precision}" for info in state.models.known for p in info.precisions]
     now = f"{column.model}/{column.engine}/{column.precision}" if column.model else ways[0]
     imgui.set_next_item_width(-1)
     if chosen := widgets.combo(f"##way {index}", now, ways):
-        model, engine, precision = chosen.rsplit("/", 2) if chosen != ways[0] else ("", "", "")
-        actions.append(ChooseColumn(index, {"model": model, "engine": engine, "precision": precision}))
+        way = chosen.rsplit("/", 2) if chosen != ways[0] else ["", "", ""]
+        actions.append(ChooseColumn(index, dict(zip(("model", "engine", "precision"), way, strict=True))))
     presets = ["as in the Sampling panel", *state.preferences.presets]
     imgui.set_next_item_width(-1)
     if chosen := widgets.combo(f"##preset {index}", column.preset or presets[0], presets):

@@ -1,4 +1,4 @@
-"""What asks before it goes on: files, unsaved changes, a text to restore; and the list of keys."""
+"""Dialogs: files, unsaved changes, a text to restore; and the list of keys."""
 
 from __future__ import annotations
 
@@ -11,11 +11,21 @@ from client.window.state import AppState
 from client.window.views import widgets
 
 KEYS = (
-    ("Ctrl+Enter", "generate at the cursor"), ("Enter", "the same, when `Enter generates` is on in the settings"), ("Esc", "stop"),
-    ("Ctrl+Shift+Enter", "continue at the end of the last continuation"), ("Ctrl+R", "regenerate"), ("Alt+Left, Alt+Right", "earlier and later continuations"),
-    ("Ctrl+Z, Ctrl+Y", "undo, redo"), ("Ctrl+N, Ctrl+O, Ctrl+S, Ctrl+Shift+S", "new, open, save, save as"), ("Ctrl+L", "load the chosen model"),
-    ("Ctrl+E", "back to the page"), ("Tab, arrows, Space", "through the panels and their fields"), ("Ctrl+Tab", "another panel"), ("F1", "this list"), ("Ctrl+Q", "quit"),
-)  # fmt: skip
+    ("Ctrl+Enter", "generate at the cursor"),
+    ("Enter", "the same, when `Enter generates` is on in the settings"),
+    ("Esc", "stop"),
+    ("Ctrl+Shift+Enter", "continue at the end of the last continuation"),
+    ("Ctrl+R", "regenerate"),
+    ("Alt+Left, Alt+Right", "earlier and later continuations"),
+    ("Ctrl+Z, Ctrl+Y", "undo, redo"),
+    ("Ctrl+N, Ctrl+O, Ctrl+S, Ctrl+Shift+S", "new, open, save, save as"),
+    ("Ctrl+L", "load the chosen model"),
+    ("Ctrl+E", "back to the page"),
+    ("Tab, arrows, Space", "through the panels and their fields"),
+    ("Ctrl+Tab", "another panel"),
+    ("F1", "this list"),
+    ("Ctrl+Q", "quit"),
+)
 TITLES = {"open": "Open", "save": "Save as", "export": "Export"}
 
 
@@ -24,7 +34,7 @@ def draw(state: AppState) -> list[Action]:
 
 
 def modal(title: str) -> bool:
-    """A dialog in the middle that is open for as long as it is drawn."""
+    """Begin a dialog in the middle of the window, which is open for as long as it is drawn."""
     if not imgui.is_popup_open(title):
         imgui.open_popup(title)
     imgui.set_next_window_pos(imgui.get_main_viewport().get_center(), imgui.Cond_.appearing, ImVec2(0.5, 0.5))
@@ -53,7 +63,7 @@ def draw_files(state: AppState) -> list[Action]:
     actions += widgets.field("##file name", "name", "files", "name", files.name)
     there = files.purpose != "open" and (files.name, False) in files.listing
     if there:
-        widgets.colored("there is a file of this name, which will be replaced", "warn")
+        widgets.colored("a file of this name exists and will be replaced", "warn")
     if files.error:
         widgets.wrapped(files.error, "bad")
     imgui.begin_disabled(not files.name)
@@ -90,12 +100,12 @@ def draw_recovered(state: AppState) -> list[Action]:
     actions = list[Action]()
     if state.recovered is None or not modal("Restore"):
         return actions
-    imgui.text("The last session did not end by itself. Its text was kept:")
+    imgui.text("The last session ended unexpectedly. Its text was saved:")
     imgui.text_disabled(widgets.printable(" ".join(state.recovered[:300].split()[:30])))
     if imgui.button("Restore it"):
         actions.append(Do("restore"))
     imgui.same_line()
-    if imgui.button("Forget it"):
+    if imgui.button("Discard it"):
         actions.append(Do("forget"))
     imgui.end_popup()
     return actions

@@ -1,4 +1,4 @@
-"""What the chosen precision costs against full precision: the card in the Model panel."""
+"""The card in the Model panel that compares the chosen precision with full precision."""
 
 from __future__ import annotations
 
@@ -9,35 +9,40 @@ from client.window.views import widgets
 from protocol import messages as m
 
 SMALL_PCT, LARGE_PCT = 0.5, 5.0
-"""A change of perplexity below the first is not noticed, above the second it is."""
+"""A change of perplexity below the first is not noticeable, above the second it is."""
 
 
 def draw(way: m.Precision, *, may: bool) -> list[Action]:
-    """`may`: the model is on the server's disk, and this client may use up its memory."""
+    """Draw the card and its button. `may`: the model is on the server's disk, and this client may use its memory."""
     actions = list[Action]()
     if way.fidelity:
         draw_card(way.fidelity)
     imgui.begin_disabled(not may)
-    if imgui.button(f"{'Measure again' if way.fidelity else f'Measure what {way.precision} costs'}###Measure", (-1, 0)):
+    label = "Measure again" if way.fidelity else f"Measure what {way.precision} costs"
+    if imgui.button(f"{label}###Measure", (-1, 0)):
         actions.append(Do("measure"))
     imgui.end_disabled()
     widgets.tip(
-        "Compares it with full precision, on the server, on a text that the embedded model was not trained on. It takes some time."
+        "Compares it with full precision, on the server, on a text that the embedded model was not trained on.\n"
+        "It takes some time."
     )
     return actions
+
+
+def judge(change_pct: float) -> str:
+    """Return the color of a change of perplexity."""
+    change = abs(change_pct)
+    if change < SMALL_PCT:
+        return "good"
+    return "warn" if change < LARGE_PCT else "bad"
 
 
 def draw_card(f: m.Fidelity) -> None:
     imgui.begin_group()
     imgui.text_disabled("this precision against full precision")
-    change = abs(f.perplexity_change_pct)
     lines = (
-        (
-            "perplexity",
-            f"{f.perplexity_change_pct:+.2f} %",
-            "good" if change < SMALL_PCT else "warn" if change < LARGE_PCT else "bad",
-        ),
-        ("likeliest token", f"the same at {f.top1_agreement:.1%}", ""),
+        ("perplexity", f"{f.perplexity_change_pct:+.2f} %", judge(f.perplexity_change_pct)),
+        ("likeliest token", f"the same at {f.top1_agreement:.1%} of places", ""),
         ("divergence", f"{f.kl_mean:.2g} nats, 99 % below {f.kl_p99:.2g}", ""),
         ("greedy text", f"{f.greedy_tokens:.0f} of {f.greedy_limit} tokens the same", ""),
         ("speed", f"{f.tok_s:,.0f} tokens/s", ""),
@@ -47,7 +52,7 @@ def draw_card(f: m.Fidelity) -> None:
     for name, value, colour in lines:
         widgets.row(name, value, colour)
     imgui.end_group()
-    text = "the works held out from the embedded model's training" if f.held_out else "a text that was given"
+    text = "works held out from the embedded model's training" if f.held_out else "a given text"
     widgets.tip(
         f"Measured over {f.tokens:,} tokens of {text}, with {f.threads} threads; perplexity {f.perplexity:.2f}."
     )

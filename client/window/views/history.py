@@ -11,7 +11,9 @@ from client.window.state import AppState, Entry
 from client.window.views import widgets
 
 SHOWN = 2000
-"""Characters of a prompt's end that are shown, and searched in every frame: the whole page in each entry would take too long."""
+"""Characters of a prompt's end that are shown, and searched in every frame: the whole page of each entry would take too
+long.
+"""
 
 
 def draw(state: AppState) -> list[Action]:
@@ -28,7 +30,8 @@ def draw(state: AppState) -> list[Action]:
         while clipper.step():
             for entry in found[clipper.display_start : clipper.display_end]:
                 result = entry.result
-                label = f"{time.strftime('%H:%M:%S', time.localtime(entry.at))}  {result.model}/{result.precision}  {one_line(entry)}"
+                at = time.strftime("%H:%M:%S", time.localtime(entry.at))
+                label = f"{at}  {result.model}/{result.precision}  {one_line(entry)}"
                 if imgui.selectable(f"{label}###entry {entry.number}", entry.number == history.chosen)[0]:
                     actions.append(Enter("history", "chosen", entry.number))
     imgui.end_child()
@@ -39,7 +42,7 @@ def draw_entry(entry: Entry) -> list[Action]:
     actions, result = list[Action](), entry.result
     if imgui.button("Restore"):
         actions.append(Restore(entry.number))
-    widgets.tip("Put its prompt and its text on the page.")
+    widgets.tip("Put its prompt and text on the page.")
     imgui.same_line()
     if imgui.button("Copy"):
         imgui.set_clipboard_text(widgets.printable(entry.prompt + result.text))
@@ -49,7 +52,7 @@ def draw_entry(entry: Entry) -> list[Action]:
     imgui.same_line()
     if imgui.button("Export Python"):
         actions.append(ExportEntry(entry.number, "python"))
-    widgets.tip("A script that does this generation again through the protocol module.")
+    widgets.tip("A script that repeats this generation through the protocol module.")
     ledger = result.ledger
     imgui.text_disabled(
         f"{ledger.inference_ms:.0f} ms, {ledger.tokens_per_second:.0f} tokens/s, {result.finish_reason}"
@@ -64,7 +67,8 @@ def matches(entry: Entry, search: str) -> bool:
     words = search.casefold().split()
     if not words:
         return True
-    text = f"{entry.prompt[-SHOWN:]} {entry.result.text} {entry.result.model}/{entry.result.engine}/{entry.result.precision}".casefold()
+    result = entry.result
+    text = f"{entry.prompt[-SHOWN:]} {result.text} {result.model}/{result.engine}/{result.precision}".casefold()
     return all(word in text for word in words)
 
 

@@ -1,4 +1,4 @@
-"""What the last generation cost, as the server measured it; the session's speed as plots."""
+"""Times of the last generation, as the server measured them; plots of the session's speed."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from client.window.state import AppState
 from client.window.views import widgets
 
 PLOT_HEIGHT = 11.0
-"""In font sizes."""
+"""Height of a plot, in font sizes."""
 
 
 def draw(state: AppState) -> list[Action]:
     ledgers, result = state.ledgers, state.ledgers.last
     if result is None:
-        imgui.text_wrapped("The inference time that the server measured stands here after a generation.")
+        imgui.text_wrapped("After a generation the inference time that the server measured is shown here.")
         return []
     ledger = result.ledger
     imgui.push_font(None, imgui.get_font_size() * 2.2)
@@ -41,10 +41,9 @@ def draw(state: AppState) -> list[Action]:
     widgets.row("network", f"{network:,.1f} ms of {ledgers.whole_ms:,.0f} ms in all")
     widgets.row("ended by", f"{result.finish_reason}, seed {result.settings.get('seed')}")
     if result.prompt_truncated:
-        widgets.row("cut", f"{result.prompt_truncated} tokens at the beginning")
-    curves = {
-        name: np.array(points).T.copy() for name, points in ledgers.series.items()
-    }  # copied: a row is in one piece
+        widgets.row("cut", f"{result.prompt_truncated} tokens from the beginning")
+    # [3, generations] each, copied so that a row is contiguous
+    curves = {name: np.array(points).T.copy() for name, points in ledgers.series.items()}
     for title, index in (("tokens/s", 1), ("first token, ms", 2)):
         draw_plot(curves, title, index)
     return []

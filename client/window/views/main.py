@@ -1,4 +1,6 @@
-"""The whole window: menu, panels and where they are, shortcuts, dialogs. ui(state) -> actions; it knows nothing of its runner."""
+"""The whole window: menu, panels and their places, shortcuts, dialogs. ui(state) -> actions; it knows nothing of its
+runner.
+"""
 
 from __future__ import annotations
 
@@ -24,17 +26,34 @@ from client.window.views import (
 
 K = imgui.Key
 SETTLE = 3
-"""Frames until new panels are where they belong."""
-CTRL, SHIFT, ALT = int(K.mod_ctrl), int(K.mod_shift), int(K.mod_alt)
+"""Number of frames until new panels are in their places."""
+CTRL, SHIFT = int(K.mod_ctrl), int(K.mod_shift)
+ALT = int(K.mod_alt)
 DRAWN: dict[str, Callable[[AppState], list[Action]]] = {
-    "Connection": connection.draw, "Model": models.draw, "Sampling": sampling.draw, "Inference": inference.draw, "Tokens": tokens.draw,
-    "History": history.draw, "Compare": compare.draw, "Settings": settings.draw,
-}  # fmt: skip
+    "Connection": connection.draw,
+    "Model": models.draw,
+    "Sampling": sampling.draw,
+    "Inference": inference.draw,
+    "Tokens": tokens.draw,
+    "History": history.draw,
+    "Compare": compare.draw,
+    "Settings": settings.draw,
+}
 SHORTCUTS: tuple[tuple[int, Action], ...] = (
-    (CTRL | SHIFT | int(K.enter), Do("continue")), (CTRL | int(K.r), Do("regenerate")), (CTRL | int(K.z), Do("undo")), (CTRL | int(K.y), Do("redo")),
-    (CTRL | SHIFT | int(K.z), Do("redo")), (ALT | int(K.left_arrow), Do("earlier")), (ALT | int(K.right_arrow), Do("later")), (CTRL | int(K.n), Do("new")),
-    (CTRL | int(K.o), Do("open")), (CTRL | int(K.s), Do("save")), (CTRL | SHIFT | int(K.s), Do("save as")), (CTRL | int(K.l), LoadModel()), (CTRL | int(K.q), Do("quit")),
-)  # fmt: skip
+    (CTRL | SHIFT | int(K.enter), Do("continue")),
+    (CTRL | int(K.r), Do("regenerate")),
+    (CTRL | int(K.z), Do("undo")),
+    (CTRL | int(K.y), Do("redo")),
+    (CTRL | SHIFT | int(K.z), Do("redo")),
+    (ALT | int(K.left_arrow), Do("earlier")),
+    (ALT | int(K.right_arrow), Do("later")),
+    (CTRL | int(K.n), Do("new")),
+    (CTRL | int(K.o), Do("open")),
+    (CTRL | int(K.s), Do("save")),
+    (CTRL | SHIFT | int(K.s), Do("save as")),
+    (CTRL | int(K.l), LoadModel()),
+    (CTRL | int(K.q), Do("quit")),
+)
 
 
 def ui(state: AppState, page_font: imgui.ImFont | None = None) -> list[Action]:
@@ -83,20 +102,31 @@ def draw_menu(state: AppState) -> list[Action]:
     writing = state.page.generating is not None
     menus: dict[str, tuple[tuple[str, str, Action, bool], ...]] = {
         "File": (
-            ("New", "Ctrl+N", Do("new"), True), ("Open", "Ctrl+O", Do("open"), True), ("Save", "Ctrl+S", Do("save"), True),
-            ("Save as", "Ctrl+Shift+S", Do("save as"), True), ("Quit", "Ctrl+Q", Do("quit"), True),
+            ("New", "Ctrl+N", Do("new"), True),
+            ("Open", "Ctrl+O", Do("open"), True),
+            ("Save", "Ctrl+S", Do("save"), True),
+            ("Save as", "Ctrl+Shift+S", Do("save as"), True),
+            ("Quit", "Ctrl+Q", Do("quit"), True),
         ),
-        "Edit": (("Undo", "Ctrl+Z", Do("undo"), state.page.document.can_undo), ("Redo", "Ctrl+Y", Do("redo"), state.page.document.can_redo)),
+        "Edit": (
+            ("Undo", "Ctrl+Z", Do("undo"), state.page.document.can_undo),
+            ("Redo", "Ctrl+Y", Do("redo"), state.page.document.can_redo),
+        ),
         "Write": (
-            ("Generate", "Ctrl+Enter", Do("generate"), not writing), ("Continue", "Ctrl+Shift+Enter", Do("continue"), not writing),
-            ("Regenerate", "Ctrl+R", Do("regenerate"), not writing), ("Stop", "Esc", Do("stop"), writing),
-            ("Earlier continuation", "Alt+Left", Do("earlier"), not writing), ("Later continuation", "Alt+Right", Do("later"), not writing),
+            ("Generate", "Ctrl+Enter", Do("generate"), not writing),
+            ("Continue", "Ctrl+Shift+Enter", Do("continue"), not writing),
+            ("Regenerate", "Ctrl+R", Do("regenerate"), not writing),
+            ("Stop", "Esc", Do("stop"), writing),
+            ("Earlier continuation", "Alt+Left", Do("earlier"), not writing),
+            ("Later continuation", "Alt+Right", Do("later"), not writing),
         ),
         "Server": (
-            ("Connect", "", Connect(), True), ("Disconnect", "", Disconnect(), state.link.status != "off"),
-            ("Load the model", "Ctrl+L", LoadModel(), state.models.loading is None), ("Cancel loading", "", CancelLoad(), state.models.loading is not None),
+            ("Connect", "", Connect(), True),
+            ("Disconnect", "", Disconnect(), state.link.status != "off"),
+            ("Load the model", "Ctrl+L", LoadModel(), state.models.loading is None),
+            ("Cancel loading", "", CancelLoad(), state.models.loading is not None),
         ),
-    }  # fmt: skip
+    }
     for title, items in menus.items():
         if imgui.begin_menu(title):
             for label, key, action, able in items:
@@ -108,7 +138,7 @@ def draw_menu(state: AppState) -> list[Action]:
             if imgui.menu_item(panel, "F1" if panel == "Keys" else "", panel not in state.preferences.closed)[0]:
                 actions.append(toggle(state, panel))
         imgui.separator()
-        if imgui.menu_item("Arrange anew", "", False)[0]:
+        if imgui.menu_item("Reset the layout", "", False)[0]:
             state.preferences.layout, state.arrange = "", True
         imgui.end_menu()
     if state.notice:
@@ -119,7 +149,7 @@ def draw_menu(state: AppState) -> list[Action]:
 
 
 def shortcuts(state: AppState) -> list[Action]:
-    """Keys that hold everywhere, also while one writes in a field."""
+    """Return the actions of keys that work everywhere, also in a text field."""
     if state.files.purpose or state.confirm or state.recovered is not None:
         return []
     flags = imgui.InputFlags_.route_global | imgui.InputFlags_.route_over_active
@@ -130,7 +160,7 @@ def shortcuts(state: AppState) -> list[Action]:
         actions.append(toggle(state, "Keys"))
     if imgui.shortcut(CTRL | int(K.e), flags):
         state.focus_page = 1
-    # Without this, Esc would throw away what was typed since the field had the focus.
+    # Without this, Esc would discard what was typed since the field got the focus.
     popup = imgui.is_popup_open("", imgui.PopupFlags_.any_popup_id | imgui.PopupFlags_.any_popup_level)
     if not popup and imgui.shortcut(int(K.escape), flags):
         actions.append(Do("stop"))
@@ -138,7 +168,7 @@ def shortcuts(state: AppState) -> list[Action]:
 
 
 def arrange(dock: int) -> None:
-    """The layout of the first time."""
+    """Put the panels in their first places."""
     i = imgui.internal
     i.dock_builder_remove_node(dock)
     i.dock_builder_add_node(dock, i.DockNodeFlagsPrivate_.dock_space)
@@ -150,10 +180,16 @@ def arrange(dock: int) -> None:
     sampling_node = i.dock_builder_split_node(model.id_at_dir, imgui.Dir.down, 0.5)
     past = i.dock_builder_split_node(right.id_at_dir, imgui.Dir.down, 0.35)
     places = {
-        "Connection": model.id_at_opposite_dir, "Model": sampling_node.id_at_opposite_dir, "Sampling": sampling_node.id_at_dir,
-        "Compare": middle.id_at_opposite_dir, "Page": middle.id_at_opposite_dir, "Tokens": middle.id_at_dir,
-        "Inference": past.id_at_opposite_dir, "History": past.id_at_dir, "Settings": past.id_at_dir,
-    }  # fmt: skip
+        "Connection": model.id_at_opposite_dir,
+        "Model": sampling_node.id_at_opposite_dir,
+        "Sampling": sampling_node.id_at_dir,
+        "Compare": middle.id_at_opposite_dir,
+        "Page": middle.id_at_opposite_dir,
+        "Tokens": middle.id_at_dir,
+        "Inference": past.id_at_opposite_dir,
+        "History": past.id_at_dir,
+        "Settings": past.id_at_dir,
+    }
     for name, node in places.items():
         i.dock_builder_dock_window(name, node)
     i.dock_builder_finish(dock)

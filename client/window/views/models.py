@@ -1,4 +1,4 @@
-"""Which model, how to load it, how far that is, what is loaded now."""
+"""The Model panel: which model, how to load it, its progress, what is loaded now."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from protocol import messages as m
 PRECISIONS = {"fp32": "full precision", "bf16": "16 bits", "int8": "8 bits", "int4": "4 bits"}
 STUCK_MS = 3000
 LINES = 5
-"""Of replicas that are shown at a time; the others are scrolled to."""
+"""Number of replicas that are shown at a time; the others are reached by scrolling."""
 
 
 def draw(state: AppState) -> list[Action]:
@@ -50,9 +50,8 @@ def draw(state: AppState) -> list[Action]:
         widgets.tip("int8 and int4 take less memory and are faster; fp32 is full precision.")
         if engine or precision:
             actions.append(Choose(models.model, engine or models.engine, precision or models.precision))
-        imgui.text_wrapped(
-            f"{PRECISIONS.get(models.precision, models.precision)}; {summary(chosen, models.engine, models.precision)}"
-        )
+        bits = PRECISIONS.get(models.precision, models.precision)
+        imgui.text_wrapped(f"{bits}; {summary(chosen, models.engine, models.precision)}")
     way = next((p for p in ways if (p.engine, p.precision) == (models.engine, models.precision)), None)
     may = state.link.status == "ready" and state.link.info is not None and state.link.info.role == "admin"
     if models.loading:
@@ -74,23 +73,27 @@ def draw(state: AppState) -> list[Action]:
 
 
 def draw_load(state: AppState, *, may: bool) -> list[Action]:
-    """The button that loads the chosen model or changes the number of its replicas, and what it can be told."""
+    """Draw the button that loads the chosen model or changes the number of its replicas, and the choices for it."""
     models, actions = state.models, list[Action]()
     if state.compiles and not state.loaded:
         changed, compiled = imgui.checkbox("compile", models.compile)
-        widgets.tip("Translate the model for this processor first: the load takes up to a minute, the steps less time.")
+        widgets.tip(
+            "Compile the model for the server's processor first: loading takes up to a minute longer, each step less."
+        )
         if changed:
             actions.append(Enter("models", "compile", compiled))
         imgui.same_line()
     imgui.begin_disabled(not may)
     imgui.set_next_item_width(imgui.get_font_size() * 7)
     changed, number = imgui.input_int("replicas", models.replicas or state.replicas, 1, 8)
-    widgets.tip("So many processes hold the model and share its requests; each takes memory of its own.")
+    widgets.tip("Number of processes that hold the model and share its requests; each needs memory of its own.")
     if changed:
         actions.append(Enter("models", "replicas", min(m.MAX_REPLICAS, max(1, number))))
-    change = f"Set to {replicas.count(state.wanted)}" if state.wanted else "Loaded"
+    label = "Loaded" if state.loaded else "Load model and weights"
+    if state.loaded and state.wanted:
+        label = f"Set to {replicas.count(state.wanted)}"
     imgui.begin_disabled(state.loaded and not state.wanted)
-    if imgui.button(f"{change if state.loaded else 'Load model and weights'}###Load", (-1, 0)):
+    if imgui.button(f"{label}###Load", (-1, 0)):
         actions.append(LoadModel())
     imgui.end_disabled()
     imgui.end_disabled()
@@ -106,21 +109,19 @@ def describe(info: m.ModelInfo) -> str:
 
 def summary(info: m.ModelInfo, engine: str, precision: str) -> str:
     memory = next((p.memory_bytes for p in info.precisions if (p.engine, p.precision) == (engine, precision)), 0)
-    disk = (
-        "on the server's disk"
-        if info.on_disk
-        else f"not on the server's disk yet: a download of {widgets.megabytes(info.file_bytes)}"
-    )
+    disk = "on the server's disk"
+    if not info.on_disk:
+        disk = f"not yet {disk}: a download of {widgets.megabytes(info.file_bytes)}"
     return f"about {widgets.megabytes(memory)} of memory; {disk}"
 
 
 def draw_loaded(state: AppState) -> list[Action]:
-    """What is loaded now, with what it takes."""
+    """Draw what is loaded now, with the memory that it takes."""
     actions = list[Action]()
     host = state.link.info.host if state.link.info else ""
     memory = Counter[replicas.Way]()
-    for told in state.link.worker_stats:
-        memory[told.model, told.engine, told.precision] += told.rss_bytes
+    for worker in state.link.worker_stats:
+        memory[worker.model, worker.engine, worker.precision] += worker.rss_bytes
     for way, group in replicas.by_way(state.link.workers).items():
         name = "/".join(way)
         imgui.separator()
@@ -128,10 +129,8 @@ def draw_loaded(state: AppState) -> list[Action]:
         where = replicas.place(group[0], group, host) if len(group) == 1 else ""
         widgets.wrapped(*condition(group, where, memory[way]))
         imgui.same_line()
-        if (
-            imgui.get_content_region_avail().x
-            < imgui.calc_text_size("Unload").x + 2 * imgui.get_style().frame_padding.x
-        ):
+        width = imgui.calc_text_size("Unload").x + 2 * imgui.get_style().frame_padding.x
+        if imgui.get_content_region_avail().x < width:
             imgui.new_line()
         if imgui.small_button(f"Unload###unload {name}"):
             actions.append(UnloadModel(*way))
@@ -144,22 +143,23 @@ def draw_replicas(name: str, group: list[m.WorkerHealth], host: str) -> None:
     imgui.set_next_window_size_constraints((0, 0), (imgui.FLT_MAX, LINES * imgui.get_text_line_height_with_spacing()))
     if imgui.begin_child(f"##replicas {name}", (0, 0), imgui.ChildFlags_.auto_resize_y):
         for worker in group:
-            widgets.row(
-                f"replica {worker.replica}", *condition([worker], replicas.place(worker, group, host)), indent=5
-            )
+            words, color = condition([worker], replicas.place(worker, group, host))
+            widgets.row(f"replica {worker.replica}", words, color, indent=5)
     imgui.end_child()
 
 
 def condition(group: list[m.WorkerHealth], where: str, memory: int = 0) -> tuple[str, str]:
-    """How the processes of a model are, taken together: words and their colour."""
+    """Return in words how the processes of a model are, taken together, and the color of the words."""
     still = [w.moved_ms_ago for w in group if w.state == "ready" and w.moved_ms_ago > STUCK_MS]
     ready = sum(w.state == "ready" for w in group) - len(still)
-    words = f"{ready} of {len(group)} ready"
-    if len(group) == 1:
-        words = f"has not moved for {still[0] / 1000:.0f} s" if still else group[0].state
+    words: str = group[0].state if len(group) == 1 else f"{ready} of {len(group)} ready"
+    if still and len(group) == 1:
+        words = f"has not moved for {still[0] / 1000:.0f} s"
     running, waiting = sum(w.running for w in group), sum(w.waiting for w in group)
     words = f"{where}: {words}" if where else words
     words += f", {widgets.megabytes(memory)}" if memory else ""
     words += f", {running} running" if running else ""
     words += f", {waiting} waiting" if waiting else ""
-    return words, "good" if ready == len(group) else "bad" if still and not ready else "warn"
+    if ready == len(group):
+        return words, "good"
+    return words, "bad" if still and not ready else "warn"

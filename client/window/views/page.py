@@ -1,18 +1,19 @@
-"""The page that one writes on: an editable text, into which the continuation streams."""
+"""The page: an editable text, into which the continuation streams."""
 
 from __future__ import annotations
 
 from imgui_bundle import ImVec2, imgui
 
-from client.window.events import Action, Do, Moved, Typed
-from client.window.state import AppState
+from client.window.events import Action, Do, Moved, PageWord, Typed
+from client.window.state import AppState, Generating
 from client.window.views import widgets
 
 LABEL = "##page"
+SIGHT = "the model sees from here"
 GUTTER = 0.6
 """Width of the margin, in font sizes."""
 MAX_COUNTED = 1_000_000
-"""Bytes of a page whose words are counted in every frame."""
+"""Most bytes of a page whose words are counted, which happens in every frame."""
 FLAGS = (
     imgui.InputTextFlags_.word_wrap
     | imgui.InputTextFlags_.no_undo_redo
@@ -54,7 +55,7 @@ def draw(state: AppState, font: imgui.ImFont | None) -> list[Action]:
     changed, text = imgui.input_text_multiline(LABEL, document.text, size, flags, on_each)
     lines = imgui.get_current_context().input_text_line_index
     bottom = imgui.get_item_rect_max()
-    page.move_cursor = False  # the one thing a view takes: the field has it now
+    page.move_cursor = False  # the one field of the state that this view changes: the text field has the cursor now
     if changed and not page.generating:
         actions.append(Typed(text, seen[0]))
     elif active and want is None and seen[0] != document.cursor and not page.generating:
@@ -84,24 +85,29 @@ def draw_bar(state: AppState) -> list[Action]:
         imgui.begin_disabled(not ready)
         if imgui.button("Generate"):
             actions.append(Do("generate"))
-        widgets.tip("Go on from the cursor (Ctrl+Enter). What stands after it stays and is not seen by the model.")
+        widgets.tip("Continue from the cursor (Ctrl+Enter). Text after the cursor stays and is not seen by the model.")
         imgui.end_disabled()
     imgui.begin_disabled(not ready or page.generating is not None)
-    for label, what, tip in (
+    writing: tuple[tuple[str, PageWord, str], ...] = (
         ("Continue", "continue", "Go on from the end of the last continuation (Ctrl+Shift+Enter)."),
-        ("Regenerate", "regenerate", "Write the continuation at the cursor anew (Ctrl+R); the earlier one is kept."),
-    ):
+        ("Regenerate", "regenerate", "Write the continuation at the cursor again (Ctrl+R); the earlier one is kept."),
+    )
+    for label, what, tip in writing:
         imgui.same_line()
         if imgui.button(label):
-            actions.append(Do(what))  # type: ignore[arg-type]  # one of its words
+            actions.append(Do(what))
         widgets.tip(tip)
     imgui.end_disabled()
     imgui.begin_disabled(page.generating is not None)
-    for label, what, able in (("Undo", "undo", page.document.can_undo), ("Redo", "redo", page.document.can_redo)):
+    editing: tuple[tuple[str, PageWord, bool], ...] = (
+        ("Undo", "undo", page.document.can_undo),
+        ("Redo", "redo", page.document.can_redo),
+    )
+    for label, what, able in editing:
         imgui.same_line()
         imgui.begin_disabled(not able)
         if imgui.button(label):
-            actions.append(Do(what))  # type: ignore[arg-type]
+            actions.append(Do(what))
         imgui.end_disabled()
     mark = page.document.mark_at(page.document.cursor)
     place = page.document.known_place(mark.start) if mark else None
@@ -114,7 +120,7 @@ def draw_bar(state: AppState) -> list[Action]:
         imgui.same_line(0, 2)
         if imgui.arrow_button("##later", imgui.Dir.right):
             actions.append(Do("later"))
-        widgets.tip("The continuations of this place (Alt+Left, Alt+Right).")
+        widgets.tip("The continuations written here (Alt+Left, Alt+Right).")
     imgui.end_disabled()
     return actions
 
@@ -122,7 +128,7 @@ def draw_bar(state: AppState) -> list[Action]:
 def draw_margin(
     state: AppState, lines: imgui.internal.TextIndex, origin: ImVec2, bottom: ImVec2, gutter: float
 ) -> None:
-    """A bar beside the lines that were generated, and a line where the model's sight begins."""
+    """Draw a bar beside the lines that were generated, and a line where the model's sight begins."""
     page = state.page
     height = imgui.get_text_line_height()
     top = origin.y + imgui.get_style().frame_padding.y
@@ -143,36 +149,35 @@ def draw_margin(
             paint.add_rect_filled((origin.x, y), (origin.x + gutter * 0.4, y + height), mark_color)
         if page.sight and begin <= page.sight < end:
             paint.add_line((origin.x, y), (bottom.x, y), imgui.get_color_u32(widgets.color("warn")), 1.0)
-            paint.add_text(
-                (bottom.x - imgui.calc_text_size("the model sees from here").x - gutter * 2, y),
-                mark_color,
-                "the model sees from here",
-            )
+            left = bottom.x - imgui.calc_text_size(SIGHT).x - gutter * 2
+            paint.add_text((left, y), mark_color, SIGHT)
     paint.pop_clip_rect()
 
 
 def _child_name() -> str:
-    """The child window that Dear ImGui makes for a multi-line field."""
+    """Return the name of the child window that Dear ImGui makes for a multi-line field."""
     return f"{imgui.internal.get_current_window().name}/{LABEL}_{imgui.get_id(LABEL):08X}"
+
+
+def progress(going: Generating) -> str:
+    if going.place:
+        return f"waiting, place {going.place}"
+    return "stopping" if going.stopping else "writing (Esc stops)"
 
 
 def draw_status(state: AppState) -> None:
     page, context = state.page, state.models.context
     parts = [f"{len(page.document.data.split())} words"] if len(page.document.data) < MAX_COUNTED else []
     if state.link.status == "ready" and page.counted >= 0:
-        parts.append(
-            f"{'' if page.exact else 'about '}{page.tokens} tokens before the cursor, {min(1.0, page.tokens / context):.0%} of the context of {context}"
-        )
+        tokens = f"{page.tokens} tokens" if page.exact else f"about {page.tokens} tokens"
+        share = min(1.0, page.tokens / context)
+        parts.append(f"{tokens} before the cursor, {share:.0%} of the context of {context}")
     if page.sight:
         parts.append("the beginning is out of the model's sight")
     name = page.path.name if page.path else "not saved yet"
     parts.append(f"{name}{' *' if page.dirty else ''}")
     if page.generating:
-        going = page.generating
-        parts.insert(
-            0,
-            f"waiting, place {going.place}" if going.place else "stopping" if going.stopping else "writing (Esc stops)",
-        )
+        parts.insert(0, progress(page.generating))
     if page.error:
         widgets.colored(page.error, "bad")
     else:

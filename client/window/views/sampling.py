@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import assert_never
+
 from imgui_bundle import imgui
 
 from client.window.events import Action, Do, Enter, Preset, SetSetting
@@ -18,11 +20,11 @@ OF_STRATEGY = {
     "diverse_beam": (*BEAMS, "num_beam_groups", "diversity_penalty"),
     "contrastive": ("num_candidates", "penalty_alpha"),
 }
-"""Settings that matter for a strategy come first; for one that is not known here, those of drawing at random."""
+"""Settings that matter for a strategy, which come first; for one that is not listed, those for drawing at random."""
 HIDDEN = {"n", "truncate", "logprobs", "logprobs_of"}
 """The window sets these itself."""
 MAX_DIGITS = 19
-"""Of a seed: 64 bits have no more."""
+"""Digits of a seed: 64 bits have no more."""
 
 
 def draw(state: AppState) -> list[Action]:
@@ -62,12 +64,12 @@ def draw_presets(state: AppState) -> list[Action]:
     imgui.same_line()
     if imgui.button("Reset"):
         actions.append(Do("reset settings"))
-    widgets.tip("Every setting back to the server's default.")
+    widgets.tip("Set every setting back to the server's default.")
     if imgui.begin_popup("Preset"):
         changed, name = imgui.input_text("name", state.drafts.preset)
         if changed:
             actions.append(Enter("drafts", "preset", name))
-        if imgui.button("Keep") and name.strip():
+        if imgui.button("Save") and name.strip():
             actions.append(Preset("save", name))
             imgui.close_current_popup()
         if name in state.preferences.presets:
@@ -80,7 +82,7 @@ def draw_presets(state: AppState) -> list[Action]:
 
 
 def draw_setting(state: AppState, parameter: m.Parameter) -> list[Action]:
-    """One setting; a dot beside it where it differs from the default, which a click brings back."""
+    """Draw one setting; where it differs from the default, a button beside it brings that back."""
     actions = list[Action]()
     name, value = parameter.name, state.settings.get(parameter.name, parameter.default)
     imgui.push_id(name)
@@ -91,9 +93,8 @@ def draw_setting(state: AppState, parameter: m.Parameter) -> list[Action]:
     match parameter.type:
         case "choice":
             offered = state.engine.strategies if name == "strategy" and state.engine else []
-            chosen = widgets.combo(
-                label, str(value), [choice for choice in parameter.choices if choice in (offered or parameter.choices)]
-            )
+            choices = [choice for choice in parameter.choices if choice in (offered or parameter.choices)]
+            chosen = widgets.combo(label, str(value), choices)
             changed, new = chosen is not None, chosen
         case "bool":
             changed, new = imgui.checkbox(label, bool(value))
@@ -103,7 +104,7 @@ def draw_setting(state: AppState, parameter: m.Parameter) -> list[Action]:
         case "int" if parameter.default is None:
             fixed = value is not None
             toggled, fixed = imgui.checkbox("##fixed", fixed)
-            widgets.tip("Fixed, instead of a new one for each generation.")
+            widgets.tip("Use this one, instead of a new one for each generation.")
             imgui.same_line()
             imgui.begin_disabled(not fixed)
             imgui.set_next_item_width(imgui.get_content_region_avail().x * 0.6)
@@ -128,6 +129,8 @@ def draw_setting(state: AppState, parameter: m.Parameter) -> list[Action]:
             changed, text = imgui.input_text(label, shown)
             new = read_biases(text)
             changed = changed and new is not None
+        case _:
+            assert_never(parameter.type)
     widgets.tip(explain(parameter))
     if name in state.settings:
         imgui.same_line()
@@ -145,17 +148,16 @@ def explain(parameter: m.Parameter) -> str:
     if parameter.minimum is not None or parameter.maximum is not None:
         text += f"\n{widgets.value_text(parameter.minimum)} to {widgets.value_text(parameter.maximum)}"
     if parameter.type == "strings":
-        text += "\nSeveral with ' | ' between them; \\n is a new line."
+        text += "\nSeparate several with ' | '; \\n is a new line."
     if parameter.type == "biases":
-        text += "\nLike 50256:-5, 198:2.5"
+        text += "\nFor example 50256:-5, 198:2.5"
     return f"{text}\ndefault: {widgets.value_text(parameter.default)}"
 
 
 def read_biases(text: str) -> list[tuple[int, float]] | None:
-    """Raises nothing: None while it is being typed."""
+    """Return the pairs of a token and its bias; None while they are being typed."""
+    pairs = (pair.split(":") for pair in text.split(",") if pair.strip())
     try:
-        return [
-            (int(token), float(bias)) for token, bias in (pair.split(":") for pair in text.split(",") if pair.strip())
-        ]
+        return [(int(token), float(bias)) for token, bias in pairs]
     except ValueError:
         return None

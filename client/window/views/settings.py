@@ -1,4 +1,4 @@
-"""Fonts, sizes, scale, theme: applied at once and kept."""
+"""Fonts, sizes, scale, theme: applied at once and saved."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from client.window.events import Action, Prefer
 from client.window.state import AppState
 from client.window.views import widgets
 
-OWN = "comes along"
+OWN = "built in"
 MAX_SHOWN = 200
 
 
@@ -34,7 +34,7 @@ def draw(state: AppState) -> list[Action]:
         )
         if changed:
             actions.append(Prefer(name, round(value * 2) / 2 if high > 10 else round(value, 1)))
-    widgets.tip("Everything larger or smaller than the screen's own scale asks for.")
+    widgets.tip("Makes everything larger or smaller, on top of the screen's own scale.")
     changed, value = imgui.checkbox("Enter generates", preferences.enter_generates)
     widgets.tip("Enter generates and Ctrl+Enter makes a new line, instead of the other way round.")
     if changed:

@@ -16,7 +16,7 @@ COLORS = {
     "accent": (0.35, 0.55, 0.90),
 }
 MAX_SHOWN = 20_000
-"""Characters of one text that a label shows."""
+"""Most characters of a text that a label shows."""
 
 
 def color(name: str, alpha: float = 1.0) -> ImVec4:
@@ -36,12 +36,14 @@ def wrapped(text: str, name: str) -> None:
 
 
 def printable(text: str) -> str:
-    """What a label can show: no NUL, which would end it, and not more than anybody reads."""
+    """Return the text as a label can show it: without NUL, which would end it, and not longer than anybody reads."""
     return text[:MAX_SHOWN].replace("\0", "\ufffd")
 
 
 def item(text: str) -> str:
-    """A label by which an item is told from others: an empty one, or nothing after ###, would be an error, and ## would hide what follows."""
+    """Return a label that can identify an item: an empty one, or nothing after ###, is an error, and ## hides what
+    follows.
+    """
     return printable(text).replace("##", "#\u200b#") or " "
 
 
@@ -52,7 +54,7 @@ def tip(text: str) -> None:
 
 
 def row(name: str, value: str, colour: str = "", indent: float = 6.5) -> None:
-    """A name, and after so many letters' width what there is to say of it."""
+    """Draw a name and, `indent` font sizes from the left, its value."""
     imgui.text_disabled(name)
     imgui.same_line(imgui.get_font_size() * indent)
     if colour:
@@ -62,7 +64,7 @@ def row(name: str, value: str, colour: str = "", indent: float = 6.5) -> None:
 
 
 def progress(doing: Doing, cancel: str) -> bool:
-    """How far a load or a measurement is; True: it is to be cancelled."""
+    """Draw the progress of a load or a measurement; return True if it is to be cancelled."""
     text = doing.stage
     if doing.unit == "bytes":
         text += f"  {megabytes(doing.done)} of {megabytes(doing.total)}, {doing.rate / 1e6:.1f} MB/s"
@@ -75,7 +77,7 @@ def progress(doing: Doing, cancel: str) -> bool:
 
 
 def combo(label: str, value: str, choices: list[str]) -> str | None:
-    """A drop-down; what was chosen."""
+    """Draw a drop-down list; return what was chosen."""
     chosen = None
     if imgui.begin_combo(label, value):
         for choice in choices:
@@ -86,13 +88,13 @@ def combo(label: str, value: str, choices: list[str]) -> str | None:
 
 
 def field(label: str, hint: str, part: Part, name: str, value: str) -> list[Action]:
-    """A line of text that is a field of the state."""
+    """Draw an input for a line of text that is a field of the state."""
     changed, new = imgui.input_text_with_hint(label, hint, value)
     return [Enter(part, name, new)] if changed else []
 
 
 def selectable_text(label: str, text: str, height: float) -> None:
-    """Text that can be selected and copied, wrapped."""
+    """Draw wrapped text that can be selected and copied."""
     flags = imgui.InputTextFlags_.read_only | imgui.InputTextFlags_.word_wrap
     imgui.input_text_multiline(label, printable(text), (-1, height), flags)
 
@@ -102,4 +104,6 @@ def megabytes(size: float) -> str:
 
 
 def value_text(value: Any) -> str:
-    return "new each time" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    if value is None:
+        return "new each time"
+    return f"{value:g}" if isinstance(value, float) else str(value)

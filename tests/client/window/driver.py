@@ -1,4 +1,6 @@
-"""Drives the real panels with the Dear ImGui Test Engine, which clicks and types by label, in a hidden window under Xvfb."""
+"""Drives the real panels with the Dear ImGui Test Engine, which clicks and types by label, in a hidden window under
+Xvfb.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +18,7 @@ from imgui_bundle.immapp import testing
 
 from client.window.app import App
 from client.window.state import AppState
+from protocol import messages as m
 
 SHOTS = os.environ.get("GPT2D_SHOTS")
 """A folder for the screenshots; without it they are taken and thrown away."""
@@ -29,11 +32,18 @@ class Driver:
     """What a test does to the window."""
 
     def __init__(self, app: App, ctx: Any, folder: Path) -> None:
-        self.app, self.ctx, self._folder = app, ctx, folder
+        self.app, self.ctx = app, ctx
+        self._folder = folder
 
     @property
     def state(self) -> AppState:
         return self.app.state
+
+    @property
+    def last(self) -> m.Generated:
+        """Result of the last generation."""
+        assert self.state.ledgers.last
+        return self.state.ledgers.last
 
     def click(self, path: str) -> None:
         self.ctx.item_click(path)
@@ -90,8 +100,8 @@ class Driver:
 def drive(server: str, folder: Path, test: Callable[[Driver], None]) -> None:
     """Open the app in a process of its own, connected to a server, and run the test in it.
 
-    A process, because Dear ImGui's objects must not outlive its context, which a test process's garbage collection does not
-    promise. Raises: AssertionError with what went wrong.
+    A process, because Dear ImGui's objects must not outlive its context, which a test process's garbage collection does
+    not promise. Raises: AssertionError with what went wrong.
     """
     reading, writing = os.pipe()
     child = os.fork()
@@ -105,7 +115,7 @@ def drive(server: str, folder: Path, test: Callable[[Driver], None]) -> None:
         os._exit(bool(said))
     os.close(writing)
     try:
-        ready, _, _ = select.select([reading], [], [], TEST_S)
+        ready = select.select([reading], [], [], TEST_S)[0]
         said = os.read(reading, 65_536).decode(errors="replace") if ready else f"not done within {TEST_S} s"
     finally:
         if not ready:

@@ -17,7 +17,8 @@ def test_the_plots_arrays_are_made_once_a_frame(monkeypatch: pytest.MonkeyPatch)
     state = AppState()
     state.ledgers.last = RESULT
     state.ledgers.series = {"a": deque([(1.0, 5.0, 9.0), (2.0, 6.0, 8.0)]), "b": deque([(3.0, 7.0, 7.0)])}
-    imgui, implot, numpy = MagicMock(), MagicMock(), MagicMock(wraps=np)
+    imgui, implot = MagicMock(), MagicMock()
+    numpy = MagicMock(wraps=np)
     imgui.get_font_size.return_value = 16.0
     for name, mock in (("imgui", imgui), ("implot", implot), ("np", numpy), ("widgets", MagicMock())):
         monkeypatch.setattr(inference, name, mock)

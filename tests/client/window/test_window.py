@@ -75,8 +75,8 @@ def test_write_stop_undo_and_flip(
         d.wait(lambda: len(document.text) > len(second) + 20)
         d.keys(Key.escape)
         d.wait(lambda: d.state.page.generating is None)
-        assert d.state.ledgers.last.finish_reason == "cancelled" and document.text.startswith(second)
-        assert d.state.ledgers.last.ledger.new_tokens < 1000
+        assert d.last.finish_reason == "cancelled" and document.text.startswith(second)
+        assert d.last.ledger.new_tokens < 1000
 
     window(shared_daemon.endpoint, test)
 
@@ -212,7 +212,7 @@ def test_a_search_writes_into_the_page(window: Window, shared_daemon: Daemon) ->
             assert d.state.settings["strategy"] == strategy
             d.click("//Page/Continue")
             d.wait(lambda: d.state.ledgers.count > before and d.state.page.generating is None)  # noqa: B023 - called at once
-            assert d.state.page.error == "" and d.state.ledgers.last.settings["strategy"] == strategy
+            assert d.state.page.error == "" and d.last.settings["strategy"] == strategy
             d.panel("Sampling")
         d.shot("searched")
 
@@ -222,6 +222,7 @@ def test_a_search_writes_into_the_page(window: Window, shared_daemon: Daemon) ->
 def test_another_token_is_taken(window: Window, shared_daemon: Daemon) -> None:
     def test(d: Driver) -> None:
         write(d, "Shall I compare thee", tokens=6)
+        assert d.state.shown
         first = d.state.shown.result
         assert len(first.logprobs) == 6 and len(first.logprobs[0].top) == 10
         other = next(a for a in first.logprobs[2].top if a.id != first.ids[2])
@@ -247,6 +248,7 @@ def test_compare_int8_with_full_precision(window: Window, own_daemon: Daemon) ->
         d.click("//Compare/Compare/###Compare")
         d.wait(lambda: d.state.compare.running is None and all(c.result for c in d.state.compare.columns), 40)
         one, two = d.state.compare.columns
+        assert one.result and two.result
         assert (one.result.precision, two.result.precision) == ("int8", "fp32") and not one.error and not two.error
         assert one.result.settings["seed"] == two.result.settings["seed"] == 1
         assert "".join(part for part, _ in two.parts) == two.text
@@ -386,11 +388,11 @@ def test_refusals_and_nobody_there(window: Window, tmp_path: Path, cache: Path) 
             d.panel("Connection")
             d.ctx.item_input_value("//Connection/Connection/##server", server)
             d.click(
-                "//Connection/Connection/Connect anew"
+                "//Connection/Connection/Reconnect"
                 if d.state.link.status != "off"
                 else "//Connection/Connection/Connect"
             )
-            d.wait(lambda says=says: says in d.state.link.trouble, 10)
+            d.wait(lambda: says in d.state.link.trouble, 10)  # noqa: B023 - called at once
         assert CurveKeys.of(keyed.owner.secret) and keyed.owner.secret not in str(d.state.preferences)
 
     window(line, test)
