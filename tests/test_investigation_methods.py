@@ -89,7 +89,7 @@ def test_the_graph_that_is_fed_computes_the_same() -> None:
     order = method_child.Order("onnx_methods.ours", "fp32", "fed", str(DEMO_FOLDER), 1)
     try:
         engine = method_child.own_engine(order, "onnx")
-    except method_child.BuiltAnew:
+    except method_child.JustBuilt:
         engine = method_child.own_engine(order, "onnx")
     fed = onnx_methods.Fed(order.architecture, engine)
     for ids, past in (([5, 6, 7], 0), ([8], 3), ([9, 10], 4)):

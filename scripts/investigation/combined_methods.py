@@ -1,18 +1,19 @@
 #!/usr/bin/env python3
-"""Engines and quantisation together with sampling (temperature 0.8, top-k 40): one text, and many at once.
+"""Measure engines and quantisation together with sampling (temperature 0.8, top-k 40): one text, and many at once.
 
-    python -m scripts.investigation.combined_methods --quick                                            to see that everything works
+    python -m scripts.investigation.combined_methods             all; started again, it measures what is missing
+    python -m scripts.investigation.combined_methods --quick     to see that everything works
     python -m scripts.investigation.combined_methods --sizes gpt2 --only transformers/fp32 native/int8
-    python -m scripts.investigation.combined_methods                                                    all; started again, it measures what is missing
 
-The baseline is transformers' `generate` at fp32, with `num_return_sequences` for several texts. All others are asked through the
-daemon's socket: up to 8 texts with `n`, 32 as four requests of 8 at once, with a row for each. Prompts are 32 random tokens,
-others in each turn, and each text has 25 new tokens. torch and optimum write one text after the other: 8 are asked of them on
-the small models, to show it, and no more. gpt2-large is asked for 8 at most, since few variants with 32 rows fit into the memory at a time.
+The baseline is transformers' `generate` at fp32, with `num_return_sequences` for several texts. All others are asked
+through the daemon's socket: up to 8 texts with `n`, 32 as four requests of 8 at once, with a row for each. Prompts are
+32 random tokens, others in each turn, and each text has 25 new tokens. torch and optimum write one text after the
+other: 8 are asked of them on the small models, to show it, and no more. gpt2-large is asked for 8 at most, since few
+variants with 32 rows fit into the memory at a time.
 
 Each variant is a process; as many as fit into the memory together are asked in turns. Measured: `whole_ms`, until all
-texts are there, and `tok_s` of all texts together; `loaded_mb` is the memory of the process once its model is loaded, `rss_mb`
-after all of its runs. `faster` is tok/s over the baseline's for so many texts.
+texts are there, and `tok_s` of all texts together; `loaded_mb` is the memory of the process once its model is loaded,
+`rss_mb` after all of its runs. `faster` is tok/s over the baseline's for as many texts.
 """
 
 from __future__ import annotations
@@ -28,13 +29,14 @@ from typing import Any, Self
 import psutil
 
 from scripts.bench.engine import EngineProcess, Variant
-from scripts.investigation.harness import Plan, Results, Row, measure, model_of, parse, parser, runs_of
+from scripts.investigation.harness import Plan, Results, Row, Trial, measure, model_of, parse, parser, runs_of
 from scripts.investigation.one_daemon import Limited, OneDaemon, add_seconds, figure, finish, medians, most, table
 from scripts.investigation.texts import PROMPT_TOKENS, is_trained, random_prompt
 from server.catalogue.catalogue import DEMO, Model
 from server.catalogue.engines import ENGINES, TRAITS
 
-SAMPLING: dict[str, float] = {"temperature": 0.8, "top_k": 40}
+TEMPERATURE = 0.8
+TOP_K = 40
 OUTPUTS = {
     DEMO: (1, 8, 32),
     "gpt2": (1, 8, 32),
@@ -43,26 +45,31 @@ OUTPUTS = {
     "gpt2-large": (1, 8),
     "gpt2-xl": (1, 8),
 }
-"""Texts at once, by size."""
+"""Numbers of texts at once, by size."""
 SMALL = (DEMO, "gpt2", "distilgpt2")
-"""Where what has one row is asked for several texts."""
+"""Sizes of which an engine with one row is asked for several texts."""
 PART = 8
-"""Texts of one request, at most."""
+"""Most texts of one request."""
 NEW_TOKENS = 25
 BASELINE = "transformers", "fp32"
+OURS = [engine for engine in ("onnx", "native") if engine in ENGINES]
 VARIANTS = (
-    BASELINE, ("torch", "int8"), ("optimum", "int8"),
-    *((engine, precision) for engine in ("onnx", "native") if engine in ENGINES for precision in ENGINES[engine].precisions),
-)  # fmt: skip
+    BASELINE,
+    ("torch", "int8"),
+    ("optimum", "int8"),
+    *((engine, precision) for engine in OURS for precision in ENGINES[engine].precisions),
+)
 MEMORY_SHARE = 0.9
-"""Of the free memory, for the variants that are asked in turns."""
+"""Share of the free memory that is for the variants that are asked in turns."""
 
 
 class Baseline:
-    """transformers in a process, which starts when it is first wanted."""
+    """Process of transformers, which starts when it is first wanted."""
 
     def __init__(self, model: Model, threads: int) -> None:
-        self._variant = Variant(*BASELINE, str(model.folder), threads, sampling=SAMPLING)
+        self._variant = Variant(
+            *BASELINE, str(model.folder), threads, sampling={"temperature": TEMPERATURE, "top_k": TOP_K}
+        )
         self._stack = ExitStack()
         self.loaded_mb = 0.0
 
@@ -80,10 +87,11 @@ class Baseline:
 
 
 class ByTransformers:
-    """So many texts by the baseline."""
+    """Trial of a number of texts by the baseline."""
 
     def __init__(self, baseline: Baseline, outputs: int) -> None:
-        self._baseline, self._process, self._outputs = baseline, baseline.process, outputs
+        self._baseline, self._process = baseline, baseline.process
+        self._outputs = outputs
 
     def run(self, seed: int) -> dict[str, float]:
         whole_s = self._process.run(PROMPT_TOKENS, NEW_TOKENS, seed, self._outputs).decode_s
@@ -94,23 +102,32 @@ class ByTransformers:
 
 
 class ByDaemon:
-    """So many texts by one of the daemon's workers."""
+    """Trial of a number of texts by one of the daemon's workers."""
 
     def __init__(self, daemon: OneDaemon, model: Model, engine: str, precision: str, outputs: int) -> None:
-        self._daemon, self._model, self._outputs = daemon, model, outputs
+        self._daemon, self._model = daemon, model
+        self._outputs = outputs
         self._loaded = daemon.load(model, engine, precision)
 
     def run(self, seed: int) -> dict[str, float]:
-        prompt = random_prompt(
-            self._model, (seed, self._outputs)
-        )  # one that the worker does not remember from another trial
+        # One that the worker does not remember from another trial.
+        prompt = random_prompt(self._model, (seed, self._outputs))
         parts = [min(PART, self._outputs - first) for first in range(0, self._outputs, PART)]
 
         def ask(index: int) -> int:
             done = self._daemon.client.generate(
-                prompt_ids=prompt, n=parts[index], max_new_tokens=NEW_TOKENS, ignore_eos=True, speculate=0, seed=seed * 1000 + index * PART,
-                model=self._model.name, engine=self._loaded.engine, precision=self._loaded.precision, **SAMPLING,
-            )  # fmt: skip
+                prompt_ids=prompt,
+                n=parts[index],
+                max_new_tokens=NEW_TOKENS,
+                ignore_eos=True,
+                speculate=0,
+                seed=seed * 1000 + index * PART,
+                model=self._model.name,
+                engine=self._loaded.engine,
+                precision=self._loaded.precision,
+                temperature=TEMPERATURE,
+                top_k=TOP_K,
+            )
             return len(done.ids) + sum(len(other.ids) for other in done.others)
 
         began = time.perf_counter()
@@ -125,15 +142,18 @@ class ByDaemon:
     def facts(self) -> dict[str, Any]:
         loaded = self._loaded
         return {
-            "load_s": loaded.load_ms / 1000, "loaded_mb": loaded.rss_bytes / 1e6, "disk_mb": loaded.disk_bytes / 1e6, "rows": loaded.rows,
+            "load_s": loaded.load_ms / 1000,
+            "loaded_mb": loaded.rss_bytes / 1e6,
+            "disk_mb": loaded.disk_bytes / 1e6,
+            "rows": loaded.rows,
             "rss_mb": self._daemon.rss_mb(self._model, loaded.engine, loaded.precision),
-        }  # fmt: skip
+        }
 
 
 def groups(
     model: Model, variants: Sequence[tuple[str, str]], rows: int, free: float
 ) -> Iterator[list[tuple[str, str]]]:
-    """The variants in parts that fit into `free` bytes, those first that need most until they are loaded."""
+    """Yield the variants in parts that fit into `free` bytes, those first that need most until they are loaded."""
     arch = model.architecture
     if arch is None:
         return
@@ -168,19 +188,25 @@ def plans(
             if engine in TRAITS and TRAITS[engine].most_rows == 1 and outputs > (PART if size in SMALL else 1):
                 continue
             key = {
-                "model": size, "trained": is_trained(model), "engine": engine, "precision": precision, "decoder": "sampling", "outputs": outputs,
-                "prompt_tokens": PROMPT_TOKENS, "new_tokens": NEW_TOKENS, "threads": args.threads,
-            }  # fmt: skip
+                "model": size,
+                "trained": is_trained(model),
+                "engine": engine,
+                "precision": precision,
+                "decoder": "sampling",
+                "outputs": outputs,
+                "prompt_tokens": PROMPT_TOKENS,
+                "new_tokens": NEW_TOKENS,
+                "threads": args.threads,
+            }
 
             def make(
                 engine: str = engine, precision: str = precision, outputs: int = outputs
             ) -> AbstractContextManager[Limited]:
-                by_transformers = (engine, precision) == BASELINE
-                trial = (
-                    ByTransformers(baseline, outputs)
-                    if by_transformers
-                    else ByDaemon(daemon, model, engine, precision, outputs)
-                )
+                trial: Trial
+                if (engine, precision) == BASELINE:
+                    trial = ByTransformers(baseline, outputs)
+                else:
+                    trial = ByDaemon(daemon, model, engine, precision, outputs)
                 warm = outputs != counts[0]  # the same process has been warmed up by then
                 return Limited(trial, runs_of(size, quick=args.quick), args.seconds, warm=warm)
 
@@ -188,7 +214,7 @@ def plans(
 
 
 def measured(args: argparse.Namespace, results: Results) -> list[Row]:
-    variants = [tuple(name.split("/")) for name in args.only]
+    variants = [variant for variant in VARIANTS if "/".join(variant) in args.only]
     rows: list[Row] = []
     for size in args.sizes:
         model, most_outputs = model_of(size, args.models_dir), max(args.outputs or OUTPUTS[size])

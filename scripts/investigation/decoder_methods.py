@@ -1,19 +1,21 @@
 #!/usr/bin/env python3
-"""What each way of decoding costs and writes, on each model size, with the daemon's default engine and precision.
+"""Measure what each way of decoding costs and writes, on each size, with the daemon's default engine and precision.
 
-    python -m scripts.investigation.decoder_methods --quick                        seconds: to see that everything works
-    python -m scripts.investigation.decoder_methods --sizes demo --only greedy beam  a few of them
-    python -m scripts.investigation.decoder_methods                                all; started again, it measures what is missing
+    python -m scripts.investigation.decoder_methods              all; started again, it measures what is missing
+    python -m scripts.investigation.decoder_methods --quick      seconds: to see that everything works
+    python -m scripts.investigation.decoder_methods --sizes demo --only greedy beam
 
-All decoders of a size are asked in turns, through the socket, of one worker, which is the process that holds the model. Each
-turn has another prompt of 32 tokens and another seed, the same for all decoders; nothing of earlier turns is reused
-(`deterministic`), the end of text is ignored, and only `prompt lookup` guesses ahead: its text is that of `greedy`.
+All decoders of a size are asked in turns, through the socket, of one worker, which is the process that holds the model.
+Each turn has another prompt of 32 tokens and another seed, the same for all decoders; nothing of earlier turns is
+reused (`deterministic`), the end of text is ignored, and only `prompt lookup` guesses ahead: its text is that of
+`greedy`.
 
-Measured: `inference_ms`, which the server measures (prefill and decoding), `whole_ms`, which the client waits, and tok/s
-of decoding. Where the weights are trained (`demo`, and what is on the disk by its real name) also what was written: the share of 4-grams that repeat
-(seq-rep-4), the share of different 1-, 2- and 3-grams (distinct-n), and the perplexity of the text under the same model at full
-precision. Their prompts are verse that `demo` was not trained on, and the texts are kept in the results. What random weights
-write is noise, and is not judged; their prompts are random tokens, and how well guesses work on them says nothing.
+Measured: `inference_ms`, which the server measures (prefill and decoding), `whole_ms`, which the client waits, and
+tok/s of decoding. Where the weights are trained (`demo`, and what is on the disk by its real name) also what was
+written: the share of 4-grams that repeat (seq-rep-4), the share of different 1-, 2- and 3-grams (distinct-n), and the
+perplexity of the text under the same model at full precision. Their prompts are verse that `demo` was not trained on,
+and the texts are kept in the results. What random weights write is noise, and is not judged; their prompts are random
+tokens, and how well guesses work on them says nothing.
 """
 
 from __future__ import annotations
@@ -45,24 +47,21 @@ DECODERS: dict[str, dict[str, Any]] = {
     "contrastive": {"strategy": "contrastive", "num_candidates": 4, "penalty_alpha": 0.6},
     "prompt lookup": {"strategy": "greedy", "speculate": 8},
 }
-"""Each at its authors' or the daemon's usual settings, temperature 1."""
+"""Settings of each decoder: its authors' or the daemon's usual ones, temperature 1."""
 ROWS = 4
-"""What the searches need, on every size."""
+"""Number of rows that the searches need, on every size."""
 NEW_TOKENS = (25, 100)
 KEPT = 10
-"""Texts of a decoder in the results, the same prompts for all."""
+"""Number of texts of a decoder in the results, the same prompts for all."""
 
 
 class Decoder:
-    """A decoder of a shared worker."""
+    """Trial of a decoder of a shared worker."""
 
     def __init__(self, daemon: OneDaemon, model: Model, name: str, new_tokens: int) -> None:
-        self._daemon, self._model, self._settings, self._new_tokens = (
-            daemon,
-            model,
-            {"speculate": 0} | DECODERS[name],
-            new_tokens,
-        )
+        self._daemon, self._model = daemon, model
+        self._settings = {"speculate": 0} | DECODERS[name]
+        self._new_tokens = new_tokens
         loaded = daemon.load(model, *choose_engine(None, None))
         self._which: dict[str, Any] = {"model": model.name, "engine": loaded.engine, "precision": loaded.precision}
         self._judged = is_trained(model)
@@ -118,7 +117,7 @@ def plans(args: argparse.Namespace, daemon: OneDaemon, size: str, model: Model) 
 
 
 def tables(rows: list[Row]) -> str:
-    """What it costs, and where the weights are trained what it writes."""
+    """Return tables of what each decoder costs, and of what it writes where the weights are trained."""
     speed = {
         "model": lambda r: r.key["model"],
         "decoder": lambda r: r.key["decoder"],
@@ -141,7 +140,7 @@ def tables(rows: list[Row]) -> str:
 
 
 def side_by_side(rows: list[Row]) -> Iterator[str]:
-    """The first text of each decoder, at the largest length."""
+    """Yield the first text of each decoder, at the largest length."""
     longest = max((int(row.key["new_tokens"]) for row in rows), default=0)
     for row in rows:
         if row.key["new_tokens"] == longest and row.facts["texts"]:

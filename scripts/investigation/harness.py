@@ -1,9 +1,9 @@
-"""What the investigation's scripts share: arguments, trials measured in turns, lines of JSON that are kept, medians with their intervals.
+"""Parts that the investigation's scripts share: arguments, trials measured in turns, rows that are kept, intervals.
 
-A trial is one row of a table: something that can be asked for one run at a time. Trials that are compared are all started,
-warmed up, and asked in turns (A B C A B C), so that a noisy machine is noisy for each; every one works in a process of its
-own. What was measured is appended to a file of JSON lines, a line for each trial; a script that is started again measures
-what is not there yet.
+A trial is one row of a table: something that can be asked for one run at a time. Trials that are compared are all
+started, warmed up, and asked in turns (A B C A B C), so that a noisy machine is noisy for each; every one works in a
+process of its own. What was measured is appended to a file of JSON lines, a line for each trial; a script that is
+started again measures what is not there yet.
 """
 
 from __future__ import annotations
@@ -48,24 +48,24 @@ BANDWIDTH_BYTES = 512 << 20
 PACKAGES = ("torch", "transformers", "onnxruntime", "optimum", "optimum-onnx", "numpy")
 
 Key = dict[str, str | int | float | bool]
-"""What a trial measures: model, method and whatever tells it from the others of its script."""
+"""Model, method and whatever else distinguishes a trial from the others of its script."""
 
 
 class Trial(Protocol):
     """Something that can be measured. Entering it (it is a context manager) starts its process and loads its model."""
 
     def run(self, seed: int) -> dict[str, float]:
-        """One run; what it measured, each name with its unit (whole_ms, tok_s). Runs with another seed have another prompt."""
+        """Return what one run measured, each name with its unit (whole_ms, tok_s). Another seed: another prompt."""
         ...
 
     def facts(self) -> dict[str, Any]:
-        """What is measured once: load_s, rss_mb, texts. Asked after the last run."""
+        """Return what is measured once: load_s, rss_mb, texts. Called after the last run."""
         ...
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A trial that may have to be measured. It is made, and its process started, only where it is not measured yet."""
+    """Trial that may have to be measured. It is made, and its process started, only where it is not measured yet."""
 
     key: Key
     make: Callable[[], AbstractContextManager[Trial]]
@@ -73,19 +73,19 @@ class Plan:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a results file."""
+    """Line of a results file."""
 
     script: str
     key: Key
     samples: dict[str, list[float]]
-    """Name -> one value for each run."""
+    """One value for each run, by name."""
     facts: dict[str, Any]
     date: str
     command: str
     machine: dict[str, Any]
     versions: dict[str, str]
     problem: str = ""
-    """Why it could not be measured; there are no samples then."""
+    """Reason why it could not be measured; there are no samples then."""
 
     def median(self, name: str) -> float:
         return statistics.median(self.samples[name])
@@ -95,16 +95,19 @@ class Row:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """The 95 % interval of the median by the percentile bootstrap (Efron and Tibshirani, 1993, chapter 13), with a fixed seed."""
-    data = np.asarray(values)
-    picks = np.random.default_rng(0).integers(0, len(data), (RESAMPLES, len(data)))
+    """Return the 95 % interval of the median by the percentile bootstrap, with a fixed seed.
+
+    Efron and Tibshirani, 1993, chapter 13.
+    """
+    data = np.asarray(values)  # [values]
+    picks = np.random.default_rng(0).integers(0, len(data), (RESAMPLES, len(data)))  # [resamples, values]
     low, high = np.percentile(np.median(data[picks], axis=1), [2.5, 97.5])
     return float(low), float(high)
 
 
 @dataclass
 class Results:
-    """A file of JSON lines. The last line of a trial counts."""
+    """File of JSON lines. The last line of a trial counts."""
 
     script: str
     file: Path
@@ -116,7 +119,7 @@ class Results:
             self.rows = read(self.file)
 
     def find(self, key: Key) -> Row | None:
-        """What was measured of it on this machine, with these versions."""
+        """Return the row of a trial that was measured on this machine, with these versions."""
         here = cpu(), versions()
         found = [
             r for r in self.rows if r.key == key and r.script == self.script and (r.machine["cpu"], r.versions) == here
@@ -135,13 +138,13 @@ class Results:
 
 
 def read(file: Path) -> list[Row]:
-    """The rows of a results file; a line that was cut short is left out."""
+    """Return the rows of a results file; a line that was cut short is left out."""
     rows = []
     for line in file.read_text(encoding="utf-8").splitlines():
         try:
             rows.append(Row(**json.loads(line)))
         except (ValueError, TypeError):
-            print(f"{file}: a line is not whole and is left out", file=sys.stderr)
+            print(f"{file}: an incomplete line is left out", file=sys.stderr)
     return rows
 
 
@@ -195,16 +198,21 @@ def measure(results: Results, plans: Sequence[Plan], runs: int, title: str) -> l
 
 
 def parser(doc: str | None, name: str) -> argparse.ArgumentParser:
-    """The arguments that every script of the investigation has."""
+    """Return a parser with the arguments that every script of the investigation has."""
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument(
-        "--sizes", nargs="+", choices=[DEMO, *PUBLISHED], default=list(SIZES), metavar="SIZE",
-        help=f"models to measure: {DEMO}, and random weights of these shapes where the real ones are not on the disk: {', '.join(PUBLISHED)} (default: {' '.join(SIZES)})",
-    )  # fmt: skip
+        "--sizes",
+        nargs="+",
+        choices=[DEMO, *PUBLISHED],
+        default=list(SIZES),
+        metavar="SIZE",
+        help=f"models to measure: {DEMO}, and random weights of these shapes where the real ones are not on the disk: "
+        f"{', '.join(PUBLISHED)} (default: {' '.join(SIZES)})",
+    )
     made.add_argument(
         "--quick", action="store_true", help=f"{DEMO} only, {QUICK_RUNS} runs: to see that everything works"
     )
-    made.add_argument("--again", action="store_true", help="measure anew what is in the results file already")
+    made.add_argument("--again", action="store_true", help="measure again what is in the results file already")
     made.add_argument(
         "--json",
         type=Path,
@@ -217,7 +225,10 @@ def parser(doc: str | None, name: str) -> argparse.ArgumentParser:
 
 
 def parse(made: argparse.ArgumentParser, script: str) -> tuple[argparse.Namespace, Results]:
-    """With --quick the sizes are `demo`, and nothing that was measured fully is mistaken for it: its results go to a file of their own."""
+    """Parse the command line, and open the results.
+
+    With --quick the only size is `demo`, and results go to a file of their own: they are not mistaken for full ones.
+    """
     args = made.parse_args()
     if args.quick:
         args.sizes = [DEMO]
@@ -230,7 +241,10 @@ def runs_of(size: str, *, quick: bool) -> int:
 
 
 def model_of(size: str, models_dir: Path) -> Model:
-    """A model on this disk; random weights of its shapes where the real ones are not here. Exits with a sentence where it cannot be had."""
+    """Return a model on this disk; random weights of its shapes where the real ones are not here.
+
+    Exits with a sentence where there is neither.
+    """
     catalogue = Catalogue(models_dir, default_hub_cache())
     try:
         model = catalogue.find(size)
@@ -246,17 +260,25 @@ def model_of(size: str, models_dir: Path) -> Model:
 
 @cache
 def machine() -> dict[str, Any]:
-    """Names, counts, bytes, and the memory bandwidth, which bounds decoding: GB/s that `default_threads` threads read together."""
+    """Return names, counts, bytes, and the memory bandwidth, which bounds decoding.
+
+    `read_gb_s` is what `default_threads` threads read together.
+    """
     import psutil
 
     return {
-        "cpu": cpu(), "cores": psutil.cpu_count(logical=False) or 1, "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
-        "system": platform.system(), "python": platform.python_version(), "read_gb_s": round(bandwidth(default_threads()), 1), "load": os.getloadavg()[0],
-    }  # fmt: skip
+        "cpu": cpu(),
+        "cores": psutil.cpu_count(logical=False) or 1,
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "read_gb_s": round(bandwidth(default_threads()), 1),
+        "load": os.getloadavg()[0],
+    }
 
 
 def bandwidth(threads: int) -> float:
-    """GB/s: the best of five passes over half a gibibyte, each thread summing its part."""
+    """Return GB/s: the best of five passes over half a gibibyte, each thread summing its part."""
     parts = np.array_split(np.ones(BANDWIDTH_BYTES // 8), threads)
     best = 0.0
     for _ in range(5):

@@ -1,7 +1,8 @@
-"""One method of optimisation_methods or onnx_methods in a process of its own.
+"""Method of optimisation_methods or onnx_methods in a process of its own.
 
-Run as a program it loads the method, reads a line of JSON for each task and answers with a line. A text is random tokens that are
-continued greedily; the answer says when each new token was there, so that one run tells the prefill and the time of 25 and of 100 tokens.
+Run as a program it loads the method, reads a line of JSON for each task and answers with a line. A text is random
+tokens that are continued greedily; the answer says when each new token was there, so that one run has the prefill and
+the time of 25 and of 100 tokens.
 """
 
 from __future__ import annotations
@@ -29,15 +30,15 @@ from server.engines.base import Engine
 
 PROGRAM = "scripts.investigation.method_child"
 CACHE_BYTES = 64 << 30
-"""All forms of all sizes together: nothing is built twice."""
+"""Room for all forms of all sizes together: nothing is built twice."""
 
 Write = Callable[[list[int], int], list[float]]
-"""(prompt, new tokens) -> seconds from the start to each new token."""
+"""Function of prompt and new tokens that returns the seconds from the start to each new token."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """What a child loads: `loader` is a module of this folder and its function, which takes this and returns a Loaded."""
+    """Method to load: `loader` is a module of this folder and its function, which takes this and returns a Loaded."""
 
     loader: str
     precision: str
@@ -45,7 +46,7 @@ class Order:
     folder: str
     threads: int
     build_s: float = 0.0
-    """What making the engine's own form of the model took, in this process's life before this one."""
+    """Time that making the engine's own form of the model took, before the process started again."""
 
     @property
     def architecture(self) -> Architecture:
@@ -56,20 +57,24 @@ class Order:
 class Loaded:
     write: Write
     engine: Callable[[], Engine]
-    """The same as an engine, to compare with full precision."""
+    """Method as an engine, to compare with full precision."""
     profile: Callable[[], dict[str, float]] | None = None
-    """Operator type -> its share of the decode steps' time. Asked last: the engine may be gone then."""
+    """Share of the decode steps' time by operator type. Called last: the engine may be gone then."""
 
 
-class BuiltAnew(Exception):
-    """A form of the model was made. The process starts again, so that its memory and its time to load are those of every later start."""
+class JustBuilt(Exception):
+    """A form of the model was made.
+
+    The process starts again, so that its memory and its time to load are those of every later start.
+    """
 
 
 def own_engine(order: Order, engine: str, *, compiled: bool = False) -> Engine:
-    """One of the daemon's engines. Raises: BuiltAnew, and what load_engine raises."""
+    """Load one of the daemon's engines. Raises: JustBuilt, and what load_engine raises."""
     from server.engines.load import load_engine
 
-    arch, config, built = order.architecture, Config(), compiled and not order.build_s
+    arch, config = order.architecture, Config()
+    built = compiled and not order.build_s
 
     def progress(stage: str, done: int, total: int, unit: str) -> None:  # noqa: ARG001 - as load_engine calls it
         nonlocal built
@@ -79,22 +84,31 @@ def own_engine(order: Order, engine: str, *, compiled: bool = False) -> Engine:
             built = True
 
     made = load_engine(
-        Path(order.folder), arch, engine, order.precision, 1, order.threads, config.cache_dir, CACHE_BYTES, progress, compiled=compiled
-    )  # fmt: skip
+        Path(order.folder),
+        arch,
+        engine,
+        order.precision,
+        1,
+        order.threads,
+        config.cache_dir,
+        CACHE_BYTES,
+        progress,
+        compiled=compiled,
+    )
     if built:
-        raise BuiltAnew
+        raise JustBuilt
     return made.engine
 
 
 def check_memory(needed: float) -> None:
-    """Raises: MemoryError where the machine has less."""
+    """Check that the machine has this many bytes free. Raises: MemoryError."""
     free = psutil.virtual_memory().available
     if free < needed:
         raise MemoryError(f"building it takes {needed / 1e9:.1f} GB, and {free / 1e9:.1f} are free")
 
 
 def by_steps(engine: Engine) -> Write:
-    """One token after the other, greedily, with the engine's cache."""
+    """Return what writes one token after the other, greedily, with the engine's cache."""
 
     def write(prompt: list[int], count: int) -> list[float]:
         began = time.perf_counter()
@@ -113,13 +127,13 @@ def of_engine(engine: Engine) -> Loaded:
 
 
 def own(order: Order) -> Loaded:
-    """The daemon's native or ONNX engine, or its optimum or torch one; `option` is its name, with "+compile" behind it or not."""
-    name, _, compiled = order.option.partition("+")
-    return of_engine(own_engine(order, name, compiled=bool(compiled)))
+    """Load one of the daemon's engines; `option` is its name, with "+compile" behind it or not."""
+    name = order.option.removesuffix("+compile")
+    return of_engine(own_engine(order, name, compiled=name != order.option))
 
 
 def fidelity(loaded: Loaded, order: Order, tokens: int) -> dict[str, Any]:
-    """Against full precision, as scripts.fidelity has it, on a text that the model was not trained on."""
+    """Compare with full precision, as scripts.fidelity does, on a text that the model was not trained on."""
     from server.worker import fidelity as measuring
     from server.worker.text import Text
 
@@ -129,7 +143,7 @@ def fidelity(loaded: Loaded, order: Order, tokens: int) -> dict[str, Any]:
     full = replace(order, precision=REFERENCE[1])
     try:
         reference = own_engine(full, REFERENCE[0])
-    except BuiltAnew:
+    except JustBuilt:
         reference = own_engine(full, REFERENCE[0])
     measuring.PROMPTS, measuring.NEW_TOKENS = 1, 2  # its greedy texts are not asked for here, and take most of its time
     compared = measuring.compare(loaded.engine(), reference, ids, lambda *_: None)
@@ -143,7 +157,7 @@ def fidelity(loaded: Loaded, order: Order, tokens: int) -> dict[str, Any]:
 
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints is no answer
+    os.dup2(2, 1)  # what a library prints is not an answer
 
     def answer(**found: object) -> None:
         print(json.dumps(found), file=answers, flush=True)
@@ -151,17 +165,17 @@ def main() -> None:
     order = Order(**json.loads(sys.argv[1]))
     began = time.perf_counter()
     try:
-        module, _, name = order.loader.partition(".")
+        module, name = order.loader.split(".")
         loader = getattr(importlib.import_module(f"scripts.investigation.{module}"), name)
         loaded: Loaded = loader(order)
         answer(load_s=time.perf_counter() - began)
         for line in sys.stdin:
             answer(**do(json.loads(line), loaded, order))
-    except BuiltAnew:
+    except JustBuilt:
         os.dup2(answers.fileno(), 1)
         again = replace(order, build_s=order.build_s + time.perf_counter() - began)
         os.execv(sys.executable, as_module(PROGRAM, json.dumps(asdict(again))))  # noqa: S606 - this program again
-    except Exception as e:  # noqa: BLE001 - told to the one who waits for it
+    except Exception as e:  # noqa: BLE001 - answered to the process that waits
         answer(problem=f"{type(e).__name__}: {next(iter(str(e).splitlines()), '')}")
 
 

@@ -1,4 +1,4 @@
-"""What optimisation_methods and onnx_methods share: methods in processes of their own, groups that fit into the memory, tables."""
+"""Parts that optimisation_methods and onnx_methods share: methods in processes, groups that fit into memory, tables."""
 
 from __future__ import annotations
 
@@ -25,24 +25,27 @@ from server.catalogue.architecture import PUBLISHED, Architecture, read_architec
 from server.catalogue.catalogue import DEMO, DEMO_FOLDER, Model
 
 LENGTHS = (8, 25, 100)
-"""New tokens. Every run writes the first of them, and the longer ones where they do not take too long."""
+"""Numbers of new tokens. Every run writes the first, and the longer ones where they do not take too long."""
 LIMITS_S = {25: (1.0, 5.0), 100: (0.5, 5.0)}
-"""How long they may take: in every run, and in the first FEW_RUNS. A sample off_25 says how far the time would be off, as a share, that follows from the first 8 tokens."""
+"""Time that they may take: in every run, and in the first FEW_RUNS.
+
+A sample off_25 is how far the time would be off, as a share, that follows from the first 8 tokens.
+"""
 FEW_RUNS = 1
 WARM_UP_TOKENS = 3
 LOAD_S = 600.0
 GROUP_SHARE = 0.63
-"""Of the machine's memory: what trials that live together may take. The rest is for loading them, and for the files."""
+"""Share of the machine's memory for trials that live together. The rest is for loading them, and for the files."""
 TORCH_BYTES, OTHER_BYTES = 450 << 20, 120 << 20
-"""A process with and without torch, before it has a model."""
+"""Memory of a process with and without torch, before it has a model."""
 FIDELITY_TOKENS, QUICK_FIDELITY_TOKENS = 4096, 256
 
 
 class MethodProcess(EngineProcess):
-    """A child; its answers are waited for only so long."""
+    """Child; its answers are waited for only for a limited time."""
 
     def __init__(self, order: Order, limit_s: float = LOAD_S) -> None:
-        """Raises: EngineFailed."""
+        """Start it. Raises: EngineFailed."""
         self._limit_s = limit_s
         variant = Variant(order.loader, order.precision, order.folder, order.threads)
         super().__init__(variant, as_module(PROGRAM, json.dumps(asdict(order))))
@@ -72,7 +75,7 @@ class MethodProcess(EngineProcess):
         return answer
 
     def close(self) -> None:
-        """It has nothing to lose: one that does not end at once is ended."""
+        """End it. It has nothing to lose: one that does not end at once is killed."""
         try:
             super().close()
         except subprocess.TimeoutExpired:
@@ -82,7 +85,7 @@ class MethodProcess(EngineProcess):
 
 @dataclass(frozen=True)
 class Setup:
-    """What is measured: a model under the name of its size."""
+    """Model to measure, under the name of its size."""
 
     size: str
     model: Model
@@ -96,8 +99,13 @@ class Setup:
 
     @property
     def fidelity_tokens(self) -> int:
-        """0 where the weights are random, or a text to measure with would not be the model's own kind."""
-        return 0 if self.size != DEMO else QUICK_FIDELITY_TOKENS if self.quick else FIDELITY_TOKENS
+        """Number of tokens to compare with full precision.
+
+        0 where the weights are random, or a text to measure with would not be the model's own kind.
+        """
+        if self.size != DEMO:
+            return 0
+        return QUICK_FIDELITY_TOKENS if self.quick else FIDELITY_TOKENS
 
 
 class Maker(Protocol):
@@ -105,18 +113,19 @@ class Maker(Protocol):
 
 
 class MethodTrial:
-    """One method that writes one text after the other."""
+    """Trial of a method that writes one text after the other."""
 
     def __init__(self, method: Method, setup: Setup) -> None:
-        """Raises: EngineFailed."""
-        self._lengths, self._fidelity_tokens = method.lengths, setup.fidelity_tokens if method.judged else 0
+        """Start its process. Raises: EngineFailed."""
+        self._lengths = method.lengths
+        self._fidelity_tokens = setup.fidelity_tokens if method.judged else 0
         self._process = MethodProcess(method.order(setup), method.limit_s)
         self._prefill_s, self._step_s = 0.0, 0.0
 
     def run(self, seed: int) -> dict[str, float]:
-        new = (
-            WARM_UP_TOKENS if seed < WARMUPS else longest(self._lengths, self._prefill_s, self._step_s, seed - WARMUPS)
-        )
+        new = WARM_UP_TOKENS
+        if seed >= WARMUPS:
+            new = longest(self._lengths, self._prefill_s, self._step_s, seed - WARMUPS)
         self._process.ask(new_tokens=new, seed=seed)
         stamps = self._process.answer()["stamps"]
         self._prefill_s, self._step_s = stamps[0], (stamps[-1] - stamps[0]) / (len(stamps) - 1)
@@ -144,36 +153,39 @@ class MethodTrial:
 
 
 def longest(lengths: Sequence[int], prefill_s: float, step_s: float, run: int) -> int:
-    """How many tokens a run writes."""
+    """Return the number of tokens that a run writes."""
     allowed = [n for n in lengths[1:] if prefill_s + n * step_s <= LIMITS_S[n][run < FEW_RUNS]]
     return max(allowed, default=lengths[0])
 
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the table for each size. The figures at its end are about right; groups and the estimate of the time stand on them."""
+    """Row of the table for each size.
+
+    The figures at its end are about right; groups and the estimate of the time follow from them.
+    """
 
     name: str
     loader: str = "method_child.own"
     precision: str = "fp32"
     option: str = ""
     against: str = ""
-    """Another method, with which it is compared instead of the first (itself: with none); both live at the same time."""
+    """Method with which it is compared instead of the first (itself: with none); both live at the same time."""
     threads: int | None = None
     lengths: Sequence[int] = LENGTHS
     limit_s: float = LOAD_S
     make: Maker = MethodTrial
     skip: Callable[[Architecture], str] = lambda _: ""
-    """Why it is not measured for a model; empty: it is."""
+    """Function that returns why it is not measured for a model; empty: it is."""
     tok_s: float = 23.0
-    """Of gpt2 on two cores."""
+    """Tokens/s of gpt2 on two cores."""
     weight_bytes: float = 4.0
     torch: bool = True
     processes: int = 1
     judged: bool = True
-    """Whether its fidelity is measured: not where it is another's for sure."""
+    """Whether its fidelity is measured: not where it is the same as another's for certain."""
     run_s: float | None = None
-    """Seconds that a run of gpt2 takes, where it is no text of 25 or 100 tokens."""
+    """Seconds that a run of gpt2 takes, where it is not a text of 25 or 100 tokens."""
 
     def order(self, setup: Setup) -> Order:
         return Order(self.loader, self.precision, self.option, str(setup.model.folder), self.threads or setup.threads)
@@ -193,17 +205,21 @@ class Method:
 
 
 def above(parameters: float) -> Callable[[Architecture], str]:
-    """Leaves a row that takes long out of models with more."""
-    reason = f"left out above {parameters / 1e6:.0f} million parameters, where it takes long; smaller models show what it does"
+    """Return a `skip` that leaves a method that takes long out of models with more parameters."""
+    reason = f"left out above {parameters / 1e6:.0f} million parameters, where it takes long; "
+    reason += "smaller models show what it does"
     return lambda arch: reason if arch.parameters > parameters else ""
 
 
 class Skipped(Exception):
-    """Why a method is not measured."""
+    """Reason why a method is not measured."""
 
 
 def groups(methods: Sequence[Method], arch: Architecture) -> list[list[Method]]:
-    """Methods that live at the same time; each group begins with the first of all, with which the others are compared."""
+    """Return the methods that live at the same time.
+
+    Each group begins with the first method of all, with which the others are compared.
+    """
     baseline, *others = methods
     room = GROUP_SHARE * psutil.virtual_memory().total - baseline.bytes(arch)
     together: dict[str, list[Method]] = {}
@@ -244,7 +260,7 @@ def start(method: Method, setup: Setup) -> AbstractContextManager[Trial]:
 
 
 def estimate(methods: Sequence[Method], arch: Architecture, runs: int) -> float:
-    """Seconds that a model takes, without what is built once."""
+    """Return the seconds that a model takes, without what is built once."""
     return sum(m.seconds(arch, runs) for group in groups(methods, arch) for m in group if not m.skip(arch))
 
 
@@ -252,23 +268,23 @@ def estimate(methods: Sequence[Method], arch: Architecture, runs: int) -> float:
 
 
 def measured(row: Row, length: int) -> list[float]:
-    """Milliseconds of the texts of so many tokens; the longer ones may have been written in some runs only."""
+    """Return the milliseconds of the texts of this length; longer ones may have been written in some runs only."""
     return row.samples.get(f"whole_{length}_ms", [])
 
 
 def derived(row: Row, length: int) -> list[float]:
-    """The same of every run, from its prefill and its decode rate."""
+    """Return the same of every run, from its prefill and its decode rate."""
     prefills, rates = row.samples.get("prefill_ms", []), row.samples["tok_s"]
     return [prefill + 1e3 * (length - 1) / rate for prefill, rate in zip(prefills, rates, strict=False)]
 
 
 def times(row: Row, length: int) -> list[float]:
-    """Of every run: measured, or else derived."""
+    """Return the milliseconds of every run: measured, or else derived."""
     return found if len(found := measured(row, length)) == runs_in(row) else derived(row, length)
 
 
 def speedups(row: Row, against: Row, length: int) -> list[float]:
-    """Of each run: how many times as fast it was as the other in the same turn."""
+    """Return, for each run, how many times as fast it was as the other in the same turn."""
     ours, theirs = times(row, length), times(against, length)
     if ours and theirs:
         return [b / a for a, b in zip(ours, theirs, strict=False)]
@@ -280,7 +296,7 @@ def runs_in(row: Row) -> int:
 
 
 def figures(row: Row, against: Row | None, lengths: Sequence[int]) -> dict[str, Any]:
-    """What the last line of a script says of a row: medians with their intervals, and what was measured once."""
+    """Return what a script's last line has of a row: medians with their intervals, and what was measured once."""
     found: dict[str, Any] = {**row.key, "runs": runs_in(row)}
     if row.problem:
         return found | {"problem": row.problem}
@@ -299,24 +315,30 @@ def figures(row: Row, against: Row | None, lengths: Sequence[int]) -> dict[str, 
 
 
 def summary(rows: Sequence[Row], methods: Sequence[Method], lengths: Sequence[int]) -> list[dict[str, Any]]:
-    """The figures of all rows, each against the row of its group that it is compared with."""
+    """Return the figures of all rows, each against the row of its group that it is compared with."""
     against = {m.name: m.against or methods[0].name for m in methods}
     found = []
     for row in rows:
-        other = row.key | {"method": against[str(row.key["method"])]}
-        same = (r for r in rows if r is not row and (r.key["model"], r.key["group"], r.key["method"]) == (other["model"], other["group"], other["method"]))  # fmt: skip
+        other = {name: row.key[name] for name in ("model", "group")} | {"method": against[str(row.key["method"])]}
+        same = (r for r in rows if r is not row and other.items() <= r.key.items())
         found.append(figures(row, next(same, None), lengths))
     return found
 
 
 def print_tables(found: Sequence[dict[str, Any]], lengths: Sequence[int]) -> None:
-    """A table for each model; medians with their 95 % intervals, ~ where a time follows from prefill and decode rate."""
+    """Print a table for each model: medians with 95 % intervals, ~ where a time follows from prefill and rate."""
     times = {f"{n} tokens, ms": partial(ranged, name=f"whole_{n}_ms", assumed=f"derived_{n}") for n in lengths}
     columns: dict[str, Callable[[dict[str, Any]], str]] = {
-        "threads": partial(one, name="threads"), **times, "prefill, ms": partial(ranged, name="prefill_ms"), "tokens/s": partial(ranged, name="tok_s"),
-        "times as fast": partial(ranged, name="speedup"), "MB": partial(one, name="rss_mb"), "load, s": partial(one, name="load_s"),
-        "perplexity, %": partial(one, name="perplexity_change_pct", form="{:+.2f}"), "same top 1": partial(one, name="top1_agreement", form="{:.1%}"),
-    }  # fmt: skip
+        "threads": partial(one, name="threads"),
+        **times,
+        "prefill, ms": partial(ranged, name="prefill_ms"),
+        "tokens/s": partial(ranged, name="tok_s"),
+        "times as fast": partial(ranged, name="speedup"),
+        "MB": partial(one, name="rss_mb"),
+        "load, s": partial(one, name="load_s"),
+        "perplexity, %": partial(one, name="perplexity_change_pct", form="{:+.2f}"),
+        "same top 1": partial(one, name="top1_agreement", form="{:.1%}"),
+    }
     for model in dict.fromkeys(f["model"] for f in found):
         fine = [f for f in found if f["model"] == model and "problem" not in f]
         cells = [[model, *columns], *([f["method"], *(show(f) for show in columns.values())] for f in fine)]
@@ -335,7 +357,7 @@ def one(found: dict[str, Any], name: str, form: str = "{}") -> str:
 
 
 def ranged(found: dict[str, Any], name: str, assumed: str = "") -> str:
-    """The median with its interval."""
+    """Return the median with its interval."""
     if name not in found:
         return ""
     low, high = found[f"{name}_95"]
@@ -343,7 +365,7 @@ def ranged(found: dict[str, Any], name: str, assumed: str = "") -> str:
 
 
 def only_of(methods: Sequence[Method], names: Sequence[str] | None) -> Iterator[Method]:
-    """The first, and those that are asked for with what they are compared with."""
+    """Yield the first, and those that are asked for with what they are compared with."""
     wanted = {*(names or [m.name for m in methods])}
     wanted |= {m.against for m in methods if m.name in wanted}
     for i, method in enumerate(methods):
@@ -355,10 +377,13 @@ def only_of(methods: Sequence[Method], names: Sequence[str] | None) -> Iterator[
 
 
 def investigate(
-    doc: str | None, name: str, methods_of: Callable[[str, int, Sequence[str]], list[Method]], lengths: Sequence[int],
+    doc: str | None,
+    name: str,
+    methods_of: Callable[[str, int, Sequence[str]], list[Method]],
+    lengths: Sequence[int],
     more: Callable[[list[dict[str, Any]]], None],
-) -> list[dict[str, Any]]:  # fmt: skip
-    """Measure all methods of all sizes, and tell what was found; `more` prints what has no place in the table."""
+) -> list[dict[str, Any]]:
+    """Measure all methods of all sizes, and print what was found; `more` prints what has no place in the table."""
     made = parser(doc, name)
     made.add_argument(
         "--only", nargs="+", metavar="METHOD", help="these rows alone, and those that they are compared with"
@@ -367,15 +392,13 @@ def investigate(
     every = {size: methods_of(size, args.threads, args.sizes) for size in args.sizes}
     known = {m.name for methods in every.values() for m in methods}
     if unknown := {*(args.only or [])} - known:
-        made.error(f"no method {', '.join(sorted(unknown))}; there are: {', '.join(sorted(known))}")
+        made.error(f"unknown method: {', '.join(sorted(unknown))}; the methods are: {', '.join(sorted(known))}")
     chosen = {size: list(only_of(methods, args.only)) for size, methods in every.items()}
     expected = sum(
         estimate(methods, shape_of(size), runs_of(size, quick=args.quick)) for size, methods in chosen.items()
     )
-    minutes = (
-        f"{expected / 60:.0f} min on two idle cores if nothing is measured yet, and a quarter more if nothing is built"
-    )
-    print(f"{name}: about {minutes}", file=sys.stderr, flush=True)
+    minutes = f"about {expected / 60:.0f} min on two idle cores if nothing is measured yet"
+    print(f"{name}: {minutes}, and a quarter more if nothing is built", file=sys.stderr, flush=True)
     rows: list[Row] = []
     began = time.monotonic()
     for size, methods in chosen.items():
@@ -395,9 +418,8 @@ def investigate(
         for v in row.samples.get(f"off_{n}", [])
     ]
     if off:
-        print(
-            f"\n~ times, in the runs that measured them, are {np.median(off):.1%} off in the median, {max(off):.1%} at most"
-        )
+        print(f"\n~ times, in the runs that measured them, are {np.median(off):.1%} off in the median, ", end="")
+        print(f"{max(off):.1%} at most")
     more(found)
     print(
         json.dumps(

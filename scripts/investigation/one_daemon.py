@@ -1,4 +1,4 @@
-"""What trials of one daemon share: the daemon, a limit on the time of slow ones, and the table of what was measured."""
+"""Parts that trials of one daemon share: the daemon, a limit on the time of slow ones, and the table of results."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from server.catalogue.catalogue import Model
 LEAST = 3
 """Turns that every trial gets."""
 LONG_S = 2.0
-"""A warm-up that takes longer is not done twice."""
+"""Time of a warm-up that is not done twice."""
 
 
 class OneDaemon:
-    """A context manager. The daemon starts, and loads a model, when the first trial wants it."""
+    """Context manager. The daemon starts, and loads a model, when the first trial wants it."""
 
     def __init__(self, args: argparse.Namespace, *more: str) -> None:
-        """`more` are further flags of gpt2d-server."""
+        """Take the arguments of a script; `more` are further flags of gpt2d-server."""
         self._args, self._more = args, more
         self._stack = ExitStack()
         self._loaded: dict[tuple[str, str, str], m.Loaded | Gpt2dError] = {}
@@ -41,11 +41,11 @@ class OneDaemon:
         return self.connect()
 
     def connect(self) -> Client:
-        """A connection that is closed at the end."""
+        """Return a connection that is closed at the end."""
         return self._stack.enter_context(Client(self.endpoint))
 
     def load(self, model: Model, engine: str, precision: str) -> m.Loaded:
-        """Raises: Gpt2dError, the same again where it has failed before."""
+        """Load a model, once. Raises: Gpt2dError, the same again where it has failed before."""
         which = model.name, engine, precision
         if which not in self._loaded:
             try:
@@ -58,7 +58,7 @@ class OneDaemon:
         return found
 
     def rss_mb(self, model: Model, engine: str, precision: str) -> float:
-        """Of the worker that holds a model, now; 0 where there is none."""
+        """Return the memory of the worker that holds a model, now; 0 where there is none."""
         which = model.name, engine, precision
         return sum(w.rss_bytes for w in self.client.stats().workers if (w.model, w.engine, w.precision) == which) / 1e6
 
@@ -70,13 +70,13 @@ class OneDaemon:
 
 
 class Limited:
-    """A trial that is asked in as many turns as fit into its time, evenly spread over all, and in LEAST at least.
+    """Trial that is asked in as many turns as fit into its time, evenly spread over all, and in LEAST at least.
 
     So a slow one is still measured in turns with the fast ones. It has fewer samples then.
     """
 
     def __init__(self, trial: Trial, runs: int, seconds: float, *, warm: bool = False) -> None:
-        """`warm`: it needs no warm-up, since something else has warmed up what it asks."""
+        """Limit a trial; `warm`: it needs no warm-up, since something else has warmed up what it asks."""
         self._trial, self._runs, self._seconds, self._warm = trial, runs, seconds, warm
         self._took: list[float] = []
         self._turns = runs
@@ -101,18 +101,22 @@ class Limited:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """What it asks ends with the daemon."""
+        """Close nothing: what it asks ends with the daemon."""
 
 
 def add_seconds(parser: argparse.ArgumentParser, default: float) -> None:
     parser.add_argument(
-        "--seconds", type=float, default=default, metavar="S",
-        help=f"the time of each trial's runs: a slow one is asked in fewer of the turns, evenly spread, in {LEAST} at least (default: %(default)s)",
-    )  # fmt: skip
+        "--seconds",
+        type=float,
+        default=default,
+        metavar="S",
+        help="the time of each trial's runs: a slow one is asked in fewer of the turns, evenly spread, in "
+        f"{LEAST} at least (default: %(default)s)",
+    )
 
 
 def medians(row: Row, name: str) -> str:
-    """The median and its 95 % interval, as `12.3 [11.9, 12.8]`."""
+    """Return the median and its 95 % interval, as `12.3 [11.9, 12.8]`."""
     if not row.samples.get(name):
         return "-"
     return ranged(row.samples[name])
@@ -124,23 +128,19 @@ def ranged(values: Sequence[float], scale: float = 1.0) -> str:
 
 
 def figure(value: float) -> str:
-    """Three digits, as a person writes them."""
+    """Return three digits, as a person writes them."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def table(rows: Sequence[Row], columns: dict[str, Callable[[Row], object]]) -> str:
-    """A table in Markdown; rows that could not be measured come after it, with the reason."""
+    """Return a table in Markdown; rows that could not be measured come after it, with the reason."""
     cells = [[str(cell(row)) for cell in columns.values()] for row in rows if not row.problem]
-    return (
-        "\n".join(
-            [*lines_of([*columns], cells), *(f"{name_of(row.key)}: {row.problem}" for row in rows if row.problem)]
-        )
-        + "\n"
-    )
+    problems = [f"{name_of(row.key)}: {row.problem}" for row in rows if row.problem]
+    return "\n".join([*lines_of([*columns], cells), *problems]) + "\n"
 
 
 def lines_of(head: Sequence[str], cells: Iterable[Sequence[str]]) -> list[str]:
-    """Of a table in Markdown."""
+    """Return the lines of a table in Markdown."""
     return [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *cells)]
 
 
@@ -149,17 +149,15 @@ def name_of(key: Key) -> str:
 
 
 def last_line(results: Results, rows: Sequence[Row]) -> str:
-    """One JSON object: the results file, and the medians of each row."""
-    told = [
-        row.key
-        | (
-            {"problem": row.problem}
-            if row.problem
-            else {"runs": most(row), **{name: row.median(name) for name in row.samples}}
-        )
-        for row in rows
-    ]
-    return json.dumps({"script": results.script, "file": str(results.file), "rows": told}, ensure_ascii=False)
+    """Return one JSON object: the results file, and the medians of each row."""
+
+    def said_of(row: Row) -> dict[str, Any]:
+        if row.problem:
+            return row.key | {"problem": row.problem}
+        return row.key | {"runs": most(row)} | {name: row.median(name) for name in row.samples}
+
+    last = {"script": results.script, "file": str(results.file), "rows": list(map(said_of, rows))}
+    return json.dumps(last, ensure_ascii=False)
 
 
 def finish(results: Results, rows: Sequence[Row], text: str) -> None:
@@ -171,5 +169,5 @@ def finish(results: Results, rows: Sequence[Row], text: str) -> None:
 
 
 def most(row: Row) -> int:
-    """How many runs it has."""
+    """Return the number of runs of a row."""
     return max(map(len, row.samples.values()), default=0)

@@ -1,26 +1,28 @@
 #!/usr/bin/env python3
-"""Why a hand-made ONNX graph decodes faster than an exported one: both in ONNX Runtime, piece by piece, in turns.
+"""Measure why a hand-made ONNX graph decodes faster than an exported one: piece by piece, in turns.
 
     python -m scripts.investigation.onnx_methods --quick                 the embedded model, a minute
     python -m scripts.investigation.onnx_methods                         all sizes; it says first how long that takes
     python -m scripts.investigation.onnx_methods --sizes gpt2 --only exported-int8 ours-int8
 
-A row is a variant: 8 new tokens after a prompt of 32 random ones (greedy, end of text ignored), of which `prefill` is the
-time to the first, tokens/s of the decode steps, how many times as fast it is as the first row in the same turns, resident memory,
-the time to load, and for `demo` the change of perplexity and how often the likeliest token is that of full precision.
+A row is a variant: 8 new tokens after a prompt of 32 random ones (greedy, end of text ignored), of which `prefill` is
+the time to the first, tokens/s of the decode steps, how many times as fast it is as the first row in the same turns,
+resident memory, the time to load, and for `demo` the change of perplexity and how often the likeliest token is that of
+full precision.
 
-  exported-fp32, -int8     optimum's export, int8 with ONNX Runtime's dynamic quantisation; each step passes the whole cache in and gets
-                           a longer one back, as ORTModelForCausalLM does it on a CPU
-  exported-*-blocks        the same export, its products replaced by those of our graph (MatMulNBits, blocks of 32, the LM head
-                           at 8 bits): what is left of the distance to ours is not the products
+  exported-fp32, -int8     optimum's export, int8 with ONNX Runtime's dynamic quantisation; each step passes the whole
+                           cache in and gets a longer one back, as ORTModelForCausalLM does it on a CPU
+  exported-*-blocks        the same export, its products replaced by those of our graph (MatMulNBits, blocks of 32, the
+                           LM head at 8 bits): what is left of the distance to ours is not the products
   exported-*-bound         with I/O binding: results are written into torch's tensors, instead of copied there
-  ours-*                   server/convert/onnx_graph.py: fused operators, a cache that stays in place, one run_with_iobinding a step
+  ours-*                   server/convert/onnx_graph.py: fused operators, a cache that stays in place, one
+                           run_with_iobinding a step
   ours-*-fed               the same graph without I/O binding: session.run() gets the cache, and returns a copy of it
-  *-no-cache               the whole text anew for each token, as a model does that was exported without past (4 tokens; the exported
-                           graph is the one with past, which is left empty)
+  *-no-cache               the whole text again for each token, as with a model that was exported without past (4
+                           tokens; the exported graph is the one with past, which is left empty)
 
-Below the table: of the plain variants, the share of the decode steps' time by operator type, from ONNX Runtime's own profile.
-Results are kept (--json); what is there is not measured again. The last line is one JSON object.
+Below the table: of the plain variants, the share of the decode steps' time by operator type, from ONNX Runtime's own
+profile. Results are kept (--json) and not measured again. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ import numpy as np
 
 from scripts.investigation.method_child import (
     CACHE_BYTES,
-    BuiltAnew,
+    JustBuilt,
     Loaded,
     Order,
     Write,
@@ -57,7 +59,7 @@ TOKENS, NO_CACHE_TOKENS = LENGTHS[0], 4
 MOST = 300e6
 """Parameters of a model that has all rows."""
 INT8_COPIES, BLOCKS_COPIES = 6, 4
-"""How many times the float32 weights are in memory while an export is quantised."""
+"""Times that the float32 weights are in memory while an export is quantised."""
 PROFILED_TOKENS, OPERATORS = 25, 8
 
 
@@ -65,7 +67,7 @@ PROFILED_TOKENS, OPERATORS = 25, 8
 
 
 def exported(order: Order) -> Loaded:
-    """An export in ORTModelForCausalLM; `option` is bound, no-cache, or says nothing; with an empty one it has a profile."""
+    """Load an export; `option` is bound, no-cache, as-it-is or empty; with an empty one it has a profile."""
     from server.engines.optimum import OptimumEngine
 
     def load() -> OptimumEngine:
@@ -78,7 +80,7 @@ def exported(order: Order) -> Loaded:
 
 
 def ours(order: Order) -> Loaded:
-    """Our graph; `option` is empty, fed or no-cache."""
+    """Load our graph; `option` is empty, fed or no-cache."""
 
     def load() -> Engine:
         return own_engine(order, "onnx")
@@ -91,7 +93,7 @@ def ours(order: Order) -> Loaded:
 
 
 def variant(order: Order, engine: Engine, load: Callable[[], Engine], session_of: Callable[[Any], Any]) -> Loaded:
-    write = anew(engine) if order.option == "no-cache" else by_steps(engine)
+    write = without_cache(engine) if order.option == "no-cache" else by_steps(engine)
     vocabulary = engine.vocabulary
 
     def profile() -> dict[str, float]:
@@ -101,11 +103,12 @@ def variant(order: Order, engine: Engine, load: Callable[[], Engine], session_of
     return Loaded(write, lambda: engine, None if order.option else profile)
 
 
-def anew(engine: Engine) -> Write:
-    """Every token by a run over the whole text."""
+def without_cache(engine: Engine) -> Write:
+    """Return what writes every token by a run over the whole text."""
 
     def write(prompt: list[int], count: int) -> list[float]:
-        ids, stamps, began = list(prompt), [], time.perf_counter()
+        ids, began = list(prompt), time.perf_counter()
+        stamps: list[float] = []
         for _ in range(count):
             ids.append(int(engine.prefill(0, ids, 0, [len(ids) - 1])[0].argmax()))
             stamps.append(time.perf_counter() - began)
@@ -115,34 +118,33 @@ def anew(engine: Engine) -> Write:
 
 
 class Fed(Reference):
-    """Our graph by session.run(): its cache goes in as arrays, and comes out as new ones."""
+    """Engine of our graph by session.run(): its cache goes in as arrays, and comes out as new ones."""
 
     quantised_share = 0.0
 
     def __init__(self, arch: Architecture, engine: Any) -> None:
-        self._session, self.context, self.vocabulary, self.width, self.threads = (
-            engine._session,
-            arch.context,
-            arch.vocabulary,
-            arch.width,
-            engine.threads,
-        )
+        self._session, self.threads = engine._session, engine.threads
+        self.context, self.vocabulary = arch.context, arch.vocabulary
+        self.width = arch.width
         shape = (1, arch.heads, arch.context, arch.head)
-        self._cache = {
+        self._cache = {  # [1, heads, context, head] each
             f"past_{part}_{i}": np.zeros(shape, np.float32) for i in range(arch.layers) for part in ("key", "value")
         }
 
     def prefill(self, row: int, ids: Sequence[int], past: int, wanted: Sequence[int], hidden: object = None) -> Logits:  # noqa: ARG002 - there is one row
         end = past + len(ids)
         feeds = {
-            "ids": np.array([ids], np.int64), "positions": np.arange(past, end, dtype=np.int64)[None], "seqlens": np.array([end - 1], np.int32),
-            "total": np.array(end, np.int32), "wanted": np.array(wanted, np.int64),
-        }  # fmt: skip
+            "ids": np.array([ids], np.int64),  # [1, tokens]
+            "positions": np.arange(past, end, dtype=np.int64)[None],  # [1, tokens]
+            "seqlens": np.array([end - 1], np.int32),  # [1]
+            "total": np.array(end, np.int32),
+            "wanted": np.array(wanted, np.int64),  # [wanted]
+        }
         logits, *cache = self._session.run(
             ["logits", *(name.replace("past", "present") for name in self._cache)], feeds | self._cache
         )
         self._cache = dict(zip(self._cache, cache, strict=True))
-        found: Logits = logits
+        found: Logits = logits  # [wanted, vocab]
         return found
 
     def decode(self, ids: Sequence[int], past: Sequence[int], hidden: object = None) -> Logits:
@@ -153,7 +155,7 @@ class Fed(Reference):
 
 
 def profiled(load: Callable[[], Engine], session_of: Callable[[Any], Any], vocabulary: int) -> dict[str, float]:
-    """Operator type -> its share of the decode steps' time, the largest first."""
+    """Return the share of the decode steps' time by operator type, the largest first."""
     import onnxruntime as ort
 
     plain = ort.SessionOptions
@@ -179,17 +181,18 @@ def profiled(load: Callable[[], Engine], session_of: Callable[[Any], Any], vocab
     return {name: round(us / spent.total(), 4) for name, us in spent.most_common(OPERATORS)}
 
 
-# What is built of an export
+# Forms of an export
 
 
 def export_of(order: Order, precision: str) -> Path:
-    """The folder of an export, where the daemon keeps it. Raises: BuiltAnew, MemoryError, OSError."""
+    """Return the folder of an export, where the daemon keeps it. Raises: JustBuilt, MemoryError, OSError."""
     from server.catalogue.notes import known_digest
     from server.checkpoint.tensors import Weights
     from server.convert.cache import BuildCache, Built, Count
     from server.engines.optimum import Export, variant as of_this_processor
 
-    folder, arch, cache_dir, built = Path(order.folder), order.architecture, Config().cache_dir, False
+    folder, arch = Path(order.folder), order.architecture
+    cache_dir, built = Config().cache_dir, False
     digest = known_digest(folder / WEIGHTS_FILE, cache_dir, lambda *_: None)
     content = hashlib.sha256(f"{digest} {arch}".encode()).hexdigest()[:32]
 
@@ -207,13 +210,16 @@ def export_of(order: Order, precision: str) -> Path:
         f"{content}-optimum-{precision}-{of_this_processor(precision)}", build
     )
     if built:
-        raise BuiltAnew
+        raise JustBuilt
     return place
 
 
 @dataclass(frozen=True)
 class QuantisedExport:
-    """From an export at fp32: int8 is what the daemon's optimum engine has, int8-blocks and int4-blocks have our graph's products."""
+    """Form of an export at fp32: int8 as the daemon's optimum engine has it, or int8-blocks and int4-blocks.
+
+    The latter two have our graph's products.
+    """
 
     plain: Path
     arch: Architecture
@@ -249,13 +255,15 @@ def in_blocks(plain: Path, target: Path, bits: int, vocabulary: int) -> None:
     model = onnx.load(plain)
     graph = model.graph
     weights = {tensor.name: tensor for tensor in graph.initializer}
-    nodes, made, gone = [], {}, set()
+    nodes, made = [], {}
+    gone = set()
     for node in graph.node:
         if node.op_type not in {"Gemm", "MatMul"} or node.input[1] not in weights:
             nodes.append(node)
             continue
-        x, name, *bias = node.input
-        matrix = numpy_helper.to_array(weights[name]).T
+        x, name = node.input[:2]
+        bias = node.input[2:]
+        matrix = numpy_helper.to_array(weights[name]).T  # [outputs, inputs]
         own_bits = HEAD_BITS if matrix.shape[0] == vocabulary else bits
         blocks = quantise(np.ascontiguousarray(matrix), own_bits)
         for array, suffix in ((blocks.values, "values"), (blocks.scales, "scales")):
@@ -274,11 +282,11 @@ def in_blocks(plain: Path, target: Path, bits: int, vocabulary: int) -> None:
     onnx.save_model(model, target, save_as_external_data=True, location="weights.bin")
 
 
-# What is measured
+# Methods
 
 
 def methods_of(_size: str, _threads: int, _sizes: Sequence[str]) -> list[Method]:
-    """The rows of a size; the first is what the others are compared with."""
+    """Return the rows of a size; the first is what the others are compared with."""
     theirs = Method("exported-fp32", "onnx_methods.exported", lengths=(TOKENS,), tok_s=28, weight_bytes=7.5)
     theirs8 = replace(theirs, name="exported-int8", precision="int8", tok_s=54, weight_bytes=2)
     mine = Method("ours-fp32", "onnx_methods.ours", lengths=(TOKENS,), tok_s=43, weight_bytes=5, torch=False)
@@ -289,25 +297,31 @@ def methods_of(_size: str, _threads: int, _sizes: Sequence[str]) -> list[Method]
         skip = above(MOST) if method.precision == "fp32" else method.skip
         return replace(method, name=f"{method.name}-{option}", option=option, judged=False, skip=skip, **changes)
 
+    def fed(method: Method) -> Method:
+        return also(method, "fed", tok_s=min(30, method.tok_s / 2), weight_bytes=method.weight_bytes + 1.2)
+
+    def no_cache(method: Method) -> Method:
+        return also(method, "no-cache", lengths=(NO_CACHE_TOKENS,), tok_s=min(30, method.tok_s / 2))
+
+    blocks8 = replace(theirs, name="exported-int8-blocks", precision="int8-blocks")
+    blocks4 = replace(theirs, name="exported-int4-blocks", precision="int4-blocks")
     return [
         theirs,
         theirs8,
-        replace(theirs, name="exported-int8-blocks", precision="int8-blocks", skip=above(MOST), tok_s=80, weight_bytes=2.2),
-        replace(theirs, name="exported-int4-blocks", precision="int4-blocks", tok_s=90, weight_bytes=1.8),
+        replace(blocks8, skip=above(MOST), tok_s=80, weight_bytes=2.2),
+        replace(blocks4, tok_s=90, weight_bytes=1.8),
         *(mine, mine8, mine4),
         *(also(method, "bound") for method in (theirs, theirs8)),
-        *(also(method, "fed", tok_s=min(30, method.tok_s / 2), weight_bytes=method.weight_bytes + 1.2) for method in (mine, mine8, mine4)),
-        *(also(method, "no-cache", lengths=(NO_CACHE_TOKENS,), tok_s=min(30, method.tok_s / 2)) for method in (theirs, theirs8, mine, mine8, mine4)),
-    ]  # fmt: skip
+        *(fed(method) for method in (mine, mine8, mine4)),
+        *(no_cache(method) for method in (theirs, theirs8, mine, mine8, mine4)),
+    ]
 
 
 def print_profiles(found: Sequence[dict[str, Any]]) -> None:
     for f in found:
         if f.get("profile"):
-            print(
-                f"{f['model']} {f['method']}: "
-                + ", ".join(f"{name} {share:.1%}" for name, share in f["profile"].items())
-            )
+            shares = ", ".join(f"{name} {share:.1%}" for name, share in f["profile"].items())
+            print(f"{f['model']} {f['method']}: {shares}")
 
 
 def main() -> None:

@@ -1,24 +1,26 @@
 #!/usr/bin/env python3
-"""Which optimisation makes GPT-2 decoding fast on a CPU: each of them beside transformers' own `generate`, in turns.
+"""Measure which optimisation makes GPT-2 decoding fast on a CPU: each beside transformers' `generate`, in turns.
 
     python -m scripts.investigation.optimisation_methods --quick                  the embedded model, a minute or two
     python -m scripts.investigation.optimisation_methods                          all sizes; it says first how long that takes
     python -m scripts.investigation.optimisation_methods --sizes gpt2 --only native-int8 onnx-int8
 
 A row is a method: the time of 25 and of 100 new tokens after a prompt of 32 random ones (greedy, end of text ignored),
-of which `prefill` is the time to the first, tokens/s of the decode steps, how many times as fast the 25 tokens are as the
-first row's in the same turns, resident memory, the time to load (libraries included; what is built of a model once is
-built before), and for `demo` the change of perplexity and how often the likeliest token is that of full precision.
-Other sizes have random weights where the real ones are not on the disk: their speed and memory are right, their text is noise.
+of which `prefill` is the time to the first, tokens/s of the decode steps, how many times as fast the 25 tokens are as
+the first row's in the same turns, resident memory, the time to load (libraries included; what is built of a model once
+is built before), and for `demo` the change of perplexity and how often the likeliest token is that of full precision.
+Other sizes have random weights where the real ones are not on the disk: their speed and memory are right, their text is
+noise.
 
 Slow methods write 8 tokens in most runs: ~ marks a time that follows from prefill and decode rate.
 
   transformers-fp32        `generate`, eager attention: what the application did that came before this one
-  transformers-sdpa        torch's scaled_dot_product_attention, which is what became of BetterTransformer: optimum put this operator into
-                           a model; transformers has it itself (GPT-2 since pull request 31172 of 2024) and takes it where nothing
-                           is asked for, optimum 2 has no BetterTransformer any more, and transformers took its method out (41367)
+  transformers-sdpa        torch's scaled_dot_product_attention, which is what became of BetterTransformer: optimum put
+                           this operator into a model; transformers has it itself (GPT-2 since pull request 31172 of
+                           2024) and takes it where nothing is asked for, optimum 2 has no BetterTransformer any more,
+                           and transformers took its method out (41367)
   transformers-bf16        weights and arithmetic in bfloat16 (with SDPA, as all below)
-  transformers-int8-head   torch.ao.quantization.quantize_dynamic as it stands: it knows Linear, GPT-2's blocks are Conv1D,
+  transformers-int8-head   torch.ao.quantization.quantize_dynamic unchanged: it knows Linear, GPT-2's blocks are Conv1D,
                            so that only the LM head changes
   transformers-int8        Conv1D made Linear first: all matrices
   torch-fp32               the same model without `generate`: forward passes one after the other
@@ -26,16 +28,17 @@ Slow methods write 8 tokens in most runs: ~ marks a time that follows from prefi
   optimum-*                exported to ONNX, ONNX Runtime; int8 is its dynamic quantisation
   onnx-*                   this daemon's hand-made ONNX graph
   native-*                 this daemon's own kernels
-  two-texts-*-1x2, -2x1    two texts: one process with all threads writes one after the other, or two with half of them one each;
-                           tokens/s is that of both together, prefill included
-  page-anew, page-reused   a page of 512 tokens goes on: 32 more, then 25 new ones, through a daemon; computed anew, or what the
-                           prefix cache has of it used again
-  lookup-*-off, -on        prompt lookup (the setting `speculate`) through a daemon, on a text that repeats itself and on one
-                           that does not; the seeds are fixed, and the texts have to be the same to the last token
+  two-texts-*-1x2, -2x1    two texts: one process with all threads writes one after the other, or two with half of them
+                           one each; tokens/s is that of both together, prefill included
+  page-anew, page-reused   a page of 512 tokens goes on: 32 more, then 25 new ones, through a daemon; computed again, or
+                           what the prefix cache has of it used again
+  lookup-*-off, -on        prompt lookup (the setting `speculate`) through a daemon, on a text that repeats itself and
+                           on one that does not; the seeds are fixed, and the texts have to be the same to the last
+                           token
 
-Threads: 1, 2 and 4 of what the machine has, and once, for one size, twice as many. Methods that are compared live at the same time, so
-that not all fit into the memory together: large sizes are measured in groups, and each group has the first row anew.
-Results are kept (--json); what is there is not measured again. The last line is one JSON object.
+Threads: 1, 2 and 4 of what the machine has, and once, for one size, twice as many. Methods that are compared live at
+the same time, so that not all fit into the memory together: large sizes are measured in groups, and each group has the
+first row again. Results are kept (--json) and not measured again. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -63,14 +66,15 @@ from server.catalogue.engines import ENGINES, REFERENCE
 from server.engines.base import Engine
 
 COMPILE_S, COMPILE_LAYER_S = 45.0, 2.5
-"""How long torch.compile may take by what it takes for a layer, about; and however slow the machine is, it is ended after LIMIT_S."""
+"""Time that torch.compile may take, and what it takes for a layer, about. It is ended after LIMIT_S in any case."""
 LIMIT_S = 240.0
 OWN = REFERENCE[0]
-"""The engine that a daemon takes here."""
+"""Engine that a daemon takes here."""
 MOST = 500e6
 """Parameters of a model that has all rows."""
 PAGE, MORE = 512, 32
-VERSE = "Tyger Tyger, burning bright,\nIn the forests of the night;\nWhat immortal hand or eye,\nCould frame thy fearful symmetry?\n"
+VERSE = "Tyger Tyger, burning bright,\nIn the forests of the night;\n"
+VERSE += "What immortal hand or eye,\nCould frame thy fearful symmetry?\n"
 PLAIN = "In the beginning of the year the king rode out, and with him went his brother, three old captains and a boy.\n"
 
 
@@ -93,7 +97,7 @@ def by_generate(model: Any) -> Write:
     from scripts.bench import baseline
 
     class Clock(StoppingCriteria):
-        """Asked after each token whether to stop, it looks at the time."""
+        """Criterion that never stops, and looks at the time after each token."""
 
         def __init__(self) -> None:
             self.began = time.perf_counter()
@@ -112,13 +116,14 @@ def by_generate(model: Any) -> Write:
 
 
 def as_engine(model: Any, order: Order) -> Engine:
-    """The daemon's torch engine, with this model in it."""
+    """Return the daemon's torch engine, with this model in it."""
     from server.checkpoint.tensors import Weights
     from server.engines.torch import TorchEngine
 
     folder, arch = Path(order.folder), order.architecture
     engine = TorchEngine(arch, folder, Weights(folder / WEIGHTS_FILE, arch), "fp32", order.threads)
-    engine._model, engine._prefill, engine._decode = model, model.transformer.forward, model.transformer.forward
+    engine._model = model
+    engine._prefill = engine._decode = model.transformer.forward
     return engine
 
 
@@ -126,10 +131,10 @@ def as_engine(model: Any, order: Order) -> Engine:
 
 
 class TwoTexts:
-    """Two texts, by one process or by two at the same time."""
+    """Trial of two texts, by one process or by two at the same time."""
 
     def __init__(self, method: Method, setup: Setup) -> None:
-        """Raises: EngineFailed."""
+        """Start the processes. Raises: EngineFailed."""
         with ExitStack() as starting:
             self._processes = [
                 starting.enter_context(MethodProcess(method.order(setup))) for _ in range(method.processes)
@@ -160,10 +165,10 @@ class TwoTexts:
 
 
 class DaemonTrial:
-    """A daemon of its own; a run asks it for a text."""
+    """Trial with a daemon of its own; a run asks it for a text."""
 
     def __init__(self, method: Method, setup: Setup) -> None:
-        """Raises: Gpt2dError."""
+        """Start the daemon. Raises: Gpt2dError."""
         self._option, self._vocabulary = method.option, setup.architecture.vocabulary
         self._results: list[m.Generated] = []
         arguments = argparse.Namespace(models_dir=setup.models_dir, threads=setup.threads)
@@ -187,7 +192,7 @@ class DaemonTrial:
         }
 
     def write(self, seed: int) -> tuple[float, m.Generated]:
-        """When it began, and what came."""
+        """Return when it began, and what came."""
         raise NotImplementedError
 
     def facts(self) -> dict[str, Any]:
@@ -207,7 +212,7 @@ class DaemonTrial:
 
 
 class Page(DaemonTrial):
-    """The second page of a text; `option` is anew or reused."""
+    """Trial of the second page of a text; `option` is computed or reused."""
 
     def write(self, seed: int) -> tuple[float, m.Generated]:
         reuse = self._option == "reused"
@@ -220,33 +225,36 @@ class Page(DaemonTrial):
 
 
 class Lookup(DaemonTrial):
-    """A text that repeats itself, or one that does not, with or without guesses; `option` is both."""
+    """Trial of a text that repeats itself, or does not, with or without guesses; `option` has both."""
 
     def write(self, seed: int) -> tuple[float, m.Generated]:
         text, guesses = self._option.split()
         repeats = text == "repeating"
         began = time.perf_counter()
         return began, self._client.generate(
-            f"{seed + 1}.\n" + (3 * VERSE if repeats else PLAIN), max_new_tokens=LENGTHS[2], seed=seed, ignore_eos=True, deterministic=True,
-            temperature=0.2 if repeats else 1.0, speculate=8 if guesses == "on" else 0,
-        )  # fmt: skip
+            f"{seed + 1}.\n" + (3 * VERSE if repeats else PLAIN),
+            max_new_tokens=LENGTHS[2],
+            seed=seed,
+            ignore_eos=True,
+            deterministic=True,
+            temperature=0.2 if repeats else 1.0,
+            speculate=8 if guesses == "on" else 0,
+        )
 
 
-# What is measured
+# Methods
 
 
 def too_long(arch: Architecture) -> str:
-    """Why a model is not compiled."""
+    """Return why a model is not compiled; empty: it is."""
     expected = COMPILE_LAYER_S * arch.layers
-    return (
-        f"torch.compile would take some {expected:.0f} s for {arch.layers} layers; {COMPILE_S:.0f} s are allowed"
-        if expected > COMPILE_S
-        else ""
-    )
+    if expected <= COMPILE_S:
+        return ""
+    return f"torch.compile would take some {expected:.0f} s for {arch.layers} layers; {COMPILE_S:.0f} s are allowed"
 
 
 def methods_of(size: str, threads: int, sizes: Sequence[str]) -> list[Method]:
-    """The rows of a size; the first is what the others are compared with."""
+    """Return the rows of a size; the first is what the others are compared with."""
     loader = "optimisation_methods.transformers"
     baseline = Method("transformers-fp32", loader, option="eager")
     native8 = Method("native-int8", precision="int8", option="native", tok_s=350, weight_bytes=1.2, torch=False)
@@ -295,7 +303,7 @@ def methods_of(size: str, threads: int, sizes: Sequence[str]) -> list[Method]:
     page = Method(
         "page-anew",
         precision="int8",
-        option="anew",
+        option="computed",
         against="page-anew",
         make=Page,
         run_s=0.4,
@@ -318,21 +326,22 @@ def methods_of(size: str, threads: int, sizes: Sequence[str]) -> list[Method]:
 
 
 def compare_texts(found: list[dict[str, Any]]) -> None:
-    """What a daemon reused or guessed must not change a text; `same_text` says whether it did."""
+    """Compare texts that must not depend on what a daemon reused or guessed; `same_text` says whether they are the same."""
     texts = {(f["model"], f["method"]): f["texts"] for f in found if "texts" in f}
     for f in found:
         if "texts" in f and (f["model"], f.get("against")) in texts:
             f["same_text"] = f["texts"] == texts[f["model"], f["against"]]
             print(
-                f"{f['model']} {f['method']}: {f['reused_tokens']} of {f['prompt_tokens']} prompt tokens reused, {f['accepted_tokens']} of "
-                f"{f['guessed_tokens']} guesses right, the text {'is the same' if f['same_text'] else 'IS ANOTHER'}"
+                f"{f['model']} {f['method']}: {f['reused_tokens']} of {f['prompt_tokens']} prompt tokens reused, "
+                f"{f['accepted_tokens']} of {f['guessed_tokens']} guesses right, "
+                f"the text {'is the same' if f['same_text'] else 'IS DIFFERENT'}"
             )
 
 
 def main() -> None:
     found = investigate(__doc__, "optimisation_methods", methods_of, LENGTHS[1:], compare_texts)
     if not all(f.get("same_text", True) for f in found):
-        sys.exit("a text is another")
+        sys.exit("a text is different from the one that it must be")
 
 
 if __name__ == "__main__":

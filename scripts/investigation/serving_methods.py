@@ -1,24 +1,25 @@
 #!/usr/bin/env python3
-"""How the daemon serves many at once, and how the cost of a request grows, on each model size: the loops of scripts.bench.serving as one series.
+"""Measure how the daemon serves many at once, and how the cost of a request grows, on each size.
 
-    python -m scripts.investigation.serving_methods --quick                        seconds: to see that everything works
+    python -m scripts.investigation.serving_methods              all; started again, it measures what is missing
+    python -m scripts.investigation.serving_methods --quick      seconds: to see that everything works
     python -m scripts.investigation.serving_methods --sizes gpt2 --only clients rate
-    python -m scripts.investigation.serving_methods                                all; started again, it measures what is missing
 
-One daemon a size, at its default engine and precision, greedily and without guessing ahead, prompts of random tokens. The sweeps:
+The loops are those of scripts.bench.serving. One daemon a size, at its default engine and precision, greedily and
+without guessing ahead, prompts of random tokens. The sweeps:
 
-    clients   1, 2, 4 ... 64 clients, each streaming one request after the other (a closed loop); to 32 on gpt2-medium, to 16 on
-              gpt2-large
-    rate      requests arrive at random (a Poisson process) at twice the rate each time, until the 95th percentile of the time
-              to the first token is ten times that of the lowest rate (an open loop: a request that waits for one of 64 clients
-              counts from when it fell due); then one rate between the last two
+    clients   1, 2, 4 ... 64 clients, each streaming one request after the other (a closed loop); to 32 on gpt2-medium,
+              to 16 on gpt2-large
+    rate      requests arrive at random (a Poisson process) at twice the rate each time, until the 95th percentile of
+              the time to the first token is ten times that of the lowest rate (an open loop: a request that waits for
+              one of 64 clients counts from when it fell due); then one rate between the last two
     prompt    one request, with a prompt of 16 to 900 tokens
     new       one request, with 8 to 512 new tokens
     batch     one request for 1 to 16 texts after one prompt
 
-Each run of `clients` and `rate` measures the tokens a second of all and, over its requests, the percentiles of the time to
-the first token and of the time a token; of the others what the server and the client measure of one request. The clients
-run on the same machine as the daemon.
+Each run of `clients` and `rate` measures the tokens a second of all and, over its requests, the percentiles of the time
+to the first token and of the time a token; of the others what the server and the client measure of one request. The
+clients run on the same machine as the daemon.
 """
 
 from __future__ import annotations
@@ -43,29 +44,29 @@ from server.catalogue.engines import choose_engine
 
 CLIENTS = (1, 2, 4, 8, 16, 32, 64)
 FEWER_CLIENTS = {"gpt2-medium": 32, "gpt2-large": 16, "gpt2-xl": 16}
-"""Where more would only wait longer: more than 16 do not run together."""
+"""Most clients of sizes where more would only wait longer: more than 16 do not run together."""
 REQUESTS = 2
-"""Of each client in a run of the closed loop."""
+"""Requests of each client in a run of the closed loop."""
 PROMPTS = (16, 64, 256, 512, 900)
 NEW = (8, 32, 128, 512)
 BATCH = (1, 2, 4, 8, 16)
 NEW_TOKENS = 25
 FEW_TOKENS = 8
-"""Written after prompts of different lengths: enough to tell the time a token."""
+"""New tokens after prompts of different lengths: enough to measure the time a token."""
 BURST_S, QUICK_BURST_S = 5.0, 0.5
 BURSTS = 2
-"""Runs of each rate."""
+"""Number of runs of each rate."""
 FEWEST = 4
-"""Requests of a burst, however long it takes them to arrive."""
+"""Fewest requests of a burst, however long it takes them to arrive."""
 MOST_CLIENTS = 64
 LAST_RATE = 4096.0
 EXPLODED, AT_LEAST_MS = 10, 200.0
-"""The time to the first token that ends the rising rates: so many times the lowest rate's, and no less than that."""
+"""Limits of the time to the first token, which end the rising rates: times the lowest rate's, and milliseconds."""
 SWEEPS = ("clients", "rate", "prompt", "new", "batch")
 
 
 class Server:
-    """The daemon of a size with its model, and as many connections as are wanted."""
+    """Daemon of a size with its model, and as many connections as are wanted."""
 
     def __init__(self, daemon: OneDaemon, model: Model) -> None:
         self.daemon, self.model = daemon, model
@@ -94,16 +95,20 @@ class Server:
         whole_s = time.perf_counter() - began
         ledger = done.ledger
         return {
-            "whole_ms": whole_s * 1000, "prefill_ms": ledger.prefill_ms, "inference_ms": ledger.inference_ms,
-            "token_ms": ledger.decode_ms / (new_tokens - 1), "tok_s": outputs * new_tokens / whole_s, "mean_batch": ledger.mean_batch,
-        }  # fmt: skip
+            "whole_ms": whole_s * 1000,
+            "prefill_ms": ledger.prefill_ms,
+            "inference_ms": ledger.inference_ms,
+            "token_ms": ledger.decode_ms / (new_tokens - 1),
+            "tok_s": outputs * new_tokens / whole_s,
+            "mean_batch": ledger.mean_batch,
+        }
 
     def facts(self) -> dict[str, Any]:
         return {"model": self.model.name, "rss_mb": self.daemon.rss_mb(self.model, self.engine, self.precision)}
 
 
 class One:
-    """A request by itself."""
+    """Trial of a request by itself."""
 
     def __init__(self, server: Server, prompt_tokens: int, new_tokens: int, outputs: int) -> None:
         self._server, self._shape = server, (prompt_tokens, new_tokens, outputs)
@@ -117,7 +122,7 @@ class One:
 
 
 class Closed:
-    """So many clients, each with one request after the other."""
+    """Trial of a number of clients, each with one request after the other."""
 
     def __init__(self, server: Server, clients: int) -> None:
         self._server, self._count = server, clients
@@ -135,10 +140,11 @@ class Closed:
 
 
 class Open:
-    """Requests that arrive at a rate, whether those before them are answered or not."""
+    """Trial of requests that arrive at a rate, whether those before them are answered or not."""
 
     def __init__(self, server: Server, rate: float, burst_s: float) -> None:
-        self._server, self._rate, self._burst_s = server, rate, burst_s
+        self._server, self._rate = server, rate
+        self._burst_s = burst_s
         self._first_ms: list[float] = []
         server.start()
 
@@ -163,39 +169,51 @@ class Open:
 
 
 def seen(of_clients: Sequence[Sequence[Request]], took_s: float) -> dict[str, float]:
-    """What the clients saw in one run."""
+    """Return what the clients saw in one run."""
     requests = [request for own in of_clients for request in own]
     first = [r.first_s * 1000 for r in requests]
     token = [(r.whole_s - r.first_s) * 1000 / max(1, r.tokens - 1) for r in requests]
     return {
-        "tok_s": sum(r.tokens for r in requests) / took_s, "requests_per_s": len(requests) / took_s,
-        **{f"first_token_{name}_ms": percentile(first, share) for name, share in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))},
-        "token_p50_ms": percentile(token, 0.5), "token_p95_ms": percentile(token, 0.95),
-    }  # fmt: skip
+        "tok_s": sum(r.tokens for r in requests) / took_s,
+        "requests_per_s": len(requests) / took_s,
+        **{f"first_token_p{share:.0f}_ms": percentile(first, share / 100) for share in (50, 95, 99)},
+        "token_p50_ms": percentile(token, 0.5),
+        "token_p95_ms": percentile(token, 0.95),
+    }
 
 
 class Series:
-    """The sweeps on one size."""
+    """Sweeps on one size."""
 
     def __init__(self, args: argparse.Namespace, results: Results, server: Server, size: str) -> None:
-        self._args, self._results, self._server, self._size = args, results, server, size
+        self._args, self._results = args, results
+        self._server, self._size = server, size
         self._runs = runs_of(size, quick=args.quick)
         self._one_client: Row | None = None
 
-    def plan(self, sweep: str, trial: type[One | Closed | Open], *shape: Any, **told: str | float) -> Plan:
-        """`shape` is what the trial is made with, `told` what the key says of it."""
+    def plan(self, sweep: str, trial: type[One | Closed | Open], *shape: Any, **named: str | float) -> Plan:
+        """Return the plan of a trial made with `shape`; `named` is what its key says of that."""
         server = self._server
         key: Key = {
-            "model": self._size, "trained": is_trained(server.model), "engine": server.engine, "precision": server.precision, "sweep": sweep,
-            "prompt_tokens": PROMPT_TOKENS, "new_tokens": NEW_TOKENS, "outputs": 1, "clients": 1, "rate": 0.0, "rows": self._args.rows,
+            "model": self._size,
+            "trained": is_trained(server.model),
+            "engine": server.engine,
+            "precision": server.precision,
+            "sweep": sweep,
+            "prompt_tokens": PROMPT_TOKENS,
+            "new_tokens": NEW_TOKENS,
+            "outputs": 1,
+            "clients": 1,
+            "rate": 0.0,
+            "rows": self._args.rows,
             "threads": self._args.threads,
-        }  # fmt: skip
+        }
         runs, seconds = (BURSTS, math.inf) if trial is Open else (self._runs, self._args.seconds)
 
         def make() -> AbstractContextManager[Limited]:
             return Limited(trial(server, *shape), runs, seconds, warm=True)
 
-        return Plan(key | told, make)
+        return Plan(key | named, make)
 
     def rows(self, sweep: str) -> list[Row]:
         most_clients = 4 if self._args.quick else FEWER_CLIENTS.get(self._size, MOST_CLIENTS)
@@ -217,9 +235,10 @@ class Series:
         return rows
 
     def _rising(self) -> Iterator[Row]:
-        """Rates of arrival, each twice the one before, until the first token comes too late; and one between the last two.
+        """Measure rates of arrival, each twice the one before, until the first token comes too late; and one in between.
 
-        The lowest is what one client alone gets answered, down to a power of two, so that a second start finds the same.
+        The lowest is what one client alone gets answered, down to a power of two, so that a second start finds the
+        same.
         """
         one = self._one_client
         if one is None:

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Train the embedded model `demo`: a small GPT-2 on Shakespeare's and Milton's English.
 
-The texts are those that `scripts/training/works.py` fetches, which needs `scripts/training/requirements.txt`. The run ends with
-fp16 weights, tokenizer, configuration, a model card and the text to measure with in --out. About 50 minutes on two cores:
+The texts are those that `scripts/training/works.py` fetches, which needs `scripts/training/requirements.txt`. The run
+ends with fp16 weights, tokenizer, configuration, a model card and the text to measure with in --out. About 50 minutes
+on two cores:
 
     python -m scripts.training.train_demo_model
     python -m scripts.training.train_demo_model --resume      # go on after an interruption
@@ -36,7 +37,7 @@ SAMPLE_PROMPTS = ("Of Man's first disobedience, and the fruit\n", "Shall I compa
 
 @dataclass(frozen=True)
 class Plan:
-    """The run: `tokens` a step in both phases, so that one learning-rate schedule serves both."""
+    """Plan of a run: `tokens` a step in both phases, so that one learning-rate schedule serves both."""
 
     steps: int = 3600
     tokens: int = 4096
@@ -53,7 +54,7 @@ class Plan:
         return self.full if step >= self.steps * (1 - self.full_share) else self.short
 
     def lr_factor(self, step: int) -> float:
-        """Linear warm-up, then a cosine down to 2 % of the peak."""
+        """Return the share of the peak rate: a linear warm-up, then a cosine down to 2 %."""
         if step < self.warmup:
             return (step + 1) / self.warmup
         done = (step - self.warmup) / max(1, self.steps - self.warmup)
@@ -61,7 +62,7 @@ class Plan:
 
 
 def train_tokenizer(texts: list[str]) -> Tokenizer:
-    """GPT-2's own kind of tokenizer (byte-level BPE), 4,096 entries, the end-of-text token first."""
+    """Train GPT-2's own kind of tokenizer (byte-level BPE), 4,096 entries, the end-of-text token first."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -94,7 +95,7 @@ def loss_of(model: GPT2LMHeadModel, ids: torch.Tensor, targets: torch.Tensor, po
 
 @torch.no_grad()
 def held_out_loss(model: GPT2LMHeadModel, stream: torch.Tensor, window: int) -> float:
-    """Mean loss a token (nats) over consecutive windows of the held-out works."""
+    """Return the mean loss a token (nats) over consecutive windows of the held-out works."""
     model.eval()
     total, count = 0.0, 0
     for start in range(0, len(stream) - 1, window):
@@ -108,13 +109,13 @@ def held_out_loss(model: GPT2LMHeadModel, stream: torch.Tensor, window: int) -> 
 
 
 def unigram_loss(train: torch.Tensor, held_out: torch.Tensor, vocabulary: int) -> float:
-    """Loss a token (nats) of the held-out works under add-one unigram frequencies: the baseline."""
+    """Return the loss a token (nats) of the held-out works under add-one unigram frequencies: the baseline."""
     counts = np.bincount(train.numpy(), minlength=vocabulary) + 1.0
     return float(-np.log(counts / counts.sum())[held_out[1:].numpy()].mean())
 
 
 def optimisers(model: GPT2LMHeadModel, plan: Plan) -> list[torch.optim.Optimizer]:
-    """Muon for the blocks' matrices (it learns more from each token), AdamW for the rest."""
+    """Return Muon for the blocks' matrices (it learns more from each token), AdamW for the rest."""
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and ".h." in n]
     tables = [p for n, p in model.named_parameters() if p.ndim == 2 and ".h." not in n]
     vectors = [p for p in model.parameters() if p.ndim < 2]

