@@ -1,21 +1,13 @@
-"""What the tests of the investigation's scripts share."""
+"""Functions that the tests of the investigation's scripts share."""
 
 from __future__ import annotations
 
-import importlib
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def script(name: str) -> ModuleType:
-    """A script of the investigation or of the report as a module."""
-    folder = "report" if (ROOT / "scripts" / "report" / f"{name}.py").exists() else "investigation"
-    return importlib.import_module(f"scripts.{folder}.{name}")
 
 
 def run_script(home: Path, module: str, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -1,4 +1,4 @@
-"""The measures of texts on texts whose measures are known, and each script of the investigation's decoders once, on `demo`."""
+"""Measures of texts on texts whose measures are known; each script of the investigation's decoders, on `demo`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(home: Path, name: str, *arguments: str) -> tuple[list[dict[str, Any]], str]:
-    """The rows that a quick run has kept, and what it printed."""
+    """Return the rows that a quick run has kept, and what it printed."""
     kept = ("--json", str(home / f"{name}.jsonl"))
     done = run_script(home, f"investigation.{name}", "--quick", "--threads", "1", *kept, *arguments)
     assert done.returncode == 0, done.stderr
@@ -71,7 +71,7 @@ def test_prompts_differ() -> None:
 
 
 class Counting:
-    """A trial that counts, and takes as long as it is told."""
+    """Trial that counts, and takes as long as it is asked to."""
 
     def __init__(self, seconds: float, clock: list[float]) -> None:
         self.seeds: list[int] = []
@@ -97,7 +97,8 @@ def test_a_slow_trial_gets_fewer_turns(monkeypatch: pytest.MonkeyPatch, seconds:
     assert len(kept) == turns and kept[0] == 2 and kept == sorted(set(kept))
     gaps = [b - a for a, b in itertools.pairwise(kept)]
     assert max(gaps) - min(gaps) <= 1 or warm  # evenly spread
-    assert len(trial.seeds) - len(kept) == (0 if warm else 1 if seconds > one_daemon.LONG_S else 2)
+    warm_ups = 1 if seconds > one_daemon.LONG_S else 2
+    assert len(trial.seeds) - len(kept) == (0 if warm else warm_ups)
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +145,7 @@ def test_combined(home: Path) -> None:
 
 def test_variants_are_measured_in_parts_that_fit() -> None:
     model = model_of("demo", Path("nowhere"))
-    everything = [tuple(name.split("/")) for name in combined_methods.names()]
+    everything = list(combined_methods.VARIANTS)
     (together,) = combined_methods.groups(model, everything, 32, 1e12)
     assert sorted(together) == sorted(everything) and together[0] == ("optimum", "int8")
     alone = list(combined_methods.groups(model, everything, 32, 1.0))

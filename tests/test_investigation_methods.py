@@ -1,9 +1,9 @@
-"""The investigation's methods: how they are put together and reported, and each of its two scripts on `demo` with a few of them."""
+"""The investigation's methods: how they are grouped and reported; its two scripts on `demo` with a few of them."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -29,8 +29,16 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("home")
 
 
-def run(home: Path, name: str, *only: str) -> tuple[dict[str, dict[str, Any]], dict[str, Any], str]:
-    """What a quick run says of its methods, what it has kept of them, and its output."""
+@dataclass
+class Ran:
+    found: dict[str, dict[str, Any]]
+    """Figures of each method in the last line."""
+    kept: dict[str, Any]
+    """Rows in the file."""
+    output: str
+
+
+def run(home: Path, name: str, *only: str) -> Ran:
     wanted = ("--threads", "1", "--only", *only)
     done = run_script(home, f"investigation.{name}", "--quick", "--json", str(home / f"{name}.jsonl"), *wanted)
     assert done.returncode == 0, done.stderr
@@ -44,13 +52,14 @@ def run(home: Path, name: str, *only: str) -> tuple[dict[str, dict[str, Any]], d
     assert set(found) == set(kept) and all(
         f["model"] == "demo" and f["runs"] == 3 and f["rss_mb"] > 10 for f in found.values()
     )
-    return found, kept, done.stdout
+    return Ran(found, kept, done.stdout)
 
 
 @needs_native
 def test_optimisations(home: Path) -> None:
     wanted = ("transformers-int8-head", "native-int8", "page-reused", "lookup-repeating-on")
-    found, kept, output = run(home, "optimisation_methods", *wanted)
+    ran = run(home, "optimisation_methods", *wanted)
+    found, kept = ran.found, ran.kept
     baseline = found["transformers-fp32"]
     assert set(found) == {"transformers-fp32", *wanted, "page-anew", "lookup-repeating-off"}
     assert "speedup" not in baseline and found["native-int8"]["against"] == "transformers-fp32"
@@ -65,12 +74,13 @@ def test_optimisations(home: Path) -> None:
     assert found["page-reused"]["reused_tokens"] == 3 * 512 and found["page-anew"]["reused_tokens"] == 0
     assert found["lookup-repeating-on"]["accepted_tokens"] > 0 and found["lookup-repeating-off"]["guessed_tokens"] == 0
     assert found["page-reused"]["same_text"] and found["lookup-repeating-on"]["same_text"]
-    assert "times as fast" in output and "native-int8" in output
+    assert "times as fast" in ran.output and "native-int8" in ran.output
 
 
 def test_onnx(home: Path) -> None:
     wanted = ("exported-int4-blocks", "exported-fp32-bound", "ours-int4", "ours-int4-fed", "ours-int4-no-cache")
-    found, kept, output = run(home, "onnx_methods", *wanted)
+    ran = run(home, "onnx_methods", *wanted)
+    found, kept = ran.found, ran.kept
     assert set(found) == {"exported-fp32", *wanted}
     assert len(kept["ours-int4-no-cache"]["samples"]["whole_4_ms"]) == 3
     # The same blocks make the same model, whichever graph they are in.
@@ -82,7 +92,7 @@ def test_onnx(home: Path) -> None:
     ):
         profile = found[name]["profile"]
         assert operator in profile and len(profile) <= 8 and 0.5 < sum(profile.values()) <= 1.001
-        assert f"demo {name}: " in output
+        assert f"demo {name}: " in ran.output
 
 
 def test_the_graph_that_is_fed_computes_the_same() -> None:
@@ -99,9 +109,9 @@ def test_the_graph_that_is_fed_computes_the_same() -> None:
 
 def test_a_method_that_takes_too_long_or_fails_says_so() -> None:
     with pytest.raises(SystemExit, match="longer than 0 s"):
-        methods.MethodProcess(methods.Order("method_child.own", "fp32", "onnx", str(DEMO_FOLDER), 1), 0.01)
+        methods.MethodProcess(method_child.Order("method_child.own", "fp32", "onnx", str(DEMO_FOLDER), 1), 0.01)
     with pytest.raises(SystemExit, match="AttributeError"):
-        methods.MethodProcess(methods.Order("method_child.nothing", "fp32", "onnx", str(DEMO_FOLDER), 1))
+        methods.MethodProcess(method_child.Order("method_child.nothing", "fp32", "onnx", str(DEMO_FOLDER), 1))
 
 
 @pytest.mark.parametrize("script", [optimisation_methods, onnx_methods])

@@ -19,9 +19,9 @@ CHILDREN = {
     "scripts.reliability.deaf",
     "scripts.reliability.flood",
 }
-"""What other programs start, and no person does."""
+"""Programs that other programs start, and no person does."""
 FILES = {"scripts.run", "scripts.test", "scripts.keygen"}
-"""What is started as a file: run and test before anything is installed, keygen by run."""
+"""Programs started as files: run and test before anything is installed, keygen by run."""
 
 
 def programs() -> dict[str, Path]:

@@ -77,7 +77,8 @@ class Limited:
 
     def __init__(self, trial: Trial, runs: int, seconds: float, *, warm: bool = False) -> None:
         """Limit a trial; `warm`: it needs no warm-up, since something else has warmed up what it asks."""
-        self._trial, self._runs, self._seconds, self._warm = trial, runs, seconds, warm
+        self._trial, self._warm = trial, warm
+        self._runs, self._seconds = runs, seconds
         self._took: list[float] = []
         self._turns = runs
 

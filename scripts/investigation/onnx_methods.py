@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Measure why a hand-made ONNX graph decodes faster than an exported one: piece by piece, in turns.
 
-    python -m scripts.investigation.onnx_methods --quick                 the embedded model, a minute
-    python -m scripts.investigation.onnx_methods                         all sizes; it says first how long that takes
+    python -m scripts.investigation.onnx_methods             all sizes; it says first how long that takes
+    python -m scripts.investigation.onnx_methods --quick     the embedded model, a minute
     python -m scripts.investigation.onnx_methods --sizes gpt2 --only exported-int8 ours-int8
 
 A row is a variant: 8 new tokens after a prompt of 32 random ones (greedy, end of text ignored), of which `prefill` is

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Measure which optimisation makes GPT-2 decoding fast on a CPU: each beside transformers' `generate`, in turns.
 
-    python -m scripts.investigation.optimisation_methods --quick                  the embedded model, a minute or two
-    python -m scripts.investigation.optimisation_methods                          all sizes; it says first how long that takes
+    python -m scripts.investigation.optimisation_methods             all sizes; it says first how long that takes
+    python -m scripts.investigation.optimisation_methods --quick     the embedded model, a minute or two
     python -m scripts.investigation.optimisation_methods --sizes gpt2 --only native-int8 onnx-int8
 
 A row is a method: the time of 25 and of 100 new tokens after a prompt of 32 random ones (greedy, end of text ignored),
@@ -326,7 +326,7 @@ def methods_of(size: str, threads: int, sizes: Sequence[str]) -> list[Method]:
 
 
 def compare_texts(found: list[dict[str, Any]]) -> None:
-    """Compare texts that must not depend on what a daemon reused or guessed; `same_text` says whether they are the same."""
+    """Compare texts that must not depend on what a daemon reused or guessed; set `same_text`."""
     texts = {(f["model"], f["method"]): f["texts"] for f in found if "texts" in f}
     for f in found:
         if "texts" in f and (f["model"], f.get("against")) in texts:

@@ -235,7 +235,7 @@ class Series:
         return rows
 
     def _rising(self) -> Iterator[Row]:
-        """Measure rates of arrival, each twice the one before, until the first token comes too late; and one in between.
+        """Measure rates of arrival, each twice the one before, until the first token is too late; and one in between.
 
         The lowest is what one client alone gets answered, down to a power of two, so that a second start finds the
         same.

