@@ -1,10 +1,10 @@
 """Bytes <-> message, with every size, depth and count limit. The only file that packs or unpacks.
 
-What else is sent in the same form, over links that are not public, goes through `pack`, `unpack_request` and `unpack_reply`.
+Messages in the same form on links that are not public go through `pack`, `unpack_request` and `unpack_reply`.
 
-msgpack (https://github.com/msgpack/msgpack/blob/master/spec.md) does the packing; msgspec unpacks straight into the typed
-structs: it makes room for what they have, and not for what a message declares or holds besides. Version and type are looked at
-before anything else is made of it.
+msgpack (https://github.com/msgpack/msgpack/blob/master/spec.md) does the packing; msgspec unpacks directly into the
+typed structs: it allocates for the fields that they have, and not for what else a message declares or contains. Version
+and type are checked before anything else is decoded.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ MAX_REPLY_BYTES = 16 << 20
 
 NIL = msgspec.Raw(b"\xc0")
 MAX_SHOWN = 300
-"""Bytes of a version, type or id that are looked at, and characters of what is wrong that an error repeats."""
+"""Most bytes of a version, type or id that are decoded, and most characters of a wrong value that an error repeats."""
 ERRORS = (msgspec.MsgspecError, ValueError, TypeError, OverflowError, RecursionError)
-"""What msgspec raises, and what escapes beside it: for deep nesting, and from the checks of the structs."""
+"""Exceptions of msgspec, and others that it lets through: for deep nesting, and from the checks of the structs."""
 
 REQUESTS: Mapping[str, type[m.Request]] = {
     "hello": m.Hello,
@@ -57,7 +57,7 @@ RESULTS: Mapping[str, type[m.Result]] = {
 
 
 class _Head(msgspec.Struct):
-    """What decides how a message is read. Undecoded: it may be anything, and as large as the message."""
+    """Fields that decide how a message is read. Undecoded: each may be anything, and as large as the message."""
 
     v: msgspec.Raw = NIL
     type: msgspec.Raw = NIL
@@ -71,7 +71,7 @@ Decoders: TypeAlias = Mapping[str, msgspec.msgpack.Decoder[Any]]
 
 
 def decoders(types: Mapping[str, type[msgspec.Struct]]) -> Decoders:
-    """Make what unpacks messages of those types."""
+    """Return a decoder for each of those types."""
     return {name: msgspec.msgpack.Decoder(target) for name, target in types.items()}
 
 
@@ -80,14 +80,14 @@ _RESULTS = decoders(RESULTS)
 
 
 def type_of(request: m.AnyRequest) -> str:
-    """The request's type as on the wire."""
+    """Return the request's type as on the wire."""
     return str(request.__struct_config__.tag)
 
 
 def encode(message: m.AnyRequest | m.AnyReply) -> bytes:
     """Pack a message.
 
-    Raises: BadRequest if it is over the limit of its receiver, who would drop it without a word.
+    Raises: BadRequest if it is over the limit of its receiver, who would drop it silently.
     """
     return pack(message, MAX_REQUEST_BYTES if isinstance(message, m.Request) else MAX_REPLY_BYTES)
 
@@ -109,7 +109,7 @@ def pack(message: m.Request | m.Reply, limit: int) -> bytes:
 
 
 def decode_request(frame: bytes) -> m.AnyRequest:
-    """Unpack what a client sent.
+    """Unpack a request of a client.
 
     Raises: BadRequest, VersionMismatch, with `request_id` set where the frame had one.
     """
@@ -117,7 +117,7 @@ def decode_request(frame: bytes) -> m.AnyRequest:
 
 
 def decode_reply(frame: bytes) -> m.AnyReply | None:
-    """Unpack what a server sent; None for a type that this version does not know.
+    """Unpack a reply of a server; return None for a type that this version does not know.
 
     Raises: BadRequest, VersionMismatch.
     """
@@ -131,12 +131,12 @@ def unpack_request(frame: bytes, limit: int, own: Decoders) -> m.Request:
     """
     head, kind = _read_head(frame, limit)
     if not isinstance(kind, str) or kind not in own:
-        raise _about(head, BadRequest(f"no request type {_brief(kind)}; there are: {', '.join(own)}"))
+        raise _about(head, BadRequest(f"unknown request type {_brief(kind)}; the types are: {', '.join(own)}"))
     return cast("m.Request", _decode(frame, head, kind, own[kind]))
 
 
 def unpack_reply(frame: bytes, own: Decoders) -> m.Reply | None:
-    """Unpack a result, or a reply of another type that the link has; None for one that it has not.
+    """Unpack a result, or a reply of another type that the link has; return None for one that it does not have.
 
     Raises: BadRequest, VersionMismatch.
     """
@@ -146,7 +146,7 @@ def unpack_reply(frame: bytes, own: Decoders) -> m.Reply | None:
 
 
 def _read_head(frame: bytes, limit: int) -> tuple[_Head, object]:
-    """Look at the version; return the head and the type."""
+    """Check the version; return the head and the type."""
     _check_size(frame, limit)
     try:
         head = _HEAD.decode(frame)
@@ -175,7 +175,7 @@ def _check_size(frame: bytes, limit: int) -> None:
 
 
 def _value(raw: msgspec.Raw) -> object:
-    """A small value; the class `bytes` where it is none."""
+    """Return a small value; the class `bytes` if it is not one."""
     try:
         return _VALUE.decode(raw) if len(bytes(raw)) <= MAX_SHOWN else bytes
     except ERRORS:

@@ -1,4 +1,5 @@
-"""Makes the client's and the daemon's sockets, and what every other is made of: with server/link.py the only files that set a socket option.
+"""Makes the client's and the daemon's sockets, and the parts of every other; only this file and server/link.py set
+socket options.
 
 Limits and intervals follow ZMTP 3.1 (https://rfc.zeromq.org/spec/37/) as libzmq implements it.
 """
@@ -22,13 +23,17 @@ from protocol.keys import Address, CurveKeys
 HIGH_WATER_MARK = 256
 HANDSHAKE_MS = 3000
 CONNECT_MS = 2000
-"""How long one TCP connection may take: the system's own repetitions would sit out a restored network for many seconds."""
+"""Most time that one TCP connection may take: the system's own retries would miss a restored network for many
+seconds.
+"""
 HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS = 1000, 3000
 DRAIN_LINGER_MS = 1000
 CURVE_BYTES = 33
-"""What CURVE adds to each frame (https://rfc.zeromq.org/spec/26/); libzmq counts it when it compares with MAXMSGSIZE."""
+"""Bytes that CURVE adds to each frame (https://rfc.zeromq.org/spec/26/); libzmq counts them against MAXMSGSIZE."""
 RECEIVE_BYTES = 64 << 10
-"""What the system takes of a peer ahead of libzmq, which takes it all in even when the connection is cut; the system's own limit is megabytes."""
+"""Most bytes of a peer that the system buffers for libzmq, which reads them all even after the connection is cut; the
+system's own limit is megabytes.
+"""
 
 LOOK_S = 1.0
 GREETING, MECHANISM = b"\xff\0\0\0\0\0\0\0\1\x7f\3", slice(12, 32)
@@ -52,13 +57,15 @@ def is_loopback(endpoint: str) -> bool:
 def gateway_socket(
     context: zmq.Context[zmq.Socket[bytes]], endpoint: str, keys: CurveKeys | None
 ) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
-    """The daemon's bound ROUTER, and its monitor (see `next_event`). With keys it admits whom the ZAP socket does, nobody without one.
+    """Return the daemon's bound ROUTER, and its monitor (see `next_event`).
+
+    With keys it admits the peers that the ZAP socket admits, and none without a ZAP socket.
 
     Raises: zmq.ZMQError if the endpoint is taken or not this machine's.
     """
     socket = router(context, MAX_REQUEST_BYTES)
-    # Without a bound: libzmq 4.3 ends the process (stream_engine_base.cpp: !_io_error) when a peer that it has stopped reading is
-    # reset with a heartbeat unanswered. server/gateway/connections.py keeps the bound instead.
+    # Without a bound: libzmq 4.3 ends the process (stream_engine_base.cpp: !_io_error) when a peer that it has stopped
+    # reading is reset with a heartbeat unanswered. server/gateway/connections.py keeps the bound instead.
     socket.rcvhwm = 0
     socket.rcvbuf = RECEIVE_BYTES
     if keys:
@@ -71,7 +78,10 @@ def gateway_socket(
 
 
 def zap_socket(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
-    """Where ZeroMQ asks who may talk (https://rfc.zeromq.org/spec/27/); made before the gateway's socket, in its context."""
+    """Return the socket on which ZeroMQ asks whom to admit (https://rfc.zeromq.org/spec/27/).
+
+    It must be made before the gateway's socket, in the same context.
+    """
     socket = context.socket(zmq.ROUTER)
     socket.linger = 0
     socket.bind("inproc://zeromq.zap.01")
@@ -81,9 +91,9 @@ def zap_socket(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
 def client_socket(
     context: zmq.Context[zmq.Socket[bytes]], address: Address
 ) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
-    """A connecting DEALER, and its monitor (see `next_event`).
+    """Return a connecting DEALER, and its monitor (see `next_event`).
 
-    Raises: zmq.ZMQError if it cannot even try.
+    Raises: zmq.ZMQError if the address cannot be tried.
     """
     socket = dealer(context, MAX_REPLY_BYTES)
     if address.server_key and address.key:
@@ -92,25 +102,25 @@ def client_socket(
 
 
 def endpoint_of(socket: zmq.Socket[bytes]) -> str:
-    """The endpoint a socket was bound to, with the port that the system chose."""
+    """Return the endpoint that a socket was bound to, with the port that the system chose."""
     endpoint = socket.getsockopt(zmq.LAST_ENDPOINT)
     return endpoint.rstrip(b"\0").decode() if isinstance(endpoint, bytes) else str(endpoint)
 
 
 def close_monitored(socket: zmq.Socket[bytes], monitor_socket: zmq.Socket[bytes], linger_ms: int = 0) -> None:
-    """Close a socket and its monitor; what was sent already gets `linger_ms` to leave."""
+    """Close a socket and its monitor; messages already sent get `linger_ms` to leave."""
     socket.disable_monitor()
     monitor_socket.close(linger=0)
     socket.close(linger=linger_ms)
 
 
 def readable(socket: zmq.Socket[bytes]) -> bool:
-    """True if a message is there: much cheaper than a receipt that fails."""
+    """Return True if there is a message: much cheaper than a receive that fails."""
     return bool(int(socket.get(zmq.EVENTS)) & zmq.POLLIN)
 
 
 def next_event(monitor_socket: zmq.Socket[bytes]) -> tuple[int, int] | None:
-    """The next (event, value) of a monitor, without waiting; None if there is none.
+    """Return the next (event, value) of a monitor, without waiting; None if there is none.
 
     Events are zmq.EVENT_*; the value is a file descriptor or an error number.
     """
@@ -121,7 +131,7 @@ def next_event(monitor_socket: zmq.Socket[bytes]) -> tuple[int, int] | None:
 
 
 def again(socket: zmq.Socket[bytes], endpoint: str) -> None:
-    """Connect anew: libzmq gives an endpoint up for good when its handshake was refused or broke the protocol."""
+    """Connect again: libzmq gives an endpoint up for good when its handshake was refused or broke the protocol."""
     with contextlib.suppress(zmq.ZMQError):  # it may be forgotten already
         socket.disconnect(endpoint)
     with contextlib.suppress(zmq.ZMQError):
@@ -129,15 +139,16 @@ def again(socket: zmq.Socket[bytes], endpoint: str) -> None:
 
 
 def user_of(frame: zmq.Frame) -> str:
-    """The public key whose connection a message came over; only of messages to a socket with CURVE."""
+    """Return the public key of the connection that a message came from, for a socket with CURVE."""
     return str(frame.get("User-Id"))
 
 
 def look_into(endpoint: str) -> Literal["silent", "other", "NULL", "CURVE"]:
-    """What listens on a tcp endpoint: a ZeroMQ socket of that mechanism, something else, or something that says nothing.
+    """Find out what listens on a tcp endpoint: a ZeroMQ socket of that mechanism, another server, or a silent one.
 
-    ZeroMQ's greeting (https://rfc.zeromq.org/spec/37/) starts with a signature and has its mechanism at octet 12; it is said
-    in full to whoever has said the first eleven octets. Most other servers wait, and answer an empty line. Blocks for up to 3 s.
+    ZeroMQ's greeting (https://rfc.zeromq.org/spec/37/) starts with a signature and has its mechanism at octet 12; a
+    socket sends the whole of it after receiving the first eleven octets of ours. Most other servers wait, and answer an
+    empty line. Blocks for up to 3 s.
     """
     parts = urlsplit(endpoint)
     if parts.scheme != "tcp":
@@ -159,8 +170,13 @@ def look_into(endpoint: str) -> Literal["silent", "other", "NULL", "CURVE"]:
         pass
     if not said.startswith(b"\xff"):
         return "other" if said else "silent"
-    mechanism = said[MECHANISM].rstrip(b"\0")
-    return "CURVE" if mechanism == b"CURVE" else "NULL" if mechanism == b"NULL" else "silent"
+    match said[MECHANISM].rstrip(b"\0"):
+        case b"CURVE":
+            return "CURVE"
+        case b"NULL":
+            return "NULL"
+        case _:
+            return "silent"
 
 
 class Wake:
@@ -175,7 +191,7 @@ class Wake:
         self._lock = threading.Lock()  # a ZeroMQ socket may be used by one thread at a time only
 
     def wake(self, *, wait: bool = True) -> None:
-        """Safe in any thread; with `wait=False` also where this very thread may be inside `wake` already (a finaliser)."""
+        """Wake the poller, from any thread; with `wait=False` also while this same thread is in it (a finaliser)."""
         if self._lock.acquire(blocking=wait):
             try:
                 if not self._sender.closed:
@@ -197,7 +213,7 @@ class Wake:
 def monitored(
     socket: zmq.Socket[bytes], attach: Callable[[str], object], endpoint: str, events: int
 ) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
-    """Bind or connect; return the socket and its monitor, which comes first: a connection may be made in microseconds."""
+    """Make a monitor, then bind or connect: a connection may take only microseconds. Return socket and monitor."""
     monitor = socket.get_monitor_socket(events)
     try:
         attach(endpoint)
@@ -227,7 +243,7 @@ def serve_curve(socket: zmq.Socket[bytes], keys: CurveKeys) -> None:
     socket.curve_server = True
     socket.curve_secretkey = keys.secret.encode()
     socket.maxmsgsize = int(socket.maxmsgsize) + CURVE_BYTES
-    socket.zap_enforce_domain = True  # without a domain no questions are asked, with one nobody is admitted unasked
+    socket.zap_enforce_domain = True  # without a domain ZAP is not asked, with one nobody is admitted without it
 
 
 def use_curve(socket: zmq.Socket[bytes], server_key: str, keys: CurveKeys) -> None:

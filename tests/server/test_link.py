@@ -28,7 +28,7 @@ def test_the_worker_link_carries_every_generation(request: m.Generate | m.Tokeni
     work = Work(id=key, group=3, request=request)
     assert link.decode_for_worker(link.encode(work)) == work
     assert link.decode_for_worker(link.encode(Leave())) == Leave()
-    with pytest.raises(BadRequest, match="no request type 'work'"):
+    with pytest.raises(BadRequest, match="unknown request type 'work'"):
         codec.decode_request(link.encode(Work(id=1, group=1, request=m.Generate(prompt="x"))))
 
 
