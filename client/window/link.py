@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import time
@@ -35,6 +36,7 @@ MAX_EVENTS = 20_000
 TAKE = 500
 """Most events that one frame takes."""
 CLOSE_S = 6.0
+log = logging.getLogger(__name__)
 
 
 class Link:
@@ -80,21 +82,29 @@ class Link:
     def _run(self) -> None:
         self._tell(Kept(servers.names()))
         while (effect := self._effects.get()) is not None:
-            match effect:
-                case OpenLink():
-                    self._disconnect()
-                    self._connect(effect)
-                case CloseLink():
-                    self._disconnect()
-                case Send():
-                    self._send(effect)
-                case Cancel(tag):
-                    self._cancel(tag)
-                case KeepServer():
-                    self._keep()
-                case _:
-                    assert_never(effect)
+            try:
+                self._carry_out(effect)
+            except Exception as e:  # a fault of the window itself: the user can still connect again
+                log.exception("%s failed", type(effect).__name__)
+                self._disconnect()
+                self._tell(NotConnected(f"{type(e).__name__}: {e}"))
         self._disconnect()
+
+    def _carry_out(self, effect: LinkEffect) -> None:
+        match effect:
+            case OpenLink():
+                self._disconnect()
+                self._connect(effect)
+            case CloseLink():
+                self._disconnect()
+            case Send():
+                self._send(effect)
+            case Cancel(tag):
+                self._cancel(tag)
+            case KeepServer():
+                self._keep()
+            case _:
+                assert_never(effect)
 
     def _connect(self, effect: OpenLink) -> None:
         epoch = self._epoch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import queue
 import sys
 import threading
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import ClassVar
 
 import pytest
+import zmq
 
 from client.window import link as link_module
 from client.window.events import Broken, CloseLink, NotConnected, OpenLink, Replied, Send
@@ -167,6 +169,29 @@ def test_what_an_earlier_connection_says_is_dropped(quiet: Link, leave: OpenLink
     connection.on_lost()
     said = [event for event in quiet.events() if isinstance(event, Replied | Broken | NotConnected)]
     assert said == []
+
+
+def test_an_unexpected_error_costs_one_try(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Else no later try would ever connect: too many files are open, say, which is not a ValueError."""
+
+    def fail(_address: str, **_: object) -> None:
+        raise zmq.ZMQError(errno.EMFILE)
+
+    monkeypatch.setattr(link_module, "Connection", fail)
+    woken = threading.Event()
+    link = Link(woken.set)
+    link.do(OpenLink("tcp://127.0.0.1:1", "", ""))
+    found: list[NotConnected] = []
+    while not found:
+        assert woken.wait(10), "the error was not shown"
+        woken.clear()
+        found = [event for event in link.events() if isinstance(event, NotConnected)]
+    assert found == [NotConnected("ZMQError: Too many open files")] and "OpenLink failed" in caplog.text
+    Quiet.made = queue.SimpleQueue()
+    monkeypatch.setattr(link_module, "Connection", Quiet)
+    link.do(OpenLink("tcp://127.0.0.1:2", "", ""))
+    assert Quiet.made.get(timeout=10)
+    link.close()
 
 
 def test_a_request_without_a_connection_is_answered() -> None:
