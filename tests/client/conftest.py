@@ -18,7 +18,7 @@ def screen() -> Iterator[str]:
     if sys.platform != "linux" or not shutil.which("Xvfb"):
         pytest.skip("the window's tests need Linux and Xvfb (Debian: apt-get install xvfb)")
     server = subprocess.Popen(
-        # Without -noreset it starts anew when its last client leaves, and refuses whoever comes in that moment.
+        # Without -noreset it starts again when its last client leaves, and refuses whoever comes in that moment.
         ["Xvfb", "-displayfd", "1", "-screen", "0", "1400x900x24", "-nolisten", "tcp", "-noreset"],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

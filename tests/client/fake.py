@@ -12,7 +12,7 @@ from protocol.parameters import parameters
 
 
 class FakeServer:
-    """A daemon's socket; what it answers stands in `replies`, which is called in its thread."""
+    """A daemon's socket; its answers come from `replies`, which is called in its thread."""
 
     def __init__(self) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()

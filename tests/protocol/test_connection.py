@@ -73,7 +73,7 @@ def info(request_id: int, server_id: str = "one") -> m.ServerInfo:
 
 
 class FakeServer:
-    """A ROUTER that answers as told: `answer(request) -> replies`."""
+    """A ROUTER whose answers a test gives: `answer(request) -> replies`."""
 
     def __init__(
         self, answer: Callable[[m.AnyRequest], list[m.AnyReply | bytes]], server_id: str = "one", port: int = 0

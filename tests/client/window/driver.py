@@ -109,7 +109,7 @@ def drive(server: str, folder: Path, test: Callable[[Driver], None]) -> None:
         said = ""
         try:
             _run(App(lambda: None, server), folder, test)
-        except BaseException:  # noqa: BLE001 - told to the parent, whatever it is
+        except BaseException:  # noqa: BLE001 - reported to the parent, whatever it is
             said = traceback.format_exc()
         os.write(writing, said.encode()[-60_000:])
         os._exit(bool(said))

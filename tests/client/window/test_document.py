@@ -32,7 +32,7 @@ def test_every_edit_can_be_undone_and_done_again(edits: list[tuple[float, float,
     for text in seen[1:]:
         document.redo()
         assert document.text == text
-        document.data[: document.cursor].decode()  # it stands between two characters
+        document.data[: document.cursor].decode()  # it is between two characters
     assert not document.can_redo
 
 
