@@ -12,7 +12,7 @@ import numpy as np
 import psutil
 import pytest
 
-from scripts.investigation import method_child, methods, onnx_methods, optimisation_methods
+from scripts.investigation import method_child, method_figures, methods, onnx_methods, optimisation_methods
 from scripts.investigation.harness import Row
 from server.catalogue.architecture import PUBLISHED
 from server.catalogue.catalogue import DEMO_FOLDER
@@ -135,11 +135,11 @@ def row(**samples: list[float]) -> Row:
 def test_times_that_were_not_measured_in_all_runs_are_derived() -> None:
     slow = row(prefill_ms=[50.0, 50.0], tok_s=[20.0, 20.0], whole_25_ms=[1300.0])
     fast = row(prefill_ms=[5.0, 5.0], tok_s=[200.0, 100.0], whole_25_ms=[125.0, 245.0])
-    assert methods.times(slow, 25) == [1250, 1250] and methods.times(fast, 25) == [125, 245]
-    assert methods.speedups(fast, slow, 25) == pytest.approx([10, 1250 / 245])
+    assert method_figures.times(slow, 25) == [1250, 1250] and method_figures.times(fast, 25) == [125, 245]
+    assert method_figures.speedups(fast, slow, 25) == pytest.approx([10, 1250 / 245])
     texts = row(tok_s=[30.0, 30.0])
-    assert methods.speedups(replace(texts, samples={"tok_s": [60.0, 90.0]}), texts, 25) == [2, 3]
-    found = methods.figures(slow, None, (25, 100))
+    assert method_figures.speedups(replace(texts, samples={"tok_s": [60.0, 90.0]}), texts, 25) == [2, 3]
+    found = method_figures.figures(slow, None, (25, 100))
     assert found["derived_25"] and found["whole_100_ms"] == 5000 and "speedup" not in found
 
 

@@ -35,7 +35,7 @@ pytestmark = pytest.mark.timeout(300)
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
-    """What the report says in its last line of made-up rows of all scripts, and its folder."""
+    """Return the report's last line for made-up rows of all scripts, and its folder."""
     folder = tmp_path_factory.mktemp("report")
     keep(folder / "results", Rows().everything())
     return document.write(measured.load(folder / "results", quick=False), folder), folder

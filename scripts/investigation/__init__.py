@@ -1,1 +1,1 @@
-"""What finds the best operating point, method by method."""
+"""Measurements that lead to the best operating point, method by method."""

@@ -18,8 +18,9 @@ import numpy as np
 import psutil
 
 from scripts.bench.engine import EngineFailed, EngineProcess, Variant, as_module
-from scripts.investigation.harness import WARMUPS, Plan, Row, Trial, interval, measure, model_of, parse, parser, runs_of
+from scripts.investigation.harness import WARMUPS, Plan, Row, Trial, measure, model_of, parse, parser, runs_of
 from scripts.investigation.method_child import PROGRAM, Order
+from scripts.investigation.method_figures import measured, print_tables, runs_in, summary
 from scripts.investigation.texts import is_trained
 from server.catalogue.architecture import PUBLISHED, Architecture, read_architecture
 from server.catalogue.catalogue import DEMO, DEMO_FOLDER, Model
@@ -264,106 +265,6 @@ def estimate(methods: Sequence[Method], arch: Architecture, runs: int) -> float:
     return sum(m.seconds(arch, runs) for group in groups(methods, arch) for m in group if not m.skip(arch))
 
 
-# What was measured
-
-
-def measured(row: Row, length: int) -> list[float]:
-    """Return the milliseconds of the texts of this length; longer ones may have been written in some runs only."""
-    return row.samples.get(f"whole_{length}_ms", [])
-
-
-def derived(row: Row, length: int) -> list[float]:
-    """Return the same of every run, from its prefill and its decode rate."""
-    prefills, rates = row.samples.get("prefill_ms", []), row.samples["tok_s"]
-    return [prefill + 1e3 * (length - 1) / rate for prefill, rate in zip(prefills, rates, strict=False)]
-
-
-def times(row: Row, length: int) -> list[float]:
-    """Return the milliseconds of every run: measured, or else derived."""
-    return found if len(found := measured(row, length)) == runs_in(row) else derived(row, length)
-
-
-def speedups(row: Row, against: Row, length: int) -> list[float]:
-    """Return, for each run, how many times as fast it was as the other in the same turn."""
-    ours, theirs = times(row, length), times(against, length)
-    if ours and theirs:
-        return [b / a for a, b in zip(ours, theirs, strict=False)]
-    return [a / b for a, b in zip(row.samples["tok_s"], against.samples["tok_s"], strict=False)]
-
-
-def runs_in(row: Row) -> int:
-    return len(row.samples.get("tok_s", []))
-
-
-def figures(row: Row, against: Row | None, lengths: Sequence[int]) -> dict[str, Any]:
-    """Return what a script's last line has of a row: medians with their intervals, and what was measured once."""
-    found: dict[str, Any] = {**row.key, "runs": runs_in(row)}
-    if row.problem:
-        return found | {"problem": row.problem}
-    series = {name: row.samples.get(name, []) for name in ("prefill_ms", "tok_s")}
-    for length in lengths:
-        series[f"whole_{length}_ms"] = times(row, length)
-        found[f"derived_{length}"] = len(measured(row, length)) < runs_in(row)
-    if against is not None and not against.problem:
-        found["against"] = against.key["method"]
-        series["speedup"] = speedups(row, against, lengths[0])
-    for name, values in series.items():
-        if values:
-            found[name] = float(f"{np.median(values):.4g}")
-            found[f"{name}_95"] = [float(f"{v:.4g}") for v in interval(values)]
-    return found | row.facts
-
-
-def summary(rows: Sequence[Row], methods: Sequence[Method], lengths: Sequence[int]) -> list[dict[str, Any]]:
-    """Return the figures of all rows, each against the row of its group that it is compared with."""
-    against = {m.name: m.against or methods[0].name for m in methods}
-    found = []
-    for row in rows:
-        other = {name: row.key[name] for name in ("model", "group")} | {"method": against[str(row.key["method"])]}
-        same = (r for r in rows if r is not row and other.items() <= r.key.items())
-        found.append(figures(row, next(same, None), lengths))
-    return found
-
-
-def print_tables(found: Sequence[dict[str, Any]], lengths: Sequence[int]) -> None:
-    """Print a table for each model: medians with 95 % intervals, ~ where a time follows from prefill and rate."""
-    times = {f"{n} tokens, ms": partial(ranged, name=f"whole_{n}_ms", assumed=f"derived_{n}") for n in lengths}
-    columns: dict[str, Callable[[dict[str, Any]], str]] = {
-        "threads": partial(one, name="threads"),
-        **times,
-        "prefill, ms": partial(ranged, name="prefill_ms"),
-        "tokens/s": partial(ranged, name="tok_s"),
-        "times as fast": partial(ranged, name="speedup"),
-        "MB": partial(one, name="rss_mb"),
-        "load, s": partial(one, name="load_s"),
-        "perplexity, %": partial(one, name="perplexity_change_pct", form="{:+.2f}"),
-        "same top 1": partial(one, name="top1_agreement", form="{:.1%}"),
-    }
-    for model in dict.fromkeys(f["model"] for f in found):
-        fine = [f for f in found if f["model"] == model and "problem" not in f]
-        cells = [[model, *columns], *([f["method"], *(show(f) for show in columns.values())] for f in fine)]
-        used = [i for i in range(len(cells[0])) if any(row[i] for row in cells[1:])]
-        widths = {i: max(len(row[i]) for row in cells) for i in used}
-        print()
-        for row in cells:
-            print("  ".join(row[i].ljust(widths[i]) for i in used).rstrip())
-        for f in found:
-            if f["model"] == model and "problem" in f:
-                print(f"{f['method']}: not measured: {f['problem']}")
-
-
-def one(found: dict[str, Any], name: str, form: str = "{}") -> str:
-    return form.format(found[name]) if name in found else ""
-
-
-def ranged(found: dict[str, Any], name: str, assumed: str = "") -> str:
-    """Return the median with its interval."""
-    if name not in found:
-        return ""
-    low, high = found[f"{name}_95"]
-    return f"{'~' if found.get(assumed) else ''}{found[name]:.4g} [{low:.4g}, {high:.4g}]"
-
-
 def only_of(methods: Sequence[Method], names: Sequence[str] | None) -> Iterator[Method]:
     """Yield the first, and those that are asked for with what they are compared with."""
     wanted = {*(names or [m.name for m in methods])}
@@ -408,7 +309,9 @@ def investigate(
             rows += measure(
                 results, plans(group, setup, i), runs_of(size, quick=args.quick), f"{size} {i}/{len(packed)}"
             )
-    found = summary(rows, list({m.name: m for methods in chosen.values() for m in methods}.values()), lengths)
+    every_method = [m for methods in chosen.values() for m in methods]
+    against = {m.name: m.against or every_method[0].name for m in every_method}
+    found = summary(rows, against, lengths)
     print_tables(found, lengths)
     off = [
         abs(v)

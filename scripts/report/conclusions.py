@@ -34,14 +34,14 @@ Where = dict[str, str | int | float | bool]
 
 
 class NotMeasured(Exception):
-    """A row or a metric that the results do not have."""
+    """Row or metric that the results do not have."""
 
 
 class Cited(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A figure that a sentence cites."""
+    """Figure that a sentence cites."""
 
     text: str
-    """How the sentence writes it."""
+    """Figure as the sentence writes it."""
     within: tuple[float, float]
     """Interval of the median in which the sentence is true."""
     row: Where = {}
@@ -127,7 +127,7 @@ class Cited(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Conclusion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A sentence or two."""
+    """Sentence or two, with the figures that they cite."""
 
     section: str
     text: str
@@ -137,9 +137,9 @@ class Conclusion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Parts of the text whose numbers are settings or names and not measured."""
     cites: list[Cited] = []
     chosen: dict[str, str | int | bool] = {}
-    """What the rule of recommendation.py has to choose for the sentence to be true."""
+    """Choices of the rule in recommendation.py with which the sentence is true."""
     then: str = ""
-    """The earlier investigation's finding, and what is to be said of it now."""
+    """Finding of the earlier investigation; the text and the verdict are of today."""
     verdict: str = ""
 
     def figures(self) -> Iterator[Cited]:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from scripts.investigation import methods, onnx_methods, optimisation_methods
+from scripts.investigation import method_figures, methods, onnx_methods, optimisation_methods
 from scripts.investigation.harness import Row, read
 from scripts.investigation.one_daemon import lines_of
 from scripts.report.rows import newest, sizes_of, weights_of
@@ -65,7 +65,7 @@ class Compared:
         if one is None or two is None:
             return None
         if one.key["group"] == two.key["group"]:
-            return methods.speedups(one, two, length) or None
+            return method_figures.speedups(one, two, length) or None
         bases = self._beside(one, self.baseline), self._beside(two, self.baseline)
         if bases[0] is None or bases[1] is None:
             return None
@@ -80,7 +80,7 @@ class Compared:
 
     @staticmethod
     def _times(row: Row, base: Row, length: int) -> list[float]:
-        return [1.0] * methods.runs_in(row) if row is base else methods.speedups(row, base, length)
+        return [1.0] * method_figures.runs_in(row) if row is base else method_figures.speedups(row, base, length)
 
     def _missing(self, size: str) -> Iterator[str]:
         """Yield a line for each reason why methods were not measured."""
@@ -93,7 +93,7 @@ class Compared:
 
     def tables(self, _: Sequence[Row]) -> str:
         """Return a table for each size."""
-        once, ranged = methods.one, methods.ranged
+        once, ranged = method_figures.one, method_figures.ranged
         columns: dict[str, Callable[[dict[str, Any]], str]] = {
             "method": lambda f: f"`{f['method']}`",
             "threads": partial(once, name="threads"),
@@ -110,7 +110,7 @@ class Compared:
         text = []
         for size in sizes_of(self._rows):
             found = [
-                methods.figures(row, self.against(row), self.lengths)
+                method_figures.figures(row, self.against(row), self.lengths)
                 for (model, _), row in self._by.items()
                 if model == size
             ]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from protocol import messages as m
-from scripts.investigation import decoder_methods, methods
+from scripts.investigation import decoder_methods, method_figures
 from scripts.investigation.harness import Row
 from scripts.investigation.one_daemon import figure, lines_of, ranged
 from scripts.report.measured import BASELINE, Measured, under
@@ -163,7 +163,7 @@ def of_engine(found: Measured, point: Point) -> Iterator[str]:
     for size, name in best.items():
         if row := ways.row(size, name):
             ratio = ways.ratio(size, name, BASELINE)
-            times = ranged(methods.times(row, 25))
+            times = ranged(method_figures.times(row, 25))
             faster = ranged(ratio) if ratio else "-"
             cells.append([size, f"`{name}`", times, ranged(row.samples["tok_s"]), faster, figure(row.facts["rss_mb"])])
     yield from (*lines_of(head, cells), "", *line)

