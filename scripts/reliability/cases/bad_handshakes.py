@@ -7,6 +7,8 @@ import struct
 from scripts.reliability.raw import connect, hung_up, sent
 from scripts.reliability.zmtp import COMMAND, GREETING, frame, ready
 
+WAITS = True
+
 SAID = [
     GREETING[:12] + b"CURVE".ljust(20, b"\0") + bytes(32),
     GREETING[:12] + b"\xff" * 20 + bytes(32),

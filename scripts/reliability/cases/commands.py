@@ -5,6 +5,8 @@ from __future__ import annotations
 from scripts.reliability.raw import hung_up, sent, shaken
 from scripts.reliability.zmtp import COMMAND, MORE, frame
 
+WAITS = True
+
 SAID = [
     frame(b"", COMMAND),
     frame(b"\x04PING", COMMAND),

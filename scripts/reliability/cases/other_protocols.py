@@ -6,6 +6,8 @@ import random
 
 from scripts.reliability.raw import connect, hung_up, sent
 
+WAITS = True
+
 noise = random.Random(1)
 BROWSER = (
     b"GET / HTTP/1.1\r\nHost: localhost:5757\r\n"

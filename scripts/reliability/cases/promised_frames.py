@@ -8,6 +8,8 @@ from protocol.codec import MAX_REQUEST_BYTES
 from scripts.reliability.raw import hung_up, sent, shaken
 from scripts.reliability.zmtp import LONG
 
+WAITS = True
+
 
 def attack(host: str, port: int) -> None:
     peers = [shaken(host, port) for _ in range(100)]

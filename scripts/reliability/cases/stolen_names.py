@@ -10,6 +10,7 @@ from scripts.reliability.raw import sent, shaken
 from scripts.reliability.zmtp import frame
 
 LEAKS = True
+WAITS = True
 """libzmq never frees what it did not read of such a peer (docs/RELIABILITY.md)."""
 LARGE, SMALL = [frame(bytes(200_000))] * 30, [frame(b"x") * 2000]
 
