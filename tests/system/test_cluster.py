@@ -1,4 +1,4 @@
-"""Workers on a Ray cluster: several real nodes, all on this machine. With a fake engine where the text does not matter."""
+"""Workers on a Ray cluster of real nodes, all on this machine, with a fake engine where the text does not matter."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -25,7 +26,7 @@ from ray.cluster_utils import Cluster
 from protocol import Client, messages as m
 from protocol.errors import NoMemory, WorkerDied
 from scripts.daemon import Daemon
-from scripts.reliability.asking import ask
+from scripts.reliability.asking import Asked, ask
 from scripts.reliability.daemon import Behaviour, FakeDaemon
 from tests.conftest import wait_for
 from tests.system.test_replicas import health, long, ready, running
@@ -43,7 +44,7 @@ def cluster() -> Iterator[Cluster]:
             initialize_head=True, head_node_args={"num_cpus": 0, "node_name": "head", "include_dashboard": False}
         )
         yield cluster
-        cluster.shutdown()
+        cluster.shutdown()  # type: ignore[no-untyped-call]  # Ray has no types there
 
 
 Add = Callable[..., Node]
@@ -62,33 +63,32 @@ def add(cluster: Cluster) -> Iterator[Add]:
 
     yield add
     for node in nodes:
-        if node in cluster.list_all_nodes():
+        if node in cluster.list_all_nodes():  # type: ignore[no-untyped-call]  # as above
             cluster.remove_node(node)
 
 
 class OnCluster(FakeDaemon):
     def __init__(self, cluster: Cluster, folder: Path, behaviour: Behaviour, *arguments: str) -> None:
-        self.behaviour = replace(
-            behaviour, delay_ms=behaviour.delay_ms + next(numbers) * 1e-6
-        )  # tells its workers from others'
+        # Another delay than any other daemon's, by which on_nodes() knows its workers.
+        self.behaviour = replace(behaviour, delay_ms=behaviour.delay_ms + next(numbers) * 1e-6)
         super().__init__(folder, self.behaviour, "--cluster", cluster.address, "--threads", "1", *arguments)
 
     def agent(self) -> psutil.Process:
         return next(p for p in self.workers() if "server.launch.agent" in p.cmdline())
 
     def on_nodes(self) -> list[psutil.Process]:
-        """Its workers' processes, in the order of their start."""
-        told = json.dumps(asdict(self.behaviour))
+        """Return its workers' processes, in the order of their start."""
+        behaviour = json.dumps(asdict(self.behaviour))
         found = [
             p
             for p in psutil.process_iter(["cmdline"])
-            if told in (p.info["cmdline"] or []) and "scripts.reliability.worker" in p.info["cmdline"]
+            if behaviour in (p.info["cmdline"] or []) and "scripts.reliability.worker" in p.info["cmdline"]
         ]
         return sorted(found, key=lambda p: p.create_time())
 
 
 def nodes(client: Client) -> dict[int, str]:
-    """Where each replica that serves is."""
+    """Return the node of each replica that serves."""
     return {w.replica: w.node for w in health(client) if w.state == "ready"}
 
 
@@ -106,10 +106,9 @@ def test_workers_are_spread_over_the_nodes(cluster: Cluster, add: Add, tmp_path:
             one.is_right()
         # Four CPUs are there for four workers, and no more.
         assert client.load("demo", replicas=4).replicas == 4
-        with pytest.raises(
-            NoMemory,
-            match=r"demo/onnx/int8 needs 1 CPU, \d+ MB on one node; the cluster has .*a 0 of 2 CPUs, .* GB.*You could unload",
-        ):
+        needs = r"demo/onnx/int8 needs 1 CPU, \d+ MB on one node"
+        has = r"the cluster has .*a 0 of 2 CPUs, .* GB.*You could unload"
+        with pytest.raises(NoMemory, match=f"{needs}; {has}"):
             client.load("demo", engine="onnx")
         assert client.load("demo", replicas=1).replicas == 1
         wait_for(lambda: len(health(client)) == 1)
@@ -154,7 +153,7 @@ def test_the_same_text_as_on_this_machine(
         f"tcp://{outside}:0",
     ]
     daemon = Daemon(tmp_path, *arguments)
-    settings = {"max_new_tokens": 40, "strategy": "greedy", "engine": "native", "precision": "int8"}
+    settings: dict[str, Any] = {"max_new_tokens": 40, "strategy": "greedy", "engine": "native", "precision": "int8"}
     prompt = "When in the chronicle of wasted time\nI see descriptions of the fairest wights,\n"
     try:
         with Client(daemon.endpoint) as there:
@@ -170,7 +169,7 @@ def test_the_same_text_as_on_this_machine(
 
 
 def test_a_node_that_is_lost(cluster: Cluster, add: Add, tmp_path: Path) -> None:
-    """What was under way there is told; what had not begun is begun elsewhere; the worker comes back on another node by itself."""
+    """What ran there ends with an error, what had not begun begins elsewhere, and its worker comes back elsewhere."""
     there = {name: add(name) for name in "ab"}
     with OnCluster(cluster, tmp_path, SLOW) as daemon, Client(daemon.endpoint) as client:
         client.load("demo", replicas=2)
@@ -206,7 +205,7 @@ def test_a_thousand_requests_and_a_node_that_goes(cluster: Cluster, add: Add, tm
         Client(daemon.endpoint) as client,
     ):
         client.load("demo", replicas=3)
-        asked = []
+        asked: list[Asked] = []
         for i in range(1000):
             while sum(not one.done.is_set() for one in asked[-200:]) > 100:
                 time.sleep(0.005)
@@ -222,7 +221,7 @@ def test_a_thousand_requests_and_a_node_that_goes(cluster: Cluster, add: Add, tm
 
 
 def test_a_worker_that_dies_is_the_daemons_own_business(cluster: Cluster, add: Add, tmp_path: Path) -> None:
-    """It is loaded again where it is kept, as on one machine; and one that does not move is ended, though its stdin tells it nothing."""
+    """A kept model is loaded again, as on one machine; a worker that hangs is ended, though it reads no stdin."""
     add("a")
     with (
         OnCluster(cluster, tmp_path, SLOW, "--preload", "demo", "--stuck-seconds", "1") as daemon,
@@ -321,9 +320,9 @@ def test_a_cluster_that_is_not_there(tmp_path: Path) -> None:
 
 def test_without_ray() -> None:
     code = "import sys; sys.modules['ray'] = None; from server.launch import agent; agent.main()"
-    told = json.dumps({"address": "auto", "version": "", "program": []}) + "\n"
+    asked = json.dumps({"address": "auto", "version": "", "program": []}) + "\n"
     done = subprocess.run(
-        [sys.executable, "-c", code], input=told, capture_output=True, text=True, timeout=30, check=True
+        [sys.executable, "-c", code], input=asked, capture_output=True, text=True, timeout=30, check=True
     )
     assert (
         json.loads(done.stdout)["refused"]

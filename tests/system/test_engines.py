@@ -44,10 +44,11 @@ def test_the_engines_write_the_same(own_daemon: Daemon) -> None:
     with Client(own_daemon.endpoint) as client:
         stages: dict[str, set[str]] = {engine: set() for engine in engines}
         for engine in engines:
-            loaded = client.load(
-                "demo", engine=engine, precision="fp32", compile=engine == "torch",
-                on_progress=lambda p, engine=engine: stages[engine].add(p.stage),
-            )  # fmt: skip
+
+            def note(progress: m.Progress, seen: set[str] = stages[engine]) -> None:
+                seen.add(progress.stage)
+
+            loaded = client.load("demo", engine=engine, precision="fp32", compile=engine == "torch", on_progress=note)
             assert loaded.quantised_share == 0 and loaded.disk_bytes > 10_000_000
         assert [engine for engine in engines if "compile" in stages[engine]] == ["torch"]
         for prompt in ("When in the chronicle of wasted time", "Shall I"):
@@ -142,7 +143,7 @@ def test_a_measurement_that_ends_early(own_daemon: Daemon) -> None:
 
 
 def test_without_a_network_or_a_place_to_keep_it(tmp_path: Path) -> None:
-    """The text comes with the demo, so no index of packages is asked. A cache that cannot be written: it works, and is not kept."""
+    """The text comes with the demo, so no index of packages is asked. Without a cache it works, and nothing is kept."""
     (tmp_path / "cache").write_text("no folder")
     daemon = Daemon(
         tmp_path, "--cache-dir", str(tmp_path / "cache"), PIP_INDEX_URL="http://127.0.0.1:1", PIP_CONFIG_FILE=os.devnull

@@ -93,7 +93,8 @@ def test_leaving_a_stream_ends_its_work(client: Client) -> None:
 def test_a_vanished_peers_work_is_cancelled(shared_daemon: Daemon, client: Client) -> None:
     """Streaming or not: the connection of a killed process breaks, and its requests end."""
     code = (
-        "import sys; from protocol import Client; c = Client(sys.argv[1]); s = c.stream('x', max_new_tokens=1000, ignore_eos=True, n=16); "
+        "import sys; from protocol import Client; c = Client(sys.argv[1]); "
+        "s = c.stream('x', max_new_tokens=1000, ignore_eos=True, n=16); "
         "next(s); print('started', flush=True); c.generate('y', max_new_tokens=1000, ignore_eos=True, n=16)"
     )
     before = client.stats().workers[0].new_tokens

@@ -72,8 +72,8 @@ def test_a_download_is_told_in_bytes_and_shared_with_transformers(tmp_path: Path
         "from transformers import AutoTokenizer, GPT2LMHeadModel as M; print(M.from_pretrained('gpt2').config.n_embd)"
     )
     offline = os.environ | {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "-c", script], env=offline, capture_output=True, text=True, timeout=60)
-    assert done.stdout.strip() == "256", done.stderr
+    read = subprocess.run([sys.executable, "-c", script], env=offline, capture_output=True, text=True, timeout=60)
+    assert read.stdout.strip() == "256", read.stderr
 
 
 def test_the_cache_of_transformers_is_used_under_either_name(tmp_path: Path, cache: Path, hub: Hub) -> None:

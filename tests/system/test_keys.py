@@ -7,9 +7,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgpack
 import pytest
@@ -22,7 +23,7 @@ from protocol.keys import Address, CurveKeys, Role, write_public, write_secret
 from scripts.daemon import Daemon
 from tests.conftest import answers, wait_for
 
-LONG = {"max_new_tokens": 1000, "ignore_eos": True}
+LONG: dict[str, Any] = {"max_new_tokens": 1000, "ignore_eos": True}
 
 
 @dataclass
@@ -81,7 +82,7 @@ def test_each_refusal_is_said_on_both_sides(keyed: Keyed) -> None:
     endpoint, server = keyed.daemon.endpoint, keyed.server.public
     stranger = CurveKeys.new()
     other = CurveKeys.new().public
-    cases = [
+    cases: list[tuple[Callable[[], Client], str, str]] = [
         (lambda: Client(endpoint), "wants a key", "a peer: it has no key"),
         (lambda: keyed.client(stranger), "refuses this key; its operator can authorise the key", "unknown key"),
         (

@@ -1,4 +1,4 @@
-"""What networks do, between a client and a daemon with keys: the right text or a clear error, then a connection again."""
+"""Bad networks between a client and a daemon with keys: the right text or a clear error, then a connection again."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from scripts.reliability.proxy import Proxy
 from tests.conftest import answers, wait_for
 from tests.system.test_keys import Keyed, keyed_daemon
 
-PROMPT = {"prompt": "Shall I compare thee", "max_new_tokens": 300, "seed": 1, "ignore_eos": True}
+PROMPT: dict[str, Any] = {"prompt": "Shall I compare thee", "max_new_tokens": 300, "seed": 1, "ignore_eos": True}
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def keyed(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[Key
 
 @pytest.fixture(scope="module")
 def text(keyed: Keyed) -> str:
-    """What the network must not change."""
+    """Return the text that the network must not change."""
     with keyed.client(keyed.owner) as client:
         return client.generate(**PROMPT).text
 
@@ -86,7 +87,7 @@ def test_a_reset_at_any_byte(proxy: Proxy, keyed: Keyed, text: str, count: int) 
     assert proxy.connections >= 2
 
 
-def test_resets_in_mid_stream_are_told_at_once(proxy: Proxy, keyed: Keyed, text: str) -> None:
+def test_resets_in_mid_stream_are_noticed_at_once(proxy: Proxy, keyed: Keyed, text: str) -> None:
     with connect(proxy, keyed) as client:
         pieces = client.stream(**PROMPT | {"max_new_tokens": 1000, "n": 16})
         next(pieces)

@@ -1,4 +1,7 @@
-"""Several workers for one model: how they come and go, and who gets which request. With a fake engine where the text does not matter."""
+"""Several workers for one model: how they come and go, and which gets which request.
+
+The engine is a fake one where the text does not matter.
+"""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def test_prompts_as_text_and_as_tokens(client: Client) -> None:
 
 @pytest.mark.parametrize("prompt", ["naïve café", "Ω≈ç√∫ – 汉字", "🙂🙃 👩‍👩‍👧", "a\x00b", "\n\n  tab\t"])
 def test_unicode_goes_in_and_whole_characters_come_out(client: Client, prompt: str) -> None:
-    # Hot sampling over all tokens gives byte soup: pieces may hold replacement characters only where the whole text does.
+    # Hot sampling over all tokens gives any bytes: pieces hold replacement characters only where the whole text does.
     for seed in range(3):
         stream = client.stream(prompt, seed=seed, temperature=5.0, top_k=0, max_new_tokens=40)
         pieces = [p.text for p in stream]
