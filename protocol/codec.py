@@ -2,9 +2,9 @@
 
 Messages in the same form on links that are not public go through `pack`, `unpack_request` and `unpack_reply`.
 
-msgpack (https://github.com/msgpack/msgpack/blob/master/spec.md) does the packing; msgspec unpacks directly into the
-typed structs: it allocates for the fields that they have, and not for what else a message declares or contains. Version
-and type are checked before anything else is decoded.
+The form is msgpack (https://github.com/msgpack/msgpack/blob/master/spec.md). msgspec unpacks directly into the typed
+structs: it allocates for the fields that they have, and not for what else a message declares or contains. Version and
+type are checked before anything else is decoded.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeAlias, cast
 
-import msgpack
 import msgspec
 
 from protocol import messages as m
@@ -101,11 +100,21 @@ def pack(message: m.Request | m.Reply, limit: int) -> bytes:
     if isinstance(message, m.Result):
         head["type"] = "result"
     try:
-        frame = cast("bytes", msgpack.packb(head | msgspec.to_builtins(message)))
-    except (ValueError, TypeError, OverflowError) as e:
+        if isinstance(message, m.Request):
+            fields = msgspec.to_builtins(message)  # leaves out defaults
+        else:
+            kind = message.__struct_config__
+            fields = {kind.tag_field: kind.tag} | msgspec.structs.asdict(message)
+        frame = msgspec.msgpack.encode(head | fields)
+    except ERRORS as e:
         raise BadRequest(f"a {type(message).__name__} cannot be packed: {e}") from None
     _check_size(frame, limit)
     return frame
+
+
+def packed(part: msgspec.Struct) -> msgspec.Raw:
+    """Pack a part of a message, which can then be in the message instead of it: a large one is packed beforehand."""
+    return msgspec.Raw(msgspec.msgpack.encode(part))
 
 
 def decode_request(frame: bytes) -> m.AnyRequest:
