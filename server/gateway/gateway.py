@@ -1,8 +1,8 @@
 """The loop of the process that answers, and its wiring: from the peers to the workers, and back. Imports no model library.
 
 One thread, one poller. Nothing here waits for a peer or a worker: control is answered at once, work is handed to the
-worker that holds the model, and what a worker says is passed on to the peer that asked. The only files it reads are small
-ones: the config.json of each model, and what was measured of it.
+worker that holds the model, and what a worker says is passed on to the peer that asked. The only file it reads is the
+config.json of the one model that is to be loaded; a thread looks at all of them (listing.py).
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ from server.gateway.auth import REVOKED, Guard, Keyring
 from server.gateway.back import Back, Heard, Joined
 from server.gateway.dispatch import Dispatch
 from server.gateway.front import Front, Message
+from server.gateway.listing import Listing
 from server.gateway.replicas import Replica, Replicas
 from server.gateway.sessions import DuplicateId, Open, Sessions
 from server.gateway.supervisor import Supervisor
 from server.gateway.systemd import ServiceManager
 from server.launch.launcher import Launcher
 from server.launch.local import LocalLauncher
-from server.link import Beat
+from server.link import Beat, Ready
 
 if TYPE_CHECKING:
     from server.gateway.metrics import Metrics  # Prometheus' library is loaded where it is asked for only
@@ -60,6 +61,7 @@ class Gateway:
         """
         self._config, self._metrics = config, metrics
         self._catalogue = Catalogue(config.models_dir, config.hub_cache, allow_hub=config.allow_hub)
+        self._listing = Listing(self._catalogue, config)
         preloads = [self._catalogue.parse(name) for name in config.preload]
         own_key = read_secret(config.key) if config.key else None
         keyring = Keyring(config.authorised_keys) if config.authorised_keys else None
@@ -97,6 +99,7 @@ class Gateway:
         for socket in (*self._front.sockets, *self._back.sockets, self._guard.socket):
             if socket:
                 poller.register(socket, zmq.POLLIN)
+        poller.register(self._listing.woken, zmq.POLLIN)
         looked = 0.0
         self._manager.ready()
         try:
@@ -106,6 +109,7 @@ class Gateway:
                 self._guard.answer()
                 for message in self._front.receive(TURN):
                     self._on_message(message)
+                self._list_models()
                 for replica, heard in self._back.receive(self._replicas, TURN):
                     self._on_heard(replica, heard)
                 self._sessions.flush()
@@ -174,9 +178,20 @@ class Gateway:
                     entry, status.pong(self._server_id, self._began, self._replicas, draining=draining)
                 )
             case m.Models():
-                self._sessions.reply(entry, status.model_list(self._catalogue, self._replicas, self._config))
+                self._listing.ask(entry.key)
             case m.GetStats():
                 self._sessions.reply(entry, status.stats(self._began, self._sessions, self._counts, self._replicas))
+
+    def _list_models(self) -> None:
+        """Answer those that asked for the models, if these have been looked at meanwhile."""
+        for key, look in self._listing.take():
+            entry = self._sessions.by_key(key)
+            if entry is None:  # its peer has gone
+                continue
+            if look.error:
+                self._sessions.fail(entry, faults.for_client(look.error))
+            else:
+                self._sessions.reply(entry, status.model_list(look.models, look.packed, self._replicas))
 
     def _refuse_when_draining(self) -> None:
         if self._drain_by is not None:
@@ -209,6 +224,8 @@ class Gateway:
             elif heard.id is not None:
                 self._dispatch.deliver(replica, heard)
             else:
+                if isinstance(heard, Ready | m.Measured):  # files of its model may be new
+                    self._listing.changed()
                 self._supervisor.heard(replica, heard)
         except Exception as e:  # noqa: BLE001 - a fault with one worker's message must not end the others
             self._supervisor.failed(replica, faults.for_client(e))
@@ -262,6 +279,7 @@ class Gateway:
             self._replicas.ended()
             time.sleep(0.01)
         self._replicas.close()
+        self._listing.close()
         self._back.close()
         self._guard.close()
         self._front.close()

@@ -8,18 +8,20 @@ import time
 from collections import Counter
 from functools import cache
 from pathlib import Path
-from typing import get_args
+from typing import cast, get_args
 
+import msgspec
 import psutil
+from msgspec.structs import replace
 
 from protocol import messages as m
 from protocol.keys import Role
 from protocol.parameters import parameters
-from server.catalogue.catalogue import Catalogue, Model
+from server.catalogue.catalogue import Model
 from server.catalogue.engines import ENGINES, Traits
 from server.catalogue.records import Found, Records
 from server.config import VERSION, Config
-from server.gateway.replicas import Replicas
+from server.gateway.replicas import Replica, Replicas
 from server.gateway.sessions import Sessions
 
 
@@ -47,8 +49,22 @@ def _engine(name: str, traits: Traits) -> m.Engine:
     )
 
 
-def model_list(catalogue: Catalogue, replicas: Replicas, config: Config) -> m.ModelList:
-    return m.ModelList(id=None, models=[_model(model, replicas, config) for model in catalogue.models()])
+def model_list(models: dict[str, m.ModelInfo], packed: dict[str, msgspec.Raw], replicas: Replicas) -> m.ModelList:
+    """Return the reply: `packed` has every model as it is on the disk, `models` the same to add to it what is loaded."""
+    running: dict[str, list[Replica]] = {}
+    for replica in replicas.models():
+        running.setdefault(replica.model, []).append(replica)
+    loaded = {name: _with_replicas(models[name], found) for name, found in running.items() if name in models}
+    return m.ModelList(id=None, models=cast("list[m.ModelInfo]", list((packed | loaded).values())))
+
+
+def _with_replicas(model: m.ModelInfo, running: list[Replica]) -> m.ModelInfo:
+    precisions = [
+        replace(p, loaded=any(r.serves for r in own), replicas=[r.health() for r in own])
+        for p in model.precisions
+        for own in [[r for r in running if r.way[1:] == (p.engine, p.precision)]]
+    ]
+    return replace(model, precisions=precisions)
 
 
 def pong(server_id: str, began: float, replicas: Replicas, *, draining: bool) -> m.Pong:
@@ -92,12 +108,12 @@ def cpu() -> str:
     return platform.processor() or platform.machine()
 
 
-def _model(model: Model, replicas: Replicas, config: Config) -> m.ModelInfo:
+def describe(model: Model, config: Config) -> m.ModelInfo:
+    """Return what the disk says of a model, and nothing of what is loaded. Reads a file."""
     arch = model.architecture
     if arch is None:
         return m.ModelInfo(name=model.name, parameters=0, context=0, file_bytes=0, precisions=[], problem=model.problem)
     found = _measured(model, config)
-    running = [r for r in replicas.models() if r.model == model.name]
     precisions = [
         m.Precision(
             engine=engine,
@@ -105,9 +121,8 @@ def _model(model: Model, replicas: Replicas, config: Config) -> m.ModelInfo:
             memory_bytes=arch.memory_bytes(
                 engine, precision, traits.rows(config.rows) or arch.default_rows(engine, precision)
             ),
-            loaded=any(r.serves for r in running if r.way[1:] == (engine, precision)),
+            loaded=False,
             fidelity=found.get(f"{engine}/{precision}"),
-            replicas=[r.health() for r in running if r.way[1:] == (engine, precision)],
         )
         for engine, traits in ENGINES.items()
         for precision in traits.precisions

@@ -1,0 +1,99 @@
+"""The answer to `models`, made beside the gateway's thread: it reads files of every model, which takes long where there are many.
+
+A look at the disk runs in a thread of its own, only when somebody asks and one at a time. What it found answers everybody who
+asks within MAX_AGE_S of its beginning. A thread that the disk keeps waiting keeps nobody else waiting, and ends with the daemon.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from dataclasses import dataclass
+
+import msgspec
+
+from protocol import codec, messages as m
+from server.catalogue.catalogue import Catalogue
+from server.config import Config
+from server.gateway import status
+
+MAX_AGE_S = 1.0
+"""How old an answer may be."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a look at the disk found, and when it began (monotonic). Models are packed already: there may be many."""
+
+    began: float
+    models: dict[str, m.ModelInfo]
+    packed: dict[str, msgspec.Raw]
+    error: Exception | None = None
+
+
+@dataclass(frozen=True)
+class _Waiter:
+    key: int
+    oldest: float
+    """A look that began before this is too old for it."""
+
+
+class Listing:
+    """Who asked which models there are, and what was found. Used by the gateway's thread alone; none of it waits for the disk."""
+
+    def __init__(self, catalogue: Catalogue, config: Config) -> None:
+        self._catalogue, self._config = catalogue, config
+        near, far = socket.socketpair()
+        near.setblocking(False)
+        self.woken = near
+        """Readable when a look has ended."""
+        self._far = far
+        self._waiters: list[_Waiter] = []
+        self._latest: Look | None = None
+        self._landed: Look | None = None
+        """Left by the looking thread for this one."""
+        self._changed = 0.0
+        self._looking = False
+
+    def ask(self, key: int) -> None:
+        """Note that a request wants to know; `take` will have its answer."""
+        self._waiters.append(_Waiter(key, max(time.monotonic() - MAX_AGE_S, self._changed)))
+
+    def changed(self) -> None:
+        """Something that is on the disk has just changed: who asks from now on wants to see that."""
+        self._changed = time.monotonic()
+
+    def take(self) -> list[tuple[int, Look]]:
+        """Return the requests that can be answered, each with what was found. Begins a look where one is needed."""
+        if landed := self._landed:
+            self._latest = landed
+            self._landed = None
+            self._looking = False
+            with contextlib.suppress(BlockingIOError):
+                self.woken.recv(64)
+        if not self._waiters:
+            return []
+        latest = self._latest
+        served = [(w.key, latest) for w in self._waiters if latest and latest.began >= w.oldest]
+        self._waiters = [w for w in self._waiters if not latest or latest.began < w.oldest]
+        if self._waiters and not self._looking:
+            self._looking = True
+            threading.Thread(target=self._look, args=(time.monotonic(),), name="models", daemon=True).start()
+        return served
+
+    def _look(self, began: float) -> None:
+        """Runs in the looking thread."""
+        try:
+            models = {model.name: status.describe(model, self._config) for model in self._catalogue.models()}
+            found = Look(began, models, {name: codec.packed(model) for name, model in models.items()})
+        except Exception as e:  # noqa: BLE001 - whatever it is, those who wait get an answer
+            found = Look(began, {}, {}, e)
+        self._landed = found
+        with contextlib.suppress(OSError):  # the daemon has ended
+            self._far.send(b"!")
+
+    def close(self) -> None:
+        self.woken.close()
+        self._far.close()
