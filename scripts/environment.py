@@ -1,4 +1,4 @@
-"""The virtual environment of this checkout. Standard library only: it runs before anything is installed."""
+"""Virtual environment of this checkout. Standard library only: it runs before anything is installed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 OLDEST, NEWEST = (3, 11), (3, 14)
-"""The versions of Python that are supported; pyproject.toml says the same."""
+"""Versions of Python that are supported; pyproject.toml says the same."""
 CLIENT = ("requirements-client.txt",)
 LIGHT = (*CLIENT, "requirements-server.txt")
 FULL = ("requirements.txt", "requirements-cluster.txt", "requirements-report.txt", "requirements-dev.txt")
@@ -23,9 +23,9 @@ KINDS = {CLIENT: "client", LIGHT: "light", FULL: "full"}
 
 
 def prepare(requirements: tuple[str, ...]) -> None:
-    """Make .venv and install the requirements and this checkout into it; nothing is done where that was done before.
+    """Make .venv and install the requirements and this checkout into it, unless that has been done before.
 
-    Exits with a sentence if this Python cannot be used or an installation fails.
+    Exits with a message if this Python cannot be used or an installation fails.
     """
     if not OLDEST <= sys.version_info[:2] <= NEWEST:
         wanted = f"Python {'.'.join(map(str, OLDEST))} to {'.'.join(map(str, NEWEST))}"
@@ -46,19 +46,21 @@ def prepare(requirements: tuple[str, ...]) -> None:
 
 
 def install_debian_packages(packages: list[str]) -> None:
-    """Install what is missing with apt-get on Debian as root; elsewhere exit and name it."""
+    """Install packages with apt-get on Debian as root; elsewhere exit and name them."""
+    names = " ".join(packages)
     apt = shutil.which("apt-get")
     if not apt or os.name == "nt" or os.geteuid() != 0:
-        sys.exit(
-            f"please install first: {' '.join(packages)} (Debian's names; as root: apt-get install {' '.join(packages)})"
-        )
-    print(f"installing {' '.join(packages)}", file=sys.stderr, flush=True)
+        sys.exit(f"please install first: {names} (Debian's names; as root: apt-get install {names})")
+    print(f"installing {names}", file=sys.stderr, flush=True)
     _run([apt, "update", "-qq"], "apt-get update failed")
     _run([apt, "install", "-y", "-qq", "--no-install-recommends", *packages], "apt-get install failed")
 
 
 def install_for_tests(packages: dict[str, str]) -> None:
-    """Install {program: Debian package} where a program is missing and that can be done; what is missing skips its tests, and says so."""
+    """Install {program: Debian package} where a program is missing and apt-get can be used.
+
+    Elsewhere name what is missing, and that its tests are skipped.
+    """
     missing = [package for program, package in packages.items() if not shutil.which(program)]
     if missing and shutil.which("apt-get") and os.name != "nt" and os.geteuid() == 0:
         install_debian_packages(missing)
@@ -76,7 +78,7 @@ def _installed(requirements: tuple[str, ...]) -> bool:
 
 
 def _fingerprint(requirements: tuple[str, ...]) -> str:
-    """Changes with this Python and with every file that says what to install."""
+    """Return a text that changes with this Python and with every file that says what to install."""
     kernels = [
         str(p.relative_to(ROOT)) for p in (ROOT / "server" / "kernels").rglob("*") if p.is_file() and p.suffix != ".pyc"
     ]

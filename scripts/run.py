@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Try gpt2d: install it into .venv, start the daemon with the embedded model, open the window.
 
-    python3 scripts/run.py                                      the window; where there is no display, a prompt in the terminal
-    python3 scripts/run.py --terminal                           a prompt in the terminal
-    python3 scripts/run.py --prompt "Shall I compare thee"      one generation
-    python3 scripts/run.py --no-client                          only the daemon, in the foreground
-    python3 scripts/run.py --serve                              a daemon for other machines, with keys; prints the line to paste there
-    python3 scripts/run.py --connect 'tcp://host:5757#...'      that line: installs the client alone, keeps the key, connects
+    python3 scripts/run.py                                   the window; without a display, a prompt in the terminal
+    python3 scripts/run.py --terminal                        a prompt in the terminal
+    python3 scripts/run.py --prompt "Shall I compare thee"   one generation
+    python3 scripts/run.py --no-client                       only the daemon, in the foreground
+    python3 scripts/run.py --serve                           a daemon for other machines, with keys; prints the line
+                                                             to paste there
+    python3 scripts/run.py --connect 'tcp://host:5757#...'   that line: installs only the client, keeps the key, connects
 
 A daemon that already answers on the endpoint is used, and goes on afterwards; one started here ends with this command.
 """
@@ -30,7 +31,7 @@ PORT = 5757
 ANY = "0.0.0.0"  # noqa: S104 - every address of this machine, and only ever with keys
 LOG = environment.ROOT / "build" / "gpt2d-server.log"
 ENDING = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
-"""What ends this command, and with it what it started: asked to, or its terminal was closed."""
+"""Signals that end this command and what it started: somebody asked for it, or its terminal was closed."""
 START_S = 30.0
 STOP_S = 15.0
 PASTE = """
@@ -38,8 +39,9 @@ On the other machine, in a checkout of gpt2d, paste this line:
 
   python3 scripts/run.py --connect '{line}'
 
-It is a secret: whoever has it may use this server. Make another for somebody else with `.venv/bin/python scripts/keygen.py client NAME
---endpoint tcp://HOST:PORT`, and take one back by deleting its file in the folder of authorised keys. Ctrl-C stops the server.
+It is a secret: whoever has it may use this server. Make another for somebody else with
+`.venv/bin/python scripts/keygen.py client NAME --endpoint tcp://HOST:PORT`, and take one back by deleting its file in
+the folder of authorised keys. Ctrl-C stops the server.
 """
 PING = """
 import sys
@@ -53,7 +55,7 @@ with Client(sys.argv[1]) as client:
 
 
 def listening(endpoint: str) -> bool:
-    """True if something accepts connections there."""
+    """Return whether something accepts connections there."""
     parts = urlsplit(endpoint)
     try:
         socket.create_connection((parts.hostname, parts.port), timeout=1).close()
@@ -63,14 +65,13 @@ def listening(endpoint: str) -> bool:
 
 
 def check_daemon(endpoint: str) -> None:
-    """Exit with a sentence unless a gpt2d daemon answers there."""
+    """Exit with a message unless a gpt2d daemon answers there."""
     done = subprocess.run(
         [environment.PYTHON, "-P", "-c", PING, endpoint], capture_output=True, text=True, timeout=30, check=False
     )
     if done.returncode:
-        sys.exit(
-            f"{done.stderr.strip()}\nStop what uses {endpoint}, or choose another place: --endpoint tcp://127.0.0.1:PORT"
-        )
+        advice = f"Stop what uses {endpoint}, or choose another place: --endpoint tcp://127.0.0.1:PORT"
+        sys.exit(f"{done.stderr.strip()}\n{advice}")
 
 
 def start_daemon(endpoint: str, preload: str) -> subprocess.Popen[bytes]:
@@ -88,7 +89,7 @@ def start_daemon(endpoint: str, preload: str) -> subprocess.Popen[bytes]:
 
 
 def wait_until_listening(daemon: subprocess.Popen[bytes], endpoint: str) -> None:
-    """Exit with what the daemon's log says if it ends instead."""
+    """Wait until the daemon listens; exit with what its log says if it ends instead."""
     give_up = time.monotonic() + START_S
     while not listening(endpoint):
         if daemon.poll() is not None or time.monotonic() > give_up:
@@ -108,7 +109,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 def run_in_foreground(
     command: list[str | Path], when_started: Callable[[subprocess.Popen[bytes]], None] = lambda _: None
 ) -> int:
-    """Run a program that deals with Ctrl-C itself, which the terminal sends to both; a SIGTERM to this one ends it."""
+    """Run a program that handles Ctrl-C itself, which the terminal sends to both; a SIGTERM to this one ends it."""
     child = subprocess.Popen(command)
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     for number in ENDING:
@@ -129,7 +130,10 @@ def address_of(text: str) -> tuple[str, int]:
 
 
 def own_address() -> str:
-    """The address by which others most likely reach this machine: that of its default route, else its name. Sends nothing."""
+    """Return the address by which others most likely reach this machine: of its default route, else its name.
+
+    Sends nothing.
+    """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))  # an address that nobody has (RFC 5737)
@@ -139,7 +143,7 @@ def own_address() -> str:
 
 
 def keygen(*words: str) -> str:
-    """Run scripts/keygen.py; return what it printed. Exits with what it says if it fails."""
+    """Run scripts/keygen.py and return what it printed; exit with what it says if it fails."""
     command = [environment.PYTHON, "-P", environment.ROOT / "scripts" / "keygen.py", *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     if done.returncode:
@@ -158,7 +162,7 @@ def serve(address: tuple[str, int], preload: str) -> int:
     command = [environment.PYTHON, "-P", "-m", "server", f"--endpoint=tcp://{host}:{port}", f"--preload={preload}"]
     command += [f"--key={keys / 'server.key'}", f"--authorised-keys={keys / 'authorised'}"]
 
-    def tell(daemon: subprocess.Popen[bytes]) -> None:
+    def print_line(daemon: subprocess.Popen[bytes]) -> None:
         give_up = time.monotonic() + START_S
         while daemon.poll() is None and time.monotonic() < give_up:
             if listening(here):
@@ -166,7 +170,7 @@ def serve(address: tuple[str, int], preload: str) -> int:
                 return
             time.sleep(0.05)
 
-    return run_in_foreground(command, tell)
+    return run_in_foreground(command, print_line)
 
 
 def main() -> int:

@@ -16,7 +16,7 @@ import environment
 
 PACKAGES = ("protocol", "server", "client")
 PROGRAMS = {"Xvfb": "xvfb", "xdotool": "xdotool", "ip": "iproute2", "g++": "g++"}
-"""What the native engine's build and the tests of the window and of two hosts use, and the Debian packages that bring it."""
+"""Programs that the native engine's build, the window's tests and those of two hosts use, and their Debian packages."""
 CHECKS = (
     ("ruff check", ["-m", "ruff", "check", "."]),
     ("ruff format", ["-m", "ruff", "format", "--check", "."]),

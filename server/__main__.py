@@ -1,4 +1,4 @@
-"""Arguments, signals; start -> serve -> drain -> stop."""
+"""Command gpt2d-server: arguments, signals; start -> serve -> drain -> stop."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Ctrl-C (or SIGTERM) stops: no new work, running streams finish within --drain-se
 
 
 def parse(argv: list[str] | None = None) -> Config:
-    """Return the Config in force. Exits after --check and --clear-cache; with code 2 where something is wrong."""
+    """Return the Config in force. Exits after --check and --clear-cache; with code 2 for a wrong setting."""
     parser = argparse.ArgumentParser(
         prog="gpt2d-server",
         description="A daemon that holds GPT-2 models and answers msgpack requests on a ZeroMQ socket.",
@@ -77,7 +77,7 @@ def parse(argv: list[str] | None = None) -> Config:
 def clear(cache_dir: Path) -> int:
     """Delete built models and what is noted of them, and nothing else in that folder; return how many.
 
-    Models that are loaded keep theirs open.
+    Loaded models keep their files open.
     """
     entries = [p for p in cache_dir.glob("*-v*") if (p / SUMS_FILE).is_file()]
     for entry in (*entries, *cache_dir.glob(f"{COMPILED_FOLDER}-v*")):
@@ -89,7 +89,7 @@ def clear(cache_dir: Path) -> int:
 
 
 def raise_descriptor_limit() -> None:
-    """Allow a descriptor for each client: as many as the system lets this user have, up to MAX_DESCRIPTORS."""
+    """Allow one descriptor for each client: as many as the system gives this user, up to MAX_DESCRIPTORS."""
     with contextlib.suppress(ImportError, ValueError, OSError):  # Windows has no such limit
         import resource
 
@@ -121,11 +121,11 @@ def serve(config: Config) -> int:
 
 
 class StartError(Exception):
-    """Why the daemon cannot start, for people."""
+    """Reason why the daemon cannot start, for people."""
 
 
 def start(config: Config) -> Gateway:
-    """Make the gateway, and what it needs. Raises: StartError."""
+    """Make the gateway with its launcher and metrics. Raises: StartError."""
     metrics, launcher = None, None
     if config.metrics_port:
         from server.gateway.metrics import Metrics
@@ -162,7 +162,7 @@ def main() -> None:
     with logs.to_stderr(config.log_format):
         try:
             code = serve(config)
-        except KeyboardInterrupt:  # while it starts: from then on the signal drains
+        except KeyboardInterrupt:  # while it starts; afterwards the signal drains
             code = 130
     sys.exit(code)
 

@@ -1,4 +1,4 @@
-"""What --check finds out: whether the daemon could start with a Config, without starting it."""
+"""Check for --check: whether the daemon could start with a Config, without starting it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from server.settings import SettingsError
 
 
 def check(config: Config) -> None:
-    """Look at keys, preloads and folders. Raises: SettingsError for the first that would prevent a start."""
+    """Check keys, preloads and folders. Raises: SettingsError for the first that would prevent a start."""
     if config.key and config.authorised_keys:
         with _about("key"):
             read_secret(config.key)
@@ -25,7 +25,7 @@ def check(config: Config) -> None:
         catalogue = Catalogue(config.models_dir, config.hub_cache, allow_hub=config.allow_hub)
         for name in config.preload:
             catalogue.parse(name)
-    # Neither need be there yet: models come later, and the cache is made when something is built.
+    # Neither needs to exist yet: models come later, and the cache is made when something is built.
     with _about("models_dir"):
         if config.models_dir.exists():
             next(config.models_dir.iterdir(), None)

@@ -1,6 +1,6 @@
-"""One frozen Config: every limit, path and default of the daemon, as msgspec types with a help text.
+"""Config: every limit, path and default of the daemon, as msgspec types with a help text.
 
-server/settings.py makes flags and the keys of a file of them.
+server/settings.py turns them into flags and into the keys of a configuration file.
 """
 
 from __future__ import annotations
@@ -68,17 +68,17 @@ def check_cluster(address: str) -> str:
 
 
 def parse_resource(text: str) -> tuple[str, float]:
-    """Read NAME=AMOUNT of a resource that some nodes have. Raises: ValueError."""
-    name, _, amount = text.partition("=")
-    good = re.fullmatch(r"[A-Za-z_][\w:.-]*", name) and re.fullmatch(r"\d+(\.\d+)?", amount)
-    if not good or float(amount) <= 0:
+    """Read NAME=AMOUNT, a resource that some nodes have. Raises: ValueError."""
+    found = re.fullmatch(r"([A-Za-z_][\w:.-]*)=(\d+(?:\.\d+)?)", text)
+    if found is None or float(found[2]) <= 0:
         raise ValueError(f"must be NAME=AMOUNT with an amount > 0, such as fast=1, got {text!r}")
+    name = found[1]
     if name in {"CPU", "GPU", "memory", "object_store_memory"}:
         raise ValueError(
             f"{name} cannot be set here: a worker takes its threads as CPUs, the memory that its model needs, "
             "and no GPU"
         )
-    return name, float(amount)
+    return name, float(found[2])
 
 
 def setting(
@@ -86,23 +86,23 @@ def setting(
 ) -> Meta:
     """Make a field of Config a flag and a key of the configuration file, both with the field's name.
 
-    `text` is its help. `unset` says what None means, or a default that depends on the machine. `check` raises ValueError
-    for a text that it must not be.
+    `text` is its help. `unset` says what None means, or describes a default that depends on the machine. `check` raises
+    ValueError for a text that is not allowed.
     """
     return Meta(extra={"help": text, "metavar": metavar, "unset": unset, "check": check})
 
 
 Text = Annotated[str, Meta(pattern=r"\A[^\x00-\x1f\x7f-\x9f\ud800-\udfff]+\Z")]
-"""One line, not empty."""
+"""Text of one line that is not empty."""
 Count = Annotated[int, Meta(ge=1)]
 Amount = Annotated[float, Meta(ge=0, le=sys.float_info.max)]
-"""Not infinite."""
+"""Number >= 0 that is not infinite."""
 Positive = Annotated[float, Meta(ge=0.001, le=sys.float_info.max)]
 
 
 @dataclass(frozen=True)
 class Config:
-    """Seconds, bytes and counts, where the name does not say otherwise."""
+    """Settings of the daemon: seconds, bytes and counts, where the name does not say otherwise."""
 
     endpoint: Annotated[Text, setting("where to listen", check=check_endpoint)] = DEFAULT_ENDPOINT
     key: Annotated[

@@ -1,4 +1,4 @@
-"""What gateway and worker say to each other: its types, their bytes, its two sockets. No client sees any of it.
+"""Link between gateway and worker: its messages, their bytes, its two sockets. No client sees any of it.
 
 The link carries Cancel, Progress, Tokens, results and Failure too, with the gateway's own request ids.
 """
@@ -14,40 +14,40 @@ from protocol.keys import CurveKeys
 
 MAX_BYTES = codec.MAX_REPLY_BYTES
 HEADROOM_BYTES = 64
-"""What the gateway may add to a worker's reply before a client gets it: a longer id and a longer number (8 bytes each), and
-what a larger map needs for its head. A worker's messages are so much smaller than the largest that a client takes."""
+"""Bytes by which a worker's messages must be smaller than the largest that a client takes. The gateway may add to them:
+a longer id and a longer number (8 bytes each), and the longer head of a larger map."""
 TIMEOUT_MS = 15_000
-"""A worker on another machine that was not heard for so long is lost, and so is the gateway for it."""
+"""Longest silence of a worker on another machine before it is lost, and of the gateway for it."""
 
 
 class Work(m.Request, frozen=True, tag="work"):
-    """A request for the worker. `group` is the same for all work of one peer: rows are shared out fairly among groups."""
+    """Request for the worker. `group` is the same for all work of one peer: rows are shared out fairly among groups."""
 
     group: int
     request: m.OfModel
 
 
 class Leave(m.Request, frozen=True, tag="leave"):
-    """Another process serves in this one's place."""
+    """Order to end: another process serves in this one's place."""
 
 
 class Started(m.Reply, frozen=True, tag_field="type", tag="started"):
-    """A worker's process is there, on that machine. One that measures waits for its Measure."""
+    """First message of a worker's process, with its machine's name. One that measures then waits for its Measure."""
 
     node: str = ""
 
 
 class Sized(m.Reply, frozen=True, tag_field="type", tag="sized"):
-    """What the worker needs from here on: known when it has its model's config.json, and less once it has loaded.
+    """Memory that the worker needs from now on: known when it has its model's config.json, and less once it has loaded.
 
-    Its reservation is changed, or where there is no room it is ended.
+    The gateway changes its reservation, or ends it where there is no room.
     """
 
     memory_bytes: int
 
 
 class Ready(m.Reply, frozen=True, tag_field="type", tag="ready"):
-    """The worker has loaded its model."""
+    """Facts of a worker that has loaded its model."""
 
     digest: str
     quantised_share: float
@@ -59,7 +59,7 @@ class Ready(m.Reply, frozen=True, tag_field="type", tag="ready"):
 
 
 class Beat(m.Reply, frozen=True, tag_field="type", tag="beat"):
-    """The worker's loop moves: sent between its steps, at most a few times a second."""
+    """Sign that the worker's loop moves: sent between its steps, at most a few times a second."""
 
     rss_bytes: int
     running: int = 0
@@ -86,7 +86,7 @@ def encode(message: ForWorker | FromWorker) -> bytes:
 
 
 def decode_for_worker(frame: bytes) -> ForWorker:
-    """Unpack what the gateway sent: a client's request with a little around it.
+    """Unpack a message of the gateway.
 
     Raises: BadRequest, VersionMismatch.
     """
@@ -94,7 +94,7 @@ def decode_for_worker(frame: bytes) -> ForWorker:
 
 
 def decode_from_worker(frame: bytes) -> FromWorker | None:
-    """Unpack what a worker sent; None for a type that this version does not know.
+    """Unpack a message of a worker; None for a type that this version does not know.
 
     Raises: BadRequest, VersionMismatch.
     """
@@ -104,9 +104,9 @@ def decode_from_worker(frame: bytes) -> FromWorker | None:
 def gateway_socket(
     context: zmq.Context[zmq.Socket[bytes]], endpoint: str, keys: CurveKeys
 ) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
-    """The ROUTER that workers connect to, with CURVE, and its monitor (see `sockets.next_event`).
+    """Return the ROUTER that workers connect to, with CURVE, and its monitor (see `sockets.next_event`).
 
-    Raises: zmq.ZMQError if the endpoint is taken or not this machine's.
+    Raises: zmq.ZMQError if the endpoint is taken or not on this machine.
     """
     socket = _tolerant(sockets.router(context, MAX_BYTES), endpoint)
     sockets.serve_curve(socket, keys)
@@ -116,7 +116,7 @@ def gateway_socket(
 def worker_socket(
     context: zmq.Context[zmq.Socket[bytes]], endpoint: str, server_key: str, identity: str
 ) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
-    """A worker's DEALER, with the routing id that its launcher gave it, and its monitor (see `sockets.next_event`)."""
+    """Return a worker's DEALER, with the routing id from its launcher, and its monitor (see `sockets.next_event`)."""
     socket = _tolerant(sockets.dealer(context, MAX_BYTES), endpoint)
     socket.routing_id = identity.encode()
     sockets.use_curve(socket, server_key, CurveKeys.new())
@@ -124,7 +124,7 @@ def worker_socket(
 
 
 def _tolerant(socket: zmq.Socket[bytes], endpoint: str) -> zmq.Socket[bytes]:
-    """A pause must not part the daemon from its own workers: on one machine each sees the other's process end."""
+    """Set heartbeats, but not on one machine: there each sees the other's end, and a pause must not part them."""
     socket.heartbeat_ivl = 0 if sockets.is_loopback(endpoint) else sockets.HEARTBEAT_MS
     socket.heartbeat_timeout = socket.heartbeat_ttl = TIMEOUT_MS
     return socket

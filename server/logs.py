@@ -1,4 +1,4 @@
-"""The log: lines on stderr, as text or JSON, which never block on a reader that has stopped."""
+"""Log: lines on stderr, as text or JSON, which never block on a reader that has stopped."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STDERR_S = 2.0
 
 
 class _Bounded(logging.handlers.QueueHandler):
-    """Hands finished lines to a thread that writes them; drops them when a blocked stderr has filled the queue."""
+    """Hands records to a thread that writes them; drops them when a blocked stderr has filled the queue."""
 
     def enqueue(self, record: logging.LogRecord) -> None:
         with contextlib.suppress(queue.Full):
@@ -25,7 +25,7 @@ class _Bounded(logging.handlers.QueueHandler):
 
 
 class _Json(logging.Formatter):
-    """One object for each record; times are RFC 3339 in UTC."""
+    """Formats each record as one object; times are RFC 3339 in UTC."""
 
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -37,7 +37,7 @@ class _Json(logging.Formatter):
 
 @contextlib.contextmanager
 def to_stderr(form: Literal["text", "json"]) -> Iterator[None]:
-    """Write what is logged, until the block ends, and up to STDERR_S longer for what is left."""
+    """Write the log until the block ends, and for up to STDERR_S longer what is left of it."""
     lines: queue.Queue[logging.LogRecord] = queue.Queue(QUEUE)
     handler = _Bounded(lines)
     handler.setFormatter(_Json() if form == "json" else logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -50,7 +50,7 @@ def to_stderr(form: Literal["text", "json"]) -> Iterator[None]:
         yield
     finally:
         log.removeHandler(handler)
-        # In a thread of its own with a deadline: whoever reads stderr may have stopped doing so.
+        # In a thread with a deadline: whoever reads stderr may have stopped.
         last = threading.Thread(target=writer.stop, daemon=True)
         last.start()
         last.join(STDERR_S)

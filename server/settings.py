@@ -1,6 +1,6 @@
-"""The Config in force: from the flags, else from a TOML file, else the defaults of server/config.py.
+"""Settings in force: from the flags, else from a TOML file, else the defaults of server/config.py.
 
-msgspec says whether a value is good; the sentence for a person is made here.
+msgspec says whether a value is valid; the message for a person is made here.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ it. Without keys, listen on tcp://127.0.0.1:PORT and reach it with `ssh -L PORT:
 
 
 class SettingsError(ValueError):
-    """A setting that is wrong: says where it was given, and what it must be."""
+    """Error for a wrong setting: says where it was given, and what it must be."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One field of Config: its flag is --name, its key in a file `name`."""
+    """Field of Config: its flag is --name, its key in a file `name`."""
 
     name: str
     form: Any
-    """Its type as Config declares it."""
+    """Type as Config declares it."""
     kind: inspect.Type
-    """The same as msgspec describes it, without None."""
+    """The same type as msgspec describes it, without None."""
     help: str
     metavar: str | None
     unset: str
     check: Callable[[str], object] | None
-    """These four are what server/config.py's `setting` was given."""
+    """The last four are the arguments of server/config.py's `setting`."""
 
     @property
     def flag(self) -> str:
@@ -58,7 +58,7 @@ class Setting:
 
     @property
     def must(self) -> str:
-        """What it must be, in words."""
+        """Description of what it must be."""
         match self.kind:
             case LiteralType(values):
                 return " or ".join(map(repr, values))
@@ -90,7 +90,10 @@ class Setting:
         return found
 
     def read(self, text: str) -> Any:
-        """Return the value of a flag, or one of its values. Raises: argparse.ArgumentTypeError, saying what it must be."""
+        """Return the value of a flag, or one of its values.
+
+        Raises: argparse.ArgumentTypeError, which says what it must be.
+        """
         value: object = text
         with contextlib.suppress(ValueError):
             if isinstance(self.kind, IntType | FloatType):
@@ -102,7 +105,7 @@ class Setting:
 
 
 def _path(_: type, value: object) -> Path:
-    """Raises: msgspec.ValidationError, RuntimeError if there is no such home folder."""
+    """Return a path. Raises: msgspec.ValidationError, RuntimeError if there is no such home folder."""
     return Path(msgspec.convert(value, Text)).expanduser()
 
 
@@ -149,7 +152,7 @@ def _default(setting: Setting, defaults: Config) -> str:
 
 
 def resolve(arguments: dict[str, Any], file: Path | None) -> Config:
-    """Return the Config of what the parser found, which wins, and of a file. Raises: SettingsError."""
+    """Return the Config from the arguments and a file; the arguments win. Raises: SettingsError."""
     flags = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in arguments.items()
@@ -159,8 +162,8 @@ def resolve(arguments: dict[str, Any], file: Path | None) -> Config:
     where = f"{file}: " if file else ""
     if (config.key is None) != (config.authorised_keys is None):
         raise SettingsError(
-            f"{where}--key and --authorised-keys must be given together: the server's own key, and the keys of those who "
-            "may talk to it"
+            f"{where}--key and --authorised-keys must be given together: the server's own key, and the keys of those "
+            "who may talk to it"
         )
     if config.key is None and not is_loopback(config.endpoint):
         raise SettingsError(where + NEEDS_KEYS.format(endpoint=config.endpoint))
@@ -173,13 +176,13 @@ def resolve(arguments: dict[str, Any], file: Path | None) -> Config:
 
 
 def _read_file(file: Path) -> dict[str, Any]:
-    """Raises: SettingsError."""
+    """Return the settings of a file by name. Raises: SettingsError."""
     try:
         with file.open("rb") as stream:
             table = tomllib.load(stream)
     except OSError as e:
         raise SettingsError(f"{file} cannot be read: {e.strerror}") from None
-    except ValueError as e:  # its syntax, its bytes, a number of more digits than Python reads
+    except ValueError as e:  # wrong syntax or bytes, or a number with more digits than Python reads
         raise SettingsError(f"{file} is not valid TOML: {e}") from None
     found: dict[str, Any] = {}
     for key, value in table.items():
@@ -214,6 +217,6 @@ def _toml(value: object) -> str:
         return f"[{', '.join(map(_toml, value))}]"
     if isinstance(value, Path):
         value = str(value.absolute())
-    if isinstance(value, str):  # as JSON writes it, but for one character
+    if isinstance(value, str):  # as JSON writes it, except for one character
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return str(value).lower() if isinstance(value, bool) else repr(value)

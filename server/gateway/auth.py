@@ -1,6 +1,6 @@
-"""Who may talk to the daemon, and as what: the authorised keys, and the answers to ZeroMQ's questions about them (ZAP).
+"""Authorisation: the keys that may talk to the daemon, their roles, and the answers to ZeroMQ's questions (ZAP).
 
-The gateway's thread answers, so that there is no handler that could die without the gateway; and a socket that demands one
+The gateway's thread answers, so that no handler can die without the gateway; and a socket that demands one
 (ZAP_ENFORCE_DOMAIN) admits nobody where there is none. https://rfc.zeromq.org/spec/27/
 """
 
@@ -25,39 +25,39 @@ log = logging.getLogger("gpt2d")
 
 REVOKED = "this key is not authorised any more"
 OTHER, KEY = -1, -2
-"""Kinds of refusals beside the protocol errors of libzmq."""
+"""Kinds of refusals besides the protocol errors of libzmq."""
 QUIET_S = 1.0
-"""A kind of refusal is logged at most this often, with how many there were meanwhile."""
+"""Least time between two lines about one kind of refusal; the next line says how many there were meanwhile."""
 MAX_KEYS = 1000
-"""Each is looked at twenty times a second, in the gateway's thread."""
+"""Most keys that are read: each is looked at twenty times a second, in the gateway's thread."""
 PASSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EINTR}
-"""Troubles of the machine, which say nothing about the folder."""
+"""Errors of the machine, which say nothing about the folder."""
 
 
 class Keyring:
-    """The public keys of a folder: files NAME.pub. Used by the gateway's thread only."""
+    """Public keys of a folder: files NAME.pub. Used by the gateway's thread only."""
 
     def __init__(self, folder: Path) -> None:
         """Raises: KeyFileError if the folder or a key cannot be used."""
         self._folder = folder
         self._full = False
-        """There are more keys than are read; it has been logged."""
+        """Whether there are more keys than are read, which has been logged."""
         self._stamp = self._look()
         self._known: dict[str, tuple[str, Role]] = {}
         for name in self._stamp:
             self._add(self._known, name)
 
     def role(self, key: str) -> Role | None:
-        """None: this public key may not talk."""
+        """Return the role of a public key; None if it may not talk."""
         return self._known[key][1] if key in self._known else None
 
     def name(self, key: str) -> str:
-        return (
-            self._known[key][0] if key in self._known else f"unknown key {hashlib.sha256(key.encode()).hexdigest()[:8]}"
-        )
+        if key in self._known:
+            return self._known[key][0]
+        return f"unknown key {hashlib.sha256(key.encode()).hexdigest()[:8]}"
 
     def lost(self) -> set[str]:
-        """Read the folder again if it changed; return the keys that may do less than before, or nothing. Never raises.
+        """Read the folder again if it changed; return the keys that may do less than before. Never raises.
 
         A file that cannot be read authorises nobody, nor does a folder that others could change.
         """
@@ -65,7 +65,7 @@ class Keyring:
         try:
             stamp = self._look()
         except OSError:
-            return set()  # the machine's trouble, not the folder's
+            return set()  # an error of the machine, not of the folder
         except KeyFileError as e:
             if before:
                 log.warning("nobody is authorised now: %s", e)
@@ -104,9 +104,9 @@ class Keyring:
         known[key] = name.removesuffix(".pub"), role
 
     def _look(self) -> dict[str, tuple[int, ...]]:
-        """The files of keys, with what changes when one does.
+        """Return the files of keys, each with what changes when the file does.
 
-        Raises: KeyFileError if the folder cannot be used, OSError where the machine is in trouble.
+        Raises: KeyFileError if the folder cannot be used, OSError for an error of the machine.
         """
         try:
             check_owned(self._folder, 0o022)
@@ -125,7 +125,7 @@ class Keyring:
                 )
             self._full = len(keys) > MAX_KEYS
             for entry in keys[:MAX_KEYS]:
-                with contextlib.suppress(FileNotFoundError):  # it went while we looked
+                with contextlib.suppress(FileNotFoundError):  # it was deleted meanwhile
                     s = entry.stat(follow_symlinks=False)
                     found[entry.name] = (s.st_mtime_ns, s.st_size, s.st_ino, s.st_mode, s.st_uid)
             return found
@@ -136,25 +136,27 @@ class Keyring:
 
 
 class Refusals:
-    """Logs who was turned away, without letting a flood of them fill the log: each kind by itself, or one would hide another."""
+    """Logs who was refused, without letting a flood of refusals fill the log.
+
+    Each kind is counted by itself, or one would hide another.
+    """
 
     def __init__(self, *, keyed: bool) -> None:
         self._mismatch = "it has no key" if keyed else "it has a key, and this server has none"
         self._kinds: dict[int, tuple[float, int]] = {}
-        """Kind -> when it was last logged, and how many more there were since."""
+        """Kind -> when it was last logged, and how many more there have been since."""
 
     def handshake(self, error: int) -> None:
-        """A handshake broke the protocol; those that were refused by their key were told of already."""
+        """Log a handshake that broke the protocol; those that were refused by their key have been logged already."""
         known: dict[int, str] = {
             zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH: self._mismatch,
             zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC: "it has another server's key",
         }
-        self._add(
-            error if error in known else OTHER, f"a peer: {known.get(error, 'it does not speak ZMTP as it should')}"
-        )
+        kind = error if error in known else OTHER
+        self._add(kind, f"a peer: {known.get(error, 'it does not speak ZMTP as it should')}")
 
     def key(self, what: str) -> None:
-        """A key that is not authorised."""
+        """Log a key that is not authorised."""
         self._add(KEY, what)
 
     def _add(self, kind: int, what: str) -> None:
@@ -168,13 +170,14 @@ class Refusals:
 
 
 class Guard:
-    """Answers for each new connection whether its key is authorised, and for each message as what. Used by the gateway's thread only.
+    """Says of each new connection whether its key is authorised, and of each message with which role.
 
     The key of a connection is the user id of its messages. Without a keyring, whoever reaches the socket is an admin.
+    Used by the gateway's thread only.
     """
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], keyring: Keyring | None) -> None:
-        """Made before the gateway's socket, which asks."""
+        """Create the socket that answers, before the gateway's socket, which asks."""
         self._keyring = keyring
         self.refusals = Refusals(keyed=keyring is not None)
         self.socket = None if keyring is None else sockets.zap_socket(context)
@@ -182,9 +185,12 @@ class Guard:
     def answer(self) -> None:
         """Answer what ZeroMQ has asked meanwhile."""
         while self.socket is not None and self._keyring is not None and sockets.readable(self.socket):
-            route, _, version, request_id, _domain, address, _identity, mechanism, *credentials = (
-                self.socket.recv_multipart()
-            )
+            # [route, empty, version, request id, domain, address, identity, mechanism, credentials...]
+            frames = self.socket.recv_multipart()
+            route = frames[0]
+            version, request_id = frames[2:4]
+            address, mechanism = frames[5], frames[7]
+            credentials = frames[8:]
             key = z85.encode(credentials[0]).decode() if mechanism == b"CURVE" and credentials else ""
             known = self._keyring.role(key) is not None
             if not known:
@@ -193,25 +199,26 @@ class Guard:
             self.socket.send_multipart([route, b"", version, request_id, *verdict, b""], zmq.NOBLOCK)
 
     def user(self, frame: zmq.Frame) -> str:
-        """Whose message it is: a public key, or empty where there are none."""
+        """Return the sender's public key, or an empty text where there are no keys."""
         return "" if self._keyring is None else sockets.user_of(frame)
 
     def role(self, user: str) -> Role | None:
-        """None: this user may not talk, or may not any more."""
+        """Return the role of a user; None if it may not talk, or no longer."""
         return "admin" if self._keyring is None else self._keyring.role(user)
 
     def check(self, user: str, request: m.AnyRequest) -> None:
-        """Raises: Unauthorised if the user may not do that."""
+        """Check that a user may do what it asks for. Raises: Unauthorised."""
         role = self.role(user)
         if role is None:
             raise Unauthorised(REVOKED)
         if role != "admin" and isinstance(request, m.Load | m.Measure | m.Unload):
             raise Unauthorised(
-                "this key may generate, but not load, measure or unload; whoever runs the server can, or can make it an admin's"
+                "this key may generate, but not load, measure or unload; whoever runs the server can, or can make it "
+                "an admin's"
             )
 
     def lost(self) -> set[str]:
-        """The users that may do less than before, or nothing, since the last call."""
+        """Return the users that may do less than at the last call."""
         return set() if self._keyring is None else self._keyring.lost()
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The workers' socket: sends them what they are to do, receives what they say, and knows whose connection broke."""
+"""Socket to the workers: sends them work, receives what they say, and knows whose connection broke."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ from server.link import ForWorker, FromWorker, Leave
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """A replica's process says its first word, over a connection that the gateway did not know."""
+    """First message of a replica's process, over a connection that the gateway did not know."""
 
     routing_id: bytes
     fd: int
 
 
 Heard: TypeAlias = FromWorker | Joined | RequestError
-"""What is heard of a replica; an error: what it said cannot be read."""
+"""Message of a replica, or an error where its message cannot be read."""
 
 
 class Back:
-    """Used by the gateway's thread only."""
+    """Sends to workers and receives from them. Used by the gateway's thread only."""
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str, keys: CurveKeys) -> None:
-        """Raises: LoadFailed if the address cannot be bound."""
+        """Bind. Raises: LoadFailed if the address cannot be bound."""
         try:
             self._socket, self._monitor = link.gateway_socket(context, address, keys)
         except zmq.ZMQError as e:
             raise LoadFailed(f"--worker-address {address}: cannot listen there: {e.strerror}") from None
         self.endpoint = sockets.endpoint_of(self._socket)
         self._open: set[int] = set()
-        """Descriptors of the connections that there are."""
+        """Descriptors of the open connections."""
 
     @property
     def sockets(self) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
-        """Readable when there is something to do."""
+        """Sockets that are readable when there is something to do."""
         return self._socket, self._monitor
 
     def send(self, replica: Replica, request: ForWorker) -> None:
@@ -61,26 +61,26 @@ class Back:
             raise WorkerDied(f"the worker of {replica.name} is gone") from None
 
     def receive(self, replicas: Replicas, limit: int) -> Iterator[tuple[Replica, Heard]]:
-        """What up to `limit` messages that have arrived say, and of whom."""
+        """Yield up to `limit` messages that have arrived, each with the replica that sent it."""
         self._watch(replicas)
         for _ in range(limit):
             if not sockets.readable(self._socket):
                 return
             frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
-            if len(frames) != 2:  # no worker's, which send one after the routing id
+            if len(frames) != 2:  # not from a worker, which sends one frame after the routing id
                 continue
             routing_id, frame = frames[0].bytes, frames[1]
             replica = replicas.by_connection(routing_id)
             if replica is None:
                 continue
             if replica.connection != routing_id:
-                self._watch(replicas)  # of one that had this descriptor before
+                self._watch(replicas)  # for the end of the connection that had this descriptor before
                 if replica.connection and not replica.cut:
                     self._send_away(routing_id)
                     continue
                 fd = int(frame.get(zmq.SRCFD))
                 yield replica, Joined(routing_id, fd)
-                if fd not in self._open:  # it broke before this was read, and its event came before
+                if fd not in self._open:  # it broke before this was read, and its event has been read
                     replica.fd, replica.cut = -1, time.monotonic()
             replica.heard = time.monotonic()
             try:
@@ -106,6 +106,6 @@ class Back:
                     replica.fd, replica.cut = -1, time.monotonic()
 
     def _send_away(self, routing_id: bytes) -> None:
-        """A process on a node that was given up is heard again, and another has its place."""
+        """Tell a process on a node that was given up, and is heard again, that another has its place."""
         with contextlib.suppress(zmq.ZMQError):
             self._socket.send_multipart([routing_id, link.encode(Leave())], zmq.NOBLOCK)

@@ -1,4 +1,4 @@
-"""A request to a replica, or to another one where that is lost; and its replies on their way back."""
+"""Dispatch of requests to replicas, to another where one is lost, and of their replies back to the peers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ log = logging.getLogger("gpt2d")
 
 
 class Dispatch:
-    """Used by the gateway's thread only."""
+    """Hands requests to workers and delivers their replies. Used by the gateway's thread only."""
 
     def __init__(
         self, config: Config, sessions: Sessions, replicas: Replicas, back: Back, metrics: Metrics | None = None
@@ -37,12 +37,12 @@ class Dispatch:
     def begin(self, entry: Open, request: m.OfModel) -> None:
         """Hand a request to the best replica that takes it.
 
-        Raises: NotLoaded, BadRequest if there is not one model that it can mean; Busy, WorkerDied if no replica takes it.
+        Raises: NotLoaded, BadRequest unless it means exactly one model; Busy, WorkerDied if no replica takes it.
         """
         self._hand_on(entry, request, self._replicas.serving(request))
 
     def begin_elsewhere(self, entry: Open, lost: Replica) -> bool:
-        """If none of its text was sent, another replica begins it. Once: it may be what ended the first."""
+        """Hand a request to another replica if none of its text was sent. Once: it may be what ended the first."""
         request, left_ms = entry.request, (entry.deadline - time.monotonic()) * 1000
         if entry.text_sent or entry.moved or entry.cancelled or left_ms < 1 or not isinstance(request, m.OfModel):
             return False
@@ -60,11 +60,11 @@ class Dispatch:
         """Tell whoever has a request to end it."""
         replica = self._replicas.by_identity(entry.replica) if entry.replica else None
         if replica:
-            with contextlib.suppress(RequestError):  # one that cannot be told is gone, or will be found stuck
+            with contextlib.suppress(RequestError):  # one that cannot be reached is gone, or will be found stuck
                 self._back.send(replica, m.Cancel(target=entry.key))
 
     def deliver(self, replica: Replica, message: FromWorker) -> None:
-        """Pass a reply on to the peer that asked. A fault of this costs that request alone, and not the worker's others."""
+        """Pass a reply on to the peer that asked. A fault here ends that request alone, not the worker's others."""
         entry = self._sessions.by_key(message.id)
         if entry is None or entry.replica != replica.identity:
             return  # its peer is gone
@@ -84,7 +84,7 @@ class Dispatch:
             self._sessions.reply(entry, message)
 
     def _hand_on(self, entry: Open, request: m.OfModel, replicas: list[Replica]) -> None:
-        """Raises: Busy, WorkerDied if none of them takes it."""
+        """Try the replicas, best first. Raises: Busy, WorkerDied if none of them takes it."""
         limit = self._config.max_open_per_worker
         free = [replica for replica in replicas if self._sessions.held(replica.identity) < limit]
         refused: RequestError | None = None

@@ -1,4 +1,4 @@
-"""An exception that nobody foresaw -> what may be said of it, with the rest in the log."""
+"""Errors for clients: an exception that nobody foresaw -> what may be said about it, with the rest in the log."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ log = logging.getLogger("gpt2d")
 
 
 def for_client(error: Exception) -> RequestError:
-    """The error itself if it is made for clients; else `internal`, with an id that the traceback in the log has too."""
+    """Return the error itself if it is made for clients; else `internal`, with an id that the log has too."""
     if isinstance(error, RequestError):
         return error
     incident = secrets.token_hex(4)

@@ -1,4 +1,4 @@
-"""The peers' socket: receives their messages, bounds them, and cuts off connections that send anything else."""
+"""Socket to the peers: receives their messages, bounds them, and cuts off connections that send anything else."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ log = logging.getLogger("gpt2d")
 
 MAX_FRAMES, MAX_ENVELOPE_BYTES = 8, 1024
 HOSTILE_FRAMES = 1000
-"""A message with more frames is an attack, not a mistake: its connection is cut."""
+"""Number of frames from which a message is an attack, not a mistake: its connection is cut."""
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What a peer sent: one frame, after whatever envelope its socket made."""
+    """Message of a peer: one frame, after the envelope that its socket made."""
 
     peer: bytes
-    """The routing id of its connection."""
+    """Routing id of its connection."""
     fd: int
     user: str
-    """Its public key, or empty where there are none."""
+    """Public key of the peer, or empty where there are no keys."""
     envelope: list[bytes]
     frame: bytes
 
 
 class Front:
-    """Used by the gateway's thread only."""
+    """Receives from peers. Used by the gateway's thread only."""
 
     def __init__(
         self,
@@ -45,30 +45,32 @@ class Front:
         *,
         encrypted: bool,
     ) -> None:
-        """`socket` and `monitor` are what `sockets.gateway_socket` made."""
+        """Take over `socket` and `monitor`, which `sockets.gateway_socket` made."""
         self._socket, self._monitor = socket, monitor
         self._sessions, self._guard = sessions, guard
         self._connections = Connections(encrypted=encrypted)
 
     @property
     def sockets(self) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
-        """Readable when there is something to do."""
+        """Sockets that are readable when there is something to do."""
         return self._socket, self._monitor
 
     @property
     def connected(self) -> bool:
-        """Somebody is connected."""
+        """Whether a peer is connected."""
         return bool(self._connections)
 
     def receive(self, limit: int) -> Iterator[Message]:
-        """Up to `limit` messages that have arrived, without those that are not listened to."""
+        """Yield up to `limit` messages that have arrived, without those of peers that are not listened to."""
         for _ in range(limit):
             if not sockets.readable(self._socket):
                 return
             frames, sizes = self._receive_frames()
             try:
                 fd = int(frames[-1].get(zmq.SRCFD))
-            except zmq.ZMQError:  # a peer of ZMTP 1 or 2, of which nothing is known; an HTTP request can look like one
+            except (
+                zmq.ZMQError
+            ):  # a peer of ZMTP 1 or 2, whose descriptor is unknown; an HTTP request can look like one
                 continue
             # Looked at after each receipt, so that a file descriptor that was closed and used again is not mistaken.
             self.watch()
@@ -83,7 +85,7 @@ class Front:
                 yield Message(peer, fd, user, [f.bytes for f in frames[1:-1]], frames[-1].bytes)
 
     def watch(self) -> None:
-        """Notice which connections were made, which broke, and which never came about."""
+        """Note which connections were made, which broke, and which were refused."""
         while event := sockets.next_event(self._monitor):
             kind, value = event
             if kind == zmq.EVENT_ACCEPTED:
@@ -103,11 +105,11 @@ class Front:
             )
 
     def close(self) -> None:
-        """What was sent already gets a moment to leave."""
+        """Close, with a moment for what was sent already to leave."""
         sockets.close_monitored(self._socket, self._monitor, sockets.DRAIN_LINGER_MS)
 
     def _receive_frames(self) -> tuple[list[zmq.Frame], list[int]]:
-        """The first frames of a message, and the sizes of all that its sender sent: what nobody wants is not kept.
+        """Return the first frames of a message, and the sizes of all that its sender sent: the rest is not kept.
 
         Each frame says itself whether more follow, which takes little more than half the time of asking the socket
         after each: a message of 150,000 frames holds everybody up for as long as it is read.

@@ -1,8 +1,8 @@
-"""The loop of the process that answers, and its wiring: from the peers to the workers, and back. Imports no model library.
+"""Loop of the process that answers, and its wiring: from the peers to the workers, and back.
 
-One thread, one poller. Nothing here waits for a peer or a worker: control is answered at once, work is handed to the
-worker that holds the model, and what a worker says is passed on to the peer that asked. The only file it reads is the
-config.json of the one model that is to be loaded; a thread looks at all of them (listing.py).
+One thread, one poller, no model library. Nothing here waits for a peer or a worker: control is answered at once, work
+is handed to the worker that holds the model, and what a worker says is passed on to the peer that asked. The only file
+it reads is the config.json of the one model that is to be loaded; a thread looks at all of them (listing.py).
 """
 
 from __future__ import annotations
@@ -39,25 +39,30 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("gpt2d")
 
-TICK_MS, WATCHFUL_TICK_MS, BACKLOG_TICK_MS = 100, 20, 5
-"""How long the poller waits: when nobody is connected; when somebody is, who could fill the memory meanwhile; when replies
-wait to be sent."""
+TICK_MS = 100
+"""Longest wait of the poller when nobody is connected."""
+WATCHFUL_TICK_MS = 20
+"""The same when somebody is connected, who could fill the memory meanwhile."""
+BACKLOG_TICK_MS = 5
+"""The same when replies wait to be sent."""
 LOOK_S = 0.05
-"""How often processes and deadlines are looked at."""
+"""Time between two looks at processes, keys and deadlines."""
 TURN = 64
-"""Messages taken from one socket before the other has its turn: a flood must not starve it."""
+"""Number of messages taken from one socket before the other has its turn: a flood must not starve it."""
 CLOSE_S = 10.0
 CANCEL_GRACE_S = 5.0
 DEADLINE_GRACE_S = 1.0
-"""A worker ends its requests at their deadlines; the gateway does so for a worker that does not."""
+"""Time after a deadline until the gateway ends a request that its worker should have ended."""
 
 
 class Gateway:
+    """Answers peers, and starts and watches workers. Runs in one thread; `drain` may be called from others."""
+
     def __init__(self, config: Config, launcher: Launcher | None = None, metrics: Metrics | None = None) -> None:
         """Bind.
 
-        Raises: zmq.ZMQError if the endpoint cannot be bound, RequestError for a preload that makes no sense and where
-        workers could not connect, KeyFileError.
+        Raises: zmq.ZMQError if the endpoint cannot be bound, RequestError for a preload that cannot be loaded or a
+        worker address that cannot be bound, KeyFileError.
         """
         self._config, self._metrics = config, metrics
         self._catalogue = Catalogue(config.models_dir, config.hub_cache, allow_hub=config.allow_hub)
@@ -87,7 +92,7 @@ class Gateway:
         self._supervisor.preload(preloads)
 
     def drain(self) -> None:
-        """Take no new work and stop when the running streams have finished; called again: stop now. Signal-safe."""
+        """Take no new work and stop when the running streams have finished; called again, stop now. Signal-safe."""
         if self._drain_by is None:
             self._drain_by = time.monotonic() + self._config.drain_seconds
         else:
@@ -145,7 +150,7 @@ class Gateway:
             if entry:
                 self._sessions.fail(entry, error)
                 return
-            # Under the id of a request that is still open, that one will have its own last reply.
+            # Not under the id of a request that is still open: that one will have its own last reply.
             known = error.request_id if request_id is None else request_id
             about = None if isinstance(e, DuplicateId) else known
             failure = m.Failure(id=about, code=error.code, message=str(error))
@@ -255,11 +260,11 @@ class Gateway:
         if (not self._sessions.all_open() and not self._sessions.backlog) or now > self._drain_by + CANCEL_GRACE_S:
             self._over = True
         elif now > self._drain_by:
-            for entry in self._sessions.all_open():  # at each look: its worker's queue may have been full
+            for entry in self._sessions.all_open():  # again at each look: its worker's queue may have been full
                 self._cancel(entry)
 
     def _report(self) -> None:
-        """Say how things are to the service manager and to Prometheus."""
+        """Report the state to the service manager and to Prometheus."""
         replicas = self._replicas.models()
         states = dict.fromkeys(f"{r.name} {r.state}" for r in replicas)
         self._manager.moving(f"{self.endpoint}: {', '.join(states) or 'no model'}")

@@ -1,4 +1,4 @@
-"""Figures for Prometheus. The gateway's thread counts; a thread of their own answers who asks for them.
+"""Metrics for Prometheus: the gateway's thread counts, and a separate thread answers requests for them.
 
 Imported only where --metrics-port asks for it.
 """
@@ -45,12 +45,12 @@ INFERENCE_S = (0.01, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300)
 
 @dataclass(frozen=True)
 class Now:
-    """How things stood when the gateway looked last."""
+    """State at the gateway's last look."""
 
     replicas: dict[ReplicaName, Beat] = field(default_factory=dict)
-    """What the workers of each loaded model last told."""
+    """Last beat of each ready worker."""
     outcomes: dict[tuple[str, str], int] = field(default_factory=dict)
-    """As Sessions counts them."""
+    """Counts by type and outcome, as Sessions keeps them."""
     open_requests: int = 0
     peers: int = 0
     restarts: int = 0
@@ -58,14 +58,14 @@ class Now:
 
 
 class Metrics:
-    """Its methods are the gateway's thread's, but for `collect`."""
+    """Counts and answers. Called by the gateway's thread only, except `collect`."""
 
     def __init__(self, port: int) -> None:
         """Serve on 127.0.0.1. Raises: OSError if the port is taken."""
         self._began = time.monotonic()
         self._now = Now()
         self._named: set[ModelName] = set()
-        disable_created_metrics()  # a series more for each, which says when it began
+        disable_created_metrics()  # one more series for each, with the time when it began
         registry = CollectorRegistry()
         Info("gpt2d_build", "The program", registry=registry).info(
             {"version": VERSION, "python": platform.python_version()}
@@ -101,7 +101,7 @@ class Metrics:
             self._batch.labels(*name).observe(ledger.mean_batch)
 
     def look(self, replicas: dict[ReplicaName, Beat], sessions: Sessions, supervisor: Supervisor) -> None:
-        """How things stand now. What a model that is loaded no more has left behind is forgotten."""
+        """Take over the present state, and forget the metrics of models that are no longer loaded."""
         self._now = Now(
             replicas,
             dict(sessions.outcomes),
@@ -116,7 +116,7 @@ class Metrics:
                 metric.remove(*name)
 
     def collect(self) -> Iterator[Metric]:
-        """Called by the thread that answers; one Now is looked at, whole."""
+        """Yield all metrics, from one `Now`. Called by the thread that answers."""
         now = self._now
         yield GaugeMetricFamily("gpt2d_uptime_seconds", "Since the start", time.monotonic() - self._began)
         requests = CounterMetricFamily(
@@ -148,13 +148,15 @@ class Metrics:
 
 
 class _Handler(MetricsHandler):
+    """Ends a connection that is silent for `timeout`."""
+
     timeout = REQUEST_S
 
 
 class _Server(socketserver.TCPServer):
-    """One scrape at a time: many connections wait for each other, and take none of the gateway's threads and descriptors."""
+    """Answers one scrape at a time: many connections wait for each other, and take no threads from the gateway."""
 
     allow_reuse_address = os.name == "posix"  # elsewhere it would let two servers share a port
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """One that asked and left is nobody's trouble."""
+        """Ignore a peer that asked and left."""

@@ -1,4 +1,4 @@
-"""Launches, watches and ends worker processes, one for each replica of a loaded model."""
+"""Table of worker processes, one for each replica of a loaded model: launches and ends them, reserves their memory."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from server.launch.spec import CUT_OFF, UNREACHED, Spec
 from server.link import Beat, Ready
 
 STOP_S = 2.0
-"""How long a worker may take to end by itself before it is killed."""
+"""Time that a worker may take to end by itself before it is killed."""
 
 
 @dataclass(eq=False)
 class Replica:
-    """One loaded, loading or stopping replica of a model."""
+    """Replica of a model that is loading, ready or stopping."""
 
     model: str
     engine: str
@@ -34,21 +34,21 @@ class Replica:
     identity: str
     process: Process
     reserved: int
-    """Bytes that it may come to need."""
+    """Bytes that it may need at most."""
     rows: int | None
-    """None: as many as will fit, when its shape is known."""
+    """Number of rows; None: as many as will fit, when its shape is known."""
     number: int = 0
     node: str = ""
-    """The machine it runs on; empty before it said so."""
+    """Name of the machine it runs on; empty before it has said so."""
     connection: bytes = b""
-    """The routing id of its process: its identity, with a suffix of its own for each process that a cluster begins for it."""
+    """Routing id of its process: its identity, with a suffix for each further process that a cluster begins for it."""
     former: deque[bytes] = field(default_factory=lambda: deque(maxlen=16))
-    """The routing ids of processes that it had before: what they still say is late."""
+    """Routing ids of its former processes: what they still say is ignored."""
     fd: int = -1
     cut: float = 0.0
-    """Since when its connection is broken (monotonic); 0: it is not."""
+    """Time when its connection broke (monotonic); 0: it is not broken."""
     draining: bool = False
-    """It gets nothing new, and ends when it is done."""
+    """Whether it gets no new requests and ends when it has finished those that it has."""
     known: Known = field(default_factory=Known)
     state: Literal["loading", "ready", "stopping"] = "loading"
     ready: Ready | None = None
@@ -56,19 +56,19 @@ class Replica:
     load_ms: float = 0.0
     beat: Beat | None = None
     used: float = field(default_factory=time.monotonic)
-    """When it last had something to do."""
+    """Time when it last had something to do (monotonic)."""
     heard: float = field(default_factory=time.monotonic)
     waiters: list[int] = field(default_factory=list)
-    """Keys of the load requests that wait for it."""
+    """Keys of the load or measure requests that wait for it."""
     compiled: bool = False
     task: m.Measure | None = None
-    """It is there to measure this, and serves no model."""
+    """Measurement that it was started for; it serves no requests."""
     measured: m.Measured | None = None
     stop_by: float = 0.0
 
     @property
     def way(self) -> tuple[str, str, str]:
-        """Model, engine and precision: the same for all replicas."""
+        """Model, engine and precision: the same for all replicas of a model."""
         return self.model, self.engine, self.precision
 
     @property
@@ -78,7 +78,7 @@ class Replica:
 
     @property
     def serves(self) -> bool:
-        """It takes requests."""
+        """Whether it takes requests."""
         return self.state == "ready" and not self.draining
 
     def matches(self, model: str | None, engine: str | None, precision: str | None) -> bool:
@@ -86,28 +86,35 @@ class Replica:
 
     @property
     def rss_bytes(self) -> int:
-        """Resident bytes, as it last told."""
-        return self.beat.rss_bytes if self.beat else self.ready.rss_bytes if self.ready else 0
+        """Resident bytes, as it said last."""
+        last = self.beat or self.ready
+        return last.rss_bytes if last else 0
 
     def forget_process(self) -> None:
-        """Its process is gone, and another is begun elsewhere: it loads again."""
+        """Go back to loading: its process is gone, and another is started elsewhere."""
         self.former.append(self.connection)
-        self.state, self.ready, self.beat, self.node = "loading", None, None, ""
-        self.connection, self.fd, self.cut, self.known = b"", -1, 0.0, Known()
+        self.state = "loading"
+        self.ready, self.beat = None, None
+        self.node = ""
+        self.connection, self.fd = b"", -1
+        self.cut = 0.0
+        self.known = Known()
         self.began = self.heard = time.monotonic()
 
     def loaded(self, ready: Ready, *, already: bool, replicas: int) -> m.Loaded:
-        """The answer to a load."""
+        """Return the answer to a load."""
         return m.Loaded(
-            id=None, model=self.model, engine=self.engine, precision=self.precision, digest=ready.digest, context=ready.context,
-            rows=ready.rows, threads=ready.threads, rss_bytes=self.rss_bytes,
-            quantised_share=ready.quantised_share, disk_bytes=ready.disk_bytes, load_ms=self.load_ms, already=already, replicas=replicas,
+            id=None, model=self.model, engine=self.engine, precision=self.precision,
+            digest=ready.digest, context=ready.context, rows=ready.rows, threads=ready.threads,
+            rss_bytes=self.rss_bytes, quantised_share=ready.quantised_share, disk_bytes=ready.disk_bytes, load_ms=self.load_ms,
+            already=already, replicas=replicas,
         )  # fmt: skip
 
     def health(self) -> m.WorkerHealth:
         return m.WorkerHealth(
-            model=self.model, engine=self.engine, precision=self.precision, state="stopping" if self.draining else self.state,
-            replica=self.number, node=self.node, moved_ms_ago=(time.monotonic() - self.heard) * 1000,
+            model=self.model, engine=self.engine, precision=self.precision,
+            state="stopping" if self.draining else self.state, replica=self.number, node=self.node,
+            moved_ms_ago=(time.monotonic() - self.heard) * 1000,
             running=self.beat.running if self.beat else 0, waiting=self.beat.waiting if self.beat else 0,
         )  # fmt: skip
 
@@ -116,20 +123,21 @@ class Replica:
         return m.WorkerStats(
             model=self.model, engine=self.engine, precision=self.precision, rss_bytes=self.rss_bytes,
             requests=beat.requests if beat else 0, prompt_tokens=beat.prompt_tokens if beat else 0,
-            new_tokens=beat.new_tokens if beat else 0, busy_ms=beat.busy_ms if beat else 0.0, replica=self.number, node=self.node,
+            new_tokens=beat.new_tokens if beat else 0, busy_ms=beat.busy_ms if beat else 0.0,
+            replica=self.number, node=self.node,
         )  # fmt: skip
 
 
 def agree(wanted: tuple[str | None, ...], own: tuple[str, ...]) -> bool:
-    """Whether a model, engine and precision are what was asked for; None asks for any."""
+    """Return whether a model, engine and precision are what was asked for; None asks for any."""
     return all(one is None or one == other for one, other in zip(wanted, own, strict=True))
 
 
 class Replicas:
-    """The table of workers; used by the gateway's thread only."""
+    """Table of workers. Used by the gateway's thread only."""
 
     def __init__(self, config: Config, keys: CurveKeys, endpoint: str, launcher: Launcher, measurer: Launcher) -> None:
-        """`measurer` launches what measures: on this machine, where the model's files and the records are."""
+        """Begin empty. `measurer` starts workers that measure: here, where the model's files and the records are."""
         self._config, self._keys = config, keys
         self._endpoint = endpoint
         self._launcher, self._measurer = launcher, measurer
@@ -139,7 +147,7 @@ class Replicas:
         return list(self._replicas.values())
 
     def models(self) -> list[Replica]:
-        """Without those that measure."""
+        """Return all but those that measure."""
         return [r for r in self._replicas.values() if r.task is None]
 
     def start(
@@ -152,12 +160,16 @@ class Replicas:
         task: m.Measure | None = None,
         share: int = 1,
     ) -> Replica:
-        """Launch a worker and reserve its memory: for a task that of one row, and of full precision beside it.
+        """Launch a worker and reserve its memory: for a task, that of one row and of full precision beside it.
 
-        `model` is one without a problem. Replicas have the same rows: the first is one of `share` that are to fit. Raises: NoMemory, LoadFailed.
+        `model` must be one without a problem. All replicas have the same number of rows, chosen for the first so
+        that `share` replicas fit.
+
+        Raises: NoMemory, LoadFailed.
         """
         launcher = self._launcher_for(task)
-        arch, config, room = model.architecture, self._config, self._room(launcher)
+        arch, config = model.architecture, self._config
+        room = self._room(launcher)
         others = [r for r in self.models() if r.way == (model.name, engine, precision)]
         known = TRAITS[engine].rows(config.rows) or next((r.rows for r in others), None)
         rows = 1 if task else known
@@ -170,9 +182,11 @@ class Replicas:
             raise self._no_memory(f"measuring {name}" if task else name, need, room, None if task else arch, engine)
         identity = secrets.token_hex(16)
         spec = Spec(
-            endpoint=self._endpoint, server_key=self._keys.public, identity=identity, model=model.name, folder=str(model.folder or ""),
-            hub_cache=str(config.hub_cache), models_dir=str(config.models_dir), engine=engine, precision=precision,
-            compiled=compiled, measures=task is not None, threads=config.threads, rows=rows, room=room, cache_dir=str(config.cache_dir), cache_bytes=config.cache_bytes,
+            endpoint=self._endpoint, server_key=self._keys.public, identity=identity,
+            model=model.name, folder=str(model.folder or ""), hub_cache=str(config.hub_cache),
+            models_dir=str(config.models_dir), engine=engine, precision=precision, compiled=compiled,
+            measures=task is not None, threads=config.threads, rows=rows, room=room,
+            cache_dir=str(config.cache_dir), cache_bytes=config.cache_bytes,
         )  # fmt: skip
         taken = {r.number for r in others}
         number = next(i for i in range(len(taken) + 1) if i not in taken)
@@ -187,7 +201,7 @@ class Replicas:
         return replica
 
     def resize(self, replica: Replica, need: int) -> None:
-        """Reserve what a worker has found out that it needs; part of it may be taken already. Raises: NoMemory."""
+        """Reserve the bytes that a worker says it needs; it may have taken part of them already. Raises: NoMemory."""
         room = self._room(self._launcher_for(replica.task))
         if need - replica.reserved > room:
             raise self._no_memory(replica.name, need, room, None, replica.engine)
@@ -197,7 +211,7 @@ class Replicas:
         return self._measurer if task else self._launcher
 
     def _room(self, launcher: Launcher) -> int:
-        """Bytes that a new worker may take: what is free, less what the others have reserved and not yet taken."""
+        """Return the bytes that a new worker may take: what is free, less what others have reserved and not taken."""
         same = [r for r in self._replicas.values() if self._launcher_for(r.task) is launcher]
         room = launcher.free_memory(sum(max(0, r.reserved - r.rss_bytes) for r in same))
         if self._config.max_memory is not None:
@@ -205,7 +219,7 @@ class Replicas:
         return max(0, room)
 
     def _no_memory(self, name: str, need: int, room: int, arch: Architecture | None, engine: str) -> NoMemory:
-        """The error, with what could be done about it."""
+        """Return the error, with what could be done about it."""
         smaller = [
             f"{p} ({size / 1e6:.0f} MB)"
             for p in TRAITS[engine].precisions
@@ -225,18 +239,21 @@ class Replicas:
         return self._replicas.get(identity)
 
     def by_connection(self, routing_id: bytes) -> Replica | None:
-        """The worker whose process has that routing id, or is a new one of it."""
+        """Return the worker whose process has that routing id, or whose new process it is."""
         replica = self._replicas.get(routing_id.decode("ascii", "replace").partition(".")[0])
         return None if replica and routing_id in replica.former else replica
 
     def matching(self, model: str | None, engine: str | None, precision: str | None) -> list[Replica]:
-        """Those that load or serve."""
+        """Return those that load or serve."""
         return [
             r for r in self.models() if r.state != "stopping" and not r.draining and r.matches(model, engine, precision)
         ]
 
     def serving(self, request: m.OfModel) -> list[Replica]:
-        """The replicas of the one model that a request means. Raises: NotLoaded, BadRequest if it could mean several."""
+        """Return the replicas of the one model that a request means.
+
+        Raises: NotLoaded, BadRequest if it could mean several.
+        """
         wanted = (request.model, request.engine, request.precision)
         found = [r for r in self.matching(*wanted) if r.serves]
         names = list(dict.fromkeys(r.name for r in found))
@@ -258,7 +275,7 @@ class Replicas:
             replica.process.stop()
 
     def kill(self, replica: Replica) -> None:
-        """End a worker that does not listen."""
+        """Kill a worker that does not end by itself."""
         replica.state, replica.stop_by = "stopping", time.monotonic() + STOP_S
         replica.process.kill()
 
@@ -272,16 +289,16 @@ class Replicas:
                 del self._replicas[replica.identity]
                 ended.append((replica, code))
             elif replica.state == "stopping" and now > replica.stop_by:
-                self.kill(replica)  # and not again before its time is over once more
+                self.kill(replica)  # which gives it a new time to end
         return ended
 
     def close(self) -> None:
-        """After the last has ended."""
+        """Close the launcher, after the last worker has ended."""
         self._launcher.close()
 
 
 def exit_words(code: int) -> str:
-    """How a process ended, for people."""
+    """Return how a process ended, for people."""
     if code in {CUT_OFF, UNREACHED}:
         return "its connection to the gateway broke" if code == CUT_OFF else "it could not reach the gateway"
     return f"signal {-code}" if code < 0 else f"exit code {code}"

@@ -1,8 +1,9 @@
-"""Which replica a generation goes to: to the one that knows most of its prompt, unless that is much busier than the least busy one.
+"""Choice of the replica for a generation: the one that knows most of its prompt, unless it is much busier than another.
 
-A worker's prefix cache is known to the worker alone. What the gateway remembers is what it sent to each: its prompts and the
-texts that followed, in blocks whose digests stand for all up to there, as vLLM's prefix caching names its blocks
-(https://docs.vllm.ai/en/latest/design/prefix_caching.html). So it may err: what a worker has forgotten is computed again there.
+A worker's prefix cache is known to the worker alone. The gateway remembers what it sent to each: the prompts and the
+texts that followed, in blocks. A block's digest covers all text up to its end, as in vLLM's prefix caching
+(https://docs.vllm.ai/en/latest/design/prefix_caching.html). The gateway may be wrong: what a worker has forgotten is
+computed again there.
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ from protocol import messages as m
 
 BLOCK_BYTES, BLOCK_TOKENS = 64, 16
 MAX_BLOCKS = 128
-"""Of one text; they are longer than a context."""
+"""Most blocks of one text: more than a context holds."""
 MAX_KNOWN = 8192
-"""Of one replica, about 130,000 tokens; the least recently used leave first."""
+"""Most blocks of one replica, about 130,000 tokens; the least recently used leave first."""
 SLACK = 4
-"""A replica is much busier than another if it has more than twice as many open requests, and so many more."""
+"""Number of open requests beyond twice as many that make a replica much busier than another."""
 
 
 class Known:
-    """What a replica is likely to have in its prefix cache."""
+    """Blocks that a replica is likely to have in its prefix cache."""
 
     def __init__(self) -> None:
         self._blocks: OrderedDict[bytes, None] = OrderedDict()
@@ -34,19 +35,19 @@ class Known:
         return len(self._blocks)
 
     def learn(self, blocks: Sequence[bytes]) -> None:
-        for block in reversed(blocks):  # a text's end leaves before its beginning, without which it is worth nothing
+        for block in reversed(blocks):  # a text's end leaves before its beginning, without which it is useless
             self._blocks[block] = None
             self._blocks.move_to_end(block)
         while len(self._blocks) > MAX_KNOWN:
             self._blocks.popitem(last=False)
 
     def shared(self, blocks: Sequence[bytes]) -> int:
-        """How many blocks from the beginning it knows."""
+        """Return how many blocks from the beginning it knows."""
         return next((i for i, block in enumerate(blocks) if block not in self._blocks), len(blocks))
 
 
 class Candidate(Protocol):
-    """What of a worker matters here."""
+    """Part of a worker that matters here."""
 
     known: Known
     used: float
@@ -56,7 +57,10 @@ R = TypeVar("R", bound=Candidate)
 
 
 def choose(replicas: Sequence[R], request: m.OfModel, open_requests: Callable[[R], int]) -> R:
-    """The replica that knows most of the prompt; the least busy one where none knows any, or that one is much busier."""
+    """Return the replica that knows most of the prompt, or the least busy one.
+
+    The least busy one is chosen where none knows any of the prompt, and where the one that knows most is much busier.
+    """
     if len(replicas) == 1:
         return replicas[0]
     load = {id(replica): open_requests(replica) for replica in replicas}
@@ -71,7 +75,10 @@ def choose(replicas: Sequence[R], request: m.OfModel, open_requests: Callable[[R
 
 
 def blocks_of(request: m.AnyRequest, result: m.Generated | None = None) -> list[bytes]:
-    """The blocks of a generation's prompt, with the text that followed, as the next page of it begins. Other requests leave nothing behind."""
+    """Return the blocks of a generation's prompt and of the text that followed: a prompt that continues it begins so.
+
+    Other requests have no blocks.
+    """
     if not isinstance(request, m.Generate):
         return []
     if request.prompt_ids is not None:
@@ -82,7 +89,7 @@ def blocks_of(request: m.AnyRequest, result: m.Generated | None = None) -> list[
 
 
 def _chain(data: bytes, digest: bytes, size: int) -> Iterator[bytes]:
-    """Whole blocks only: of an unfinished one nobody knows how it goes on."""
+    """Yield the digests of whole blocks only: how an unfinished one goes on is unknown."""
     for start in range(0, min(len(data) - size + 1, MAX_BLOCKS * size), size):
         digest = blake2b(digest + data[start : start + size], digest_size=8).digest()
         yield digest

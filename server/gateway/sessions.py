@@ -1,4 +1,4 @@
-"""Peer -> its open requests and its unsent replies. With the gateway the only file that knows a peer's identity."""
+"""Sessions of peers: their open requests and unsent replies. Only this file and the gateway know a peer's identity."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from server.config import Config
 
 
 class DuplicateId(BadRequest):
-    """Answered without an id: under this one the open request will have its own last reply."""
+    """Error that is answered without an id: under that id, the open request will have its own last reply."""
 
 
 @dataclass(eq=False)
 class Owner:
-    """Whose requests are counted together: all connections of a key, or one connection where there are no keys."""
+    """Owner of requests that are counted together: all connections of a key, or one connection without keys."""
 
     user: str
     number: int
-    """Tells the workers which requests are whose: rows are shared out fairly among owners."""
+    """Group of its requests for the workers, which share rows out fairly among owners."""
     open: int = 0
     tokens: int = 0
     allowance: float = 0.0
-    """Requests that it may send at once (a token bucket)."""
+    """Number of requests that it may send at once (a token bucket)."""
     counted: float = field(default_factory=time.monotonic)
 
     def count(self, rate: float) -> None:
@@ -44,7 +44,7 @@ class Owner:
 
 @dataclass(eq=False)
 class Open:
-    """A request that has not had its last reply. `key` is the gateway's own id for it, unique among all peers."""
+    """Request without its last reply. `key` is the gateway's own id for it, unique among all peers."""
 
     key: int
     peer: bytes
@@ -53,26 +53,26 @@ class Open:
     request: m.AnyRequest
     began: float = field(default_factory=time.monotonic)
     replica: str | None = None
-    """Identity of the worker that has it."""
+    """Identity of the worker that has it, if any."""
     seq: int = 0
     cancelled: float = 0.0
-    """When it was cancelled (monotonic); 0: it was not."""
+    """Time when it was cancelled (monotonic); 0: it was not."""
     tokens: int = 0
-    """How many it counts for."""
+    """Number of tokens that it counts for."""
     text_sent: bool = False
-    """Some of its text has been sent."""
+    """Whether some of its text has been sent."""
     moved: bool = False
-    """Its worker was lost, and another has it now."""
+    """Whether its worker was lost and another has it now."""
 
     @property
     def deadline(self) -> float:
-        """Monotonic seconds."""
+        """Time of its deadline (monotonic); infinite: none."""
         return self.began + self.request.deadline_ms / 1000 if self.request.deadline_ms else float("inf")
 
 
 @dataclass(eq=False)
 class Session:
-    """One connected peer."""
+    """Connected peer."""
 
     fd: int
     owner: Owner
@@ -80,27 +80,33 @@ class Session:
     unsent: deque[list[bytes]] = field(default_factory=deque)
     unsent_bytes: int = 0
     stalled: float = 0.0
-    """Since when nothing could be sent to it (monotonic)."""
+    """Time since when nothing could be sent to it (monotonic)."""
 
 
 class Sessions:
-    """Used by the gateway's thread only."""
+    """Table of peers and their open requests. Used by the gateway's thread only."""
 
     def __init__(self, config: Config, socket: zmq.Socket[bytes]) -> None:
         self._config, self._socket = config, socket
         self._peers: dict[bytes, Session] = {}
         self._open: dict[int, Open] = {}
         self._held: dict[str, dict[int, Open]] = {}
-        """Of each worker, by key."""
+        """Open requests of each worker, by key."""
         self._owners: dict[str, Owner] = {}
-        """By user, where there are keys: as many as were ever authorised. They outlive connections, or a new one would be a new start."""
+        """Owners by user, where there are keys: as many as were ever authorised.
+
+        They outlive connections, or a new connection would begin without counts.
+        """
         self._keys = itertools.count(1)
         self._numbers = itertools.count(1)
         self._ended_early: list[Open] = []
         self._given_up: dict[bytes, int] = {}
-        """Peer -> file descriptor of those that did not read their replies and are still connected."""
+        """Peer -> file descriptor, of peers that did not read their replies and are still connected."""
         self.outcomes: Counter[tuple[str, str]] = Counter()
-        """(type, how it ended) of requests: ok, disconnected, or an error's code; of messages that never became one the type is `refused`."""
+        """Number of requests by type and outcome: ok, disconnected, or an error's code.
+
+        The type of a message that never became a request is `refused`.
+        """
 
     @property
     def peers(self) -> int:
@@ -108,7 +114,7 @@ class Sessions:
 
     @property
     def errors(self) -> Counter[str]:
-        """Error replies sent, by code."""
+        """Number of error replies sent, by code."""
         errors: Counter[str] = Counter()
         for (_, outcome), count in self.outcomes.items():
             if outcome not in {"ok", "disconnected"}:
@@ -117,7 +123,7 @@ class Sessions:
 
     @property
     def backlog(self) -> bool:
-        """Some peer has replies that could not be sent yet."""
+        """Whether some peer has replies that could not be sent yet."""
         return any(s.unsent for s in self._peers.values())
 
     def all_open(self) -> list[Open]:
@@ -127,11 +133,11 @@ class Sessions:
         return list(self._held.get(identity, {}).values())
 
     def held(self, identity: str) -> int:
-        """How many open requests a worker has."""
+        """Return how many open requests a worker has."""
         return len(self._held.get(identity, ()))
 
     def assign(self, entry: Open, identity: str) -> None:
-        """A worker has it from now on."""
+        """Note that a worker has a request from now on."""
         self._release(entry)
         entry.replica = identity
         self._held.setdefault(identity, {})[entry.key] = entry
@@ -144,11 +150,12 @@ class Sessions:
         return session.open.get(request_id) if session else None
 
     def admit(self, peer: bytes, fd: int, envelope: list[bytes], request: m.AnyRequest, user: str) -> Open:
-        """Write a request down. Raises: BadRequest if its id is in use, Busy if its owner has too many."""
+        """Register a request. Raises: BadRequest if its id is in use, Busy if its owner has too many."""
         session = self._peers.get(peer)
         if session is None:
             session = self._peers[peer] = Session(fd, self._owner(user))
-        owner, config, tokens = session.owner, self._config, _tokens(request)
+        owner, config = session.owner, self._config
+        tokens = _tokens(request)
         if request.id in session.open:
             raise DuplicateId(f"request {request.id} is still open; give each a new id")
         owner.count(config.max_rate_per_peer)
@@ -157,7 +164,8 @@ class Sessions:
                 raise Busy(f"this client has {owner.open} open requests, which is the limit")
             if owner.tokens + tokens > config.max_tokens_per_peer:
                 raise Busy(
-                    f"this client's open requests have {owner.tokens} tokens to do; {tokens} more pass the limit of {config.max_tokens_per_peer}"
+                    f"this client's open requests have {owner.tokens} tokens to do; {tokens} more pass the limit of "
+                    f"{config.max_tokens_per_peer}"
                 )
         entry = Open(next(self._keys), peer, owner, envelope, request, tokens=tokens)
         session.open[request.id] = self._open[entry.key] = entry
@@ -199,7 +207,7 @@ class Sessions:
         self._send(entry.peer, entry.envelope, frame)
 
     def fail(self, entry: Open, error: RequestError) -> None:
-        """Its last reply is an error."""
+        """Send an error as the last reply."""
         self.reply(entry, m.Failure(id=None, code=error.code, message=str(error)))
 
     def refuse(self, peer: bytes, envelope: list[bytes], failure: m.Failure) -> None:
@@ -208,7 +216,7 @@ class Sessions:
         self._send(peer, envelope, codec.encode(failure))
 
     def _send(self, peer: bytes, envelope: list[bytes], frame: bytes) -> None:
-        """Send to a peer without ever waiting; what it cannot take now is kept for it, within a bound."""
+        """Send to a peer without waiting; what it cannot take now is kept for it, within a bound."""
         frames = [peer, *envelope, frame]
         session = self._peers.get(peer)
         if session and session.unsent:
@@ -225,7 +233,7 @@ class Sessions:
             self.drop(peer)
 
     def flush(self) -> None:
-        """Try again what could not be sent."""
+        """Try again to send what could not be sent."""
         now = time.monotonic()
         for peer, session in list(self._peers.items()):
             if session.unsent and now > session.stalled + self._config.max_unsent_seconds:
@@ -245,7 +253,7 @@ class Sessions:
                 session.stalled = now
 
     def drop(self, peer: bytes) -> None:
-        """A peer is gone: forget it; `take_ended_early` returns what it had open."""
+        """Forget a peer that is gone; `take_ended_early` returns its open requests."""
         session = self._peers.pop(peer, None)
         if session:
             for entry in session.open.values():
@@ -254,18 +262,18 @@ class Sessions:
                 self._ended_early.append(entry)
 
     def drop_fd(self, fd: int) -> None:
-        """A connection broke."""
+        """Forget the peers of a connection that broke."""
         for peer in [p for p, s in self._peers.items() if s.fd == fd]:
             self.drop(peer)
         for peer in [p for p, own in self._given_up.items() if own == fd]:
             del self._given_up[peer]
 
     def has_given_up(self, peer: bytes) -> bool:
-        """True for a peer whose replies were thrown away: it is not listened to until it connects anew."""
+        """Return whether a peer's replies were dropped: it is not listened to until it connects again."""
         return peer in self._given_up
 
     def take_ended_early(self) -> list[Open]:
-        """Requests that ended here since the last call, while somebody may still work on them: mostly of vanished peers."""
+        """Return the requests that ended here since the last call; mostly of vanished peers, and perhaps still worked on."""
         early, self._ended_early = self._ended_early, []
         return early
 
@@ -301,7 +309,7 @@ class Sessions:
 
 
 def _tokens(request: m.AnyRequest) -> int:
-    """How many tokens a request is about; of a text that nobody has encoded yet, one for four characters."""
+    """Return how many tokens a request counts for; a text that is not encoded yet counts one for four characters."""
     match request:
         case m.Generate():
             return len(request.prompt_ids or ()) + len(request.prompt or "") // 4 + request.n * request.max_new_tokens

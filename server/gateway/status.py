@@ -1,4 +1,4 @@
-"""What the daemon says about itself: the bodies of hello, ping, stats and models."""
+"""Status of the daemon: the answers to hello, ping, stats and models."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _with_replicas(model: m.ModelInfo, running: list[Replica]) -> m.ModelInfo:
 
 
 def pong(server_id: str, began: float, replicas: Replicas, *, draining: bool) -> m.Pong:
-    """`began` is when this daemon started (monotonic)."""
+    """Return the answer to ping. `began` is when this daemon started (monotonic)."""
     return m.Pong(
         id=None,
         server_id=server_id,
@@ -79,7 +79,7 @@ def pong(server_id: str, began: float, replicas: Replicas, *, draining: bool) ->
 
 
 def stats(began: float, sessions: Sessions, requests: Counter[str], replicas: Replicas) -> m.Stats:
-    """`began` is when this daemon started (monotonic); `requests` counts them by type."""
+    """Return the counts. `began` is when this daemon started (monotonic); `requests` has their number by type."""
     return m.Stats(
         id=None,
         uptime_ms=(time.monotonic() - began) * 1000,
@@ -98,7 +98,7 @@ def process_rss() -> int:
 
 
 def cpu() -> str:
-    """The processor's name."""
+    """Return the processor's name."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):

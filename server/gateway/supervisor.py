@@ -1,4 +1,4 @@
-"""What becomes of `load`, `unload` and `measure`: which workers begin, who waits for them, when they end, and which begin again."""
+"""Loads, unloads and measurements: which workers start, who waits for them, when they end, and which start again."""
 
 from __future__ import annotations
 
@@ -30,15 +30,17 @@ from server.link import FromWorker, Ready, Sized, Started
 log = logging.getLogger("gpt2d")
 
 AGAIN_S, AGAIN_MAX_S = 1.0, 60.0
-"""A kept model whose worker died is loaded again after so long; twice as long each time, until one has stayed up for the second."""
+"""Time until a kept model whose worker died is loaded again. It doubles each time, up to the second; a worker that has
+stayed up for the second sets it back."""
 PAUSE_S = 2.0
+"""Time between two looks from which this process has stood still itself."""
 CUT_S = 0.5
-"""A worker whose connection broke and of whose process nothing is heard is lost after so long."""
+"""Time after which a worker is lost whose connection broke, and whose process has not ended."""
 
 
 @dataclass(eq=False)
 class Kept:
-    """A model that is to stay loaded: one that was preloaded, or loaded with a number of replicas."""
+    """Model that stays loaded: it was preloaded, or loaded with a number of replicas."""
 
     model: Model
     engine: str
@@ -46,9 +48,9 @@ class Kept:
     replicas: int = 1
     compiled: bool = False
     firm: int = 0
-    """So many were ready once: they stay also when a load that asks for more is cancelled or fails."""
+    """Number of replicas that were ready once: they stay also when a load that asks for more is cancelled or fails."""
     due: float | None = None
-    """When it is loaded again (monotonic)."""
+    """Time when it is loaded again (monotonic), if it is to be."""
     delay_s: float = AGAIN_S
     restarts: int = 0
 
@@ -62,8 +64,17 @@ class Kept:
 
 
 @dataclass(eq=False)
+class Unload:
+    """Unload request that is answered when its workers have ended."""
+
+    entry: Open
+    stopped: list[Replica]
+    names: list[str]
+
+
+@dataclass(eq=False)
 class Supervisor:
-    """Used by the gateway's thread only."""
+    """Starts, keeps and ends the workers that requests ask for. Used by the gateway's thread only."""
 
     config: Config
     catalogue: Catalogue
@@ -71,16 +82,16 @@ class Supervisor:
     sessions: Sessions
     back: Back
     dispatch: Dispatch
-    _unloads: list[tuple[Open, list[Replica], list[str]]] = field(default_factory=list)
+    _unloads: list[Unload] = field(default_factory=list)
     _kept: list[Kept] = field(default_factory=list)
     _watched: float = field(default_factory=time.monotonic)
     restarts: int = 0
-    """How often a kept model was loaded again."""
+    """Number of times that a kept model was loaded again."""
     deaths: int = 0
-    """How many workers died, or were ended because they were stuck."""
+    """Number of workers that died, or were ended because they were stuck."""
 
     def preload(self, ways: list[tuple[Model, str, str, int]]) -> None:
-        """Load models that stay, each with so many replicas. Raises: NoMemory, LoadFailed."""
+        """Load models that stay, each with its number of replicas. Raises: NoMemory, LoadFailed."""
         for way in ways:
             kept = Kept(*way, firm=way[-1])
             self._start_more(
@@ -106,7 +117,10 @@ class Supervisor:
             kept = Kept(model, engine, precision, firm=sum(replica.ready is not None for replica in there))
             self._kept.append(kept)
         if kept and (request.replicas or fresh):
-            kept.due, kept.replicas, kept.firm, kept.compiled = None, wanted, min(kept.firm, wanted), compiled
+            kept.due = None
+            kept.replicas = wanted
+            kept.firm = min(kept.firm, wanted)
+            kept.compiled = compiled
         for replica in sorted(there, key=self._worth)[: max(0, len(there) - wanted)]:
             self._drain_one(replica)
         there = [replica for replica in there if not replica.draining]
@@ -122,7 +136,7 @@ class Supervisor:
     def _start_more(
         self, model: Model, engine: str, precision: str, count: int, *, compiled: bool = False
     ) -> list[Replica]:
-        """All of them, or none. Raises: NoMemory, LoadFailed."""
+        """Start `count` workers, or none of them. Raises: NoMemory, LoadFailed."""
         fresh: list[Replica] = []
         try:
             for _ in range(count):
@@ -135,17 +149,17 @@ class Supervisor:
         return fresh
 
     def _worth(self, replica: Replica) -> tuple[bool, int, int]:
-        """Sorts replicas: those that are let go first come first."""
+        """Return a key that sorts replicas: those that are let go first come first."""
         return replica.ready is not None, self.sessions.held(replica.identity), -replica.number
 
     def _drain_one(self, replica: Replica) -> None:
-        """It gets nothing new, and is stopped when it has nothing left to do."""
+        """Give a replica no new requests, and stop it when it has finished those that it has."""
         log.info("%s: replica %d is let go", replica.name, replica.number)
         replica.draining = True
         self._settle(replica)
 
     def _settle(self, replica: Replica) -> None:
-        """Nobody waits for that worker any more: who waits for no other one either has its answer."""
+        """Clear who waits for a worker; loads that wait for no other worker are answered."""
         waiters = self._waiters(replica)
         replica.waiters.clear()
         replicas = self.replicas.matching(*replica.way)
@@ -158,12 +172,11 @@ class Supervisor:
         if ready:
             if kept := self._keeper(ready[0][0].way):
                 kept.firm = min(kept.replicas, max(kept.firm, len(ready)))
-            replica, told = max(ready, key=lambda found: found[0].began)
-            self.sessions.reply(entry, replica.loaded(told, already=already, replicas=len(ready)))
+            replica, facts = max(ready, key=lambda found: found[0].began)
+            self.sessions.reply(entry, replica.loaded(facts, already=already, replicas=len(ready)))
         else:
-            self.sessions.fail(
-                entry, LoadFailed("another client wanted fewer replicas, and none is loaded yet; try again")
-            )
+            fewer = LoadFailed("another client wanted fewer replicas, and none is loaded yet; try again")
+            self.sessions.fail(entry, fewer)
 
     def measure(self, entry: Open, request: m.Measure) -> None:
         engine, precision = choose_engine(request.engine, request.precision)
@@ -178,7 +191,7 @@ class Supervisor:
         replica.waiters.append(entry.key)
 
     def unload(self, entry: Open, request: m.Unload) -> None:
-        """Answered when the memory is free, which is when the processes have ended."""
+        """Stop what matches; the answer follows when the processes have ended and the memory is free."""
         which = (request.model, request.engine, request.precision)
         found = [r for r in self.replicas.models() if r.matches(*which)]
         waiting = [k for k in self._kept if k.due and agree(which, k.way)]
@@ -189,10 +202,11 @@ class Supervisor:
             if replica.state != "stopping":
                 log.info("unload %s", replica.name)
                 self.end(replica, NotLoaded(f"{replica.name} was unloaded"), retry=False, fault=False)
-        self._unloads.append((entry, found, list(dict.fromkeys(r.name for r in found)) or [k.name for k in waiting]))
+        names = list(dict.fromkeys(r.name for r in found)) or [k.name for k in waiting]
+        self._unloads.append(Unload(entry, found, names))
 
     def abandon(self, entry: Open) -> None:
-        """Nobody waits for that request any more: what began for it alone ends."""
+        """End what was started for a request alone, which nobody waits for any more."""
         for replica in self.replicas.all():
             if entry.key in replica.waiters:
                 replica.waiters.remove(entry.key)
@@ -205,16 +219,16 @@ class Supervisor:
                         self._take_back(kept)
 
     def _take_back(self, kept: Kept) -> None:
-        """A load that asked for more was cancelled or has failed: what was ready once stays, and what still loads."""
+        """Reduce a kept model to what was ready once and what still loads: a load of more was cancelled or failed."""
         kept.replicas = max(kept.firm, len(self.replicas.matching(*kept.way)))
         self._kept = [k for k in self._kept if k.replicas]
 
     # What the workers say of themselves
 
     def heard(self, replica: Replica, message: FromWorker) -> None:
-        """Raises: NoMemory, and what sending raises."""
+        """Act on a message of a worker about itself. Raises: NoMemory, and what sending raises."""
         if isinstance(message, m.Progress):
-            self._tell_progress(replica, message)
+            self._pass_on(replica, message)
         elif isinstance(message, Sized):
             self.replicas.resize(replica, message.memory_bytes)
         elif isinstance(message, Started):
@@ -223,43 +237,36 @@ class Supervisor:
                 self.back.send(replica, replica.task)
         elif isinstance(message, m.Measured):
             log.info("%s: perplexity %+.2f %%", replica.name, message.fidelity.perplexity_change_pct)
-            replica.measured = (
-                message  # told when the process has ended: then its memory is free, and another can be measured
-            )
+            # Answered when the process has ended: then its memory is free, and another can be measured.
+            replica.measured = message
             self.replicas.stop(replica)
         elif isinstance(message, Ready) and replica.state == "loading":
             replica.state, replica.ready = "ready", message
             replica.used = time.monotonic()
             replica.load_ms = (replica.used - replica.began) * 1000
-            log.info(
-                "loaded %s in %.0f ms, %.0f MB, on %s",
-                replica.name,
-                replica.load_ms,
-                message.rss_bytes / 1e6,
-                replica.node,
-            )
+            megabytes = message.rss_bytes / 1e6
+            log.info("loaded %s in %.0f ms, %.0f MB, on %s", replica.name, replica.load_ms, megabytes, replica.node)
             self._settle(replica)
         elif isinstance(message, m.Failure):
             self.failed(replica, from_code(message.code, message.message))
 
-    def _tell_progress(self, replica: Replica, message: m.Progress) -> None:
+    def _pass_on(self, replica: Replica, progress: m.Progress) -> None:
+        """Send a worker's progress to those that wait for it: of replicas that load side by side, the first one's."""
         for entry in self._waiters(replica):
-            of_first = (
-                next(r for r in self.replicas.all() if entry.key in r.waiters) is replica
-            )  # replicas load side by side
-            if of_first and isinstance(entry.request, m.Load | m.Measure) and entry.request.stream:
-                self.sessions.reply(entry, message)
+            first = next(r for r in self.replicas.all() if entry.key in r.waiters)
+            if first is replica and isinstance(entry.request, m.Load | m.Measure) and entry.request.stream:
+                self.sessions.reply(entry, progress)
 
     def connected(self, replica: Replica, routing_id: bytes, fd: int) -> None:
-        """A worker's process says its first word. It may be another than before: a cluster begins one anew elsewhere."""
+        """Note the connection of a worker's process: the first, or a new one that a cluster started elsewhere."""
         if replica.state == "stopping":
-            replica.process.kill()  # it was started again while it was being stopped
+            replica.process.kill()  # it was started again while it was stopping
         elif replica.connection:
             self._renew(replica)
         replica.connection, replica.fd = routing_id, fd
 
     def failed(self, replica: Replica, error: RequestError) -> None:
-        """A worker cannot go on: it says so itself, or what it says cannot be used."""
+        """End a worker that cannot go on: it says so itself, or what it says cannot be used."""
         if replica.state == "stopping":
             return
         if replica.ready:
@@ -270,19 +277,19 @@ class Supervisor:
             self.end(replica, error, retry=False, fault=self._has_served(replica))
 
     def end(self, replica: Replica, error: RequestError, *, retry: bool, fault: bool) -> None:
-        """End a worker, if it has not ended yet: the one path to it.
+        """End a worker, if it has not ended yet. Every end of a worker goes through here.
 
-        Its requests and the loads that wait for it end in the error; with `retry` another replica begins those of which no
-        text was sent. With `fault` its model is loaded again in a while if it is kept.
+        Its requests and the loads that wait for it end in the error; with `retry`, another replica begins those whose
+        text has not been sent. With `fault`, its model is loaded again after a while if it is kept.
         """
-        self.replicas.stop(replica)  # first, so that nothing is handed to it any more
+        self.replicas.stop(replica)  # first, so that no more is handed to it
         self._end_requests(replica, error, retry=retry)
         waiters = self._waiters(replica)
         replica.waiters.clear()
         for entry in waiters:
             self.sessions.fail(entry, error)
         for entry in waiters:
-            self.abandon(entry)  # what began for these alone ends, too
+            self.abandon(entry)  # what was started for these alone ends, too
         if waiters and not replica.task and (kept := self._keeper(replica.way)):
             self._take_back(kept)
         if fault:
@@ -294,9 +301,9 @@ class Supervisor:
                 self.sessions.fail(entry, error)
 
     def _renew(self, replica: Replica) -> None:
-        """Its process is lost with its node, or out of reach. Where its launcher begins another, loads wait for that."""
+        """Replace a process that is lost or out of reach. Where its launcher starts another, loads wait for that."""
         if not replica.process.renew(replica.connection.decode()):
-            replica.cut = 0.0  # it ends, and will be found so
+            replica.cut = 0.0  # it ends, which `watch` will find
             return
         self.deaths += 1
         node = replica.node or "a node"
@@ -311,17 +318,17 @@ class Supervisor:
     # Time
 
     def watch(self) -> None:
-        """Look after processes that have ended, that do not move, that nobody uses, and those that are due again."""
+        """Deal with processes that have ended, do not move or are not used, and load again what is due."""
         now = time.monotonic()
-        if now > self._watched + PAUSE_S:  # this process stood still itself, and perhaps the workers with it
+        if now > self._watched + PAUSE_S:  # this process stood still, and perhaps the workers with it
             for replica in self.replicas.all():
                 replica.heard += now - self._watched
         self._watched = now
         for replica, code in self.replicas.ended():
             self._ended(replica, code)
         for replica in self.replicas.models():
-            if told := replica.process.progress():
-                self._tell_progress(replica, told)
+            if progress := replica.process.progress():
+                self._pass_on(replica, progress)
             if replica.state != "stopping" and replica.cut and now > replica.cut + CUT_S:
                 self._renew(replica)
             if replica.state != "stopping" and replica.draining and not self.sessions.held(replica.identity):
@@ -345,16 +352,15 @@ class Supervisor:
                         kept.firm, kept.due = 0, None
         alive = set(self.replicas.all())
         for unload in list(self._unloads):
-            entry, stopped, names = unload
-            if not alive.intersection(stopped):
-                self.sessions.reply(entry, m.Unloaded(id=None, names=names))
+            if not alive.intersection(unload.stopped):
+                self.sessions.reply(unload.entry, m.Unloaded(id=None, names=unload.names))
                 self._unloads.remove(unload)
         for kept in self._kept:
             if kept.due is not None and now > kept.due:
                 self._load_again(kept)
 
     def _ended(self, replica: Replica, code: int) -> None:
-        """Its process has ended."""
+        """Deal with a worker whose process has ended."""
         if replica.state == "stopping":
             log.info("%s has ended", replica.name)
             if replica.measured:
@@ -373,19 +379,19 @@ class Supervisor:
             doing = "measured" if replica.task else "loaded"
             error = LoadFailed(f"the worker died while it {doing} {replica.name} ({why}); the server's log may say why")
         log.error("%s: %s", replica.name, error)
-        cannot = isinstance(problem, BadModel) and not self._has_served(replica)  # nor will it in a while
+        cannot = isinstance(problem, BadModel) and not self._has_served(replica)  # now or later
         self.end(replica, error, retry=True, fault=not cannot)
 
     def _keeper(self, way: tuple[str, str, str]) -> Kept | None:
         return next((k for k in self._kept if k.way == way), None)
 
     def _has_served(self, replica: Replica) -> bool:
-        """It was ready before, or another in its place was: that it cannot load now need not stay so."""
+        """Return whether it, or one before it, was ready once: then it may be able to load again later."""
         kept = None if replica.task else self._keeper(replica.way)
         return bool(replica.load_ms or (kept and kept.restarts))
 
     def _again(self, replica: Replica) -> None:
-        """Its model is loaded again in a while, if it is kept."""
+        """Arrange that its model is loaded again after a while, if it is kept."""
         kept = None if replica.task or replica.draining else self._keeper(replica.way)
         if kept is None or kept.due or len(self.replicas.matching(*kept.way)) >= kept.replicas:
             return
@@ -399,7 +405,7 @@ class Supervisor:
         kept.restarts += 1
         self.restarts += 1
         try:
-            kept.model = self.catalogue.find(kept.model.name)  # which may be on this disk by now
+            kept.model = self.catalogue.find(kept.model.name)  # it may be on this disk by now
             missing = kept.replicas - len(self.replicas.matching(*kept.way))
             self._start_more(kept.model, kept.engine, kept.precision, missing, compiled=kept.compiled)
             kept.due = None

@@ -1,4 +1,4 @@
-"""What the service manager is told: sd_notify(3), a datagram each, to the socket that NOTIFY_SOCKET names."""
+"""Messages to the service manager: sd_notify(3), one datagram each, to the socket that NOTIFY_SOCKET names."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import time
 
 
 class ServiceManager:
-    """Used by the gateway's thread only. Nothing is said where nobody asked, and a manager that does not listen is not waited for."""
+    """Connection to the service manager, if there is one. Never waits for it. Used by the gateway's thread only."""
 
     def __init__(self) -> None:
-        """Takes what it reads out of the environment: the workers have nothing to say there."""
+        """Read the environment, and remove what was read: workers must not talk to the manager."""
         address = os.environ.pop("NOTIFY_SOCKET", "")
         timeout, process = os.environ.pop("WATCHDOG_USEC", ""), os.environ.pop("WATCHDOG_PID", "")
         mine = timeout.isdecimal() and process in {"", str(os.getpid())}
         self._interval_s = int(timeout) / 2e6 if mine else float("inf")
-        """Half of what it waits for a sign of life."""
+        """Half of the time that it waits for a sign of life."""
         self._due = 0.0
         self._status, self._stopping = "", False
         self._socket: socket.socket | None = None
@@ -30,7 +30,7 @@ class ServiceManager:
         self._tell("READY=1")
 
     def moving(self, status: str) -> None:
-        """The gateway's loop moves: the watchdog is told when it is due, and the status when it is another."""
+        """Report that the gateway's loop moves: to the watchdog when it is due, and the status when it has changed."""
         now = time.monotonic()
         if now >= self._due and self._interval_s < float("inf"):
             self._due = now + self._interval_s

@@ -1,4 +1,4 @@
-"""Real sockets: the largest messages that the codec makes arrive, encrypted or not, and larger ones do not."""
+"""Real sockets: the largest messages of the codec arrive, encrypted or not, and larger ones do not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The folder of authorised keys: strict at the start, and closed to whom it does not hold at every moment after."""
+"""Folder of authorised keys: strict at the start, and afterwards closed to every key that it does not hold."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_an_unreadable_folder_is_refused(folder: Path) -> None:
     folder.chmod(0o700)
 
 
-def test_a_flood_of_refusals_is_told_in_few_lines(
+def test_a_flood_of_refusals_is_logged_in_few_lines(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refusals = auth.Refusals(keyed=True)
@@ -111,7 +111,7 @@ def test_a_flood_of_refusals_is_told_in_few_lines(
     assert "and 999 more" in caplog.records[-1].getMessage()
 
 
-def test_more_keys_than_are_read_are_told_once(
+def test_more_keys_than_are_read_are_logged_once(
     folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(auth, "MAX_KEYS", 2)
@@ -119,8 +119,8 @@ def test_more_keys_than_are_read_are_told_once(
     keyring = Keyring(folder)
     keyring.lost()
     assert keyring.role(A) and keyring.role(B)
-    (told,) = caplog.records
-    assert "3 keys, more than 2: c.pub and what follows are not authorised" in told.getMessage()
+    (record,) = caplog.records
+    assert "3 keys, more than 2: c.pub and what follows are not authorised" in record.getMessage()
 
 
 def test_one_bad_name_costs_nobody_else(folder: Path) -> None:
@@ -148,7 +148,7 @@ def test_the_last_key_can_go_and_come_back(folder: Path, tmp_path: Path) -> None
     assert Keyring(tmp_path / "empty").role(A) is None
 
 
-def test_a_demotion_is_told(folder: Path) -> None:
+def test_a_demotion_is_reported(folder: Path) -> None:
     keyring = Keyring(folder)
     authorise(folder, "a", A, "generate")
     assert keyring.lost() == {A} and keyring.role(A) == "generate"

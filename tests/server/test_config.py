@@ -1,4 +1,4 @@
-"""Settings: the defaults, a file, the flags that win over it, and what is said of wrong ones."""
+"""Settings: the defaults, a file, the flags that win over it, and the messages for wrong ones."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def written(folder: Path, text: str) -> list[str]:
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """What a start with these arguments says before it ends with 2."""
+    """Return what a start with these arguments says before it ends with 2."""
     with pytest.raises(SystemExit) as end:
         parse(list(arguments))
     said = capsys.readouterr()

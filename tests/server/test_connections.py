@@ -1,4 +1,4 @@
-"""What is known of connections, with real sockets: how much waits of each, and of those that have ended."""
+"""Table of connections, with real sockets: how much waits of each, and of those that have ended."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from server.gateway import connections
 from server.gateway.connections import Connections
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what was received")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux says how much was received")
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_a_backlog_of_tiny_frames_is_judged_by_those_that_were_read(
     monkeypatch.setattr(connections, "MAX_BACKLOG_FRAMES", 100)
     known = Connections(encrypted=False)
     with fallen_behind(known, listener, [0, 0, 0]) as (peer, ours):
-        assert looked(known, waiting=True) == [], "too few tell the size of its frames yet"
+        assert looked(known, waiting=True) == [], "too few show the size of its frames yet"
         for _ in range(100):
             known.delivered(ours.fileno(), [0, 0, 0])
         assert looked(known, waiting=True) == [ours.fileno()], "over 2,500 of two bytes"
@@ -102,7 +102,7 @@ def test_once_nothing_waits_nothing_is_left(listener: socket.socket) -> None:
 
 @contextmanager
 def reused(known: Connections, listener: socket.socket) -> Iterator[tuple[int, socket.socket]]:
-    """A connection that has ended, and whose descriptor another one has: ours, and its peer. Nothing of that is known yet."""
+    """A connection that has ended, and whose descriptor another one has: ours, and its peer. Neither is known yet."""
     former, ours = pair(listener)
     with former:
         fd = ours.fileno()
@@ -172,7 +172,7 @@ def test_a_file_that_has_the_descriptor_is_left_alone(listener: socket.socket, t
 def test_nobody_is_turned_away_for_one_that_came_and_went_before_it_was_looked_at(
     listener: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The events of a connection's beginning and end are read at once; a worker's connection has its descriptor by then."""
+    """Both events of a connection are read at once; by then another one, such as a worker's, has its descriptor."""
     monkeypatch.setattr(connections, "MAX_LEFT_FRAMES", -1)
     known = Connections(encrypted=False)
     former, ours = pair(listener)

@@ -1,4 +1,4 @@
-"""The gateway with workers that say what a test wants: whose fault costs whom."""
+"""Gateway with workers that say what a test wants: whose requests a fault ends."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ M = TypeVar("M", bound=ForWorker)
 
 
 class FakeWorker:
-    """A worker's socket, in the test's hands, and the process that its launcher sees."""
+    """Worker's socket, in the test's hands, and the process that its launcher sees."""
 
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
@@ -47,7 +47,7 @@ class FakeWorker:
         self._socket.send(frame)
 
     def hear(self, kind: type[M]) -> M:
-        """The next message of that kind."""
+        """Return the next message of that kind."""
         while True:
             assert self._socket.poll(WAIT_MS), f"no {kind.__name__} came"
             message = link.decode_for_worker(self._socket.recv())
@@ -58,7 +58,7 @@ class FakeWorker:
         return sockets.readable(self._socket)
 
     def disconnect(self) -> None:
-        """What was said still leaves."""
+        """Disconnect; what was sent before still leaves."""
         sockets.close_monitored(self._socket, self._monitor, 1000)
         self._context.term()
 
@@ -107,7 +107,7 @@ class FakeLauncher:
 
 
 class Daemon:
-    """A gateway in a thread, one client, and workers that tests speak for."""
+    """Gateway in a thread, one client, and workers that tests speak for."""
 
     def __init__(self, folder: Path, *preload: str) -> None:
         self.launcher = FakeLauncher()
@@ -135,13 +135,13 @@ class Daemon:
         assert not self._thread.is_alive()
 
     def worker(self) -> FakeWorker:
-        """The next one that is started."""
+        """Return the next worker that is started."""
         self._workers.append(self.launcher.started.get(timeout=20))
         self._workers[-1].say(Started(id=None, node="here"))
         return self._workers[-1]
 
     def ready(self, count: int) -> list[FakeWorker]:
-        """Replicas of one model, all ready."""
+        """Return replicas of one model, all ready."""
         load = threading.Thread(target=lambda: self.client.load("demo", replicas=count))
         load.start()
         workers = [self.worker() for _ in range(count)]
@@ -161,7 +161,7 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
 
 
 class Asked:
-    """A request in a thread of its own, and what it ended in."""
+    """Request in its own thread, and its result or error."""
 
     def __init__(self, ask: Callable[[], object]) -> None:
         self._result: object = None
@@ -176,7 +176,7 @@ class Asked:
             self._error = e
 
     def end(self) -> type:
-        """The kind of its result or error."""
+        """Return the type of its result or error."""
         self._thread.join(20)
         assert not self._thread.is_alive(), "it did not end"
         return type(self._error or self._result)
@@ -201,7 +201,7 @@ def fault(code: str = "load_failed") -> m.Failure:
 
 
 def first_hears(first: FakeWorker, second: FakeWorker) -> bool:
-    """Whether the first of two has a message; one of them will."""
+    """Return whether the first of two has a message; one of them will."""
     wait_for(lambda: first.has_message() or second.has_message())
     return first.has_message()
 
@@ -248,7 +248,7 @@ def test_a_loading_workers_fault_is_its_loads(daemon: Daemon) -> None:
     assert daemon.launcher.started.empty()
 
 
-def test_what_a_ready_worker_says_in_no_language_counts_as_its_death(daemon: Daemon) -> None:
+def test_a_message_of_a_ready_worker_that_cannot_be_read_counts_as_its_death(daemon: Daemon) -> None:
     (only,) = daemon.ready(1)
     asked = Asked(lambda: daemon.client.generate("x"))
     only.hear(Work)

@@ -1,4 +1,4 @@
-"""What runs on a cluster's nodes, and what a worker does whose gateway is out of reach. Without a cluster."""
+"""Processes on a cluster's nodes, and a worker whose gateway is out of reach. Without a cluster."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ from server.link import Started
 from tests.conftest import wait_for
 
 SPEC = Spec(
-    endpoint="tcp://127.0.0.1:1", server_key="", identity="0" * 32, model="mine", folder="/nowhere/mine", hub_cache="", models_dir="",
-    engine="native", precision="int8", threads=1, rows=1, room=1 << 30, cache_dir="", cache_bytes=1 << 30,
+    endpoint="tcp://127.0.0.1:1", server_key="", identity="0" * 32,
+    model="mine", folder="/nowhere/mine", hub_cache="", models_dir="", engine="native", precision="int8",
+    threads=1, rows=1, room=1 << 30, cache_dir="", cache_bytes=1 << 30,
 )  # fmt: skip
 
 
@@ -67,11 +68,12 @@ def test_files_are_used_where_they_are(tmp_path: Path, source: dict[str, str]) -
 def test_what_was_sent_is_kept_for_the_next(tmp_path: Path, source: dict[str, str]) -> None:
     here = Host(VERSION, [])
     here._cache, here._limit = tmp_path / "cache", 1 << 30
+    place: Path | None = None
     for _ in range(2):  # two workers of one node may get the same
         send(here, tmp_path / "source", source)
         place = here._folder(spec(here._cache), source)
         assert place and {f.name: digest(f, lambda *_: None) for f in place.iterdir()} == source
-    assert Host(VERSION, [])._folder(spec(here._cache), source) == place
+    assert place and Host(VERSION, [])._folder(spec(here._cache), source) == place
     assert [p.name for p in place.parent.iterdir()] == [place.name], "no draft is left"
 
 
@@ -126,7 +128,7 @@ def test_a_worker_whose_connection_breaks_ends(tmp_path: Path) -> None:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     keys = CurveKeys.new()
     socket, monitor = link.gateway_socket(context, "tcp://127.0.0.1:0", keys)
-    told = spec(
+    given = spec(
         tmp_path,
         endpoint=sockets.endpoint_of(socket),
         server_key=keys.public,
@@ -135,11 +137,11 @@ def test_a_worker_whose_connection_breaks_ends(tmp_path: Path) -> None:
         node="here",
         measures=True,
     )
-    worker = LocalLauncher().start(told, 0)
+    worker = LocalLauncher().start(given, 0)
     try:
         assert socket.poll(20_000), "its first word"
         routing_id, frame = socket.recv_multipart()
-        assert routing_id == told.identity.encode() and link.decode_from_worker(frame) == Started(id=None, node="here")
+        assert routing_id == given.identity.encode() and link.decode_from_worker(frame) == Started(id=None, node="here")
         sockets.close_monitored(socket, monitor)
         began = time.monotonic()
         assert worker.wait(15) == CUT_OFF and time.monotonic() < began + 12
@@ -159,7 +161,7 @@ def test_an_agent_that_speaks_nonsense_costs_its_workers_only(monkeypatch: pytes
             if line == "nonsense":
                 assert known.wait(5)
                 process.append(launcher.start(spec(Path(), threads=1), 1))
-                assert not launcher._nodes[0].fits({"CPU": 1}), "it is taken until the agent tells anew"
+                assert not launcher._nodes[0].fits({"CPU": 1}), "it is taken until the agent reports again"
             self._on_line(json.loads(line))
 
     process: list[ray.RayProcess] = []

@@ -1,4 +1,4 @@
-"""What gateway and worker say to each other: every message both ways, and the room that a reply needs on its way to a client."""
+"""Link between gateway and worker: every message both ways, and the room that a reply needs on its way to a client."""
 
 from __future__ import annotations
 

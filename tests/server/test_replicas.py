@@ -1,7 +1,8 @@
-"""The table of replicas: what is reserved for them."""
+"""Table of replicas: the memory that is reserved for them."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from server.launch.spec import Spec
 
 
 class Idle:
-    """A process that does nothing."""
+    """Process that does nothing."""
 
     def exit_code(self) -> int | None:
         return None
@@ -50,26 +51,32 @@ class Launcher:
     def close(self) -> None: ...
 
 
+@dataclass
+class Started:
+    replicas: Replicas
+    replica: Replica
+    launcher: Launcher
+
+
 @pytest.fixture
-def started(tmp_path: Path) -> tuple[Replicas, Replica, Launcher]:
+def started(tmp_path: Path) -> Started:
     launcher = Launcher()
     replicas = Replicas(
         Config(models_dir=tmp_path, hub_cache=tmp_path), CurveKeys.new(), "tcp://127.0.0.1:1", launcher, launcher
     )
     replica = replicas.start(Catalogue(tmp_path, tmp_path).find(DEMO), "native", "int8")
-    return replicas, replica, launcher
+    return Started(replicas, replica, launcher)
 
 
-def test_what_is_taken_already_is_not_asked_for_again(started: tuple[Replicas, Replica, Launcher]) -> None:
-    replicas, replica, launcher = started
+def test_what_is_taken_already_is_not_asked_for_again(started: Started) -> None:
+    replicas, replica = started.replicas, started.replica
     need = replica.reserved
-    launcher.free = 10_000_000  # it has loaded: what it needs is gone from what is free
+    started.launcher.free = 10_000_000  # it has loaded: what it needs is gone from what is free
     replicas.resize(replica, need)
     replicas.resize(replica, need // 2)
     assert replica.reserved == need // 2
 
 
-def test_growth_is_asked_for(started: tuple[Replicas, Replica, Launcher]) -> None:
-    replicas, replica, _ = started
+def test_growth_is_asked_for(started: Started) -> None:
     with pytest.raises(NoMemory):
-        replicas.resize(replica, replica.reserved + 500_000_000)
+        started.replicas.resize(started.replica, started.replica.reserved + 500_000_000)

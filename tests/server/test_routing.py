@@ -1,4 +1,4 @@
-"""Which replica a request goes to."""
+"""Choice of the replica for a request."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ def test_a_prompt_goes_where_its_beginning_went(request_: m.Generate) -> None:
 
 
 def test_the_next_page_goes_where_its_text_was_written() -> None:
-    replicas, prompt, text = [Replica(), Replica()], "p" * 10, "t" * 300
+    replicas = [Replica(), Replica()]
+    prompt, text = "p" * 10, "t" * 300
     replicas[1].known.learn(routing.blocks_of(m.Generate(prompt=prompt), _result(text)))
     assert choose(replicas, m.Generate(prompt=prompt + text + "and so on")) is replicas[1]
 
@@ -86,11 +87,11 @@ def test_text_and_tokens_are_kept_apart() -> None:
     known = Known()
     known.learn(routing.blocks_of(m.Generate(prompt="\0" * 640)))
     assert known.shared(routing.blocks_of(m.Generate(prompt_ids=[0] * 160))) == 0
-    assert routing.blocks_of(m.Generate(prompt="short")) == [], "an unfinished block stands for nothing"
+    assert routing.blocks_of(m.Generate(prompt="short")) == [], "an unfinished block does not count"
 
 
 def _result(text: str) -> m.Generated:
     return m.Generated(
-        id=1, text=text, ids=[], finish_reason="length", prompt_truncated=0, settings={}, model="m", engine="e", precision="p", digest="",
-        threads=1, ledger=None,
+        id=1, text=text, ids=[], finish_reason="length", prompt_truncated=0, settings={},
+        model="m", engine="e", precision="p", digest="", threads=1, ledger=None,
     )  # fmt: skip  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Requests and replies of one peer, without a network."""
+"""Sessions: requests and replies of one peer, without a network."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from server.link import encode
 
 
 class Sent:
-    """A socket that keeps what is sent."""
+    """Socket that keeps what is sent."""
 
     def __init__(self) -> None:
         self.frames: list[bytes] = []
@@ -22,7 +22,7 @@ class Sent:
 
 
 def test_what_a_worker_may_say_fits_under_every_clients_id() -> None:
-    """The longest text that a worker can send is delivered to the client with the longest id."""
+    """Deliver the longest text that a worker can send to the client with the longest id."""
     low, high = 0, codec.MAX_REPLY_BYTES
     while high - low > 1:
         middle = (low + high) // 2
