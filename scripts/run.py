@@ -7,7 +7,7 @@
     python3 scripts/run.py --no-client                       only the daemon, in the foreground
     python3 scripts/run.py --serve                           a daemon for other machines, with keys; prints the line
                                                              to paste there
-    python3 scripts/run.py --connect 'tcp://host:5757#...'   that line: installs only the client, keeps the key, connects
+    python3 scripts/run.py --connect 'tcp://host:5757#...'   that line: installs the client, keeps the key, connects
 
 A daemon that already answers on the endpoint is used, and goes on afterwards; one started here ends with this command.
 """

@@ -273,7 +273,7 @@ class Sessions:
         return peer in self._given_up
 
     def take_ended_early(self) -> list[Open]:
-        """Return the requests that ended here since the last call; mostly of vanished peers, and perhaps still worked on."""
+        """Return the requests that ended here since the last call: most are of vanished peers, and may still run."""
         early, self._ended_early = self._ended_early, []
         return early
 
