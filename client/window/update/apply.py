@@ -57,7 +57,7 @@ ANSWERS: dict[e.Tag, tuple[type[m.Reply], ...]] = {
     "compare": (m.Progress, m.Tokens, m.Generated),
     "compare load": (m.Progress, m.Loaded),
 }
-"""What a server may answer to each request; anything else ends the request with NotGpt2d."""
+"""Answers that a server may give to each request; anything else ends the request with NotGpt2d."""
 STATUS: dict[type[Gpt2dError], Status] = {
     ConnectionFailed: "lost",
     NoServer: "absent",
@@ -71,7 +71,7 @@ STATUS: dict[type[Gpt2dError], Status] = {
     Unauthorised: "refused",
     VersionMismatch: "version",
 }
-"""How the connection is called after an error of this class; for one that is not listed its base class counts."""
+"""Status of the connection after an error of this class; for one that is not listed its base class counts."""
 GOES_ON = frozenset[Status]({"ready", "stuck", "late", "busy", "stopping", "failed"})
 """The connection is there, so that what is under way may still come to an end."""
 
@@ -180,7 +180,7 @@ def _looked(state: AppState, event: Reply, took_ms: float) -> list[e.Effect]:
 
 
 def _alive(state: AppState, pong: m.Pong, took_ms: float) -> list[e.Effect]:
-    """The server has answered a ping."""
+    """Take the answer to a ping."""
     link = state.link
     if link.status != "ready":  # it was asked before there was trouble
         link.next_look = state.now
@@ -193,7 +193,7 @@ def _alive(state: AppState, pong: m.Pong, took_ms: float) -> list[e.Effect]:
 
 
 def _met(state: AppState, info: m.ServerInfo) -> list[e.Effect]:
-    """The server has said who it is."""
+    """Take the answer to hello, in which the server describes itself."""
     link = state.link
     before = link.info
     if before is not None and before.server_id != info.server_id:
