@@ -1,7 +1,7 @@
 """A worker's process: its start, and its end.
 
-Started by a launcher (launch/) with a Spec on its stdin. It ends when that stdin closes, so that no worker
-outlives its daemon, however that ends.
+A launcher (launch/) starts it with a Spec on its stdin. It ends when that stdin closes, so that no worker outlives its
+daemon, however that ends.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from server.checkpoint.download import Repository
 
 END_MS = 5_000
-"""Time for the gateway to read the last message; it ends this process when it has."""
+"""Time for the gateway to read the last message, after which it ends this process."""
 
 
 def load(spec: Spec, connection: Connection) -> Worker:
-    """Make the engine and say so.
+    """Make the engine, and send the gateway `Ready`.
 
     Raises: BadModel, LoadFailed, and whatever a runtime raises.
     """
@@ -103,8 +103,8 @@ def main() -> None:
     spec = Spec.from_line(sys.stdin.buffer.readline())
     threading.Thread(target=_end_with_stdin, daemon=True).start()
     connection = GatewayConnection(spec)
-    # The gateway and the clients come first. On Linux this holds for this thread and those it makes from here on, so that
-    # ZeroMQ's thread, made above, need not wait for a computing one when it has something to send.
+    # The gateway and the clients come first. On Linux this holds for this thread and those that it makes from here on,
+    # so that ZeroMQ's thread, made above, need not wait for a computing one when it has something to send.
     with contextlib.suppress(psutil.AccessDenied):  # lower already, where a cluster started it: only root may go up
         psutil.Process().nice(getattr(psutil, "BELOW_NORMAL_PRIORITY_CLASS", 5))  # Windows has classes
     try:
@@ -114,7 +114,7 @@ def main() -> None:
 
 
 def live(spec: Spec, connection: Connection) -> None:
-    """Load and serve, or measure; return when something has ended that, and the gateway has heard what."""
+    """Load and serve, or measure; return when that has ended and the gateway has been sent the reason."""
     ready = False
     try:
         connection.send(Started(id=None, node=spec.node))
@@ -125,7 +125,7 @@ def live(spec: Spec, connection: Connection) -> None:
             worker = load(spec, connection)
             ready = True
             worker.run()
-    except BaseException as e:  # noqa: BLE001 - the gateway hears of it, whatever it is
+    except BaseException as e:  # noqa: BLE001 - the gateway is sent the reason, whatever it is
         if not isinstance(e, Gpt2dError):
             traceback.print_exc()
         code = "worker_died" if ready else _load_error(e)

@@ -20,7 +20,10 @@ Scores = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """New tokens and the sum of their log-probabilities; of a finished one `score` is that by its length, and `reason` is given."""
+    """New tokens and the sum of their log-probabilities.
+
+    A finished one has a `reason`, and its `score` is that sum divided by a power of its length.
+    """
 
     tokens: tuple[int, ...]
     score: float
@@ -40,10 +43,11 @@ class Group:
 class BeamSearch(Search):
     """Beam search, beam sampling and diverse beam search, as transformers' `generate` does the first two.
 
-    Each step takes the 2k best of all one-token continuations of k beams by the sum of their log-probabilities (or draws them
-    without replacement: Kool et al. 2019); those of the first k that end are finished, the best k that do not go on.
-    Diverse: groups choose one after the other, and a token costs a later group `diversity_penalty` for each
-    beam of an earlier one that took it (Vijayakumar et al. 2016); the best of all groups are returned.
+    Each step takes the 2k best of all one-token continuations of k beams by the sum of their log-probabilities (or
+    draws them without replacement: Kool et al. 2019). Of the first k of these, those that end are finished; the best k
+    that do not end go on. In diverse beam search groups choose one after the other, and a token costs a later group
+    `diversity_penalty` for each beam of an earlier one that took it (Vijayakumar et al. 2016); the best of all groups
+    are returned.
     """
 
     def __init__(self, generation: Generation) -> None:
@@ -57,9 +61,10 @@ class BeamSearch(Search):
         self._groups = [Group([Hypothesis((), 0.0)]) for _ in range(count)]
 
     def start(self, logits: Logits, engine: Engine) -> None:
-        self._step([log_softmax(logits)] * len(self._groups), [0] * len(self._groups), engine)
+        logs = log_softmax(logits)  # [vocabulary]
+        self._step([logs] * len(self._groups), [0] * len(self._groups), engine)
 
-    def proceed(self, logits: Logits, hidden: Hidden | None, engine: Engine) -> None:  # noqa: ARG002 - another search wants it
+    def proceed(self, logits: Logits, hidden: Hidden | None, engine: Engine) -> None:  # noqa: ARG002 - for other searches
         self._step([log_softmax(row) for row in logits], range(0, self.width, self._size), engine)
 
     def conclude(self, reason: m.FinishReason) -> None:
@@ -73,14 +78,14 @@ class BeamSearch(Search):
         self._return([*(h for group in self._groups for h in group.ended), *running], reason)
 
     def _step(self, rows: list[Scores], first: Many[int], engine: Engine) -> None:
-        """`rows` are the log-probabilities after each lane, `first` where those of each group begin."""
+        """Take a step with the log-probabilities after each lane, `rows`; those of each group begin at `first`."""
         parents: list[int] = []
         tokens: list[int] = []
         taken: list[int] = []
         for group, at in zip(self._groups, first, strict=True):
             chosen = [] if group.done else self._extend(group, rows[at : at + len(group.beams)], at, taken)
             taken += [token for _, token, _ in chosen]
-            # What is missing stays where it is: with no chance, beside those that go on.
+            # Places that are not filled get a continuation without a chance, beside those that go on.
             chosen += [(0, self._end_of_text, -np.inf)] * (self._size - len(chosen))
             parents += [at + parent for parent, _, _ in chosen]
             tokens += [token for _, token, _ in chosen]
@@ -93,20 +98,25 @@ class BeamSearch(Search):
         self._fork(parents, tokens, engine)
 
     def _extend(self, group: Group, rows: list[Scores], at: int, taken: list[int]) -> list[tuple[int, int, float]]:
-        """Choose a group's next beams: (parent, token, score), best first. Notes those that end, and whether the group does."""
+        """Choose a group's next beams: (parent, token, score), best first.
+
+        Those that end are added to `ended`; `done` says whether the group has ended with them.
+        """
         r, size = self.request, self._size
         started = bool(group.beams[0].tokens)
-        scores = np.stack([self._scores(row, self.lanes[at + i] if started else None) for i, row in enumerate(rows)])
+        scores = np.stack(  # [beams, vocabulary]
+            [self._scores(row, self.lanes[at + i] if started else None) for i, row in enumerate(rows)]
+        )
         if taken and r.strategy == "diverse_beam":
             tokens, counts = np.unique(taken, return_counts=True)
             scores[:, tokens] -= np.float32(r.diversity_penalty) * counts.astype(np.float32)
         if self._random is not None:
             scores = np.stack([self._warped(row) for row in scores])
-        total = (scores + np.array([[b.score] for b in group.beams], np.float32)).ravel()
+        total = (scores + np.array([[b.score] for b in group.beams], np.float32)).ravel()  # [beams * vocabulary]
         order = total
         if self._random is not None:  # the Gumbel trick: the largest of these are draws without replacement
             order = total - np.log(-np.log(np.maximum(self._random.random(len(total)), TINY)))
-        best = np.argpartition(-order, min(2 * size, len(order)) - 1)[: 2 * size]
+        best = np.argpartition(-order, min(2 * size, len(order)) - 1)[: 2 * size]  # [2 * size]
         best = best[np.argsort(-order[best], kind="stable")]
         found = [
             (int(i) // scores.shape[1], int(i) % scores.shape[1], float(total[i])) for i in best if total[i] > -np.inf
@@ -126,7 +136,7 @@ class BeamSearch(Search):
         return [] if group.done else onward
 
     def _settled(self, group: Group, best: float, length: int) -> bool:
-        """Nothing that still runs will change what the group returns, as far as `early_stopping` cares."""
+        """Return True if nothing that still runs can change what the group returns, by the rule of `early_stopping`."""
         if len(group.ended) < self._size:
             return False
         r = self.request
@@ -153,14 +163,17 @@ class BeamSearch(Search):
         return score / divisor
 
     def _warped(self, row: Scores) -> Scores:
-        """Temperature and what the samplers leave, with the rest at minus infinity: two tokens at least, so that a beam can end and go on."""
+        """Return a row by the temperature, with tokens that the samplers drop at minus infinity.  # [vocabulary]
+
+        Two tokens at least are left, so that a beam can both end and go on.
+        """
         ids, _ = candidates(row, self.request, least=2)
         warped = np.full_like(row, -np.inf)
         warped[ids] = row[ids] / np.float32(self.request.temperature)
         return warped
 
     def _publish(self) -> None:
-        """Give the outputs what is certain: all that may still be returned agree on it."""
+        """Give the outputs the tokens that are certain, since all texts that may still be returned begin with them."""
         open_beams = [b.tokens for g in self._groups if not g.done for b in g.beams if b.score > -np.inf]
         texts = [*open_beams, *(h.tokens for g in self._groups for h in g.ended)]
         certain = min((common(texts[0], text) for text in texts), default=0)

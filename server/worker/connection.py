@@ -18,11 +18,11 @@ from server.link import ForWorker, FromWorker, Leave
 
 CONNECT_S = 30.0
 PROGRESS_S = 0.05
-"""Progress is sent at most this often, but for the end of each stage."""
+"""Shortest time between two messages of progress, except at the end of a stage."""
 
 
 class Connection(Protocol):
-    """What the worker needs of its connection: a socket, or in tests a list."""
+    """Interface of the worker's connection: a socket, or in tests a list."""
 
     def send(self, message: FromWorker) -> None: ...
 
@@ -30,7 +30,7 @@ class Connection(Protocol):
 
 
 class GatewayConnection:
-    """A connection that ends the process where nothing can arrive any more."""
+    """A connection that ends the process when nothing can arrive any more."""
 
     def __init__(self, spec: Spec) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -39,10 +39,10 @@ class GatewayConnection:
         self._connected = False
 
     def send(self, message: FromWorker) -> None:
-        """Send a message; wait until it has left, and end the process where it cannot.
+        """Send a message; wait until it has left, and end the process if it cannot leave.
 
-        An answer that is too large for a frame becomes an error that says so: sixteen continuations with twenty
-        alternatives to each token can be.
+        An answer that is too large for a frame is replaced by an error that says so: sixteen continuations with twenty
+        alternatives to each token can be too large.
         """
         try:
             frame = link.encode(message)
@@ -67,14 +67,14 @@ class GatewayConnection:
         while sockets.readable(self._socket):
             messages.append(link.decode_for_worker(self._socket.recv()))
             if isinstance(messages[-1], Leave):
-                print("another process serves in this one's place: it ends", file=sys.stderr, flush=True)
+                print("another process serves in this one's place: this worker ends", file=sys.stderr, flush=True)
                 os._exit(CUT_OFF)
         return messages
 
     def _end_if_cut_off(self) -> None:
         """End the process if its connection broke.
 
-        What was on its way is lost then, so that what this process holds is of no more use.
+        Messages on their way are lost then, and with them the requests that this process serves.
         """
         broke = sockets.next_event(self._monitor)
         if broke or not (self._connected or time.monotonic() < self._began + CONNECT_S):

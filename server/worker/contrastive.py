@@ -13,10 +13,10 @@ from server.worker.softmax import Weights, softmax
 
 
 class ContrastiveSearch(Search):
-    """Likely tokens that are unlike what is there already (Su et al. 2022).
+    """Search for likely tokens that are unlike the text so far (Su et al. 2022).
 
-    Of the k likeliest tokens that one is taken whose (1 - alpha) probability - alpha similarity is largest, where similarity is the
-    largest cosine between its hidden state and any before it.
+    Each step takes that one of the k likeliest tokens whose (1 - alpha) probability - alpha similarity is largest,
+    where similarity is the largest cosine between its hidden state and any before it.
     """
 
     looks_inside = True
@@ -26,7 +26,7 @@ class ContrastiveSearch(Search):
         self.reuses = False  # the prompt's hidden states are needed, which the prefix cache does not have
         self._context: list[Hidden] = []
         """Unit vectors of all tokens so far, [tokens, width] each."""
-        self._chances: Weights = np.empty(0, np.float32)  # [width]
+        self._chances: Weights = np.empty(0, np.float32)  # [lanes]
 
     def see(self, hidden: Hidden) -> None:
         self._context.append(unit(hidden))
@@ -35,9 +35,9 @@ class ContrastiveSearch(Search):
         self._propose(self._scores(logits, None), [0] * self.width, engine)
 
     def proceed(self, logits: Logits, hidden: Hidden | None, engine: Engine) -> None:
-        assert hidden is not None  # noqa: S101 - it looks inside
-        states = unit(hidden)  # [width, hidden]
-        likeness = np.max([(states @ part.T).max(axis=1) for part in self._context], axis=0)  # [width]
+        assert hidden is not None  # noqa: S101 - `looks_inside` asks for it
+        states = unit(hidden)  # [lanes, width]
+        likeness = np.max([(states @ part.T).max(axis=1) for part in self._context], axis=0)  # [lanes]
         alpha = self.request.penalty_alpha
         best = int(np.argmax((1 - alpha) * self._chances - alpha * likeness))
         self._context = [np.concatenate([*self._context, states[best : best + 1]])]
@@ -52,13 +52,13 @@ class ContrastiveSearch(Search):
 
     def _propose(self, logits: Logits, parents: list[int], engine: Engine) -> None:
         weights = softmax(logits, 1.0)
-        chances = weights / weights.sum(dtype=np.float64)
-        tokens = np.argsort(-chances, kind="stable")[: self.width]
+        chances = weights / weights.sum(dtype=np.float64)  # [vocabulary]
+        tokens = np.argsort(-chances, kind="stable")[: self.width]  # [lanes]
         self._chances = chances[tokens]
         self._fork(parents, tokens.tolist(), engine)
 
 
 def unit(hidden: Hidden) -> Hidden:
-    """Return rows of length 1, in an array of their own.  # [tokens, width]"""
+    """Return a copy whose rows have length 1.  # [tokens, width]"""
     result: Hidden = hidden / np.maximum(np.linalg.norm(hidden, axis=1, keepdims=True), TINY)
     return result

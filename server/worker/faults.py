@@ -1,4 +1,4 @@
-"""An unforeseen exception -> what its client hears, with the rest in the log."""
+"""An unforeseen exception -> a sentence for its client, and the details in the log."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What a precision costs: an engine against a reference, on a text that the model was not trained on.
+"""Loss of quality by a precision: an engine against a reference, on a text that the model was not trained on.
 
-Perplexity and the Kullback-Leibler divergence of the next-token distributions are compared at every place of the text, as
-llama.cpp's `perplexity --kl-divergence` does (https://github.com/ggml-org/llama.cpp/tree/master/tools/perplexity).
+Perplexity and the Kullback-Leibler divergence of the next-token distributions are compared at every place of the text,
+as llama.cpp's `perplexity --kl-divergence` does (https://github.com/ggml-org/llama.cpp/tree/master/tools/perplexity).
 """
 
 from __future__ import annotations
@@ -18,10 +18,13 @@ from server.engines.base import Engine
 from server.worker.softmax import log_softmax
 
 TOKENS = 4096
-"""Of the text, at most."""
-MIN_TOKENS, MIN_CONTEXT = 64, 8
+"""Largest number of tokens of the text that are compared."""
+MIN_TOKENS = 64
+MIN_CONTEXT = 8
 CHUNK = 128
-PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 8, 32, 64
+PROMPTS = 8
+PROMPT_TOKENS = 32
+NEW_TOKENS = 64
 
 
 @dataclass(frozen=True)
@@ -40,22 +43,27 @@ class Comparison:
 def compare(engine: Engine, reference: Engine, ids: Sequence[int], progress: Callable[[int, int], None]) -> Comparison:
     """Run both over `ids`, in windows of a context; then let both continue prompts from it, greedily.
 
-    `progress(done, total)` counts tokens. `ids` are as `check` wants them.
+    `progress(done, total)` counts tokens. `check` has accepted the `ids`.
     """
     ids = list(ids[:TOKENS])
     prompt_tokens = min(PROMPT_TOKENS, engine.context // 2)
     limit = min(NEW_TOKENS, engine.context - prompt_tokens)
     total = len(ids) + PROMPTS * limit
-    losses, own_losses, same, divergences = [], [], [], []
+    losses = []
+    own_losses = []
+    same = []
+    divergences = []
     for begin in range(0, len(ids), engine.context):
         window = ids[begin : begin + engine.context]
         for past in range(0, len(window) - 1, CHUNK):
             chunk = window[past : past + CHUNK]
             wanted = list(range(min(len(chunk), len(window) - 1 - past)))
             successors = window[past + 1 : past + 1 + len(wanted)]
-            want, got = (log_softmax(e.prefill(0, chunk, past, wanted).astype(np.float64)) for e in (reference, engine))
+            want, got = (  # [wanted, vocabulary]
+                log_softmax(e.prefill(0, chunk, past, wanted).astype(np.float64)) for e in (reference, engine)
+            )
             places = np.arange(len(wanted))
-            losses.append(-want[places, successors])
+            losses.append(-want[places, successors])  # [wanted], as all that follow
             own_losses.append(-got[places, successors])
             same.append(want.argmax(axis=1) == got.argmax(axis=1))
             divergences.append(np.einsum("pv,pv->p", np.exp(want), want - got))
@@ -70,7 +78,7 @@ def compare(engine: Engine, reference: Engine, ids: Sequence[int], progress: Cal
         agreed.append(next(differing, limit))
         speeds.append((limit - 1) / max(seconds, 1e-9))
         progress(len(ids) + (i + 1) * limit, total)
-    kl = np.concatenate(divergences)
+    kl = np.concatenate(divergences)  # [places of the text]
     return Comparison(
         perplexity=float(np.exp(np.concatenate(own_losses).mean())),
         reference_perplexity=float(np.exp(np.concatenate(losses).mean())),
@@ -85,15 +93,15 @@ def compare(engine: Engine, reference: Engine, ids: Sequence[int], progress: Cal
 
 
 def check(ids: Sequence[int], context: int) -> None:
-    """Raises: BadRequest where there is too little to compare."""
+    """Check that there is enough to compare. Raises: BadRequest."""
     if len(ids) < MIN_TOKENS:
-        raise BadRequest(f"measure: a text of at least {MIN_TOKENS} tokens is needed; this has {len(ids)}")
+        raise BadRequest(f"measure: the text must have at least {MIN_TOKENS} tokens, got {len(ids)}")
     if context < MIN_CONTEXT:
-        raise BadRequest(f"measure: a context of at least {MIN_CONTEXT} tokens is needed; this model has {context}")
+        raise BadRequest(f"measure: the model's context must be at least {MIN_CONTEXT} tokens, it is {context}")
 
 
 def greedy(engine: Engine, prompt: Sequence[int], count: int) -> tuple[list[int], float]:
-    """The likeliest `count` tokens one after the other, and the seconds that all but the first took."""
+    """Return the likeliest `count` tokens one after the other, and the seconds that all but the first took."""
     ids = [int(engine.prefill(0, prompt, 0, [len(prompt) - 1])[0].argmax())]
     began = time.perf_counter()
     while len(ids) < count:

@@ -24,15 +24,18 @@ from server.worker.task import Task
 from server.worker.text import Text
 
 BEAT_S = 0.25
-"""The loop says at least this often that it moves."""
+"""Longest time between two beats, by which the gateway knows that the loop moves."""
 YIELD_S = 0.001
-"""After the first token of a stream that runs alone: a pause in which it travels. Where the engine's threads fill all
-cores, each thread on the way to the client would wait for a timer tick (4 ms) before it gets one. Beside others there is
-none: they would pay for it (docs/decisions/spinning-and-priorities.md)."""
+"""Pause after the first token of a stream that runs alone, in which the token travels.
+
+When the engine's threads fill all cores, each thread on the way to the client would wait for a timer tick (4 ms)
+before it gets one. A stream beside others has no pause, since the others would wait too
+(docs/decisions/spinning-and-priorities.md).
+"""
 
 
 class Worker:
-    """Takes requests, steps, and sends replies, all in one thread."""
+    """Loop that takes requests, steps and sends replies, all in one thread."""
 
     def __init__(
         self, spec: Spec, connection: Connection, engine: Engine, text: Text, digest: str, arch: Architecture
@@ -50,7 +53,7 @@ class Worker:
         self._busy_s = 0.0
 
     def run(self) -> None:
-        """Serve until this process is ended."""
+        """Serve until this process ends."""
         while True:
             idle = not (self.scheduler.running or self.scheduler.waiting)
             for message in self._connection.receive(int(BEAT_S * 1000) if idle else 0):
@@ -61,7 +64,7 @@ class Worker:
             self.beat()
 
     def step(self) -> None:
-        """Schedule, run, postprocess: compute one batch, and send what it gave."""
+        """Schedule, run, postprocess: compute one batch, and send its results."""
         for task in self.scheduler.reap():
             self._answer(task)
         batch = self.scheduler.schedule()
@@ -75,21 +78,21 @@ class Worker:
             time.sleep(YIELD_S)
 
     def take(self, message: ForWorker) -> None:
-        """Take in a message: a request waits in line from here on, or is answered."""
+        """Take in a message: answer a request, or put it in line."""
         if isinstance(message, m.Cancel):
             for task in self.scheduler.find(message.target):
                 task.end("cancelled")
-        elif isinstance(message, Work):  # a Measure is for a process that serves nothing
+        elif isinstance(message, Work):  # a Measure is for a process that only measures
             self._taken += 1
             try:
                 self._open(message)
             except RequestError as e:
                 self._connection.send(m.Failure(id=message.id, code=e.code, message=str(e)))
-            except Exception as e:  # noqa: BLE001 - whatever it is, it is this request's alone
+            except Exception as e:  # noqa: BLE001 - whatever it is, it concerns this request alone
                 self._connection.send(m.Failure(id=message.id, code="internal", message=incident("a request", e)))
 
     def beat(self) -> None:
-        """Say that the loop moves, a few times a second."""
+        """Send a beat a few times a second: the loop moves, and this is what it has done."""
         now = time.monotonic()
         if now < self._beat_at + BEAT_S * 0.9:
             return
@@ -108,7 +111,7 @@ class Worker:
         self._connection.send(beat)
 
     def send_places(self) -> None:
-        """Send each waiting stream its place in line, where that has changed."""
+        """Send each waiting stream its place in line, if that has changed."""
         line = list(self.scheduler.in_line())
         for place, prompt in enumerate(line, 1):
             if prompt.streams and prompt.place != place:
@@ -118,7 +121,7 @@ class Worker:
                 )
 
     def _open(self, work: Work) -> None:
-        """Raises: BadRequest, TooLong."""
+        """Answer a request at once, or put its tasks in line. Raises: BadRequest, TooLong."""
         received = time.monotonic()
         request = work.request
         if isinstance(request, m.Tokenize):
@@ -133,20 +136,20 @@ class Worker:
             self.scheduler.add(prompt)
 
     def _send_pieces(self, tasks: Iterable[Task]) -> None:
-        """Send what a step gave: new text of streams, and the last replies of what finished."""
+        """Send the results of a step: new text of streams, and the last replies of requests that finished."""
         now = time.monotonic()
         for task in tasks:
             if task.finished is None:
                 try:
                     for piece in task.pieces(now):
                         self._connection.send(piece)
-                except Exception as e:  # noqa: BLE001 - whatever it is, it is this request's alone
+                except Exception as e:  # noqa: BLE001 - whatever it is, it concerns this request alone
                     task.fail(incident("a piece of text", e))
             if task.finished is not None:
                 self._answer(task)
 
     def _answer(self, task: Task) -> None:
-        """Send the last reply to the request of a task that has finished, unless others of its tasks are still to come."""
+        """Send the last reply to the request of a task that has finished, unless other tasks of it go on."""
         answer = self._answers.get(task.id)
         if answer is None or not answer.complete:
             return
@@ -156,7 +159,7 @@ class Worker:
                 self._connection.send(piece)
             last = answer.last()
             self._connection.send(last)
-        except Exception as e:  # noqa: BLE001 - whatever it is, it is this request's alone
+        except Exception as e:  # noqa: BLE001 - whatever it is, it concerns this request alone
             last = m.Failure(id=task.id, code="internal", message=incident("an answer", e))
             self._connection.send(last)
         self._prompt_tokens += prompt_tokens(last)

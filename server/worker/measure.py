@@ -1,4 +1,4 @@
-"""The one task of a process that measures what a precision costs, and keeps what it found."""
+"""Task of a process that measures how much quality a precision loses, and keeps the result."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TASK_MS = 10_000
 
 
 def measure(spec: Spec, connection: Connection) -> m.Measured:
-    """Do the one Measure that the gateway has for this process, and keep the result.
+    """Carry out the one Measure that the gateway has for this process, and keep the result.
 
     Raises: BadRequest, BadModel, LoadFailed, and whatever a runtime raises.
     """
@@ -44,7 +44,7 @@ def measure(spec: Spec, connection: Connection) -> m.Measured:
 
     def make(engine: str, precision: str) -> Made:
         made = load_engine(folder, arch, engine, precision, 1, spec.threads, cache_dir, spec.cache_bytes, progress)
-        connection.send(Beat(id=None, rss_bytes=_resident_bytes()))  # this much of its reservation is taken
+        connection.send(Beat(id=None, rss_bytes=_resident_bytes()))  # the part of its reservation that is used
         return made
 
     made = make(spec.engine, spec.precision)

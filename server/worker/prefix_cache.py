@@ -1,7 +1,7 @@
-"""Keys and values of finished sequences, by token prefix; the least recently used out first.
+"""Keys and values of finished sequences, by token prefix; the least recently used one leaves first.
 
-Restoring a position costs about a hundredth of computing it, so a page that is continued or regenerated pays for its new
-tokens only.
+Restoring a position costs about a hundredth of computing it, so a page that is continued or regenerated pays for its
+new tokens only.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from numpy.typing import NDArray
 from server.engines.base import KV
 
 MIN_TOKENS = 8
-"""Shorter prefixes are computed again as fast as they are found."""
+"""Length of the shortest prefix that is kept: shorter ones are computed again as fast as they are found."""
 MAX_ENTRIES = 256
-"""Bounds the time of a look-up: each entry is compared with the prompt."""
+"""Largest number of entries. It bounds the time of a look-up, which compares each entry with the prompt."""
 
 
 class PrefixCache:
     def __init__(self, max_bytes: int, position_bytes: int) -> None:
-        """`position_bytes` is what the keys and values of one position take."""
+        """Make an empty cache; `position_bytes` is the size of the keys and values of one position."""
         self._max_positions = max_bytes // position_bytes
         self._entries: OrderedDict[bytes, tuple[NDArray[np.int64], KV]] = OrderedDict()
-        """By the tokens' bytes, so that a key's beginning is its first tokens'."""
+        """Entries by the bytes of their tokens, so that a key begins with the bytes of its first tokens."""
         self.positions = 0
         """Number of positions kept, of all entries."""
 
@@ -33,8 +33,8 @@ class PrefixCache:
         return len(self._entries)
 
     def get(self, ids: Sequence[int]) -> KV | None:
-        """The keys and values of the longest known beginning of `ids`, or None."""
-        wanted = np.array(ids, np.int64)
+        """Return the keys and values of the longest known beginning of `ids`, or None."""
+        wanted = np.array(ids, np.int64)  # [tokens]
         best, length = None, MIN_TOKENS - 1
         for key, (tokens, _) in self._alike(wanted):
             shared = _shared(tokens, wanted)
@@ -46,8 +46,8 @@ class PrefixCache:
         return self._entries[best][1].first(length)
 
     def put(self, ids: Sequence[int], export: Callable[[int], KV]) -> None:
-        """Remember a sequence; `export(positions)` copies its keys and values, and is called only if they are kept."""
-        tokens = np.array(ids, np.int64)
+        """Keep a sequence; `export(positions)` copies its keys and values, and is called only if they are kept."""
+        tokens = np.array(ids, np.int64)  # [tokens]
         if not MIN_TOKENS <= len(tokens) <= self._max_positions:
             return
         for key, (known, _) in self._alike(tokens):
@@ -63,7 +63,7 @@ class PrefixCache:
         self.positions += len(tokens)
 
     def _alike(self, tokens: NDArray[np.int64]) -> list[tuple[bytes, tuple[NDArray[np.int64], KV]]]:
-        """The entries that have the shortest beginning worth anything in common with `tokens`."""
+        """Return the entries whose first MIN_TOKENS tokens are those of `tokens`."""
         head = tokens[:MIN_TOKENS].tobytes()
         return [item for item in self._entries.items() if item[0].startswith(head)]
 
@@ -72,7 +72,7 @@ class PrefixCache:
 
 
 def _shared(a: NDArray[np.int64], b: NDArray[np.int64]) -> int:
-    """How many tokens two sequences have in common at their beginning."""
+    """Return the number of tokens with which both sequences begin."""
     n = min(len(a), len(b))
     different = np.flatnonzero(a[:n] != b[:n])
     return int(different[0]) if len(different) else n

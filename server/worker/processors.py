@@ -1,8 +1,8 @@
-"""Logits -> logits: what a sequence's own history and its request change before a token is chosen.
+"""Logits -> logits: changes by a sequence's own history and its request, before a token is chosen.
 
-The arithmetic is that of transformers' logits processors: bias; what is forbidden (n-grams, bad words, an early end); and
-the penalties on what was there already, of repetition, presence and frequency. The penalties of what the native kernels
-choose are theirs (kernels/src/sample_body.h), with the same result.
+The arithmetic is that of transformers' logits processors: bias; forbidden tokens (n-grams, bad words, an early end);
+and penalties on tokens that have come before, of repetition, presence and frequency. For tokens that the native
+kernels choose, the kernels compute the penalties (kernels/src/sample_body.h), with the same result.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ NEVER = np.float32(-np.inf)
 
 
 class History:
-    """The tokens that have been there, each once, and how often each has come since the prompt."""
+    """Tokens of a sequence, each once, and how often each has come since the prompt."""
 
     def __init__(self) -> None:
         self.tokens = array("i")
@@ -39,8 +39,10 @@ class History:
         Repetition divides positive and multiplies negative logits (Keskar et al. 2019, CTRL); presence and frequency
         subtract, once and for each time.
         """
-        tokens, counts = np.array(self.tokens, np.int64), np.array(self.counts, np.float32)
-        values, repetition = logits[tokens], np.float32(request.repetition_penalty)
+        tokens = np.array(self.tokens, np.int64)  # [different tokens], as all that follow
+        counts = np.array(self.counts, np.float32)
+        values = logits[tokens]
+        repetition = np.float32(request.repetition_penalty)
         values = np.where(values > 0, values / repetition, values * repetition)
         values -= np.float32(request.presence_penalty) * (counts > 0)
         logits[tokens] = values - np.float32(request.frequency_penalty) * counts
@@ -50,7 +52,7 @@ class Processors:
     """The processors that one request asks for, and what they remember of its tokens."""
 
     def __init__(self, request: Generate, prompt_tokens: int, end_of_text: int, bad_words: Many[Many[int]]) -> None:
-        """`bad_words` are token sequences that must not come."""
+        """Make those of a request; `bad_words` are token sequences that must not come."""
         self._request = request
         self._prompt_tokens = prompt_tokens
         self._end_of_text = end_of_text
@@ -59,12 +61,12 @@ class Processors:
         penalised = request.repetition_penalty != 1 or request.presence_penalty or request.frequency_penalty
         self.history = History() if penalised else None
         self._followers: dict[tuple[int, ...], list[int]] = {}
-        """Of each n-gram but its last token: the tokens that came after it."""
+        """N-gram without its last token -> the tokens that came after it."""
         self._edits = bool(request.logit_bias or request.no_repeat_ngram_size or bad_words or request.min_new_tokens)
         self.active = self._edits or self.history is not None
 
     def apply(self, logits: Logits, ids: Many[int]) -> Logits:
-        """Return the processed float32 [vocabulary] for the token that follows `ids`, prompt and new tokens together."""
+        """Return the processed float32 [vocabulary] for the token after `ids`, prompt and new tokens together."""
         logits = logits.copy()
         self.edit(logits, ids)
         if self.history:
@@ -72,7 +74,7 @@ class Processors:
         return logits
 
     def edit(self, logits: Logits, ids: Many[int]) -> None:
-        """All but the penalties, in place."""
+        """Do all but the penalties, in float32 [vocabulary] in place."""
         request = self._request
         self._note(ids)
         if not self._edits:
@@ -90,7 +92,7 @@ class Processors:
             logits[self._end_of_text] = NEVER
 
     def _note(self, ids: Many[int]) -> None:
-        """Take in the tokens that came since the last call."""
+        """Note the tokens that came since the last call."""
         if self.history:
             for i in range(self._noted, len(ids)):
                 self.history.add(ids[i], int(i >= self._prompt_tokens))

@@ -1,4 +1,4 @@
-"""What a request is answered with: what is left of its streams, and its last reply."""
+"""Answers to requests: the rest of their streams, and their last replies."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WAITED = {"cancelled": "cancelled while it waited", "deadline": "its time ran ou
 
 @dataclass(frozen=True)
 class Served:
-    """What every result says of the model."""
+    """Description of the model that every result carries."""
 
     model: str
     engine: str
@@ -26,7 +26,7 @@ class Served:
 
 
 class Answer(Protocol):
-    """A request's answer, from when it is taken until its last reply."""
+    """Answer to a request, from its arrival until its last reply."""
 
     @property
     def complete(self) -> bool:
@@ -34,7 +34,7 @@ class Answer(Protocol):
         ...
 
     def rest(self) -> Many[m.Tokens]:
-        """Take what its streams have not sent yet."""
+        """Take the text that its streams have not sent yet."""
         ...
 
     def last(self) -> m.Generated | m.Scored | m.Failure:
@@ -43,7 +43,7 @@ class Answer(Protocol):
 
 
 class Continuations:
-    """The answer to a generate request, from all its continuations."""
+    """Answer to a generate request, from all its continuations."""
 
     def __init__(self, sequences: list[Sequence], served: Served) -> None:
         self._sequences = sequences
@@ -93,7 +93,7 @@ def result(sequences: list[Sequence], served: Served) -> m.Generated:
 
 
 def prompt_tokens(reply: m.Generated | m.Scored | m.Failure) -> int:
-    """Return the number of prompt tokens that a last reply accounts for: those of its ledgers, or of the text scored."""
+    """Return the number of prompt tokens that a last reply counts: those of its ledgers, or of the text scored."""
     if isinstance(reply, m.Scored):
         return len(reply.ids)
     if isinstance(reply, m.Generated):

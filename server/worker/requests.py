@@ -23,7 +23,7 @@ Opened: TypeAlias = tuple[Answer, Many[Prompt]]
 
 
 class Requests:
-    """Reads requests for one engine."""
+    """Reader of requests for one engine."""
 
     def __init__(self, engine: Engine, text: Text, served: Served) -> None:
         self._engine = engine
@@ -31,19 +31,24 @@ class Requests:
         self._served = served
 
     def tokenized(self, request_id: int, request: m.Tokenize) -> m.Tokenized:
-        """Answer a tokenize request. Raises: BadRequest for a token there is not, or too many."""
-        text, ids, offsets = self._text.spans(request)
-        return m.Tokenized(id=request_id, text=text, ids=ids, offsets=offsets)
+        """Answer a tokenize request. Raises: BadRequest for a token that does not exist, or too many."""
+        spans = self._text.spans(request)
+        return m.Tokenized(id=request_id, text=spans.text, ids=spans.ids, offsets=spans.offsets)
 
     def scoring(self, work: Work, request: m.Score, received: float) -> Opened:
-        """Raises: BadRequest for a token there is not, or too few."""
-        _, ids, offsets = self._text.spans(request)
-        if len(ids) < 2:
-            raise BadRequest("score: a text of at least two tokens is needed")
+        """Make the task of a score request, which is its answer too.
+
+        Raises: BadRequest for a token that does not exist, too few, or too large a stride.
+        """
+        spans = self._text.spans(request)
+        if len(spans.ids) < 2:
+            raise BadRequest(f"score: the text must have at least 2 tokens, got {len(spans.ids)}")
         if request.stride > self._engine.context:
-            raise BadRequest(f"score: the stride must be at most the context, {self._engine.context}")
-        sizes = [end - start for start, end in itertools.pairwise(offsets)]
-        scoring = Scoring(work, request, ids, sizes, self._engine.context, received)
+            raise BadRequest(
+                f"score: stride must be at most the context of {self._engine.context} tokens, got {request.stride}"
+            )
+        sizes = [end - start for start, end in itertools.pairwise(spans.offsets)]
+        scoring = Scoring(work, request, spans.ids, sizes, self._engine.context, received)
         return scoring, [scoring]
 
     def generation(self, work: Work, request: m.Generate, received: float) -> Opened:
@@ -54,7 +59,7 @@ class Requests:
         prompt, dropped = self._fit(self._prompt(request), request)
         if request.rows > self._engine.rows:
             raise BadRequest(
-                f"strategy {request.strategy} needs {request.rows} rows here, and {self._served.engine} has "
+                f"strategy {request.strategy} needs {request.rows} rows here, but {self._served.engine} has "
                 f"{self._engine.rows}; ask for fewer, or start the server with more --rows"
             )
         generation = Generation(
@@ -75,25 +80,26 @@ class Requests:
         return Continuations(sequences, self._served), sequences
 
     def _prompt(self, request: m.Generate) -> list[int]:
-        """Raises: BadRequest for a token there is not."""
+        """Return the prompt's tokens. Raises: BadRequest for a token that does not exist."""
         self._text.check([token for token, _ in request.logit_bias])
         if request.prompt is not None:
             return self._text.encode(request.prompt)
         return self._text.check(request.prompt_ids or [])
 
     def _fit(self, prompt: list[int], request: m.Generate) -> tuple[list[int], int]:
-        """Return the part of the prompt that fits, and how many tokens are cut off its beginning. Raises: TooLong."""
+        """Return the part of the prompt that fits, and the number of tokens cut off its beginning. Raises: TooLong."""
         context = self._engine.context
         if request.max_new_tokens >= context:
             raise TooLong(
-                f"max_new_tokens is {request.max_new_tokens}; the context of {context} has room for {context - 1}"
+                f"max_new_tokens must be at most {context - 1} with a context of {context} tokens, "
+                f"got {request.max_new_tokens}"
             )
         excess = len(prompt) + request.max_new_tokens - context
         if excess <= 0:
             return prompt, 0
         if request.truncate == "error":
             raise TooLong(
-                f"the prompt has {len(prompt)} tokens and max_new_tokens is {request.max_new_tokens}, together over the "
-                f'context of {context}; shorten either, or ask for truncate="left"'
+                f"the prompt has {len(prompt)} tokens and max_new_tokens is {request.max_new_tokens}, together more "
+                f'than the context of {context}; shorten either, or ask for truncate="left"'
             )
         return prompt[excess:], excess

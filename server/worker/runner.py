@@ -1,6 +1,6 @@
-"""Runs a batch on the engine: a chunk of a prompt, and a token or more for every row that decodes.
+"""Run of a batch on the engine: a chunk of a prompt, and a token or more for every row that decodes.
 
-What fails costs the one task that it fails for: a prompt or a search its own request, and where the engine fails for a
+A failure ends only the task that causes it: a prompt or a search ends its own request, and when the engine fails for a
 whole batch, the row with which it does is searched for.
 """
 
@@ -28,7 +28,7 @@ class Runner:
         """Number of tokens chosen so far; a step of a search counts as one."""
 
     def run(self, batch: Batch) -> Outcome:
-        """Take one step. Never raises for a fault of the engine, of a sampler or of a search: its task has failed then."""
+        """Take one step. A fault of the engine, of a sampler or of a search is not raised: its task fails."""
         chosen = self._decode(batch.decode) if batch.decode else []
         self.new_tokens += sum(len(tokens) for _, tokens in chosen)
         if batch.prefill is None:
@@ -47,33 +47,36 @@ class Runner:
             logits = self._engine.prefill(prompt.row, chunk, prompt.cached, wanted, hidden)  # [wanted, vocabulary]
             at_fault = "a prompt"
             return prompt.prefilled(len(chunk), logits, hidden, self._engine)
-        except Exception as e:  # noqa: BLE001 - whatever it is, it is this prompt's alone
+        except Exception as e:  # noqa: BLE001 - whatever it is, it concerns this prompt alone
             prompt.fail(incident(at_fault, e))
             return ()
 
     def _decode(self, rows: Many[Row]) -> Chosen:
-        """Run the next token of every row. Where the engine fails, the row with which it does ends, and nobody gets a token."""
+        """Run the next token of every row.
+
+        When the engine fails, the row with which it does ends, and no row gets a token in this step.
+        """
         try:
             return self._advance(rows, ahead=True)
-        except Exception as e:  # noqa: BLE001 - whose it is, is found out
+        except Exception as e:  # noqa: BLE001 - the row that causes it is searched for
             fault = incident("the engine", e)
         return [] if self._blame(rows, fault) else self._advance(rows, ahead=False)
 
     def _blame(self, rows: Many[Row], fault: str) -> bool:
-        """End the row with which a step fails; return False if it fails with none of them.
+        """End the row with which a step fails; return False if there is none.
 
-        A step may be repeated: it writes the same where it wrote before.
+        A step may be repeated: it writes the same keys and values to the same places.
         """
         for count in range(1, len(rows) + 1):
             try:
                 self._engine.decode([row.ids[-1] for row in rows[:count]], [row.cached for row in rows[:count]])
-            except Exception:  # noqa: BLE001 - the same again, or another
+            except Exception:  # noqa: BLE001 - the same fault again, or another
                 rows[count - 1].fail(fault)
                 return True
         return False
 
     def _advance(self, rows: Many[Row], *, ahead: bool) -> Chosen:
-        """Take a step, with guesses if `ahead`. Raises: what the engine raises."""
+        """Take a step, with guesses if `ahead`. Raises: whatever the engine raises."""
         due = [row.ids[-1] for row in rows]
         past = [row.cached for row in rows]
         sampled = [row for row in rows if is_sampled(row)]
@@ -87,11 +90,11 @@ class Runner:
             self.new_tokens += 1
             try:
                 search.advance(logits[own], None if hidden is None else hidden[own], self._engine)
-            except Exception as e:  # noqa: BLE001 - whatever it is, it is this search's alone
+            except Exception as e:  # noqa: BLE001 - whatever it is, it concerns this search alone
                 search.fail(incident("a search", e))
         if not sampled:
             return []
-        tokens = self._choose(logits[[row.row for row in sampled]], sampled)
+        tokens = self._choose(logits[[row.row for row in sampled]], sampled)  # of [sampled, vocabulary]
         return [(row, [token]) for row, token in zip(sampled, tokens, strict=True)]
 
     def _advance_sampled(self, due: list[int], past: list[int], rows: list[Sampled], *, ahead: bool) -> Chosen:
@@ -110,7 +113,7 @@ class Runner:
         return chosen
 
     def _accept(self, logits: Logits, row: Sampled, guess: list[int]) -> list[int]:
-        """Choose token after token, as long as each is what was guessed."""
+        """Choose token after token from [guess + 1, vocabulary], as long as each is the one guessed."""
         found: list[int] = []
         for i in range(len(guess) + 1):
             (token,) = self._choose(logits[i : i + 1], [row], found)
@@ -122,9 +125,9 @@ class Runner:
         return found
 
     def _choose(self, logits: Logits, rows: list[Sampled], more: Many[int] = ()) -> list[int]:
-        """Choose a token for each row, after its own and `more`.
+        """Choose a token for each row of [rows, vocabulary], after the row's own tokens and `more`.
 
-        One whose sampler fails ends with the fault, and its token counts for nothing; the others go on.
+        A row whose sampler fails ends with the fault, and its token is not used; the others go on.
         """
         histories = [[*row.ids, *more] if more else row.ids for row in rows]
         tokens: list[int] = []

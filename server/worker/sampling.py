@@ -1,9 +1,9 @@
 """Logits -> token.
 
-What each step keeps, and their order, are transformers': (processors.py,) temperature, top-k, top-p, min-p, typical. The
-draw itself takes one uniform number from the sequence's own generator and inverts the cumulative distribution in the
-order of token ids, so that a sequence's draws depend on its request alone. What is asked for ordinarily is done by the
-native kernels where there are some (kernels/src/sample_body.h), with the same result.
+The steps, their order and the tokens that each keeps are those of transformers: (processors.py,) temperature, top-k,
+top-p, min-p, typical. The draw itself takes one uniform number from the sequence's own generator and inverts the
+cumulative distribution in the order of token ids, so that a sequence's draws depend on its request alone. Ordinary
+requests are left to the native kernels where these run (kernels/src/sample_body.h), with the same result.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ Ids = NDArray[np.int64]
 BLOCK = 256
 TINY = float(np.finfo(np.float32).tiny)
 SORTED = 512
-"""So many are sorted where the nearest to a value are wanted."""
+"""Largest number of values that are sorted to find the nearest ones to a value."""
 COLDEST = 1e-5
-"""Below this temperature only the likeliest token has a chance that a float can hold."""
+"""Temperature below which only the likeliest token has a probability that a float can hold."""
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """A token's natural log-probability, and (token, log-probability) of the likeliest ones at its place, best first."""
+    """Natural log-probability of a token, and (token, log-probability) of the likeliest at its place, best first."""
 
     logprob: float
     top: list[tuple[int, float]]
 
 
 class Sampler:
-    """The sampling state of one sequence: its settings, its random numbers, what its processors remember."""
+    """Sampling state of one sequence: its settings, its random numbers, and its processors with what they remember."""
 
     def __init__(self, request: Generate, seed: int, processors: Processors) -> None:
         self.request = request
@@ -49,19 +49,19 @@ class Sampler:
         greedy = request.strategy == "greedy" or request.temperature < COLDEST
         self._random = None if greedy else np.random.Generator(np.random.PCG64(seed))
         self._mirostat = 2 * request.mirostat_tau
-        """The largest surprise, in bits, that mirostat lets through."""
+        """Largest surprise, in bits, that mirostat lets through."""
         self.plain = greedy and not processors.active and request.logprobs is None
-        """Nothing but an argmax is asked for."""
+        """True if an argmax is enough."""
         ordinary = request.strategy in {"greedy", "sample"} and request.typical_p == 1 and request.logprobs is None
         self.native = NATIVE and ordinary
-        """The kernels can choose."""
+        """True if the kernels can choose."""
         self.explanations: deque[Explanation] = deque()
-        """Of the tokens picked and not yet taken, where log-probabilities are asked for."""
+        """Explanations of the tokens picked and not yet taken, if log-probabilities are asked for."""
 
     def choice(self, logits: Logits, ids: Many[int]) -> native.Choice:
-        """What the kernels are told, to choose the token that follows `ids`; takes the next random number.
+        """Return what the kernels need to choose the token that follows `ids`; draw the next random number.
 
-        What they do not do is done here, to float32 [vocabulary] in place.
+        Changes that the kernels do not make are made here, to float32 [vocabulary] in place.
         """
         r = self.request
         if self._processors.active:
@@ -71,11 +71,9 @@ class Sampler:
         else:
             choice = native.Choice(self._random.random(), r.top_p, r.temperature, r.min_p, r.top_k)
         if history := self._processors.history:
-            choice.repetition, choice.presence, choice.frequency = (
-                r.repetition_penalty,
-                r.presence_penalty,
-                r.frequency_penalty,
-            )
+            choice.repetition = r.repetition_penalty
+            choice.presence = r.presence_penalty
+            choice.frequency = r.frequency_penalty
             choice.seen, choice.seen_count = history.tokens.buffer_info()
             choice.counts, _ = history.counts.buffer_info()
         return choice
@@ -91,12 +89,14 @@ class Sampler:
             self._mirostat -= self.request.mirostat_eta * float(surprise - self.request.mirostat_tau)
         if self.request.logprobs is not None:
             if self.request.logprobs_of == "model":
-                kept, weights, index = None, softmax(logits, 1.0), token
+                kept = None
+                weights = softmax(logits, 1.0)  # [vocabulary]
+                index = token
             self.explanations.append(explain(kept, weights, index, self.request.logprobs))
         return token
 
     def _distribution(self, logits: Logits) -> tuple[Ids | None, Weights]:
-        """The tokens that may be drawn (None: all) and their weights."""
+        """Return the tokens that may be drawn (None: all) and their weights, [tokens] each."""
         if self._random is None:
             return None, softmax(logits, 1.0) if self.request.logprobs is not None else logits
         if self.request.strategy == "mirostat":
@@ -107,7 +107,7 @@ class Sampler:
 def sample(logits: Logits, samplers: Many[Sampler], histories: Many[Many[int]]) -> list[int | Exception]:
     """Choose one token for each row of float32 [len(samplers), vocabulary]; `histories` are the tokens before it.
 
-    Where a sampler fails its exception stands in the token's place. The logits may be changed.
+    If a sampler fails, its exception takes the token's place. The logits may be changed.
     """
     chosen: list[int | Exception] = [-1] * len(samplers)
     rows: list[int] = []
@@ -119,7 +119,7 @@ def sample(logits: Logits, samplers: Many[Sampler], histories: Many[Many[int]]) 
                 continue
             choices.append(sampler.choice(logits[i], histories[i]))
             rows.append(i)
-        except Exception as e:  # noqa: BLE001 - whatever it is, it is this sequence's alone
+        except Exception as e:  # noqa: BLE001 - whatever it is, it concerns this sequence alone
             chosen[i] = e
     if rows:
         try:
@@ -132,11 +132,11 @@ def sample(logits: Logits, samplers: Many[Sampler], histories: Many[Many[int]]) 
 
 
 def invert(weights: Weights, uniform: float) -> int:
-    """The index at which the running sum of the weights passes the share `uniform` of their total.
+    """Return the index at which the running sum of the weights passes the share `uniform` of their total.
 
-    By way of the sums of blocks: a running sum over a whole vocabulary would take longer than everything else here.
+    The sums of blocks come first: a running sum over a whole vocabulary would take longer than everything else here.
     """
-    blocks = np.add.reduceat(weights, np.arange(0, len(weights), BLOCK), dtype=np.float64)
+    blocks = np.add.reduceat(weights, np.arange(0, len(weights), BLOCK), dtype=np.float64)  # [blocks]
     edges = np.cumsum(blocks)
     target = uniform * edges[-1]
     block = min(int(np.searchsorted(edges, target, side="right")), len(edges) - 1)
@@ -146,7 +146,10 @@ def invert(weights: Weights, uniform: float) -> int:
 
 
 def candidates(logits: Logits, request: Generate, *, least: int = 1) -> tuple[Ids, Weights]:
-    """The tokens that may be drawn, `least` or more, in ascending order, and their weights (in proportion to their probabilities)."""
+    """Return the tokens that may be drawn, `least` or more, in ascending order, and their weights.  # [tokens] each
+
+    The weights are in proportion to the probabilities.
+    """
     kept = top_k(logits, max(request.top_k, least) if request.top_k else 0)
     ids = np.arange(len(logits)) if kept is None else kept
     weights = softmax(logits if kept is None else logits[kept], request.temperature)
@@ -167,7 +170,7 @@ def explain(kept: Ids | None, weights: Weights, index: int, count: int) -> Expla
     total = np.log(weights.sum(dtype=np.float64))
     count = min(count, len(weights))
     best = np.argpartition(weights, len(weights) - count)[len(weights) - count :] if count else np.empty(0, np.int64)
-    best = best[np.argsort(-weights[best], kind="stable")]
+    best = best[np.argsort(-weights[best], kind="stable")]  # [count]
     logs = np.log(np.maximum(weights[best].astype(np.float64), TINY)) - total
     tokens = best if kept is None else kept[best]
     own = float(np.log(max(float(weights[index]), TINY)) - total)
@@ -175,7 +178,10 @@ def explain(kept: Ids | None, weights: Weights, index: int, count: int) -> Expla
 
 
 def top_k(scores: Logits, k: int) -> Ids | None:
-    """Indices of the k largest scores and of what equals the smallest of them, ascending; None for all (Fan et al. 2018)."""
+    """Return the indices of the k largest scores, ascending; None for all (Fan et al. 2018).
+
+    Scores equal to the smallest of them are kept too.
+    """
     if not 0 < k < len(scores):
         return None
     threshold = np.partition(scores, len(scores) - k)[len(scores) - k]
@@ -183,9 +189,9 @@ def top_k(scores: Logits, k: int) -> Ids | None:
 
 
 def top_p(weights: Weights, p: float) -> Ids:
-    """Indices of the fewest weights that reach the share `p` of their sum, ascending (Holtzman et al. 2020, nucleus).
+    """Return the indices of the fewest weights that reach the share `p` of their sum, ascending.
 
-    Weights equal to the smallest of them are kept too.
+    This is nucleus sampling (Holtzman et al. 2020). Weights equal to the smallest of them are kept too.
     """
     limit = (1 - p) * weights.sum(dtype=np.float64)
     # Weights below limit / n are dropped in any case, since all of them together stay below the limit: sort the rest.
@@ -197,19 +203,20 @@ def top_p(weights: Weights, p: float) -> Ids:
 
 
 def _at_least(least: int, kept: Ids, weights: Weights) -> Ids:
-    """The indices, or where they are fewer those of the `least` largest weights, ascending."""
+    """Return the kept indices, or if they are fewer those of the `least` largest weights, ascending."""
     return kept if len(kept) >= least else np.sort(np.argsort(-weights, kind="stable")[:least])
 
 
 def typical(weights: Weights, mass: float, least: int = 1) -> Ids:
-    """Indices of the weights whose surprise is nearest to the mean, the fewest that reach the share `mass` (Meister et al. 2023), `least` or more."""
-    p = weights / weights.sum(dtype=np.float64)
+    """Return the indices of the weights whose surprise is nearest to the mean, ascending (Meister et al. 2023).
+
+    They are the fewest that reach the share `mass` of the sum, but `least` or more.
+    """
+    p = weights / weights.sum(dtype=np.float64)  # [tokens], as `surprise` and `distance`
     surprise = -np.log(p, out=np.zeros_like(p), where=p > 0)
     distance = np.where(p > 0, np.abs(surprise - np.sum(p * surprise)), np.inf)
     reached, among = 0.0, np.arange(len(p))
-    while (
-        len(among) > SORTED
-    ):  # halves where the share is reached: sorting all of them would take several times as long
+    while len(among) > SORTED:  # halve around the share: sorting all of them would take several times as long
         halves = among[np.argpartition(distance[among], len(among) // 2)]
         nearer, farther = halves[: len(among) // 2], halves[len(among) // 2 :]
         share = p[nearer].sum()
@@ -219,15 +226,18 @@ def typical(weights: Weights, mass: float, least: int = 1) -> Ids:
             among = nearer
     order = among[np.argsort(distance[among], kind="stable")]
     last = min(int((reached + np.cumsum(p[order]) < mass).sum()), len(order) - 1)
-    limit = (
-        max(distance[order[last]], np.partition(distance, least - 1)[least - 1]) if least > 1 else distance[order[last]]
-    )
+    limit = distance[order[last]]
+    if least > 1:
+        limit = max(limit, np.partition(distance, least - 1)[least - 1])
     return np.flatnonzero(distance <= limit)
 
 
 def mirostat(logits: Logits, temperature: float, limit: float) -> tuple[Ids, Weights]:
-    """The tokens whose surprise is at most `limit` bits, at least the likeliest, and their weights (Basu et al. 2021, version 2)."""
-    weights = softmax(logits, temperature)
+    """Return the tokens whose surprise is at most `limit` bits, or the likeliest if none is, and their weights.
+
+    This is version 2 of mirostat (Basu et al. 2021).
+    """
+    weights = softmax(logits, temperature)  # [vocabulary]
     bound = 2.0 ** -max(limit, 0.0) * weights.sum(dtype=np.float64)
     kept = np.flatnonzero(weights >= min(bound, 1.0))
     return kept, weights[kept]

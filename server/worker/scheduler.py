@@ -1,4 +1,4 @@
-"""Waiting and running tasks: who gets a row, and what the next step computes.
+"""Waiting and running tasks: which of them get a row, and what the next step computes.
 
 Running rows decode in the engine's rows 0..B-1; at most one prompt prefills, in row B. So the rows of a decode step are
 always the first ones, and one that leaves is replaced by the last one. Groups (peers) with waiting prompts take turns;
@@ -20,22 +20,22 @@ from server.worker.prefix_cache import PrefixCache
 from server.worker.task import Prompt, Row, Sampled, Task
 
 ALONE_MS = 160.0
-"""Time for one prefill chunk when nobody else runs: bounds how long a cancellation takes."""
+"""Time for one prefill chunk when nothing else runs. It bounds how long a cancellation takes."""
 SHARED_MS = 40.0
-"""The same while others decode: bounds the gap in their streams."""
+"""Time for one prefill chunk while others decode. It bounds the gap in their streams."""
 MIN_CHUNK = 16
-"""Tokens of the smallest chunk,"""
+"""Number of tokens of the smallest chunk."""
 MAX_CHUNK = 512
-"""of the largest,"""
+"""Number of tokens of the largest chunk."""
 FIXED_CHUNK = 128
-"""and of every chunk of a prompt that must be cut the same way each time."""
+"""Number of tokens of every chunk of a prompt that must be cut the same way each time."""
 
 AnyTask = TypeVar("AnyTask", bound=Task)
 
 
 @dataclass(slots=True)
 class Batch:
-    """One step: a chunk of one prompt (or None), and the rows that decode."""
+    """Work of one step: a chunk of one prompt (or None), and the rows that decode."""
 
     prefill: Prompt | None
     chunk: list[int]
@@ -44,26 +44,26 @@ class Batch:
 
 @dataclass(slots=True)
 class Outcome:
-    """What a step computed."""
+    """Results of a step."""
 
     chosen: list[tuple[Sampled, list[int]]]
-    """The new tokens of rows that sample; a search has taken its own."""
+    """New tokens of the rows that sample; a search has taken its own."""
     fresh: Many[Row]
-    """What the prompt became, if its chunk was the last."""
+    """Rows that the prompt became, if its chunk was the last."""
     prefill_ms: float
 
 
 class Scheduler:
     def __init__(self, engine: Engine, cache: PrefixCache) -> None:
-        """The engine is asked to move, copy out and restore rows; it computes nothing here."""
+        """Make a scheduler without tasks. The engine only moves, copies out and restores rows here."""
         self._engine = engine
         self._cache = cache
         self._waiting: OrderedDict[int, deque[Prompt]] = OrderedDict()
-        """Group -> its waiting prompts; the group whose turn it is comes first."""
+        """Group -> its waiting prompts; the group that is next comes first."""
         self._prefilling: Prompt | None = None
         self._running: list[Row] = []
         self.tokens_per_ms = 0.4
-        """How fast prompts are computed: a guess until a chunk has been timed, from then on a moving average."""
+        """Speed of prefilling: a guess until a chunk has been timed, then a moving average."""
 
     @property
     def waiting(self) -> int:
@@ -92,7 +92,7 @@ class Scheduler:
             yield from (prompt for prompt in turn if prompt is not None)
 
     def reap(self) -> list[Task]:
-        """End what is out of time; forget and return what was ended from outside a step."""
+        """End tasks that are out of time; forget and return those that were ended from outside a step."""
         now = time.monotonic()
         ended: list[Task] = _over(self._in_rows(), now)
         for task in ended:
@@ -114,9 +114,9 @@ class Scheduler:
         return Batch(prompt, self._chunk(prompt) if prompt else [], list(self._running))
 
     def postprocess(self, batch: Batch, outcome: Outcome) -> list[Task]:
-        """Write down what a step computed; return the tasks that may have something new to send.
+        """Give the results of a step to their tasks; return the tasks that may have something new to send.
 
-        `release` forgets those that finished with it.
+        `release` forgets those that finished in the step.
         """
         for row, tokens in outcome.chosen:
             row.advance(tokens, len(batch.decode))
@@ -134,13 +134,16 @@ class Scheduler:
         return [*batch.decode, *outcome.fresh]
 
     def release(self, tasks: Many[Task]) -> None:
-        """Forget those that have finished. Apart from `postprocess`, so that their last replies need not wait for the copying."""
+        """Forget the tasks that have finished.
+
+        This is separate from `postprocess`, so that their last replies need not wait until their rows have been copied.
+        """
         for task in tasks:
             if task.finished is not None:
                 self._leave(task)
 
     def _admit(self) -> None:
-        """Give the next prompt in line a row, with whatever of it is known already."""
+        """Give the next prompt in line a row, with the part of it that the prefix cache knows."""
         group, queue = next(iter(self._waiting.items()))
         prompt = queue[0]
         alone = prompt.alone or any(row.alone for row in self._running)
@@ -157,7 +160,7 @@ class Scheduler:
                 self._restore(prompt)
 
     def _restore(self, prompt: Prompt) -> None:
-        """Copy what is known of a prompt into its row; the last token is computed in any case, for its logits."""
+        """Copy the known part of a prompt into its row; the last token is always computed, for its logits."""
         known = self._cache.get(prompt.ids[: prompt.prompt_tokens - 1])
         if known:
             self._engine.restore(prompt.row, known)
@@ -203,7 +206,7 @@ class Scheduler:
 
 
 def _over(tasks: Iterable[AnyTask], now: float) -> list[AnyTask]:
-    """End what is out of time; return what has ended."""
+    """End the tasks that are out of time; return those that have ended."""
     ended = []
     for task in tasks:
         if task.finished is None and task.expired(now):

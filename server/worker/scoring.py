@@ -1,7 +1,7 @@
-"""The log-probabilities of a given text, by sliding windows.
+"""Log-probabilities of a given text, by sliding windows.
 
-A text longer than the context is cut into overlapping windows; each scores only the tokens that the one before did not,
-so that all but the first have at least context - stride tokens before them
+A text longer than the context is cut into overlapping windows. Each scores only the tokens that the window before did
+not, so that all but those of the first window have at least context - stride tokens before them
 (https://huggingface.co/docs/transformers/perplexity).
 """
 
@@ -21,7 +21,7 @@ from server.worker.softmax import log_probabilities
 class Scoring:
     """A text being scored: a Prompt (task.py) that is prefilled window after window and never decodes.
 
-    It is its own Answer (replies.py) too.
+    The task is its own Answer (replies.py) too.
     """
 
     alone = False
@@ -34,7 +34,7 @@ class Scoring:
     def __init__(
         self, work: Work, request: m.Score, tokens: list[int], sizes: list[int], context: int, received: float
     ) -> None:
-        """`sizes` are the tokens' lengths in bytes; `received` is monotonic."""
+        """Make a task; `sizes` are the tokens' lengths in bytes, `received` is on the monotonic clock."""
         self.id = work.id
         self.group = work.group
         self.row = -1
@@ -83,7 +83,7 @@ class Scoring:
         last = min(count, self.prompt_tokens - 1 - self.cached)
         return list(range(first, last))
 
-    def prefilled(self, count: int, logits: Logits, hidden: Hidden | None, engine: Engine) -> tuple[()]:  # noqa: ARG002 - a search wants them
+    def prefilled(self, count: int, logits: Logits, hidden: Hidden | None, engine: Engine) -> tuple[()]:  # noqa: ARG002 - for a search
         wanted = self.wanted(count)
         if wanted:
             at = self._begin + self.cached + wanted[0] + 1
@@ -112,7 +112,7 @@ class Scoring:
         if self.fault:
             return m.Failure(id=self.id, code="internal", message=self.fault)
         if self.finished != "length":
-            return m.Failure(id=self.id, code=str(self.finished), message="not scored to its end")
+            return m.Failure(id=self.id, code=str(self.finished), message="ended before the whole text was scored")
         loss = -float(self._logprobs[1:].sum())
         count = max(1, len(self._tokens) - 1)
         size = max(1, sum(self._sizes[1:]))

@@ -1,7 +1,8 @@
 """Decoders that run several rows for one text: beam search and its relatives (beams.py), and contrastive search.
 
-A search owns as many lanes as it compares texts. Each lane is a row of the running batch with the tokens in it; after a
-step the search says which lanes live on, and what follows the common ancestor is copied into the rows of those that do not.
+A search has a lane for each text that it compares. A lane is a row of the running batch with the tokens in it. After a
+step the search decides which lanes go on; the others take over the text of one that does, by copying into their rows
+what follows the beginning that they share with it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from server.worker.sequence import Generation, Sequence
 
 @dataclass(eq=False)
 class Lane:
-    """One row of a search: a Row (task.py)."""
+    """Row of a search: a Row (task.py)."""
 
     search: Search
     ids: list[int]
@@ -51,29 +52,29 @@ class Lane:
         self.search.fail(fault)
 
     def pieces(self, now: float) -> Many[m.Tokens]:
-        """Take the search's, once for all its lanes."""
+        """Take the search's pieces, once for all its lanes."""
         return self.search.pieces(now) if self is self.search.lanes[0] else ()
 
 
 class Search(ABC):
-    """What all searches have: a prompt, lanes, and the sequences that take what is certain of their texts.
+    """Base of all searches: a prompt, lanes, and the sequences that take the part of their texts that is certain.
 
-    It is a Prompt (task.py) until it spreads over its lanes, and then what takes their logits (`Joint`).
+    A search is a Prompt (task.py) until it spreads over its lanes, and from then on takes their logits (`Joint`).
     """
 
     looks_inside = False
     branches = True
-    """Its prompt is kept: other seeds and strategies begin with it."""
+    """True, so that its prompt is kept: other seeds and strategies begin with it."""
 
     def __init__(self, generation: Generation, width: int) -> None:
-        """`width` is the number of rows that it needs."""
+        """Make a search that needs `width` rows."""
         request = generation.request
         self.id = generation.id
         self.group = generation.group
         self.request = request
         self.width = width
         self.outputs = [Sequence(generation, index) for index in range(request.n)]
-        """One for each text to return."""
+        """Sequences of the texts to return."""
         self.lanes: list[Lane] = []
         self.alone = request.deterministic
         self.reuses = not request.deterministic
@@ -144,24 +145,24 @@ class Search(ABC):
 
     @abstractmethod
     def start(self, logits: Logits, engine: Engine) -> None:
-        """Spread from the first lane over the others, with the logits after the prompt.  # [vocabulary]"""
+        """Spread from the first lane over the others, with the logits after the prompt, [vocabulary]."""
 
     @abstractmethod
     def proceed(self, logits: Logits, hidden: Hidden | None, engine: Engine) -> None:
-        """Take a step from [width, vocabulary] and [width, hidden], one row for each lane."""
+        """Take a step's logits, [lanes, vocabulary], and hidden states, [lanes, width]."""
 
     @abstractmethod
     def conclude(self, reason: m.FinishReason) -> None:
-        """Give the outputs the best texts that there are: the search is ended from outside."""
+        """Give the outputs the best texts so far: the search is being ended from outside."""
 
     def see(self, hidden: Hidden) -> None:
-        """Take the hidden states of a chunk of the prompt, [tokens, width]: called only where it looks inside."""
+        """Take the hidden states of a chunk of the prompt, [tokens, width]; only if the search `looks_inside`."""
         raise NotImplementedError
 
     def _fork(self, parents: Many[int], tokens: Many[int], engine: Engine) -> None:
-        """Let lane i become its parent and a token more.
+        """Let lane i become the text of lane `parents[i]` and `tokens[i]`.
 
-        A parent's first child stays in its row, the others get the rows of lanes that end.
+        A parent's first child stays in its row; the others get the rows of lanes that end.
         """
         lanes = self.lanes
         keep: dict[int, int] = {}
@@ -181,11 +182,16 @@ class Search(ABC):
         self.lanes = [lane for lane, _, _ in after]
 
     def _scores(self, logits: Logits, lane: Lane | None) -> Logits:
-        """Return what the request's processors make of the logits (or log-probabilities) after a lane; None: after the prompt."""
+        """Return the logits (or log-probabilities) after a lane, or after the prompt for None, as processed.
+
+        They are [vocabulary], and changed as the request asks (processors.py).
+        """
         processors = self._generation.processors()
-        return processors.apply(logits, lane.ids if lane else self.ids) if processors.active else logits
+        if not processors.active:
+            return logits
+        return processors.apply(logits, lane.ids if lane else self.ids)
 
 
 def common(a: Many[int], b: Many[int]) -> int:
-    """Return how many tokens two texts begin with together."""
+    """Return the number of tokens with which both texts begin."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -1,4 +1,4 @@
-"""One continuation of a generate request: its whole mutable state."""
+"""Mutable state of one continuation of a generate request."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from server.worker.speculation import Guesser, Pace, PromptLookup
 from server.worker.text import Vocabulary
 
 PIECE_S = 0.020
-"""Text goes out at once for the first token of a sequence, then at most this often."""
+"""Shortest time between two pieces of a sequence; the first goes out at once."""
 SEEDS = 1 << 63
 
 
 @dataclass(frozen=True)
 class Generation:
-    """A generate request whose prompt is ready: what its continuations have in common."""
+    """Generate request whose prompt is ready: all that its continuations have in common."""
 
     id: int
     group: int
@@ -34,16 +34,16 @@ class Generation:
     """Token sequences that must not come."""
     vocabulary: Vocabulary
     received: float
-    """When the request came, on the monotonic clock."""
+    """Time at which the request came, on the monotonic clock."""
     tokenised: float = field(default_factory=time.monotonic)
 
     def processors(self) -> Processors:
-        """Return new ones: each text has its own past."""
+        """Return new processors, since each text has its own history."""
         return Processors(self.request, len(self.prompt), self.vocabulary.end_of_text, self.bad_words)
 
 
 class Sequence:
-    """A prompt and what has been written after it: a Task (task.py), as prompt and as row.
+    """Prompt and the text written after it: a Task (task.py), first as Prompt, then as Row.
 
     `ids` are prompt and new tokens together; `cached` of them have their keys and values in the row. While it decodes,
     all but the last token are cached.
@@ -52,17 +52,17 @@ class Sequence:
     width = 1
     looks_inside = False
     search = None
-    """Its own sampler chooses its tokens."""
+    """None, since its own sampler chooses its tokens."""
 
     def __init__(self, generation: Generation, index: int = 0) -> None:
-        """`index` counts the continuations of one request."""
+        """Make continuation number `index` of a request."""
         request = generation.request
         self.id = generation.id
         self.group = generation.group
         self.request = request
         self.index = index
         self.score: float | None = None
-        """The sum of a beam's log-probabilities by its length."""
+        """Sum of a beam's log-probabilities, divided by a power of its length."""
         self.alone = request.deterministic
         self.reuses = not request.deterministic
         self.branches = request.n > 1
@@ -118,7 +118,7 @@ class Sequence:
     def wanted(self, count: int) -> list[int]:
         return [count - 1] if self.cached + count == self.prompt_tokens else []
 
-    def prefilled(self, count: int, logits: Logits, hidden: Hidden | None, engine: Engine) -> Many[Sequence]:  # noqa: ARG002 - a search wants them
+    def prefilled(self, count: int, logits: Logits, hidden: Hidden | None, engine: Engine) -> Many[Sequence]:  # noqa: ARG002 - for a search
         self.cached += count
         if not len(logits):
             return ()
@@ -156,7 +156,7 @@ class Sequence:
             self._first_token = self._last_token
 
     def take(self, tokens: Many[int]) -> None:
-        """Take new tokens, up to one that ends it."""
+        """Take new tokens, up to one that ends the text."""
         for token in tokens:
             if self.finished is None:
                 self._take(token)
@@ -192,12 +192,12 @@ class Sequence:
             self._text += self._increments.flush()
 
     def _stop_at(self) -> int | None:
-        """Return where the earliest stop string begins in text that has not been sent, if one is there."""
+        """Return where the earliest stop string begins in the text that has not been sent; None if there is none."""
         found = [at for stop in self.request.stop if (at := self._text.find(stop, self._sent_characters)) >= 0]
         return min(found, default=None)
 
     def _held_back(self) -> int:
-        """Return how many characters at the end could be the beginning of a stop string."""
+        """Return the number of characters at the end that could be the beginning of a stop string."""
         held = 0
         for stop in self.request.stop:
             for n in range(min(len(stop) - 1, len(self._text)), held, -1):
@@ -216,7 +216,7 @@ class Sequence:
         return (piece,)
 
     def take_piece(self) -> m.Tokens | None:
-        """Take what has been written since the last piece; None if there is nothing."""
+        """Take the text and tokens written since the last piece; None if there are none."""
         end = len(self._text) if self.finished else max(self._sent_characters, len(self._text) - self._held_back())
         text = self._text[self._sent_characters : end]
         ids = self.ids[self.prompt_tokens + self._sent_tokens :]
@@ -228,12 +228,12 @@ class Sequence:
 
     @property
     def text(self) -> str:
-        """The text so far, up to a stop string."""
+        """Text so far, up to a stop string."""
         return self._text
 
     @property
     def logprobs(self) -> list[m.TokenLogprobs]:
-        """Log-probabilities of each new token, where asked for."""
+        """Log-probabilities of each new token, if asked for."""
         return self._logprobs
 
     def ledger(self) -> Ledger:

@@ -1,4 +1,4 @@
-"""Logits -> weights, and log-probabilities. Sums are taken in float64."""
+"""Logits -> weights and log-probabilities, with sums in float64."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Float = TypeVar("Float", np.float32, np.float64)
 def softmax(logits: Logits, temperature: float) -> Weights:
     """Return weights in proportion to the probabilities, the largest 1.  # [vocabulary]
 
-    Raises: FloatingPointError where there is no distribution, since logits are NaN or all minus infinity.
+    Raises: FloatingPointError if there is no distribution, since logits are NaN or all minus infinity.
     """
     highest = logits.max()
     if not np.isfinite(highest):
@@ -27,7 +27,7 @@ def softmax(logits: Logits, temperature: float) -> Weights:
 
 
 def log_softmax(logits: NDArray[Float]) -> NDArray[Float]:
-    """Return natural log-probabilities over the last axis, in the precision of the logits.  # [..., vocabulary]
+    """Return the natural log-probabilities over the last axis, in the precision of the logits.  # [..., vocabulary]
 
     Raises: as `softmax`.
     """
@@ -48,6 +48,7 @@ def log_probabilities(logits: Logits, tokens: Many[int]) -> NDArray[np.float64]:
 
 
 def _highest(logits: NDArray[Float]) -> NDArray[Float]:
+    """Return the largest logit of each row.  # [..., 1]"""
     highest: NDArray[Float] = logits.max(axis=-1, keepdims=True)
     if not np.isfinite(highest).all():
         raise FloatingPointError("the logits are not numbers")

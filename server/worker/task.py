@@ -1,14 +1,15 @@
-"""What the scheduler schedules.
+"""Interfaces of the tasks that the scheduler schedules.
 
-A task has a row of the engine from `begin` on. It comes as a `Prompt`, waits in line for its row, and is prefilled there.
-What then becomes of it is its own answer (`prefilled`): a `Sequence` decodes in its row, a `Search` spreads over several
-rows, its `Lane`s, and a `Scoring` is done, or has another window to prefill. What decodes is a `Row`.
+A task has a row of the engine from `begin` on. It comes as a `Prompt`, waits in line for its row, and is prefilled
+there. Its `prefilled` decides what follows: a `Sequence` decodes in its row, a `Search` spreads over several rows, its
+`Lane`s, and a `Scoring` has finished, or has another window to prefill. A task that decodes is a `Row`.
 
     Sequence    Prompt, then Row: its own sampler chooses its tokens (`Sampled`)
     Search      Prompt; its Lanes are Rows, whose logits it takes together (`Joint`)
     Scoring     Prompt only
 
-To cancel a task means to `end` it: it leaves its row before the next step. A fault that is its alone ends it by `fail`.
+To cancel a task means to `end` it: it leaves its row before the next step. A fault that concerns a task alone ends it
+by `fail`.
 """
 
 from __future__ import annotations
@@ -22,18 +23,18 @@ from server.worker.sampling import Sampler
 
 
 class Task(Protocol):
-    """A request's tokens in a row, or waiting for one."""
+    """Tokens of a request in a row, or waiting for one."""
 
     row: int
-    """The engine's row that holds its keys and values; -1 while it waits for one."""
+    """Row of the engine that holds its keys and values; -1 while it waits for one."""
     ids: list[int]
-    """Its tokens, new ones too."""
+    """Tokens of the prompt and new ones."""
     cached: int
-    """How many of its tokens have their keys and values in the row."""
+    """Number of its tokens that have their keys and values in the row."""
 
     @property
     def id(self) -> int:
-        """The request's. Tasks of the same request are cancelled together."""
+        """Id of the request. Tasks of the same request are cancelled together."""
         ...
 
     @property
@@ -48,12 +49,12 @@ class Task(Protocol):
 
     @property
     def finished(self) -> m.FinishReason | None:
-        """Why it ended; None while it goes on. A finished task leaves its row after the step."""
+        """Reason why it ended; None while it goes on. A finished task leaves its row after the step."""
         ...
 
     @property
     def fault(self) -> str:
-        """What the client is to hear, of a task that a fault has ended; else empty."""
+        """Sentence for the client, if a fault has ended the task; else empty."""
         ...
 
     def expired(self, now: float) -> bool:
@@ -61,7 +62,7 @@ class Task(Protocol):
         ...
 
     def end(self, reason: m.FinishReason) -> None:
-        """End it from outside, with what there is: cancelled, or out of time."""
+        """End it from outside with its text so far: it is cancelled, or out of time."""
         ...
 
     def fail(self, fault: str) -> None:
@@ -69,19 +70,19 @@ class Task(Protocol):
         ...
 
     def pieces(self, now: float) -> Many[m.Tokens]:
-        """Take what it has for its client now, before its last reply."""
+        """Take the text that it has for its client now, before its last reply."""
         ...
 
 
 class Prompt(Task, Protocol):
-    """A task that waits in line and is prefilled."""
+    """Task that waits in line and is prefilled."""
 
     place: int
-    """Its place in line, as its client knows it; 0: not yet."""
+    """Place in line that its client has last been sent; 0 if none has."""
 
     @property
     def group(self) -> int:
-        """The peer it works for. Groups take turns."""
+        """Peer that it works for. Groups take turns."""
         ...
 
     @property
@@ -91,12 +92,12 @@ class Prompt(Task, Protocol):
 
     @property
     def streams(self) -> bool:
-        """True if its client is to hear its place in line."""
+        """True if its client is sent its place in line."""
         ...
 
     @property
     def branches(self) -> bool:
-        """True if others will begin with the same prompt, so that it is kept as soon as it is computed."""
+        """True if others will begin with the same prompt, which is then kept as soon as it is computed."""
         ...
 
     @property
@@ -106,7 +107,7 @@ class Prompt(Task, Protocol):
 
     @property
     def looks_inside(self) -> bool:
-        """True if `prefilled` wants the hidden states."""
+        """True if `prefilled` needs the hidden states."""
         ...
 
     def begin(self, row: int) -> None:
@@ -114,38 +115,38 @@ class Prompt(Task, Protocol):
         ...
 
     def restored(self, positions: int) -> None:
-        """Note that its first `positions` tokens came into the row from the prefix cache."""
+        """Note that the keys and values of its first `positions` tokens have come from the prefix cache."""
         ...
 
     def wanted(self, count: int) -> list[int]:
-        """Return which of its next `count` tokens' logits it needs, as indices into them."""
+        """Return the indices of those of its next `count` tokens whose logits it needs."""
         ...
 
     def prefilled(self, count: int, logits: Logits, hidden: Hidden | None, engine: Engine) -> Many[Row]:
-        """Take its next `count` tokens as computed; return the rows that decode from here on, in the engine's order.
+        """Take the results of its next `count` tokens; return the rows that decode from now on, in the engine's order.
 
-        `logits` are those of `wanted`, [len(wanted), vocabulary]; `hidden` are [count, width] where it `looks_inside`. No
-        rows: there is more to prefill, or it has finished. Raises: whatever choosing a token raises.
+        `logits` are those of `wanted`, [len(wanted), vocabulary]; `hidden` are [count, width] if it `looks_inside`.
+        Without rows, there is more to prefill, or it has finished. Raises: whatever choosing a token raises.
         """
         ...
 
 
 class Row(Task, Protocol):
-    """A task that decodes: a token more in each step."""
+    """Task that decodes: a token or more in each step."""
 
     @property
     def search(self) -> Joint | None:
-        """What takes its logits together with those of other rows; None for a `Sampled`."""
+        """Search that takes its logits together with those of other rows; None for a `Sampled`."""
         ...
 
 
 class Sampled(Row, Protocol):
-    """A row whose own sampler chooses its tokens one after the other."""
+    """Row whose own sampler chooses its tokens one after the other."""
 
     sampler: Sampler
 
     def guess(self, batch: int, context: int) -> list[int]:
-        """Return tokens that may come after the one that is due, as many as pay in a step of `batch` sequences."""
+        """Return guesses at the tokens after the one that is due, as many as pay in a step of `batch` sequences."""
         ...
 
     def learn(self, guessed: int, accepted: int) -> None:
@@ -158,20 +159,20 @@ class Sampled(Row, Protocol):
 
 
 class Joint(Protocol):
-    """A search, as the loop sees it."""
+    """Search, as the runner sees it."""
 
     @property
     def lanes(self) -> Many[Row]:
-        """Its rows, in the order in which `advance` wants their logits."""
+        """Rows, in the order in which `advance` takes their logits."""
         ...
 
     @property
     def looks_inside(self) -> bool:
-        """True if `advance` wants the hidden states."""
+        """True if `advance` needs the hidden states."""
         ...
 
     def advance(self, logits: Logits, hidden: Hidden | None, engine: Engine) -> None:
-        """Take a step's logits, [lanes, vocabulary], and hidden states, [lanes, width]; the engine moves its rows."""
+        """Take a step's logits, [lanes, vocabulary], and hidden states, [lanes, width]; move rows in the engine."""
         ...
 
     def fail(self, fault: str) -> None:

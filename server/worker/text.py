@@ -14,14 +14,14 @@ from protocol.messages import OfText
 
 END_OF_TEXT = "<|endoftext|>"
 MAX_TOKENS = 65_536
-"""Of a text that is tokenised or scored, as of `ids`: a reply has to hold them."""
+"""Largest number of tokens of a text that is tokenised or scored, since one reply has to hold them."""
 CACHED_WORDS = 1024
-"""How many words the tokenizer remembers: its default of 10,000 makes it grow for hours and no faster."""
+"""Number of words that the tokenizer remembers. With its default of 10,000 it grows for hours, and is no faster."""
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The bytes of each token, empty for special ones, and the token that ends a text."""
+    """Bytes of each token, empty for special ones, and the token that ends a text."""
 
     token_bytes: list[bytes]
     end_of_text: int
@@ -31,11 +31,21 @@ class Vocabulary:
         return Increments(self.token_bytes)
 
 
+@dataclass(frozen=True)
+class Spans:
+    """Tokens of a text and where each begins."""
+
+    text: str
+    ids: list[int]
+    offsets: list[int]
+    """Offsets in bytes: one for each token, and the end of the last."""
+
+
 class Text:
     """A model's byte-level BPE tokenizer (Radford et al. 2019, section 2.2)."""
 
     def __init__(self, folder: Path, vocabulary: int, end_of_text: int) -> None:
-        """Raises: BadModel if the files are unreadable or hold another kind of tokenizer."""
+        """Read a model's tokenizer. Raises: BadModel if the files are unreadable or hold another kind of tokenizer."""
         self._tokenizer = _read(folder)
         self._tokenizer.model._resize_cache(CACHED_WORDS)
         self.vocabulary = Vocabulary(_token_bytes(self._tokenizer, vocabulary), end_of_text)
@@ -43,21 +53,24 @@ class Text:
         self._special = {index: token.content.encode() for index, token in added.items()}
 
     def encode(self, text: str) -> list[int]:
-        """Tokens of a prompt; an empty one starts from the end-of-text token, as GPT-2's training texts did."""
+        """Return a prompt's tokens; an empty one starts from the end-of-text token, as GPT-2's training texts did."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids or [self.vocabulary.end_of_text]
 
     def forms(self, word: str) -> list[list[int]]:
         """Return a word's tokens at the start of a line, and those after a space.
 
-        Raises: BadRequest where there are none: a vocabulary need not have every byte.
+        Raises: BadRequest if there are none, since a vocabulary need not have every byte.
         """
         forms = [self._tokenizer.encode(form, add_special_tokens=False).ids for form in (word, f" {word}")]
         if not all(forms):
             raise BadRequest(f"bad_words: this model has no token for {word!r}")
         return forms
 
-    def spans(self, request: OfText) -> tuple[str, list[int], list[int]]:
-        """Return (text, tokens, byte offsets) of a request for either. Raises: BadRequest for a token there is not, or too many."""
+    def spans(self, request: OfText) -> Spans:
+        """Return the tokens of a request that has a text or tokens.
+
+        Raises: BadRequest for a token that does not exist, or too many.
+        """
         ids = (
             self._tokenizer.encode(request.text, add_special_tokens=False).ids
             if request.text is not None
@@ -66,22 +79,22 @@ class Text:
         if request.text is None and ids:
             self.check(ids)
         if len(ids) > MAX_TOKENS:
-            raise BadRequest(f"the text has {len(ids)} tokens, over the limit of {MAX_TOKENS}; send it in parts")
+            raise BadRequest(f"the text must have at most {MAX_TOKENS} tokens, got {len(ids)}; send it in parts")
         pieces = [self._special.get(token, self.vocabulary.token_bytes[token]) for token in ids]
         offsets = [0, *itertools.accumulate(len(piece) for piece in pieces)]
         text = request.text if request.text is not None else b"".join(pieces).decode("utf-8", "replace")
-        return text, ids, offsets
+        return Spans(text, ids, offsets)
 
     def check(self, ids: list[int]) -> list[int]:
-        """Return the ids, or the end-of-text token for none. Raises: BadRequest for one outside the vocabulary."""
+        """Return the ids, or the end-of-text token for none. Raises: BadRequest for one not in the vocabulary."""
         size = len(self.vocabulary.token_bytes)
         if ids and max(ids) >= size:
-            raise BadRequest(f"there is no token {max(ids)}; this model's are 0 to {size - 1}")
+            raise BadRequest(f"a token of this model must be 0 to {size - 1}, got {max(ids)}")
         return list(ids) or [self.vocabulary.end_of_text]
 
 
 class Increments:
-    """Turns tokens into text one at a time. Bytes of an unfinished character wait for the next token."""
+    """Decoder of one token at a time. Bytes of an unfinished character wait for the next token."""
 
     def __init__(self, token_bytes: list[bytes]) -> None:
         self._bytes = token_bytes
@@ -91,11 +104,11 @@ class Increments:
         return self._decoder.decode(self._bytes[token])
 
     def text_of(self, token: int) -> str:
-        """A token by itself; a replacement character stands for a part of a character."""
+        """Return the text of a token by itself, with a replacement character for a part of a character."""
         return self._bytes[token].decode("utf-8", "replace")
 
     def flush(self) -> str:
-        """What is left at the end: a replacement character if the last one stayed unfinished, else nothing."""
+        """Return the rest at the end: a replacement character if the last character is unfinished, else nothing."""
         return self._decoder.decode(b"", final=True)
 
 
@@ -118,23 +131,23 @@ def _read(folder: Path) -> Tokenizer:
 
 
 def _token_bytes(tokenizer: Tokenizer, vocabulary: int) -> list[bytes]:
-    """The bytes that each token stands for; none for special tokens and for padding of the vocabulary."""
+    """Return the bytes of each token; none for special tokens and for padding of the vocabulary."""
     byte_of = _byte_alphabet()
     special = set(tokenizer.get_added_tokens_decoder())
     table = [b""] * vocabulary
     for token, index in tokenizer.get_vocab().items():
         if index >= vocabulary:
-            raise BadModel(f"its tokenizer has token {index}, the model's vocabulary only {vocabulary}")
+            raise BadModel(f"its tokenizer has token {index}, but the model's vocabulary only {vocabulary} tokens")
         if index not in special:
             try:
                 table[index] = bytes(byte_of[c] for c in token)
             except KeyError as e:
-                raise BadModel(f"its token {index} has the character {e}, which is not of byte-level BPE") from None
+                raise BadModel(f"its token {index} has the character {e}, which byte-level BPE does not use") from None
     return table
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's printable stand-in for each byte: itself where printable, else the next free one from U+0100 on."""
+    """Return GPT-2's printable character -> byte: the byte itself if printable, else the next free one from U+0100."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [b for b in range(256) if b not in printable]
     return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}

@@ -93,9 +93,9 @@ def test_a_long_text_is_compared_in_windows(full: Engine) -> None:
 
 
 def test_too_little_is_refused() -> None:
-    with pytest.raises(BadRequest, match="at least 64 tokens is needed; this has 5"):
+    with pytest.raises(BadRequest, match="must have at least 64 tokens, got 5"):
         check(IDS[:5], 1024)
-    with pytest.raises(BadRequest, match="at least 8 tokens is needed; this model has 4"):
+    with pytest.raises(BadRequest, match="must be at least 8 tokens, it is 4"):
         check(IDS, 4)
 
 

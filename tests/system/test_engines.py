@@ -159,7 +159,7 @@ def test_without_a_network_or_a_place_to_keep_it(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_measured(client: Client) -> None:
-    with pytest.raises(BadRequest, match="at least 64 tokens is needed; this has 1"):
+    with pytest.raises(BadRequest, match="must have at least 64 tokens, got 1"):
         client.measure("demo", text="O")
     with pytest.raises(NotLoaded, match="gpt2-xl is not on this server's disk; load it first"):
         client.measure("gpt2-xl")
