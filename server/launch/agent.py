@@ -21,7 +21,7 @@ from typing import Any
 
 from server.catalogue.architecture import CONFIG_FILE, TOKENIZER_FILES, WEIGHTS_FILE
 from server.catalogue.notes import known_digest
-from server.launch.spec import Spec
+from server.launch.spec import CannotRun, Spec
 
 SURVEY_S = 1.0
 PLACE_S = 30.0
@@ -48,6 +48,8 @@ class Agent:
     def __init__(self, ray: Any, host: ModuleType, version: str, program: list[str], say: Voice) -> None:
         self._ray, self._version, self._program, self.say = ray, version, program, say
         self._actors: dict[str, Any] = {}
+        self._running: set[str] = set()
+        """Keys whose actor has been asked to start the worker."""
         self._ended: set[str] = set()
         # Once: each that is made stays with the cluster.
         self._free_of_nodes, self._host = (
@@ -60,8 +62,11 @@ class Agent:
         threading.Thread(target=self._tend, args=(key, spec, demand), name=f"worker {key[:8]}", daemon=True).start()
 
     def stop(self, key: str) -> None:
+        """End that worker; one whose actor is still being created is not begun."""
         self._ended.add(key)
-        if actor := self._actors.get(key):
+        if key not in self._running:
+            self.kill(key)
+        elif actor := self._actors.get(key):
             actor.stop.remote()
 
     def cut(self, key: str, routing_id: str) -> None:
@@ -121,19 +126,26 @@ class Agent:
                 num_cpus=demand["CPU"], memory=demand["memory"], resources=others, max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD"
             ).remote(self._version, self._program)  # fmt: skip
             self._actors[key] = actor
-            ray.get(actor.__ray_ready__.remote(), timeout=PLACE_S)
-            code = self._run(key, actor, spec)
+            if key not in self._ended:
+                ray.get(actor.__ray_ready__.remote(), timeout=PLACE_S)
+                self._running.add(key)
+            # A stop notes the end first and looks what is running then; here it is the other way round.
+            if key not in self._ended:
+                code = self._run(key, actor, spec)
         except ray.exceptions.GetTimeoutError:
             error, message = (
                 "no_memory",
                 f"{name} found no place on the cluster within {PLACE_S:.0f} s, with {demand['CPU']:g} CPUs and {demand['memory'] / 1e6:.0f} MB",
             )
+        except CannotRun as e:
+            error, message = "bad_model", f"{name} cannot run on the cluster: {getattr(e, 'cause', e)}"
         except Exception as e:  # noqa: BLE001 - whatever Ray raises, it is this worker's end
             if key not in self._ended:
                 error, message = "load_failed", f"{name} cannot run on the cluster: {_first_line(e)}"
         with contextlib.suppress(Exception):  # there may be no cluster any more
             ray.kill(self._actors.pop(key))
         self.say(key=key, ended=code, code=error, message=message)
+        self._running.discard(key)
         self._ended.discard(key)
 
     def _run(self, key: str, actor: Any, spec: dict[str, Any]) -> int:

@@ -18,10 +18,11 @@ from typing import Any
 
 import ray
 
+from server.catalogue.engines import TRAITS
 from server.catalogue.notes import digest, known_digest
 from server.config import VERSION
 from server.launch.local import LocalLauncher, LocalProcess
-from server.launch.spec import CUT_OFF, UNREACHED, Spec
+from server.launch.spec import CUT_OFF, UNREACHED, CannotRun, Spec
 
 RECEIVED, DRAFT = "received", ".receiving-"
 STALE_S = 600.0
@@ -51,6 +52,8 @@ class Host:
         `files` are their names and SHA-256. They are here if the same path has them (a shared folder, or the same machine), or if they were sent before.
         """
         spec = Spec(**told)
+        if problem := TRAITS[spec.engine].problem():
+            raise CannotRun(f"the engine {spec.engine} cannot be used on node {_node_name()}: {problem}")
         self._cache, self._limit = Path(spec.cache_dir), spec.cache_bytes
         folder = self._folder(spec, files)
         if files and folder is None:
@@ -61,6 +64,8 @@ class Host:
             self._routing_id = f"{spec.identity}.{secrets.token_hex(4)}"
             own = replace(spec, identity=self._routing_id, folder=str(folder or ""), node=node)
             self._process = LocalLauncher(self._program).start(own, 0)
+            if self._stops:  # `stop` came while there was no process yet
+                self.stop()
             code = self._process.wait() or 0
             if code:
                 print(f"the worker of {spec.name} ended with code {code}", file=sys.stderr)

@@ -9,6 +9,10 @@ CUT_OFF, UNREACHED = 4, 5
 """Exit codes of a worker whose connection to the gateway broke, or was never made."""
 
 
+class CannotRun(RuntimeError):
+    """Says why a node cannot run a worker's engine, and what to do: it will not be otherwise in a while."""
+
+
 @dataclass(frozen=True)
 class Spec:
     """What a worker is told at its start."""

@@ -7,6 +7,7 @@ import json
 import os
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,13 +18,14 @@ pytest.importorskip("ray", reason="needs requirements-cluster.txt")
 from protocol import sockets
 from protocol.keys import CurveKeys
 from server import link
+from server.catalogue.engines import TRAITS
 from server.catalogue.notes import digest
 from server.config import VERSION, Config
 from server.launch import host, ray
 from server.launch.host import DRAFT, Host
 from server.launch.local import LocalLauncher
 from server.launch.ray import ClusterError, Node, RayLauncher
-from server.launch.spec import CUT_OFF, Spec
+from server.launch.spec import CUT_OFF, CannotRun, Spec
 from server.link import Started
 from tests.conftest import wait_for
 
@@ -105,6 +107,45 @@ def test_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "_node_name", lambda: "b")
     with pytest.raises(RuntimeError, match=f"gpt2d {VERSION} is installed on b, and the server is 99"):
         Host("99", [])
+
+
+def test_an_engine_that_the_node_lacks_is_not_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The node says what to install; no process is begun there, however often it would be asked."""
+    monkeypatch.setattr(host, "_node_name", lambda: "b")
+    monkeypatch.setattr(LocalLauncher, "start", lambda *_: pytest.fail("a process was begun"))
+    problem = "gpt2d-kernels was installed without a C++ compiler; install one (Debian: g++)"
+    monkeypatch.setitem(TRAITS, "native", replace(TRAITS["native"], problem=lambda: problem))
+    with pytest.raises(
+        CannotRun, match=r"the engine native cannot be used on node b: .* install one \(Debian: g\+\+\)"
+    ):
+        Host(VERSION, []).run(vars(spec(tmp_path)), {})
+
+
+def test_a_stop_that_comes_before_the_process_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "_node_name", lambda: "b")
+    here = Host(VERSION, [])
+    begun: list[Worker] = []
+
+    class Worker:
+        """Ends when it is asked to, and not before."""
+
+        stopped = False
+
+        def stop(self) -> None:
+            self.stopped = True
+
+        def wait(self, timeout: float | None = None) -> int:
+            assert self.stopped, "nobody asks it to end"
+            return 0
+
+    def start(*_: object) -> Worker:
+        Host.stop(here)  # type: ignore[operator]  # Ray's types lose the method; called as by the actor's other thread
+        begun.append(Worker())
+        return begun[-1]
+
+    monkeypatch.setattr(LocalLauncher, "start", start)
+    assert here.run(vars(spec(tmp_path, folder="", engine="onnx")), {}) == 0
+    assert [worker.stopped for worker in begun] == [True]
 
 
 def test_nodes_that_cannot_reach_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
