@@ -19,7 +19,7 @@ CLIENT = ("requirements-client.txt",)
 LIGHT = (*CLIENT, "requirements-server.txt")
 FULL = ("requirements.txt", "requirements-cluster.txt", "requirements-report.txt", "requirements-dev.txt")
 KINDS = {CLIENT: "client", LIGHT: "light", FULL: "full"}
-"""Each contains the ones before it."""
+"""Names of the installations, each of which contains the ones before it."""
 
 
 def prepare(requirements: tuple[str, ...]) -> None:

@@ -34,7 +34,7 @@ def default_cache_dir() -> Path:
 
 
 def default_hub_cache() -> Path:
-    """The HuggingFace hub's ordinary cache, found as huggingface_hub finds it, without importing that."""
+    """Folder of the HuggingFace hub's ordinary cache, found as huggingface_hub does it, without importing that."""
     if folder := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
         return Path(folder).expanduser()
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface"

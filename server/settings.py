@@ -45,12 +45,12 @@ class Setting:
     form: Any
     """Type as Config declares it."""
     kind: inspect.Type
-    """The same type as msgspec describes it, without None."""
+    """Type as msgspec describes it, without None."""
     help: str
     metavar: str | None
     unset: str
     check: Callable[[str], object] | None
-    """The last four are the arguments of server/config.py's `setting`."""
+    """Like the three before, an argument of server/config.py's `setting`."""
 
     @property
     def flag(self) -> str:

@@ -1,1 +1,1 @@
-"""The process that answers: sockets, sessions, and the replicas that do the work."""
+"""Process that answers: sockets, sessions, and the replicas that do the work."""

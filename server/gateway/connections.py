@@ -22,7 +22,7 @@ from protocol.sockets import CURVE_BYTES
 MAX_UNFINISHED_BYTES = 384 << 10
 """Half as much again as the largest request. An empty frame takes two bytes on the wire, and 64 in the memory."""
 MAX_BACKLOG_BYTES, MAX_BACKLOG_FRAMES = 16 << 20, 20_000
-"""The same while messages wait to be read, which may be its own. The number of frames is estimated from the size of
+"""Limits while messages wait to be read, which may be its own. The number of frames is estimated from the size of
 those read last."""
 BEHIND_BYTES, LEAST_JUDGED = 4096, 300
 """Level from which frames are judged by those that were read, and the least number of these: small requests may come

@@ -42,9 +42,9 @@ log = logging.getLogger("gpt2d")
 TICK_MS = 100
 """Longest wait of the poller when nobody is connected."""
 WATCHFUL_TICK_MS = 20
-"""The same when somebody is connected, who could fill the memory meanwhile."""
+"""Longest wait when somebody is connected, who could fill the memory meanwhile."""
 BACKLOG_TICK_MS = 5
-"""The same when replies wait to be sent."""
+"""Longest wait when replies wait to be sent."""
 LOOK_S = 0.05
 """Time between two looks at processes, keys and deadlines."""
 TURN = 64

@@ -1,7 +1,7 @@
-"""The answer to `models`, made beside the gateway's thread: it reads files of every model, which takes long where there are many.
+"""Answer to `models`, made outside the gateway's thread: it reads files of every model, which takes long with many.
 
-A look at the disk runs in a thread of its own, only when somebody asks and one at a time. What it found answers everybody who
-asks within MAX_AGE_S of its beginning. A thread that the disk keeps waiting keeps nobody else waiting, and ends with the daemon.
+A look at the disk runs in a thread, only when somebody asks, and one at a time. What it found answers all who ask
+within MAX_AGE_S of its beginning. A thread that waits for the disk holds nobody else up, and ends with the daemon.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from server.config import Config
 from server.gateway import status
 
 MAX_AGE_S = 1.0
-"""How old an answer may be."""
+"""Greatest age of an answer."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """What a look at the disk found, and when it began (monotonic). Models are packed already: there may be many."""
+    """Result of a look at the disk, and when it began (monotonic). Models are packed already: there may be many."""
 
     began: float
     models: dict[str, m.ModelInfo]
@@ -37,23 +37,23 @@ class Look:
 class _Waiter:
     key: int
     oldest: float
-    """A look that began before this is too old for it."""
+    """Earliest beginning of a look that may answer it (monotonic)."""
 
 
 class Listing:
-    """Who asked which models there are, and what was found. Used by the gateway's thread alone; none of it waits for the disk."""
+    """Requests for the models, and what was found. Used by the gateway's thread only; no method waits for the disk."""
 
     def __init__(self, catalogue: Catalogue, config: Config) -> None:
         self._catalogue, self._config = catalogue, config
         near, far = socket.socketpair()
         near.setblocking(False)
         self.woken = near
-        """Readable when a look has ended."""
+        """Socket that is readable when a look has ended."""
         self._far = far
         self._waiters: list[_Waiter] = []
         self._latest: Look | None = None
         self._landed: Look | None = None
-        """Left by the looking thread for this one."""
+        """Result that the looking thread has left for this one."""
         self._changed = 0.0
         self._looking = False
 
@@ -62,7 +62,7 @@ class Listing:
         self._waiters.append(_Waiter(key, max(time.monotonic() - MAX_AGE_S, self._changed)))
 
     def changed(self) -> None:
-        """Something that is on the disk has just changed: who asks from now on wants to see that."""
+        """Note that the disk has just changed: requests from now on are answered by a later look."""
         self._changed = time.monotonic()
 
     def take(self) -> list[tuple[int, Look]]:
@@ -84,7 +84,7 @@ class Listing:
         return served
 
     def _look(self, began: float) -> None:
-        """Runs in the looking thread."""
+        """Look at all models. Runs in the looking thread."""
         try:
             models = {model.name: status.describe(model, self._config) for model in self._catalogue.models()}
             found = Look(began, models, {name: codec.packed(model) for name, model in models.items()})

@@ -50,7 +50,7 @@ def _engine(name: str, traits: Traits) -> m.Engine:
 
 
 def model_list(models: dict[str, m.ModelInfo], packed: dict[str, msgspec.Raw], replicas: Replicas) -> m.ModelList:
-    """Return the reply: `packed` has every model as it is on the disk, `models` the same to add to it what is loaded."""
+    """Return the reply: every model on the disk, as `packed` and `models` have them, with what is loaded of it."""
     running: dict[str, list[Replica]] = {}
     for replica in replicas.models():
         running.setdefault(replica.model, []).append(replica)
@@ -109,7 +109,7 @@ def cpu() -> str:
 
 
 def describe(model: Model, config: Config) -> m.ModelInfo:
-    """Return what the disk says of a model, and nothing of what is loaded. Reads a file."""
+    """Return what the disk says about a model, without what is loaded of it. Reads a file."""
     arch = model.architecture
     if arch is None:
         return m.ModelInfo(name=model.name, parameters=0, context=0, file_bytes=0, precisions=[], problem=model.problem)

@@ -319,7 +319,7 @@ def test_a_connection_that_broke_before_its_first_word_was_read_is_lost(tmp_path
     port = int(worker.spec.endpoint.rpartition(":")[2])
 
     def connections() -> list[object]:
-        """The gateway's ends of its workers' connections."""
+        """Return the gateway's ends of its workers' connections."""
         there = psutil.Process().net_connections("tcp")
         return [c for c in there if c.laddr and c.laddr.port == port and c.status != psutil.CONN_LISTEN]
 
@@ -332,7 +332,7 @@ def test_a_connection_that_broke_before_its_first_word_was_read_is_lost(tmp_path
 
 @pytest.mark.parametrize("failure", [None, BadModel("no node can run it"), NoMemory("no place")])
 def test_a_load_that_failed_is_not_tried_again(daemon: Daemon, failure: RequestError | None) -> None:
-    """It was answered: who asked for replicas asks again, or does not."""
+    """A failed load was answered: whoever asked for replicas asks again, or does not."""
     asked = Asked(lambda: daemon.client.load("demo", replicas=2))
     first, second = daemon.worker(), daemon.worker()
     first.failure, first.code = failure, 1
