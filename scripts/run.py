@@ -144,7 +144,7 @@ def own_address() -> str:
 
 def keygen(*words: str) -> str:
     """Run scripts/keygen.py and return what it printed; exit with what it says if it fails."""
-    command = [environment.PYTHON, "-P", environment.ROOT / "scripts" / "keygen.py", *words]
+    command: list[str | Path] = [environment.PYTHON, "-P", environment.ROOT / "scripts" / "keygen.py", *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     if done.returncode:
         sys.exit(done.stderr.strip())
@@ -159,7 +159,8 @@ def serve(address: tuple[str, int], preload: str) -> int:
         sys.exit(f"something listens on port {port} already; stop it, or choose another: --serve {host}:PORT")
     keys = Path(keygen("folder"))
     line = keygen("client", "owner", "--endpoint", f"tcp://{reach}:{port}")
-    command = [environment.PYTHON, "-P", "-m", "server", f"--endpoint=tcp://{host}:{port}", f"--preload={preload}"]
+    command: list[str | Path] = [environment.PYTHON, "-P", "-m", "server"]
+    command += [f"--endpoint=tcp://{host}:{port}", f"--preload={preload}"]
     command += [f"--key={keys / 'server.key'}", f"--authorised-keys={keys / 'authorised'}"]
 
     def print_line(daemon: subprocess.Popen[bytes]) -> None:

@@ -70,10 +70,11 @@ def test_the_three_lines(shared_daemon: Daemon) -> None:
 
 
 def test_the_worked_bytes() -> None:
-    messages = [m.Generate(id=7, prompt="Hi", temperature=0.5, seed=1), m.Tokens(id=7, seq=0, text="!", ids=[0])]
-    for listing, message in zip(blocks(PROTOCOL, ""), messages, strict=True):
+    request = m.Generate(id=7, prompt="Hi", temperature=0.5, seed=1)
+    reply = m.Tokens(id=7, seq=0, text="!", ids=[0])
+    for listing, encoded in zip(blocks(PROTOCOL, ""), (codec.encode(request), codec.encode(reply)), strict=True):
         pairs = [w for line in listing.splitlines() for w in re.split(r'\s+("|map)', line)[0].split()]
-        assert bytes.fromhex("".join(pairs)) == codec.encode(message)
+        assert bytes.fromhex("".join(pairs)) == encoded
 
 
 def run(line: str, endpoint: str) -> subprocess.CompletedProcess[str]:

@@ -125,8 +125,8 @@ class Daemon:
 
     def __exit__(self, *_: object) -> None:
         self.client.close()
-        for _ in range(2):
-            self.gateway.drain()
+        self.gateway.drain()
+        self.gateway.drain()  # at once
         self._thread.join(20)
         for worker in self._workers:
             worker.close()

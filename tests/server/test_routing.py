@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from protocol import messages as m
+from protocol.ledger import ledger
 from server.gateway import routing
 from server.gateway.routing import MAX_BLOCKS, MAX_KNOWN, SLACK, Known
 
@@ -93,5 +94,6 @@ def test_text_and_tokens_are_kept_apart() -> None:
 def _result(text: str) -> m.Generated:
     return m.Generated(
         id=1, text=text, ids=[], finish_reason="length", prompt_truncated=0, settings={},
-        model="m", engine="e", precision="p", digest="", threads=1, ledger=None,
-    )  # fmt: skip  # type: ignore[arg-type]
+        model="m", engine="e", precision="p", digest="", threads=1,
+        ledger=ledger(queue_ms=1, tokenise_ms=1, prefill_ms=1, decode_ms=1, prompt_tokens=1, new_tokens=1),
+    )  # fmt: skip
