@@ -35,6 +35,9 @@ class GatewayConnection:
     def __init__(self, spec: Spec) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket, self._monitor = link.worker_socket(self._context, spec.endpoint, spec.server_key, spec.identity)
+        self._events = zmq.Poller()  # a message, or the end of the connection
+        self._events.register(self._socket, zmq.POLLIN)
+        self._events.register(self._monitor, zmq.POLLIN)
         self._began = time.monotonic()
         self._connected = False
 
@@ -60,10 +63,10 @@ class GatewayConnection:
 
     def receive(self, timeout_ms: int) -> list[ForWorker]:
         """Return everything that has arrived, after waiting up to `timeout_ms` for the first message."""
+        if timeout_ms:
+            self._events.poll(timeout_ms)
         self._end_if_cut_off()
         messages: list[ForWorker] = []
-        if timeout_ms:
-            self._socket.poll(timeout_ms)
         while sockets.readable(self._socket):
             messages.append(link.decode_for_worker(self._socket.recv()))
             if isinstance(messages[-1], Leave):
