@@ -375,7 +375,7 @@ def test_the_servers_help_and_refusals() -> None:
         (["--endpoint", "localhost"], "is not an endpoint"),
         (["--preload", "gpt5"], "no model 'gpt5'"),
         (["--preload", "demo/native/int2"], "int8, int4, fp32"),
-        (["--threads", "0"], "at least 1"),
+        (["--threads", "0"], "must be a whole number from 1 to 1024, got 0"),
     ):
         done = run(*arguments)
         assert done.returncode and says in done.stderr, arguments
@@ -390,7 +390,7 @@ def test_a_taken_port_is_said(shared_daemon: Daemon) -> None:
         timeout=30,
         check=False,
     )
-    assert done.returncode == 1 and "is taken" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 1 and "is in use" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("strategy", ["beam", "beam_sample", "diverse_beam", "contrastive"])
