@@ -248,6 +248,7 @@ class Supervisor:
             log.info("loaded %s in %.0f ms, %.0f MB, on %s", replica.name, replica.load_ms, megabytes, replica.node)
             self._settle(replica)
         elif isinstance(message, m.Failure):
+            log.error("%s", message.message)
             self.failed(replica, from_code(message.code, message.message))
 
     def _pass_on(self, replica: Replica, progress: m.Progress) -> None:
