@@ -5,9 +5,9 @@
     python -m scripts.matrix --once             each engine once (its first precision) and each strategy once
     python -m scripts.matrix --model gpt2       another model
 
-Starts a daemon of its own and asks its hello what there is. Every combination has to stream a text that is the result's,
-to write the same again with the same seed, to tell log-probabilities (where it is no search), to account for its time, and
-to stop when it is cancelled. One line each; the last line is one JSON object, and the exit code is 1 if anything failed.
+Starts a daemon and asks its hello what it offers. Every combination must stream the result's text, write the same again
+with the same seed, give log-probabilities (unless it is a search), account for its time, and stop when it is cancelled.
+Prints one line each; the last line is one JSON object, and the exit code is 1 if anything failed.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
 from protocol import Client, Gpt2dError, messages as m
 from protocol.errors import Cancelled, NotLoaded
@@ -28,7 +29,7 @@ NEW_TOKENS = 12
 
 
 def combinations(info: m.ServerInfo, *, once: bool) -> Iterator[tuple[str, str, list[str]]]:
-    """(engine, precision, strategies)."""
+    """Yield (engine, precision, strategies)."""
     seen: set[str] = set()
     for engine in info.engines:
         for precision in engine.precisions[:1] if once else engine.precisions:
@@ -38,8 +39,9 @@ def combinations(info: m.ServerInfo, *, once: bool) -> Iterator[tuple[str, str, 
 
 
 def check(client: Client, which: dict[str, str], strategy: str) -> str:
-    """What is wrong; empty: nothing. Raises: Gpt2dError."""
-    ask = which | {
+    """Return what is wrong; empty: nothing. Raises: Gpt2dError."""
+    ask: dict[str, Any] = {
+        **which,
         "strategy": strategy,
         "seed": 7,
         "max_new_tokens": NEW_TOKENS,
@@ -55,7 +57,7 @@ def check(client: Client, which: dict[str, str], strategy: str) -> str:
     if client.generate(PROMPT, **ask).ids != first.ids:
         return "the same seed wrote something else"
     if not search and not (
-        len(first.logprobs) == NEW_TOKENS and all(told.logprob <= 0 and len(told.top) == 2 for told in first.logprobs)
+        len(first.logprobs) == NEW_TOKENS and all(one.logprob <= 0 and len(one.top) == 2 for one in first.logprobs)
     ):
         return f"log-probabilities: {first.logprobs}"
     ledger = first.ledger
@@ -69,11 +71,8 @@ def check(client: Client, which: dict[str, str], strategy: str) -> str:
                 stream.cancel()
         except Cancelled:  # before it had begun
             return ""
-        return (
-            ""
-            if stream.result.finish_reason == "cancelled"
-            else f"cancelled, it ended with {stream.result.finish_reason}"
-        )
+        reason = stream.result.finish_reason
+        return "" if reason == "cancelled" else f"cancelled, it ended with {reason}"
 
 
 def main() -> int:

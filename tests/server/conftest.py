@@ -1,4 +1,4 @@
-"""What the tests of the engines share."""
+"""Fixtures that the tests of the engines share."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def reference() -> GPT2LMHeadModel:
-    """The embedded model as transformers computes it."""
+    """Return the embedded model as transformers computes it."""
     import torch
     from transformers import GPT2LMHeadModel
 
-    return GPT2LMHeadModel.from_pretrained(DEMO_FOLDER, dtype=torch.float32).eval()
+    model = GPT2LMHeadModel.from_pretrained(DEMO_FOLDER, dtype=torch.float32)
+    model.eval()
+    assert isinstance(model, GPT2LMHeadModel)
+    return model
