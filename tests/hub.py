@@ -1,4 +1,4 @@
-"""A small HuggingFace hub on 127.0.0.1: as much of its HTTP as huggingface_hub asks for, with faults to order."""
+"""Small HuggingFace hub on 127.0.0.1: as much of its HTTP as huggingface_hub uses, with faults on request."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ CHUNK = 64 << 10
 
 @dataclass
 class Hub:
-    """`files`: {"repository/file": bytes}. The faults are those of model.safetensors."""
+    """Hub with `files`, {"repository/file": bytes}. The faults are those of model.safetensors."""
 
     files: dict[str, bytes] = field(default_factory=dict)
     cut_after: int | None = None
-    """Every answer ends after so many bytes and breaks the connection."""
+    """Number of bytes after which every answer ends and breaks the connection."""
     stop_after: int | None = None
-    """The answer stands still after so many bytes, until `go`."""
+    """Number of bytes after which the answer pauses until `go`."""
     damaged: bool = False
     commit: str = COMMIT
     etag: str = ""
-    """Said of every file instead of its digest."""
+    """Tag sent for every file instead of its digest."""
     go: threading.Event = field(default_factory=threading.Event)
     asked: list[tuple[str, str, int]] = field(default_factory=list)
     """(method, repository/file, first byte) of every request."""
@@ -38,7 +38,7 @@ class Hub:
                 self.files[f"{repository}/{file.name}"] = file.read_bytes()
 
     def served(self, name: str) -> list[int]:
-        """The first byte of every GET of a file."""
+        """Return the first byte of every GET of a file."""
         return [first for method, file, first in self.asked if method == "GET" and file.endswith(name)]
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""Rows of the investigation that are made up: with the keys of the scripts' own plans, and figures about right."""
+"""Rows of the investigation that are made up: with the keys of the scripts' own plans and plausible figures."""
 
 from __future__ import annotations
 

@@ -60,9 +60,9 @@ def test_a_sentence_has_no_figure_that_it_does_not_cite(conclusion: Conclusion) 
 
 @pytest.mark.parametrize("conclusion", EVERY, ids=lambda c: f"{c.section}: {c.text[:40]}")
 def test_intervals_are_narrow_enough_to_mean_something(conclusion: Conclusion) -> None:
-    """The number that the sentence has lies in the interval. An interval's bound is at most three times the other.
+    """The sentence's number lies in the interval, whose upper bound is at most three times the lower one.
 
-    Where the whole measured interval has to lie within, it is as wide as that one needs.
+    If the whole measured interval has to lie within, it may be as wide as that one needs.
     """
     for cited in conclusion.figures():
         low, high = cited.within

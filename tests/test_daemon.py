@@ -1,4 +1,4 @@
-"""The daemon that scripts and tests start."""
+"""Daemon that scripts and tests start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/architecture.md says where everything is: its tree names every file of the product, and no other."""
+"""Tree of docs/architecture.md: it names every file of the product, and no other."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ DEFAULT = "tcp://127.0.0.1:5757"
 
 
 def blocks(text: str, kind: str) -> list[str]:
-    """The bodies of the fenced blocks whose opening line says `kind`."""
+    """Return the bodies of the fenced blocks whose opening line is `kind`."""
     parts = re.split(r"^```(.*)\n", text, flags=re.MULTILINE)
     # Text, opening line, body, closing line, text, ...
     found = [body for info, body in zip(parts[1::4], parts[2::4], strict=True) if info == kind]
@@ -88,7 +88,7 @@ def run(line: str, endpoint: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.skipif(not (ROOT / ".venv").exists(), reason="run.py would install everything into a new .venv")
 def test_the_first_command() -> None:
-    """It starts a daemon of its own, writes, and leaves nothing running."""
+    """The command starts a daemon of its own, writes, and leaves nothing running."""
     (line,) = blocks(README, "bash")
     done = run(line.strip(), f"tcp://127.0.0.1:{free_port()}")
     assert done.returncode == 0, done.stderr

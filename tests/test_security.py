@@ -1,4 +1,4 @@
-"""No road from a message or a model to running code: docs/security.md says so, and this reads the sources."""
+"""Absence of ways from a message or a model to running code, as docs/security.md promises, by reading the sources."""
 
 from __future__ import annotations
 
@@ -33,6 +33,6 @@ def test_there_is_none_of(pattern: str) -> None:
 
 
 def test_no_message_has_a_path() -> None:
-    """Clients name models. A field that named a file would be a road to every file that the server can read."""
+    """Clients name models. A field that named a file would give access to every file that the server can read."""
     messages = Path("protocol/messages.py").read_text(encoding="utf-8")
     assert not re.findall(r"^    \w*(?:path|file|folder|dir|url)\w*: (?!int)", messages, re.MULTILINE)

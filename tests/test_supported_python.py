@@ -1,4 +1,4 @@
-"""The versions of Python that the project says it supports are the same wherever it says so."""
+"""Versions of Python that the project supports: the same in every place that lists them."""
 
 from __future__ import annotations
 

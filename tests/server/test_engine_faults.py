@@ -1,4 +1,4 @@
-"""An engine that raises, gives no numbers or runs out of memory costs the request that it happened to, and nobody else."""
+"""Faults of an engine that raises, gives no numbers or runs out of memory: they end only the request concerned."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ class Faulty(FakeEngine):
 
     def __init__(self, rows: int, kind: str, after: int) -> None:
         super().__init__(rows, ARCH.context, ARCH.vocabulary)
-        self.fault, self.after = KINDS[kind], after
+        self.fault = KINDS[kind]
+        self.after = after
 
     def prefill(
         self, row: int, ids: Sequence[int], past: int, wanted: Sequence[int], hidden: Hidden | None = None
@@ -57,7 +58,7 @@ def test_the_one_ends_and_the_batch_goes_on(kind: str, after: int, capfd: pytest
         loop.link.sent.clear()
         failure = replies.pop(1000)
         assert isinstance(failure, m.Failure) and failure.code == "internal"
-        assert failure.message.split()[-1] in capfd.readouterr().err, "the incident stands in the log"
+        assert failure.message.split()[-1] in capfd.readouterr().err, "the incident is in the log"
         for key, prompt in prompts.items():
             result = replies[key]
             assert isinstance(result, m.Generated) and result.ids == loop.engine.greedy(prompt, 12)

@@ -1,4 +1,4 @@
-"""The samplers against transformers' own processors, and the draw against its distribution."""
+"""Samplers against transformers' own processors, and the draw against its distribution."""
 
 from __future__ import annotations
 
@@ -99,13 +99,31 @@ def theirs(
 @pytest.mark.parametrize(
     "fields",
     [
-        {}, {"temperature": 0.7}, {"temperature": 2.5, "top_k": 0}, {"top_k": 1}, {"top_k": 7}, {"top_k": 1_000_000}, {"top_k": 0, "top_p": 0.9},
-        {"top_k": 0, "top_p": 0.05}, {"top_k": 40, "top_p": 0.6, "temperature": 1.3}, {"top_k": 0, "min_p": 0.1}, {"min_p": 1.0},
-        {"top_p": 0.8, "min_p": 0.05, "temperature": 0.9}, {"repetition_penalty": 1.3}, {"repetition_penalty": 0.8, "top_p": 0.95, "temperature": 0.6},
-        {"typical_p": 0.5, "top_k": 0}, {"typical_p": 0.9, "temperature": 1.4}, {"no_repeat_ngram_size": 1}, {"no_repeat_ngram_size": 2}, {"no_repeat_ngram_size": 9},
-        {"logit_bias": [(5, 4.0), (77, -3.0)]}, {"min_new_tokens": 3}, {"min_new_tokens": 2}, {"bad_words": [[3, 77], [8], [4, 3]], "top_k": 0},
+        {},
+        {"temperature": 0.7},
+        {"temperature": 2.5, "top_k": 0},
+        {"top_k": 1},
+        {"top_k": 7},
+        {"top_k": 1_000_000},
+        {"top_k": 0, "top_p": 0.9},
+        {"top_k": 0, "top_p": 0.05},
+        {"top_k": 40, "top_p": 0.6, "temperature": 1.3},
+        {"top_k": 0, "min_p": 0.1},
+        {"min_p": 1.0},
+        {"top_p": 0.8, "min_p": 0.05, "temperature": 0.9},
+        {"repetition_penalty": 1.3},
+        {"repetition_penalty": 0.8, "top_p": 0.95, "temperature": 0.6},
+        {"typical_p": 0.5, "top_k": 0},
+        {"typical_p": 0.9, "temperature": 1.4},
+        {"no_repeat_ngram_size": 1},
+        {"no_repeat_ngram_size": 2},
+        {"no_repeat_ngram_size": 9},
+        {"logit_bias": [(5, 4.0), (77, -3.0)]},
+        {"min_new_tokens": 3},
+        {"min_new_tokens": 2},
+        {"bad_words": [[3, 77], [8], [4, 3]], "top_k": 0},
     ],
-)  # fmt: skip
+)
 def test_distributions_are_those_of_transformers(fields: dict[str, Any]) -> None:
     for seed in range(5):
         logits, seen = logits_of(seed), [3, 77, 4, 77, int(logits_of(seed).argmax()), 3]

@@ -37,7 +37,7 @@ def sequence(request_id: int, prompt: list[int], new: int, group: int = 0, **set
 
 
 def step(scheduler: Scheduler, engine: FakeEngine) -> list[Sequence]:
-    """What the worker's loop does, without its sockets; return the sequences that finished."""
+    """Take a step as the worker's loop does, without its sockets; return the sequences that finished."""
     done = scheduler.reap()
     batch = scheduler.schedule()
     assert [row.row for row in batch.decode] == list(range(len(batch.decode)))
@@ -170,7 +170,9 @@ def test_a_continued_page_computes_its_new_tokens_only() -> None:
     scheduler.add(first)
     while not step(scheduler, engine):
         pass
-    again, longer, other = sequence(1, page, 5), sequence(2, [*first.ids, 7, 7], 3), sequence(3, [90, *page], 3)
+    again = sequence(1, page, 5)
+    longer = sequence(2, [*first.ids, 7, 7], 3)
+    other = sequence(3, [90, *page], 3)
     for later in (again, longer, other):
         engine.calls.clear()
         scheduler.add(later)

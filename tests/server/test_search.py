@@ -1,4 +1,4 @@
-"""The search decoders, through a real worker loop: beams against transformers' generate, the others against their papers."""
+"""Search decoders through a real worker loop: beams against transformers' generate, the others against their papers."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from transformers import GPT2LMHeadModel, LogitsProcessor, LogitsProcessorList
+from transformers.generation.utils import GenerateBeamDecoderOnlyOutput
 
 from protocol import messages as m
 from server.catalogue.architecture import read_architecture
@@ -41,7 +42,7 @@ class Bias(LogitsProcessor):  # transformers' own does not take token 0
 
 
 def run(engine: Engine, *requests: dict[str, Any]) -> list[m.Generated]:
-    """Run requests together; the results in their order."""
+    """Run requests together; return the results in their order."""
     loop = Loop(engine=engine)
     for i, fields in enumerate(requests):
         loop.ask(i, **fields)
@@ -62,11 +63,18 @@ def scores(result: m.Generated) -> list[float]:
 
 def oracle(reference: GPT2LMHeadModel, prompt: list[int], **fields: Any) -> tuple[list[list[int]], list[float]]:
     out = reference.generate(
-        torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long), return_dict_in_generate=True, output_scores=True,
-        pad_token_id=ARCH.vocabulary - 1, eos_token_id=ARCH.end_of_text, **fields,
-    )  # fmt: skip
+        torch.tensor([prompt]),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        return_dict_in_generate=True,
+        output_scores=True,
+        pad_token_id=ARCH.vocabulary - 1,
+        eos_token_id=ARCH.end_of_text,
+        **fields,
+    )
+    assert isinstance(out, GenerateBeamDecoderOnlyOutput)
+    assert out.beam_indices is not None and out.sequences_scores is not None
     found = []
-    for row, beams in zip(out.sequences, out.beam_indices, strict=True):
+    for row, beams in zip(out.sequences, out.beam_indices, strict=True):  # [tokens] each
         found.append(row[len(prompt) : len(prompt) + int((beams >= 0).sum())].tolist())
     return found, out.sequences_scores.tolist()
 
@@ -79,17 +87,30 @@ def test_beams_are_those_of_transformers(
     for prompt in PROMPTS:
         bias = [(ARCH.end_of_text, 6.0)]
         want, want_scores = oracle(
-            reference, prompt, num_beams=4, num_return_sequences=3, max_new_tokens=20, length_penalty=penalty, do_sample=False,
-            early_stopping={"no": False, "yes": True, "never": "never"}[stopping], repetition_penalty=1.2,
+            reference,
+            prompt,
+            num_beams=4,
+            num_return_sequences=3,
+            max_new_tokens=20,
+            length_penalty=penalty,
+            do_sample=False,
+            early_stopping={"no": False, "yes": True, "never": "never"}[stopping],
+            repetition_penalty=1.2,
             logits_processor=LogitsProcessorList([Bias(bias)]),
-        )  # fmt: skip
+        )
         (got,) = run(
             engine,
             {
-                "prompt_ids": prompt, "strategy": "beam", "n": 3, "max_new_tokens": 20, "length_penalty": penalty, "early_stopping": stopping,
-                "repetition_penalty": 1.2, "logit_bias": bias,
+                "prompt_ids": prompt,
+                "strategy": "beam",
+                "n": 3,
+                "max_new_tokens": 20,
+                "length_penalty": penalty,
+                "early_stopping": stopping,
+                "repetition_penalty": 1.2,
+                "logit_bias": bias,
             },
-        )  # fmt: skip
+        )
         assert texts(got) == want
         np.testing.assert_allclose(scores(got), want_scores, rtol=1e-4, atol=1e-4)
 
@@ -133,16 +154,22 @@ def test_sampled_beams_are_those_of_transformers(
         (got,) = run(
             engine,
             {
-                "prompt_ids": PROMPTS[0], "strategy": "beam_sample", "num_beams": 3, "n": 2, "max_new_tokens": 12, "temperature": 1.2,
-                "seed": seed, **cuts,
+                "prompt_ids": PROMPTS[0],
+                "strategy": "beam_sample",
+                "num_beams": 3,
+                "n": 2,
+                "max_new_tokens": 12,
+                "temperature": 1.2,
+                "seed": seed,
+                **cuts,
             },
-        )  # fmt: skip
+        )
         assert texts(got) == want
         np.testing.assert_allclose(scores(got), want_scores, rtol=1e-4, atol=1e-4)
 
 
 def forward(reference: GPT2LMHeadModel, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probabilities after the last token, and all hidden states: computed anew, without any cache."""
+    """Log-probabilities after the last token, and all hidden states: computed without any cache."""
     with torch.inference_mode():
         out = reference(torch.tensor([ids]), use_cache=False, output_hidden_states=True)
     return torch.log_softmax(out.logits[0, -1].double(), -1), out.hidden_states[-1][0].double()
@@ -150,7 +177,11 @@ def forward(reference: GPT2LMHeadModel, ids: list[int]) -> tuple[torch.Tensor, t
 
 def test_diverse_beams_are_those_of_the_paper(engine: Engine, reference: GPT2LMHeadModel) -> None:
     """Vijayakumar et al. 2016, equation 3 with Hamming diversity, at a fixed length."""
-    prompt, groups, size, strength, length = PROMPTS[0], 2, 2, 1.5, 8
+    prompt = PROMPTS[0]
+    groups = 2
+    size = 2
+    strength = 1.5
+    length = 8
     beams: list[list[tuple[list[int], float]]] = [[([], 0.0)] for _ in range(groups)]
     for _ in range(length):
         taken: list[int] = []
@@ -170,17 +201,25 @@ def test_diverse_beams_are_those_of_the_paper(engine: Engine, reference: GPT2LMH
     (got,) = run(
         engine,
         {
-            "prompt_ids": prompt, "strategy": "diverse_beam", "num_beams": 4, "n": 4, "diversity_penalty": strength, "max_new_tokens": length,
-            "ignore_eos": True, "length_penalty": 0.0,
+            "prompt_ids": prompt,
+            "strategy": "diverse_beam",
+            "num_beams": 4,
+            "n": 4,
+            "diversity_penalty": strength,
+            "max_new_tokens": length,
+            "ignore_eos": True,
+            "length_penalty": 0.0,
         },
-    )  # fmt: skip
+    )
     assert texts(got) == [tokens for tokens, _ in want]
     np.testing.assert_allclose(scores(got), [score for _, score in want], atol=1e-3)
 
 
 def test_contrastive_search_is_that_of_the_paper(engine: Engine, reference: GPT2LMHeadModel) -> None:
     """Su et al. 2022, equation 5."""
-    prompt, k, alpha = PROMPTS[1], 5, 0.6
+    prompt = PROMPTS[1]
+    k = 5
+    alpha = 0.6
     ids = list(prompt)
     for _ in range(16):
         logs, context = forward(reference, ids)
@@ -194,9 +233,14 @@ def test_contrastive_search_is_that_of_the_paper(engine: Engine, reference: GPT2
     (got,) = run(
         engine,
         {
-            "prompt_ids": prompt, "strategy": "contrastive", "num_candidates": k, "penalty_alpha": alpha, "max_new_tokens": 16, "ignore_eos": True,
+            "prompt_ids": prompt,
+            "strategy": "contrastive",
+            "num_candidates": k,
+            "penalty_alpha": alpha,
+            "max_new_tokens": 16,
+            "ignore_eos": True,
         },
-    )  # fmt: skip
+    )
     assert got.ids == ids[len(prompt) :]
 
 
@@ -282,17 +326,19 @@ def test_a_search_waits_for_all_its_rows_and_more_than_there_are_is_refused(engi
     (refusal,) = loop.link.sent
     assert isinstance(refusal, m.Failure) and refusal.code == "bad_request" and "--rows" in refusal.message
     loop.turn(80)
-    order = [r.id for r in loop.link.sent[1:]]
+    order = [r.id for r in loop.link.sent[1:] if r.id is not None]
     assert sorted(order) == [1, 2, 3, 4, 5, 6] and order.index(6) > order.index(3)
 
 
 @pytest.mark.parametrize(
     ("fields", "word"),
     [
-        ({"strategy": "beam", "n": 5}, "num_beams"), ({"strategy": "contrastive", "n": 2}, "contrastive"), ({"strategy": "beam", "logprobs": 1}, "score"),
+        ({"strategy": "beam", "n": 5}, "num_beams"),
+        ({"strategy": "contrastive", "n": 2}, "contrastive"),
+        ({"strategy": "beam", "logprobs": 1}, "score"),
         ({"strategy": "diverse_beam", "num_beams": 5}, "multiple"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_searched_is_refused(fields: dict[str, Any], word: str) -> None:
     with pytest.raises(ValueError, match=word):
         m.Generate(prompt="a", **fields)

@@ -1,4 +1,4 @@
-"""Stop strings, pieces, ends."""
+"""Sequences: stop strings, pieces, ends."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_stop_string_ends_the_text_before_it_and_is_never_sent(text: str, stop
         sequence.end("cancelled")
         if piece := sequence.take_piece():
             pieces.append(piece.text)
-    # The plain reading: the text ends at the first moment at which a stop string stands in it.
+    # The plain reading: the text ends at the first moment at which it contains a stop string.
     expected = text
     for end in range(len(text) + 1):
         found = [text[:end].find(s) for s in stops if s in text[:end]]

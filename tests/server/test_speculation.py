@@ -1,4 +1,4 @@
-"""Guessing ahead: it changes how many steps a text takes, and nothing else."""
+"""Guessing ahead, which changes the number of steps that a text takes and nothing else."""
 
 from __future__ import annotations
 
@@ -25,9 +25,21 @@ from server.worker.text import Text
 
 ARCH = read_architecture(DEMO_FOLDER)
 SPEC = Spec(
-    endpoint="", server_key="", identity="", model="demo", folder=str(DEMO_FOLDER), hub_cache="", models_dir="", engine="native", precision="int8",
-    threads=2, rows=3, room=0, cache_dir="", cache_bytes=0,
-)  # fmt: skip
+    endpoint="",
+    server_key="",
+    identity="",
+    model="demo",
+    folder=str(DEMO_FOLDER),
+    hub_cache="",
+    models_dir="",
+    engine="native",
+    precision="int8",
+    threads=2,
+    rows=3,
+    room=0,
+    cache_dir="",
+    cache_bytes=0,
+)
 VERSE = "To be, or not to be: that is the question. To be, or not to be: that is the"
 
 
@@ -40,7 +52,7 @@ def engine(cache: Path) -> Iterator[NativeEngine]:
 
 
 class Scripted:
-    """Guesses what the text will be, and with `wrong_every` n something else at every n-th place."""
+    """Guesser that knows the text, and with `wrong_every` n is wrong at every n-th place."""
 
     def __init__(self, text: list[int], wrong_every: int = 0) -> None:
         self._text = text
@@ -56,7 +68,7 @@ class Scripted:
 def write(
     engine: Engine, *requests: dict[str, object], guesser: Guesser | None = None
 ) -> tuple[list[m.Generated], int]:
-    """What each request gives, all running together, and how many steps they took."""
+    """Run requests together; return their results and the number of steps that they took."""
     link = ListConnection()
     worker = Worker(SPEC, link, engine, Text(DEMO_FOLDER, ARCH.vocabulary, ARCH.end_of_text), "digest", ARCH)
     for i, fields in enumerate(requests):
@@ -135,7 +147,7 @@ def test_an_engine_that_cannot_verify_is_not_asked_to() -> None:
 
 
 class Verifying(FakeEngine):
-    """The same few tokens' logits after every token."""
+    """Engine with the logits of the same few tokens after every token."""
 
     LOGITS = np.array([0.3, 1.0, -0.5, 0.0, 0.8], np.float32)
 

@@ -1,4 +1,4 @@
-"""The tokenizer's pieces: whole characters, the same text as decoding all at once."""
+"""Pieces of the tokenizer: whole characters, the same text as decoding all at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The worker's loop with a fake engine and a link that is a list."""
+"""Loop of the worker with a fake engine and a connection that is a list."""
 
 from __future__ import annotations
 
@@ -23,13 +23,25 @@ from server.worker.text import Text
 
 ARCH = read_architecture(DEMO_FOLDER)
 SPEC = Spec(
-    endpoint="", server_key="", identity="", model="demo", folder=str(DEMO_FOLDER), hub_cache="", models_dir="", engine="onnx", precision="fp32",
-    threads=1, rows=1, room=0, cache_dir="", cache_bytes=0,
-)  # fmt: skip
+    endpoint="",
+    server_key="",
+    identity="",
+    model="demo",
+    folder=str(DEMO_FOLDER),
+    hub_cache="",
+    models_dir="",
+    engine="onnx",
+    precision="fp32",
+    threads=1,
+    rows=1,
+    room=0,
+    cache_dir="",
+    cache_bytes=0,
+)
 
 
 class Loop:
-    """A worker whose loop is turned by hand."""
+    """Worker whose loop is turned by hand."""
 
     def __init__(
         self, rows: int = 1, engine: Engine | None = None, name: str = "onnx", folder: Path = DEMO_FOLDER
@@ -114,7 +126,7 @@ def test_sequences_share_the_rows(rows: int) -> None:
     results = {r.id: r for r in loop.link.sent if isinstance(r, m.Generated)}
     assert set(results) == set(range(1, 8))
     for key, result in results.items():
-        assert result.ids == loop.engine.greedy([key], len(result.ids))
+        assert key is not None and result.ids == loop.engine.greedy([key], len(result.ids))
     assert (max(r.ledger.mean_batch for r in results.values()) > 1) == (rows > 1)
 
 
@@ -141,7 +153,7 @@ def test_n_continuations_share_one_prefill() -> None:
         assert isinstance(alone, m.Generated) and alone.ids == ids
 
 
-def test_a_waiting_stream_is_told_its_place() -> None:
+def test_a_waiting_stream_is_sent_its_place() -> None:
     loop = Loop()
     for request_id in (1, 2, 3):
         loop.ask(request_id, group=request_id, prompt_ids=[5], max_new_tokens=3, stream=True)
@@ -216,7 +228,7 @@ def test_a_stream_alone_pauses_once_after_its_first_token(monkeypatch: pytest.Mo
     assert isinstance(loop.link.sent[-1], m.Generated) and sent_before == [1], "the first piece has gone by then"
     loop.ask(2, prompt_ids=[7], max_new_tokens=9, strategy="greedy")
     loop.turn(12)
-    assert len(sent_before) == 1, "nobody waits for a token of what is no stream"
+    assert len(sent_before) == 1, "only a stream's first token has a pause"
 
 
 @pytest.mark.parametrize("place", ["ledger", "take_piece"])
@@ -297,7 +309,7 @@ def test_the_beat_counts_prompt_tokens_as_the_ledgers_do() -> None:
 
 @pytest.fixture
 def without_accents(tmp_path: Path) -> Path:
-    """A model whose vocabulary lacks the bytes of "é", which its tokenizer leaves out without a word."""
+    """Model whose vocabulary lacks the bytes of "é", which its tokenizer drops silently."""
     tokenizer = json.loads((DEMO_FOLDER / "tokenizer.json").read_text())
     lacking = set("Ã©")
     model = tokenizer["model"]

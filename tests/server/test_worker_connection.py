@@ -1,4 +1,4 @@
-"""The worker's side of its connection, with the gateway's socket at the other end."""
+"""Connection of the worker, with the gateway's socket at the other end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.server.test_worker import SPEC, Loop
 
 
 def test_an_answer_too_large_for_its_way_is_refused_by_the_worker() -> None:
-    """Where it would fit the link, but not a client under the client's own id."""
+    """An answer may fit the link, but not the way to a client under the client's own id."""
     keys = CurveKeys.new()
     endpoint = f"tcp://127.0.0.1:{free_port()}"
     with zmq.Context() as context:

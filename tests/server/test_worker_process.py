@@ -1,4 +1,4 @@
-"""What a worker's process says of its own end."""
+"""Messages of a worker's process about its own end."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.server.test_worker import ARCH, SPEC
 
 
 def lived(monkeypatch: pytest.MonkeyPatch, engine: FakeEngine | Exception) -> list[FromWorker]:
-    """What a process sends that has two requests to serve."""
+    """Return what a process sends that has two requests to serve."""
 
     def load(*_: object, **__: object) -> Made:
         if isinstance(engine, Exception):
@@ -33,7 +33,9 @@ def lived(monkeypatch: pytest.MonkeyPatch, engine: FakeEngine | Exception) -> li
     ("error", "code"), [(MemoryError(), "no_memory"), (RuntimeError("broken"), "load_failed")], ids=str
 )
 def test_a_load_that_fails_says_so(monkeypatch: pytest.MonkeyPatch, error: Exception, code: str) -> None:
-    started, *_, failure = lived(monkeypatch, error)
+    sent = lived(monkeypatch, error)
+    started = sent[0]
+    failure = sent[-1]
     assert isinstance(started, Started)
     assert isinstance(failure, m.Failure) and (failure.id, failure.code) == (None, code)
     assert failure.message.startswith("demo/onnx/fp32: ")
