@@ -17,6 +17,7 @@ PLACES = (
     "scripts/**/*.py",
     "server/*.py",
     "server/gateway/*.py",
+    "server/worker/*.py",
     "tests/*.py",
     "tests/client/**/*.py",
     "tests/protocol/**/*.py",
