@@ -31,7 +31,7 @@ class Daemon:
     program: tuple[str, ...] = ("server",)
     """The module to run, and what comes before its arguments."""
     before: tuple[str, ...] = ()
-    """What comes before the interpreter."""
+    """Words of the command before the interpreter."""
 
     def __init__(self, folder: Path | None, *arguments: str, **environment: str) -> None:
         """Start it and wait until it listens.

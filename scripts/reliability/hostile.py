@@ -46,7 +46,7 @@ AT_ONCE = 4
 
 @dataclass
 class Watched:
-    """What the good client saw during a case."""
+    """Pings and memory that the good client saw during a case."""
 
     waits: list[float] = field(default_factory=list)
     peak: int = 0
@@ -142,8 +142,8 @@ def _groups() -> list[dict[str, ModuleType]]:
 
 @promise
 def hostile(scale: Scale, folder: Path) -> Figures:
-    """Of what hostile peers send, what can be answered is refused within 100 ms and what cannot is cut off; a good
-    client is answered meanwhile, the gateway stays small, and serves afterwards.
+    """Hostile peers are refused within 100 ms where they can be answered and cut off where they cannot; a good client
+    is answered meanwhile, the gateway stays small, and serves afterwards.
     """
     times = scale.of(1, 3, 20)
     with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -165,7 +165,7 @@ def hostile(scale: Scale, folder: Path) -> Figures:
 
 @dataclass
 class Endured:
-    """What a case did to a daemon."""
+    """Effects of a case on a daemon."""
 
     waits: list[float] = field(default_factory=list)
     refused: float = 0.0

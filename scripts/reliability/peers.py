@@ -121,7 +121,7 @@ def slow_reader(scale: Scale, folder: Path) -> Figures:
 
 @promise
 def load(scale: Scale, folder: Path) -> Figures:
-    """Of many clients with many requests each, every one gets its own answers, each once and without a gap."""
+    """Each of many clients with many requests gets its own answers, each once and without a gap."""
     clients, requests = scale.of((20, 15), (100, 25), (200, 50))
     began = time.monotonic()
     with FakeDaemon(folder, Behaviour(rows=16)) as daemon, ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""What the daemon promises: a promise is a function that tries hard to break it, and returns what it measured.
+"""Promises of the daemon: a promise is a function that tries hard to break it, and returns what it measured.
 
 Its docstring is the promise. pytest tries each at the scale `ci` (seconds), scripts.chaos at `quick` (all of them in
 less than ten minutes) and `full`.

@@ -169,7 +169,7 @@ def test_the_same_text_as_on_this_machine(
 
 
 def test_a_node_that_is_lost(cluster: Cluster, add: Add, tmp_path: Path) -> None:
-    """What ran there ends with an error, what had not begun begins elsewhere, and its worker comes back elsewhere."""
+    """A text under way there ends with an error; one that had not begun begins elsewhere; its worker comes back."""
     there = {name: add(name) for name in "ab"}
     with OnCluster(cluster, tmp_path, SLOW) as daemon, Client(daemon.endpoint) as client:
         client.load("demo", replicas=2)

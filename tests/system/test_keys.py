@@ -45,7 +45,8 @@ class Keyed:
 
 
 def keyed_daemon(folder: Path, cache: Path, *arguments: str) -> Keyed:
-    server, owner, guest = (CurveKeys.new() for _ in range(3))
+    server = CurveKeys.new()
+    owner, guest = CurveKeys.new(), CurveKeys.new()
     write_secret(folder / "server.key", server)
     write_public(folder / "authorised" / "owner.pub", owner.public, "admin")
     write_public(folder / "authorised" / "guest.pub", guest.public, "generate")
@@ -80,7 +81,7 @@ def test_a_key_and_its_role(keyed: Keyed) -> None:
 
 
 def _refused(connect: Callable[[], Client], said: str, logged: str, daemon: Daemon) -> bool:
-    """Be refused; return True once the log has it, which has one refusal of a kind in a second, and not always this one."""
+    """Be refused; return True once the log has it. It has at most one refusal of a kind a second."""
     began = time.monotonic()
     with connect() as client, pytest.raises(KeyRefused, match=said):
         client.ping()
@@ -335,7 +336,7 @@ def test_a_flood_is_busy_within_20_ms_and_others_go_on(own_daemon: Daemon) -> No
         over = threading.Event()
         sent_at: dict[int, float] = {}
         busy: list[tuple[str, float]] = []
-        """What was said, and after how long."""
+        """The message of each refusal, and the seconds until it came."""
 
         def flood() -> None:
             number = 0

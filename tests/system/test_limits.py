@@ -49,7 +49,7 @@ def test_a_load_that_does_not_fit_is_refused_with_both_figures(tmp_path: Path, c
 
 
 def test_a_full_worker_needs_what_was_said(own_daemon: Daemon) -> None:
-    """Estimated within 15 %, with every row and the prefix cache in use: a prompt of almost a context in sixteen rows."""
+    """Estimated within 15 %, with every row and the prefix cache in use: sixteen rows of almost a context."""
     prompt = random.Random(1).choices(range(1, 4096), k=1000)
     with Client(own_daemon.endpoint) as client:
         for precision in ("int8", "int4", "fp32"):

@@ -304,7 +304,7 @@ def raw(endpoint: str, *requests: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def test_a_raw_req_socket_gets_exactly_one_reply_each(shared_daemon: Daemon) -> None:
-    load, text, bad, old, ping = raw(
+    replies = raw(
         shared_daemon.endpoint,
         {"v": 1, "id": 1, "type": "load", "model": "demo"},
         {"v": 1, "id": 2, "type": "generate", "prompt": PROMPT, "seed": 1, "stream": False},
@@ -312,6 +312,9 @@ def test_a_raw_req_socket_gets_exactly_one_reply_each(shared_daemon: Daemon) -> 
         {"v": 7, "id": 4, "type": "ping"},
         {"v": 1, "type": "ping"},
     )
+    load, text = replies[:2]
+    bad, old = replies[2:4]
+    (ping,) = replies[4:]
     assert load["type"] == "result" and load["already"]
     assert (
         text["type"] == "result" and text["of"] == "generate" and text["id"] == 2 and text["ledger"]["inference_ms"] > 0
