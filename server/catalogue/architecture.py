@@ -1,4 +1,4 @@
-"""The files of a model's folder, and the shape that config.json gives: what is loaded of it, and how much memory that takes.
+"""The files of a model's folder, and the shape that config.json gives, with the memory that a loaded model takes.
 
 Loads no model library: the gateway imports it.
 """

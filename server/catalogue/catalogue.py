@@ -48,11 +48,13 @@ class Model:
 class Catalogue:
     """The embedded model, the hub's GPT-2s and every folder of `models_dir`, which comes before a name of the hub.
 
-    Reads the disk at each question, so that new folders show. `allow_hub` admits every other repository of the hub, too.
+    Reads the disk each time, so that new folders show. `allow_hub` admits every other repository of the hub, too.
     """
 
     def __init__(self, models_dir: Path, hub_cache: Path, *, allow_hub: bool = False) -> None:
-        self._models_dir, self._hub_cache, self._allow_hub = models_dir, hub_cache, allow_hub
+        self._models_dir = models_dir
+        self._hub_cache = hub_cache
+        self._allow_hub = allow_hub
 
     def models(self) -> list[Model]:
         """Return every model. Reads a few files of each, which takes long where there are many."""
@@ -81,9 +83,9 @@ class Catalogue:
 
     def parse(self, name: str) -> tuple[Model, str, str, int]:
         """Read model[/engine[/precision]][:replicas], where model may be owner/name. Raises: UnknownModel, BadModel."""
-        way, _, replicas = name.rpartition(":")
-        if not (way and replicas.isdecimal() and len(replicas) < 3):
-            way, replicas = name, "1"
+        way, replicas = name, "1"
+        if found := re.fullmatch(r"(.+):(\d{1,2})", name, re.DOTALL):
+            way, replicas = found.groups()
         if not 1 <= int(replicas) <= MAX_REPLICAS:
             raise BadModel(f"{name}: the number of replicas must be 1 to {MAX_REPLICAS}")
         model, *rest = way.split("/")

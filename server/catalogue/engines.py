@@ -90,7 +90,7 @@ class Traits:
     libraries_bytes: int = 0
     """Memory that its libraries take beside that of every worker."""
     build_unit: str = "layers"
-    """What the progress of a build counts; empty: the checkpoint itself is opened."""
+    """Unit of a build's progress; empty: the checkpoint itself is opened."""
 
     @property
     def default_precision(self) -> str:
@@ -146,7 +146,7 @@ TRAITS = {
     ),
     "optimum": Traits(
         {
-            # The head is stored apart from the token table, and the runtime copies what it rearranges: half as much again.
+            # The head is stored apart from the token table; the runtime copies what it rearranges: half as much again.
             "fp32": Stored(6, 12, 6, loading_copies=6),
             "int8": Stored(1.5, 3, 1.5, loading_copies=8),
         },

@@ -1,4 +1,4 @@
-"""What is noted about a file: its digest, for as long as it stays as it is; and how a note is written."""
+"""Notes about a file: its digest, valid as long as the file does not change; and how a note is written."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ SHA256 = re.compile("[0-9a-f]{64}")
 
 
 def file_state(file: Path) -> str:
-    """Size, time, inode and place of a file: what git's index takes for a file that has not changed. Raises: OSError."""
+    """Return size, time, inode and place of a file, by which git's index knows an unchanged one. Raises: OSError."""
     real = file.resolve()
     stat = real.stat()
     return f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ino} {real}"
 
 
 def named_after(file: Path, folder: Path, ending: str) -> Path:
-    """Where a folder keeps a note about a file."""
+    """Return where a folder keeps a note about a file."""
     return folder / f"{hashlib.sha256(str(file.resolve()).encode(errors='surrogateescape')).hexdigest()[:32]}{ending}"
 
 
@@ -41,7 +41,9 @@ def replace(file: Path, content: bytes) -> None:
 
 def digest(file: Path, progress: Callable[[int, int], None]) -> str:
     """Return the SHA-256 of a file as hex; `progress(done, total)` counts bytes."""
-    total, done, sha = file.stat().st_size, 0, hashlib.sha256()
+    total = file.stat().st_size
+    done = 0
+    sha = hashlib.sha256()
     with file.open("rb") as stream:
         while chunk := stream.read(CHUNK):
             sha.update(chunk)

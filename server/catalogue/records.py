@@ -1,4 +1,4 @@
-"""What was measured of a model, kept beside the built models for as long as its weights and its shape stay as they are.
+"""Measurements of a model, kept beside the built models as long as its weights and its shape do not change.
 
 Loads no model library: the gateway reads it.
 """
@@ -29,18 +29,18 @@ class Records:
     """One small file for each model."""
 
     def __init__(self, cache_dir: Path, folder: Path, arch: Architecture) -> None:
-        """Of the model in `folder`, as it is now. Raises: OSError."""
+        """Find the file of the model in `folder`, as it is now. Raises: OSError."""
         weights = folder / WEIGHTS_FILE
         self._file = named_after(weights, cache_dir, ".fidelity")
         self._stamp = ascii(f"{BUILD_FORMAT} {arch} {file_state(weights)}")  # a path need not be text
 
     def add(self, engine: str, precision: str, fidelity: m.Fidelity) -> None:
-        """Raises: OSError."""
+        """Keep a measurement. Raises: OSError."""
         found = self.found() | {f"{engine}/{precision}": fidelity}
         replace(self._file, msgspec.json.encode(_Record(self._stamp, found)))
 
     def found(self) -> Found:
-        """Nothing where nothing was measured, or of another model or another way of building."""
+        """Return the measurements; none where they are of another model or of another way of building."""
         with contextlib.suppress(OSError, msgspec.MsgspecError):
             with self._file.open("rb") as file:
                 record = msgspec.json.decode(file.read(MAX_BYTES), type=_Record)

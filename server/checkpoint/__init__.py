@@ -1,1 +1,1 @@
-"""What people bring: a model's files, as arrays and a tokenizer."""
+"""A model's files as people bring them, read as arrays and a tokenizer."""

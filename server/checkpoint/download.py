@@ -1,7 +1,7 @@
 """A model's files from the HuggingFace hub into its ordinary cache, which transformers shares. Used in the worker only.
 
-huggingface_hub does the work: it locks, goes on with what a cut download left behind (`blobs/<etag>.incomplete`), and tries
-again when a connection breaks. How far it has come is read from the size of that file.
+huggingface_hub does the work: it locks, goes on with what a cut download left behind (`blobs/<etag>.incomplete`), and
+tries again when a connection breaks. How far it has come is read from the size of that file.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from server.checkpoint.tensors import Report
 constants.DOWNLOAD_CHUNK_SIZE = 1 << 20  # of its 10 MiB, up to all are lost with a connection, and progress would jump
 CONTACT_S = 10.0
 MAX_SMALL_BYTES = 32 << 20
-"""Of config.json and the tokenizer's files; GPT-2's have up to 1.4 MB."""
+"""Limit for config.json and the tokenizer's files; GPT-2's have up to 1.4 MB."""
 ETAG = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 COMMIT = re.compile("[0-9a-f]{40}")
 LOOK_S = 0.1
@@ -57,19 +57,20 @@ class Repository:
     """One model on the hub. Every method can raise LoadFailed, UnknownModel or BadModel, each saying what to do."""
 
     def __init__(self, name: str, cache: Path, models_dir: Path, progress: Report) -> None:
-        self._name, self._cache, self._models_dir, self._progress = name, cache, models_dir, progress
+        self._name = name
+        self._cache = cache
+        self._models_dir = models_dir
+        self._progress = progress
         self._blobs = cache / f"models--{name.replace('/', '--')}" / "blobs"
 
     def config(self) -> Path:
         """Fetch config.json; return the folder that will hold all files."""
         self._progress("connect", 0, 1, "hub")
         # One try of our own: the library's would take half a minute to find out that there is no network.
-        self._told(lambda: get_session().head(hf_hub_url(self._name, CONFIG_FILE), timeout=CONTACT_S))
+        self._call(lambda: get_session().head(hf_hub_url(self._name, CONFIG_FILE), timeout=CONTACT_S))
         found = self._metadata([CONFIG_FILE])
         if not found:
-            raise BadModel(
-                f"{constants.ENDPOINT}/{self._name} has no {CONFIG_FILE}, so it is no model that can be read"
-            )
+            raise BadModel(f"{constants.ENDPOINT}/{self._name} has no {CONFIG_FILE}, so it cannot be read")
         self._progress("connect", 1, 1, "hub")
         return self._fetch(found)
 
@@ -96,26 +97,27 @@ class Repository:
         found = {}
         for file in files:
             try:
-                found[file] = self._told(partial(get_hf_file_metadata, hf_hub_url(self._name, file), timeout=CONTACT_S))
+                found[file] = self._call(partial(get_hf_file_metadata, hf_hub_url(self._name, file), timeout=CONTACT_S))
             except EntryNotFoundError:
                 continue
             if file != WEIGHTS_FILE and (found[file].size or 0) > MAX_SMALL_BYTES:
                 raise BadModel(
-                    f"{file} of {self._name} has {(found[file].size or 0) / 1e6:.0f} MB, more than such a file ever needs"
+                    f"{file} of {self._name} has {(found[file].size or 0) / 1e6:.0f} MB, "
+                    "more than such a file ever needs"
                 )
         return found
 
     def _fetch(self, files: dict[str, HfFileMetadata]) -> Path:
-        """Download what is not there yet, telling the bytes of all files together."""
+        """Download what is not there yet, reporting the bytes of all files together."""
         total, done = sum(found.size or 0 for found in files.values()), 0
         folders = set()
-        with ThreadPoolExecutor(1) as pool:  # progress is told by this thread, which owns the worker's socket
+        with ThreadPoolExecutor(1) as pool:  # progress is reported by this thread, which owns the worker's socket
             for file, found in files.items():
                 future = pool.submit(self._fetch_one, file, found)
                 while not future.done():
                     self._progress("download", done + _size(self._incomplete(found)), total, "bytes")
                     wait([future], LOOK_S)
-                path = Path(self._told(future.result))
+                path = Path(self._call(future.result))
                 done += found.size or 0
                 folders.add(path.parent)
         self._progress("download", total, total, "bytes")
@@ -124,7 +126,7 @@ class Repository:
         return folders.pop()
 
     def _fetch_one(self, file: str, found: HfFileMetadata) -> str:
-        """Download a file; a connection that breaks in its middle is taken up again as long as that brings something."""
+        """Download a file; after a broken connection it goes on, as long as each one brings something."""
         while True:
             had = _size(self._incomplete(found))
             if had > (found.size or 0):  # of a hub that sent more than it had said
@@ -139,7 +141,7 @@ class Repository:
         return self._blobs / f"{found.etag}.incomplete"
 
     def _verify(self, file: Path, etag: str) -> None:
-        """The hub names large files by their SHA-256; the library checks the size alone."""
+        """Check the SHA-256, by which the hub names large files; the library checks the size alone."""
         if (
             SHA256.fullmatch(etag)
             and digest(file, lambda done, total: self._progress("verify", done, total, "bytes")) != etag
@@ -147,18 +149,20 @@ class Repository:
             for path in (file.resolve(), file):
                 path.unlink(missing_ok=True)
             raise LoadFailed(
-                f"{WEIGHTS_FILE} of {self._name} came damaged (its SHA-256 is not the hub's) and was deleted; load again to download it anew"
+                f"{WEIGHTS_FILE} of {self._name} came damaged (its SHA-256 is not the hub's) and was deleted; "
+                "load again to download it once more"
             )
 
     def _check_disk(self, needed: int) -> None:
         free = shutil.disk_usage(self._cache).free
         if needed > free:
             raise LoadFailed(
-                f"the download of {self._name} needs {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free in {self._cache}; make room there, or set HF_HUB_CACHE to a folder on a larger disk"
+                f"the download of {self._name} needs {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free in "
+                f"{self._cache}; make room there, or set HF_HUB_CACHE to a folder on a larger disk"
             )
 
-    def _told(self, call: Callable[[], T]) -> T:
-        """Run a call of the library; its errors become ours, but EntryNotFoundError. Raises: OSError for a full disk."""
+    def _call(self, call: Callable[[], T]) -> T:
+        """Call the library; its errors become ours, except EntryNotFoundError. Raises: OSError where a disk is full."""
         try:
             return call()
         except requests.exceptions.ChunkedEncodingError as e:
@@ -174,7 +178,9 @@ class Repository:
                 else f"{constants.ENDPOINT} cannot be reached"
             )
             raise LoadFailed(
-                f"{self._name} is not on this server's disk, and {why}. {CONFIG_FILE}, {WEIGHTS_FILE} and tokenizer.json{size} would be downloaded from {constants.ENDPOINT}/{self._name}; without the hub, put a folder with these files at {self._models_dir / self._name.rpartition('/')[2]}"
+                f"{self._name} is not on this server's disk, and {why}. {CONFIG_FILE}, {WEIGHTS_FILE} and "
+                f"tokenizer.json{size} would be downloaded from {constants.ENDPOINT}/{self._name}; without the hub, "
+                f"put a folder with these files at {self._models_dir / self._name.rpartition('/')[2]}"
             ) from e
         except EntryNotFoundError:
             raise
@@ -183,7 +189,7 @@ class Repository:
                 f"{constants.ENDPOINT} has no model {self._name}, or only for those who log in (HF_TOKEN)"
             ) from e
         except HFValidationError as e:
-            raise UnknownModel(f"{self._name} is no name of a repository: {e}") from e
+            raise UnknownModel(f"{self._name} is not the name of a repository: {e}") from e
         except requests.RequestException as e:
             raise LoadFailed(f"the hub does not give {self._name}: {e}") from e
         except OSError as e:
@@ -195,7 +201,7 @@ class Repository:
 
 
 class HubSession(requests.Session):
-    """What the library speaks HTTP with: every answer to it is checked, since it makes names of files of what they say."""
+    """The library's HTTP session: every answer is checked, since the library makes names of files of what it says."""
 
     def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
         """Raises: OfflineModeIsEnabled, LoadFailed, and what requests raises."""

@@ -69,7 +69,7 @@ class BuildCache:
             lock.release()
 
     def _turn(self, name: str, progress: Count) -> Lock | None:
-        """Wait until nobody else builds this. None where the cache has no locks or cannot be written: then each builds."""
+        """Wait until nobody else builds this. None where the cache cannot be locked or written: then each builds."""
         seen = (0, 0)
         since = time.monotonic()
         while time.monotonic() < since + STUCK_S:
@@ -105,7 +105,7 @@ class BuildCache:
         return self._folder / f"{name}-v{BUILD_FORMAT}"
 
     def opened(self, folder: Path) -> None:
-        """An engine has opened what `get` returned: a temporary folder is no longer needed."""
+        """Note that an engine has opened what `get` returned: a temporary folder is no longer needed."""
         if self._folder not in folder.parents:
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -1,7 +1,7 @@
 """Weights -> the bytes that the native kernels read, in the order and layout that `server/kernels/src/ops.h` describes.
 
-A matrix of N outputs by K inputs, both padded to 32, lies in panels of 32 outputs, and these in blocks of 32 inputs: what
-one register holds stands together, and a product reads one stream from end to end.
+A matrix of N outputs by K inputs, both padded to 32, lies in panels of 32 outputs, and these in blocks of 32 inputs:
+what one register holds lies together, and a product reads one stream from end to end.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ class Layout:
         self, arch: Architecture, weights: Tensors, precision: str, progress: Callable[[int, int], None]
     ) -> None:
         """`progress(done, total)` counts layers."""
-        self._arch, self._weights, self._precision, self._progress = arch, weights, precision, progress
+        self._arch = arch
+        self._weights = weights
+        self._precision = precision
+        self._progress = progress
 
     def write(self, folder: Path) -> None:
         """Write FILE into a folder. Raises: OSError."""
@@ -46,7 +49,8 @@ class Layout:
                 stream.write(bytes(-len(raw) % ALIGNED))
 
     def _parts(self) -> Iterator[NDArray[np.generic]]:
-        w, layers, bits = self._weights, self._arch.layers, BITS[self._precision]
+        w, layers = self._weights, self._arch.layers
+        bits = BITS[self._precision]
         yield _padded(w["wpe.weight"], PANEL)
         for i in range(layers):
             for norm, matrices in (("ln_1", ("attn.c_attn", "attn.c_proj")), ("ln_2", ("mlp.c_fc", "mlp.c_proj"))):
@@ -79,7 +83,7 @@ def pack(matrix: NDArray[np.float32], bits: int) -> NDArray[np.generic]:
 def pack_blocks(blocks: Blocks) -> Bytes:
     """Lay out a quantised matrix: uint8 [panels, blocks, 32 * 32 * bits / 8 + 64]."""
     bits, zero = blocks.bits, 1 << (blocks.bits - 1)
-    outputs, count, _ = blocks.values.shape
+    outputs, count = blocks.values.shape[:2]
     values, scales = blocks.values, blocks.scales.astype(np.float16)
     if missing := -outputs % PANEL:
         fill = zero if bits == 8 else zero | zero << 4

@@ -1,8 +1,9 @@
 """GPT-2 weights -> an ONNX graph made for decoding.
 
 An exported graph is several times slower than this one, which uses ONNX Runtime's fused operators
-(https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md): MatMulNBits (int8, int4), GroupQueryAttention
-on a KV cache that stays in place, SkipLayerNormalization, FastGelu, and the LM head on the wanted positions only.
+(https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md): MatMulNBits (int8, int4),
+GroupQueryAttention on a KV cache that stays in place, SkipLayerNormalization, FastGelu, and the LM head on the wanted
+positions only.
 
 Inputs of the graph (B sequences, S new tokens each, W wanted positions):
   ids        int64 [B, S]
@@ -11,8 +12,8 @@ Inputs of the graph (B sequences, S new tokens each, W wanted positions):
   total      int32 []       the largest past + S
   wanted     int64 [W]      indices into the B * S tokens
   past_key_i, past_value_i  float32 [B, heads, context, head], the same buffers as present_key_i, present_value_i
-Outputs: logits float32 [W, vocabulary], hidden float32 [B * S, width] (what the last norm makes of each token), present_key_i,
-present_value_i.
+Outputs: logits float32 [W, vocabulary], hidden float32 [B * S, width] (what the last norm makes of each token),
+present_key_i, present_value_i.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from server.convert.quantise import quantise
 Arrays = dict[str, NDArray[np.generic]]
 MODEL_FILE, WEIGHTS_FILE = "model.onnx", "weights.bin"
 INLINE_BYTES = 1 << 12
-"""Tensors up to this size are stored in the graph itself, the larger ones in a file beside it, which the runtime maps."""
+"""Tensors up to this size are stored in the graph itself, larger ones in a file beside it, which the runtime maps."""
 PAGE = 4096
 """A tensor in the file begins at a multiple of this, as mapping wants it."""
 
@@ -105,7 +106,7 @@ class _Builder:
         return self.product(x, self.quantised(name, matrix, bits), matrix.shape, bits, f"{name}.out", bias)
 
     def embedding(self, table: NDArray[np.float32]) -> tuple[str, Callable[[str], str]]:
-        """Return the token embedding of `ids` and a function that adds the LM head tied to it: one copy serves both ends."""
+        """Return the token embedding of `ids`, and a function that adds the LM head tied to it: one copy for both."""
         if self.precision == "fp32":
             name = self.constant("wte", table)
             return self.node("Gather", [name, "ids"], ["tokens"]), lambda x: self.node(

@@ -18,25 +18,29 @@ from numpy.typing import NDArray
 from server.catalogue.engines import BLOCK
 
 INT4_SHRINKS = (8 / 7, 1.0, 0.94, 0.88, 0.82, 0.76)
-"""Scales tried for each int4 block, as shares of the one at which its largest magnitude becomes -8; 8 / 7 is plain rounding to -7..7."""
+"""Scales tried for each int4 block, as shares of the one at which its largest magnitude becomes -8.
+
+8 / 7 is plain rounding to -7..7.
+"""
 TINY = np.finfo(np.float32).tiny
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """A quantised matrix: `values` uint8 [N, ceil(K / 32), 32 * bits / 8], `scales` float32 [N, ceil(K / 32)], `inputs` = K."""
+    """A quantised matrix of N outputs by K inputs."""
 
     bits: int
-    values: NDArray[np.uint8]
-    scales: NDArray[np.float32]
+    values: NDArray[np.uint8]  # [N, ceil(K / 32), 32 * bits / 8]
+    scales: NDArray[np.float32]  # [N, ceil(K / 32)]
     inputs: int
+    """K."""
 
 
 def quantise(matrix: NDArray[np.float32], bits: int) -> Blocks:
     """Quantise float32 [N, K] to 8 or 4 bits.
 
-    8 bits: symmetric, the largest magnitude of a block becomes 127. 4 bits: the scale of each block is the one of several
-    candidates that has the least mean squared error, each refitted to its rounded values by least squares.
+    8 bits: symmetric, the largest magnitude of a block becomes 127. 4 bits: the scale of each block is the one of
+    several candidates that has the least mean squared error, each refitted to its rounded values by least squares.
     """
     outputs, inputs = matrix.shape
     padding = -inputs % BLOCK
@@ -70,11 +74,9 @@ def _int4(blocks: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.fl
         # |w - s q|^2 without |w|^2, which all candidates share.
         error = -scale * scale * squares
         better = error < best_error
-        best_error[better], best_scale[better], best_values[better] = (
-            error[better],
-            scale[better],
-            values[better].astype(np.int8),
-        )
+        best_error[better] = error[better]
+        best_scale[better] = scale[better]
+        best_values[better] = values[better].astype(np.int8)
     unsigned = (best_values + 8).astype(np.uint8)
     packed: NDArray[np.uint8] = unsigned[:, :, 0::2] | unsigned[:, :, 1::2] << np.uint8(4)
     return packed, best_scale

@@ -36,7 +36,7 @@ class KV:
 
     @classmethod
     def empty(cls, shape: tuple[int, int, int, int], dtype: DTypeLike) -> KV:
-        """To be filled. From the system and not from the heap, where arrays of all sizes that live long would leave holes."""
+        """Make arrays to fill, not from the heap: there, long-lived arrays of all sizes would leave holes."""
         size = max(1, math.prod(shape)) * np.dtype(dtype).itemsize
         keys, values = (
             np.frombuffer(mmap.mmap(-1, size, **PRIVATE), dtype, math.prod(shape)).reshape(shape) for _ in range(2)
@@ -48,7 +48,7 @@ class KV:
         return int(self.keys.shape[2])
 
     def first(self, positions: int) -> KV:
-        """A view of the first positions."""
+        """Return a view of the first positions."""
         return KV(self.keys[:, :, :positions], self.values[:, :, :positions])
 
 
@@ -66,7 +66,7 @@ class Verifier(Protocol):
 
 class Engine(Protocol):
     rows: int
-    """How many sequences can run together."""
+    """Number of sequences that can run together."""
     context: int
     """Positions in a row."""
     vocabulary: int
@@ -93,7 +93,7 @@ class Engine(Protocol):
         ...
 
     def move(self, source: int, target: int, positions: int, first: int = 0) -> None:
-        """Copy positions first..positions-1 of row `source` over those of row `target`, which holds the same before them."""
+        """Copy positions first..positions-1 of row `source` to row `target`, which holds the same before them."""
         ...
 
     def export(self, row: int, positions: int) -> KV:
@@ -110,12 +110,12 @@ class Engine(Protocol):
 
 
 class Reference:
-    """What the reference engines have in common: one row, which stays where it is, and no prefix cache."""
+    """Common part of the reference engines: one row, which stays where it is, and no prefix cache."""
 
     rows = 1
 
     def move(self, source: int, target: int, positions: int, first: int = 0) -> None:
-        """There is one row, which is where it is."""
+        """Do nothing: there is one row."""
 
     def export(self, row: int, positions: int) -> KV:
         raise NotImplementedError("a reference engine has no prefix cache")

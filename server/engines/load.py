@@ -39,7 +39,8 @@ def load_engine(
     sha = known_digest(file, cache_dir, lambda done, total: progress("check", done, total, "bytes"))
     if SHA256.fullmatch(blob := file.resolve().name) and blob != sha:  # so the hub's cache names its files
         raise BadModel(
-            f"{WEIGHTS_FILE} is damaged: its SHA-256 is not the one that names {file.resolve()}; delete that, and load again"
+            f"{WEIGHTS_FILE} is damaged: its SHA-256 is not the one that names {file.resolve()}; "
+            "delete that, and load again"
         )
     loading = _Loading(
         folder, arch, engine, precision, rows, threads, compiled, sha, BuildCache(cache_dir, cache_bytes), progress
@@ -49,7 +50,7 @@ def load_engine(
 
 @dataclass
 class _Loading:
-    """What an engine is made of."""
+    """Everything that an engine is made of."""
 
     folder: Path
     arch: Architecture
@@ -70,7 +71,7 @@ class _Loading:
 
     @contextlib.contextmanager
     def built(self, build: Callable[[Weights, Count], Built], variant: str = "") -> Iterator[Path]:
-        """Yield the folder of what `build` makes of the weights, to open it. `variant`: what it depends on beside them."""
+        """Yield the folder of what `build` makes of the weights. `variant`: what that depends on beside them."""
         unit = TRAITS[self.engine].build_unit
         # The number of heads is in the config alone.
         content = hashlib.sha256(f"{self.sha} {self.arch}".encode()).hexdigest()[:32]
@@ -131,7 +132,7 @@ def _optimum(loading: _Loading) -> Engine:
 
 
 def _torch(loading: _Loading) -> Engine:
-    # What the compiler keeps is read back as code: it lies with our own files, not in a folder that others may write to.
+    # What the compiler keeps is read back as code: it lies with our own files, not where others may write.
     kept = loading.cache.folder(COMPILED_FOLDER)
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kept))
     with loading.step("open", "model"):

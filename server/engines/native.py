@@ -1,7 +1,7 @@
 """The native engine: our own kernels (server/kernels), called through their C interface.
 
-Prefill and decode are one routine over tokens, each with its row and position. A token's logits are the same bits whatever
-it is computed together with.
+Prefill and decode are one routine over tokens, each with its row and position. A token's logits are the same bits
+whatever it is computed together with.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from server.convert.native_layout import head_bits
 from server.engines.base import KV, Hidden, Logits
 
 CHUNK = 16 << 20
-"""Bytes read at a time; progress is told after each."""
+"""Bytes read at a time; progress is reported after each."""
 NO_MEMORY = -2
 """GPT2D_NO_MEMORY in gpt2d_kernels.h."""
 
@@ -37,23 +37,27 @@ class _Shape(ctypes.Structure):
 
 
 class Choice(ctypes.Structure):
-    """How one token is chosen; as gpt2d_choice in gpt2d_kernels.h says. `seen` and `counts` are addresses of int32 [seen_count]."""
+    """Settings for choosing one token, as gpt2d_choice in gpt2d_kernels.h.
+
+    `seen` and `counts` are addresses of int32 [seen_count].
+    """
 
     _fields_ = (
-        ("uniform", ctypes.c_double), ("top_p", ctypes.c_double), ("temperature", ctypes.c_float), ("min_p", ctypes.c_float),
-        ("top_k", ctypes.c_int32), ("seen_count", ctypes.c_int32), ("seen", ctypes.c_void_p), ("counts", ctypes.c_void_p),
+        ("uniform", ctypes.c_double), ("top_p", ctypes.c_double),
+        ("temperature", ctypes.c_float), ("min_p", ctypes.c_float), ("top_k", ctypes.c_int32),
+        ("seen_count", ctypes.c_int32), ("seen", ctypes.c_void_p), ("counts", ctypes.c_void_p),
         ("repetition", ctypes.c_float), ("presence", ctypes.c_float), ("frequency", ctypes.c_float),
     )  # fmt: skip
 
 
 @cache
 def library() -> ctypes.CDLL:
-    """The kernels. Raises: ImportError, saying what is missing."""
+    """Return the kernels. Raises: ImportError, saying what is missing."""
     import gpt2d_kernels
 
     path = gpt2d_kernels.library()
     if path is None:
-        raise ImportError("gpt2d-kernels was installed where there was no C++ compiler")
+        raise ImportError("gpt2d-kernels was installed without a C++ compiler")
     kernels = ctypes.CDLL(str(path))
     if kernels.gpt2d_version() != KERNELS_VERSION:
         raise ImportError("gpt2d-kernels has another version; `pip install ./server/kernels` builds this one")
@@ -74,22 +78,24 @@ def library() -> ctypes.CDLL:
 
 
 def instruction_sets() -> list[str]:
-    """What this processor has and the kernels know, best first. Raises: ImportError."""
+    """Return those that this processor has and the kernels know, best first. Raises: ImportError."""
     return bytes(library().gpt2d_instruction_sets()).decode().split(",")
 
 
 def choose(
     logits: Logits, rows: Sequence[int], choices: Sequence[Choice], *, instruction_set: str | None = None
 ) -> list[int]:
-    """Choose a token from each of the rows of float32 [., vocabulary], which penalties change; -1 where its logits are not numbers.
+    """Choose a token from each of the rows; -1 where its logits are not numbers.
+
+    `logits` is float32 [., vocabulary]; penalties change it.
 
     Raises: ImportError, MemoryError.
     """
     count = len(rows)
     tokens = (ctypes.c_int32 * count)()
     code = library().gpt2d_sample(
-        instruction_set.encode() if instruction_set else None, count, (ctypes.c_int32 * count)(*rows), logits.ctypes.data, logits.shape[1],
-        (Choice * count)(*choices), tokens,
+        instruction_set.encode() if instruction_set else None, count, (ctypes.c_int32 * count)(*rows),
+        logits.ctypes.data, logits.shape[1], (Choice * count)(*choices), tokens,
     )  # fmt: skip
     if code:
         raise MemoryError("choosing a token ran out of memory")
@@ -114,21 +120,20 @@ class NativeEngine:
 
         Raises: ImportError, MemoryError, OSError, ValueError if the file does not belong to the architecture.
         """
-        self.rows, self.context, self.vocabulary, self.width, self.threads = (
-            rows,
-            arch.context,
-            arch.vocabulary,
-            arch.width,
-            threads,
-        )
+        self.rows = rows
+        self.context = arch.context
+        self.vocabulary = arch.vocabulary
+        self.width = arch.width
+        self.threads = threads
         self.quantised_share = float(precision != "fp32")  # layout.py packs all matrices
         self._arch, self._kernels = arch, library()
         bits, size = BITS[precision], weights.stat().st_size
         self._kv_dtype = np.dtype(np.float32 if bits == 32 else np.float16)
         shape = _Shape(
-            arch.layers, arch.heads, arch.width, arch.inner, arch.context, arch.vocabulary, bits, head_bits(precision), 1, arch.epsilon
+            arch.layers, arch.heads, arch.width, arch.inner, arch.context, arch.vocabulary,
+            bits, head_bits(precision), 1, arch.epsilon
         )  # fmt: skip
-        for tied in (1, 0):  # the file tells by its size
+        for tied in (1, 0):  # the file's size says which
             shape.tied = tied
             self._model = self._kernels.gpt2d_new(
                 shape, rows, threads, instruction_set.encode() if instruction_set else None

@@ -17,7 +17,10 @@ from server.catalogue.architecture import Architecture
 from server.engines.base import KV, Hidden, Logits
 
 SPIN_US = 20
-"""How long an idle thread of the runtime waits awake: over the gaps between operators, and no longer, for a second model's sake."""
+"""Microseconds that an idle thread of the runtime waits awake: over the gaps between operators.
+
+Not longer, for the sake of a second model.
+"""
 
 
 class _Step:
@@ -42,13 +45,11 @@ class OnnxEngine:
     def __init__(self, arch: Architecture, graph: Path, precision: str, rows: int, threads: int) -> None:
         """`graph` is the ONNX file that `Graph.write` made."""
         self.quantised_share = float(precision != "fp32")  # graph.py makes all products of one kind
-        self.rows, self.context, self.vocabulary, self.width, self.threads = (
-            rows,
-            arch.context,
-            arch.vocabulary,
-            arch.width,
-            threads,
-        )
+        self.rows = rows
+        self.context = arch.context
+        self.vocabulary = arch.vocabulary
+        self.width = arch.width
+        self.threads = threads
         self._layers = arch.layers
         self._session: ort.InferenceSession | None = _session(graph, threads)
         shape = (rows, arch.heads, arch.context, arch.head)

@@ -51,13 +51,11 @@ class Export:
         self, folder: Path, arch: Architecture, weights: Weights, precision: str, progress: Callable[[int, int], None]
     ) -> None:
         """As `transformers_model`; `progress(done, total)` counts steps."""
-        self._folder, self._arch, self._weights, self._precision, self._progress = (
-            folder,
-            arch,
-            weights,
-            precision,
-            progress,
-        )
+        self._folder = folder
+        self._arch = arch
+        self._weights = weights
+        self._precision = precision
+        self._progress = progress
 
     def write(self, folder: Path) -> None:
         """Write MODEL_FILE and the config into a folder. Raises: OSError, RuntimeError."""
@@ -99,7 +97,10 @@ class OptimumEngine(Reference):
 
     def __init__(self, arch: Architecture, folder: Path, threads: int) -> None:
         """`folder` is what `Export.write` filled. Raises: OSError, and what the runtime raises."""
-        self.context, self.vocabulary, self.width, self.threads = arch.context, arch.vocabulary, arch.width, threads
+        self.context = arch.context
+        self.vocabulary = arch.vocabulary
+        self.width = arch.width
+        self.threads = threads
         self.quantised_share = float((folder / SHARE_FILE).read_text())
         torch.set_num_threads(threads)
         options = ort.SessionOptions()
@@ -146,14 +147,14 @@ class OptimumEngine(Reference):
 
 
 def _give_back() -> None:
-    """What the export used is free, but the C library keeps it: some three times the weights."""
+    """Give freed memory back to the system: the C library keeps what the export used, some three times the weights."""
     gc.collect()
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # glibc's
         libc.malloc_trim(0)
 
 
 def quantised_share(file: Path) -> float:
-    """The share of the weights in matrix products that have 8 bits; a product of two activations has none."""
+    """Return the share of the weights in matrix products that have 8 bits; a product of two activations has none."""
     graph = onnx.load(file, load_external_data=False).graph
     sizes: dict[str, int] = {weight.name: math.prod(weight.dims) for weight in graph.initializer}
     products = [
@@ -165,7 +166,7 @@ def quantised_share(file: Path) -> float:
 
 
 def variant(precision: str) -> str:
-    """What an export depends on beside the model: the versions of what makes it, and at int8 the processor."""
+    """Return what an export depends on beside the model: the versions of its makers, and at int8 the processor."""
     made_by = [module.__version__ for module in (optimum.version, ort, transformers, torch)]
     return hashlib.sha256(f"{made_by} {quantisation() if precision == 'int8' else ''}".encode()).hexdigest()[:8]
 

@@ -1,7 +1,8 @@
 """The torch engine: transformers' own GPT-2, as a reference for the others. One row, its cache one that grows.
 
-`int8` is torch's dynamic quantisation: weights of 8 bits with a scale for each output, activations quantised anew at each product.
-Compiled, a decode step is one graph of torch.compile over a static cache, which is as long as the context from the start.
+`int8` is torch's dynamic quantisation: weights of 8 bits with a scale for each output, activations quantised at each
+product. Compiled, a decode step is one graph of torch.compile over a static cache, which is as long as the context
+from the start.
 """
 
 from __future__ import annotations
@@ -47,7 +48,10 @@ class TorchEngine(Reference):
         compiled: bool = False,
     ) -> None:
         """As `transformers_model`. Compiled, the first `decode` takes up to a minute. Raises: OSError, RuntimeError."""
-        self.context, self.vocabulary, self.width, self.threads = arch.context, arch.vocabulary, arch.width, threads
+        self.context = arch.context
+        self.vocabulary = arch.vocabulary
+        self.width = arch.width
+        self.threads = threads
         torch.set_num_threads(threads)
         model = transformers_model(folder, weights, torch.bfloat16 if precision == "bf16" else torch.float32)
         self.quantised_share = 0.0
@@ -72,7 +76,7 @@ class TorchEngine(Reference):
         return self._run(self._decode, ids, past[0], [0], hidden)
 
     def warm_up(self) -> None:
-        """Take a first step, which compiles. Raises: LoadFailed where that cannot be done here, OSError, MemoryError."""
+        """Take a first step, which compiles. Raises: LoadFailed where that is impossible here, OSError, MemoryError."""
         self.prefill(
             0, [0], 0, []
         )  # makes the cache, which would otherwise be made within the graph, and compiled twice
@@ -112,7 +116,7 @@ class TorchEngine(Reference):
 
 
 def _nothing(*_: object, **__: object) -> None:
-    """What a closed engine runs."""
+    """Stand in for the model in a closed engine."""
 
 
 def transformers_model(folder: Path, weights: Weights, dtype: torch.dtype) -> GPT2LMHeadModel:

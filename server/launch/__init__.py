@@ -1,1 +1,1 @@
-"""Where workers run: on this machine (local.py), or on a Ray cluster (ray.py here, agent.py beside it, host.py on each node)."""
+"""Starts workers: on this machine (local.py) or on a Ray cluster (ray.py; agent.py beside it, host.py on its nodes)."""

@@ -1,4 +1,4 @@
-"""The process that joins a Ray cluster for the gateway: it starts an actor for each worker, and tells what becomes of it.
+"""The process that joins a Ray cluster for the gateway: it starts an actor for each worker, and reports how it ends.
 
 Lines of JSON on stdin and stdout. It ends when stdin closes, and its actors and their workers end with it.
 """
@@ -27,26 +27,29 @@ SURVEY_S = 1.0
 PLACE_S = 30.0
 """How long Ray may take to find a node and start a process there, where one was free a moment ago."""
 PART_BYTES, AHEAD = 16 << 20, 3
-"""Files travel in parts of this size, so many at a time: more would fill the object stores."""
+"""Size of the parts in which files travel, and how many at a time: more would fill the object stores."""
 TRIES = 5
 KNOCK_S = 5.0
 INSTALL = "Ray is not installed; add it with: pip install -r requirements-cluster.txt"
 
 
 class Voice:
-    """To the gateway; any thread's."""
+    """The way to the gateway, for any thread."""
 
     def __init__(self, out: int) -> None:
         self._out, self._lock = out, threading.Lock()
 
-    def __call__(self, **told: object) -> None:
+    def __call__(self, **fields: object) -> None:
         with self._lock:
-            os.write(self._out, json.dumps(told).encode() + b"\n")
+            os.write(self._out, json.dumps(fields).encode() + b"\n")
 
 
 class Agent:
     def __init__(self, ray: Any, host: ModuleType, version: str, program: list[str], say: Voice) -> None:
-        self._ray, self._version, self._program, self.say = ray, version, program, say
+        self._ray = ray
+        self._version = version
+        self._program = program
+        self.say = say
         self._actors: dict[str, Any] = {}
         self._running: set[str] = set()
         """Keys whose actor has been asked to start the worker."""
@@ -70,7 +73,7 @@ class Agent:
             actor.stop.remote()
 
     def cut(self, key: str, routing_id: str) -> None:
-        """That process lost the gateway; whoever hosts it is to begin another."""
+        """End a process that lost the gateway; its host begins another."""
         if actor := self._actors.get(key):
             actor.cut.remote(routing_id)
 
@@ -84,7 +87,7 @@ class Agent:
             self.kill(key)
 
     def survey(self) -> None:
-        """Tell what the nodes have, again and again. Where the cluster does not answer this process ends, and its workers with it."""
+        """Say what the nodes have, again and again; end, and the workers too, if the cluster does not answer."""
         try:
             while True:
                 self._survey()
@@ -109,21 +112,24 @@ class Agent:
         self.say(nodes=nodes)
 
     def _free(self) -> dict[str, dict[str, float]]:
-        """What is free of each node, by its id."""
+        """Return what is free of each node, by its id."""
         if self._ray.util.client.ray.is_connected():  # ray://: this process is no part of the cluster
             return dict(self._ray.get(self._free_of_nodes.remote(), timeout=PLACE_S))
         return free_of_nodes()
 
     def _tend(self, key: str, spec: dict[str, Any], demand: dict[str, float]) -> None:
-        """Place a worker and wait for its end, however often Ray begins it anew meanwhile."""
+        """Place a worker and wait for its end, however often Ray begins it again meanwhile."""
         ray, name = self._ray, Spec(**spec).name
         others = {k: v for k, v in demand.items() if k not in {"CPU", "memory"}}
-        code, error, message = -1, "", ""
+        code = -1
+        error, message = "", ""
         try:
             self.say(key=key, stage="place", done=0, total=1, unit="node")
-            # Ray takes care of nodes: it begins the actor and its method anew on another one. A worker that ends by itself is the gateway's.
+            # Ray takes care of nodes: it begins the actor and its method again on another one. A worker that ends by
+            # itself is the gateway's business.
             actor = self._host.options(
-                num_cpus=demand["CPU"], memory=demand["memory"], resources=others, max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD"
+                num_cpus=demand["CPU"], memory=demand["memory"], resources=others,
+                max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD",
             ).remote(self._version, self._program)  # fmt: skip
             self._actors[key] = actor
             if key not in self._ended:
@@ -133,10 +139,9 @@ class Agent:
             if key not in self._ended:
                 code = self._run(key, actor, spec)
         except ray.exceptions.GetTimeoutError:
-            error, message = (
-                "no_memory",
-                f"{name} found no place on the cluster within {PLACE_S:.0f} s, with {demand['CPU']:g} CPUs and {demand['memory'] / 1e6:.0f} MB",
-            )
+            wanted = f"{demand['CPU']:g} CPUs and {demand['memory'] / 1e6:.0f} MB"
+            error = "no_memory"
+            message = f"{name} found no place on the cluster within {PLACE_S:.0f} s, with {wanted}"
         except CannotRun as e:
             error, message = "bad_model", f"{name} cannot run on the cluster: {getattr(e, 'cause', e)}"
         except Exception as e:  # noqa: BLE001 - whatever Ray raises, it is this worker's end
@@ -149,7 +154,10 @@ class Agent:
         self._ended.discard(key)
 
     def _run(self, key: str, actor: Any, spec: dict[str, Any]) -> int:
-        """The worker's exit code. Files that its node has not are sent there first. Raises: RuntimeError, and what Ray raises."""
+        """Return the worker's exit code. Files that its node lacks are sent there first.
+
+        Raises: RuntimeError, and what Ray raises.
+        """
         folder, cache = Path(spec["folder"]), Path(spec["cache_dir"])
         files = (
             {file.name: known_digest(file, cache, lambda *_: None) for file in _model_files(folder)}
@@ -165,7 +173,9 @@ class Agent:
 
     def _send(self, key: str, actor: Any, files: list[Path]) -> None:
         """Through Ray's object store, part by part."""
-        total, done, under_way = sum(file.stat().st_size for file in files), 0, []
+        total = sum(file.stat().st_size for file in files)
+        done = 0
+        under_way: list[Any] = []
         for file in files:
             with file.open("rb") as stream:
                 while part := stream.read(PART_BYTES):
@@ -178,7 +188,7 @@ class Agent:
 
 
 def free_of_nodes() -> dict[str, dict[str, float]]:
-    """What is free of each node of the cluster that this process is part of, by its id."""
+    """Return what is free of each node of the cluster that this process is part of, by its id."""
     from ray._private.state import available_resources_per_node  # Ray's developer API; the public one has the sum only
 
     return {node: _amounts(resources) for node, resources in available_resources_per_node().items()}
@@ -201,7 +211,7 @@ def _model_files(folder: Path) -> Iterator[Path]:
 def _knock(address: str) -> None:
     """Raises: OSError where nothing listens: Ray itself would try for a minute."""
     if address != "auto":
-        host, _, port = address.removeprefix("ray://").rpartition(":")
+        host, port = address.removeprefix("ray://").rsplit(":", 1)
         socket.create_connection((host, int(port)), KNOCK_S).close()
 
 
@@ -212,7 +222,7 @@ def _first_line(error: Exception) -> str:
 
 
 def main() -> None:
-    told = json.loads(sys.stdin.readline())
+    order = json.loads(sys.stdin.readline())
     say = Voice(os.dup(1))
     os.dup2(2, 1)  # Ray writes to stdout
     try:
@@ -223,14 +233,15 @@ def main() -> None:
         say(refused=INSTALL)
         return
     try:
-        _knock(told["address"])
-        ray.init(address=told["address"], log_to_driver=True, logging_level=logging.WARNING)
+        _knock(order["address"])
+        ray.init(address=order["address"], log_to_driver=True, logging_level=logging.WARNING)
     except Exception as e:  # noqa: BLE001 - it raises ConnectionError, ValueError, RuntimeError and more
         say(
-            refused=f"no Ray cluster answers at {told['address']}: {_first_line(e)}; one starts with: ray start --head; the lines before may say more"
+            refused=f"no Ray cluster answers at {order['address']}: {_first_line(e)}; "
+            "one starts with: ray start --head; the lines before may say more"
         )
         return
-    agent = Agent(ray, host, told["version"], told["program"], say)
+    agent = Agent(ray, host, order["version"], order["program"], say)
     threading.Thread(target=agent.survey, name="survey", daemon=True).start()
     for line in sys.stdin:
         command = json.loads(line)

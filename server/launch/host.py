@@ -1,4 +1,4 @@
-"""What runs on a node of a Ray cluster for each worker there: an actor that starts the ordinary worker program and waits for its end.
+"""Runs on a node of a Ray cluster for each worker there: an actor that starts the worker program and waits for its end.
 
 Apart from agent.py, so that a node loads no more than it needs.
 """
@@ -26,14 +26,15 @@ from server.launch.spec import CUT_OFF, UNREACHED, CannotRun, Spec
 
 RECEIVED, DRAFT = "received", ".receiving-"
 STALE_S = 600.0
-"""A receipt to which nothing was added for so long was cut."""
-STOP_S, PAUSE_S, SHUTDOWN_S = 1.0, 1.0, 5.0
+"""Seconds after which a receipt to which nothing was added counts as cut."""
+STOP_S, PAUSE_S = 1.0, 1.0
+SHUTDOWN_S = 5.0
 CONTROL = "control"
 """Methods of this concurrency group run beside the others."""
 
 
 class Host:
-    """Ray begins it anew on another node when its own is lost."""
+    """An actor, which Ray begins again on another node when its own is lost."""
 
     def __init__(self, version: str, program: list[str]) -> None:
         """Raises: RuntimeError if another version of gpt2d is installed on this node."""
@@ -46,12 +47,13 @@ class Host:
         self._routing_id = ""
         self._stops = False
 
-    def run(self, told: dict[str, Any], files: dict[str, str]) -> int | None:
+    def run(self, fields: dict[str, Any], files: dict[str, str]) -> int | None:
         """Start a worker and return its exit code; None if the model's files are not on this node, and are to be sent.
 
-        `files` are their names and SHA-256. They are here if the same path has them (a shared folder, or the same machine), or if they were sent before.
+        `files` are their names and SHA-256. They are here if the same path has them (a shared folder, or the same
+        machine), or if they were sent before. Raises: CannotRun, OSError.
         """
-        spec = Spec(**told)
+        spec = Spec(**fields)
         if problem := TRAITS[spec.engine].problem():
             raise CannotRun(f"the engine {spec.engine} cannot be used on node {_node_name()}: {problem}")
         self._cache, self._limit = Path(spec.cache_dir), spec.cache_bytes
@@ -60,7 +62,7 @@ class Host:
             return None
         node, reached = _node_name(), False
         while not self._stops:
-            # Each process has its own routing id: the gateway then knows one that was begun anew from the one before it.
+            # Each process has its own routing id, by which the gateway knows it from the one before it.
             self._routing_id = f"{spec.identity}.{secrets.token_hex(4)}"
             own = replace(spec, identity=self._routing_id, folder=str(folder or ""), node=node)
             self._process = LocalLauncher(self._program).start(own, 0)
@@ -90,13 +92,13 @@ class Host:
 
     @ray.method(concurrency_group=CONTROL, max_task_retries=0)
     def cut(self, routing_id: str) -> None:
-        """The gateway has lost that process, which may not know: it is ended, and `run` begins another."""
+        """End a process that the gateway has lost, which may not know; `run` begins another."""
         if self._process and routing_id == self._routing_id:
             self._routing_id = ""
             self._process.kill()
 
     def take(self, name: str, offset: int, part: bytes, total: int) -> None:
-        """A part of a file; all files have `total` bytes together. Raises: OSError if it cannot be kept."""
+        """Keep a part of a file; all files have `total` bytes together. Raises: OSError if it cannot be kept."""
         if self._draft is None:
             received = self._cache / RECEIVED
             received.mkdir(parents=True, exist_ok=True)
@@ -112,7 +114,7 @@ class Host:
             raise
 
     def _folder(self, spec: Spec, files: dict[str, str]) -> Path | None:
-        """Where this node has those files."""
+        """Return where this node has those files."""
         given, cache = Path(spec.folder), Path(spec.cache_dir)
         with contextlib.suppress(OSError):
             if files and all(known_digest(given / name, cache, lambda *_: None) == sha for name, sha in files.items()):
@@ -131,7 +133,7 @@ class Host:
 
 
 def _make_room(received: Path, size: int, limit: int) -> None:
-    """Delete what was received longest ago, and what is left of a receipt that was cut, until so much more fits."""
+    """Delete what was received longest ago, and what is left of a receipt that was cut, until `size` more bytes fit."""
     for draft in received.glob(f"{DRAFT}*"):
         if max((f.stat().st_mtime for f in (draft, *draft.iterdir())), default=0.0) < time.time() - STALE_S:
             shutil.rmtree(draft, ignore_errors=True)

@@ -29,7 +29,7 @@ COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 ROOT = str(Path(__file__).resolve().parent.parent.parent)
 """Where the packages are, for the processes that are started."""
 PROGRAM: tuple[str, ...] = ("server.worker",)
-"""What a worker's process runs: a module and its arguments."""
+"""The module that a worker's process runs, and its arguments."""
 
 
 class LocalProcess:
@@ -56,7 +56,7 @@ class LocalProcess:
         return False
 
     def wait(self, seconds: float | None = None) -> int | None:
-        """Its exit code; None if it has not ended within so many seconds."""
+        """Return its exit code; None if it has not ended within `seconds`."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             return self._popen.wait(seconds)
         return None
@@ -70,15 +70,15 @@ class LocalProcess:
 
 
 class LocalLauncher:
-    """Starts workers on this machine, in sessions of their own: Ctrl-C in the daemon's terminal is the daemon's alone."""
+    """Starts workers on this machine, in sessions of their own: Ctrl-C in a terminal ends the daemon alone."""
 
     def __init__(self, program: Sequence[str] | None = None) -> None:
         self._program = program or PROGRAM
 
     def start(self, spec: Spec, memory_bytes: int) -> LocalProcess:  # noqa: ARG002 - what is free was asked before
         """Raises: OSError if no process can be made."""
-        # NumPy's own thread pool would only take memory: the engine has its threads. On huge pages a row's first use would
-        # stall everybody for 70 ms, since the system clears all of it and not only the positions that are used.
+        # NumPy's own thread pool would only take memory: the engine has its threads. On huge pages a row's first use
+        # would stall everybody for 70 ms, since the system clears all of it and not only the positions that are used.
         environment = os.environ | {"PYTHONPATH": ROOT, "OPENBLAS_NUM_THREADS": "1", "NUMPY_MADVISE_HUGEPAGE": "0"}
         popen = subprocess.Popen(
             [sys.executable, "-P", "-m", *self._program],
@@ -111,14 +111,14 @@ class LocalLauncher:
 
 
 def relay(stderr: IO[bytes], name: str) -> None:
-    """A worker's stderr goes to the log, so that it has one format, and a reader of it that has stopped holds no worker up."""
+    """Pass a worker's stderr on to the log: it has one format, and a reader that has stopped holds up no worker."""
     with stderr:
         while line := stderr.readline(LINE_BYTES):
             log.warning("%s: %s", name, COLOUR.sub("", line.decode(errors="replace")).rstrip())
 
 
 def _cgroup_rooms() -> Iterator[int]:
-    """What a container's limit leaves, where there is one (cgroup v2, then v1)."""
+    """Yield what a container's limit leaves, where there is one (cgroup v2, then v1)."""
     for limit, used in (
         ("memory.max", "memory.current"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),

@@ -1,8 +1,8 @@
-"""Places workers on a Ray cluster, by an agent in a process of its own: Ray is heavy, and its threads are not the gateway's.
+"""Places workers on a Ray cluster, by an agent in a process of its own: Ray is heavy, and has threads.
 
-The agent (agent.py) joins the cluster, starts an actor for each worker (host.py) and says what becomes of it. When a node is
-lost, Ray begins the actor anew on another one, and the worker connects to the gateway by itself. When the agent is lost, the
-workers end with it; another agent joins the cluster.
+The agent (agent.py) joins the cluster, starts an actor for each worker (host.py) and says what becomes of it. When a
+node is lost, Ray begins the actor again on another one, and the worker connects to the gateway by itself. When the
+agent is lost, the workers end with it; another agent joins the cluster.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ log = logging.getLogger("gpt2d")
 
 JOIN_S, LEAVE_S = 60.0, 5.0
 AGAIN_S, AGAIN_MAX_S = 1.0, 60.0
-MAX_TOLD = 4096
+MAX_ORDERS = 4096
 SETTLE_S = 5.0
-"""It takes Ray so long to tell everywhere what has become free."""
+"""Seconds that Ray takes to say everywhere what has become free."""
 SHOWN = 6
-"""So many nodes are told in a message."""
+"""Number of nodes that a message names."""
 
 
 class ClusterError(Exception):
-    """Why there is no cluster, for people."""
+    """There is no cluster; says why, for people."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Node:
         return all(self.free.get(name, 0) >= amount for name, amount in demand.items())
 
     def __str__(self) -> str:
-        """What is free of it."""
+        """Return what is free of it."""
         others = [
             f"{self.free.get(k, 0):g} of {v:g} {k}"
             for k, v in self.total.items()
@@ -87,8 +87,8 @@ class RayProcess:
         return self.failure
 
     def progress(self) -> m.Progress | None:
-        told, self.about = self.about, None
-        return told
+        about, self.about = self.about, None
+        return about
 
     def renew(self, routing_id: str) -> bool:
         self._launcher.tell({"do": "cut", "key": self.key, "routing_id": routing_id})
@@ -109,7 +109,7 @@ class RayLauncher:
     _nodes: list[Node] = field(default_factory=list)
     _processes: dict[str, RayProcess] = field(default_factory=dict)
     _agent: subprocess.Popen[bytes] | None = None
-    _told: queue.Queue[dict[str, Any]] = field(default_factory=lambda: queue.Queue(MAX_TOLD))
+    _orders: queue.Queue[dict[str, Any]] = field(default_factory=lambda: queue.Queue(MAX_ORDERS))
     """For the agent; written by a thread of its own, since an agent that does not read must hold nobody up."""
     _joined: threading.Event = field(default_factory=threading.Event)
     _freed: float = -math.inf
@@ -127,8 +127,8 @@ class RayLauncher:
             if not self._nodes:
                 raise ClusterError(
                     self._refused
-                    or f"it did not answer within {JOIN_S:.0f} s; this machine must be one of its nodes (`ray start --address=...`; `ray status` "
-                    "tells them), or ask through its head as ray://HOST:10001"
+                    or f"it did not answer within {JOIN_S:.0f} s; this machine must be one of its nodes "
+                    "(`ray start --address=...`; `ray status` lists them), or ask through its head as ray://HOST:10001"
                 )
             self._check_addresses()
         except BaseException:
@@ -139,17 +139,18 @@ class RayLauncher:
     def _check_addresses(self) -> None:
         if others := self._out_of_reach():
             raise ClusterError(
-                f"nodes at {', '.join(n.address for n in others[:SHOWN])} cannot reach {urlsplit(self.config.worker_address).hostname}; "
-                "give an address of this machine that they can reach, with a port that is open to them: --worker-address tcp://ADDRESS:PORT"
+                f"nodes at {', '.join(n.address for n in others[:SHOWN])} cannot reach "
+                f"{urlsplit(self.config.worker_address).hostname}; give an address of this machine that they can "
+                "reach, with a port that is open to them: --worker-address tcp://ADDRESS:PORT"
             )
 
     def _out_of_reach(self) -> list[Node]:
-        """Nodes on other machines, where workers are to connect to this one's loopback."""
+        """Return the nodes on other machines, where workers are to connect to this one's loopback."""
         mine = {a.address for addresses in psutil.net_if_addrs().values() for a in addresses}
         return [n for n in self._nodes if n.address not in mine] if is_loopback(self.config.worker_address) else []
 
     def start(self, spec: Spec, memory_bytes: int) -> RayProcess:
-        """Raises: NoMemory if no node has room for it."""
+        """Start a worker on the cluster. Raises: NoMemory if no node has room for it."""
         demand: dict[str, float] = {
             "CPU": spec.threads,
             "memory": memory_bytes,
@@ -159,18 +160,18 @@ class RayLauncher:
         if place is None and not self._settling:
             asked = [cpus_of(spec.threads), f"{memory_bytes / 1e6:.0f} MB", *self.config.cluster_resources]
             raise NoMemory(
-                f"{spec.name} needs {', '.join(asked)} on one node; {self.places()}. "
-                "You could unload another, ask for fewer replicas, start the server with fewer --threads, or add a node."
+                f"{spec.name} needs {', '.join(asked)} on one node; {self.places()}. You could unload another, "
+                "ask for fewer replicas, start the server with fewer --threads, or add a node."
             )
         if place:
-            for name, amount in demand.items():  # until the agent tells anew what is free
+            for name, amount in demand.items():  # until the agent says again what is free
                 place.free[name] -= amount
         process = self._processes[spec.identity] = RayProcess(spec.identity, self)
         self.tell({"do": "start", "key": spec.identity, "spec": asdict(spec), "demand": demand})
         return process
 
     def free_memory(self, untaken: int) -> int:  # noqa: ARG002 - Ray counts what is reserved
-        """Of the node that has most. Raises: LoadFailed if the cluster is out of reach."""
+        """Return the memory of the node that has most. Raises: LoadFailed if the cluster is out of reach."""
         nodes = self._nodes  # which the other thread may empty meanwhile
         if not nodes:
             raise LoadFailed(
@@ -180,7 +181,7 @@ class RayLauncher:
 
     @property
     def _settling(self) -> bool:
-        """What has just ended is still counted as taken: whether there is room, Ray itself must find out."""
+        """True while what has just ended still counts as taken: whether there is room, Ray itself must find out."""
         return time.monotonic() < self._freed + SETTLE_S
 
     def places(self) -> str:
@@ -196,9 +197,9 @@ class RayLauncher:
                 agent.kill()
 
     def tell(self, what: dict[str, Any]) -> None:
-        """To the agent, without waiting; one that does not listen is ended, and with it its workers."""
+        """Send an order to the agent, without waiting; one that does not listen is ended, and with it its workers."""
         try:
-            self._told.put_nowait(what)
+            self._orders.put_nowait(what)
         except queue.Full:
             if self._agent:
                 self._agent.kill()
@@ -221,7 +222,7 @@ class RayLauncher:
             gone = LoadFailed("the Ray cluster was left; the server's log may say why")
             for process in list(self._processes.values()):
                 self._end(process, -1, gone)
-            if not self._joined.is_set():  # `join` tells why
+            if not self._joined.is_set():  # `join` says why
                 self._joined.set()
                 return
             if not self._closed:
@@ -244,20 +245,20 @@ class RayLauncher:
         threading.Thread(
             target=local.relay, args=(agent.stderr, "cluster"), name="stderr of the agent", daemon=True
         ).start()
-        self._agent, self._told = agent, queue.Queue(MAX_TOLD)
+        self._agent, self._orders = agent, queue.Queue(MAX_ORDERS)
         self.tell({"address": self.config.cluster, "version": VERSION, "program": local.PROGRAM})
-        threading.Thread(target=_write, args=(agent, self._told), name="to the agent", daemon=True).start()
+        threading.Thread(target=_write, args=(agent, self._orders), name="to the agent", daemon=True).start()
         for line in agent.stdout or ():
             self._on_line(json.loads(line))
         agent.kill()
         agent.wait()
         self.tell({"do": "leave"})  # ends its writer
 
-    def _on_line(self, told: dict[str, Any]) -> None:
-        process = self._processes.get(told.get("key", ""))
-        if "nodes" in told:
+    def _on_line(self, said: dict[str, Any]) -> None:
+        process = self._processes.get(said.get("key", ""))
+        if "nodes" in said:
             former = {node.address for node in self._nodes}
-            self._nodes, self._refused = [Node(**node) for node in told["nodes"]], ""
+            self._nodes, self._refused = [Node(**node) for node in said["nodes"]], ""
             if former and (new := {node.address for node in self._out_of_reach()} - former):
                 log.error(
                     "nodes at %s cannot reach %s: workers that are placed there will fail",
@@ -265,13 +266,13 @@ class RayLauncher:
                     self.config.worker_address,
                 )
             self._joined.set()
-        elif "refused" in told:
-            self._refused = told["refused"]
-        elif process and "ended" in told:
-            self._end(process, told["ended"], from_code(told["code"], told["message"]) if told["code"] else None)
-        elif process and "stage" in told:
+        elif "refused" in said:
+            self._refused = said["refused"]
+        elif process and "ended" in said:
+            self._end(process, said["ended"], from_code(said["code"], said["message"]) if said["code"] else None)
+        elif process and "stage" in said:
             process.about = m.Progress(
-                id=None, stage=told["stage"], done=told["done"], total=told["total"], unit=told["unit"]
+                id=None, stage=said["stage"], done=said["done"], total=said["total"], unit=said["unit"]
             )
 
     def _end(self, process: RayProcess, code: int, failure: RequestError | None) -> None:
@@ -281,13 +282,13 @@ class RayLauncher:
         process.code = code
 
 
-def _write(agent: subprocess.Popen[bytes], told: queue.Queue[dict[str, Any]]) -> None:
+def _write(agent: subprocess.Popen[bytes], orders: queue.Queue[dict[str, Any]]) -> None:
     """Write to an agent until it is to leave, or is gone."""
     if not agent.stdin:
         return
     try:
         with agent.stdin:
-            while (what := told.get()).get("do") != "leave":
+            while (what := orders.get()).get("do") != "leave":
                 agent.stdin.write(json.dumps(what).encode() + b"\n")
                 agent.stdin.flush()
     except OSError:

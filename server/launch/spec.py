@@ -1,4 +1,4 @@
-"""What a worker is told at its start, on its stdin. Apart from both sides, so that the gateway imports no engine."""
+"""The orders that a worker gets at its start, on its stdin. Apart from both sides: the gateway imports no engine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class CannotRun(RuntimeError):
 
 @dataclass(frozen=True)
 class Spec:
-    """What a worker is told at its start."""
+    """A worker's orders."""
 
     endpoint: str
     server_key: str
@@ -38,7 +38,7 @@ class Spec:
     """The machine's name, where it goes by another than its own."""
     compiled: bool = False
     measures: bool = False
-    """It is to measure what the precision costs, and nothing else."""
+    """True: only measure what the precision costs."""
 
     @property
     def name(self) -> str:

@@ -14,8 +14,8 @@ from server.launch.spec import CannotRun, Spec
 
 KEY = "a" * 32
 SPEC = Spec(
-    endpoint="tcp://127.0.0.1:1", server_key="", identity=KEY, model="mine", folder="", hub_cache="", models_dir="", engine="native",
-    precision="int8", threads=1, rows=1, room=1 << 30, cache_dir="", cache_bytes=1 << 30,
+    endpoint="tcp://127.0.0.1:1", server_key="", identity=KEY, model="mine", folder="", hub_cache="", models_dir="",
+    engine="native", precision="int8", threads=1, rows=1, room=1 << 30, cache_dir="", cache_bytes=1 << 30,
 )  # fmt: skip
 DEMAND = {"CPU": 1.0, "memory": 1e9}
 

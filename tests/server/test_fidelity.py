@@ -29,9 +29,10 @@ from server.worker.text import Text
 ARCH = read_architecture(DEMO_FOLDER)
 TEXT = Text(DEMO_FOLDER, ARCH.vocabulary, ARCH.end_of_text)
 VERSE = (
-    "When in disgrace with fortune and men's eyes\nI all alone beweep my outcast state,\nAnd trouble deaf heaven with my bootless "
-    "cries,\nAnd look upon myself, and curse my fate,\nWishing me like to one more rich in hope,\nFeatured like him, like him with "
-    "friends possessed,\nDesiring this man's art, and that man's scope,\nWith what I most enjoy contented least;\n"
+    "When in disgrace with fortune and men's eyes\nI all alone beweep my outcast state,\n"
+    "And trouble deaf heaven with my bootless cries,\nAnd look upon myself, and curse my fate,\n"
+    "Wishing me like to one more rich in hope,\nFeatured like him, like him with friends possessed,\n"
+    "Desiring this man's art, and that man's scope,\nWith what I most enjoy contented least;\n"
 )
 IDS = TEXT.encode(VERSE)
 

@@ -1,4 +1,4 @@
-"""Which models there are is found out beside the gateway's thread: never an empty answer, never an old one, never in the way."""
+"""The models are looked at beside the gateway's thread: never an empty answer, never an old one, never in the way."""
 
 from __future__ import annotations
 

@@ -61,7 +61,8 @@ def matmul(name: str, bits: int, matrix: NDArray[np.generic], outputs: int, x: F
 def test_integers_are_exact(name: str, bits: int) -> None:
     """With scales of 1 each sum is a whole number that a float holds: any fault of the integer part shows."""
     rng = np.random.default_rng(bits)
-    outputs, inputs, rows = 96, 160, 11
+    outputs, inputs = 96, 160
+    rows = 11
     top = 127 if bits == 8 else 7
     w = rng.integers(-top, top + 1, (outputs, inputs)).astype(np.float32)
     x = rng.integers(-127, 128, (rows, inputs)).astype(np.float32)

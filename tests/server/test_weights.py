@@ -67,8 +67,10 @@ def test_no_program_is_started_to_get_a_text() -> None:
     [
         ({"model_type": "llama"}, "architecture is 'llama'"), ({"activation_function": "relu"}, "relu"),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"), ({"n_head": 7}, "7 heads"),
-        ({"n_layer": "many"}, "n_layer"), ({"n_embd": -1}, "n_embd"), ({"n_positions": 1 << 40}, "n_positions"), ({"n_head": True}, "n_head"), ({"eos_token_id": 4096}, "vocabulary of 4096"),
-        ({"eos_token_id": -1}, "eos_token_id"), ({"eos_token_id": 1.5}, "eos_token_id"), ({"layer_norm_epsilon": "small"}, "epsilon"),
+        ({"n_layer": "many"}, "n_layer"), ({"n_embd": -1}, "n_embd"), ({"n_positions": 1 << 40}, "n_positions"),
+        ({"n_head": True}, "n_head"), ({"eos_token_id": 4096}, "vocabulary of 4096"),
+        ({"eos_token_id": -1}, "eos_token_id"), ({"eos_token_id": 1.5}, "eos_token_id"),
+        ({"layer_norm_epsilon": "small"}, "epsilon"),
     ],
 )  # fmt: skip
 def test_another_architecture_is_refused_by_name(tmp_path: Path, config: dict[str, object], says: str) -> None:
