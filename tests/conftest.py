@@ -1,8 +1,12 @@
-"""Fixtures: a real daemon process with the embedded model, on a port of the system's choice."""
+"""Fixtures: a real daemon process with the embedded model, on a port of the system's choice; a screen."""
 
 from __future__ import annotations
 
+import os
+import shutil
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -74,3 +78,25 @@ def one_row(tmp_path: Path, cache: Path) -> Iterator[Client]:
         client.load("demo")
         yield client
     daemon.kill()
+
+
+@pytest.fixture(scope="session")
+def screen() -> Iterator[str]:
+    """A display: an Xvfb of the tests'."""
+    if sys.platform != "linux" or not shutil.which("Xvfb"):
+        pytest.skip("the window's tests need Linux and Xvfb (Debian: apt-get install xvfb)")
+    server = subprocess.Popen(
+        # Without -noreset it starts again when its last client leaves, and refuses whoever comes in that moment.
+        ["Xvfb", "-displayfd", "1", "-screen", "0", "1400x900x24", "-nolisten", "tcp", "-noreset"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert server.stdout
+    display = f":{server.stdout.readline().strip()}"
+    before = os.environ.get("DISPLAY")
+    os.environ["DISPLAY"] = display
+    yield display
+    os.environ.pop("DISPLAY") if before is None else os.environ.update(DISPLAY=before)
+    server.terminate()
+    server.wait()

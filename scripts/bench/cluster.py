@@ -104,7 +104,7 @@ def main() -> None:
     if "weights" in parts and (sys.platform != "linux" or os.geteuid() != 0):
         sys.exit("weights covers folders with mounts, for which it must be root on Linux")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # through the ends of all that was started
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0"}
+    os.environ["RAY_DEDUP_LOGS"] = "0"
     tally, figures = Tally(), dict[str, Any]()
     for part, measured in (("nodes", measure_nodes), ("gateway", measure_gateway), ("weights", measure_weights)):
         if part in parts:
