@@ -3,4 +3,4 @@
 #include "ops_body.h"
 #include "sample_body.h"
 
-const gpt2d::Ops gpt2d::plain_ops = {"plain", usable_here, matmul, norm, quantise, embed, attend, sample, copy_out, copy_in};
+const gpt2d::Ops gpt2d::plain_ops = {"plain", [] { return true; }, matmul, norm, quantise, embed, attend, sample, copy_out, copy_in};

@@ -64,7 +64,7 @@ int sample(float *logits, int n, const gpt2d_choice &choice) {
         float m = -INFINITY;
         if (i + CHUNK <= n) {
             F a = load(logits + i), b = load(logits + i + 16), c = load(logits + i + 32), d = load(logits + i + 48);
-            nan |= any_nan(a) | any_nan(b) | any_nan(c) | any_nan(d);
+            nan = nan || any_nan(a) || any_nan(b) || any_nan(c) || any_nan(d);
             m = largest(max(max(a, b), max(c, d)));
         } else {
             for (int j = i; j < n; j++) nan |= logits[j] != logits[j], m = std::max(m, logits[j]);

@@ -107,7 +107,5 @@ inline I dot8(I sum, Bytes w, Bytes a) { return {add_signed(sum.a, w.a, a.a), ad
 inline I dot4(I sum, Bytes w, Bytes a) { return {add_dot(sum.a, w.a, a.a), add_dot(sum.b, w.b, a.b)}; }
 inline void prefetch(const void *p) { _mm_prefetch(static_cast<const char *>(p), _MM_HINT_T0); }
 
-inline bool usable_here() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }
-
 }  // namespace
 }  // namespace gpt2d

@@ -59,10 +59,5 @@ inline I dot8(I sum, Bytes w, Bytes a) { return {_mm512_dpbusd_epi32(sum.v, w.v,
 inline I dot4(I sum, Bytes w, Bytes a) { return dot8(sum, w, a); }
 inline void prefetch(const void *p) { _mm_prefetch(static_cast<const char *>(p), _MM_HINT_T0); }
 
-inline bool usable_here() {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
-}
-
 }  // namespace
 }  // namespace gpt2d

@@ -118,7 +118,5 @@ inline I dot8(I sum, Bytes w, Bytes a) {
 inline I dot4(I sum, Bytes w, Bytes a) { return dot8(sum, w, a); }
 inline void prefetch(const void *) {}
 
-inline bool usable_here() { return true; }
-
 }  // namespace
 }  // namespace gpt2d

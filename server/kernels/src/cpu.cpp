@@ -1,0 +1,48 @@
+// By cpuid and xgetbv (Intel SDM volume 1, sections 14.3 and 15.2 to 15.4). Not by __builtin_cpu_supports: what fills it is
+// linked by gcc and clang, but not by zig, where it is always 0 (https://github.com/ziglang/zig/issues/18074).
+// Compiled for every processor of its family: this file runs before anything is known of the present one.
+#include "cpu.h"
+
+#include <cpuid.h>
+
+#include <cstdint>
+
+namespace gpt2d {
+namespace {
+
+constexpr bool all_of(uint32_t value, uint32_t bits) { return (value & bits) == bits; }
+
+struct Features {
+    bool avx2 = false, avx512 = false;
+
+    Features() {
+        uint32_t eax, ebx, ecx, edx;
+        constexpr uint32_t fma = 1u << 12, osxsave = 1u << 27, avx = 1u << 28, f16c = 1u << 29;
+        if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || !all_of(ecx, fma | osxsave | avx | f16c)) return;
+        if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return;
+        // The registers that the operating system saves for each thread: XMM and YMM; opmasks, and the ZMM ones in two parts.
+        const uint32_t saved = xcr0(), ymm = 0x06, zmm = 0xe6;
+        constexpr uint32_t avx2_bit = 1u << 5, f = 1u << 16, dq = 1u << 17, bw = 1u << 30, vl = 1u << 31, vnni = 1u << 11;
+        avx2 = all_of(saved, ymm) && all_of(ebx, avx2_bit);
+        avx512 = all_of(saved, zmm) && all_of(ebx, avx2_bit | f | dq | bw | vl) && all_of(ecx, vnni);
+    }
+
+    static uint32_t xcr0() {
+        uint32_t low, high;
+        __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+        return low;
+    }
+};
+
+// Asked once: in a virtual machine each cpuid goes to the hypervisor.
+const Features &features() {
+    static const Features found;
+    return found;
+}
+
+}  // namespace
+
+bool has_avx2() { return features().avx2; }
+bool has_avx512() { return features().avx512; }
+
+}  // namespace gpt2d

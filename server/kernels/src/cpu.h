@@ -1,0 +1,9 @@
+// What the processor offers and the operating system lets a program use.
+#pragma once
+
+namespace gpt2d {
+
+bool has_avx2();    // with FMA and F16C
+bool has_avx512();  // F, BW, DQ, VL and VNNI
+
+}  // namespace gpt2d
