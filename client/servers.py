@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import re
 import tempfile
 from pathlib import Path
@@ -14,6 +15,7 @@ from urllib.parse import urlsplit
 import platformdirs
 
 from protocol.keys import DEFAULT_ENDPOINT, Address
+from protocol.messages import ServerInfo
 
 NAME = re.compile(r"[\w.-]{1,100}", re.ASCII)
 
@@ -66,6 +68,12 @@ def kept(*which: str) -> list[Address]:
         with contextlib.suppress(ValueError):
             found.append(resolve(name))
     return found
+
+
+def notices(info: ServerInfo) -> list[str]:
+    """Return what a server says that its users should know, each sentence with where, if that is another machine."""
+    where = "" if info.host == platform.node() else "on the server: "
+    return [where + sentence for sentence in info.notices]
 
 
 def names() -> list[str]:

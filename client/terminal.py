@@ -16,6 +16,7 @@ from typing import Any, Self, TypeVar, assert_never
 import platformdirs
 
 from client import replicas
+from client.servers import notices
 from protocol import Client, Gpt2dError, messages as m
 from protocol.keys import Address
 
@@ -85,6 +86,8 @@ class Terminal:
             self._set(*setting.split("=", 1))
         if hint:
             self.say(f"gpt2d {info.version} on {info.host} ({info.cpu}, {info.cores} cores), {self._endpoint}")
+        for notice in notices(info):
+            self.say(notice)
         if choice.model:
             self._load(choice)
         elif hint:

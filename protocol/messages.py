@@ -438,6 +438,8 @@ class ServerInfo(Result, frozen=True, tag="hello"):
     parameters: list[Parameter]
     role: Role = "admin"
     """Rights of this client: `generate` is all but load, measure and unload."""
+    notices: list[str] = []
+    """What a user of this server should know: a sentence each."""
 
 
 class WorkerHealth(Struct, frozen=True, kw_only=True):

@@ -14,8 +14,8 @@ import zmq
 
 from protocol.errors import Gpt2dError
 from protocol.keys import KeyFileError
-from server import logs, settings
-from server.catalogue.engines import COMPILED_FOLDER, SUMS_FILE, native_problem
+from server import build, logs, settings
+from server.catalogue.engines import COMPILED_FOLDER, SUMS_FILE, notices
 from server.check import check
 from server.config import VERSION, Config
 from server.gateway.gateway import Gateway
@@ -58,8 +58,13 @@ def parse(argv: list[str] | None = None) -> Config:
     parser.add_argument(
         "--clear-cache", action="store_true", help="delete the built models, what was measured of them, and exit"
     )
+    parser.add_argument(
+        "--build-kernels", action="store_true", help="build the native engine's kernels for this machine, and exit"
+    )
     settings.add_flags(parser)
     args = parser.parse_args(argv)
+    if args.build_kernels:
+        parser.exit(build.main([]))
     try:
         config = settings.resolve(vars(args), args.config and args.config.expanduser())
         if args.check:
@@ -108,8 +113,8 @@ def serve(config: Config) -> int:
         return 1
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: gateway.drain())
-    if problem := native_problem():
-        log.warning("no native engine, onnx is used: %s", problem)
+    for notice in notices():
+        log.warning("%s", notice)
     log.info("gpt2d %s listens on %s, %d threads a worker", VERSION, gateway.endpoint, config.threads)
     try:
         gateway.run()

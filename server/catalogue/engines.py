@@ -5,8 +5,12 @@ Loads no model library: the gateway imports it.
 
 from __future__ import annotations
 
+import ctypes
+import shlex
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 from protocol.errors import BadModel
 
@@ -34,12 +38,29 @@ def native_problem() -> str:
     try:
         import gpt2d_kernels
     except ImportError:
-        return f"gpt2d-kernels is not installed; {install} builds it"
+        return f"the native kernels are not built; {install} builds them"
     if gpt2d_kernels.library() is None:
-        return f"gpt2d-kernels was installed without a C++ compiler; install one (Debian: g++), then {install}"
+        return f"the native kernels were installed without a C++ compiler; {install} builds them"
     if gpt2d_kernels.VERSION != KERNELS_VERSION:
-        return f"gpt2d-kernels has version {gpt2d_kernels.VERSION} instead of {KERNELS_VERSION}; {install} builds that"
+        return f"the native kernels have version {gpt2d_kernels.VERSION} instead of {KERNELS_VERSION}; {install} builds that"
+    try:
+        instruction_sets()
+    except OSError as e:
+        return f"the native kernels cannot be loaded ({e}); {install} builds them for this machine"
     return ""
+
+
+@cache
+def instruction_sets() -> list[str]:
+    """Return what this processor has and the native kernels know, best first.
+
+    Raises: ImportError if there are no kernels, OSError if they cannot be loaded here.
+    """
+    import gpt2d_kernels
+
+    names = ctypes.CDLL(str(gpt2d_kernels.library())).gpt2d_instruction_sets
+    names.restype = ctypes.c_char_p
+    return bytes(names()).decode().split(",")
 
 
 def _no_problem() -> str:
@@ -105,7 +126,7 @@ class Traits:
         return f"engine {name} needs {self.needs} ({module} is missing); {self.install} adds them"
 
 
-KERNELS_INSTALL = "`pip install ./server/kernels`"
+KERNELS_INSTALL = f"`{shlex.quote(sys.executable)} -m server --build-kernels`"
 SERVER_INSTALL = "`pip install -r requirements-server.txt`"
 REFERENCES_INSTALL = "`pip install -r requirements.txt`"
 REFERENCE_BYTES = 420 << 20
@@ -159,8 +180,28 @@ TRAITS = {
     ),
 }
 """Every engine by name, the default first. Torch and optimum are references: there to compare the others with."""
-ENGINES = {name: traits for name, traits in TRAITS.items() if not traits.problem()}
-"""Those that can be used here."""
+
+
+def usable() -> dict[str, Traits]:
+    """Return the engines that can be used here, the default first."""
+    found = {name: traits for name, traits in TRAITS.items() if not traits.problem()}
+    if "native" in found and instruction_sets() == ["plain"]:
+        found["native"] = found.pop("native")
+    return found
+
+
+def notices() -> list[str]:
+    """Return what a user of this server should know about its engines: a sentence each."""
+    if problem := native_problem():
+        return [f"the slower engine {next(iter(ENGINES))} is the default: {problem}"]
+    if next(iter(ENGINES)) != "native":
+        reason = "this processor has none of the instructions that make native fast (AVX2 or AVX512-VNNI)"
+        return [f"{next(iter(ENGINES))} is the default engine: {reason}"]
+    return []
+
+
+ENGINES = usable()
+"""Those that can be used here, the default first."""
 REFERENCE = (next(iter(ENGINES)), "fp32")
 """Engine and precision that the others are measured against."""
 

@@ -62,7 +62,6 @@ def library() -> ctypes.CDLL:
     if kernels.gpt2d_version() != KERNELS_VERSION:
         raise ImportError("gpt2d-kernels has another version; `pip install ./server/kernels` builds this one")
     pointer, integer = ctypes.c_void_p, ctypes.c_int
-    kernels.gpt2d_instruction_sets.restype = ctypes.c_char_p
     kernels.gpt2d_new.argtypes, kernels.gpt2d_new.restype = (
         [ctypes.POINTER(_Shape), integer, integer, ctypes.c_char_p],
         pointer,
@@ -75,11 +74,6 @@ def library() -> ctypes.CDLL:
     kernels.gpt2d_sample.argtypes = [ctypes.c_char_p, integer, pointer, pointer, integer, pointer, pointer]
     kernels.gpt2d_matmul.argtypes = [ctypes.c_char_p, integer, integer, integer, pointer, integer, pointer, pointer]
     return kernels
-
-
-def instruction_sets() -> list[str]:
-    """Return those that this processor has and the kernels know, best first. Raises: ImportError."""
-    return bytes(library().gpt2d_instruction_sets()).decode().split(",")
 
 
 def choose(

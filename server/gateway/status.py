@@ -18,7 +18,7 @@ from protocol import messages as m
 from protocol.keys import Role
 from protocol.parameters import parameters
 from server.catalogue.catalogue import Model
-from server.catalogue.engines import ENGINES, Traits
+from server.catalogue.engines import ENGINES, Traits, notices
 from server.catalogue.records import Found, Records
 from server.config import VERSION, Config
 from server.gateway.replicas import Replica, Replicas
@@ -39,6 +39,7 @@ def server_info(server_id: str, role: Role) -> m.ServerInfo:
         engines=[_engine(name, traits) for name, traits in ENGINES.items()],
         parameters=parameters(),
         role=role,
+        notices=notices(),
     )
 
 

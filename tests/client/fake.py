@@ -51,6 +51,7 @@ class ReplicaServer(FakeServer):
     """
 
     nodes = ("alpha", "beta", "gamma")
+    notices = ("the slower engine onnx is the default",)
 
     def __init__(self) -> None:
         self.asked: list[int | None] = []
@@ -74,6 +75,7 @@ class ReplicaServer(FakeServer):
                         memory_bytes=8 << 30,
                         engines=[engine],
                         parameters=parameters(),
+                        notices=list(self.notices),
                     )
                 ]
             case m.Ping():

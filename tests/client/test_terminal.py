@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import select
 import signal
@@ -12,6 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from client import servers
@@ -257,3 +259,12 @@ def test_keys_can_be_given_apart(tmp_path: Path) -> None:
     ):
         done = run("tcp://127.0.0.1:1", "-p", "x", *words)
         assert done.returncode and says in done.stderr, done.stderr
+
+
+def test_what_users_of_a_server_should_know_is_said_with_where(capsys: pytest.CaptureFixture[str]) -> None:
+    with ReplicaServer() as server, Terminal(Address(server.endpoint)) as terminal:
+        info = terminal.meet()
+        terminal.start(info, Choice(), [], hint=False)
+        assert capsys.readouterr().err == "on the server: the slower engine onnx is the default\n"
+        terminal.start(msgspec.structs.replace(info, host=platform.node()), Choice(), [], hint=False)
+        assert capsys.readouterr().err == "the slower engine onnx is the default\n"

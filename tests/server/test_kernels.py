@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import gpt2d_kernels
 import pytest
+
+from server.catalogue.engines import instruction_sets
 
 needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="needs g++ (Debian: apt-get install g++)")
 KERNELS = Path(__file__).resolve().parent.parent.parent / "server" / "kernels"
@@ -26,6 +30,42 @@ def runs(program: Path, tested: Path) -> None:
     subprocess.run(build, check=True, timeout=100)
     done = subprocess.run([str(program)], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, "ok\n"), done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/cpuinfo")
+def test_the_instruction_sets_are_those_of_the_processor() -> None:
+    flags = set(Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0].split())
+    avx2 = {"avx2", "fma", "f16c"} <= flags
+    avx512 = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"} <= flags
+    assert instruction_sets() == ["avx512"] * avx512 + ["avx2"] * avx2 + ["plain"]
+
+
+@needs_compiler
+def test_where_the_kernels_have_plain_instructions_alone_onnx_is_the_default(tmp_path: Path) -> None:
+    package = tmp_path / "gpt2d_kernels"
+    package.mkdir()
+    shutil.copy(gpt2d_kernels.__file__, package)
+    source = tmp_path / "plain.cpp"
+    source.write_text('extern "C" const char *gpt2d_instruction_sets() { return "plain"; }')
+    library = str(package / "libgpt2d_kernels.so")
+    subprocess.run(["g++", "-shared", "-fPIC", str(source), "-o", library], check=True, timeout=60)
+    code = (
+        "from server.catalogue.engines import ENGINES, choose_engine, notices; "
+        "print(list(ENGINES)[0], choose_engine(None, None), choose_engine('native', None), *notices(), sep='|')"
+    )
+    path = os.pathsep.join([str(tmp_path), str(KERNELS.parent.parent)])
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout == (
+        "onnx|('onnx', 'int8')|('native', 'int8')|onnx is the default engine: this processor has none of the "
+        "instructions that make native fast (AVX2 or AVX512-VNNI)\n"
+    )
 
 
 @needs_compiler

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from server.catalogue.architecture import Architecture, read_architecture
 from server.catalogue.catalogue import DEMO_FOLDER
+from server.catalogue.engines import instruction_sets
 from server.checkpoint.tensors import expected_shapes
 from server.convert.native_layout import FILE, Layout, pack, pack_blocks
 from server.convert.quantise import Blocks, quantise
-from server.engines.native import Choice, NativeEngine, choose, instruction_sets, library
+from server.engines.native import Choice, NativeEngine, choose, library
 from tests.dequantise import dequantise
 
 ARCH = read_architecture(DEMO_FOLDER)

@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from protocol.messages import Generate
+from server.catalogue.engines import instruction_sets
 from server.engines import native
 from server.worker.processors import Processors
 from server.worker.sampling import Sampler, candidates, invert, mirostat, sample
@@ -264,7 +265,7 @@ def test_log_probabilities_of_a_greedy_choice() -> None:
         assert explanation.logprob == pytest.approx(float(torch.log_softmax(torch.tensor(logits), -1).max()), abs=1e-5)
 
 
-@pytest.mark.parametrize("instruction_set", native.instruction_sets())
+@pytest.mark.parametrize("instruction_set", instruction_sets())
 @given(
     seed=st.integers(0, 10_000),
     size=st.sampled_from([7, 64, 500, 50_257]),
@@ -301,7 +302,7 @@ def test_the_kernels_choose_the_same_token(
     assert greedy == [int(logits.argmax())]
 
 
-@pytest.mark.parametrize("instruction_set", native.instruction_sets())
+@pytest.mark.parametrize("instruction_set", instruction_sets())
 @given(
     seed=st.integers(0, 10_000),
     penalties=st.tuples(
@@ -329,7 +330,7 @@ def test_the_kernels_penalise_as_the_processors_do(
         assert tokens == [int(want.argmax()) if greedy else int(ids[invert(weights, choice.uniform)])]
 
 
-@pytest.mark.parametrize("instruction_set", native.instruction_sets())
+@pytest.mark.parametrize("instruction_set", instruction_sets())
 @pytest.mark.parametrize("size", [3, 64, 100])
 def test_the_kernels_refuse_what_is_no_number(instruction_set: str, size: int) -> None:
     logits = np.zeros((3, size), np.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import subprocess
 import sys
@@ -339,8 +340,13 @@ def test_without_the_kernels_the_other_engine_takes_their_place(tmp_path: Path, 
     (tmp_path / "gpt2d_kernels" / "__init__.py").write_bytes(Path(gpt2d_kernels.__file__).read_bytes())
     daemon = Daemon(tmp_path, "--cache-dir", str(cache), PYTHONPATH=str(tmp_path))
     try:
-        assert "no native engine, onnx is used: gpt2d-kernels was installed without a C++ compiler" in daemon.logged()
+        notice = (
+            "the slower engine onnx is the default: the native kernels were installed without a C++ compiler; "
+            f"`{shlex.quote(sys.executable)} -m server --build-kernels` builds them"
+        )
+        assert notice in daemon.logged()
         with Client(daemon.endpoint) as client:
+            assert client.hello().notices == [notice]
             assert [engine.name for engine in client.hello().engines] == ["onnx", "torch", "optimum"]
             assert client.load("demo").engine == "onnx"
             assert client.generate("Shall I", max_new_tokens=3).ids

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from imgui_bundle import imgui
 
+from client.servers import notices
 from client.window.events import Action, Connect, Disconnect, Enter
 from client.window.state import AppState, Status
 from client.window.views import widgets
@@ -70,6 +71,8 @@ def draw(state: AppState) -> list[Action]:
         widgets.row("server", f"gpt2d {info.version} on {info.host}")
         widgets.row("processor", f"{info.cpu}, {info.cores} cores")
         widgets.row("memory", f"{info.memory_bytes / 1e9:.1f} GB, {link.memory / 1e6:.0f} MB used by gpt2d")
+        for notice in notices(info):
+            widgets.wrapped(notice, "warn")
         if info.role != "admin":
             widgets.row("this key may", "generate, not load or unload")
     return actions

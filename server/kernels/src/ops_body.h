@@ -120,7 +120,8 @@ template <int BITS>
 void matmul_of(const Matrix &m, const Rows &x, int rows, const Result &result, int first, int end) {
     for (int p = first; p < end; p++) {
         const uint8_t *panel = m.data + p * m.panel_bytes();
-        for (int row = 0, left = rows; left > 0;) {
+        int row = 0, left = rows;
+        while (left > 0) {
             auto next = [&](auto count) {
                 tile<BITS, count>(m, panel, x, row, result, p * PANEL);
                 row += count, left -= count;

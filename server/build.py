@@ -1,0 +1,158 @@
+"""The native kernels, built from their sources for this machine: `gpt2d-server --build-kernels`.
+
+By the system's C++ compiler; where there is none, on x86-64 Linux, by the one that the package `ziglang` brings, which is
+fetched for this and deleted afterwards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+SOURCES = Path(__file__).resolve().parent / "kernels"
+COMPILERS = ("c++", "g++", "clang++")
+"""Programs that CMake looks for, in its order; $CXX comes first."""
+PROGRAM = "#include <vector>\nint main() { return int(std::vector<int>(1)[0]); }\n"
+ZIG = "ziglang==0.17.1"
+ZIG_FOLDER = "gpt2d-ziglang"
+INSTALL = "install g++ (Debian: apt install g++; Fedora: dnf install gcc-c++; macOS: xcode-select --install)"
+COMPILE_S, INSTALL_S, BUILD_S = 60, 1200, 1800
+NO_COMPILER = 3
+"""Exit code where there is no compiler, which is no fault: the other engine is used."""
+
+
+class BuildError(Exception):
+    """The kernels could not be built: says why, and what to do."""
+
+
+def system_compiler() -> str | None:
+    """Return the command of a C++ compiler that can build a program here; None if there is none.
+
+    Raises: BuildError if $CXX names one that cannot.
+    """
+    if given := os.environ.get("CXX"):
+        if not _works(shlex.split(given)):
+            raise BuildError(f"CXX is {given!r}, which cannot build a C++17 program here; unset it or correct it")
+        return given
+    return next((name for name in COMPILERS if shutil.which(name) and _works([name])), None)
+
+
+def _works(compiler: list[str]) -> bool:
+    """Return True if it compiles and links: a compiler can be installed without the headers."""
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired), tempfile.TemporaryDirectory() as folder:
+        command = [*compiler, "-std=c++17", "-x", "c++", "-", "-o", str(Path(folder) / "program")]
+        done = subprocess.run(command, input=PROGRAM.encode(), capture_output=True, timeout=COMPILE_S, check=False)
+        return done.returncode == 0
+    return False
+
+
+def zig_fits() -> bool:
+    """Return True where the kernels can be built by zig."""
+    return sys.platform == "linux" and platform.machine() == "x86_64"
+
+
+def write_zig_wrapper(folder: Path, zig: Path) -> Path:
+    """Write the program that CMake takes for a compiler, and return its path.
+
+    It compiles for every processor of the family: zig's own default is the one that it runs on.
+    """
+    wrapper = folder / "zig-c++"
+    wrapper.write_text(f'#!/bin/sh\nexec {shlex.quote(str(zig))} c++ -mcpu=baseline "$@"\n', encoding="utf-8")
+    wrapper.chmod(0o755)
+    return wrapper
+
+
+@contextlib.contextmanager
+def _ziglang() -> Iterator[Mapping[str, str]]:
+    """Install zig into a folder beside this environment; give the variables of a build with it; delete the folder.
+
+    Whatever it writes lies in that folder: the temporary folder may be memory, and the home read-only.
+    Raises: BuildError.
+    """
+    parent = Path(sys.prefix).parent
+    folder = (parent if os.access(parent, os.W_OK) else Path(sys.prefix)) / ZIG_FOLDER
+    shutil.rmtree(folder, ignore_errors=True)  # of a build that was killed
+    try:
+        folder.mkdir()
+        (folder / "tmp").mkdir()
+        env = {name: str(folder / "tmp") for name in ("TMPDIR", "ZIG_GLOBAL_CACHE_DIR", "ZIG_LOCAL_CACHE_DIR")}
+        target = str(folder / "packages")
+        _pip(["--target", target, "--only-binary=:all:", "--no-deps", "--no-cache-dir", ZIG], env, INSTALL_S)
+        yield env | {"CXX": str(write_zig_wrapper(folder, folder / "packages" / "ziglang" / "zig"))}
+    except OSError as e:
+        raise BuildError(f"{folder}: {e.strerror}; free some space there (450 MB), or {INSTALL}") from None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _pip(arguments: list[str], env: Mapping[str, str], limit: float) -> None:
+    """Run `pip install` of this environment, which shows what it says. Raises: BuildError."""
+    if importlib.util.find_spec("pip") is None:  # an environment made by uv has none
+        command = [sys.executable, "-m", "ensurepip"]
+        subprocess.run(command, stdin=subprocess.DEVNULL, stdout=sys.stderr, timeout=INSTALL_S, check=False)
+    command = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", *arguments]
+    try:
+        done = subprocess.run(
+            command, env=os.environ | env, stdin=subprocess.DEVNULL, stdout=sys.stderr, timeout=limit, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise BuildError(f"`{shlex.join(command)}` took longer than {limit / 60:g} minutes") from None
+    if done.returncode:
+        raise BuildError(f"`{shlex.join(command)}` failed; the lines above say why")
+
+
+def build(*, ziglang: bool = True) -> str | None:
+    """Build the kernels and install them into this environment; return the compiler's name, None if there is none.
+
+    `ziglang`: fetch zig where the system has no compiler. Raises: BuildError.
+    """
+    install = ["--no-deps", "--force-reinstall", str(SOURCES)]
+    if compiler := system_compiler():
+        print(
+            f"building the native kernels with {compiler}, which takes about half a minute", file=sys.stderr, flush=True
+        )
+        _pip(install, {}, BUILD_S)
+        return compiler
+    if not (ziglang and zig_fits()):
+        return None
+    print(
+        f"no C++ compiler: building the native kernels with {ZIG}: downloads 100 MB, needs 450 MB of disk while it "
+        "builds, and about two minutes",
+        file=sys.stderr,
+        flush=True,
+    )
+    with _ziglang() as env:
+        _pip(install, env, BUILD_S)
+    return "ziglang"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Build as scripts/run.py asks for it. Exit codes: 0 built, 1 failed, NO_COMPILER."""
+    parser = argparse.ArgumentParser(prog="gpt2d-server --build-kernels", description=__doc__)
+    parser.add_argument("--no-ziglang", action="store_true", help="use the system's compiler only")
+    args = parser.parse_args(argv)
+    try:
+        compiler = build(ziglang=not args.no_ziglang)
+    except BuildError as e:
+        print(f"the native kernels could not be built: {e}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    if compiler is None:
+        print(f"no C++ compiler: {INSTALL}, then run this again", file=sys.stderr)
+        return NO_COMPILER
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
