@@ -14,15 +14,21 @@ import time
 
 import environment
 
-PACKAGES = ("protocol", "server", "client")
+FOLDERS = ("protocol", "server", "client", "scripts", "tests")
+ALONE = ("scripts/run.py", "scripts/test.py", "scripts/environment.py")
+"""Files that run before anything is installed and import each other as top-level modules: mypy checks them apart."""
+MYPY = ["-m", "mypy", "--strict", "--explicit-package-bases"]
 PROGRAMS = {"Xvfb": "xvfb", "xdotool": "xdotool", "ip": "iproute2", "g++": "g++"}
 """Programs that the native engine's build, the window's tests and those of two hosts use, and their Debian packages."""
 CHECKS = (
     ("ruff check", ["-m", "ruff", "check", "."]),
     ("ruff format", ["-m", "ruff", "format", "--check", "."]),
-    ("mypy", ["-m", "mypy", "--strict", *PACKAGES]),
+    ("mypy", [*MYPY, *FOLDERS, "--exclude", f"^({'|'.join(ALONE)})$"]),
+    ("mypy of scripts/test.py", [*MYPY, *ALONE]),
     ("import-linter", ["-c", "from importlinter.cli import lint_imports_command; lint_imports_command()"]),
 )
+VARIABLES = {"mypy of scripts/test.py": {"MYPYPATH": str(environment.ROOT / "scripts")}}
+"""Variables of the environment that a check needs."""
 
 
 def main() -> int:
@@ -37,7 +43,8 @@ def main() -> int:
     for name, arguments in (*CHECKS, ("pytest", ["-m", "pytest", *sys.argv[1:]])):
         print(f"--- {name}", flush=True)
         began = time.monotonic()
-        code = subprocess.run([python, *arguments], cwd=environment.ROOT, env=os.environ, check=False).returncode
+        variables = os.environ | VARIABLES.get(name, {})
+        code = subprocess.run([python, *arguments], cwd=environment.ROOT, env=variables, check=False).returncode
         print(f"--- {name}: {'failed' if code else 'ok'} ({time.monotonic() - began:.0f} s)", flush=True)
         if code:
             failed.append(name)
