@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""What each engine and precision costs against full precision, on a text that the model was not trained on.
+"""Measure what each engine and precision costs against full precision, on a text that the model was not trained on.
 
     python -m scripts.fidelity --model demo                      the works held out from its training
     python -m scripts.fidelity --model gpt2 --text wiki.txt      a model from the hub is downloaded first
     python -m scripts.fidelity --model demo --only native,onnx
 
-Starts a daemon of its own, which measures one after the other, each in a process of its own, and keeps what it found for
-every daemon of this user: the client shows it where a precision is chosen. Columns: the share of matrix weights that is
-quantised, MB on disk and resident, perplexity and its change, how often the likeliest token is the same, the divergence of
-the next-token distribution in nats (mean and 99th percentile), how many greedy tokens are the same before the first that
-differs, and greedy tokens a second. The last line is one JSON object.
+Starts a daemon of its own, which measures one after the other, each in a process of its own, and keeps the results for
+every daemon of this user: the client shows them where a precision is chosen. Columns: the share of matrix weights that
+are quantised, MB on disk and resident, perplexity and its change, how often the likeliest token is the same, the
+divergence of the next-token distribution in nats (mean and 99th percentile), how many greedy tokens are the same before
+the first that differs, and greedy tokens a second. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -29,15 +29,18 @@ from server.worker.fidelity import TOKENS
 
 MAX_CHARACTERS = 50_000
 """What the server takes; in English TOKENS are some 18,000."""
-COLUMNS = ("engine", "precision", "quantised", "disk MB", "memory MB", "perplexity", "change %", "top-1 same", "KL mean", "KL p99", "greedy same", "tok/s")  # fmt: skip
+COLUMNS = (
+    "engine", "precision", "quantised", "disk MB", "memory MB", "perplexity", "change %", "top-1 same", "KL mean",
+    "KL p99", "greedy same", "tok/s",
+)  # fmt: skip
 KEYS = ("quantised_share", "perplexity", "perplexity_change_pct", "top1_agreement", "kl_mean", "kl_p99", "tok_s")
 
 
 def cells(engine: str, precision: str, f: m.Fidelity) -> list[str]:
     return [
-        engine, precision, f"{f.quantised_share:.1%}", f"{f.disk_bytes / 1e6:.1f}", f"{f.memory_bytes / 1e6:.0f}", f"{f.perplexity:.3f}",
-        f"{f.perplexity_change_pct:+.3f}", f"{f.top1_agreement:.2%}", f"{f.kl_mean:.2g}", f"{f.kl_p99:.2g}",
-        f"{f.greedy_tokens:.1f} of {f.greedy_limit}", f"{f.tok_s:.0f}",
+        engine, precision, f"{f.quantised_share:.1%}", f"{f.disk_bytes / 1e6:.1f}", f"{f.memory_bytes / 1e6:.0f}",
+        f"{f.perplexity:.3f}", f"{f.perplexity_change_pct:+.3f}", f"{f.top1_agreement:.2%}", f"{f.kl_mean:.2g}",
+        f"{f.kl_p99:.2g}", f"{f.greedy_tokens:.1f} of {f.greedy_limit}", f"{f.tok_s:.0f}",
     ]  # fmt: skip
 
 

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""The kernels' own tests under the address, undefined-behaviour and thread sanitizers.
+"""Run the kernels' own tests under the address, undefined-behaviour and thread sanitizers.
 
     python -m scripts.sanitize              all three
     python -m scripts.sanitize thread       one of them
 
-Needs a C++ compiler with their libraries (Debian: g++) and CMake (`pip install cmake` does). Ends with an error if one finds anything.
+Needs a C++ compiler with their libraries (Debian: g++) and CMake (`pip install cmake`). Ends with an error if one of
+them finds anything.
 """
 
 from __future__ import annotations

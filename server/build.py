@@ -1,7 +1,7 @@
 """The native kernels, built from their sources for this machine: `gpt2d-server --build-kernels`.
 
-By the system's C++ compiler; where there is none, on x86-64 Linux, by the one that the package `ziglang` brings, which is
-fetched for this and deleted afterwards.
+The system's C++ compiler builds them; where there is none, on x86-64 Linux, the one that the package `ziglang` brings,
+which is fetched for this and deleted afterwards.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ PROGRAM = "#include <vector>\nint main() { return int(std::vector<int>(1)[0]); }
 ZIG = "ziglang==0.17.1"
 ZIG_FOLDER = "gpt2d-ziglang"
 INSTALL = "install g++ (Debian: apt install g++; Fedora: dnf install gcc-c++; macOS: xcode-select --install)"
-COMPILE_S, INSTALL_S, BUILD_S = 60, 1200, 1800
+COMPILE_S = 60
+INSTALL_S = 1200
+BUILD_S = 1800
 NO_COMPILER = 3
 """Exit code where there is no compiler, which is no fault: the other engine is used."""
 

@@ -4,8 +4,8 @@
     python -m scripts.bench.compilers
 
 Compilers: g++ and clang++ where they are installed, and zig where the package `ziglang` is. Each build is measured in a
-process of its own, in turns; `tok_s` is the prefill of a random model of gpt2's width. Ends with 1 if two builds differ in
-their instruction sets or in one bit of a result.
+process of its own, in turns: the prefill of a random model of gpt2's width. Ends with 1 if two builds differ in their
+instruction sets or in one bit of a result.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ROWS = 4
 
 
 def compilers(folder: Path) -> dict[str, str]:
-    """Return the commands of the C++ compilers that there are, by name; zig's is a file that is written into the folder."""
+    """Return the commands of the C++ compilers that there are, by name; zig's is a file written into the folder."""
     found = {name: path for name in ("g++", "clang++") if (path := shutil.which(name))}
     if spec := importlib.util.find_spec("ziglang"):
         zig = Path(str(spec.submodule_search_locations[0] if spec.submodule_search_locations else "")) / "zig"

@@ -42,7 +42,8 @@ def native_problem() -> str:
     if gpt2d_kernels.library() is None:
         return f"the native kernels were installed without a C++ compiler; {install} builds them"
     if gpt2d_kernels.VERSION != KERNELS_VERSION:
-        return f"the native kernels have version {gpt2d_kernels.VERSION} instead of {KERNELS_VERSION}; {install} builds that"
+        versions = f"version {gpt2d_kernels.VERSION} instead of {KERNELS_VERSION}"
+        return f"the native kernels have {versions}; {install} builds that"
     try:
         instruction_sets()
     except OSError as e:
