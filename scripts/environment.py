@@ -1,25 +1,53 @@
-"""Virtual environment of this checkout. Standard library only: it runs before anything is installed."""
+"""Virtual environment of this checkout. Standard library only: it runs before anything is installed.
+
+An environment is made in place, under a lock: its scripts hold its path, so it cannot be renamed. A mark lies beside it
+from the first moment until `venv` has finished. An environment with the mark is cleared and made again; any other one is
+kept, whoever made it. A second command that wants it meanwhile waits.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import os
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
+
+import quiet
+import system_packages
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
-PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+BIN = VENV / ("Scripts" if sys.platform == "win32" else "bin")
+PYTHON = BIN / ("python.exe" if sys.platform == "win32" else "python")
+LAST = BIN / "activate"
+"""The file that `venv` writes last."""
+STATE = ROOT / "build"
+LOCK, BEGUN, LOG = STATE / "environment.lock", STATE / "environment.begun", STATE / "install.log"
+TEMPORARY = STATE / "installing"
+"""Where pip unpacks: the system's temporary folder may be memory."""
+LOCKED_BYTE = 4096
+"""The byte that is locked on Windows, where nobody can read what is locked: behind the text."""
+WAIT_S, LOOK_S = 3600.0, 0.2
+CHECK_S = 60.0
 OLDEST, NEWEST = (3, 11), (3, 14)
-"""Versions of Python that are supported; pyproject.toml says the same."""
+"""Versions of Python that are supported."""
 CLIENT = ("requirements-client.txt",)
 LIGHT = (*CLIENT, "requirements-server.txt")
 FULL = ("requirements.txt", "requirements-cluster.txt", "requirements-report.txt", "requirements-dev.txt")
 KINDS = {CLIENT: "client", LIGHT: "light", FULL: "full"}
 """Names of the installations, each of which contains the ones before it."""
+PARTS = {CLIENT: "the client", LIGHT: "daemon and client", FULL: "everything that the tests use"}
 
 
 def prepare(requirements: tuple[str, ...]) -> None:
@@ -27,45 +55,181 @@ def prepare(requirements: tuple[str, ...]) -> None:
 
     Exits with a message if this Python cannot be used or an installation fails.
     """
-    if not OLDEST <= sys.version_info[:2] <= NEWEST:
-        wanted = f"Python {'.'.join(map(str, OLDEST))} to {'.'.join(map(str, NEWEST))}"
-        sys.exit(f"gpt2d needs {wanted}; this is {sys.version.split()[0]} ({sys.executable})")
-    if PYTHON.exists() and any(_installed(kind) for kind in list(KINDS)[list(KINDS).index(requirements) :]):
+    check_python()
+    if _ready(requirements):
         return
-    if not PYTHON.exists():
-        if importlib.util.find_spec("ensurepip") is None:
-            install_debian_packages([f"python{sys.version_info[0]}.{sys.version_info[1]}-venv"])
-        print(f"making {VENV}", file=sys.stderr, flush=True)
-        _run([sys.executable, "-m", "venv", str(VENV)], "the virtual environment could not be made")
-    print(f"installing {' and '.join(requirements)} into {VENV} (once)", file=sys.stderr, flush=True)
-    pip = [str(PYTHON), "-m", "pip", "install", "--disable-pip-version-check"]
-    files = [word for name in requirements for word in ("-r", str(ROOT / name))]
-    _run([*pip, *files], "the requirements could not be installed")
-    _run([*pip, "--quiet", "--no-deps", "--editable", str(ROOT)], "this checkout could not be installed")
-    _stamp(requirements).write_text(_fingerprint(requirements))
+    with _lock() as descriptor:
+        if _ready(requirements):  # the one that was waited for has done it
+            return
+        try:
+            LOG.unlink(missing_ok=True)
+            _make(descriptor)
+            _install(requirements, descriptor)
+        except quiet.Failed as e:
+            sys.exit(str(e))
+        except OSError as e:
+            sys.exit(f"{e.filename or VENV}: {e.strerror}; what is installed so far is kept")
 
 
-def install_debian_packages(packages: list[str]) -> None:
-    """Install packages with apt-get on Debian as root; elsewhere exit and name them."""
-    names = " ".join(packages)
-    apt = shutil.which("apt-get")
-    if not apt or os.name == "nt" or os.geteuid() != 0:
-        sys.exit(f"please install first: {names} (Debian's names; as root: apt-get install {names})")
-    print(f"installing {names}", file=sys.stderr, flush=True)
-    _run([apt, "update", "-qq"], "apt-get update failed")
-    _run([apt, "install", "-y", "-qq", "--no-install-recommends", *packages], "apt-get install failed")
+def check_python() -> None:
+    """Exit where this Python is too old; say so where it is newer than those that are tested."""
+    version = sys.version_info[:2]
+    wanted = f"Python {'.'.join(map(str, OLDEST))} to {'.'.join(map(str, NEWEST))}"
+    if version < OLDEST:
+        sys.exit(f"gpt2d needs {wanted}; this is {sys.version.split()[0]} ({sys.executable})")
+    if version > NEWEST:
+        print(f"Python {version[0]}.{version[1]} is untested: gpt2d is tested with {wanted}", file=sys.stderr)
 
 
-def install_for_tests(packages: dict[str, str]) -> None:
-    """Install {program: Debian package} where a program is missing and apt-get can be used.
+def _ready(requirements: tuple[str, ...]) -> bool:
+    kinds = list(KINDS)
+    return PYTHON.exists() and any(_installed(kind) for kind in kinds[kinds.index(requirements) :])
 
-    Elsewhere name what is missing, and that its tests are skipped.
+
+@contextlib.contextmanager
+def _lock() -> Iterator[int]:
+    """Hold the lock of this checkout's environment; give the descriptor that holds it.
+
+    A command that inherits the descriptor holds the lock too, so nobody else begins while an orphan still writes. Exits
+    with a message where this folder cannot be written to.
     """
-    missing = [package for program, package in packages.items() if not shutil.which(program)]
-    if missing and shutil.which("apt-get") and os.name != "nt" and os.geteuid() == 0:
-        install_debian_packages(missing)
-    elif missing:
-        print(f"without {' '.join(missing)} (Debian's names) the tests that need them are skipped", file=sys.stderr)
+    try:
+        STATE.mkdir(exist_ok=True)
+        file = LOCK.open("a+", encoding="utf-8")
+    except OSError as e:
+        sys.exit(
+            f"{ROOT} cannot be written to ({e.strerror}), and .venv is made in it: copy the checkout to a folder of your "
+            "own, and run this there"
+        )
+    with file:
+        _wait_for(file.fileno())
+        file.truncate(0)
+        file.write(f"process {os.getpid()}")
+        file.flush()
+        yield file.fileno()
+
+
+def _wait_for(descriptor: int) -> None:
+    """Take the lock, and say whom that waits for. Exits with a message where it takes too long."""
+    began = time.monotonic()
+    while not _try_lock(descriptor):
+        holder = LOCK.read_text(encoding="utf-8") or "another command"
+        waited = time.monotonic() - began
+        if waited > WAIT_S:
+            sys.exit(f"{holder} has been installing into {VENV} for too long; end it, and run this again")
+        line = f"{holder} is installing into {VENV}; waiting for it"
+        if sys.stderr.isatty():
+            quiet.show(f"{line}: {waited:.0f} s")
+        elif waited < LOOK_S:
+            quiet.say(line)
+        time.sleep(LOOK_S)
+
+
+def _try_lock(descriptor: int) -> bool:
+    if sys.platform == "win32":
+        os.lseek(descriptor, LOCKED_BYTE, os.SEEK_SET)
+        try:
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _make(descriptor: int) -> None:
+    """Make .venv where there is none or only one that was begun; see to it that it has pip."""
+    if BEGUN.exists() and LAST.exists():
+        BEGUN.unlink()  # somebody has finished it by hand
+    if BEGUN.exists():
+        _clear()
+    if not VENV.exists() or (VENV.is_dir() and not any(VENV.iterdir())):
+        if importlib.util.find_spec("ensurepip") is None:
+            _get_ensurepip()
+        BEGUN.touch()
+        command = [sys.executable, "-m", "venv", str(VENV)]
+        quiet.run(command, f"making {VENV}", log=LOG, keep_open=(descriptor,))
+        BEGUN.unlink()
+    elif not _runs("-c", ""):
+        sys.exit(f"{VENV} has no Python that works, and was not made by this command: delete it, and run this again")
+    elif not _runs("-m", "pip", "--version"):
+        command = [str(PYTHON), "-m", "ensurepip", "--upgrade"]
+        try:
+            quiet.run(command, f"adding pip to {VENV}", log=LOG, keep_open=(descriptor,))
+        except quiet.Failed as e:
+            sys.exit(f"{VENV} has no pip, and it cannot be added ({e}): delete {VENV}, and run this again")
+
+
+def _clear() -> None:
+    """Delete what an interrupted `venv` left. Exits with a message while something runs from it."""
+    if users := _users():
+        sys.exit(f"{VENV} is unfinished, but used by {', '.join(users)}; end that, and run this again")
+    for entry in VENV.iterdir() if VENV.is_dir() else ():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+def _users() -> list[str]:
+    """Return the processes that run from .venv, where the system tells."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (process / "cmdline").read_bytes().startswith(os.fsencode(f"{BIN}{os.sep}")):
+                found.append(f"process {process.name}")
+    return found
+
+
+def _get_ensurepip() -> None:
+    """Install what Debian's Python lacks to make environments, or exit with the command that does."""
+    package = f"python{sys.version_info[0]}.{sys.version_info[1]}-venv"
+    if system_packages.can_install():
+        system_packages.install([package])
+        return
+    way = system_packages.command(
+        package,
+        "python3-pip python3-libs",
+        "brew install python3",
+        "winget install Python.Python.3.13",
+    )
+    sys.exit(f"this Python ({sys.executable}) cannot make virtual environments: install what it lacks first: {way}")
+
+
+def _runs(*arguments: str) -> bool:
+    """True if the environment's Python succeeds with these arguments."""
+    command = [str(PYTHON), *arguments]
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=CHECK_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0
+
+
+def _install(requirements: tuple[str, ...], descriptor: int) -> None:
+    """Install the requirements and this checkout; what an interrupted installation left is gone over again."""
+    packages = "Lib/site-packages" if sys.platform == "win32" else "lib/python*/site-packages"
+    for folder in VENV.glob(f"{packages}/*.dist-info"):
+        if not (folder / "RECORD").exists():  # written last: pip would take the package for whole
+            shutil.rmtree(folder)
+    shutil.rmtree(TEMPORARY, ignore_errors=True)
+    TEMPORARY.mkdir()
+    env = {"PIP_RETRIES": "1", **os.environ, "TMPDIR": str(TEMPORARY), "TEMP": str(TEMPORARY)}
+    pip = [str(PYTHON), "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--progress-bar=off"]
+    files = [word for name in requirements for word in ("-r", str(ROOT / name))]
+    steps = {
+        f"installing {PARTS[requirements]} into {VENV} (once)": ["--only-binary=:all:", *files],
+        "installing this checkout": ["--no-deps", "--editable", str(ROOT)],
+    }
+    try:
+        for doing, arguments in steps.items():
+            quiet.run([*pip, *arguments], doing, log=LOG, folders=(VENV, TEMPORARY), env=env, keep_open=(descriptor,))
+    finally:
+        shutil.rmtree(TEMPORARY, ignore_errors=True)
+    _stamp(requirements).write_text(_fingerprint(requirements), encoding="utf-8")
 
 
 def _stamp(requirements: tuple[str, ...]) -> Path:
@@ -85,8 +249,3 @@ def _fingerprint(requirements: tuple[str, ...]) -> str:
     names = sorted({*requirements, *LIGHT, "pyproject.toml", *kernels})
     digest = hashlib.sha256("".join((ROOT / name).read_text(encoding="utf-8") for name in names).encode())
     return f"{sys.version_info[:3]} {ROOT} {digest.hexdigest()}"
-
-
-def _run(command: list[str], problem: str) -> None:
-    if subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=sys.stderr, check=False).returncode:
-        sys.exit(f"{problem}; the lines above say why. The command was: {' '.join(command)}")

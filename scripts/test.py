@@ -8,11 +8,13 @@ python3 scripts/test.py tests/protocol -x   the checks, and pytest with these ar
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
 
 import environment
+import system_packages
 
 FOLDERS = ("protocol", "server", "client", "scripts", "tests")
 ALONE = ("scripts/run.py", "scripts/test.py", "scripts/environment.py")
@@ -31,12 +33,21 @@ VARIABLES = {"mypy of scripts/test.py": {"MYPYPATH": str(environment.ROOT / "scr
 """Variables of the environment that a check needs."""
 
 
+def install_programs() -> None:
+    """Install what is missing where that can be done; elsewhere name it, and that its tests are skipped."""
+    missing = [package for program, package in PROGRAMS.items() if not shutil.which(program)]
+    if missing and system_packages.can_install():
+        system_packages.install(missing)
+    elif missing:
+        print(f"without {' '.join(missing)} (Debian's names) the tests that need them are skipped", file=sys.stderr)
+
+
 def main() -> int:
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(__doc__)
         return 0
     if sys.platform == "linux":
-        environment.install_for_tests(PROGRAMS)
+        install_programs()
     environment.prepare(environment.FULL)
     python = str(environment.PYTHON)
     failed = []
@@ -54,4 +65,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,67 @@
+"""What the operating system brings: how it is installed, and installing it where that can be done. Standard library only."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+
+APT_S = 1200
+
+
+def is_root() -> bool:
+    """True for the user who may install packages."""
+    return os.name != "nt" and os.geteuid() == 0
+
+
+def command(debian: str, fedora: str, macos: str, windows: str) -> str:
+    """Return how something is installed on this system, from the packages of Debian and Fedora and the words for others.
+
+    On a Linux that is related to neither, both are named.
+    """
+    if sys.platform == "darwin":
+        return macos
+    if sys.platform == "win32":
+        return windows
+    sudo = "" if is_root() else "sudo "
+    ways = {"debian": f"{sudo}apt install {debian}", "fedora": f"{sudo}dnf install {fedora}"}
+    relatives = _distribution()
+    return next(
+        (way for name, way in ways.items() if name in relatives),
+        f"{ways['debian']} (Debian, Ubuntu), {ways['fedora']} (Fedora)",
+    )
+
+
+def _distribution() -> list[str]:
+    """Return the names of this Linux and of those that it descends from."""
+    try:
+        release = platform.freedesktop_os_release()
+    except OSError:
+        return []
+    return [release.get("ID", ""), *release.get("ID_LIKE", "").split()]
+
+
+def can_install() -> bool:
+    """True on Debian and its relatives, as root."""
+    return is_root() and shutil.which("apt-get") is not None
+
+
+def install(packages: list[str]) -> None:
+    """Install Debian packages. Exits with a message where apt-get fails."""
+    print(f"installing {' '.join(packages)}", file=sys.stderr, flush=True)
+    for words in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", *packages]):
+        done = subprocess.run(
+            ["apt-get", *words],
+            env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=APT_S,
+            check=False,
+        )
+        if done.returncode:
+            last = "\n".join(done.stdout.splitlines()[-10:])
+            sys.exit(f"{last}\n`apt-get {' '.join(words)}` failed; the lines above say why")

@@ -1,0 +1,217 @@
+"""The checkout's own environment: interrupted at any moment, wanted by two commands at once, made by somebody else."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = ("environment.py", "quiet.py", "system_packages.py")
+PREPARE = "import environment; environment.prepare(environment.CLIENT); print('ready')"
+LIMIT_S = 60
+STUBS = {
+    "venv": """
+import os, sys
+from pathlib import Path
+bin = Path(sys.argv[1]) / "bin"
+bin.mkdir(parents=True)
+(bin / "python").symlink_to(sys.executable)
+with open(os.environ["STEPS"], "a") as steps:
+    print("venv", file=steps)
+if "REACHED" in os.environ:
+    (bin / "half").touch()
+    open(os.environ["REACHED"], "w").close()  # waits for the test to read it
+    open(os.environ["GO_ON"]).close()  # waits for the test to open it
+(bin / "activate").touch()
+""",
+    "pip": """
+import os, sys
+with open(os.environ["STEPS"], "a") as steps:
+    print("pip", "--editable" in sys.argv, file=steps)
+""",
+}
+"""Stand-ins that take no time: each notes that it was called."""
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="its stand-ins are POSIX programs")
+
+
+class Checkout:
+    """The scripts alone, in a folder whose name has a space and a letter that is not ASCII."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root = folder / "a chéckout"
+        self.venv = self.root / ".venv"
+        self.steps_file = folder / "steps"
+        self.fifos = {"REACHED": folder / "reached", "GO_ON": folder / "go_on"}
+        self.stubs = folder / "stubs"
+        self.running: list[subprocess.Popen[str]] = []
+        (self.root / "scripts").mkdir(parents=True)
+        for name in FILES:
+            shutil.copy(ROOT / "scripts" / name, self.root / "scripts")
+        for name in ("requirements-client.txt", "requirements-server.txt", "pyproject.toml"):
+            (self.root / name).touch()
+        for fifo in self.fifos.values():
+            os.mkfifo(fifo)
+        for name, code in STUBS.items():
+            self.stub(name, code)
+
+    def stub(self, name: str, code: str) -> None:
+        (self.stubs / name).mkdir(parents=True, exist_ok=True)
+        (self.stubs / name / "__init__.py").touch()
+        (self.stubs / name / "__main__.py").write_text(code, encoding="utf-8")
+
+    def start(self, *, halting: bool = False, code: str = PREPARE) -> subprocess.Popen[str]:
+        env = os.environ | {"PYTHONPATH": str(self.stubs), "STEPS": str(self.steps_file), "PYTHONIOENCODING": "utf-8"}
+        env |= {name: str(fifo) for name, fifo in self.fifos.items() if halting}
+        process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            cwd=self.root / "scripts",
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self.running.append(process)
+        return process
+
+    def start_and_halt(self) -> subprocess.Popen[str]:
+        """Start, and return in the middle of making .venv."""
+        process = self.start(halting=True)
+        self.fifos["REACHED"].read_bytes()
+        return process
+
+    def go_on(self) -> None:
+        self.fifos["GO_ON"].write_bytes(b"")
+
+    def prepare(self, code: str = PREPARE) -> tuple[int, str]:
+        process = self.start(code=code)
+        out, errors = process.communicate(timeout=LIMIT_S)
+        assert process.returncode or out == "ready\n"
+        return process.returncode, errors
+
+    def steps(self) -> list[str]:
+        return self.steps_file.read_text().splitlines() if self.steps_file.exists() else []
+
+    def make_by_hand(self) -> None:
+        """Make an environment as somebody else does, with something in it that must be kept."""
+        folder = self.venv / "bin"
+        folder.mkdir(parents=True)
+        (folder / "python").symlink_to(sys.executable)
+        (folder / "activate").touch()
+        (folder / "kept").touch()
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Iterator[Checkout]:
+    made = Checkout(tmp_path)
+    yield made
+    for process in made.running:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate(timeout=LIMIT_S)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL, signal.SIGHUP])
+def test_an_interrupted_environment_is_made_again(checkout: Checkout, number: signal.Signals) -> None:
+    first = checkout.start_and_halt()
+    os.killpg(first.pid, number)
+    assert first.wait(LIMIT_S) != 0
+    code, errors = checkout.prepare()
+    assert code == 0, errors
+    assert not (checkout.venv / "bin" / "half").exists(), "what the first one left"
+    assert checkout.steps() == ["venv", "venv", "pip False", "pip True"]
+    assert checkout.prepare() == (0, ""), "a third one has nothing to do, and says nothing"
+
+
+def test_a_second_command_waits_and_says_for_whom(checkout: Checkout) -> None:
+    first = checkout.start_and_halt()
+    second = checkout.start()
+    assert second.stderr is not None
+    assert f"process {first.pid} is installing into {checkout.venv}; waiting" in second.stderr.readline()
+    checkout.go_on()
+    for process in (first, second):
+        assert process.communicate(timeout=LIMIT_S)[0] == "ready\n"
+    assert checkout.steps() == ["venv", "pip False", "pip True"], "one of them has done it"
+
+
+def test_what_an_ended_command_left_running_is_waited_for(checkout: Checkout) -> None:
+    first = checkout.start_and_halt()
+    first.kill()  # itself alone: `venv` goes on
+    first.wait(LIMIT_S)
+    second = checkout.start()
+    assert second.stderr is not None and "waiting" in second.stderr.readline()
+    checkout.go_on()
+    assert second.communicate(timeout=LIMIT_S)[0] == "ready\n"
+
+
+def test_an_interrupted_installation_goes_on_in_the_same_environment(checkout: Checkout) -> None:
+    """A package without its list of files was being installed: pip must not take it for whole."""
+    checkout.stub("pip", "import sys; sys.exit('--version' not in sys.argv)")
+    code, errors = checkout.prepare()
+    assert code == 1 and "install.log" in errors
+    broken = checkout.venv / "lib" / "python3.99" / "site-packages" / "half-1.dist-info"
+    broken.mkdir(parents=True)
+    whole = broken.with_name("whole-1.dist-info")
+    whole.mkdir()
+    (whole / "RECORD").touch()
+    checkout.stub("pip", STUBS["pip"])
+    code, errors = checkout.prepare()
+    assert code == 0, errors
+    assert checkout.steps().count("venv") == 1 and not broken.exists() and whole.exists()
+
+
+@pytest.mark.parametrize("mark", [False, True])
+def test_an_environment_of_somebody_else_is_kept(checkout: Checkout, mark: bool) -> None:
+    """Also where one that we began was finished, or replaced, by hand."""
+    checkout.make_by_hand()
+    if mark:
+        (checkout.root / "build").mkdir()
+        (checkout.root / "build" / "environment.begun").touch()
+    code, errors = checkout.prepare()
+    assert code == 0, errors
+    assert (checkout.venv / "bin" / "kept").exists() and "venv" not in checkout.steps()
+
+
+def test_an_environment_without_pip_gets_it(checkout: Checkout) -> None:
+    """As uv makes them."""
+    checkout.make_by_hand()
+    checkout.stub("pip", "import os, sys; sys.exit(not os.path.exists(os.environ['STEPS']))")
+    checkout.stub("ensurepip", "import os; open(os.environ['STEPS'], 'w').close()")
+    code, errors = checkout.prepare()
+    assert code == 0, errors
+    assert "adding pip" in errors and (checkout.venv / "bin" / "kept").exists()
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "dangling"])
+def test_what_is_no_environment_is_named(checkout: Checkout, kind: str) -> None:
+    if kind == "file":
+        checkout.venv.touch()
+    else:
+        (checkout.venv / "bin").mkdir(parents=True)
+    if kind == "dangling":
+        (checkout.venv / "bin" / "python").symlink_to("/nowhere/python")
+    code, errors = checkout.prepare()
+    assert code == 1 and errors.count("\n") == 1, errors
+    assert "delete it, and run this again" in errors and str(checkout.venv) in errors
+
+
+def test_a_checkout_that_cannot_be_written_to(checkout: Checkout) -> None:
+    (checkout.root / "build").touch()
+    code, errors = checkout.prepare()
+    assert code == 1 and errors.count("\n") == 1, errors
+    assert "cannot be written to" in errors and "copy the checkout" in errors
+
+
+def test_a_python_that_cannot_make_environments(checkout: Checkout) -> None:
+    hide = "import os, sys; sys.modules['ensurepip'] = None; os.environ['PATH'] = ''; "
+    code, errors = checkout.prepare(hide + PREPARE)
+    assert code == 1 and errors.count("\n") == 1, errors
+    assert "install what it lacks first" in errors and not checkout.venv.exists()
