@@ -1,8 +1,8 @@
 """Virtual environment of this checkout. Standard library only: it runs before anything is installed.
 
 An environment is made in place, under a lock: its scripts hold its path, so it cannot be renamed. A mark lies beside it
-from the first moment until `venv` has finished. An environment with the mark is cleared and made again; any other one is
-kept, whoever made it. A second command that wants it meanwhile waits.
+from the first moment until `venv` has finished. An environment with the mark is cleared and made again; any other one
+is kept, whoever made it. A second command that wants it meanwhile waits.
 """
 
 from __future__ import annotations
@@ -98,8 +98,8 @@ def _lock() -> Iterator[int]:
         file = LOCK.open("a+", encoding="utf-8")
     except OSError as e:
         sys.exit(
-            f"{ROOT} cannot be written to ({e.strerror}), and .venv is made in it: copy the checkout to a folder of your "
-            "own, and run this there"
+            f"{ROOT} cannot be written to ({e.strerror}), and .venv is made in it: copy the checkout to a folder of "
+            "your own, and run this there"
         )
     with file:
         _wait_for(file.fileno())

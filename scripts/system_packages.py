@@ -1,4 +1,4 @@
-"""What the operating system brings: how it is installed, and installing it where that can be done. Standard library only."""
+"""What the operating system brings: the commands that install it, and running them. Standard library only."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def is_root() -> bool:
 
 
 def command(debian: str, fedora: str, macos: str, windows: str) -> str:
-    """Return how something is installed on this system, from the packages of Debian and Fedora and the words for others.
+    """Return the command that installs something here: packages of Debian and Fedora, whole commands of the others.
 
     On a Linux that is related to neither, both are named.
     """

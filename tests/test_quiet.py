@@ -71,8 +71,8 @@ def test_a_terminal_has_one_line_that_changes(tmp_path: Path) -> None:
     child = "import sys; print('Collecting numpy==1 (from -r x)', flush=True); open(sys.argv[1]).close()"
     code = (
         "import sys; from pathlib import Path; import quiet; quiet.MEASURE_S = 0; "
-        f"quiet.run([sys.executable, '-c', {child!r}, {str(fifo)!r}], 'installing', log=Path({str(tmp_path / 'log')!r}), "
-        f"folders=[Path({str(tmp_path)!r})])"
+        f"quiet.run([sys.executable, '-c', {child!r}, {str(fifo)!r}], 'installing', "
+        f"log=Path({str(tmp_path / 'log')!r}), folders=[Path({str(tmp_path)!r})])"
     )
     master, slave = pty.openpty()
     program = subprocess.Popen([sys.executable, "-c", code], cwd=Path(quiet.__file__).parent, stderr=slave)
