@@ -24,6 +24,11 @@ examples:
 The text goes to stdout, everything else to stderr. `/set` at the prompt lists every setting with its range.
 """
 
+NO_XWAYLAND = (
+    "this Wayland session has no XWayland, which it needs; install it (Debian, Ubuntu: `apt install xwayland`; Fedora: "
+    "`dnf install xorg-x11-server-Xwayland`) and log in again"
+)
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(
@@ -97,29 +102,24 @@ def has_input() -> bool:
 
 def has_display() -> bool:
     """True if there is a screen for a window."""
-    return sys.platform in {"win32", "darwin"} or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+    if sys.platform in {"win32", "darwin"}:
+        return "SSH_CONNECTION" not in os.environ  # it would open where nobody sits, if at all
+    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
-def show(args: argparse.Namespace) -> int:
-    """Open the window and stay until it is closed; where that fails, say what to do. Return the exit code."""
+def show(args: argparse.Namespace) -> str:
+    """Open the window and stay until it is closed. Return why none can be opened, or nothing."""
+    if sys.platform == "linux" and not os.environ.get("DISPLAY"):
+        return NO_XWAYLAND
     try:
         from client.window import loop as window
     except ImportError as e:
-        print(
-            f"gpt2d-client: the window's libraries are missing ({e}); run `pip install -r requirements-client.txt`, "
-            "or use --terminal",
-            file=sys.stderr,
-        )
-        return 1
+        return f"its libraries are missing ({e}); run `pip install -r requirements-client.txt`"
     try:
         window.main(args.address.line() if args.server != DEFAULT_ENDPOINT else None)
-    except RuntimeError as e:
-        print(
-            f"gpt2d-client: no window can be opened: {e}. See Troubleshooting in the README, or use --terminal",
-            file=sys.stderr,
-        )
-        return 1
-    return 0
+    except window.NoWindow as e:
+        return f"{e}; see Troubleshooting in the README"
+    return ""
 
 
 def keep(address: Address) -> None:
@@ -134,7 +134,14 @@ def keep(address: Address) -> None:
 def run(args: argparse.Namespace) -> int:
     """Do what the arguments say; return the exit code."""
     if not args.terminal and args.prompt is None and not has_input() and has_display():
-        return show(args)
+        trouble = show(args)
+        if not trouble:
+            return 0
+        goes_on = sys.stdin is not None and sys.stdin.isatty()
+        instead = "this is the terminal instead" if goes_on else "--terminal does the same work in a terminal"
+        print(f"gpt2d-client: the window cannot be opened: {trouble}; {instead}", file=sys.stderr)
+        if not goes_on:
+            return 1
     from client.terminal import Choice, Terminal
     from protocol.errors import Gpt2dError
 

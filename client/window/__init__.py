@@ -1,1 +1,16 @@
-"""The desktop window: its state, what changes it, and what draws it."""
+"""The desktop window: its state, what changes it, and what draws it.
+
+What other programs of this user want of the libraries is set aside here, before one of them is loaded.
+"""
+
+import os
+import sys
+
+# imgui_bundle names its own GLFW there; another one would be a second in this process.
+os.environ.pop("PYGLFW_LIBRARY", None)
+if sys.platform == "linux":
+    # GLFW's contexts are GLX's. PyOpenGL would look for EGL's, and find none, wherever WAYLAND_DISPLAY is set and
+    # XDG_SESSION_TYPE is not: under WSL, or a compositor that was started from a console.
+    os.environ["PYOPENGL_PLATFORM"] = "glx"
+else:
+    os.environ.pop("PYOPENGL_PLATFORM", None)

@@ -30,6 +30,10 @@ TITLE = "gpt2d"
 MODIFIERS = range(glfw.KEY_LEFT_SHIFT, glfw.KEY_RIGHT_SUPER + 1)
 
 
+class NoWindow(Exception):
+    """No window can be made; the text says why."""
+
+
 class Backend(GlfwRenderer):
     """The backend of imgui-bundle, which here also takes an empty clipboard, all of Unicode and mouse cursor shapes."""
 
@@ -102,13 +106,13 @@ class Backend(GlfwRenderer):
 
 
 class Window:
-    """The window and its loop. Raises: RuntimeError where no window can be made, saying why."""
+    """The window and its loop. Raises: NoWindow."""
 
     def __init__(self, server: str | None = None) -> None:
         reasons: deque[str] = deque(maxlen=8)  # glfw also calls an empty clipboard an error, as often as one pastes
         glfw.set_error_callback(lambda _code, text: reasons.append(_text(text)))
         if not glfw.init():
-            raise RuntimeError("; ".join(reasons) or "glfw cannot be started")
+            raise NoWindow("; ".join(reasons) or "glfw cannot be started")
         self._woken = False
         self.app = App(self.wake, server)
         preferences = self.app.state.preferences
@@ -124,7 +128,7 @@ class Window:
         if not self.window:
             self.app.close()
             glfw.terminate()
-            raise RuntimeError("; ".join(reasons) or "no window can be opened")
+            raise NoWindow(f"it needs OpenGL 3.3 ({'; '.join(reasons) or 'GLFW does not say why'})")
         glfw.make_context_current(self.window)
         glfw.swap_interval(0)  # the loop has its own timing: a hidden window would wait forever
         imgui.create_context()
@@ -225,7 +229,7 @@ def _text(given: str | bytes | None) -> str:
 
 
 def main(server: str | None = None) -> None:
-    """Open the window and stay until it is closed. Raises: RuntimeError where none can be opened."""
+    """Open the window and stay until it is closed. Raises: NoWindow."""
     window = Window(server)
     try:
         window.run()

@@ -10,6 +10,10 @@ import sys
 import time
 from pathlib import Path
 
+import imgui_bundle  # noqa: F401 - before glfw, as everywhere
+
+# isort: split
+import glfw
 import pytest
 
 from protocol import Client
@@ -77,6 +81,35 @@ def test_one_glfw_serves_both_libraries(session: str) -> None:
     environment |= {"XDG_SESSION_TYPE": session, "WAYLAND_DISPLAY": "wayland-0"}
     done = subprocess.run(
         [sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=60, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.split()) == 1, done.stdout
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"WAYLAND_DISPLAY": "wayland-0"},
+        {"PYOPENGL_PLATFORM": "egl"},
+        {"PYOPENGL_PLATFORM": "osmesa"},
+        {"PYGLFW_LIBRARY": str(Path(glfw.__file__).parent / "wayland" / "libglfw.so")},
+    ],
+    ids=["as under WSL", "egl in a profile", "osmesa in a profile", "another GLFW in a profile"],
+)
+@pytest.mark.usefixtures("home")
+def test_it_draws_whatever_the_surroundings_say(screen: str, variables: dict[str, str]) -> None:
+    """A variable that is there for other programs takes nothing from this one."""
+    code = """
+from client.window.loop import Window
+window = Window("tcp://127.0.0.1:1")
+window.frame()
+window.close()
+print(*{line.split()[-1] for line in open("/proc/self/maps") if "libglfw" in line})
+"""
+    environment = {k: v for k, v in os.environ.items() if k not in {"WAYLAND_DISPLAY", "XDG_SESSION_TYPE"}}
+    command = [sys.executable, "-P", "-c", code]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, env=environment | {"DISPLAY": screen} | variables
     )
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.split()) == 1, done.stdout

@@ -1,0 +1,87 @@
+"""What the client makes of its surroundings: a session without a screen, or with one that it cannot use."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import subprocess
+import sys
+import time
+
+import pytest
+
+from client.__main__ import has_display
+from scripts.daemon import Daemon
+from tests.client.test_terminal import CONTROL
+
+NO_SCREEN = {"DISPLAY", "WAYLAND_DISPLAY", "XDG_SESSION_TYPE"}
+
+
+def surroundings(**variables: str) -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in NO_SCREEN} | {"TERM": "xterm"} | variables
+
+
+def at_a_terminal(*arguments: str, environment: dict[str, str]) -> str:
+    """Start the client, leave it with Ctrl-D at its first prompt, and return all that it shows."""
+    import pty
+
+    main, child = pty.openpty()
+    command = [sys.executable, "-m", "client", *arguments]
+    process = subprocess.Popen(
+        command, stdin=child, stdout=child, stderr=child, env=environment, start_new_session=True
+    )
+    os.close(child)
+    shown, give_up = "", time.monotonic() + 20
+    try:
+        while not re.search(r"/help lists[^>]*>[\s\x08]*$", CONTROL.sub("", shown)):
+            assert time.monotonic() < give_up and process.poll() is None, shown
+            if select.select([main], [], [], 0.1)[0]:
+                shown += os.read(main, 4096).decode(errors="replace")
+        os.write(main, b"\x04")
+        assert process.wait(10) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(main)
+    return " ".join(shown.split())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a window needs no display to be named")
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"WAYLAND_DISPLAY": "wayland-0"}, "no XWayland, which it needs; install it (Debian, Ubuntu: `apt install"),
+        ({"DISPLAY": "nowhere"}, "Failed to open display nowhere; see Troubleshooting"),
+        ({}, ""),
+    ],
+    ids=["wayland alone", "a display that is gone", "nothing"],
+)
+def test_where_no_window_can_be_opened_it_says_so_and_goes_on_in_the_terminal(
+    shared_daemon: Daemon, variables: dict[str, str], said: str
+) -> None:
+    shown = at_a_terminal(shared_daemon.endpoint, environment=surroundings(**variables))
+    assert said in shown and "loaded: demo/native/int8" in shown and "Traceback" not in shown
+    assert ("the window cannot be opened" in shown) == ("this is the terminal instead" in shown) == bool(said)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a window needs no display to be named")
+def test_without_a_terminal_it_ends_with_that_sentence() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "client", "tcp://127.0.0.1:1"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=20,
+        env=surroundings(WAYLAND_DISPLAY="wayland-0"),
+    )
+    assert done.returncode == 1 and "no XWayland" in done.stderr and "--terminal does the same work" in done.stderr
+
+
+@pytest.mark.parametrize("system", ["darwin", "win32"])
+def test_over_ssh_a_system_with_a_screen_of_its_own_has_none(monkeypatch: pytest.MonkeyPatch, system: str) -> None:
+    monkeypatch.setattr("sys.platform", system)
+    monkeypatch.delenv("SSH_CONNECTION", raising=False)
+    assert has_display()
+    monkeypatch.setenv("SSH_CONNECTION", "192.0.2.1 50000 192.0.2.2 22")
+    assert not has_display()
