@@ -51,7 +51,8 @@ class Trap:
 
     def __init__(self, folder: Path) -> None:
         tag = secrets.token_hex(3)
-        self._name, self._cable, self._files = f"gpt2d-{tag}", f"v{tag}", Path("/etc/netns") / f"gpt2d-{tag}"
+        self._name, self._cable = f"gpt2d-{tag}", f"v{tag}"
+        self._files = Path("/etc/netns") / self._name
         self.home, self._looked_up = folder / "home", folder / "looked-up"
         self.home.mkdir(parents=True)
         self._started: list[subprocess.Popen[str]] = []
