@@ -20,6 +20,7 @@ from pathlib import Path
 
 import quiet
 import system_packages
+import torch_build
 
 if sys.platform == "win32":
     import msvcrt
@@ -225,6 +226,8 @@ def _install(requirements: tuple[str, ...], descriptor: int) -> None:
         "installing this checkout": ["--no-deps", "--editable", str(ROOT)],
     }
     try:
+        if requirements == FULL and sys.platform == "linux":
+            torch_build.announce(PYTHON, ROOT / "requirements.txt", env)
         for doing, arguments in steps.items():
             quiet.run([*pip, *arguments], doing, log=LOG, folders=(VENV, TEMPORARY), env=env, keep_open=(descriptor,))
     finally:

@@ -76,8 +76,9 @@ def run(
     code = child.returncode
     took = f"{time.monotonic() - began:.0f} s"
     if code not in accept:
-        say(f"{doing}: failed after {took}")
-        raise Failed(f"{doing} failed: {cause(log, start)}. All that was printed: {log}")
+        if sys.stderr.isatty():
+            show("")
+        raise Failed(f"{doing} failed after {took}: {cause(log, start)}. All that was printed: {log}")
     say(f"{doing}: {took}, {max(size(folders) - before, 0) / 1e6:.0f} MB" if folders else f"{doing}: {took}")
     return code
 

@@ -20,9 +20,11 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 from urllib.parse import urlsplit
 
 import environment
@@ -74,11 +76,19 @@ def check_daemon(endpoint: str) -> None:
         sys.exit(f"{done.stderr.strip()}\n{advice}")
 
 
-def start_daemon(endpoint: str, preload: str) -> subprocess.Popen[bytes]:
-    """Start a daemon in the background."""
-    LOG.parent.mkdir(exist_ok=True)
-    with LOG.open("wb") as log:
-        return subprocess.Popen(
+def open_log() -> IO[bytes]:
+    """Open the daemon's log; where the checkout cannot be written to, among the temporary files."""
+    try:
+        LOG.parent.mkdir(exist_ok=True)
+        return LOG.open("wb")
+    except OSError:
+        return tempfile.NamedTemporaryFile(prefix="gpt2d-server-", suffix=".log", delete=False)
+
+
+def start_daemon(endpoint: str, preload: str) -> tuple[subprocess.Popen[bytes], Path]:
+    """Start a daemon in the background; return it and its log."""
+    with open_log() as log:
+        daemon = subprocess.Popen(
             [environment.PYTHON, "-P", "-m", "server", f"--endpoint={endpoint}", f"--preload={preload}"],
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -86,14 +96,15 @@ def start_daemon(endpoint: str, preload: str) -> subprocess.Popen[bytes]:
             start_new_session=True,  # Ctrl-C is the client's: it cancels a generation
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
         )
+    return daemon, Path(log.name)
 
 
-def wait_until_listening(daemon: subprocess.Popen[bytes], endpoint: str) -> None:
+def wait_until_listening(daemon: subprocess.Popen[bytes], endpoint: str, log: Path) -> None:
     """Wait until the daemon listens; exit with what its log says if it ends instead."""
     give_up = time.monotonic() + START_S
     while not listening(endpoint):
         if daemon.poll() is not None or time.monotonic() > give_up:
-            sys.exit(f"the daemon did not start; {LOG} says:\n{LOG.read_text(errors='replace')}")
+            sys.exit(f"the daemon did not start; {log} says:\n{log.read_text(errors='replace')}")
         time.sleep(0.02)
 
 
@@ -238,8 +249,8 @@ def main() -> int:
         signal.signal(number, lambda *_: sys.exit(143))
     try:
         if not there:
-            daemon = start_daemon(args.endpoint, preload)
-            wait_until_listening(daemon, args.endpoint)
+            daemon, log = start_daemon(args.endpoint, preload)
+            wait_until_listening(daemon, args.endpoint, log)
         return run_in_foreground([environment.PYTHON, "-P", "-m", "client", args.endpoint, *options])
     finally:
         if daemon:

@@ -11,7 +11,9 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import time
+from pathlib import Path
 
 import environment
 import system_packages
@@ -22,6 +24,7 @@ ALONE = ("scripts/run.py", "scripts/test.py", "scripts/environment.py")
 MYPY = ["-m", "mypy", "--strict", "--explicit-package-bases"]
 PROGRAMS = {"Xvfb": "xvfb", "xdotool": "xdotool", "ip": "iproute2", "g++": "g++"}
 """Programs that the native engine's build, the window's tests and those of two hosts use, and their Debian packages."""
+FONT = Path("/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf")
 CHECKS = (
     ("ruff check", ["-m", "ruff", "check", "."]),
     ("ruff format", ["-m", "ruff", "format", "--check", "."]),
@@ -36,6 +39,9 @@ VARIABLES = {"mypy of scripts/test.py": {"MYPYPATH": str(environment.ROOT / "scr
 def install_programs() -> None:
     """Install what is missing where that can be done; elsewhere name it, and that its tests are skipped."""
     missing = [package for program, package in PROGRAMS.items() if not shutil.which(program)]
+    missing += [] if FONT.exists() else ["fonts-dejavu-core"]
+    if sys.base_prefix == "/usr" and not Path(sysconfig.get_path("include"), "Python.h").exists():
+        missing.append(f"libpython{sys.version_info[0]}.{sys.version_info[1]}-dev")
     if missing and system_packages.can_install():
         system_packages.install(missing)
     elif missing:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import pty
 import shutil
 import signal
 import subprocess
@@ -13,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = ("environment.py", "quiet.py", "system_packages.py")
+FILES = ("environment.py", "quiet.py", "system_packages.py", "torch_build.py")
 PREPARE = "import environment; environment.prepare(environment.CLIENT); print('ready')"
 LIMIT_S = 60
 STUBS = {
@@ -33,8 +35,12 @@ if "REACHED" in os.environ:
 """,
     "pip": """
 import os, sys
+if "--version" in sys.argv:
+    sys.exit()
 with open(os.environ["STEPS"], "a") as steps:
-    print("pip", "--editable" in sys.argv, file=steps)
+    print("pip", "asked" if "--dry-run" in sys.argv else "--editable" in sys.argv, file=steps)
+if "--dry-run" in sys.argv:
+    print(os.environ["REPORT"])
 """,
 }
 """Stand-ins that take no time: each notes that it was called."""
@@ -67,13 +73,16 @@ class Checkout:
         (self.stubs / name / "__init__.py").touch()
         (self.stubs / name / "__main__.py").write_text(code, encoding="utf-8")
 
-    def start(self, *, halting: bool = False, code: str = PREPARE) -> subprocess.Popen[str]:
+    def start(
+        self, *, halting: bool = False, code: str = PREPARE, stdin: int = subprocess.DEVNULL
+    ) -> subprocess.Popen[str]:
         env = os.environ | {"PYTHONPATH": str(self.stubs), "STEPS": str(self.steps_file), "PYTHONIOENCODING": "utf-8"}
         env |= {name: str(fifo) for name, fifo in self.fifos.items() if halting}
         process = subprocess.Popen(
             [sys.executable, "-c", code],
             cwd=self.root / "scripts",
             env=env,
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -215,3 +224,39 @@ def test_a_python_that_cannot_make_environments(checkout: Checkout) -> None:
     code, errors = checkout.prepare(hide + PREPARE)
     assert code == 1 and errors.count("\n") == 1, errors
     assert "install what it lacks first" in errors and not checkout.venv.exists()
+
+
+FULL = PREPARE.replace("CLIENT", "FULL")
+CUDA = {"install": [{"metadata": {"name": name}} for name in ("torch", "nvidia-cublas-cu13")]}
+CPU = {"install": [{"metadata": {"name": name}} for name in ("torch", "sympy")]}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere torch has no such build")
+@pytest.mark.parametrize(
+    ("report", "answer", "installed"),
+    [(CUDA, None, True), (CUDA, b"n\n", False), (CUDA, b"y\n", True), (CPU, b"", True), ({}, b"", True)],
+)
+def test_gigabytes_of_torch_are_announced(
+    checkout: Checkout,
+    monkeypatch: pytest.MonkeyPatch,
+    report: dict[str, object],
+    answer: bytes | None,
+    installed: bool,
+) -> None:
+    """Before anything is fetched; a question follows only where somebody can answer it."""
+    monkeypatch.setenv("REPORT", json.dumps(report))
+    checkout.make_by_hand()
+    (checkout.root / "requirements.txt").write_text("numpy==1\ntorch==9.9\n")
+    for name in ("cluster", "report", "dev"):
+        (checkout.root / f"requirements-{name}.txt").touch()
+    master, slave = pty.openpty()
+    if answer:
+        os.write(master, answer)
+    process = checkout.start(code=FULL, stdin=subprocess.DEVNULL if answer is None else slave)
+    _, errors = process.communicate(timeout=LIMIT_S)
+    os.close(master)
+    os.close(slave)
+    assert checkout.steps()[0] == "pip asked" and (len(checkout.steps()) > 1) is installed, errors
+    assert ("5.6 GB" in errors and "install torch==9.9" in errors) is (report == CUDA)
+    assert ("Fetch the CUDA build?" in errors) is (report == CUDA and answer is not None)
+    assert (process.returncode == 0) is installed

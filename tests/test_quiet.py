@@ -28,7 +28,7 @@ def test_what_a_command_prints_goes_into_the_log(tmp_path: Path, capfd: pytest.C
 def test_an_exit_code_that_is_expected(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "import sys; sys.exit(3)"]
     assert quiet.run(command, "x", log=tmp_path / "log", accept=(0, 3)) == 3
-    with pytest.raises(quiet.Failed, match="x failed: it printed nothing"):
+    with pytest.raises(quiet.Failed, match="x failed after 0 s: it printed nothing"):
         quiet.run(command, "x", log=tmp_path / "log")
 
 

@@ -36,7 +36,7 @@ def test_a_first_start_refuses_only_what_cannot_run(
     folder = tmp_path / "scripts"
     folder.mkdir()
     (tmp_path / ".venv").touch()
-    for name in ("environment.py", "quiet.py", "system_packages.py"):
+    for name in ("environment.py", "quiet.py", "system_packages.py", "torch_build.py"):
         shutil.copy(ROOT / "scripts" / name, folder)
     done = subprocess.run(
         [sys.executable, "-S", "-c", PREPARE.format(version)], cwd=folder, capture_output=True, text=True, timeout=60
