@@ -10,8 +10,11 @@ import stat
 import sys
 from pathlib import Path
 
-from client import servers
 from protocol.keys import DEFAULT_ENDPOINT, Address, read_secret
+from protocol.programs import VERSION, command, install, needed_by
+
+with needed_by("gpt2d-client"):
+    from client import servers
 
 EPILOG = """\
 examples:
@@ -64,6 +67,7 @@ def main() -> None:
     parser.add_argument(
         "-t", "--terminal", action="store_true", help="write at a prompt in this terminal instead of in a window"
     )
+    parser.add_argument("--version", action="version", version=f"gpt2d {VERSION}")
     args = parser.parse_args()
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -114,7 +118,7 @@ def show(args: argparse.Namespace) -> str:
     try:
         from client.window import loop as window
     except ImportError as e:
-        return f"its libraries are missing ({e}); run `pip install -r requirements-client.txt`"
+        return f"its libraries are missing ({e}); in the checkout of gpt2d type: {install('client')}"
     try:
         window.main(args.address.line() if args.server != DEFAULT_ENDPOINT else None)
     except window.NoWindow as e:
@@ -126,7 +130,8 @@ def keep(address: Address) -> None:
     """Save a connect line that works, for the next time."""
     if address.key and address not in servers.kept():
         try:
-            print(f"saved; next time `gpt2d-client {servers.keep(address)}` is enough", file=sys.stderr)
+            again = f"{command('gpt2d-client')} {servers.keep(address)}"
+            print(f"saved; next time `{again}` is enough", file=sys.stderr)
         except OSError as e:
             print(f"the connect line cannot be saved in {servers.folder()}: {e.strerror}", file=sys.stderr)
 

@@ -19,6 +19,7 @@ from client import replicas
 from client.servers import notices
 from protocol import Client, Gpt2dError, messages as m
 from protocol.keys import Address
+from protocol.programs import needed_by
 
 HELP = """\
 Type the beginning of a text; the model goes on from it. An empty line continues the last text.
@@ -99,8 +100,9 @@ class Terminal:
 
     def interact(self) -> int:
         """Read lines and carry them out until the end; return the exit code."""
-        from prompt_toolkit import PromptSession
-        from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+        with needed_by("gpt2d-client"):
+            from prompt_toolkit import PromptSession
+            from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 
         history: History
         try:

@@ -42,6 +42,7 @@ from protocol.errors import (
     from_code,
 )
 from protocol.keys import DEFAULT_ENDPOINT, Address
+from protocol.programs import command
 
 Event: TypeAlias = m.AnyReply | Gpt2dError
 State: TypeAlias = Literal["connecting", "ready", "lost", "closed"]
@@ -256,7 +257,8 @@ class Connection:
             elif kind == zmq.EVENT_DISCONNECTED:
                 self._disconnected()
             elif kind == zmq.EVENT_CLOSED and self.state != "ready":  # the connection was refused
-                self._trouble = NoServer(f"nobody listens on {self.endpoint}; start a server there with `gpt2d-server`")
+                start = command("gpt2d-server") if sockets.is_loopback(self.endpoint) else "gpt2d-server"
+                self._trouble = NoServer(f"nobody listens on {self.endpoint}; start a server there with `{start}`")
 
     def _disconnected(self) -> None:
         if self.state == "ready":

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -42,8 +43,8 @@ On the other machine, in a checkout of gpt2d, paste this line:
   python3 scripts/run.py --connect '{line}'
 
 It is a secret: whoever has it may use this server. Make another for somebody else with
-`.venv/bin/python scripts/keygen.py client NAME --endpoint tcp://HOST:PORT`, and take one back by deleting its file in
-the folder of authorised keys. Ctrl-C stops the server.
+`{keygen} client NAME --endpoint tcp://HOST:PORT`,
+and take one back by deleting its file in the folder of authorised keys. Ctrl-C stops the server.
 """
 PING = """
 import sys
@@ -154,8 +155,8 @@ def own_address() -> str:
 
 
 def keygen(*words: str) -> str:
-    """Run scripts/keygen.py and return what it printed; exit with what it says if it fails."""
-    command: list[str | Path] = [environment.PYTHON, "-P", environment.ROOT / "scripts" / "keygen.py", *words]
+    """Run gpt2d-keygen and return what it printed; exit with what it says if it fails."""
+    command: list[str | Path] = [environment.PYTHON, "-P", "-m", "server.keygen", *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     if done.returncode:
         sys.exit(done.stderr.strip())
@@ -178,7 +179,7 @@ def serve(address: tuple[str, int], preload: str) -> int:
         give_up = time.monotonic() + START_S
         while daemon.poll() is None and time.monotonic() < give_up:
             if listening(here):
-                print(PASTE.format(line=line), flush=True)
+                print(PASTE.format(line=line, keygen=shlex.quote(str(environment.BIN / "gpt2d-keygen"))), flush=True)
                 return
             time.sleep(0.05)
 

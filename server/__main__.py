@@ -14,11 +14,14 @@ import zmq
 
 from protocol.errors import Gpt2dError
 from protocol.keys import KeyFileError
-from server import build, logs, settings
-from server.catalogue.engines import COMPILED_FOLDER, SUMS_FILE, notices
-from server.check import check
-from server.config import VERSION, Config
-from server.gateway.gateway import Gateway
+from protocol.programs import VERSION, needed_by
+
+with needed_by("gpt2d-server"):
+    from server import build, logs, settings
+    from server.catalogue.engines import COMPILED_FOLDER, SUMS_FILE, notices
+    from server.check import check
+    from server.config import Config
+    from server.gateway.gateway import Gateway
 
 log = logging.getLogger("gpt2d")
 

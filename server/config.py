@@ -19,7 +19,6 @@ from msgspec import Meta
 
 from protocol.keys import DEFAULT_ENDPOINT, check_endpoint
 
-VERSION = "0.1.0"
 CGROUP = Path("/sys/fs/cgroup")
 
 

@@ -22,15 +22,16 @@ import msgspec
 from msgspec import inspect
 from msgspec.inspect import BoolType, CustomType, FloatType, IntType, LiteralType, NoneType, UnionType, VarTupleType
 
+from protocol.programs import command
 from protocol.sockets import is_loopback
 from server.config import Config, Text
 
 NEEDS_KEYS = """{endpoint} can be reached from other machines, so the server needs keys to know who may talk to it.
 Make them:
-  .venv/bin/python scripts/keygen.py server
-  .venv/bin/python scripts/keygen.py client NAME --endpoint tcp://HOST:PORT
-and start it with the --key and --authorised-keys that these print; or let `python3 scripts/run.py --serve` do all of
-it. Without keys, listen on tcp://127.0.0.1:PORT and reach it with `ssh -L PORT:127.0.0.1:PORT HOST`."""
+  {keygen} server
+  {keygen} client NAME --endpoint tcp://HOST:PORT
+and start it with the --key and --authorised-keys that the first prints; in a checkout, `python3 scripts/run.py --serve`
+does all of it. Without keys, listen on tcp://127.0.0.1:PORT and reach it with `ssh -L PORT:127.0.0.1:PORT HOST`."""
 
 
 class SettingsError(ValueError):
@@ -166,7 +167,7 @@ def resolve(arguments: dict[str, Any], file: Path | None) -> Config:
             "who may talk to it"
         )
     if config.key is None and not is_loopback(config.endpoint):
-        raise SettingsError(where + NEEDS_KEYS.format(endpoint=config.endpoint))
+        raise SettingsError(where + NEEDS_KEYS.format(endpoint=config.endpoint, keygen=command("gpt2d-keygen")))
     if urlsplit(config.worker_address).hostname in {"0.0.0.0", "::"}:  # noqa: S104 - refused
         raise SettingsError(
             f"{where}--worker-address: must be the address by which the nodes reach this machine, "

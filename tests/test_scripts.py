@@ -20,8 +20,8 @@ CHILDREN = {
     "scripts.reliability.flood",
 }
 """Programs that other programs start, and no person does."""
-FILES = {"scripts.run", "scripts.test", "scripts.keygen"}
-"""Programs started as files: run and test before anything is installed, keygen by run."""
+FILES = {"scripts.run", "scripts.test"}
+"""Programs started as files, before anything is installed."""
 
 
 def programs() -> dict[str, Path]:

@@ -1,6 +1,6 @@
 """The container's HEALTHCHECK: exits with 0 if a daemon answers a ping.
 
-python healthcheck.py FILE    which holds an endpoint, or the connect line of a key that scripts/keygen.py made
+python healthcheck.py FILE    which holds an endpoint, or the connect line of a key that gpt2d-keygen made
 """
 
 from __future__ import annotations

@@ -298,7 +298,7 @@ def versions() -> dict[str, str]:
 
 
 def _versions() -> Iterator[tuple[str, str]]:
-    from server.config import VERSION
+    from protocol.programs import VERSION
 
     yield "gpt2d", VERSION
     for package in PACKAGES:

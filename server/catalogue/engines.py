@@ -6,13 +6,13 @@ Loads no model library: the gateway imports it.
 from __future__ import annotations
 
 import ctypes
-import shlex
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 
 from protocol.errors import BadModel
+from protocol.programs import command, install, typed
 
 KERNELS_VERSION = 3
 """Version of the package gpt2d-kernels that the native engine works with."""
@@ -127,9 +127,9 @@ class Traits:
         return f"engine {name} needs {self.needs} ({module} is missing); {self.install} adds them"
 
 
-KERNELS_INSTALL = f"`{shlex.quote(sys.executable)} -m server --build-kernels`"
-SERVER_INSTALL = "`pip install -r requirements-server.txt`"
-REFERENCES_INSTALL = "`pip install -r requirements.txt`"
+KERNELS_INSTALL = f"`{command('gpt2d-server')} --build-kernels`"
+SERVER_INSTALL = f"in the checkout, `{install('server')}`"
+REFERENCES_INSTALL = f"in the checkout, `{typed(sys.executable, '-m', 'pip', 'install', '-r', 'requirements.txt')}`"
 REFERENCE_BYTES = 420 << 20
 """Memory that the libraries of the reference engines take."""
 

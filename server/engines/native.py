@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.catalogue.architecture import Architecture
-from server.catalogue.engines import BITS, KERNELS_VERSION
+from server.catalogue.engines import BITS, KERNELS_INSTALL, KERNELS_VERSION
 from server.convert.native_layout import head_bits
 from server.engines.base import KV, Hidden, Logits
 
@@ -60,7 +60,7 @@ def library() -> ctypes.CDLL:
         raise ImportError("gpt2d-kernels was installed without a C++ compiler")
     kernels = ctypes.CDLL(str(path))
     if kernels.gpt2d_version() != KERNELS_VERSION:
-        raise ImportError("gpt2d-kernels has another version; `pip install ./server/kernels` builds this one")
+        raise ImportError(f"gpt2d-kernels has another version; {KERNELS_INSTALL} builds this one")
     pointer, integer = ctypes.c_void_p, ctypes.c_int
     kernels.gpt2d_new.argtypes, kernels.gpt2d_new.restype = (
         [ctypes.POINTER(_Shape), integer, integer, ctypes.c_char_p],

@@ -25,7 +25,7 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from protocol.ledger import Ledger
-from server.config import VERSION
+from protocol.programs import VERSION
 from server.gateway.sessions import Sessions
 from server.gateway.supervisor import Supervisor
 from server.link import Beat

@@ -17,10 +17,11 @@ from msgspec.structs import replace
 from protocol import messages as m
 from protocol.keys import Role
 from protocol.parameters import parameters
+from protocol.programs import VERSION
 from server.catalogue.catalogue import Model
 from server.catalogue.engines import ENGINES, Traits, notices
 from server.catalogue.records import Found, Records
-from server.config import VERSION, Config
+from server.config import Config
 from server.gateway.replicas import Replica, Replicas
 from server.gateway.sessions import Sessions
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from protocol.programs import install
 from server.catalogue.architecture import CONFIG_FILE, TOKENIZER_FILES, WEIGHTS_FILE
 from server.catalogue.notes import known_digest
 from server.launch.spec import CannotRun, Spec
@@ -30,7 +31,7 @@ PART_BYTES, AHEAD = 16 << 20, 3
 """Size of the parts in which files travel, and how many at a time: more would fill the object stores."""
 TRIES = 5
 KNOCK_S = 5.0
-INSTALL = "Ray is not installed; add it with: pip install -r requirements-cluster.txt"
+INSTALL = f"Ray is not installed; in the checkout of gpt2d type: {install('cluster')}"
 
 
 class Voice:

@@ -18,9 +18,9 @@ from typing import Any
 
 import ray
 
+from protocol.programs import VERSION
 from server.catalogue.engines import TRAITS
 from server.catalogue.notes import digest, known_digest
-from server.config import VERSION
 from server.launch.local import LocalLauncher, LocalProcess
 from server.launch.spec import CUT_OFF, UNREACHED, CannotRun, Spec
 

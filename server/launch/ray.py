@@ -24,8 +24,9 @@ import psutil
 
 from protocol import messages as m
 from protocol.errors import LoadFailed, NoMemory, RequestError, from_code
+from protocol.programs import VERSION
 from protocol.sockets import is_loopback
-from server.config import VERSION, Config, parse_resource
+from server.config import Config, parse_resource
 from server.launch import local
 from server.launch.spec import Spec
 

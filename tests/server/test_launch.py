@@ -17,10 +17,11 @@ pytest.importorskip("ray", reason="needs requirements-cluster.txt")
 
 from protocol import sockets
 from protocol.keys import CurveKeys
+from protocol.programs import VERSION
 from server import link
 from server.catalogue.engines import TRAITS
 from server.catalogue.notes import digest
-from server.config import VERSION, Config
+from server.config import Config
 from server.launch import host, ray
 from server.launch.host import DRAFT, Host
 from server.launch.local import LocalLauncher

@@ -25,6 +25,7 @@ from ray.cluster_utils import Cluster
 
 from protocol import Client, messages as m
 from protocol.errors import NoMemory, WorkerDied
+from protocol.programs import install
 from scripts.daemon import Daemon
 from scripts.reliability.asking import Asked, ask
 from scripts.reliability.daemon import Behaviour, FakeDaemon
@@ -324,7 +325,5 @@ def test_without_ray() -> None:
     done = subprocess.run(
         [sys.executable, "-c", code], input=asked, capture_output=True, text=True, timeout=30, check=True
     )
-    assert (
-        json.loads(done.stdout)["refused"]
-        == "Ray is not installed; add it with: pip install -r requirements-cluster.txt"
-    )
+    said = f"Ray is not installed; in the checkout of gpt2d type: {install('cluster')}"
+    assert json.loads(done.stdout)["refused"] == said

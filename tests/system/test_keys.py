@@ -199,7 +199,8 @@ def test_a_key_that_was_taken_back_stays_so(tmp_path: Path) -> None:
     """Making the same client's key again gives it another secret."""
     command = [
         sys.executable,
-        "scripts/keygen.py",
+        "-m",
+        "server.keygen",
         "--keys",
         str(tmp_path),
         "client",
@@ -212,7 +213,7 @@ def test_a_key_that_was_taken_back_stays_so(tmp_path: Path) -> None:
     (tmp_path / "authorised" / "owner.pub").unlink()
     again = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
     assert again != lines[0] and (tmp_path / "authorised" / "owner.pub").exists()
-    bad = subprocess.run([*command[:5], "other", "--endpoint", "nonsense"], capture_output=True, text=True, timeout=30)
+    bad = subprocess.run([*command[:6], "other", "--endpoint", "nonsense"], capture_output=True, text=True, timeout=30)
     assert bad.returncode and not (tmp_path / "authorised" / "other.pub").exists()
 
 
@@ -252,7 +253,7 @@ def test_a_restarted_server_with_keys_is_found_again(keyed: Keyed, tmp_path: Pat
     [
         (
             ["--endpoint", "tcp://0.0.0.0:0"],
-            r"(?s)can be reached from other machines.*keygen.py server.*--serve.*ssh -L",
+            r"(?s)can be reached from other machines.*keygen server.*--serve.*ssh -L",
         ),
         (["--endpoint", "tcp://*:0"], "can be reached from other machines"),
         (["--endpoint", "tcp://[::]:0"], "can be reached from other machines"),

@@ -1,26 +1,13 @@
-#!/usr/bin/env python3
-"""Make the keys of a daemon that is reached over a network, and of its clients.
-
-    .venv/bin/python scripts/keygen.py server                            the server's own key, if there is none yet
-    .venv/bin/python scripts/keygen.py client laptop --endpoint tcp://HOST:5757
-                                                                         a key with all rights, and its connect line
-    .venv/bin/python scripts/keygen.py client guest --role generate      one that may not load, measure or unload models
-    .venv/bin/python scripts/keygen.py folder                            where the keys are
-
-The keys are in one folder that only you can read: server.key, and for each client NAME.key (its secret) and
-authorised/NAME.pub. To revoke a client, delete its .pub: the daemon notices at once. A client that makes its own key
-sends you only the .pub.
-"""
+"""Command gpt2d-keygen: makes the keys of a daemon that is reached over a network, and of its clients."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
 import sys
 from pathlib import Path
 from typing import get_args
-
-import platformdirs
 
 from protocol.keys import (
     Address,
@@ -33,15 +20,32 @@ from protocol.keys import (
     write_public,
     write_secret,
 )
+from protocol.programs import VERSION, command, needed_by, typed
+
+with needed_by("gpt2d-keygen"):
+    import platformdirs
 
 KEYS = platformdirs.user_config_path("gpt2d") / "keys"
+DESCRIPTION = """\
+Make the keys of a daemon that is reached over a network, and of its clients.
+
+  gpt2d-keygen server                                    the server's own key, if there is none yet
+  gpt2d-keygen client laptop --endpoint tcp://HOST:5757  a key with all rights, and its connect line
+  gpt2d-keygen client guest --role generate              one that may not load, measure or unload models
+  gpt2d-keygen folder                                    where the keys are
+
+The keys are in one folder that only you can read: server.key, and for each client NAME.key (its secret) and
+authorised/NAME.pub. To revoke a client, delete its .pub: the daemon notices at once. A client that makes its own key
+sends you only the .pub.
+"""
 
 
 def server_keys(folder: Path) -> CurveKeys:
     """Return the server's keys, made if there are none. Raises: KeyFileError, OSError."""
     file = folder / "server.key"
     if not file.exists():
-        write_secret(file, CurveKeys.new())
+        with contextlib.suppress(FileExistsError):  # another command made them meanwhile
+            write_secret(file, CurveKeys.new())
     return read_secret(file)
 
 
@@ -65,7 +69,10 @@ def client_keys(folder: Path, name: str, role: Role) -> CurveKeys:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="gpt2d-keygen", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"gpt2d {VERSION}")
     parser.add_argument("--keys", type=Path, default=KEYS, metavar="FOLDER", help="default: %(default)s")
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="server | client NAME | folder")
     kinds.add_parser("folder", help="print where the keys are")
@@ -93,10 +100,8 @@ def main() -> None:
         server = server_keys(args.keys)
         if args.kind == "server":
             print(f"the server's public key: {server.public}")
-            own, authorised = args.keys / "server.key", args.keys / "authorised"
-            print(
-                f"start it with: gpt2d-server --endpoint tcp://0.0.0.0:5757 --key {own} --authorised-keys {authorised}"
-            )
+            flags = ["--key", str(args.keys / "server.key"), "--authorised-keys", str(args.keys / "authorised")]
+            print(f"start it with: {command('gpt2d-server')} --endpoint tcp://0.0.0.0:5757 {typed(*flags)}")
             return
         keys = client_keys(args.keys, args.name, args.role)
         if args.endpoint:
@@ -112,7 +117,7 @@ def main() -> None:
                 file=sys.stderr,
             )
     except (KeyFileError, OSError, ValueError) as e:
-        sys.exit(f"keygen: {e}")
+        sys.exit(f"gpt2d-keygen: {e}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,53 @@
+"""Our programs as their users meet them: the version, the command that starts one, the command that installs packages.
+
+A message names a command that works where it is read: typed in the same shell, in whatever environment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+VERSION = "0.1.0"
+MODULES = {"gpt2d-server": "server", "gpt2d-client": "client", "gpt2d-keygen": "server.keygen"}
+"""Each program and the module that it is."""
+OWN = ("protocol", "server", "client")
+
+
+def typed(*words: str) -> str:
+    """Return a command as it is typed in a shell of this system."""
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
+
+
+def command(program: str) -> str:
+    """Return what starts one of our programs here: its name where the shell finds it, else the whole path."""
+    started = Path(sys.argv[0])
+    folder = started.parent if started.stem in MODULES else sysconfig.get_path("scripts")
+    own = shutil.which(program, path=str(folder))
+    if own is None:
+        return typed(sys.executable, "-m", MODULES[program])
+    found = shutil.which(program)
+    return program if found and Path(found).samefile(own) else typed(own)
+
+
+def install(extras: str) -> str:
+    """Return the command that installs what these extras bring; it is typed in the checkout."""
+    return typed(sys.executable, "-m", "pip", "install", f".[{extras}]")
+
+
+@contextlib.contextmanager
+def needed_by(program: str) -> Iterator[None]:
+    """Exit with what to install where an import fails because a package is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as e:
+        if (e.name or "").partition(".")[0] in OWN:
+            raise
+        sys.exit(f"{program}: {e.name} is not installed; in the checkout of gpt2d type: {install('server,client')}")
