@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
 import os
+import pkgutil
 import platform
 import shlex
 import shutil
@@ -99,7 +99,7 @@ def _ziglang() -> Iterator[Mapping[str, str]]:
 
 def _pip(arguments: list[str], env: Mapping[str, str], limit: float) -> None:
     """Run `pip install` of this environment, which shows what it says. Raises: BuildError."""
-    if importlib.util.find_spec("pip") is None:  # an environment made by uv has none
+    if all(module.name != "pip" for module in pkgutil.iter_modules()):  # an environment made by uv has none
         command = [sys.executable, "-m", "ensurepip"]
         subprocess.run(command, stdin=subprocess.DEVNULL, stdout=sys.stderr, timeout=INSTALL_S, check=False)
     command = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", *arguments]
