@@ -10,8 +10,9 @@ import stat
 import sys
 from pathlib import Path
 
+from client.libraries import what_is_missing
 from protocol.keys import DEFAULT_ENDPOINT, Address, read_secret
-from protocol.programs import VERSION, command, install, needed_by
+from protocol.programs import VERSION, command, needed_by
 
 with needed_by("gpt2d-client"):
     from client import servers
@@ -83,8 +84,19 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # the reader of the text has closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
         sys.exit(141)
+    except OSError as e:
+        if e.filename is not None:
+            raise
+        drop_output()
+        print(f"gpt2d-client: the text cannot be read or written: {e.strerror}", file=sys.stderr)
+        sys.exit(1)
+
+
+def drop_output() -> None:
+    """Send what stdout still holds nowhere: the interpreter would try again to write it when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def find_server(args: argparse.Namespace) -> Address:
@@ -118,7 +130,7 @@ def show(args: argparse.Namespace) -> str:
     try:
         from client.window import loop as window
     except ImportError as e:
-        return f"its libraries are missing ({e}); in the checkout of gpt2d type: {install('client')}"
+        return what_is_missing(e)
     try:
         window.main(args.address.line() if args.server != DEFAULT_ENDPOINT else None)
     except window.NoWindow as e:
@@ -153,6 +165,9 @@ def run(args: argparse.Namespace) -> int:
     prompt = args.prompt
     if prompt is None and sys.stdin is None:
         print("gpt2d-client: stdin is closed, so no text can be read from it; use --prompt", file=sys.stderr)
+        return 1
+    if sys.stdout is None:
+        print("gpt2d-client: stdout is closed, so no text can be written to it", file=sys.stderr)
         return 1
     if prompt is None and not sys.stdin.isatty():
         prompt = sys.stdin.read().removesuffix("\n")

@@ -12,6 +12,7 @@ import time
 import pytest
 
 from client.__main__ import has_display
+from client.libraries import what_is_missing
 from scripts.daemon import Daemon
 from tests.client.test_terminal import CONTROL
 
@@ -85,3 +86,44 @@ def test_over_ssh_a_system_with_a_screen_of_its_own_has_none(monkeypatch: pytest
     assert has_display()
     monkeypatch.setenv("SSH_CONNECTION", "192.0.2.1 50000 192.0.2.2 22")
     assert not has_display()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/dev/full is Linux's")
+@pytest.mark.parametrize(
+    ("redirection", "said"),
+    [(">/dev/full", "the text cannot be read or written: No space left on device"), (">&-", "stdout is closed, so no")],
+)
+def test_a_text_that_cannot_be_written_is_one_sentence(redirection: str, said: str, shared_daemon: Daemon) -> None:
+    command = f'exec "{sys.executable}" -m client {shared_daemon.endpoint} --prompt x --max-new-tokens 3 {redirection}'
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and said in done.stderr.splitlines()[-1], done.stderr
+    assert "Traceback" not in done.stderr and "Exception" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("system", "machine", "error", "said"),
+    [
+        (
+            "linux",
+            "x86_64",
+            ImportError("libX11.so.6: cannot open shared object file"),
+            "apt install libx11-6 libxext6",
+        ),
+        (
+            "linux",
+            "x86_64",
+            ImportError("Unable to load OpenGL or GL library"),
+            "dnf install libX11 libXext mesa-libGL",
+        ),
+        ("linux", "x86_64", ModuleNotFoundError("No module named 'glfw'", name="glfw"), "pip install"),
+        ("darwin", "x86_64", ModuleNotFoundError("x", name="imgui_bundle"), "Macs with Intel processors"),
+        ("darwin", "arm64", ModuleNotFoundError("x", name="imgui_bundle"), "pip install"),
+        ("win32", "AMD64", ImportError("DLL load failed"), "see Troubleshooting"),
+    ],
+)
+def test_libraries_of_the_window_that_are_missing_are_named_with_the_command(
+    system: str, machine: str, error: ImportError, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    assert said in what_is_missing(error)
