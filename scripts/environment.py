@@ -34,13 +34,20 @@ PYTHON = BIN / ("python.exe" if sys.platform == "win32" else "python")
 LAST = BIN / "activate"
 """The file that `venv` writes last."""
 STATE = ROOT / "build"
-LOCK, BEGUN, LOG = STATE / "environment.lock", STATE / "environment.begun", STATE / "install.log"
+LOCK, BEGUN = STATE / "environment.lock", STATE / "environment.begun"
+LOG = STATE / "install.log"
+KERNELS = VENV / "installed-kernels"
+NO_ZIGLANG = VENV / "no-ziglang"
+"""Where this exists, the compiler of the package ziglang was declined."""
+NO_COMPILER = 3
+"""Exit code of server/build.py."""
 TEMPORARY = STATE / "installing"
 """Where pip unpacks: the system's temporary folder may be memory."""
 LOCKED_BYTE = 4096
 """The byte that is locked on Windows, where nobody can read what is locked: behind the text."""
 WAIT_S, LOOK_S = 3600.0, 0.2
 CHECK_S = 60.0
+PLAN_S = 240.0
 OLDEST, NEWEST = (3, 11), (3, 14)
 """Versions of Python that are supported."""
 CLIENT = ("requirements-client.txt",)
@@ -51,21 +58,26 @@ KINDS = {CLIENT: "client", LIGHT: "light", FULL: "full"}
 PARTS = {CLIENT: "the client", LIGHT: "daemon and client", FULL: "everything that the tests use"}
 
 
-def prepare(requirements: tuple[str, ...]) -> None:
+def prepare(requirements: tuple[str, ...], *, ziglang: bool = True) -> None:
     """Make .venv and install the requirements and this checkout into it, unless that has been done before.
 
-    Exits with a message if this Python cannot be used or an installation fails.
+    For a daemon the native kernels are built too, by a compiler that is fetched where there is none, unless `ziglang`
+    is False now or was before. Exits with a message if this Python cannot be used or an installation fails; without
+    kernels everything works, but slower.
     """
     check_python()
-    if _ready(requirements):
+    if _ready(requirements) and _kernels_ready(requirements):
         return
     with _lock() as descriptor:
-        if _ready(requirements):  # the one that was waited for has done it
-            return
         try:
-            LOG.unlink(missing_ok=True)
-            _make(descriptor)
-            _install(requirements, descriptor)
+            if not _ready(requirements):  # nor has the one that was waited for done it
+                LOG.unlink(missing_ok=True)
+                _make(descriptor)
+                _install(requirements, descriptor)
+            if not ziglang:
+                NO_ZIGLANG.touch()
+            if not _kernels_ready(requirements):
+                _build_kernels(descriptor)
         except quiet.Failed as e:
             sys.exit(str(e))
         except OSError as e:
@@ -216,23 +228,61 @@ def _install(requirements: tuple[str, ...], descriptor: int) -> None:
     for folder in VENV.glob(f"{packages}/*.dist-info"):
         if not (folder / "RECORD").exists():  # written last: pip would take the package for whole
             shutil.rmtree(folder)
-    shutil.rmtree(TEMPORARY, ignore_errors=True)
-    TEMPORARY.mkdir()
-    env = {"PIP_RETRIES": "1", **os.environ, "TMPDIR": str(TEMPORARY), "TEMP": str(TEMPORARY)}
     pip = [str(PYTHON), "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--progress-bar=off"]
     files = [word for name in requirements for word in ("-r", str(ROOT / name))]
     steps = {
         f"installing {PARTS[requirements]} into {VENV} (once)": ["--only-binary=:all:", *files],
         "installing this checkout": ["--no-deps", "--editable", str(ROOT)],
     }
-    try:
+    with _temporary() as env:
         if requirements == FULL and sys.platform == "linux":
             torch_build.announce(PYTHON, ROOT / "requirements.txt", env)
         for doing, arguments in steps.items():
             quiet.run([*pip, *arguments], doing, log=LOG, folders=(VENV, TEMPORARY), env=env, keep_open=(descriptor,))
+    _stamp(requirements).write_text(_fingerprint(requirements), encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _temporary() -> Iterator[dict[str, str]]:
+    """Give the variables of a command that has TEMPORARY for its temporary files; delete what it leaves."""
+    shutil.rmtree(TEMPORARY, ignore_errors=True)
+    TEMPORARY.mkdir()
+    try:
+        yield {"PIP_RETRIES": "1", **os.environ, "TMPDIR": str(TEMPORARY), "TEMP": str(TEMPORARY)}
     finally:
         shutil.rmtree(TEMPORARY, ignore_errors=True)
-    _stamp(requirements).write_text(_fingerprint(requirements), encoding="utf-8")
+
+
+def _build_kernels(descriptor: int) -> None:
+    """Build the native kernels where there is something to build them with; say so where that fails."""
+    command = [str(PYTHON), "-P", "-m", "server.build", *(["--no-ziglang"] if NO_ZIGLANG.exists() else [])]
+    planned = subprocess.run([*command, "--plan"], capture_output=True, text=True, timeout=PLAN_S, check=False)
+    if planned.returncode == NO_COMPILER:
+        return  # the daemon says so, and the next command looks again
+    try:
+        if planned.returncode:
+            raise quiet.Failed(planned.stderr.strip())
+        doing = planned.stdout.strip() + ("; --no-compiler goes without" if "ziglang" in planned.stdout else "")
+        with _temporary() as env:
+            quiet.run(command, doing, log=LOG, env=env, keep_open=(descriptor,))
+    except quiet.Failed as e:
+        quiet.say(f"{e}\nThe slower engine onnx is used")
+        return
+    KERNELS.write_text(_fingerprint_of_kernels(), encoding="utf-8")
+
+
+def _kernels_ready(requirements: tuple[str, ...]) -> bool:
+    """Return True if they are built of the present sources, or not needed."""
+    if requirements == CLIENT:
+        return True
+    return KERNELS.exists() and KERNELS.read_text(encoding="utf-8") == _fingerprint_of_kernels()
+
+
+def _fingerprint_of_kernels() -> str:
+    """Return a text that changes with this Python and with every source of the kernels."""
+    files = sorted(p for p in (ROOT / "server" / "kernels").rglob("*") if p.is_file() and p.suffix != ".pyc")
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files))
+    return f"{sys.version_info[:3]} {digest.hexdigest()}"
 
 
 def _stamp(requirements: tuple[str, ...]) -> Path:
@@ -246,9 +296,6 @@ def _installed(requirements: tuple[str, ...]) -> bool:
 
 def _fingerprint(requirements: tuple[str, ...]) -> str:
     """Return a text that changes with this Python and with every file that says what to install."""
-    kernels = [
-        str(p.relative_to(ROOT)) for p in (ROOT / "server" / "kernels").rglob("*") if p.is_file() and p.suffix != ".pyc"
-    ]
-    names = sorted({*requirements, *LIGHT, "pyproject.toml", *kernels})
+    names = sorted({*requirements, *LIGHT, "pyproject.toml"})
     digest = hashlib.sha256("".join((ROOT / name).read_text(encoding="utf-8") for name in names).encode())
     return f"{sys.version_info[:3]} {ROOT} {digest.hexdigest()}"

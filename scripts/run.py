@@ -202,6 +202,11 @@ def main() -> int:
     parser.add_argument(
         "-t", "--terminal", action="store_true", help="write at a prompt in this terminal instead of in a window"
     )
+    parser.add_argument(
+        "--no-compiler",
+        action="store_true",
+        help="never fetch a C++ compiler where there is none: use the slower engine onnx (remembered)",
+    )
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--no-client", action="store_true", help="only the daemon, in the foreground")
     what.add_argument(
@@ -232,7 +237,7 @@ def main() -> int:
     if args.connect is not None:
         environment.prepare(environment.CLIENT)
         return run_in_foreground([environment.PYTHON, "-P", "-m", "client", args.connect, *options])
-    environment.prepare(environment.LIGHT)
+    environment.prepare(environment.LIGHT, ziglang=not args.no_compiler)
     preload = f"{args.model}//{args.precision}" if args.precision else args.model
     if args.serve is not None:
         return serve(address, preload)

@@ -113,46 +113,53 @@ def _pip(arguments: list[str], env: Mapping[str, str], limit: float) -> None:
         raise BuildError(f"`{shlex.join(command)}` failed; the lines above say why")
 
 
-def build(*, ziglang: bool = True) -> str | None:
-    """Build the kernels and install them into this environment; return the compiler's name, None if there is none.
-
-    `ziglang`: fetch zig where the system has no compiler. Raises: BuildError.
-    """
+def build(compiler: str) -> None:
+    """Build the kernels with what `plan` returns, and install them into this environment. Raises: BuildError."""
     install = ["--no-deps", "--force-reinstall", str(SOURCES)]
-    if compiler := system_compiler():
-        print(
-            f"building the native kernels with {compiler}, which takes about half a minute", file=sys.stderr, flush=True
+    if compiler == ZIG:
+        with _ziglang() as env:
+            _pip(install, env, BUILD_S)
+    else:
+        _pip(install, {"CXX": compiler}, BUILD_S)
+
+
+def plan(*, ziglang: bool = True) -> str | None:
+    """Return the compiler to build with: the system's, else ZIG if it may be fetched and runs here, else None.
+
+    Raises: BuildError.
+    """
+    return system_compiler() or (ZIG if ziglang and zig_fits() else None)
+
+
+def words(compiler: str) -> str:
+    """Return what building with that means, for somebody who waits for it."""
+    if compiler == ZIG:
+        return (
+            "no C++ compiler: building the native kernels with ziglang (downloads 100 MB, takes 450 MB of disk and two "
+            "minutes, and is deleted again)"
         )
-        _pip(install, {}, BUILD_S)
-        return compiler
-    if not (ziglang and zig_fits()):
-        return None
-    print(
-        f"no C++ compiler: building the native kernels with {ZIG}: downloads 100 MB, needs 450 MB of disk while it "
-        "builds, and about two minutes",
-        file=sys.stderr,
-        flush=True,
-    )
-    with _ziglang() as env:
-        _pip(install, env, BUILD_S)
-    return "ziglang"
+    return f"building the native kernels with {compiler} (half a minute)"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Build as scripts/run.py asks for it. Exit codes: 0 built, 1 failed, NO_COMPILER."""
     parser = argparse.ArgumentParser(prog="gpt2d-server --build-kernels", description=__doc__)
     parser.add_argument("--no-ziglang", action="store_true", help="use the system's compiler only")
+    parser.add_argument("--plan", action="store_true", help="say with what it would be built, and exit")
     args = parser.parse_args(argv)
     try:
-        compiler = build(ziglang=not args.no_ziglang)
+        compiler = plan(ziglang=not args.no_ziglang)
+        if compiler is None:
+            print(f"no C++ compiler: {INSTALL}, then run this again", file=sys.stderr)
+            return NO_COMPILER
+        print(words(compiler), flush=True)
+        if not args.plan:
+            build(compiler)
     except BuildError as e:
         print(f"the native kernels could not be built: {e}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
-    if compiler is None:
-        print(f"no C++ compiler: {INSTALL}, then run this again", file=sys.stderr)
-        return NO_COMPILER
     return 0
 
 

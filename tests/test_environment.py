@@ -17,6 +17,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FILES = ("environment.py", "quiet.py", "system_packages.py", "torch_build.py")
 PREPARE = "import environment; environment.prepare(environment.CLIENT); print('ready')"
+DAEMON = "import environment; environment.prepare(environment.LIGHT); print('ready')"
+DECLINING = "import environment; environment.prepare(environment.LIGHT, ziglang=False); print('ready')"
 LIMIT_S = 60
 STUBS = {
     "venv": """
@@ -43,6 +45,16 @@ if "--dry-run" in sys.argv:
     print(os.environ["REPORT"])
 """,
 }
+KERNELS = """
+import os, sys
+plan = "--plan" in sys.argv
+with open(os.environ["STEPS"], "a") as steps:
+    print("plan" if plan else "build", "--no-ziglang" in sys.argv, file=steps)
+COMPILER = None
+if COMPILER is None or (COMPILER == "ziglang" and "--no-ziglang" in sys.argv):
+    sys.exit(3)
+print("building with", COMPILER)
+"""
 """Stand-ins that take no time: each notes that it was called."""
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="its stand-ins are POSIX programs")
@@ -260,3 +272,46 @@ def test_gigabytes_of_torch_are_announced(
     assert ("5.6 GB" in errors and "install torch==9.9" in errors) is (report == CUDA)
     assert ("Fetch the CUDA build?" in errors) is (report == CUDA and answer is not None)
     assert (process.returncode == 0) is installed
+
+
+def has_compiler(checkout: Checkout, name: str | None) -> None:
+    (checkout.stubs / "server").mkdir(exist_ok=True)
+    (checkout.stubs / "server" / "__init__.py").touch()
+    code = KERNELS.replace("COMPILER = None", f"COMPILER = {name!r}")
+    (checkout.stubs / "server" / "build.py").write_text(code, encoding="utf-8")
+
+
+def test_a_compiler_that_comes_later_builds_the_kernels(checkout: Checkout) -> None:
+    (checkout.root / "server" / "kernels").mkdir(parents=True)
+    has_compiler(checkout, None)
+    assert checkout.prepare(DAEMON)[0] == 0
+    checkout.steps_file.unlink()
+    assert checkout.prepare(DAEMON) == (0, ""), "the daemon says what there is to say"
+    assert checkout.steps() == ["plan False"]
+    has_compiler(checkout, "g++")
+    code, errors = checkout.prepare(DAEMON)
+    assert code == 0 and "building with g++" in errors
+    assert checkout.steps() == ["plan False", "plan False", "build False"]
+    assert checkout.prepare(DAEMON) == (0, "")
+    (checkout.root / "server" / "kernels" / "a.cpp").touch()
+    (checkout.root / "server" / "kernels" / "a.cpp").write_text("int a;")
+    checkout.prepare(DAEMON)
+    assert checkout.steps()[3:] == ["plan False", "build False"], "nothing was to do, then other sources were there"
+
+
+def test_that_ziglang_is_declined_is_remembered(checkout: Checkout) -> None:
+    (checkout.root / "server" / "kernels").mkdir(parents=True)
+    has_compiler(checkout, "ziglang")
+    code, errors = checkout.prepare(DECLINING)
+    assert code == 0 and "building" not in errors, errors
+    assert checkout.prepare(DAEMON) == (0, "")
+    assert [step for step in checkout.steps() if step.startswith(("plan", "build"))] == ["plan True"] * 2
+
+
+def test_kernels_that_cannot_be_built_cost_speed_alone(checkout: Checkout) -> None:
+    (checkout.root / "server" / "kernels").mkdir(parents=True)
+    has_compiler(checkout, "g++")
+    with (checkout.stubs / "server" / "build.py").open("a") as stub:
+        stub.write('plan or sys.exit("ERROR: no space for it")\n')
+    code, errors = checkout.prepare(DAEMON)
+    assert code == 0 and "no space for it" in errors and "The slower engine onnx is used" in errors, errors

@@ -80,10 +80,10 @@ def test_what_zig_needs_lies_beside_the_environment_and_goes_however_it_ends(
     monkeypatch.setattr(build, "system_compiler", lambda: None)
     monkeypatch.setattr(build, "_pip", pip)
     with pytest.raises(type(end) if isinstance(end, BaseException) else end):
-        build.build()
+        build.build(build.plan() or "")
     assert list(folder.parent.iterdir()) == []
     assert len(seen) == 2, "zig, then the kernels"
     for _, env in seen:
         for name in ("TMPDIR", "ZIG_GLOBAL_CACHE_DIR", "ZIG_LOCAL_CACHE_DIR"):
             assert Path(env[name]).is_relative_to(folder), name
-    assert build.build(ziglang=False) is None, "and only where it is not declined"
+    assert build.plan(ziglang=False) is None, "and only where it is not declined"
