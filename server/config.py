@@ -144,6 +144,10 @@ class Config:
     keep_alive: Annotated[
         Positive | None, setting("unload a model that nobody has used for S seconds", "S", unset="never")
     ] = None
+    idle_exit: Annotated[
+        Positive | None,
+        setting("drain and end once nobody has been connected for S seconds", "S", unset="never"),
+    ] = None
     stuck_seconds: Annotated[
         Amount, setting("end a model's worker that has not moved for S seconds; 0: never", "S")
     ] = 60.0

@@ -80,12 +80,19 @@ class Connections:
         self._left = 0.0
         """Number of frames of ended connections that wait to be read, estimated."""
         self._unwanted: list[int] = []
+        self._last_end = time.monotonic()
+        """Time when the last connection ended, or when this table was made."""
 
     def __contains__(self, fd: int) -> bool:
         return fd in self._all
 
     def __len__(self) -> int:
         return len(self._all)
+
+    @property
+    def empty_s(self) -> float:
+        """Seconds since there was a connection; 0 while there is one."""
+        return 0.0 if self._all else time.monotonic() - self._last_end
 
     def opened(self, fd: int) -> None:
         """Note a new connection.
@@ -101,6 +108,7 @@ class Connections:
 
     def closed(self, fd: int) -> None:
         if traffic := self._all.pop(fd, None):
+            self._last_end = time.monotonic()
             self._left += traffic.level / traffic.frame
 
     def delivered(self, fd: int, sizes: list[int]) -> None:

@@ -60,6 +60,11 @@ class Front:
         """Whether a peer is connected."""
         return bool(self._connections)
 
+    @property
+    def alone_s(self) -> float:
+        """Seconds since a peer was connected; 0 while one is."""
+        return self._connections.empty_s
+
     def receive(self, limit: int) -> Iterator[Message]:
         """Yield up to `limit` messages that have arrived, without those of peers that are not listened to."""
         for _ in range(limit):

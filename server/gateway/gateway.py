@@ -124,6 +124,7 @@ class Gateway:
                 if time.monotonic() > looked + LOOK_S:
                     self._supervisor.watch()
                     self._watch_keys()
+                    self._watch_idleness()
                     self._watch_clock()
                     self._report()
                     looked = time.monotonic()
@@ -244,6 +245,12 @@ class Gateway:
                 if admins or self._guard.role(entry.owner.user) is None:
                     self._abandon(entry)
                     self._sessions.fail(entry, Unauthorised(REVOKED))
+
+    def _watch_idleness(self) -> None:
+        idle_exit = self._config.idle_exit
+        if idle_exit and self._drain_by is None and self._front.alone_s > idle_exit:
+            log.info("nobody has been connected for %g s, so the daemon ends (--idle-exit)", idle_exit)
+            self.drain()
 
     def _watch_clock(self) -> None:
         now = time.monotonic()

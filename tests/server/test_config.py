@@ -177,6 +177,8 @@ def test_what_check_prints_is_a_file_that_says_the_same(tmp_path: Path, capsys: 
         "3",
         "--metrics-port",
         "9757",
+        "--idle-exit",
+        "60",
         "--log-prompts",
     ]
     printed = checked(capsys, *flags)
