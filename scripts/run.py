@@ -9,34 +9,32 @@
                                                              to paste there
     python3 scripts/run.py --connect 'tcp://host:5757#...'   that line: installs the client, keeps the key, connects
 
-A daemon that already answers on the endpoint is used, and goes on afterwards; one started here ends with this command.
+A daemon that already answers on the endpoint is used. One that is started here for a window, a terminal or a text goes
+on for whoever joins it, and ends once nobody has been connected for a minute; --no-client and --serve end with Ctrl-C.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
-import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
-from urllib.parse import urlsplit
 
 import environment
+import shared_daemon
+from shared_daemon import START_S, listening
 
 PORT = 5757
+DEFAULT_ENDPOINT = f"tcp://127.0.0.1:{PORT}"
 ANY = "0.0.0.0"  # noqa: S104 - every address of this machine, and only ever with keys
-LOG = environment.ROOT / "build" / "gpt2d-server.log"
 ENDING = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
-"""Signals that end this command and what it started: somebody asked for it, or its terminal was closed."""
-START_S = 30.0
-STOP_S = 15.0
+"""Signals that end this command and its client: somebody asked for it, or its terminal was closed."""
 PASTE = """
 On the other machine, in a checkout of gpt2d, paste this line:
 
@@ -46,84 +44,22 @@ It is a secret: whoever has it may use this server. Make another for somebody el
 `{keygen} client NAME --endpoint tcp://HOST:PORT`,
 and take one back by deleting its file in the folder of authorised keys. Ctrl-C stops the server.
 """
-PING = """
-import sys
-from protocol import Client, Gpt2dError
-with Client(sys.argv[1]) as client:
-    try:
-        client.ping()
-    except Gpt2dError as e:
-        sys.exit(str(e))
+AFTER_THE_TEXT = """
+the window:  {run}
+a terminal:  {run} --terminal
+a script:    {python} -c "{script}"  # within {seconds} s
 """
-
-
-def listening(endpoint: str) -> bool:
-    """Return whether something accepts connections there."""
-    parts = urlsplit(endpoint)
-    try:
-        socket.create_connection((parts.hostname, parts.port), timeout=1).close()
-    except (OSError, TypeError, ValueError):
-        return False
-    return True
-
-
-def check_daemon(endpoint: str) -> None:
-    """Exit with a message unless a gpt2d daemon answers there."""
-    done = subprocess.run(
-        [environment.PYTHON, "-P", "-c", PING, endpoint], capture_output=True, text=True, timeout=30, check=False
-    )
-    if done.returncode:
-        advice = f"Stop what uses {endpoint}, or choose another place: --endpoint tcp://127.0.0.1:PORT"
-        sys.exit(f"{done.stderr.strip()}\n{advice}")
-
-
-def open_log() -> IO[bytes]:
-    """Open the daemon's log; where the checkout cannot be written to, among the temporary files."""
-    try:
-        LOG.parent.mkdir(exist_ok=True)
-        return LOG.open("wb")
-    except OSError:
-        return tempfile.NamedTemporaryFile(prefix="gpt2d-server-", suffix=".log", delete=False)
-
-
-def start_daemon(endpoint: str, preload: str) -> tuple[subprocess.Popen[bytes], Path]:
-    """Start a daemon in the background; return it and its log."""
-    with open_log() as log:
-        daemon = subprocess.Popen(
-            [environment.PYTHON, "-P", "-m", "server", f"--endpoint={endpoint}", f"--preload={preload}"],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,  # Ctrl-C is the client's: it cancels a generation
-            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
-        )
-    return daemon, Path(log.name)
-
-
-def wait_until_listening(daemon: subprocess.Popen[bytes], endpoint: str, log: Path) -> None:
-    """Wait until the daemon listens; exit with what its log says if it ends instead."""
-    give_up = time.monotonic() + START_S
-    while not listening(endpoint):
-        if daemon.poll() is not None or time.monotonic() > give_up:
-            sys.exit(f"the daemon did not start; {log} says:\n{log.read_text(errors='replace')}")
-        time.sleep(0.02)
-
-
-def stop(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(STOP_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+"""Printed after the first text, while the daemon that was started for it goes on. It can be pasted: a shell that knows
+no such comment hands the words to the script."""
+SCRIPT = "from protocol import Client; print(Client({}).generate('To be').text)"
 
 
 def run_in_foreground(
     command: list[str | Path], when_started: Callable[[subprocess.Popen[bytes]], None] = lambda _: None
 ) -> int:
     """Run a program that handles Ctrl-C itself, which the terminal sends to both; a SIGTERM to this one ends it."""
+    before = signal.signal(signal.SIGINT, lambda *_: None)  # not SIG_IGN, which the program would inherit
     child = subprocess.Popen(command)
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     for number in ENDING:
         signal.signal(number, lambda *_: child.terminate())
     try:
@@ -163,6 +99,21 @@ def keygen(*words: str) -> str:
     return done.stdout.strip()
 
 
+def more_of_it(endpoint: str) -> str:
+    """Return the commands that somebody may want who has just seen the first text, to be pasted where he is."""
+    words = [sys.executable, sys.argv[0]]
+    name = Path(sys.executable).name
+    if shutil.which(name) == sys.executable:
+        words[0] = name
+    elsewhere = endpoint != DEFAULT_ENDPOINT
+    return AFTER_THE_TEXT.format(
+        run=shared_daemon.quoted(*words, *(["--endpoint", endpoint] if elsewhere else [])),
+        python=shared_daemon.quoted(shared_daemon.shown(environment.PYTHON)),
+        script=SCRIPT.format(repr(endpoint) if elsewhere else ""),
+        seconds=shared_daemon.IDLE_S,
+    ).rstrip()
+
+
 def serve(address: tuple[str, int], preload: str) -> int:
     """Run a daemon with keys in the foreground, and say how another machine connects."""
     host, port = address
@@ -179,7 +130,8 @@ def serve(address: tuple[str, int], preload: str) -> int:
         give_up = time.monotonic() + START_S
         while daemon.poll() is None and time.monotonic() < give_up:
             if listening(here):
-                print(PASTE.format(line=line, keygen=shlex.quote(str(environment.BIN / "gpt2d-keygen"))), flush=True)
+                program = shared_daemon.quoted(shared_daemon.shown(environment.BIN / "gpt2d-keygen"))
+                print(PASTE.format(line=line, keygen=program), flush=True)
                 return
             time.sleep(0.05)
 
@@ -196,9 +148,7 @@ def main() -> int:
         help="which model to load (default: demo; with --connect: what the server has loaded)",
     )
     parser.add_argument("--precision", metavar="P", help="int8, int4 or fp32 (default: int8)")
-    parser.add_argument(
-        "--endpoint", default="tcp://127.0.0.1:5757", help="where the daemon listens (default: %(default)s)"
-    )
+    parser.add_argument("--endpoint", default=DEFAULT_ENDPOINT, help="where the daemon listens (default: %(default)s)")
     parser.add_argument(
         "-t", "--terminal", action="store_true", help="write at a prompt in this terminal instead of in a window"
     )
@@ -241,26 +191,19 @@ def main() -> int:
     preload = f"{args.model}//{args.precision}" if args.precision else args.model
     if args.serve is not None:
         return serve(address, preload)
-    there = listening(args.endpoint)
-    if there:
-        check_daemon(args.endpoint)
     if args.no_client:
-        if there:
-            sys.exit(f"a daemon is already running on {args.endpoint}")
+        if found := shared_daemon.find(args.endpoint):
+            sys.exit(f"a daemon runs on {args.endpoint} already: {found.how_to_end()}, or choose another --endpoint")
         return run_in_foreground(
             [environment.PYTHON, "-P", "-m", "server", f"--endpoint={args.endpoint}", f"--preload={preload}"]
         )
-    daemon = None
     for number in ENDING:
         signal.signal(number, lambda *_: sys.exit(143))
-    try:
-        if not there:
-            daemon, log = start_daemon(args.endpoint, preload)
-            wait_until_listening(daemon, args.endpoint, log)
-        return run_in_foreground([environment.PYTHON, "-P", "-m", "client", args.endpoint, *options])
-    finally:
-        if daemon:
-            stop(daemon)
+    started = shared_daemon.join_or_start(args.endpoint, preload)
+    code = run_in_foreground([environment.PYTHON, "-P", "-m", "client", args.endpoint, *options])
+    if started and args.prompt is not None and code == 0:
+        print(more_of_it(args.endpoint), file=sys.stderr, flush=True)
+    return code
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import environment
 import system_packages
 
 FOLDERS = ("protocol", "server", "client", "scripts", "tests")
-ALONE = ("scripts/run.py", "scripts/test.py", "scripts/environment.py")
+ALONE = ("scripts/run.py", "scripts/test.py", "scripts/environment.py", "scripts/shared_daemon.py")
 """Files that run before anything is installed and import each other as top-level modules: mypy checks them apart."""
 MYPY = ["-m", "mypy", "--strict", "--explicit-package-bases"]
 PROGRAMS = {"Xvfb": "xvfb", "xdotool": "xdotool", "ip": "iproute2", "g++": "g++"}

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from protocol import Client, Gpt2dError
@@ -28,6 +29,15 @@ def wait_for(condition: Callable[[], bool], seconds: float = 5) -> None:
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
+
+
+def listener(endpoint: str) -> psutil.Process | None:
+    """Return the process that listens on an endpoint of this machine, None where nobody does."""
+    port = int(endpoint.rpartition(":")[2])
+    for one in psutil.net_connections("tcp"):
+        if one.status == psutil.CONN_LISTEN and one.laddr and one.laddr.port == port:
+            return psutil.Process(one.pid)
+    return None
 
 
 def answers(client: Client) -> bool:

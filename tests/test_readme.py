@@ -14,12 +14,13 @@ import zmq
 
 from protocol import codec, messages as m
 from scripts.daemon import Daemon
-from tests.conftest import free_port
+from tests.conftest import free_port, listener
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PROTOCOL = (ROOT / "protocol" / "PROTOCOL.md").read_text(encoding="utf-8")
 DEFAULT = "tcp://127.0.0.1:5757"
+LINES = ["the window", "a terminal", "a script"]
 
 
 def blocks(text: str, kind: str) -> list[str]:
@@ -88,12 +89,21 @@ def run(line: str, endpoint: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.skipif(not (ROOT / ".venv").exists(), reason="run.py would install everything into a new .venv")
 def test_the_first_command() -> None:
-    """The command starts a daemon of its own, writes, and leaves nothing running."""
+    """The command starts a daemon and writes; the daemon goes on for a while."""
     (line,) = blocks(README, "bash")
-    done = run(line.strip(), f"tcp://127.0.0.1:{free_port()}")
-    assert done.returncode == 0, done.stderr
-    assert len(done.stdout) > 60
-    assert re.search(r"\[inference \d+ ms: .* 5 \+ 60 tokens, .*; demo/native/int8, length, seed \d+\]", done.stderr)
+    endpoint = f"tcp://127.0.0.1:{free_port()}"
+    done = run(line.strip(), endpoint)
+    daemon = listener(endpoint)
+    assert daemon, done.stderr
+    try:
+        assert done.returncode == 0, done.stderr
+        assert len(done.stdout) > 60
+        ledger = r"\[inference \d+ ms: .* 5 \+ 60 tokens, .*; demo/native/int8, length, seed \d+\]"
+        assert re.search(ledger, done.stderr)
+        assert re.findall("^(the window|a terminal|a script): ", done.stderr, re.MULTILINE) == LINES
+    finally:
+        daemon.terminate()
+        daemon.wait(20)
 
 
 @pytest.mark.skipif(not (ROOT / ".venv").exists(), reason="run.py would install everything into a new .venv")

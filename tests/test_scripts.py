@@ -15,6 +15,7 @@ CHILDREN = {
     "scripts.bench.engine",
     "scripts.bench.peer",
     "scripts.investigation.method_child",
+    "scripts.probe",
     "scripts.reliability.daemon",
     "scripts.reliability.deaf",
     "scripts.reliability.flood",

@@ -1,0 +1,202 @@
+"""scripts/run.py and the daemon that its commands share, as somebody at a terminal has them: in processes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from protocol import Client, messages as m
+from scripts.daemon import Daemon
+from server.catalogue.engines import native_problem
+from tests.client.fake import ReplicaServer
+from tests.conftest import free_port, listener, wait_for
+
+ROOT = Path(__file__).resolve().parent.parent
+LIMIT_S = 60
+RUN = """
+import sys
+from pathlib import Path
+sys.argv.pop(0)  # -c
+sys.path.insert(0, str(Path(sys.argv[0]).parent))
+import environment, run
+environment.PYTHON, environment.STATE = Path(sys.argv.pop(1)), Path(sys.argv.pop(1))
+environment.prepare = lambda requirements: None
+sys.exit(run.main())
+"""
+"""What `python3 scripts/run.py` does once everything is installed, in the environment of these tests."""
+
+
+class Runner:
+    """Starts run.py on one endpoint, and ends the daemon that it leaves."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.endpoint = f"tcp://127.0.0.1:{free_port()}"
+        self.python = Path(sys.executable)
+
+    def command(self, *words: str) -> list[str]:
+        program = [sys.executable, "-c", RUN, str(ROOT / "scripts" / "run.py")]
+        return [*program, str(self.python), str(self.folder), f"--endpoint={self.endpoint}", *words]
+
+    def start(self, *words: str, **more: Any) -> subprocess.Popen[str]:
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | more
+        return subprocess.Popen(
+            self.command(*words), cwd=self.folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True, **pipes
+        )
+
+    def write(self) -> tuple[int, str]:
+        """Write a text; return the exit code and what was said of it."""
+        process = self.start("--prompt=Shall I", "--max-new-tokens=4")
+        _, said = process.communicate(timeout=LIMIT_S)
+        return process.returncode, said
+
+
+@pytest.fixture
+def runner(tmp_path: Path) -> Iterator[Runner]:
+    runner = Runner(tmp_path)
+    yield runner
+    if (daemon := listener(runner.endpoint)) and daemon.pid != os.getpid():
+        daemon.terminate()
+        daemon.wait(20)
+
+
+def test_the_daemon_goes_on_for_a_while_and_the_three_lines_work(runner: Runner) -> None:
+    """The folder of the environment has a space, and letters that are not ASCII."""
+    runner.python = runner.folder / "a chéckout" / "python"
+    runner.python.parent.mkdir()
+    runner.python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n', encoding="utf-8")
+    runner.python.chmod(0o755)
+    code, said = runner.write()
+    assert code == 0, said
+    daemon = listener(runner.endpoint)
+    assert daemon and "--idle-exit=60" in daemon.cmdline()
+    lines = dict(re.findall(r"^(the window|a terminal|a script): +(.+)$", said, re.MULTILINE))
+    assert lines["a terminal"] == f"{lines['the window']} --terminal" and str(ROOT / "scripts" / "run.py") in said
+    shell = subprocess.run(
+        lines["a script"], shell=True, cwd=runner.folder, capture_output=True, text=True, timeout=LIMIT_S,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert shell.returncode == 0 and shell.stdout.strip(), shell.stderr
+    code, said = runner.write()
+    assert code == 0 and "the window" not in said, "only the first text is followed by them"
+    assert listener(runner.endpoint) == daemon
+
+
+def test_several_at_once_share_one_daemon(runner: Runner) -> None:
+    processes = [runner.start("--prompt=Shall I", "--max-new-tokens=4") for _ in range(3)]
+    said = [process.communicate(timeout=LIMIT_S)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], said
+    with Client(runner.endpoint) as client:
+        assert client.stats().requests["generate"] == 3
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="closes a pseudo-terminal")
+def test_it_outlives_the_terminal_that_started_it(runner: Runner) -> None:
+    import pty
+
+    ours, theirs = pty.openpty()
+    process = runner.start("--terminal", stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+    os.close(theirs)
+    read = ""
+    while "/help lists the commands" not in read:
+        read += os.read(ours, 4096).decode(errors="replace")
+    with Client(runner.endpoint) as client:
+        joined = client.hello().server_id
+        os.close(ours)
+        os.killpg(process.pid, signal.SIGHUP)  # what the system sends to the session's leader and its children
+        process.wait(LIMIT_S)
+        assert client.ping().server_id == joined
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there a daemon is ended, not asked to end")
+def test_a_daemon_that_is_ending_is_waited_for(runner: Runner) -> None:
+    with Daemon(runner.folder / "old", "--preload=demo", "--drain-seconds=60") as old:
+        runner.endpoint = old.endpoint
+        with Client(old.endpoint) as client:
+            client.load("demo")
+            (worker,) = old.workers()
+            worker.suspend()  # so that the stream takes as long as the test wants
+            with client.stream("x", max_new_tokens=9):
+                wait_for(lambda: client.stats().open_requests > 1)
+                old.process.terminate()
+                wait_for(lambda: client.ping().draining)
+                process = runner.start("--prompt=Shall I", "--max-new-tokens=4")
+                assert process.stderr
+                first = process.stderr.readline()
+                worker.resume()
+        assert old.process.wait(LIMIT_S) == 0
+        _, said = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 0, first + said
+    assert first == f"the daemon on {runner.endpoint} is ending; waiting for it\n"
+
+
+class OlderServer(ReplicaServer):
+    """A daemon that was started before there was a native engine, on this machine or on another."""
+
+    host = platform.node()
+
+    def replies(self, request: Any) -> list[Any]:
+        found = super().replies(request)
+        if isinstance(request, m.Hello):
+            engines = [m.Engine(name=name, precisions=["int8"]) for name in ("onnx", "torch", "optimum")]
+            return [msgspec.structs.replace(found[0], engines=engines, host=self.host)]
+        return found
+
+
+@pytest.mark.skipif(bool(native_problem()), reason=f"needs the native engine: {native_problem()}")
+def test_a_daemon_without_an_engine_that_the_checkout_has_is_named(runner: Runner) -> None:
+    with OlderServer() as server:
+        runner.endpoint = server.endpoint
+        _, said = runner.write()
+        sentence = f"the daemon on {server.endpoint} was started before this checkout had the engine native"
+        assert sentence in said and f"end it with `kill {os.getpid()}` and run this again" in said
+        server.host = "elsewhere"
+        _, said = runner.write()
+        assert sentence not in said
+
+
+def test_a_second_daemon_is_not_started(runner: Runner) -> None:
+    with Daemon(runner.folder / "there") as daemon:
+        runner.endpoint = daemon.endpoint
+        process = runner.start("--no-client")
+        _, said = process.communicate(timeout=LIMIT_S)
+    end = f"end it with `kill {daemon.process.pid}`"
+    assert process.returncode == 1
+    assert said == f"a daemon runs on {daemon.endpoint} already: {end}, or choose another --endpoint\n"
+
+
+def test_another_program_on_the_endpoint_is_a_sentence(runner: Runner) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        runner.endpoint = f"tcp://127.0.0.1:{listener.getsockname()[1]}"
+
+        def hang_up() -> None:
+            with contextlib.suppress(OSError):  # the listener was closed
+                while True:
+                    listener.accept()[0].close()
+
+        thread = threading.Thread(target=hang_up, daemon=True)
+        thread.start()
+        code, said = runner.write()
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+    assert code == 1 and said.startswith(f"something answers on {runner.endpoint}, but it is not a gpt2d server\nStop")
+
+
+def test_a_daemon_that_cannot_start_says_why(runner: Runner) -> None:
+    process = runner.start("--prompt=x", "--model=gpt5")
+    _, said = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 1
+    assert said.startswith("the daemon did not start; its log says:\n") and "no model 'gpt5' here" in said
