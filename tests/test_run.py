@@ -33,7 +33,7 @@ sys.argv.pop(0)  # -c
 sys.path.insert(0, str(Path(sys.argv[0]).parent))
 import environment, run
 environment.PYTHON, environment.STATE = Path(sys.argv.pop(1)), Path(sys.argv.pop(1))
-environment.prepare = lambda requirements: None
+environment.prepare = lambda *_, **__: None
 sys.exit(run.main())
 """
 """What `python3 scripts/run.py` does once everything is installed, in the environment of these tests."""
