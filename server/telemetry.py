@@ -13,6 +13,7 @@ OFF = {
     "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime
     "HF_HUB_DISABLE_TELEMETRY": "1",  # huggingface_hub, transformers, optimum
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9",  # where it is off, Ray reports that
     "DO_NOT_TRACK": "1",  # whoever keeps to https://consoledonottrack.com
 }
 
