@@ -8,6 +8,7 @@ import io
 import os
 import stat
 import sys
+import threading
 from pathlib import Path
 
 from client.libraries import what_is_missing
@@ -28,6 +29,8 @@ examples:
 The text goes to stdout, everything else to stderr. `/set` at the prompt lists every setting with its range.
 """
 
+PATIENCE_S = 2.0
+"""Seconds without the end of a prompt on stdin, after which that is what the user is told."""
 NO_XWAYLAND = (
     "this Wayland session has no XWayland, which it needs; install it (Debian, Ubuntu: `apt install xwayland`; Fedora: "
     "`dnf install xorg-x11-server-Xwayland`) and log in again"
@@ -138,6 +141,18 @@ def show(args: argparse.Namespace) -> str:
     return ""
 
 
+def read_prompt() -> str:
+    """Read stdin to its end. Say so where that takes a while: through ssh without -t it never ends by itself."""
+    said = "gpt2d-client: reading the prompt from stdin, to its end (Ctrl-D); for the window or the prompt use `ssh -t`"
+    waiting = threading.Timer(PATIENCE_S, print, [said], {"file": sys.stderr, "flush": True})
+    waiting.daemon = True
+    waiting.start()
+    try:
+        return sys.stdin.read().removesuffix("\n")
+    finally:
+        waiting.cancel()
+
+
 def keep(address: Address) -> None:
     """Save a connect line that works, for the next time."""
     if address.key and address not in servers.kept():
@@ -170,7 +185,7 @@ def run(args: argparse.Namespace) -> int:
         print("gpt2d-client: stdout is closed, so no text can be written to it", file=sys.stderr)
         return 1
     if prompt is None and not sys.stdin.isatty():
-        prompt = sys.stdin.read().removesuffix("\n")
+        prompt = read_prompt()
     settings = list(args.settings)
     if args.max_new_tokens:
         settings.append(f"max_new_tokens={args.max_new_tokens}")

@@ -79,6 +79,16 @@ def test_without_a_terminal_it_ends_with_that_sentence() -> None:
     assert done.returncode == 1 and "no XWayland" in done.stderr and "--terminal does the same work" in done.stderr
 
 
+def test_a_stdin_that_does_not_end_is_said(shared_daemon: Daemon) -> None:
+    """So is ssh's, where there is no -t."""
+    command = [sys.executable, "-m", "client", shared_daemon.endpoint, "--max-new-tokens", "3"]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=surroundings())
+    assert process.stderr and "reading the prompt from stdin, to its end" in process.stderr.readline()
+    text, told = process.communicate("Shall I", timeout=20)
+    assert process.returncode == 0 and text and "2 + 3 tokens" in told
+
+
 @pytest.mark.parametrize("system", ["darwin", "win32"])
 def test_over_ssh_a_system_with_a_screen_of_its_own_has_none(monkeypatch: pytest.MonkeyPatch, system: str) -> None:
     monkeypatch.setattr("sys.platform", system)
