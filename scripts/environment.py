@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import importlib.util
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -66,7 +67,10 @@ def prepare(requirements: tuple[str, ...], *, ziglang: bool = True) -> None:
     kernels everything works, but slower.
     """
     check_python()
-    if _ready(requirements) and _kernels_ready(requirements):
+    if requirements != CLIENT:
+        check_engines()
+    read_only = not os.access(ROOT, os.W_OK)
+    if _ready(requirements) and (read_only or _kernels_ready(requirements)):
         return
     with _lock() as descriptor:
         try:
@@ -92,6 +96,25 @@ def check_python() -> None:
         sys.exit(f"gpt2d needs {wanted}; this is {sys.version.split()[0]} ({sys.executable})")
     if version > NEWEST:
         print(f"Python {version[0]}.{version[1]} is untested: gpt2d is tested with {wanted}", file=sys.stderr)
+
+
+def has_onnx_runtime() -> bool:
+    """True where ONNX Runtime has a wheel; requirements-server.txt says the same."""
+    return sys.version_info < (3, 15) and (sys.platform != "darwin" or platform.machine() == "arm64")
+
+
+def check_engines() -> None:
+    """Exit where a daemon would have no engine: neither ONNX Runtime nor anything to build our own with."""
+    ziglang = sys.platform == "linux" and platform.machine() == "x86_64"
+    if has_onnx_runtime() or ziglang or system_packages.compiler():
+        return
+    way = system_packages.command(
+        "g++", "gcc-c++", "xcode-select --install", "winget install BrechtSanders.WinLibs.POSIX.UCRT"
+    )
+    sys.exit(
+        f"no engine can run here: ONNX Runtime is not made for {quiet.MACHINE}, and our own needs a C++ compiler. "
+        f"Install one ({way}), or connect to a daemon on another machine (--connect), which needs none"
+    )
 
 
 def _ready(requirements: tuple[str, ...]) -> bool:

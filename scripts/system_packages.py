@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 APT_S = 1200
+ASK_S = 60
 
 
 def is_root() -> bool:
@@ -41,6 +42,19 @@ def _distribution() -> list[str]:
     except OSError:
         return []
     return [release.get("ID", ""), *release.get("ID_LIKE", "").split()]
+
+
+def compiler() -> str | None:
+    """Return the command of a C++ compiler; None where there is none."""
+    for name in (os.environ.get("CXX"), "c++", "g++", "clang++"):
+        path = name and shutil.which(name)
+        # macOS has programs of these names that only ask for the compiler to be installed.
+        if (
+            path
+            and subprocess.run([path, "--version"], capture_output=True, timeout=ASK_S, check=False).returncode == 0
+        ):
+            return path
+    return None
 
 
 def can_install() -> bool:

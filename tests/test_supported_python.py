@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from server.catalogue.engines import onnx_problem
+
 ROOT = Path(__file__).resolve().parent.parent
+FILES = ("environment.py", "quiet.py", "system_packages.py", "torch_build.py")
 PREPARE = (
     "import sys; sys.version_info = {}; sys.version = 'x'; import environment; environment.prepare(environment.CLIENT)"
 )
@@ -36,7 +40,7 @@ def test_a_first_start_refuses_only_what_cannot_run(
     folder = tmp_path / "scripts"
     folder.mkdir()
     (tmp_path / ".venv").touch()
-    for name in ("environment.py", "quiet.py", "system_packages.py", "torch_build.py"):
+    for name in FILES:
         shutil.copy(ROOT / "scripts" / name, folder)
     done = subprocess.run(
         [sys.executable, "-S", "-c", PREPARE.format(version)], cwd=folder, capture_output=True, text=True, timeout=60
@@ -44,3 +48,69 @@ def test_a_first_start_refuses_only_what_cannot_run(
     assert ("gpt2d needs Python" in done.stderr) is not admitted, done.stderr
     assert ("has no Python that works" in done.stderr) is admitted, done.stderr
     assert ("Python 3.15 is untested" in done.stderr) is not tested, done.stderr
+
+
+MACHINES = {
+    ("linux", "x86_64"): True,
+    ("linux", "aarch64"): True,
+    ("darwin", "arm64"): True,
+    ("darwin", "x86_64"): False,
+    ("win32", "AMD64"): True,
+}
+"""Systems and processors, and whether the wheels of ONNX Runtime and imgui-bundle are made for them."""
+
+
+def pinned(file: str, name: str, python: str, system: str, machine: str) -> list[str]:
+    """Return the pins of a package that apply on a machine."""
+    from packaging.requirements import Requirement
+
+    place = {"python_version": python, "sys_platform": system, "platform_machine": machine}
+    found = []
+    for line in (ROOT / file).read_text(encoding="utf-8").splitlines():
+        if line.startswith(f"{name}=="):
+            requirement = Requirement(line)
+            if requirement.marker is None or requirement.marker.evaluate(place):
+                found.append(str(requirement.specifier))
+    return found
+
+
+@pytest.mark.parametrize(("system", "machine"), MACHINES)
+@pytest.mark.parametrize("python", ["3.11", "3.14", "3.15"])
+def test_what_has_no_wheel_is_not_asked_for(
+    system: str, machine: str, python: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what begins says so from the same facts."""
+    made = MACHINES[system, machine]
+    has_onnx = made and python != "3.15"
+    place = python, system, machine
+    for file in ("requirements-client.txt", "requirements-server.txt"):
+        assert pinned(file, "numpy", *place) == ["==2.5.5" if python == "3.15" else "==2.4.6"]
+    assert len(pinned("requirements-client.txt", "imgui-bundle", *place)) == made
+    assert len(pinned("requirements-server.txt", "onnxruntime", *place)) == has_onnx
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    environment = importlib.import_module("environment")
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    monkeypatch.setattr(sys, "version_info", tuple(map(int, python.split("."))))
+    assert environment.has_onnx_runtime() is has_onnx
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    assert ("is not installed" in onnx_problem()) is has_onnx
+
+
+@pytest.mark.parametrize("kind", ["CLIENT", "LIGHT"])
+def test_where_no_engine_is_left_nothing_is_installed(kind: str, tmp_path: Path) -> None:
+    """A client for another machine's daemon is."""
+    folder = tmp_path / "scripts"
+    folder.mkdir()
+    (tmp_path / ".venv").touch()
+    for name in FILES:
+        shutil.copy(ROOT / "scripts" / name, folder)
+    code = (
+        "import os, platform, sys, environment; os.environ['PATH'] = os.devnull; os.environ.pop('CXX', None); "
+        "sys.version_info = (3, 15, 0); platform.machine = lambda: 'riscv64'; "
+    )
+    code += f"environment.prepare(environment.{kind})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert ("no engine can run here: ONNX Runtime is not made for" in done.stderr) is (kind == "LIGHT"), done.stderr
+    assert ("has no Python that works" in done.stderr) is (kind == "CLIENT"), done.stderr

@@ -6,6 +6,8 @@ Loads no model library: the gateway imports it.
 from __future__ import annotations
 
 import ctypes
+import importlib.util
+import platform
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -62,6 +64,17 @@ def instruction_sets() -> list[str]:
     names = ctypes.CDLL(str(gpt2d_kernels.library())).gpt2d_instruction_sets
     names.restype = ctypes.c_char_p
     return bytes(names()).decode().split(",")
+
+
+def onnx_problem() -> str:
+    """Return why the engine onnx cannot be used; empty if it can."""
+    if importlib.util.find_spec("onnxruntime"):
+        return ""
+    if sys.version_info >= (3, 15):
+        return "there is no ONNX Runtime for this Python; take 3.14"
+    if sys.platform == "darwin" and platform.machine() == "x86_64":
+        return "ONNX Runtime is no longer made for Macs with Intel processors"
+    return f"ONNX Runtime is not installed; {TRAITS['onnx'].install} adds it"
 
 
 def _no_problem() -> str:
@@ -150,6 +163,7 @@ TRAITS = {
             "fp32": Stored(4, 4),
         },
         install=SERVER_INSTALL,
+        problem=onnx_problem,
     ),
     "torch": Traits(
         {
@@ -194,6 +208,8 @@ def usable() -> dict[str, Traits]:
 def notices() -> list[str]:
     """Return what a user of this server should know about its engines: a sentence each."""
     if problem := native_problem():
+        if without_onnx := onnx_problem():
+            return [f"only reference engines can be used, where they are installed: {problem}; {without_onnx}"]
         return [f"the slower engine {next(iter(ENGINES))} is the default: {problem}"]
     if next(iter(ENGINES)) != "native":
         reason = "this processor has none of the instructions that make native fast (AVX2 or AVX512-VNNI)"
@@ -214,7 +230,9 @@ def choose_engine(engine: str | None, precision: str | None) -> tuple[str, str]:
     """
     engine = engine or next(iter(ENGINES))
     if engine not in ENGINES:
-        raise BadModel(f"no engine {engine!r}; there are: {', '.join(ENGINES)}")
+        problem = TRAITS[engine].problem() if engine in TRAITS else ""
+        because = f" here ({problem})" if problem else ""
+        raise BadModel(f"no engine {engine!r}{because}; there are: {', '.join(ENGINES)}")
     traits = ENGINES[engine]
     precision = precision or traits.default_precision
     if precision not in traits.precisions:
