@@ -231,6 +231,16 @@ def test_a_checkout_that_cannot_be_written_to(checkout: Checkout) -> None:
     assert "cannot be written to" in errors and "copy the checkout" in errors
 
 
+def test_a_checkout_that_is_installed_and_cannot_be_written_to(checkout: Checkout) -> None:
+    """It does without kernels that could be built now."""
+    (checkout.root / "server" / "kernels").mkdir(parents=True)
+    has_compiler(checkout, None)
+    assert checkout.prepare(DAEMON)[0] == 0
+    has_compiler(checkout, "g++")
+    code, errors = checkout.prepare("import os; os.access = lambda *_: False; " + DAEMON)
+    assert (code, errors) == (0, "")
+
+
 def test_a_python_that_cannot_make_environments(checkout: Checkout) -> None:
     hide = "import os, sys; sys.modules['ensurepip'] = None; os.environ['PATH'] = ''; "
     code, errors = checkout.prepare(hide + PREPARE)
