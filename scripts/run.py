@@ -141,6 +141,7 @@ def serve(address: tuple[str, int], preload: str) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompt", metavar="TEXT", help="do one generation and exit")
+    parser.add_argument("--seed", type=int, metavar="N", help="write the same text each time")
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="how many tokens to write at most")
     parser.add_argument(
         "--model",
@@ -184,6 +185,7 @@ def main() -> int:
     names = ("model", "precision", "max_new_tokens", "prompt")
     options = [f"--{name.replace('_', '-')}={getattr(args, name)}" for name in names if getattr(args, name) is not None]
     options += ["--terminal"] if args.terminal else []
+    options += [f"--set=seed={args.seed}"] if args.seed is not None else []
     if args.connect is not None:
         environment.prepare(environment.CLIENT)
         return run_in_foreground([environment.PYTHON, "-P", "-m", "client", args.connect, *options])

@@ -12,8 +12,9 @@ import msgpack
 import pytest
 import zmq
 
-from protocol import codec, messages as m
+from protocol import Client, codec, messages as m
 from scripts.daemon import Daemon
+from server.catalogue.engines import instruction_sets
 from tests.conftest import free_port, listener
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,6 +51,17 @@ def test_the_speeds_are_those_of_the_report() -> None:
     section = README.split("## How fast\n")[1].split("\n## ")[0]
     table = [line for line in section.splitlines() if line.startswith("|")]
     assert len(table) > 5 and "\n".join(table) in (ROOT / "docs" / "RESULTS.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(instruction_sets()[0] != "avx512", reason="the text is that of a processor with AVX512-VNNI")
+def test_the_sample_is_what_its_seed_gives(client: Client) -> None:
+    (line,) = blocks(README, "bash")
+    (sample,) = blocks(README, "text sample")
+    found = re.search(r'--prompt "(.*)" --max-new-tokens (\d+) --seed (\d+)', line)
+    assert found
+    prompt, number = found[1], int(found[2])
+    written = client.generate(prompt, max_new_tokens=number, seed=int(found[3]), engine="native", precision="int8")
+    assert prompt + written.text.rstrip() == sample.rstrip()
 
 
 def test_every_link_leads_somewhere() -> None:
