@@ -10,9 +10,11 @@ owner can read it (mode 0600); a public key's file holds the role and the text: 
 from __future__ import annotations
 
 import base64
+import errno
 import os
 import stat as stat_module
 import struct
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
@@ -177,11 +179,36 @@ def check_owned(path: Path, forbidden: int, stat: os.stat_result | None = None) 
 
 
 def _write(file: Path, text: str) -> None:
+    """Write a file that is not there yet: it appears when it is complete. Raises: FileExistsError, OSError."""
     for parent in reversed(file.parents):
         if not parent.exists():
             parent.mkdir(mode=0o700)
-    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as stream:
-        stream.write(text + "\n")
+    handle, draft = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")  # readable by its owner alone
+    try:
+        with os.fdopen(handle, "w", encoding="ascii") as stream:
+            stream.write(text + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        _move_to_new(Path(draft), file)
+    except OSError as e:
+        raise OSError(e.errno, e.strerror, str(file)) from None  # a full disk's names no file
+    finally:
+        Path(draft).unlink(missing_ok=True)
+
+
+def _move_to_new(draft: Path, file: Path) -> None:
+    """Give a file its name, unless another has it. Raises: FileExistsError, OSError."""
+    if os.name == "nt":
+        draft.rename(file)
+        return
+    try:
+        os.link(draft, file)
+    except FileExistsError:
+        raise
+    except OSError:  # a disk without hard links
+        if file.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
+        draft.rename(file)
 
 
 def _read(file: Path, forbidden: int) -> str:

@@ -15,13 +15,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+from protocol.errors import LoadFailed
 from server.catalogue.engines import BUILD_FORMAT, LOCK_SUFFIX, SUMS_FILE
 from server.catalogue.notes import digest
 from server.convert.lock import Lock, Taken
 
 Count = Callable[[int, int], None]
 """progress(done, total)"""
-DRAFT = ".building-"
+DRAFT, TEMPORARY = ".building-", "gpt2d-built-"
 STALE_S = 3600.0
 LOOK_S = 0.1
 """How often those that wait look whether the builder is done."""
@@ -48,7 +49,7 @@ class BuildCache:
         """Return the folder of what is called `name`, built where it is missing or damaged.
 
         `build` takes the progress to report. One that another process builds is waited for, with that one's progress.
-        Raises: OSError.
+        Raises: LoadFailed where it can be written nowhere, and what `build` raises.
         """
         entry = self.folder(name)
         if _intact(entry):
@@ -90,15 +91,30 @@ class BuildCache:
         built = build()
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._sweep()
+            _sweep(self._folder, DRAFT)
             self._store(built, entry)
             self.trim(keep=entry)
         except OSError as e:
             print(f"the cache of built models {self._folder} cannot be used: {e}", file=sys.stderr)
-            temporary = Path(tempfile.mkdtemp(prefix="gpt2d-built-"))
-            _write(built, temporary)
-            return temporary
+            return self._store_temporarily(built, e)
         return entry
+
+    def _store_temporarily(self, built: Built, refused: OSError) -> Path:
+        """Write to the temporary folder what the cache has refused. Raises: LoadFailed."""
+        temporary = None
+        try:
+            _sweep(Path(tempfile.gettempdir()), TEMPORARY)
+            temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY))
+            _write(built, temporary)
+        except OSError as e:
+            where = temporary.parent if temporary else "a temporary folder"
+            if temporary:
+                shutil.rmtree(temporary, ignore_errors=True)
+            raise LoadFailed(
+                f"the built model cannot be written, neither to {self._folder} ({refused.strerror or refused}) nor to "
+                f"{where} ({e.strerror or e}); make room in one of them"
+            ) from e
+        return temporary
 
     def folder(self, name: str) -> Path:
         """Return where what is called `name` is kept."""
@@ -123,13 +139,6 @@ class BuildCache:
             shutil.rmtree(draft, ignore_errors=True)
             shutil.rmtree(entry / "damaged", ignore_errors=True)
 
-    def _sweep(self) -> None:
-        """Delete the drafts of workers that were ended while they built."""
-        for draft in self._folder.glob(f"{DRAFT}*"):
-            with contextlib.suppress(OSError):
-                if time.time() - draft.stat().st_mtime > STALE_S:
-                    shutil.rmtree(draft, ignore_errors=True)
-
     def trim(self, keep: Path) -> None:
         """Delete the least recently used of what is too much, but `keep`."""
         ages: dict[Path, float] = {}
@@ -146,6 +155,14 @@ class BuildCache:
                     doomed = entry.rename(self._folder / f"{DRAFT}{entry.name}")
                     shutil.rmtree(doomed, ignore_errors=True)
                     del sizes[entry]
+
+
+def _sweep(folder: Path, prefix: str) -> None:
+    """Delete what workers left that were ended while they built."""
+    for draft in folder.glob(f"{prefix}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - draft.stat().st_mtime > STALE_S:
+                shutil.rmtree(draft, ignore_errors=True)
 
 
 def _write(built: Built, folder: Path) -> None:

@@ -51,6 +51,7 @@ class Graph:
                 if tensor.name in self.weights:
                     array = self.weights[tensor.name]
                     stream.write(bytes(-stream.tell() % PAGE))
+                    tensor.ClearField("external_data")  # of an attempt before, on a disk that was full
                     place = {"location": WEIGHTS_FILE, "offset": stream.tell(), "length": array.nbytes}
                     for key, value in place.items():
                         tensor.external_data.add(key=key, value=str(value))

@@ -31,9 +31,9 @@ def load_engine(
     folder: Path, arch: Architecture, engine: str, precision: str, rows: int, threads: int,
     cache_dir: Path, cache_bytes: int, progress: Report, *, compiled: bool = False,
 ) -> Made:  # fmt: skip
-    """Make an engine of a model's folder. `compiled` is for torch.
+    """Make an engine of a model's folder. `compiled` is for torch. `progress(stage, done, total, unit)`.
 
-    `progress(stage, done, total, unit)`. Raises: BadModel, OSError, MemoryError, and what the runtime raises.
+    Raises: BadModel, LoadFailed, OSError, MemoryError, and what the runtime raises.
     """
     file = folder / WEIGHTS_FILE
     sha = known_digest(file, cache_dir, lambda done, total: progress("check", done, total, "bytes"))
@@ -80,9 +80,11 @@ class _Loading:
             lambda count: build(self.weights, count),
             lambda done, total: self.progress("build", done, total, unit),
         )
-        yield place
-        self.disk_bytes = sum(f.stat().st_size for f in place.iterdir())
-        self.cache.opened(place)
+        try:
+            yield place
+            self.disk_bytes = sum(f.stat().st_size for f in place.iterdir())
+        finally:
+            self.cache.opened(place)
 
     @contextlib.contextmanager
     def step(self, stage: str, unit: str) -> Iterator[None]:
