@@ -13,7 +13,7 @@ from pathlib import Path
 
 from client.libraries import what_is_missing
 from protocol.keys import DEFAULT_ENDPOINT, Address, read_secret
-from protocol.programs import VERSION, command, needed_by
+from protocol.programs import VERSION, command, needed_by, printed_by
 
 with needed_by("gpt2d-client"):
     from client import servers
@@ -72,7 +72,8 @@ def main() -> None:
         "-t", "--terminal", action="store_true", help="write at a prompt in this terminal instead of in a window"
     )
     parser.add_argument("--version", action="version", version=f"gpt2d {VERSION}")
-    args = parser.parse_args()
+    with printed_by("gpt2d-client"):
+        args = parser.parse_args()
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="replace")  # whatever the system's code page is

@@ -51,3 +51,21 @@ def needed_by(program: str) -> Iterator[None]:
         if (e.name or "").partition(".")[0] in OWN:
             raise
         sys.exit(f"{program}: {e.name} is not installed; in the checkout of gpt2d type: {install('server,client')}")
+
+
+@contextlib.contextmanager
+def printed_by(program: str) -> Iterator[None]:
+    """Exit with a sentence where what was printed cannot be written: the disk is full, or a pipe's reader is gone."""
+    try:
+        try:
+            yield
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except OSError as e:
+        if e.filename is not None or sys.stdout is None:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # it would try again when it ends
+        if isinstance(e, BrokenPipeError):
+            sys.exit(141)
+        sys.exit(f"{program}: stdout cannot be written to: {e.strerror}")

@@ -14,7 +14,7 @@ import zmq
 
 from protocol.errors import Gpt2dError
 from protocol.keys import KeyFileError
-from protocol.programs import VERSION, needed_by
+from protocol.programs import VERSION, needed_by, printed_by
 
 with needed_by("gpt2d-server"):
     from server import build, logs, settings
@@ -166,7 +166,8 @@ def start(config: Config) -> Gateway:
 
 
 def main() -> None:
-    config = parse()
+    with printed_by("gpt2d-server"):
+        config = parse()
     with logs.to_stderr(config.log_format):
         try:
             code = serve(config)

@@ -20,7 +20,7 @@ from protocol.keys import (
     write_public,
     write_secret,
 )
-from protocol.programs import VERSION, command, needed_by, typed
+from protocol.programs import VERSION, command, needed_by, printed_by, typed
 
 with needed_by("gpt2d-keygen"):
     import platformdirs
@@ -68,6 +68,7 @@ def client_keys(folder: Path, name: str, role: Role) -> CurveKeys:
     return keys
 
 
+@printed_by("gpt2d-keygen")
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="gpt2d-keygen", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter

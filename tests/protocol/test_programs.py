@@ -1,0 +1,36 @@
+"""What our programs print, where it cannot be written."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+COMMANDS = {
+    "gpt2d-server": ("server", "--check"),
+    "gpt2d-client": ("client", "--help"),
+    "gpt2d-keygen": ("server.keygen", "folder"),
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/dev/full is Linux's")
+@pytest.mark.parametrize("program", COMMANDS)
+def test_a_full_disk_is_one_sentence(program: str) -> None:
+    with Path("/dev/full").open("wb") as full:
+        command = [sys.executable, "-m", *COMMANDS[program]]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (1, f"{program}: stdout cannot be written to: No space left on device\n")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX pipes")
+def test_a_reader_that_has_gone_is_no_fault_to_speak_of() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "server", "--check"], stdout=writer, stderr=subprocess.PIPE, timeout=60
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
