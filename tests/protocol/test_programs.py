@@ -11,7 +11,7 @@ import pytest
 
 COMMANDS = {
     "gpt2d-server": ("server", "--check"),
-    "gpt2d-client": ("client", "--help"),
+    "gpt2d-client": ("client", "--version"),
     "gpt2d-keygen": ("server.keygen", "folder"),
 }
 
