@@ -19,9 +19,10 @@ COMMANDS = {
 @pytest.mark.skipif(sys.platform != "linux", reason="/dev/full is Linux's")
 @pytest.mark.parametrize("program", COMMANDS)
 def test_a_full_disk_is_one_sentence(program: str) -> None:
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}  # argparse hides the fault
     with Path("/dev/full").open("wb") as full:
         command = [sys.executable, "-m", *COMMANDS[program]]
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=env, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (1, f"{program}: stdout cannot be written to: No space left on device\n")
 
 
