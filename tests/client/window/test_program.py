@@ -91,10 +91,10 @@ def test_one_glfw_serves_both_libraries(session: str) -> None:
     [
         {"WAYLAND_DISPLAY": "wayland-0"},
         {"PYOPENGL_PLATFORM": "egl"},
-        {"PYOPENGL_PLATFORM": "osmesa"},
+        {"PYOPENGL_PLATFORM": "osmesa", "PYOPENGL_ERROR_ON_COPY": "1"},
         {"PYGLFW_LIBRARY": str(Path(glfw.__file__).parent / "wayland" / "libglfw.so")},
     ],
-    ids=["as under WSL", "egl in a profile", "osmesa in a profile", "another GLFW in a profile"],
+    ids=["as under WSL", "egl in a profile", "osmesa and no copies in a profile", "another GLFW in a profile"],
 )
 @pytest.mark.usefixtures("home")
 def test_it_draws_whatever_the_surroundings_say(screen: str, variables: dict[str, str]) -> None:
