@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import msgpack
@@ -67,6 +68,12 @@ def test_the_sample_is_what_its_seed_gives(client: Client) -> None:
 def test_every_link_leads_somewhere() -> None:
     links = re.findall(r"\]\(([^)#:]+)\)", README)
     assert len(links) > 10 and [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_every_extra_that_is_named_exists_and_the_other_way_round() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    named = {name for names in re.findall(r"'\.\[([\w,]+)\]'", README) for name in names.split(",")}
+    assert named == project["optional-dependencies"].keys()
 
 
 def test_the_three_lines(shared_daemon: Daemon) -> None:
