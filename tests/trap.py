@@ -18,8 +18,7 @@ from pathlib import Path
 from server.telemetry import OFF
 from tests.conftest import wait_for
 
-POSSIBLE = sys.platform == "linux" and os.geteuid() == 0 and bool(shutil.which("ip"))
-WHY_NOT = "network namespaces need Linux, root, and the `ip` of iproute2"
+WHY_NOT = "network namespaces need Linux, root with its rights (not a container's), and the `ip` of iproute2"
 ADDRESS = "198.51.100.1"
 HIDES = OFF.keys() | {"CI", "GITHUB_ACTIONS", "TF_BUILD", "CIRCLECI", "JENKINS_URL", "TEAMCITY_VERSION"}
 """Variables that keep a library silent; none of them is set in here, so that the silence is the program's own doing."""
@@ -40,6 +39,15 @@ while True:
     answer = b"\\xc0\\x0c" + struct.pack(">HHIH4B", 1, 1, 60, 4, 203, 0, 113, 1) if is_v4 else b""
     server.sendto(asked[:2] + struct.pack(">5H", 0x8180, 1, is_v4, 0, 0) + question + answer, sender)
 """
+
+
+def possible() -> bool:
+    """True if namespaces can be made here."""
+    if sys.platform != "linux" or os.geteuid() != 0 or not shutil.which("ip"):
+        return False
+    name = f"gpt2d-{secrets.token_hex(3)}"
+    tries = [subprocess.run(["ip", "netns", do, name], capture_output=True, timeout=10) for do in ("add", "del")]
+    return not any(done.returncode for done in tries)
 
 
 def ip(*words: str) -> str:
@@ -71,7 +79,8 @@ class Trap:
         self._ip("link", "add", self._cable, "type", "veth", "peer", "name", f"{self._cable}p")
         for end in (self._cable, f"{self._cable}p"):
             # Nothing that the system itself would send.
-            self.run("sysctl", "-qw", f"net.ipv6.conf.{end}.disable_ipv6=1")
+            setting = f"/proc/sys/net/ipv6/conf/{end}/disable_ipv6"
+            self.run("sh", "-c", f"test ! -e {setting} || echo 1 > {setting}")
             self._ip("link", "set", end, "arp", "off", "up")
         self._ip("address", "add", f"{ADDRESS}/24", "dev", self._cable)
         self._ip("route", "add", "default", "dev", self._cable)

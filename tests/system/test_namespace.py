@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import secrets
-import shutil
 import subprocess
 import sys
 import threading
@@ -19,9 +18,9 @@ import pytest
 from protocol.keys import Address, CurveKeys
 from tests.conftest import wait_for
 from tests.test_readme import README, ROOT, blocks
+from tests.trap import WHY_NOT, ip, possible
 
-ROOTS = sys.platform == "linux" and os.geteuid() == 0 and shutil.which("ip")
-pytestmark = pytest.mark.skipif(not ROOTS, reason="network namespaces need Linux, root, and the `ip` of iproute2")
+pytestmark = pytest.mark.skipif(not possible(), reason=WHY_NOT)
 SERVER, CLIENT = "10.213.7.1", "10.213.7.2"
 STREAM = """
 import sys, time
@@ -137,10 +136,6 @@ class Hosts:
             self._daemon.wait(20)
         for host in (self.server, self.client):
             subprocess.run(["ip", "netns", "del", host], capture_output=True, timeout=10)
-
-
-def ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True, timeout=10)
 
 
 @pytest.fixture(scope="module")

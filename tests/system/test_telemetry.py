@@ -14,7 +14,7 @@ import pytest
 from server.telemetry import OFF
 from tests.conftest import wait_for
 from tests.test_readme import ROOT
-from tests.trap import HIDES, POSSIBLE, WHY_NOT, Trap
+from tests.trap import HIDES, WHY_NOT, Trap, possible
 
 PHONES = "import time, onnxruntime\nwhile True: time.sleep(1)"
 """ONNX Runtime as it is: it phones some ten seconds after it was loaded."""
@@ -30,7 +30,7 @@ with Client() as client:
 
 @pytest.fixture
 def trap(tmp_path: Path) -> Iterator[Trap]:
-    if not POSSIBLE:
+    if not possible():
         pytest.skip(WHY_NOT)
     trap = Trap(tmp_path / "trap")
     yield trap
