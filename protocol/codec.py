@@ -9,6 +9,7 @@ type are checked before anything else is decoded.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, TypeAlias, cast
 
@@ -25,6 +26,16 @@ MAX_SHOWN = 300
 """Most bytes of a version, type or id that are decoded, and most characters of a wrong value that an error repeats."""
 ERRORS = (msgspec.MsgspecError, ValueError, TypeError, OverflowError, RecursionError)
 """Exceptions of msgspec, and others that it lets through: for deep nesting, and from the checks of the structs."""
+
+WRONG_FIELD = re.compile(
+    r"Expected `(?P<type>[^`]+)`(?P<bounds>.*?)(?:, got `?(?P<got>[^`]+?)`?)? - at `\$\.(?P<field>[^`]+)`", re.DOTALL
+)
+WRONG_WORD = re.compile(r"Invalid enum value (?P<word>.+) - at `\$\.(?P<field>[^`]+)`", re.DOTALL)
+"""What msgspec says of a field."""
+NOUNS = {
+    "int": "a whole number", "float": "a number", "str": "a text", "bool": "true or false", "array": "a list",
+    "object": "a map", "null": "nothing", "None": "nothing",
+}  # fmt: skip
 
 REQUESTS: Mapping[str, type[m.Request]] = {
     "hello": m.Hello,
@@ -175,7 +186,7 @@ def _decode(frame: bytes, head: _Head, kind: str, decoder: msgspec.msgpack.Decod
     try:
         return decoder.decode(frame)
     except ERRORS as e:
-        raise _about(head, BadRequest(f"{kind}: {_brief(e)}")) from None
+        raise _about(head, BadRequest(f"{kind}: {_sentence(e)}")) from None
 
 
 def _check_size(frame: bytes, limit: int) -> None:
@@ -196,6 +207,22 @@ def _about(head: _Head, error: BadRequest | VersionMismatch) -> BadRequest | Ver
     if isinstance(request_id, int) and not isinstance(request_id, bool) and 0 <= request_id < 1 << 63:
         error.request_id = request_id
     return error
+
+
+def _sentence(error: Exception) -> str:
+    """Return what is wrong with a message: for a field that has not the type or range of its struct, as a sentence."""
+    text = _brief(error)
+    if found := WRONG_FIELD.fullmatch(text):
+        got = f", got {_nouns(found['got'])}" if found["got"] else ""
+        return f"{found['field']} must be {_nouns(found['type'])}{found['bounds']}{got}"
+    if found := WRONG_WORD.fullmatch(text):
+        return f"{found['field']} cannot be {found['word']}"
+    return text
+
+
+def _nouns(types: str) -> str:
+    """Return the names of msgspec's types, which it joins by bars, as people name them."""
+    return " or ".join(NOUNS.get(name, name) for name in types.split(" | "))
 
 
 def _brief(value: object) -> str:
