@@ -11,12 +11,15 @@ import sys
 import threading
 from pathlib import Path
 
-from client.libraries import what_is_missing
-from protocol.keys import DEFAULT_ENDPOINT, Address, read_secret
-from protocol.programs import VERSION, command, needed_by, printed_by
+try:
+    from client.libraries import what_is_missing
+    from protocol.keys import DEFAULT_ENDPOINT, Address, read_secret
+    from protocol.programs import VERSION, command, needed_by, printed_by
 
-with needed_by("gpt2d-client"):
-    from client import servers
+    with needed_by("gpt2d-client"):
+        from client import servers
+except KeyboardInterrupt:  # these take a moment, in which no traceback helps
+    sys.exit(130)
 
 EPILOG = """\
 examples:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self, TypeVar, assert_never
 
 import platformdirs
@@ -29,7 +31,9 @@ Type the beginning of a text; the model goes on from it. An empty line continues
   /set                 list the settings               /set NAME VALUE  change one (/set NAME: back to its default)
   /score TEXT          how likely the text is          /tokens TEXT     show the tokens of the text
   /help                show this list                  /quit            leave (also Ctrl-D)
-Ctrl-C cancels the generation; a second one leaves."""
+Ctrl-C cancels the generation, or clears the line; at an empty line a second one leaves."""
+UNSET = {"seed": "new each time"}
+"""What it means that a setting has no value, where that is not that it is off."""
 BAR = 24
 T = TypeVar("T")
 
@@ -41,6 +45,14 @@ class Choice:
     model: str | None = None
     engine: str | None = None
     precision: str | None = None
+
+
+def history_file() -> Path:
+    """Return the file of the prompts that were typed, which only this user can read. Raises: OSError."""
+    file = platformdirs.user_data_path("gpt2d", ensure_exists=True) / "history"
+    os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
+    file.chmod(0o600)  # one that an earlier version made
+    return file
 
 
 def describe(p: m.Precision, host: str) -> str:
@@ -60,6 +72,7 @@ class Terminal:
         self._settings: dict[str, Any] = {"truncate": "left"}
         self._parameters: dict[str, m.Parameter] = {}
         self._engines: dict[str, m.Engine] = {}
+        self._notices: list[str] = []
         self._host = ""
         self._text = ""
 
@@ -87,10 +100,11 @@ class Terminal:
             self._set(*setting.split("=", 1))
         if hint:
             self.say(f"gpt2d {info.version} on {info.host} ({info.cpu}, {info.cores} cores), {self._endpoint}")
-        for notice in notices(info):
+        self._notices = notices(info)
+        for notice in self._notices:
             self.say(notice)
         if choice.model:
-            self._load(choice)
+            self._load(choice, mention_loaded=hint)
         elif hint:
             ways = replicas.by_way(w for w in self._client.ping().workers if w.state == "ready")
             ready = [f"{'/'.join(way)} {replicas.summary(group, self._host)}".rstrip() for way, group in ways.items()]
@@ -106,17 +120,24 @@ class Terminal:
 
         history: History
         try:
-            history = FileHistory(str(platformdirs.user_data_path("gpt2d", ensure_exists=True) / "history"))
+            history = FileHistory(str(history_file()))
         except OSError:
             history = InMemoryHistory()
         session: PromptSession[str] = PromptSession(history=history)
+        leaving = False
         while True:
             try:
                 line = session.prompt("> ")
             except EOFError:
                 return 0
             except KeyboardInterrupt:
-                return 130
+                if leaving:
+                    return 130
+                leaving = not session.default_buffer.text
+                if leaving:
+                    self.say("Ctrl-C again leaves, and so does Ctrl-D")
+                continue
+            leaving = False
             try:
                 if line.strip() == "/quit":
                     return 0
@@ -219,14 +240,17 @@ class Terminal:
         """Read a model and, in any order, an engine and a precision. Raises: ValueError for a word that is neither."""
         choice = Choice(model)
         for word in words:
+            is_precision = any(word in engine.precisions for engine in self._engines.values())
             if word in self._engines and choice.engine is None:
                 choice.engine = word
-            elif any(word in engine.precisions for engine in self._engines.values()) and choice.precision is None:
+            elif is_precision and choice.precision is None:
                 choice.precision = word
+            elif is_precision or word in self._engines:
+                raise ValueError(f"{word!r} is one too many: name at most one engine and one precision")
             else:
-                raise ValueError(
-                    f"{word!r} is not an engine or a precision of this server, or is one too many; /models lists them"
-                )
+                there = f"it has the engines {', '.join(self._engines)}, and /models lists their precisions"
+                why = [f"; {notice}" for notice in self._notices if word in notice]
+                raise ValueError(f"this server has no engine or precision {word!r}; {there}{''.join(why)}")
         return choice
 
     def _load_with(self, model: str, words: list[str]) -> None:
@@ -243,7 +267,9 @@ class Terminal:
                 raise ValueError(f"replicas must be a whole number from 1 to {m.MAX_REPLICAS}, got {text!r}")
         self._load(self._way(model, words), compiled=compiled, number=number)
 
-    def _load(self, choice: Choice, *, compiled: bool = False, number: int | None = None) -> None:
+    def _load(
+        self, choice: Choice, *, compiled: bool = False, number: int | None = None, mention_loaded: bool = True
+    ) -> None:
         if choice.model is None:
             raise ValueError("name a model: /load MODEL [ENGINE] [PRECISION]")
         loaded = self._with_bar(
@@ -264,6 +290,8 @@ class Terminal:
             self.say(f"{name} {took}, {each}{loaded.rss_bytes / 1e6:.0f} MB, {loaded.threads} threads")
         elif number:
             self.say(f"{name}: {replicas.count(loaded.replicas)}")
+        elif mention_loaded:
+            self.say(f"{name} is loaded already; what you write goes to it")
 
     def _measure(self, choice: Choice) -> None:
         if choice.model is None:
@@ -342,10 +370,12 @@ class Terminal:
     def _list_settings(self) -> None:
         for p in self._parameters.values():
             value = self._settings.get(p.name, p.default)
+            if value is None:
+                value = UNSET.get(p.name, "off")
             values = " or ".join(p.choices) if p.choices else p.type
             if p.minimum is not None or p.maximum is not None:
                 values += f", {p.minimum} to {p.maximum}"
-            self.say(f"  {p.name:<20} {'new each time' if value is None else value!s:<14} {p.description} ({values})")
+            self.say(f"  {p.name:<20} {value!s:<14} {p.description} ({values})")
 
     def _parameter(self, name: str) -> m.Parameter:
         if name not in self._parameters:

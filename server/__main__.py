@@ -10,18 +10,21 @@ import signal
 import sys
 from pathlib import Path
 
-import zmq
+try:
+    import zmq
 
-from protocol.errors import Gpt2dError
-from protocol.keys import KeyFileError
-from protocol.programs import VERSION, needed_by, printed_by
+    from protocol.errors import Gpt2dError
+    from protocol.keys import KeyFileError
+    from protocol.programs import VERSION, needed_by, printed_by
 
-with needed_by("gpt2d-server"):
-    from server import build, logs, settings
-    from server.catalogue.engines import COMPILED_FOLDER, SUMS_FILE, notices
-    from server.check import check
-    from server.config import Config
-    from server.gateway.gateway import Gateway
+    with needed_by("gpt2d-server"):
+        from server import build, logs, settings
+        from server.catalogue.engines import COMPILED_FOLDER, SUMS_FILE, notices
+        from server.check import check
+        from server.config import Config
+        from server.gateway.gateway import Gateway
+except KeyboardInterrupt:  # these take a moment, in which no traceback helps
+    sys.exit(130)
 
 log = logging.getLogger("gpt2d")
 
@@ -166,13 +169,13 @@ def start(config: Config) -> Gateway:
 
 
 def main() -> None:
-    with printed_by("gpt2d-server"):
-        config = parse()
-    with logs.to_stderr(config.log_format):
-        try:
+    try:
+        with printed_by("gpt2d-server"):
+            config = parse()
+        with logs.to_stderr(config.log_format):
             code = serve(config)
-        except KeyboardInterrupt:  # while it starts; afterwards the signal drains
-            code = 130
+    except KeyboardInterrupt:  # while it starts; afterwards the signal drains
+        code = 130
     sys.exit(code)
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from client import servers
 from client.terminal import Choice, Terminal
-from protocol import Client
+from protocol import Client, messages as m
 from protocol.errors import BadRequest, UnknownModel
 from protocol.keys import Address, CurveKeys, write_secret
 from scripts.daemon import Daemon
@@ -30,6 +30,7 @@ LEDGER = re.compile(
 )
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 PROMPT = "Shall I compare thee"
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
@@ -70,7 +71,11 @@ def test_one_shot_errors_are_sentences(shared_daemon: Daemon) -> None:
             [shared_daemon.endpoint, "-p", "x", "--set", "temperature=hot"],
             "temperature must be of type float, got 'hot'",
         ),
-        ([shared_daemon.endpoint, "-p", "x", "--set", "temperature=-1"], ">= 0"),
+        ([shared_daemon.endpoint, "-p", "x", "--set", "temperature=-1"], "temperature must be a number >= 0"),
+        (
+            [shared_daemon.endpoint, "-p", "x", "--max-new-tokens", "0"],
+            "gpt2d-client: generate: max_new_tokens must be a whole number >= 1\n",
+        ),
         ([shared_daemon.endpoint, "-p", "x", "--set", "heat=1"], "no setting 'heat'"),
         (["nonsense", "-p", "x"], "no server 'nonsense' is saved"),
         (["host:1", "-p", "x"], "not an endpoint"),
@@ -95,7 +100,9 @@ def test_commands(terminal: Terminal, capsys: pytest.CaptureFixture[str]) -> Non
     assert "/load MODEL" in says("/help")
     assert re.search(r"demo +6\.\d M parameters, context 1024\n +native int8 \(\d+ MB, loaded", says("/models"))
     assert "demo/native/int8" in says("/stats")
-    assert "0 to 100" in says("/set")
+    settings = says("/set")
+    assert "0 to 100" in settings
+    assert re.search(r"logprobs +off ", settings) and re.search(r"seed +new each time ", settings)
     says("/set temperature 0.7")
     says("/set seed 1")
     says("/set stop \\n\\n")
@@ -115,8 +122,12 @@ def test_commands(terminal: Terminal, capsys: pytest.CaptureFixture[str]) -> Non
         terminal.do("/sing")
     with pytest.raises(UnknownModel):
         terminal.do("/load gpt5")
-    with pytest.raises(ValueError, match="'int3' is not an engine or a precision"):
+    with pytest.raises(ValueError, match=r"no engine or precision 'int3'; it has the engines native, .*/models lists"):
         terminal.do("/load demo int3")
+    for words in ("int8 int4", "native onnx"):
+        with pytest.raises(ValueError, match=f"'{words.split()[1]}' is one too many"):
+            terminal.do(f"/load demo {words}")
+    assert says("/load demo native int8") == "demo/native/int8 is loaded already; what you write goes to it\n"
     assert re.search(
         r"demo/native/int4 against full precision, over 4096 tokens: perplexity \d+\.\d\d \(\+0\.\d\d %\)",
         says("/measure demo native int4"),
@@ -171,7 +182,7 @@ def test_replicas(capsys: pytest.CaptureFixture[str]) -> None:
         for words in ("replicas=0", "replicas=65", "replicas=", "replicas=many"):
             with pytest.raises(ValueError, match="a whole number from 1 to 64"):
                 terminal.do(f"/load demo {words}")
-        with pytest.raises(ValueError, match="'replicas=2' is not an engine"):
+        with pytest.raises(ValueError, match="no engine or precision 'replicas=2'"):
             terminal.do("/load demo replicas=2 replicas=2")
         says("/unload demo")
         assert "loaded in 0.1 s, 2 replicas of 42 MB, 2 threads" in says("/load demo replicas=2")
@@ -183,8 +194,9 @@ def test_at_a_real_terminal(shared_daemon: Daemon, tmp_path: Path) -> None:
     import pty
 
     environment = os.environ | {"XDG_DATA_HOME": str(tmp_path), "TERM": "xterm"}
+    history = tmp_path / "gpt2d" / "history"
 
-    def session(keys: list[tuple[str, bytes | int]]) -> str:
+    def session(keys: list[tuple[str, bytes | int]], code: int = 0) -> str:
         """Wait for each pattern in what came since the last keys, then type the keys or send the signal."""
         main, child = pty.openpty()
         command = [sys.executable, "-m", "client", "--terminal", shared_daemon.endpoint]
@@ -205,7 +217,7 @@ def test_at_a_real_terminal(shared_daemon: Daemon, tmp_path: Path) -> None:
                 process.send_signal(action)
             elif action:
                 os.write(main, action)
-        assert process.wait(10) == 0, everything
+        assert process.wait(10) == code, everything
         os.close(main)
         return everything
 
@@ -221,6 +233,23 @@ def test_at_a_real_terminal(shared_daemon: Daemon, tmp_path: Path) -> None:
     )
     assert "cancelled" in first
     session([(prompt, b"\x1b[A\x1b[A"), (r"Once upon", b"\x15"), (r"", b"\x04")])
+    assert history.stat().st_mode & 0o777 == 0o600
+
+    history.chmod(0o644)  # as an earlier version made it
+    interrupt = b"\x03"
+    again = "Ctrl-C again leaves, and so does Ctrl-D[\\s\\S]*" + prompt
+    session(
+        [
+            (prompt, b"half a line"),
+            ("half a line", interrupt),
+            (prompt, interrupt),
+            (again, b"/tokens x\r"),
+            (r"'x'=\d+[\s\S]*" + prompt, interrupt),
+            (again, interrupt),
+        ],
+        code=130,
+    )
+    assert history.stat().st_mode & 0o777 == 0o600
 
 
 def test_a_connect_line_is_kept_when_it_has_worked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,3 +297,31 @@ def test_what_users_of_a_server_should_know_is_said_with_where(capsys: pytest.Ca
         assert capsys.readouterr().err == "on the server: the slower engine onnx is the default\n"
         terminal.start(msgspec.structs.replace(info, host=platform.node()), Choice(), [], hint=False)
         assert capsys.readouterr().err == "the slower engine onnx is the default\n"
+
+
+def test_an_engine_that_the_server_lacks_is_named_with_the_reason() -> None:
+    with ReplicaServer() as server, Terminal(Address(server.endpoint)) as terminal:
+        info = msgspec.structs.replace(terminal.meet(), engines=[m.Engine(name="onnx", precisions=["int8"])])
+        why = "onnx is the default: the kernels of native are not built; `COMMAND` builds them"
+        terminal.start(msgspec.structs.replace(info, notices=[why, "something else"]), Choice(), [], hint=False)
+        with pytest.raises(ValueError, match="no engine or precision 'native'") as caught:
+            terminal.do("/load demo native")
+    there = "it has the engines onnx, and /models lists their precisions"
+    assert str(caught.value) == (f"this server has no engine or precision 'native'; {there}; on the server: {why}")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="interrupts as a POSIX terminal does")
+@pytest.mark.parametrize("program", ["client", "server"])
+def test_an_interrupt_while_a_program_starts_prints_no_traceback(program: str, tmp_path: Path) -> None:
+    """A library whose import takes as long as the test wants stands in for one of ours."""
+    os.mkfifo(tmp_path / "reached")
+    (tmp_path / "msgspec.py").write_text(
+        f"open({str(tmp_path / 'reached')!r}, 'w').close(); import time; time.sleep(60)"
+    )
+    paths = os.pathsep.join([str(tmp_path), str(ROOT)])
+    command = [sys.executable, "-P", "-m", program, "--help"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": paths})
+    (tmp_path / "reached").open().close()
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130 and said == ""
