@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,11 @@ import pytest
 
 from protocol import Client, Gpt2dError
 from scripts.daemon import Daemon
+
+WINDOW = "needs libX11, libXext and libGL (Debian: apt-get install libx11-6 libxext6 libgl1)"
+COMPILES = bool(shutil.which("g++")) and Path(sysconfig.get_path("include"), "Python.h").exists()
+COMPILER = "needs g++ and Python's headers (Debian: apt-get install g++ python3-dev)"
+"""Reasons why tests are skipped on a bare machine."""
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 5) -> None:

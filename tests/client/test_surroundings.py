@@ -15,6 +15,7 @@ from client.__main__ import has_display
 from client.libraries import what_is_missing
 from scripts.daemon import Daemon
 from tests.client.test_terminal import CONTROL
+from tests.conftest import WINDOW
 
 NO_SCREEN = {"DISPLAY", "WAYLAND_DISPLAY", "XDG_SESSION_TYPE"}
 
@@ -61,6 +62,8 @@ def at_a_terminal(*arguments: str, environment: dict[str, str]) -> str:
 def test_where_no_window_can_be_opened_it_says_so_and_goes_on_in_the_terminal(
     shared_daemon: Daemon, variables: dict[str, str], said: str
 ) -> None:
+    if "DISPLAY" in variables:
+        pytest.importorskip("client.window.loop", exc_type=ImportError, reason=WINDOW)
     shown = at_a_terminal(shared_daemon.endpoint, environment=surroundings(**variables))
     assert said in shown and "loaded: demo/native/int8" in shown and "Traceback" not in shown
     assert ("the window cannot be opened" in shown) == ("this is the terminal instead" in shown) == bool(said)

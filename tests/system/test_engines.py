@@ -25,7 +25,7 @@ from protocol.errors import (
     NotLoaded,
 )
 from scripts.daemon import Daemon
-from tests.conftest import wait_for
+from tests.conftest import COMPILER, COMPILES, wait_for
 from tests.server.test_fidelity import VERSE
 
 
@@ -38,6 +38,7 @@ def test_each_engine_and_each_strategy_once() -> None:
     assert all(f"{engine}/" in done.stdout for engine in ("native", "onnx", "torch", "optimum"))
 
 
+@pytest.mark.skipif(not COMPILES, reason=COMPILER)
 def test_the_engines_write_the_same(own_daemon: Daemon) -> None:
     """At full precision, compiled too; the second text goes over what the first left behind."""
     engines = ("native", "onnx", "torch", "optimum")

@@ -10,15 +10,19 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
+from tests.conftest import WINDOW, wait_for
+
+pytest.importorskip("client.window.loop", exc_type=ImportError, reason=WINDOW)
+
 import imgui_bundle  # noqa: F401 - before glfw, as everywhere
 
 # isort: split
 import glfw
-import pytest
 
 from protocol import Client
 from scripts.daemon import Daemon
-from tests.conftest import wait_for
 
 
 def test_a_person_writes_and_quits(screen: str, home: Path, shared_daemon: Daemon, client: Client) -> None:

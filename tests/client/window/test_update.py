@@ -9,6 +9,10 @@ import msgspec
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from tests.conftest import WINDOW
+
+pytest.importorskip("client.window.loop", exc_type=ImportError, reason=WINDOW)
+
 from client import replicas
 from client.window import events as e
 from client.window.export import as_json, as_python

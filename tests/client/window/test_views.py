@@ -8,6 +8,10 @@ from unittest.mock import MagicMock
 import numpy as np
 import pytest
 
+from tests.conftest import WINDOW
+
+pytest.importorskip("client.window.loop", exc_type=ImportError, reason=WINDOW)
+
 from client.window.state import AppState
 from client.window.views import inference
 from tests.client.window.test_update import RESULT

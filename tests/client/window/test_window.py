@@ -12,8 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from tests.conftest import WINDOW
+
+pytest.importorskip("client.window.loop", exc_type=ImportError, reason=WINDOW)
+
 from imgui_bundle import imgui
 
+from client.window.disk import system_fonts
 from client.window.events import Prefer
 from protocol import messages as m
 from protocol.keys import Address, CurveKeys
@@ -314,6 +320,7 @@ def test_files_unsaved_changes_and_restore(window: Window, shared_daemon: Daemon
     window(shared_daemon.endpoint, second)
 
 
+@pytest.mark.skipif(not system_fonts(), reason="needs a font (Debian: apt-get install fonts-dejavu-core)")
 def test_fonts_theme_and_panels_are_kept(window: Window, shared_daemon: Daemon, home: Path) -> None:
     def change(d: Driver) -> None:
         d.wait(lambda: bool(d.state.fonts))
