@@ -132,9 +132,16 @@ class Results:
         row = Row(self.script, key, rounded, facts, date, command(self.script), machine(), versions(), problem)
         self.rows.append(row)
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        with self.file.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
+        append(self.file, json.dumps(asdict(row), ensure_ascii=False))
         return row
+
+
+def append(file: Path, line: str) -> None:
+    """Append a line. One before it that was cut short, as on a full disk, takes nothing with it. Raises: OSError."""
+    with file.open("a+b") as stream:
+        stream.seek(max(0, stream.seek(0, os.SEEK_END) - 1))
+        between = b"" if stream.read(1) in {b"", b"\n"} else b"\n"
+        stream.write(between + line.encode() + b"\n")
 
 
 def read(file: Path) -> list[Row]:

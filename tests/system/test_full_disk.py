@@ -14,6 +14,7 @@ import pytest
 
 from protocol.errors import LoadFailed
 from protocol.keys import CurveKeys, read_secret, write_secret
+from scripts.investigation import harness
 from server import keygen
 from server.catalogue.architecture import read_architecture
 from server.catalogue.catalogue import DEMO_FOLDER
@@ -179,3 +180,13 @@ def test_what_a_killed_worker_left_in_the_temporary_folder_is_swept(
     fill(monkeypatch, BUILT["native"], lambda prefix: prefix.startswith(".building"))
     load("native", tmp_path / "cache").engine.close()
     assert [p.name for p in temporary.iterdir()] == ["gpt2d-built-new"]
+
+
+def test_a_row_that_was_cut_short_does_not_take_the_next_one_with_it(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    for line in ('{"row": 1}', '{"row": 2}'):
+        harness.append(file, line)
+    file.write_bytes(file.read_bytes()[:-4])
+    for line in ('{"row": 3}', '{"row": 4}'):
+        harness.append(file, line)
+    assert file.read_text() == '{"row": 1}\n{"row":\n{"row": 3}\n{"row": 4}\n'
