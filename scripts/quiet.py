@@ -150,6 +150,8 @@ def cause(log: Path, start: int = 0) -> str:
     for pattern, meaning in CAUSES:
         if found := re.search(pattern, text):
             return meaning.format(*found.groups())
+    if text and not text.endswith("\n"):
+        return "its output was cut short, as on a full disk: free some space, and run this again"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if re.match(r"ERROR|error\b|\w*Error:", line)]
     return (errors or lines or ["it printed nothing"])[-1][:400].rstrip(".")
