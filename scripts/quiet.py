@@ -71,6 +71,9 @@ def run(
         )
         try:
             _watch(child, doing, log, start, folders, before)
+        except KeyboardInterrupt:
+            say(f"{doing}: interrupted; the next time it goes on from here")
+            raise
         finally:
             _stop(child)
     code = child.returncode

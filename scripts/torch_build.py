@@ -22,7 +22,10 @@ def announce(python: Path, requirements: Path, env: Mapping[str, str]) -> None:
     """Say so where the CUDA build would be fetched; ask where there is a terminal. Exits if it is not wanted."""
     lines = requirements.read_text(encoding="utf-8").splitlines()
     torch = next((line for line in lines if line.startswith("torch==")), None)
-    if torch is None or not brings_cuda(python, torch, env):
+    if torch is None:
+        return
+    print(f"asking pip which build of {torch} it would take", file=sys.stderr, flush=True)
+    if not brings_cuda(python, torch, env):
         return
     print(FETCHED.format(venv=python.parent.parent, python=python, torch=torch), file=sys.stderr, flush=True)
     if not sys.stdin.isatty():
