@@ -119,7 +119,9 @@ def serve(address: tuple[str, int], preload: str) -> int:
     host, port = address
     reach, here = (own_address(), f"tcp://127.0.0.1:{port}") if host == ANY else (host, f"tcp://{host}:{port}")
     if listening(here):
-        sys.exit(f"something listens on port {port} already; stop it, or choose another: --serve {host}:PORT")
+        found = shared_daemon.look(here)
+        end = "stop it" if found.trouble else found.how_to_end()
+        sys.exit(f"something listens on port {port} already: {end}, or choose another: --serve {host}:PORT")
     keys = Path(keygen("folder"))
     line = keygen("client", "owner", "--endpoint", f"tcp://{reach}:{port}")
     command: list[str | Path] = [environment.PYTHON, "-P", "-m", "server"]

@@ -185,8 +185,9 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def shown(path: Path) -> str:
-    """Return a path as it is called from the current folder: short in there."""
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+    """Return a path of the checkout as it is typed in the current folder: short in the checkout's own."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if here == environment.ROOT and path.is_relative_to(here) else path)
 
 
 def quoted(*words: str) -> str:

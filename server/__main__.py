@@ -162,8 +162,8 @@ def start(config: Config) -> Gateway:
     except zmq.ZMQError as e:
         if e.errno == zmq.EADDRINUSE:
             raise StartError(
-                f"{config.endpoint} is in use, perhaps by a running gpt2d-server; stop that, "
-                "or choose another with --endpoint"
+                f"{config.endpoint} is in use, perhaps by a running gpt2d-server (one that scripts/run.py started ends "
+                "a minute after its last client); stop that, or choose another with --endpoint"
             ) from None
         raise StartError(f"cannot listen on {config.endpoint}: {e.strerror}") from None
 

@@ -171,11 +171,13 @@ def test_a_daemon_without_an_engine_that_the_checkout_has_is_named(runner: Runne
 def test_a_second_daemon_is_not_started(runner: Runner) -> None:
     with Daemon(runner.folder / "there") as daemon:
         runner.endpoint = daemon.endpoint
-        process = runner.start("--no-client")
-        _, said = process.communicate(timeout=LIMIT_S)
-    end = f"end it with `kill {daemon.process.pid}`"
-    assert process.returncode == 1
-    assert said == f"a daemon runs on {daemon.endpoint} already: {end}, or choose another --endpoint\n"
+        port = daemon.endpoint.rpartition(":")[2]
+        processes = [runner.start("--no-client"), runner.start(f"--serve=127.0.0.1:{port}")]
+        alone, serve = [process.communicate(timeout=LIMIT_S)[1] for process in processes]
+    end = f"end it with `kill {daemon.process.pid}`, or choose another"
+    assert [process.returncode for process in processes] == [1, 1]
+    assert alone == f"a daemon runs on {daemon.endpoint} already: {end} --endpoint\n"
+    assert serve == f"something listens on port {port} already: {end}: --serve 127.0.0.1:PORT\n"
 
 
 def test_another_program_on_the_endpoint_is_a_sentence(runner: Runner) -> None:
