@@ -7,15 +7,11 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self, TypeVar, assert_never
-
-import platformdirs
 
 from client import replicas
 from client.servers import notices
@@ -45,14 +41,6 @@ class Choice:
     model: str | None = None
     engine: str | None = None
     precision: str | None = None
-
-
-def history_file() -> Path:
-    """Return the file of the prompts that were typed, which only this user can read. Raises: OSError."""
-    file = platformdirs.user_data_path("gpt2d", ensure_exists=True) / "history"
-    os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
-    file.chmod(0o600)  # one that an earlier version made
-    return file
 
 
 def describe(p: m.Precision, host: str) -> str:
@@ -116,14 +104,10 @@ class Terminal:
         """Read lines and carry them out until the end; return the exit code."""
         with needed_by("gpt2d-client"):
             from prompt_toolkit import PromptSession
-            from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 
-        history: History
-        try:
-            history = FileHistory(str(history_file()))
-        except OSError:
-            history = InMemoryHistory()
-        session: PromptSession[str] = PromptSession(history=history)
+            from client.history import open_history
+
+        session: PromptSession[str] = PromptSession(history=open_history())
         leaving = False
         while True:
             try:

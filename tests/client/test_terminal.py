@@ -14,9 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
+import platformdirs
 import pytest
 
 from client import servers
+from client.history import open_history
 from client.terminal import Choice, Terminal
 from protocol import Client, messages as m
 from protocol.errors import BadRequest, UnknownModel
@@ -325,3 +327,15 @@ def test_an_interrupt_while_a_program_starts_prints_no_traceback(program: str, t
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=30)
     assert process.returncode == 130 and said == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is always full")
+def test_on_a_full_disk_the_session_has_its_history_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platformdirs, "user_data_path", lambda *_, **__: tmp_path)
+    history = open_history()
+    (tmp_path / "history").unlink()
+    (tmp_path / "history").symlink_to("/dev/full")
+    history.append_string(PROMPT)
+    assert history.get_strings() == [PROMPT]
