@@ -155,6 +155,21 @@ def test_an_interrupted_environment_is_made_again(checkout: Checkout, number: si
     assert checkout.prepare() == (0, ""), "a third one has nothing to do, and says nothing"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nobody says what runs from a folder")
+def test_an_environment_that_is_used_is_not_cleared(checkout: Checkout) -> None:
+    first = checkout.start_and_halt()
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait(LIMIT_S)
+    user = subprocess.Popen([checkout.venv / "bin" / "python", "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        code, errors = checkout.prepare()
+        assert code == 1 and f"used by process {user.pid}; end that" in errors, errors
+        assert (checkout.venv / "bin" / "half").exists()
+    finally:
+        user.communicate(b"\n", timeout=LIMIT_S)
+    assert checkout.prepare()[0] == 0
+
+
 def test_a_second_command_waits_and_says_for_whom(checkout: Checkout) -> None:
     first = checkout.start_and_halt()
     second = checkout.start()
