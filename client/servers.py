@@ -55,6 +55,8 @@ def keep(address: Address) -> str:
     try:
         with os.fdopen(handle, "w", encoding="ascii") as stream:
             stream.write(address.line() + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
         Path(draft).replace(folder() / name)
     finally:
         Path(draft).unlink(missing_ok=True)

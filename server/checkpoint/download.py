@@ -6,6 +6,7 @@ tries again when a connection breaks. How far it has come is read from the size 
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -48,6 +49,7 @@ MAX_SMALL_BYTES = 32 << 20
 """Limit for config.json and the tokenizer's files; GPT-2's have up to 1.4 MB."""
 ETAG = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 COMMIT = re.compile("[0-9a-f]{40}")
+FULL = {errno.ENOSPC, errno.EDQUOT}
 LOOK_S = 0.1
 """How often the growing file is looked at."""
 T = TypeVar("T")
@@ -162,7 +164,7 @@ class Repository:
             )
 
     def _call(self, call: Callable[[], T]) -> T:
-        """Call the library; its errors become ours, except EntryNotFoundError. Raises: OSError where a disk is full."""
+        """Call the library; its errors become ours, except EntryNotFoundError. Raises: OSError for the disk's own."""
         try:
             return call()
         except requests.exceptions.ChunkedEncodingError as e:
@@ -193,6 +195,11 @@ class Repository:
         except requests.RequestException as e:
             raise LoadFailed(f"the hub does not give {self._name}: {e}") from e
         except OSError as e:
+            if e.errno in FULL:
+                raise LoadFailed(
+                    f"the disk of {self._cache} is full: make room there, or set HF_HUB_CACHE to a folder on a larger "
+                    f"one; when {self._name} is loaded again, its download goes on where it stopped"
+                ) from e
             if e.errno is not None:  # the disk's, not the library's word for a file that ended too soon
                 raise
             raise LoadFailed(

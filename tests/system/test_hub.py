@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -124,6 +125,21 @@ def test_a_cut_connection_is_taken_up_again_by_itself(tmp_path: Path, cache: Pat
     with Client(daemon.endpoint) as client:
         assert client.load("gpt2")
     assert hub.served("model.safetensors") == [0, 5 << 20, 10 << 20]
+    daemon.kill()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is always full")
+def test_a_download_onto_a_full_disk_says_where_room_is_needed(tmp_path: Path, cache: Path, hub: Hub) -> None:
+    blobs = tmp_path / "hub" / "models--gpt2" / "blobs"
+    blobs.mkdir(parents=True)
+    incomplete = blobs / f"{hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()}.incomplete"
+    incomplete.symlink_to("/dev/full")
+    daemon = serve(tmp_path, cache, hub)
+    with Client(daemon.endpoint) as client:
+        with pytest.raises(LoadFailed, match=f"the disk of {tmp_path / 'hub'} is full: make room there, or set HF_HUB"):
+            client.load("gpt2")
+        incomplete.unlink()
+        assert client.load("gpt2")
     daemon.kill()
 
 
