@@ -155,6 +155,7 @@ def main(argv: list[str] | None = None) -> int:
         print(words(compiler), flush=True)
         if not args.plan:
             build(compiler)
+            print("the native kernels are built: a server that is started from now on uses them")
     except BuildError as e:
         print(f"the native kernels could not be built: {e}", file=sys.stderr)
         return 1
