@@ -183,6 +183,13 @@ def _write(file: Path, text: str) -> None:
     for parent in reversed(file.parents):
         if not parent.exists():
             parent.mkdir(mode=0o700)
+    try:
+        _write_whole(file, text)
+    except OSError as e:
+        raise OSError(e.errno, e.strerror, str(file)) from None  # a full disk's names no file, or the draft
+
+
+def _write_whole(file: Path, text: str) -> None:
     handle, draft = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")  # readable by its owner alone
     try:
         with os.fdopen(handle, "w", encoding="ascii") as stream:
@@ -190,8 +197,6 @@ def _write(file: Path, text: str) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         _move_to_new(Path(draft), file)
-    except OSError as e:
-        raise OSError(e.errno, e.strerror, str(file)) from None  # a full disk's names no file
     finally:
         Path(draft).unlink(missing_ok=True)
 

@@ -79,6 +79,13 @@ def test_no_empty_key_is_left_that_is_then_no_key(tmp_path: Path) -> None:
     assert done.returncode == 0 and done.stdout.startswith("tcp://h:1#"), done.stderr
 
 
+def test_a_key_that_cannot_be_written_is_named_by_its_own_name(tmp_path: Path) -> None:
+    """Not by that of its draft."""
+    (tmp_path / "keys").symlink_to("/proc/self")
+    with pytest.raises(OSError, match=r"/keys/server\.key'$"):
+        write_secret(tmp_path / "keys" / "server.key", CurveKeys.new())
+
+
 def test_two_commands_that_make_the_servers_key_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = CurveKeys.new()
 
