@@ -93,7 +93,7 @@ def test_what_has_no_wheel_is_not_asked_for(
     monkeypatch.setattr("platform.machine", lambda: machine)
     monkeypatch.setattr(sys, "version_info", tuple(map(int, python.split("."))))
     assert environment.has_onnx_runtime() is has_onnx
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    monkeypatch.setattr(sys, "path", [])
     assert ("is not installed" in onnx_problem()) is has_onnx
 
 

@@ -6,12 +6,12 @@ Loads no model library: the gateway imports it.
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import platform
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 from protocol.errors import BadModel
 from protocol.programs import command, install, typed
@@ -68,7 +68,7 @@ def instruction_sets() -> list[str]:
 
 def onnx_problem() -> str:
     """Return why the engine onnx cannot be used; empty if it can."""
-    if importlib.util.find_spec("onnxruntime"):
+    if any(Path(folder, "onnxruntime").is_dir() for folder in sys.path):  # not loaded: the gateway does without it
         return ""
     if sys.version_info >= (3, 15):
         return "there is no ONNX Runtime for this Python; take 3.14"
