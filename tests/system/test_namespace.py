@@ -169,7 +169,7 @@ def test_namespace_strangers_get_nowhere(hosts: Hosts) -> None:
     last = 0.0
     for line, said, logged in (
         (stranger.line(), "refuses this key", f"refused {CLIENT}: unknown key"),
-        (other_server.line(), "has another key than the one given", "it has another server's key"),
+        (other_server.line(), "has a different key than the one given", "it has another server's key"),
         (address.endpoint, "wants a key", "it has no key"),
     ):
         time.sleep(max(0.0, last + 1.1 - time.monotonic()))  # refusals are logged once a second

@@ -103,7 +103,7 @@ def test_the_context_is_kept_to(client: Client) -> None:
     long = "word " * 1200
     with pytest.raises(TooLong, match=r"context of 1024.*truncate"):
         client.generate(long)
-    with pytest.raises(TooLong, match="room for 1023"):
+    with pytest.raises(TooLong, match="at most 1023 with a context of 1024 tokens, got 1024"):
         client.generate("x", max_new_tokens=1024)
     result = client.generate(long, truncate="left", max_new_tokens=10)
     assert result.ledger.prompt_tokens == 1014
