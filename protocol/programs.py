@@ -28,7 +28,7 @@ def typed(*words: str) -> str:
 
 def command(program: str) -> str:
     """Return what starts one of our programs here: its name where the shell finds it, else the whole path."""
-    started = Path(sys.argv[0])
+    started = Path(sys.argv[0]).absolute()  # the message may be read in another folder
     folder = started.parent if started.stem in MODULES else sysconfig.get_path("scripts")
     own = shutil.which(program, path=str(folder))
     if own is None:

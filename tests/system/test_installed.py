@@ -138,6 +138,21 @@ def test_a_message_names_a_command_that_its_reader_has(whole: Environment) -> No
         assert named in said and str(whole.bin) not in said, (words, said)
 
 
+def test_a_command_that_was_typed_with_a_relative_path_is_named_with_the_whole_one(whole: Environment) -> None:
+    """What a daemon says is read by others, in other folders."""
+    server = Path("..", "bin", "gpt2d-server")
+    done = subprocess.run(
+        [str(server), "--endpoint", "tcp://0.0.0.0:5757"],
+        env={"PATH": "/usr/bin:/bin", "HOME": str(whole.folder)},
+        cwd=whole.folder / "lib",
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    named = re.search(r"(\S+/gpt2d-keygen) server\n", done.stderr)
+    assert named and Path(named[1]).is_absolute() and Path(named[1]).exists(), done.stderr
+
+
 def test_where_the_package_is_not_installed_the_module_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
