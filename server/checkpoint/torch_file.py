@@ -1,10 +1,11 @@
 """Reads the tensors of a file of torch.save (`pytorch_model.bin`) without torch and without executing anything.
 
-Such a file is a program for pickle's machine, which can call whatever Python can import. Here a machine of its own runs
-the few opcodes that torch.save writes for a state dict; it knows six names, makes strings, numbers, tuples, lists,
-dicts and views of storages, and refuses all else by name. What it may take is bounded: bytes, operations, stack, memo.
-Rejected: `pickle.Unpickler` with a `find_class` of ours (its REDUCE and BUILD act on whatever they are given), and
-`torch.load(weights_only=True)` (the daemon does without torch, and it admits more than a state dict needs).
+Such a file is a program for Python's unpickling machine, which can call whatever Python can import. Here a machine of
+its own runs the few opcodes that torch.save writes for a state dict; it knows six names, makes strings, numbers,
+tuples, lists, dicts and views of storages, and refuses all else by name. What it may take is bounded: bytes,
+operations, stack, memo. Rejected: the standard library's Unpickler with a `find_class` of ours (its REDUCE and BUILD
+act on whatever they are given), and torch's own loader with `weights_only=True` (the daemon does without torch, and it
+admits more than a state dict needs).
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from protocol.errors import BadModel
 from server.checkpoint.torch_zip import entries
 
 MAX_PROGRAM_BYTES = 16 << 20
-MAX_OPERATIONS, MAX_MEMO, MAX_STACK, MAX_MARKS = 1 << 20, 1 << 18, 4096, 32
+MAX_OPERATIONS, MAX_MEMO = 1 << 20, 1 << 18
+MAX_STACK, MAX_MARKS = 4096, 32
 MAX_TUPLE, MAX_NAME = 16, 256
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 """What the format before torch 1.6 begins with."""
@@ -182,7 +184,9 @@ class Machine:
     def __init__(self, content: bytes, name: str, *, old: bool) -> None:
         self.at = 0
         self.storages: dict[str, Storage] = {}
-        self._content, self._name, self._old = content, name, old
+        self._content = content
+        self._name = name
+        self._old = old
         self._operations = 0
         self._stack: list[Any] = []
         self._marks: list[int] = []
@@ -190,7 +194,8 @@ class Machine:
 
     def run(self) -> object:
         """Run one program; return what it leaves. Raises: BadModel, IndexError, struct.error, UnicodeDecodeError."""
-        self._stack, self._marks, self._memo = [], [], {}
+        self._stack, self._marks = [], []
+        self._memo = {}
         while (code := self._take(1)) != b".":
             self._operations += 1
             step = STEPS.get(code)
@@ -320,7 +325,7 @@ class Machine:
 
     def _protocol(self) -> None:
         if (version := self._number("<B")) != 2:
-            raise self._refused(f"is of pickle's protocol {version}; torch.save writes 2")
+            raise self._refused(f"is of protocol {version}; torch.save writes 2")
 
     def _long(self) -> None:
         self._push(int.from_bytes(self._take(self._number("<B")), "little", signed=True))

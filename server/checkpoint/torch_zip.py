@@ -12,7 +12,8 @@ from typing import BinaryIO
 from protocol.errors import BadModel
 
 MAX_DIRECTORY_BYTES = 8 << 20
-END, END_64, LOCATOR = struct.Struct("<4s4H2LH"), struct.Struct("<4sQ2H2L4Q"), struct.Struct("<4sLQL")
+END, END_64 = struct.Struct("<4s4H2LH"), struct.Struct("<4sQ2H2L4Q")
+LOCATOR = struct.Struct("<4sLQL")
 ENTRY, HEADER = struct.Struct("<4s6H3L5H2L"), struct.Struct("<4s5H3L2H")
 IN_EXTRA = 0xFFFFFFFF
 """Stands for a size or place that is in the 64-bit field."""
@@ -28,20 +29,19 @@ def entries(file: Path) -> dict[str, tuple[int, int]]:
         at = 0
         while at < len(directory):
             fields = ENTRY.unpack_from(directory, at)
-            sign, flags, method, packed, size, lengths, place = (
-                fields[0], fields[3], fields[4], fields[8], fields[9], fields[10:13], fields[16],
-            )  # fmt: skip
+            sign, lengths = fields[0], fields[10:13]
+            flags, method = fields[3:5]
             name_end = at + ENTRY.size + lengths[0]
             name = directory[at + ENTRY.size : name_end].decode("utf-8", "replace")
-            size, packed, place = _large(directory[name_end : name_end + lengths[1]], size, packed, place)
+            sizes = _large(directory[name_end : name_end + lengths[1]], fields[9], fields[8], fields[16])
             at += ENTRY.size + sum(lengths)
             if sign != b"PK\x01\x02" or at > len(directory):
                 raise BadModel(f"{file.name} is a damaged zip: its directory is not whole")
-            if method or flags & ENCRYPTED or size != packed:
+            if method or flags & ENCRYPTED or sizes[0] != sizes[1]:
                 raise BadModel(f"{file.name} has a compressed entry, {name[:80]!a}; torch.save only stores")
             if name in found:
                 raise BadModel(f"{file.name} has two entries {name[:80]!a}")
-            found[name] = (_content(stream, file.name, place, name, size, begin), size)
+            found[name] = (_content(stream, file.name, sizes[2], name, sizes[0], begin), sizes[0])
     return found
 
 
