@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
-import getpass
-import io
-import os
-import stat
 import sys
-import threading
-from pathlib import Path
 
 try:
+    import argparse
+    import getpass
+    import io
+    import os
+    import stat
+    import threading
+    from pathlib import Path
+
     from client.libraries import what_is_missing
     from protocol.keys import DEFAULT_ENDPOINT, Address, read_secret
     from protocol.programs import VERSION, command, needed_by, printed_by

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import logging
-import shutil
-import signal
 import sys
-from pathlib import Path
 
 try:
+    import argparse
+    import contextlib
+    import logging
+    import shutil
+    import signal
+    from pathlib import Path
+
     import zmq
 
     from protocol.errors import Gpt2dError
