@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from server.catalogue.engines import onnx_problem
+from protocol.errors import BadModel
+from server.catalogue import engines
+from server.catalogue.engines import TRAITS, choose_engine, onnx_problem
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = ("environment.py", "quiet.py", "system_packages.py", "torch_build.py")
@@ -114,3 +116,14 @@ def test_where_no_engine_is_left_nothing_is_installed(kind: str, tmp_path: Path)
     assert done.returncode == 1
     assert ("no engine can run here: ONNX Runtime is not made for" in done.stderr) is (kind == "LIGHT"), done.stderr
     assert ("has no Python that works" in done.stderr) is (kind == "CLIENT"), done.stderr
+
+
+def test_a_daemon_says_which_engines_it_is_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "ENGINES", {"torch": TRAITS["torch"]})
+    monkeypatch.setattr(engines, "native_problem", lambda: "no kernels")
+    monkeypatch.setattr(sys, "path", [])
+    (notice,) = engines.notices()
+    assert notice.startswith("only reference engines can be used, where they are installed: no kernels; ")
+    assert onnx_problem() and notice.endswith(onnx_problem())
+    with pytest.raises(BadModel, match=r"no engine 'onnx' here \(.*\); there are: torch"):
+        choose_engine("onnx", None)
