@@ -51,7 +51,8 @@ from scripts.investigation.method_child import (
 )
 from scripts.investigation.methods import LENGTHS, Method, above, investigate
 from scripts.investigation.texts import PROMPT_TOKENS
-from server.catalogue.architecture import CONFIG_FILE, WEIGHTS_FILE, Architecture
+from server.catalogue.architecture import Architecture
+from server.catalogue.files import CONFIG_FILE, model_files
 from server.config import Config
 from server.engines.base import Engine, Logits, Reference
 
@@ -186,14 +187,14 @@ def profiled(load: Callable[[], Engine], session_of: Callable[[Any], Any], vocab
 
 def export_of(order: Order, precision: str) -> Path:
     """Return the folder of an export, where the daemon keeps it. Raises: JustBuilt, MemoryError, OSError."""
-    from server.catalogue.notes import known_digest
+    from server.catalogue.notes import joined, known_digests
     from server.checkpoint.tensors import Weights
     from server.convert.cache import BuildCache, Built, Count
     from server.engines.optimum import Export, variant as of_this_processor
 
     folder, arch = Path(order.folder), order.architecture
     cache_dir, built = Config().cache_dir, False
-    digest = known_digest(folder / WEIGHTS_FILE, cache_dir, lambda *_: None)
+    digest = joined([*known_digests(model_files(folder).weights, cache_dir, lambda *_: None).values()])
     content = hashlib.sha256(f"{digest} {arch}".encode()).hexdigest()[:32]
 
     def build(count: Count) -> Built:
@@ -201,7 +202,7 @@ def export_of(order: Order, precision: str) -> Path:
         built = True
         if precision == "fp32":
             check_memory(arch.loading_bytes("optimum", precision, 1))
-            return Export(folder, arch, Weights(folder / WEIGHTS_FILE, arch), precision, count)
+            return Export(folder, arch, Weights(folder, arch), precision, count)
         plain = export_of(order, "fp32")
         check_memory((INT8_COPIES if precision == "int8" else BLOCKS_COPIES) * 4 * arch.parameters)
         return QuantisedExport(plain, arch, precision)

@@ -60,7 +60,7 @@ from scripts.bench.arguments import start_daemon
 from scripts.investigation.harness import WARMUPS
 from scripts.investigation.method_child import Loaded, Order, Write
 from scripts.investigation.methods import LENGTHS, WARM_UP_TOKENS, Method, MethodProcess, Setup, above, investigate
-from server.catalogue.architecture import WEIGHTS_FILE, Architecture
+from server.catalogue.architecture import Architecture
 from server.catalogue.catalogue import DEMO
 from server.catalogue.engines import ENGINES, REFERENCE
 from server.engines.base import Engine
@@ -121,7 +121,7 @@ def as_engine(model: Any, order: Order) -> Engine:
     from server.engines.torch import TorchEngine
 
     folder, arch = Path(order.folder), order.architecture
-    engine = TorchEngine(arch, folder, Weights(folder / WEIGHTS_FILE, arch), "fp32", order.threads)
+    engine = TorchEngine(arch, folder, Weights(folder, arch), "fp32", order.threads)
     engine._model = model
     engine._prefill = engine._decode = model.transformer.forward
     return engine

@@ -17,8 +17,8 @@ from scripts.daemon import Daemon
 from scripts.reliability.asking import NATIVE, ask, error_of, text, until
 from scripts.reliability.daemon import Behaviour, FakeDaemon
 from scripts.reliability.promise import Figures, Scale, promise
-from server.catalogue.architecture import WEIGHTS_FILE
 from server.catalogue.catalogue import DEMO_FOLDER
+from server.catalogue.files import WEIGHTS_FILE
 
 
 @promise

@@ -1,4 +1,4 @@
-"""The files of a model's folder, and the shape that config.json gives, with the memory that a loaded model takes.
+"""The shape of a model, which config.json gives, with the memory that it takes when it is loaded.
 
 Loads no model library: the gateway imports it.
 """
@@ -12,11 +12,8 @@ from typing import Any
 
 from protocol.errors import BadModel
 from server.catalogue.engines import TRAITS
+from server.catalogue.files import CONFIG_FILE, deeper, is_pointer
 
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
-TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
-"""Files that together are a tokenizer; any of these will do."""
 MAX_CONFIG_BYTES = 1 << 20
 OVERHEAD_BYTES = 80 << 20
 """Memory of a worker's interpreter, libraries and activations."""
@@ -38,6 +35,8 @@ class Architecture:
     vocabulary: int
     epsilon: float
     end_of_text: int
+    tied: bool = True
+    """Whether the LM head is the token table, by config.json."""
 
     @property
     def head(self) -> int:
@@ -88,7 +87,8 @@ class Architecture:
         blocks = self.layers * (4 * self.width * self.width + 2 * self.width * self.inner)
         head = self.vocabulary * self.width
         rest = self.parameters - blocks - head
-        weights = int(stored.blocks * blocks + stored.head * head + stored.rest * rest)
+        heads = head if self.tied else 2 * head
+        weights = int(stored.blocks * blocks + stored.head * heads + stored.rest * rest)
         kept = min(rows, traits.most_rows or rows) * self.row_bytes(engine, precision)
         kept += self.prefix_cache_bytes(engine, precision)
         return weights + kept + OVERHEAD_BYTES + traits.libraries_bytes
@@ -118,7 +118,9 @@ def read_architecture(folder: Path) -> Architecture:
     file = folder / CONFIG_FILE
     try:
         if not file.is_file():
-            raise BadModel("config.json is missing")
+            raise BadModel(f"config.json is missing{deeper(folder, [CONFIG_FILE])}")
+        if is_pointer(file):
+            raise BadModel(f"config.json is a Git LFS pointer: run git lfs pull in {folder}")
         if file.stat().st_size > MAX_CONFIG_BYTES:
             raise BadModel(f"config.json is over {MAX_CONFIG_BYTES} bytes")
         config = json.loads(file.read_text(encoding="utf-8"))
@@ -127,8 +129,16 @@ def read_architecture(folder: Path) -> Architecture:
     if not isinstance(config, dict):
         raise BadModel("config.json is not a map")
     kind = config.get("model_type")
+    if kind is None:
+        raise BadModel('config.json has no model_type; if it is a GPT-2, add "model_type": "gpt2"')
     if kind != "gpt2":
         raise BadModel(f"its architecture is {kind!r}; only gpt2 is supported")
+    if quantised := config.get("quantization_config"):
+        how = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
+        raise BadModel(
+            f"config.json has quantization_config ({str(how)[:80]}): quantised weights are not read; take the model "
+            "that they were made of, and choose a precision when it is loaded"
+        )
     wanted = {
         "activation_function": ("gelu_new", ("gelu_new", "gelu_pytorch_tanh")),
         "scale_attn_weights": (True, (True,)),
@@ -138,6 +148,9 @@ def read_architecture(folder: Path) -> Architecture:
     for key, (default, accepted) in wanted.items():
         if config.get(key, default) not in accepted:
             raise BadModel(f"config.json has {key}={config[key]!r}; supported: {', '.join(map(str, accepted))}")
+    tied = config.get("tie_word_embeddings", True)
+    if not isinstance(tied, bool):
+        raise BadModel(f"config.json has tie_word_embeddings={tied!r}; expected true or false")
     width, vocabulary = _size(config, "n_embd", 768), _size(config, "vocab_size", 50257)
     epsilon, end = config.get("layer_norm_epsilon", 1e-5), config.get("eos_token_id", 50256)
     if not isinstance(epsilon, float) or not 0 < epsilon < 1:
@@ -157,6 +170,7 @@ def read_architecture(folder: Path) -> Architecture:
         vocabulary=vocabulary,
         epsilon=epsilon,
         end_of_text=end,
+        tied=tied,
     )
     if arch.width % arch.heads:
         raise BadModel(f"config.json has n_embd={arch.width}, which {arch.heads} heads do not divide")

@@ -10,15 +10,9 @@ from pathlib import Path
 
 from protocol.errors import BadModel, UnknownModel
 from protocol.messages import MAX_REPLICAS
-from server.catalogue.architecture import (
-    CONFIG_FILE,
-    PUBLISHED,
-    TOKENIZER_FILES,
-    WEIGHTS_FILE,
-    Architecture,
-    read_architecture,
-)
+from server.catalogue.architecture import PUBLISHED, Architecture, read_architecture
 from server.catalogue.engines import ENGINES, choose_engine
+from server.catalogue.files import CONFIG_FILE, has_tokenizer, model_files
 
 DEMO = "demo"
 DEMO_FOLDER = Path(__file__).parent.parent / "demo_model"
@@ -142,13 +136,10 @@ class Catalogue:
             try:
                 commit = (folder / "refs" / "main").read_text(encoding="ascii").strip()
                 snapshot = folder / "snapshots" / commit
-                if (
-                    COMMIT.fullmatch(commit)
-                    and all((snapshot / file).is_file() for file in (CONFIG_FILE, WEIGHTS_FILE))
-                    and _has_tokenizer(snapshot)
-                ):
+                if COMMIT.fullmatch(commit) and (snapshot / CONFIG_FILE).is_file() and has_tokenizer(snapshot):
+                    model_files(snapshot)
                     return snapshot
-            except (OSError, ValueError):
+            except (OSError, ValueError, BadModel):
                 continue
         return None
 
@@ -169,18 +160,12 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _has_tokenizer(folder: Path) -> bool:
-    return any(all((folder / file).is_file() for file in files) for files in TOKENIZER_FILES)
-
-
 def _inspect(name: str, folder: Path) -> Model:
     try:
         arch = read_architecture(folder)
-        weights = folder / WEIGHTS_FILE
-        if not weights.is_file():
-            raise BadModel(f"{WEIGHTS_FILE} is missing")
-        if not _has_tokenizer(folder):
+        files = model_files(folder)
+        if not has_tokenizer(folder):
             raise BadModel("tokenizer.json (or vocab.json and merges.txt) is missing")
-        return Model(name, folder, arch, weights.stat().st_size)
+        return Model(name, folder, arch, files.weight_bytes)
     except (BadModel, OSError) as e:
         return Model(name, folder, None, problem=str(e))

@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 CHUNK = 8 << 20
@@ -67,3 +67,18 @@ def known_digest(file: Path, memory: Path, progress: Callable[[int, int], None])
         with contextlib.suppress(OSError):
             replace(note, f"{sha} {state}".encode(errors="surrogateescape"))
     return sha
+
+
+def known_digests(files: Sequence[Path], memory: Path, progress: Callable[[int, int], None]) -> dict[Path, str]:
+    """As `known_digest`, of several files; the progress counts the bytes of them all."""
+    sizes = [file.stat().st_size for file in files]
+    found = {}
+    for i, file in enumerate(files):
+        before = sum(sizes[:i])
+        found[file] = known_digest(file, memory, lambda done, _, before=before: progress(before + done, sum(sizes)))  # type: ignore[misc]
+    return found
+
+
+def joined(digests: Sequence[str]) -> str:
+    """Return one digest for the files of a model: that of the file, or of the files' digests."""
+    return digests[0] if len(digests) == 1 else hashlib.sha256(" ".join(digests).encode()).hexdigest()

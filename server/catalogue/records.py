@@ -11,8 +11,9 @@ from pathlib import Path
 import msgspec
 
 from protocol import messages as m
-from server.catalogue.architecture import WEIGHTS_FILE, Architecture
+from server.catalogue.architecture import Architecture
 from server.catalogue.engines import BUILD_FORMAT
+from server.catalogue.files import model_files
 from server.catalogue.notes import file_state, named_after, replace
 
 MAX_BYTES = 64 << 10
@@ -29,10 +30,11 @@ class Records:
     """One small file for each model."""
 
     def __init__(self, cache_dir: Path, folder: Path, arch: Architecture) -> None:
-        """Find the file of the model in `folder`, as it is now. Raises: OSError."""
-        weights = folder / WEIGHTS_FILE
-        self._file = named_after(weights, cache_dir, ".fidelity")
-        self._stamp = ascii(f"{BUILD_FORMAT} {arch} {file_state(weights)}")  # a path need not be text
+        """Find the file of the model in `folder`, as it is now. Raises: BadModel, OSError."""
+        weights = model_files(folder).weights
+        self._file = named_after(weights[0], cache_dir, ".fidelity")
+        states = " ".join(file_state(file) for file in weights)
+        self._stamp = ascii(f"{BUILD_FORMAT} {arch} {states}")  # a path need not be text
 
     def add(self, engine: str, precision: str, fidelity: m.Fidelity) -> None:
         """Keep a measurement. Raises: OSError."""

@@ -39,7 +39,8 @@ from huggingface_hub.errors import (
 )
 
 from protocol.errors import BadModel, LoadFailed, UnknownModel
-from server.catalogue.architecture import CONFIG_FILE, PUBLISHED, TOKENIZER_FILES, WEIGHTS_FILE
+from server.catalogue.architecture import PUBLISHED
+from server.catalogue.files import CONFIG_FILE, TOKENIZER_FILES, WEIGHTS_FILE
 from server.catalogue.notes import SHA256, digest
 from server.checkpoint.tensors import Report
 

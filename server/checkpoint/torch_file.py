@@ -95,6 +95,13 @@ class TorchFile:
             raise self._refused(f"cannot be read: it is damaged or cut ({type(e).__name__}: {e})") from None
         self.views = {name: value for name, value in found.items() if isinstance(value, View)}
 
+    def names(self) -> list[str]:
+        return list(self.views)
+
+    def dtype(self, name: str) -> str:
+        """Return the type by its name in safetensors."""
+        return self.views[name].storage.kind.dtype
+
     def read(self, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
         """Return a tensor of this shape, bfloat16 as uint16, mapped from the file. Raises: BadModel."""
         view = self.views[name]

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from protocol.errors import BadModel
-from server.catalogue.architecture import WEIGHTS_FILE, Architecture
+from server.catalogue.architecture import Architecture
 from server.catalogue.engines import COMPILED_FOLDER, TRAITS
-from server.catalogue.notes import SHA256, known_digest
+from server.catalogue.files import model_files
+from server.catalogue.notes import SHA256, joined, known_digests
 from server.checkpoint.tensors import Report, Weights
 from server.convert.cache import BuildCache, Built, Count
 from server.engines.base import Engine
@@ -20,11 +21,15 @@ from server.engines.base import Engine
 
 @dataclass(frozen=True)
 class Made:
-    """An engine, the SHA-256 of the weights' file, and the bytes of the files that the engine was opened from."""
+    """An engine, the SHA-256 of the weights (of shards: of their digests), and what it was opened from.
+
+    `disk_bytes`: size of these files. `separate_head`: whether the head has weights of its own.
+    """
 
     engine: Engine
     digest: str
     disk_bytes: int
+    separate_head: bool
 
 
 def load_engine(
@@ -35,17 +40,30 @@ def load_engine(
 
     Raises: BadModel, LoadFailed, OSError, MemoryError, and what the runtime raises.
     """
-    file = folder / WEIGHTS_FILE
-    sha = known_digest(file, cache_dir, lambda done, total: progress("check", done, total, "bytes"))
-    if SHA256.fullmatch(blob := file.resolve().name) and blob != sha:  # so the hub's cache names its files
-        raise BadModel(
-            f"{WEIGHTS_FILE} is damaged: its SHA-256 is not the one that names {file.resolve()}; "
-            "delete that, and load again"
-        )
+    files = model_files(folder)
+    digests = known_digests(files.weights, cache_dir, lambda done, total: progress("check", done, total, "bytes"))
+    for file, found in digests.items():  # the hub's cache names its files so
+        if SHA256.fullmatch(blob := file.resolve().name) and blob != found:
+            raise BadModel(
+                f"{file.name} is damaged: its SHA-256 is not the one that names {file.resolve()}; "
+                "delete that, and load again"
+            )
+    sha = joined(list(digests.values()))
+    weights = Weights(folder, arch)
     loading = _Loading(
-        folder, arch, engine, precision, rows, threads, compiled, sha, BuildCache(cache_dir, cache_bytes), progress
+        folder,
+        arch,
+        weights,
+        engine,
+        precision,
+        rows,
+        threads,
+        compiled,
+        sha,
+        BuildCache(cache_dir, cache_bytes),
+        progress,
     )
-    return Made(OPENERS[engine](loading), sha, loading.disk_bytes or file.stat().st_size)
+    return Made(OPENERS[engine](loading), sha, loading.disk_bytes or files.weight_bytes, weights.has_head)
 
 
 @dataclass
@@ -54,6 +72,7 @@ class _Loading:
 
     folder: Path
     arch: Architecture
+    weights: Weights
     engine: str
     precision: str
     rows: int
@@ -64,10 +83,6 @@ class _Loading:
     progress: Report
     disk_bytes: int = 0
     """Size of the built files that were opened."""
-
-    @property
-    def weights(self) -> Weights:
-        return Weights(self.folder / WEIGHTS_FILE, self.arch)
 
     @contextlib.contextmanager
     def built(self, build: Callable[[Weights, Count], Built], variant: str = "") -> Iterator[Path]:

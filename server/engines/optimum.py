@@ -35,7 +35,8 @@ try:
 except ImportError as e:
     raise ImportError(TRAITS["optimum"].missing("optimum", e.name)) from None
 
-from server.catalogue.architecture import CONFIG_FILE, Architecture
+from server.catalogue.architecture import Architecture
+from server.catalogue.files import CONFIG_FILE
 from server.engines.base import Hidden, Logits, Reference
 
 MODEL_FILE, SHARE_FILE = "model.onnx", "quantised_share"

@@ -15,6 +15,7 @@ import psutil
 from msgspec.structs import replace
 
 from protocol import messages as m
+from protocol.errors import BadModel
 from protocol.keys import Role
 from protocol.parameters import parameters
 from protocol.programs import VERSION
@@ -140,7 +141,7 @@ def _measured(model: Model, config: Config) -> Found:
         return {}
     try:
         return Records(config.cache_dir, model.folder, model.architecture).found()
-    except OSError:  # it has just been taken away
+    except (OSError, BadModel):  # it has just been taken away
         return {}
 
 

@@ -14,13 +14,12 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from protocol.programs import install
-from server.catalogue.architecture import CONFIG_FILE, TOKENIZER_FILES, WEIGHTS_FILE
+from server.catalogue.files import model_files
 from server.catalogue.notes import known_digest
 from server.launch.spec import CannotRun, Spec
 
@@ -161,7 +160,7 @@ class Agent:
         """
         folder, cache = Path(spec["folder"]), Path(spec["cache_dir"])
         files = (
-            {file.name: known_digest(file, cache, lambda *_: None) for file in _model_files(folder)}
+            {file.name: known_digest(file, cache, lambda *_: None) for file in model_files(folder).all}
             if spec["folder"]
             else {}
         )
@@ -201,12 +200,6 @@ def _amounts(resources: dict[str, float]) -> dict[str, float]:
         for name, amount in resources.items()
         if not name.startswith("node:") and name != "object_store_memory"
     }
-
-
-def _model_files(folder: Path) -> Iterator[Path]:
-    for name in (CONFIG_FILE, WEIGHTS_FILE, *(name for names in TOKENIZER_FILES for name in names)):
-        if (folder / name).is_file():
-            yield folder / name
 
 
 def _knock(address: str) -> None:

@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,7 +65,8 @@ def load(spec: Spec, connection: Connection) -> Worker:
         compiled=spec.compiled,
     )
     engine = made.engine
-    connection.send(Sized(id=None, memory_bytes=arch.memory_bytes(spec.engine, spec.precision, rows)))
+    held = replace(arch, tied=arch.tied and not made.separate_head)
+    connection.send(Sized(id=None, memory_bytes=held.memory_bytes(spec.engine, spec.precision, rows)))
     progress("warm up", 0, 1, "step")
     engine.prefill(0, [arch.end_of_text], 0, [0])
     engine.decode([0], [1])

@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -15,8 +16,9 @@ from transformers import GPT2LMHeadModel
 
 from protocol import messages as m
 from protocol.errors import BadRequest
-from server.catalogue.architecture import WEIGHTS_FILE, read_architecture
+from server.catalogue.architecture import read_architecture
 from server.catalogue.catalogue import DEMO_FOLDER
+from server.catalogue.files import WEIGHTS_FILE
 from server.catalogue.notes import named_after
 from server.catalogue.records import Records
 from server.checkpoint.tensors import Weights
@@ -86,7 +88,7 @@ def test_a_long_text_is_compared_in_windows(full: Engine) -> None:
             asked.append((past, len(wanted)))
             return full.prefill(row, ids, past, wanted)
 
-    watched = Watched(ARCH, DEMO_FOLDER, Weights(DEMO_FOLDER / WEIGHTS_FILE, ARCH), "fp32", 2)
+    watched = Watched(ARCH, DEMO_FOLDER, Weights(DEMO_FOLDER, ARCH), "fp32", 2)
     watched.decode = full.decode  # type: ignore[method-assign]
     compare(full, watched, ids, lambda *_: None)
     assert sum(count for _, count in asked) == len(ids) - 2 + 8  # no successor at the end of either window; 8 prompts
@@ -122,7 +124,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def records(folder: Path, **changed: int) -> Records:
+def records(folder: Path, **changed: Any) -> Records:
     return Records(folder / "cache", folder, dataclasses.replace(ARCH, **changed))
 
 

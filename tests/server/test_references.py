@@ -13,7 +13,7 @@ import torch
 from transformers import GPT2LMHeadModel
 
 from protocol import messages as m
-from server.catalogue.architecture import WEIGHTS_FILE, read_architecture
+from server.catalogue.architecture import read_architecture
 from server.catalogue.catalogue import DEMO_FOLDER
 from server.checkpoint.tensors import Weights
 from server.engines.base import Engine
@@ -22,7 +22,7 @@ from server.engines.torch import TorchEngine
 from tests.server.test_worker import Loop
 
 ARCH = read_architecture(DEMO_FOLDER)
-WEIGHTS = Weights(DEMO_FOLDER / WEIGHTS_FILE, ARCH)
+WEIGHTS = Weights(DEMO_FOLDER, ARCH)
 IDS = np.random.default_rng(3).integers(1, ARCH.vocabulary, 80).tolist()
 
 
@@ -88,7 +88,7 @@ from server.catalogue.catalogue import *
 from server.checkpoint.tensors import Weights
 from server.engines.torch import TorchEngine
 arch = read_architecture(DEMO_FOLDER)
-TorchEngine(arch, DEMO_FOLDER, Weights(DEMO_FOLDER / WEIGHTS_FILE, arch), "fp32", 2, compiled=True).warm_up()
+TorchEngine(arch, DEMO_FOLDER, Weights(DEMO_FOLDER, arch), "fp32", 2, compiled=True).warm_up()
 """
     environment = {k: v for k, v in os.environ.items() if k != "CXX"} | {
         "PATH": str(tmp_path),

@@ -137,26 +137,26 @@ def test_a_tensor_that_is_missing_or_misshapen_is_named(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     save_file({k: v for k, v in tensors.items() if k != "h.3.ln_1.bias"}, file)
     with pytest.raises(BadModel, match=r"no tensor h\.3\.ln_1\.bias"):
-        Weights(file, ARCH)
+        Weights(tmp_path, ARCH)
     save_file(tensors | {"wpe.weight": tensors["wpe.weight"][:512].copy()}, file)
     with pytest.raises(BadModel, match=r"wpe\.weight has shape \[512, 256\].*\[1024, 256\]"):
-        Weights(file, ARCH)
+        Weights(tmp_path, ARCH)
     file.write_bytes(b"not safetensors at all")
     with pytest.raises(BadModel, match="cannot be read"):
-        Weights(file, ARCH)
+        Weights(tmp_path, ARCH)
 
 
 def test_prefixed_and_half_precision_tensors_are_read(tmp_path: Path) -> None:
     tensors = load_file(DEMO_FOLDER / "model.safetensors")
-    plain = Weights(DEMO_FOLDER / "model.safetensors", ARCH)
+    plain = Weights(DEMO_FOLDER, ARCH)
     for dtype in (np.float32, ml_dtypes.bfloat16):
-        file = tmp_path / f"{np.dtype(dtype).name}.safetensors"
+        file = tmp_path / "model.safetensors"
         save_file(
             {f"transformer.{k}": v.astype(dtype) for k, v in tensors.items()}
             | {"lm_head.weight": tensors["wte.weight"].astype(dtype)},
             file,
         )
-        weights = Weights(file, ARCH)
+        weights = Weights(tmp_path, ARCH)
         assert "lm_head.weight" not in weights, "a tied head is no tensor of its own"
         assert weights["wte.weight"].dtype == np.float32
         np.testing.assert_allclose(weights["wte.weight"], plain["wte.weight"], rtol=2**-8)
@@ -219,7 +219,7 @@ def relative_error(matrix: NDArray[np.float32], blocks: Blocks) -> float:
 
 
 def test_int4_scales_are_better_on_real_weights() -> None:
-    matrix = Weights(DEMO_FOLDER / "model.safetensors", ARCH)["h.0.mlp.c_fc.weight"].T
+    matrix = Weights(DEMO_FOLDER, ARCH)["h.0.mlp.c_fc.weight"].T
     blocks = matrix.reshape(len(matrix), -1, BLOCK)
     steps = np.abs(blocks).max(axis=2, keepdims=True) / 7
     plain = np.linalg.norm(np.rint(blocks / steps) * steps - blocks) / np.linalg.norm(blocks)
@@ -227,7 +227,7 @@ def test_int4_scales_are_better_on_real_weights() -> None:
 
 
 def test_what_int8_loses_on_the_embedded_model_is_small() -> None:
-    matrix = Weights(DEMO_FOLDER / "model.safetensors", ARCH)["h.0.mlp.c_fc.weight"].T
+    matrix = Weights(DEMO_FOLDER, ARCH)["h.0.mlp.c_fc.weight"].T
     assert 0 < relative_error(matrix, quantise(matrix, 8)) < 0.01
 
 

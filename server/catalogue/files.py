@@ -1,0 +1,135 @@
+"""One list of a model's files: what is hashed, downloaded, sized, sent to other machines and read is named here.
+
+Loads no model library: the gateway imports it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from protocol.errors import BadModel
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+TORCH_FILE = "pytorch_model.bin"
+INDEX = ".index.json"
+WEIGHTS_FILES = (WEIGHTS_FILE, f"{WEIGHTS_FILE}{INDEX}", TORCH_FILE, f"{TORCH_FILE}{INDEX}")
+"""Where weights are looked for, in transformers' order: the first that is there is read."""
+TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
+"""Files that together are a tokenizer; any of these will do."""
+OTHER_FILES = (
+    "generation_config.json", "tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json",
+    "special_tokens_map.json", "tokenizer_config.json", "vocab.txt", "spiece.model",
+)  # fmt: skip
+"""What may lie beside: it goes wherever the model goes."""
+NOT_READ = ("tf_model.h5", "flax_model.msgpack", "rust_model.ot", "model.ckpt.index")
+MAX_INDEX_BYTES = 4 << 20
+MAX_SHARDS = 256
+POINTER, MAX_POINTER_BYTES = b"version https://git-lfs", 1024
+SHARD = re.compile(r"[\w-][\w.-]*", re.ASCII)
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """The files of a model's folder, all of which are there."""
+
+    weights: tuple[Path, ...]
+    """One, or the shards by name."""
+    index: Path | None
+    others: tuple[Path, ...]
+    """The configuration, the tokenizer and what belongs to them."""
+
+    @property
+    def all(self) -> tuple[Path, ...]:
+        return (*self.others, *([self.index] if self.index else []), *self.weights)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Size of the weights. Raises: OSError."""
+        return sum(file.stat().st_size for file in self.weights)
+
+
+def model_files(folder: Path) -> ModelFiles:
+    """Return what the folder's model consists of. Raises: BadModel, which says what is missing and what to do; OSError.
+
+    Of the tokenizer only that is looked at, which files there are: `has_tokenizer` says whether they are enough.
+    """
+    name = next((name for name in WEIGHTS_FILES if (folder / name).is_file()), None)
+    if name is None:
+        raise BadModel(_without_weights(folder))
+    index = folder / name if name.endswith(INDEX) else None
+    weights = tuple(folder / shard for shard in shards(index)) if index else (folder / name,)
+    others = tuple(file for other in (CONFIG_FILE, *OTHER_FILES) if (file := folder / other).is_file())
+    if missing := [file.name for file in weights if not file.is_file()]:
+        raise BadModel(
+            f"{name} names {', '.join(missing[:3])}, and {'it is' if len(missing) == 1 else 'they are'} missing"
+        )
+    found = ModelFiles(weights, index, others)
+    for file in found.all:
+        if is_pointer(file):
+            raise BadModel(f"{file.name} is a Git LFS pointer: run git lfs pull in {file.parent}")
+    return found
+
+
+def shards(index: Path) -> list[str]:
+    """Return the names of the files that an index names. Raises: BadModel, OSError."""
+    if index.stat().st_size > MAX_INDEX_BYTES:
+        raise BadModel(f"{index.name} is over {MAX_INDEX_BYTES} bytes")
+    ending = Path(index.name.removesuffix(INDEX)).suffix
+    try:
+        placed = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        names = sorted(set(placed))
+        fine = 0 < len(names) <= MAX_SHARDS and all(SHARD.fullmatch(n) and n.endswith(ending) for n in names)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+        raise BadModel(f"{index.name} cannot be read ({type(e).__name__}: {e})") from None
+    if not fine:
+        raise BadModel(f"{index.name} must name 1 to {MAX_SHARDS} files of its folder that end in {ending}")
+    return names
+
+
+def has_tokenizer(folder: Path) -> bool:
+    return any(all((folder / file).is_file() for file in files) for files in TOKENIZER_FILES)
+
+
+def is_pointer(file: Path) -> bool:
+    """Return whether git left its word for a large file here instead of the file. Raises: OSError."""
+    if file.stat().st_size > MAX_POINTER_BYTES:
+        return False
+    with file.open("rb") as stream:
+        return stream.read(len(POINTER)) == POINTER
+
+
+def deeper(folder: Path, names: Iterable[str]) -> str:
+    """Return a hint where a folder in this one has what is missing here, else nothing."""
+    names = list(names)
+    found = sorted((f.name for f in _folders(folder) if any((f / name).is_file() for name in names)), key=_last)
+    return f"; look one folder deeper: {found[-1]}" if found else ""
+
+
+def _folders(folder: Path) -> Iterator[Path]:
+    with contextlib.suppress(OSError):
+        yield from (entry for entry in folder.iterdir() if entry.is_dir())
+
+
+def _last(name: str) -> tuple[int, str]:
+    """Sort checkpoint-500 before checkpoint-1000."""
+    number = re.search(r"(\d{1,12})$", name)
+    return (int(number[1]) if number else -1, name)
+
+
+def _without_weights(folder: Path) -> str:
+    """Say what is there instead of weights."""
+    other = next((name for name in NOT_READ if (folder / name).is_file()), None)
+    other = other or next((file.name for file in sorted(folder.glob("*.gguf"))), None)
+    if other:
+        return (
+            f"the weights are in {other}, which is not read: save them once with transformers' save_pretrained, which "
+            f"writes {WEIGHTS_FILE}"
+        )
+    hint = deeper(folder, WEIGHTS_FILES)
+    return f"{WEIGHTS_FILE} (or {TORCH_FILE}, or shards with a {WEIGHTS_FILE}{INDEX}) is missing{hint}"

@@ -1,0 +1,324 @@
+"""Folders of weights as people have them: the same tensors as transformers reads, or a sentence that says why not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file, save_model
+from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, GPT2Model
+
+from protocol.errors import BadModel
+from server.catalogue.architecture import Architecture, read_architecture
+from server.catalogue.catalogue import DEMO_FOLDER, Catalogue
+from server.catalogue.files import model_files
+from server.checkpoint.tensors import Weights
+from server.engines.load import load_engine
+
+CONFIG = {
+    "n_layer": 2, "n_head": 2, "n_embd": 16, "n_positions": 32, "vocab_size": 48, "bos_token_id": 0, "eos_token_id": 0,
+}  # fmt: skip
+IDS = [5, 6, 7, 40]
+
+
+def model(kind: Any = GPT2LMHeadModel, **config: object) -> Any:
+    """A model of transformers whose logits are not flat."""
+    torch.manual_seed(1)
+    made: Any = GPT2Config
+    return kind(made(**CONFIG, initializer_range=0.4, pad_token_id=0, **config)).eval()
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def rewrite(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        model().save_pretrained(folder)
+        save_file(change(tensors(folder)), folder / "model.safetensors", metadata={"format": "pt"})
+
+    return make
+
+
+def dtype(kind: torch.dtype) -> Callable[[Path], None]:
+    return lambda folder: model().to(kind).save_pretrained(folder)
+
+
+def mixed(folder: Path) -> None:
+    kinds = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
+    rewrite(lambda has: {n: t.to(kinds[i % 4]) for i, (n, t) in enumerate(has.items())})(folder)
+
+
+def binary(folder: Path, *, old: bool = False, prefix: str = "") -> None:
+    """All of the state dict, tied head and buffers too, as before safetensors."""
+    whole = model()
+    whole.config.save_pretrained(folder)
+    state = {prefix + name: tensor for name, tensor in whole.state_dict().items()}
+    masks = {f"{prefix}transformer.h.{i}.attn.bias": torch.ones(1, 1, 32, 32, dtype=torch.uint8) for i in range(2)}
+    masks |= {f"{prefix}transformer.h.{i}.attn.masked_bias": torch.tensor(-1e4) for i in range(2)}
+    torch.save(state | masks, folder / "pytorch_model.bin", _use_new_zipfile_serialization=not old)
+
+
+def binary_shards(folder: Path) -> None:
+    model().save_pretrained(folder, safe_serialization=False, max_shard_size="10KB")
+
+
+def both(folder: Path) -> None:
+    """safetensors and a pytorch_model.bin with other values: the first is read."""
+    model().save_pretrained(folder)
+    torch.save({n: t + 1 for n, t in tensors(folder).items()}, folder / "pytorch_model.bin")
+
+
+def with_heads(has: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What is no parameter has any shape and type."""
+    beside = {"v_head.summary.weight": torch.zeros(1, 16), "score.weight": torch.zeros(3, 16, dtype=torch.int8)}
+    beside |= {"transformer.h.0.attn.bias": torch.ones(1, 1, 32, 32, dtype=torch.bool)}
+    return has | beside | {"transformer.h.1.attn.masked_bias": torch.zeros((), dtype=torch.uint8)}
+
+
+KINDS: dict[str, Callable[[Path], None]] = {
+    "fp32": dtype(torch.float32),
+    "fp16": dtype(torch.float16),
+    "bf16": dtype(torch.bfloat16),
+    "fp64": dtype(torch.float64),
+    "mixed": mixed,
+    "shards": lambda folder: model().save_pretrained(folder, max_shard_size="10KB"),
+    "bin": binary,
+    "bin of torch 1.5": lambda folder: binary(folder, old=True),
+    "bin shards": binary_shards,
+    "safetensors and bin": both,
+    "no prefix": lambda folder: model(GPT2Model).save_pretrained(folder),
+    "a classifier": lambda folder: model(GPT2ForSequenceClassification).save_pretrained(folder),
+    "other heads": rewrite(with_heads),
+    "head and table": rewrite(lambda has: has | {"lm_head.weight": has["transformer.wte.weight"].clone()}),
+    "untied": lambda folder: model(tie_word_embeddings=False).save_pretrained(folder),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_tensors_are_those_that_transformers_reads(tmp_path: Path, kind: str) -> None:
+    KINDS[kind](tmp_path)
+    same(tmp_path, GPT2LMHeadModel.from_pretrained(tmp_path, attn_implementation="eager"))
+
+
+def same(folder: Path, judge: GPT2LMHeadModel) -> None:
+    weights = Weights(folder, read_architecture(folder))
+    expected = {name.removeprefix("transformer."): p.detach().float() for name, p in judge.named_parameters()}
+    assert weights.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert weights[name].dtype == np.float32
+        np.testing.assert_array_equal(weights[name], tensor.numpy())
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "_orig_mod.module."])
+def test_a_wrappers_prefix_is_no_part_of_the_names(tmp_path: Path, prefix: str) -> None:
+    """transformers would fill such a model at random: it is compared with the same one without the prefix."""
+    binary(tmp_path, prefix=prefix)
+    same(tmp_path, model())
+
+
+def test_a_head_that_is_stored_alone_is_the_table_too(tmp_path: Path) -> None:
+    """safetensors' save_model keeps one name of two that share a tensor; transformers 4.57 gets no table from that."""
+    whole = model()
+    whole.config.save_pretrained(tmp_path)
+    save_model(whole, str(tmp_path / "model.safetensors"), metadata={"format": "pt"})
+    assert "transformer.wte.weight" not in tensors(tmp_path)
+    same(tmp_path, whole)
+
+
+def test_a_head_that_is_stored_with_other_values_is_used(tmp_path: Path) -> None:
+    rewrite(lambda has: has | {"lm_head.weight": has["transformer.wte.weight"] + 1})(tmp_path)
+    weights = Weights(tmp_path, read_architecture(tmp_path))
+    assert weights.has_head
+    np.testing.assert_array_equal(weights["lm_head.weight"], weights["wte.weight"] + 1)
+
+
+def test_a_head_of_its_own_is_in_the_estimate() -> None:
+    gpt2 = Architecture(12, 12, 768, 3072, 1024, 50257, 1e-5, 50256)
+    more = replace(gpt2, tied=False).memory_bytes("native", "fp32", 1) - gpt2.memory_bytes("native", "fp32", 1)
+    assert more == 4 * 768 * 50257
+
+
+@pytest.mark.parametrize("engine", ["native", "onnx"])
+@pytest.mark.parametrize("kind", ["mixed", "bin of torch 1.5", "shards", "untied"])
+def test_the_logits_are_those_of_transformers(tmp_path: Path, engine: str, kind: str) -> None:
+    KINDS[kind](tmp_path)
+    made = load_engine(
+        tmp_path, read_architecture(tmp_path), engine, "fp32", 1, 1, tmp_path / "cache", 1 << 30, lambda *_: None
+    )
+    judge = GPT2LMHeadModel.from_pretrained(tmp_path, attn_implementation="eager", torch_dtype=torch.float32)
+    with torch.inference_mode():
+        expected = judge(torch.tensor([IDS])).logits[0, -1].numpy()
+    np.testing.assert_allclose(made.engine.prefill(0, IDS, 0, [3])[0], expected, atol=2e-5, rtol=2e-5)
+    assert made.separate_head == (kind == "untied") and np.ptp(expected) > 1
+    made.engine.close()
+
+
+def test_bfloat16_needs_no_other_library(tmp_path: Path) -> None:
+    """In a fresh process: NumPy knows bfloat16 only where something else has taught it."""
+    KINDS["bf16"](tmp_path)
+    code = """if True:
+        import sys
+        from pathlib import Path
+        from server.catalogue.architecture import read_architecture
+        from server.engines.load import load_engine
+        folder = Path(sys.argv[1])
+        for engine in ("native", "onnx"):
+            made = load_engine(folder, read_architecture(folder), engine, "fp32", 1, 1, folder / "cache", 1 << 30,
+                               lambda *_: None)
+            made.engine.prefill(0, [1, 2], 0, [1])
+            assert not {"torch", "transformers"} & set(sys.modules)
+    """
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=60)
+
+
+def without(name: str) -> Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
+    return lambda has: {n: t for n, t in has.items() if n != name}
+
+
+def changed(name: str, tensor: torch.Tensor) -> Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
+    return lambda has: has | {name: tensor}
+
+
+QKV = "transformer.h.0.attn.c_attn.weight"
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (rewrite(changed(QKV, torch.zeros(16, 48, dtype=torch.int8))), "c_attn.weight is stored as I8: quantised"),
+        (rewrite(changed(QKV, torch.zeros(16, 48).to(torch.float8_e4m3fn))), "stored as F8_E4M3: quantised"),
+        (rewrite(changed(QKV, torch.zeros(48, 16))), r"shape \[48, 16\], config.json says \[16, 48\]"),
+        (rewrite(without("transformer.wpe.weight")), "no tensor wpe.weight$"),
+        (rewrite(lambda has: {f"model.{n}": t for n, t in has.items()}), "names begin with 'model.transformer.'"),
+        (rewrite(lambda has: {n.removeprefix("transformer.h.0."): t for n, t in has.items()}), r"no tensor h\.0\.attn"),
+    ],
+)
+def test_tensors_that_are_not_gpt2s_are_refused(tmp_path: Path, make: Callable[[Path], None], says: str) -> None:
+    make(tmp_path)
+    with pytest.raises(BadModel, match=says):
+        Weights(tmp_path, read_architecture(tmp_path))
+
+
+@pytest.mark.parametrize("gone", ["lm_head.weight", "transformer.wte.weight"])
+def test_an_untied_model_has_both(tmp_path: Path, gone: str) -> None:
+    """transformers would fill the other one at random."""
+    model(tie_word_embeddings=False).save_pretrained(tmp_path)
+    save_file(without(gone)(tensors(tmp_path)), tmp_path / "model.safetensors")
+    with pytest.raises(
+        BadModel, match=f"tie_word_embeddings=false, and .* no tensor {gone.removeprefix('transformer.')}"
+    ):
+        Weights(tmp_path, read_architecture(tmp_path))
+
+
+def demo(folder: Path) -> Path:
+    shutil.copytree(DEMO_FOLDER, folder / "own", ignore=shutil.ignore_patterns("*.md", "held_out.txt"))
+    return folder / "own"
+
+
+def problem(folder: Path) -> str:
+    """What `models()` says of a folder, which is what a load says."""
+    catalogue = Catalogue(folder.parent, folder.parent / ".hub")
+    found = next(m.problem for m in catalogue.models() if m.name == folder.name)
+    if found:
+        with pytest.raises(BadModel):
+            catalogue.find(folder.name)
+    return found
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 548105171\n"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_a_git_lfs_pointer_is_named(tmp_path: Path, name: str) -> None:
+    folder = demo(tmp_path)
+    (folder / name).write_bytes(POINTER)
+    assert problem(folder) == f"{name} is a Git LFS pointer: run git lfs pull in {folder}"
+
+
+def test_a_shard_that_is_a_pointer_or_missing_is_named(tmp_path: Path) -> None:
+    folder = demo(tmp_path)
+    (folder / "model.safetensors").unlink()
+    index = {"weight_map": {"wte.weight": "model-1.safetensors", "wpe.weight": "model-2.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "model-1.safetensors").write_bytes(POINTER)
+    assert problem(folder) == "model.safetensors.index.json names model-2.safetensors, and it is missing"
+    (folder / "model-2.safetensors").write_bytes(bytes(10))
+    assert "model-1.safetensors is a Git LFS pointer" in problem(folder)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]", "{", '{"weight_map": {}}', '{"weight_map": {"a": "../model.safetensors"}}', '{"weight_map": {"a": 5}}',
+        '{"weight_map": {"a": "/etc/passwd"}}', '{"weight_map": {"a": ".safetensors"}}', "[" * 100_000,
+        '{"weight_map": {"a": "other.bin"}}', '{"weight_map": ["model.safetensors"]}', " " * (5 << 20),
+    ],
+)  # fmt: skip
+def test_an_index_names_files_of_its_folder(tmp_path: Path, content: str) -> None:
+    folder = demo(tmp_path)
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(content)
+    assert problem(folder).startswith("model.safetensors.index.json ")
+
+
+@pytest.mark.parametrize("other", ["tf_model.h5", "flax_model.msgpack", "gpt2.Q4_0.gguf"])
+def test_weights_in_another_format_are_named(tmp_path: Path, other: str) -> None:
+    folder = demo(tmp_path)
+    (folder / "model.safetensors").rename(folder / other)
+    assert problem(folder).startswith(f"the weights are in {other}, which is not read: ")
+
+
+def test_a_model_one_folder_deeper_is_named(tmp_path: Path) -> None:
+    folder = demo(tmp_path)
+    for step in (500, 1500, 1000):
+        shutil.copytree(folder, tmp_path / "out" / f"checkpoint-{step}")
+    assert problem(tmp_path / "out") == "config.json is missing; look one folder deeper: checkpoint-1500"
+    shutil.copy(folder / "config.json", tmp_path / "out")
+    assert problem(tmp_path / "out").endswith("is missing; look one folder deeper: checkpoint-1500")
+
+
+def test_what_a_configuration_lacks_or_has_is_named(tmp_path: Path) -> None:
+    folder = demo(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "bitsandbytes"}}))
+    assert problem(folder).startswith("config.json has quantization_config (bitsandbytes): quantised weights are not")
+    del config["model_type"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert problem(folder) == 'config.json has no model_type; if it is a GPT-2, add "model_type": "gpt2"'
+
+
+def test_one_list_has_every_file_of_a_model(tmp_path: Path) -> None:
+    folder = demo(tmp_path)
+    (folder / "model.safetensors").unlink()
+    KINDS["shards"](folder)
+    files = model_files(folder)
+    assert {file.name for file in files.all} == {file.name for file in folder.iterdir()}
+    shards = sorted(folder.glob("model-*.safetensors"))
+    assert len(shards) > 2 and files.weights == tuple(shards)
+    found = Catalogue(tmp_path, tmp_path / ".hub").find("own")
+    assert found.file_bytes == sum(file.stat().st_size for file in shards)
+
+
+def test_a_changed_shard_is_another_model(tmp_path: Path) -> None:
+    """What was built of one is not used for the other."""
+    KINDS["shards"](tmp_path)
+    digests = []
+    for _ in range(2):
+        made = load_engine(
+            tmp_path, read_architecture(tmp_path), "onnx", "fp32", 1, 1, tmp_path / "cache", 1 << 30, lambda *_: None
+        )
+        digests.append((made.digest, made.engine.prefill(0, IDS, 0, [3])[0].tolist()))
+        made.engine.close()
+        shard = max(tmp_path.glob("model-*.safetensors"))
+        save_file({n: t * 2 for n, t in load_file(shard).items()}, shard)
+    assert digests[0][0] != digests[1][0] and digests[0][1] != digests[1][1]
