@@ -16,7 +16,7 @@ CHUNK = 64 << 10
 
 @dataclass
 class Hub:
-    """Hub with `files`, {"repository/file": bytes}. The faults are those of model.safetensors."""
+    """Hub with `files`, {"repository/file": bytes}. The faults are those of its weights."""
 
     files: dict[str, bytes] = field(default_factory=dict)
     cut_after: int | None = None
@@ -80,7 +80,7 @@ class Hub:
             handler.end_headers()
             return
         body = self.files[name]
-        weights = name.endswith(".safetensors")
+        weights = name.endswith((".safetensors", ".bin"))
         handler.send_response(206 if start else 200)
         # The hub names large files by their SHA-256 and small ones by their git object.
         etag = (

@@ -40,7 +40,15 @@ from huggingface_hub.errors import (
 
 from protocol.errors import BadModel, LoadFailed, UnknownModel
 from server.catalogue.architecture import PUBLISHED
-from server.catalogue.files import CONFIG_FILE, TOKENIZER_FILES, WEIGHTS_FILE
+from server.catalogue.files import (
+    CONFIG_FILE,
+    INDEX,
+    TOKENIZER_FILES,
+    TORCH_FILE,
+    WEIGHTS_FILE,
+    WEIGHTS_FILES,
+    shards,
+)
 from server.catalogue.notes import SHA256, digest
 from server.checkpoint.tensors import Report
 
@@ -48,6 +56,7 @@ constants.DOWNLOAD_CHUNK_SIZE = 1 << 20  # of its 10 MiB, up to all are lost wit
 CONTACT_S = 10.0
 MAX_SMALL_BYTES = 32 << 20
 """Limit for config.json and the tokenizer's files; GPT-2's have up to 1.4 MB."""
+LARGE = (".safetensors", ".bin")
 ETAG = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 COMMIT = re.compile("[0-9a-f]{40}")
 FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -80,20 +89,36 @@ class Repository:
     def rest(self) -> Path:
         """Fetch the tokenizer and the weights, and check these; return the folder."""
         files = next((found for files in TOKENIZER_FILES if len(found := self._metadata(files)) == len(files)), None)
-        weights = self._metadata([WEIGHTS_FILE])
+        weights = self._weights()
         if files is None or not weights:
             missing = (
-                f"{WEIGHTS_FILE} (other formats are not read)"
+                f"{WEIGHTS_FILE} or {TORCH_FILE}, whole or in shards (other formats are not read)"
                 if not weights
                 else "tokenizer.json or vocab.json with merges.txt"
             )
             raise BadModel(f"{constants.ENDPOINT}/{self._name} has no {missing}")
-        size = weights[WEIGHTS_FILE].size or 0
-        blob = self._blobs / str(weights[WEIGHTS_FILE].etag)
-        self._check_disk(size - max(_size(blob), _size(self._incomplete(weights[WEIGHTS_FILE]))))
+        self._check_disk(sum((sent.size or 0) - self._arrived(sent) for sent in weights.values()))
         folder = self._fetch(files | weights)
-        self._verify(folder / WEIGHTS_FILE, weights[WEIGHTS_FILE].etag or "")
+        for file, sent in weights.items():
+            self._verify(folder / file, sent.etag or "")
         return folder
+
+    def _weights(self) -> dict[str, HfFileMetadata]:
+        """Return the files of the weights in the order in which a folder is read; of shards those of the index."""
+        for name in WEIGHTS_FILES:
+            found = self._metadata([name])
+            if found and name.endswith(INDEX):
+                named = shards(self._fetch(found) / name)
+                found |= self._metadata(named)
+                if missing := [shard for shard in named if shard not in found]:
+                    raise BadModel(f"{constants.ENDPOINT}/{self._name} has no {missing[0]}, which its {name} names")
+            if found:
+                return found
+        return {}
+
+    def _arrived(self, found: HfFileMetadata) -> int:
+        """Return how much of a file is on the disk."""
+        return max(_size(self._blobs / str(found.etag)), _size(self._incomplete(found)))
 
     def _metadata(self, files: Iterable[str]) -> dict[str, HfFileMetadata]:
         """Sizes and digests of those of the files that the repository has."""
@@ -103,7 +128,7 @@ class Repository:
                 found[file] = self._call(partial(get_hf_file_metadata, hf_hub_url(self._name, file), timeout=CONTACT_S))
             except EntryNotFoundError:
                 continue
-            if file != WEIGHTS_FILE and (found[file].size or 0) > MAX_SMALL_BYTES:
+            if not file.endswith(LARGE) and (found[file].size or 0) > MAX_SMALL_BYTES:
                 raise BadModel(
                     f"{file} of {self._name} has {(found[file].size or 0) / 1e6:.0f} MB, "
                     "more than such a file ever needs"
@@ -152,7 +177,7 @@ class Repository:
             for path in (file.resolve(), file):
                 path.unlink(missing_ok=True)
             raise LoadFailed(
-                f"{WEIGHTS_FILE} of {self._name} came damaged (its SHA-256 is not the hub's) and was deleted; "
+                f"{file.name} of {self._name} came damaged (its SHA-256 is not the hub's) and was deleted; "
                 "load again to download it once more"
             )
 

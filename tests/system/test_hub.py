@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from protocol import Client, messages as m
 from protocol.connection import Event
@@ -192,6 +194,57 @@ def test_without_a_network_it_says_what_and_where_instead(tmp_path: Path, cache:
     daemon.kill()
 
 
+def in_shards(folder: Path, parts: int) -> None:
+    """Put the embedded model's weights into a folder in shards with an index."""
+    tensors = load_file(WEIGHTS)
+    placed = {name: f"model-{i % parts + 1:05}-of-{parts:05}.safetensors" for i, name in enumerate(sorted(tensors))}
+    for shard in set(placed.values()):
+        save_file({name: tensors[name] for name in placed if placed[name] == shard}, folder / shard)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": placed}))
+
+
+def test_of_shards_those_come_that_the_index_names(tmp_path: Path, cache: Path, hub: Hub) -> None:
+    folder = tmp_path / "sharded"
+    folder.mkdir()
+    in_shards(folder, 2)
+    for name in ("model-00003-of-00003.safetensors", "pytorch_model.bin"):
+        (folder / name).write_bytes(b"not a model")
+    hub.add("some/shards", folder)
+    hub.add("some/shards", DEMO_FOLDER, "config.json", "tokenizer.json")
+    hub.add("some/gap", DEMO_FOLDER, "config.json", "tokenizer.json")
+    hub.add("some/gap", folder, "model.safetensors.index.json", "model-00001-of-00002.safetensors")
+    daemon = serve(tmp_path, cache, hub, "--allow-hub")
+    with Client(daemon.endpoint) as client:
+        client.load("some/shards", precision="fp32")
+        client.load("demo", precision="fp32")
+        texts = [
+            client.generate("Shall I", model=name, strategy="greedy", max_new_tokens=8).text
+            for name in ("some/shards", "demo")
+        ]
+        assert texts[0] == texts[1]
+        assert [len(hub.served(f"model-{i:05}-of-00002.safetensors")) for i in (1, 2)] == [1, 1]
+        assert not hub.served("model-00003-of-00003.safetensors") and not hub.served("pytorch_model.bin")
+        offered = {model.name: model for model in client.models()}
+        assert offered["some/shards"].file_bytes == sum(file.stat().st_size for file in folder.glob("*-of-00002.*"))
+        with pytest.raises(BadModel, match=r"has no model-00002-of-00002.safetensors, which its .*index.json names"):
+            client.load("some/gap")
+        assert len(hub.served("model-00001-of-00002.safetensors")) == 1, "nothing large came of what has a gap"
+    daemon.kill()
+
+
+def test_a_file_of_torch_comes_where_there_is_no_other(tmp_path: Path, cache: Path, hub: Hub) -> None:
+    torch = pytest.importorskip("torch")
+    tensors = {name: torch.from_numpy(array) for name, array in load_file(WEIGHTS).items()}
+    torch.save(tensors, tmp_path / "pytorch_model.bin")
+    hub.add("some/torch", tmp_path, "pytorch_model.bin")
+    hub.add("some/torch", DEMO_FOLDER, "config.json", "tokenizer.json")
+    daemon = serve(tmp_path, cache, hub, "--allow-hub")
+    with Client(daemon.endpoint) as client:
+        client.load("some/torch")
+        assert client.generate("Shall I", max_new_tokens=3).ids
+    daemon.kill()
+
+
 def test_other_repositories_need_a_word_of_the_operator(tmp_path: Path, cache: Path, hub: Hub) -> None:
     hub.add("some/verse", DEMO_FOLDER)
     hub.add("some/pickle", DEMO_FOLDER, "config.json", "tokenizer.json")
@@ -206,7 +259,7 @@ def test_other_repositories_need_a_word_of_the_operator(tmp_path: Path, cache: P
         assert "some/verse" in [model.name for model in client.models()]
         with pytest.raises(UnknownModel, match="has no model some/thing"):
             client.load("some/thing")
-        with pytest.raises(BadModel, match=r"has no model.safetensors \(other formats are not read\)"):
+        with pytest.raises(BadModel, match=r"has no model.safetensors or pytorch_model.bin, .* \(other formats"):
             client.load("some/pickle")
         for name in ("../demo", "a/../b", "/etc/passwd", "a//b", "https://x/y"):
             with pytest.raises(UnknownModel):
