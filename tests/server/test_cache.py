@@ -98,7 +98,7 @@ class Together:
         self.seen: dict[int, list[tuple[int, int]]] = {}
         self.begun = threading.Event()
         self.may_end = threading.Event()
-        self.waits = threading.Event()
+        self.two_wait = threading.Event()
         self.threads: list[threading.Thread] = []
 
     def start(self) -> None:
@@ -122,8 +122,8 @@ class Together:
 
         def progress(done: int, total: int) -> None:
             self.seen.setdefault(number, []).append((done, total))
-            if self.begun.is_set():
-                self.waits.set()
+            if len(self.seen.keys() - {0}) == 2:
+                self.two_wait.set()
 
         self.places.append(self.cache.get("a", build, progress))
 
@@ -134,7 +134,7 @@ def test_one_builds_and_the_others_wait_with_its_progress(tmp_path: Path) -> Non
     assert workers.begun.wait(WAIT_S)
     for _ in range(2):
         workers.start()
-    assert workers.waits.wait(WAIT_S)
+    assert workers.two_wait.wait(WAIT_S)
     workers.end()
     assert workers.builders == [0] and len(set(workers.places)) == 1
     assert workers.seen[1][0] == workers.seen[2][0] == (3, 14)
