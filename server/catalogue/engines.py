@@ -6,6 +6,7 @@ Loads no model library: the gateway imports it.
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import sys
 from collections.abc import Callable, Mapping
@@ -211,6 +212,9 @@ def notices() -> list[str]:
         if without_onnx := onnx_problem():
             return [f"only reference engines can be used, where they are installed: {problem}; {without_onnx}"]
         return [f"the slower engine {next(iter(ENGINES))} is the default: {problem}"]
+    if "native" not in ENGINES:
+        since = f"the native kernels were built after this server was started (process {os.getpid()})"
+        return [f"the slower engine {next(iter(ENGINES))} is the default: {since}; they are used once it is restarted"]
     if next(iter(ENGINES)) != "native":
         reason = "this processor has none of the instructions that make native fast (AVX2 or AVX512-VNNI)"
         return [f"{next(iter(ENGINES))} is the default engine: {reason}"]

@@ -6,7 +6,7 @@ import os
 import platform
 import time
 from collections import Counter
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import cast, get_args
 
@@ -26,9 +26,17 @@ from server.config import Config
 from server.gateway.replicas import Replica, Replicas
 from server.gateway.sessions import Sessions
 
+NOTICES_S = 10.0
+"""Time after which what users should know is looked at again."""
 
-@cache
+
 def server_info(server_id: str, role: Role) -> m.ServerInfo:
+    return _server_info(server_id, role, int(time.monotonic() / NOTICES_S))
+
+
+@lru_cache(maxsize=4)
+def _server_info(server_id: str, role: Role, _: int) -> m.ServerInfo:
+    """Return the answer to hello as it is in one period of NOTICES_S: whoever asks without end costs nothing."""
     return m.ServerInfo(
         id=None,
         protocol=f"{m.MAJOR}.{m.MINOR}",

@@ -18,7 +18,7 @@ from protocol.errors import BadModel, BadRequest, Internal, LoadFailed, NoMemory
 from protocol.ledger import ledger
 from server import link
 from server.config import Config
-from server.gateway import dispatch, supervisor
+from server.gateway import dispatch, status, supervisor
 from server.gateway.gateway import Gateway
 from server.launch.spec import Spec
 from server.link import ForWorker, FromWorker, Ready, Started, Work
@@ -375,3 +375,12 @@ def test_a_preload_begins_again_unless_it_cannot(
         else:
             with pytest.raises(NotLoaded):
                 daemon.client.unload("demo")  # nothing is due
+
+
+def test_what_users_should_know_is_looked_at_again_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = iter([["first"], ["second"]])
+    monkeypatch.setattr(status, "notices", lambda: next(told))
+    monkeypatch.setattr(status, "NOTICES_S", 1e9)
+    assert [status.server_info("x", "admin").notices for _ in range(2)] == [["first"], ["first"]]
+    monkeypatch.setattr(status, "NOTICES_S", 1e-9)
+    assert status.server_info("x", "admin").notices == ["second"]

@@ -68,6 +68,29 @@ def test_where_the_kernels_have_plain_instructions_alone_onnx_is_the_default(tmp
     )
 
 
+@pytest.mark.skipif(gpt2d_kernels.library() is None, reason="needs the kernels of the native engine")
+def test_kernels_that_are_built_while_a_server_runs_are_told_of(tmp_path: Path) -> None:
+    package = tmp_path / "gpt2d_kernels"
+    package.mkdir()
+    shutil.copy(gpt2d_kernels.__file__, package)
+    library = gpt2d_kernels.library()
+    assert library
+    code = (
+        "import os, shutil; from server.catalogue.engines import notices; before = notices(); "
+        f"shutil.copy({str(library)!r}, {str(package / library.name)!r}); "
+        "print(*before, *notices(), os.getpid(), sep='|')"
+    )
+    path = os.pathsep.join([str(tmp_path), str(KERNELS.parent.parent)])
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True,
+        timeout=60, check=True,
+    )  # fmt: skip
+    told = done.stdout.rstrip().split("|")
+    assert told[0].startswith("the slower engine onnx is the default: the native kernels were installed without")
+    since = f"the native kernels were built after this server was started (process {told[2]})"
+    assert told[1] == f"the slower engine onnx is the default: {since}; they are used once it is restarted"
+
+
 @needs_compiler
 def test_a_job_that_throws_ends_on_every_thread(tmp_path: Path) -> None:
     """Memory that runs out on a helper's thread ends neither the process nor leaves anybody waiting."""
