@@ -22,6 +22,7 @@ PREFIX = "transformer."
 WRAPPERS = ("module.", "_orig_mod.")
 """What DataParallel and torch.compile put before every name."""
 HEAD, TABLE = "lm_head.weight", "wte.weight"
+MAX_HEADER_BYTES = 16 << 20
 STORED = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8"}
 """The types that are read, by safetensors' names; NumPy has no bfloat16, of which the bits are taken."""
 
@@ -52,6 +53,8 @@ class SafeFile:
                 pass
             with file.open("rb") as stream:
                 size = int.from_bytes(stream.read(8), "little")
+                if size > MAX_HEADER_BYTES:
+                    raise BadModel(f"{file.name} has a header of {size} bytes, more than any model's")
                 self._header = json.loads(stream.read(size))
         except (SafetensorError, OSError, ValueError, RecursionError) as e:
             raise BadModel(f"{file.name} cannot be read: {e}") from None

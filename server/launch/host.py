@@ -18,9 +18,11 @@ from typing import Any
 
 import ray
 
+from protocol.errors import BadModel
 from protocol.programs import VERSION
 from server.catalogue.engines import TRAITS
-from server.catalogue.notes import digest, known_digest
+from server.catalogue.files import model_files
+from server.catalogue.notes import digest, joined, known_digests
 from server.launch.local import LocalLauncher, LocalProcess
 from server.launch.spec import CUT_OFF, UNREACHED, CannotRun, Spec
 
@@ -116,10 +118,12 @@ class Host:
     def _folder(self, spec: Spec, files: dict[str, str]) -> Path | None:
         """Return where this node has those files."""
         given, cache = Path(spec.folder), Path(spec.cache_dir)
-        with contextlib.suppress(OSError):
-            if files and all(known_digest(given / name, cache, lambda *_: None) == sha for name, sha in files.items()):
+        with contextlib.suppress(OSError, BadModel):
+            if files and known_digests(model_files(given).all, cache, lambda *_: None) == {
+                given / name: sha for name, sha in files.items()
+            }:
                 return given
-        place = cache / RECEIVED / "-".join(sha[:16] for _, sha in sorted(files.items()))
+        place = cache / RECEIVED / joined([sha for _, sha in sorted(files.items())])
         if self._draft:
             draft, self._draft = self._draft, None
             with contextlib.suppress(OSError):  # another worker of this node may have put them there

@@ -209,6 +209,14 @@ def test_tensors_that_are_not_gpt2s_are_refused(tmp_path: Path, make: Callable[[
         Weights(tmp_path, read_architecture(tmp_path))
 
 
+def test_a_header_is_bounded(tmp_path: Path) -> None:
+    """The library would take up to 100 MB, which are a GB once they are read."""
+    rewrite(lambda has: has)(tmp_path)
+    save_file(tensors(tmp_path), tmp_path / "model.safetensors", metadata={"long": "x" * (17 << 20)})
+    with pytest.raises(BadModel, match=r"model\.safetensors has a header of 1782"):
+        Weights(tmp_path, read_architecture(tmp_path))
+
+
 @pytest.mark.parametrize("gone", ["lm_head.weight", "transformer.wte.weight"])
 def test_an_untied_model_has_both(tmp_path: Path, gone: str) -> None:
     """transformers would fill the other one at random."""

@@ -80,6 +80,32 @@ def test_what_was_sent_is_kept_for_the_next(tmp_path: Path, source: dict[str, st
     assert [p.name for p in place.parent.iterdir()] == [place.name], "no draft is left"
 
 
+def test_many_shards_are_kept_under_a_name_that_a_disk_takes(tmp_path: Path) -> None:
+    folder = tmp_path / "source"
+    folder.mkdir()
+    for i in range(64):
+        (folder / f"model-{i}.safetensors").write_bytes(b"%d" % i)
+    files = {file.name: digest(file, lambda *_: None) for file in folder.iterdir()}
+    here = Host(VERSION, [])
+    here._cache, here._limit = tmp_path / "cache", 1 << 30
+    send(here, folder, files)
+    place = here._folder(spec(here._cache), files)
+    assert place and {file.name for file in place.iterdir()} == files.keys()
+
+
+def test_a_folder_that_would_be_read_otherwise_is_not_used(tmp_path: Path) -> None:
+    """A node's folder that has safetensors too is another model than the server's with pytorch_model.bin alone."""
+    folder = tmp_path / "source"
+    folder.mkdir()
+    for name in ("config.json", "pytorch_model.bin", "model.safetensors"):
+        (folder / name).write_bytes(b"content")
+    files = {name: digest(folder / name, lambda *_: None) for name in ("config.json", "pytorch_model.bin")}
+    here = Host(VERSION, [])
+    assert here._folder(spec(tmp_path, folder=str(folder)), files) is None
+    (folder / "model.safetensors").unlink()
+    assert here._folder(spec(tmp_path, folder=str(folder)), files) == folder
+
+
 @pytest.mark.parametrize("but", ["model.safetensors", "config.json"])
 def test_what_did_not_arrive_whole_is_not_used(tmp_path: Path, source: dict[str, str], but: str) -> None:
     here = Host(VERSION, [])
