@@ -276,6 +276,8 @@ class Terminal:
             self.say(f"{name}: {replicas.count(loaded.replicas)}")
         elif mention_loaded:
             self.say(f"{name} is loaded already; what you write goes to it")
+        for notice in loaded.notices if not loaded.already else []:
+            self.say(f"note: {notice}")
 
     def _measure(self, choice: Choice) -> None:
         if choice.model is None:

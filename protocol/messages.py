@@ -536,7 +536,7 @@ class Loaded(Result, frozen=True, tag="load"):
     engine: str
     precision: str
     digest: str
-    """SHA-256 of the weights' file."""
+    """SHA-256 of the weights' file; where there are several, of their digests."""
     context: int
     rows: int
     threads: int
@@ -551,6 +551,8 @@ class Loaded(Result, frozen=True, tag="load"):
     """Size of the files that the engine opened."""
     replicas: int = 1
     """Number of processes that hold it now."""
+    notices: list[str] = []
+    """What a user should know of how these files were read."""
 
 
 class Measured(Result, frozen=True, tag="measure"):

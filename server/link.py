@@ -56,6 +56,7 @@ class Ready(m.Reply, frozen=True, tag_field="type", tag="ready"):
     rows: int
     threads: int
     rss_bytes: int
+    notices: tuple[str, ...] = ()
 
 
 class Beat(m.Reply, frozen=True, tag_field="type", tag="beat"):

@@ -107,7 +107,7 @@ class Replica:
             id=None, model=self.model, engine=self.engine, precision=self.precision,
             digest=ready.digest, context=ready.context, rows=ready.rows, threads=ready.threads,
             rss_bytes=self.rss_bytes, quantised_share=ready.quantised_share, disk_bytes=ready.disk_bytes,
-            load_ms=self.load_ms, already=already, replicas=replicas,
+            load_ms=self.load_ms, already=already, replicas=replicas, notices=list(ready.notices),
         )  # fmt: skip
 
     def health(self) -> m.WorkerHealth:

@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 
 END_MS = 5_000
 """Time for the gateway to read the last message, after which it ends this process."""
+OTHER_HEAD = (
+    "config.json says that the LM head is the token table, and the weights have a head with other values: it is used, "
+    "as by transformers 5 (4.57 used the table)"
+)
 
 
 def load(spec: Spec, connection: Connection) -> Worker:
@@ -65,7 +69,7 @@ def load(spec: Spec, connection: Connection) -> Worker:
         compiled=spec.compiled,
     )
     engine = made.engine
-    held = replace(arch, tied=arch.tied and not made.separate_head)
+    held = replace(arch, tied=not made.separate_head)
     connection.send(Sized(id=None, memory_bytes=held.memory_bytes(spec.engine, spec.precision, rows)))
     progress("warm up", 0, 1, "step")
     engine.prefill(0, [arch.end_of_text], 0, [0])
@@ -81,6 +85,7 @@ def load(spec: Spec, connection: Connection) -> Worker:
         rows=engine.rows,
         threads=engine.threads,
         rss_bytes=psutil.Process().memory_info().rss,
+        notices=(OTHER_HEAD,) if made.separate_head and arch.tied else (),
     )
     connection.send(ready)
     return worker

@@ -14,6 +14,7 @@ from typing import Any
 import gpt2d_kernels
 import psutil
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from protocol import Client, messages as m
 from protocol.connection import Event
@@ -222,6 +223,17 @@ def test_a_local_model_is_offered_at_once(own_daemon: Daemon) -> None:
         assert [x.name for x in client.models()] == ["demo", *PUBLISHED, "mine"]
         client.load("mine")
         assert client.generate("x").model == "mine"
+
+
+def test_a_head_that_is_used_though_the_configuration_says_otherwise_is_told(own_daemon: Daemon) -> None:
+    folder = copy_demo(own_daemon.folder / "models" / "two")
+    tensors = load_file(folder / "model.safetensors")
+    other = tensors["wte.weight"][::-1].copy()
+    save_file(tensors | {"lm_head.weight": other}, folder / "model.safetensors")
+    with Client(own_daemon.endpoint) as client:
+        (notice,) = client.load("two").notices
+        assert "a head with other values: it is used" in notice
+        assert client.load("two").notices == [notice] and not client.load("demo").notices
 
 
 def test_a_killed_daemon_leaves_no_worker_and_its_clients_are_told(own_daemon: Daemon) -> None:

@@ -359,7 +359,8 @@ def _worked(state: AppState, tag: e.Tag, event: Reply) -> list[e.Effect]:
         took = "is loaded" if event.already else f"loaded in {event.load_ms / 1000:.1f} s"
         each = f"{replicas.count(event.replicas)} of " if event.replicas != 1 else ""
         name = f"{event.model}/{event.engine}/{event.precision}"
-        files.notify(state, f"{name} {took}, {each}{event.rss_bytes / 1e6:.0f} MB")
+        notes = "".join(f"; note: {notice}" for notice in event.notices)
+        files.notify(state, f"{name} {took}, {each}{event.rss_bytes / 1e6:.0f} MB{notes}")
     elif isinstance(event, m.Measured):
         name, change = f"{event.model}/{event.engine}/{event.precision}", event.fidelity.perplexity_change_pct
         files.notify(state, f"{name}: perplexity {change:+.2f} % against full precision")
