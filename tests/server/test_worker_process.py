@@ -18,7 +18,7 @@ def lived(monkeypatch: pytest.MonkeyPatch, engine: FakeEngine | Exception) -> li
     def load(*_: object, **__: object) -> Made:
         if isinstance(engine, Exception):
             raise engine
-        return Made(engine, "digest", 0)
+        return Made(engine, "digest", 0, separate_head=False)
 
     monkeypatch.setattr(process, "load_engine", load)
     connection = ListConnection()
