@@ -17,7 +17,7 @@ BEHAVIOUR = Behaviour(**json.loads(sys.argv[1]))
 
 def load_fake(_folder: object, arch: Architecture, *_: object, **__: object) -> Made:
     time.sleep(BEHAVIOUR.load_s)
-    return Made(Behaving(BEHAVIOUR, arch.vocabulary), "fake", 0)
+    return Made(Behaving(BEHAVIOUR, arch.vocabulary), "fake", 0, separate_head=False)
 
 
 if __name__ == "__main__":
