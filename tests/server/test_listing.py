@@ -170,7 +170,7 @@ def test_a_thousand_folders_cost_the_gateways_thread_little(tmp_path: Path) -> N
 def test_others_are_answered_while_a_thousand_folders_are_looked_at(tmp_path: Path) -> None:
     """From the first moment of a daemon on."""
     make_folders(tmp_path / "models", FOLDERS)
-    daemon = Daemon(tmp_path)
+    daemon = Daemon(tmp_path, "--max-rate-per-peer", "100000")
     answers: list[int] = []
     try:
         with Client(daemon.endpoint) as client, Client(daemon.endpoint) as other:
