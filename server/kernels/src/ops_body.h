@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 #include "ops.h"
 
@@ -39,6 +40,13 @@ void quantise(const float *x, int n, int zero, int8_t *q, float *scales, int32_t
     for (int b = 0; b < n / BLOCK; b++, x += BLOCK, q += BLOCK) quantise_block(load(x), load(x + LANES), zero, q, scales + b, offsets + b);
 }
 
+// Calls f(0), ..., f(N - 1), each with a constant: gcc keeps an array in registers only where no index is a variable when
+// it decides that, which is before it unrolls loops.
+template <class Function, size_t... N>
+inline void each(std::index_sequence<N...>, Function f) {
+    (f(std::integral_constant<size_t, N>{}), ...);
+}
+
 // A tile: R rows of x times one panel. The first tile fetches what comes after its weights; for those after it they are near.
 template <int BITS, int R, bool FIRST>
 inline void multiply(const uint8_t *w, int inputs, const Rows &x, int row, F (&out)[R][2]) {
@@ -48,10 +56,10 @@ inline void multiply(const uint8_t *w, int inputs, const Rows &x, int row, F (&o
         for (int k = 0; k < inputs; k++, w += 2 * LANES * 4) {
             if (FIRST) prefetch(w + AHEAD), prefetch(w + AHEAD + 64);
             F w0 = load(reinterpret_cast<const float *>(w)), w1 = load(reinterpret_cast<const float *>(w) + LANES);
-            for (int r = 0; r < R; r++) {
+            each(std::make_index_sequence<R>{}, [&](auto r) {
                 F v = set(a[r][k]);
                 out[r][0] = fma(w0, v, out[r][0]), out[r][1] = fma(w1, v, out[r][1]);
-            }
+            });
         }
     } else {
         constexpr size_t BYTES = Matrix::block_bytes(BITS);
