@@ -36,17 +36,20 @@ def test_a_network_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for name in [name for name in os.environ if name.startswith("PIP_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    index = f"--index-url=http://127.0.0.1:{free_port()}/simple"
+    wheel = f"http://127.0.0.1:{free_port()}/pyzmq-27.3.0-py3-none-any.whl"
     with pytest.raises(quiet.Failed, match="index cannot be reached: connect this machine") as failed:
-        quiet.run([*PIP, index, "pyzmq==27.3.0"], "x", log=tmp_path / "log")
+        quiet.run([*PIP, wheel], "x", log=tmp_path / "log")
     assert str(tmp_path / "log") in str(failed.value) and "\n" not in str(failed.value)
 
 
 def test_a_package_without_a_wheel_is_named(tmp_path: Path) -> None:
-    (tmp_path / "some_thing-1.0.tar.gz").touch()
-    options = ["--no-index", f"--find-links={tmp_path}", "--only-binary=:all:"]
+    """By what pip prints where there is a source distribution alone."""
+    said = (
+        "ERROR: Could not find a version that satisfies the requirement some-thing==1.0 (from versions: none)\n"
+        "ERROR: No matching distribution found for some-thing==1.0\n"
+    )
     with pytest.raises(quiet.Failed, match=r"some-thing==1\.0 has no wheel for Python 3\.\d+ on "):
-        quiet.run([*PIP, *options, "some-thing==1.0"], "x", log=tmp_path / "log")
+        quiet.run([sys.executable, "-c", f"import sys; sys.exit({said!r})"], "x", log=tmp_path / "log")
 
 
 @pytest.mark.parametrize(
