@@ -68,11 +68,10 @@ def summary(rows: Sequence[Row], against: Mapping[str, str], lengths: Sequence[i
     return found
 
 
-def print_tables(found: Sequence[dict[str, Any]], lengths: Sequence[int]) -> None:
-    """Print a table for each model: medians with 95 % intervals, ~ where a time follows from prefill and rate."""
+def columns(lengths: Sequence[int]) -> dict[str, Callable[[dict[str, Any]], str]]:
+    """Return what a table shows of the figures of a method: {heading: how it is written}."""
     times = {f"{n} tokens, ms": partial(ranged, name=f"whole_{n}_ms", assumed=f"derived_{n}") for n in lengths}
-    columns: dict[str, Callable[[dict[str, Any]], str]] = {
-        "threads": partial(one, name="threads"),
+    return {
         **times,
         "prefill, ms": partial(ranged, name="prefill_ms"),
         "tokens/s": partial(ranged, name="tok_s"),
@@ -82,9 +81,14 @@ def print_tables(found: Sequence[dict[str, Any]], lengths: Sequence[int]) -> Non
         "perplexity, %": partial(one, name="perplexity_change_pct", form="{:+.2f}"),
         "same top 1": partial(one, name="top1_agreement", form="{:.1%}"),
     }
+
+
+def print_tables(found: Sequence[dict[str, Any]], lengths: Sequence[int]) -> None:
+    """Print a table for each model: medians with 95 % intervals, ~ where a time follows from prefill and rate."""
+    shown = {"threads": partial(one, name="threads")} | columns(lengths)
     for model in dict.fromkeys(f["model"] for f in found):
         fine = [f for f in found if f["model"] == model and "problem" not in f]
-        cells = [[model, *columns], *([f["method"], *(show(f) for show in columns.values())] for f in fine)]
+        cells = [[model, *shown], *([f["method"], *(show(f) for show in shown.values())] for f in fine)]
         used = [i for i in range(len(cells[0])) if any(row[i] for row in cells[1:])]
         widths = {i: max(len(row[i]) for row in cells) for i in used}
         print()

@@ -27,7 +27,7 @@ FINDINGS = "old_findings"
 """Section whose conclusions judge sentences of an earlier investigation."""
 UNSUPPORTED = "not supported by these results"
 RULE_ROWS = "rule"
-"""Script of figures that are no measurement but a limit of the rule in recommendation.py."""
+"""Script of figures that are limits of the rule in recommendation.py instead of measurements."""
 
 Where = dict[str, str | int | float | bool]
 """Part of a row's key."""

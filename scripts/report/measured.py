@@ -93,19 +93,11 @@ class Compared:
 
     def tables(self, _: Sequence[Row]) -> str:
         """Return a table for each size."""
-        once, ranged = method_figures.one, method_figures.ranged
         columns: dict[str, Callable[[dict[str, Any]], str]] = {
             "method": lambda f: f"`{f['method']}`",
-            "threads": partial(once, name="threads"),
-            "runs": partial(once, name="runs"),
-            **{f"{n} tokens, ms": partial(ranged, name=f"whole_{n}_ms", assumed=f"derived_{n}") for n in self.lengths},
-            "prefill, ms": partial(ranged, name="prefill_ms"),
-            "tokens/s": partial(ranged, name="tok_s"),
-            "times as fast": partial(ranged, name="speedup"),
-            "MB": partial(once, name="rss_mb"),
-            "load, s": partial(once, name="load_s"),
-            "perplexity, %": partial(once, name="perplexity_change_pct", form="{:+.2f}"),
-            "same top 1": partial(once, name="top1_agreement", form="{:.1%}"),
+            "threads": partial(method_figures.one, name="threads"),
+            "runs": partial(method_figures.one, name="runs"),
+            **method_figures.columns(self.lengths),
         }
         text = []
         for size in sizes_of(self._rows):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,36 +11,19 @@ import pytest
 
 from protocol import messages as m
 from scripts.reliability.fakes import FakeEngine, ListConnection
-from server.catalogue.architecture import read_architecture
 from server.catalogue.catalogue import DEMO_FOLDER
 from server.engines.base import Engine, Hidden, Logits
 from server.engines.load import load_engine
 from server.engines.native import NativeEngine
-from server.launch.spec import Spec
 from server.link import Work
 from server.worker.loop import Worker
 from server.worker.sequence import Sequence as Written
 from server.worker.softmax import softmax
 from server.worker.speculation import PROBE, ROW_COST, Guesser, Pace, PromptLookup
 from server.worker.text import Text
+from tests.server.test_worker import ARCH, SPEC as ONNX
 
-ARCH = read_architecture(DEMO_FOLDER)
-SPEC = Spec(
-    endpoint="",
-    server_key="",
-    identity="",
-    model="demo",
-    folder=str(DEMO_FOLDER),
-    hub_cache="",
-    models_dir="",
-    engine="native",
-    precision="int8",
-    threads=2,
-    rows=3,
-    room=0,
-    cache_dir="",
-    cache_bytes=0,
-)
+SPEC = replace(ONNX, engine="native", precision="int8", threads=2, rows=3)
 VERSE = "To be, or not to be: that is the question. To be, or not to be: that is the"
 
 
