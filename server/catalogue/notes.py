@@ -8,6 +8,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 CHUNK = 8 << 20
@@ -72,10 +73,15 @@ def known_digest(file: Path, memory: Path, progress: Callable[[int, int], None])
 def known_digests(files: Sequence[Path], memory: Path, progress: Callable[[int, int], None]) -> dict[Path, str]:
     """As `known_digest`, of several files; the progress counts the bytes of them all."""
     sizes = [file.stat().st_size for file in files]
+
+    def of_all(before: int, done: int, _: int) -> None:
+        progress(before + done, sum(sizes))
+
     found = {}
-    for i, file in enumerate(files):
-        before = sum(sizes[:i])
-        found[file] = known_digest(file, memory, lambda done, _, before=before: progress(before + done, sum(sizes)))  # type: ignore[misc]
+    before = 0
+    for file, size in zip(files, sizes, strict=True):
+        found[file] = known_digest(file, memory, partial(of_all, before))
+        before += size
     return found
 
 

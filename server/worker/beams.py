@@ -64,7 +64,7 @@ class BeamSearch(Search):
         logs = log_softmax(logits)  # [vocabulary]
         self._step([logs] * len(self._groups), [0] * len(self._groups), engine)
 
-    def proceed(self, logits: Logits, hidden: Hidden | None, engine: Engine) -> None:  # noqa: ARG002 - for other searches
+    def proceed(self, logits: Logits, hidden: Hidden | None, engine: Engine) -> None:  # noqa: ARG002 - others use it
         self._step([log_softmax(row) for row in logits], range(0, self.width, self._size), engine)
 
     def conclude(self, reason: m.FinishReason) -> None:

@@ -83,7 +83,13 @@ class Scoring:
         last = min(count, self.prompt_tokens - 1 - self.cached)
         return list(range(first, last))
 
-    def prefilled(self, count: int, logits: Logits, hidden: Hidden | None, engine: Engine) -> tuple[()]:  # noqa: ARG002 - for a search
+    def prefilled(
+        self,
+        count: int,
+        logits: Logits,
+        hidden: Hidden | None,  # noqa: ARG002 - a search uses these two
+        engine: Engine,  # noqa: ARG002
+    ) -> tuple[()]:
         wanted = self.wanted(count)
         if wanted:
             at = self._begin + self.cached + wanted[0] + 1

@@ -118,7 +118,13 @@ class Sequence:
     def wanted(self, count: int) -> list[int]:
         return [count - 1] if self.cached + count == self.prompt_tokens else []
 
-    def prefilled(self, count: int, logits: Logits, hidden: Hidden | None, engine: Engine) -> Many[Sequence]:  # noqa: ARG002 - for a search
+    def prefilled(
+        self,
+        count: int,
+        logits: Logits,
+        hidden: Hidden | None,  # noqa: ARG002 - a search uses these two
+        engine: Engine,  # noqa: ARG002
+    ) -> Many[Sequence]:
         self.cached += count
         if not len(logits):
             return ()
