@@ -37,6 +37,12 @@ class Architecture:
     end_of_text: int
     tied: bool = True
     """Whether the LM head is the token table, by config.json."""
+    activation: str = "gelu_new"
+    """Between the two matrices of the MLP: gelu, gelu_new, relu, silu, quick_gelu, tanh or mish."""
+    scale_attn_weights: bool = True
+    """Whether attention's scores are divided by the square root of a head's width."""
+    scale_attn_by_inverse_layer_idx: bool = False
+    """Whether they are divided by the layer's number too, counted from 1."""
 
     @property
     def head(self) -> int:
