@@ -7,16 +7,14 @@ import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer
 
 from protocol.errors import BadModel, BadRequest
 from protocol.messages import OfText
+from server.checkpoint.tokenizer import read_tokenizer
 
-END_OF_TEXT = "<|endoftext|>"
 MAX_TOKENS = 65_536
 """Largest number of tokens of a text that is tokenised or scored, since one reply has to hold them."""
-CACHED_WORDS = 1024
-"""Number of words that the tokenizer remembers. With its default of 10,000 it grows for hours, and is no faster."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +44,7 @@ class Text:
 
     def __init__(self, folder: Path, vocabulary: int, end_of_text: int) -> None:
         """Read a model's tokenizer. Raises: BadModel if the files are unreadable or hold another kind of tokenizer."""
-        self._tokenizer = _read(folder)
-        self._tokenizer.model._resize_cache(CACHED_WORDS)
+        self._tokenizer = read_tokenizer(folder).tokenizer
         self.vocabulary = Vocabulary(_token_bytes(self._tokenizer, vocabulary), end_of_text)
         added = self._tokenizer.get_added_tokens_decoder()
         self._special = {index: token.content.encode() for index, token in added.items()}
@@ -110,24 +107,6 @@ class Increments:
     def flush(self) -> str:
         """Return the rest at the end: a replacement character if the last character is unfinished, else nothing."""
         return self._decoder.decode(b"", final=True)
-
-
-def _read(folder: Path) -> Tokenizer:
-    try:
-        if (folder / "tokenizer.json").is_file():
-            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        else:
-            tokenizer = Tokenizer(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
-            tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-            tokenizer.decoder = decoders.ByteLevel()
-            tokenizer.add_special_tokens([END_OF_TEXT])
-    except Exception as e:  # noqa: BLE001 - tokenizers raises plain Exception
-        raise BadModel(f"the tokenizer cannot be read: {e}") from None
-    if not isinstance(tokenizer.model, models.BPE) or not isinstance(tokenizer.decoder, decoders.ByteLevel):
-        raise BadModel("its tokenizer is not byte-level BPE, which GPT-2 uses")
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
 
 
 def _token_bytes(tokenizer: Tokenizer, vocabulary: int) -> list[bytes]:

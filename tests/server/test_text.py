@@ -12,7 +12,8 @@ from tokenizers import Tokenizer
 from protocol.errors import BadModel, BadRequest
 from server.catalogue.architecture import read_architecture
 from server.catalogue.catalogue import DEMO_FOLDER
-from server.worker.text import END_OF_TEXT, Text
+from server.checkpoint.tokenizer import END_OF_TEXT
+from server.worker.text import Text
 
 ARCH = read_architecture(DEMO_FOLDER)
 TEXT = Text(DEMO_FOLDER, ARCH.vocabulary, ARCH.end_of_text)
