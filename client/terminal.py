@@ -334,6 +334,8 @@ class Terminal:
             where = "" if model.on_disk else f", a download of {model.file_bytes / 1e6:.0f} MB first"
             size = f"{model.parameters / 1e6:>6.1f} M parameters, context {model.context}"
             self.say(f"  {model.name:<16} {size}{where}\n{'':18} {ways}")
+            for notice in model.notices:
+                self.say(f"{'':18} note: {notice}")
 
     def _stats(self) -> None:
         stats = self._client.stats()

@@ -525,6 +525,9 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     """False: a load downloads it first, `file_bytes` and a little more."""
     precisions: list[Precision]
     problem: str = ""
+    notices: list[str] = []
+    """What a user should know of how its files are read. Found, as some problems are, a moment after a first listing,
+    by a look into its files."""
 
 
 class ModelList(Result, frozen=True, tag="models"):

@@ -76,8 +76,9 @@ class Daemon:
         return self.log.read_text(encoding="utf-8", errors="replace")
 
     def workers(self) -> list[psutil.Process]:
-        """Return the worker processes that run now."""
-        return psutil.Process(self.process.pid).children()
+        """Return the worker processes that run now, without the one that looks into models' files."""
+        children = psutil.Process(self.process.pid).children()
+        return [child for child in children if "server.checkpoint.inspection" not in _command(child)]
 
     def kill(self) -> None:
         self.process.kill()
@@ -105,3 +106,10 @@ class Daemon:
             self.stop()
         else:
             self.kill()
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:  # it has just ended
+        return []

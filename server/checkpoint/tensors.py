@@ -22,6 +22,10 @@ PREFIX = "transformer."
 WRAPPERS = ("module.", "_orig_mod.")
 """What DataParallel and torch.compile put before every name."""
 HEAD, TABLE = "lm_head.weight", "wte.weight"
+OTHER_HEAD = (
+    "config.json says that the LM head is the token table, and the weights have a head with other values: it is used, "
+    "as by transformers 5 (4.57 used the table)"
+)
 MAX_HEADER_BYTES = 16 << 20
 STORED = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8"}
 """The types that are read, by safetensors' names; NumPy has no bfloat16, of which the bits are taken."""
@@ -89,6 +93,7 @@ class Weights(Mapping[str, NDArray[np.float32]]):
 
     def __init__(self, folder: Path, arch: Architecture) -> None:
         files = model_files(folder).weights
+        self._tied = arch.tied
         self._stored = _by_name(files)
         self._shapes = expected_shapes(arch)
         if not arch.tied and (missing := [name for name in (TABLE, HEAD) if name not in self._stored]):
@@ -110,6 +115,11 @@ class Weights(Mapping[str, NDArray[np.float32]]):
     def has_head(self) -> bool:
         """Return whether the head has values of its own."""
         return HEAD in self._shapes
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """Return what a user should know of how these files are read."""
+        return (OTHER_HEAD,) if self.has_head and self._tied else ()
 
     def _check(self, name: str, shape: tuple[int, ...], first: Path) -> None:
         if name not in self._stored:

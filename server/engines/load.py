@@ -24,12 +24,14 @@ class Made:
     """An engine, the SHA-256 of the weights (of shards: of their digests), and what it was opened from.
 
     `disk_bytes`: size of these files. `separate_head`: whether the head has weights of its own.
+    `notices`: what a user should know of how the files were read.
     """
 
     engine: Engine
     digest: str
     disk_bytes: int
     separate_head: bool
+    notices: tuple[str, ...] = ()
 
 
 def load_engine(
@@ -63,7 +65,8 @@ def load_engine(
         BuildCache(cache_dir, cache_bytes),
         progress,
     )
-    return Made(OPENERS[engine](loading), sha, loading.disk_bytes or files.weight_bytes, weights.has_head)
+    disk_bytes = loading.disk_bytes or files.weight_bytes
+    return Made(OPENERS[engine](loading), sha, disk_bytes, weights.has_head, weights.notices)
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 A look at the disk runs in a thread, only when somebody asks, and one at a time. What it found answers all who ask
 within MAX_AGE_S of its beginning. A thread that waits for the disk holds nobody else up, and ends with the daemon.
+Files that take a model library to understand are looked into by another process (inspector.py), for later answers.
 """
 
 from __future__ import annotations
@@ -11,13 +12,18 @@ import socket
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 
 from protocol import codec, messages as m
-from server.catalogue.catalogue import Catalogue
+from protocol.errors import BadModel
+from server.catalogue import findings
+from server.catalogue.catalogue import DEMO, Catalogue, Model
+from server.catalogue.findings import Finding
 from server.config import Config
 from server.gateway import status
+from server.gateway.inspector import Inspector
 
 MAX_AGE_S = 1.0
 """Greatest age of an answer."""
@@ -56,13 +62,14 @@ class Listing:
         """Result that the looking thread has left for this one."""
         self._changed = 0.0
         self._looking = False
+        self._inspector = Inspector(config.cache_dir, self.changed)
 
     def ask(self, key: int) -> None:
         """Note that a request wants to know; `take` will have its answer."""
         self._waiters.append(_Waiter(key, max(time.monotonic() - MAX_AGE_S, self._changed)))
 
     def changed(self) -> None:
-        """Note that the disk has just changed: requests from now on are answered by a later look."""
+        """Note that the disk has just changed: requests from now on are answered by a later look. For any thread."""
         self._changed = time.monotonic()
 
     def take(self) -> list[tuple[int, Look]]:
@@ -86,7 +93,7 @@ class Listing:
     def _look(self, began: float) -> None:
         """Look at all models. Runs in the looking thread."""
         try:
-            models = {model.name: status.describe(model, self._config) for model in self._catalogue.models()}
+            models = self._describe()
             found = Look(began, models, {name: codec.packed(model) for name, model in models.items()})
         except Exception as e:  # noqa: BLE001 - whatever it is, those who wait get an answer
             found = Look(began, {}, {}, e)
@@ -94,6 +101,30 @@ class Listing:
         with contextlib.suppress(OSError):  # the daemon has ended
             self._far.send(b"!")
 
+    def _describe(self) -> dict[str, m.ModelInfo]:
+        """Describe all models; those in whose files nobody has looked yet are inspected afterwards."""
+        models: dict[str, m.ModelInfo] = {}
+        unknown: dict[Path, str] = {}
+        for model in self._catalogue.models():
+            finding = self._finding(model, unknown)
+            models[model.name] = status.describe(model, finding, self._config)
+        self._inspector.inspect(unknown)
+        return models
+
+    def _finding(self, model: Model, unknown: dict[Path, str]) -> Finding:
+        """Return what is known of a model's files; where nothing is, note their state in `unknown`."""
+        if model.folder is None or model.problem or model.name == DEMO:
+            return Finding()
+        try:
+            state = findings.state(model.folder)
+        except (OSError, BadModel):  # it has just been taken away
+            return Finding()
+        finding = findings.found(model.folder, self._config.cache_dir, state)
+        if finding is None:
+            unknown[model.folder] = state
+        return finding or Finding()
+
     def close(self) -> None:
+        self._inspector.close()
         self.woken.close()
         self._far.close()

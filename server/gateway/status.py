@@ -21,6 +21,7 @@ from protocol.parameters import parameters
 from protocol.programs import VERSION
 from server.catalogue.catalogue import Model
 from server.catalogue.engines import ENGINES, Traits, notices
+from server.catalogue.findings import Finding
 from server.catalogue.records import Found, Records
 from server.config import Config
 from server.gateway.replicas import Replica, Replicas
@@ -119,11 +120,12 @@ def cpu() -> str:
     return platform.processor() or platform.machine()
 
 
-def describe(model: Model, config: Config) -> m.ModelInfo:
+def describe(model: Model, finding: Finding, config: Config) -> m.ModelInfo:
     """Return what the disk says about a model, without what is loaded of it. Reads a file."""
     arch = model.architecture
-    if arch is None:
-        return m.ModelInfo(name=model.name, parameters=0, context=0, file_bytes=0, precisions=[], problem=model.problem)
+    if arch is None or finding.problem:
+        problem = model.problem or finding.problem
+        return m.ModelInfo(name=model.name, parameters=0, context=0, file_bytes=0, precisions=[], problem=problem)
     found = _measured(model, config)
     precisions = [
         m.Precision(
@@ -140,7 +142,7 @@ def describe(model: Model, config: Config) -> m.ModelInfo:
     ]
     return m.ModelInfo(
         name=model.name, parameters=arch.parameters, context=arch.context, file_bytes=model.file_bytes,
-        on_disk=model.folder is not None, precisions=precisions,
+        on_disk=model.folder is not None, precisions=precisions, notices=finding.notices,
     )  # fmt: skip
 
 

@@ -34,10 +34,6 @@ if TYPE_CHECKING:
 
 END_MS = 5_000
 """Time for the gateway to read the last message, after which it ends this process."""
-OTHER_HEAD = (
-    "config.json says that the LM head is the token table, and the weights have a head with other values: it is used, "
-    "as by transformers 5 (4.57 used the table)"
-)
 
 
 def load(spec: Spec, connection: Connection) -> Worker:
@@ -85,7 +81,7 @@ def load(spec: Spec, connection: Connection) -> Worker:
         rows=engine.rows,
         threads=engine.threads,
         rss_bytes=psutil.Process().memory_info().rss,
-        notices=(OTHER_HEAD,) if made.separate_head and arch.tied else (),
+        notices=made.notices,
     )
     connection.send(ready)
     return worker

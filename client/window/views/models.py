@@ -32,8 +32,8 @@ def draw(state: AppState) -> list[Action]:
             )[0]:
                 actions.append(Choose(info.name, models.engine, models.precision))
             imgui.end_disabled()
-            if info.problem:
-                widgets.tip(info.problem)
+            if why := info.problem or "\n".join(info.notices):
+                widgets.tip(why)
         imgui.end_combo()
     chosen = models.chosen()
     ways = [] if chosen is None else chosen.precisions
@@ -52,6 +52,8 @@ def draw(state: AppState) -> list[Action]:
             actions.append(Choose(models.model, engine or models.engine, precision or models.precision))
         bits = PRECISIONS.get(models.precision, models.precision)
         imgui.text_wrapped(f"{bits}; {summary(chosen, models.engine, models.precision)}")
+        for notice in chosen.notices:
+            widgets.wrapped(f"note: {notice}", "dim")
     way = next((p for p in ways if (p.engine, p.precision) == (models.engine, models.precision)), None)
     may = state.link.status == "ready" and state.link.info is not None and state.link.info.role == "admin"
     if models.loading:
