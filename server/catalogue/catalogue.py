@@ -12,7 +12,7 @@ from protocol.errors import BadModel, UnknownModel
 from protocol.messages import MAX_REPLICAS
 from server.catalogue.architecture import PUBLISHED, Architecture, read_architecture
 from server.catalogue.engines import ENGINES, choose_engine
-from server.catalogue.files import CONFIG_FILE, has_tokenizer, model_files
+from server.catalogue.files import CONFIG_FILE, NO_TOKENIZER, has_tokenizer, model_files
 
 DEMO = "demo"
 DEMO_FOLDER = Path(__file__).parent.parent / "demo_model"
@@ -165,7 +165,7 @@ def _inspect(name: str, folder: Path) -> Model:
         arch = read_architecture(folder)
         files = model_files(folder)
         if not has_tokenizer(folder):
-            raise BadModel("tokenizer.json (or vocab.json and merges.txt) is missing")
+            raise BadModel(NO_TOKENIZER)
         return Model(name, folder, arch, files.weight_bytes)
     except (BadModel, OSError) as e:
         return Model(name, folder, None, problem=str(e))

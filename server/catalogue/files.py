@@ -20,11 +20,15 @@ TORCH_FILE = "pytorch_model.bin"
 INDEX = ".index.json"
 WEIGHTS_FILES = (WEIGHTS_FILE, f"{WEIGHTS_FILE}{INDEX}", TORCH_FILE, f"{TORCH_FILE}{INDEX}")
 """Where weights are looked for, in transformers' order: the first that is there is read."""
-TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
-"""Files that together are a tokenizer; any of these will do."""
+TOKENIZER_FILES = (
+    ("tokenizer.json",), ("vocab.json", "merges.txt"), ("vocab.txt",),
+    ("spiece.model",), ("sentencepiece.bpe.model",), ("tokenizer.model",),
+)  # fmt: skip
+"""Files that together are a tokenizer: any of these may do, which one the tokenizer's class says."""
+NO_TOKENIZER = "tokenizer.json (or vocab.json with merges.txt, or vocab.txt, or spiece.model) is missing"
 OTHER_FILES = (
-    "generation_config.json", "tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json",
-    "special_tokens_map.json", "tokenizer_config.json", "vocab.txt", "spiece.model",
+    "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    *(name for names in TOKENIZER_FILES for name in names),
 )  # fmt: skip
 """What may lie beside: it goes wherever the model goes."""
 NOT_READ = ("tf_model.h5", "flax_model.msgpack", "rust_model.ot", "model.ckpt.index")
