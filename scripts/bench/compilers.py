@@ -29,9 +29,7 @@ from server.catalogue.engines import TRAITS, instruction_sets
 
 BUILD_S, RUN_S = 900, 300
 TURNS = 5
-SHAPE = Architecture(
-    layers=2, heads=12, width=768, inner=3072, context=256, vocabulary=5000, epsilon=1e-5, end_of_text=0
-)
+SHAPE = Architecture(layers=2, heads=12, width=768, inner=3072, context=256, vocabulary=5000, epsilon=1e-5, ends=(0,))
 """Two of gpt2's blocks."""
 PROMPT = 200
 ROWS = 4

@@ -78,7 +78,7 @@ class Bench:
             cache_dir="",
             cache_bytes=0,
         )
-        self._text = Text(folder, self._arch.vocabulary, self._arch.end_of_text)
+        self._text = Text(folder, self._arch)
         self._prompt = np.random.default_rng(0).integers(0, self._arch.vocabulary, args.prompt_tokens).tolist()
         self._new_tokens = args.new_tokens
 

@@ -139,7 +139,7 @@ def fidelity(loaded: Loaded, order: Order, tokens: int) -> dict[str, Any]:
 
     arch = order.architecture
     text = HELD_OUT_FILE.read_text(encoding="utf-8")
-    ids = Text(Path(order.folder), arch.vocabulary, arch.end_of_text).encode(text)[:tokens]
+    ids = Text(Path(order.folder), arch).encode(text)[:tokens]
     full = replace(order, precision=REFERENCE[1])
     try:
         reference = own_engine(full, REFERENCE[0])

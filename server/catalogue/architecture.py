@@ -5,16 +5,15 @@ Loads no model library: the gateway imports it.
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from protocol.errors import BadModel
 from server.catalogue.engines import TRAITS
-from server.catalogue.files import CONFIG_FILE, deeper, is_pointer
+from server.catalogue.files import CONFIG_FILE, deeper, read_map
+from server.catalogue.generation import read_bounds
 
-MAX_CONFIG_BYTES = 1 << 20
 OVERHEAD_BYTES = 80 << 20
 """Memory of a worker's interpreter, libraries and activations."""
 ROWS_BYTES = 640 << 20
@@ -34,7 +33,6 @@ class Architecture:
     context: int
     vocabulary: int
     epsilon: float
-    end_of_text: int
     tied: bool = True
     """Whether the LM head is the token table, by config.json."""
     activation: str = "gelu_new"
@@ -43,6 +41,14 @@ class Architecture:
     """Whether attention's scores are divided by the square root of a head's width."""
     scale_attn_by_inverse_layer_idx: bool = False
     """Whether they are divided by the layer's number too, counted from 1."""
+    ends: tuple[int, ...] = field(default=(), repr=False)
+    """Tokens that end a text, in ascending order; none is possible. Like what follows, it is not part of the name of a
+    built file (engines/load.py), which is the repr.
+    """
+    start: int | None = field(default=None, repr=False)
+    """Token that an empty prompt begins with; None where there is none."""
+    notices: tuple[str, ...] = field(default=(), repr=False)
+    """What a user should know of how the configuration was read."""
 
     @property
     def head(self) -> int:
@@ -102,7 +108,7 @@ class Architecture:
 
 def _published(layers: int, heads: int, width: int) -> Architecture:
     return Architecture(
-        layers, heads, width, 4 * width, context=1024, vocabulary=50257, epsilon=1e-5, end_of_text=50256
+        layers, heads, width, 4 * width, context=1024, vocabulary=50257, epsilon=1e-5, ends=(50256,), start=50256
     )
 
 
@@ -117,23 +123,14 @@ PUBLISHED = {
 
 
 def read_architecture(folder: Path) -> Architecture:
-    """Read and check config.json.
+    """Read and check config.json and generation_config.json.
 
-    Raises: BadModel, naming what is not GPT-2 about it.
+    Raises: BadModel, naming what is not GPT-2 about them.
     """
     file = folder / CONFIG_FILE
-    try:
-        if not file.is_file():
-            raise BadModel(f"config.json is missing{deeper(folder, [CONFIG_FILE])}")
-        if is_pointer(file):
-            raise BadModel(f"config.json is a Git LFS pointer: run git lfs pull in {folder}")
-        if file.stat().st_size > MAX_CONFIG_BYTES:
-            raise BadModel(f"config.json is over {MAX_CONFIG_BYTES} bytes")
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as e:
-        raise BadModel(f"config.json cannot be read: {e}") from None
-    if not isinstance(config, dict):
-        raise BadModel("config.json is not a map")
+    if not file.is_file():
+        raise BadModel(f"config.json is missing{deeper(folder, [CONFIG_FILE])}")
+    config = read_map(file)
     kind = config.get("model_type")
     if kind is None:
         raise BadModel('config.json has no model_type; if it is a GPT-2, add "model_type": "gpt2"')
@@ -158,15 +155,10 @@ def read_architecture(folder: Path) -> Architecture:
     if not isinstance(tied, bool):
         raise BadModel(f"config.json has tie_word_embeddings={tied!r}; expected true or false")
     width, vocabulary = _size(config, "n_embd", 768), _size(config, "vocab_size", 50257)
-    epsilon, end = config.get("layer_norm_epsilon", 1e-5), config.get("eos_token_id", 50256)
+    epsilon = config.get("layer_norm_epsilon", 1e-5)
     if not isinstance(epsilon, float) or not 0 < epsilon < 1:
         raise BadModel(f"config.json has layer_norm_epsilon={epsilon!r}; expected a small number")
-    if isinstance(end, list):
-        end = end[0] if end else None
-    if end is None:
-        end = vocabulary - 1
-    if type(end) is not int or not 0 <= end < vocabulary:
-        raise BadModel(f"config.json has eos_token_id={end!r}; expected a token of the vocabulary of {vocabulary}")
+    bounds = read_bounds(folder, config, vocabulary)
     arch = Architecture(
         layers=_size(config, "n_layer", 12),
         heads=_size(config, "n_head", 12),
@@ -175,8 +167,10 @@ def read_architecture(folder: Path) -> Architecture:
         context=_size(config, "n_positions", 1024),
         vocabulary=vocabulary,
         epsilon=epsilon,
-        end_of_text=end,
         tied=tied,
+        ends=bounds.ends,
+        start=bounds.start,
+        notices=bounds.notices,
     )
     if arch.width % arch.heads:
         raise BadModel(f"config.json has n_embd={arch.width}, which {arch.heads} heads do not divide")

@@ -11,10 +11,12 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from protocol.errors import BadModel
 
 CONFIG_FILE = "config.json"
+GENERATION_FILE = "generation_config.json"
 WEIGHTS_FILE = "model.safetensors"
 TORCH_FILE = "pytorch_model.bin"
 INDEX = ".index.json"
@@ -27,11 +29,12 @@ TOKENIZER_FILES = (
 """Files that together are a tokenizer: any of these may do, which one the tokenizer's class says."""
 NO_TOKENIZER = "tokenizer.json (or vocab.json with merges.txt, or vocab.txt, or spiece.model) is missing"
 OTHER_FILES = (
-    "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    GENERATION_FILE, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     *(name for names in TOKENIZER_FILES for name in names),
 )  # fmt: skip
 """What may lie beside: it goes wherever the model goes."""
 NOT_READ = ("tf_model.h5", "flax_model.msgpack", "rust_model.ot", "model.ckpt.index")
+MAX_CONFIG_BYTES = 1 << 20
 MAX_INDEX_BYTES = 4 << 20
 MAX_SHARDS = 256
 POINTER, MAX_POINTER_BYTES = b"version https://git-lfs", 1024
@@ -98,6 +101,21 @@ def shards(index: Path) -> list[str]:
 
 def has_tokenizer(folder: Path) -> bool:
     return any(all((folder / file).is_file() for file in files) for files in TOKENIZER_FILES)
+
+
+def read_map(file: Path) -> dict[str, Any]:
+    """Read a configuration in JSON. Raises: BadModel, which says what is wrong with the file."""
+    try:
+        if is_pointer(file):
+            raise BadModel(f"{file.name} is a Git LFS pointer: run git lfs pull in {file.parent}")
+        if file.stat().st_size > MAX_CONFIG_BYTES:
+            raise BadModel(f"{file.name} is over {MAX_CONFIG_BYTES} bytes")
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as e:
+        raise BadModel(f"{file.name} cannot be read: {e}") from None
+    if not isinstance(found, dict):
+        raise BadModel(f"{file.name} is not a map")
+    return found
 
 
 def is_pointer(file: Path) -> bool:

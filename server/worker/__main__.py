@@ -51,7 +51,7 @@ def load(spec: Spec, connection: Connection) -> Worker:
         connection.send(Sized(id=None, memory_bytes=arch.loading_bytes(spec.engine, spec.precision, rows)))
         if repository.rest() != folder:
             raise LoadFailed(f"{spec.model} changed on the hub while it was downloaded; load it again")
-    text = Text(folder, arch.vocabulary, arch.end_of_text)
+    text = Text(folder, arch)
     made = load_engine(
         folder,
         arch,
@@ -68,7 +68,7 @@ def load(spec: Spec, connection: Connection) -> Worker:
     held = replace(arch, tied=not made.separate_head)
     connection.send(Sized(id=None, memory_bytes=held.memory_bytes(spec.engine, spec.precision, rows)))
     progress("warm up", 0, 1, "step")
-    engine.prefill(0, [arch.end_of_text], 0, [0])
+    engine.prefill(0, [0], 0, [0])
     engine.decode([0], [1])
     progress("warm up", 1, 1, "step")
     worker = Worker(spec, connection, engine, text, made.digest, arch)
@@ -81,7 +81,7 @@ def load(spec: Spec, connection: Connection) -> Worker:
         rows=engine.rows,
         threads=engine.threads,
         rss_bytes=psutil.Process().memory_info().rss,
-        notices=made.notices,
+        notices=(*arch.notices, *made.notices),
     )
     connection.send(ready)
     return worker

@@ -53,7 +53,7 @@ class BeamSearch(Search):
     def __init__(self, generation: Generation) -> None:
         r = generation.request
         super().__init__(generation, r.num_beams)
-        self._end_of_text = generation.vocabulary.end_of_text
+        self._ends = generation.vocabulary.ends
         draws = r.strategy == "beam_sample" and r.temperature >= COLDEST
         self._random = np.random.Generator(np.random.PCG64(self.outputs[0].seed)) if draws else None
         count = r.num_beam_groups if r.strategy == "diverse_beam" else 1
@@ -86,7 +86,7 @@ class BeamSearch(Search):
             chosen = [] if group.done else self._extend(group, rows[at : at + len(group.beams)], at, taken)
             taken += [token for _, token, _ in chosen]
             # Places that are not filled get a continuation without a chance, beside those that go on.
-            chosen += [(0, self._end_of_text, -np.inf)] * (self._size - len(chosen))
+            chosen += [(0, 0, -np.inf)] * (self._size - len(chosen))
             parents += [at + parent for parent, _, _ in chosen]
             tokens += [token for _, token, _ in chosen]
             if not group.done:
@@ -146,7 +146,7 @@ class BeamSearch(Search):
         return self._by_length(best, longest) <= group.ended[-1].score
 
     def _reason(self, before: tuple[int, ...], token: int, length: int) -> m.FinishReason | None:
-        if token == self._end_of_text and not self.request.ignore_eos:
+        if token in self._ends and not self.request.ignore_eos:
             return "eos"
         if self.request.stop and self._stops((*before, token)):
             return "stop"

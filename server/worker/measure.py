@@ -37,7 +37,7 @@ def measure(spec: Spec, connection: Connection) -> m.Measured:
     arch = read_architecture(folder)
     progress("text", 0, 1, "text")
     text = task.text or HELD_OUT_FILE.read_text(encoding="utf-8")
-    ids = Text(folder, arch.vocabulary, arch.end_of_text).encode(text)
+    ids = Text(folder, arch).encode(text)
     check(ids, arch.context)
     records = Records(cache_dir, folder, arch)
     progress("text", 1, 1, "text")

@@ -51,11 +51,11 @@ class History:
 class Processors:
     """The processors that one request asks for, and what they remember of its tokens."""
 
-    def __init__(self, request: Generate, prompt_tokens: int, end_of_text: int, bad_words: Many[Many[int]]) -> None:
+    def __init__(self, request: Generate, prompt_tokens: int, ends: Many[int], bad_words: Many[Many[int]]) -> None:
         """Make those of a request; `bad_words` are token sequences that must not come."""
         self._request = request
         self._prompt_tokens = prompt_tokens
-        self._end_of_text = end_of_text
+        self._ends = list(ends)
         self._bad_words = bad_words
         self._noted = 0
         penalised = request.repetition_penalty != 1 or request.presence_penalty or request.frequency_penalty
@@ -89,7 +89,7 @@ class Processors:
             if not beginning or list(ids[-len(beginning) :]) == beginning:
                 logits[last] = NEVER
         if len(ids) - self._prompt_tokens < request.min_new_tokens:
-            logits[self._end_of_text] = NEVER
+            logits[self._ends] = NEVER
 
     def _note(self, ids: Many[int]) -> None:
         """Note the tokens that came since the last call."""

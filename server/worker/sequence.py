@@ -39,7 +39,7 @@ class Generation:
 
     def processors(self) -> Processors:
         """Return new processors, since each text has its own history."""
-        return Processors(self.request, len(self.prompt), self.vocabulary.end_of_text, self.bad_words)
+        return Processors(self.request, len(self.prompt), self.vocabulary.ends, self.bad_words)
 
 
 class Sequence:
@@ -82,7 +82,7 @@ class Sequence:
         self.pace = Pace()
         self._sent_at = float("-inf")
         self._increments = generation.vocabulary.increments()
-        self._end_of_text = generation.vocabulary.end_of_text
+        self._ends = generation.vocabulary.ends
         self._text = ""
         self._sent_characters = 0
         self._sent_tokens = 0
@@ -176,7 +176,7 @@ class Sequence:
                 m.TokenLogprobs(text=self._increments.text_of(token), logprob=explanation.logprob, top=top)
             )
         self._text += self._increments.push(token)
-        if token == self._end_of_text and not self.request.ignore_eos:
+        if token in self._ends and not self.request.ignore_eos:
             self.finish("eos")
         elif self.request.stop and (at := self._stop_at()) is not None:
             self._text = self._text[:at]

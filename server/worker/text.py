@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 
 from protocol.errors import BadModel, BadRequest
 from protocol.messages import OfText
+from server.catalogue.architecture import Architecture
 from server.checkpoint.tokenizer import read_tokenizer
 
 MAX_TOKENS = 65_536
@@ -19,10 +20,10 @@ MAX_TOKENS = 65_536
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Bytes of each token, empty for special ones, and the token that ends a text."""
+    """Bytes of each token, empty for special ones, and the tokens that end a text."""
 
     token_bytes: list[bytes]
-    end_of_text: int
+    ends: tuple[int, ...]
 
     def increments(self) -> Increments:
         """Return a decoder for one sequence's new tokens."""
@@ -42,16 +43,17 @@ class Spans:
 class Text:
     """A model's byte-level BPE tokenizer (Radford et al. 2019, section 2.2)."""
 
-    def __init__(self, folder: Path, vocabulary: int, end_of_text: int) -> None:
+    def __init__(self, folder: Path, arch: Architecture) -> None:
         """Read a model's tokenizer. Raises: BadModel if the files are unreadable or hold another kind of tokenizer."""
         self._tokenizer = read_tokenizer(folder).tokenizer
-        self.vocabulary = Vocabulary(_token_bytes(self._tokenizer, vocabulary), end_of_text)
+        self.vocabulary = Vocabulary(_token_bytes(self._tokenizer, arch.vocabulary), arch.ends)
+        self._start = arch.start
         added = self._tokenizer.get_added_tokens_decoder()
         self._special = {index: token.content.encode() for index, token in added.items()}
 
     def encode(self, text: str) -> list[int]:
-        """Return a prompt's tokens; an empty one starts from the end-of-text token, as GPT-2's training texts did."""
-        return self._tokenizer.encode(text, add_special_tokens=False).ids or [self.vocabulary.end_of_text]
+        """Return a prompt's tokens; an empty one gets the model's first token. Raises: BadRequest if it has none."""
+        return self._tokenizer.encode(text, add_special_tokens=False).ids or self._empty()
 
     def forms(self, word: str) -> list[list[int]]:
         """Return a word's tokens at the start of a line, and those after a space.
@@ -83,11 +85,23 @@ class Text:
         return Spans(text, ids, offsets)
 
     def check(self, ids: list[int]) -> list[int]:
-        """Return the ids, or the end-of-text token for none. Raises: BadRequest for one not in the vocabulary."""
+        """Return the ids, or the model's first token for none.
+
+        Raises: BadRequest for one not in the vocabulary, or if there are none and the model has no first token.
+        """
         size = len(self.vocabulary.token_bytes)
         if ids and max(ids) >= size:
             raise BadRequest(f"a token of this model must be 0 to {size - 1}, got {max(ids)}")
-        return list(ids) or [self.vocabulary.end_of_text]
+        return list(ids) or self._empty()
+
+    def _empty(self) -> list[int]:
+        """Return an empty prompt's tokens. Raises: BadRequest."""
+        if self._start is None:
+            raise BadRequest(
+                "the prompt is empty, and this model has neither a bos_token_id nor an eos_token_id to begin with; "
+                "give it a prompt of at least one token"
+            )
+        return [self._start]
 
 
 class Increments:

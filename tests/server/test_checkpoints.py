@@ -143,7 +143,7 @@ def test_a_head_that_is_stored_with_other_values_is_used(tmp_path: Path) -> None
 
 
 def test_a_head_of_its_own_is_in_the_estimate() -> None:
-    gpt2 = Architecture(12, 12, 768, 3072, 1024, 50257, 1e-5, 50256)
+    gpt2 = Architecture(12, 12, 768, 3072, 1024, 50257, 1e-5)
     more = replace(gpt2, tied=False).memory_bytes("native", "fp32", 1) - gpt2.memory_bytes("native", "fp32", 1)
     assert more == 4 * 768 * 50257
 

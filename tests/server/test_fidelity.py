@@ -29,7 +29,7 @@ from server.worker.fidelity import check, compare, greedy
 from server.worker.text import Text
 
 ARCH = read_architecture(DEMO_FOLDER)
-TEXT = Text(DEMO_FOLDER, ARCH.vocabulary, ARCH.end_of_text)
+TEXT = Text(DEMO_FOLDER, ARCH)
 VERSE = (
     "When in disgrace with fortune and men's eyes\nI all alone beweep my outcast state,\n"
     "And trouble deaf heaven with my bootless cries,\nAnd look upon myself, and curse my fate,\n"

@@ -25,7 +25,7 @@ from tests.dequantise import dequantise
 ARCH = read_architecture(DEMO_FOLDER)
 SETS = instruction_sets()
 PRECISIONS = ("fp32", "int8", "int4")
-ODD = Architecture(layers=2, heads=3, width=60, inner=100, context=50, vocabulary=77, epsilon=1e-5, end_of_text=0)
+ODD = Architecture(layers=2, heads=3, width=60, inner=100, context=50, vocabulary=77, epsilon=1e-5, ends=(0,))
 """Nothing in it is a multiple of 16."""
 Floats = NDArray[np.float32]
 

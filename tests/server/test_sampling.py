@@ -30,7 +30,7 @@ from server.engines import native
 from server.worker.processors import Processors
 from server.worker.sampling import Sampler, candidates, invert, mirostat, sample
 
-VOCABULARY, END = 500, 11
+VOCABULARY, ENDS = 500, (11, 40)
 Array = NDArray[Any]
 
 
@@ -39,7 +39,7 @@ def logits_of(seed: int, size: int = VOCABULARY, scale: float = 3.0) -> Array:
 
 
 def processors_of(request: Generate, prompt: list[int], bad_words: list[list[int]] | None = None) -> Processors:
-    return Processors(request, len(prompt), END, bad_words or [])
+    return Processors(request, len(prompt), ENDS, bad_words or [])
 
 
 def sampler_of(request: Generate, seed: int = 0) -> Sampler:
@@ -80,9 +80,9 @@ def theirs(
     if fields.get("no_repeat_ngram_size"):
         steps.append(NoRepeatNGramLogitsProcessor(fields["no_repeat_ngram_size"]))
     if bad_words:
-        steps.append(NoBadWordsLogitsProcessor(bad_words, eos_token_id=END))
+        steps.append(NoBadWordsLogitsProcessor(bad_words, eos_token_id=list(ENDS)))
     if fields.get("min_new_tokens"):
-        steps.append(MinNewTokensLengthLogitsProcessor(len(seen[:prompt_tokens]), fields["min_new_tokens"], END))
+        steps.append(MinNewTokensLengthLogitsProcessor(len(seen[:prompt_tokens]), fields["min_new_tokens"], list(ENDS)))
     if fields.get("temperature", 1) != 1:
         steps.append(TemperatureLogitsWarper(fields["temperature"]))
     if fields.get("top_k", 50):

@@ -30,7 +30,7 @@ def sequence(request_id: int, prompt: list[int], new: int, group: int = 0, **set
         dropped=0,
         seed=0,
         bad_words=[],
-        vocabulary=Vocabulary([b"x"] * 97, 0),
+        vocabulary=Vocabulary([b"x"] * 97, (0,)),
         received=time.monotonic(),
     )
     return Sequence(generation)

@@ -68,7 +68,7 @@ def oracle(reference: GPT2LMHeadModel, prompt: list[int], **fields: Any) -> tupl
         return_dict_in_generate=True,
         output_scores=True,
         pad_token_id=ARCH.vocabulary - 1,
-        eos_token_id=ARCH.end_of_text,
+        eos_token_id=list(ARCH.ends),
         **fields,
     )
     assert isinstance(out, GenerateBeamDecoderOnlyOutput)
@@ -85,7 +85,7 @@ def test_beams_are_those_of_transformers(
     engine: Engine, reference: GPT2LMHeadModel, stopping: str, penalty: float
 ) -> None:
     for prompt in PROMPTS:
-        bias = [(ARCH.end_of_text, 6.0)]
+        bias = [(ARCH.ends[0], 6.0)]
         want, want_scores = oracle(
             reference,
             prompt,

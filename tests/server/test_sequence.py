@@ -26,7 +26,7 @@ def make(**settings: object) -> Sequence:
             dropped=0,
             seed=0,
             bad_words=[],
-            vocabulary=Vocabulary(TABLE, END),
+            vocabulary=Vocabulary(TABLE, (END,)),
             received=time.monotonic(),
         )
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from server.checkpoint.tokenizer import END_OF_TEXT
 from server.worker.text import Text
 
 ARCH = read_architecture(DEMO_FOLDER)
-TEXT = Text(DEMO_FOLDER, ARCH.vocabulary, ARCH.end_of_text)
+TEXT = Text(DEMO_FOLDER, ARCH)
 REFERENCE = Tokenizer.from_file(str(DEMO_FOLDER / "tokenizer.json"))
 
 
@@ -36,8 +37,14 @@ def test_any_tokens_decode_as_the_library_decodes_them(ids: list[int]) -> None:
     assert "".join([increments.push(t) for t in ids] + [increments.flush()]) == REFERENCE.decode(ids)
 
 
-def test_an_empty_prompt_starts_from_the_end_of_text() -> None:
-    assert TEXT.encode("") == [ARCH.end_of_text] == TEXT.check([])
+def test_an_empty_prompt_begins_with_the_model_s_first_token() -> None:
+    assert TEXT.encode("") == [ARCH.start] == TEXT.check([])
+    without = Text(DEMO_FOLDER, replace(ARCH, start=None))
+    refused = "the prompt is empty, and this model has neither a bos_token_id nor"
+    with pytest.raises(BadRequest, match=refused):
+        without.encode("")
+    with pytest.raises(BadRequest, match=refused):
+        without.check([])
 
 
 def test_a_token_outside_the_vocabulary_is_refused() -> None:
@@ -50,7 +57,7 @@ def test_vocab_and_merges_make_the_same_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]))
     merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
     (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
-    other = Text(tmp_path, ARCH.vocabulary, ARCH.end_of_text)
+    other = Text(tmp_path, ARCH)
     for sentence in ("Shall I compare thee", "  naïve — “quotes”\n\n\t€ 42", END_OF_TEXT + "x"):
         assert other.encode(sentence) == TEXT.encode(sentence)
 
@@ -58,13 +65,13 @@ def test_vocab_and_merges_make_the_same_tokenizer(tmp_path: Path) -> None:
 def test_other_tokenizers_are_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(BadModel, match="cannot be read"):
-        Text(tmp_path, 10, 0)
+        Text(tmp_path, ARCH)
     (tmp_path / "tokenizer.json").write_text(
         json.dumps(
             {"version": "1.0", "added_tokens": [], "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}
         )
     )
     with pytest.raises(BadModel, match="byte-level BPE"):
-        Text(tmp_path, 10, 0)
+        Text(tmp_path, ARCH)
     with pytest.raises(BadModel, match="vocabulary only 100"):
-        Text(DEMO_FOLDER, 100, 0)
+        Text(DEMO_FOLDER, replace(ARCH, vocabulary=100))

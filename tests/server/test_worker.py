@@ -48,7 +48,7 @@ class Loop:
     ) -> None:
         self.link = ListConnection()
         self.engine = FakeEngine(rows, ARCH.context, ARCH.vocabulary)
-        text = Text(folder, ARCH.vocabulary, ARCH.end_of_text)
+        text = Text(folder, ARCH)
         self.worker = Worker(replace(SPEC, engine=name), self.link, engine or self.engine, text, "digest", ARCH)
 
     @property

@@ -16,7 +16,7 @@ from server.worker.text import Text
 
 PROMPT = "Shall I compare thee"
 ARCH = read_architecture(DEMO_FOLDER)
-TEXT = Text(DEMO_FOLDER, ARCH.vocabulary, ARCH.end_of_text)
+TEXT = Text(DEMO_FOLDER, ARCH)
 
 
 def test_log_probabilities(client: Client) -> None:

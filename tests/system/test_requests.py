@@ -23,7 +23,7 @@ from tests.conftest import wait_for
 
 PROMPT = "Shall I compare thee"
 ARCH = read_architecture(DEMO_FOLDER)
-TEXT = Text(DEMO_FOLDER, ARCH.vocabulary, ARCH.end_of_text)
+TEXT = Text(DEMO_FOLDER, ARCH)
 
 
 def test_hello_describes_the_server(client: Client) -> None:
