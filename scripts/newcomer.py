@@ -17,6 +17,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -254,6 +255,7 @@ def main() -> int:
         parser.error("needs Linux, root, and debootstrap (Debian: apt install debootstrap)")
     if INSIDE not in os.environ:
         return outside(args.keep, sys.argv[1:])
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, it would be ignored by what is interrupted
     wrong = 0
     rows = []
     for name in args.only:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -22,6 +23,12 @@ WINDOW = "needs libX11, libXext and libGL (Debian: apt-get install libx11-6 libx
 COMPILES = bool(shutil.which("g++")) and Path(sysconfig.get_path("include"), "Python.h").exists()
 COMPILER = "needs g++ and Python's headers (Debian: apt-get install g++ python3-dev)"
 """Reasons why tests are skipped on a bare machine."""
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C reach what the tests start: who runs them in the background may have had it ignored, for all below."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 5) -> None:

@@ -64,3 +64,22 @@ def test_help(name: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     first = (ast.get_docstring(ast.parse(PROGRAMS[name].read_text(encoding="utf-8"))) or "").splitlines()[0]
     assert first in done.stdout
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there nobody ignores Ctrl-C for what he starts")
+def test_tests_that_are_started_in_the_background_have_ctrl_c(tmp_path: Path) -> None:
+    """A shell without job control ignores it for what it starts there, and that is inherited."""
+    inner = tmp_path / "test_inner.py"
+    inner.write_text(
+        "import signal\n\n\ndef test_it():\n    assert signal.getsignal(signal.SIGINT) is not signal.SIG_IGN\n"
+    )
+    pytest_words = ["-m", "pytest", "-q", "-p", "tests.conftest", "-p", "no:cacheprovider", "--rootdir", str(tmp_path)]
+    done = subprocess.run(
+        ["/bin/sh", "-c", "trap '' INT; exec \"$@\"", "sh", sys.executable, *pytest_words, str(inner)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stdout
