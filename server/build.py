@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import os
 import pkgutil
 import platform
@@ -31,6 +32,8 @@ INSTALL_S = 1200
 BUILD_S = 1800
 NO_COMPILER = 3
 """Exit code where there is no compiler, which is no fault: the other engine is used."""
+BUILT = 4
+"""Exit code of --plan where there is nothing to do."""
 
 
 class BuildError(Exception):
@@ -100,9 +103,9 @@ def _ziglang() -> Iterator[Mapping[str, str]]:
 def _pip(arguments: list[str], env: Mapping[str, str], limit: float) -> None:
     """Run `pip install` of this environment, which shows what it says. Raises: BuildError."""
     if all(module.name != "pip" for module in pkgutil.iter_modules()):  # an environment made by uv has none
-        command = [sys.executable, "-m", "ensurepip"]
+        command = [sys.executable, "-P", "-m", "ensurepip"]
         subprocess.run(command, stdin=subprocess.DEVNULL, stdout=sys.stderr, timeout=INSTALL_S, check=False)
-    command = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", *arguments]
+    command = [sys.executable, "-P", "-m", "pip", "install", "--disable-pip-version-check", *arguments]
     try:
         done = subprocess.run(
             command, env=os.environ | env, stdin=subprocess.DEVNULL, stdout=sys.stderr, timeout=limit, check=False
@@ -113,9 +116,23 @@ def _pip(arguments: list[str], env: Mapping[str, str], limit: float) -> None:
         raise BuildError(f"`{shlex.join(command)}` failed; the lines above say why")
 
 
+def digest() -> str:
+    """Return what changes with every source of the kernels."""
+    files = sorted(p for p in SOURCES.rglob("*") if p.is_file() and p.suffix != ".pyc")
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def built() -> bool:
+    """Return True if the kernels of the present sources are installed in this environment."""
+    marks = [Path(folder, "gpt2d_kernels", "built_from") for folder in sys.path]
+    mark = next((mark for mark in marks if mark.parent.is_dir()), None)
+    return mark is not None and mark.exists() and mark.read_text(encoding="utf-8") == digest()
+
+
 def build(compiler: str) -> None:
     """Build the kernels with what `plan` returns, and install them into this environment. Raises: BuildError."""
-    install = ["--no-deps", "--force-reinstall", str(SOURCES)]
+    define = f"--config-settings=cmake.define.GPT2D_SOURCES={digest()}"
+    install = ["--no-deps", "--force-reinstall", define, str(SOURCES)]
     if compiler == ZIG:
         with _ziglang() as env:
             _pip(install, env, BUILD_S)
@@ -142,11 +159,13 @@ def words(compiler: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Build as scripts/run.py asks for it. Exit codes: 0 built, 1 failed, NO_COMPILER."""
+    """Build as scripts/run.py asks for it. Exit codes: 0 built, 1 failed, NO_COMPILER, BUILT."""
     parser = argparse.ArgumentParser(prog="gpt2d-server --build-kernels", description=__doc__)
     parser.add_argument("--no-ziglang", action="store_true", help="use the system's compiler only")
     parser.add_argument("--plan", action="store_true", help="say with what it would be built, and exit")
     args = parser.parse_args(argv)
+    if args.plan and built():
+        return BUILT
     try:
         compiler = plan(ziglang=not args.no_ziglang)
         if compiler is None:

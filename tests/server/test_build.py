@@ -87,3 +87,16 @@ def test_what_zig_needs_lies_beside_the_environment_and_goes_however_it_ends(
         for name in ("TMPDIR", "ZIG_GLOBAL_CACHE_DIR", "ZIG_LOCAL_CACHE_DIR"):
             assert Path(env[name]).is_relative_to(folder), name
     assert build.plan(ziglang=False) is None, "and only where it is not declined"
+
+
+def test_kernels_that_are_built_of_these_sources_are_not_planned_again(tmp_path: Path) -> None:
+    package = tmp_path / "gpt2d_kernels"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    paths = f"{tmp_path}:{build.SOURCES.parent.parent}"
+    codes = []
+    for sources in (None, "older", build.digest()):
+        if sources is not None:
+            (package / "built_from").write_text(sources)
+        codes.append(build_kernels(tmp_path, "--plan", "--no-ziglang", PYTHONPATH=paths).returncode)
+    assert codes == [build.NO_COMPILER, build.NO_COMPILER, build.BUILT]
