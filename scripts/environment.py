@@ -41,7 +41,8 @@ KERNELS = VENV / "installed-kernels"
 NO_ZIGLANG = VENV / "no-ziglang"
 """Where this exists, the compiler of the package ziglang was declined."""
 NO_COMPILER = 3
-"""Exit code of server/build.py."""
+BUILT = 4
+"""Exit codes of server/build.py."""
 TEMPORARY = STATE / "installing"
 """Where pip unpacks: the system's temporary folder may be memory."""
 LOCKED_BYTE = 4096
@@ -86,6 +87,20 @@ def prepare(requirements: tuple[str, ...], *, ziglang: bool = True) -> None:
             sys.exit(str(e))
         except OSError as e:
             sys.exit(f"{e.filename or VENV}: {e.strerror}; what is installed so far is kept")
+
+
+def surroundings() -> dict[str, str]:
+    """Return the variables of our own programs.
+
+    A folder of PYTHONPATH comes before the installed packages, and a shell's profile may name one that has a package
+    `server`, `client` or `protocol`.
+    """
+    return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def _without_pythonpath() -> dict[str, str]:
+    """Return the variables of venv and pip, which takes what lies on PYTHONPATH for installed."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
 def check_python() -> None:
@@ -186,15 +201,15 @@ def _make(descriptor: int) -> None:
         if importlib.util.find_spec("ensurepip") is None:
             _get_ensurepip()
         BEGUN.touch()
-        command = [sys.executable, "-m", "venv", str(VENV)]
-        quiet.run(command, f"making {VENV}", log=LOG, keep_open=(descriptor,))
+        command = [sys.executable, "-P", "-m", "venv", str(VENV)]
+        quiet.run(command, f"making {VENV}", log=LOG, env=_without_pythonpath(), keep_open=(descriptor,))
         BEGUN.unlink()
     elif not _runs("-c", ""):
         sys.exit(f"{VENV} has no Python that works, and was not made by this command: delete it, and run this again")
-    elif not _runs("-m", "pip", "--version"):
-        command = [str(PYTHON), "-m", "ensurepip", "--upgrade"]
+    elif not _runs("-P", "-m", "pip", "--version"):
+        command = [str(PYTHON), "-P", "-m", "ensurepip", "--upgrade"]
         try:
-            quiet.run(command, f"adding pip to {VENV}", log=LOG, keep_open=(descriptor,))
+            quiet.run(command, f"adding pip to {VENV}", log=LOG, env=_without_pythonpath(), keep_open=(descriptor,))
         except quiet.Failed as e:
             sys.exit(f"{VENV} has no pip, and it cannot be added ({e}): delete {VENV}, and run this again")
 
@@ -239,7 +254,14 @@ def _runs(*arguments: str) -> bool:
     """True if the environment's Python succeeds with these arguments."""
     command = [str(PYTHON), *arguments]
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=CHECK_S, check=False)
+        done = subprocess.run(
+            command,
+            env=_without_pythonpath(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=CHECK_S,
+            check=False,
+        )
     except (OSError, subprocess.TimeoutExpired):
         return False
     return done.returncode == 0
@@ -251,13 +273,14 @@ def _install(requirements: tuple[str, ...], descriptor: int) -> None:
     for folder in VENV.glob(f"{packages}/*.dist-info"):
         if not (folder / "RECORD").exists():  # written last: pip would take the package for whole
             shutil.rmtree(folder)
-    pip = [str(PYTHON), "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--progress-bar=off"]
+    pip = [str(PYTHON), "-P", "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
+    pip += ["--progress-bar=off"]
     files = [word for name in requirements for word in ("-r", str(ROOT / name))]
     steps = {
         f"installing {PARTS[requirements]} into {VENV} (once)": ["--only-binary=:all:", *files],
         "installing this checkout": ["--no-deps", "--editable", str(ROOT)],
     }
-    with _temporary() as env:
+    with _temporary(_without_pythonpath()) as env:
         if requirements == FULL and sys.platform == "linux":
             torch_build.announce(PYTHON, ROOT / "requirements.txt", env)
         for doing, arguments in steps.items():
@@ -266,28 +289,34 @@ def _install(requirements: tuple[str, ...], descriptor: int) -> None:
 
 
 @contextlib.contextmanager
-def _temporary() -> Iterator[dict[str, str]]:
-    """Give the variables of a command that has TEMPORARY for its temporary files; delete what it leaves."""
+def _temporary(variables: dict[str, str]) -> Iterator[dict[str, str]]:
+    """Give these variables to a command, with TEMPORARY for its temporary files; delete what it leaves."""
     shutil.rmtree(TEMPORARY, ignore_errors=True)
     TEMPORARY.mkdir()
     try:
-        yield {"PIP_RETRIES": "1", **os.environ, "TMPDIR": str(TEMPORARY), "TEMP": str(TEMPORARY)}
+        yield {"PIP_RETRIES": "1", **variables, "TMPDIR": str(TEMPORARY), "TEMP": str(TEMPORARY)}
     finally:
         shutil.rmtree(TEMPORARY, ignore_errors=True)
 
 
 def _build_kernels(descriptor: int) -> None:
-    """Build the native kernels where there is something to build them with; say so where that fails."""
+    """Build the native kernels where somebody has not done so by hand and there is something to build them with.
+
+    Where that fails, a line says so.
+    """
     command = [str(PYTHON), "-P", "-m", "server.build", *(["--no-ziglang"] if NO_ZIGLANG.exists() else [])]
-    planned = subprocess.run([*command, "--plan"], capture_output=True, text=True, timeout=PLAN_S, check=False)
+    planned = subprocess.run(
+        [*command, "--plan"], env=surroundings(), capture_output=True, text=True, timeout=PLAN_S, check=False
+    )
     if planned.returncode == NO_COMPILER:
         return  # the daemon says so, and the next command looks again
     try:
-        if planned.returncode:
+        if planned.returncode not in {0, BUILT}:
             raise quiet.Failed(planned.stderr.strip())
-        doing = planned.stdout.strip() + ("; --no-compiler goes without" if "ziglang" in planned.stdout else "")
-        with _temporary() as env:
-            quiet.run(command, doing, log=LOG, env=env, keep_open=(descriptor,))
+        if planned.returncode != BUILT:
+            doing = planned.stdout.strip() + ("; --no-compiler goes without" if "ziglang" in planned.stdout else "")
+            with _temporary(surroundings()) as env:
+                quiet.run(command, doing, log=LOG, env=env, keep_open=(descriptor,))
     except quiet.Failed as e:
         quiet.say(f"{e}\nThe slower engine onnx is used")
         return

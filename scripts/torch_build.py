@@ -37,7 +37,7 @@ def announce(python: Path, requirements: Path, env: Mapping[str, str]) -> None:
 
 def brings_cuda(python: Path, torch: str, env: Mapping[str, str]) -> bool:
     """Ask pip what it would install; False where the CPU build is there or at hand, or pip cannot tell."""
-    command = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--quiet"]
+    command = [str(python), "-P", "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--quiet"]
     command += ["--only-binary=:all:", "--dry-run", "--report=-", torch]
     try:
         done = subprocess.run(

@@ -26,7 +26,7 @@ import os, sys
 from pathlib import Path
 bin = Path(sys.argv[1]) / "bin"
 bin.mkdir(parents=True)
-(bin / "python").symlink_to(sys.executable)
+(bin / "python").symlink_to(os.environ["PYTHON"])
 with open(os.environ["STEPS"], "a") as steps:
     print("venv", file=steps)
 if "REACHED" in os.environ:
@@ -56,6 +56,11 @@ if COMPILER is None or (COMPILER == "ziglang" and "--no-ziglang" in sys.argv):
 print("building with", COMPILER)
 """
 """Stand-ins that take no time: each notes that it was called."""
+WRAPPER = """#!/bin/sh
+echo "$PYTHONPATH" >> '{seen}'
+PYTHONPATH='{stubs}' exec '{python}' "$@"
+"""
+"""The Python of the environment, which has the stand-ins; notes which packages it was to take before its own."""
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="its stand-ins are POSIX programs")
 
@@ -70,6 +75,9 @@ class Checkout:
         self.fifos = {"REACHED": folder / "reached", "GO_ON": folder / "go_on"}
         self.stubs = folder / "stubs"
         self.running: list[subprocess.Popen[str]] = []
+        self.python = folder / "python"
+        self.python.write_text(WRAPPER.format(stubs=self.stubs, python=sys.executable, seen=folder / "seen"))
+        self.python.chmod(0o755)
         (self.root / "scripts").mkdir(parents=True)
         for name in FILES:
             shutil.copy(ROOT / "scripts" / name, self.root / "scripts")
@@ -88,9 +96,8 @@ class Checkout:
     def start(
         self, *, halting: bool = False, code: str = PREPARE, stdin: int = subprocess.DEVNULL
     ) -> subprocess.Popen[str]:
-        # Who starts the tests may have had Ctrl-C ignored, which is inherited.
-        code = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler); {code}"
-        env = os.environ | {"PYTHONPATH": str(self.stubs), "STEPS": str(self.steps_file), "PYTHONIOENCODING": "utf-8"}
+        code = f"import sys; sys.executable = {str(self.python)!r}; {code}"
+        env = os.environ | {"PYTHON": str(self.python), "STEPS": str(self.steps_file), "PYTHONIOENCODING": "utf-8"}
         env |= {name: str(fifo) for name, fifo in self.fifos.items() if halting}
         process = subprocess.Popen(
             [sys.executable, "-c", code],
@@ -127,7 +134,7 @@ class Checkout:
         """Make an environment as somebody else does, with something in it that must be kept."""
         folder = self.venv / "bin"
         folder.mkdir(parents=True)
-        (folder / "python").symlink_to(sys.executable)
+        (folder / "python").symlink_to(self.python)
         (folder / "activate").touch()
         (folder / "kept").touch()
 
@@ -160,7 +167,8 @@ def test_an_environment_that_is_used_is_not_cleared(checkout: Checkout) -> None:
     first = checkout.start_and_halt()
     os.killpg(first.pid, signal.SIGKILL)
     first.wait(LIMIT_S)
-    user = subprocess.Popen([checkout.venv / "bin" / "python", "-c", "input()"], stdin=subprocess.PIPE)
+    started = [str(checkout.venv / "bin" / "python"), "-c", "input()"]
+    user = subprocess.Popen(started, executable=sys.executable, stdin=subprocess.PIPE)
     try:
         code, errors = checkout.prepare()
         assert code == 1 and f"used by process {user.pid}; end that" in errors, errors
@@ -217,6 +225,21 @@ def test_an_environment_of_somebody_else_is_kept(checkout: Checkout, mark: bool)
     code, errors = checkout.prepare()
     assert code == 0, errors
     assert (checkout.venv / "bin" / "kept").exists() and "venv" not in checkout.steps()
+
+
+def test_neither_pythonpath_nor_the_folder_hides_what_installs(
+    checkout: Checkout, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Packages on PYTHONPATH would be installed already for pip, and a folder `pip` where somebody is would be pip."""
+    monkeypatch.setenv("PYTHONPATH", "/elsewhere")
+    (checkout.root / "server" / "kernels").mkdir(parents=True)
+    has_compiler(checkout, "g++")
+    for name in STUBS:
+        (checkout.root / "scripts" / name).mkdir()
+        (checkout.root / "scripts" / name / "__init__.py").touch()
+    assert checkout.prepare(DAEMON)[0] == 0
+    assert checkout.steps() == ["venv", "pip False", "pip True", "plan False", "build False"]
+    assert set((tmp_path / "seen").read_text().splitlines()) == {"", str(checkout.root)}
 
 
 def test_an_environment_without_pip_gets_it(checkout: Checkout) -> None:
@@ -325,6 +348,17 @@ def test_a_compiler_that_comes_later_builds_the_kernels(checkout: Checkout) -> N
     (checkout.root / "server" / "kernels" / "a.cpp").write_text("int a;")
     checkout.prepare(DAEMON)
     assert checkout.steps()[3:] == ["plan False", "build False"], "nothing was to do, then other sources were there"
+
+
+def test_kernels_that_were_built_by_hand_are_not_built_again(checkout: Checkout) -> None:
+    (checkout.root / "server" / "kernels").mkdir(parents=True)
+    has_compiler(checkout, "g++")
+    with (checkout.stubs / "server" / "build.py").open("a") as stub:
+        stub.write("sys.exit(4)\n")
+    for _ in range(2):
+        code, errors = checkout.prepare(DAEMON)
+        assert code == 0 and "building with" not in errors
+    assert checkout.steps()[3:] == ["plan False"], "and looked at once"
 
 
 def test_that_ziglang_is_declined_is_remembered(checkout: Checkout) -> None:
