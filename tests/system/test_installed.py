@@ -70,7 +70,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sources = tmp_path_factory.mktemp("sources")
     for name in ("protocol", "server", "client"):
         shutil.copytree(ROOT / name, sources / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("gpt2d_commands.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, sources)
     made = tmp_path_factory.mktemp("wheel")
     done = subprocess.run(
@@ -117,6 +117,16 @@ def test_without_the_packages_a_command_says_what_to_type(program: str, plain: E
 @pytest.mark.parametrize("program", MODULES)
 def test_version(program: str, whole: Environment) -> None:
     done = whole.run(program, "--version")
+    assert (done.returncode, done.stdout) == (0, f"gpt2d {VERSION}\n"), done.stderr
+
+
+@pytest.mark.parametrize("program", MODULES)
+def test_packages_on_pythonpath_are_not_taken_for_ours(program: str, whole: Environment, tmp_path: Path) -> None:
+    """As a shell's profile names a folder with another project's `server` and `client`."""
+    (tmp_path / "server").mkdir()
+    for name in ("server/__init__.py", "client.py", "protocol.py"):
+        (tmp_path / name).write_text(f"raise SystemExit('another {name}')")
+    done = whole.run(program, "--version", PYTHONPATH=str(tmp_path))
     assert (done.returncode, done.stdout) == (0, f"gpt2d {VERSION}\n"), done.stderr
 
 
