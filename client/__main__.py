@@ -5,6 +5,10 @@ from __future__ import annotations
 import sys
 
 try:
+    import signal
+
+    if sys.platform != "win32":
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # scripts/run.py holds it back until here
     import argparse
     import getpass
     import io

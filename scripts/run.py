@@ -15,20 +15,26 @@ on for whoever joins it, and ends once nobody has been connected for a minute; -
 
 from __future__ import annotations
 
-import argparse
-import re
-import shutil
-import signal
-import socket
-import subprocess
 import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
 
-import environment
-import shared_daemon
-from shared_daemon import START_S, listening
+try:
+    import argparse
+    import contextlib
+    import re
+    import shutil
+    import signal
+    import socket
+    import subprocess
+    import time
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    import ending
+    import environment
+    import shared_daemon
+    from shared_daemon import START_S, listening
+except KeyboardInterrupt:  # these take a moment, in which no traceback helps
+    sys.exit(130)
 
 PORT = 5757
 DEFAULT_ENDPOINT = f"tcp://127.0.0.1:{PORT}"
@@ -57,16 +63,36 @@ SCRIPT = "from protocol import Client; print(Client({}).generate('To be').text)"
 def run_in_foreground(
     command: list[str | Path], when_started: Callable[[subprocess.Popen[bytes]], None] = lambda _: None
 ) -> int:
-    """Run a program that handles Ctrl-C itself, which the terminal sends to both; a SIGTERM to this one ends it."""
+    """Run a program that handles Ctrl-C itself, which the terminal sends to both; a SIGTERM to this one ends it.
+
+    It begins with Ctrl-C held back, since no interpreter is ready for it, and lets it through in its first lines.
+    """
     before = signal.signal(signal.SIGINT, lambda *_: None)  # not SIG_IGN, which the program would inherit
-    child = subprocess.Popen(command)
+    with held_back():
+        child = subprocess.Popen(command, env=environment.surroundings())
     for number in ENDING:
         signal.signal(number, lambda *_: child.terminate())
     try:
         when_started(child)
         return child.wait()
+    except OSError:  # what it had to say cannot be written
+        shared_daemon.stop(child)
+        raise
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def held_back() -> Iterator[None]:
+    """Hold Ctrl-C back from this process and those that it starts meanwhile, where the system has that."""
+    if sys.platform == "win32":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def address_of(text: str) -> tuple[str, int]:
@@ -93,7 +119,9 @@ def own_address() -> str:
 def keygen(*words: str) -> str:
     """Run gpt2d-keygen and return what it printed; exit with what it says if it fails."""
     command: list[str | Path] = [environment.PYTHON, "-P", "-m", "server.keygen", *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(
+        command, env=environment.surroundings(), capture_output=True, text=True, timeout=30, check=False
+    )
     if done.returncode:
         sys.exit(done.stderr.strip())
     return done.stdout.strip()
@@ -211,7 +239,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
+    ending.run(main)

@@ -111,7 +111,9 @@ def look(endpoint: str) -> Found:
     """Ask the daemon on an endpoint what it is. Something must listen there."""
     command: list[str | Path] = [environment.PYTHON, "-P", PROBE, endpoint]
     try:
-        done = subprocess.run(command, capture_output=True, timeout=PROBE_S, check=False)
+        done = subprocess.run(
+            command, env=environment.surroundings(), capture_output=True, timeout=PROBE_S, check=False
+        )
     except subprocess.TimeoutExpired:
         return Found(trouble=f"what listens on {endpoint} did not answer within {PROBE_S:.0f} s")
     if done.returncode:
@@ -131,6 +133,7 @@ def start(endpoint: str, preload: str) -> None:
         begin = log.seek(0, os.SEEK_END)
         daemon = subprocess.Popen(
             command,
+            env=environment.surroundings(),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

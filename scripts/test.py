@@ -7,19 +7,23 @@ python3 scripts/test.py tests/protocol -x   the checks, and pytest with these ar
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 import sys
-import sysconfig
-import time
-from pathlib import Path
 
-import environment
-import system_packages
+try:
+    import shutil
+    import subprocess
+    import sysconfig
+    import time
+    from pathlib import Path
 
-FOLDERS = ("protocol", "server", "client", "scripts", "tests")
-ALONE = ("scripts/run.py", "scripts/test.py", "scripts/environment.py", "scripts/shared_daemon.py")
+    import ending
+    import environment
+    import system_packages
+except KeyboardInterrupt:  # these take a moment, in which no traceback helps
+    sys.exit(130)
+
+SOURCES = ("gpt2d_commands.py", "protocol", "server", "client", "scripts", "tests")
+ALONE = ("scripts/run.py", "scripts/test.py", "scripts/environment.py", "scripts/shared_daemon.py", "scripts/ending.py")
 """Files that run before anything is installed and import each other as top-level modules: mypy checks them apart."""
 MYPY = ["-m", "mypy", "--strict", "--explicit-package-bases"]
 PROGRAMS = {"Xvfb": "xvfb", "xdotool": "xdotool", "ip": "iproute2", "g++": "g++"}
@@ -28,7 +32,7 @@ FONT = Path("/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf")
 CHECKS = (
     ("ruff check", ["-m", "ruff", "check", "."]),
     ("ruff format", ["-m", "ruff", "format", "--check", "."]),
-    ("mypy", [*MYPY, *FOLDERS, "--exclude", f"^({'|'.join(ALONE)})$"]),
+    ("mypy", [*MYPY, *SOURCES, "--exclude", f"^({'|'.join(ALONE)})$"]),
     ("mypy of scripts/test.py", [*MYPY, *ALONE]),
     ("import-linter", ["-c", "from importlinter.cli import lint_imports_command; lint_imports_command()"]),
 )
@@ -60,7 +64,7 @@ def main() -> int:
     for name, arguments in (*CHECKS, ("pytest", ["-m", "pytest", *sys.argv[1:]])):
         print(f"--- {name}", flush=True)
         began = time.monotonic()
-        variables = os.environ | VARIABLES.get(name, {})
+        variables = environment.surroundings() | VARIABLES.get(name, {})
         code = subprocess.run([python, *arguments], cwd=environment.ROOT, env=variables, check=False).returncode
         print(f"--- {name}: {'failed' if code else 'ok'} ({time.monotonic() - began:.0f} s)", flush=True)
         if code:
@@ -71,7 +75,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
+    ending.run(main)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import sys
 
 try:
+    import signal
+
+    if sys.platform != "win32":
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # scripts/run.py holds it back until here
     import argparse
     import contextlib
     import logging
     import shutil
-    import signal
     from pathlib import Path
 
     import zmq

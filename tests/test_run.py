@@ -31,10 +31,10 @@ import sys
 from pathlib import Path
 sys.argv.pop(0)  # -c
 sys.path.insert(0, str(Path(sys.argv[0]).parent))
-import environment, run
+import ending, environment, run
 environment.PYTHON, environment.STATE = Path(sys.argv.pop(1)), Path(sys.argv.pop(1))
 environment.prepare = lambda *_, **__: None
-sys.exit(run.main())
+ending.run(run.main)
 """
 """What `python3 scripts/run.py` does once everything is installed, in the environment of these tests."""
 
@@ -53,9 +53,8 @@ class Runner:
 
     def start(self, *words: str, **more: Any) -> subprocess.Popen[str]:
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | more
-        return subprocess.Popen(
-            self.command(*words), cwd=self.folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True, **pipes
-        )
+        env = os.environ | {"PYTHONPATH": str(ROOT)} | pipes.pop("env", {})
+        return subprocess.Popen(self.command(*words), cwd=self.folder, env=env, text=True, **pipes)
 
     def write(self) -> tuple[int, str]:
         """Write a text; return the exit code and what was said of it."""
@@ -202,3 +201,62 @@ def test_a_daemon_that_cannot_start_says_why(runner: Runner) -> None:
     _, said = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 1
     assert said.startswith("the daemon did not start; its log says:\n") and "no model 'gpt5' here" in said
+
+
+def test_packages_on_pythonpath_are_not_taken_for_ours(runner: Runner) -> None:
+    """As a shell's profile names a folder with another project's `server` and `client`."""
+    for name in ("server", "client", "protocol"):
+        package = runner.folder / "profile" / name
+        package.mkdir(parents=True)
+        (package / "__init__.py").write_text(f"raise SystemExit('another {name}')")
+    for words in (["--prompt=Shall I", "--max-new-tokens=4"], ["--prompt=And"]):  # which starts a daemon, and joins it
+        process = runner.start(*words, env={"PYTHONPATH": str(runner.folder / "profile")})
+        text, said = process.communicate(timeout=LIMIT_S)
+        assert process.returncode == 0 and text and "another" not in said, said
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/dev/full is Linux's")
+@pytest.mark.parametrize("program", ["run.py", "test.py"])
+def test_help_that_cannot_be_written_is_one_sentence(program: str) -> None:
+    command = [sys.executable, str(ROOT / "scripts" / program), "--help"]
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}  # argparse hides the fault
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=env, text=True, timeout=LIMIT_S)
+    assert done.returncode == 1
+    assert done.stderr == f"{command[1]}: stdout cannot be written to: No space left on device\n"
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, env=env, text=True, timeout=LIMIT_S)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, ""), "its reader is gone, which is no fault to speak of"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/dev/full is Linux's")
+def test_a_daemon_whose_line_cannot_be_printed_ends(runner: Runner) -> None:
+    port = runner.endpoint.rpartition(":")[2]
+    env = {"XDG_CONFIG_HOME": str(runner.folder / "config")}
+    with Path("/dev/full").open("wb") as full:
+        process = runner.start(f"--serve=127.0.0.1:{port}", stdout=full, env=env)
+        _, said = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 1 and "stdout cannot be written to: No space left" in said.splitlines()[-1], said
+    assert "Traceback" not in said and listener(runner.endpoint) is None
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="interrupts as a POSIX terminal does")
+@pytest.mark.parametrize("words", [["--no-client"], ["--connect=tcp://127.0.0.1:1", "--prompt=x"]])
+def test_an_interrupt_before_a_program_is_ready_for_it_prints_nothing(runner: Runner, words: list[str]) -> None:
+    """The interpreter is starting, as far as it can tell: it is a program that waits, and becomes the interpreter."""
+    reached, go_on = (runner.folder / name for name in ("reached", "go_on"))
+    os.mkfifo(reached)
+    os.mkfifo(go_on)
+    waits = f"import os, sys; open({str(reached)!r}, 'w').close(); open({str(go_on)!r}).close()"
+    becomes = "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    runner.python = runner.folder / "python"
+    runner.python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -c "{waits}; {becomes}" "$@"\n')
+    runner.python.chmod(0o755)
+    process = runner.start(*words, start_new_session=True)
+    reached.read_bytes()
+    os.killpg(process.pid, signal.SIGINT)
+    go_on.write_bytes(b"")
+    out, said = process.communicate(timeout=LIMIT_S)
+    assert (process.returncode, out, said) == (130, "", "")
