@@ -142,7 +142,8 @@ def describe(model: Model, finding: Finding, config: Config) -> m.ModelInfo:
     ]
     return m.ModelInfo(
         name=model.name, parameters=arch.parameters, context=arch.context, file_bytes=model.file_bytes,
-        on_disk=model.folder is not None, precisions=precisions, notices=finding.notices,
+        on_disk=model.folder is not None, precisions=precisions,
+        notices=[*arch.notices, *finding.notices],
     )  # fmt: skip
 
 

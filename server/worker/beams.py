@@ -44,7 +44,8 @@ class BeamSearch(Search):
     """Beam search, beam sampling and diverse beam search, as transformers' `generate` does the first two.
 
     Each step takes the 2k best of all one-token continuations of k beams by the sum of their log-probabilities (or
-    draws them without replacement: Kool et al. 2019). Of the first k of these, those that end are finished; the best k
+    draws them without replacement: Kool et al. 2019); with more than one end of text as many more as may end. Of the
+    first k of these, those that end are finished; the best k
     that do not end go on. In diverse beam search groups choose one after the other, and a token costs a later group
     `diversity_penalty` for each beam of an earlier one that took it (Vijayakumar et al. 2016); the best of all groups
     are returned.
@@ -58,6 +59,8 @@ class BeamSearch(Search):
         self._random = np.random.Generator(np.random.PCG64(self.outputs[0].seed)) if draws else None
         count = r.num_beam_groups if r.strategy == "diverse_beam" else 1
         self._size = r.num_beams // count
+        self._choices = 1 + max(1, len(self._ends))
+        """Number of tokens of one beam that must be at hand, so that it can go on whatever ends it."""
         self._groups = [Group([Hypothesis((), 0.0)]) for _ in range(count)]
 
     def start(self, logits: Logits, engine: Engine) -> None:
@@ -116,7 +119,8 @@ class BeamSearch(Search):
         order = total
         if self._random is not None:  # the Gumbel trick: the largest of these are draws without replacement
             order = total - np.log(-np.log(np.maximum(self._random.random(len(total)), TINY)))
-        best = np.argpartition(-order, min(2 * size, len(order)) - 1)[: 2 * size]  # [2 * size]
+        kept = min(self._choices * size, len(order))
+        best = np.argpartition(-order, kept - 1)[:kept]  # [kept]
         best = best[np.argsort(-order[best], kind="stable")]
         found = [
             (int(i) // scores.shape[1], int(i) % scores.shape[1], float(total[i])) for i in best if total[i] > -np.inf
@@ -165,9 +169,9 @@ class BeamSearch(Search):
     def _warped(self, row: Scores) -> Scores:
         """Return a row by the temperature, with tokens that the samplers drop at minus infinity.  # [vocabulary]
 
-        Two tokens at least are left, so that a beam can both end and go on.
+        Tokens enough are left that a beam can both end and go on.
         """
-        ids, _ = candidates(row, self.request, least=2)
+        ids, _ = candidates(row, self.request, least=self._choices)
         warped = np.full_like(row, -np.inf)
         warped[ids] = row[ids] / np.float32(self.request.temperature)
         return warped

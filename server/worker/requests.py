@@ -81,7 +81,8 @@ class Requests:
 
     def _prompt(self, request: m.Generate) -> list[int]:
         """Return the prompt's tokens. Raises: BadRequest for a token that does not exist."""
-        self._text.check([token for token, _ in request.logit_bias])
+        if request.logit_bias:
+            self._text.check([token for token, _ in request.logit_bias])
         if request.prompt is not None:
             return self._text.encode(request.prompt)
         return self._text.check(request.prompt_ids or [])

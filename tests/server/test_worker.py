@@ -11,7 +11,7 @@ import pytest
 
 from protocol import messages as m
 from scripts.reliability.fakes import FakeEngine, ListConnection
-from server.catalogue.architecture import read_architecture
+from server.catalogue.architecture import Architecture, read_architecture
 from server.catalogue.catalogue import DEMO_FOLDER
 from server.engines.base import Engine, Logits
 from server.launch.spec import Spec
@@ -44,12 +44,17 @@ class Loop:
     """Worker whose loop is turned by hand."""
 
     def __init__(
-        self, rows: int = 1, engine: Engine | None = None, name: str = "onnx", folder: Path = DEMO_FOLDER
+        self,
+        rows: int = 1,
+        engine: Engine | None = None,
+        name: str = "onnx",
+        folder: Path = DEMO_FOLDER,
+        arch: Architecture = ARCH,
     ) -> None:
         self.link = ListConnection()
-        self.engine = FakeEngine(rows, ARCH.context, ARCH.vocabulary)
-        text = Text(folder, ARCH)
-        self.worker = Worker(replace(SPEC, engine=name), self.link, engine or self.engine, text, "digest", ARCH)
+        self.engine = FakeEngine(rows, arch.context, arch.vocabulary)
+        text = Text(folder, arch)
+        self.worker = Worker(replace(SPEC, engine=name), self.link, engine or self.engine, text, "digest", arch)
 
     @property
     def scheduler(self) -> Scheduler:
