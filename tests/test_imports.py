@@ -11,7 +11,8 @@ import pytest
 from tests.conftest import WINDOW
 
 MODELS = {
-    "numpy", "torch", "onnxruntime", "onnx", "transformers", "tokenizers", "optimum", "huggingface_hub", "safetensors",
+    "numpy", "torch", "onnxruntime", "onnx", "transformers", "tokenizers", "sentencepiece", "optimum",
+    "huggingface_hub", "safetensors",
 }  # fmt: skip
 DRAWING = {"numpy", "glfw", "imgui_bundle", "OpenGL"}
 REFERENCES = {"torch", "transformers", "optimum", "onnxruntime"}

@@ -89,6 +89,7 @@ def test_what_has_no_wheel_is_not_asked_for(
         assert pinned(file, "numpy", *place) == ["==2.5.5" if python == "3.15" else "==2.4.6"]
     assert len(pinned("requirements-client.txt", "imgui-bundle", *place)) == made
     assert len(pinned("requirements-server.txt", "onnxruntime", *place)) == has_onnx
+    assert len(pinned("requirements-server.txt", "sentencepiece", *place)) == made
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     environment = importlib.import_module("environment")
     monkeypatch.setattr(sys, "platform", system)

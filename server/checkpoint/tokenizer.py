@@ -1,20 +1,48 @@
-"""A model's tokenizer from its folder: what transformers' AutoTokenizer makes of it, without transformers.
+"""A model's tokenizer from its folder: what transformers 5's AutoTokenizer makes of it, without transformers.
 
-It runs no code of the folder and writes nothing.
+It runs no code of the folder and writes nothing. What is not understood is refused, since other tokens than a model
+was trained with are the one fault that nobody sees.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, processors
 
 from protocol.errors import BadModel
+from server.catalogue.files import NO_TOKENIZER, has_tokenizer
+from server.checkpoint.spiece import read_pieces
+from server.checkpoint.tokenizer_classes import (
+    END_OF_TEXT,
+    KINDS,
+    Kind,
+    Names,
+    Source,
+    source_of_pieces,
+    symbols,
+    unnamed,
+)
+from server.checkpoint.tokenizer_json import Written, before_text, charsmaps, read_whole
+from server.checkpoint.tokenizer_settings import (
+    MAX_TOKENIZER_BYTES,
+    NAMES,
+    TOKENIZER_JSON,
+    Settings,
+    Token,
+    read_settings,
+)
 
-END_OF_TEXT = "<|endoftext|>"
 CACHED_WORDS = 1024
 """Number of words that the tokenizer remembers. With its default of 10,000 it grows for hours, and is no faster."""
+AS_IT_IS = "PreTrainedTokenizerFast"
+WHOLE = {AS_IT_IS, "TokenizersBackend"}
+"""Classes that take tokenizer.json as it is."""
+ELSEWHERE = ("tokenizer.model", "tekken.json", "tiktoken.model")
+"""Where there is no tokenizer.json, transformers reads these before the files that the class has."""
 
 
 @dataclass(frozen=True)
@@ -40,26 +68,190 @@ def read_tokenizer(folder: Path) -> ModelTokenizer:
 
     Raises: BadModel, which says what is missing or not understood and what to do.
     """
-    tokenizer = _read(folder)
+    try:
+        return _read(folder)
+    except (BadModel, OSError):
+        raise
+    except BaseException as e:
+        if not isinstance(e, Exception) and type(e).__name__ != "PanicException":  # a panic of the library in Rust
+            raise
+        raise BadModel(f"the tokenizer cannot be read: {e}") from None
+
+
+def _read(folder: Path) -> ModelTokenizer:
+    if not has_tokenizer(folder):
+        raise BadModel(NO_TOKENIZER)
+    settings = read_settings(folder)
+    name = _class_name(settings)
+    whole = read_whole(folder / TOKENIZER_JSON, settings.whole) if settings.whole is not None else None
+    written = Written(whole) if whole is not None else None
+    if name in WHOLE:
+        if whole is None:
+            raise BadModel(f"tokenizer_class {name} reads {TOKENIZER_JSON}, which is missing; {_instead(folder)}")
+        listed = settings.options.get("additional_special_tokens") or []
+        extra = settings.extra if settings.extra is not None else listed
+        tokenizer, notices = whole, _finish(whole, settings, settings.named, extra, None)
+    else:
+        tokenizer, notices = _rebuild(folder, name, settings, whole)
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    tokenizer.model._resize_cache(CACHED_WORDS)
-    added = tokenizer.get_added_tokens_decoder()
-    special = frozenset(index for index, token in added.items() if token.special)
-    return ModelTokenizer(tokenizer, before=(), special=special, byte_level=True, clean_up=False, notices=())
+    if hasattr(tokenizer.model, "_resize_cache"):
+        tokenizer.model._resize_cache(CACHED_WORDS)
+    bpe = isinstance(tokenizer.model, models.BPE)
+    forced = settings.options.get("clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output", False)
+    if written is not None:
+        prefix = settings.options.get("add_prefix_space", False)
+        notices += written.differences(tokenizer, name, AS_IT_IS, prefix=prefix, as_it_is=name in WHOLE)
+    return ModelTokenizer(
+        tokenizer,
+        before_text(tokenizer.post_processor),
+        _special(tokenizer),
+        byte_level=bpe and isinstance(tokenizer.decoder, decoders.ByteLevel),
+        clean_up=bool(settings.options.get("clean_up_tokenization_spaces", False)) and (not bpe or bool(forced)),
+        notices=tuple(notices),
+    )
 
 
-def _read(folder: Path) -> Tokenizer:
-    try:
-        if (folder / "tokenizer.json").is_file():
-            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+def _class_name(settings: Settings) -> str:
+    """Return the class without `Fast`, as AutoTokenizer chooses it for a GPT-2. Raises: BadModel for all others."""
+    given = settings.class_name or "GPT2Tokenizer"
+    if not isinstance(given, str):
+        raise BadModel("tokenizer_class must be a text")
+    name = given if given in WHOLE else given.removesuffix("Fast")
+    if name == "LlamaTokenizer" and '"ByteLevel"' in json.dumps(settings.whole):
+        return AS_IT_IS
+    if name not in KINDS and name not in WHOLE:
+        raise BadModel(
+            f"tokenizer_class {given} is not read; these are: {', '.join([AS_IT_IS, *KINDS])}. Where a "
+            f"{TOKENIZER_JSON} holds the same tokenizer, set tokenizer_class to {AS_IT_IS} in tokenizer_config.json"
+        )
+    return name
+
+
+def _rebuild(folder: Path, name: str, settings: Settings, whole: Tokenizer | None) -> tuple[Tokenizer, list[str]]:
+    """Return what a class makes of a vocabulary."""
+    kind = KINDS[name]
+    names = kind.names | settings.named
+    listed = settings.options.get("additional_special_tokens")
+    if whole is not None:
+        source = _source_of_json(name, kind, settings, whole, names)
+    else:
+        missing = [file for file in kind.files if not (folder / file).is_file()]
+        if missing:
+            raise BadModel(f"{name} reads {' and '.join(kind.files)}, and {missing[0]} is missing; {_instead(folder)}")
+        if found := [file for file in ELSEWHERE if file not in kind.files and (folder / file).is_file()]:
+            raise BadModel(f"transformers reads {found[0]} before {kind.files[0]}: remove one of them")
+        if kind.files[0].endswith(".model"):
+            pieces = read_pieces(folder / kind.files[0])
+            listed = symbols(pieces)
+            source = source_of_pieces(kind, pieces, names, settings.options)
         else:
-            tokenizer = Tokenizer(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
-            tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-            tokenizer.decoder = decoders.ByteLevel()
-            tokenizer.add_special_tokens([END_OF_TEXT])
-    except Exception as e:  # noqa: BLE001 - tokenizers raises plain Exception
-        raise BadModel(f"the tokenizer cannot be read: {e}") from None
-    if not isinstance(tokenizer.model, models.BPE) or not isinstance(tokenizer.decoder, decoders.ByteLevel):
-        raise BadModel("its tokenizer is not byte-level BPE, which GPT-2 uses")
-    return tokenizer
+            source = _source_of_files(folder, kind, names, settings.options)
+    tokenizer = kind.make(source)
+    if whole is not None and whole.post_processor is not None:
+        tokenizer.post_processor = whole.post_processor
+    extra = settings.extra if settings.extra is not None else unnamed(name, listed, settings.options)
+    notices = _finish(tokenizer, settings, names, extra, kind)
+    return tokenizer, [*notices, *_unknown(kind, source)]
+
+
+def _source_of_json(name: str, kind: Kind, settings: Settings, whole: Tokenizer, names: Names) -> Source:
+    """Return what a class takes from tokenizer.json. Raises: BadModel where it would make something else of it."""
+    own = type(whole.model).__name__
+    byte_level = '"ByteLevel"' in json.dumps((settings.whole or {}).get("pre_tokenizer"))
+    if not isinstance(whole.model, kind.model) or (name == "GPT2Tokenizer" and not byte_level):
+        raise BadModel(
+            f"{TOKENIZER_JSON} holds a tokenizer ({own}) that {name} would read as another one: set tokenizer_class "
+            f"to {AS_IT_IS} in tokenizer_config.json"
+        )
+    model = (settings.whole or {})["model"]
+    vocab = [tuple(item) for item in model["vocab"]] if isinstance(model["vocab"], list) else model["vocab"]
+    merges: Any = [merge.split(" ") if isinstance(merge, str) else merge for merge in model.get("merges", [])]
+    merges = [tuple(merge) for merge in merges]
+    charsmap = next(iter(charsmaps((settings.whole or {}).get("normalizer"))), None)
+    return Source(vocab, merges, charsmap, names, settings.options, model.get("unk_id"))
+
+
+def _source_of_files(folder: Path, kind: Kind, names: Names, options: dict[str, Any]) -> Source:
+    for file in kind.files:
+        if (folder / file).stat().st_size > MAX_TOKENIZER_BYTES:
+            raise BadModel(f"{file} is over {MAX_TOKENIZER_BYTES} bytes")
+    paths = [str(folder / file) for file in kind.files]
+    if kind.model is models.BPE:
+        vocab, merges = kind.model.read_file(*paths)
+        return Source(vocab, merges, None, names, options)
+    return Source(kind.model.read_file(*paths), [], None, names, options)
+
+
+def _finish(tokenizer: Tokenizer, settings: Settings, names: Names, extra: list[Token], kind: Kind | None) -> list[str]:
+    """Add the tokens beside the vocabulary, in transformers' order, which numbers them, and the template.
+
+    Returns what the user should know.
+    """
+    notices: list[str] = []
+    options = settings.options
+    padding = (settings.whole or {}).get("padding")
+    if padding and "pad_token" not in names:
+        names = names | {"pad_token": padding["pad_token"]}
+    named: Names = {name: names.get(name) for name in NAMES} | settings.specific
+    have = {repr(token) for token in tokenizer.get_added_tokens_decoder().values()}
+    listed = [settings.added[index] for index in sorted(settings.added)]
+    new: list[Token] = [token for token in listed if repr(token) not in have]
+    known = {token.content for token in tokenizer.get_added_tokens_decoder().values()} | {str(token) for token in new}
+    for token in (*named.values(), *extra):
+        if token is not None and str(token) not in known and token not in new:
+            new.append(token)
+    explicit = "add_bos_token" in options or "add_eos_token" in options
+    if new and new[-1] == END_OF_TEXT and not explicit and END_OF_TEXT not in map(str, settings.named.values()):
+        unknown = [token for token in new if tokenizer.token_to_id(str(token)) is None]
+        if new[-1] in unknown and tokenizer.get_vocab_size() + len(unknown) > settings.rows:
+            new.pop()
+            notices.append(f"the model has no token {END_OF_TEXT}: in a prompt it is text like any other")
+    texts = {str(token) for token in named.values() if token}
+    for index, token in enumerate(new):
+        if isinstance(token, str):
+            new[index] = AddedToken(token, special=True)
+        elif token.content in texts:
+            token.special = True
+    if new:
+        tokenizer.add_tokens(new)
+    if kind is not None and kind.template is not None:
+        tokenizer.post_processor = _template(tokenizer, kind.template, named)
+    elif explicit or tokenizer.post_processor is None:
+        start = "bos_token" if options.get("add_bos_token") and named.get("bos_token") else None
+        end = "eos_token" if options.get("add_eos_token") and named.get("eos_token") else None
+        tokenizer.post_processor = _template(tokenizer, tuple(filter(None, (start, "$A", end))), named)
+    return notices
+
+
+def _unknown(kind: Kind, source: Source) -> list[str]:
+    """Say what stands for a character without a token, where the class takes another than the vocabulary's own."""
+    if kind.unknown is None or kind.unknown == source.unknown or source.unknown is None:
+        return []
+    taken, own = (source.vocab[index][0] for index in (kind.unknown, source.unknown))
+    return [f"a character that the vocabulary lacks becomes {taken}, as in transformers 5, and not its own {own}"]
+
+
+def _template(tokenizer: Tokenizer, parts: tuple[str, ...], named: Names) -> processors.TemplateProcessing:
+    texts = [part if part == "$A" else str(named.get(part)) for part in parts]
+    tokens = [(text, tokenizer.token_to_id(text)) for text in dict.fromkeys(texts) if text != "$A"]
+    if lacking := [text for text, index in tokens if index is None]:
+        raise BadModel(f"its tokenizer puts {lacking[0]} around a text, and has no such token")
+    return processors.TemplateProcessing(single=texts, special_tokens=tokens)
+
+
+def _special(tokenizer: Tokenizer) -> frozenset[int]:
+    """Return the tokens without text. One that was once added as special stays so whatever its flag says later."""
+    added = tokenizer.get_added_tokens_decoder()
+    return frozenset(
+        index
+        for index, token in added.items()
+        if token.special or (not tokenizer.decode([index]) and tokenizer.decode([index], skip_special_tokens=False))
+    )
+
+
+def _instead(folder: Path) -> str:
+    """Say which class would read what is there."""
+    fits = [name for name, kind in KINDS.items() if all((folder / file).is_file() for file in kind.files)]
+    fits = [AS_IT_IS] if (folder / TOKENIZER_JSON).is_file() else fits
+    return f"set tokenizer_class in tokenizer_config.json to the class it was trained with (here {' or '.join(fits)})"

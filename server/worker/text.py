@@ -45,7 +45,10 @@ class Text:
 
     def __init__(self, folder: Path, arch: Architecture) -> None:
         """Read a model's tokenizer. Raises: BadModel if the files are unreadable or hold another kind of tokenizer."""
-        self._tokenizer = read_tokenizer(folder).tokenizer
+        model = read_tokenizer(folder)
+        if not model.byte_level or model.before:
+            raise BadModel("its tokenizer is not byte-level BPE, which alone is used")
+        self._tokenizer = model.tokenizer
         self.vocabulary = Vocabulary(_token_bytes(self._tokenizer, arch.vocabulary), arch.ends)
         self._start = arch.start
         added = self._tokenizer.get_added_tokens_decoder()

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from protocol.errors import BadModel, BadRequest
 from server.catalogue.architecture import read_architecture
 from server.catalogue.catalogue import DEMO_FOLDER
-from server.checkpoint.tokenizer import END_OF_TEXT
+from server.checkpoint.tokenizer_classes import END_OF_TEXT
 from server.worker.text import Text
 
 ARCH = read_architecture(DEMO_FOLDER)
@@ -71,6 +71,9 @@ def test_other_tokenizers_are_refused(tmp_path: Path) -> None:
             {"version": "1.0", "added_tokens": [], "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}
         )
     )
+    with pytest.raises(BadModel, match="WordLevel"):
+        Text(tmp_path, ARCH)
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
     with pytest.raises(BadModel, match="byte-level BPE"):
         Text(tmp_path, ARCH)
     with pytest.raises(BadModel, match="vocabulary only 100"):
