@@ -28,7 +28,7 @@ FLAGS = {"content", "single_word", "lstrip", "rstrip", "normalized", "special"}
 INTERNAL = {
     "vocab", "merges", "tokenizer_object", "gguf_file", "post_processor", "tokenizer_padding", "tokenizer_truncation",
     "_json_truncation", "_json_padding", "_spm_precompiled_charsmap", "unk_id", "model_specific_special_tokens",
-    "fast_tokenizer_files", "trust_remote_code",
+    "fast_tokenizer_files",
 }  # fmt: skip
 """Options by which transformers' classes pass parts of a tokenizer to each other; no file has a reason to."""
 NOT_READ = {"split_special_tokens": False, "fix_mistral_regex": False, "backend": "tokenizers", "init_inputs": []}
@@ -110,7 +110,7 @@ def _refuse(options: dict[str, Any]) -> None:
             f"where a {TOKENIZER_JSON} holds the same tokenizer, remove auto_map and set tokenizer_class to "
             "PreTrainedTokenizerFast"
         )
-    unread = sorted(INTERNAL & options.keys())
+    unread = sorted(key for key in options if key in INTERNAL or key.endswith("remote_code"))
     unread += [key for key, value in NOT_READ.items() if key in options and options[key] not in (value, None)]
     if unread:
         raise BadModel(f"{SETTINGS_FILE} has {unread[0]}, which is not read: remove it if the tokens do not need it")

@@ -168,6 +168,7 @@ REFUSED: list[tuple[Callable[[Path], None], str]] = [
     (options(auto_map=["own.Own", None]), "code of a model is not run"),
     (options(split_special_tokens=True), "tokenizer_config.json has split_special_tokens, which is not read"),
     (options(fast_tokenizer_files=["tokenizer.4.0.0.json"]), "has fast_tokenizer_files, which is not read"),
+    (options(trust_remote_code=True), "has trust_remote_code, which is not read"),
     (options(tokenizer_object=1), "has tokenizer_object, which is not read"),
     (options(bos_token={"content": "<s>"}), "has a special token that is not understood"),
     (
