@@ -117,7 +117,12 @@ def main() -> None:
                 "for its connect line, give the address where it will reach the server: --endpoint tcp://HOST:5757",
                 file=sys.stderr,
             )
-    except (KeyFileError, OSError, ValueError) as e:
+    except OSError as e:
+        other = "gpt2d-keygen --keys FOLDER"
+        if sys.platform == "linux":
+            other = f"XDG_CONFIG_HOME=FOLDER in front of the command, or {other}"
+        sys.exit(f"gpt2d-keygen: {e.filename}: {e.strerror}; to keep the keys in another folder: {other}")
+    except (KeyFileError, ValueError) as e:
         sys.exit(f"gpt2d-keygen: {e}")
 
 

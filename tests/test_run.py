@@ -242,6 +242,21 @@ def test_a_daemon_whose_line_cannot_be_printed_ends(runner: Runner) -> None:
     assert "Traceback" not in said and listener(runner.endpoint) is None
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere no variable moves the folder")
+def test_a_home_that_cannot_be_written_to_is_a_sentence_with_what_to_do(runner: Runner) -> None:
+    """Which, done, leads on to the daemon; /proc has no room for files, whoever asks."""
+    serve = f"--serve=127.0.0.1:{runner.endpoint.rpartition(':')[2]}"
+    process = runner.start(serve, env={"HOME": "/proc", "XDG_CONFIG_HOME": ""})
+    out, said = process.communicate(timeout=LIMIT_S)
+    assert (process.returncode, out, said.count("\n")) == (1, "", 1)
+    assert said.startswith("gpt2d-keygen: /proc/.config: ") and "another folder: XDG_CONFIG_HOME=FOLDER" in said
+    process = runner.start(serve, env={"HOME": "/proc", "XDG_CONFIG_HOME": str(runner.folder)})
+    assert process.stdout
+    wait_for(lambda: "paste this line" in process.stdout.readline(), LIMIT_S)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=LIMIT_S)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="interrupts as a POSIX terminal does")
 @pytest.mark.parametrize("words", [["--no-client"], ["--connect=tcp://127.0.0.1:1", "--prompt=x"]])
 def test_an_interrupt_before_a_program_is_ready_for_it_prints_nothing(runner: Runner, words: list[str]) -> None:
