@@ -39,6 +39,10 @@ The text goes to stdout, everything else to stderr. `/set` at the prompt lists e
 
 PATIENCE_S = 2.0
 """Seconds without the end of a prompt on stdin, after which that is what the user is told."""
+NOTHING = (
+    "gpt2d-client: stdin is empty, and there is no terminal to write at; give the text with --prompt or through stdin "
+    "(--prompt '' writes from nothing)"
+)
 NO_XWAYLAND = (
     "this Wayland session has no XWayland, which it needs; install it (Debian, Ubuntu: `apt install xwayland`; Fedora: "
     "`dnf install xorg-x11-server-Xwayland`) and log in again"
@@ -195,11 +199,14 @@ def run(args: argparse.Namespace) -> int:
         return 1
     if prompt is None and not sys.stdin.isatty():
         prompt = read_prompt()
+        if not prompt:
+            print(NOTHING, file=sys.stderr)
+            return 1
     settings = list(args.settings)
     if args.max_new_tokens:
         settings.append(f"max_new_tokens={args.max_new_tokens}")
-    with Terminal(args.address) as terminal:
-        try:
+    try:
+        with Terminal(args.address) as terminal:
             info = terminal.meet()
             keep(args.address)
             terminal.start(info, Choice(args.model, args.engine, args.precision), settings, hint=prompt is None)
@@ -208,9 +215,9 @@ def run(args: argparse.Namespace) -> int:
             if sys.stdout.isatty():
                 print(prompt, end="", flush=True)
             return 0 if terminal.write(prompt) else 130
-        except (Gpt2dError, ValueError) as e:
-            terminal.say(f"gpt2d-client: {e}")
-            return 1
+    except (Gpt2dError, ValueError) as e:
+        print(f"gpt2d-client: {e}", file=sys.stderr, flush=True)
+        return 1
 
 
 if __name__ == "__main__":

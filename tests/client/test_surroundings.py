@@ -82,6 +82,18 @@ def test_without_a_terminal_it_ends_with_that_sentence() -> None:
     assert done.returncode == 1 and "no XWayland" in done.stderr and "--terminal does the same work" in done.stderr
 
 
+@pytest.mark.parametrize("text", ["", "\n"])
+def test_an_empty_stdin_is_not_a_prompt(text: str, shared_daemon: Daemon) -> None:
+    """As a service, cron or ssh without -t starts it, and as a command that failed leaves a pipe."""
+    command = [sys.executable, "-m", "client", shared_daemon.endpoint, "--max-new-tokens", "3"]
+    given = {"input": text, "capture_output": True, "text": True, "timeout": 60, "env": surroundings()}
+    done = subprocess.run(command, **given)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("gpt2d-client: stdin is empty") and "give the text with --prompt" in done.stderr
+    done = subprocess.run([*command, "--prompt", ""], **given)
+    assert done.returncode == 0 and done.stdout.strip(), "which says that nothing is meant"
+
+
 def test_a_stdin_that_does_not_end_is_said(shared_daemon: Daemon) -> None:
     """So is ssh's, where there is no -t."""
     command = [sys.executable, "-m", "client", shared_daemon.endpoint, "--max-new-tokens", "3"]
