@@ -102,7 +102,7 @@ class Client:
         the keys (Z85) are given apart: the server's public key and your own secret key, as protocol.keys.read_secret
         reads it.
 
-        Raises: ValueError for a malformed endpoint or key.
+        Raises: ValueError for a malformed endpoint or key, ConnectionFailed if this process may open no more files.
         """
         self.connection = Connection(endpoint, server_key=server_key, key=key)
 

@@ -97,7 +97,7 @@ class Connection:
 
         `on_lost` is called in the connection's thread when a working connection breaks, whether or not anything waits
         for an answer. Raises: ValueError if the endpoint or a key is malformed, or the endpoint one that nothing can
-        connect to.
+        connect to; ConnectionFailed if this process may open no more files.
         """
         self._address = Address.parse(endpoint, server_key, key)
         self.endpoint = self._address.endpoint
@@ -105,11 +105,18 @@ class Connection:
         self.state: State = "connecting"
         self.info: m.ServerInfo | None = None
         """Answer of the server to `hello`, from the latest connection."""
+        try:
+            sockets.check_descriptors()
+        except OSError as e:
+            raise ConnectionFailed(
+                f"no connection to {self.endpoint} can be opened: {e.strerror}; close other clients or files of this "
+                "process, or allow it more (`ulimit -n`)"
+            ) from None
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         try:
             self._socket, self._monitor = sockets.client_socket(self._context, self._address)
         except zmq.ZMQError as e:
-            self._context.term()
+            self._context.destroy(linger=0)
             raise ValueError(f"{self.endpoint}: {e.strerror}") from None
         self._wake = sockets.Wake(self._context)
         self._inbox: queue.SimpleQueue[_Pending | int] = queue.SimpleQueue()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import os
 import socket as socketlib
 import threading
 from collections.abc import Callable
@@ -35,6 +36,8 @@ RECEIVE_BYTES = 64 << 10
 system's own limit is megabytes.
 """
 
+CLIENT_DESCRIPTORS = 16
+"""File descriptors that a client's context, sockets and connection take, and some more (Linux: 11)."""
 LOOK_S = 1.0
 GREETING, MECHANISM = b"\xff\0\0\0\0\0\0\0\1\x7f\3", slice(12, 32)
 HANDSHAKE_FAILED = (
@@ -86,6 +89,13 @@ def zap_socket(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
     socket.linger = 0
     socket.bind("inproc://zeromq.zap.01")
     return socket
+
+
+def check_descriptors() -> None:
+    """Raises: OSError where fewer than CLIENT_DESCRIPTORS are left. libzmq ends the process where it gets none."""
+    with contextlib.ExitStack() as taken:
+        for _ in range(CLIENT_DESCRIPTORS):
+            taken.callback(os.close, os.open(os.devnull, os.O_RDONLY))
 
 
 def client_socket(

@@ -27,7 +27,7 @@ from client.window.events import (
 )
 from protocol.client import is_last
 from protocol.connection import Connection, Event as Reply
-from protocol.errors import ConnectionLost, Gpt2dError
+from protocol.errors import ConnectionFailed, ConnectionLost, Gpt2dError
 from protocol.keys import Address, read_secret
 
 LinkEffect: TypeAlias = OpenLink | CloseLink | Send | Cancel | KeepServer
@@ -115,7 +115,11 @@ class Link:
             else:
                 self._address = servers.resolve(effect.server)
             self._connection = Connection(self._address.line(), on_lost=lambda: self._lost(epoch))
-        except (ValueError, RuntimeError) as e:  # RuntimeError: the home folder that ~ means cannot be found
+        except (
+            ConnectionFailed,
+            ValueError,
+            RuntimeError,
+        ) as e:  # RuntimeError: the home folder that ~ means cannot be found
             self._tell(NotConnected(str(e)))
 
     def _disconnect(self) -> None:

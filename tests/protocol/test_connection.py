@@ -7,6 +7,8 @@ import http.server
 import os
 import queue
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -668,3 +670,36 @@ def test_a_loop_that_closes_while_an_event_comes_stops_nobody() -> None:
     assert asyncio.run(client.ping()).server_id == "one", "another loop goes on with the same connection"
     asyncio.run(client.close())
     server.close()
+
+
+FEW_DESCRIPTORS = """
+import resource, sys
+from protocol import Client
+from protocol.errors import ConnectionFailed
+_, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+for free in range(sys.maxsize):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3 + free, most))
+    try:
+        client = Client(sys.argv[1])
+        break
+    except ConnectionFailed as e:
+        said = str(e)
+print(client.hello().server_id)
+print(said, end="")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there files are not limited")
+def test_a_process_that_may_open_no_more_files_gets_an_error(shared_daemon: Daemon) -> None:
+    """Where libzmq gets no descriptor for a socket it ends the process, or waits for ever."""
+    command = [sys.executable, "-c", FEW_DESCRIPTORS, shared_daemon.endpoint]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    server_id, said = done.stdout.split("\n")
+    with Client(shared_daemon.endpoint) as client:
+        assert client.hello().server_id == server_id, "as many as it asks for are enough"
+    why = "Too many open files; close other clients or files of this process, or allow it more (`ulimit -n`)"
+    assert said == f"no connection to {shared_daemon.endpoint} can be opened: {why}"
+    shell = f'ulimit -n 16; exec "{sys.executable}" -m client {shared_daemon.endpoint} --prompt x'
+    done = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (1, f"gpt2d-client: {said}\n")
