@@ -251,8 +251,7 @@ def test_a_home_that_cannot_be_written_to_is_a_sentence_with_what_to_do(runner: 
     assert (process.returncode, out, said.count("\n")) == (1, "", 1)
     assert said.startswith("gpt2d-keygen: /proc/.config: ") and "another folder: XDG_CONFIG_HOME=FOLDER" in said
     process = runner.start(serve, env={"HOME": "/proc", "XDG_CONFIG_HOME": str(runner.folder)})
-    assert process.stdout
-    wait_for(lambda: "paste this line" in process.stdout.readline(), LIMIT_S)
+    assert process.stdout and any("paste this line" in line for line in process.stdout)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=LIMIT_S)
 
