@@ -202,7 +202,7 @@ def export_of(order: Order, precision: str) -> Path:
         built = True
         if precision == "fp32":
             check_memory(arch.loading_bytes("optimum", precision, 1))
-            return Export(folder, arch, Weights(folder, arch), precision, count)
+            return Export(arch, Weights(folder, arch), precision, count)
         plain = export_of(order, "fp32")
         check_memory((INT8_COPIES if precision == "int8" else BLOCKS_COPIES) * 4 * arch.parameters)
         return QuantisedExport(plain, arch, precision)

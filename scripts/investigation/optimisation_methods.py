@@ -121,7 +121,7 @@ def as_engine(model: Any, order: Order) -> Engine:
     from server.engines.torch import TorchEngine
 
     folder, arch = Path(order.folder), order.architecture
-    engine = TorchEngine(arch, folder, Weights(folder, arch), "fp32", order.threads)
+    engine = TorchEngine(arch, Weights(folder, arch), "fp32", order.threads)
     engine._model = model
     engine._prefill = engine._decode = model.transformer.forward
     return engine

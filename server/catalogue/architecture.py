@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from protocol.errors import BadModel
+from server.catalogue.config_keys import activation, epsilon, flag, refuse_what_is_not_computed, size
 from server.catalogue.engines import TRAITS
 from server.catalogue.files import CONFIG_FILE, deeper, read_map
 from server.catalogue.generation import read_bounds
@@ -54,6 +54,20 @@ class Architecture:
     def head(self) -> int:
         """Width of one attention head."""
         return self.width // self.heads
+
+    def score_factor(self, layer: int) -> float:
+        """Return what attention multiplies a query's products with the keys by, in a layer that is counted from 0."""
+        by_width = self.head**-0.5 if self.scale_attn_weights else 1.0
+        return by_width / (layer + 1) if self.scale_attn_by_inverse_layer_idx else by_width
+
+    def check_engine(self, engine: str) -> None:
+        """Raise BadModel where the engine cannot compute such a model, naming one that can."""
+        if self.head % TRAITS[engine].head_multiple:
+            problem = TRAITS["native"].problem()
+            raise BadModel(
+                f"its attention heads are {self.head} wide, and engine {engine} computes multiples of "
+                f"{TRAITS[engine].head_multiple}; use native{f' ({problem})' if problem else ''}"
+            )
 
     @property
     def parameters(self) -> int:
@@ -142,32 +156,21 @@ def read_architecture(folder: Path) -> Architecture:
             f"config.json has quantization_config ({str(how)[:80]}): quantised weights are not read; take the model "
             "that they were made of, and choose a precision when it is loaded"
         )
-    wanted = {
-        "activation_function": ("gelu_new", ("gelu_new", "gelu_pytorch_tanh")),
-        "scale_attn_weights": (True, (True,)),
-        "scale_attn_by_inverse_layer_idx": (False, (False,)),
-        "add_cross_attention": (False, (False,)),
-    }
-    for key, (default, accepted) in wanted.items():
-        if config.get(key, default) not in accepted:
-            raise BadModel(f"config.json has {key}={config[key]!r}; supported: {', '.join(map(str, accepted))}")
-    tied = config.get("tie_word_embeddings", True)
-    if not isinstance(tied, bool):
-        raise BadModel(f"config.json has tie_word_embeddings={tied!r}; expected true or false")
-    width, vocabulary = _size(config, "n_embd", 768), _size(config, "vocab_size", 50257)
-    epsilon = config.get("layer_norm_epsilon", 1e-5)
-    if not isinstance(epsilon, float) or not 0 < epsilon < 1:
-        raise BadModel(f"config.json has layer_norm_epsilon={epsilon!r}; expected a small number")
+    refuse_what_is_not_computed(config)
+    width, vocabulary = size(config, "n_embd", 768), size(config, "vocab_size", 50257)
     bounds = read_bounds(folder, config, vocabulary)
     arch = Architecture(
-        layers=_size(config, "n_layer", 12),
-        heads=_size(config, "n_head", 12),
+        layers=size(config, "n_layer", 12),
+        heads=size(config, "n_head", 12),
         width=width,
-        inner=_size(config, "n_inner", 4 * width) if config.get("n_inner") is not None else 4 * width,
-        context=_size(config, "n_positions", 1024),
+        inner=size(config, "n_inner", 4 * width) if config.get("n_inner") is not None else 4 * width,
+        context=size(config, "n_positions", 1024),
         vocabulary=vocabulary,
-        epsilon=epsilon,
-        tied=tied,
+        epsilon=epsilon(config),
+        tied=flag(config, "tie_word_embeddings", True),
+        activation=activation(config),
+        scale_attn_weights=flag(config, "scale_attn_weights", True),
+        scale_attn_by_inverse_layer_idx=flag(config, "scale_attn_by_inverse_layer_idx", False),
         ends=bounds.ends,
         start=bounds.start,
         notices=bounds.notices,
@@ -175,10 +178,3 @@ def read_architecture(folder: Path) -> Architecture:
     if arch.width % arch.heads:
         raise BadModel(f"config.json has n_embd={arch.width}, which {arch.heads} heads do not divide")
     return arch
-
-
-def _size(config: dict[str, Any], key: str, default: int) -> int:
-    value = config.get(key, default)
-    if type(value) is not int or not 0 < value < 1 << 20:  # not a bool either
-        raise BadModel(f"config.json has {key}={value!r}; expected a size")
-    return value

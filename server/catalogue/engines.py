@@ -17,7 +17,7 @@ from pathlib import Path
 from protocol.errors import BadModel
 from protocol.programs import command, install, typed
 
-KERNELS_VERSION = 3
+KERNELS_VERSION = 4
 """Version of the package gpt2d-kernels that the native engine works with."""
 BLOCK = 32
 """Weights that share a scale."""
@@ -121,6 +121,8 @@ class Traits:
     """The precisions at which it can be compiled."""
     most_rows: int | None = None
     """Sequences that it can run together; None: as many as there is memory for."""
+    head_multiple: int = 1
+    """What the width of an attention head must be a multiple of."""
     prefix_cache: bool = True
     """Whether the keys and values of a row can be copied out and in again."""
     libraries_bytes: int = 0
@@ -165,6 +167,7 @@ TRAITS = {
         },
         install=SERVER_INSTALL,
         problem=onnx_problem,
+        head_multiple=8,  # of its GroupQueryAttention, whatever the precision (ONNX Runtime 1.32)
     ),
     "torch": Traits(
         {

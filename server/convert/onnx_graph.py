@@ -2,8 +2,8 @@
 
 An exported graph is several times slower than this one, which uses ONNX Runtime's fused operators
 (https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md): MatMulNBits (int8, int4),
-GroupQueryAttention on a KV cache that stays in place, SkipLayerNormalization, FastGelu, and the LM head on the wanted
-positions only.
+GroupQueryAttention on a KV cache that stays in place, SkipLayerNormalization, FastGelu (or what the model has for it),
+and the LM head on the wanted positions only.
 
 Inputs of the graph (B sequences, S new tokens each, W wanted positions):
   ids        int64 [B, S]
@@ -129,6 +129,29 @@ class _Builder:
         return tokens, lambda x: self.product(x, stored, table.shape, HEAD_BITS, "logits")
 
 
+def _active(b: _Builder, h: str, x: str, matrix: NDArray[np.float32], bias: str) -> str:
+    """Add the MLP's first product and its activation. gelu_new has an operator that takes the product's bias, too."""
+    if b.arch.activation == "gelu_new":
+        return b.node("FastGelu", [b.linear(f"{h}.up", x, matrix), bias], [f"{h}.active"], contrib=True)
+    raised, active = b.linear(f"{h}.up", x, matrix, bias), [f"{h}.active"]
+    match b.arch.activation:
+        case "gelu":
+            return b.node("Gelu", [raised], active, contrib=True)
+        case "relu":
+            return b.node("Relu", [raised], active)
+        case "silu":
+            return b.node("QuickGelu", [raised], active, contrib=True, alpha=1.0)
+        case "quick_gelu":
+            return b.node("QuickGelu", [raised], active, contrib=True, alpha=1.702)
+        case "tanh":
+            return b.node("Tanh", [raised], active)
+        case "mish":
+            bent = b.node("Tanh", [b.node("Softplus", [raised], [f"{h}.softplus"])], [f"{h}.bent"])
+            return b.node("Mul", [raised, bent], active)
+        case other:
+            raise ValueError(f"no operator for the activation {other!r}")
+
+
 def build(
     arch: Architecture, weights: Mapping[str, NDArray[np.float32]], precision: str, progress: Callable[[int, int], None]
 ) -> Graph:
@@ -164,6 +187,7 @@ def build(
             num_heads=arch.heads,
             kv_num_heads=arch.heads,
             do_rotary=0,
+            scale=arch.score_factor(i),
         )
         projected = b.linear(f"{h}.proj", mixed, weights[f"{h}.attn.c_proj.weight"].T)
         # SkipLayerNormalization adds the projection, its bias and the residual, and gives both the sum and its norm.
@@ -175,8 +199,7 @@ def build(
             epsilon=arch.epsilon,
         )
         hidden = f"{h}.sum_1"
-        up = b.linear(f"{h}.up", normed, weights[f"{h}.mlp.c_fc.weight"].T)
-        active = b.node("FastGelu", [up, vector(f"{h}.mlp.c_fc.bias")], [f"{h}.gelu"], contrib=True)
+        active = _active(b, h, normed, weights[f"{h}.mlp.c_fc.weight"].T, vector(f"{h}.mlp.c_fc.bias"))
         down = b.linear(f"{h}.down", active, weights[f"{h}.mlp.c_proj.weight"].T)
         last = i + 1 == arch.layers
         norm = "ln_f" if last else f"h.{i + 1}.ln_1"

@@ -42,6 +42,7 @@ def load_engine(
 
     Raises: BadModel, LoadFailed, OSError, MemoryError, and what the runtime raises.
     """
+    arch.check_engine(engine)
     files = model_files(folder)
     digests = known_digests(files.weights, cache_dir, lambda done, total: progress("check", done, total, "bytes"))
     for file, found in digests.items():  # the hub's cache names its files so
@@ -53,7 +54,6 @@ def load_engine(
     sha = joined(list(digests.values()))
     weights = Weights(folder, arch)
     loading = _Loading(
-        folder,
         arch,
         weights,
         engine,
@@ -73,7 +73,6 @@ def load_engine(
 class _Loading:
     """Everything that an engine is made of."""
 
-    folder: Path
     arch: Architecture
     weights: Weights
     engine: str
@@ -145,7 +144,7 @@ def _optimum(loading: _Loading) -> Engine:
     precision = loading.precision
 
     def export(weights: Weights, count: Count) -> Built:
-        return Export(loading.folder, arch, weights, precision, count)
+        return Export(arch, weights, precision, count)
 
     with loading.built(export, f"-{variant(precision)}") as place, loading.step("open", "graph"):
         return OptimumEngine(arch, place, loading.threads)
@@ -159,7 +158,7 @@ def _torch(loading: _Loading) -> Engine:
         from server.engines.torch import TorchEngine
 
         engine = TorchEngine(
-            loading.arch, loading.folder, loading.weights, loading.precision, loading.threads, compiled=loading.compiled
+            loading.arch, loading.weights, loading.precision, loading.threads, compiled=loading.compiled
         )
     if loading.compiled:
         with loading.step("compile", "graph"):

@@ -22,6 +22,10 @@ from server.engines.base import KV, Hidden, Logits
 
 CHUNK = 16 << 20
 """Bytes read at a time; progress is reported after each."""
+ACTIVATIONS = ("gelu_new", "gelu", "relu", "silu", "quick_gelu", "tanh", "mish")
+"""In the order of their numbers in gpt2d_kernels.h."""
+NO_ACTIVATION = -1
+"""GPT2D_NO_ACTIVATION in gpt2d_kernels.h."""
 NO_MEMORY = -2
 """GPT2D_NO_MEMORY in gpt2d_kernels.h."""
 
@@ -30,7 +34,20 @@ class _Shape(ctypes.Structure):
     _fields_ = (
         *(
             (name, ctypes.c_int32)
-            for name in ("layers", "heads", "width", "inner", "context", "vocabulary", "bits", "head_bits", "tied")
+            for name in (
+                "layers",
+                "heads",
+                "width",
+                "inner",
+                "context",
+                "vocabulary",
+                "bits",
+                "head_bits",
+                "tied",
+                "activation",
+                "scaled",
+                "scaled_by_layer",
+            )
         ),
         ("epsilon", ctypes.c_float),
     )
@@ -72,7 +89,9 @@ def library() -> ctypes.CDLL:
     kernels.gpt2d_move.argtypes = [pointer, integer, integer, integer, integer]
     kernels.gpt2d_export.argtypes = kernels.gpt2d_restore.argtypes = [pointer, integer, integer, pointer, pointer]
     kernels.gpt2d_sample.argtypes = [ctypes.c_char_p, integer, pointer, pointer, integer, pointer, pointer]
-    kernels.gpt2d_matmul.argtypes = [ctypes.c_char_p, integer, integer, integer, pointer, integer, pointer, pointer]
+    kernels.gpt2d_matmul.argtypes = [
+        ctypes.c_char_p, integer, integer, integer, pointer, integer, integer, pointer, pointer,
+    ]  # fmt: skip
     return kernels
 
 
@@ -125,7 +144,8 @@ class NativeEngine:
         self._kv_dtype = np.dtype(np.float32 if bits == 32 else np.float16)
         shape = _Shape(
             arch.layers, arch.heads, arch.width, arch.inner, arch.context, arch.vocabulary,
-            bits, head_bits(precision), 1, arch.epsilon
+            bits, head_bits(precision), 1, ACTIVATIONS.index(arch.activation),
+            arch.scale_attn_weights, arch.scale_attn_by_inverse_layer_idx, arch.epsilon,
         )  # fmt: skip
         for tied in (1, 0):  # the file's size says which
             shape.tied = tied

@@ -49,10 +49,9 @@ class Export:
     """An export of a model; `write` makes it, in a folder."""
 
     def __init__(
-        self, folder: Path, arch: Architecture, weights: Weights, precision: str, progress: Callable[[int, int], None]
+        self, arch: Architecture, weights: Weights, precision: str, progress: Callable[[int, int], None]
     ) -> None:
         """As `transformers_model`; `progress(done, total)` counts steps."""
-        self._folder = folder
         self._arch = arch
         self._weights = weights
         self._precision = precision
@@ -62,7 +61,7 @@ class Export:
         """Write MODEL_FILE and the config into a folder. Raises: OSError, RuntimeError."""
         steps = 2 if self._precision == "int8" else 1
         self._progress(0, steps)
-        model = transformers_model(self._folder, self._weights, torch.float32)
+        model = transformers_model(self._arch, self._weights, torch.float32)
         config = model.config
         with warnings.catch_warnings():
             warnings.simplefilter(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,7 +39,6 @@ class TorchEngine(Reference):
     def __init__(
         self,
         arch: Architecture,
-        folder: Path,
         weights: Weights,
         precision: str,
         threads: int,
@@ -53,7 +51,7 @@ class TorchEngine(Reference):
         self.width = arch.width
         self.threads = threads
         torch.set_num_threads(threads)
-        model = transformers_model(folder, weights, torch.bfloat16 if precision == "bf16" else torch.float32)
+        model = transformers_model(arch, weights, torch.bfloat16 if precision == "bf16" else torch.float32)
         self.quantised_share = 0.0
         if precision == "int8":
             model, self.quantised_share = quantised(model)
@@ -119,12 +117,29 @@ def _nothing(*_: object, **__: object) -> None:
     """Stand in for the model in a closed engine."""
 
 
-def transformers_model(folder: Path, weights: Weights, dtype: torch.dtype) -> GPT2LMHeadModel:
-    """`folder` has config.json, `weights` gives float32 tensors by GPT-2's own names. Raises: OSError, RuntimeError."""
-    config = GPT2Config.from_json_file(folder / "config.json")
-    config.tie_word_embeddings = "lm_head.weight" not in weights
+def transformers_model(arch: Architecture, weights: Weights, dtype: torch.dtype) -> GPT2LMHeadModel:
+    """`weights` gives float32 tensors by GPT-2's own names. Raises: RuntimeError.
+
+    The configuration is the architecture, not config.json, which can ask for tuples instead of results by name.
+    """
+    config = GPT2Config(  # type: ignore[no-untyped-call]
+        vocab_size=arch.vocabulary,
+        n_positions=arch.context,
+        n_embd=arch.width,
+        n_layer=arch.layers,
+        n_head=arch.heads,
+        n_inner=arch.inner,
+        activation_function=arch.activation,
+        layer_norm_epsilon=arch.epsilon,
+        scale_attn_weights=arch.scale_attn_weights,
+        scale_attn_by_inverse_layer_idx=arch.scale_attn_by_inverse_layer_idx,
+        tie_word_embeddings="lm_head.weight" not in weights,
+    )
+    # The fused attention is up to 1.2 times as fast, and always divides by the square root of a head's width.
+    plain = arch.scale_attn_weights and not arch.scale_attn_by_inverse_layer_idx
+    attention = "sdpa" if plain else "eager"
     with no_init_weights():
-        model: GPT2LMHeadModel = GPT2LMHeadModel._from_config(config, attn_implementation="sdpa", dtype=dtype).eval()
+        model: GPT2LMHeadModel = GPT2LMHeadModel._from_config(config, attn_implementation=attention, dtype=dtype).eval()
     model.tie_weights()  # type: ignore[no-untyped-call]
     parameters = dict(model.named_parameters())  # a tied head is not among them
     with torch.no_grad():

@@ -165,10 +165,12 @@ class Replicas:
         `model` must be one without a problem. All replicas have the same number of rows, chosen for the first so
         that `share` replicas fit.
 
-        Raises: NoMemory, LoadFailed.
+        Raises: NoMemory, LoadFailed, BadModel where the engine cannot compute it.
         """
         launcher = self._launcher_for(task)
         arch, config = model.architecture, self._config
+        if arch:
+            arch.check_engine(engine)
         room = self._room(launcher)
         others = [r for r in self.models() if r.way == (model.name, engine, precision)]
         known = TRAITS[engine].rows(config.rows) or next((r.rows for r in others), None)

@@ -91,7 +91,7 @@ class Supervisor:
     """Number of workers that died, or were ended because they were stuck."""
 
     def preload(self, ways: list[tuple[Model, str, str, int]]) -> None:
-        """Load models that stay, each with its number of replicas. Raises: NoMemory, LoadFailed."""
+        """Load models that stay, each with its number of replicas. Raises: NoMemory, LoadFailed, BadModel."""
         for way in ways:
             kept = Kept(*way, firm=way[-1])
             self._start_more(
@@ -136,7 +136,7 @@ class Supervisor:
     def _start_more(
         self, model: Model, engine: str, precision: str, count: int, *, compiled: bool = False
     ) -> list[Replica]:
-        """Start `count` workers, or none of them. Raises: NoMemory, LoadFailed."""
+        """Start `count` workers, or none of them. Raises: NoMemory, LoadFailed, BadModel."""
         fresh: list[Replica] = []
         try:
             for _ in range(count):

@@ -46,6 +46,7 @@ def load(spec: Spec, connection: Connection) -> Worker:
     repository = None if spec.folder else _repository(spec, progress)
     folder = repository.config() if repository else Path(spec.folder)
     arch = read_architecture(folder)
+    arch.check_engine(spec.engine)  # before a download
     rows = spec.rows or arch.fitting_rows(spec.engine, spec.precision, spec.room)
     if repository:
         connection.send(Sized(id=None, memory_bytes=arch.loading_bytes(spec.engine, spec.precision, rows)))

@@ -19,7 +19,7 @@ from server.catalogue.engines import instruction_sets
 from server.checkpoint.tensors import expected_shapes
 from server.convert.native_layout import FILE, Layout, pack, pack_blocks
 from server.convert.quantise import Blocks, quantise
-from server.engines.native import Choice, NativeEngine, choose, library
+from server.engines.native import NO_ACTIVATION, Choice, NativeEngine, choose, library
 from tests.dequantise import dequantise
 
 ARCH = read_architecture(DEMO_FOLDER)
@@ -27,6 +27,7 @@ SETS = instruction_sets()
 PRECISIONS = ("fp32", "int8", "int4")
 ODD = Architecture(layers=2, heads=3, width=60, inner=100, context=50, vocabulary=77, epsilon=1e-5, ends=(0,))
 """Nothing in it is a multiple of 16."""
+OTHER = replace(ODD, activation="mish", scale_attn_weights=False, scale_attn_by_inverse_layer_idx=True)
 Floats = NDArray[np.float32]
 
 
@@ -51,7 +52,7 @@ def make(
 def matmul(name: str, bits: int, matrix: NDArray[np.generic], outputs: int, x: Floats) -> Floats:
     raw, y = np.ascontiguousarray(matrix), np.empty((len(x), outputs), np.float32)
     code = library().gpt2d_matmul(
-        name.encode(), bits, outputs, x.shape[1], raw.ctypes.data, len(x), x.ctypes.data, y.ctypes.data
+        name.encode(), bits, outputs, x.shape[1], raw.ctypes.data, len(x), NO_ACTIVATION, x.ctypes.data, y.ctypes.data
     )
     assert code == 0
     return y
@@ -89,12 +90,13 @@ def test_products_of_floats(name: str, bits: int) -> None:
     np.testing.assert_array_equal(got, alone)
 
 
+@pytest.mark.parametrize("arch", [ODD, OTHER], ids=["ordinary", "other"])
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_instruction_sets_agree(tmp_path: Path, precision: str) -> None:
+def test_instruction_sets_agree(tmp_path: Path, precision: str, arch: Architecture) -> None:
     ids = [5, 76, 0, 3, 3, 9, 41] * 6
     results = {}
     for name in SETS:
-        engine = make(tmp_path, ODD, precision, instruction_set=name)
+        engine = make(tmp_path, arch, precision, instruction_set=name)
         results[name] = engine.prefill(0, ids, 0, range(len(ids)))
         engine.close()
     scale = np.abs(results["plain"]).max()
@@ -103,10 +105,14 @@ def test_instruction_sets_agree(tmp_path: Path, precision: str) -> None:
         assert np.abs(results[name] - results["plain"]).max() < scale * (1e-5 if precision == "fp32" else 0.05), name
 
 
-@pytest.fixture(scope="module", params=[(name, precision) for name in SETS for precision in PRECISIONS], ids="-".join)
+WAYS = [(name, precision, ODD) for name in SETS for precision in PRECISIONS]
+WAYS += [(SETS[0], precision, OTHER) for precision in PRECISIONS]
+
+
+@pytest.fixture(scope="module", params=WAYS, ids=lambda way: f"{way[0]}-{way[1]}-{way[2].activation}")
 def odd(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NativeEngine]:
-    name, precision = request.param
-    engine = make(tmp_path_factory.mktemp("odd"), ODD, precision, instruction_set=name)
+    name, precision, arch = request.param
+    engine = make(tmp_path_factory.mktemp("odd"), arch, precision, instruction_set=name)
     yield engine
     engine.close()
 

@@ -37,7 +37,7 @@ def want() -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
 def test_chunks_steps_and_a_second_sequence(
     precision: str, bound: float, want: np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 ) -> None:
-    engine = TorchEngine(ARCH, DEMO_FOLDER, WEIGHTS, precision, 2)
+    engine = TorchEngine(ARCH, WEIGHTS, precision, 2)
     run(engine, want, bound)
     assert (engine.quantised_share > 0.99) == (precision == "int8")
     engine.close()
@@ -59,7 +59,7 @@ def test_optimum(
     precision: str, bound: float, share: float, want: np.ndarray[tuple[int, ...], np.dtype[np.float32]], tmp_path: Path
 ) -> None:
     steps: list[tuple[int, int]] = []
-    Export(DEMO_FOLDER, ARCH, WEIGHTS, precision, lambda done, total: steps.append((done, total))).write(tmp_path)
+    Export(ARCH, WEIGHTS, precision, lambda done, total: steps.append((done, total))).write(tmp_path)
     assert steps[-1] == (len(steps) - 1, len(steps) - 1)
     assert {file.name for file in tmp_path.iterdir()} >= {"model.onnx", "config.json", "quantised_share"}
     engine = OptimumEngine(ARCH, tmp_path, 2)
@@ -88,7 +88,7 @@ from server.catalogue.catalogue import *
 from server.checkpoint.tensors import Weights
 from server.engines.torch import TorchEngine
 arch = read_architecture(DEMO_FOLDER)
-TorchEngine(arch, DEMO_FOLDER, Weights(DEMO_FOLDER, arch), "fp32", 2, compiled=True).warm_up()
+TorchEngine(arch, Weights(DEMO_FOLDER, arch), "fp32", 2, compiled=True).warm_up()
 """
     environment = {k: v for k, v in os.environ.items() if k != "CXX"} | {
         "PATH": str(tmp_path),
@@ -99,7 +99,7 @@ TorchEngine(arch, DEMO_FOLDER, Weights(DEMO_FOLDER, arch), "fp32", 2, compiled=T
 
 
 def test_a_reference_serves_requests_one_after_the_other() -> None:
-    loop = Loop(engine=TorchEngine(ARCH, DEMO_FOLDER, WEIGHTS, "fp32", 2), name="torch")
+    loop = Loop(engine=TorchEngine(ARCH, WEIGHTS, "fp32", 2), name="torch")
     for i in (1, 2):
         loop.ask(i, prompt_ids=IDS[:40], strategy="greedy", max_new_tokens=8, n=2)
     loop.ask(3, prompt_ids=IDS[:40], strategy="sample", seed=1, logprobs=2, max_new_tokens=8)

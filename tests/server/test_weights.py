@@ -66,8 +66,8 @@ def test_no_program_is_started_to_get_a_text() -> None:
 @pytest.mark.parametrize(
     ("config", "says"),
     [
-        ({"model_type": "llama"}, "architecture is 'llama'"), ({"activation_function": "relu"}, "relu"),
-        ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"), ({"n_head": 7}, "7 heads"),
+        ({"model_type": "llama"}, "architecture is 'llama'"), ({"activation_function": "relu6"}, "relu6"),
+        ({"pruned_heads": {"0": [1]}}, "pruned_heads"), ({"n_head": 7}, "7 heads"),
         ({"n_layer": "many"}, "n_layer"), ({"n_embd": -1}, "n_embd"), ({"n_positions": 1 << 40}, "n_positions"),
         ({"n_head": True}, "n_head"), ({"eos_token_id": 1.5}, "eos_token_id"),
         ({"eos_token_id": [True]}, "eos_token_id"), ({"bos_token_id": [0]}, "bos_token_id"),

@@ -16,17 +16,33 @@ extern "C" {
 enum { GPT2D_BAD_ARGUMENT = -1, GPT2D_NO_MEMORY = -2 };
 
 /* Raised with every change of this interface or of the layout of the weights. */
-enum { GPT2D_VERSION = 3 };
+enum { GPT2D_VERSION = 4 };
 GPT2D_API int gpt2d_version(void);
 
 /* The instruction sets that this processor has and this library knows, best first, with commas between. Static. */
 GPT2D_API const char *gpt2d_instruction_sets(void);
+
+/* What stands between the MLP's two matrices, by the names that transformers has for it. */
+enum {
+    GPT2D_NO_ACTIVATION = -1, /* for gpt2d_matmul */
+    GPT2D_GELU_NEW,
+    GPT2D_GELU,
+    GPT2D_RELU,
+    GPT2D_SILU,
+    GPT2D_QUICK_GELU,
+    GPT2D_TANH,
+    GPT2D_MISH,
+    GPT2D_ACTIVATIONS
+};
 
 typedef struct {
     int32_t layers, heads, width, inner, context, vocabulary;
     int32_t bits;      /* of the blocks' matrices: 32 (float), 8 or 4 (blocks of 32 inputs with an fp16 scale each) */
     int32_t head_bits; /* of the token table and the LM head: 32, or 8 */
     int32_t tied;      /* the LM head is the token table */
+    int32_t activation;
+    int32_t scaled;          /* attention's scores are divided by the square root of a head's width */
+    int32_t scaled_by_layer; /* and by the layer's number, counted from 1 */
     float epsilon;     /* of the layer norms */
 } gpt2d_shape;
 
@@ -72,9 +88,9 @@ typedef struct {
 GPT2D_API int gpt2d_sample(const char *instruction_set, int count, const int32_t *rows, float *logits, int vocabulary,
                            const gpt2d_choice *choices, int32_t *tokens);
 
-/* y[rows, outputs] = x[rows, inputs] times a matrix as it lies in the weights, for tests. Sizes are multiples of 32. */
-GPT2D_API int gpt2d_matmul(const char *instruction_set, int bits, int outputs, int inputs, const void *matrix, int rows, const float *x,
-                           float *y);
+/* y[rows, outputs] = activation(x[rows, inputs] times a matrix as it lies in the weights), for tests. Sizes are multiples of 32. */
+GPT2D_API int gpt2d_matmul(const char *instruction_set, int bits, int outputs, int inputs, const void *matrix, int rows, int activation,
+                           const float *x, float *y);
 
 #ifdef __cplusplus
 }

@@ -28,11 +28,13 @@ int guarded(Function function) {
     }
 }
 
+bool known(int activation) { return activation >= 0 && activation < GPT2D_ACTIVATIONS; }
+
 bool sensible(const gpt2d_shape &s) {
     for (int n : {s.layers, s.heads, s.width, s.inner, s.context, s.vocabulary})
         if (n < 1 || n > 1 << 20) return false;
     bool exact = s.bits == 32 && s.head_bits == 32, blocks = (s.bits == 8 || s.bits == 4) && s.head_bits == 8;
-    return s.width % s.heads == 0 && (exact || blocks) && s.epsilon > 0;
+    return s.width % s.heads == 0 && (exact || blocks) && s.epsilon >= 0 && known(s.activation);
 }
 
 }  // namespace
@@ -114,9 +116,11 @@ int gpt2d_sample(const char *instruction_set, int count, const int32_t *rows, fl
     });
 }
 
-int gpt2d_matmul(const char *instruction_set, int bits, int outputs, int inputs, const void *matrix, int rows, const float *x, float *y) {
+int gpt2d_matmul(const char *instruction_set, int bits, int outputs, int inputs, const void *matrix, int rows, int activation,
+                 const float *x, float *y) {
     const Ops *ops = find_ops(instruction_set);
     if (!ops || outputs % PANEL || inputs % BLOCK || rows < 1 || (bits != 32 && bits != 8 && bits != 4)) return GPT2D_BAD_ARGUMENT;
+    if (activation != GPT2D_NO_ACTIVATION && !known(activation)) return GPT2D_BAD_ARGUMENT;
     return guarded([&] {
         Matrix m;
         m.data = static_cast<const uint8_t *>(matrix), m.outputs = outputs, m.inputs = inputs, m.bits = bits;
@@ -124,7 +128,10 @@ int gpt2d_matmul(const char *instruction_set, int bits, int outputs, int inputs,
         std::vector<int8_t> q(floats.size());
         std::vector<int32_t> offsets(scales.size());
         if (bits != 32) ops->quantise(x, rows * inputs, m.zero(), q.data(), scales.data(), offsets.data());
-        ops->matmul(m, {floats.data(), inputs, q.data(), scales.data(), offsets.data()}, rows, {y, outputs, Finish::store}, 0, m.panels());
+        Finish finish = activation == GPT2D_GELU_NEW ? Finish::gelu_new : Finish::activate;
+        if (activation == GPT2D_NO_ACTIVATION) finish = Finish::store;
+        Result result{y, outputs, finish, activation};
+        ops->matmul(m, {floats.data(), inputs, q.data(), scales.data(), offsets.data()}, rows, result, 0, m.panels());
         return 0;
     });
 }

@@ -1,6 +1,7 @@
 #include "model.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 namespace gpt2d {
@@ -103,14 +104,16 @@ void Model::forward(const Step &step) {
 }
 
 // What each thread does; all memory for it was reserved before. The phases of a layer are those of GPT-2: norm, q k v,
-// attention, projection, norm, up, gelu, down.
+// attention, projection, norm, up, activation, down.
 void Model::work(const Step &step) {
     float *scratch = &scratch_[scratch_size_ * size_t(Team::place())];
     int count = step.count, wide = layers_[0].qkv.outputs;
     Rows normed{normed_.data(), width_, q_.data(), scales_.data(), offsets_.data()};
     Rows attended{attended_.data(), width_, q_.data(), scales_.data(), offsets_.data()};
     Rows inner{inner_values_.data(), inner_, inner_q_.data(), inner_scales_.data(), inner_offsets_.data()};
-    Result raised{inner_values_.data(), inner_, Finish::gelu, shape_.bits == 32 ? nullptr : &inner, layers_[0].down.zero()};
+    Finish finish = shape_.activation == GPT2D_GELU_NEW ? Finish::gelu_new : Finish::activate;
+    const Rows *blocks = shape_.bits == 32 ? nullptr : &inner;
+    Result raised{inner_values_.data(), inner_, finish, shape_.activation, blocks, layers_[0].down.zero()};
     team_.share(count, 1, [&](int first, int end) {
         for (int i = first; i < end; i++) {
             ops_.embed(table_, step.ids[i], places_ + size_t(step.positions[i]) * width_, &x_[size_t(i) * width_]);
@@ -190,6 +193,7 @@ void Model::attend(int layer, const Step &step, int unit, float *scratch) {
     Attention a{};
     a.q = q, a.k = q + shape_.width, a.v = q + 2 * shape_.width, a.stride = stride;
     a.head = head_, a.padded = padded_head_, a.past = step.positions[run.first], a.count = run.count;
+    a.factor = 1 / ((shape_.scaled ? std::sqrt(float(head_)) : 1) * (shape_.scaled_by_layer ? float(layer + 1) : 1));
     a.cache = cache(layer, step.rows[run.first], head);
     a.out = &attended_[size_t(run.first) * width_ + size_t(head) * head_], a.out_stride = width_;
     a.scratch = scratch;

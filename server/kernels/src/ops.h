@@ -35,13 +35,15 @@ struct Rows {
     int32_t *offsets = nullptr;  // [rows, stride / BLOCK]
 };
 
-// What becomes of a product: y = x, y += x, y = gelu(x); with `blocks` gelu's result is quantised for the next product instead.
-enum class Finish { store, add, gelu };
+// What becomes of a product: y = x, y += x, y = gelu_new(x), y = activation(x); with `blocks` what an activation makes is
+// quantised for the next product instead. gelu_new, GPT-2's own, has a place in the product.
+enum class Finish { store, add, gelu_new, activate };
 
 struct Result {
     float *y;  // [rows, stride]
     int stride;
     Finish finish;
+    int activation = GPT2D_GELU_NEW;
     const Rows *blocks = nullptr;
     int zero = 0;  // of what the blocks are multiplied by
 };
@@ -56,6 +58,7 @@ struct Cache {
 struct Attention {
     const float *q, *k, *v;  // of the first token; the next token's are `stride` further
     int stride, head, padded, past, count;
+    float factor;  // of the scores
     Cache cache;
     float *out;  // [count, out_stride]
     int out_stride;

@@ -6,6 +6,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "activation_body.h"
 #include "ops.h"
 
 namespace gpt2d {
@@ -13,19 +14,6 @@ namespace {
 
 constexpr int LANES = 16;
 constexpr int AHEAD = 4096;  // bytes that are fetched before they are needed
-
-// e^x for x from -87 to 88, relative error below 2e-7: 2^n times a polynomial in the rest, its Taylor series.
-inline F exponential(F x) {
-    F t = max(x, set(-87.f)) * set(1.44269504f), n = round(t), f = t - n, p = set(1.54035304e-4f);
-    for (float c : {1.33335581e-3f, 9.61812911e-3f, 5.55041087e-2f, 2.40226507e-1f, 6.93147181e-1f, 1.f}) p = fma(p, f, set(c));
-    return scale2(p, n);
-}
-
-// 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) = x / (1 + e^(-2 u)): GPT-2's, Hendrycks and Gimpel 2016.
-inline F gelu(F x) {
-    F u = set(-2 * 0.79788456f) * fma(set(0.044715f) * x, x * x, x);
-    return x / (set(1.f) + exponential(min(u, set(80.f))));
-}
 
 inline void quantise_block(F lo, F hi, int zero, int8_t *q, float *scale, int32_t *offset) {
     float top = largest(max(abs(lo), abs(hi)));
@@ -98,6 +86,25 @@ inline void multiply(const uint8_t *w, int inputs, const Rows &x, int row, F (&o
     }
 }
 
+// Two registers of outputs are a block of inputs of what is multiplied next.
+inline void quantise_into(const Result &result, int row, int n, F lo, F hi) {
+    const Rows &next = *result.blocks;
+    size_t at = size_t(row) * next.stride + n;
+    quantise_block(lo, hi, result.zero, next.q + at, next.scales + at / BLOCK, next.offsets + at / BLOCK);
+}
+
+// Makes active what a tile has stored. Not in the tile: there the compiler would keep fewer sums in registers.
+__attribute__((noinline)) void activate(const Result &result, int row, int rows, int n) {
+    with_activation(result.activation, [&](auto function) {
+        for (int r = row; r < row + rows; r++) {
+            float *y = result.y + size_t(r) * result.stride + n;
+            F lo = function(load(y)), hi = function(load(y + LANES));
+            if (result.blocks) quantise_into(result, r, n, lo, hi);
+            else store(y, lo), store(y + LANES, hi);
+        }
+    });
+}
+
 template <int BITS, int R>
 void tile(const Matrix &m, const uint8_t *panel, const Rows &x, int row, const Result &result, int n) {
     F out[R][2];
@@ -107,11 +114,10 @@ void tile(const Matrix &m, const uint8_t *panel, const Rows &x, int row, const R
     for (int r = 0; r < R; r++) {
         float *to = result.y + size_t(row + r) * result.stride + n;
         F lo = out[r][0], hi = out[r][1];
-        if (result.finish == Finish::gelu) {
-            lo = gelu(lo), hi = gelu(hi);
-            if (const Rows *next = result.blocks) {  // a panel of outputs is a block of inputs
-                size_t at = size_t(row + r) * next->stride + n;
-                quantise_block(lo, hi, result.zero, next->q + at, next->scales + at / BLOCK, next->offsets + at / BLOCK);
+        if (result.finish == Finish::gelu_new) {
+            lo = gelu_new(lo), hi = gelu_new(hi);
+            if (result.blocks) {
+                quantise_into(result, row + r, n, lo, hi);
                 continue;
             }
         } else if (result.finish == Finish::add) {
@@ -119,6 +125,7 @@ void tile(const Matrix &m, const uint8_t *panel, const Rows &x, int row, const R
         }
         store(to, lo), store(to + LANES, hi);
     }
+    if (result.finish == Finish::activate) activate(result, row, R, n);
 }
 
 template <int N>
@@ -191,9 +198,8 @@ void attend_tile(const Attention &a, int token) {
     auto *keys = static_cast<const T *>(a.cache.keys), *values = static_cast<const T *>(a.cache.values);
     int first = a.past + token, last = first + R - 1, length = (last + LANES) / LANES * LANES, head = a.padded;
     float *q = a.scratch, *scores = q + QUERIES * head;
-    float factor = 1 / std::sqrt(float(a.head));
     for (int r = 0; r < R; r++)
-        for (int d = 0; d < head; d++) q[r * head + d] = d < a.head ? a.q[size_t(token + r) * a.stride + d] * factor : 0.f;
+        for (int d = 0; d < head; d++) q[r * head + d] = d < a.head ? a.q[size_t(token + r) * a.stride + d] * a.factor : 0.f;
     F top[R], total[R];
     for (int r = 0; r < R; r++) top[r] = set(-INFINITY), total[r] = set(0.f);
     for (int p = 0; p < length; p += LANES, keys += head * LANES) {

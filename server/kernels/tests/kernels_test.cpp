@@ -14,7 +14,7 @@ namespace {
 #define CHECK(condition) \
     if (!(condition)) std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition), std::exit(1)
 
-const gpt2d_shape ODD = {2, 3, 60, 100, 50, 77, 0, 0, 1, 1e-5f};
+const gpt2d_shape ODD = {2, 3, 60, 100, 50, 77, 0, 0, 1, GPT2D_GELU_NEW, 1, 0, 1e-5f};
 
 std::vector<std::string> instruction_sets() {
     std::vector<std::string> found;
@@ -26,8 +26,9 @@ std::vector<std::string> instruction_sets() {
     return found;
 }
 
-gpt2d_model *make(int bits, int rows, int threads, const std::string &set) {
+gpt2d_model *make(int bits, int rows, int threads, const std::string &set, int activation) {
     gpt2d_shape shape = ODD;
+    shape.activation = activation, shape.scaled = activation % 2, shape.scaled_by_layer = activation % 3 == 0;
     shape.bits = bits, shape.head_bits = bits == 32 ? 32 : 8;
     gpt2d_model *model = gpt2d_new(&shape, rows, threads, set.c_str());
     CHECK(model);
@@ -54,8 +55,8 @@ std::vector<float> run(gpt2d_model *model, int row, const std::vector<int32_t> &
     return logits;
 }
 
-void a_model(int bits, int threads, const std::string &set) {
-    gpt2d_model *model = make(bits, 3, threads, set);
+void a_model(int bits, int threads, const std::string &set, int activation) {
+    gpt2d_model *model = make(bits, 3, threads, set, activation);
     std::vector<int32_t> ids;
     for (int i = 0; i < 50; i++) ids.push_back(i * 31 % ODD.vocabulary);
     std::vector<float> all = run(model, 0, ids, 0);
@@ -97,7 +98,7 @@ void sampling(const std::string &set) {
 int main() {
     for (const std::string &set : instruction_sets()) {
         for (int bits : {32, 8, 4})
-            for (int threads : {1, 2, 3}) a_model(bits, threads, set);
+            for (int activation = 0; activation < GPT2D_ACTIVATIONS; activation++) a_model(bits, 1 + activation % 3, set, activation);
         sampling(set);
         std::printf("%s: ok\n", set.c_str());
     }

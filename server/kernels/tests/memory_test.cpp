@@ -55,7 +55,7 @@ int until_it_works(const std::function<int()> &call) {
 }
 
 gpt2d_model *make(int bits, int threads, bool short_of_memory) {
-    gpt2d_shape shape = {LAYERS, 3, WIDTH, 100, CONTEXT, VOCABULARY, bits, bits == 32 ? 32 : 8, 1, 1e-5f};
+    gpt2d_shape shape = {LAYERS, 3, WIDTH, 100, CONTEXT, VOCABULARY, bits, bits == 32 ? 32 : 8, 1, GPT2D_GELU_NEW, 1, 0, 1e-5f};
     gpt2d_model *model = nullptr;
     auto call = [&] {
         model = gpt2d_new(&shape, 2, threads, nullptr);
