@@ -105,14 +105,14 @@ def test_instruction_sets_agree(tmp_path: Path, precision: str, arch: Architectu
         assert np.abs(results[name] - results["plain"]).max() < scale * (1e-5 if precision == "fp32" else 0.05), name
 
 
-WAYS = [(name, precision, ODD) for name in SETS for precision in PRECISIONS]
-WAYS += [(SETS[0], precision, OTHER) for precision in PRECISIONS]
+WAYS = [(name, (ODD, precision)) for name in SETS for precision in PRECISIONS]
+WAYS += [(SETS[0], (OTHER, precision)) for precision in PRECISIONS]
 
 
-@pytest.fixture(scope="module", params=WAYS, ids=lambda way: f"{way[0]}-{way[1]}-{way[2].activation}")
+@pytest.fixture(scope="module", params=WAYS, ids=lambda way: f"{way[0]}-{way[1][1]}-{way[1][0].activation}")
 def odd(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NativeEngine]:
-    name, precision, arch = request.param
-    engine = make(tmp_path_factory.mktemp("odd"), arch, precision, instruction_set=name)
+    name, model = request.param
+    engine = make(tmp_path_factory.mktemp("odd"), *model, instruction_set=name)
     yield engine
     engine.close()
 
