@@ -42,10 +42,11 @@ examples:
 
 gpt2, gpt2-medium, gpt2-large, gpt2-xl and distilgpt2 are downloaded from the HuggingFace hub when first loaded, into
 its ordinary cache (HF_HOME and HF_HUB_CACHE move it; transformers shares it); an interrupted download resumes where it
-stopped. A folder of --models-dir with one of these names comes first. A model's folder has config.json,
-weights (model.safetensors or pytorch_model.bin, whole or in shards) and a tokenizer (tokenizer.json, or vocab.json and
-merges.txt, vocab.txt or spiece.model, as transformers has them); its name is the model's name. Clients connect with
-`gpt2d-client ENDPOINT`, scripts with `protocol.Client(ENDPOINT)`.
+stopped (with huggingface_hub before 1.18). --allow-hub admits every other GPT-2 of the hub; for a gated one, set
+HF_TOKEN or run hf auth login. A folder of --models-dir with one of these names comes first. A model's folder has
+config.json, weights (model.safetensors or pytorch_model.bin, whole or in shards) and a tokenizer (tokenizer.json, or
+vocab.json and merges.txt, vocab.txt or spiece.model, as transformers has them); its name is the model's name. Clients
+connect with `gpt2d-client ENDPOINT`, scripts with `protocol.Client(ENDPOINT)`.
 
 Ctrl-C (or SIGTERM) stops: no new work, running streams finish within --drain-seconds. A second one stops at once.
 """

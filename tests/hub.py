@@ -12,6 +12,7 @@ from typing import Any, Self
 
 COMMIT = "5" * 40
 CHUNK = 64 << 10
+LARGE = (".safetensors", ".bin")
 
 
 @dataclass
@@ -27,6 +28,13 @@ class Hub:
     commit: str = COMMIT
     etag: str = ""
     """Tag sent for every file instead of its digest."""
+    gated: frozenset[str] = frozenset()
+    """Repositories that are given to the account of `token` alone; others know of them."""
+    token: str = "hf_right"
+    other_token: str = "hf_other"
+    """Token of an account that has accepted nothing. Every further token is wrong."""
+    renamed: dict[str, str] = field(default_factory=dict)
+    """Old names of repositories and their new ones."""
     go: threading.Event = field(default_factory=threading.Event)
     asked: list[tuple[str, str, int]] = field(default_factory=list)
     """(method, repository/file, first byte) of every request."""
@@ -40,6 +48,10 @@ class Hub:
     def served(self, name: str) -> list[int]:
         """Return the first byte of every GET of a file."""
         return [first for method, file, first in self.asked if method == "GET" and file.endswith(name)]
+
+    def weights_asked(self) -> list[str]:
+        """Return what was asked of files of weights, by any method."""
+        return [file for _, file, _ in self.asked if file.endswith(LARGE)]
 
     def __enter__(self) -> Self:
         hub = self
@@ -66,21 +78,37 @@ class Hub:
         self._server.shutdown()
         self._server.server_close()
 
+    def _say(self, handler: BaseHTTPRequestHandler, status: int, **headers: str) -> None:
+        """Answer without a body."""
+        handler.send_response(status)
+        for key, value in headers.items():
+            handler.send_header(key.replace("_", "-"), value)
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
     def _answer(self, handler: BaseHTTPRequestHandler, method: str) -> None:
-        found = re.fullmatch(r"/(.+)/resolve/main/(.+)", handler.path)
-        name = f"{found[1]}/{found[2]}" if found else ""
+        found = re.fullmatch(r"/(.+)/resolve/(main|[0-9a-f]{40})/(.+)", handler.path)
+        repository = found[1] if found else ""
+        name = f"{repository}/{found[3]}" if found else ""
         start = int(re.sub(r"bytes=(\d+)-.*", r"\1", handler.headers.get("Range", "0")))
         self.asked.append((method, name, start))
-        if name not in self.files:
-            known = found and any(n.startswith(f"{found[1]}/") for n in self.files)
-            handler.send_response(404)
-            handler.send_header("X-Error-Code", "EntryNotFound" if known else "RepoNotFound")
-            handler.send_header("X-Repo-Commit", self.commit)
-            handler.send_header("Content-Length", "0")
-            handler.end_headers()
+        if repository in self.renamed:
+            self._say(handler, 307, Location=handler.path.replace(repository, self.renamed[repository]))
+            return
+        token = handler.headers.get("Authorization", "").removeprefix("Bearer ")
+        if token and token not in {self.token, self.other_token}:
+            self._say(handler, 401, X_Error_Message="Invalid credentials in Authorization header")
+            return
+        if repository in self.gated and token != self.token:
+            self._say(handler, 403 if token else 401, X_Error_Code="GatedRepo", X_Error_Message="Access is restricted.")
+            return
+        if name not in self.files or (found and found[2] not in {"main", self.commit}):
+            known = any(n.startswith(f"{repository}/") for n in self.files)
+            code = "EntryNotFound" if known else "RepoNotFound"
+            self._say(handler, 404, X_Error_Code=code, X_Repo_Commit=self.commit)
             return
         body = self.files[name]
-        weights = name.endswith((".safetensors", ".bin"))
+        weights = name.endswith(LARGE)
         handler.send_response(206 if start else 200)
         # The hub names large files by their SHA-256 and small ones by their git object.
         etag = (

@@ -12,7 +12,7 @@ from protocol.errors import BadModel, UnknownModel
 from protocol.messages import MAX_REPLICAS
 from server.catalogue.architecture import PUBLISHED, Architecture, read_architecture
 from server.catalogue.engines import ENGINES, choose_engine
-from server.catalogue.files import CONFIG_FILE, NO_TOKENIZER, has_tokenizer, model_files
+from server.catalogue.files import CONFIG_FILE, NO_TOKENIZER, OTHER_FILES, has_tokenizer, model_files
 
 DEMO = "demo"
 DEMO_FOLDER = Path(__file__).parent.parent / "demo_model"
@@ -142,6 +142,18 @@ class Catalogue:
             except (OSError, ValueError, BadModel):
                 continue
         return None
+
+
+def never_looked_for(folder: Path) -> list[str]:
+    """Return the small files that are not in a folder of the hub's cache, and of which it has no note that they exist.
+
+    Such a folder was made by a program that needs fewer files than we do, or by an earlier version of this one. Where
+    the hub's library looked for a file and found none, it noted that in `.no_exist`.
+    """
+    if folder.parent.name != "snapshots" or not COMMIT.fullmatch(folder.name):
+        return []
+    noted = folder.parent.parent / ".no_exist" / folder.name
+    return [name for name in OTHER_FILES if not (folder / name).is_file() and not (noted / name).is_file()]
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

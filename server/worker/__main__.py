@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 import psutil
 
 from protocol import messages as m
-from protocol.errors import Gpt2dError, LoadFailed, RequestError
-from server.catalogue.architecture import read_architecture
+from protocol.errors import Gpt2dError, RequestError
+from server.catalogue.architecture import PUBLISHED, read_architecture
+from server.catalogue.catalogue import never_looked_for
 from server.checkpoint.tensors import Report
 from server.engines.load import load_engine
 from server.launch.spec import Spec
@@ -35,6 +36,11 @@ if TYPE_CHECKING:
 END_MS = 5_000
 """Time for the gateway to read the last message, after which it ends this process."""
 
+UNKNOWN = (
+    "whether its repository has {} is not known: its folder in the hub's cache has none of them, and the hub cannot be "
+    "asked now; if it has, texts may get other tokens than in training. Load it again when the hub can be reached"
+)
+
 
 def load(spec: Spec, connection: Connection) -> Worker:
     """Make the engine, and send the gateway `Ready`.
@@ -45,14 +51,16 @@ def load(spec: Spec, connection: Connection) -> Worker:
     progress("start", 1, 1, "process")
     repository = None if spec.folder else _repository(spec, progress)
     folder = repository.config() if repository else Path(spec.folder)
+    notices = [] if repository else _complete(spec, folder, progress)
     arch = read_architecture(folder)
     arch.check_engine(spec.engine)  # before a download
     rows = spec.rows or arch.fitting_rows(spec.engine, spec.precision, spec.room)
     if repository:
         connection.send(Sized(id=None, memory_bytes=arch.loading_bytes(spec.engine, spec.precision, rows)))
-        if repository.rest() != folder:
-            raise LoadFailed(f"{spec.model} changed on the hub while it was downloaded; load it again")
+        repository.tokenizer()
     text = Text(folder, arch)
+    if repository:
+        repository.weights()
     made = load_engine(
         folder,
         arch,
@@ -82,7 +90,7 @@ def load(spec: Spec, connection: Connection) -> Worker:
         rows=engine.rows,
         threads=engine.threads,
         rss_bytes=psutil.Process().memory_info().rss,
-        notices=(*arch.notices, *made.notices),
+        notices=(*notices, *arch.notices, *made.notices),
     )
     connection.send(ready)
     return worker
@@ -92,6 +100,21 @@ def _repository(spec: Spec, progress: Report) -> Repository:
     from server.checkpoint.download import Repository  # its libraries are needed for a download only
 
     return Repository(spec.model, Path(spec.hub_cache), Path(spec.models_dir), progress)
+
+
+def _complete(spec: Spec, folder: Path, progress: Report) -> list[str]:
+    """Fetch the small files that nobody looked for when the hub's cache got this folder; return what the user is told.
+
+    Without them the tokenizer could differ from the one that the model was trained with.
+    """
+    unknown = [] if spec.model in PUBLISHED else never_looked_for(folder)
+    if unknown:
+        try:
+            _repository(spec, progress).complete(unknown, folder.name)
+        except (Gpt2dError, OSError):
+            missing = ", ".join(name for name in unknown if not (folder / name).is_file())
+            return [UNKNOWN.format(missing)]
+    return []
 
 
 def _end_with_stdin() -> None:

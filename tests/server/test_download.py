@@ -1,28 +1,188 @@
-"""What the hub says is checked before the library makes names of files of it."""
+"""What comes of a repository of the hub, in which order, and what the user is told where it does not come.
+
+Against a small hub on 127.0.0.1 and the real library. Every line runs with both generations of huggingface_hub:
+
+    python -m venv /tmp/two
+    /tmp/two/bin/pip install ".[server]" pytest pytest-timeout hypothesis ml_dtypes "huggingface_hub>=2"
+    /tmp/two/bin/python -m pytest tests/server/test_download.py tests/system/test_hub.py
+"""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
-import requests
-from huggingface_hub import get_session
 
-from protocol.errors import LoadFailed
-from server.checkpoint.download import HubSession, check_names
+from protocol.errors import BadModel, LoadFailed, UnknownModel
+from server.catalogue.architecture import read_architecture
+from server.catalogue.catalogue import DEMO_FOLDER, never_looked_for
+from server.catalogue.files import OTHER_FILES
+from server.checkpoint.download import Repository
+from server.checkpoint.hub_session import check
+from tests.hub import COMMIT, Hub
 
-COMMIT = "5" * 40
+# After the above, which sets variables that the library reads.
+from huggingface_hub import constants, file_download  # isort: skip
+
 SHA256 = "a" * 64
+WEIGHTS = DEMO_FOLDER / "model.safetensors"
+Make = Callable[[str], Repository]
 
 
-def answer(method: str, status: int, **headers: str) -> requests.Response:
-    made = requests.Response()
-    made.status_code = status
-    made.request = requests.Request(method, "http://hub/gpt2/resolve/main/config.json").prepare()
-    made.headers.update({name.replace("_", "-"): value for name, value in headers.items()})
-    return made
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    with Hub() as hub:
+        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        for module in (constants, file_download):  # one generation has it here, the other there
+            monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        yield hub
 
 
-def test_the_library_asks_through_the_session_that_checks() -> None:
-    assert isinstance(get_session(), HubSession)
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    return lambda name: Repository(name, tmp_path / "hub", tmp_path / "models", lambda *_: None)
+
+
+def config(hub: Hub, name: str, **other: bytes) -> None:
+    """Give the hub a repository with the embedded model's config.json and other files."""
+    hub.add(name, DEMO_FOLDER, "config.json")
+    hub.files |= {f"{name}/{file}": body for file, body in other.items()}
+
+
+def test_each_file_is_asked_for_once_and_the_weights_last(hub: Hub, make: Make) -> None:
+    hub.add("some/verse", DEMO_FOLDER)
+    repository = make("some/verse")
+    folder = repository.config()
+    assert read_architecture(folder) == read_architecture(DEMO_FOLDER)
+    repository.tokenizer()
+    assert not hub.weights_asked()
+    repository.weights()
+    assert (folder / "model.safetensors").read_bytes() == WEIGHTS.read_bytes()
+    there = {name for name in OTHER_FILES if f"some/verse/{name}" in hub.files}
+    asked = sorted((file.removeprefix("some/verse/"), method) for method, file, _ in hub.asked)
+    small = [("config.json", method) for method in ("GET", "HEAD", "HEAD")]  # of which one tries the connection
+    small += [(name, "HEAD") for name in OTHER_FILES] + [(name, "GET") for name in there]
+    assert asked == sorted(small + [("model.safetensors", method) for method in ("GET", "HEAD", "HEAD")])
+    assert never_looked_for(folder) == []
+
+
+KINDS = {
+    "bpe": ("vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json", "tokenizer_config.json"),
+    "wordpiece": ("tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json"),
+    "unigram": ("tokenizer.json", "spiece.model", "generation_config.json"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_files_of_a_tokenizer_come(hub: Hub, make: Make, kind: str) -> None:
+    """Where one is left behind, a model silently gets other tokens than it was trained with."""
+    config(hub, "some/kind", **{name: name.encode() for name in (*KINDS[kind], "README.md", "training_args.bin")})
+    repository = make("some/kind")
+    folder = repository.config()
+    repository.tokenizer()
+    assert {file.name for file in folder.iterdir()} == {"config.json", *KINDS[kind]}
+    assert all((folder / name).read_text() == name for name in KINDS[kind])
+
+
+def test_without_a_tokenizer_nothing_large_is_asked_for(hub: Hub, make: Make) -> None:
+    config(hub, "some/merges", **{"merges.txt": b"", "model.safetensors": b"", "pytorch_model.bin": b""})
+    repository = make("some/merges")
+    repository.config()
+    with pytest.raises(BadModel, match=r"/some/merges: tokenizer\.json \(or .*\) is missing"):
+        repository.tokenizer()
+    assert not hub.weights_asked()
+
+
+def test_without_a_configuration(hub: Hub, make: Make) -> None:
+    hub.add("some/tokens", DEMO_FOLDER, "tokenizer.json")
+    with pytest.raises(BadModel, match=r"/some/tokens has no config\.json"):
+        make("some/tokens").config()
+
+
+def test_a_renamed_repository(hub: Hub, make: Make) -> None:
+    hub.renamed = {"old/verse": "new/verse"}
+    hub.add("new/verse", DEMO_FOLDER)
+    repository = make("old/verse")
+    folder = repository.config()
+    repository.tokenizer()
+    repository.weights()
+    assert (folder / "model.safetensors").read_bytes() == WEIGHTS.read_bytes()
+
+
+def test_a_commit_in_between_is_refused(hub: Hub, make: Make) -> None:
+    hub.add("some/verse", DEMO_FOLDER)
+    repository = make("some/verse")
+    repository.config()
+    hub.commit = "6" * 40
+    with pytest.raises(LoadFailed, match="changed on the hub while it was downloaded; load it again"):
+        repository.tokenizer()
+
+
+@pytest.mark.parametrize(
+    ("token", "said"),
+    [
+        ("", r"/some/gate is gated: accept its terms on that page, .* HF_TOKEN .* or run hf auth login as"),
+        ("hf_other", r"/some/gate is gated, and the account of this server's token may not read it: accept"),
+        ("hf_strange", r"does not accept this server's token, which is wrong or has expired: make another"),
+        ("hf_t\u00f6ken\u2603", "this server's token has characters that no token has"),
+    ],
+)
+def test_a_gated_repository_says_what_to_do(
+    hub: Hub, make: Make, monkeypatch: pytest.MonkeyPatch, token: str, said: str
+) -> None:
+    hub.add("some/gate", DEMO_FOLDER)
+    hub.gated = frozenset(["some/gate"])
+    monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(LoadFailed, match=said) as told:
+        make("some/gate").config()
+    assert not token or token not in str(told.value), "a token is told to nobody"
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    assert make("some/gate").config()
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_repository_that_is_not_there_or_private(make: Make) -> None:
+    with pytest.raises(UnknownModel, match=r"has no model some/thing, or only for those who log in \(HF_TOKEN\)"):
+        make("some/thing").config()
+
+
+def test_what_an_earlier_snapshot_lacks_comes_once(hub: Hub, make: Make, tmp_path: Path) -> None:
+    """Of the commit that the snapshot has, though the repository has another by now."""
+    snapshot = tmp_path / "hub" / "models--some--verse" / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    (snapshot / "tokenizer.json").write_text("")
+    config(hub, "some/verse", **{"tokenizer_config.json": b"{}", "tokenizer.json": b"", "model.safetensors": b""})
+    unknown = never_looked_for(snapshot)
+    assert unknown == [name for name in OTHER_FILES if name != "tokenizer.json"]
+    make("some/verse").complete(unknown, COMMIT)
+    assert sorted(file.name for file in snapshot.iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
+    assert never_looked_for(snapshot) == [] and not hub.weights_asked()
+    assert never_looked_for(DEMO_FOLDER) == [], "a folder that is not the cache's is taken as it is"
+
+
+def test_parts_that_no_download_can_go_on_with_do_not_stay(hub: Hub, make: Make, tmp_path: Path) -> None:
+    """Versions of the library from 1.18 on leave one behind each time that their process is ended."""
+    hub.add("some/verse", DEMO_FOLDER)
+    blobs = tmp_path / "hub" / "models--some--verse" / "blobs"
+    blobs.mkdir(parents=True)
+    name = hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()
+    (blobs / f"{name}.0a1b2c3d.incomplete").write_bytes(b"part")
+    repository = make("some/verse")
+    repository.config()
+    repository.weights()
+    assert not list(blobs.glob("*.incomplete")) and (blobs / name).read_bytes() == WEIGHTS.read_bytes()
+
+
+def answer(method: str, status: int, **headers: str) -> SimpleNamespace:
+    request = SimpleNamespace(method=method, url="http://hub/gpt2/resolve/main/config.json")
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return SimpleNamespace(request=request, status_code=status, headers=named)
 
 
 @pytest.mark.parametrize(
@@ -36,8 +196,8 @@ def test_the_library_asks_through_the_session_that_checks() -> None:
         answer("GET", 200, ETag='"of the part"'),
     ],
 )
-def test_what_a_hub_says(said: requests.Response) -> None:
-    check_names(said)
+def test_what_a_hub_says(said: SimpleNamespace) -> None:
+    check(said)
 
 
 @pytest.mark.parametrize(
@@ -52,6 +212,21 @@ def test_what_a_hub_says(said: requests.Response) -> None:
         (answer("GET", 200, X_Repo_Commit="../../evil"), "commit"),
     ],
 )
-def test_what_becomes_no_name_of_a_file(said: requests.Response, what: str) -> None:
+def test_what_becomes_no_name_of_a_file(said: SimpleNamespace, what: str) -> None:
     with pytest.raises(LoadFailed, match=f"gives .* {what} that is not a digest; is it a HuggingFace hub"):
-        check_names(said)
+        check(said)
+
+
+@pytest.mark.parametrize("said", ["etag", "commit"])
+def test_the_library_asks_through_the_session_that_checks(hub: Hub, make: Make, tmp_path: Path, said: str) -> None:
+    hub.add("some/verse", DEMO_FOLDER)
+    setattr(hub, said, "../../../evil")
+    with pytest.raises(LoadFailed, match=f"{said} that is not a digest"):
+        make("some/verse").config()
+    assert not list(tmp_path.rglob("evil*"))
+
+
+def test_a_redirect_to_other_storage_tells_the_size_of_a_small_file() -> None:
+    said = {"ETag": "x", "X_Linked_Etag": SHA256, "X_Linked_Size": str(33 << 20), "Location": "https://elsewhere/x"}
+    with pytest.raises(BadModel, match=r"main/config.json has 35 MB, more than such a file ever needs"):
+        check(answer("HEAD", 302, **said))

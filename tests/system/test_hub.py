@@ -1,4 +1,7 @@
-"""Models from the HuggingFace hub: a real daemon and the real library, against a small hub on 127.0.0.1."""
+"""Models from the HuggingFace hub: a real daemon and the real library, against a small hub on 127.0.0.1.
+
+tests/server/test_download.py says how to run it with another generation of huggingface_hub.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -20,6 +24,8 @@ from protocol.errors import BadModel, Cancelled, LoadFailed, NoMemory, UnknownMo
 from scripts.daemon import Daemon
 from server.catalogue.architecture import PUBLISHED
 from server.catalogue.catalogue import DEMO_FOLDER, Catalogue
+from server.catalogue.engines import choose_engine
+from server.checkpoint.hub_session import RESUMES
 from tests.conftest import wait_for
 from tests.hub import COMMIT, Hub
 from tests.server.test_weights import copy_demo
@@ -58,19 +64,21 @@ def test_a_download_is_told_in_bytes_and_shared_with_transformers(tmp_path: Path
         )
         loaded = client.load("gpt2", on_progress=told.append)
         assert client.generate("Shall I", max_new_tokens=3).ids
-        assert loaded.rows == 16, "as for gpt2's own shape, which was known"
+        assert loaded.rows == {"native": 16, "onnx": 8}[loaded.engine], "as for gpt2's own shape, which was known"
         downloads = [p for p in told if p.stage == "download"]
-        done = [p.done for p in downloads if p.total > SIZE]
+        done = [p.done for p in downloads]
         assert done == sorted(done) and len(done) > 1
-        assert downloads[-1].done == downloads[-1].total > SIZE and {p.unit for p in downloads} == {"bytes"}
+        assert downloads[-1].done == downloads[-1].total == SIZE and {p.unit for p in downloads} == {"bytes"}
         stages = list(dict.fromkeys(p.stage for p in told))
-        assert stages[:4] == ["start", "connect", "download", "verify"] and stages[-1] == "warm up"
+        assert stages[:5] == ["start", "connect", "tokenizer", "download", "verify"] and stages[-1] == "warm up"
         assert {model.name: model for model in client.models()}["gpt2"].on_disk
         asked = len(hub.asked)
         client.unload("gpt2")
         assert client.load("gpt2").digest == loaded.digest
         assert len(hub.asked) == asked, "what is on disk is not asked for again"
     daemon.kill()
+    if not find_spec("transformers"):
+        return
     script = (
         "from transformers import AutoTokenizer, GPT2LMHeadModel as M; print(M.from_pretrained('gpt2').config.n_embd)"
     )
@@ -114,7 +122,8 @@ def test_a_cancelled_download_goes_on_where_it_stopped(tmp_path: Path, cache: Pa
         hub.go.set()
         assert client.load("gpt2")
     first, again = hub.served("model.safetensors")
-    assert first == 0 and 5 << 20 <= again <= 6 << 20
+    assert first == 0 and (5 << 20 <= again <= 6 << 20 if RESUMES else again == 0)
+    assert not list((tmp_path / "hub").rglob("*.incomplete"))
     assert (
         tmp_path / "hub" / "models--gpt2" / "snapshots" / COMMIT / "model.safetensors"
     ).read_bytes() == WEIGHTS.read_bytes()
@@ -130,6 +139,7 @@ def test_a_cut_connection_is_taken_up_again_by_itself(tmp_path: Path, cache: Pat
     daemon.kill()
 
 
+@pytest.mark.skipif(not RESUMES, reason="this huggingface_hub writes under a name that nobody knows beforehand")
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is always full")
 def test_a_download_onto_a_full_disk_says_where_room_is_needed(tmp_path: Path, cache: Path, hub: Hub) -> None:
     blobs = tmp_path / "hub" / "models--gpt2" / "blobs"
@@ -253,7 +263,8 @@ def test_other_repositories_need_a_word_of_the_operator(tmp_path: Path, cache: P
         client.load("some/verse")
     assert not hub.asked
     daemon.kill()
-    daemon = serve(tmp_path, cache, hub, "--allow-hub", "--preload", "some/verse/native/int4")
+    way = "/".join(choose_engine(None, "int4"))
+    daemon = serve(tmp_path, cache, hub, "--allow-hub", "--preload", f"some/verse/{way}")
     with Client(daemon.endpoint) as client:
         assert client.load("some/verse", precision="int4").rows == 16, "its own shape, found out on the way"
         assert "some/verse" in [model.name for model in client.models()]
@@ -267,6 +278,51 @@ def test_other_repositories_need_a_word_of_the_operator(tmp_path: Path, cache: P
     daemon.kill()
 
 
+def test_what_is_refused_costs_no_weights(tmp_path: Path, cache: Path, hub: Hub) -> None:
+    """Not one request for them: the configuration and the tokenizer are checked first, and a gate is told."""
+    hub.files |= {f"some/{name}/model.safetensors": WEIGHTS.read_bytes() for name in ("llama", "tokens", "gate")}
+    for name in ("some/tokens", "some/gate"):
+        hub.add(name, DEMO_FOLDER, "config.json")
+    hub.files |= {"some/llama/config.json": b'{"model_type": "llama"}', "some/tokens/tokenizer.json": b"{}"}
+    hub.gated = frozenset({"some/gate"})
+    daemon = serve(tmp_path, cache, hub, "--allow-hub", HF_TOKEN="", HF_HOME=str(tmp_path / "home"))
+    with Client(daemon.endpoint) as client:
+        with pytest.raises(BadModel, match="its architecture is 'llama'; only gpt2 is supported"):
+            client.load("some/llama")
+        with pytest.raises(BadModel, match="tokenizer"):
+            client.load("some/tokens")
+        with pytest.raises(LoadFailed, match=rf"{hub.url}/some/gate is gated: accept its terms on that page, and give"):
+            client.load("some/gate")
+        assert not [model.name for model in client.models() if model.name.startswith("some/")]
+    assert not hub.weights_asked()
+    daemon.kill()
+
+
+def test_an_earlier_snapshot_is_completed_or_told(tmp_path: Path, cache: Path, hub: Hub) -> None:
+    """Without a hub it is loaded as it is, as transformers does, and the load says so."""
+    folder = tmp_path / "hub" / "models--some--verse"
+    copy_demo(folder / "snapshots" / COMMIT)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text(COMMIT)
+    hub.add("some/verse", DEMO_FOLDER, "config.json")
+    hub.files["some/verse/special_tokens_map.json"] = b"{}"
+    daemon = serve(tmp_path, cache, hub, "--allow-hub", HF_HUB_OFFLINE="1")
+    with Client(daemon.endpoint) as client:
+        (notice,) = client.load("some/verse").notices
+        assert notice.startswith("whether its repository has generation_config.json, tokenizer_config.json, ")
+        assert notice.endswith("Load it again when the hub can be reached")
+    assert not hub.asked
+    daemon.kill()
+    daemon = serve(tmp_path, cache, hub, "--allow-hub")
+    with Client(daemon.endpoint) as client:
+        assert client.load("some/verse").notices == []
+        assert (folder / "snapshots" / COMMIT / "special_tokens_map.json").read_text() == "{}"
+        asked = len(hub.asked)
+        client.unload("some/verse")
+        assert client.load("some/verse") and len(hub.asked) == asked and not hub.weights_asked()
+    daemon.kill()
+
+
 def test_a_model_that_turns_out_too_large_is_refused_before_its_weights_come(
     tmp_path: Path, cache: Path, hub: Hub
 ) -> None:
@@ -275,7 +331,7 @@ def test_a_model_that_turns_out_too_large_is_refused_before_its_weights_come(
     hub.stop_after = 1 << 20
     daemon = serve(tmp_path, cache, hub, "--allow-hub", "--max-memory", "1")
     with Client(daemon.endpoint) as client:
-        with pytest.raises(NoMemory, match=r"some/giant/native/int8 needs about \d+ MB"):
+        with pytest.raises(NoMemory, match=r"some/giant/\w+/int8 needs about \d+ MB"):
             client.load("some/giant")
         wait_for(lambda: not daemon.workers())
         with pytest.raises(NoMemory):
