@@ -196,7 +196,7 @@ class Client:
         self, text: str | None = None, *, ids: list[int] | None = None, timeout: float = GENERATE_S, **which: Any
     ) -> m.Scored:
         """Return the log-probability of every token of a text, its perplexity and bits per byte. `which`: as for
-        tokenize, and `stride`.
+        tokenize, and `stride`, the distance of the windows in which a text longer than the context is scored.
 
         Raises: NotLoaded, BadRequest, and what every call raises.
         """

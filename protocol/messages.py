@@ -115,7 +115,8 @@ class Score(OfText, frozen=True, tag="score"):
     tokens apart.
     """
 
-    stride: Annotated[int, Meta(ge=1, le=65_536)] = 512
+    stride: Annotated[int, Meta(ge=1, le=65_536)] | None = None
+    """At most the model's context. None: 512, or half the context where that is less."""
 
 
 Strategy: TypeAlias = Literal["sample", "greedy", "mirostat", "beam", "beam_sample", "diverse_beam", "contrastive"]
@@ -127,7 +128,8 @@ class Generate(Request, frozen=True, tag="generate"):
     """Continue a text. Answered by Generated, with `stream` first by Tokens.
 
     `model`, `engine` and `precision` may be left out where one loaded model is meant without doubt. Exactly one of
-    `prompt` and `prompt_ids` is given; an empty prompt starts from the end-of-text token.
+    `prompt` and `prompt_ids` is given; an empty prompt begins with the token that the model
+    begins with: bos, or its first end of text; where it has neither, it is refused.
     """
 
     model: Name | None = None
@@ -163,7 +165,7 @@ class Generate(Request, frozen=True, tag="generate"):
         Literal["error", "left"],
         Meta(description="A prompt too long for the context with its new tokens: refuse it, or drop its beginning."),
     ] = "error"
-    ignore_eos: Annotated[bool, Meta(description="Go on after the end-of-text token (for benchmarks).")] = False
+    ignore_eos: Annotated[bool, Meta(description="Go on after an end-of-text token (for benchmarks).")] = False
     strategy: Annotated[
         Strategy,
         Meta(description="Draw each token at random, always take the likeliest, or search among several texts."),
@@ -600,7 +602,7 @@ class Generated(Result, frozen=True, tag="generate"):
 
     text: str
     ids: list[int]
-    """All new tokens, the end-of-text token included where it came."""
+    """All new tokens, the end-of-text token that ended it included."""
     finish_reason: FinishReason
     prompt_truncated: int
     """Tokens dropped from the prompt's beginning."""

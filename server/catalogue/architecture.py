@@ -20,6 +20,7 @@ ROWS_BYTES = 640 << 20
 """Memory of the KV cache, by default."""
 MAX_ROWS = 16
 """Rows of the KV cache, by default."""
+MIN_CONTEXT = 2
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,11 @@ def read_architecture(folder: Path) -> Architecture:
         start=bounds.start,
         notices=bounds.notices,
     )
+    if arch.context < MIN_CONTEXT:
+        raise BadModel(
+            f"config.json has n_positions={arch.context}; a context must have {MIN_CONTEXT} tokens or more, one of the "
+            "prompt and one that is written"
+        )
     if arch.width % arch.heads:
         raise BadModel(f"config.json has n_embd={arch.width}, which {arch.heads} heads do not divide")
     return arch

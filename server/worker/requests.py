@@ -43,7 +43,7 @@ class Requests:
         spans = self._text.spans(request)
         if len(spans.ids) < 2:
             raise BadRequest(f"score: the text must have at least 2 tokens, got {len(spans.ids)}")
-        if request.stride > self._engine.context:
+        if request.stride and request.stride > self._engine.context:
             raise BadRequest(
                 f"score: stride must be at most the context of {self._engine.context} tokens, got {request.stride}"
             )

@@ -2,7 +2,8 @@
 
 A text longer than the context is cut into overlapping windows. Each scores only the tokens that the window before did
 not, so that all but those of the first window have at least context - stride tokens before them
-(https://huggingface.co/docs/transformers/perplexity).
+(https://huggingface.co/docs/transformers/perplexity). Unlike there, windows that are a whole context apart overlap by
+one token: the first of each would have none before it, and no score.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from protocol import messages as m
 from server.engines.base import Engine, Hidden, Logits
 from server.link import Work
 from server.worker.softmax import log_probabilities
+
+STRIDE = 512
+"""Distance of two windows by default, where half the context is not less."""
 
 
 class Scoring:
@@ -45,7 +49,7 @@ class Scoring:
         self._tokens = tokens
         self._sizes = sizes
         self._context = context
-        self._stride = request.stride
+        self._stride = min(request.stride or min(STRIDE, context // 2), context - 1)
         self._logprobs = np.zeros(len(tokens), np.float64)  # [tokens]
         self._begin = 0
         self._scored = 1  # nothing comes before the first token

@@ -130,7 +130,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = copy_demo(tmp_path_factory.mktemp("models") / "small", n_layer=1, n_head=2, n_embd=16, n_positions=64)
     torch.manual_seed(3)
     config = GPT2Config.from_pretrained(folder, initializer_range=0.5)
-    GPT2LMHeadModel(config).save_pretrained(folder)
+    make: Any = GPT2LMHeadModel
+    make(config).save_pretrained(folder)
     return folder
 
 
@@ -141,7 +142,7 @@ def engine(small: Path, cache: Path) -> Iterator[Engine]:
     made.engine.close()
 
 
-def written(engine: Engine, folder: Path, **fields: object) -> m.Generated:
+def written(engine: Engine, folder: Path, **fields: Any) -> m.Generated:
     """Return what a worker writes that read its tokens of beginning and end from `folder`."""
     loop = Loop(engine=engine, folder=folder, arch=read_architecture(folder))
     loop.ask(1, **fields)
@@ -225,7 +226,8 @@ def test_a_beam_goes_on_beside_two_ends_that_are_likelier(
 
 def test_an_empty_prompt_is_that_of_transformers(engine: Engine, small: Path, tmp_path: Path) -> None:
     folder = folder_with(tmp_path / "own", 9, WITHOUT_FILE, "bos_token_id", small)
-    for prompt in ({"prompt": ""}, {"prompt_ids": []}):
+    prompts: list[dict[str, Any]] = [{"prompt": ""}, {"prompt_ids": []}]
+    for prompt in prompts:
         got = written(engine, folder, strategy="greedy", max_new_tokens=LENGTH, **prompt)
         assert [got.ids] == theirs(folder, None) and got.ledger.prompt_tokens == 1
 

@@ -45,8 +45,8 @@ def test_scores_are_those_of_the_sliding_window_of_transformers(client: Client, 
     text = "When forty winters shall besiege thy brow,\nAnd dig deep trenches in thy beauty's field,\n" * 60
     ids = TEXT.encode(text)
     assert 1200 < len(ids) < 3000
-    expected, scored = [0.0] * len(ids), 1
-    for begin in range(0, len(ids), stride):
+    expected, scored = [math.nan] * len(ids), 1
+    for begin in range(0, len(ids), min(stride, 1023)):  # windows that only touch would leave one token out each
         window = torch.tensor([ids[begin : begin + 1024]])
         with torch.inference_mode():
             logs = torch.log_softmax(model(window).logits[0].double(), -1)
