@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,15 @@ from tests.server.test_weights import copy_demo
 from tests.server.test_worker import Loop
 
 CONTEXT = 8
+
+
+@dataclass(frozen=True)
+class Narrow:
+    """A model with a context of CONTEXT tokens: in an engine, and as transformers computes it."""
+
+    engine: Engine
+    arch: Architecture
+    model: Any
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +64,10 @@ def asked(engine: Engine, arch: Architecture, request: m.Generate | m.Score) -> 
 
 
 @pytest.fixture(scope="module", params=["native", "onnx"])
-def narrow(make: Callable[[int], Path], cache: Path, request: pytest.FixtureRequest) -> Iterator[Any]:
-    """Return an engine with a context of CONTEXT tokens, its shape, and transformers' model."""
+def narrow(make: Callable[[int], Path], cache: Path, request: pytest.FixtureRequest) -> Iterator[Narrow]:
     folder = make(CONTEXT)
     engine, arch = opened(folder, cache, request.param)
-    yield engine, arch, GPT2LMHeadModel.from_pretrained(folder).eval()
+    yield Narrow(engine, arch, GPT2LMHeadModel.from_pretrained(folder).eval())
     engine.close()
 
 
@@ -79,26 +88,26 @@ def sliding(model: Any, ids: list[int], stride: int) -> list[float]:
 
 
 @pytest.mark.parametrize("stride", [None, 1, 3, CONTEXT - 1, CONTEXT])
-def test_scores_are_those_of_the_sliding_window_of_transformers(narrow: Any, stride: int | None) -> None:
+def test_scores_are_those_of_the_sliding_window_of_transformers(narrow: Narrow, stride: int | None) -> None:
     """At a stride of the whole context every token has one before it too, as with windows that overlap by one."""
-    engine, arch, model = narrow
     step = min(stride or CONTEXT // 2, CONTEXT - 1)
     lengths = {2, *(n + i for n in (CONTEXT, CONTEXT + step, CONTEXT + 2 * step, 3 * CONTEXT) for i in (-1, 0, 1))}
     for length in sorted(lengths):
         ids = [(7 * i * i + 11) % 4096 for i in range(length)]
-        got = asked(engine, arch, m.Score(ids=ids, stride=stride))
+        got = asked(narrow.engine, narrow.arch, m.Score(ids=ids, stride=stride))
         assert isinstance(got, m.Scored), got
         assert got.ids == ids and got.logprobs[0] is None
-        assert got.logprobs[1:] == pytest.approx(sliding(model, ids, step), abs=1e-4), length
+        assert got.logprobs[1:] == pytest.approx(sliding(narrow.model, ids, step), abs=1e-4), length
 
 
-def test_the_default_stride_goes_with_the_context(narrow: Any) -> None:
-    engine, arch, _ = narrow
+def test_the_default_stride_goes_with_the_context(narrow: Narrow) -> None:
     assert CONTEXT // 2 < STRIDE
     ids = list(range(1, 40))
-    scores = [asked(engine, arch, m.Score(ids=ids, stride=stride)).logprobs for stride in (None, CONTEXT // 2)]
+    scores = [
+        asked(narrow.engine, narrow.arch, m.Score(ids=ids, stride=stride)).logprobs for stride in (None, CONTEXT // 2)
+    ]
     assert scores[0] == scores[1]
-    refused = asked(engine, arch, m.Score(ids=ids, stride=CONTEXT + 1))
+    refused = asked(narrow.engine, narrow.arch, m.Score(ids=ids, stride=CONTEXT + 1))
     assert (refused.code, refused.message) == (
         "bad_request", f"score: stride must be at most the context of {CONTEXT} tokens, got {CONTEXT + 1}",
     )  # fmt: skip

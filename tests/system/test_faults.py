@@ -20,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 from protocol import Client, messages as m
 from protocol.connection import Event
 from protocol.errors import (
+    BadRequest,
     Cancelled,
     ConnectionLost,
     DeadlineExceeded,
@@ -29,6 +30,7 @@ from protocol.errors import (
     NoServer,
     NotLoaded,
     ServerStuck,
+    TooLong,
     WorkerDied,
 )
 from scripts.daemon import Daemon
@@ -235,6 +237,25 @@ def test_a_head_that_is_used_though_the_configuration_says_otherwise_is_told(own
         (notice,) = client.load("two").notices
         assert "a head with other values: it is used" in notice
         assert client.load("two").notices == [notice] and not client.load("demo").notices
+
+
+def test_a_model_with_a_small_context_and_no_end_of_text(own_daemon: Daemon) -> None:
+    folder = copy_demo(own_daemon.folder / "models" / "small", n_positions=32, eos_token_id=None, bos_token_id=None)
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors | {"wpe.weight": tensors["wpe.weight"][:32].copy()}, folder / "model.safetensors")
+    told = "its config.json names no eos_token_id: only max_new_tokens and stop strings end a text"
+    with Client(own_daemon.endpoint) as client:
+        assert told in client.load("small").notices
+        assert next(told in model.notices for model in client.models() if model.name == "small")
+        assert client.generate("Shall I", max_new_tokens=28, strategy="greedy").finish_reason == "length"
+        with pytest.raises(BadRequest, match="the prompt is empty, and this model has neither a bos_token_id nor"):
+            client.generate("")
+        with pytest.raises(TooLong, match="max_new_tokens must be at most 31 with a context of 32 tokens, got 40"):
+            client.generate("Shall I", max_new_tokens=40)
+        text = "Shall I compare thee to a summer's day? " * 20
+        scored = client.score(text)
+        assert len(scored.ids) > 150 and all(p < 0 for p in scored.logprobs[1:] if p is not None)
+        assert client.score(text, stride=32).perplexity > scored.perplexity
 
 
 def test_a_killed_daemon_leaves_no_worker_and_its_clients_are_told(own_daemon: Daemon) -> None:
