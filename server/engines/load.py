@@ -65,8 +65,8 @@ def load_engine(
         BuildCache(cache_dir, cache_bytes),
         progress,
     )
-    disk_bytes = loading.disk_bytes or files.weight_bytes
-    return Made(OPENERS[engine](loading), sha, disk_bytes, weights.has_head, weights.notices)
+    opened = OPENERS[engine](loading)
+    return Made(opened, sha, loading.disk_bytes or files.weight_bytes, weights.has_head, weights.notices)
 
 
 @dataclass

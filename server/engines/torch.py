@@ -7,6 +7,7 @@ from the start.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -84,10 +85,7 @@ class TorchEngine(Reference):
             raise
         except Exception as e:
             reason = next(iter(str(e).splitlines()), type(e).__name__)
-            advice = (
-                "; install a C++ compiler (Debian: g++), or load without `compile`" if "C++ compiler" in str(e) else ""
-            )
-            raise LoadFailed(f"torch.compile failed: {reason}{advice}") from e
+            raise LoadFailed(f"torch.compile failed: {reason}{_advice(str(e))}") from e
 
     def _run(
         self, forward: Callable[..., Any], ids: Sequence[int], past: int, wanted: Sequence[int], hidden: Hidden | None
@@ -167,3 +165,16 @@ def quantised(model: GPT2LMHeadModel) -> tuple[GPT2LMHeadModel, float]:
         result = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8, inplace=True)  # type: ignore[no-untyped-call]
     kept = sum(layer.weight.numel() for layer in result.modules() if type(layer) is nn.Linear)
     return result, 1 - kept / total
+
+
+def _advice(said: str) -> str:
+    """Return what to do where torch.compile has failed and said that, as the end of a sentence."""
+    if "C++ compiler" in said:
+        return "; install a C++ compiler (Debian: g++), or load without `compile`"
+    for path, where in (
+        (torch.__file__, "move the environment"),
+        (os.environ.get("TORCHINDUCTOR_CACHE_DIR", ""), "choose another --cache-dir"),
+    ):
+        if " " in path:
+            return f"; it cannot use a path with a space ({path}): {where}, or load without `compile`"
+    return ""

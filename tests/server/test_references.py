@@ -13,6 +13,7 @@ import torch
 from transformers import GPT2LMHeadModel
 
 from protocol import messages as m
+from protocol.errors import LoadFailed
 from server.catalogue.architecture import read_architecture
 from server.catalogue.catalogue import DEMO_FOLDER
 from server.checkpoint.tensors import Weights
@@ -96,6 +97,22 @@ TorchEngine(arch, Weights(DEMO_FOLDER, arch), "fp32", 2, compiled=True).warm_up(
     }
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, env=environment)
     assert "LoadFailed: torch.compile failed" in done.stderr and "Debian: g++" in done.stderr, done.stderr
+
+
+def test_a_path_with_a_space_is_named_where_torch_cannot_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It makes its compiler's command of words without quotes, of its own folder and of the cache."""
+    engine = TorchEngine(ARCH, DEMO_FOLDER, WEIGHTS, "fp32", 2, compiled=True)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("CppCompileError: C++ compile error\n\nCommand:\ng++ ...")
+
+    monkeypatch.setattr(engine, "decode", fail)
+    for variable, path in (("", "/home/me/a gpt2d/.venv/torch/__init__.py"), ("/home/me/a cache", "/opt/torch.py")):
+        monkeypatch.setattr(torch, "__file__", path)
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", variable)
+        with pytest.raises(LoadFailed, match="compile error; it cannot use a path with a space") as failed:
+            engine.warm_up()
+        assert (variable or path) in str(failed.value)
 
 
 def test_a_reference_serves_requests_one_after_the_other() -> None:
