@@ -20,15 +20,26 @@ from protocol import Client, Gpt2dError
 from scripts.daemon import Daemon
 
 WINDOW = "needs libX11, libXext and libGL (Debian: apt-get install libx11-6 libxext6 libgl1)"
-COMPILES = bool(shutil.which("g++")) and Path(sysconfig.get_path("include"), "Python.h").exists()
-COMPILER = "needs g++ and Python's headers (Debian: apt-get install g++ python3-dev)"
+COMPILES = (
+    bool(shutil.which("g++"))
+    and Path(sysconfig.get_path("include"), "Python.h").exists()
+    and " " not in sysconfig.get_path("purelib")
+)
+COMPILER = (
+    "torch.compile needs g++, Python's headers (Debian: apt-get install g++ python3-dev) and no space in its path"
+)
 """Reasons why tests are skipped on a bare machine."""
 
 
 def pytest_configure() -> None:
-    """Let Ctrl-C reach what the tests start: who runs them in the background may have had it ignored, for all below."""
+    """Let Ctrl-C and a hang-up reach what the tests start.
+
+    Who runs them in the background, or by nohup, may have had these ignored, for all below.
+    """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: None)  # which is not inherited
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 5) -> None:

@@ -67,15 +67,16 @@ def test_help(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there nobody ignores Ctrl-C for what he starts")
-def test_tests_that_are_started_in_the_background_have_ctrl_c(tmp_path: Path) -> None:
-    """A shell without job control ignores it for what it starts there, and that is inherited."""
+def test_tests_that_are_started_in_the_background_have_their_signals(tmp_path: Path) -> None:
+    """A shell without job control ignores Ctrl-C for what it starts there, nohup a hang-up, and that is inherited."""
     inner = tmp_path / "test_inner.py"
     inner.write_text(
-        "import signal\n\n\ndef test_it():\n    assert signal.getsignal(signal.SIGINT) is not signal.SIG_IGN\n"
+        "import signal\n\n\ndef test_it():\n"
+        "    assert signal.SIG_IGN not in map(signal.getsignal, (signal.SIGINT, signal.SIGHUP))\n"
     )
     pytest_words = ["-m", "pytest", "-q", "-p", "tests.conftest", "-p", "no:cacheprovider", "--rootdir", str(tmp_path)]
     done = subprocess.run(
-        ["/bin/sh", "-c", "trap '' INT; exec \"$@\"", "sh", sys.executable, *pytest_words, str(inner)],
+        ["/bin/sh", "-c", "trap '' INT HUP; exec \"$@\"", "sh", sys.executable, *pytest_words, str(inner)],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
