@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CHILDREN = {
     "scripts.bench.engine",
     "scripts.bench.peer",
+    "scripts.checkpoints.judge",
     "scripts.investigation.method_child",
     "scripts.probe",
     "scripts.reliability.daemon",
