@@ -60,8 +60,8 @@ def main() -> None:
         "server",
         nargs="?",
         default=DEFAULT_ENDPOINT,
-        help="its endpoint, the connect line that it printed, or the name of a saved server; - reads it from stdin "
-        "(default: %(default)s)",
+        help="its endpoint (HOST:PORT will do), the connect line that it printed, or the name of a saved server; - "
+        "reads it from stdin (default: %(default)s)",
     )
     parser.add_argument("--server-key", metavar="KEY", help="the server's public key, if you have no connect line")
     parser.add_argument(
@@ -78,7 +78,7 @@ def main() -> None:
         default=[],
         metavar="NAME=VALUE",
         dest="settings",
-        help="a generation setting; may be repeated",
+        help="a generation setting; may be repeated, and a list (stop, bad_words, logit_bias) then grows",
     )
     parser.add_argument(
         "-t", "--terminal", action="store_true", help="write at a prompt in this terminal instead of in a window"

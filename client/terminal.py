@@ -85,7 +85,11 @@ class Terminal:
         for setting in settings:
             if "=" not in setting:
                 raise ValueError(f"a setting must be NAME=VALUE, got {setting!r}")
-            self._set(*setting.split("=", 1))
+            name, value = setting.split("=", 1)
+            before = self._settings.get(name)
+            self._set(name, value)
+            if isinstance(before, list):  # a list that is given again grows
+                self._settings[name] = before + self._settings[name]
         if hint:
             self.say(f"gpt2d {info.version} on {info.host} ({info.cpu}, {info.cores} cores), {self._endpoint}")
         self._notices = notices(info)
@@ -172,8 +176,9 @@ class Terminal:
             while True:
                 try:
                     for piece in stream:
-                        pieces.append(piece.text)
-                        print(piece.text, end="", flush=True)
+                        if piece.index == 0:  # the others follow it, one after the other
+                            pieces.append(piece.text)
+                            print(piece.text, end="", flush=True)
                     break
                 except KeyboardInterrupt:
                     if cancelled:
@@ -186,6 +191,9 @@ class Terminal:
                     raise
             print(flush=True)
             self._text = prompt + stream.result.text
+            for number, other in enumerate(stream.result.others, 2):
+                self.say(f"continuation {number} of {1 + len(stream.result.others)}:")
+                print(other.text, flush=True)
             self._ledger(stream.result)
         return True
 

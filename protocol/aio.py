@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Self, TypeVar
 
 from protocol import messages as m
@@ -15,25 +15,26 @@ from protocol.client import (
     UNLOAD_S,
     OpenStream,
     expect,
-    generate_request,
     is_last,
-    text_request,
 )
 from protocol.connection import Connection, Event
 from protocol.keys import DEFAULT_ENDPOINT
+from protocol.requests import request
 
 R = TypeVar("R", bound=m.Result)
 
 
 class AsyncStream(OpenStream, AsyncIterator[m.Tokens]):
-    """Same as client.Stream. Use `async with` (or `close`) where the loop may be left early: that cancels the
-    generation.
+    """Same as client.Stream, which says when it is cancelled: use `async with` where a variable holds it.
+
+    A task that is cancelled while it waits for a piece drops its stream, which ends it, if nothing else holds that;
+    `asyncio.wait_for(anext(stream), seconds)` leaves it as it is, and the next piece is the one that was waited for.
     """
 
-    def __init__(self, connection: Connection, request: m.Generate, timeout: float) -> None:
+    def __init__(self, connection: Connection, generate: m.Generate, timeout: float | None, *, wait: bool) -> None:
         super().__init__(connection)
         self._events, on_event = _event_queue()
-        self.id = connection.submit(request, on_event, timeout)
+        self.id = connection.submit(generate, on_event, timeout, wait=wait)
 
     async def __anext__(self) -> m.Tokens:
         if self._over:
@@ -41,8 +42,10 @@ class AsyncStream(OpenStream, AsyncIterator[m.Tokens]):
         try:
             while isinstance(event := await self._events.get(), m.Progress):
                 self.place = event.done
-        except asyncio.CancelledError:
-            self.close()
+        except asyncio.CancelledError:  # perhaps of a wait_for
+            raise
+        except BaseException:
+            self.cancel()
             raise
         self.place = 0
         if isinstance(event, m.Tokens):
@@ -71,16 +74,19 @@ class AsyncClient:
         """
         self.connection = Connection(endpoint, server_key=server_key, key=key)
 
-    async def hello(self, timeout: float = CONTROL_S) -> m.ServerInfo:
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.connection.endpoint!r}, {self.connection.state})"
+
+    async def hello(self, timeout: float | None = CONTROL_S) -> m.ServerInfo:
         return await self._call(m.Hello(), m.ServerInfo, timeout)
 
-    async def ping(self, timeout: float = CONTROL_S) -> m.Pong:
+    async def ping(self, timeout: float | None = CONTROL_S) -> m.Pong:
         return await self._call(m.Ping(), m.Pong, timeout)
 
-    async def models(self, timeout: float = CONTROL_S) -> list[m.ModelInfo]:
+    async def models(self, timeout: float | None = CONTROL_S) -> list[m.ModelInfo]:
         return (await self._call(m.Models(), m.ModelList, timeout)).models
 
-    async def stats(self, timeout: float = CONTROL_S) -> m.Stats:
+    async def stats(self, timeout: float | None = CONTROL_S) -> m.Stats:
         return await self._call(m.GetStats(), m.Stats, timeout)
 
     async def load(
@@ -92,18 +98,12 @@ class AsyncClient:
         compile: bool = False,  # noqa: A002 - its name on the wire
         replicas: int | None = None,
         on_progress: Callable[[m.Progress], object] | None = None,
-        timeout: float = LOAD_S,
+        timeout: float | None = LOAD_S,
     ) -> m.Loaded:
         """Same as Client.load; `on_progress` is called in the event loop."""
-        request = m.Load(
-            model=model,
-            engine=engine,
-            precision=precision,
-            compile=compile,
-            replicas=replicas,
-            stream=on_progress is not None,
-        )
-        return await self._call(request, m.Loaded, timeout, on_progress)
+        which = {"model": model, "engine": engine, "precision": precision}
+        load = request(m.Load, which, compile=compile, replicas=replicas, stream=on_progress is not None)
+        return await self._call(load, m.Loaded, timeout, on_progress)
 
     async def measure(
         self,
@@ -113,37 +113,57 @@ class AsyncClient:
         precision: str | None = None,
         text: str | None = None,
         on_progress: Callable[[m.Progress], object] | None = None,
-        timeout: float = MEASURE_S,
+        timeout: float | None = MEASURE_S,
     ) -> m.Measured:
         """Same as Client.measure; `on_progress` is called in the event loop."""
-        request = m.Measure(model=model, engine=engine, precision=precision, text=text, stream=on_progress is not None)
-        return await self._call(request, m.Measured, timeout, on_progress)
+        which = {"model": model, "engine": engine, "precision": precision}
+        measure = request(m.Measure, which, text=text, stream=on_progress is not None)
+        return await self._call(measure, m.Measured, timeout, on_progress)
 
     async def unload(
-        self, model: str, *, engine: str | None = None, precision: str | None = None, timeout: float = UNLOAD_S
+        self, model: str, *, engine: str | None = None, precision: str | None = None, timeout: float | None = UNLOAD_S
     ) -> list[str]:
         """Same as Client.unload."""
-        return (await self._call(m.Unload(model=model, engine=engine, precision=precision), m.Unloaded, timeout)).names
+        which = {"model": model, "engine": engine, "precision": precision}
+        return (await self._call(request(m.Unload, which), m.Unloaded, timeout)).names
 
-    async def generate(self, prompt: str | None = None, *, timeout: float = GENERATE_S, **settings: Any) -> m.Generated:
+    async def generate(
+        self, prompt: str | None = None, *, timeout: float | None = GENERATE_S, wait: bool = True, **settings: Any
+    ) -> m.Generated:
         """Same as Client.generate; cancelling the task cancels the generation."""
-        return await self._call(generate_request(prompt, stream=False, **settings), m.Generated, timeout)
+        generate = request(m.Generate, settings, prompt=prompt, stream=False)
+        return await self._call(generate, m.Generated, timeout, wait=wait)
 
-    def stream(self, prompt: str | None = None, *, timeout: float = GENERATE_S, **settings: Any) -> AsyncStream:
+    def stream(
+        self, prompt: str | None = None, *, timeout: float | None = GENERATE_S, wait: bool = True, **settings: Any
+    ) -> AsyncStream:
         """Same as Client.stream, for `async for`."""
-        return AsyncStream(self.connection, generate_request(prompt, stream=True, **settings), timeout)
+        generate = request(m.Generate, settings, prompt=prompt, stream=True)
+        return AsyncStream(self.connection, generate, timeout, wait=wait)
 
     async def tokenize(
-        self, text: str | None = None, *, ids: list[int] | None = None, timeout: float = CONTROL_S, **which: Any
+        self,
+        text: str | None = None,
+        *,
+        ids: Sequence[int] | None = None,
+        timeout: float | None = CONTROL_S,
+        wait: bool = True,
+        **which: Any,
     ) -> m.Tokenized:
         """Same as Client.tokenize."""
-        return await self._call(text_request(m.Tokenize, text, ids, which), m.Tokenized, timeout)
+        return await self._call(request(m.Tokenize, which, text=text, ids=ids), m.Tokenized, timeout, wait=wait)
 
     async def score(
-        self, text: str | None = None, *, ids: list[int] | None = None, timeout: float = GENERATE_S, **which: Any
+        self,
+        text: str | None = None,
+        *,
+        ids: Sequence[int] | None = None,
+        timeout: float | None = GENERATE_S,
+        wait: bool = True,
+        **which: Any,
     ) -> m.Scored:
         """Same as Client.score."""
-        return await self._call(text_request(m.Score, text, ids, which), m.Scored, timeout)
+        return await self._call(request(m.Score, which, text=text, ids=ids), m.Scored, timeout, wait=wait)
 
     async def close(self) -> None:
         await asyncio.to_thread(self.connection.close)
@@ -156,13 +176,15 @@ class AsyncClient:
 
     async def _call(
         self,
-        request: m.AnyRequest,
+        asked: m.AnyRequest,
         wanted: type[R],
-        timeout: float,
+        timeout: float | None,
         on_progress: Callable[[m.Progress], object] | None = None,
+        *,
+        wait: bool = False,
     ) -> R:
         events, on_event = _event_queue()
-        request_id = self.connection.submit(request, on_event, timeout)
+        request_id = self.connection.submit(asked, on_event, timeout, wait=wait)
         over = False
         try:
             while isinstance(event := await events.get(), m.Progress):

@@ -5,23 +5,28 @@
         for piece in client.stream("Shall I compare thee", temperature=0.8, seed=1):
             print(piece.text, end="", flush=True)
 
-Every call has a deadline (`timeout`, seconds) and raises one of protocol.errors.
+Every call has a `timeout`: seconds from the call on, with the time that it waits for a connection and for its turn.
+None or infinity is a day, the longest. A generation that has begun by then returns what it has, with finish_reason
+"deadline"; everything else raises DeadlineExceeded. All errors are those of protocol.errors.
+
+The server bounds what one client may have open (`hello().limits`). Calls beyond that wait for their turn; with
+`wait=False` they raise Busy instead.
 """
 
 from __future__ import annotations
 
 import queue
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from protocol import messages as m
 from protocol.connection import Connection, Event
-from protocol.errors import BadRequest, Gpt2dError, NotGpt2d
+from protocol.errors import Gpt2dError, NotGpt2d
 from protocol.keys import DEFAULT_ENDPOINT
+from protocol.requests import request
 
 R = TypeVar("R", bound=m.Result)
-T = TypeVar("T", m.Tokenize, m.Score)
 
 CONTROL_S = 10.0
 UNLOAD_S = 60.0
@@ -64,20 +69,26 @@ class OpenStream:
 
 
 class Stream(OpenStream, Iterator[m.Tokens]):
-    """The pieces of one generation as they come. Leaving early (close, `with`, dropping it) cancels the generation."""
+    """The pieces of one generation as they come.
 
-    def __init__(self, connection: Connection, request: m.Generate, timeout: float) -> None:
+    One that only the loop holds is cancelled when the loop is left. One that a variable holds goes on: write
+    `with client.stream(...) as stream`, or call close(). What interrupts the waiting for a piece (Ctrl-C) cancels it.
+    """
+
+    def __init__(self, connection: Connection, generate: m.Generate, timeout: float | None, *, wait: bool) -> None:
         super().__init__(connection)
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self.id = connection.submit(request, self._events.put, timeout)
+        self.id = connection.submit(generate, self._events.put, timeout, wait=wait)
 
     def __next__(self) -> m.Tokens:
         if self._over:
             raise StopIteration
-        event = _next(self._events)
-        while isinstance(event, m.Progress):
-            self.place = event.done
-            event = _next(self._events)
+        try:
+            while isinstance(event := _next(self._events), m.Progress):
+                self.place = event.done
+        except BaseException:  # a traceback may keep this stream for long; who goes on gets what was written so far
+            self.cancel()
+            raise
         self.place = 0
         if isinstance(event, m.Tokens):
             return event
@@ -93,7 +104,7 @@ class Stream(OpenStream, Iterator[m.Tokens]):
 
 
 class Client:
-    """A connection to one daemon. May be used by several threads."""
+    """A connection to one daemon. May be used by several threads. Ends with close(), `with`, or its last reference."""
 
     def __init__(
         self, endpoint: str = DEFAULT_ENDPOINT, *, server_key: str | None = None, key: str | None = None
@@ -106,17 +117,20 @@ class Client:
         """
         self.connection = Connection(endpoint, server_key=server_key, key=key)
 
-    def hello(self, timeout: float = CONTROL_S) -> m.ServerInfo:
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.connection.endpoint!r}, {self.connection.state})"
+
+    def hello(self, timeout: float | None = CONTROL_S) -> m.ServerInfo:
         """Return who the server is, and every engine, precision and generation setting with its range and default."""
         return self._call(m.Hello(), m.ServerInfo, timeout)
 
-    def ping(self, timeout: float = CONTROL_S) -> m.Pong:
+    def ping(self, timeout: float | None = CONTROL_S) -> m.Pong:
         return self._call(m.Ping(), m.Pong, timeout)
 
-    def models(self, timeout: float = CONTROL_S) -> list[m.ModelInfo]:
+    def models(self, timeout: float | None = CONTROL_S) -> list[m.ModelInfo]:
         return self._call(m.Models(), m.ModelList, timeout).models
 
-    def stats(self, timeout: float = CONTROL_S) -> m.Stats:
+    def stats(self, timeout: float | None = CONTROL_S) -> m.Stats:
         return self._call(m.GetStats(), m.Stats, timeout)
 
     def load(
@@ -128,7 +142,7 @@ class Client:
         compile: bool = False,  # noqa: A002 - its name on the wire
         replicas: int | None = None,
         on_progress: Callable[[m.Progress], object] | None = None,
-        timeout: float = LOAD_S,
+        timeout: float | None = LOAD_S,
     ) -> m.Loaded:
         """Load a model (at once if it is loaded already). `on_progress` is called in this thread.
 
@@ -137,15 +151,9 @@ class Client:
 
         Raises: UnknownModel, BadModel, NoMemory, LoadFailed, Cancelled, and what every call raises.
         """
-        request = m.Load(
-            model=model,
-            engine=engine,
-            precision=precision,
-            compile=compile,
-            replicas=replicas,
-            stream=on_progress is not None,
-        )
-        return self._call(request, m.Loaded, timeout, on_progress)
+        which = {"model": model, "engine": engine, "precision": precision}
+        load = request(m.Load, which, compile=compile, replicas=replicas, stream=on_progress is not None)
+        return self._call(load, m.Loaded, timeout, on_progress)
 
     def measure(
         self,
@@ -155,52 +163,71 @@ class Client:
         precision: str | None = None,
         text: str | None = None,
         on_progress: Callable[[m.Progress], object] | None = None,
-        timeout: float = MEASURE_S,
+        timeout: float | None = MEASURE_S,
     ) -> m.Measured:
         """Compare a precision with full precision (see messages.Fidelity), which takes minutes for a large model.
 
         Raises: UnknownModel, BadModel, NotLoaded if the model is not on the server's disk, NoMemory, LoadFailed, Busy,
         Cancelled, BadRequest for a text of less than 64 tokens, and what every call raises.
         """
-        request = m.Measure(model=model, engine=engine, precision=precision, text=text, stream=on_progress is not None)
-        return self._call(request, m.Measured, timeout, on_progress)
+        which = {"model": model, "engine": engine, "precision": precision}
+        measure = request(m.Measure, which, text=text, stream=on_progress is not None)
+        return self._call(measure, m.Measured, timeout, on_progress)
 
     def unload(
-        self, model: str, *, engine: str | None = None, precision: str | None = None, timeout: float = UNLOAD_S
+        self, model: str, *, engine: str | None = None, precision: str | None = None, timeout: float | None = UNLOAD_S
     ) -> list[str]:
         """Unload what matches; return the names. Raises: NotLoaded."""
-        return self._call(m.Unload(model=model, engine=engine, precision=precision), m.Unloaded, timeout).names
+        which = {"model": model, "engine": engine, "precision": precision}
+        return self._call(request(m.Unload, which), m.Unloaded, timeout).names
 
-    def generate(self, prompt: str | None = None, *, timeout: float = GENERATE_S, **settings: Any) -> m.Generated:
+    def generate(
+        self, prompt: str | None = None, *, timeout: float | None = GENERATE_S, wait: bool = True, **settings: Any
+    ) -> m.Generated:
         """Continue a text and return the whole result. `settings` are the fields of messages.Generate.
 
-        Raises: NotLoaded, TooLong, Busy, WorkerDied, and what every call raises.
+        Raises: NotLoaded, TooLong, WorkerDied, Busy with `wait=False`, and what every call raises.
         """
-        return self._call(generate_request(prompt, stream=False, **settings), m.Generated, timeout)
+        generate = request(m.Generate, settings, prompt=prompt, stream=False)
+        return self._call(generate, m.Generated, timeout, wait=wait)
 
-    def stream(self, prompt: str | None = None, *, timeout: float = GENERATE_S, **settings: Any) -> Stream:
-        """Continue a text; iterate over the pieces, then look at `.result`."""
-        return Stream(self.connection, generate_request(prompt, stream=True, **settings), timeout)
+    def stream(
+        self, prompt: str | None = None, *, timeout: float | None = GENERATE_S, wait: bool = True, **settings: Any
+    ) -> Stream:
+        """Continue a text; iterate over the pieces, then look at `.result`. Raises: as `generate`, in the iteration."""
+        return Stream(self.connection, request(m.Generate, settings, prompt=prompt, stream=True), timeout, wait=wait)
 
     def tokenize(
-        self, text: str | None = None, *, ids: list[int] | None = None, timeout: float = CONTROL_S, **which: Any
+        self,
+        text: str | None = None,
+        *,
+        ids: Sequence[int] | None = None,
+        timeout: float | None = CONTROL_S,
+        wait: bool = True,
+        **which: Any,
     ) -> m.Tokenized:
         """Convert text to tokens, or tokens to text, with byte offsets. `which`: model, engine, precision, where
         several are loaded.
 
         Raises: NotLoaded, and what every call raises.
         """
-        return self._call(text_request(m.Tokenize, text, ids, which), m.Tokenized, timeout)
+        return self._call(request(m.Tokenize, which, text=text, ids=ids), m.Tokenized, timeout, wait=wait)
 
     def score(
-        self, text: str | None = None, *, ids: list[int] | None = None, timeout: float = GENERATE_S, **which: Any
+        self,
+        text: str | None = None,
+        *,
+        ids: Sequence[int] | None = None,
+        timeout: float | None = GENERATE_S,
+        wait: bool = True,
+        **which: Any,
     ) -> m.Scored:
         """Return the log-probability of every token of a text, its perplexity and bits per byte. `which`: as for
         tokenize, and `stride`, the distance of the windows in which a text longer than the context is scored.
 
         Raises: NotLoaded, BadRequest, and what every call raises.
         """
-        return self._call(text_request(m.Score, text, ids, which), m.Scored, timeout)
+        return self._call(request(m.Score, which, text=text, ids=ids), m.Scored, timeout, wait=wait)
 
     def close(self) -> None:
         self.connection.close()
@@ -215,13 +242,15 @@ class Client:
 
     def _call(
         self,
-        request: m.AnyRequest,
+        asked: m.AnyRequest,
         wanted: type[R],
-        timeout: float,
+        timeout: float | None,
         on_progress: Callable[[m.Progress], object] | None = None,
+        *,
+        wait: bool = False,
     ) -> R:
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        request_id = self.connection.submit(request, events.put, timeout)
+        request_id = self.connection.submit(asked, events.put, timeout, wait=wait)
         over = False
         try:
             while isinstance(event := _next(events), m.Progress):
@@ -232,22 +261,6 @@ class Client:
         finally:
             if not over:  # Ctrl-C, or an error in on_progress: nobody waits for it any more
                 self.connection.cancel(request_id)
-
-
-def generate_request(prompt: str | None, **fields: Any) -> m.Generate:
-    """Make a request. Raises: BadRequest unless there is one prompt, TypeError for an unknown setting."""
-    try:
-        return m.Generate(prompt=prompt, **fields)
-    except ValueError as e:
-        raise BadRequest(f"generate: {e}") from None
-
-
-def text_request(kind: type[T], text: str | None, ids: list[int] | None, which: dict[str, Any]) -> T:
-    """Make a request. Raises: BadRequest unless exactly one of text and ids is given."""
-    try:
-        return kind(text=text, ids=ids, **which)
-    except ValueError as e:
-        raise BadRequest(f"{kind.__name__.lower()}: {e}") from None
 
 
 def is_last(event: Event) -> bool:

@@ -186,7 +186,7 @@ def _decode(frame: bytes, head: _Head, kind: str, decoder: msgspec.msgpack.Decod
     try:
         return decoder.decode(frame)
     except ERRORS as e:
-        raise _about(head, BadRequest(f"{kind}: {_sentence(e)}")) from None
+        raise _about(head, BadRequest(f"{kind}: {sentence(e)}")) from None
 
 
 def _check_size(frame: bytes, limit: int) -> None:
@@ -209,7 +209,7 @@ def _about(head: _Head, error: BadRequest | VersionMismatch) -> BadRequest | Ver
     return error
 
 
-def _sentence(error: Exception) -> str:
+def sentence(error: Exception) -> str:
     """Return what is wrong with a message: for a field that has not the type or range of its struct, as a sentence."""
     text = _brief(error)
     if found := WRONG_FIELD.fullmatch(text):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import errno
 import os
+import re
 import stat as stat_module
 import struct
 import tempfile
@@ -28,6 +29,7 @@ KEY_BYTES, Z85_CHARACTERS = 32, 40
 MAX_FILE_BYTES = 1024
 Role: TypeAlias = Literal["admin", "generate"]
 """`generate` may do all but load, measure and unload."""
+HOST_PORT = re.compile(r"[^\s/:#@?]+:\d{1,5}|\[[^\s/#@?]+\]:\d{1,5}")
 MAX_REPEATED = 40
 """Most characters of a wrong endpoint that an error repeats: fewer than a connect line's keys have."""
 
@@ -64,12 +66,14 @@ class Address:
 
     @staticmethod
     def parse(text: str, server_key: str | None = None, key: str | None = None) -> Address:
-        """Read an endpoint or a connect line; `server_key` and `key` (Z85: public, secret) take precedence over its
-        keys.
+        """Read an endpoint (HOST:PORT will do) or a connect line; `server_key` and `key` (Z85: public, secret) take
+        precedence over its keys.
 
         Raises: ValueError, which repeats no key.
         """
         endpoint = text.partition("#")[0]
+        if HOST_PORT.fullmatch(endpoint):
+            text, endpoint = f"tcp://{text}", f"tcp://{endpoint}"
         check_endpoint(endpoint)
         if "#" in text:
             keys = text.removeprefix(f"{endpoint}#").split(".", 1)

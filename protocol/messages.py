@@ -7,15 +7,23 @@ describes the bytes. Times are in milliseconds, sizes in bytes; deadlines are du
 from __future__ import annotations
 
 import math
+import reprlib
 from typing import Annotated, Any, Literal, TypeAlias
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, to_builtins
 
 from protocol.keys import Role
 from protocol.ledger import Ledger
 
 MAJOR, MINOR = 1, 0
 MAX_REPLICAS = 64
+CHARACTERS = 4
+"""Characters of a text that is not encoded yet for which a token is counted."""
+WIRE_ONLY = frozenset({"id", "seq"})
+SHORT = reprlib.Repr()
+SHORT.maxlevel = 2
+SHORT.maxlist = SHORT.maxdict = 3
+SHORT.maxstring = SHORT.maxother = 60
 
 RequestId: TypeAlias = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=200)]
@@ -29,6 +37,11 @@ class Request(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="
     id: RequestId = 0
     deadline_ms: Milliseconds | None = None
     """Milliseconds that the server may take, counted from its receipt; None: no limit."""
+
+    @property
+    def cost(self) -> int:
+        """Number of tokens that it counts for against the limit of its client's open requests."""
+        return 0
 
 
 class Hello(Request, frozen=True, tag="hello"):
@@ -117,6 +130,10 @@ class Score(OfText, frozen=True, tag="score"):
 
     stride: Annotated[int, Meta(ge=1, le=65_536)] | None = None
     """At most the model's context. None: 512, or half the context where that is less."""
+
+    @property
+    def cost(self) -> int:
+        return len(self.ids or ()) + len(self.text or "") // CHARACTERS
 
 
 Strategy: TypeAlias = Literal["sample", "greedy", "mirostat", "beam", "beam_sample", "diverse_beam", "contrastive"]
@@ -299,6 +316,11 @@ class Generate(Request, frozen=True, tag="generate"):
                 raise ValueError("num_beams must be a multiple of num_beam_groups")
 
     @property
+    def cost(self) -> int:
+        prompt = len(self.prompt_ids or ()) + len(self.prompt or "") // CHARACTERS
+        return prompt + self.n * self.max_new_tokens
+
+    @property
     def rows(self) -> int:
         """Number of rows of a batch that its strategy takes together; 1: each continuation runs by itself."""
         if self.strategy not in SEARCHES:
@@ -343,7 +365,22 @@ SETTINGS = (
 """The fields of Generate that shape the text: described by ServerInfo, repeated in Generated."""
 
 
-class Reply(Struct, frozen=True, kw_only=True):
+class Told(Struct, frozen=True, kw_only=True):
+    """Base of what a server tells."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as dicts, lists, texts and numbers, without what only the wire needs: for JSON, a table."""
+        fields = to_builtins(self)
+        return {name: fields[name] for name in self.__struct_fields__ if name not in WIRE_ONLY}
+
+    def __repr__(self) -> str:
+        """Return the fields, the long ones shortened."""
+        shown = [name for name in self.__struct_fields__ if name not in WIRE_ONLY]
+        fields = (f"{name}={SHORT.repr(getattr(self, name))}" for name in shown)
+        return f"{type(self).__name__}({', '.join(fields)})"
+
+
+class Reply(Told, frozen=True, kw_only=True):
     """Base of all replies. `seq` numbers the replies to one request from 0, without gaps."""
 
     id: int | None
@@ -363,7 +400,7 @@ class Progress(Reply, frozen=True, tag_field="type", tag="progress"):
     unit: str
 
 
-class Alternative(Struct, frozen=True, kw_only=True):
+class Alternative(Told, frozen=True, kw_only=True):
     """A possible token. `text` has a replacement character where the token is a part of a character."""
 
     id: int
@@ -371,7 +408,7 @@ class Alternative(Struct, frozen=True, kw_only=True):
     logprob: float
 
 
-class TokenLogprobs(Struct, frozen=True, kw_only=True):
+class TokenLogprobs(Told, frozen=True, kw_only=True):
     """One new token: its text, its natural log-probability, and the likeliest tokens at its place, best first."""
 
     text: str
@@ -404,7 +441,7 @@ class Result(Reply, frozen=True, tag_field="of"):
     """Base of the last replies of requests that succeeded: `type` is "result", `of` the request's type."""
 
 
-class Parameter(Struct, frozen=True, kw_only=True):
+class Parameter(Told, frozen=True, kw_only=True):
     """A generation setting, so that a client need not know it beforehand."""
 
     name: str
@@ -416,7 +453,7 @@ class Parameter(Struct, frozen=True, kw_only=True):
     choices: list[str] = []
 
 
-class Engine(Struct, frozen=True, kw_only=True):
+class Engine(Told, frozen=True, kw_only=True):
     """An engine, its precisions with the default first, and the strategies it can do."""
 
     name: str
@@ -424,6 +461,17 @@ class Engine(Struct, frozen=True, kw_only=True):
     strategies: list[str] = []
     compiles: list[str] = []
     """The precisions for which a load may ask to `compile`."""
+
+
+class Limits(Told, frozen=True, kw_only=True):
+    """What the server takes of one client: all connections of a key, or one connection where there are no keys."""
+
+    open: int
+    """Open requests."""
+    tokens: int
+    """Their tokens: those of the prompts (one for four characters of a text), and those still to be written."""
+    rate: float
+    """Requests a second; as many more may come at once."""
 
 
 class ServerInfo(Result, frozen=True, tag="hello"):
@@ -442,9 +490,11 @@ class ServerInfo(Result, frozen=True, tag="hello"):
     """Rights of this client: `generate` is all but load, measure and unload."""
     notices: list[str] = []
     """What a user of this server should know: a sentence each."""
+    limits: Limits | None = None
+    """None: unknown, by an older server."""
 
 
-class WorkerHealth(Struct, frozen=True, kw_only=True):
+class WorkerHealth(Told, frozen=True, kw_only=True):
     """A process that holds a model, or loads it. `moved_ms_ago` is the time since its work loop last moved: large means
     stuck.
     """
@@ -469,7 +519,7 @@ class Pong(Result, frozen=True, tag="ping"):
     workers: list[WorkerHealth]
 
 
-class Fidelity(Struct, frozen=True, kw_only=True):
+class Fidelity(Told, frozen=True, kw_only=True):
     """A model at a precision, compared with the same model at full precision, over `tokens` tokens of a text.
 
     The distributions compared are those of the next token, at each place of the text.
@@ -502,7 +552,7 @@ class Fidelity(Struct, frozen=True, kw_only=True):
     """True if the text was the works held out from the embedded model's training; else it was given."""
 
 
-class Precision(Struct, frozen=True, kw_only=True):
+class Precision(Told, frozen=True, kw_only=True):
     """One way to load a model: about how much memory it takes, whether it is loaded so, and what it costs where that
     was measured.
     """
@@ -515,7 +565,7 @@ class Precision(Struct, frozen=True, kw_only=True):
     replicas: list[WorkerHealth] = []
 
 
-class ModelInfo(Struct, frozen=True, kw_only=True):
+class ModelInfo(Told, frozen=True, kw_only=True):
     """A model the server knows. `problem` says why it cannot be loaded; the sizes are then 0."""
 
     name: str
@@ -584,7 +634,7 @@ class CancelSent(Result, frozen=True, tag="cancel"):
 FinishReason: TypeAlias = Literal["eos", "length", "stop", "cancelled", "deadline"]
 
 
-class Continuation(Struct, frozen=True, kw_only=True):
+class Continuation(Told, frozen=True, kw_only=True):
     """One of the further continuations of a request with `n` above 1, drawn with the seed `seed`."""
 
     text: str
@@ -643,7 +693,7 @@ class Scored(Result, frozen=True, tag="score"):
     elapsed_ms: float
 
 
-class WorkerStats(Struct, frozen=True, kw_only=True):
+class WorkerStats(Told, frozen=True, kw_only=True):
     """Work that one worker has done since it was loaded."""
 
     model: str

@@ -177,7 +177,7 @@ class Gateway:
             case m.Hello():
                 log.debug("hello from %r", request.client[:64])
                 role = self._guard.role(entry.owner.user) or "generate"
-                self._sessions.reply(entry, status.server_info(self._server_id, role))
+                self._sessions.reply(entry, status.server_info(self._server_id, role, self._config))
             case m.Ping():
                 draining = self._drain_by is not None
                 self._sessions.reply(

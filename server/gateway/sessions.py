@@ -155,7 +155,7 @@ class Sessions:
         if session is None:
             session = self._peers[peer] = Session(fd, self._owner(user))
         owner, config = session.owner, self._config
-        tokens = _tokens(request)
+        tokens = request.cost
         if request.id in session.open:
             raise DuplicateId(f"request {request.id} is still open; give each a new id")
         owner.count(config.max_rate_per_peer)
@@ -306,14 +306,3 @@ class Sessions:
     def _give_up(self, peer: bytes, session: Session) -> None:
         self._given_up[peer] = session.fd
         self.drop(peer)
-
-
-def _tokens(request: m.AnyRequest) -> int:
-    """Return how many tokens a request counts for; a text that is not encoded yet counts one for four characters."""
-    match request:
-        case m.Generate():
-            return len(request.prompt_ids or ()) + len(request.prompt or "") // 4 + request.n * request.max_new_tokens
-        case m.Score():
-            return len(request.ids or ()) + len(request.text or "") // 4
-        case _:
-            return 0

@@ -31,12 +31,13 @@ NOTICES_S = 10.0
 """Time after which what users should know is looked at again."""
 
 
-def server_info(server_id: str, role: Role) -> m.ServerInfo:
-    return _server_info(server_id, role, int(time.monotonic() / NOTICES_S))
+def server_info(server_id: str, role: Role, config: Config) -> m.ServerInfo:
+    limits = m.Limits(open=config.max_open_per_peer, tokens=config.max_tokens_per_peer, rate=config.max_rate_per_peer)
+    return _server_info(server_id, role, limits, int(time.monotonic() / NOTICES_S))
 
 
 @lru_cache(maxsize=4)
-def _server_info(server_id: str, role: Role, _: int) -> m.ServerInfo:
+def _server_info(server_id: str, role: Role, limits: m.Limits, _: int) -> m.ServerInfo:
     """Return the answer to hello as it is in one period of NOTICES_S: whoever asks without end costs nothing."""
     return m.ServerInfo(
         id=None,
@@ -51,6 +52,7 @@ def _server_info(server_id: str, role: Role, _: int) -> m.ServerInfo:
         parameters=parameters(),
         role=role,
         notices=notices(),
+        limits=limits,
     )
 
 

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import platformdirs
@@ -65,6 +66,18 @@ def test_one_shot(shared_daemon: Daemon, client: Client) -> None:
         assert LEDGER.search(done.stderr)
 
 
+def test_several_continuations_come_one_after_the_other(shared_daemon: Daemon, client: Client) -> None:
+    """By the address alone, and with a list that is given in parts."""
+    settings: dict[str, Any] = {"seed": 1, "n": 3, "max_new_tokens": 30}
+    expected = client.generate(PROMPT, stop=["the ", "\n\n"], **settings)
+    texts = [expected.text, *(other.text for other in expected.others)]
+    words = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
+    address = shared_daemon.endpoint.removeprefix("tcp://")
+    done = run(address, "-p", PROMPT, *words, "--set", "stop=the ", "--set", "stop=\\n\\n")
+    assert done.stdout == "".join(f"{text}\n" for text in texts) and len({*texts}) > 1
+    assert "continuation 2 of 3:\ncontinuation 3 of 3:\n" in done.stderr
+
+
 def test_one_shot_errors_are_sentences(shared_daemon: Daemon) -> None:
     for arguments, says in (
         (["tcp://127.0.0.1:1", "-p", "x"], "gpt2d-server"),
@@ -80,7 +93,8 @@ def test_one_shot_errors_are_sentences(shared_daemon: Daemon) -> None:
         ),
         ([shared_daemon.endpoint, "-p", "x", "--set", "heat=1"], "no setting 'heat'"),
         (["nonsense", "-p", "x"], "no server 'nonsense' is saved"),
-        (["host:1", "-p", "x"], "not an endpoint"),
+        (["host/1", "-p", "x"], "not an endpoint"),
+        (["127.0.0.1:1", "-p", "x"], "nobody listens on tcp://127.0.0.1:1"),
     ):
         done = run(*arguments)
         assert done.returncode and says in done.stderr and "Traceback" not in done.stderr, done.stderr

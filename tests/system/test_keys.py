@@ -299,7 +299,7 @@ def test_the_connections_of_a_key_are_counted_together(keyed: Keyed) -> None:
                 client.connection.submit(m.Generate(prompt="x", **LONG, n=16), events.append, 60)
         wait_for(lambda: owner.stats().open_requests == 65)
         with pytest.raises(Busy, match="64 open requests, which is the limit"):
-            one.generate("x")
+            one.generate("x", wait=False)
         assert owner.generate("x", max_new_tokens=3).ids, "others are served"
 
 
@@ -309,7 +309,7 @@ def test_the_tokens_of_a_peer_are_bounded(client: Client) -> None:
     for _ in range(17):
         client.connection.submit(m.Score(ids=ids, stride=1), events.append, 60)
     with pytest.raises(Busy, match=r"have \d+ tokens to do; 60000 more pass the limit of 1048576"):
-        client.score(ids=ids)
+        client.score(ids=ids, wait=False)
     for request in range(1, 19):
         client.connection.cancel(request)
     wait_for(lambda: client.stats().open_requests == 1, 20)

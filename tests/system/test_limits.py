@@ -126,7 +126,7 @@ def test_a_full_worker_is_busy(one_row: Client) -> None:
         streams = [client.stream("x", **ENDLESS) for client in (one_row, second) for _ in range(64)]
         wait_for(lambda: third.stats().open_requests == 129)
         with pytest.raises(Busy, match="128 requests"):
-            third.generate("x")
+            third.generate("x", wait=False)
         for stream in streams:
             stream.close()
         wait_for(lambda: third.stats().open_requests == 1)
