@@ -101,7 +101,7 @@ TorchEngine(arch, Weights(DEMO_FOLDER, arch), "fp32", 2, compiled=True).warm_up(
 
 def test_a_path_with_a_space_is_named_where_torch_cannot_compile(monkeypatch: pytest.MonkeyPatch) -> None:
     """It makes its compiler's command of words without quotes, of its own folder and of the cache."""
-    engine = TorchEngine(ARCH, DEMO_FOLDER, WEIGHTS, "fp32", 2, compiled=True)
+    engine = TorchEngine(ARCH, WEIGHTS, "fp32", 2, compiled=True)
 
     def fail(*_: object) -> None:
         raise RuntimeError("CppCompileError: C++ compile error\n\nCommand:\ng++ ...")
