@@ -35,6 +35,8 @@ class Hub:
     """Token of an account that has accepted nothing. Every further token is wrong."""
     renamed: dict[str, str] = field(default_factory=dict)
     """Old names of repositories and their new ones."""
+    plain: bool = False
+    """Whether it only serves files, and says of what it has not 404 and nothing more."""
     go: threading.Event = field(default_factory=threading.Event)
     asked: list[tuple[str, str, int]] = field(default_factory=list)
     """(method, repository/file, first byte) of every request."""
@@ -105,7 +107,8 @@ class Hub:
         if name not in self.files or (found and found[2] not in {"main", self.commit}):
             known = any(n.startswith(f"{repository}/") for n in self.files)
             code = "EntryNotFound" if known else "RepoNotFound"
-            self._say(handler, 404, X_Error_Code=code, X_Repo_Commit=self.commit)
+            more = {} if self.plain else {"X_Error_Code": code, "X_Repo_Commit": self.commit}
+            self._say(handler, 404, **more)
             return
         body = self.files[name]
         weights = name.endswith(LARGE)

@@ -30,7 +30,6 @@ from huggingface_hub import (
     hf_hub_url,
 )
 from huggingface_hub.errors import (
-    EntryNotFoundError,
     FileMetadataError,
     GatedRepoError,
     HfHubHTTPError,
@@ -69,6 +68,10 @@ EXPECTED: tuple[type[Exception], ...] = (*FAILED, LocalEntryNotFoundError, HFVal
 T = TypeVar("T")
 
 
+class Missing(Exception):
+    """The repository has no such file."""
+
+
 class Repository:
     """One model on the hub. Every method can raise LoadFailed, UnknownModel or BadModel, each saying what to do.
 
@@ -88,10 +91,9 @@ class Repository:
     def config(self) -> Path:
         """Fetch the configuration; return the folder that will hold all files."""
         self._connect()
-        self._fetch_small([CONFIG_FILE])
+        self._fetch_small([CONFIG_FILE, GENERATION_FILE])
         if self._folder is None:
-            raise BadModel(f"{self._page} has no {CONFIG_FILE}, so it cannot be read")
-        self._fetch_small([GENERATION_FILE])
+            raise LoadFailed(f"{self._name} changed on the hub while it was downloaded; load it again")
         return self._folder
 
     def tokenizer(self) -> None:
@@ -116,28 +118,30 @@ class Repository:
 
     def complete(self, files: Iterable[str], commit: str) -> None:
         """Fetch those of the small files that a commit has. What it has not is noted in the cache by the library."""
-        self._connect()
+        self._connect(commit)
         self._fetch_small(files, commit)
 
-    def _connect(self) -> None:
+    def _connect(self, commit: str | None = None) -> None:
         """Ask for config.json once: the library's own tries take half a minute to find out that there is no network."""
 
         def ask() -> None:
             if constants.HF_HUB_OFFLINE:
                 raise OfflineModeIsEnabled
-            address = hf_hub_url(self._name, CONFIG_FILE)
+            address = hf_hub_url(self._name, CONFIG_FILE, revision=commit)
             hf_raise_for_status(get_session().head(address, headers=build_hf_headers(), timeout=CONTACT_S))
 
         self._progress("connect", 0, 1, "hub")
-        with contextlib.suppress(EntryNotFoundError):
+        try:
             self._call(ask)
+        except Missing:
+            raise BadModel(f"{self._page} has no {CONFIG_FILE}, so it cannot be read") from None
         self._progress("connect", 1, 1, "hub")
 
     def _fetch_small(self, files: Iterable[str], commit: str | None = None) -> None:
         """Download those of the files that the repository has."""
         files = list(files)
         for done, file in enumerate(files):
-            with contextlib.suppress(EntryNotFoundError):
+            with contextlib.suppress(Missing):
                 self._download(file, partial(self._progress, "tokenizer", done, len(files), "files"), commit)
         self._progress("tokenizer", len(files), len(files), "files")
 
@@ -158,7 +162,7 @@ class Repository:
         """Return sizes and digests of those of the files that the repository has."""
         found = {}
         for file in files:
-            with contextlib.suppress(EntryNotFoundError):
+            with contextlib.suppress(Missing):
                 found[file] = self._call(partial(get_hf_file_metadata, hf_hub_url(self._name, file), timeout=CONTACT_S))
         return found
 
@@ -239,12 +243,10 @@ class Repository:
             )
 
     def _call(self, call: Callable[[], T]) -> T:
-        """Call the library; its errors become ours, except that a file does not exist, and the disk's own."""
+        """Call the library. Raises: Missing, what the user is told of its errors, and the disk's own."""
         try:
             return call()
         except EXPECTED as e:
-            if isinstance(e, EntryNotFoundError) and not isinstance(e, LocalEntryNotFoundError):
-                raise
             raise self._explained(e) from e
 
     def _explained(self, error: BaseException) -> BaseException:
@@ -276,8 +278,8 @@ class Repository:
             return self._was_cut()
         return error
 
-    def _refused(self, error: HfHubHTTPError) -> LoadFailed | UnknownModel:
-        """Return what the user is told of an answer of the hub that is an error."""
+    def _refused(self, error: HfHubHTTPError) -> Exception:
+        """Return what an answer of the hub means that is an error."""
         status = error.response.status_code if error.response is not None else 0
         word = str(error.response.headers.get("X-Error-Message", ""))[:200] if error.response is not None else ""
         if isinstance(error, GatedRepoError) and get_token():
@@ -299,6 +301,8 @@ class Repository:
             return UnknownModel(
                 f"{constants.ENDPOINT} has no model {self._name}, or only for those who log in (HF_TOKEN)"
             )
+        if status == 404:  # a mirror's word may lack the code by which the library knows that a file does not exist
+            return Missing()
         if status == 403:
             return LoadFailed(f"{constants.ENDPOINT} does not let this server's token read {self._name}: {word!a}")
         return LoadFailed(f"the hub does not give {self._name}: {error}")

@@ -10,6 +10,7 @@ Against a small hub on 127.0.0.1 and the real library. Every line runs with both
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +22,8 @@ from server.catalogue.architecture import read_architecture
 from server.catalogue.catalogue import DEMO_FOLDER, never_looked_for
 from server.catalogue.files import OTHER_FILES
 from server.checkpoint.download import Repository
-from server.checkpoint.hub_session import check
+from server.checkpoint.hub_session import RESUMES, check
+from server.checkpoint.tokenizer import read_tokenizer
 from tests.hub import COMMIT, Hub
 
 # After the above, which sets variables that the library reads.
@@ -90,6 +92,51 @@ def test_all_files_of_a_tokenizer_come(hub: Hub, make: Make, kind: str) -> None:
     assert all((folder / name).read_text() == name for name in KINDS[kind])
 
 
+def test_added_tokens_beside_a_vocabulary_are_the_tokens_of_a_text(hub: Hub, make: Make) -> None:
+    bpe = json.loads((DEMO_FOLDER / "tokenizer.json").read_text())["model"]
+    last = max(bpe["vocab"], key=bpe["vocab"].get)
+    merges = [" ".join(pair) for pair in bpe["merges"] if "".join(pair) != last]
+    token = bpe["vocab"].pop(last)
+    config(
+        hub,
+        "some/chat",
+        **{
+            "vocab.json": json.dumps(bpe["vocab"]).encode(),
+            "merges.txt": "\n".join(["#version: 0.2", *merges]).encode(),
+            "added_tokens.json": json.dumps({"<|user|>": token}).encode(),
+        },
+    )
+    repository = make("some/chat")
+    folder = repository.config()
+    repository.tokenizer()
+    assert read_tokenizer(folder).tokenizer.encode("<|user|>", add_special_tokens=False).ids == [token]
+
+
+def test_a_mirror_that_only_serves_files(hub: Hub, make: Make) -> None:
+    hub.plain = True
+    hub.add("some/verse", DEMO_FOLDER)
+    repository = make("some/verse")
+    folder = repository.config()
+    repository.tokenizer()
+    repository.weights()
+    assert (folder / "model.safetensors").read_bytes() == WEIGHTS.read_bytes()
+
+
+def test_a_download_that_is_cut_says_what_the_next_one_does(
+    hub: Hub, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda _: None)
+    hub.add("some/verse", DEMO_FOLDER)
+    hub.cut_after = 0
+    repository = make("some/verse")
+    repository.config()
+    what = (
+        "goes on where it stopped" if RESUMES else r"begins again: huggingface_hub [\d.]+ keeps nothing of a download"
+    )
+    with pytest.raises(LoadFailed, match=f"the download of some/verse was cut; load again, and it {what}"):
+        repository.weights()
+
+
 def test_without_a_tokenizer_nothing_large_is_asked_for(hub: Hub, make: Make) -> None:
     config(hub, "some/merges", **{"merges.txt": b"", "model.safetensors": b"", "pytorch_model.bin": b""})
     repository = make("some/merges")
@@ -152,6 +199,13 @@ def test_a_repository_that_is_not_there_or_private(make: Make) -> None:
         make("some/thing").config()
 
 
+@pytest.mark.usefixtures("hub")
+@pytest.mark.parametrize("name", ["some/ver--se", "some/.verse", "some/verse.git"])
+def test_a_name_that_no_repository_has(make: Make, name: str) -> None:
+    with pytest.raises(UnknownModel, match=f"{name} is not the name of a repository"):
+        make(name).config()
+
+
 def test_what_an_earlier_snapshot_lacks_comes_once(hub: Hub, make: Make, tmp_path: Path) -> None:
     """Of the commit that the snapshot has, though the repository has another by now."""
     snapshot = tmp_path / "hub" / "models--some--verse" / "snapshots" / COMMIT
@@ -164,6 +218,16 @@ def test_what_an_earlier_snapshot_lacks_comes_once(hub: Hub, make: Make, tmp_pat
     assert sorted(file.name for file in snapshot.iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
     assert never_looked_for(snapshot) == [] and not hub.weights_asked()
     assert never_looked_for(DEMO_FOLDER) == [], "a folder that is not the cache's is taken as it is"
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_commit_that_the_hub_does_not_give_is_no_commit_without_these_files(
+    hub: Hub, make: Make, plain: bool
+) -> None:
+    hub.plain = plain
+    config(hub, "some/verse", **{"tokenizer_config.json": b"{}"})
+    with pytest.raises(BadModel, match=r"/some/verse has no config\.json"):
+        make("some/verse").complete(["tokenizer_config.json"], "6" * 40)
 
 
 def test_parts_that_no_download_can_go_on_with_do_not_stay(hub: Hub, make: Make, tmp_path: Path) -> None:
