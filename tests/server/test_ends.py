@@ -21,6 +21,7 @@ from server.catalogue.generation import OLD_END, read_bounds
 from server.config import Config
 from server.engines.base import Engine
 from server.engines.load import load_engine
+from server.engines.native import NativeEngine
 from server.gateway.status import describe
 from tests.server.test_weights import copy_demo
 from tests.server.test_worker import Loop
@@ -135,16 +136,17 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def engine(small: Path, cache: Path) -> Iterator[Engine]:
-    made = load_engine(small, read_architecture(small), "onnx", "fp32", 8, 2, cache, 1 << 30, lambda *_: None)
+@pytest.fixture(scope="module", params=["native", "onnx"])  # native guesses ahead
+def engine(small: Path, cache: Path, request: pytest.FixtureRequest) -> Iterator[Engine]:
+    made = load_engine(small, read_architecture(small), request.param, "fp32", 8, 2, cache, 1 << 30, lambda *_: None)
     yield made.engine
     made.engine.close()
 
 
 def written(engine: Engine, folder: Path, **fields: Any) -> m.Generated:
     """Return what a worker writes that read its tokens of beginning and end from `folder`."""
-    loop = Loop(engine=engine, folder=folder, arch=read_architecture(folder))
+    name = "native" if isinstance(engine, NativeEngine) else "onnx"
+    loop = Loop(engine=engine, name=name, folder=folder, arch=read_architecture(folder))
     loop.ask(1, **fields)
     loop.turn(60)
     (result,) = loop.link.sent
@@ -251,3 +253,9 @@ def test_the_list_of_models_tells_it(tmp_path: Path) -> None:
     assert describe(model, Finding(notices=["found"]), Config()).notices == [
         "its config.json names no eos_token_id: only max_new_tokens and stop strings end a text", "found",
     ]  # fmt: skip
+
+
+def test_a_built_file_is_the_same_whatever_ends_a_text(tmp_path: Path) -> None:
+    """Its name has the repr of the shape (engines/load.py), which has what changes the mathematics alone."""
+    shapes = [read_architecture(folder_with(tmp_path / str(end), end, WITHOUT_FILE)) for end in (7, None)]
+    assert shapes[0] != shapes[1] and str(shapes[0]) == str(shapes[1])

@@ -88,7 +88,7 @@ def test_a_long_text_is_compared_in_windows(full: Engine) -> None:
             asked.append((past, len(wanted)))
             return full.prefill(row, ids, past, wanted)
 
-    watched = Watched(ARCH, DEMO_FOLDER, Weights(DEMO_FOLDER, ARCH), "fp32", 2)
+    watched = Watched(ARCH, Weights(DEMO_FOLDER, ARCH), "fp32", 2)
     watched.decode = full.decode  # type: ignore[method-assign]
     compare(full, watched, ids, lambda *_: None)
     assert sum(count for _, count in asked) == len(ids) - 2 + 8  # no successor at the end of either window; 8 prompts
