@@ -91,9 +91,10 @@ class Repository:
     def config(self) -> Path:
         """Fetch the configuration; return the folder that will hold all files."""
         self._connect()
-        self._fetch_small([CONFIG_FILE, GENERATION_FILE])
+        self._fetch_small([CONFIG_FILE])
         if self._folder is None:
-            raise LoadFailed(f"{self._name} changed on the hub while it was downloaded; load it again")
+            raise BadModel(f"{self._page} has no {CONFIG_FILE}, so it cannot be read")
+        self._fetch_small([GENERATION_FILE])
         return self._folder
 
     def tokenizer(self) -> None:
@@ -118,11 +119,15 @@ class Repository:
 
     def complete(self, files: Iterable[str], commit: str) -> None:
         """Fetch those of the small files that a commit has. What it has not is noted in the cache by the library."""
-        self._connect(commit)
+        if not self._connect(commit):
+            raise LoadFailed(f"{self._page} does not give commit {commit}, which the cache has")
         self._fetch_small(files, commit)
 
-    def _connect(self, commit: str | None = None) -> None:
-        """Ask for config.json once: the library's own tries take half a minute to find out that there is no network."""
+    def _connect(self, commit: str | None = None) -> bool:
+        """Return whether config.json is there.
+
+        It is asked for once: the library's own tries take half a minute to find out that there is no network.
+        """
 
         def ask() -> None:
             if constants.HF_HUB_OFFLINE:
@@ -131,11 +136,12 @@ class Repository:
             hf_raise_for_status(get_session().head(address, headers=build_hf_headers(), timeout=CONTACT_S))
 
         self._progress("connect", 0, 1, "hub")
-        try:
+        there = False
+        with contextlib.suppress(Missing):
             self._call(ask)
-        except Missing:
-            raise BadModel(f"{self._page} has no {CONFIG_FILE}, so it cannot be read") from None
+            there = True
         self._progress("connect", 1, 1, "hub")
+        return there
 
     def _fetch_small(self, files: Iterable[str], commit: str | None = None) -> None:
         """Download those of the files that the repository has."""

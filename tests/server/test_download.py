@@ -226,7 +226,7 @@ def test_a_commit_that_the_hub_does_not_give_is_no_commit_without_these_files(
 ) -> None:
     hub.plain = plain
     config(hub, "some/verse", **{"tokenizer_config.json": b"{}"})
-    with pytest.raises(BadModel, match=r"/some/verse has no config\.json"):
+    with pytest.raises(LoadFailed, match=r"/some/verse does not give commit 6666"):
         make("some/verse").complete(["tokenizer_config.json"], "6" * 40)
 
 
