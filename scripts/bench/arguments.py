@@ -64,6 +64,8 @@ def find_model(name: str | None, like: str, models_dir: Path) -> Model:
             f"{model.name} is not on this disk: load it once with the daemon, which downloads it, or measure random "
             "weights with --like"
         )
+    if model.base:
+        sys.exit(f"{model.name} is an adapter, which the daemon alone adds to its base: measure {model.base.name}")
     return model
 
 

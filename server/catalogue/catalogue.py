@@ -10,9 +10,18 @@ from pathlib import Path
 
 from protocol.errors import BadModel, UnknownModel
 from protocol.messages import MAX_REPLICAS
+from server.catalogue.adapters import adapted, base_problem, read_adapter, tokenizer_folder
 from server.catalogue.architecture import PUBLISHED, Architecture, read_architecture
 from server.catalogue.engines import ENGINES, choose_engine
-from server.catalogue.files import CONFIG_FILE, NO_TOKENIZER, OTHER_FILES, has_tokenizer, model_files
+from server.catalogue.files import (
+    ADAPTER_CONFIG,
+    CONFIG_FILE,
+    NO_TOKENIZER,
+    OTHER_FILES,
+    has_tokenizer,
+    is_adapter,
+    model_files,
+)
 
 DEMO = "demo"
 DEMO_FOLDER = Path(__file__).parent.parent / "demo_model"
@@ -23,6 +32,7 @@ REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 COMMIT = re.compile("[0-9a-f]{40}")
 OWNERS = dict.fromkeys(PUBLISHED, "openai-community") | {"distilgpt2": "distilbert"}
 """The hub redirects the short names to these owners'; a cache may have a model under either."""
+SHORT = {f"{owner}/{name}": name for name, owner in OWNERS.items()}
 
 
 @dataclass(frozen=True)
@@ -37,6 +47,17 @@ class Model:
     architecture: Architecture | None
     file_bytes: int = 0
     problem: str = ""
+    base: Model | None = None
+    """What an adapter is merged into; None: it is no adapter, or not known yet."""
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether nothing has to be downloaded."""
+        return self.folder is not None and (self.base is None or self.base.on_disk)
+
+    @property
+    def base_folder(self) -> Path | None:
+        return self.base.folder if self.base else None
 
 
 class Catalogue:
@@ -103,9 +124,55 @@ class Catalogue:
 
     def _model(self, name: str, folder: Path | None) -> Model:
         if folder:
-            return _inspect(name, folder)
+            return self._inspect(name, folder)
         architecture = PUBLISHED.get(name)
         return Model(name, None, architecture, architecture.published_bytes if architecture else 0)
+
+    def base_of(self, folder: Path) -> Model:
+        """Return the base of the adapter in a folder. Raises: BadModel, which says what would make it loadable."""
+        written = read_adapter(folder).base
+        name = SHORT.get(written, written)
+        if not self._has(name) and (problem := self._no_base(written)):
+            raise BadModel(f"{ADAPTER_CONFIG} has base_model_name_or_path={written[:200]!r}, {problem}")
+        base = self._folder(name, self._folders())
+        if problem := base_problem(base):
+            raise BadModel(f"its base {name} {problem}")
+        model = self._model(name, base)
+        if model.problem:
+            raise BadModel(f"its base {name}: {model.problem}")
+        return model
+
+    def _no_base(self, written: str) -> str:
+        """Say why a name that no model here has is none of a base; empty if the hub may be asked for it."""
+        if REPOSITORY.fullmatch(written):
+            here = f"put its folder into {self._models_dir} and write the folder's name instead"
+            return "" if self._allow_hub else f"which this server has not: {here}, or start the server with --allow-hub"
+        there = ", ".join(dict.fromkeys([DEMO, *PUBLISHED, *self._folders()]))
+        if re.search(r"[/\\:~]|^\.", written):
+            return (
+                f"a path, and bases are found by name: write one of {there}, or put its folder into {self._models_dir}"
+            )
+        return f"and there is no such model; there are: {there} (put its folder into {self._models_dir})"
+
+    def _inspect(self, name: str, folder: Path) -> Model:
+        try:
+            if is_adapter(folder):
+                return self._adapter(name, folder)
+            arch = read_architecture(folder)
+            files = model_files(folder)
+            if not has_tokenizer(folder):
+                raise BadModel(NO_TOKENIZER)
+            return Model(name, folder, arch, files.weight_bytes)
+        except (BadModel, OSError) as e:
+            return Model(name, folder, None, problem=str(e))
+
+    def _adapter(self, name: str, folder: Path) -> Model:
+        """Raises: BadModel, OSError."""
+        files = model_files(folder)
+        base = self.base_of(folder)
+        tokenizer_folder(folder, base.folder or folder)
+        arch = base.architecture and adapted(base.architecture, folder)
+        return Model(name, folder, arch, files.weight_bytes + base.file_bytes, base=base)
 
     def _folders(self) -> dict[str, Path]:
         """Names and folders; those whose names are not text are left out, and so is a folder that cannot be read."""
@@ -122,7 +189,7 @@ class Catalogue:
             name = entry.name.removeprefix("models--").replace("--", "/")
             if entry.name.startswith("models--") and REPOSITORY.fullmatch(name) and name not in published:
                 snapshot = self._snapshot(name)
-                model = _inspect(name, snapshot) if snapshot else None
+                model = self._inspect(name, snapshot) if snapshot else None
                 if model and not model.problem:
                     yield model
 
@@ -136,7 +203,8 @@ class Catalogue:
             try:
                 commit = (folder / "refs" / "main").read_text(encoding="ascii").strip()
                 snapshot = folder / "snapshots" / commit
-                if COMMIT.fullmatch(commit) and (snapshot / CONFIG_FILE).is_file() and has_tokenizer(snapshot):
+                whole = (snapshot / CONFIG_FILE).is_file() and has_tokenizer(snapshot)
+                if COMMIT.fullmatch(commit) and (whole or is_adapter(snapshot)):
                     model_files(snapshot)
                     return snapshot
             except (OSError, ValueError, BadModel):
@@ -170,14 +238,3 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:
         return False
-
-
-def _inspect(name: str, folder: Path) -> Model:
-    try:
-        arch = read_architecture(folder)
-        files = model_files(folder)
-        if not has_tokenizer(folder):
-            raise BadModel(NO_TOKENIZER)
-        return Model(name, folder, arch, files.weight_bytes)
-    except (BadModel, OSError) as e:
-        return Model(name, folder, None, problem=str(e))

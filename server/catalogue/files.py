@@ -22,6 +22,9 @@ TORCH_FILE = "pytorch_model.bin"
 INDEX = ".index.json"
 WEIGHTS_FILES = (WEIGHTS_FILE, f"{WEIGHTS_FILE}{INDEX}", TORCH_FILE, f"{TORCH_FILE}{INDEX}")
 """Where weights are looked for, in transformers' order: the first that is there is read."""
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+"""Where an adapter's weights are looked for, in peft's order."""
 TOKENIZER_FILES = (
     ("tokenizer.json",), ("vocab.json", "merges.txt"), ("vocab.txt",),
     ("spiece.model",), ("sentencepiece.bpe.model",), ("tokenizer.model",),
@@ -65,22 +68,58 @@ def model_files(folder: Path) -> ModelFiles:
     """Return what the folder's model consists of. Raises: BadModel, which says what is missing and what to do; OSError.
 
     Of the tokenizer only that is looked at, which files there are: `has_tokenizer` says whether they are enough.
+    An adapter's base is another folder.
     """
+    found = _adapter_files(folder) if is_adapter(folder) else _whole_files(folder)
+    for file in found.all:
+        if is_pointer(file):
+            raise BadModel(f"{file.name} is a Git LFS pointer: run git lfs pull in {file.parent}")
+    return found
+
+
+def hashed_files(folder: Path, base: Path | None) -> tuple[Path, ...]:
+    """Return what a model's digest is made of: its weights; of an adapter also how they are scaled, and its base's.
+
+    Raises: BadModel, OSError.
+    """
+    weights = model_files(folder).weights
+    return (*weights, folder / ADAPTER_CONFIG, *model_files(base).weights) if base else weights
+
+
+def is_adapter(folder: Path) -> bool:
+    """Return whether a folder has an adapter of peft, which needs a base."""
+    return (folder / ADAPTER_CONFIG).is_file()
+
+
+def _whole_files(folder: Path) -> ModelFiles:
     name = next((name for name in WEIGHTS_FILES if (folder / name).is_file()), None)
     if name is None:
         raise BadModel(_without_weights(folder))
     index = folder / name if name.endswith(INDEX) else None
     weights = tuple(folder / shard for shard in shards(index)) if index else (folder / name,)
-    others = tuple(file for other in (CONFIG_FILE, *OTHER_FILES) if (file := folder / other).is_file())
     if missing := [file.name for file in weights if not file.is_file()]:
         raise BadModel(
             f"{name} names {', '.join(missing[:3])}, and {'it is' if len(missing) == 1 else 'they are'} missing"
         )
-    found = ModelFiles(weights, index, others)
-    for file in found.all:
-        if is_pointer(file):
-            raise BadModel(f"{file.name} is a Git LFS pointer: run git lfs pull in {file.parent}")
-    return found
+    return ModelFiles(weights, index, _others(folder, CONFIG_FILE))
+
+
+def _adapter_files(folder: Path) -> ModelFiles:
+    """Return an adapter's files. Its folder is not a model's too: which of the two is meant cannot be known."""
+    if whole := next((name for name in WEIGHTS_FILES if (folder / name).is_file()), None):
+        raise BadModel(
+            f"the folder has both {ADAPTER_CONFIG} and {whole}: leave the adapter here and move {whole} away, or take "
+            f"the adapter away if {whole} is the whole model"
+        )
+    name = next((name for name in ADAPTER_FILES if (folder / name).is_file()), None)
+    if name is None:
+        hint = deeper(folder, ADAPTER_FILES)
+        raise BadModel(f"{' (or '.join(ADAPTER_FILES)}) is missing, the weights of {ADAPTER_CONFIG}{hint}")
+    return ModelFiles((folder / name,), None, _others(folder, ADAPTER_CONFIG))
+
+
+def _others(folder: Path, config: str) -> tuple[Path, ...]:
+    return tuple(file for other in (config, *OTHER_FILES) if (file := folder / other).is_file())
 
 
 def shards(index: Path) -> list[str]:

@@ -32,9 +32,10 @@ class _Note(msgspec.Struct):
     finding: Finding
 
 
-def state(folder: Path) -> str:
-    """Return what changes when a file of the folder's model does. Raises: BadModel, OSError."""
-    states = " ".join(file_state(file) for file in model_files(folder).all)
+def state(folder: Path, base: Path | None = None) -> str:
+    """Return what changes when a file of the folder's model does, or of its base. Raises: BadModel, OSError."""
+    files = (*model_files(folder).all, *(model_files(base).all if base else ()))
+    states = " ".join(file_state(file) for file in files)
     return ascii(f"{FORMAT} {VERSION} {states}")  # a path need not be text
 
 

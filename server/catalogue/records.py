@@ -13,7 +13,7 @@ import msgspec
 from protocol import messages as m
 from server.catalogue.architecture import Architecture
 from server.catalogue.engines import BUILD_FORMAT
-from server.catalogue.files import model_files
+from server.catalogue.files import hashed_files
 from server.catalogue.notes import file_state, named_after, replace
 
 MAX_BYTES = 64 << 10
@@ -29,11 +29,11 @@ class _Record(msgspec.Struct):
 class Records:
     """One small file for each model."""
 
-    def __init__(self, cache_dir: Path, folder: Path, arch: Architecture) -> None:
+    def __init__(self, cache_dir: Path, folder: Path, arch: Architecture, base: Path | None = None) -> None:
         """Find the file of the model in `folder`, as it is now. Raises: BadModel, OSError."""
-        weights = model_files(folder).weights
-        self._file = named_after(weights[0], cache_dir, ".fidelity")
-        states = " ".join(file_state(file) for file in weights)
+        hashed = hashed_files(folder, base)
+        self._file = named_after(hashed[0], cache_dir, ".fidelity")
+        states = " ".join(file_state(file) for file in hashed)
         self._stamp = ascii(f"{BUILD_FORMAT} {arch} {states}")  # a path need not be text
 
     def add(self, engine: str, precision: str, fidelity: m.Fidelity) -> None:

@@ -43,6 +43,8 @@ from huggingface_hub.utils import WeakFileLock, build_hf_headers, hf_raise_for_s
 from protocol.errors import BadModel, LoadFailed, UnknownModel
 from server.catalogue.architecture import PUBLISHED
 from server.catalogue.files import (
+    ADAPTER_CONFIG,
+    ADAPTER_FILES,
     CONFIG_FILE,
     GENERATION_FILE,
     INDEX,
@@ -52,6 +54,7 @@ from server.catalogue.files import (
     WEIGHTS_FILE,
     WEIGHTS_FILES,
     has_tokenizer,
+    is_adapter,
     shards,
 )
 from server.catalogue.notes import SHA256, digest
@@ -91,7 +94,7 @@ class Repository:
     def config(self) -> Path:
         """Fetch the configuration; return the folder that will hold all files."""
         self._connect()
-        self._fetch_small([CONFIG_FILE])
+        self._fetch_small([CONFIG_FILE, ADAPTER_CONFIG])
         if self._folder is None:
             raise BadModel(f"{self._page} has no {CONFIG_FILE}, so it cannot be read")
         self._fetch_small([GENERATION_FILE])
@@ -100,22 +103,27 @@ class Repository:
     def tokenizer(self) -> None:
         """Fetch every other file but the weights."""
         self._fetch_small([file for file in OTHER_FILES if file != GENERATION_FILE])
-        if self._folder is None or not has_tokenizer(self._folder):
+        if not self._adapts and not (self._folder and has_tokenizer(self._folder)):
             raise BadModel(f"{self._page}: {NO_TOKENIZER}")
 
     def weights(self) -> None:
         """Fetch the weights, and check their SHA-256."""
         weights = self._weights()
         if not weights:
-            raise BadModel(
-                f"{self._page} has no {WEIGHTS_FILE} or {TORCH_FILE}, whole or in shards (other formats are not read)"
-            )
+            whole = f"{WEIGHTS_FILE} or {TORCH_FILE}, whole or in shards"
+            wanted = " or ".join(ADAPTER_FILES) if self._adapts else whole
+            raise BadModel(f"{self._page} has no {wanted} (other formats are not read)")
         for sent in weights.values():
             self._clear(sent)
         self._check_disk(sum((sent.size or 0) - self._arrived(sent) for sent in weights.values()))
         folder = self._fetch(weights)
         for file, sent in weights.items():
             self._verify(folder / file, sent.etag or "")
+
+    @property
+    def _adapts(self) -> bool:
+        """Whether it has an adapter, which is what then counts in it."""
+        return self._folder is not None and is_adapter(self._folder)
 
     def complete(self, files: Iterable[str], commit: str) -> None:
         """Fetch those of the small files that a commit has. What it has not is noted in the cache by the library."""
@@ -153,7 +161,7 @@ class Repository:
 
     def _weights(self) -> dict[str, HfFileMetadata]:
         """Return the files of the weights in the order in which a folder is read; of shards those of the index."""
-        for name in WEIGHTS_FILES:
+        for name in ADAPTER_FILES if self._adapts else WEIGHTS_FILES:
             found = self._metadata([name])
             if found and name.endswith(INDEX):
                 named = shards(self._fetch(found) / name)

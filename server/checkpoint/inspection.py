@@ -1,7 +1,8 @@
 """Look into models' files without loading them: a process of low priority, which the gateway starts.
 
-The first line of stdin names the folder of notes and those of the models, as JSON; these in hexadecimal, since a path
-need not be text. It writes each folder's number before it looks into it, and ends with its stdin, as a worker does.
+The first line of stdin names the folder of notes and those of the models, each with that of its base, which only an
+adapter has, as JSON; these in hexadecimal, since a path need not be text. It writes each folder's number before it
+looks into it, and ends with its stdin, as a worker does.
 """
 
 from __future__ import annotations
@@ -17,43 +18,47 @@ import psutil
 
 from protocol.errors import BadModel
 from server.catalogue import findings
-from server.catalogue.architecture import read_architecture
+from server.catalogue.adapters import architecture_of, tokenizer_folder
 from server.catalogue.findings import Finding
-from server.checkpoint.tensors import Weights
+from server.checkpoint.lora import open_weights
 from server.checkpoint.tokenizer import read_tokenizer
 
 LOWEST = 19
 
 
-def inspect(folder: Path) -> Finding:
+def inspect(folder: Path, base: Path | None = None) -> Finding:
     """Return what loading the folder's model would find out before it reads a weight. Raises: OSError."""
     try:
-        arch = read_architecture(folder)
-        tokenizer = read_tokenizer(folder)
-        weights = Weights(folder, arch)
+        arch = architecture_of(folder, base)
+        tokenizer = read_tokenizer(tokenizer_folder(folder, base))
+        weights = open_weights(folder, arch, base)
     except BadModel as e:
         return Finding(problem=str(e))
     return Finding(notices=[*weights.notices, *tokenizer.notices])
 
 
-def inspect_all(folders: list[Path], cache_dir: Path) -> None:
-    """Inspect each folder and keep the finding, unless its files have changed meanwhile."""
-    for number, folder in enumerate(folders):
+def inspect_all(folders: list[tuple[Path, Path | None]], cache_dir: Path) -> None:
+    """Inspect each folder, with its base, and keep the finding, unless its files have changed meanwhile."""
+    for number, (folder, base) in enumerate(folders):
         print(number, flush=True)
         with contextlib.suppress(OSError, BadModel):  # it is gone, or not a model any more
-            seen = findings.state(folder)
-            finding = inspect(folder)
-            if findings.state(folder) == seen:
+            seen = findings.state(folder, base)
+            finding = inspect(folder, base)
+            if findings.state(folder, base) == seen:
                 findings.keep(folder, cache_dir, seen, finding)
 
 
 def main() -> None:
     orders = json.loads(sys.stdin.buffer.readline())
-    folders = [Path(os.fsdecode(bytes.fromhex(folder))) for folder in orders["folders"]]
+    folders = [(_path(folder), _path(base) if base else None) for folder, base in orders["folders"]]
     threading.Thread(target=_end_with_stdin, daemon=True).start()
     with contextlib.suppress(psutil.AccessDenied):
         psutil.Process().nice(getattr(psutil, "IDLE_PRIORITY_CLASS", LOWEST))  # Windows has classes
     inspect_all(folders, Path(orders["cache_dir"]))
+
+
+def _path(hexadecimal: str) -> Path:
+    return Path(os.fsdecode(bytes.fromhex(hexadecimal)))
 
 
 def _end_with_stdin() -> None:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from protocol.errors import BadModel
 from server.catalogue.architecture import Architecture
 from server.catalogue.files import model_files
-from server.checkpoint.torch_file import TorchFile
+from server.checkpoint.torch_file import SAYS, TorchFile
 
 Report = Callable[[str, int, int, str], None]
 """progress(stage, done, total, unit), as protocol.messages.Progress has them."""
@@ -39,8 +39,8 @@ class Stored(Protocol):
     def dtype(self, name: str) -> str:
         """Return the type by its name in safetensors."""
 
-    def check(self, name: str, shape: tuple[int, ...]) -> None:
-        """Check that a tensor has this shape. Raises: BadModel."""
+    def check(self, name: str, shape: tuple[int, ...], says: str = SAYS) -> None:
+        """Check that a tensor has this shape, as `says` says. Raises: BadModel."""
 
     def read(self, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
         """Return the numbers as they are stored, bfloat16 as its bits. Raises: BadModel, OSError."""
@@ -71,9 +71,9 @@ class SafeFile:
     def dtype(self, name: str) -> str:
         return str(self._header[name]["dtype"])
 
-    def check(self, name: str, shape: tuple[int, ...]) -> None:
+    def check(self, name: str, shape: tuple[int, ...], says: str = SAYS) -> None:
         if (found := tuple(self._header[name]["shape"])) != shape:
-            raise BadModel(f"{self._file.name}: {name} has shape {list(found)}, config.json says {list(shape)}")
+            raise BadModel(f"{self._file.name}: {name} has shape {list(found)}, {says} {list(shape)}")
 
     def read(self, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
         return np.memmap(
@@ -146,6 +146,11 @@ class Weights(Mapping[str, NDArray[np.float32]]):
         return len(self._shapes)
 
 
+def open_stored(file: Path) -> Stored:
+    """Open a file of weights. Raises: BadModel, OSError."""
+    return SafeFile(file) if file.suffix == ".safetensors" else TorchFile(file)
+
+
 def as_float32(numbers: NDArray[Any], dtype: str) -> NDArray[np.float32]:
     """Return a copy as float32; of bfloat16 the bits are given, which are the upper half of a float32's."""
     if dtype == "BF16":
@@ -158,7 +163,7 @@ def _by_name(files: tuple[Path, ...]) -> dict[str, tuple[Stored, str]]:
     """Return {GPT-2's name: its file and its name there}; other tensors keep some name. Raises: BadModel."""
     found: dict[str, tuple[Stored, str]] = {}
     for file in files:
-        stored: Stored = SafeFile(file) if file.suffix == ".safetensors" else TorchFile(file)
+        stored = open_stored(file)
         for name in stored.names():
             if name in found:
                 raise BadModel(f"{file.name} and another file both have {name}")

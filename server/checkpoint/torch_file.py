@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from protocol.errors import BadModel
 from server.checkpoint.torch_zip import entries
 
+SAYS = "config.json says"
 MAX_PROGRAM_BYTES = 16 << 20
 MAX_OPERATIONS, MAX_MEMO = 1 << 20, 1 << 18
 MAX_STACK, MAX_MARKS = 4096, 32
@@ -113,12 +114,12 @@ class TorchFile:
         strides = [stride * kind.itemsize for stride in view.strides]
         return np.lib.stride_tricks.as_strided(whole[view.offset :], view.shape, strides, writeable=False)
 
-    def check(self, name: str, shape: tuple[int, ...]) -> None:
-        """Check that a tensor has this shape and lies inside its storage. Raises: BadModel."""
+    def check(self, name: str, shape: tuple[int, ...], says: str = SAYS) -> None:
+        """Check that a tensor has this shape, as `says` says, and lies inside its storage. Raises: BadModel."""
         view = self.views[name]
         storage = view.storage
         if view.shape != shape:
-            raise self._refused(f"{name} has shape {list(view.shape)}, config.json says {list(shape)}")
+            raise self._refused(f"{name} has shape {list(view.shape)}, {says} {list(shape)}")
         if len(view.strides) != len(shape) or view.offset < 0 or any(stride <= 0 for stride in view.strides):
             raise self._refused(f"{name} does not lie in its storage as a tensor does")
         last = view.offset + sum((size - 1) * stride for size, stride in zip(shape, view.strides, strict=True))

@@ -12,9 +12,10 @@ from pathlib import Path
 from protocol.errors import BadModel
 from server.catalogue.architecture import Architecture
 from server.catalogue.engines import COMPILED_FOLDER, TRAITS
-from server.catalogue.files import model_files
+from server.catalogue.files import hashed_files
 from server.catalogue.notes import SHA256, joined, known_digests
-from server.checkpoint.tensors import Report, Weights
+from server.checkpoint.lora import Tensors, open_weights
+from server.checkpoint.tensors import Report
 from server.convert.cache import BuildCache, Built, Count
 from server.engines.base import Engine
 
@@ -36,15 +37,17 @@ class Made:
 
 def load_engine(
     folder: Path, arch: Architecture, engine: str, precision: str, rows: int, threads: int,
-    cache_dir: Path, cache_bytes: int, progress: Report, *, compiled: bool = False,
+    cache_dir: Path, cache_bytes: int, progress: Report, *, compiled: bool = False, base: Path | None = None,
 ) -> Made:  # fmt: skip
-    """Make an engine of a model's folder. `compiled` is for torch. `progress(stage, done, total, unit)`.
+    """Make an engine of a model's folder, and of its `base` where that is an adapter.
+
+    `compiled` is for torch. `progress(stage, done, total, unit)`.
 
     Raises: BadModel, LoadFailed, OSError, MemoryError, and what the runtime raises.
     """
     arch.check_engine(engine)
-    files = model_files(folder)
-    digests = known_digests(files.weights, cache_dir, lambda done, total: progress("check", done, total, "bytes"))
+    files = hashed_files(folder, base)
+    digests = known_digests(files, cache_dir, lambda done, total: progress("check", done, total, "bytes"))
     for file, found in digests.items():  # the hub's cache names its files so
         if SHA256.fullmatch(blob := file.resolve().name) and blob != found:
             raise BadModel(
@@ -52,7 +55,7 @@ def load_engine(
                 "delete that, and load again"
             )
     sha = joined(list(digests.values()))
-    weights = Weights(folder, arch)
+    weights = open_weights(folder, arch, base)
     loading = _Loading(
         arch,
         weights,
@@ -65,8 +68,9 @@ def load_engine(
         BuildCache(cache_dir, cache_bytes),
         progress,
     )
-    opened = OPENERS[engine](loading)
-    return Made(opened, sha, loading.disk_bytes or files.weight_bytes, weights.has_head, weights.notices)
+    opened = OPENERS[engine](loading)  # which says how large the files are that it has opened
+    disk_bytes = loading.disk_bytes or sum(file.stat().st_size for file in files)
+    return Made(opened, sha, disk_bytes, weights.has_head, weights.notices)
 
 
 @dataclass
@@ -74,7 +78,7 @@ class _Loading:
     """Everything that an engine is made of."""
 
     arch: Architecture
-    weights: Weights
+    weights: Tensors
     engine: str
     precision: str
     rows: int
@@ -87,7 +91,7 @@ class _Loading:
     """Size of the built files that were opened."""
 
     @contextlib.contextmanager
-    def built(self, build: Callable[[Weights, Count], Built], variant: str = "") -> Iterator[Path]:
+    def built(self, build: Callable[[Tensors, Count], Built], variant: str = "") -> Iterator[Path]:
         """Yield the folder of what `build` makes of the weights. `variant`: what that depends on beside them."""
         unit = TRAITS[self.engine].build_unit
         # The number of heads is in the config alone.
@@ -143,7 +147,7 @@ def _optimum(loading: _Loading) -> Engine:
     arch = loading.arch
     precision = loading.precision
 
-    def export(weights: Weights, count: Count) -> Built:
+    def export(weights: Tensors, count: Count) -> Built:
         return Export(arch, weights, precision, count)
 
     with loading.built(export, f"-{variant(precision)}") as place, loading.step("open", "graph"):

@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, NamedTuple, cast
 
 from server.launch.local import ROOT, relay
 
@@ -27,6 +27,13 @@ MAX_FOLDERS = 256
 """Most folders that one process looks into."""
 
 
+class Unknown(NamedTuple):
+    """A folder of which nothing is known in its state, and its base's folder, which only an adapter has."""
+
+    state: str
+    base: Path | None
+
+
 class Inspector:
     """The process, and which folders it was given. Used by the thread that looks at the disk, and by its own."""
 
@@ -35,12 +42,12 @@ class Inspector:
         self._cache_dir = cache_dir
         self._changed = changed
         self._lock = threading.Lock()
-        self._tried: dict[Path, str] = {}
+        self._tried: dict[Path, Unknown] = {}
         """The state in which each folder was looked into."""
         self._process: subprocess.Popen[bytes] | None = None
         self._closed = False
 
-    def inspect(self, unknown: Mapping[Path, str]) -> None:
+    def inspect(self, unknown: Mapping[Path, Unknown]) -> None:
         """Have these folders looked into, of which nothing is known in the state that is given, each once."""
         with self._lock:
             self._tried = {folder: state for folder, state in self._tried.items() if unknown.get(folder) == state}
@@ -48,7 +55,7 @@ class Inspector:
             if not wanted or self._process or self._closed:
                 return
             try:
-                self._process = self._start(wanted)
+                self._process = self._start({folder: unknown[folder] for folder in wanted})
             except OSError as e:
                 log.warning("nothing can look into the models' files: %s", e)
                 self._tried = dict(unknown)
@@ -57,7 +64,7 @@ class Inspector:
             follow = threading.Thread(target=self._follow, args=(self._process, given), name="inspector", daemon=True)
         follow.start()
 
-    def _start(self, folders: list[Path]) -> subprocess.Popen[bytes]:
+    def _start(self, folders: Mapping[Path, Unknown]) -> subprocess.Popen[bytes]:
         """Start the process. Raises: OSError."""
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", PROGRAM],
@@ -69,7 +76,8 @@ class Inspector:
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
         )
         threading.Thread(target=relay, args=(process.stderr, "inspector"), name="inspector's log", daemon=True).start()
-        orders = {"cache_dir": str(self._cache_dir), "folders": [os.fsencode(folder).hex() for folder in folders]}
+        pairs = [(_hexadecimal(folder), _hexadecimal(unknown.base)) for folder, unknown in folders.items()]
+        orders = {"cache_dir": str(self._cache_dir), "folders": pairs}
         try:
             stdin = cast("IO[bytes]", process.stdin)
             stdin.write(json.dumps(orders).encode() + b"\n")
@@ -79,7 +87,7 @@ class Inspector:
             raise
         return process
 
-    def _follow(self, process: subprocess.Popen[bytes], given: dict[Path, str]) -> None:
+    def _follow(self, process: subprocess.Popen[bytes], given: dict[Path, Unknown]) -> None:
         """Note which folder it has come to, and end it where one takes too long."""
         folders = list(given)
         tried: list[Path] = []
@@ -112,3 +120,7 @@ class Inspector:
             self._closed = True
             if self._process:
                 self._process.kill()
+
+
+def _hexadecimal(path: Path | None) -> str:
+    return os.fsencode(path).hex() if path else ""

@@ -23,7 +23,7 @@ from server.catalogue.catalogue import DEMO, Catalogue, Model
 from server.catalogue.findings import Finding
 from server.config import Config
 from server.gateway import status
-from server.gateway.inspector import Inspector
+from server.gateway.inspector import Inspector, Unknown
 
 MAX_AGE_S = 1.0
 """Greatest age of an answer."""
@@ -104,24 +104,24 @@ class Listing:
     def _describe(self) -> dict[str, m.ModelInfo]:
         """Describe all models; those in whose files nobody has looked yet are inspected afterwards."""
         models: dict[str, m.ModelInfo] = {}
-        unknown: dict[Path, str] = {}
+        unknown: dict[Path, Unknown] = {}
         for model in self._catalogue.models():
             finding = self._finding(model, unknown)
             models[model.name] = status.describe(model, finding, self._config)
         self._inspector.inspect(unknown)
         return models
 
-    def _finding(self, model: Model, unknown: dict[Path, str]) -> Finding:
+    def _finding(self, model: Model, unknown: dict[Path, Unknown]) -> Finding:
         """Return what is known of a model's files; where nothing is, note their state in `unknown`."""
-        if model.folder is None or model.problem or model.name == DEMO:
+        if model.folder is None or not model.on_disk or model.problem or model.name == DEMO:
             return Finding()
         try:
-            state = findings.state(model.folder)
+            state = findings.state(model.folder, model.base_folder)
         except (OSError, BadModel):  # it has just been taken away
             return Finding()
         finding = findings.found(model.folder, self._config.cache_dir, state)
         if finding is None:
-            unknown[model.folder] = state
+            unknown[model.folder] = Unknown(state, model.base_folder)
         return finding or Finding()
 
     def close(self) -> None:

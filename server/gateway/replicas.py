@@ -188,6 +188,7 @@ class Replicas:
             model=model.name, folder=str(model.folder or ""), hub_cache=str(config.hub_cache),
             models_dir=str(config.models_dir), engine=engine, precision=precision, compiled=compiled,
             measures=task is not None, threads=config.threads, rows=rows, room=room,
+            base=model.base.name if model.base else "", base_folder=str(model.base_folder or ""),
             cache_dir=str(config.cache_dir), cache_bytes=config.cache_bytes,
         )  # fmt: skip
         taken = {r.number for r in others}

@@ -144,16 +144,16 @@ def describe(model: Model, finding: Finding, config: Config) -> m.ModelInfo:
     ]
     return m.ModelInfo(
         name=model.name, parameters=arch.parameters, context=arch.context, file_bytes=model.file_bytes,
-        on_disk=model.folder is not None, precisions=precisions,
+        on_disk=model.on_disk, precisions=precisions,
         notices=[*arch.notices, *finding.notices],
     )  # fmt: skip
 
 
 def _measured(model: Model, config: Config) -> Found:
-    if model.folder is None or model.architecture is None:
+    if model.folder is None or not model.on_disk or model.architecture is None:
         return {}
     try:
-        return Records(config.cache_dir, model.folder, model.architecture).found()
+        return Records(config.cache_dir, model.folder, model.architecture, model.base_folder).found()
     except (OSError, BadModel):  # it has just been taken away
         return {}
 

@@ -181,7 +181,7 @@ class Supervisor:
     def measure(self, entry: Open, request: m.Measure) -> None:
         engine, precision = choose_engine(request.engine, request.precision)
         model = self.catalogue.find(request.model)
-        if model.folder is None:
+        if not model.on_disk:
             raise NotLoaded(f"{model.name} is not on this server's disk; load it first, which downloads it")
         # One at a time: each is as large as two models.
         if busy := next((r for r in self.replicas.all() if r.task and r.state != "stopping"), None):

@@ -19,9 +19,8 @@ from types import ModuleType
 from typing import Any
 
 from protocol.programs import install
-from server.catalogue.files import model_files
 from server.catalogue.notes import known_digest
-from server.launch.spec import CannotRun, Spec
+from server.launch.spec import CannotRun, Spec, files_of
 
 SURVEY_S = 1.0
 PLACE_S = 30.0
@@ -158,28 +157,25 @@ class Agent:
 
         Raises: RuntimeError, and what Ray raises.
         """
-        folder, cache = Path(spec["folder"]), Path(spec["cache_dir"])
-        files = (
-            {file.name: known_digest(file, cache, lambda *_: None) for file in model_files(folder).all}
-            if spec["folder"]
-            else {}
-        )
+        cache = Path(spec["cache_dir"])
+        paths = files_of(spec)
+        files = {name: known_digest(file, cache, lambda *_: None) for name, file in paths.items()}
         for _ in range(TRIES):
             code = self._ray.get(actor.run.remote(spec, files))
             if code is not None:
                 return int(code)
-            self._send(key, actor, [folder / name for name in files])
+            self._send(key, actor, paths)
         raise RuntimeError(f"the model's files did not arrive whole in {TRIES} tries")
 
-    def _send(self, key: str, actor: Any, files: list[Path]) -> None:
+    def _send(self, key: str, actor: Any, files: dict[str, Path]) -> None:
         """Through Ray's object store, part by part."""
-        total = sum(file.stat().st_size for file in files)
+        total = sum(file.stat().st_size for file in files.values())
         done = 0
         under_way: list[Any] = []
-        for file in files:
+        for name, file in files.items():
             with file.open("rb") as stream:
                 while part := stream.read(PART_BYTES):
-                    under_way.append(actor.take.remote(file.name, stream.tell() - len(part), part, total))
+                    under_way.append(actor.take.remote(name, stream.tell() - len(part), part, total))
                     done += len(part)
                     if len(under_way) > AHEAD:
                         self._ray.get(under_way.pop(0))

@@ -12,7 +12,7 @@ import signal
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,9 @@ import ray
 from protocol.errors import BadModel
 from protocol.programs import VERSION
 from server.catalogue.engines import TRAITS
-from server.catalogue.files import model_files
 from server.catalogue.notes import digest, joined, known_digests
 from server.launch.local import LocalLauncher, LocalProcess
-from server.launch.spec import CUT_OFF, UNREACHED, CannotRun, Spec
+from server.launch.spec import BASE, CUT_OFF, UNREACHED, CannotRun, Spec, files_of
 
 RECEIVED, DRAFT = "received", ".receiving-"
 STALE_S = 600.0
@@ -52,8 +51,8 @@ class Host:
     def run(self, fields: dict[str, Any], files: dict[str, str]) -> int | None:
         """Start a worker and return its exit code; None if the model's files are not on this node, and are to be sent.
 
-        `files` are their names and SHA-256. They are here if the same path has them (a shared folder, or the same
-        machine), or if they were sent before. Raises: CannotRun, OSError.
+        `files` are their names (spec.files_of) and SHA-256. They are here if the same path has them (a shared folder,
+        or the same machine), or if they were sent before. Raises: CannotRun, OSError.
         """
         spec = Spec(**fields)
         if problem := TRAITS[spec.engine].problem():
@@ -62,11 +61,13 @@ class Host:
         folder = self._folder(spec, files)
         if files and folder is None:
             return None
+        if folder and folder != Path(spec.folder):
+            spec = replace(spec, folder=str(folder), base_folder=str(folder / BASE) if spec.base_folder else "")
         node, reached = _node_name(), False
         while not self._stops:
             # Each process has its own routing id, by which the gateway knows it from the one before it.
             self._routing_id = f"{spec.identity}.{secrets.token_hex(4)}"
-            own = replace(spec, identity=self._routing_id, folder=str(folder or ""), node=node)
+            own = replace(spec, identity=self._routing_id, node=node)
             self._process = LocalLauncher(self._program).start(own, 0)
             if self._stops:  # `stop` came while there was no process yet
                 self.stop()
@@ -107,6 +108,7 @@ class Host:
             _make_room(received, total, self._limit)
             self._draft = Path(tempfile.mkdtemp(prefix=DRAFT, dir=received))
         try:
+            (self._draft / name).parent.mkdir(exist_ok=True)
             with (self._draft / name).open("r+b" if (self._draft / name).exists() else "wb") as file:
                 file.seek(offset)
                 file.write(part)
@@ -116,13 +118,13 @@ class Host:
             raise
 
     def _folder(self, spec: Spec, files: dict[str, str]) -> Path | None:
-        """Return where this node has those files."""
-        given, cache = Path(spec.folder), Path(spec.cache_dir)
+        """Return where this node has those files: the folder that the orders name, or one with all that was sent."""
+        cache = Path(spec.cache_dir)
         with contextlib.suppress(OSError, BadModel):
-            if files and known_digests(model_files(given).all, cache, lambda *_: None) == {
-                given / name: sha for name, sha in files.items()
-            }:
-                return given
+            given = files_of(asdict(spec))
+            digests = known_digests(list(given.values()), cache, lambda *_: None)
+            if files and {name: digests[file] for name, file in given.items()} == files:
+                return Path(spec.folder)
         place = cache / RECEIVED / joined([sha for _, sha in sorted(files.items())])
         if self._draft:
             draft, self._draft = self._draft, None
@@ -139,10 +141,10 @@ class Host:
 def _make_room(received: Path, size: int, limit: int) -> None:
     """Delete what was received longest ago, and what is left of a receipt that was cut, until `size` more bytes fit."""
     for draft in received.glob(f"{DRAFT}*"):
-        if max((f.stat().st_mtime for f in (draft, *draft.iterdir())), default=0.0) < time.time() - STALE_S:
+        if max((f.stat().st_mtime for f in (draft, *draft.rglob("*"))), default=0.0) < time.time() - STALE_S:
             shutil.rmtree(draft, ignore_errors=True)
     whole = sorted((p for p in received.iterdir() if not p.name.startswith(DRAFT)), key=lambda p: p.stat().st_mtime)
-    sizes = {p: sum(f.stat().st_size for f in p.iterdir()) for p in whole}
+    sizes = {p: sum(f.stat().st_size for f in p.rglob("*")) for p in whole}
     for entry in whole:
         if sum(sizes.values()) + size <= limit:
             return

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from server.catalogue.files import model_files
 
 CUT_OFF, UNREACHED = 4, 5
 """Exit codes of a worker whose connection to the gateway broke, or was never made."""
@@ -39,6 +44,10 @@ class Spec:
     compiled: bool = False
     measures: bool = False
     """True: only measure what the precision costs."""
+    base: str = ""
+    """Name of what an adapter is merged into; empty: it is no adapter, or has yet to be downloaded itself."""
+    base_folder: str = ""
+    """Where the base's files are; empty: to be downloaded."""
 
     @property
     def name(self) -> str:
@@ -50,3 +59,14 @@ class Spec:
     @staticmethod
     def from_line(line: bytes) -> Spec:
         return Spec(**json.loads(line))
+
+
+BASE = "base"
+"""Folder, within that of an adapter which was sent to a node, of its base's files."""
+
+
+def files_of(spec: Mapping[str, Any]) -> dict[str, Path]:
+    """Return the files of a spec's model by their names on a node, with its base's. Raises: BadModel, OSError."""
+    own = model_files(Path(spec["folder"])).all if spec["folder"] else ()
+    base = model_files(Path(spec["base_folder"])).all if spec["base_folder"] else ()
+    return {file.name: file for file in own} | {f"{BASE}/{file.name}": file for file in base}

@@ -13,33 +13,23 @@ import threading
 import traceback
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import psutil
 
 from protocol import messages as m
 from protocol.errors import Gpt2dError, RequestError
-from server.catalogue.architecture import PUBLISHED, read_architecture
-from server.catalogue.catalogue import never_looked_for
-from server.checkpoint.tensors import Report
+from server.catalogue.adapters import architecture_of
 from server.engines.load import load_engine
 from server.launch.spec import Spec
 from server.link import Ready, Sized, Started
 from server.worker.connection import Connection, GatewayConnection, reporter
 from server.worker.loop import Worker
 from server.worker.measure import measure
+from server.worker.source import find
 from server.worker.text import Text
-
-if TYPE_CHECKING:
-    from server.checkpoint.download import Repository
 
 END_MS = 5_000
 """Time for the gateway to read the last message, after which it ends this process."""
-
-UNKNOWN = (
-    "whether its repository has {} is not known: its folder in the hub's cache has none of them, and the hub cannot be "
-    "asked now; if it has, texts may get other tokens than in training. Load it again when the hub can be reached"
-)
 
 
 def load(spec: Spec, connection: Connection) -> Worker:
@@ -49,20 +39,16 @@ def load(spec: Spec, connection: Connection) -> Worker:
     """
     progress = reporter(connection)
     progress("start", 1, 1, "process")
-    repository = None if spec.folder else _repository(spec, progress)
-    folder = repository.config() if repository else Path(spec.folder)
-    notices = [] if repository else _complete(spec, folder, progress)
-    arch = read_architecture(folder)
+    source = find(spec, progress)
+    arch = architecture_of(source.folder, source.base)
     arch.check_engine(spec.engine)  # before a download
     rows = spec.rows or arch.fitting_rows(spec.engine, spec.precision, spec.room)
-    if repository:
+    if source.fetched:
         connection.send(Sized(id=None, memory_bytes=arch.loading_bytes(spec.engine, spec.precision, rows)))
-        repository.tokenizer()
-    text = Text(folder, arch)
-    if repository:
-        repository.weights()
+    text = Text(source.tokenizer(), arch)
+    source.weights(arch)
     made = load_engine(
-        folder,
+        source.folder,
         arch,
         spec.engine,
         spec.precision,
@@ -72,6 +58,7 @@ def load(spec: Spec, connection: Connection) -> Worker:
         spec.cache_bytes,
         progress,
         compiled=spec.compiled,
+        base=source.base,
     )
     engine = made.engine
     held = replace(arch, tied=not made.separate_head)
@@ -90,31 +77,10 @@ def load(spec: Spec, connection: Connection) -> Worker:
         rows=engine.rows,
         threads=engine.threads,
         rss_bytes=psutil.Process().memory_info().rss,
-        notices=(*notices, *arch.notices, *made.notices),
+        notices=(*source.notices, *arch.notices, *made.notices),
     )
     connection.send(ready)
     return worker
-
-
-def _repository(spec: Spec, progress: Report) -> Repository:
-    from server.checkpoint.download import Repository  # its libraries are needed for a download only
-
-    return Repository(spec.model, Path(spec.hub_cache), Path(spec.models_dir), progress)
-
-
-def _complete(spec: Spec, folder: Path, progress: Report) -> list[str]:
-    """Fetch the small files that nobody looked for when the hub's cache got this folder; return what the user is told.
-
-    Without them the tokenizer could differ from the one that the model was trained with.
-    """
-    unknown = [] if spec.model in PUBLISHED else never_looked_for(folder)
-    if unknown:
-        try:
-            _repository(spec, progress).complete(unknown, folder.name)
-        except (Gpt2dError, OSError):
-            missing = ", ".join(name for name in unknown if not (folder / name).is_file())
-            return [UNKNOWN.format(missing)]
-    return []
 
 
 def _end_with_stdin() -> None:

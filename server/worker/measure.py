@@ -9,7 +9,7 @@ import psutil
 
 from protocol import messages as m
 from protocol.errors import LoadFailed
-from server.catalogue.architecture import read_architecture
+from server.catalogue.adapters import architecture_of, tokenizer_folder
 from server.catalogue.catalogue import HELD_OUT_FILE
 from server.catalogue.engines import REFERENCE
 from server.catalogue.records import Records
@@ -33,17 +33,20 @@ def measure(spec: Spec, connection: Connection) -> m.Measured:
         raise LoadFailed("the gateway sent this process nothing to measure")
     progress = reporter(connection)
     folder = Path(spec.folder)
+    base = Path(spec.base_folder) if spec.base_folder else None
     cache_dir = Path(spec.cache_dir)
-    arch = read_architecture(folder)
+    arch = architecture_of(folder, base)
     progress("text", 0, 1, "text")
     text = task.text or HELD_OUT_FILE.read_text(encoding="utf-8")
-    ids = Text(folder, arch).encode(text)
+    ids = Text(tokenizer_folder(folder, base), arch).encode(text)
     check(ids, arch.context)
-    records = Records(cache_dir, folder, arch)
+    records = Records(cache_dir, folder, arch, base)
     progress("text", 1, 1, "text")
 
     def make(engine: str, precision: str) -> Made:
-        made = load_engine(folder, arch, engine, precision, 1, spec.threads, cache_dir, spec.cache_bytes, progress)
+        made = load_engine(
+            folder, arch, engine, precision, 1, spec.threads, cache_dir, spec.cache_bytes, progress, base=base
+        )
         connection.send(Beat(id=None, rss_bytes=_resident_bytes()))  # the part of its reservation that is used
         return made
 

@@ -103,7 +103,7 @@ def settle(asked: Listing) -> None:
 
 FATAL = """
 import json, os, sys
-folders = [bytes.fromhex(f).decode() for f in json.loads(sys.stdin.readline())["folders"]]
+folders = [bytes.fromhex(f).decode() for f, base in json.loads(sys.stdin.readline())["folders"]]
 with open({record!r}, "a") as record:
     for number, folder in enumerate(folders):
         print(number, flush=True)

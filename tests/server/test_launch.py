@@ -26,7 +26,7 @@ from server.launch import host, ray
 from server.launch.host import DRAFT, Host
 from server.launch.local import LocalLauncher
 from server.launch.ray import ClusterError, Node, RayLauncher
-from server.launch.spec import CUT_OFF, CannotRun, Spec
+from server.launch.spec import CUT_OFF, CannotRun, Spec, files_of
 from server.link import Started
 from tests.conftest import wait_for
 
@@ -116,6 +116,34 @@ def test_what_did_not_arrive_whole_is_not_used(tmp_path: Path, source: dict[str,
     here.take("model.safetensors", 7, b"other", 9)
     assert here._folder(spec(here._cache), source) is None
     assert not list((here._cache / "received").iterdir())
+
+
+def test_an_adapter_is_kept_with_its_base(tmp_path: Path) -> None:
+    """Both have files of the same names; a changed one of either makes another model."""
+    adapter, base = tmp_path / "adapter", tmp_path / "other"
+    for folder, name in ((adapter, "adapter_model.safetensors"), (base, "model.safetensors")):
+        folder.mkdir()
+        (folder / name).write_bytes(os.urandom(100))
+        (folder / "tokenizer.json").write_text(name)
+    (adapter / "adapter_config.json").write_text("{}")
+    orders = spec(tmp_path / "cache", folder=str(adapter), base_folder=str(base))
+    sent = files_of(vars(orders))
+    files = {name: digest(file, lambda *_: None) for name, file in sent.items()}
+    assert set(files) == {
+        "adapter_config.json", "tokenizer.json", "adapter_model.safetensors", "base/tokenizer.json",
+        "base/model.safetensors",
+    }  # fmt: skip
+    here = Host(VERSION, [])
+    assert here._folder(orders, files) == adapter
+    sent["base/model.safetensors"] = (base / "model.safetensors").rename(base / "moved")
+    assert here._folder(orders, files) is None
+    here._cache, here._limit = tmp_path / "cache", 1 << 30
+    for name, file in sent.items():
+        here.take(name, 0, file.read_bytes(), 1000)
+    place = here._folder(orders, files)
+    assert place and place != adapter and here._folder(orders, files) == place
+    kept = {str(f.relative_to(place).as_posix()): f.read_bytes() for f in place.rglob("*") if f.is_file()}
+    assert kept == {name: file.read_bytes() for name, file in sent.items()}
 
 
 def test_the_oldest_leave_first(tmp_path: Path) -> None:
