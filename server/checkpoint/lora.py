@@ -139,7 +139,8 @@ class Changes:
     def instead(self, name: str) -> NDArray[np.float32] | None:
         """Return what stands for a tensor of the base, if anything does."""
         stored = self._replaced.get(name)
-        return self._read(stored, self.shapes[TABLE if name == HEAD else name]) if stored else None
+        like = TABLE if name == HEAD else name
+        return self._read(stored, self.shapes[like]) if stored else None
 
     def added(self, name: str) -> NDArray[np.float32] | None:
         """Return what is added to a tensor, if anything is."""
