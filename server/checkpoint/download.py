@@ -65,6 +65,7 @@ FULL = {errno.ENOSPC, errno.EDQUOT}
 LOOK_S = 0.1
 """How often the growing file is looked at."""
 LOCK_S = 0.1
+"""How long a lock is tried that another download may hold."""
 HOW_TO_LOG_IN = "set HF_TOKEN in the daemon's environment, or run hf auth login as the daemon's user"
 EXPECTED: tuple[type[Exception], ...] = (*FAILED, LocalEntryNotFoundError, HFValidationError, UnicodeError, OSError)
 """What the library raises of which the user is told in our words."""
@@ -114,7 +115,7 @@ class Repository:
             wanted = " or ".join(ADAPTER_FILES) if self._adapts else whole
             raise BadModel(f"{self._page} has no {wanted} (other formats are not read)")
         for sent in weights.values():
-            self._clear(sent)
+            self._call(partial(self._clear, sent))
         self._check_disk(sum((sent.size or 0) - self._arrived(sent) for sent in weights.values()))
         folder = self._fetch(weights)
         for file, sent in weights.items():
@@ -227,12 +228,17 @@ class Repository:
 
     def _clear(self, found: HfFileMetadata) -> None:
         """Delete what no download can go on with: parts under random names, and one that is too long."""
+        parts = [
+            file
+            for file in self._blobs.glob(f"{found.etag}.*incomplete")
+            if file.name.count(".") > 1 or _size(file) > (found.size or 0)
+        ]
         lock = self._cache / ".locks" / self._place / f"{found.etag}.lock"
         with contextlib.suppress(TimeoutError):  # somebody downloads it just now
-            lock.parent.mkdir(parents=True, exist_ok=True)
-            with WeakFileLock(lock, timeout=LOCK_S):
-                for file in self._blobs.glob(f"{found.etag}.*incomplete"):
-                    if file.name.count(".") > 1 or _size(file) > (found.size or 0):
+            if parts:
+                lock.parent.mkdir(parents=True, exist_ok=True)
+                with WeakFileLock(lock, timeout=LOCK_S):
+                    for file in parts:
                         file.unlink(missing_ok=True)
 
     def _verify(self, file: Path, etag: str) -> None:

@@ -28,6 +28,7 @@ from tests.hub import COMMIT, Hub
 
 # After the above, which sets variables that the library reads.
 from huggingface_hub import constants, file_download  # isort: skip
+from huggingface_hub.utils import WeakFileLock  # isort: skip
 
 SHA256 = "a" * 64
 WEIGHTS = DEMO_FOLDER / "model.safetensors"
@@ -237,10 +238,28 @@ def test_parts_that_no_download_can_go_on_with_do_not_stay(hub: Hub, make: Make,
     blobs.mkdir(parents=True)
     name = hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()
     (blobs / f"{name}.0a1b2c3d.incomplete").write_bytes(b"part")
+    (blobs / f"{name}.incomplete").write_bytes(bytes(WEIGHTS.stat().st_size + 1))
     repository = make("some/verse")
     repository.config()
     repository.weights()
     assert not list(blobs.glob("*.incomplete")) and (blobs / name).read_bytes() == WEIGHTS.read_bytes()
+
+
+def test_a_part_that_somebody_else_writes_just_now_stays(hub: Hub, make: Make, tmp_path: Path) -> None:
+    hub.add("some/verse", DEMO_FOLDER)
+    blobs = tmp_path / "hub" / "models--some--verse" / "blobs"
+    locks = tmp_path / "hub" / ".locks" / "models--some--verse"
+    blobs.mkdir(parents=True)
+    locks.mkdir(parents=True)
+    name = hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()
+    part = blobs / f"{name}.0a1b2c3d.incomplete"
+    part.write_bytes(b"part")
+    repository = make("some/verse")
+    repository.config()
+    with WeakFileLock(locks / f"{name}.lock"):
+        (sent,) = repository._weights().values()
+        repository._clear(sent)
+    assert part.exists()
 
 
 def answer(method: str, status: int, **headers: str) -> SimpleNamespace:
