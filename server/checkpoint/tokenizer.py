@@ -99,13 +99,14 @@ def _read(folder: Path) -> ModelTokenizer:
         tokenizer.model._resize_cache(CACHED_WORDS)
     bpe = isinstance(tokenizer.model, models.BPE)
     forced = settings.options.get("clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output", False)
+    notices += _normalized(tokenizer)
     if written is not None:
         prefix = settings.options.get("add_prefix_space", False)
         notices += written.differences(tokenizer, name, AS_IT_IS, prefix=prefix, as_it_is=name in WHOLE)
     return ModelTokenizer(
         tokenizer,
         before_text(tokenizer.post_processor),
-        _special(tokenizer),
+        frozenset(index for index, token in tokenizer.get_added_tokens_decoder().items() if token.special),
         byte_level=bpe and isinstance(tokenizer.decoder, decoders.ByteLevel),
         clean_up=bool(settings.options.get("clean_up_tokenization_spaces", False)) and (not bpe or bool(forced)),
         notices=tuple(notices),
@@ -194,15 +195,15 @@ def _finish(tokenizer: Tokenizer, settings: Settings, names: Names, extra: list[
     if padding and "pad_token" not in names:
         names = names | {"pad_token": padding["pad_token"]}
     named: Names = {name: names.get(name) for name in NAMES} | settings.specific
-    have = {repr(token) for token in tokenizer.get_added_tokens_decoder().values()}
-    listed = [settings.added[index] for index in sorted(settings.added)]
-    new: list[Token] = [token for token in listed if repr(token) not in have]
-    known = {token.content for token in tokenizer.get_added_tokens_decoder().values()} | {str(token) for token in new}
+    new: list[Token] = settings.own.copy() if kind is None else []
+    new += [settings.added[index] for index in sorted(settings.added)]
+    known = {str(token) for token in new}
     for token in (*named.values(), *extra):
         if token is not None and str(token) not in known and token not in new:
             new.append(token)
     explicit = "add_bos_token" in options or "add_eos_token" in options
-    if new and new[-1] == END_OF_TEXT and not explicit and END_OF_TEXT not in map(str, settings.named.values()):
+    said = {str(token) for token in (*settings.named.values(), *settings.specific.values(), *extra)}
+    if new and new[-1] == END_OF_TEXT and not explicit and END_OF_TEXT not in said:
         unknown = [token for token in new if tokenizer.token_to_id(str(token)) is None]
         if new[-1] in unknown and tokenizer.get_vocab_size() + len(unknown) > settings.rows:
             new.pop()
@@ -213,8 +214,9 @@ def _finish(tokenizer: Tokenizer, settings: Settings, names: Names, extra: list[
             new[index] = AddedToken(token, special=True)
         elif token.content in texts:
             token.special = True
-    if new:
-        tokenizer.add_tokens(new)
+    last = {str(token): token for token in new}  # the library would keep the flags of the others, too
+    if last:
+        tokenizer.add_tokens(list(last.values()))
     if kind is not None and kind.template is not None:
         tokenizer.post_processor = _template(tokenizer, kind.template, named)
     elif explicit or tokenizer.post_processor is None:
@@ -233,21 +235,33 @@ def _unknown(kind: Kind, source: Source) -> list[str]:
 
 
 def _template(tokenizer: Tokenizer, parts: tuple[str, ...], named: Names) -> processors.TemplateProcessing:
-    texts = [part if part == "$A" else str(named.get(part)) for part in parts]
+    if lacking := [part for part in parts if part != "$A" and named.get(part) is None]:
+        raise BadModel(f"its tokenizer puts a {lacking[0]} around a text, and tokenizer_config.json sets none")
+    texts = [part if part == "$A" else str(named[part]) for part in parts]
     tokens = [(text, tokenizer.token_to_id(text)) for text in dict.fromkeys(texts) if text != "$A"]
-    if lacking := [text for text, index in tokens if index is None]:
-        raise BadModel(f"its tokenizer puts {lacking[0]} around a text, and has no such token")
     return processors.TemplateProcessing(single=texts, special_tokens=tokens)
 
 
-def _special(tokenizer: Tokenizer) -> frozenset[int]:
-    """Return the tokens without text. One that was once added as special stays so whatever its flag says later."""
-    added = tokenizer.get_added_tokens_decoder()
-    return frozenset(
-        index
-        for index, token in added.items()
-        if token.special or (not tokenizer.decode([index]) and tokenizer.decode([index], skip_special_tokens=False))
-    )
+def _normalized(tokenizer: Tokenizer) -> list[str]:
+    """Say which added token is found by another text than its own, where versions of the library tell them otherwise.
+
+    Raises: BadModel where they find them otherwise, too.
+    """
+    normalizer = tokenizer.normalizer
+    added = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.normalized]
+    if normalizer is None or not added:
+        return []
+    if b'"Prepend"' in normalizer.__getstate__():
+        raise BadModel(
+            f"its tokenizer puts a text before each text, and has the added token {added[0]!r:.40} that is found in "
+            "what comes out, which versions of `tokenizers` do differently: set its `normalized` to false"
+        )
+    other = [text for text in added if normalizer.normalize_str(text) != text]
+    if not other:
+        return []
+    return [
+        f"the added token {other[0]!r:.40} is told as it is written (transformers 5 tells what its normalizer makes)"
+    ]
 
 
 def _instead(folder: Path) -> str:

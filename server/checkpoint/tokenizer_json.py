@@ -26,14 +26,17 @@ CHANGING = ("continuing_subword_prefix", "fuse_unk", "byte_fallback", "ignore_me
 
 
 def read_whole(file: Path, content: dict[str, Any]) -> Tokenizer:
-    """Return the tokenizer of the file, whose content is given. Raises: BadModel for what the library ignores."""
+    """Return the tokenizer of a file's content, without its added tokens.
+
+    Raises: BadModel for what the library ignores.
+    """
     if not isinstance(content.get("model"), dict):
         raise BadModel(
             f"the tokenizer cannot be read: {file.name} is not of the library `tokenizers` (miditok and others write "
             "files of this name)"
         )
     _refuse(file, [*(content.keys() - KEYS), *(f"model.{key}" for key in content["model"].keys() - MODEL_KEYS)])
-    read = Tokenizer.from_file(str(file))
+    read = Tokenizer.from_str(json.dumps(content | {"added_tokens": []}))
     for part in PARTS:
         _refuse(file, [f"{part}.{key}" for key in _lost(content.get(part), _state(getattr(read, part)))])
     if content["model"].get("dropout"):

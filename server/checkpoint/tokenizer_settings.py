@@ -50,6 +50,8 @@ class Settings:
     extra: list[Token] | None
     """Special tokens without a name; None where no file lists any."""
     added: dict[int, AddedToken]
+    own: list[AddedToken]
+    """The added tokens of tokenizer.json."""
     rows: int
     """Tokens that the model has, by config.json."""
 
@@ -69,9 +71,10 @@ def read_settings(folder: Path) -> Settings:
     specific = {key: options.pop(key) for key in [key for key in options if _own_name(key, options[key])]}
     if isinstance(options.get("extra_special_tokens"), dict):
         specific |= options.pop("extra_special_tokens")
-    added = _added(folder, options, specific, whole)
+    own = [(int(token["id"]), _added_token(token)) for token in (whole or {}).get("added_tokens") or []]
+    listed = _listed(folder, options, specific, own)
     options, specific = _tokens_of(options), _tokens_of(specific)
-    by_text = {token.content: token for token in added.values()}
+    by_text = {token.content: token for _, token in listed}
     named = {}
     for key in NAMES:
         if key in options:
@@ -83,7 +86,8 @@ def read_settings(folder: Path) -> Settings:
         if token is not None and not isinstance(token, Token):
             raise BadModel(f"{SETTINGS_FILE} has a special token that is not understood: {token!r:.60}")
     rows = config.get("vocab_size", GPT2_ROWS)
-    return Settings(class_name, whole, options, named, specific, extra, added, rows if isinstance(rows, int) else 0)
+    rows = rows if isinstance(rows, int) else 0
+    return Settings(class_name, whole, options, named, specific, extra, dict(listed), [token for _, token in own], rows)
 
 
 def read_json(file: Path, most: int = MAX_SETTINGS_BYTES) -> dict[str, Any] | None:
@@ -120,13 +124,13 @@ def _own_name(key: str, token: object) -> bool:
     return key not in NAMES and key.endswith("_token") and isinstance(token, Token)
 
 
-def _added(
-    folder: Path, options: dict[str, Any], specific: dict[str, Any], whole: dict[str, Any] | None
-) -> dict[int, AddedToken]:
-    """Return the added tokens; put what special_tokens_map.json says into `options`."""
+def _listed(
+    folder: Path, options: dict[str, Any], specific: dict[str, Any], own: list[tuple[int, AddedToken]]
+) -> list[tuple[int, AddedToken]]:
+    """Return the added tokens, of one number the last of which counts; put special_tokens_map.json's among the rest."""
     if "added_tokens_decoder" in options:
         listed = options.pop("added_tokens_decoder")
-        return {int(index): _added_token(token) for index, token in listed.items()}
+        return [(int(index), _added_token(token)) for index, token in listed.items()]
     for key, value in (read_json(folder / "special_tokens_map.json") or {}).items():
         token = value
         if key == "extra_special_tokens" and isinstance(value, list):
@@ -134,18 +138,18 @@ def _added(
             token += [made for made in map(_special, value) if made not in token]
         elif key == "extra_special_tokens" and isinstance(value, dict):
             specific |= value
+            options.pop(key, None)
             continue
         elif isinstance(value, dict):
             token = _special(value)
         options[key] = token
     special = {str(options[key]) for key in NAMES if options.get(key)}
     special |= {str(token) for token in options.get("extra_special_tokens") or []}
-    added = {}
-    for text, index in (read_json(folder / "added_tokens.json") or {}).items():
-        added[int(index)] = AddedToken(text, normalized=text not in special, special=text in special)
-    for token in (whole or {}).get("added_tokens") or []:
-        added[int(token["id"])] = _added_token({key: value for key, value in token.items() if key != "id"})
-    return added
+    added = [
+        (int(index), AddedToken(text, normalized=text not in special, special=text in special))
+        for text, index in (read_json(folder / "added_tokens.json") or {}).items()
+    ]
+    return added + own
 
 
 def _special(token: Any) -> Any:
@@ -154,7 +158,7 @@ def _special(token: Any) -> Any:
 
 def _added_token(token: dict[str, Any]) -> AddedToken:
     """Return an added token. Raises: BadModel for a flag that is not known, which the library would pass over."""
-    flags = {key: value for key, value in token.items() if key != "__type"}
+    flags = {key: value for key, value in token.items() if key not in {"__type", "id"}}
     if unknown := flags.keys() - FLAGS:
         raise BadModel(f"the added token {flags.get('content')!r:.60} has {min(unknown)!r:.40}, which is not known")
     return AddedToken(**flags)

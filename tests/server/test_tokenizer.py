@@ -91,12 +91,16 @@ def test_what_transformers_4_did_otherwise_is_said(tmp_path: Path) -> None:
         "lower case": "tokenizer.json's normalizer is not used: as in transformers 5, GPT2Tokenizer has its own "
         "(tokenizer_class PreTrainedTokenizerFast would use it)",
         "json with prefix space, PreTrained": "add_prefix_space is True, as in tokenizer.json and transformers 5",
+        "uer, json, EOT": "the added token '[EOT]' is told as it is written (transformers 5 tells what its normalizer "
+        "makes)",
         "uer, json": "what stands before each text is BertTokenizer's, as in transformers 5",
     }
     for kind, sentence in said.items():
         (tmp_path / kind).mkdir()
-        KINDS[kind](tmp_path / kind)
-        assert read_tokenizer(tmp_path / kind).notices == (sentence,)
+        KINDS[kind.removesuffix(", EOT")](tmp_path / kind)
+        if kind.endswith("EOT"):
+            write(tmp_path / kind, "added_tokens.json", {"[EOT]": 90})
+        assert sentence in read_tokenizer(tmp_path / kind).notices
 
 
 def test_the_library_cuts_nothing_off(tmp_path: Path) -> None:
@@ -136,6 +140,15 @@ def only(*names: str) -> Callable[[Path], None]:
 def beside(folder: Path) -> None:
     KINDS["rinna"](folder)
     shutil.copy(folder / "spiece.model", folder / "tokenizer.model")
+
+
+def prepended(folder: Path) -> None:
+    changes = {"normalizer": {"type": "Prepend", "prepend": "▁"}}
+    byte_level(folder, whole=True, json=changes, tokenizer_config=FAST, added_tokens={"<user>": 4096})
+
+
+def without_cls(folder: Path) -> None:
+    kinds.wordpiece(folder, whole=False, tokenizer_class="BertTokenizer", cls_token=None)
 
 
 def miditok(folder: Path) -> None:
@@ -178,6 +191,9 @@ REFUSED: list[tuple[Callable[[Path], None], str]] = [
     (options(add_prefix_space="yes"), "the tokenizer cannot be read"),
     (unigram_as_gpt2, r"holds a tokenizer \(Unigram\) that GPT2Tokenizer would read as another one: set tokenizer_cl"),
     (words_as_gpt2, r"holds a tokenizer \(WordLevel\) that GPT2Tokenizer would read as another one"),
+    (prepended, "has the added token .<user>. that is found in what comes out"),
+    (options(tokenizer_class="BertTokenizer"), "BertTokenizer reads vocab.txt, and vocab.txt is missing"),
+    (without_cls, "puts a cls_token around a text, and tokenizer_config.json sets none"),
     (beside, "transformers reads tokenizer.model before spiece.model"),
     (changed("", tokens="new"), "tokenizer.json has the setting tokens, which is not known"),
     (changed("model", fuse_all=True), "has the setting model.fuse_all, which is not known"),

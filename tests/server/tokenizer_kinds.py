@@ -358,6 +358,24 @@ KINDS: dict[str, Kind] = {
             "bos_token": token("<s>", lstrip=True, normalized=True), "pad_token": "<pad>", "mask_token": "<mask>",
         },
     ),
+    "named in tokenizer.json": partial(
+        byte_level, whole=True, tokenizer_config=FAST, special_tokens_map={"pad_token": "<user>", "eos_token": END},
+        json={"added_tokens": [token(END) | {"id": 0}, token("<user>", rstrip=True) | {"id": 4096}]},
+    ),
+    "named twice": partial(
+        byte_level, whole=False, tokenizer_config=GPT2 | {
+            "unk_token": {"__type": "AddedToken"} | token("a", lstrip=True, normalized=True), "cls_token": "a",
+            "added_tokens_decoder": {"4096": token("<user>"), "5": token("<tag>", lstrip=True, normalized=True)},
+        },
+    ),
+    "one number twice": partial(
+        byte_level, whole=True, added_tokens={"<user>": 0}, special_tokens_map={"pad_token": "<user>"},
+        tokenizer_config=FAST | {"bos_token": {"__type": "AddedToken"} | token("<user>", lstrip=True)},
+    ),
+    "extra names in the map": partial(
+        byte_level, whole=False, special_tokens_map={"extra_special_tokens": {"own_token": "<tag>"}},
+        tokenizer_config=GPT2 | {"extra_special_tokens": ["<user>", "<tag>"]},
+    ),
     "old objects": partial(
         byte_level, whole=False,
         tokenizer_config={"unk_token": {"__type": "AddedToken"} | token("<unk>"), "errors": "replace"},
@@ -413,6 +431,11 @@ KINDS: dict[str, Kind] = {
     "Unigram, bytes": partial(unigram_json, pre=META, fallback=True, first=["<unk>", "<s>", "</s>"], **FAST),
     "Albert": partial(
         spiece, unknown=1, tokenizer_class="AlbertTokenizer",
+        first=[("<pad>", CONTROL), ("<unk>", UNKNOWN), ("[CLS]", CONTROL), ("[SEP]", CONTROL), ("[MASK]", CONTROL)],
+    ),
+    "Albert, flags": partial(
+        spiece, unknown=1, tokenizer_class="AlbertTokenizer",
+        mask_token={"__type": "AddedToken"} | token("[SEP]", lstrip=True, single_word=True),
         first=[("<pad>", CONTROL), ("<unk>", UNKNOWN), ("[CLS]", CONTROL), ("[SEP]", CONTROL), ("[MASK]", CONTROL)],
     ),
     "Albert, json": partial(
