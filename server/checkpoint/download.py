@@ -192,8 +192,9 @@ class Repository:
         return folder
 
     def _look(self, found: HfFileMetadata, before: int, total: int) -> None:
-        growing = max((_size(file) for file in self._blobs.glob(f"{found.etag}.*incomplete")), default=0)
-        self._progress("download", before + growing, total, "bytes")
+        growing = [_size(file) for file in self._blobs.glob(f"{found.etag}.*incomplete")]
+        whole = _size(self._blobs / str(found.etag))  # its name from the moment on when all of it is there
+        self._progress("download", before + max(*growing, whole, 0), total, "bytes")
 
     def _download(self, file: str, look: Callable[[], None], commit: str | None = None) -> Path:
         """Download a file in a thread; this one, which owns the worker's socket, has a look now and then."""

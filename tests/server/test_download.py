@@ -20,7 +20,7 @@ import pytest
 from protocol.errors import BadModel, LoadFailed, UnknownModel
 from server.catalogue.architecture import read_architecture
 from server.catalogue.catalogue import DEMO_FOLDER, never_looked_for
-from server.catalogue.files import OTHER_FILES
+from server.catalogue.files import ADAPTER_CONFIG, OTHER_FILES
 from server.checkpoint.download import Repository
 from server.checkpoint.hub_session import RESUMES, check
 from server.checkpoint.tokenizer import read_tokenizer
@@ -70,7 +70,7 @@ def test_each_file_is_asked_for_once_and_the_weights_last(hub: Hub, make: Make) 
     there = {name for name in OTHER_FILES if f"some/verse/{name}" in hub.files}
     asked = sorted((file.removeprefix("some/verse/"), method) for method, file, _ in hub.asked)
     small = [("config.json", method) for method in ("GET", "HEAD", "HEAD")]  # of which one tries the connection
-    small += [(name, "HEAD") for name in OTHER_FILES] + [(name, "GET") for name in there]
+    small += [(name, "HEAD") for name in (ADAPTER_CONFIG, *OTHER_FILES)] + [(name, "GET") for name in there]
     assert asked == sorted(small + [("model.safetensors", method) for method in ("GET", "HEAD", "HEAD")])
     assert never_looked_for(folder) == []
 
@@ -161,6 +161,17 @@ def test_a_renamed_repository(hub: Hub, make: Make) -> None:
     repository.tokenizer()
     repository.weights()
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS.read_bytes()
+
+
+def test_what_has_come_is_told_also_when_the_file_has_its_last_name(hub: Hub, tmp_path: Path) -> None:
+    hub.add("some/verse", DEMO_FOLDER)
+    told: list[int] = []
+    repository = Repository("some/verse", tmp_path / "hub", tmp_path / "models", lambda *said: told.append(said[1]))
+    repository.config()
+    repository.weights()
+    (sent,) = repository._weights().values()
+    repository._look(sent, 5, 100)
+    assert told[-1] == 5 + WEIGHTS.stat().st_size
 
 
 def test_a_commit_in_between_is_refused(hub: Hub, make: Make) -> None:
