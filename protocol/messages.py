@@ -113,6 +113,8 @@ class OfText(Request, frozen=True):
     precision: Name | None = None
     text: str | None = None
     ids: Annotated[list[TokenId], Meta(max_length=65_536)] | None = None
+    specials: bool = True
+    """Whether the names of special tokens in the text become these tokens."""
 
     def __post_init__(self) -> None:
         if (self.text is None) == (self.ids is None):
@@ -182,6 +184,10 @@ class Generate(Request, frozen=True, tag="generate"):
         Literal["error", "left"],
         Meta(description="A prompt too long for the context with its new tokens: refuse it, or drop its beginning."),
     ] = "error"
+    specials: Annotated[
+        bool,
+        Meta(description="Names of special tokens in the prompt, as <|endoftext|>, become these tokens; else text."),
+    ] = True
     ignore_eos: Annotated[bool, Meta(description="Go on after an end-of-text token (for benchmarks).")] = False
     strategy: Annotated[
         Strategy,
@@ -335,6 +341,7 @@ SETTINGS = (
     "logprobs_of",
     "max_new_tokens",
     "truncate",
+    "specials",
     "ignore_eos",
     "strategy",
     "temperature",

@@ -26,6 +26,7 @@ from scripts.bench.arguments import add_arguments, parse
 from scripts.reliability.fakes import ListConnection
 from server.catalogue.architecture import read_architecture
 from server.catalogue.catalogue import Model
+from server.checkpoint.tokenizer import read_tokenizer
 from server.config import Config
 from server.engines.load import load_engine
 from server.launch.spec import Spec
@@ -78,7 +79,7 @@ class Bench:
             cache_dir="",
             cache_bytes=0,
         )
-        self._text = Text(folder, self._arch)
+        self._text = Text(read_tokenizer(folder), self._arch)
         self._prompt = np.random.default_rng(0).integers(0, self._arch.vocabulary, args.prompt_tokens).tolist()
         self._new_tokens = args.new_tokens
 

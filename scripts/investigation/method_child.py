@@ -134,12 +134,13 @@ def own(order: Order) -> Loaded:
 
 def fidelity(loaded: Loaded, order: Order, tokens: int) -> dict[str, Any]:
     """Compare with full precision, as scripts.fidelity does, on a text that the model was not trained on."""
+    from server.checkpoint.tokenizer import read_tokenizer
     from server.worker import fidelity as measuring
     from server.worker.text import Text
 
     arch = order.architecture
     text = HELD_OUT_FILE.read_text(encoding="utf-8")
-    ids = Text(Path(order.folder), arch).encode(text)[:tokens]
+    ids = Text(read_tokenizer(Path(order.folder)), arch).encode(text)[:tokens]
     full = replace(order, precision=REFERENCE[1])
     try:
         reference = own_engine(full, REFERENCE[0])

@@ -19,6 +19,7 @@ import psutil
 from protocol import messages as m
 from protocol.errors import Gpt2dError, RequestError
 from server.catalogue.adapters import architecture_of
+from server.checkpoint.tokenizer import read_tokenizer
 from server.engines.load import load_engine
 from server.launch.spec import Spec
 from server.link import Ready, Sized, Started
@@ -45,7 +46,7 @@ def load(spec: Spec, connection: Connection) -> Worker:
     rows = spec.rows or arch.fitting_rows(spec.engine, spec.precision, spec.room)
     if source.fetched:
         connection.send(Sized(id=None, memory_bytes=arch.loading_bytes(spec.engine, spec.precision, rows)))
-    text = Text(source.tokenizer(), arch)
+    text = Text(read_tokenizer(source.tokenizer()), arch)
     source.weights(arch)
     made = load_engine(
         source.folder,

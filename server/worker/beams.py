@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from protocol import messages as m
 from server.engines.base import Engine, Hidden, Logits
+from server.worker.increments import Increments
 from server.worker.sampling import COLDEST, TINY, candidates
 from server.worker.search import Search, common
 from server.worker.sequence import Generation
 from server.worker.softmax import log_softmax
 
 Scores = NDArray[np.float32]
+Written: TypeAlias = tuple[Increments, str]
+"""Decoder after a beam's tokens, and the end of their text, in which a stop string may have begun."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,9 @@ class BeamSearch(Search):
         r = generation.request
         super().__init__(generation, r.num_beams)
         self._ends = generation.vocabulary.ends
+        self._written: dict[tuple[int, ...], Written] = {}
+        """Texts of the beams, where there are stop strings to look for."""
+        self._fresh: dict[tuple[int, ...], Written] = {}
         draws = r.strategy == "beam_sample" and r.temperature >= COLDEST
         self._random = np.random.Generator(np.random.PCG64(self.outputs[0].seed)) if draws else None
         count = r.num_beam_groups if r.strategy == "diverse_beam" else 1
@@ -94,6 +101,7 @@ class BeamSearch(Search):
             tokens += [token for _, token, _ in chosen]
             if not group.done:
                 group.beams = [Hypothesis((*group.beams[p].tokens, t), s) for p, t, s in chosen]
+        self._written, self._fresh = self._fresh, {}
         if all(group.done for group in self._groups):
             self._return([h for group in self._groups for h in group.ended], "length")
             return
@@ -152,15 +160,18 @@ class BeamSearch(Search):
     def _reason(self, before: tuple[int, ...], token: int, length: int) -> m.FinishReason | None:
         if token in self._ends and not self.request.ignore_eos:
             return "eos"
-        if self.request.stop and self._stops((*before, token)):
+        if token in self._generation.stops or (self.request.stop and self._stops(before, token)):
             return "stop"
         return "length" if length >= self.request.max_new_tokens else None
 
-    def _stops(self, tokens: Many[int]) -> bool:
-        """Return True if a stop string is in the text of new tokens."""
-        increments = self._generation.vocabulary.increments()
-        written = "".join(map(increments.push, tokens))
-        return any(stop in written for stop in self.request.stop)
+    def _stops(self, before: tuple[int, ...], token: int) -> bool:
+        """Return True if a stop string is in the text of new tokens, given that none is in it without the last one."""
+        increments, end = self._written.get(before) or (self._generation.increments(), "")
+        increments = increments.fork()
+        end += increments.push(token)
+        longest = max(map(len, self.request.stop))
+        self._fresh[(*before, token)] = increments, end[-longest:]
+        return any(stop in end for stop in self.request.stop)
 
     def _by_length(self, score: float, length: int) -> float:
         divisor: float = max(1, length) ** self.request.length_penalty

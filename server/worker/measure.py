@@ -13,6 +13,7 @@ from server.catalogue.adapters import architecture_of, tokenizer_folder
 from server.catalogue.catalogue import HELD_OUT_FILE
 from server.catalogue.engines import REFERENCE
 from server.catalogue.records import Records
+from server.checkpoint.tokenizer import read_tokenizer
 from server.engines.load import Made, load_engine
 from server.launch.spec import Spec
 from server.link import Beat
@@ -38,7 +39,7 @@ def measure(spec: Spec, connection: Connection) -> m.Measured:
     arch = architecture_of(folder, base)
     progress("text", 0, 1, "text")
     text = task.text or HELD_OUT_FILE.read_text(encoding="utf-8")
-    ids = Text(tokenizer_folder(folder, base), arch).encode(text)
+    ids = Text(read_tokenizer(tokenizer_folder(folder, base)), arch).encode(text)
     check(ids, arch.context)
     records = Records(cache_dir, folder, arch, base)
     progress("text", 1, 1, "text")

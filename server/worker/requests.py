@@ -70,6 +70,7 @@ class Requests:
             dropped=dropped,
             seed=request.seed if request.seed is not None else secrets.randbits(62),
             bad_words=[ids for word in request.bad_words for ids in self._text.forms(word)],
+            stops=self._text.stops(request.stop),
             vocabulary=self._text.vocabulary,
             received=received,
         )
@@ -84,7 +85,7 @@ class Requests:
         if request.logit_bias:
             self._text.check([token for token, _ in request.logit_bias])
         if request.prompt is not None:
-            return self._text.encode(request.prompt)
+            return self._text.encode(request.prompt, specials=request.specials)
         return self._text.check(request.prompt_ids or [])
 
     def _fit(self, prompt: list[int], request: m.Generate) -> tuple[list[int], int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 from protocol import messages as m
 from protocol.ledger import Ledger, ledger
 from server.engines.base import Engine, Hidden, Logits
+from server.worker.increments import Increments
 from server.worker.processors import Processors
 from server.worker.sampling import Sampler, sample
 from server.worker.speculation import Guesser, Pace, PromptLookup
@@ -32,6 +34,8 @@ class Generation:
     seed: int
     bad_words: list[list[int]]
     """Token sequences that must not come."""
+    stops: frozenset[int]
+    """Special tokens that end the text, since their names are stop strings."""
     vocabulary: Vocabulary
     received: float
     """Time at which the request came, on the monotonic clock."""
@@ -40,6 +44,14 @@ class Generation:
     def processors(self) -> Processors:
         """Return new processors, since each text has its own history."""
         return Processors(self.request, len(self.prompt), self.vocabulary.ends, self.bad_words)
+
+    def increments(self) -> Increments:
+        """Return a new decoder for what is written after the prompt."""
+        return self._begun.fork()
+
+    @functools.cached_property
+    def _begun(self) -> Increments:
+        return self.vocabulary.increments(self.prompt)
 
 
 class Sequence:
@@ -81,8 +93,10 @@ class Sequence:
         self.guesser: Guesser | None = PromptLookup() if request.speculate else None
         self.pace = Pace()
         self._sent_at = float("-inf")
-        self._increments = generation.vocabulary.increments()
+        self._vocabulary = generation.vocabulary
+        self._increments = generation.increments()
         self._ends = generation.vocabulary.ends
+        self._stops = generation.stops
         self._text = ""
         self._sent_characters = 0
         self._sent_tokens = 0
@@ -171,16 +185,14 @@ class Sequence:
         self.ids.append(token)
         if self.sampler.explanations:
             explanation = self.sampler.explanations.popleft()
-            top = [m.Alternative(id=i, text=self._increments.text_of(i), logprob=p) for i, p in explanation.top]
-            self._logprobs.append(
-                m.TokenLogprobs(text=self._increments.text_of(token), logprob=explanation.logprob, top=top)
-            )
-        self._text += self._increments.push(token)
+            text_of = self._vocabulary.text_of
+            top = [m.Alternative(id=i, text=text_of(i), logprob=p) for i, p in explanation.top]
+            self._logprobs.append(m.TokenLogprobs(text=text_of(token), logprob=explanation.logprob, top=top))
+        self._write(self._increments.push(token))
         if token in self._ends and not self.request.ignore_eos:
             self.finish("eos")
-        elif self.request.stop and (at := self._stop_at()) is not None:
-            self._text = self._text[:at]
-            self.finished = "stop"
+        elif token in self._stops:
+            self.finish("stop")
         elif self.new_tokens >= self.request.max_new_tokens:
             self.finish("length")
 
@@ -194,13 +206,18 @@ class Sequence:
     def finish(self, reason: m.FinishReason) -> None:
         """End the text here, if nothing has ended it before."""
         if self.finished is None:
-            self.finished = reason
-            self._text += self._increments.flush()
+            self._write(self._increments.flush())
+            self.finished = self.finished or reason
 
-    def _stop_at(self) -> int | None:
-        """Return where the earliest stop string begins in the text that has not been sent; None if there is none."""
-        found = [at for stop in self.request.stop if (at := self._text.find(stop, self._sent_characters)) >= 0]
-        return min(found, default=None)
+    def _write(self, piece: str) -> None:
+        """Add to the text; a stop string in it ends it."""
+        before = len(self._text)
+        self._text += piece
+        stops = self.request.stop if piece else []
+        found = [at for stop in stops if (at := self._text.find(stop, max(0, before - len(stop) + 1))) >= 0]
+        if found:
+            self._text = self._text[: min(found)]
+            self.finished = "stop"
 
     def _held_back(self) -> int:
         """Return the number of characters at the end that could be the beginning of a stop string."""

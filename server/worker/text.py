@@ -1,33 +1,49 @@
-"""Text -> tokens, and tokens -> text in pieces that never split a UTF-8 character."""
+"""Text -> tokens, and where they are in the text; the text of tokens."""
 
 from __future__ import annotations
 
-import codecs
-import itertools
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence as Many
+from dataclasses import dataclass, field
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, models
 
-from protocol.errors import BadModel, BadRequest
+from protocol.errors import BadRequest
 from protocol.messages import OfText
 from server.catalogue.architecture import Architecture
-from server.checkpoint.tokenizer import read_tokenizer
+from server.checkpoint.decoder import BYTE, read_stages
+from server.checkpoint.tokenizer import ModelTokenizer
+from server.worker import spans
+from server.worker.increments import ByteDecoder, CleanDecoder, Decoder, Increments, StageDecoder
 
 MAX_TOKENS = 65_536
 """Largest number of tokens of a text that is tokenised or scored, since one reply has to hold them."""
+SPACE = "\u2581"
+"""Character for a space, in the tokens of sentencepiece."""
+ANCHORS = ("(", "“", "。", "\n", "a")
+"""Texts after which a word is looked at without a space before it."""
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Bytes of each token, empty for special ones, and the tokens that end a text."""
+    """Texts of a model's tokens, and which of them have a meaning of their own."""
 
-    token_bytes: list[bytes]
+    decoder: Decoder
+    """Has no tokens yet."""
     ends: tuple[int, ...]
+    """Tokens that end a text."""
+    within: Decoder | None = None
+    """Has taken a token, after which others are as within a text. None: they are the same at its beginning."""
+    names: dict[str, int] = field(default_factory=dict)
+    """Special tokens, which have no text but their names."""
 
-    def increments(self) -> Increments:
-        """Return a decoder for one sequence's new tokens."""
-        return Increments(self.token_bytes)
+    def increments(self, prompt: Many[int] = ()) -> Increments:
+        """Return a decoder for what is written after a prompt."""
+        return Increments(self.decoder.fork(), prompt)
+
+    def text_of(self, token: int) -> str:
+        """Return the text of a token by itself, with a replacement character for a part of a character."""
+        decoder = (self.within or self.decoder).fork()
+        return decoder.push(token) + decoder.flush()
 
 
 @dataclass(frozen=True)
@@ -41,61 +57,106 @@ class Spans:
 
 
 class Text:
-    """A model's byte-level BPE tokenizer (Radford et al. 2019, section 2.2)."""
+    """A model's tokenizer, of any kind."""
 
-    def __init__(self, folder: Path, arch: Architecture) -> None:
-        """Read a model's tokenizer. Raises: BadModel if the files are unreadable or hold another kind of tokenizer."""
-        model = read_tokenizer(folder)
-        if not model.byte_level or model.before:
-            raise BadModel("its tokenizer is not byte-level BPE, which alone is used")
-        self._tokenizer = model.tokenizer
-        self.vocabulary = Vocabulary(_token_bytes(self._tokenizer, arch.vocabulary), arch.ends)
+    def __init__(self, made: ModelTokenizer, arch: Architecture) -> None:
+        """Make it for a model's vocabulary, which may be larger than the tokenizer's, or smaller.
+
+        Raises: BadModel if tokens cannot be decoded one by one.
+        """
+        self._tokenizer = made.tokenizer
+        self._before = list(made.before)
         self._start = arch.start
-        added = self._tokenizer.get_added_tokens_decoder()
-        self._special = {index: token.content.encode() for index, token in added.items()}
+        self._size = arch.vocabulary
+        self._clean_up = made.clean_up
+        self._words = [self._tokenizer.id_to_token(token) for token in range(self._size)]
+        """Tokens as the tokenizer has them; None for the padding of the model's vocabulary."""
+        self._bytes = [_bytes_of(word) for word in self._words] if made.byte_level else None
+        decoder: Decoder
+        if self._bytes is not None:
+            self._all: Decoder = ByteDecoder(self._bytes)
+            decoder = ByteDecoder([b"" if i in made.special else piece for i, piece in enumerate(self._bytes)])
+            within = None
+        else:
+            stages = read_stages(self._tokenizer.decoder)
+            self._all = StageDecoder(self._words, stages)
+            table = [None if i in made.special else word for i, word in enumerate(self._words)]
+            decoder = StageDecoder(table, stages.fork())
+            begun = stages.fork()
+            begun.push("\0")
+            within = StageDecoder(table, begun)
+        names = {str(self._tokenizer.id_to_token(token)): token for token in made.special}
+        self.vocabulary = Vocabulary(CleanDecoder(decoder) if made.clean_up else decoder, arch.ends, within, names)
 
-    def encode(self, text: str) -> list[int]:
-        """Return a prompt's tokens; an empty one gets the model's first token. Raises: BadRequest if it has none."""
-        return self._tokenizer.encode(text, add_special_tokens=False).ids or self._empty()
+    def encode(self, text: str, *, specials: bool = True) -> list[int]:
+        """Return a prompt's tokens, with those that the tokenizer puts before every text.
+
+        An empty one gets the model's first token. `specials` says whether the names of special tokens become these.
+        Raises: BadRequest if there are none, or for a token that the model does not have.
+        """
+        return [*self._before, *self._known(self._encoding(text, specials=specials).ids)] or self._empty()
 
     def forms(self, word: str) -> list[list[int]]:
-        """Return a word's tokens at the start of a line, and those after a space.
+        """Return a word's tokens at the start of a line, after a space, and after other characters.
 
-        Raises: BadRequest if there are none, since a vocabulary need not have every byte.
+        Raises: BadRequest if the model has none, since a vocabulary need not have every character.
         """
-        forms = [self._tokenizer.encode(form, add_special_tokens=False).ids for form in (word, f" {word}")]
-        if not all(forms):
+        encodings = [self._encoding(form) for form in (word, f" {word}")]
+        forms = [encoding.ids for encoding in encodings]
+        if not all(forms) or any(self._unknown(encoding, word) for encoding in encodings):
             raise BadRequest(f"bad_words: this model has no token for {word!r}")
-        return forms
+        if self._begins_with_space(forms[0]):
+            forms += self._inside(word)
+        return [self._known(form) for i, form in enumerate(forms) if form not in forms[:i]]
+
+    def stops(self, strings: Many[str]) -> frozenset[int]:
+        """Return the special tokens whose names are stop strings.
+
+        Raises: BadRequest for one that the model does not have.
+        """
+        names = self.vocabulary.names
+        return frozenset(self._known([names[string] for string in strings if string in names]))
 
     def spans(self, request: OfText) -> Spans:
         """Return the tokens of a request that has a text or tokens.
 
         Raises: BadRequest for a token that does not exist, or too many.
         """
-        ids = (
-            self._tokenizer.encode(request.text, add_special_tokens=False).ids
-            if request.text is not None
-            else request.ids or []
-        )
-        if request.text is None and ids:
-            self.check(ids)
+        if request.text is None:
+            ids = list(request.ids or [])
+            self._checked(ids)
+            text, offsets = spans.of_tokens(self._all.fork(), ids, clean_up=self._clean_up)
+            return Spans(text, ids, offsets)
+        encoding = self._encoding(request.text, specials=request.specials)
+        ids = [*self._before, *self._known(encoding.ids)]
         if len(ids) > MAX_TOKENS:
             raise BadRequest(f"the text must have at most {MAX_TOKENS} tokens, got {len(ids)}; send it in parts")
-        pieces = [self._special.get(token, self.vocabulary.token_bytes[token]) for token in ids]
-        offsets = [0, *itertools.accumulate(len(piece) for piece in pieces)]
-        text = request.text if request.text is not None else b"".join(pieces).decode("utf-8", "replace")
-        return Spans(text, ids, offsets)
+        offsets = [0] * len(self._before) + self._offsets(request.text, encoding)
+        if ids:
+            offsets[-1] = len(request.text.encode())
+        return Spans(request.text, ids, offsets)
 
     def check(self, ids: list[int]) -> list[int]:
         """Return the ids, or the model's first token for none.
 
         Raises: BadRequest for one not in the vocabulary, or if there are none and the model has no first token.
         """
-        size = len(self.vocabulary.token_bytes)
-        if ids and max(ids) >= size:
-            raise BadRequest(f"a token of this model must be 0 to {size - 1}, got {max(ids)}")
-        return list(ids) or self._empty()
+        return self._checked(ids) or self._before or self._empty()
+
+    def _checked(self, ids: Many[int]) -> list[int]:
+        if ids and max(ids) >= self._size:
+            raise BadRequest(f"a token of this model must be 0 to {self._size - 1}, got {max(ids)}")
+        return list(ids)
+
+    def _known(self, ids: list[int]) -> list[int]:
+        """Return tokens of a text. Raises: BadRequest for one that the tokenizer has and the model does not."""
+        if ids and max(ids) >= self._size:
+            token = max(ids)
+            raise BadRequest(
+                f"{self._tokenizer.id_to_token(token)!r} is token {token} of this model's tokenizer, but the model has "
+                f"only the tokens 0 to {self._size - 1}; leave it out"
+            )
+        return ids
 
     def _empty(self) -> list[int]:
         """Return an empty prompt's tokens. Raises: BadRequest."""
@@ -106,40 +167,61 @@ class Text:
             )
         return [self._start]
 
+    def _encoding(self, text: str, *, specials: bool = True) -> Encoding:
+        """Return the tokens of a text without any around it. Raises: BadRequest if it cannot be encoded."""
+        self._tokenizer.encode_special_tokens = not specials
+        try:
+            return self._tokenizer.encode(text, add_special_tokens=False)
+        except Exception as e:  # noqa: BLE001 - tokenizers raises plain Exception
+            raise BadRequest(f"this model's tokenizer cannot encode the text: {e}") from None
+        finally:
+            self._tokenizer.encode_special_tokens = False
 
-class Increments:
-    """Decoder of one token at a time. Bytes of an unfinished character wait for the next token."""
+    def _offsets(self, text: str, encoding: Encoding) -> list[int]:
+        ids = encoding.ids
+        if self._bytes is not None:
+            exact = spans.by_bytes([self._bytes[token] for token in ids], text.encode())
+            if exact is not None:
+                return exact
+        return spans.by_places(encoding.offsets, lambda i: self._bytes_in_text(ids[i]), text)
 
-    def __init__(self, token_bytes: list[bytes]) -> None:
-        self._bytes = token_bytes
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    def _bytes_in_text(self, token: int) -> int:
+        """Return the size of a token within a text."""
+        if self._bytes is not None:
+            return len(self._bytes[token])
+        word = self._words[token] or ""
+        return 1 if BYTE.fullmatch(word) else len(self.vocabulary.text_of(token).encode())
 
-    def push(self, token: int) -> str:
-        return self._decoder.decode(self._bytes[token])
+    def _inside(self, word: str) -> list[list[int]]:
+        """Return a word's tokens where no space comes before it, for a tokenizer that puts one before every text."""
+        for anchor in ANCHORS:
+            encoding = self._encoding(anchor + word)
+            places = encoding.offsets
+            at = next((i for i, (begin, _) in enumerate(places) if begin >= len(anchor)), 0)
+            parted = at and places[at - 1][1] <= len(anchor)
+            if parted and not self._begins_with_space(encoding.ids[at:]):
+                return [encoding.ids[at:]]
+        return []
 
-    def text_of(self, token: int) -> str:
-        """Return the text of a token by itself, with a replacement character for a part of a character."""
-        return self._bytes[token].decode("utf-8", "replace")
+    def _begins_with_space(self, ids: list[int]) -> bool:
+        return self._bytes is None and str(self._tokenizer.id_to_token(ids[0])).startswith(SPACE)
 
-    def flush(self) -> str:
-        """Return the rest at the end: a replacement character if the last character is unfinished, else nothing."""
-        return self._decoder.decode(b"", final=True)
+    def _unknown(self, encoding: Encoding, word: str) -> bool:
+        """Return whether a token stands for what the vocabulary does not have."""
+        if isinstance(self._tokenizer.model, models.Unigram):  # whose encodings have the text instead of the token
+            return encoding.tokens != [self._tokenizer.id_to_token(token) for token in encoding.ids]
+        unknown = self._tokenizer.model.unk_token
+        return bool(unknown is not None and unknown != word and unknown in encoding.tokens)
 
 
-def _token_bytes(tokenizer: Tokenizer, vocabulary: int) -> list[bytes]:
-    """Return the bytes of each token; none for special tokens and for padding of the vocabulary."""
-    byte_of = _byte_alphabet()
-    special = set(tokenizer.get_added_tokens_decoder())
-    table = [b""] * vocabulary
-    for token, index in tokenizer.get_vocab().items():
-        if index >= vocabulary:
-            raise BadModel(f"its tokenizer has token {index}, but the model's vocabulary only {vocabulary} tokens")
-        if index not in special:
-            try:
-                table[index] = bytes(byte_of[c] for c in token)
-            except KeyError as e:
-                raise BadModel(f"its token {index} has the character {e}, which byte-level BPE does not use") from None
-    return table
+def _bytes_of(word: str | None) -> bytes:
+    """Return the bytes of a token, as the byte-level decoder does; none for padding of the vocabulary."""
+    if word is None:
+        return b""
+    try:
+        return bytes(BYTE_OF[c] for c in word)
+    except KeyError:  # an added token: its text is as it is written
+        return word.encode()
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -147,3 +229,6 @@ def _byte_alphabet() -> dict[str, int]:
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [b for b in range(256) if b not in printable]
     return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+BYTE_OF = _byte_alphabet()

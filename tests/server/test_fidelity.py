@@ -22,6 +22,7 @@ from server.catalogue.files import WEIGHTS_FILE
 from server.catalogue.notes import named_after
 from server.catalogue.records import Records
 from server.checkpoint.tensors import Weights
+from server.checkpoint.tokenizer import read_tokenizer
 from server.engines.base import Engine, Logits
 from server.engines.load import load_engine
 from server.engines.torch import TorchEngine
@@ -29,7 +30,7 @@ from server.worker.fidelity import check, compare, greedy
 from server.worker.text import Text
 
 ARCH = read_architecture(DEMO_FOLDER)
-TEXT = Text(DEMO_FOLDER, ARCH)
+TEXT = Text(read_tokenizer(DEMO_FOLDER), ARCH)
 VERSE = (
     "When in disgrace with fortune and men's eyes\nI all alone beweep my outcast state,\n"
     "And trouble deaf heaven with my bootless cries,\nAnd look upon myself, and curse my fate,\n"

@@ -9,6 +9,7 @@ from hypothesis import given, settings, strategies as st
 
 from protocol.messages import Generate
 from scripts.reliability.fakes import FakeEngine
+from server.worker.increments import ByteDecoder
 from server.worker.prefix_cache import PrefixCache
 from server.worker.runner import Runner
 from server.worker.scheduler import MIN_CHUNK, Scheduler
@@ -30,7 +31,8 @@ def sequence(request_id: int, prompt: list[int], new: int, group: int = 0, **set
         dropped=0,
         seed=0,
         bad_words=[],
-        vocabulary=Vocabulary([b"x"] * 97, (0,)),
+        stops=frozenset(),
+        vocabulary=Vocabulary(ByteDecoder([b"x"] * 97), (0,)),
         received=time.monotonic(),
     )
     return Sequence(generation)

@@ -7,6 +7,7 @@ import time
 from hypothesis import given, strategies as st
 
 from protocol.messages import Generate
+from server.worker.increments import ByteDecoder
 from server.worker.sequence import Generation, Sequence
 from server.worker.text import Vocabulary
 
@@ -26,7 +27,8 @@ def make(**settings: object) -> Sequence:
             dropped=0,
             seed=0,
             bad_words=[],
-            vocabulary=Vocabulary(TABLE, (END,)),
+            stops=frozenset(),
+            vocabulary=Vocabulary(ByteDecoder(TABLE), (END,)),
             received=time.monotonic(),
         )
     )

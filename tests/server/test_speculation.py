@@ -12,6 +12,7 @@ import pytest
 from protocol import messages as m
 from scripts.reliability.fakes import FakeEngine, ListConnection
 from server.catalogue.catalogue import DEMO_FOLDER
+from server.checkpoint.tokenizer import read_tokenizer
 from server.engines.base import Engine, Hidden, Logits
 from server.engines.load import load_engine
 from server.engines.native import NativeEngine
@@ -54,7 +55,7 @@ def write(
 ) -> tuple[list[m.Generated], int]:
     """Run requests together; return their results and the number of steps that they took."""
     link = ListConnection()
-    worker = Worker(SPEC, link, engine, Text(DEMO_FOLDER, ARCH), "digest", ARCH)
+    worker = Worker(SPEC, link, engine, Text(read_tokenizer(DEMO_FOLDER), ARCH), "digest", ARCH)
     for i, fields in enumerate(requests):
         worker.take(Work(id=i, group=i, request=m.Generate(**fields)))  # type: ignore[arg-type]
         for task in worker.scheduler.find(i):
@@ -82,7 +83,7 @@ def write(
 def test_the_text_is_the_same_to_the_last_bit(engine: NativeEngine, fields: dict[str, object]) -> None:
     common = {"prompt": VERSE, "max_new_tokens": 120, **fields}
     (plain,), _ = write(engine, {**common, "speculate": 0})
-    text = [*Text(DEMO_FOLDER, ARCH).encode(VERSE), *plain.ids]
+    text = [*Text(read_tokenizer(DEMO_FOLDER), ARCH).encode(VERSE), *plain.ids]
     for guesser in (None, Scripted(text), Scripted(text, wrong_every=3)):
         (quick,), steps = write(engine, common, guesser=guesser)
         assert quick.ids == plain.ids and quick.text == plain.text and quick.finish_reason == plain.finish_reason

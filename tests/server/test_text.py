@@ -11,13 +11,15 @@ from hypothesis import given, settings, strategies as st
 from tokenizers import Tokenizer
 
 from protocol.errors import BadModel, BadRequest
+from protocol.messages import Tokenize
 from server.catalogue.architecture import read_architecture
 from server.catalogue.catalogue import DEMO_FOLDER
+from server.checkpoint.tokenizer import read_tokenizer
 from server.checkpoint.tokenizer_classes import END_OF_TEXT
 from server.worker.text import Text
 
 ARCH = read_architecture(DEMO_FOLDER)
-TEXT = Text(DEMO_FOLDER, ARCH)
+TEXT = Text(read_tokenizer(DEMO_FOLDER), ARCH)
 REFERENCE = Tokenizer.from_file(str(DEMO_FOLDER / "tokenizer.json"))
 
 
@@ -39,7 +41,7 @@ def test_any_tokens_decode_as_the_library_decodes_them(ids: list[int]) -> None:
 
 def test_an_empty_prompt_begins_with_the_model_s_first_token() -> None:
     assert TEXT.encode("") == [ARCH.start] == TEXT.check([])
-    without = Text(DEMO_FOLDER, replace(ARCH, start=None))
+    without = Text(read_tokenizer(DEMO_FOLDER), replace(ARCH, start=None))
     refused = "the prompt is empty, and this model has neither a bos_token_id nor"
     with pytest.raises(BadRequest, match=refused):
         without.encode("")
@@ -57,7 +59,7 @@ def test_vocab_and_merges_make_the_same_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]))
     merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
     (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
-    other = Text(tmp_path, ARCH)
+    other = Text(read_tokenizer(tmp_path), ARCH)
     for sentence in ("Shall I compare thee", "  naïve — “quotes”\n\n\t€ 42", END_OF_TEXT + "x"):
         assert other.encode(sentence) == TEXT.encode(sentence)
 
@@ -65,16 +67,32 @@ def test_vocab_and_merges_make_the_same_tokenizer(tmp_path: Path) -> None:
 def test_other_tokenizers_are_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(BadModel, match="cannot be read"):
-        Text(tmp_path, ARCH)
+        Text(read_tokenizer(tmp_path), ARCH)
     (tmp_path / "tokenizer.json").write_text(
         json.dumps(
             {"version": "1.0", "added_tokens": [], "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}
         )
     )
     with pytest.raises(BadModel, match="WordLevel"):
-        Text(tmp_path, ARCH)
+        read_tokenizer(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
-    with pytest.raises(BadModel, match="byte-level BPE"):
-        Text(tmp_path, ARCH)
-    with pytest.raises(BadModel, match="vocabulary only 100"):
-        Text(DEMO_FOLDER, replace(ARCH, vocabulary=100))
+    assert Text(read_tokenizer(tmp_path), ARCH).encode("a") == [0]
+
+
+def test_a_tokenizer_may_have_more_tokens_than_the_model() -> None:
+    few = Text(read_tokenizer(DEMO_FOLDER), replace(ARCH, vocabulary=300))
+    assert few.encode("a b") == TEXT.encode("a b")
+    for use in (few.encode, few.forms, lambda word: few.spans(Tokenize(text=word))):
+        with pytest.raises(BadRequest, match=r"'\w+' is token \d+ of this model's tokenizer, but the model has only"):
+            use("Shall")
+    with pytest.raises(BadRequest, match="must be 0 to 299, got 4000"):
+        few.check([4000])
+
+
+def test_a_model_may_have_more_tokens_than_the_tokenizer() -> None:
+    padded = Text(read_tokenizer(DEMO_FOLDER), replace(ARCH, vocabulary=4200))
+    increments = padded.vocabulary.increments()
+    ids = [*TEXT.encode("a b"), 4199]
+    assert "".join(map(increments.push, padded.check(ids))) + increments.flush() == "a b"
+    assert padded.spans(Tokenize(ids=ids)).offsets == [0, 1, 3, 3]
+    assert padded.vocabulary.text_of(4199) == ""

@@ -13,6 +13,7 @@ from protocol import messages as m
 from scripts.reliability.fakes import FakeEngine, ListConnection
 from server.catalogue.architecture import Architecture, read_architecture
 from server.catalogue.catalogue import DEMO_FOLDER
+from server.checkpoint.tokenizer import read_tokenizer
 from server.engines.base import Engine, Logits
 from server.launch.spec import Spec
 from server.link import Beat, FromWorker, Work
@@ -53,7 +54,7 @@ class Loop:
     ) -> None:
         self.link = ListConnection()
         self.engine = FakeEngine(rows, arch.context, arch.vocabulary)
-        text = Text(folder, arch)
+        text = Text(read_tokenizer(folder), arch)
         self.worker = Worker(replace(SPEC, engine=name), self.link, engine or self.engine, text, "digest", arch)
 
     @property

@@ -12,11 +12,12 @@ from protocol import Client
 from protocol.errors import BadRequest
 from server.catalogue.architecture import read_architecture
 from server.catalogue.catalogue import DEMO_FOLDER
+from server.checkpoint.tokenizer import read_tokenizer
 from server.worker.text import Text
 
 PROMPT = "Shall I compare thee"
 ARCH = read_architecture(DEMO_FOLDER)
-TEXT = Text(DEMO_FOLDER, ARCH)
+TEXT = Text(read_tokenizer(DEMO_FOLDER), ARCH)
 
 
 def test_log_probabilities(client: Client) -> None:

@@ -18,12 +18,13 @@ from protocol.errors import BadModel, BadRequest, Busy, NotLoaded, TooLong, Unkn
 from scripts.daemon import Daemon
 from server.catalogue.architecture import read_architecture
 from server.catalogue.catalogue import DEMO_FOLDER
+from server.checkpoint.tokenizer import read_tokenizer
 from server.worker.text import Text
 from tests.conftest import wait_for
 
 PROMPT = "Shall I compare thee"
 ARCH = read_architecture(DEMO_FOLDER)
-TEXT = Text(DEMO_FOLDER, ARCH)
+TEXT = Text(read_tokenizer(DEMO_FOLDER), ARCH)
 
 
 def test_hello_describes_the_server(client: Client) -> None:

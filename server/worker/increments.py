@@ -1,0 +1,136 @@
+"""Tokens -> text in pieces: together the text that decoding all tokens at once gives."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence as Many
+from typing import Protocol
+
+from server.checkpoint.decoder import Stages, clean_up
+
+
+class Decoder(Protocol):
+    """Decoder of one token after the other."""
+
+    @property
+    def held(self) -> int:
+        """Number of bytes of the tokens whose text is not certain yet."""
+        ...
+
+    def push(self, token: int) -> str:
+        """Take the next token; return the text that no later token can change."""
+        ...
+
+    def flush(self) -> str:
+        """Return the rest, at the end of the text."""
+        ...
+
+    def fork(self) -> Decoder:
+        """Return a copy that goes its own way."""
+        ...
+
+
+class ByteDecoder:
+    """Decoder of tokens that are bytes. Those of an unfinished character wait for the next token."""
+
+    def __init__(self, table: Many[bytes]) -> None:
+        """Make one with the bytes of each token, none for those without text."""
+        self._table = table
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    @property
+    def held(self) -> int:
+        return len(self._decoder.getstate()[0])
+
+    def push(self, token: int) -> str:
+        return self._decoder.decode(self._table[token])
+
+    def flush(self) -> str:
+        return self._decoder.decode(b"", final=True)
+
+    def fork(self) -> ByteDecoder:
+        other = ByteDecoder(self._table)
+        other._decoder.setstate(self._decoder.getstate())
+        return other
+
+
+class StageDecoder:
+    """Decoder of tokens that are parts of words, by the stages of their tokenizer's decoder."""
+
+    def __init__(self, table: Many[str | None], stages: Stages) -> None:
+        """Make one with each token as the tokenizer has it, None for those without text."""
+        self._table = table
+        self._stages = stages
+
+    @property
+    def held(self) -> int:
+        return self._stages.held
+
+    def push(self, token: int) -> str:
+        piece = self._table[token]
+        return "" if piece is None else self._stages.push(piece)
+
+    def flush(self) -> str:
+        return self._stages.flush()
+
+    def fork(self) -> StageDecoder:
+        return StageDecoder(self._table, self._stages.fork())
+
+
+class CleanDecoder:
+    """Decoder without the spaces that transformers' clean_up_tokenization_spaces takes away."""
+
+    def __init__(self, decoder: Decoder, stages: Stages | None = None) -> None:
+        self._decoder = decoder
+        self._stages = stages or clean_up()
+
+    @property
+    def held(self) -> int:
+        return self._decoder.held
+
+    def push(self, token: int) -> str:
+        return self._stages.push(self._decoder.push(token))
+
+    def flush(self) -> str:
+        return self._stages.push(self._decoder.flush()) + self._stages.flush()
+
+    def fork(self) -> CleanDecoder:
+        return CleanDecoder(self._decoder.fork(), self._stages.fork())
+
+
+class Increments:
+    """Text of one continuation: that of prompt and new tokens together, after that of the prompt alone.
+
+    Where the first does not begin with the second, since the first new token changes the prompt's end (it completes a
+    character, or takes a space away), the continuation is what follows their common beginning.
+    """
+
+    def __init__(self, decoder: Decoder, prompt: Many[int] = ()) -> None:
+        """Begin after a prompt, with a decoder that has no tokens yet and belongs to this from now on."""
+        self._decoder = decoder
+        for token in prompt:
+            decoder.push(token)
+        self._passed = decoder.fork().flush()
+        """End of the prompt's own text that new tokens may change, as long as the continuation begins with it."""
+
+    def push(self, token: int) -> str:
+        """Take a new token; return the text that no later one can change."""
+        return self._after_prompt(self._decoder.push(token))
+
+    def flush(self) -> str:
+        """Return the rest at the end: of an unfinished character, a replacement."""
+        return self._after_prompt(self._decoder.flush())
+
+    def fork(self) -> Increments:
+        """Return a copy that goes its own way."""
+        other = Increments(self._decoder.fork())
+        other._passed = self._passed
+        return other
+
+    def _after_prompt(self, text: str) -> str:
+        if not self._passed or not text:
+            return text
+        differing = (i for i, (x, y) in enumerate(zip(self._passed, text, strict=False)) if x != y)
+        same = next(differing, min(len(self._passed), len(text)))
+        self._passed = self._passed[same:] if same == len(text) else ""
+        return text[same:]
