@@ -15,6 +15,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, processors
 
 from protocol.errors import BadModel
 from server.catalogue.files import NO_TOKENIZER, has_tokenizer
+from server.checkpoint.decoder import read_stages
 from server.checkpoint.spiece import read_pieces
 from server.checkpoint.tokenizer_classes import (
     END_OF_TEXT,
@@ -56,7 +57,7 @@ class ModelTokenizer:
     special: frozenset[int]
     """Tokens whose text is left out when tokens are decoded."""
     byte_level: bool
-    """Whether it is byte-level BPE, whose tokens are bytes."""
+    """Whether its tokens are bytes, as those of byte-level BPE are."""
     clean_up: bool
     """Whether spaces before punctuation go when tokens are decoded, as transformers' clean_up_tokenization_spaces."""
     notices: tuple[str, ...]
@@ -99,6 +100,9 @@ def _read(folder: Path) -> ModelTokenizer:
         tokenizer.model._resize_cache(CACHED_WORDS)
     bpe = isinstance(tokenizer.model, models.BPE)
     forced = settings.options.get("clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output", False)
+    byte_level = isinstance(tokenizer.decoder, decoders.ByteLevel)
+    if not byte_level:
+        read_stages(tokenizer.decoder)  # so that one that is not known is refused before any weights come
     notices += _normalized(tokenizer)
     if written is not None:
         prefix = settings.options.get("add_prefix_space", False)
@@ -107,7 +111,7 @@ def _read(folder: Path) -> ModelTokenizer:
         tokenizer,
         before_text(tokenizer.post_processor),
         frozenset(index for index, token in tokenizer.get_added_tokens_decoder().items() if token.special),
-        byte_level=bpe and isinstance(tokenizer.decoder, decoders.ByteLevel),
+        byte_level,
         clean_up=bool(settings.options.get("clean_up_tokenization_spaces", False)) and (not bpe or bool(forced)),
         notices=tuple(notices),
     )

@@ -208,10 +208,11 @@ class Text:
 
     def _unknown(self, encoding: Encoding, word: str) -> bool:
         """Return whether a token stands for what the vocabulary does not have."""
+        words: list[str] = encoding.tokens
         if isinstance(self._tokenizer.model, models.Unigram):  # whose encodings have the text instead of the token
-            return encoding.tokens != [self._tokenizer.id_to_token(token) for token in encoding.ids]
-        unknown = self._tokenizer.model.unk_token
-        return bool(unknown is not None and unknown != word and unknown in encoding.tokens)
+            return words != [self._tokenizer.id_to_token(token) for token in encoding.ids]
+        unknown: str | None = self._tokenizer.model.unk_token
+        return unknown != word and unknown in words
 
 
 def _bytes_of(word: str | None) -> bytes:

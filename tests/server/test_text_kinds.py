@@ -110,7 +110,8 @@ def kind(name: str) -> Kind:
     before = (tokenizer.token_to_id("[CLS]"),)
     is_bytes = name.startswith("byte-level")
     text = Text(ModelTokenizer(tokenizer, before, special, is_bytes, cleans, ()), replace(ARCH, vocabulary=size))
-    judge = PreTrainedTokenizerFast(
+    make: Any = PreTrainedTokenizerFast
+    judge = make(
         tokenizer_object=Tokenizer.from_str(tokenizer.to_str()),
         clean_up_tokenization_spaces=cleans,
         add_prefix_space="prefix space" in name,
