@@ -64,6 +64,16 @@ class ModelTokenizer:
     """What the loader's user should know."""
 
 
+@dataclass(frozen=True)
+class Made:
+    """A tokenizer with everything that is added to its vocabulary."""
+
+    tokenizer: Tokenizer
+    special: set[str]
+    """Texts of the tokens that are listed as special somewhere, whatever else lists them."""
+    notices: list[str]
+
+
 def read_tokenizer(folder: Path) -> ModelTokenizer:
     """Return the tokenizer of a model's folder.
 
@@ -91,9 +101,10 @@ def _read(folder: Path) -> ModelTokenizer:
             raise BadModel(f"tokenizer_class {name} reads {TOKENIZER_JSON}, which is missing; {_instead(folder)}")
         listed = settings.options.get("additional_special_tokens") or []
         extra = settings.extra if settings.extra is not None else listed
-        tokenizer, notices = whole, _finish(whole, settings, settings.named, extra, None)
+        made = _finish(whole, settings, settings.named, extra, None)
     else:
-        tokenizer, notices = _rebuild(folder, name, settings, whole)
+        made = _rebuild(folder, name, settings, whole)
+    tokenizer, notices = made.tokenizer, made.notices
     tokenizer.no_truncation()
     tokenizer.no_padding()
     if hasattr(tokenizer.model, "_resize_cache"):
@@ -110,7 +121,7 @@ def _read(folder: Path) -> ModelTokenizer:
     return ModelTokenizer(
         tokenizer,
         before_text(tokenizer.post_processor),
-        frozenset(index for index, token in tokenizer.get_added_tokens_decoder().items() if token.special),
+        frozenset(i for i, token in tokenizer.get_added_tokens_decoder().items() if token.content in made.special),
         byte_level,
         clean_up=bool(settings.options.get("clean_up_tokenization_spaces", False)) and (not bpe or bool(forced)),
         notices=tuple(notices),
@@ -133,7 +144,7 @@ def _class_name(settings: Settings) -> str:
     return name
 
 
-def _rebuild(folder: Path, name: str, settings: Settings, whole: Tokenizer | None) -> tuple[Tokenizer, list[str]]:
+def _rebuild(folder: Path, name: str, settings: Settings, whole: Tokenizer | None) -> Made:
     """Return what a class makes of a vocabulary."""
     kind = KINDS[name]
     names = kind.names | settings.named
@@ -156,8 +167,9 @@ def _rebuild(folder: Path, name: str, settings: Settings, whole: Tokenizer | Non
     if whole is not None and whole.post_processor is not None:
         tokenizer.post_processor = whole.post_processor
     extra = settings.extra if settings.extra is not None else unnamed(name, listed, settings.options)
-    notices = _finish(tokenizer, settings, names, extra, kind)
-    return tokenizer, [*notices, *_unknown(kind, source)]
+    made = _finish(tokenizer, settings, names, extra, kind)
+    made.notices.extend(_unknown(kind, source))
+    return made
 
 
 def _source_of_json(name: str, kind: Kind, settings: Settings, whole: Tokenizer, names: Names) -> Source:
@@ -188,11 +200,8 @@ def _source_of_files(folder: Path, kind: Kind, names: Names, options: dict[str, 
     return Source(kind.model.read_file(*paths), [], None, names, options)
 
 
-def _finish(tokenizer: Tokenizer, settings: Settings, names: Names, extra: list[Token], kind: Kind | None) -> list[str]:
-    """Add the tokens beside the vocabulary, in transformers' order, which numbers them, and the template.
-
-    Returns what the user should know.
-    """
+def _finish(tokenizer: Tokenizer, settings: Settings, names: Names, extra: list[Token], kind: Kind | None) -> Made:
+    """Add the tokens beside the vocabulary, in transformers' order, which numbers them, and the template."""
     notices: list[str] = []
     options = settings.options
     padding = (settings.whole or {}).get("padding")
@@ -218,6 +227,7 @@ def _finish(tokenizer: Tokenizer, settings: Settings, names: Names, extra: list[
             new[index] = AddedToken(token, special=True)
         elif token.content in texts:
             token.special = True
+    special = {token.content for token in new if isinstance(token, AddedToken) and token.special}
     last = {str(token): token for token in new}  # the library would keep the flags of the others, too
     if last:
         tokenizer.add_tokens(list(last.values()))
@@ -227,7 +237,7 @@ def _finish(tokenizer: Tokenizer, settings: Settings, names: Names, extra: list[
         start = "bos_token" if options.get("add_bos_token") and named.get("bos_token") else None
         end = "eos_token" if options.get("add_eos_token") and named.get("eos_token") else None
         tokenizer.post_processor = _template(tokenizer, tuple(filter(None, (start, "$A", end))), named)
-    return notices
+    return Made(tokenizer, special, notices)
 
 
 def _unknown(kind: Kind, source: Source) -> list[str]:

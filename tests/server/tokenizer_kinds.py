@@ -362,6 +362,9 @@ KINDS: dict[str, Kind] = {
         byte_level, whole=True, tokenizer_config=FAST, special_tokens_map={"pad_token": "<user>", "eos_token": END},
         json={"added_tokens": [token(END) | {"id": 0}, token("<user>", rstrip=True) | {"id": 4096}]},
     ),
+    "special no more": partial(
+        byte_level, whole=True, tokenizer_config=FAST | {"added_tokens_decoder": {"0": token(END, lstrip=True)}},
+    ),
     "named twice": partial(
         byte_level, whole=False, tokenizer_config=GPT2 | {
             "unk_token": {"__type": "AddedToken"} | token("a", lstrip=True, normalized=True), "cls_token": "a",
