@@ -42,11 +42,12 @@ while True:
 
 
 def possible() -> bool:
-    """True if namespaces can be made here."""
+    """True if namespaces can be made and entered here: in a chroot without a mount of its own the second fails."""
     if sys.platform != "linux" or os.geteuid() != 0 or not shutil.which("ip"):
         return False
     name = f"gpt2d-{secrets.token_hex(3)}"
-    tries = [subprocess.run(["ip", "netns", do, name], capture_output=True, timeout=10) for do in ("add", "del")]
+    commands = (["netns", "add", name], ["-n", name, "link", "set", "lo", "up"], ["netns", "del", name])
+    tries = [subprocess.run(["ip", *words], capture_output=True, timeout=10) for words in commands]
     return not any(done.returncode for done in tries)
 
 

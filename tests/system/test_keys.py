@@ -253,7 +253,7 @@ def test_a_restarted_server_with_keys_is_found_again(keyed: Keyed, tmp_path: Pat
     [
         (
             ["--endpoint", "tcp://0.0.0.0:0"],
-            r"(?s)can be reached from other machines.*keygen server.*--serve.*ssh -L",
+            r"(?s)can be reached from other machines.*keygen'? server.*--serve.*ssh -L",
         ),
         (["--endpoint", "tcp://*:0"], "can be reached from other machines"),
         (["--endpoint", "tcp://[::]:0"], "can be reached from other machines"),
