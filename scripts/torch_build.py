@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -27,12 +28,14 @@ def announce(python: Path, requirements: Path, env: Mapping[str, str]) -> None:
     print(f"asking pip which build of {torch} it would take", file=sys.stderr, flush=True)
     if not brings_cuda(python, torch, env):
         return
-    print(FETCHED.format(venv=python.parent.parent, python=python, torch=torch), file=sys.stderr, flush=True)
+    words = FETCHED.format(venv=python.parent.parent, python=shlex.quote(str(python)), torch=torch)
+    print(words, file=sys.stderr, flush=True)
     if not sys.stdin.isatty():
         return
     print("Fetch the CUDA build? [y/N] ", end="", file=sys.stderr, flush=True)
-    if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
-        sys.exit("nothing was installed")
+    answer = sys.stdin.readline()
+    if answer.strip().lower() not in {"y", "yes"}:
+        sys.exit("nothing was installed" if answer else "\nnothing was installed")  # Ctrl-D ends no line
 
 
 def brings_cuda(python: Path, torch: str, env: Mapping[str, str]) -> bool:

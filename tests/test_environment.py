@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = ("environment.py", "quiet.py", "system_packages.py", "torch_build.py")
+FILES = ("ending.py", "environment.py", "quiet.py", "system_packages.py", "torch_build.py")
 PREPARE = "import environment; environment.prepare(environment.CLIENT); print('ready')"
 DAEMON = "import environment; environment.prepare(environment.LIGHT); print('ready')"
 DECLINING = "import environment; environment.prepare(environment.LIGHT, ziglang=False); print('ready')"
@@ -126,6 +127,14 @@ class Checkout:
         out, errors = process.communicate(timeout=LIMIT_S)
         assert process.returncode or out == "ready\n"
         return process.returncode, errors
+
+    def wants_torch(self, monkeypatch: pytest.MonkeyPatch, report: Mapping[str, object]) -> None:
+        """Make everything ready for the installation of it all; pip will say that it would take what `report` says."""
+        monkeypatch.setenv("REPORT", json.dumps(report))
+        self.make_by_hand()
+        (self.root / "requirements.txt").write_text("numpy==1\ntorch==9.9\n")
+        for name in ("cluster", "report", "dev"):
+            (self.root / f"requirements-{name}.txt").touch()
 
     def steps(self) -> list[str]:
         return self.steps_file.read_text().splitlines() if self.steps_file.exists() else []
@@ -289,7 +298,7 @@ def test_a_python_that_cannot_make_environments(checkout: Checkout) -> None:
     assert "install what it lacks first" in errors and not checkout.venv.exists()
 
 
-FULL = PREPARE.replace("CLIENT", "FULL")
+FULL = "import ending, environment; ending.run(lambda: environment.prepare(environment.FULL) or 0)"
 CUDA = {"install": [{"metadata": {"name": name}} for name in ("torch", "nvidia-cublas-cu13")]}
 CPU = {"install": [{"metadata": {"name": name}} for name in ("torch", "sympy")]}
 
@@ -297,7 +306,14 @@ CPU = {"install": [{"metadata": {"name": name}} for name in ("torch", "sympy")]}
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere torch has no such build")
 @pytest.mark.parametrize(
     ("report", "answer", "installed"),
-    [(CUDA, None, True), (CUDA, b"n\n", False), (CUDA, b"y\n", True), (CPU, b"", True), ({}, b"", True)],
+    [
+        (CUDA, None, True),
+        (CUDA, b"\n", False),
+        (CUDA, b"\x04", False),
+        (CUDA, b"Yes\n", True),
+        (CPU, b"", True),
+        ({}, b"", True),
+    ],
 )
 def test_gigabytes_of_torch_are_announced(
     checkout: Checkout,
@@ -307,11 +323,7 @@ def test_gigabytes_of_torch_are_announced(
     installed: bool,
 ) -> None:
     """Before anything is fetched; a question follows only where somebody can answer it."""
-    monkeypatch.setenv("REPORT", json.dumps(report))
-    checkout.make_by_hand()
-    (checkout.root / "requirements.txt").write_text("numpy==1\ntorch==9.9\n")
-    for name in ("cluster", "report", "dev"):
-        (checkout.root / f"requirements-{name}.txt").touch()
+    checkout.wants_torch(monkeypatch, report)
     master, slave = pty.openpty()
     if answer:
         os.write(master, answer)
@@ -320,9 +332,25 @@ def test_gigabytes_of_torch_are_announced(
     os.close(master)
     os.close(slave)
     assert checkout.steps()[0] == "pip asked" and (len(checkout.steps()) > 1) is installed, errors
-    assert ("5.6 GB" in errors and "install torch==9.9" in errors) is (report == CUDA)
+    cpu = f"{shlex.quote(str(checkout.venv / 'bin' / 'python'))} -m pip install torch==9.9"
+    assert ("5.6 GB" in errors and cpu in errors) is (report == CUDA), "and a shell takes that"
     assert ("Fetch the CUDA build?" in errors) is (report == CUDA and answer is not None)
     assert (process.returncode == 0) is installed
+
+
+def test_ctrl_c_is_an_answer_too(checkout: Checkout, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkout.wants_torch(monkeypatch, CUDA)
+    master, slave = pty.openpty()
+    process = checkout.start(code=FULL, stdin=slave)
+    assert process.stderr
+    said = ""
+    while not said.endswith("[y/N] "):
+        said += process.stderr.read(1)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.communicate(timeout=LIMIT_S) == ("", "") and process.returncode == 130
+    os.close(master)
+    os.close(slave)
+    assert checkout.steps() == ["pip asked"]
 
 
 def has_compiler(checkout: Checkout, name: str | None) -> None:
