@@ -202,7 +202,6 @@ def _source_of_files(folder: Path, kind: Kind, names: Names, options: dict[str, 
 
 def _finish(tokenizer: Tokenizer, settings: Settings, names: Names, extra: list[Token], kind: Kind | None) -> Made:
     """Add the tokens beside the vocabulary, in transformers' order, which numbers them, and the template."""
-    notices: list[str] = []
     options = settings.options
     padding = (settings.whole or {}).get("padding")
     if padding and "pad_token" not in names:
@@ -215,12 +214,7 @@ def _finish(tokenizer: Tokenizer, settings: Settings, names: Names, extra: list[
         if token is not None and str(token) not in known and token not in new:
             new.append(token)
     explicit = "add_bos_token" in options or "add_eos_token" in options
-    said = {str(token) for token in (*settings.named.values(), *settings.specific.values(), *extra)}
-    if new and new[-1] == END_OF_TEXT and not explicit and END_OF_TEXT not in said:
-        unknown = [token for token in new if tokenizer.token_to_id(str(token)) is None]
-        if new[-1] in unknown and tokenizer.get_vocab_size() + len(unknown) > settings.rows:
-            new.pop()
-            notices.append(f"the model has no token {END_OF_TEXT}: in a prompt it is text like any other")
+    notices = _without_end(new, tokenizer, settings, extra) if not explicit else []
     texts = {str(token) for token in named.values() if token}
     for index, token in enumerate(new):
         if isinstance(token, str):
@@ -238,6 +232,18 @@ def _finish(tokenizer: Tokenizer, settings: Settings, names: Names, extra: list[
         end = "eos_token" if options.get("add_eos_token") and named.get("eos_token") else None
         tokenizer.post_processor = _template(tokenizer, tuple(filter(None, (start, "$A", end))), named)
     return Made(tokenizer, special, notices)
+
+
+def _without_end(new: list[Token], tokenizer: Tokenizer, settings: Settings, extra: list[Token]) -> list[str]:
+    """Take the end of text away where only its class has it, it would be the last token, and the model has no such."""
+    said = {str(token) for token in (*settings.named.values(), *settings.specific.values(), *extra)}
+    if not new or new[-1] != END_OF_TEXT or END_OF_TEXT in said:
+        return []
+    unknown = [token for token in new if tokenizer.token_to_id(str(token)) is None]
+    if new[-1] not in unknown or tokenizer.get_vocab_size() + len(unknown) <= settings.rows:
+        return []
+    new.pop()
+    return [f"the model has no token {END_OF_TEXT}: in a prompt it is text like any other"]
 
 
 def _unknown(kind: Kind, source: Source) -> list[str]:
