@@ -23,6 +23,7 @@ from server.gateway.gateway import Gateway
 from server.launch.spec import Spec
 from server.link import ForWorker, FromWorker, Ready, Started, Work
 from tests.conftest import wait_for
+from tests.server.test_weights import copy_demo
 
 WAIT_MS = 10_000
 M = TypeVar("M", bound=ForWorker)
@@ -355,6 +356,15 @@ def test_a_failed_load_of_more_leaves_what_was_there(daemon: Daemon) -> None:
     daemon.worker().say(READY)
     wait_for(lambda: [w.state for w in daemon.client.ping().workers] == ["ready"])
     assert daemon.launcher.started.empty(), "one was kept"
+
+
+def test_heads_that_an_engine_cannot_compute_start_no_worker(daemon: Daemon, tmp_path: Path) -> None:
+    copy_demo(tmp_path / "narrow", n_head=64)
+    says = "its attention heads are 4 wide, and engine onnx computes multiples of 8; use native"
+    for ask in (daemon.client.load, daemon.client.measure):
+        with pytest.raises(BadModel, match=f"{says}$"):
+            ask("narrow", engine="onnx", precision="int8")
+    assert daemon.launcher.started.empty()
 
 
 @pytest.mark.parametrize(

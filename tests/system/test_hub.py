@@ -280,7 +280,11 @@ def test_other_repositories_need_a_word_of_the_operator(tmp_path: Path, cache: P
 
 def test_what_is_refused_costs_no_weights(tmp_path: Path, cache: Path, hub: Hub) -> None:
     """Not one request for them: the configuration and the tokenizer are checked first, and a gate is told."""
-    hub.files |= {f"some/{name}/model.safetensors": WEIGHTS.read_bytes() for name in ("llama", "tokens", "gate")}
+    hub.files |= {
+        f"some/{name}/model.safetensors": WEIGHTS.read_bytes() for name in ("llama", "tokens", "gate", "heads")
+    }
+    narrow = json.loads((DEMO_FOLDER / "config.json").read_text()) | {"n_head": 64}
+    hub.files["some/heads/config.json"] = json.dumps(narrow).encode()
     for name in ("some/tokens", "some/gate"):
         hub.add(name, DEMO_FOLDER, "config.json")
     hub.files |= {"some/llama/config.json": b'{"model_type": "llama"}', "some/tokens/tokenizer.json": b"{}"}
@@ -289,6 +293,8 @@ def test_what_is_refused_costs_no_weights(tmp_path: Path, cache: Path, hub: Hub)
     with Client(daemon.endpoint) as client:
         with pytest.raises(BadModel, match="its architecture is 'llama'; only gpt2 is supported"):
             client.load("some/llama")
+        with pytest.raises(BadModel, match="attention heads are 4 wide, and engine onnx computes multiples of 8; use"):
+            client.load("some/heads", engine="onnx")
         with pytest.raises(BadModel, match="tokenizer"):
             client.load("some/tokens")
         with pytest.raises(LoadFailed, match=rf"{hub.url}/some/gate is gated: accept its terms on that page, and give"):
