@@ -391,6 +391,6 @@ def test_what_users_should_know_is_looked_at_again_after_a_while(monkeypatch: py
     told = iter([["first"], ["second"]])
     monkeypatch.setattr(status, "notices", lambda: next(told))
     monkeypatch.setattr(status, "NOTICES_S", 1e9)
-    assert [status.server_info("x", "admin").notices for _ in range(2)] == [["first"], ["first"]]
+    assert [status.server_info("x", "admin", Config()).notices for _ in range(2)] == [["first"], ["first"]]
     monkeypatch.setattr(status, "NOTICES_S", 1e-9)
-    assert status.server_info("x", "admin").notices == ["second"]
+    assert status.server_info("x", "admin", Config()).notices == ["second"]
