@@ -11,8 +11,10 @@ import json
 import sys
 import tempfile
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -164,47 +166,53 @@ def base(folder: Path, *, tied: bool = True) -> None:
     save_file(made, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def tensors_of(adapter: Adapter) -> dict[str, NDArray[np.float32]]:
-    """Return an adapter's tensors by their names in the file."""
+def tensors_of(adapter: Adapter, width: int, vocabulary: int, strength: np.float32) -> dict[str, NDArray[np.float32]]:
+    """Return an adapter's tensors by their names in the file; the base has that width and vocabulary."""
     made = {}
     for module in adapter.modules:
         rank = adapter.ranks.get(module, int(str(adapter.settings.get("r", PEFT["r"]))))
-        inputs, outputs = _sizes(module, adapter.vocabulary)
+        inputs, outputs = _sizes(module, width, adapter.vocabulary)
         a, b = "lora_A.weight", "lora_B.weight"
         if module.endswith(("wte", "wpe")):
             a, b = "lora_embedding_A", "lora_embedding_B"
         made[f"{module}.{a}"] = values(f"{module} A", rank, inputs)
-        made[f"{module}.{b}"] = values(f"{module} B", outputs, rank)
+        made[f"{module}.{b}"] = strength * values(f"{module} B", outputs, rank)
         if adapter.settings.get("lora_bias"):
             made[f"{module}.lora_B.bias"] = values(f"{module} bias", outputs)
     for name in adapter.whole:
-        inputs, outputs = _sizes(name.replace(".base_layer", "").rpartition(".")[0], adapter.vocabulary)
+        inputs, outputs = _sizes(name.replace(".base_layer", "").rpartition(".")[0], width, adapter.vocabulary)
         shape: tuple[int, ...] = (inputs, outputs) if name.endswith("weight") else (outputs,)
         if ".ln_" in name:
             shape = (outputs,)
         # Where a vocabulary grew, the table and the head are one tensor, and are both stored.
-        same = adapter.vocabulary != VOCABULARY
+        same = adapter.vocabulary != vocabulary
         made[name] = values(
             "grown" if same else f"{name} whole", *(shape[::-1] if name.startswith("lm_head") else shape)
         )
     return {PREFIX + name: tensor for name, tensor in made.items()}
 
 
-def _sizes(module: str, vocabulary: int) -> tuple[int, int]:
+def _sizes(module: str, width: int, vocabulary: int) -> tuple[int, int]:
+    """Return a module's inputs and outputs; of a table, its rows and their width."""
     if module == "lm_head":
-        return WIDTH, vocabulary
+        return width, vocabulary
     part = module.removeprefix("transformer.")
     if part in {"wte", "wpe"}:
-        return vocabulary if part == "wte" else CONTEXT, WIDTH
-    return SIZES.get(part.split(".", 2)[-1], (WIDTH, WIDTH))
+        return vocabulary if part == "wte" else CONTEXT, width
+    inputs, outputs = SIZES.get(part.split(".", 2)[-1], (WIDTH, WIDTH))
+    return inputs * width // WIDTH, outputs * width // WIDTH
 
 
-def write(folder: Path, adapter: Adapter, **settings: object) -> None:
-    """Write an adapter's folder, as peft's save_pretrained."""
+def write(
+    folder: Path, adapter: Adapter, settings: Mapping[str, object] = MappingProxyType({}), *, width: int = WIDTH,
+    vocabulary: int = VOCABULARY, strength: float = 1.0,
+) -> None:  # fmt: skip
+    """Write an adapter's folder, as peft's save_pretrained; its base has that width and vocabulary."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = PEFT | adapter.settings | {"base_model_name_or_path": adapter.base} | settings
+    config = PEFT | adapter.settings | {"base_model_name_or_path": adapter.base, **settings}
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2))
-    save_file(tensors_of(adapter), folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    tensors = tensors_of(adapter, width, vocabulary, np.float32(strength))
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
 def ask(folder: Path, base: Path, vocabulary: int) -> list[float]:

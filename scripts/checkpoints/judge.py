@@ -6,6 +6,7 @@ It imports the standard library, torch and transformers alone: that environment 
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -14,6 +15,7 @@ from typing import Any, TypedDict
 
 NEW_TOKENS = 12
 PROBE = "a"
+ADAPTER = "adapter_config.json"
 
 
 class Told(TypedDict):
@@ -43,8 +45,14 @@ def ask(folder: Path, texts: list[str], prompts: list[str]) -> Answer:
     from transformers import AutoTokenizer, GPT2LMHeadModel
 
     of_tokenizer: Any = AutoTokenizer
-    tokenizer = of_tokenizer.from_pretrained(folder)
     whole: Any = GPT2LMHeadModel
+    place = folder
+    if (folder / ADAPTER).is_file():
+        peft: Any = importlib.import_module("peft")  # which is in the judge's environment
+        whole = peft.AutoPeftModelForCausalLM
+        if not (folder / "tokenizer_config.json").is_file():
+            place = Path(json.loads((folder / ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"])
+    tokenizer = of_tokenizer.from_pretrained(place)
     model = whole.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     with torch.inference_mode():
         told = [_text(model, tokenizer, text) for text in texts]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scripts.checkpoints import byte_pairs, configurations, vocabularies, weights, wild
+from scripts.checkpoints import byte_pairs, configurations, low_rank, vocabularies, weights, wild
 from scripts.checkpoints.kind import Kind
 
 KINDS: tuple[Kind, ...] = (
@@ -11,4 +11,5 @@ KINDS: tuple[Kind, ...] = (
     *byte_pairs.kinds(),
     *vocabularies.kinds(),
     *wild.kinds(),
+    *low_rank.kinds(),
 )

@@ -181,7 +181,7 @@ def test_each_tensor_is_used_or_named(bases: Path, tmp_path: Path, change: Calla
 
 
 def test_modules_to_save_must_be_there(bases: Path, tmp_path: Path) -> None:
-    write(tmp_path / "adapter", PLAIN, modules_to_save=["ln_f"])
+    write(tmp_path / "adapter", PLAIN, {"modules_to_save": ["ln_f"]})
     with pytest.raises(BadModel, match=r"has no transformer\.ln_f\.weight, which modules_to_save asks for"):
         open_weights(tmp_path / "adapter", architecture_of(bases / BASE, None), bases / BASE)
 
@@ -228,15 +228,14 @@ def test_a_larger_table_alone_is_named(bases: Path, tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_what_is_not_supported_is_named(tmp_path: Path, settings: dict[str, object], says: str) -> None:
-    write(tmp_path, PLAIN, **settings)
+    write(tmp_path, PLAIN, settings)
     with pytest.raises(BadModel, match=says):
         read_adapter(tmp_path)
 
 
 def test_what_a_later_version_leaves_out_is_no_hindrance(tmp_path: Path) -> None:
-    write(
-        tmp_path, PLAIN, of_a_later_version=None, another=False, a_third={}, peft_version="1.0", auto_mapping={"a": 1}
-    )
+    left_out: dict[str, object] = {"of_a_later_version": None, "another": False, "a_third": {}}
+    write(tmp_path, PLAIN, {**left_out, "peft_version": "1.0", "auto_mapping": {"a": 1}})
     assert read_adapter(tmp_path).base == BASE
 
 
@@ -270,7 +269,7 @@ def test_the_catalogue_finds_an_adapter_and_its_base(models: Path) -> None:
 @pytest.mark.parametrize("name", ["gpt2", "openai-community/gpt2", "distilbert/distilgpt2"])
 def test_a_published_base_is_found_by_both_its_names(models: Path, name: str) -> None:
     """It is downloaded when the adapter is loaded; a folder of that name comes first."""
-    write(models / "adapter", PLAIN, base_model_name_or_path=name)
+    write(models / "adapter", PLAIN, {"base_model_name_or_path": name})
     found = find(models)
     assert found.base and found.base.name == name.rpartition("/")[2] and found.folder and not found.on_disk
     assert found.file_bytes > 300_000_000 and found.architecture == found.base.architecture
@@ -279,7 +278,7 @@ def test_a_published_base_is_found_by_both_its_names(models: Path, name: str) ->
 
 
 def test_a_base_of_the_hub_is_found_where_it_is_allowed(models: Path) -> None:
-    write(models / "adapter", PLAIN, base_model_name_or_path="somebody/gpt2-poems")
+    write(models / "adapter", PLAIN, {"base_model_name_or_path": "somebody/gpt2-poems"})
     found = find(models, allow_hub=True)
     assert found.base and found.base.name == "somebody/gpt2-poems" and found.architecture is None and not found.on_disk
     assert problem(models) == (
@@ -297,7 +296,7 @@ def test_a_base_of_the_hub_is_found_where_it_is_allowed(models: Path) -> None:
 )  # fmt: skip
 @pytest.mark.parametrize("allow_hub", [False, True])
 def test_a_base_is_never_a_path(models: Path, path: str, allow_hub: bool) -> None:
-    write(models / "adapter", PLAIN, base_model_name_or_path=path)
+    write(models / "adapter", PLAIN, {"base_model_name_or_path": path})
     assert problem(models, allow_hub=allow_hub).startswith(
         f"adapter_config.json has base_model_name_or_path={path!r}, a path, and bases are found by name: write one of "
         "demo, gpt2, "
@@ -305,14 +304,14 @@ def test_a_base_is_never_a_path(models: Path, path: str, allow_hub: bool) -> Non
 
 
 def test_a_base_that_is_not_there_is_named(models: Path) -> None:
-    write(models / "adapter", PLAIN, base_model_name_or_path="poems")
+    write(models / "adapter", PLAIN, {"base_model_name_or_path": "poems"})
     assert "base_model_name_or_path='poems', and there is no such model; there are: demo, gpt2," in problem(models)
 
 
 def test_a_base_is_a_whole_model(models: Path) -> None:
     write(models / "adapter", PLAIN)
-    write(models / "second", PLAIN, base_model_name_or_path="adapter")
-    write(models / "itself", PLAIN, base_model_name_or_path="itself")
+    write(models / "second", PLAIN, {"base_model_name_or_path": "adapter"})
+    write(models / "itself", PLAIN, {"base_model_name_or_path": "itself"})
     assert problem(models, "second").startswith("its base adapter is an adapter itself: merge it into its base")
     assert problem(models, "itself").startswith("its base itself is an adapter itself")
     (models / BASE / TOKENIZER).unlink()
@@ -359,7 +358,7 @@ def test_a_digest_is_of_both_and_of_the_settings(models: Path, tmp_path: Path) -
     expected = logits(first)
     seen = {first.digest}
     for change in (
-        lambda: write(models / "adapter", PLAIN, lora_alpha=7),
+        lambda: write(models / "adapter", PLAIN, {"lora_alpha": 7}),
         lambda: change_tensors(models / "adapter", lambda has: {name: 2 * tensor for name, tensor in has.items()}),
         lambda: shutil.copy(models / "untied" / "model.safetensors", models / BASE),
     ):
