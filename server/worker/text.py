@@ -102,12 +102,12 @@ class Text:
         Raises: BadRequest if the model has none, since a vocabulary need not have every character.
         """
         encodings = [self._encoding(form) for form in (word, f" {word}")]
-        forms = [encoding.ids for encoding in encodings]
+        forms = [self._known(encoding.ids) for encoding in encodings]
         if not all(forms) or any(self._unknown(encoding, word) for encoding in encodings):
             raise BadRequest(f"bad_words: this model has no token for {word!r}")
         if self._begins_with_space(forms[0]):
             forms += self._inside(word)
-        return [self._known(form) for i, form in enumerate(forms) if form not in forms[:i]]
+        return [form for i, form in enumerate(forms) if form not in forms[:i]]
 
     def stops(self, strings: Many[str]) -> frozenset[int]:
         """Return the special tokens whose names are stop strings.
@@ -198,13 +198,15 @@ class Text:
             encoding = self._encoding(anchor + word)
             places = encoding.offsets
             at = next((i for i, (begin, _) in enumerate(places) if begin >= len(anchor)), 0)
-            parted = at and places[at - 1][1] <= len(anchor)
-            if parted and not self._begins_with_space(encoding.ids[at:]):
-                return [encoding.ids[at:]]
+            form = self._known(encoding.ids[at:])
+            if at and places[at - 1][1] <= len(anchor) and not self._begins_with_space(form):
+                return [form]
         return []
 
     def _begins_with_space(self, ids: list[int]) -> bool:
-        return self._bytes is None and str(self._tokenizer.id_to_token(ids[0])).startswith(SPACE)
+        if self._bytes is not None:
+            return self._bytes[ids[0]].startswith(b" ")
+        return str(self._words[ids[0]]).startswith(SPACE)
 
     def _unknown(self, encoding: Encoding, word: str) -> bool:
         """Return whether a token stands for what the vocabulary does not have."""

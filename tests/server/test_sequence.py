@@ -7,7 +7,7 @@ import time
 from hypothesis import given, strategies as st
 
 from protocol.messages import Generate
-from server.worker.increments import ByteDecoder
+from server.worker.increments import ByteDecoder, CleanDecoder, Decoder
 from server.worker.sequence import Generation, Sequence
 from server.worker.text import Vocabulary
 
@@ -16,19 +16,24 @@ TABLE = [bytes([i]) for i in range(256)] + [b""]
 END = 256
 
 
-def make(**settings: object) -> Sequence:
+def make(
+    decoder: Decoder | None = None,
+    stops: frozenset[int] = frozenset(),
+    prompt: bytes = b"A",
+    **settings: object,
+) -> Sequence:
     request = Generate(prompt="", **({"max_new_tokens": 1000} | settings))  # type: ignore[arg-type]
     return Sequence(
         Generation(
             id=1,
             group=0,
             request=request,
-            prompt=[65],
+            prompt=list(prompt),
             dropped=0,
             seed=0,
             bad_words=[],
-            stops=frozenset(),
-            vocabulary=Vocabulary(ByteDecoder(TABLE), (END,)),
+            stops=stops,
+            vocabulary=Vocabulary(decoder or ByteDecoder(TABLE), (END,)),
             received=time.monotonic(),
         )
     )
@@ -91,6 +96,26 @@ def test_end_of_text_ends_it_unless_ignored() -> None:
     sequence.begin(0)
     sequence.advance([END], 1)
     assert sequence.finished is None
+
+
+def test_a_special_token_can_be_a_stop_string() -> None:
+    sequence = make(stops=frozenset({END}), stop=["<end>"], ignore_eos=True)
+    assert feed(sequence, b"a") == ["a"]
+    sequence.advance([END], 1)
+    assert (sequence.finished, sequence.text, sequence.ids[-1]) == ("stop", "a", END)
+
+
+def test_a_stop_string_that_only_the_end_of_the_text_shows() -> None:
+    sequence = make(CleanDecoder(ByteDecoder(TABLE)), stop=[" '"], max_new_tokens=4)
+    assert feed(sequence, b"it '") == ["i", "t", "", ""], "it could become it's"
+    assert (sequence.finished, sequence.text) == ("stop", "it")
+    assert "".join(feed(make(CleanDecoder(ByteDecoder(TABLE)), stop=[" '"], max_new_tokens=5), b"it 's")) == "it's"
+
+
+def test_a_character_that_the_prompt_begins_is_written_whole() -> None:
+    begun, rest = "€".encode()[:2], "€".encode()[2:]
+    assert "".join(feed(make(prompt=begun), rest + b"!")) == "€!"
+    assert "".join(feed(make(prompt=begun), b"!?")) == "!?"
 
 
 def test_the_ledger_counts() -> None:
