@@ -51,8 +51,10 @@ INITIAL = (True, False, "gaussian", "eva", "orthogonal", "mica")
 """Initialisations that leave the base as it is; pissa, olora, corda, loftq and lora_ga take something out of it."""
 MERGE = "merge it with peft (merge_and_unload, then save_pretrained) and take that folder"
 NAME = re.compile(r"[\w.-]+", re.ASCII)
-MAX_PATTERN, MAX_PATTERNS = 1000, 4096
-MAX_REPEATS = 4
+REPEATS = re.compile(r"[*+?{]")
+MAX_PATTERN, MAX_REPEATS = 1000, 4
+MAX_PATTERNS, MAX_REPEATING = 256, 32
+"""Most modules that a map names (gpt2-xl has 195), and of these patterns with repetitions: seconds at the worst."""
 Pattern = tuple[str, ...] | str
 """Names of modules, or a regular expression for them."""
 
@@ -213,12 +215,14 @@ def _patterns(config: Mapping[str, Any], key: str) -> Iterable[tuple[str, object
         raise _wrong(key, found, f"a map of at most {MAX_PATTERNS} modules")
     for pattern in found:
         _regular(key, pattern)
+    if sum(bool(REPEATS.search(pattern)) for pattern in found) > MAX_REPEATING:
+        raise BadModel(f"{ADAPTER_CONFIG} has more than {MAX_REPEATING} regular expressions in {key}: write names")
     return found.items()
 
 
 def _regular(key: str, pattern: str) -> str:
     """Check a regular expression that somebody else has written: one that could take for ever is refused."""
-    repeats = len(re.findall(r"[*+?{]", pattern))
+    repeats = len(REPEATS.findall(pattern))
     if len(pattern) > MAX_PATTERN or repeats > MAX_REPEATS or re.search(r"\)[*+{]", pattern):
         raise BadModel(
             f"{ADAPTER_CONFIG} has {key}={_short(pattern)}, a regular expression with more than {MAX_REPEATS} "

@@ -220,6 +220,8 @@ def test_a_larger_table_alone_is_named(bases: Path, tmp_path: Path) -> None:
         ({"use_rslora": "yes"}, "use_rslora='yes'; expected true or false"),
         ({"rank_pattern": {"c_attn": "8"}}, "rank_pattern='8'; expected a rank"),
         ({"rank_pattern": {"(a+)+$": 3}}, "a repeated group: write the names of the modules"),
+        ({"alpha_pattern": {f".*{i}": 3 for i in range(40)}}, "more than 32 regular expressions in alpha_pattern"),
+        ({"rank_pattern": {f"h{i}": 3 for i in range(300)}}, "expected a map of at most 256 modules"),
         ({"target_modules": ".*.*.*.*.*c_attn"}, "more than 4 repetitions"),
         ({"target_modules": "("}, "no regular expression"),
         ({"target_modules": 5}, "target_modules=5; expected names of modules"),
