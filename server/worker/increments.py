@@ -105,13 +105,18 @@ class Increments:
     character, or takes a space away), the continuation is what follows their common beginning.
     """
 
-    def __init__(self, decoder: Decoder, prompt: Many[int] = ()) -> None:
-        """Begin after a prompt, with a decoder that has no tokens yet and belongs to this from now on."""
+    def __init__(self, decoder: Decoder, passed: str = "") -> None:
+        """Make one with a decoder that has taken the prompt, and the end of the prompt's text that it holds back."""
         self._decoder = decoder
+        self._passed = passed
+        """What is left of that end, as long as the continuation begins with it."""
+
+    @classmethod
+    def after(cls, decoder: Decoder, prompt: Many[int]) -> Increments:
+        """Begin after a prompt, with a decoder that has no tokens yet and belongs to this from now on."""
         for token in prompt:
             decoder.push(token)
-        self._passed = decoder.fork().flush()
-        """End of the prompt's own text that new tokens may change, as long as the continuation begins with it."""
+        return cls(decoder, decoder.fork().flush())
 
     def push(self, token: int) -> str:
         """Take a new token; return the text that no later one can change."""
@@ -123,9 +128,7 @@ class Increments:
 
     def fork(self) -> Increments:
         """Return a copy that goes its own way."""
-        other = Increments(self._decoder.fork())
-        other._passed = self._passed
-        return other
+        return Increments(self._decoder.fork(), self._passed)
 
     def _after_prompt(self, text: str) -> str:
         if not self._passed or not text:

@@ -38,7 +38,7 @@ class Vocabulary:
 
     def increments(self, prompt: Many[int] = ()) -> Increments:
         """Return a decoder for what is written after a prompt."""
-        return Increments(self.decoder.fork(), prompt)
+        return Increments.after(self.decoder.fork(), prompt)
 
     def text_of(self, token: int) -> str:
         """Return the text of a token by itself, with a replacement character for a part of a character."""
@@ -141,7 +141,7 @@ class Text:
 
         Raises: BadRequest for one not in the vocabulary, or if there are none and the model has no first token.
         """
-        return self._checked(ids) or self._before or self._empty()
+        return self._checked(ids) or list(self._before) or self._empty()
 
     def _checked(self, ids: Many[int]) -> list[int]:
         if ids and max(ids) >= self._size:
