@@ -22,7 +22,9 @@ class Told(TypedDict):
     """A text: its tokens, the first character of each and the one after its last, and its log-probabilities."""
 
     ids: list[int]
-    spans: list[tuple[int, int]]
+    plain: list[int]
+    """Its tokens where the names of special tokens are text as any other."""
+    spans: list[list[int]]
     logprobs: list[float | None]
 
 
@@ -59,16 +61,16 @@ def ask(folder: Path, texts: list[str], prompts: list[str]) -> Answer:
         return {"texts": told, "prompts": [_prompt(model, tokenizer, prompt) for prompt in prompts]}
 
 
-def _encode(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+def _encode(tokenizer: Any, text: str, *, plain: bool = False) -> tuple[list[int], list[list[int]]]:
     """Return a text's tokens without those that are put after it, and their places in it."""
     bare = len(tokenizer(PROBE, add_special_tokens=False).input_ids)
     probe = tokenizer(PROBE).input_ids
     inside = tokenizer(PROBE, add_special_tokens=False).input_ids
     before = next(i for i in range(len(probe)) if probe[i : i + bare] == inside)
     after = len(probe) - before - bare
-    found = tokenizer(text, return_offsets_mapping=True)
+    found = tokenizer(text, return_offsets_mapping=True, split_special_tokens=plain)
     keep = len(found.input_ids) - after
-    return list(found.input_ids[:keep]), [tuple(span) for span in found.offset_mapping[:keep]]
+    return list(found.input_ids[:keep]), [list(span) for span in found.offset_mapping[:keep]]
 
 
 def _text(model: Any, tokenizer: Any, text: str) -> Told:
@@ -80,7 +82,8 @@ def _text(model: Any, tokenizer: Any, text: str) -> Told:
         logits = model(torch.tensor([ids])).logits[0, :-1].double()
         chosen = torch.log_softmax(logits, -1).gather(1, torch.tensor(ids[1:])[:, None])
         logprobs += chosen[:, 0].tolist()
-    return {"ids": ids, "spans": spans, "logprobs": logprobs}
+    plain = _encode(tokenizer, text, plain=True)[0]
+    return {"ids": ids, "plain": plain, "spans": spans, "logprobs": logprobs}
 
 
 def _prompt(model: Any, tokenizer: Any, prompt: str) -> Continued:
@@ -98,7 +101,9 @@ def _prompt(model: Any, tokenizer: Any, prompt: str) -> Continued:
         do_sample=False, max_new_tokens=NEW_TOKENS, eos_token_id=ends or None, pad_token_id=0
     )
     fed: list[Any] = ids or [beginning]
-    out = model.generate(torch.tensor([fed]))[0].tolist()
+    given = torch.tensor([fed])
+    # Else it takes tokens that are the padding's for padding.
+    out = model.generate(given, attention_mask=torch.ones_like(given))[0].tolist()
     model.generation_config = own
     new = out[len(fed) :]
     start = tokenizer.decode(ids, skip_special_tokens=True)
@@ -109,6 +114,9 @@ def _prompt(model: Any, tokenizer: Any, prompt: str) -> Continued:
 
 def main() -> None:
     """Answer each line with one: the answer, or an error's name and message."""
+    import torch
+
+    torch.set_num_threads(1)  # the models are so small that a second one only costs
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print is no answer
     for line in sys.stdin:

@@ -14,6 +14,7 @@ LOAD_S = 120.0
 
 class Told(TypedDict):
     ids: list[int]
+    plain: list[int]
     offsets: list[int]
     text: str
     logprobs: list[float | None]
@@ -63,7 +64,8 @@ def _text(client: Client, text: str) -> Told:
     logprobs: list[float | None] = [None] * len(found.ids)
     if len(found.ids) > 1:
         logprobs = client.score(text).logprobs
-    return {"ids": found.ids, "offsets": found.offsets, "text": found.text, "logprobs": logprobs}
+    plain = client.tokenize(text, specials=False).ids
+    return {"ids": found.ids, "plain": plain, "offsets": found.offsets, "text": found.text, "logprobs": logprobs}
 
 
 def _prompt(client: Client, prompt: str) -> Continued:

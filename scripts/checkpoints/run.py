@@ -151,7 +151,8 @@ class Run:
             else:
                 kept[kind.name] = theirs
         COMMITTED.parent.mkdir(exist_ok=True)
-        COMMITTED.write_text(json.dumps(kept, ensure_ascii=False, indent=1, sort_keys=True), encoding="utf-8")
+        lines = [f"{json.dumps(name)}: {json.dumps(answer)}" for name, answer in sorted(kept.items())]
+        COMMITTED.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
     def __enter__(self) -> Self:
         return self
