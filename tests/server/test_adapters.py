@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from protocol.errors import BadModel
-from scripts.checkpoints.adapters import ADAPTERS, BASE, EXPECTED, IDS, PREFIX, VOCABULARY, Adapter, base, write
+from scripts.checkpoints.adapters import ADAPTERS, BASE, EXPECTED, IDS, PREFIX, VOCABULARY, Adapter, base, values, write
+from scripts.checkpoints.small import CONFIG
 from server.catalogue.adapters import architecture_of, read_adapter, tokenizer_folder
 from server.catalogue.catalogue import DEMO_FOLDER, Catalogue, Model
 from server.catalogue.files import model_files
@@ -110,6 +111,10 @@ def test_adapter_model_bin_and_every_type_are_read(bases: Path, tmp_path: Path, 
 def test_a_base_of_any_kind_is_merged_in_float32(tmp_path: Path, kind: str) -> None:
     KINDS[kind](tmp_path / "of")
     write(tmp_path / "adapter", PLAIN)
+    shapes = {"A": (2, CONFIG["n_embd"]), "B": (3 * CONFIG["n_embd"], 2)}
+    names = {f"{PREFIX}{module}.lora_{which}.weight": which for module in PLAIN.modules for which in "AB"}
+    fitting = {name: values(name, *shapes[which]) for name, which in names.items()}
+    save_file(fitting, tmp_path / "adapter" / "adapter_model.safetensors")
     arch = architecture_of(tmp_path / "of", None)
     weights = open_weights(tmp_path / "adapter", arch, tmp_path / "of")
     before = open_weights(tmp_path / "of", arch, None)

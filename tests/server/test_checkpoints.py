@@ -6,101 +6,56 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file, save_model
-from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, GPT2Model
+from safetensors.torch import load_file, save_file
+from transformers import GPT2ForSequenceClassification, GPT2LMHeadModel, GPT2Model
 
 from protocol.errors import BadModel
+from scripts.checkpoints.kind import Make
+from scripts.checkpoints.small import model, save
+from scripts.checkpoints.weights import (
+    QKV,
+    binary,
+    binary_shards,
+    both,
+    changed,
+    head_alone,
+    of_class,
+    rewrite,
+    shards,
+    stored,
+    tensors,
+    with_heads,
+    without,
+)
 from server.catalogue.architecture import Architecture, read_architecture
 from server.catalogue.catalogue import DEMO_FOLDER, Catalogue
 from server.catalogue.files import model_files
 from server.checkpoint.tensors import Weights
 from server.engines.load import load_engine
 
-CONFIG = {
-    "n_layer": 2, "n_head": 2, "n_embd": 16, "n_positions": 32, "vocab_size": 48, "bos_token_id": 0, "eos_token_id": 0,
-}  # fmt: skip
 IDS = [5, 6, 7, 40]
-
-
-def model(kind: Any = GPT2LMHeadModel, **config: object) -> Any:
-    """A model of transformers whose logits are not flat."""
-    torch.manual_seed(1)
-    made: Any = GPT2Config
-    return kind(made(**CONFIG, initializer_range=0.4, pad_token_id=0, **config)).eval()
-
-
-def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
-
-
-def rewrite(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Callable[[Path], None]:
-    def make(folder: Path) -> None:
-        model().save_pretrained(folder)
-        save_file(change(tensors(folder)), folder / "model.safetensors", metadata={"format": "pt"})
-
-    return make
-
-
-def dtype(kind: torch.dtype) -> Callable[[Path], None]:
-    return lambda folder: model().to(kind).save_pretrained(folder)
-
-
-def mixed(folder: Path) -> None:
-    kinds = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
-    rewrite(lambda has: {n: t.to(kinds[i % 4]) for i, (n, t) in enumerate(has.items())})(folder)
-
-
-def binary(folder: Path, *, old: bool = False, prefix: str = "") -> None:
-    """All of the state dict, tied head and buffers too, as before safetensors."""
-    whole = model()
-    whole.config.save_pretrained(folder)
-    state = {prefix + name: tensor for name, tensor in whole.state_dict().items()}
-    masks = {f"{prefix}transformer.h.{i}.attn.bias": torch.ones(1, 1, 32, 32, dtype=torch.uint8) for i in range(2)}
-    masks |= {f"{prefix}transformer.h.{i}.attn.masked_bias": torch.tensor(-1e4) for i in range(2)}
-    torch.save(state | masks, folder / "pytorch_model.bin", _use_new_zipfile_serialization=not old)
-
-
-def binary_shards(folder: Path) -> None:
-    model().save_pretrained(folder, safe_serialization=False, max_shard_size="10KB")
-
-
-def both(folder: Path) -> None:
-    """safetensors and a pytorch_model.bin with other values: the first is read."""
-    model().save_pretrained(folder)
-    torch.save({n: t + 1 for n, t in tensors(folder).items()}, folder / "pytorch_model.bin")
-
-
-def with_heads(has: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What is no parameter has any shape and type."""
-    beside = {"v_head.summary.weight": torch.zeros(1, 16), "score.weight": torch.zeros(3, 16, dtype=torch.int8)}
-    beside |= {"transformer.h.0.attn.bias": torch.ones(1, 1, 32, 32, dtype=torch.bool)}
-    return has | beside | {"transformer.h.1.attn.masked_bias": torch.zeros((), dtype=torch.uint8)}
-
-
-KINDS: dict[str, Callable[[Path], None]] = {
-    "fp32": dtype(torch.float32),
-    "fp16": dtype(torch.float16),
-    "bf16": dtype(torch.bfloat16),
-    "fp64": dtype(torch.float64),
-    "mixed": mixed,
-    "shards": lambda folder: model().save_pretrained(folder, max_shard_size="10KB"),
+KINDS: dict[str, Make] = {
+    "fp32": stored("fp32", "safetensors"),
+    "fp16": stored("fp16", "safetensors"),
+    "bf16": stored("bf16", "safetensors"),
+    "fp64": stored("fp64", "safetensors"),
+    "mixed": stored("mixed", "safetensors"),
+    "shards": shards,
     "bin": binary,
     "bin of torch 1.5": lambda folder: binary(folder, old=True),
     "bin shards": binary_shards,
     "safetensors and bin": both,
-    "no prefix": lambda folder: model(GPT2Model).save_pretrained(folder),
-    "a classifier": lambda folder: model(GPT2ForSequenceClassification).save_pretrained(folder),
+    "no prefix": of_class(GPT2Model),
+    "a classifier": of_class(GPT2ForSequenceClassification),
     "other heads": rewrite(with_heads),
     "head and table": rewrite(lambda has: has | {"lm_head.weight": has["transformer.wte.weight"].clone()}),
-    "untied": lambda folder: model(tie_word_embeddings=False).save_pretrained(folder),
+    "untied": lambda folder: save(folder, tie_word_embeddings=False),
 }
 
 
@@ -128,11 +83,9 @@ def test_a_wrappers_prefix_is_no_part_of_the_names(tmp_path: Path, prefix: str) 
 
 def test_a_head_that_is_stored_alone_is_the_table_too(tmp_path: Path) -> None:
     """safetensors' save_model keeps one name of two that share a tensor; transformers 4.57 gets no table from that."""
-    whole = model()
-    whole.config.save_pretrained(tmp_path)
-    save_model(whole, str(tmp_path / "model.safetensors"), metadata={"format": "pt"})
+    head_alone(tmp_path)
     assert "transformer.wte.weight" not in tensors(tmp_path)
-    same(tmp_path, whole)
+    same(tmp_path, model())
 
 
 def test_a_head_that_is_stored_with_other_values_is_used(tmp_path: Path) -> None:
@@ -181,29 +134,18 @@ def test_bfloat16_needs_no_other_library(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=60)
 
 
-def without(name: str) -> Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
-    return lambda has: {n: t for n, t in has.items() if n != name}
-
-
-def changed(name: str, tensor: torch.Tensor) -> Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
-    return lambda has: has | {name: tensor}
-
-
-QKV = "transformer.h.0.attn.c_attn.weight"
-
-
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (rewrite(changed(QKV, torch.zeros(16, 48, dtype=torch.int8))), "c_attn.weight is stored as I8: quantised"),
-        (rewrite(changed(QKV, torch.zeros(16, 48).to(torch.float8_e4m3fn))), "stored as F8_E4M3: quantised"),
-        (rewrite(changed(QKV, torch.zeros(48, 16))), r"shape \[48, 16\], config.json says \[16, 48\]"),
+        (rewrite(changed(QKV, torch.zeros(32, 96, dtype=torch.int8))), "c_attn.weight is stored as I8: quantised"),
+        (rewrite(changed(QKV, torch.zeros(32, 96).to(torch.float8_e4m3fn))), "stored as F8_E4M3: quantised"),
+        (rewrite(changed(QKV, torch.zeros(96, 32))), r"shape \[96, 32\], config.json says \[32, 96\]"),
         (rewrite(without("transformer.wpe.weight")), "no tensor wpe.weight$"),
         (rewrite(lambda has: {f"model.{n}": t for n, t in has.items()}), "names begin with 'model.transformer.'"),
         (rewrite(lambda has: {n.removeprefix("transformer.h.0."): t for n, t in has.items()}), r"no tensor h\.0\.attn"),
     ],
 )
-def test_tensors_that_are_not_gpt2s_are_refused(tmp_path: Path, make: Callable[[Path], None], says: str) -> None:
+def test_tensors_that_are_not_gpt2s_are_refused(tmp_path: Path, make: Make, says: str) -> None:
     make(tmp_path)
     with pytest.raises(BadModel, match=says):
         Weights(tmp_path, read_architecture(tmp_path))
@@ -220,7 +162,7 @@ def test_a_header_is_bounded(tmp_path: Path) -> None:
 @pytest.mark.parametrize("gone", ["lm_head.weight", "transformer.wte.weight"])
 def test_an_untied_model_has_both(tmp_path: Path, gone: str) -> None:
     """transformers would fill the other one at random."""
-    model(tie_word_embeddings=False).save_pretrained(tmp_path)
+    save(tmp_path, tie_word_embeddings=False)
     save_file(without(gone)(tensors(tmp_path)), tmp_path / "model.safetensors")
     with pytest.raises(
         BadModel, match=f"tie_word_embeddings=false, and .* no tensor {gone.removeprefix('transformer.')}"
