@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import zmq
 
 from protocol import Client, Gpt2dError
 from scripts.daemon import Daemon
@@ -70,6 +71,14 @@ def answers(client: Client) -> bool:
         return bool(client.ping(timeout=1))
     except Gpt2dError:
         return False
+
+
+@pytest.fixture
+def context() -> Iterator[zmq.Context[zmq.Socket[bytes]]]:
+    """A context whose sockets are closed also where the test fails: its end would wait for them."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    yield context
+    context.destroy(linger=0)
 
 
 @pytest.fixture(scope="session")

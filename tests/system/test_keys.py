@@ -120,9 +120,8 @@ def test_a_key_for_a_server_that_has_none(own_daemon: Daemon) -> None:
     wait_for(partial(_refused, connect, "has no keys", "it has a key, and this server has none", own_daemon), 6)
 
 
-def test_without_a_handler_nobody_is_admitted() -> None:
+def test_without_a_handler_nobody_is_admitted(context: zmq.Context[zmq.Socket[bytes]]) -> None:
     """The answers come from the gateway's thread. Were there none, the socket would let nobody in."""
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     server, own = CurveKeys.new(), CurveKeys.new()
     socket, monitor = sockets.gateway_socket(context, "tcp://127.0.0.1:*", server)
     client, events = sockets.client_socket(context, Address(sockets.endpoint_of(socket), server.public, own))
@@ -133,7 +132,6 @@ def test_without_a_handler_nobody_is_admitted() -> None:
     assert zmq.EVENT_HANDSHAKE_SUCCEEDED not in kinds and zmq.EVENT_CONNECTED in kinds
     sockets.close_monitored(client, events)
     sockets.close_monitored(socket, monitor)
-    context.term()
 
 
 def test_a_revoked_key_loses_its_work_at_once_and_others_nothing(keyed: Keyed) -> None:
@@ -316,8 +314,9 @@ def test_the_tokens_of_a_peer_are_bounded(client: Client) -> None:
     assert client.score("x y z").ids
 
 
-def test_a_flood_is_busy_within_20_ms_and_others_go_on(own_daemon: Daemon) -> None:
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+def test_a_flood_is_busy_within_20_ms_and_others_go_on(
+    own_daemon: Daemon, context: zmq.Context[zmq.Socket[bytes]]
+) -> None:
     with Client(own_daemon.endpoint) as other:
         other.load("demo")
 
@@ -361,7 +360,6 @@ def test_a_flood_is_busy_within_20_ms_and_others_go_on(own_daemon: Daemon) -> No
         assert sorted(after for _, after in busy)[len(busy) * 99 // 100] < 0.020
         assert flooded < max(2 * calm, 0.010)
     flooder.close()
-    context.term()
 
 
 def test_a_request_at_the_limit_arrives_encrypted(keyed: Keyed) -> None:

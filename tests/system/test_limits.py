@@ -104,9 +104,10 @@ def test_clearing_the_cache_deletes_built_models_only(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["precious-v2"]
 
 
-def test_a_client_that_does_not_read_is_given_up_and_harms_nobody(own_daemon: Daemon) -> None:
+def test_a_client_that_does_not_read_is_given_up_and_harms_nobody(
+    own_daemon: Daemon, context: zmq.Context[zmq.Socket[bytes]]
+) -> None:
     """Its replies wait within a bound; beyond it nothing more is answered on that connection."""
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     deaf = context.socket(zmq.DEALER)
     deaf.linger, deaf.rcvhwm = 0, 1
     deaf.connect(own_daemon.endpoint)
@@ -118,7 +119,6 @@ def test_a_client_that_does_not_read_is_given_up_and_harms_nobody(own_daemon: Da
         assert client.stats().rss_bytes - before < 32 << 20
         assert client.load("demo") and client.generate("x").ids
     deaf.close()
-    context.term()
 
 
 def test_a_full_worker_is_busy(one_row: Client) -> None:

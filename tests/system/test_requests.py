@@ -325,8 +325,9 @@ def test_a_raw_req_socket_gets_exactly_one_reply_each(shared_daemon: Daemon) -> 
     assert ping["of"] == "ping" and ping["id"] == 0
 
 
-def test_garbage_gets_an_error_and_harms_nobody(shared_daemon: Daemon, client: Client) -> None:
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+def test_garbage_gets_an_error_and_harms_nobody(
+    shared_daemon: Daemon, client: Client, context: zmq.Context[zmq.Socket[bytes]]
+) -> None:
     socket = context.socket(zmq.DEALER)
     socket.linger = 0
     socket.rcvtimeo = 5000
@@ -340,11 +341,9 @@ def test_garbage_gets_an_error_and_harms_nobody(shared_daemon: Daemon, client: C
     assert msgpack.unpackb(socket.recv())["id"] == 2
     assert len(list(stream)) > 0 and len(stream.result.ids) == 300
     socket.close()
-    context.term()
 
 
-def test_an_id_may_not_be_open_twice(shared_daemon: Daemon) -> None:
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+def test_an_id_may_not_be_open_twice(shared_daemon: Daemon, context: zmq.Context[zmq.Socket[bytes]]) -> None:
     socket = context.socket(zmq.DEALER)
     socket.linger = 0
     socket.rcvtimeo = 5000
@@ -358,7 +357,6 @@ def test_an_id_may_not_be_open_twice(shared_daemon: Daemon) -> None:
     answers = {a["id"]: a for a in (msgpack.unpackb(socket.recv()) for _ in range(2))}
     assert answers[6]["found"] and answers[5].get("finish_reason", answers[5].get("code")) == "cancelled"
     socket.close()
-    context.term()
 
 
 def test_a_prompt_is_never_logged(shared_daemon: Daemon, client: Client) -> None:
