@@ -39,7 +39,7 @@ from server.catalogue.architecture import PUBLISHED
 from tests.conftest import answers, wait_for
 from tests.server.test_weights import copy_demo
 
-LONG = {"max_new_tokens": 1000, "ignore_eos": True}
+LONG: dict[str, Any] = {"max_new_tokens": 1000, "ignore_eos": True}
 ENDLESS = LONG | {"n": 16}
 """Seconds of work on one row, a good second on sixteen: long enough to still run when a test looks."""
 posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")

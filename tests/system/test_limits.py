@@ -8,6 +8,7 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import msgpack
 import psutil
@@ -27,7 +28,7 @@ from server.engines.load import load_engine
 from tests.conftest import wait_for
 from tests.server.test_weights import copy_demo
 
-LONG = {"max_new_tokens": 1000, "ignore_eos": True}
+LONG: dict[str, Any] = {"max_new_tokens": 1000, "ignore_eos": True}
 ENDLESS = LONG | {"n": 16}
 """Seconds of work on one row, a good second on sixteen: long enough to still run when a test looks."""
 posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
