@@ -5,6 +5,8 @@
     python -m scripts.bench.serving --like gpt2 --clients 8 --rate 4              an open loop: 4 requests a second
     python -m scripts.bench.serving --like gpt2 --clients 1 --intruder-tokens 1000  long prompts arrive meanwhile
     python -m scripts.bench.serving --like gpt2 --clients 1 --beside int4           a second model writes meanwhile
+    python -m scripts.bench.serving --like gpt2 --clients 1 --requests 60 --prompt-tokens 8 --new-tokens 5 \
+        --intruder-tokens 1000 --scored-tokens 50000     short ones, while others send long prompts and long texts
 
 Starts a daemon of its own. Each client has a connection of its own and streams --requests generations one after the
 other (a closed loop), or as they fall due at --rate requests a second in all (an open one: the time a request waits for
@@ -16,6 +18,7 @@ prompts, more tokens.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import statistics
 import sys
@@ -28,8 +31,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from protocol import Client
+from protocol.errors import Cancelled, DeadlineExceeded
 from scripts.bench.arguments import add_arguments, parse, start_daemon
 from scripts.bench.figures import percentile
+
+SCORED_STRIDE, SCORED_S = 64, 5.0
+"""Stride of what is scored meanwhile, and seconds after which that is asked for anew: nobody waits for its end."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +117,12 @@ def main() -> None:
         "--intruder-tokens", type=int, metavar="N", help="one more client sends prompts of N tokens all the time"
     )
     parser.add_argument(
+        "--scored-tokens",
+        type=int,
+        metavar="N",
+        help=f"one more client has texts of N tokens scored all the time, at a stride of {SCORED_STRIDE}",
+    )
+    parser.add_argument(
         "--beside",
         metavar="PRECISION",
         help="one more client writes all the time, with a second model: this one at PRECISION",
@@ -145,6 +158,13 @@ def main() -> None:
                     ids = rng.integers(0, vocabulary, args.intruder_tokens).tolist()
                     client.generate(prompt_ids=ids, max_new_tokens=1, ignore_eos=True, precision=args.precision)
 
+        def have_scored() -> None:
+            with Client(daemon.endpoint) as client:
+                ids = rng.integers(0, vocabulary, args.scored_tokens).tolist()
+                while not over.is_set():
+                    with contextlib.suppress(DeadlineExceeded, Cancelled):
+                        client.score(ids=ids, stride=SCORED_STRIDE, timeout=SCORED_S, precision=args.precision)
+
         def write_beside() -> None:
             with Client(daemon.endpoint) as client:
                 ids = rng.integers(0, vocabulary, args.prompt_tokens).tolist()
@@ -162,7 +182,11 @@ def main() -> None:
 
         others = [
             threading.Thread(target=f)
-            for f, wanted in ((intrude, args.intruder_tokens), (write_beside, args.beside))
+            for f, wanted in (
+                (intrude, args.intruder_tokens),
+                (have_scored, args.scored_tokens),
+                (write_beside, args.beside),
+            )
             if wanted
         ]
         for thread in others:

@@ -89,6 +89,12 @@ def read_tokenizer(folder: Path) -> ModelTokenizer:
         raise BadModel(f"the tokenizer cannot be read: {e}") from None
 
 
+def bound_cache(tokenizer: Tokenizer) -> None:
+    """Bound the cache of those kinds of tokenizer that have one."""
+    if hasattr(tokenizer.model, "_resize_cache"):
+        tokenizer.model._resize_cache(CACHED_WORDS)
+
+
 def _read(folder: Path) -> ModelTokenizer:
     if not has_tokenizer(folder):
         raise BadModel(NO_TOKENIZER)
@@ -107,8 +113,7 @@ def _read(folder: Path) -> ModelTokenizer:
     tokenizer, notices = made.tokenizer, made.notices
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    if hasattr(tokenizer.model, "_resize_cache"):
-        tokenizer.model._resize_cache(CACHED_WORDS)
+    bound_cache(tokenizer)
     bpe = isinstance(tokenizer.model, models.BPE)
     forced = settings.options.get("clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output", False)
     byte_level = isinstance(tokenizer.decoder, decoders.ByteLevel)

@@ -202,6 +202,10 @@ class Guard:
         """Return the sender's public key, or an empty text where there are no keys."""
         return "" if self._keyring is None else sockets.user_of(frame)
 
+    def administers(self, user: str) -> bool:
+        """Return whether a user is an administrator among others who are not: where there are no keys, nobody is."""
+        return self._keyring is not None and self._keyring.role(user) == "admin"
+
     def role(self, user: str) -> Role | None:
         """Return the role of a user; None if it may not talk, or no longer."""
         return "admin" if self._keyring is None else self._keyring.role(user)

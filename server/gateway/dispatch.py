@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -28,11 +29,19 @@ class Dispatch:
     """Hands requests to workers and delivers their replies. Used by the gateway's thread only."""
 
     def __init__(
-        self, config: Config, sessions: Sessions, replicas: Replicas, back: Back, metrics: Metrics | None = None
+        self,
+        config: Config,
+        sessions: Sessions,
+        replicas: Replicas,
+        back: Back,
+        administers: Callable[[str], bool],
+        metrics: Metrics | None = None,
     ) -> None:
+        """Make it. `administers(user)`: whether a user is an administrator among others who are not."""
         self._config, self._metrics = config, metrics
         self._sessions, self._replicas = sessions, replicas
         self._back = back
+        self._administers = administers
 
     def begin(self, entry: Open, request: m.OfModel) -> None:
         """Hand a request to the best replica that takes it.
@@ -85,8 +94,7 @@ class Dispatch:
 
     def _hand_on(self, entry: Open, request: m.OfModel, replicas: list[Replica]) -> None:
         """Try the replicas, best first. Raises: Busy, WorkerDied if none of them takes it."""
-        limit = self._config.max_open_per_worker
-        free = [replica for replica in replicas if self._sessions.held(replica.identity) < limit]
+        free = [replica for replica in replicas if self._has_place(replica, entry)]
         refused: RequestError | None = None
         while free:
             replica = routing.choose(free, request, lambda r: self._sessions.held(r.identity))
@@ -101,7 +109,20 @@ class Dispatch:
             self._sessions.assign(entry, replica.identity)
             replica.used = time.monotonic()
             return
+        limit = self._config.max_open_per_worker
         raise refused or Busy(f"{replicas[0].name} has {limit} requests to do, which is the limit; try again later")
+
+    def _has_place(self, replica: Replica, entry: Open) -> bool:
+        """Return whether a worker takes another request of this owner.
+
+        Where others have filled it, an owner has the share that it would have if all had the same, at least one place,
+        as long as there are not twice as many as the limit; an administrator always has a place.
+        """
+        limit, held = self._config.max_open_per_worker, self._sessions.held(replica.identity)
+        if held < limit or self._administers(entry.owner.user):
+            return True
+        own, owners = self._sessions.shares(replica.identity, entry.owner)
+        return held < 2 * limit and own < max(1, limit // owners)
 
     def _note(self, replica: Replica, entry: Open, result: m.Generated) -> None:
         ledger = result.ledger

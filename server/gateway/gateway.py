@@ -80,7 +80,7 @@ class Gateway:
         self._sessions = Sessions(config, socket)
         self._front = Front(socket, monitor, self._sessions, self._guard, encrypted=own_key is not None)
         self._replicas = Replicas(config, keys, self._back.endpoint, launcher or local, measurer=local)
-        self._dispatch = Dispatch(config, self._sessions, self._replicas, self._back, metrics)
+        self._dispatch = Dispatch(config, self._sessions, self._replicas, self._back, self._guard.administers, metrics)
         self._supervisor = Supervisor(
             config, self._catalogue, self._replicas, self._sessions, self._back, self._dispatch
         )

@@ -136,6 +136,11 @@ class Sessions:
         """Return how many open requests a worker has."""
         return len(self._held.get(identity, ()))
 
+    def shares(self, identity: str, owner: Owner) -> tuple[int, int]:
+        """Return how many of a worker's open requests are an owner's, and the number of owners, this one included."""
+        held = self._held.get(identity, {}).values()
+        return sum(entry.owner is owner for entry in held), len({id(entry.owner) for entry in held} | {id(owner)})
+
     def assign(self, entry: Open, identity: str) -> None:
         """Note that a worker has a request from now on."""
         self._release(entry)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 import psutil
 
@@ -16,15 +17,18 @@ from server.link import Beat, ForWorker, Work
 from server.worker.connection import Connection
 from server.worker.faults import incident
 from server.worker.prefix_cache import PrefixCache
+from server.worker.reader import Reader, is_long
 from server.worker.replies import Answer, Served, prompt_tokens
 from server.worker.requests import Requests
 from server.worker.runner import Runner
 from server.worker.scheduler import Scheduler
-from server.worker.task import Task
+from server.worker.task import Prompt, Task
 from server.worker.text import Text
 
 BEAT_S = 0.25
 """Longest time between two beats, by which the gateway knows that the loop moves."""
+READING_MS = 1
+"""Longest sleep of an idle loop while a request is being read."""
 YIELD_S = 0.001
 """Pause after the first token of a stream that runs alone, in which the token travels.
 
@@ -44,6 +48,7 @@ class Worker:
         self._requests = Requests(engine, text, Served(spec.model, spec.engine, spec.precision, digest, engine.threads))
         self.scheduler = Scheduler(engine, _prefix_cache(arch, spec))
         self._runner = Runner(engine)
+        self._reader = Reader(self._read)
         self._answers: dict[int, Answer] = {}
         """Request id -> its answer, until that is complete."""
         self._process = psutil.Process()
@@ -56,7 +61,8 @@ class Worker:
         """Serve until this process ends."""
         while True:
             idle = not (self.scheduler.running or self.scheduler.waiting)
-            for message in self._connection.receive(int(BEAT_S * 1000) if idle else 0):
+            wait_ms = READING_MS if self._reader else BEAT_S * 1000
+            for message in self._connection.receive(int(wait_ms) if idle else 0):
                 self.take(message)
             began = time.perf_counter()
             self.step()
@@ -65,6 +71,7 @@ class Worker:
 
     def step(self) -> None:
         """Schedule, run, postprocess: compute one batch, and send its results."""
+        self._take_read()
         for task in self.scheduler.reap():
             self._answer(task)
         batch = self.scheduler.schedule()
@@ -78,18 +85,16 @@ class Worker:
             time.sleep(YIELD_S)
 
     def take(self, message: ForWorker) -> None:
-        """Take in a message: answer a request, or put it in line."""
+        """Take in a message: answer a request, or put it in line; one that takes long to read, later."""
         if isinstance(message, m.Cancel):
-            for task in self.scheduler.find(message.target):
-                task.end("cancelled")
+            self._reader.cancel(message.target)
+            self._cancel(message.target)
         elif isinstance(message, Work):  # a Measure is for a process that only measures
             self._taken += 1
-            try:
-                self._open(message)
-            except RequestError as e:
-                self._connection.send(m.Failure(id=message.id, code=e.code, message=str(e)))
-            except Exception as e:  # noqa: BLE001 - whatever it is, it concerns this request alone
-                self._connection.send(m.Failure(id=message.id, code="internal", message=incident("a request", e)))
+            if is_long(message.request):
+                self._reader.add(message)
+            else:
+                self._read(message)()
 
     def beat(self) -> None:
         """Send a beat a few times a second: the loop moves, and this is what it has done."""
@@ -101,7 +106,7 @@ class Worker:
         beat = Beat(
             id=None,
             running=self.scheduler.running,
-            waiting=self.scheduler.waiting,
+            waiting=self.scheduler.waiting + len(self._reader),
             rss_bytes=self._process.memory_info().rss,
             requests=self._taken,
             prompt_tokens=self._prompt_tokens,
@@ -120,20 +125,37 @@ class Worker:
                     m.Progress(id=prompt.id, stage="waiting", done=place, total=len(line), unit="place")
                 )
 
-    def _open(self, work: Work) -> None:
-        """Answer a request at once, or put its tasks in line. Raises: BadRequest, TooLong."""
-        received = time.monotonic()
-        request = work.request
-        if isinstance(request, m.Tokenize):
-            self._connection.send(self._requests.tokenized(work.id, request))
-            return
-        if isinstance(request, m.Score):
-            answer, prompts = self._requests.scoring(work, request, received)
-        else:
-            answer, prompts = self._requests.generation(work, request, received)
-        self._answers[work.id] = answer
+    def _read(self, work: Work) -> Callable[[], None]:
+        """Read a request; return what is to be done with it in the loop's thread. May run in the reader's thread."""
+        request, received = work.request, time.monotonic()
+        try:
+            if isinstance(request, m.Tokenize):
+                return partial(self._connection.send, self._requests.tokenized(work.id, request))
+            if isinstance(request, m.Score):
+                return partial(self._line_up, work.id, *self._requests.scoring(work, request, received))
+            return partial(self._line_up, work.id, *self._requests.generation(work, request, received))
+        except RequestError as e:
+            failure = m.Failure(id=work.id, code=e.code, message=str(e))
+        except Exception as e:  # noqa: BLE001 - whatever it is, it concerns this request alone
+            failure = m.Failure(id=work.id, code="internal", message=incident("a request", e))
+        return partial(self._connection.send, failure)
+
+    def _line_up(self, request_id: int, answer: Answer, prompts: Iterable[Prompt]) -> None:
+        """Put the tasks of a request in line."""
+        self._answers[request_id] = answer
         for prompt in prompts:
             self.scheduler.add(prompt)
+
+    def _take_read(self) -> None:
+        """Take in the requests that the reader has read."""
+        for request_id, opened, cancelled in self._reader.take():
+            opened()
+            if cancelled:
+                self._cancel(request_id)
+
+    def _cancel(self, request_id: int) -> None:
+        for task in self.scheduler.find(request_id):
+            task.end("cancelled")
 
     def _send_pieces(self, tasks: Iterable[Task]) -> None:
         """Send the results of a step: new text of streams, and the last replies of requests that finished."""

@@ -14,7 +14,7 @@ from server.link import Work
 from server.worker.beams import BeamSearch
 from server.worker.contrastive import ContrastiveSearch
 from server.worker.replies import Answer, Continuations, Served
-from server.worker.scoring import Scoring
+from server.worker.scoring import Scoring, check_cost, stride_of
 from server.worker.sequence import Generation, Sequence
 from server.worker.task import Prompt
 from server.worker.text import Text
@@ -47,6 +47,7 @@ class Requests:
             raise BadRequest(
                 f"score: stride must be at most the context of {self._engine.context} tokens, got {request.stride}"
             )
+        check_cost(len(spans.ids), stride_of(request, self._engine.context), self._engine.context)
         sizes = [end - start for start, end in itertools.pairwise(spans.offsets)]
         scoring = Scoring(work, request, spans.ids, sizes, self._engine.context, received)
         return scoring, [scoring]

@@ -1,8 +1,12 @@
 """Waiting and running tasks: which of them get a row, and what the next step computes.
 
-Running rows decode in the engine's rows 0..B-1; at most one prompt prefills, in row B. So the rows of a decode step are
-always the first ones, and one that leaves is replaced by the last one. Groups (peers) with waiting prompts take turns;
-within a group the first comes first.
+Running rows decode in the engine's rows 0..B-1; prompts prefill in rows above. So the rows of a decode step are always
+the first ones, and one that leaves is replaced by the last one. A prompt whose last chunk is next gets row B.
+
+Groups (peers) take turns: each has at most one prompt that prefills, and those get a chunk each, one after the other.
+Within a group the first comes first, but a prompt that waits for room blocks nothing that fits, until it has waited for
+KEEP_S: then rows are kept free for it. Where no row is left for a group that waits, a text that is scored gives up its
+row after each of its windows.
 """
 
 from __future__ import annotations
@@ -29,6 +33,8 @@ MAX_CHUNK = 512
 """Number of tokens of the largest chunk."""
 FIXED_CHUNK = 128
 """Number of tokens of every chunk of a prompt that must be cut the same way each time."""
+KEEP_S = 2.0
+"""Time for which the first prompt of a group waits for room, before nobody else gets a row until it has its own."""
 
 AnyTask = TypeVar("AnyTask", bound=Task)
 
@@ -60,7 +66,10 @@ class Scheduler:
         self._cache = cache
         self._waiting: OrderedDict[int, deque[Prompt]] = OrderedDict()
         """Group -> its waiting prompts; the group that is next comes first."""
-        self._prefilling: Prompt | None = None
+        self._heads: dict[int, tuple[Prompt, float]] = {}
+        """Group -> the first of its waiting prompts, and since when it is that (monotonic)."""
+        self._prefilling: list[Prompt] = []
+        """At most one of each group, the one that is next first."""
         self._running: list[Row] = []
         self.tokens_per_ms = 0.4
         """Speed of prefilling: a guess until a chunk has been timed, then a moving average."""
@@ -73,7 +82,7 @@ class Scheduler:
     @property
     def running(self) -> int:
         """Number of rows in use."""
-        return len(self._running) + (self._prefilling is not None)
+        return len(self._running) + len(self._prefilling)
 
     def add(self, prompt: Prompt) -> None:
         self._waiting.setdefault(prompt.group, deque()).append(prompt)
@@ -108,10 +117,15 @@ class Scheduler:
 
     def schedule(self) -> Batch:
         """Choose the next step."""
-        if self._prefilling is None and self._waiting:
+        if self._waiting:
             self._admit()
-        prompt = self._prefilling
-        return Batch(prompt, self._chunk(prompt) if prompt else [], list(self._running))
+        if not self._prefilling:
+            return Batch(None, [], list(self._running))
+        prompt = self._prefilling[0]
+        chunk = self._chunk(prompt)
+        if prompt.cached + len(chunk) == prompt.prompt_tokens:
+            self._settle(prompt)
+        return Batch(prompt, chunk, list(self._running))
 
     def postprocess(self, batch: Batch, outcome: Outcome) -> list[Task]:
         """Give the results of a step to their tasks; return the tasks that may have something new to send.
@@ -125,12 +139,13 @@ class Scheduler:
             return list(batch.decode)
         if len(batch.chunk) >= MIN_CHUNK:
             self.tokens_per_ms += 0.5 * (len(batch.chunk) / max(outcome.prefill_ms, 0.01) - self.tokens_per_ms)
+        self._prefilling.remove(prompt)
         if not outcome.fresh:
+            self._take_turns(prompt)
             return [*batch.decode, prompt] if prompt.finished is not None else list(batch.decode)
         if prompt.branches:
             self._remember(prompt)  # the request's other continuations start from it
         self._running += outcome.fresh
-        self._prefilling = None
         return [*batch.decode, *outcome.fresh]
 
     def release(self, tasks: Many[Task]) -> None:
@@ -143,21 +158,87 @@ class Scheduler:
                 self._leave(task)
 
     def _admit(self) -> None:
-        """Give the next prompt in line a row, with the part of it that the prefix cache knows."""
-        group, queue = next(iter(self._waiting.items()))
-        prompt = queue[0]
-        alone = prompt.alone or any(row.alone for row in self._running)
-        if (self._running and alone) or len(self._running) + prompt.width > self._engine.rows:
-            return
-        queue.popleft()
-        self._waiting.move_to_end(group)
+        """Give rows to waiting prompts: one for each group, in turns, as far as they fit."""
+        now = time.monotonic()
+        busy = {prompt.group for prompt in self._prefilling}
+        for group, queue in list(self._waiting.items()):
+            head, since = self._heads.get(group, (None, now))
+            if head is not queue[0]:
+                self._heads[group] = (queue[0], now)
+                since = now
+            if group in busy:
+                continue
+            prompt = next((prompt for prompt in queue if self._fits(prompt)), None)
+            if prompt is not queue[0] and now > since + KEEP_S:
+                return
+            if prompt is not None:
+                self._begin(prompt, queue)
+
+    def _fits(self, prompt: Prompt) -> bool:
+        """Return whether there is room for a prompt, and for all that it will decode in."""
+        held = len(self._running) + sum(other.width for other in self._prefilling)
+        if held and (prompt.alone or any(task.alone for task in self._in_rows())):
+            return False
+        return held + prompt.width <= self._engine.rows
+
+    def _begin(self, prompt: Prompt, queue: deque[Prompt]) -> None:
+        """Take a prompt out of its group's queue, which is next after all others, and give it a row.
+
+        It gets the part of it that the prefix cache knows.
+        """
+        queue.remove(prompt)
+        self._waiting.move_to_end(prompt.group)
         if not queue:
-            del self._waiting[group]
-        self._prefilling = prompt
-        prompt.begin(len(self._running))
+            del self._waiting[prompt.group]
+            self._heads.pop(prompt.group, None)
+        prompt.begin(self._free_rows(len(self._running))[0])
+        self._prefilling.append(prompt)
         if prompt.reuses:
             with contextlib.suppress(MemoryError):  # what cannot be restored is computed
                 self._restore(prompt)
+
+    def _free_rows(self, first: int) -> list[int]:
+        """Return the rows from `first` on in which nothing prefills."""
+        taken = {prompt.row for prompt in self._prefilling}
+        return [row for row in range(first, self._engine.rows) if row not in taken]
+
+    def _settle(self, prompt: Prompt) -> None:
+        """Move a prompt to the row behind those that decode, and others out of all rows that it will decode in."""
+        first = len(self._running)
+        others = [p for p in self._prefilling if p is not prompt and first <= p.row < first + prompt.width]
+        for other in others:
+            free = self._free_rows(first + prompt.width)
+            if free:
+                self._place(other, free[-1])  # far from those that decode, so that it moves once
+            else:
+                self._swap(prompt, other)
+        if prompt.row != first:
+            self._place(prompt, first)
+
+    def _swap(self, prompt: Prompt, other: Prompt) -> None:
+        """Let two prompts change their rows, where no third one is free."""
+        kept = None
+        try:
+            kept = self._engine.export(other.row, other.cached)
+        except MemoryError:
+            other.fail("the server ran out of memory while it made room; try again")
+        free = prompt.row
+        self._place(prompt, other.row)
+        other.row = free
+        if kept is not None:
+            self._engine.restore(free, kept)
+
+    def _take_turns(self, prompt: Prompt) -> None:
+        """Put a prompt that goes on behind the others that prefill; without a row where its window is done and others
+        wait for one.
+        """
+        more = set(self._free_rows(len(self._running))) - {prompt.row}
+        if prompt.finished is None and prompt.cached == 0 and self._waiting and not more:
+            prompt.row = -1
+            self._waiting.setdefault(prompt.group, deque()).appendleft(prompt)
+            self._waiting.move_to_end(prompt.group)
+        else:
+            self._prefilling.append(prompt)
 
     def _restore(self, prompt: Prompt) -> None:
         """Copy the known part of a prompt into its row; the last token is always computed, for its logits."""
@@ -170,12 +251,13 @@ class Scheduler:
         """Return the tokens of a prompt that the next step computes."""
         size = FIXED_CHUNK  # how a prompt is cut shows in the last bits of its logits
         if prompt.reuses:
-            budget = SHARED_MS if self._running else ALONE_MS
+            others = self._running or len(self._prefilling) > 1 or self._waiting.keys() - {prompt.group}
+            budget = SHARED_MS if others else ALONE_MS
             size = max(MIN_CHUNK, min(MAX_CHUNK, int(budget * self.tokens_per_ms)))
         return prompt.ids[prompt.cached : min(prompt.cached + size, prompt.prompt_tokens)]
 
     def _in_rows(self) -> list[Task]:
-        return [*self._running, self._prefilling] if self._prefilling else list(self._running)
+        return [*self._running, *self._prefilling]
 
     def _all(self) -> Iterator[Task]:
         yield from self._in_rows()
@@ -185,15 +267,14 @@ class Scheduler:
     def _leave(self, task: Task) -> None:
         """Free the row of a task; the last row takes its place."""
         self._remember(task)
-        if task is self._prefilling:
-            self._prefilling = None
+        prefilling = next((prompt for prompt in self._prefilling if prompt is task), None)
+        if prefilling is not None:
+            self._prefilling.remove(prefilling)
             return
         last = self._running.pop()
         if last is not task:
             self._running[task.row] = last
             self._place(last, task.row)
-        if self._prefilling:
-            self._place(self._prefilling, len(self._running))
 
     def _remember(self, task: Task) -> None:
         if task.reuses and not task.fault:

@@ -14,10 +14,13 @@ import time
 import numpy as np
 
 from protocol import messages as m
+from protocol.errors import BadRequest
 from server.engines.base import Engine, Hidden, Logits
 from server.link import Work
 from server.worker.softmax import log_probabilities
 
+MAX_COMPUTED = 4_000_000
+"""Most tokens that are computed for one text, those of every window counted: some minutes of a model of 124 M."""
 STRIDE = 512
 """Distance of two windows by default, where half the context is not less."""
 
@@ -49,7 +52,7 @@ class Scoring:
         self._tokens = tokens
         self._sizes = sizes
         self._context = context
-        self._stride = min(request.stride or min(STRIDE, context // 2), context - 1)
+        self._stride = stride_of(request, context)
         self._logprobs = np.zeros(len(tokens), np.float64)  # [tokens]
         self._begin = 0
         self._scored = 1  # nothing comes before the first token
@@ -134,3 +137,22 @@ class Scoring:
             bits_per_byte=loss / math.log(2) / size,
             elapsed_ms=(time.monotonic() - self._received) * 1000,
         )
+
+
+def stride_of(request: m.Score, context: int) -> int:
+    """Return how far apart two windows are."""
+    return min(request.stride or min(STRIDE, context // 2), context - 1)
+
+
+def check_cost(tokens: int, stride: int, context: int) -> None:
+    """Check that a text of so many tokens is not too much work. Raises: BadRequest, which says what would do."""
+    more = max(0, tokens - context)
+    windows = 1 + math.ceil(more / stride)
+    if windows * context <= MAX_COMPUTED:
+        return
+    enough = math.ceil(more / (MAX_COMPUTED // context - 1))
+    raise BadRequest(
+        f"score: {tokens} tokens at a stride of {stride} are {windows} windows of {context} tokens, "
+        f"{windows * context:,} tokens to compute, and the limit is {MAX_COMPUTED:,}; a stride of {enough} keeps to "
+        "it, and so does the text in parts"
+    )

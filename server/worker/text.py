@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
+from functools import cached_property
 
-from tokenizers import Encoding, models
+from tokenizers import Encoding, Tokenizer, models
 
 from protocol.errors import BadRequest
 from protocol.messages import OfText
 from server.catalogue.architecture import Architecture
 from server.checkpoint.decoder import BYTE, read_stages
-from server.checkpoint.tokenizer import ModelTokenizer
+from server.checkpoint.tokenizer import ModelTokenizer, bound_cache
 from server.worker import spans
 from server.worker.increments import ByteDecoder, CleanDecoder, Decoder, Increments, StageDecoder
 
@@ -87,6 +88,14 @@ class Text:
             within = StageDecoder(table, begun)
         names = {str(self._tokenizer.id_to_token(token)): token for token in made.special}
         self.vocabulary = Vocabulary(CleanDecoder(decoder) if made.clean_up else decoder, arch.ends, within, names)
+
+    @cached_property
+    def _without_specials(self) -> Tokenizer:
+        """The same tokenizer, to which the names of special tokens are text like any other."""
+        other = Tokenizer.from_str(self._tokenizer.to_str())
+        other.encode_special_tokens = True
+        bound_cache(other)
+        return other
 
     def encode(self, text: str, *, specials: bool = True) -> list[int]:
         """Return a prompt's tokens, with those that the tokenizer puts before every text.
@@ -168,14 +177,15 @@ class Text:
         return [self._start]
 
     def _encoding(self, text: str, *, specials: bool = True) -> Encoding:
-        """Return the tokens of a text without any around it. Raises: BadRequest if it cannot be encoded."""
-        self._tokenizer.encode_special_tokens = not specials
+        """Return the tokens of a text without any around it. Raises: BadRequest if it cannot be encoded.
+
+        Two threads may use it. A batch of one, since that is what the library computes without holding up the others.
+        """
         try:
-            return self._tokenizer.encode(text, add_special_tokens=False)
+            tokenizer = self._tokenizer if specials else self._without_specials
+            return tokenizer.encode_batch([text], add_special_tokens=False)[0]
         except Exception as e:  # noqa: BLE001 - tokenizers raises plain Exception
             raise BadRequest(f"this model's tokenizer cannot encode the text: {e}") from None
-        finally:
-            self._tokenizer.encode_special_tokens = False
 
     def _offsets(self, text: str, encoding: Encoding) -> list[int]:
         ids = encoding.ids

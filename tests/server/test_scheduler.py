@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from protocol.messages import Generate
+from protocol.messages import Generate, Score
 from scripts.reliability.fakes import FakeEngine
+from server.link import Work
+from server.worker.beams import BeamSearch
 from server.worker.increments import ByteDecoder
 from server.worker.prefix_cache import PrefixCache
 from server.worker.runner import Runner
-from server.worker.scheduler import MIN_CHUNK, Scheduler
+from server.worker.scheduler import KEEP_S, MIN_CHUNK, Scheduler
+from server.worker.scoring import Scoring
 from server.worker.sequence import Generation, Sequence
 from server.worker.text import Vocabulary
 
@@ -22,8 +26,12 @@ def scheduler_of(engine: FakeEngine, cache_bytes: int = 0) -> Scheduler:
 
 
 def sequence(request_id: int, prompt: list[int], new: int, group: int = 0, **settings: object) -> Sequence:
-    request = Generate(prompt="", strategy="greedy", max_new_tokens=new, **settings)  # type: ignore[arg-type]  # by name
-    generation = Generation(
+    return Sequence(generation_of(request_id, prompt, new, group, **settings))
+
+
+def generation_of(request_id: int, prompt: list[int], new: int, group: int = 0, **settings: Any) -> Generation:
+    request = Generate(prompt="", max_new_tokens=new, **({"strategy": "greedy"} | settings))
+    return Generation(
         id=request_id,
         group=group,
         request=request,
@@ -35,7 +43,6 @@ def sequence(request_id: int, prompt: list[int], new: int, group: int = 0, **set
         vocabulary=Vocabulary(ByteDecoder([b"x"] * 97), (0,)),
         received=time.monotonic(),
     )
-    return Sequence(generation)
 
 
 def step(scheduler: Scheduler, engine: FakeEngine) -> list[Sequence]:
@@ -50,6 +57,16 @@ def step(scheduler: Scheduler, engine: FakeEngine) -> list[Sequence]:
     finished = [*done, *(task for task in advanced if task.finished)]
     assert all(isinstance(task, Sequence) and not task.fault for task in finished)
     return [task for task in finished if isinstance(task, Sequence)]
+
+
+def take(scheduler: Scheduler, engine: FakeEngine, steps: int = 1) -> None:
+    """Take steps with tasks of any kind, one token a millisecond."""
+    for _ in range(steps):
+        scheduler.reap()
+        batch = scheduler.schedule()
+        outcome = Runner(engine).run(batch)
+        outcome.prefill_ms = len(batch.chunk)
+        scheduler.release(scheduler.postprocess(batch, outcome))
 
 
 # Few different tokens, so that prompts share beginnings.
@@ -186,6 +203,7 @@ def test_a_continued_page_computes_its_new_tokens_only() -> None:
 
 
 def test_deterministic_runs_alone_and_reuses_nothing() -> None:
+    """Those after it need not wait, as long as it has not waited for long."""
     engine = FakeEngine(4)
     scheduler = scheduler_of(engine, 10_000)
     page = list(range(1, 31))
@@ -195,9 +213,67 @@ def test_deterministic_runs_alone_and_reuses_nothing() -> None:
     order = []
     for _ in range(60):
         order += step(scheduler, engine)
-    assert [s.id for s in order] == [0, 1, 2]
-    assert [s.reused for s in order] == [0, 0, 29]
-    assert "decode 2" not in engine.calls
+    assert [s.id for s in order] == [0, 2, 1]
+    assert [s.reused for s in order] == [0, 0, 0]
+    assert engine.calls.count("decode 1") >= 7 and engine.calls[-7:] == ["decode 1"] * 7
+
+
+@pytest.mark.parametrize("settings", [{"deterministic": True}, {"strategy": "beam", "num_beams": 4}])
+def test_rows_are_kept_free_for_what_has_waited(monkeypatch: pytest.MonkeyPatch, settings: dict[str, object]) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    engine = FakeEngine(4, context=2000)
+    scheduler = scheduler_of(engine)
+    scheduler.add(sequence(0, [1], 100, group=1))
+    take(scheduler, engine)
+    generation = generation_of(1, [2], 3, group=2, **settings)
+    wide = BeamSearch(generation) if "num_beams" in settings else Sequence(generation)
+    scheduler.add(wide)
+    request_id = 2
+    begun: list[float] = []
+    while wide.row < 0:
+        scheduler.add(sequence(request_id, [3], 2, group=3 + request_id % 3))
+        request_id += 1
+        take(scheduler, engine)
+        begun += [now] if scheduler.running > 1 and wide.row < 0 else []
+        now += 0.05
+    assert 1000 + KEEP_S - 0.1 < begun[-1] < 1000 + KEEP_S + 0.2, "until then everybody else gets a row, then nobody"
+    assert not scheduler.find(0), "which ended meanwhile"
+    take(scheduler, engine, 300)
+    assert not scheduler.waiting and not scheduler.running
+
+
+def test_each_group_prefills_a_chunk_in_turn() -> None:
+    engine = FakeEngine(8, context=1024)
+    scheduler = scheduler_of(engine)
+    scheduler.tokens_per_ms = 1.0
+    scheduler.add(sequence(0, [1] * 600, 5, group=1))
+    scheduler.add(sequence(1, [1] * 600, 5, group=1))
+    scheduler.add(sequence(2, [2] * 600, 5, group=2))
+    take(scheduler, engine, 2)
+    scheduler.add(sequence(3, [3] * 5, 1, group=3))
+    take(scheduler, engine, 4)
+    prefilled = [call.removeprefix("prefill ") for call in engine.calls if call.startswith("prefill")]
+    assert prefilled == ["0 0+40", "1 0+40", "0 40+40", "1 40+40", "0 0+5", "7 80+40"]
+    for request_id in range(4, 9):
+        scheduler.add(sequence(request_id, [3] * 5, 1, group=3))
+        take(scheduler, engine, 3)
+    moves = [call for call in engine.calls if call.startswith("move")]
+    assert moves == ["move 0->7", "move 2->0"], "what is half done makes room once"
+
+
+def test_on_one_row_texts_that_are_scored_take_turns_by_window() -> None:
+    engine = FakeEngine(1, context=64)
+    scheduler = scheduler_of(engine)
+    work = Work(id=0, group=1, request=Score(ids=[1] * 1000, stride=32))
+    scoring = Scoring(work, work.request, [1] * 1000, [1] * 1000, 64, 0.0)  # type: ignore[arg-type]
+    scheduler.add(scoring)
+    take(scheduler, engine)
+    scheduler.add(sequence(1, [2] * 3, 2, group=2))
+    take(scheduler, engine, 4)
+    assert engine.calls == ["prefill 0 0+64", "prefill 0 0+64", "prefill 0 0+3", "decode 1", "prefill 0 0+64"]
+    take(scheduler, engine, 40)
+    assert scoring.complete and not scheduler.waiting
 
 
 def test_the_prefix_cache_keeps_within_its_bytes() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import subprocess
 import sys
@@ -299,6 +300,31 @@ def test_the_connections_of_a_key_are_counted_together(keyed: Keyed) -> None:
         with pytest.raises(Busy, match="64 open requests, which is the limit"):
             one.generate("x", wait=False)
         assert owner.generate("x", max_new_tokens=3).ids, "others are served"
+
+
+def test_the_administrator_always_finds_a_place(tmp_path: Path, cache: Path) -> None:
+    keyed = keyed_daemon(tmp_path, cache, "--max-open-per-worker", "2", "--preload", "demo")
+    try:
+        with contextlib.ExitStack() as stack:
+            owner = stack.enter_context(keyed.client(keyed.owner))
+            owner.load("demo")
+            endless: dict[str, Any] = {**LONG, "n": 16, "wait": False}
+            guests = []
+            for name in "abcd":
+                key = CurveKeys.new()
+                keyed.authorise(name, key, "generate")
+                guests.append(stack.enter_context(keyed.client(key)))
+            wait_for(lambda: all(answers(guest) for guest in guests), 20)
+            streams = [guests[0].stream("x", **endless) for _ in range(2)]
+            streams += [guest.stream("x", **endless) for guest in guests[1:3]]
+            wait_for(lambda: owner.stats().open_requests == 5)
+            with pytest.raises(Busy, match="2 requests to do"):
+                guests[3].generate("x", wait=False)
+            assert owner.generate("x", max_new_tokens=2, wait=False).ids
+            for stream in streams:
+                stream.close()
+    finally:
+        keyed.daemon.kill()
 
 
 def test_the_tokens_of_a_peer_are_bounded(client: Client) -> None:

@@ -122,13 +122,16 @@ def test_a_client_that_does_not_read_is_given_up_and_harms_nobody(
     deaf.close()
 
 
-def test_a_full_worker_is_busy(one_row: Client) -> None:
+def test_a_full_worker_has_a_share_for_whoever_comes(one_row: Client) -> None:
+    """Two have filled it: a third gets as many places as if all had the same, and then Busy."""
     with Client(one_row.connection.endpoint) as second, Client(one_row.connection.endpoint) as third:
         streams = [client.stream("x", **ENDLESS) for client in (one_row, second) for _ in range(64)]
         wait_for(lambda: third.stats().open_requests == 129)
+        own = [third.stream("x", **ENDLESS, wait=False) for _ in range(128 // 3)]
+        wait_for(lambda: third.stats().open_requests == 129 + 128 // 3)
         with pytest.raises(Busy, match="128 requests"):
             third.generate("x", wait=False)
-        for stream in streams:
+        for stream in [*streams, *own]:
             stream.close()
         wait_for(lambda: third.stats().open_requests == 1)
 

@@ -1,0 +1,81 @@
+"""Reads requests whose texts take long to tokenise, beside the loop: in a thread, in turns by peer."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
+
+from protocol import messages as m
+from server.link import Work
+
+LONG_CHARACTERS = 4096
+"""Length from which a text is long: it takes more than a millisecond or two."""
+
+
+Opened: TypeAlias = Callable[[], None]
+"""What is to be done with a request when it has been read, in the loop's thread."""
+Read: TypeAlias = Callable[[Work], Opened]
+
+
+class Reader:
+    """The requests that are being read, and the thread that reads them. Used by the loop's thread."""
+
+    def __init__(self, read: Read) -> None:
+        """`read` is called in the thread with each request. It raises nothing."""
+        self._read = read
+        self._lock = threading.Lock()
+        self._waiting: OrderedDict[int, deque[Work]] = OrderedDict()
+        """Group -> its requests; the group that is next comes first."""
+        self._open: dict[int, bool] = {}
+        """Id of each request that is not taken yet -> whether it was cancelled."""
+        self._done: queue.SimpleQueue[tuple[int, Opened]] = queue.SimpleQueue()
+        self._runs = False
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def add(self, work: Work) -> None:
+        """Have a request read."""
+        self._open[work.id] = False
+        with self._lock:
+            self._waiting.setdefault(work.group, deque()).append(work)
+            if not self._runs:
+                self._runs = True
+                threading.Thread(target=self._run, name="reader", daemon=True).start()
+
+    def cancel(self, request_id: int) -> None:
+        """Note that nobody waits for a request any more."""
+        if request_id in self._open:
+            self._open[request_id] = True
+
+    def take(self) -> Iterator[tuple[int, Opened, bool]]:
+        """Yield the requests that have been read: id, what is to be done, and whether it was cancelled meanwhile."""
+        while not self._done.empty():
+            request_id, opened = self._done.get()
+            yield request_id, opened, self._open.pop(request_id)
+
+    def _run(self) -> None:
+        """Read until nothing waits; the thread ends then. Runs in the thread."""
+        while work := self._next():
+            self._done.put((work.id, self._read(work)))
+
+    def _next(self) -> Work | None:
+        with self._lock:
+            if not self._waiting:
+                self._runs = False
+                return None
+            group, works = next(iter(self._waiting.items()))
+            work = works.popleft()
+            self._waiting.move_to_end(group)
+            if not works:
+                del self._waiting[group]
+            return work
+
+
+def is_long(request: m.OfModel) -> bool:
+    """Return whether reading a request takes long enough to hold others up."""
+    text = request.prompt if isinstance(request, m.Generate) else request.text
+    return len(text or "") >= LONG_CHARACTERS or not request.specials

@@ -1,0 +1,151 @@
+"""Everybody's work takes turns in a worker, whatever it is, and comes to the same as alone."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from protocol import messages as m
+from protocol.errors import BadRequest
+from server.link import Work
+from server.worker.reader import LONG_CHARACTERS, Reader
+from server.worker.scoring import MAX_COMPUTED, check_cost
+from server.worker.text import Text
+from tests.server.test_worker import Loop
+
+tokens = st.lists(st.integers(1, 90), min_size=2, max_size=120)
+requests = st.one_of(
+    st.builds(
+        lambda ids, new: m.Generate(prompt_ids=ids, max_new_tokens=new, strategy="greedy"), tokens, st.integers(1, 9)
+    ),
+    st.builds(
+        lambda ids, beams: m.Generate(prompt_ids=ids, max_new_tokens=5, strategy="beam", num_beams=beams),
+        tokens,
+        st.integers(2, 4),
+    ),
+    st.builds(lambda ids: m.Generate(prompt_ids=ids, max_new_tokens=5, strategy="greedy", deterministic=True), tokens),
+    st.builds(lambda ids, stride: m.Score(ids=ids, stride=stride), tokens, st.integers(1, 40)),
+)
+
+
+def told(reply: object) -> Any:
+    """What a reply says of the request alone."""
+    if isinstance(reply, m.Generated):
+        return reply.ids, reply.finish_reason, reply.score
+    assert isinstance(reply, m.Scored), reply
+    return reply.logprobs
+
+
+def run(plan: list[tuple[m.Generate | m.Score, int, int]], rows: int) -> dict[int, Any]:
+    """Ask each after some steps of those before it; return what was told to each."""
+    loop = Loop(rows=rows)
+    loop.scheduler.tokens_per_ms = 0.2
+    for request_id, (request, group, steps) in enumerate(plan):
+        loop.worker.take(Work(id=request_id, group=group, request=request))
+        loop.turn(steps)
+    for _ in range(5000):
+        if not (loop.scheduler.running or loop.scheduler.waiting):
+            break
+        loop.turn()
+        loop.scheduler.tokens_per_ms = 0.2
+    return {
+        reply.id: told(reply)
+        for reply in loop.link.sent
+        if isinstance(reply, m.Result | m.Failure) and reply.id is not None
+    }
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(requests, st.integers(0, 3), st.integers(0, 6)), max_size=12), st.integers(4, 6))
+def test_in_company_and_alone_it_comes_to_the_same(
+    plan: list[tuple[m.Generate | m.Score, int, int]], rows: int
+) -> None:
+    """With prompts half done in rows of their own, and searches that need rows beside each other."""
+    found = run(plan, rows)
+    assert set(found) == set(range(len(plan)))
+    for request_id, (request, _, _) in enumerate(plan):
+        assert found[request_id] == run([(request, 0, 0)], rows)[0]
+
+
+def work(request_id: int, group: int) -> Work:
+    return Work(id=request_id, group=group, request=m.Tokenize(text="x"))
+
+
+def test_long_texts_are_read_in_turns_and_beside_the_loop() -> None:
+    begun: list[int] = []
+    go = threading.Semaphore(0)
+
+    def read(given: Work) -> Callable[[], None]:
+        assert threading.current_thread() is not threading.main_thread()
+        go.acquire()
+        begun.append(given.id)
+        return lambda: None
+
+    reader = Reader(read)
+    for request_id, group in enumerate([1, 1, 1, 2, 3]):
+        reader.add(work(request_id, group))
+    assert len(reader) == 5 and not list(reader.take())
+    reader.cancel(2)
+    go.release(5)
+    taken: list[tuple[int, bool]] = []
+    give_up = time.monotonic() + 20
+    while len(taken) < 5 and time.monotonic() < give_up:
+        taken += [(request_id, cancelled) for request_id, _, cancelled in reader.take()]
+    assert begun[0] == 0 and set(begun[1:3]) >= {3} and begun.index(4) < begun.index(2), "each group in turn"
+    assert dict(taken) == {0: False, 1: False, 2: True, 3: False, 4: False} and not len(reader)
+
+
+def test_short_requests_do_not_wait_for_a_long_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither its length nor the kind of its request matters, and it has the same tokens as ever."""
+    loop = Loop(rows=4)
+    long = "Shall I compare thee to a summer's day? " * (LONG_CHARACTERS // 30)
+    expected = loop.worker._requests._text.encode(long)
+    held = threading.Event()
+    encoding = Text._encoding
+
+    def slow(self: Text, text: str, *, specials: bool = True) -> Any:
+        if len(text) >= LONG_CHARACTERS or not specials:
+            assert held.wait(30)
+        return encoding(self, text, specials=specials)
+
+    monkeypatch.setattr(Text, "_encoding", slow)
+    late: list[m.OfModel] = [
+        m.Tokenize(text=long),
+        m.Score(text=long),
+        m.Generate(prompt=long, max_new_tokens=1, truncate="left"),
+        m.Tokenize(text="<|endoftext|>", specials=False),
+    ]
+    for request_id, request in enumerate(late):
+        loop.worker.take(Work(id=request_id, group=1, request=request))
+    loop.ask(10, group=2, prompt="Shall I", max_new_tokens=3)
+    loop.turn(10)
+    assert [reply.id for reply in loop.link.sent] == [10]
+    loop.cancel(2)
+    held.set()
+    give_up = time.monotonic() + 20
+    while len(loop.link.sent) < 5 and time.monotonic() < give_up:
+        loop.turn()
+    replies = {reply.id: reply for reply in loop.link.sent}
+    assert isinstance(replies[0], m.Tokenized) and replies[0].ids == expected
+    assert isinstance(replies[1], m.Scored) and replies[1].ids == expected
+    assert isinstance(replies[2], m.Failure) and replies[2].code == "cancelled"
+    assert isinstance(replies[3], m.Tokenized) and len(replies[3].ids) > 1
+
+
+def test_a_score_is_bounded_by_what_it_computes() -> None:
+    check_cost(50_000, 64, 1024)
+    check_cost(1024, 1, 1024)
+    check_cost(4000, 1, 1024)
+    with pytest.raises(BadRequest, match=r"8000 tokens at a stride of 1 are 6977 windows of 1024 tokens") as refused:
+        check_cost(8000, 1, 1024)
+    assert f"the limit is {MAX_COMPUTED:,}; a stride of 2 keeps to it" in str(refused.value)
+    check_cost(8000, 2, 1024)
+    loop = Loop()
+    loop.worker.take(Work(id=1, group=1, request=m.Score(ids=[5] * 8000, stride=1)))
+    (reply,) = loop.link.sent
+    assert isinstance(reply, m.Failure) and reply.code == "bad_request" and not loop.scheduler.waiting
