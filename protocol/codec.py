@@ -9,11 +9,14 @@ type are checked before anything else is decoded.
 
 from __future__ import annotations
 
+import bisect
+import functools
 import re
 from collections.abc import Mapping
 from typing import Any, TypeAlias, cast
 
 import msgspec
+from msgspec import inspect
 
 from protocol import messages as m
 from protocol.errors import BadRequest, VersionMismatch
@@ -34,8 +37,15 @@ WRONG_WORD = re.compile(r"Invalid enum value (?P<word>.+) - at `\$\.(?P<field>[^
 """What msgspec says of a field."""
 NOUNS = {
     "int": "a whole number", "float": "a number", "str": "a text", "bool": "true or false", "array": "a list",
-    "object": "a map", "null": "nothing", "None": "nothing",
+    "object": "a map", "null": "nothing", "None": "nothing", "ext": "an extension",
+    "bytes": "bytes", "unused": "a byte that msgpack does not use",
 }  # fmt: skip
+FIRST_BYTES = [
+    (0x7F, "int"), (0x8F, "object"), (0x9F, "array"), (0xBF, "str"), (0xC0, "null"), (0xC1, "unused"),
+    (0xC3, "bool"), (0xC6, "bytes"), (0xC9, "ext"), (0xCB, "float"), (0xD3, "int"), (0xD8, "ext"), (0xDB, "str"),
+    (0xDD, "array"), (0xDF, "object"), (0xFF, "int"),
+]  # fmt: skip
+"""The last first byte of each of msgpack's types, and the type's name."""
 
 REQUESTS: Mapping[str, type[m.Request]] = {
     "hello": m.Hello,
@@ -151,7 +161,8 @@ def unpack_request(frame: bytes, limit: int, own: Decoders) -> m.Request:
     """
     head, kind = _read_head(frame, limit)
     if not isinstance(kind, str) or kind not in own:
-        raise _about(head, BadRequest(f"unknown request type {_brief(kind)}; the types are: {', '.join(own)}"))
+        wrong = f"unknown request type {_brief(kind)}" if isinstance(kind, str) else _not_a("a text", "type", head.type)
+        raise _about(head, BadRequest(f"{wrong}; the types are: {', '.join(own)}"))
     return cast("m.Request", _decode(frame, head, kind, own[kind]))
 
 
@@ -171,10 +182,15 @@ def _read_head(frame: bytes, limit: int) -> tuple[_Head, object]:
     try:
         head = _HEAD.decode(frame)
     except ERRORS as e:
-        raise BadRequest(f"not a msgpack map: {type(e).__name__}: {_brief(e)}") from None
+        first = type_at(frame)
+        reason = _brief(e) if first == "object" else f"it is {_nouns(first)}"
+        raise BadRequest(f"not a msgpack map: {reason}") from None
     version = _value(head.v)
-    if not isinstance(version, int) or isinstance(version, bool):
+    if head.v is NIL:
         raise _about(head, BadRequest(f"the map has no protocol version `v` (this side speaks {m.MAJOR})"))
+    if not isinstance(version, int) or isinstance(version, bool):
+        wrong = _not_a(f"the number {m.MAJOR}", "v", head.v)
+        raise _about(head, BadRequest(f"{wrong}: it is the protocol version, and this side speaks {m.MAJOR}"))
     if version != m.MAJOR:
         raise _about(
             head, VersionMismatch(f"protocol version {version} was sent; this side speaks {m.MAJOR}.{m.MINOR}")
@@ -185,8 +201,30 @@ def _read_head(frame: bytes, limit: int) -> tuple[_Head, object]:
 def _decode(frame: bytes, head: _Head, kind: str, decoder: msgspec.msgpack.Decoder[Any]) -> Any:
     try:
         return decoder.decode(frame)
+    except UnicodeDecodeError:
+        raise _about(head, BadRequest(f"{kind}: {_not_utf8(frame, decoder.type)} is not UTF-8 text")) from None
     except ERRORS as e:
-        raise _about(head, BadRequest(f"{kind}: {sentence(e)}")) from None
+        raise _about(head, BadRequest(f"{kind}: {sentence(e, decoder.type)}")) from None
+
+
+def _not_utf8(frame: bytes, kind: type[msgspec.Struct]) -> str:
+    """Return the name of the first field whose text is not UTF-8. Each is read as its own type, which bounds it."""
+    fields = _undecoded(kind).decode(frame)
+    for field in msgspec.structs.fields(kind):
+        try:
+            msgspec.msgpack.decode(getattr(fields, field.name), type=field.type)
+        except UnicodeDecodeError:
+            return field.encode_name
+        except ERRORS:
+            continue
+    return "a name"
+
+
+@functools.cache
+def _undecoded(kind: type[msgspec.Struct]) -> msgspec.msgpack.Decoder[Any]:
+    """Return a decoder that takes a message apart into its fields, and leaves each as it is."""
+    fields = [(field.encode_name, msgspec.Raw, NIL) for field in msgspec.structs.fields(kind)]
+    return msgspec.msgpack.Decoder(msgspec.defstruct(f"Undecoded{kind.__name__}", fields))
 
 
 def _check_size(frame: bytes, limit: int) -> None:
@@ -209,15 +247,41 @@ def _about(head: _Head, error: BadRequest | VersionMismatch) -> BadRequest | Ver
     return error
 
 
-def sentence(error: Exception) -> str:
+def sentence(error: Exception, kind: type[msgspec.Struct]) -> str:
     """Return what is wrong with a message: for a field that has not the type or range of its struct, as a sentence."""
-    text = _brief(error)
+    text = str(error)
     if found := WRONG_FIELD.fullmatch(text):
         got = f", got {_nouns(found['got'])}" if found["got"] else ""
         return f"{found['field']} must be {_nouns(found['type'])}{found['bounds']}{got}"
     if found := WRONG_WORD.fullmatch(text):
-        return f"{found['field']} cannot be {found['word']}"
-    return text
+        choices = ", ".join(_choices(kind, found["field"]))
+        return f"{found['field']} cannot be {_shortened(found['word'])}; it can be: {choices}"
+    return _shortened(text)
+
+
+def _choices(kind: type[msgspec.Struct], name: str) -> list[str]:
+    """Return the words that a field of a struct can be."""
+    types = [inspect.type_info(field.type) for field in msgspec.structs.fields(kind) if field.encode_name == name]
+    types = [one.type if isinstance(one, inspect.Metadata) else one for one in types]
+    return [str(word) for one in types if isinstance(one, inspect.LiteralType) for word in one.values]
+
+
+def printable(text: str) -> str:
+    """Return a text in which characters that would steer a terminal, and line breaks, are written as escapes."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def type_at(packed: bytes) -> str:
+    """Return the name of the type that a packed value has, as msgspec names it."""
+    return FIRST_BYTES[bisect.bisect_left(FIRST_BYTES, (packed[0], ""))][1] if packed else "empty"
+
+
+def _not_a(wanted: str, field: str, raw: msgspec.Raw) -> str:
+    """Say what is wrong with a field of the head: it is of another type, too long, or not UTF-8."""
+    kind = type_at(bytes(raw))
+    if wanted != NOUNS[kind]:
+        return f"`{field}` must be {wanted}, got {_nouns(kind)}"
+    return f"`{field}` is {'too long' if len(bytes(raw)) > MAX_SHOWN else 'not UTF-8 text'}"
 
 
 def _nouns(types: str) -> str:
@@ -226,5 +290,8 @@ def _nouns(types: str) -> str:
 
 
 def _brief(value: object) -> str:
-    text = str(value) if isinstance(value, Exception) else repr(value)
+    return _shortened(str(value) if isinstance(value, Exception) else repr(value))
+
+
+def _shortened(text: str) -> str:
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."

@@ -37,7 +37,7 @@ def request(kind: type[R], settings: Mapping[str, Any], **fields: Any) -> R:
     try:
         return msgspec.convert({field: _plain(field, value) for field, value in {**settings, **fields}.items()}, kind)
     except ERRORS as e:
-        raise BadRequest(f"{name}: {sentence(e)}") from None
+        raise BadRequest(f"{name}: {sentence(e, kind)}") from None
 
 
 def _instead(field: str, known: Collection[str]) -> str:

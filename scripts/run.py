@@ -46,9 +46,10 @@ On the other machine, in a checkout of gpt2d, paste this line:
 
   python3 scripts/run.py --connect '{line}'
 
-It is a secret: whoever has it may use this server. Make another for somebody else with
-`{keygen} client NAME --endpoint tcp://HOST:PORT`,
-and take one back by deleting its file in the folder of authorised keys. Ctrl-C stops the server.
+It is a secret: whoever has it may use this server, and load and unload its models.
+Somebody else gets a key that may only generate, with
+`{keygen} client NAME --role generate --endpoint tcp://HOST:PORT`.
+Take a key back by deleting its file in the folder of authorised keys. Ctrl-C stops the server.
 """
 AFTER_THE_TEXT = """
 the window:  {run}

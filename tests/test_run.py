@@ -251,7 +251,10 @@ def test_a_home_that_cannot_be_written_to_is_a_sentence_with_what_to_do(runner: 
     assert (process.returncode, out, said.count("\n")) == (1, "", 1)
     assert said.startswith("gpt2d-keygen: /proc/.config: ") and "another folder: XDG_CONFIG_HOME=FOLDER" in said
     process = runner.start(serve, env={"HOME": "/proc", "XDG_CONFIG_HOME": str(runner.folder)})
-    assert process.stdout and any("paste this line" in line for line in process.stdout)
+    assert process.stdout
+    last = "Take a key back by deleting its file in the folder of authorised keys. Ctrl-C stops the server.\n"
+    hint = "".join(iter(process.stdout.readline, last))
+    assert "paste this line" in hint and "gpt2d-keygen client NAME --role generate --endpoint" in hint
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=LIMIT_S)
 

@@ -21,8 +21,11 @@ from server.catalogue.files import (
     has_tokenizer,
     is_adapter,
     model_files,
+    without_folder,
 )
 
+MODELS_FOLDER = "the folder of --models-dir"
+"""What clients are sent instead of its path."""
 DEMO = "demo"
 DEMO_FOLDER = Path(__file__).parent.parent / "demo_model"
 HELD_OUT_FILE = DEMO_FOLDER / "held_out.txt"
@@ -84,9 +87,7 @@ class Catalogue:
         if folder is None and name not in PUBLISHED:
             if not REPOSITORY.fullmatch(name):
                 there = ", ".join(dict.fromkeys([DEMO, *PUBLISHED, *folders]))
-                raise UnknownModel(
-                    f"no model {name!r} here; there are: {there} (folders of {self._models_dir} are looked at)"
-                )
+                raise UnknownModel(f"no model {name!r} here; there are: {there} ({MODELS_FOLDER} is looked at)")
             if not self._allow_hub:
                 raise UnknownModel(
                     f"{name} would come from the HuggingFace hub, which this server allows only with --allow-hub"
@@ -145,14 +146,12 @@ class Catalogue:
     def _no_base(self, written: str) -> str:
         """Say why a name that no model here has is none of a base; empty if the hub may be asked for it."""
         if REPOSITORY.fullmatch(written):
-            here = f"put its folder into {self._models_dir} and write the folder's name instead"
+            here = f"put its folder into {MODELS_FOLDER} and write the folder's name instead"
             return "" if self._allow_hub else f"which this server has not: {here}, or start the server with --allow-hub"
         there = ", ".join(dict.fromkeys([DEMO, *PUBLISHED, *self._folders()]))
         if re.search(r"[/\\:~]|^\.", written):
-            return (
-                f"a path, and bases are found by name: write one of {there}, or put its folder into {self._models_dir}"
-            )
-        return f"and there is no such model; there are: {there} (put its folder into {self._models_dir})"
+            return f"a path, and bases are found by name: write one of {there}, or put its folder into {MODELS_FOLDER}"
+        return f"and there is no such model; there are: {there} (put its folder into {MODELS_FOLDER})"
 
     def _inspect(self, name: str, folder: Path) -> Model:
         try:
@@ -164,7 +163,7 @@ class Catalogue:
                 raise BadModel(NO_TOKENIZER)
             return Model(name, folder, arch, files.weight_bytes)
         except (BadModel, OSError) as e:
-            return Model(name, folder, None, problem=str(e))
+            return Model(name, folder, None, problem=without_folder(e))
 
     def _adapter(self, name: str, folder: Path) -> Model:
         """Raises: BadModel, OSError."""

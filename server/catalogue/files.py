@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -73,7 +74,7 @@ def model_files(folder: Path) -> ModelFiles:
     found = _adapter_files(folder) if is_adapter(folder) else _whole_files(folder)
     for file in found.all:
         if is_pointer(file):
-            raise BadModel(f"{file.name} is a Git LFS pointer: run git lfs pull in {file.parent}")
+            raise BadModel(f"{file.name} is a Git LFS pointer: run git lfs pull in its folder")
     return found
 
 
@@ -146,15 +147,22 @@ def read_map(file: Path) -> dict[str, Any]:
     """Read a configuration in JSON. Raises: BadModel, which says what is wrong with the file."""
     try:
         if is_pointer(file):
-            raise BadModel(f"{file.name} is a Git LFS pointer: run git lfs pull in {file.parent}")
+            raise BadModel(f"{file.name} is a Git LFS pointer: run git lfs pull in its folder")
         if file.stat().st_size > MAX_CONFIG_BYTES:
             raise BadModel(f"{file.name} is over {MAX_CONFIG_BYTES} bytes")
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as e:
-        raise BadModel(f"{file.name} cannot be read: {e}") from None
+        raise BadModel(f"{file.name} cannot be read: {without_folder(e)}") from None
     if not isinstance(found, dict):
         raise BadModel(f"{file.name} is not a map")
     return found
+
+
+def without_folder(error: BaseException) -> str:
+    """Return what an error says, without the place of the file that it is about: clients are sent it."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{Path(os.fsdecode(error.filename)).name}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
 
 
 def is_pointer(file: Path) -> bool:

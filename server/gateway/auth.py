@@ -11,7 +11,6 @@ import errno
 import hashlib
 import logging
 import os
-import time
 from pathlib import Path
 
 import zmq
@@ -20,14 +19,13 @@ from zmq.utils import z85
 from protocol import messages as m, sockets
 from protocol.errors import Unauthorised
 from protocol.keys import KeyFileError, Role, check_owned, read_public
+from server.gateway.repeats import Repeats
 
 log = logging.getLogger("gpt2d")
 
 REVOKED = "this key is not authorised any more"
 OTHER, KEY = -1, -2
 """Kinds of refusals besides the protocol errors of libzmq."""
-QUIET_S = 1.0
-"""Least time between two lines about one kind of refusal; the next line says how many there were meanwhile."""
 MAX_KEYS = 1000
 """Most keys that are read: each is looked at twenty times a second, in the gateway's thread."""
 PASSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EINTR}
@@ -136,15 +134,11 @@ class Keyring:
 
 
 class Refusals:
-    """Logs who was refused, without letting a flood of refusals fill the log.
-
-    Each kind is counted by itself, or one would hide another.
-    """
+    """Logs who was refused."""
 
     def __init__(self, *, keyed: bool) -> None:
         self._mismatch = "it has no key" if keyed else "it has a key, and this server has none"
-        self._kinds: dict[int, tuple[float, int]] = {}
-        """Kind -> when it was last logged, and how many more there have been since."""
+        self._repeats = Repeats()
 
     def handshake(self, error: int) -> None:
         """Log a handshake that broke the protocol; those that were refused by their key have been logged already."""
@@ -153,20 +147,11 @@ class Refusals:
             zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC: "it has another server's key",
         }
         kind = error if error in known else OTHER
-        self._add(kind, f"a peer: {known.get(error, 'it does not speak ZMTP as it should')}")
+        self._repeats.warn(kind, f"refused a peer: {known.get(error, 'it does not speak ZMTP as it should')}")
 
     def key(self, what: str) -> None:
         """Log a key that is not authorised."""
-        self._add(KEY, what)
-
-    def _add(self, kind: int, what: str) -> None:
-        now = time.monotonic()
-        last, more = self._kinds.get(kind, (-QUIET_S, 0))
-        if now < last + QUIET_S:
-            self._kinds[kind] = last, more + 1
-            return
-        log.warning("refused %s%s", what, f" (and {more} more before)" if more else "")
-        self._kinds[kind] = now, 0
+        self._repeats.warn(KEY, f"refused {what}")
 
 
 class Guard:

@@ -59,6 +59,8 @@ class _Traffic:
     """Size of its frames on the wire: a moving average since it fell behind."""
     frames: int = 0
     """Number of frames delivered since then."""
+    shut: bool = False
+    """Whether it was cut off, and ZeroMQ has not said yet that it has ended."""
     looked: float = field(default_factory=time.monotonic)
     moved: float = field(default_factory=time.monotonic)
     """Time when something was last received."""
@@ -123,17 +125,18 @@ class Connections:
             self._left -= len(sizes)
 
     def shut(self, fd: int) -> bool:
-        """Cut a connection off: ZeroMQ sees its end, and frees what it has kept. False: it has ended by itself.
+        """Cut a connection off: ZeroMQ sees its end, and frees what it has kept. False: it has ended, or was cut.
 
         ZeroMQ may have closed the descriptor, and the system may have given it to another peer or to a file. A
         duplicate cannot change hands: what is compared is what is shut.
         """
         traffic = self._all.get(fd)
-        if traffic is None or traffic.identity is None:
+        if traffic is None or traffic.identity is None or traffic.shut:
             return False
         with contextlib.suppress(OSError), _same(fd) as peer:
             if _identity(peer) == traffic.identity:
                 peer.shutdown(socket.SHUT_RDWR)
+                traffic.shut = True
                 return True
         return False
 

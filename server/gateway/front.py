@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,9 +10,8 @@ import zmq
 from protocol import sockets
 from server.gateway.auth import Guard
 from server.gateway.connections import Connections
+from server.gateway.repeats import Repeats
 from server.gateway.sessions import Sessions
-
-log = logging.getLogger("gpt2d")
 
 MAX_FRAMES, MAX_ENVELOPE_BYTES = 8, 1024
 HOSTILE_FRAMES = 1000
@@ -49,6 +47,7 @@ class Front:
         self._socket, self._monitor = socket, monitor
         self._sessions, self._guard = sessions, guard
         self._connections = Connections(encrypted=encrypted)
+        self._repeats = Repeats()
 
     @property
     def sockets(self) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
@@ -105,8 +104,8 @@ class Front:
     def cut(self) -> None:
         """Cut off connections that send much without finishing a message, or nothing."""
         for fd in self._connections.cut(lambda: sockets.readable(self._socket)):
-            log.warning(
-                "a connection was cut: it sent much without finishing a message, or nothing (descriptor %d)", fd
+            self._repeats.warn(
+                "cut", f"a connection was cut: it sent much without finishing a message, or nothing (descriptor {fd})"
             )
 
     def close(self) -> None:

@@ -14,6 +14,7 @@ from protocol.keys import CurveKeys
 from server.catalogue.architecture import OVERHEAD_BYTES, Architecture
 from server.catalogue.catalogue import Model
 from server.catalogue.engines import REFERENCE, TRAITS
+from server.catalogue.files import without_folder
 from server.config import Config
 from server.gateway.routing import Known
 from server.launch.launcher import Launcher, Process
@@ -196,7 +197,7 @@ class Replicas:
         try:
             process = launcher.start(spec, need)
         except OSError as e:
-            raise LoadFailed(f"no worker process can be started: {e}") from None
+            raise LoadFailed(f"no worker process can be started: {without_folder(e)}") from None
         replica = Replica(
             model.name, engine, precision, identity, process, need, rows, number, compiled=compiled, task=task
         )

@@ -74,7 +74,6 @@ class Open:
 class Session:
     """Connected peer."""
 
-    fd: int
     owner: Owner
     open: dict[int, Open] = field(default_factory=dict)
     unsent: deque[list[bytes]] = field(default_factory=deque)
@@ -100,8 +99,10 @@ class Sessions:
         self._keys = itertools.count(1)
         self._numbers = itertools.count(1)
         self._ended_early: list[Open] = []
-        self._given_up: dict[bytes, int] = {}
-        """Peer -> file descriptor, of peers that did not read their replies and are still connected."""
+        self._of_fd: dict[int, set[bytes]] = {}
+        """Peers by the descriptor of their connection, until it ends."""
+        self._given_up: set[bytes] = set()
+        """Peers that did not read their replies and are still connected."""
         self.outcomes: Counter[tuple[str, str]] = Counter()
         """Number of requests by type and outcome: ok, disconnected, or an error's code.
 
@@ -158,7 +159,8 @@ class Sessions:
         """Register a request. Raises: BadRequest if its id is in use, Busy if its owner has too many."""
         session = self._peers.get(peer)
         if session is None:
-            session = self._peers[peer] = Session(fd, self._owner(user))
+            session = self._peers[peer] = Session(self._owner(user))
+            self._of_fd.setdefault(fd, set()).add(peer)
         owner, config = session.owner, self._config
         tokens = request.cost
         if request.id in session.open:
@@ -197,6 +199,8 @@ class Sessions:
         if entry.key not in self._open:
             return
         last = isinstance(reply, m.Result | m.Failure)
+        if isinstance(reply, m.Failure):
+            reply = _printable(reply)
         try:
             frame = codec.encode(msgspec.structs.replace(reply, id=entry.request.id, seq=entry.seq))
         except BadRequest as e:
@@ -218,7 +222,7 @@ class Sessions:
     def refuse(self, peer: bytes, envelope: list[bytes], failure: m.Failure) -> None:
         """Answer a message that never became a request."""
         self.outcomes["refused", failure.code] += 1
-        self._send(peer, envelope, codec.encode(failure))
+        self._send(peer, envelope, codec.encode(_printable(failure)))
 
     def _send(self, peer: bytes, envelope: list[bytes], frame: bytes) -> None:
         """Send to a peer without waiting; what it cannot take now is kept for it, within a bound."""
@@ -242,7 +246,7 @@ class Sessions:
         now = time.monotonic()
         for peer, session in list(self._peers.items()):
             if session.unsent and now > session.stalled + self._config.max_unsent_seconds:
-                self._give_up(peer, session)
+                self._give_up(peer)
                 continue
             while session.unsent:
                 try:
@@ -268,10 +272,9 @@ class Sessions:
 
     def drop_fd(self, fd: int) -> None:
         """Forget the peers of a connection that broke."""
-        for peer in [p for p, s in self._peers.items() if s.fd == fd]:
+        for peer in self._of_fd.pop(fd, ()):
             self.drop(peer)
-        for peer in [p for p, own in self._given_up.items() if own == fd]:
-            del self._given_up[peer]
+            self._given_up.discard(peer)
 
     def has_given_up(self, peer: bytes) -> bool:
         """Return whether a peer's replies were dropped: it is not listened to until it connects again."""
@@ -306,8 +309,13 @@ class Sessions:
         session.unsent.append(frames)
         session.unsent_bytes += sum(map(len, frames))
         if session.unsent_bytes > self._config.max_unsent_bytes or len(session.unsent) > self._config.max_unsent:
-            self._give_up(peer, session)
+            self._give_up(peer)
 
-    def _give_up(self, peer: bytes, session: Session) -> None:
-        self._given_up[peer] = session.fd
+    def _give_up(self, peer: bytes) -> None:
+        self._given_up.add(peer)
         self.drop(peer)
+
+
+def _printable(failure: m.Failure) -> m.Failure:
+    """Return a failure whose message steers no terminal: it may repeat what a peer has sent."""
+    return msgspec.structs.replace(failure, message=codec.printable(failure.message))

@@ -19,6 +19,7 @@ import psutil
 from protocol import messages as m
 from protocol.errors import Gpt2dError, RequestError
 from server.catalogue.adapters import architecture_of
+from server.catalogue.files import without_folder
 from server.checkpoint.tokenizer import read_tokenizer
 from server.engines.load import load_engine
 from server.launch.spec import Spec
@@ -123,7 +124,7 @@ def live(spec: Spec, connection: Connection) -> None:
         if not isinstance(e, Gpt2dError):
             traceback.print_exc()
         code = "worker_died" if ready else _load_error(e)
-        connection.send(m.Failure(id=None, code=code, message=f"{spec.name}: {str(e) or type(e).__name__}"))
+        connection.send(m.Failure(id=None, code=code, message=f"{spec.name}: {without_folder(e) or type(e).__name__}"))
         connection.receive(END_MS)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import msgpack
@@ -83,8 +84,9 @@ def generate(**fields: Any) -> bytes:
         ("stop", [""], r"stop\[0\] must be a text of length >= 1"),
         ("stop", ["x"] * 17, "length"),
         ("stop", "x", "must be a list"),
-        ("truncate", "right", "^generate: truncate cannot be 'right'$"),
-        ("strategy", "best", "best"),
+        ("truncate", "right", "^generate: truncate cannot be 'right'; it can be: error, left$"),
+        ("strategy", "best", "cannot be 'best'; it can be: .*greedy"),
+        ("strategy", "x" * 400, r"x\.\.\.; it can be: .*greedy"),
         ("prompt", None, "exactly one"),
         ("prompt_ids", [1], "exactly one"),
         ("prompt", b"x", "prompt must be a text or nothing, got bytes"),
@@ -94,14 +96,70 @@ def generate(**fields: Any) -> bytes:
         ("id", 2**63, "id"),
         ("type", "nonsense", "generate"),
         ("type", None, "generate"),
-        ("v", "1", "version"),
-        ("v", True, "version"),
+        ("v", "1", "^`v` must be the number 1, got a text: it is the protocol version"),
+        ("v", True, "^`v` must be the number 1, got true or false"),
+        ("v", msgpack.ExtType(5, b"abc"), "^`v` must be the number 1, got an extension"),
+        ("type", 7, "^`type` must be a text, got a whole number; the types are: .*generate"),
+        ("type", "x" * 400, "^`type` is too long; the types are: .*generate"),
     ],
 )
 def test_a_bad_field_is_named(field: str, value: object, says: str) -> None:
     with pytest.raises(BadRequest, match=says) as caught:
         codec.decode_request(generate(**{field: value}))
     assert caught.value.request_id == (None if field == "id" else 5)
+
+
+@pytest.mark.parametrize("value", [msgpack.ExtType(5, b"abc"), [msgpack.ExtType(5, b"abc")], msgpack.Timestamp(1, 0)])
+@pytest.mark.parametrize("field", ["v", "type", "id", "prompt", "truncate", "stop", "logit_bias"])
+def test_no_error_tells_an_address_of_the_memory(field: str, value: object) -> None:
+    with pytest.raises(BadRequest) as caught:
+        codec.decode_request(generate(**{field: value}))
+    assert not re.search("0x|object at|<", str(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("frame", "says"),
+    [
+        (generate(prompt="?"), "generate: prompt is not UTF-8 text"),
+        (generate(stop=["a", "?"]), "generate: stop is not UTF-8 text"),
+        (generate(shape="?", model="?"), "generate: model is not UTF-8 text"),
+        (msgpack.packb({"v": 1, "id": 5, "type": "?"}), "`type` is not UTF-8 text; the types are: .*generate"),
+    ],
+)
+def test_a_field_that_is_not_utf8_is_named(frame: bytes, says: str) -> None:
+    with pytest.raises(BadRequest, match=f"^{says}") as caught:
+        codec.decode_request(frame.replace(b"?", b"\xff"))
+    assert caught.value.request_id == 5
+
+
+@pytest.mark.parametrize(
+    ("frame", "says"),
+    [
+        (b"", "it is empty"),
+        (b"\x93\1\2\3", "it is a list"),
+        (b"\xc7\x01\x05a", "it is an extension"),
+        (b"\x81", "truncated"),
+    ],
+)
+def test_a_frame_that_is_no_map_is_named(frame: bytes, says: str) -> None:
+    with pytest.raises(BadRequest, match=f"^not a msgpack map: .*{says}$"):
+        codec.decode_request(frame)
+
+
+def test_every_first_byte_of_msgpack_has_its_type() -> None:
+    names = {bytes: "bytes", int: "int", float: "float", str: "str", list: "array", dict: "object", bool: "bool"}
+    values: list[Any] = [0, 127, -1, -33, 128, 2**16, 2**63, -(2**63), 1.5, True, False]
+    values += ["x" * size for size in (0, 40, 300, 70_000)] + [bytes(size) for size in (0, 300, 70_000)]
+    values += [[0] * size for size in (0, 20, 70_000)] + [dict.fromkeys(range(size)) for size in (0, 20, 70_000)]
+    for value in values:
+        assert codec.type_at(msgpack.packb(value)) == names[type(value)]
+    assert codec.type_at(b"\xc0") == "null" and codec.type_at(b"\xc1") == "unused"
+    for size in (1, 2, 3, 4, 8, 16, 300, 70_000):
+        assert codec.type_at(msgpack.packb(msgpack.ExtType(5, bytes(size)))) == "ext"
+
+
+def test_what_would_steer_a_terminal_is_written_as_an_escape() -> None:
+    assert codec.printable("a\x1b[31m\n\u202eé 日") == "a\\x1b[31m\\n\\u202eé 日"
 
 
 def test_range_ends_are_good() -> None:

@@ -290,7 +290,8 @@ def test_a_base_of_the_hub_is_found_where_it_is_allowed(models: Path) -> None:
     assert found.base and found.base.name == "somebody/gpt2-poems" and found.architecture is None and not found.on_disk
     assert problem(models) == (
         "adapter_config.json has base_model_name_or_path='somebody/gpt2-poems', which this server has not: put its "
-        f"folder into {models} and write the folder's name instead, or start the server with --allow-hub"
+        "folder into the folder of --models-dir and write the folder's name instead, or start the server with "
+        "--allow-hub"
     )
 
 
@@ -334,7 +335,7 @@ def test_a_folder_is_a_model_or_an_adapter(models: Path) -> None:
 def test_an_adapter_that_is_not_whole_is_named(models: Path) -> None:
     write(models / "adapter", PLAIN)
     (models / "adapter" / "adapter_model.safetensors").write_bytes(POINTER)
-    assert problem(models).startswith("adapter_model.safetensors is a Git LFS pointer: run git lfs pull in ")
+    assert problem(models).startswith("adapter_model.safetensors is a Git LFS pointer: run git lfs pull in its folder")
     (models / "adapter" / "adapter_model.safetensors").write_bytes(b"\xff" * 100)
     assert problem(models).startswith("adapter_model.safetensors has a header of ")
     (models / "adapter" / "adapter_model.safetensors").unlink()

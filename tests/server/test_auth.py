@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from protocol.keys import CurveKeys, KeyFileError, Role, write_public
-from server.gateway import auth
+from server.gateway import auth, repeats
 from server.gateway.auth import Keyring
 
 A, B = CurveKeys.new().public, CurveKeys.new().public
@@ -106,7 +106,7 @@ def test_a_flood_of_refusals_is_logged_in_few_lines(
     for _ in range(1000):
         refusals.key("somebody")
     assert len(caplog.records) == 1
-    monkeypatch.setattr(auth, "QUIET_S", 0.0)
+    monkeypatch.setattr(repeats, "QUIET_S", 0.0)
     refusals.key("somebody")
     assert "and 999 more" in caplog.records[-1].getMessage()
 

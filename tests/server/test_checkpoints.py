@@ -192,7 +192,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 54
 def test_a_git_lfs_pointer_is_named(tmp_path: Path, name: str) -> None:
     folder = demo(tmp_path)
     (folder / name).write_bytes(POINTER)
-    assert problem(folder) == f"{name} is a Git LFS pointer: run git lfs pull in {folder}"
+    assert problem(folder) == f"{name} is a Git LFS pointer: run git lfs pull in its folder"
 
 
 def test_a_shard_that_is_a_pointer_or_missing_is_named(tmp_path: Path) -> None:

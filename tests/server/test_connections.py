@@ -88,6 +88,17 @@ def test_nobody_new_is_let_in_while_much_of_ended_connections_waits(
         assert peer.recv(1) == b"x", "4,000 frames are more than were left"
 
 
+def test_a_connection_is_cut_once(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ZeroMQ says a moment later that it has ended; meanwhile each look would write its line into the log."""
+    monkeypatch.setattr(connections, "SILENT_S", -1.0)
+    known = Connections(encrypted=False)
+    peer, ours = pair(listener)
+    with peer, ours:
+        known.opened(ours.fileno())
+        assert looked(known, waiting=False) == [ours.fileno()]
+        assert looked(known, waiting=False) == []
+
+
 def test_once_nothing_waits_nothing_is_left(listener: socket.socket) -> None:
     known = Connections(encrypted=False)
     known._left = 1e9

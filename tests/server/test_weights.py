@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from protocol.errors import BadModel, UnknownModel
+from server.catalogue import files
 from server.catalogue.architecture import PUBLISHED, read_architecture
 from server.catalogue.catalogue import DEMO_FOLDER, HELD_OUT_FILE, Catalogue
 from server.catalogue.engines import BLOCK, ENGINES, choose_engine
@@ -114,6 +115,25 @@ def test_names_are_looked_up_never_paths(tmp_path: Path) -> None:
     for name in ("../outside", str(tmp_path / "outside"), "..", ".", "models", "nonsense"):
         with pytest.raises(UnknownModel, match="demo"):
             Catalogue(tmp_path / "models", tmp_path / ".hub").find(name)
+
+
+def test_what_is_said_of_models_does_not_tell_where_they_are(tmp_path: Path) -> None:
+    """Clients are sent it: a name that nobody has, a file that cannot be read, a base that is not there."""
+    (tmp_path / "odd" / "config.json").mkdir(parents=True)
+    (copy_demo(tmp_path / "pointer") / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    for folder, base in (("lost", "/home/a/base"), ("unknown", "basis"), ("hub", "some/base")):
+        (tmp_path / folder).mkdir()
+        adapter = {"peft_type": "LORA", "r": 2, "target_modules": ["c_attn"], "base_model_name_or_path": base}
+        (tmp_path / folder / "adapter_config.json").write_text(json.dumps(adapter))
+        (tmp_path / folder / "adapter_model.safetensors").write_bytes(bytes(8))
+    catalogue = Catalogue(tmp_path, tmp_path / ".hub")
+    with pytest.raises(UnknownModel) as caught:
+        catalogue.find("nonsense")
+    said = [str(caught.value), *(model.problem for model in catalogue.models() if model.problem)]
+    assert len(said) == 6 and not [text for text in said if str(tmp_path) in text], said
+    assert files.without_folder(FileNotFoundError(2, "No such file or directory", f"{tmp_path}/x")) == (
+        "x: No such file or directory"
+    )
 
 
 def test_engines_and_precisions_are_named_when_asked_for_wrongly() -> None:
