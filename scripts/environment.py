@@ -48,6 +48,7 @@ TEMPORARY = STATE / "installing"
 LOCKED_BYTE = 4096
 """The byte that is locked on Windows, where nobody can read what is locked: behind the text."""
 WAIT_S, LOOK_S = 3600.0, 0.2
+ENDING_S = 20.0
 CHECK_S = 60.0
 PLAN_S = 240.0
 OLDEST, NEWEST = (3, 11), (3, 14)
@@ -215,8 +216,14 @@ def _make(descriptor: int) -> None:
 
 
 def _clear() -> None:
-    """Delete what an interrupted `venv` left. Exits with a message while something runs from it."""
+    """Delete what an interrupted `venv` left. Exits with a message where something goes on running from it."""
     if users := _users():
+        quiet.say(f"{', '.join(users)} still runs from {VENV}, which is unfinished; waiting for its end")
+    give_up = time.monotonic() + ENDING_S
+    while users and time.monotonic() < give_up:  # what was interrupted a moment ago
+        time.sleep(LOOK_S)
+        users = _users()
+    if users:
         sys.exit(f"{VENV} is unfinished, but used by {', '.join(users)}; end that, and run this again")
     for entry in VENV.iterdir() if VENV.is_dir() else ():
         if entry.is_dir() and not entry.is_symlink():

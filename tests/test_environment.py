@@ -179,12 +179,18 @@ def test_an_environment_that_is_used_is_not_cleared(checkout: Checkout) -> None:
     started = [str(checkout.venv / "bin" / "python"), "-c", "input()"]
     user = subprocess.Popen(started, executable=sys.executable, stdin=subprocess.PIPE)
     try:
-        code, errors = checkout.prepare()
+        code, errors = checkout.prepare(
+            PREPARE.replace("import environment;", "import environment; environment.ENDING_S = 0;")
+        )
         assert code == 1 and f"used by process {user.pid}; end that" in errors, errors
         assert (checkout.venv / "bin" / "half").exists()
-    finally:
+        second = checkout.start()
+        assert second.stderr and f"process {user.pid} still runs from" in second.stderr.readline()
         user.communicate(b"\n", timeout=LIMIT_S)
-    assert checkout.prepare()[0] == 0
+        assert second.communicate(timeout=LIMIT_S)[0] == "ready\n"
+    finally:
+        user.kill()
+        user.wait(LIMIT_S)
 
 
 def test_a_second_command_waits_and_says_for_whom(checkout: Checkout) -> None:
