@@ -177,7 +177,10 @@ class Generate(Request, frozen=True, tag="generate"):
     ) = None
     logprobs_of: Annotated[
         Literal["model", "sampler"],
-        Meta(description="Probabilities as the model gives them, or after penalties and samplers."),
+        Meta(
+            description="Probabilities as the model gives them, or after penalties and samplers (of a greedy choice: "
+            "at temperature 1)."
+        ),
     ] = "model"
     max_new_tokens: Annotated[int, Meta(ge=1, le=65_536, description="How many tokens to write at most.")] = 25
     truncate: Annotated[

@@ -20,7 +20,7 @@ from server.catalogue.engines import native_problem
 from server.engines import native
 from server.engines.base import Logits
 from server.worker.processors import Processors
-from server.worker.softmax import Weights, softmax
+from server.worker.softmax import Weights, log_softmax, softmax
 
 NATIVE = not native_problem()
 Ids = NDArray[np.int64]
@@ -89,16 +89,17 @@ class Sampler:
             self._mirostat -= self.request.mirostat_eta * float(surprise - self.request.mirostat_tau)
         if self.request.logprobs is not None:
             if self.request.logprobs_of == "model":
-                kept = None
-                weights = softmax(logits, 1.0)  # [vocabulary]
-                index = token
-            self.explanations.append(explain(kept, weights, index, self.request.logprobs))
+                kept, processed = None, logits
+            temperature = 1.0 if kept is None else self.request.temperature
+            self.explanations.append(explain(processed, kept, temperature, token, self.request.logprobs))
         return token
 
     def _distribution(self, logits: Logits) -> tuple[Ids | None, Weights]:
         """Return the tokens that may be drawn (None: all) and their weights, [tokens] each."""
         if self._random is None:
-            return None, softmax(logits, 1.0) if self.request.logprobs is not None else logits
+            if not np.isfinite(logits.max()):
+                raise FloatingPointError("the logits are not numbers")
+            return None, logits
         if self.request.strategy == "mirostat":
             return mirostat(logits, self.request.temperature, self._mirostat)
         return candidates(logits, self.request)
@@ -165,16 +166,19 @@ def candidates(logits: Logits, request: Generate, *, least: int = 1) -> tuple[Id
     return ids, weights
 
 
-def explain(kept: Ids | None, weights: Weights, index: int, count: int) -> Explanation:
-    """Explain the choice of the token at `index` of `kept` (None: of all)."""
-    total = np.log(weights.sum(dtype=np.float64))
-    count = min(count, len(weights))
-    best = np.argpartition(weights, len(weights) - count)[len(weights) - count :] if count else np.empty(0, np.int64)
-    best = best[np.argsort(-weights[best], kind="stable")]  # [count]
-    logs = np.log(np.maximum(weights[best].astype(np.float64), TINY)) - total
-    tokens = best if kept is None else kept[best]
-    own = float(np.log(max(float(weights[index]), TINY)) - total)
-    return Explanation(own, list(zip(tokens.tolist(), logs.tolist(), strict=True)))
+def explain(logits: Logits, kept: Ids | None, temperature: float, token: int, count: int) -> Explanation:
+    """Explain the choice of a token of `kept` (None: of all) by float32 [vocabulary].
+
+    In logarithms: at low temperatures all probabilities but the largest are too small for a float. Tokens that cannot
+    come are no alternatives.
+    """
+    ids = np.arange(len(logits)) if kept is None else kept
+    logs = log_softmax(logits[ids].astype(np.float64) / temperature)  # [tokens]
+    count = min(count, int(np.count_nonzero(logs > -np.inf)))
+    best = np.argpartition(logs, len(logs) - count)[len(logs) - count :] if count else np.empty(0, np.int64)
+    best = best[np.argsort(-logs[best], kind="stable")]  # [count]
+    own = float(logs[np.searchsorted(ids, token)])
+    return Explanation(own, list(zip(ids[best].tolist(), logs[best].tolist(), strict=True)))
 
 
 def top_k(scores: Logits, k: int) -> Ids | None:

@@ -255,6 +255,37 @@ def test_log_probabilities_of_the_model_and_of_the_sampler() -> None:
             assert token == sampler_of(Generate(prompt="", **fields), seed).pick(logits, []), "asking changes nothing"
 
 
+@pytest.mark.parametrize("temperature", [1.01e-5, 1e-3, 0.01, 0.04])
+@pytest.mark.parametrize("more", [{"top_k": 0}, {"top_k": 50, "top_p": 1.0}, {"strategy": "mirostat"}])
+def test_alternatives_at_low_temperatures_are_the_likeliest_with_true_logarithms(
+    temperature: float, more: dict[str, Any]
+) -> None:
+    logits = logits_of(6, scale=8.0)
+    expected = torch.log_softmax(torch.tensor(logits).double() / temperature, -1).numpy()
+    request = Generate(
+        prompt="", temperature=temperature, mirostat_tau=20, logprobs=4, logprobs_of="sampler", **more
+    )
+    sampler = sampler_of(request)
+    if more.get("strategy") == "mirostat":
+        sampler._mirostat = 1e9  # which lets all through
+    token = sampler.pick(logits, [])
+    explained = sampler.explanations.pop()
+    assert token == int(logits.argmax()) and explained.logprob == pytest.approx(expected[token], abs=1e-6)
+    assert [t for t, _ in explained.top] == np.argsort(-expected)[:4].tolist()
+    np.testing.assert_allclose([p for _, p in explained.top], np.sort(expected)[::-1][:4], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("strategy", ["greedy", "sample"])
+def test_forbidden_tokens_are_no_alternatives(strategy: Any) -> None:
+    logits = np.array([3, 2, 1, 0], np.float32)
+    request = Generate(prompt="", strategy=strategy, logprobs=4, logprobs_of="sampler")
+    sampler = Sampler(request, 0, Processors(request, 0, [], [[0], [2]]))
+    sampler.pick(logits, [])
+    explained = sampler.explanations.pop()
+    assert [token for token, _ in explained.top] == [1, 3]
+    assert sum(np.exp(p) for _, p in explained.top) == pytest.approx(1)
+
+
 def test_log_probabilities_of_a_greedy_choice() -> None:
     logits = logits_of(5)
     for of in ("model", "sampler"):
