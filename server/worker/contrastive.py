@@ -16,7 +16,8 @@ class ContrastiveSearch(Search):
     """Search for likely tokens that are unlike the text so far (Su et al. 2022).
 
     Each step takes that one of the k likeliest tokens whose (1 - alpha) probability - alpha similarity is largest,
-    where similarity is the largest cosine between its hidden state and any before it.
+    where similarity is the largest cosine between its hidden state and any before it. A token without a chance that a
+    float can hold, as one that is forbidden, is never taken, however unlike the text it is.
     """
 
     looks_inside = True
@@ -39,7 +40,8 @@ class ContrastiveSearch(Search):
         states = unit(hidden)  # [lanes, width]
         likeness = np.max([(states @ part.T).max(axis=1) for part in self._context], axis=0)  # [lanes]
         alpha = self.request.penalty_alpha
-        best = int(np.argmax((1 - alpha) * self._chances - alpha * likeness))
+        worth = np.where(self._chances > TINY, (1 - alpha) * self._chances - alpha * likeness, -np.inf)  # [lanes]
+        best = int(np.argmax(worth))
         self._context = [np.concatenate([*self._context, states[best : best + 1]])]
         output = self.outputs[0]
         output.count(self.width)
@@ -53,7 +55,8 @@ class ContrastiveSearch(Search):
     def _propose(self, logits: Logits, parents: list[int], engine: Engine) -> None:
         weights = softmax(logits, 1.0)
         chances = weights / weights.sum(dtype=np.float64)  # [vocabulary]
-        tokens = np.argsort(-chances, kind="stable")[: self.width]  # [lanes]
+        # By the logits, since chances that are too small for a float are all 0
+        tokens = np.argsort(-logits, kind="stable")[: self.width]  # [lanes]
         self._chances = chances[tokens]
         self._fork(parents, tokens.tolist(), engine)
 

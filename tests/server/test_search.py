@@ -244,6 +244,41 @@ def test_contrastive_search_is_that_of_the_paper(engine: Engine, reference: GPT2
     assert got.ids == ids[len(prompt) :]
 
 
+@pytest.mark.parametrize("alpha", [0.7, 1.0])
+def test_a_contrastive_search_takes_no_token_without_a_chance(engine: Engine, alpha: float) -> None:
+    """Two tokens are left, and four are weighed: the others would win by being unlike the text."""
+    (got,) = run(
+        engine,
+        {
+            "prompt_ids": PROMPTS[1],
+            "strategy": "contrastive",
+            "penalty_alpha": alpha,
+            "max_new_tokens": 12,
+            "ignore_eos": True,
+            "logit_bias": [(10, 500.0), (11, 500.0), (0, -1000.0), (1, -1000.0)],
+        },
+    )
+    assert set(got.ids) <= {10, 11}
+
+
+@pytest.mark.parametrize("alpha", [0.7, 1.0])
+def test_a_contrastive_search_takes_no_forbidden_token(engine: Engine, alpha: float) -> None:
+    """Tokens that have come are forbidden here, and all but three have no chance: these come, once each."""
+    (got,) = run(
+        engine,
+        {
+            "prompt_ids": PROMPTS[1],
+            "strategy": "contrastive",
+            "penalty_alpha": alpha,
+            "max_new_tokens": 3,
+            "ignore_eos": True,
+            "no_repeat_ngram_size": 1,
+            "logit_bias": [(10, 500.0), (11, 500.0), (12, 500.0)],
+        },
+    )
+    assert sorted(got.ids) == [10, 11, 12]
+
+
 def test_searches_and_others_run_together_as_they_do_alone(engine: Engine) -> None:
     requests = [
         {"prompt_ids": [9, 8, 7], "strategy": "greedy", "max_new_tokens": 14, "speculate": 8},
