@@ -241,7 +241,9 @@ class Generate(Request, frozen=True, tag="generate"):
         list[tuple[TokenId, Annotated[float, Meta(ge=-1000, le=1000)]]],
         Meta(max_length=1024, description="Pairs of a token and what is added to its logit."),
     ] = []
-    min_new_tokens: Annotated[int, Meta(ge=0, le=65_536, description="No end of text before this many tokens.")] = 0
+    min_new_tokens: Annotated[
+        int, Meta(ge=0, le=65_536, description="No end of text and no stop string before this many tokens.")
+    ] = 0
     stop: Annotated[
         list[Annotated[str, Meta(min_length=1, max_length=200)]],
         Meta(max_length=16, description="End before any of these strings."),

@@ -160,18 +160,20 @@ class BeamSearch(Search):
     def _reason(self, before: tuple[int, ...], token: int, length: int) -> m.FinishReason | None:
         if token in self._ends and not self.request.ignore_eos:
             return "eos"
-        if token in self._generation.stops or (self.request.stop and self._stops(before, token)):
+        stops = bool(self.request.stop) and self._stops(before, token)
+        if token in self._generation.stops or (stops and length >= self.request.min_new_tokens):
             return "stop"
         return "length" if length >= self.request.max_new_tokens else None
 
     def _stops(self, before: tuple[int, ...], token: int) -> bool:
-        """Return True if a stop string is in the text of new tokens, given that none is in it without the last one."""
-        increments, end = self._written.get(before) or (self._generation.increments(), "")
+        """Return True if the last token's text completes a stop string."""
+        increments, begun = self._written.get(before) or (self._generation.increments(), "")
         increments = increments.fork()
-        end += increments.push(token)
+        piece = increments.push(token)
+        end = begun + piece
         longest = max(map(len, self.request.stop))
         self._fresh[(*before, token)] = increments, end[-longest:]
-        return any(stop in end for stop in self.request.stop)
+        return bool(piece) and any(end.find(s, max(0, len(begun) - len(s) + 1)) >= 0 for s in self.request.stop)
 
     def _by_length(self, score: float, length: int) -> float:
         divisor: float = max(1, length) ** self.request.length_penalty

@@ -43,7 +43,8 @@ class Generation:
 
     def processors(self) -> Processors:
         """Return new processors, since each text has its own history."""
-        return Processors(self.request, len(self.prompt), self.vocabulary.ends, self.bad_words)
+        ends = [*self.vocabulary.ends, *self.stops]
+        return Processors(self.request, len(self.prompt), ends, self.bad_words)
 
     def increments(self) -> Increments:
         """Return a new decoder for what is written after the prompt."""
@@ -210,10 +211,10 @@ class Sequence:
             self.finished = self.finished or reason
 
     def _write(self, piece: str) -> None:
-        """Add to the text; a stop string in it ends it."""
+        """Add to the text; a stop string that this completes ends it, unless tokens are missing to `min_new_tokens`."""
         before = len(self._text)
         self._text += piece
-        stops = self.request.stop if piece else []
+        stops = self.request.stop if piece and self.new_tokens >= self.request.min_new_tokens else []
         found = [at for stop in stops if (at := self._text.find(stop, max(0, before - len(stop) + 1))) >= 0]
         if found:
             self._text = self._text[: min(found)]

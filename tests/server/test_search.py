@@ -244,6 +244,17 @@ def test_contrastive_search_is_that_of_the_paper(engine: Engine, reference: GPT2
     assert got.ids == ids[len(prompt) :]
 
 
+def test_beams_heed_stop_strings_from_the_least_number_of_tokens_on(engine: Engine) -> None:
+    """Each text ends with the first that is complete after it, not with one that was there before."""
+    fields: dict[str, Any] = {"prompt_ids": PROMPTS[0], "strategy": "beam", "n": 3, "max_new_tokens": 24}
+    (plain,) = run(engine, fields)
+    stop = plain.text.strip()[1]  # a letter that comes early
+    (early,) = run(engine, {**fields, "stop": [stop]})
+    (late,) = run(engine, {**fields, "stop": [stop], "min_new_tokens": 12})
+    assert min(len(ids) for ids in texts(early)) < 12 <= min(len(ids) for ids in texts(late))
+    assert any(c.finish_reason == "stop" for c in (late, *late.others))
+
+
 @pytest.mark.parametrize("alpha", [0.7, 1.0])
 def test_a_contrastive_search_takes_no_token_without_a_chance(engine: Engine, alpha: float) -> None:
     """Two tokens are left, and four are weighed: the others would win by being unlike the text."""

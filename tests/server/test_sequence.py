@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
 from hypothesis import given, strategies as st
 
 from protocol.messages import Generate
 from server.worker.increments import ByteDecoder, CleanDecoder, Decoder
+from server.worker.sampling import sample
 from server.worker.sequence import Generation, Sequence
 from server.worker.text import Vocabulary
 
@@ -69,6 +71,39 @@ def test_a_stop_string_ends_the_text_before_it_and_is_never_sent(text: str, stop
             break
     assert "".join(pieces) == expected
     assert sequence.text == expected
+
+
+@given(
+    st.text("abx", max_size=30), st.lists(st.text("abx", min_size=1, max_size=4), min_size=1, max_size=3),
+    st.integers(0, 12),
+)  # fmt: skip
+def test_a_stop_string_counts_from_the_least_number_of_tokens_on(text: str, stops: list[str], least: int) -> None:
+    """One that is complete before stays in the text; one that begins before and ends later ends the text."""
+    sequence = make(stop=stops, min_new_tokens=least)
+    pieces = feed(sequence, text.encode())
+    if not sequence.finished:
+        sequence.end("cancelled")
+        if piece := sequence.take_piece():
+            pieces.append(piece.text)
+    ends = [
+        (end, end - len(stop)) for end in range(max(least, 1), len(text) + 1) for stop in stops
+        if text[:end].endswith(stop)
+    ]  # fmt: skip
+    expected = text[: min(ends)[1]] if ends else text
+    assert sequence.text == "".join(pieces) == expected
+    assert not ends or sequence.new_tokens >= least
+
+
+def test_a_special_token_that_stops_does_not_come_before_the_least_number_of_tokens() -> None:
+    sequence = make(min_new_tokens=2, strategy="greedy", stops=frozenset({3}))
+    logits = np.zeros((1, VOCABULARY), np.float32)
+    logits[0, [3, 5]] = 2, 1
+    sequence.begin(0)
+    for _ in range(3):
+        (token,) = sample(logits.copy(), [sequence.sampler], [sequence.ids])
+        assert isinstance(token, int)
+        sequence.advance([token], 1)
+    assert sequence.ids[1:] == [5, 5, 3] and sequence.finished == "stop"
 
 
 @given(st.text(max_size=20))
