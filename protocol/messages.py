@@ -706,7 +706,7 @@ class Scored(Result, frozen=True, tag="score"):
 
 
 class WorkerStats(Told, frozen=True, kw_only=True):
-    """Work that one worker has done since it was loaded."""
+    """Work that one worker has done since it was loaded. Tokens are counted as ledgers do: prompts when answered."""
 
     model: str
     engine: str

@@ -132,9 +132,7 @@ class Metrics:
         waiting = GaugeMetricFamily("gpt2d_waiting_sequences", "Sequences in the queue", labels=REPLICA)
         running = GaugeMetricFamily("gpt2d_running_sequences", "Sequences in the batch", labels=REPLICA)
         resident = GaugeMetricFamily("gpt2d_worker_resident_bytes", "Resident memory of the worker", labels=REPLICA)
-        prompt = CounterMetricFamily(
-            "gpt2d_prompt_tokens", "Prompt tokens computed, without those reused", labels=REPLICA
-        )
+        prompt = CounterMetricFamily("gpt2d_prompt_tokens", "Prompt tokens of answered requests", labels=REPLICA)
         new = CounterMetricFamily("gpt2d_new_tokens", "Tokens written", labels=REPLICA)
         busy = CounterMetricFamily("gpt2d_busy_seconds", "Time that the worker spent computing", labels=REPLICA)
         for name, beat in now.replicas.items():

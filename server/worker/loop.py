@@ -54,7 +54,7 @@ class Worker:
         self._process = psutil.Process()
         self._beat_at = 0.0
         self._taken = 0
-        self._prompt_tokens = 0
+        self._prompt_tokens = self._new_tokens = 0
         self._busy_s = 0.0
 
     def run(self) -> None:
@@ -110,7 +110,7 @@ class Worker:
             rss_bytes=self._process.memory_info().rss,
             requests=self._taken,
             prompt_tokens=self._prompt_tokens,
-            new_tokens=self._runner.new_tokens,
+            new_tokens=self._new_tokens + sum(answer.new_tokens for answer in self._answers.values()),
             busy_ms=self._busy_s * 1000,
         )
         self._connection.send(beat)
@@ -185,6 +185,7 @@ class Worker:
             last = m.Failure(id=task.id, code="internal", message=incident("an answer", e))
             self._connection.send(last)
         self._prompt_tokens += prompt_tokens(last)
+        self._new_tokens += answer.new_tokens
 
 
 def _prefix_cache(arch: Architecture, spec: Spec) -> PrefixCache:

@@ -33,6 +33,11 @@ class Answer(Protocol):
         """True when all its tasks have finished."""
         ...
 
+    @property
+    def new_tokens(self) -> int:
+        """Number of tokens written so far, as its ledgers will count them."""
+        ...
+
     def rest(self) -> Many[m.Tokens]:
         """Take the text that its streams have not sent yet."""
         ...
@@ -52,6 +57,10 @@ class Continuations:
     @property
     def complete(self) -> bool:
         return all(s.finished is not None for s in self._sequences)
+
+    @property
+    def new_tokens(self) -> int:
+        return sum(s.new_tokens for s in self._sequences)
 
     def rest(self) -> list[m.Tokens]:
         return [piece for s in self._sequences if s.request.stream and (piece := s.take_piece())]

@@ -24,18 +24,14 @@ class Runner:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._verifier = engine if isinstance(engine, Verifier) else None
-        self.new_tokens = 0
-        """Number of tokens chosen so far; a step of a search counts as one."""
 
     def run(self, batch: Batch) -> Outcome:
         """Take one step. A fault of the engine, of a sampler or of a search is not raised: its task fails."""
         chosen = self._decode(batch.decode) if batch.decode else []
-        self.new_tokens += sum(len(tokens) for _, tokens in chosen)
         if batch.prefill is None:
             return Outcome(chosen, (), 0.0)
         began = time.perf_counter()
         fresh = self._prefill(batch.prefill, batch.chunk)
-        self.new_tokens += bool(fresh)
         return Outcome(chosen, fresh, (time.perf_counter() - began) * 1000)
 
     def _prefill(self, prompt: Prompt, chunk: list[int]) -> Many[Row]:
@@ -87,7 +83,6 @@ class Runner:
         logits = self._engine.decode(due, past, hidden)  # [rows, vocabulary]
         for search in searches:
             own = [lane.row for lane in search.lanes]
-            self.new_tokens += 1
             try:
                 search.advance(logits[own], None if hidden is None else hidden[own], self._engine)
             except Exception as e:  # noqa: BLE001 - whatever it is, it concerns this search alone

@@ -37,6 +37,7 @@ class Scoring:
     branches = False
     looks_inside = False
     width = 1
+    new_tokens = 0
 
     def __init__(
         self, work: Work, request: m.Score, tokens: list[int], sizes: list[int], context: int, received: float

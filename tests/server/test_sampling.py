@@ -262,9 +262,7 @@ def test_alternatives_at_low_temperatures_are_the_likeliest_with_true_logarithms
 ) -> None:
     logits = logits_of(6, scale=8.0)
     expected = torch.log_softmax(torch.tensor(logits).double() / temperature, -1).numpy()
-    request = Generate(
-        prompt="", temperature=temperature, mirostat_tau=20, logprobs=4, logprobs_of="sampler", **more
-    )
+    request = Generate(prompt="", temperature=temperature, mirostat_tau=20, logprobs=4, logprobs_of="sampler", **more)
     sampler = sampler_of(request)
     if more.get("strategy") == "mirostat":
         sampler._mirostat = 1e9  # which lets all through

@@ -110,6 +110,29 @@ def test_the_first_token_is_sent_at_once_and_later_ones_together() -> None:
     assert [i for p in pieces for i in p.ids] == loop.link.sent[-1].ids
 
 
+def test_beats_count_as_the_ledgers_do() -> None:
+    """Searches, several continuations, guesses beyond the end, and what was cancelled."""
+    loop = Loop(rows=8)
+    loop.ask(1, prompt_ids=[5], max_new_tokens=9, strategy="beam", num_beams=3, n=2)
+    loop.ask(2, prompt_ids=[6, 7], max_new_tokens=6, strategy="contrastive", num_candidates=2)
+    loop.ask(3, prompt_ids=[8] * 4, max_new_tokens=5, n=3)
+    loop.turn(30)
+    loop.ask(4, prompt_ids=[9, 9], max_new_tokens=500)
+    loop.turn(10)
+    loop.worker._beat_at = 0
+    loop.worker.beat()
+    loop.cancel(4)
+    loop.turn(2)
+    loop.worker._beat_at = 0
+    loop.worker.beat()
+    running, last = (x for x in loop.link.sent if isinstance(x, Beat))
+    results = [x for x in loop.link.sent if isinstance(x, m.Generated)]
+    ledgers = [x.ledger for result in results for x in (result, *result.others)]
+    assert len(ledgers) == 7 and results[-1].finish_reason == "cancelled"
+    assert last.new_tokens == running.new_tokens == sum(x.new_tokens for x in ledgers)
+    assert last.prompt_tokens == sum(x.prompt_tokens for x in ledgers) > running.prompt_tokens
+
+
 def test_a_refused_prompt_does_not_stop_the_loop() -> None:
     loop = Loop()
     loop.ask(1, prompt_ids=[5] * 2000)
