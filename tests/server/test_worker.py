@@ -127,7 +127,7 @@ def test_beats_count_as_the_ledgers_do() -> None:
     loop.worker.beat()
     running, last = (x for x in loop.link.sent if isinstance(x, Beat))
     results = [x for x in loop.link.sent if isinstance(x, m.Generated)]
-    ledgers = [x.ledger for result in results for x in (result, *result.others)]
+    ledgers = [x for r in results for x in (r.ledger, *(other.ledger for other in r.others))]
     assert len(ledgers) == 7 and results[-1].finish_reason == "cancelled"
     assert last.new_tokens == running.new_tokens == sum(x.new_tokens for x in ledgers)
     assert last.prompt_tokens == sum(x.prompt_tokens for x in ledgers) > running.prompt_tokens
