@@ -12,6 +12,7 @@ import errno
 import itertools
 import logging
 import queue
+import socket
 import threading
 import time
 from collections import deque
@@ -22,7 +23,7 @@ from typing import Literal, TypeAlias
 import msgspec
 import zmq
 
-from protocol import codec, messages as m, sockets
+from protocol import addresses, codec, messages as m, sockets
 from protocol.allowance import Allowance
 from protocol.errors import (
     BadRequest,
@@ -65,6 +66,8 @@ DEADLINE_GRACE_S = 2.0
 """Seconds after its deadline that a request waits for the server's own answer to it."""
 AGAIN_S = 1.0
 """Seconds before the next try, where the server refused the last one for good."""
+LOOK_UP_AGAIN_S = 0.2
+"""Seconds before a name is looked up again of whose address nobody took the connection."""
 PROBE_S = 0.5
 """Seconds that a connection may be without a handshake before it is examined."""
 TICK_MS, IDLE_MS = 50, 10_000
@@ -119,12 +122,17 @@ class Exchange:
                 "process, or allow it more (`ulimit -n`)"
             ) from None
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        try:
-            self._socket, self._monitor = sockets.client_socket(self._context, address)
-        except zmq.ZMQError as e:
-            self._context.destroy(linger=0)
-            raise ValueError(f"{self._endpoint}: {e.strerror}") from None
+        self._socket, self._monitor = sockets.client_socket(self._context, address)
         self._wake = sockets.Wake(self._context)
+        self._look_up: addresses.LookUp | None = None
+        """What finds the host's address, where it is a name."""
+        self._target = self._endpoint
+        """Endpoint that the socket connects to: with that address, once it was found."""
+        self._trouble: ConnectionFailed | RequestError = NoServer(f"no connection to {self._endpoint} could be made")
+        """Reason why there is no working connection: the error of requests that could not be sent."""
+        if addresses.is_name(self._endpoint):
+            self._look_up = addresses.LookUp(self._endpoint, self._wake.wake)
+            self._trouble = NoServer(f"the name in {self._endpoint} was not looked up in time; its address may do")
         self._inbox: queue.SimpleQueue[Pending | int] = queue.SimpleQueue()
         self._ids = itertools.count(1)  # its next() is atomic
         self._closing = False
@@ -141,8 +149,13 @@ class Exchange:
         """The latest connection's handshake was done; that connection was examined."""
         self._again_at: float | None = None
         """Time to connect again, where libzmq has given up."""
-        self._trouble: ConnectionFailed | RequestError = NoServer(f"no connection to {self._endpoint} could be made")
-        """Reason why there is no working connection: the error of requests that could not be sent."""
+        try:
+            self._connect()
+        except zmq.ZMQError as e:
+            sockets.close_monitored(self._socket, self._monitor)
+            self._wake.close()
+            self._context.term()
+            raise ValueError(f"{self._endpoint}: {e.strerror}") from None
         self._thread = threading.Thread(target=self._run, name=f"gpt2d {self._endpoint}", daemon=True)
         self._thread.start()
 
@@ -178,14 +191,15 @@ class Exchange:
 
     def _run(self) -> None:
         poller = zmq.Poller()
-        for socket in (self._monitor, self._wake.receiver):
-            poller.register(socket, zmq.POLLIN)
+        for readable in (self._monitor, self._wake.receiver):
+            poller.register(readable, zmq.POLLIN)
         try:
             while not self._closing:
                 poller.register(self._socket, zmq.POLLIN | zmq.POLLOUT if self._outbox else zmq.POLLIN)
                 poller.poll(TICK_MS if self._pending or self._again_at else IDLE_MS)
                 self._wake.clear()
                 self._take_inbox()
+                self._take_address()
                 self._watch()
                 self._receive()
                 self._send_waiting()
@@ -217,6 +231,30 @@ class Exchange:
                     self._send_quietly(m.Cancel(id=next(self._ids), target=item))
                 else:
                     self._finish(item, from_code("cancelled", "cancelled before it was sent"))
+
+    def _connect(self) -> None:
+        """Connect, or look the name up and connect later. Raises: zmq.ZMQError if it cannot be tried."""
+        if self._look_up:
+            self._look_up.begin()
+        else:
+            sockets.connect(self._socket, self._target)
+
+    def _take_address(self) -> None:
+        """Connect to the address that a name has, if that was found meanwhile."""
+        found = self._look_up.take() if self._look_up else None
+        if isinstance(found, str):
+            self._target = found
+            sockets.connect(self._socket, found)
+        elif found:
+            self._again_at = time.monotonic() + AGAIN_S
+            if isinstance(found, socket.gaierror):
+                self._trouble = NoServer(f"the name in {self._endpoint} cannot be looked up: {found.strerror}")
+            else:
+                self._refused()
+
+    def _refused(self) -> None:
+        start = command("gpt2d-server") if sockets.is_loopback(self._endpoint) else "gpt2d-server"
+        self._trouble = NoServer(f"nobody listens on {self._endpoint}; start a server there with `{start}`")
 
     def _send_waiting(self) -> None:
         """Send those that wait for their turn, as far as the server takes them now, in their order."""
@@ -289,8 +327,10 @@ class Exchange:
             elif kind == zmq.EVENT_DISCONNECTED:
                 self._disconnected()
             elif kind == zmq.EVENT_CLOSED and self.state != "ready":  # the connection was refused
-                start = command("gpt2d-server") if sockets.is_loopback(self._endpoint) else "gpt2d-server"
-                self._trouble = NoServer(f"nobody listens on {self._endpoint}; start a server there with `{start}`")
+                self._refused()
+                if self._look_up:  # it may have another address by now
+                    sockets.disconnect(self._socket, self._target)
+                    self._again_at = time.monotonic() + LOOK_UP_AGAIN_S
 
     def _disconnected(self) -> None:
         if self.state == "ready":
@@ -320,7 +360,7 @@ class Exchange:
 
     def _probe(self) -> None:
         """Find out why there is no handshake; runs in a thread of its own."""
-        found = sockets.look_into(self._endpoint)
+        found = sockets.look_into(self._target)
         own = "CURVE" if self._address.key else "NULL"
         if found == "other":
             self._trouble = self._not_gpt2d()
@@ -423,7 +463,8 @@ class Exchange:
             self._start_probe()
         if self._again_at is not None and now > self._again_at:
             self._again_at = None
-            sockets.again(self._socket, self._endpoint)
+            sockets.disconnect(self._socket, self._target)
+            self._connect()
         if self._lost_until is not None and now > self._lost_until:
             self._lost_until = None
             lost = ConnectionLost(f"the connection to {self._endpoint} broke and could not be made again")

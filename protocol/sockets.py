@@ -57,6 +57,11 @@ def is_loopback(endpoint: str) -> bool:
         return host == "localhost"
 
 
+def is_ipv6(endpoint: str) -> bool:
+    """True for a literal IPv6 address. Others are IPv4's: with both families on, libzmq would map them."""
+    return ":" in (urlsplit(endpoint).hostname or "")
+
+
 def gateway_socket(
     context: zmq.Context[zmq.Socket[bytes]], endpoint: str, keys: CurveKeys | None
 ) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
@@ -76,7 +81,7 @@ def gateway_socket(
         socket.zap_domain = b"gpt2d"
     # Without the errors that a flood of connections makes.
     return monitored(
-        socket, socket.bind, endpoint, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+        socket, bind, endpoint, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     )
 
 
@@ -101,14 +106,26 @@ def check_descriptors() -> None:
 def client_socket(
     context: zmq.Context[zmq.Socket[bytes]], address: Address
 ) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
-    """Return a connecting DEALER, and its monitor (see `next_event`).
-
-    Raises: zmq.ZMQError if the address cannot be tried.
-    """
+    """Return a DEALER that is not connected yet, and its monitor (see `next_event`)."""
     socket = dealer(context, MAX_REPLY_BYTES)
     if address.server_key and address.key:
         use_curve(socket, address.server_key, address.key)
-    return monitored(socket, socket.connect, address.endpoint, zmq.EVENT_ALL)
+    return socket, socket.get_monitor_socket(zmq.EVENT_ALL)
+
+
+def connect(socket: zmq.Socket[bytes], endpoint: str) -> None:
+    """Connect to an endpoint of either family; a name is for protocol.addresses.
+
+    Raises: zmq.ZMQError if it cannot be tried.
+    """
+    socket.ipv6 = is_ipv6(endpoint)
+    socket.connect(endpoint)
+
+
+def bind(socket: zmq.Socket[bytes], endpoint: str) -> None:
+    """Bind to an endpoint of either family; `*` is both. Raises: zmq.ZMQError if it is taken or not this machine's."""
+    socket.ipv6 = is_ipv6(endpoint) or urlsplit(endpoint).hostname == "*"
+    socket.bind(endpoint)
 
 
 def endpoint_of(socket: zmq.Socket[bytes]) -> str:
@@ -140,12 +157,10 @@ def next_event(monitor_socket: zmq.Socket[bytes]) -> tuple[int, int] | None:
     return int(message["event"]), int(message["value"])
 
 
-def again(socket: zmq.Socket[bytes], endpoint: str) -> None:
-    """Connect again: libzmq gives an endpoint up for good when its handshake was refused or broke the protocol."""
-    with contextlib.suppress(zmq.ZMQError):  # it may be forgotten already
-        socket.disconnect(endpoint)
+def disconnect(socket: zmq.Socket[bytes], endpoint: str) -> None:
+    """Give an endpoint up, unless libzmq has done so: it does when a handshake was refused or broke the protocol."""
     with contextlib.suppress(zmq.ZMQError):
-        socket.connect(endpoint)
+        socket.disconnect(endpoint)
 
 
 def user_of(frame: zmq.Frame) -> str:
@@ -221,12 +236,12 @@ class Wake:
 
 
 def monitored(
-    socket: zmq.Socket[bytes], attach: Callable[[str], object], endpoint: str, events: int
+    socket: zmq.Socket[bytes], attach: Callable[[zmq.Socket[bytes], str], None], endpoint: str, events: int
 ) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
     """Make a monitor, then bind or connect: a connection may take only microseconds. Return socket and monitor."""
     monitor = socket.get_monitor_socket(events)
     try:
-        attach(endpoint)
+        attach(socket, endpoint)
     except zmq.ZMQError:
         close_monitored(socket, monitor)
         raise

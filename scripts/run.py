@@ -20,10 +20,10 @@ import sys
 try:
     import argparse
     import contextlib
+    import ipaddress
     import re
     import shutil
     import signal
-    import socket
     import subprocess
     import time
     from collections.abc import Callable, Iterator
@@ -32,25 +32,32 @@ try:
     import ending
     import environment
     import shared_daemon
+    from own_addresses import own_addresses
     from shared_daemon import START_S, listening
 except KeyboardInterrupt:  # these take a moment, in which no traceback helps
     sys.exit(130)
 
 PORT = 5757
 DEFAULT_ENDPOINT = f"tcp://127.0.0.1:{PORT}"
-ANY = "0.0.0.0"  # noqa: S104 - every address of this machine, and only ever with keys
+ANY = "*"
+"""Every address of this machine, of both families, and only ever with keys."""
+EVERY = {ANY, "0.0.0.0", "[::]"}  # noqa: S104
 ENDING = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
 """Signals that end this command and its client: somebody asked for it, or its terminal was closed."""
 PASTE = """
-On the other machine, in a checkout of gpt2d, paste this line:
+{where}:
 
-  python3 scripts/run.py --connect '{line}'
+{lines}
 
 It is a secret: whoever has it may use this server, and load and unload its models.
 Somebody else gets a key that may only generate, with
 `{keygen} client NAME --role generate --endpoint tcp://HOST:PORT`.
 Take a key back by deleting its file in the folder of authorised keys. Ctrl-C stops the server.
 """
+LINE = "  python3 scripts/run.py --connect '{line}'"
+ONE = "On the other machine, in a checkout of gpt2d, paste this line"
+SEVERAL = "On the other machine, in a checkout of gpt2d, paste the line whose address it can reach"
+NONE = "This machine has no address that others reach, so this line works here alone (and through `ssh -L`)"
 AFTER_THE_TEXT = """
 the window:  {run}
 a terminal:  {run} --terminal
@@ -97,24 +104,24 @@ def held_back() -> Iterator[None]:
 
 
 def address_of(text: str) -> tuple[str, int]:
-    """Read HOST, HOST:PORT or tcp://HOST:PORT; * is every address of this machine. Raises: ValueError."""
-    found = re.fullmatch(r"(?:tcp://)?([^/@:]+)(?::0*([1-9][0-9]{0,4}))?", text)
-    if not found:
-        raise ValueError(f"{text!r}: an address looks like 192.168.1.5, 192.168.1.5:5757 or tcp://192.168.1.5:5757")
-    return found[1].replace("*", ANY), int(found[2] or PORT)
+    """Read HOST, HOST:PORT or tcp://HOST:PORT, of IPv6 [HOST]:PORT or HOST; * is every address of this machine.
 
-
-def own_address() -> str:
-    """Return the address by which others most likely reach this machine: of its default route, else its name.
-
-    Sends nothing.
+    Raises: ValueError.
     """
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))  # an address that nobody has (RFC 5737)
-        except OSError:
-            return socket.gethostname()
-        return str(probe.getsockname()[0])
+    text = text.removeprefix("tcp://")
+    if text.count(":") > 1 and not text.startswith("["):
+        text = f"[{text}]"
+    found = re.fullmatch(r"([^][/@:]+|\[[\da-fA-F:.]+(?:%[\w.-]+)?\])(?::0*([1-9][0-9]{0,4}))?", text)
+    try:
+        if not found:
+            raise ValueError
+        if found[1].startswith("["):
+            ipaddress.IPv6Address(found[1][1:-1])
+    except ValueError:
+        raise ValueError(
+            f"{text!r}: an address looks like 192.168.1.5, 192.168.1.5:5757, [fd00::1]:5757 or tcp://192.168.1.5:5757"
+        ) from None
+    return found[1], int(found[2] or PORT)
 
 
 def keygen(*words: str) -> str:
@@ -146,13 +153,17 @@ def more_of_it(endpoint: str) -> str:
 def serve(address: tuple[str, int], preload: str) -> int:
     """Run a daemon with keys in the foreground, and say how another machine connects."""
     host, port = address
-    reach, here = (own_address(), f"tcp://127.0.0.1:{port}") if host == ANY else (host, f"tcp://{host}:{port}")
+    reach, here = [host], f"tcp://{host}:{port}"
+    if host in EVERY:
+        reach, here = own_addresses(), "tcp://[::1]" if host == "[::]" else "tcp://127.0.0.1"
+        reach, here = [f"[{a}]" if ":" in a else a for a in reach], f"{here}:{port}"
     if listening(here):
         found = shared_daemon.look(here)
         end = "stop it" if found.trouble else found.how_to_end()
         sys.exit(f"something listens on port {port} already: {end}, or choose another: --serve {host}:PORT")
     keys = Path(keygen("folder"))
-    line = keygen("client", "owner", "--endpoint", f"tcp://{reach}:{port}")
+    lines = [keygen("client", "owner", "--endpoint", f"tcp://{address}:{port}") for address in reach or ["127.0.0.1"]]
+    where = {0: NONE, 1: ONE}.get(len(reach), SEVERAL)
     command: list[str | Path] = [environment.PYTHON, "-P", "-m", "server"]
     command += [f"--endpoint=tcp://{host}:{port}", f"--preload={preload}"]
     command += [f"--key={keys / 'server.key'}", f"--authorised-keys={keys / 'authorised'}"]
@@ -162,7 +173,8 @@ def serve(address: tuple[str, int], preload: str) -> int:
         while daemon.poll() is None and time.monotonic() < give_up:
             if listening(here):
                 program = shared_daemon.quoted(shared_daemon.shown(environment.BIN / "gpt2d-keygen"))
-                print(PASTE.format(line=line, keygen=program), flush=True)
+                shown = "\n".join(LINE.format(line=line) for line in lines)
+                print(PASTE.format(where=where, lines=shown, keygen=program), flush=True)
                 return
             time.sleep(0.05)
 

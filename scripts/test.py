@@ -23,7 +23,9 @@ except KeyboardInterrupt:  # these take a moment, in which no traceback helps
     sys.exit(130)
 
 SOURCES = ("gpt2d_commands.py", "protocol", "server", "client", "scripts", "tests")
-ALONE = ("scripts/run.py", "scripts/test.py", "scripts/environment.py", "scripts/shared_daemon.py", "scripts/ending.py")
+ALONE = tuple(
+    f"scripts/{name}.py" for name in ("run", "test", "environment", "shared_daemon", "ending", "own_addresses")
+)
 """Files that run before anything is installed and import each other as top-level modules: mypy checks them apart."""
 MYPY = ["-m", "mypy", "--strict", "--explicit-package-bases"]
 PROGRAMS = {"Xvfb": "xvfb", "xdotool": "xdotool", "ip": "iproute2", "g++": "g++"}

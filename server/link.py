@@ -111,7 +111,7 @@ def gateway_socket(
     """
     socket = _tolerant(sockets.router(context, MAX_BYTES), endpoint)
     sockets.serve_curve(socket, keys)
-    return sockets.monitored(socket, socket.bind, endpoint, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
+    return sockets.monitored(socket, sockets.bind, endpoint, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
 
 
 def worker_socket(
@@ -121,7 +121,7 @@ def worker_socket(
     socket = _tolerant(sockets.dealer(context, MAX_BYTES), endpoint)
     socket.routing_id = identity.encode()
     sockets.use_curve(socket, server_key, CurveKeys.new())
-    return sockets.monitored(socket, socket.connect, endpoint, zmq.EVENT_DISCONNECTED)
+    return sockets.monitored(socket, sockets.connect, endpoint, zmq.EVENT_DISCONNECTED)
 
 
 def _tolerant(socket: zmq.Socket[bytes], endpoint: str) -> zmq.Socket[bytes]:

@@ -179,7 +179,7 @@ class Guard:
             key = z85.encode(credentials[0]).decode() if mechanism == b"CURVE" and credentials else ""
             known = self._keyring.role(key) is not None
             if not known:
-                self.refusals.key(f"{address.decode(errors='replace')}: {self._keyring.name(key)}")
+                self.refusals.key(f"{shown(address)}: {self._keyring.name(key)}")
             verdict = [b"200", b"OK", key.encode()] if known else [b"400", b"this key is not authorised", b""]
             self.socket.send_multipart([route, b"", version, request_id, *verdict, b""], zmq.NOBLOCK)
 
@@ -213,3 +213,8 @@ class Guard:
     def close(self) -> None:
         if self.socket is not None:
             self.socket.close()
+
+
+def shown(address: bytes) -> str:
+    """Return a peer's address as its owner knows it: a socket of both families maps IPv4's into IPv6."""
+    return address.decode(errors="replace").removeprefix("::ffff:")

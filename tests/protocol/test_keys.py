@@ -37,6 +37,14 @@ def test_a_connect_line_carries_an_address_and_two_keys() -> None:
     assert Address.parse(line, other.public, other.secret).key == other, "keys given apart come first"
 
 
+@pytest.mark.parametrize("written", ["[::1]:5757", "tcp://[::1]:5757", "tcp://[fd00::1]:5757", "[fe80::1%eth0]:5757"])
+def test_an_ipv6_address_is_one_as_any_other(written: str) -> None:
+    address = Address.parse(written)
+    assert address.endpoint == f"tcp://{written.removeprefix('tcp://')}"
+    with_keys = Address(address.endpoint, CurveKeys.new().public, CurveKeys.new())
+    assert Address.parse(with_keys.line()) == with_keys
+
+
 @pytest.mark.parametrize("cut", [1, 20, 43, 44, 45, 60])
 def test_a_line_that_was_cut_is_said_without_its_keys(cut: int) -> None:
     line = Address("tcp://host:5757", SERVER.public, OWN).line()

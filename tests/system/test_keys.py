@@ -125,7 +125,9 @@ def test_without_a_handler_nobody_is_admitted(context: zmq.Context[zmq.Socket[by
     """The answers come from the gateway's thread. Were there none, the socket would let nobody in."""
     server, own = CurveKeys.new(), CurveKeys.new()
     socket, monitor = sockets.gateway_socket(context, "tcp://127.0.0.1:*", server)
-    client, events = sockets.client_socket(context, Address(sockets.endpoint_of(socket), server.public, own))
+    address = Address(sockets.endpoint_of(socket), server.public, own)
+    client, events = sockets.client_socket(context, address)
+    sockets.connect(client, address.endpoint)
     assert socket.poll(500) == 0
     kinds = set()
     while event := sockets.next_event(events):
@@ -398,6 +400,7 @@ def test_a_request_at_the_limit_arrives_encrypted(keyed: Keyed) -> None:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     address = Address(keyed.daemon.endpoint, keyed.server.public, keyed.guest)
     socket, monitor = sockets.client_socket(context, address)
+    sockets.connect(socket, address.endpoint)
     try:
         assert socket.poll(10_000, zmq.POLLOUT)
         socket.send(frame)
