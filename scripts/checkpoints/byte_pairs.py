@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,41 @@ def config_says(**keys: object) -> Make:
     return make
 
 
+IN_THE_FILE: dict[str, dict[str, Any]] = {
+    "truncation": {
+        "truncation": {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0},
+        "padding": {
+            "strategy": {"Fixed": 40}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0,
+            "pad_token": "!",
+        },
+    },
+    "dropout": {"model": {"dropout": 0.5}},
+    "ignores-merges": {"model": {"ignore_merges": True}},
+    "old-merges": {"model": {"merges": None}},
+    "post-processor-trims": {
+        "post_processor": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+    },
+}  # fmt: skip
+"""What tokenizer.json may have, which is not in the one that transformers writes."""
+
+
+def rewritten(parts: dict[str, Any]) -> Make:
+    """Return what makes a plain folder whose tokenizer.json has these parts."""
+
+    def make(folder: Path) -> None:
+        save(folder)
+        file = folder / "tokenizer.json"
+        has = json.loads(file.read_text(encoding="utf-8"))
+        pairs = has["model"]["merges"]
+        for name, part in parts.items():
+            has[name] = has[name] | part if name == "model" else part
+        # As text, which tokenizers wrote before 0.20.
+        has["model"]["merges"] = has["model"]["merges"] or [" ".join(pair) for pair in pairs]
+        file.write_text(json.dumps(has), encoding="utf-8")
+
+    return make
+
+
 def larger(folder: Path) -> None:
     """Make a tokenizer that has more tokens than the model."""
     save(folder)
@@ -163,6 +199,12 @@ def kinds() -> Iterator[Kind]:
     yield Kind("fast-bos-in-config", byte_level_with(settings={"bos_token": END, "add_bos_token": True}))
     cleans = {"eos_token": END, "clean_up_tokenization_spaces": True}
     yield Kind("fast-clean-up", byte_level_with(settings=cleans))
+
+    for name, settings in IN_THE_FILE.items():
+        yield Kind(f"file-{name}", rewritten(settings), refused="dropout" if name == "dropout" else "")
+    yield Kind("gpt2-config-splits-special", config_says(split_special_tokens=True), "split_special_tokens")
+    chat = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    yield Kind("gpt2-config-chat", config_says(chat_template=chat, padding_side="left", errors="strict"))
 
     slow = "tokenizer_class|tokenizer"
     for name in ("GPTSw3Tokenizer", "BertJapaneseTokenizer", "CpmTokenizer", "REMI", "MyOwnTokenizer"):

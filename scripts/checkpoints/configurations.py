@@ -112,6 +112,11 @@ def kinds() -> Iterator[Kind]:
     yield Kind("shape-epsilon-of-0", written(layer_norm_epsilon=0), "layer_norm_epsilon")
     yield Kind("shape-pruned", written(pruned_heads={"0": [1]}), "pruned_heads")
     yield Kind("shape-cross-attention", written(add_cross_attention=True), "add_cross_attention")
+    old: dict[str, Any] = {"gradient_checkpointing": False, "_num_labels": 1, "output_past": True}
+    old |= {"task_specific_params": {"text-generation": {"do_sample": True, "max_length": 50}}, "our_own": {"a": 1}}
+    yield Kind("shape-keys-of-2019", written(architectures=["GPT2DoubleHeadsModel"], torch_dtype="float16", **old))
+    yield Kind("shape-keys-missing", written(remove=("n_inner", "activation_function", "layer_norm_epsilon", "n_ctx")))
+    yield Kind("shape-smaller-vocabulary", written(vocab_size=300), "shape")
     yield Kind("shape-other-type", written(model_type="gpt_neo"), "gpt_neo")
     yield Kind("shape-no-type", written(remove=("model_type",)), "model_type")
     quantised = written(quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})
@@ -131,6 +136,9 @@ def kinds() -> Iterator[Kind]:
     yield Kind("end-empty-list", written(eos_token_id=[]))
     yield Kind("end-is-the-vocabularys-size", written(eos_token_id=VOCABULARY), gate=True)
     yield Kind("end-null-in-generation", written(generation={"bos_token_id": 5, "transformers_version": "4.30.0"}))
+    for name, end in {"text": "</s>", "boolean": True, "fraction": 1.5}.items():
+        yield Kind(f"end-is-a-{name}", written(eos_token_id=end), "eos_token_id")
+    yield Kind("end-negative", written(eos_token_id=-1))
     settings: dict[str, object] = {
         "eos_token_id": END_ID,
         "bos_token_id": END_ID,
