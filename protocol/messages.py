@@ -146,9 +146,10 @@ SEARCHES = frozenset({"beam", "beam_sample", "diverse_beam", "contrastive"})
 class Generate(Request, frozen=True, tag="generate"):
     """Continue a text. Answered by Generated, with `stream` first by Tokens.
 
-    `model`, `engine` and `precision` may be left out where one loaded model is meant without doubt. Exactly one of
-    `prompt` and `prompt_ids` is given; an empty prompt begins with the token that the model
-    begins with: bos, or its first end of text; where it has neither, it is refused.
+    `model`, `engine` and `precision` that are left out mean the model that was loaded first, as long as it stays
+    loaded; when it is unloaded and several remain, they have to be named. Exactly one of `prompt` and `prompt_ids` is
+    given; an empty prompt begins with the token that the model begins with: bos, or its first end of text; where it has
+    neither, it is refused.
     """
 
     model: Name | None = None

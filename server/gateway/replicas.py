@@ -16,6 +16,7 @@ from server.catalogue.catalogue import Model
 from server.catalogue.engines import REFERENCE, TRAITS
 from server.catalogue.files import without_folder
 from server.config import Config
+from server.gateway.defaults import Defaults, agree, in_words
 from server.gateway.routing import Known
 from server.launch.launcher import Launcher, Process
 from server.launch.spec import CUT_OFF, UNREACHED, Spec
@@ -129,11 +130,6 @@ class Replica:
         )  # fmt: skip
 
 
-def agree(wanted: tuple[str | None, ...], own: tuple[str, ...]) -> bool:
-    """Return whether a model, engine and precision are what was asked for; None asks for any."""
-    return all(one is None or one == other for one, other in zip(wanted, own, strict=True))
-
-
 class Replicas:
     """Table of workers. Used by the gateway's thread only."""
 
@@ -143,6 +139,7 @@ class Replicas:
         self._endpoint = endpoint
         self._launcher, self._measurer = launcher, measurer
         self._replicas: dict[str, Replica] = {}
+        self.defaults = Defaults()
 
     def all(self) -> list[Replica]:
         return list(self._replicas.values())
@@ -258,18 +255,22 @@ class Replicas:
 
         Raises: NotLoaded, BadRequest if it could mean several.
         """
-        wanted = (request.model, request.engine, request.precision)
-        found = [r for r in self.matching(*wanted) if r.serves]
+        asked = (request.model, request.engine, request.precision)
+        default = self.defaults.of(asked)
+        found = [r for r in self.matching(*(default or asked)) if r.serves]
         names = list(dict.fromkeys(r.name for r in found))
         if len(names) == 1:
             return found
-        asked = "/".join(part or "*" for part in wanted)
+        wanted = in_words(asked)
         if found:
-            raise BadRequest(f"{asked} could be any of {', '.join(names)}; name one")
+            raise BadRequest(f"{wanted} could be any of {', '.join(names)}; name one by model, engine and precision")
         there = ", ".join(dict.fromkeys(f"{r.name} ({r.state})" for r in self.models())) or "nothing"
-        if wanted == (None, None, None):
+        if default and default != asked:
+            name = "/".join(default)
+            raise NotLoaded(f"{wanted} is {name} here, which is not ready; try again, or name another ({there})")
+        if asked == (None, None, None):
             raise NotLoaded(f"no model is loaded; load one first (there is: {there})")
-        raise NotLoaded(f"{asked} is not loaded; load it first (there is: {there})")
+        raise NotLoaded(f"{wanted} is not loaded; load it first (there is: {there})")
 
     def stop(self, replica: Replica) -> None:
         """Ask a worker to end, if it has not ended yet; `ended` returns it when it has."""

@@ -22,8 +22,9 @@ from server.catalogue.catalogue import Catalogue, Model
 from server.catalogue.engines import check_compiled, choose_engine
 from server.config import Config
 from server.gateway.back import Back
+from server.gateway.defaults import agree
 from server.gateway.dispatch import Dispatch
-from server.gateway.replicas import Replica, Replicas, agree, exit_words
+from server.gateway.replicas import Replica, Replicas, exit_words
 from server.gateway.sessions import Open, Sessions
 from server.link import FromWorker, Ready, Sized, Started
 
@@ -98,6 +99,7 @@ class Supervisor:
                 kept.model, kept.engine, kept.precision, kept.replicas - len(self.replicas.matching(*kept.way))
             )
             self._kept = [k for k in self._kept if k.way != kept.way] + [kept]
+            self._note_loaded()
 
     # Requests
 
@@ -202,6 +204,7 @@ class Supervisor:
             if replica.state != "stopping":
                 log.info("unload %s", replica.name)
                 self.end(replica, NotLoaded(f"{replica.name} was unloaded"), retry=False, fault=False)
+        self._note_loaded()
         names = list(dict.fromkeys(r.name for r in found)) or [k.name for k in waiting]
         self._unloads.append(Unload(entry, found, names))
 
@@ -247,6 +250,7 @@ class Supervisor:
             megabytes = message.rss_bytes / 1e6
             log.info("loaded %s in %.0f ms, %.0f MB, on %s", replica.name, replica.load_ms, megabytes, replica.node)
             self._settle(replica)
+            self._note_loaded()
         elif isinstance(message, m.Failure):
             log.error("%s", message.message)
             self.failed(replica, from_code(message.code, message.message))
@@ -359,6 +363,13 @@ class Supervisor:
         for kept in self._kept:
             if kept.due is not None and now > kept.due:
                 self._load_again(kept)
+        self._note_loaded()
+
+    def _note_loaded(self) -> None:
+        """Note what is loaded, and what will be again, for requests that do not name their model in full."""
+        serving = [replica.way for replica in self.replicas.models() if replica.serves]
+        again = [k.way for k in self._kept if k.firm and (k.due or self.replicas.matching(*k.way))]
+        self.replicas.defaults.look([*serving, *again])
 
     def _ended(self, replica: Replica, code: int) -> None:
         """Deal with a worker whose process has ended."""

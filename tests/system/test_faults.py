@@ -211,13 +211,44 @@ def test_unload_gives_the_memory_back(own_daemon: Daemon) -> None:
             client.generate("x")
 
 
-def test_an_ambiguous_request_is_refused(own_daemon: Daemon) -> None:
+def test_a_second_precision_changes_nothing_for_those_who_name_none(own_daemon: Daemon) -> None:
+    """The one loaded first is meant as long as it stays; then nothing is, as long as there are several."""
     with Client(own_daemon.endpoint) as client:
+
+        def precision(**named: str) -> str:
+            return client.generate("x", max_new_tokens=1, **named).precision
+
         client.load("demo", precision="int8")
         client.load("demo", precision="fp32")
-        with pytest.raises(Gpt2dError, match=r"could be any of demo/native/int8, demo/native/fp32"):
-            client.generate("x")
-        assert client.generate("x", precision="fp32", strategy="greedy").precision == "fp32"
+        client.load("demo", precision="int4")
+        assert (precision(), precision(model="demo"), precision(precision="fp32")) == ("int8", "int8", "fp32")
+        client.unload("demo", precision="int8")
+        client.load("demo", precision="int8")
+        for named, words in ((dict[str, str](), "a model"), ({"model": "demo"}, "demo")):
+            with pytest.raises(BadRequest, match=rf"^{words} could be any of demo/native/fp32, .*; name one by model"):
+                precision(**named)
+        assert precision(precision="int8") == "int8"
+
+
+def test_those_who_name_no_model_wait_for_the_one_that_died(own_daemon: Daemon) -> None:
+    """They are not moved to another while it is loaded again."""
+    with Client(own_daemon.endpoint) as client:
+        client.load("demo", precision="int8", replicas=1)
+        (int8,) = own_daemon.workers()
+        client.load("demo", precision="fp32")
+        int8.kill()
+        refusals: list[str] = []
+
+        def back() -> bool:
+            try:
+                assert client.generate("x", max_new_tokens=1).precision == "int8"
+            except (NotLoaded, WorkerDied) as e:
+                refusals.append(str(e))
+                return False
+            return True
+
+        wait_for(back, 20)
+        assert "a model is demo/native/int8 here, which is not ready" in refusals[-1]
 
 
 def test_a_local_model_is_offered_at_once(own_daemon: Daemon) -> None:

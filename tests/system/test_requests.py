@@ -137,7 +137,8 @@ def test_what_is_wrong_is_named(client: Client) -> None:
     with pytest.raises(BadModel, match="int8, int4, fp32"):
         client.load("demo", precision="int2")
     with pytest.raises(
-        NotLoaded, match=r"demo/\*/fp32 is not loaded; load it first \(there is: demo/native/int8 \(ready\)\)"
+        NotLoaded,
+        match=r"demo with precision fp32 is not loaded; load it first \(there is: demo/native/int8 \(ready\)\)",
     ):
         client.generate(PROMPT, model="demo", precision="fp32")
     with pytest.raises(NotLoaded):
