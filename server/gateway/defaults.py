@@ -52,4 +52,6 @@ def in_words(asked: Asked) -> str:
     """Return what a request names, for people."""
     model, *others = asked
     more = [f"{field} {value}" for field, value in zip(("engine", "precision"), others, strict=True) if value]
-    return " with ".join([model or "a model", *([" and ".join(more)] if more else [])])
+    if not more:
+        return model or "an unnamed model"
+    return f"{model or 'a model'} with {' and '.join(more)}"

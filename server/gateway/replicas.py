@@ -267,7 +267,9 @@ class Replicas:
         there = ", ".join(dict.fromkeys(f"{r.name} ({r.state})" for r in self.models())) or "nothing"
         if default and default != asked:
             name = "/".join(default)
-            raise NotLoaded(f"{wanted} is {name} here, which is not ready; try again, or name another ({there})")
+            raise NotLoaded(
+                f"{wanted} means {name} here, which is not ready now; try again, or name another (there is: {there})"
+            )
         if asked == (None, None, None):
             raise NotLoaded(f"no model is loaded; load one first (there is: {there})")
         raise NotLoaded(f"{wanted} is not loaded; load it first (there is: {there})")

@@ -6,7 +6,8 @@ import pytest
 
 from server.gateway.defaults import Defaults, in_words
 
-A, B, C = ("gpt2", "native", "int8"), ("gpt2", "native", "fp32"), ("demo", "onnx", "int8")
+A, B = ("gpt2", "native", "int8"), ("gpt2", "native", "fp32")
+C = ("demo", "onnx", "int8")
 NOTHING = (None, None, None)
 
 
@@ -33,7 +34,7 @@ def test_the_first_one_stays_the_default_until_it_is_unloaded() -> None:
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        (NOTHING, "a model"),
+        (NOTHING, "an unnamed model"),
         (("demo", None, None), "demo"),
         ((None, None, "int8"), "a model with precision int8"),
         (("demo", "onnx", "int8"), "demo with engine onnx and precision int8"),

@@ -224,7 +224,7 @@ def test_a_second_precision_changes_nothing_for_those_who_name_none(own_daemon: 
         assert (precision(), precision(model="demo"), precision(precision="fp32")) == ("int8", "int8", "fp32")
         client.unload("demo", precision="int8")
         client.load("demo", precision="int8")
-        for named, words in ((dict[str, str](), "a model"), ({"model": "demo"}, "demo")):
+        for named, words in ((dict[str, str](), "an unnamed model"), ({"model": "demo"}, "demo")):
             with pytest.raises(BadRequest, match=rf"^{words} could be any of demo/native/fp32, .*; name one by model"):
                 precision(**named)
         assert precision(precision="int8") == "int8"
@@ -248,7 +248,7 @@ def test_those_who_name_no_model_wait_for_the_one_that_died(own_daemon: Daemon) 
             return True
 
         wait_for(back, 20)
-        assert "a model is demo/native/int8 here, which is not ready" in refusals[-1]
+        assert "an unnamed model means demo/native/int8 here, which is not ready" in refusals[-1]
 
 
 def test_a_local_model_is_offered_at_once(own_daemon: Daemon) -> None:
