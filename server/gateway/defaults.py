@@ -29,10 +29,10 @@ class Defaults:
             return
         self._ways = ways
         means: dict[Asked, Way] = {}
-        for asked in {asked for way in ways for asked in product(*((part, None) for part in way))}:
+        for asked in {asked for way in ways for asked in _ways_to_ask(way)}:
             fitting = [way for way in ways if agree(asked, way)]
             known = self._means.get(asked)
-            if known in ways:
+            if known and known in ways:
                 means[asked] = known
             elif len(fitting) == 1:
                 means[asked] = fitting[0]
@@ -41,6 +41,11 @@ class Defaults:
     def of(self, asked: Asked) -> Way | None:
         """Return what a request means, or None where nothing of it is loaded or it could mean several."""
         return self._means.get(asked)
+
+
+def _ways_to_ask(way: Way) -> list[Asked]:
+    model, engine, precision = way
+    return list(product((model, None), (engine, None), (precision, None)))
 
 
 def agree(wanted: tuple[str | None, ...], own: tuple[str, ...]) -> bool:

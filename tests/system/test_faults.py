@@ -215,7 +215,7 @@ def test_a_second_precision_changes_nothing_for_those_who_name_none(own_daemon: 
     """The one loaded first is meant as long as it stays; then nothing is, as long as there are several."""
     with Client(own_daemon.endpoint) as client:
 
-        def precision(**named: str) -> str:
+        def precision(**named: Any) -> str:
             return client.generate("x", max_new_tokens=1, **named).precision
 
         client.load("demo", precision="int8")
