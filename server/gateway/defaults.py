@@ -44,8 +44,7 @@ class Defaults:
 
 
 def _ways_to_ask(way: Way) -> list[Asked]:
-    model, engine, precision = way
-    return list(product((model, None), (engine, None), (precision, None)))
+    return list(product((way[0], None), (way[1], None), (way[2], None)))
 
 
 def agree(wanted: tuple[str | None, ...], own: tuple[str, ...]) -> bool:
