@@ -208,6 +208,6 @@ def kinds() -> Iterator[Kind]:
 
     slow = "tokenizer_class|tokenizer"
     for name in ("GPTSw3Tokenizer", "BertJapaneseTokenizer", "CpmTokenizer", "REMI", "MyOwnTokenizer"):
-        yield Kind(f"refused-{name}", config_says(tokenizer_class=name), name)
+        yield Kind(f"refused-{name}", config_says(tokenizer_class=name), name, gate=name == "GPTSw3Tokenizer")
     code = {"AutoTokenizer": ["tokenization_own.OwnTokenizer", None]}
-    yield Kind("refused-auto-map", config_says(auto_map=code), slow)
+    yield Kind("refused-auto-map", config_says(auto_map=code), slow, gate=True)

@@ -88,7 +88,12 @@ def kinds() -> Iterator[Kind]:
         make = written(activation_function=name)
         yield Kind(f"activation-{name}", make, blocks=blocks, gate=name in {"gelu", "quick_gelu"})
     for name in REFUSED_ACTIVATIONS:
-        yield Kind(f"activation-{name}", written(activation_function=name), rf"activation_function.*{name}")
+        yield Kind(
+            f"activation-{name}",
+            written(activation_function=name),
+            rf"activation_function.*{name}",
+            gate=name == "relu6",
+        )
 
     both: dict[str, Any] = {"scale_attn_weights": False, "scale_attn_by_inverse_layer_idx": True}
     yield Kind("scale-by-layer", written(scale_attn_by_inverse_layer_idx=True), blocks=True, gate=True)
@@ -110,7 +115,7 @@ def kinds() -> Iterator[Kind]:
     yield Kind("shape-n-ctx", written(n_ctx=32), texts=(LONG[:80],))
     yield Kind("shape-epsilon", written(layer_norm_epsilon=1e-3))
     yield Kind("shape-epsilon-of-0", written(layer_norm_epsilon=0), "layer_norm_epsilon")
-    yield Kind("shape-pruned", written(pruned_heads={"0": [1]}), "pruned_heads")
+    yield Kind("shape-pruned", written(pruned_heads={"0": [1]}), "pruned_heads", gate=True)
     yield Kind("shape-cross-attention", written(add_cross_attention=True), "add_cross_attention")
     old: dict[str, Any] = {"gradient_checkpointing": False, "_num_labels": 1, "output_past": True}
     old |= {"task_specific_params": {"text-generation": {"do_sample": True, "max_length": 50}}, "our_own": {"a": 1}}

@@ -21,6 +21,8 @@ TRANSFORMERS = "5.24.0"
 PACKAGES = (f"transformers=={TRANSFORMERS}", "sentencepiece", "protobuf")
 ALONE = ("peft", "accelerate", "psutil")
 """Packages that are installed without what they ask for: they would fetch a second torch."""
+OURS = "made-by-gpt2d"
+"""A file that says that an environment was made here, and may be made again."""
 INSTALL_S = 1200.0
 ANSWER_S, STOP_S = 120.0, 10.0
 
@@ -32,13 +34,17 @@ class JudgeFailed(Exception):
 def judges_python(folder: Path) -> Path:
     """Return the Python of the environment in `folder`, which is made where it does not fit.
 
-    Its torch is that of the environment that this runs in. Raises: SubprocessError, OSError.
+    Its torch is that of the environment that this runs in. Raises: SubprocessError; OSError, also where somebody else's
+    files are in that folder: only an environment that was made here is made again.
     """
     python = folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
     if _fits(python):
         return python
+    if folder.exists() and any(folder.iterdir()) and not (folder / OURS).exists():
+        raise OSError(f"{folder} has files, and no Python with transformers {TRANSFORMERS}: name another folder")
     print(f"making {folder} with transformers {TRANSFORMERS} (once; minutes)", file=sys.stderr, flush=True)
     subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True, timeout=INSTALL_S)
+    (folder / OURS).touch()
     pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, *PACKAGES], check=True, timeout=INSTALL_S, stdout=sys.stderr)
     subprocess.run([*pip, "--no-deps", *ALONE], check=True, timeout=INSTALL_S, stdout=sys.stderr)
@@ -52,7 +58,7 @@ def judges_python(folder: Path) -> Path:
 
 
 def _fits(python: Path) -> bool:
-    code = "import sys, torch, sentencepiece, transformers; sys.exit(transformers.__version__ != sys.argv[1])"
+    code = "import sys, peft, sentencepiece, torch, transformers; sys.exit(transformers.__version__ != sys.argv[1])"
     command = [str(python), "-c", code, TRANSFORMERS]
     return python.exists() and subprocess.run(command, check=False, timeout=120, capture_output=True).returncode == 0
 

@@ -180,6 +180,6 @@ def kinds() -> Iterator[Kind]:
         yield Kind(f"head-untied-without-{gone.split('.')[-2].replace('_', '-')}", lacking, says)
     yield Kind("weights-int8", rewrite(changed(QKV, torch.zeros(32, 96, dtype=torch.int8))), "I8: quantised")
     eight = torch.zeros(32, 96).to(torch.float8_e4m3fn)
-    yield Kind("weights-float8", rewrite(changed(QKV, eight)), "F8_E4M3: quantised")
+    yield Kind("weights-float8", rewrite(changed(QKV, eight)), "F8_E4M3: quantised", gate=True)
     yield Kind("weights-wrong-shape", rewrite(changed(QKV, torch.zeros(96, 32))), r"shape \[96, 32\]")
     yield Kind("weights-one-missing", rewrite(without("transformer.wpe.weight")), "no tensor wpe.weight")
