@@ -722,6 +722,10 @@ class WorkerStats(Told, frozen=True, kw_only=True):
 
 
 class Stats(Result, frozen=True, tag="stats"):
+    """Counts since the start; for a key that may not administrate, those of its own requests, tokens from their ledgers
+    and `busy_ms` the sum of their times.
+    """
+
     uptime_ms: float
     rss_bytes: int
     """Memory of the gateway's process."""

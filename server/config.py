@@ -168,6 +168,13 @@ class Config:
     max_open_per_worker: Annotated[
         Count, setting("unfinished requests of one worker, running and waiting; beyond it: busy", "N")
     ] = 128
+    share_prefixes: Annotated[
+        bool,
+        setting(
+            "keys share what the workers remember of prompts and texts; a key's holder can then find out by timing how "
+            "others' prompts begin (off: each key has its own; without keys all share)"
+        ),
+    ] = False
     max_unsent: Annotated[
         Count, setting("replies kept for a client that does not read them; beyond it, the client is dropped", "N")
     ] = 256

@@ -25,6 +25,8 @@ class Work(m.Request, frozen=True, tag="work"):
 
     group: int
     request: m.OfModel
+    owner: int = 0
+    """Owner of what it takes from the prefix cache and gives to it; 0: all have it in common."""
 
 
 class Leave(m.Request, frozen=True, tag="leave"):

@@ -16,7 +16,7 @@ from server.config import Config
 from server.gateway import faults, routing
 from server.gateway.back import Back
 from server.gateway.replicas import Replica, Replicas
-from server.gateway.sessions import Open, Sessions
+from server.gateway.sessions import Done, Open, Sessions
 from server.link import FromWorker, Work
 
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ class Dispatch:
             log.info("%s %s failed: %s", codec.type_of(entry.request), replica.name, message.code)
         if isinstance(message, m.Progress | m.Tokens | m.Generated | m.Tokenized | m.Scored | m.Failure):
             replica.used = time.monotonic()
+            self._done(entry, replica).count(message)
             self._sessions.reply(entry, message)
 
     def _hand_on(self, entry: Open, request: m.OfModel, replicas: list[Replica]) -> None:
@@ -97,16 +98,18 @@ class Dispatch:
         free = [replica for replica in replicas if self._has_place(replica, entry)]
         refused: RequestError | None = None
         while free:
-            replica = routing.choose(free, request, lambda r: self._sessions.held(r.identity))
+            replica = routing.choose(free, request, lambda r: self._sessions.held(r.identity), self._keeper(entry))
             free.remove(replica)
             try:
-                self._back.send(replica, Work(id=entry.key, group=entry.owner.number, request=request))
+                group, owner = entry.owner.number, self._keeper(entry)
+                self._back.send(replica, Work(id=entry.key, group=group, request=request, owner=owner))
             except (Busy, WorkerDied) as e:  # it is stuck or gone, and will be found so in a moment
                 refused = e
                 continue
             if self._config.log_prompts and isinstance(request, m.Generate) and request.prompt is not None:
                 log.info("prompt %r", request.prompt)
             self._sessions.assign(entry, replica.identity)
+            self._done(entry, replica).requests += 1
             replica.used = time.monotonic()
             return
         limit = self._config.max_open_per_worker
@@ -124,6 +127,19 @@ class Dispatch:
         own, owners = self._sessions.shares(replica.identity, entry.owner)
         return held < 2 * limit and own < max(1, limit // owners)
 
+    def _done(self, entry: Open, replica: Replica) -> Done:
+        """Return what a worker has done for a request's owner; workers that have gone are forgotten."""
+        done = entry.owner.done
+        if replica.identity not in done:
+            for identity in [identity for identity in done if not self._replicas.by_identity(identity)]:
+                del done[identity]
+            done[replica.identity] = Done()
+        return done[replica.identity]
+
+    def _keeper(self, entry: Open) -> int:
+        """Return who alone finds what is remembered of a request's prompt and text: its key's holder, or 0 for all."""
+        return entry.owner.number if entry.owner.user and not self._config.share_prefixes else 0
+
     def _note(self, replica: Replica, entry: Open, result: m.Generated) -> None:
         ledger = result.ledger
         log.info(
@@ -134,4 +150,4 @@ class Dispatch:
         )  # fmt: skip
         if self._metrics:
             self._metrics.generated(replica.way, ledger)
-        replica.known.learn(routing.blocks_of(entry.request, result))
+        replica.known.learn(routing.blocks_of(entry.request, result, self._keeper(entry)))

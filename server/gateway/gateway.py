@@ -159,6 +159,7 @@ class Gateway:
 
     def _on_request(self, entry: Open, request: m.AnyRequest) -> None:
         self._counts[codec.type_of(request)] += 1
+        entry.owner.requests[codec.type_of(request)] += 1
         match request:
             case m.Generate() | m.Tokenize() | m.Score():
                 self._refuse_when_draining()
@@ -186,7 +187,13 @@ class Gateway:
             case m.Models():
                 self._listing.ask(entry.key)
             case m.GetStats():
-                self._sessions.reply(entry, status.stats(self._began, self._sessions, self._counts, self._replicas))
+                self._sessions.reply(entry, self._stats(entry))
+
+    def _stats(self, entry: Open) -> m.Stats:
+        """Return the counts of all, for a key that may not administrate those of its own requests."""
+        if self._guard.role(entry.owner.user) == "admin":
+            return status.stats(self._began, self._sessions, self._counts, self._replicas)
+        return status.own_stats(self._began, self._sessions, entry.owner, self._replicas)
 
     def _list_models(self) -> None:
         """Answer those that asked for the models, if these have been looked at meanwhile."""

@@ -56,7 +56,7 @@ class Candidate(Protocol):
 R = TypeVar("R", bound=Candidate)
 
 
-def choose(replicas: Sequence[R], request: m.OfModel, open_requests: Callable[[R], int]) -> R:
+def choose(replicas: Sequence[R], request: m.OfModel, open_requests: Callable[[R], int], owner: int = 0) -> R:
     """Return the replica that knows most of the prompt, or the least busy one.
 
     The least busy one is chosen where none knows any of the prompt, and where the one that knows most is much busier.
@@ -65,7 +65,7 @@ def choose(replicas: Sequence[R], request: m.OfModel, open_requests: Callable[[R
         return replicas[0]
     load = {id(replica): open_requests(replica) for replica in replicas}
     idlest = min(replicas, key=lambda r: (load[id(r)], r.used))
-    blocks = blocks_of(request)
+    blocks = blocks_of(request, owner=owner)
     shared = {id(replica): replica.known.shared(blocks) for replica in replicas}
     best = max(replicas, key=lambda r: (shared[id(r)], -load[id(r)]))
     if not shared[id(best)] or load[id(best)] > 2 * load[id(idlest)] + SLACK:
@@ -74,18 +74,18 @@ def choose(replicas: Sequence[R], request: m.OfModel, open_requests: Callable[[R
     return best
 
 
-def blocks_of(request: m.AnyRequest, result: m.Generated | None = None) -> list[bytes]:
+def blocks_of(request: m.AnyRequest, result: m.Generated | None = None, owner: int = 0) -> list[bytes]:
     """Return the blocks of a generation's prompt and of the text that followed: a prompt that continues it begins so.
 
-    Other requests have no blocks.
+    Each owner has blocks of its own, as it has entries of its own in the workers' caches. Other requests have none.
     """
     if not isinstance(request, m.Generate):
         return []
     if request.prompt_ids is not None:
         tokens = array("I", [*request.prompt_ids[: MAX_BLOCKS * BLOCK_TOKENS], *(result.ids if result else ())])
-        return list(_chain(tokens.tobytes(), b"ids", BLOCK_TOKENS * tokens.itemsize))
+        return list(_chain(tokens.tobytes(), b"ids %d" % owner, BLOCK_TOKENS * tokens.itemsize))
     text = (request.prompt or "")[: MAX_BLOCKS * BLOCK_BYTES] + (result.text if result else "")
-    return list(_chain(text.encode(errors="surrogatepass"), b"text", BLOCK_BYTES))
+    return list(_chain(text.encode(errors="surrogatepass"), b"text %d" % owner, BLOCK_BYTES))
 
 
 def _chain(data: bytes, digest: bytes, size: int) -> Iterator[bytes]:

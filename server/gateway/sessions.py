@@ -19,6 +19,27 @@ class DuplicateId(BadRequest):
     """Error that is answered without an id: under that id, the open request will have its own last reply."""
 
 
+@dataclass
+class Done:
+    """What one worker has done for one owner."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+    busy_ms: float = 0.0
+
+    def count(self, reply: m.AnyReply) -> None:
+        """Count what a result's ledgers say."""
+        if isinstance(reply, m.Scored):
+            self.prompt_tokens += len(reply.ids)
+            self.busy_ms += reply.elapsed_ms
+        elif isinstance(reply, m.Generated):
+            for ledger in (reply.ledger, *(other.ledger for other in reply.others)):
+                self.prompt_tokens += ledger.prompt_tokens
+                self.new_tokens += ledger.new_tokens
+                self.busy_ms += ledger.inference_ms
+
+
 @dataclass(eq=False)
 class Owner:
     """Owner of requests that are counted together: all connections of a key, or one connection without keys."""
@@ -31,6 +52,12 @@ class Owner:
     allowance: float = 0.0
     """Number of requests that it may send at once (a token bucket)."""
     counted: float = field(default_factory=time.monotonic)
+    requests: Counter[str] = field(default_factory=Counter)
+    """Number of its requests by type."""
+    errors: Counter[str] = field(default_factory=Counter)
+    """Number of error replies to it, by code."""
+    done: dict[str, Done] = field(default_factory=dict)
+    """What each worker has done for it, by the worker's identity."""
 
     def count(self, rate: float) -> None:
         """Count a request. Raises: Busy if there were more than `rate` a second."""
@@ -112,6 +139,10 @@ class Sessions:
     @property
     def peers(self) -> int:
         return len(self._peers)
+
+    def peers_of(self, owner: Owner) -> int:
+        """Return the number of an owner's connections."""
+        return sum(session.owner is owner for session in self._peers.values())
 
     @property
     def errors(self) -> Counter[str]:
@@ -212,6 +243,8 @@ class Sessions:
         entry.text_sent = entry.text_sent or isinstance(reply, m.Tokens)
         if last:
             self.outcomes[codec.type_of(entry.request), reply.code if isinstance(reply, m.Failure) else "ok"] += 1
+            if isinstance(reply, m.Failure):
+                entry.owner.errors[reply.code] += 1
             self._forget(entry)
         self._send(entry.peer, entry.envelope, frame)
 
@@ -222,6 +255,8 @@ class Sessions:
     def refuse(self, peer: bytes, envelope: list[bytes], failure: m.Failure) -> None:
         """Answer a message that never became a request."""
         self.outcomes["refused", failure.code] += 1
+        if session := self._peers.get(peer):
+            session.owner.errors[failure.code] += 1
         self._send(peer, envelope, codec.encode(_printable(failure)))
 
     def _send(self, peer: bytes, envelope: list[bytes], frame: bytes) -> None:

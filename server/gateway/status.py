@@ -6,6 +6,7 @@ import os
 import platform
 import time
 from collections import Counter
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import cast, get_args
@@ -25,7 +26,7 @@ from server.catalogue.findings import Finding
 from server.catalogue.records import Found, Records
 from server.config import Config
 from server.gateway.replicas import Replica, Replicas
-from server.gateway.sessions import Sessions
+from server.gateway.sessions import Done, Owner, Sessions
 
 NOTICES_S = 10.0
 """Time after which what users should know is looked at again."""
@@ -103,6 +104,24 @@ def stats(began: float, sessions: Sessions, requests: Counter[str], replicas: Re
         requests=dict(requests),
         errors=dict(sessions.errors),
         workers=[replica.stats() for replica in replicas.all() if replica.ready],
+    )
+
+
+def own_stats(began: float, sessions: Sessions, owner: Owner, replicas: Replicas) -> m.Stats:
+    """Return the counts of an owner's own requests, for one that may not know others'."""
+    return m.Stats(
+        id=None,
+        uptime_ms=(time.monotonic() - began) * 1000,
+        rss_bytes=process_rss(),
+        peers=sessions.peers_of(owner),
+        open_requests=owner.open,
+        requests=dict(owner.requests),
+        errors=dict(owner.errors),
+        workers=[
+            replace(replica.stats(), **asdict(owner.done.get(replica.identity, Done())))
+            for replica in replicas.all()
+            if replica.ready
+        ],
     )
 
 

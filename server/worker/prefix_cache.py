@@ -1,7 +1,7 @@
-"""Keys and values of finished sequences, by token prefix; the least recently used one leaves first.
+"""Keys and values of finished sequences, by owner and token prefix; the least recently used one leaves first.
 
 Restoring a position costs about a hundredth of computing it, so a page that is continued or regenerated pays for its
-new tokens only.
+new tokens only. An entry is found by its owner alone, or others could learn by the time of an answer what was sent.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ class PrefixCache:
         """Make an empty cache; `position_bytes` is the size of the keys and values of one position."""
         self._max_positions = max_bytes // position_bytes
         self._entries: OrderedDict[bytes, tuple[NDArray[np.int64], KV]] = OrderedDict()
-        """Entries by the bytes of their tokens, so that a key begins with the bytes of its first tokens."""
+        """Entries by the bytes of their owner and their tokens, so that a key begins with those of its first tokens."""
         self.positions = 0
         """Number of positions kept, of all entries."""
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def get(self, ids: Sequence[int]) -> KV | None:
-        """Return the keys and values of the longest known beginning of `ids`, or None."""
+    def get(self, ids: Sequence[int], owner: int = 0) -> KV | None:
+        """Return the keys and values of the longest beginning of `ids` that an owner has kept, or None."""
         wanted = np.array(ids, np.int64)  # [tokens]
         best, length = None, MIN_TOKENS - 1
-        for key, (tokens, _) in self._alike(wanted):
+        for key, (tokens, _) in self._alike(owner, wanted):
             shared = _shared(tokens, wanted)
             if shared > length:
                 best, length = key, shared
@@ -45,12 +45,15 @@ class PrefixCache:
         self._entries.move_to_end(best)
         return self._entries[best][1].first(length)
 
-    def put(self, ids: Sequence[int], export: Callable[[int], KV]) -> None:
-        """Keep a sequence; `export(positions)` copies its keys and values, and is called only if they are kept."""
+    def put(self, ids: Sequence[int], export: Callable[[int], KV], owner: int = 0) -> None:
+        """Keep a sequence for its owner.
+
+        `export(positions)` copies its keys and values, and is called only if they are kept.
+        """
         tokens = np.array(ids, np.int64)  # [tokens]
         if not MIN_TOKENS <= len(tokens) <= self._max_positions:
             return
-        for key, (known, _) in self._alike(tokens):
+        for key, (known, _) in self._alike(owner, tokens):
             shared = _shared(known, tokens)
             if shared == len(tokens):
                 self._entries.move_to_end(key)
@@ -59,16 +62,20 @@ class PrefixCache:
                 self._drop(key)  # the new one begins with it
         while self.positions + len(tokens) > self._max_positions or len(self._entries) >= MAX_ENTRIES:
             self._drop(next(iter(self._entries)))
-        self._entries[tokens.tobytes()] = (tokens, export(len(tokens)))
+        self._entries[_key(owner, tokens)] = (tokens, export(len(tokens)))
         self.positions += len(tokens)
 
-    def _alike(self, tokens: NDArray[np.int64]) -> list[tuple[bytes, tuple[NDArray[np.int64], KV]]]:
-        """Return the entries whose first MIN_TOKENS tokens are those of `tokens`."""
-        head = tokens[:MIN_TOKENS].tobytes()
+    def _alike(self, owner: int, tokens: NDArray[np.int64]) -> list[tuple[bytes, tuple[NDArray[np.int64], KV]]]:
+        """Return an owner's entries whose first MIN_TOKENS tokens are those of `tokens`."""
+        head = _key(owner, tokens[:MIN_TOKENS])
         return [item for item in self._entries.items() if item[0].startswith(head)]
 
     def _drop(self, key: bytes) -> None:
         self.positions -= len(self._entries.pop(key)[0])
+
+
+def _key(owner: int, tokens: NDArray[np.int64]) -> bytes:
+    return owner.to_bytes(8, "little") + tokens.tobytes()
 
 
 def _shared(a: NDArray[np.int64], b: NDArray[np.int64]) -> int:

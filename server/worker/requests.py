@@ -74,6 +74,7 @@ class Requests:
             stops=self._text.stops(request.stop),
             vocabulary=self._text.vocabulary,
             received=received,
+            owner=work.owner,
         )
         if request.rows > 1:
             search = (ContrastiveSearch if request.strategy == "contrastive" else BeamSearch)(generation)

@@ -242,7 +242,7 @@ class Scheduler:
 
     def _restore(self, prompt: Prompt) -> None:
         """Copy the known part of a prompt into its row; the last token is always computed, for its logits."""
-        known = self._cache.get(prompt.ids[: prompt.prompt_tokens - 1])
+        known = self._cache.get(prompt.ids[: prompt.prompt_tokens - 1], prompt.owner)
         if known:
             self._engine.restore(prompt.row, known)
             prompt.restored(known.positions)
@@ -279,7 +279,8 @@ class Scheduler:
     def _remember(self, task: Task) -> None:
         if task.reuses and not task.fault:
             with contextlib.suppress(MemoryError):  # what cannot be kept is computed again
-                self._cache.put(task.ids[: task.cached], lambda positions: self._engine.export(task.row, positions))
+                kept = task.ids[: task.cached]
+                self._cache.put(kept, lambda positions: self._engine.export(task.row, positions), task.owner)
 
     def _place(self, task: Task, row: int) -> None:
         self._engine.move(task.row, row, task.cached)

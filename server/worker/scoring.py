@@ -38,6 +38,7 @@ class Scoring:
     looks_inside = False
     width = 1
     new_tokens = 0
+    owner = 0
 
     def __init__(
         self, work: Work, request: m.Score, tokens: list[int], sizes: list[int], context: int, received: float

@@ -25,6 +25,7 @@ class Lane:
     cached: int
     row: int
     reuses = False
+    owner = 0
 
     @property
     def id(self) -> int:
@@ -71,6 +72,7 @@ class Search(ABC):
         request = generation.request
         self.id = generation.id
         self.group = generation.group
+        self.owner = generation.owner
         self.request = request
         self.width = width
         self.outputs = [Sequence(generation, index) for index in range(request.n)]

@@ -40,6 +40,8 @@ class Generation:
     received: float
     """Time at which the request came, on the monotonic clock."""
     tokenised: float = field(default_factory=time.monotonic)
+    owner: int = 0
+    """Owner of its entries in the prefix cache."""
 
     def processors(self) -> Processors:
         """Return new processors, since each text has its own history."""
@@ -72,6 +74,7 @@ class Sequence:
         request = generation.request
         self.id = generation.id
         self.group = generation.group
+        self.owner = generation.owner
         self.request = request
         self.index = index
         self.score: float | None = None

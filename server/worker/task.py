@@ -48,6 +48,11 @@ class Task(Protocol):
         ...
 
     @property
+    def owner(self) -> int:
+        """Owner of what it takes from the prefix cache and gives to it; 0: all have it in common."""
+        ...
+
+    @property
     def finished(self) -> m.FinishReason | None:
         """Reason why it ended; None while it goes on. A finished task leaves its row after the step."""
         ...

@@ -84,6 +84,16 @@ def test_what_is_remembered_has_a_bound() -> None:
     assert known.shared(routing.blocks_of(m.Generate(prompt=f"{0:9}" + "long" * 9000))) == 0
 
 
+def test_what_one_key_has_sent_draws_no_other_key_to_its_replica() -> None:
+    """Else the road that a guess takes would tell whether it was right."""
+    replicas = [Replica(used=2), Replica(used=1)]
+    request = page("a")
+    replicas[0].known.learn(routing.blocks_of(request, _result("text"), 1))
+    assert routing.choose(replicas, request, lambda r: r.open, 1) is replicas[0]
+    assert routing.choose(replicas, request, lambda r: r.open, 2) is replicas[1]
+    assert routing.choose(replicas, m.Generate(prompt_ids=[7] * 90), lambda r: r.open, 2) is replicas[1]
+
+
 def test_text_and_tokens_are_kept_apart() -> None:
     known = Known()
     known.learn(routing.blocks_of(m.Generate(prompt="\0" * 640)))

@@ -276,6 +276,16 @@ def test_on_one_row_texts_that_are_scored_take_turns_by_window() -> None:
     assert scoring.complete and not scheduler.waiting
 
 
+def test_the_prefix_cache_finds_what_its_owner_has_kept_alone() -> None:
+    engine = FakeEngine(1)
+    cache = PrefixCache(8 * 64, 8)
+    ids = list(range(10))
+    cache.put(ids, lambda positions: engine.export(0, positions), owner=1)
+    cache.put(ids[:9], lambda positions: engine.export(0, positions), owner=256)
+    found = {owner: kv.positions for owner in (0, 1, 2, 256) if (kv := cache.get(ids, owner))}
+    assert found == {1: 10, 256: 9} and len(cache) == 2, "and neither has taken the other's place"
+
+
 def test_the_prefix_cache_keeps_within_its_bytes() -> None:
     engine = FakeEngine(1, context=64)
     cache = PrefixCache(8 * 40, 8)

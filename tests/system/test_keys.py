@@ -20,7 +20,7 @@ import zmq
 
 from protocol import Client, codec, messages as m, sockets
 from protocol.connection import Event
-from protocol.errors import Busy, KeyRefused, NoServer, Unauthorised
+from protocol.errors import BadRequest, Busy, KeyRefused, NoServer, Unauthorised
 from protocol.keys import Address, CurveKeys, Role, write_public, write_secret
 from scripts.daemon import Daemon
 from tests.conftest import answers, wait_for
@@ -63,6 +63,49 @@ def keyed(tmp_path: Path, cache: Path) -> Iterator[Keyed]:
     yield keyed
     if keyed.daemon.process.poll() is None:
         keyed.daemon.kill()
+
+
+def test_a_key_finds_nothing_of_what_another_has_sent(keyed: Keyed) -> None:
+    """Neither in the prefix cache nor by prompt lookup; its own prompts come back from the cache."""
+    secret: dict[str, Any] = {"prompt_ids": list(range(300, 360)), "strategy": "greedy", "max_new_tokens": 30}
+    with keyed.client(keyed.owner) as owner, keyed.client(keyed.guest) as guest:
+        wait_for(lambda: any(worker.state == "ready" for worker in owner.ping().workers))
+        first = owner.generate(**secret, n=2)
+        guess = guest.generate(**secret)
+        assert guess.ids == first.ids and guess.ledger.reused_tokens == 0
+        continued = guest.generate(**{**secret, "prompt_ids": [*secret["prompt_ids"], *first.ids[:9], 7]})
+        assert continued.ledger.reused_tokens == len(secret["prompt_ids"]) + 9, "which the guest itself has sent"
+        other = guest.generate(prompt_ids=[2000, 2001, *range(300, 308)], strategy="greedy", max_new_tokens=20)
+        same = owner.generate(prompt_ids=[2000, 2001, *range(300, 308)], strategy="greedy", max_new_tokens=20)
+        assert (other.ledger.guessed_tokens, other.ids) == (same.ledger.guessed_tokens, same.ids)
+        assert owner.generate(**secret).ledger.reused_tokens == len(secret["prompt_ids"]) - 1
+
+
+def test_keys_share_prefixes_where_the_server_says_so(tmp_path: Path, cache: Path) -> None:
+    keyed = keyed_daemon(tmp_path, cache, "--preload", "demo", "--share-prefixes")
+    prompt: dict[str, Any] = {"prompt_ids": list(range(300, 360)), "max_new_tokens": 2}
+    with keyed.daemon, keyed.client(keyed.owner) as owner, keyed.client(keyed.guest) as guest:
+        wait_for(lambda: any(worker.state == "ready" for worker in owner.ping().workers))
+        owner.generate(**prompt)
+        assert guest.generate(**prompt).ledger.reused_tokens == 59
+
+
+def test_a_guest_is_told_the_counts_of_its_own_requests(keyed: Keyed) -> None:
+    with keyed.client(keyed.owner) as owner, keyed.client(keyed.guest) as guest:
+        wait_for(lambda: any(worker.state == "ready" for worker in owner.ping().workers))
+        owner.generate(prompt_ids=[5, 6, 7], max_new_tokens=11, n=2)
+        with pytest.raises(BadRequest):
+            owner.generate(prompt_ids=[99_999])
+        result = guest.generate(prompt_ids=[8, 9], max_new_tokens=4, ignore_eos=True)
+        own, every = guest.stats(), owner.stats()
+        control = {"hello", "ping"}  # which a client sends by itself
+        assert {kind: n for kind, n in own.requests.items() if kind not in control} == {"generate": 1, "stats": 1}
+        assert own.errors == {}
+        (worker,) = own.workers
+        assert (worker.requests, worker.prompt_tokens, worker.new_tokens) == (1, 2, 4)
+        assert worker.busy_ms == result.ledger.inference_ms
+        assert (own.peers, own.open_requests, every.peers) == (1, 1, 2)
+        assert every.requests["generate"] == 3 and every.errors == {"bad_request": 1}
 
 
 def test_a_key_and_its_role(keyed: Keyed) -> None:
