@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import statistics
 from pathlib import Path
 
 from protocol import Client, messages as m
@@ -22,8 +23,9 @@ def keys_apart(scale: Scale, folder: Path) -> Figures:
     """
     count = scale.of(12, 60, 200)
     draw = random.Random(21)
-    guessed, others, again = list[float](), list[float](), list[float]()
-    server, owner, guest = CurveKeys.new(), CurveKeys.new(), CurveKeys.new()
+    times: dict[str, list[float]] = {"guessed": [], "other": [], "own": []}
+    server, owner = CurveKeys.new(), CurveKeys.new()
+    guest = CurveKeys.new()
     write_secret(folder / "server.key", server)
     for name, key in (("owner", owner), ("guest", guest)):
         write_public(folder / "authorised" / f"{name}.pub", key.public, "generate")
@@ -39,14 +41,14 @@ def keys_apart(scale: Scale, folder: Path) -> Figures:
                 for prompt in draw.sample((secret, other), 2):
                     result = _ask(second, prompt)
                     assert result.ledger.reused_tokens == 0, "another's prompt was reused"
-                    (guessed if prompt is secret else others).append(result.ledger.first_token_ms)
-                again.append(_ask(first, secret).ledger.first_token_ms)
-    chance = _faster(guessed, others)
-    own = _faster(again, others)
+                    times["guessed" if prompt is secret else "other"].append(result.ledger.first_token_ms)
+                times["own"].append(_ask(first, secret).ledger.first_token_ms)
+    chance, own = _faster(times["guessed"], times["other"]), _faster(times["own"], times["other"])
     spread = ((2 * count + 1) / (12 * count * count)) ** 0.5
     assert abs(chance - 0.5) < SIGMAS * spread, f"a right guess is faster than a wrong one in {chance:.0%} of all pairs"
     assert own > 0.75, f"what a key has sent itself is faster in {own:.0%} only: there is nothing to find out here"
-    return {"guesses": count, "guessed_faster_share": round(chance, 3), "own_faster_share": round(own, 3)}
+    medians = {f"{name}_ms": round(statistics.median(found), 2) for name, found in times.items()}
+    return {**medians, "guesses": count, "guessed_faster_share": round(chance, 3), "own_faster_share": round(own, 3)}
 
 
 def _prompt(draw: random.Random) -> list[int]:

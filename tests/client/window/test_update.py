@@ -167,16 +167,21 @@ def test_what_a_server_describes_is_kept_where_it_can_be_drawn_and_set() -> None
         f"float_within_{w}" for w in finite if "None" not in w
     }
     texts = {p.name for p in parameters()[::2] if p.type == "strings"}
-    assert texts and {"import", *texts} <= kept.keys() and not kept.keys() & {
-        "",
-        "\0",
-        "##",
-        "###",
-        "a b",
-        NASTY,
-        "temperature",
-        "max_new_tokens",
-    }
+    assert (
+        texts
+        and {"import", *texts} <= kept.keys()
+        and not kept.keys()
+        & {
+            "",
+            "\0",
+            "##",
+            "###",
+            "a b",
+            NASTY,
+            "temperature",
+            "max_new_tokens",
+        }
+    )
     assert not usable(parameter("temperature", "strings", [])), "under its name a float is expected"
     assert not usable(parameter("max_new_tokens", "int", None)) and usable(parameter("seed", "int", None))
 
