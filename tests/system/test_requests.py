@@ -396,6 +396,30 @@ def test_a_taken_port_is_said(shared_daemon: Daemon) -> None:
     assert done.returncode == 1 and "is in use" in done.stderr and "Traceback" not in done.stderr
 
 
+def test_the_sampler_s_logarithms_at_a_low_temperature(client: Client) -> None:
+    """The alternatives are the model's, and their distances are its distances by the temperature."""
+    asked: dict[str, Any] = {"max_new_tokens": 4, "temperature": 0.01, "top_k": 0, "logprobs": 5, "seed": 1}
+    model = client.generate(PROMPT, **asked).logprobs
+    sampler = client.generate(PROMPT, logprobs_of="sampler", **asked).logprobs
+    for plain, drawn in zip(model, sampler, strict=True):
+        assert [x.id for x in drawn.top] == [x.id for x in plain.top]
+        distances = [(x.logprob - plain.top[0].logprob) / 0.01 for x in plain.top]
+        assert [x.logprob - drawn.top[0].logprob for x in drawn.top] == pytest.approx(distances, rel=1e-3, abs=1e-2)
+
+
+def test_a_stop_string_waits_for_the_least_number_of_tokens(client: Client) -> None:
+    asked: dict[str, Any] = {"strategy": "greedy", "max_new_tokens": 40, "ignore_eos": True}
+    whole = client.generate(PROMPT, **asked)
+    stop = whole.text[2]
+    early = client.generate(PROMPT, stop=[stop], **asked)
+    stream = client.stream(PROMPT, stop=[stop], min_new_tokens=12, **asked)
+    text = "".join(piece.text for piece in stream)
+    late = stream.result
+    assert early.text == whole.text[: whole.text.index(stop)] and len(early.ids) < 12 <= len(late.ids)
+    assert text == late.text == whole.text[: len(text)] and stop in text, "what was complete before stays"
+    assert late.finish_reason == "stop" and whole.text[len(text)] == stop
+
+
 @pytest.mark.parametrize("strategy", ["beam", "beam_sample", "diverse_beam", "contrastive"])
 def test_searches_by_the_socket(client: Client, strategy: str) -> None:
     stream = client.stream("Shall I", strategy=strategy, max_new_tokens=12, seed=4)
