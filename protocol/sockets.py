@@ -128,6 +128,17 @@ def bind(socket: zmq.Socket[bytes], endpoint: str) -> None:
     socket.bind(endpoint)
 
 
+def loopback_socket(context: zmq.Context[zmq.Socket[bytes]], port: int) -> zmq.Socket[bytes]:
+    """Return a bound ROUTER that bounds nothing, for tests; port 0: one that the system chooses.
+
+    Raises: zmq.ZMQError if the port is taken.
+    """
+    socket = router(context, -1)
+    socket.sndhwm = socket.rcvhwm = 0
+    socket.bind(f"tcp://127.0.0.1:{port}")
+    return socket
+
+
 def endpoint_of(socket: zmq.Socket[bytes]) -> str:
     """Return the endpoint that a socket was bound to, with the port that the system chose."""
     endpoint = socket.getsockopt(zmq.LAST_ENDPOINT)

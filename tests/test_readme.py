@@ -65,6 +65,11 @@ def test_the_sample_is_what_its_seed_gives(client: Client) -> None:
     assert prompt + written.text.rstrip() == sample.rstrip()
 
 
+def test_the_test_of_a_script() -> None:
+    (code,) = blocks(README, "python fake")
+    exec(code, {})
+
+
 def test_every_link_leads_somewhere() -> None:
     links = re.findall(r"\]\(([^)#:]+)\)", README)
     assert len(links) > 10 and [link for link in links if not (ROOT / link).exists()] == []

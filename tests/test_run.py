@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 from protocol import Client, messages as m
+from protocol.testing import server_info
 from scripts.daemon import Daemon
 from server.catalogue.engines import native_problem
 from tests.client.fake import ReplicaServer
@@ -145,14 +145,10 @@ def test_a_daemon_that_is_ending_is_waited_for(runner: Runner) -> None:
 class OlderServer(ReplicaServer):
     """A daemon that was started before there was a native engine, on this machine or on another."""
 
-    host = platform.node()
-
-    def replies(self, request: Any) -> list[Any]:
-        found = super().replies(request)
-        if isinstance(request, m.Hello):
-            engines = [m.Engine(name=name, precisions=["int8"]) for name in ("onnx", "torch", "optimum")]
-            return [msgspec.structs.replace(found[0], engines=engines, host=self.host)]
-        return found
+    def __init__(self) -> None:
+        super().__init__()
+        engines = [m.Engine(name=name, precisions=["int8"]) for name in ("onnx", "torch", "optimum")]
+        self.info = server_info(engines=engines, host=platform.node())
 
 
 @pytest.mark.skipif(bool(native_problem()), reason=f"needs the native engine: {native_problem()}")
@@ -162,7 +158,7 @@ def test_a_daemon_without_an_engine_that_the_checkout_has_is_named(runner: Runne
         _, said = runner.write()
         sentence = f"the daemon on {server.endpoint} was started before this checkout had the engine native"
         assert sentence in said and f"end it with `kill {os.getpid()}` and run this again" in said
-        server.host = "elsewhere"
+        server.info = server_info(engines=server.info.engines, host="elsewhere")
         _, said = runner.write()
         assert sentence not in said
 

@@ -6,9 +6,10 @@ import math
 from typing import Any
 
 from protocol import messages as m
+from protocol.errors import Internal
 from protocol.ledger import Ledger
 from protocol.parameters import parameters
-from tests.client.fake import FakeServer
+from protocol.testing import FakeServer, Step, server_info
 
 NASTY = "\0\x1b[31m\u202e##%s%n{}" + "\U0001f600" + "\n" * 50 + "W" * 5000
 
@@ -92,23 +93,13 @@ class HostileServer(FakeServer):
     else a flood.
     """
 
-    def replies(self, request: Any) -> list[Any]:
+    def __init__(self) -> None:
+        settings = [*parameters()[1::2], *NONSENSE]
+        words = {"version": NASTY, "host": NASTY, "cpu": NASTY}
+        super().__init__(self._replies, info=server_info(**words, cores=-1, memory_bytes=-5, parameters=settings))
+
+    def _replies(self, request: m.AnyRequest) -> Step | list[Step]:
         match request:
-            case m.Hello():
-                return [
-                    m.ServerInfo(
-                        id=request.id,
-                        protocol="1.0",
-                        server_id="x",
-                        version=NASTY,
-                        host=NASTY,
-                        cpu=NASTY,
-                        cores=-1,
-                        memory_bytes=-5,
-                        engines=[],
-                        parameters=[*parameters()[1::2], *NONSENSE],
-                    )
-                ]
             case m.Ping():
                 health = m.WorkerHealth(
                     model=NASTY,
@@ -121,16 +112,18 @@ class HostileServer(FakeServer):
                     replica=-(2**62),
                     node=NASTY,
                 )
-                return [m.Pong(id=request.id, server_id="x", uptime_ms=math.nan, draining=False, workers=[health] * 50)]
+                return m.Pong(
+                    id=None, server_id=self.info.server_id, uptime_ms=math.nan, draining=False, workers=[health] * 50
+                )
             case m.Models():
                 way = m.Precision(engine="e", precision="p", memory_bytes=2**62, loaded=True, fidelity=WILD)
                 named = [
                     m.ModelInfo(name=name[:100], parameters=2**62, context=0, file_bytes=-1, precisions=[way] * 3)
                     for name in (NASTY, *NAMES[1:])
                 ]
-                return [m.ModelList(id=request.id, models=named * 300)]
+                return m.ModelList(id=None, models=named * 300)
             case m.Generate() if "nonsense" not in (request.prompt or ""):
-                return [m.Tokens(id=request.id, seq=i, text=NASTY * 10, ids=[1]) for i in range(200)]
+                return [m.Tokens(id=None, text=NASTY * 10, ids=[1]) for i in range(200)]
             case m.Generate():
                 ledger = Ledger(
                     queue_ms=math.nan,
@@ -150,9 +143,8 @@ class HostileServer(FakeServer):
                         text=NASTY, logprob=math.nan, top=[m.Alternative(id=1, text=NASTY, logprob=math.inf)] * 20
                     )
                 ] * 50
-                result = m.Generated(
-                    id=request.id,
-                    seq=0,
+                return m.Generated(
+                    id=None,
                     text=NASTY,
                     ids=[1] * 50,
                     finish_reason="eos",
@@ -166,6 +158,5 @@ class HostileServer(FakeServer):
                     ledger=ledger,
                     logprobs=told,
                 )
-                return [result]
             case _:
-                return [m.Failure(id=request.id, code="internal", message=NASTY)]
+                return Internal(NASTY)

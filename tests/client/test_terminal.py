@@ -194,7 +194,7 @@ def test_replicas(capsys: pytest.CaptureFixture[str]) -> None:
         terminal.start(terminal.meet(), Choice(), [], hint=True)
         assert "loaded: demo/native/int8 in 5 replicas: 2 on alpha, 2 on beta, 1 on gamma\n" in capsys.readouterr().err
         says("/load demo compile")
-        assert server.asked == [None, 5, None]
+        assert [load.replicas for load in server.asked(m.Load)] == [None, 5, None]
         for words in ("replicas=0", "replicas=65", "replicas=", "replicas=many"):
             with pytest.raises(ValueError, match="a whole number from 1 to 64"):
                 terminal.do(f"/load demo {words}")

@@ -18,7 +18,7 @@ import msgpack
 import pytest
 import zmq
 
-from protocol import AsyncClient, AsyncStream, Client, codec, messages as m
+from protocol import AsyncClient, AsyncStream, Client, messages as m
 from protocol.connection import Connection, Event
 from protocol.errors import (
     BadRequest,
@@ -33,7 +33,7 @@ from protocol.errors import (
     ServerStuck,
     VersionMismatch,
 )
-from protocol.sockets import endpoint_of
+from protocol.testing import FakeServer, Step
 from scripts.daemon import Daemon
 from tests.conftest import free_port, wait_for
 
@@ -57,55 +57,6 @@ def tcp_server(handle: Callable[[socket.socket], None]) -> Iterator[str]:
         yield f"tcp://127.0.0.1:{listener.getsockname()[1]}"
         for connection in connections:
             connection.close()
-
-
-def info(request_id: int, server_id: str = "one") -> m.ServerInfo:
-    return m.ServerInfo(
-        id=request_id,
-        protocol="1.0",
-        server_id=server_id,
-        version="0",
-        host="h",
-        cpu="c",
-        cores=1,
-        memory_bytes=1,
-        engines=[],
-        parameters=[],
-    )
-
-
-class FakeServer:
-    """A ROUTER whose answers a test gives: `answer(request) -> replies`."""
-
-    def __init__(
-        self, answer: Callable[[m.AnyRequest], list[m.AnyReply | bytes]], server_id: str = "one", port: int = 0
-    ) -> None:
-        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self.socket = self.context.socket(zmq.ROUTER)
-        self.socket.linger = 0
-        self.socket.bind(f"tcp://127.0.0.1:{port}")
-        self.endpoint = endpoint_of(self.socket)
-        self.answer, self.server_id = answer, server_id
-        self.over = False
-        self.requests: list[m.AnyRequest] = []
-        self.thread = threading.Thread(target=self.run, daemon=True)
-        self.thread.start()
-
-    def run(self) -> None:
-        while not self.over:
-            if self.socket.poll(20):
-                peer, frame = self.socket.recv_multipart()
-                request = codec.decode_request(frame)
-                self.requests.append(request)
-                replies = [info(request.id, self.server_id)] if isinstance(request, m.Hello) else self.answer(request)
-                for reply in replies:
-                    self.socket.send_multipart([peer, reply if isinstance(reply, bytes) else codec.encode(reply)])
-
-    def close(self) -> None:
-        self.over = True
-        self.thread.join()
-        self.socket.close()
-        self.context.term()
 
 
 def pong(request: m.AnyRequest) -> m.Pong:
@@ -328,9 +279,9 @@ def test_malformed_endpoints_are_refused() -> None:
 def test_a_burst_larger_than_any_queue_is_sent_in_turn_and_a_cancel_behind_it_arrives() -> None:
     server = FakeServer(lambda r: [pong(r)] if isinstance(r, m.Ping) else [])
     with Client(server.endpoint) as client:
-        client.ping()  # connected, so that the stream is under way when it is cancelled
         answers: list[object] = []
         stream = client.stream("x")
+        wait_for(lambda: bool(server.asked(m.Generate)))  # one that was not sent would need no cancel
         for _ in range(3000):
             client.connection.submit(m.Ping(), answers.append, 20)
         stream.cancel()
@@ -445,7 +396,7 @@ def test_an_on_lost_that_raises_does_not_end_the_connection(own_daemon: Daemon) 
         connection.close()
 
 
-def starts(request: m.AnyRequest) -> list[m.AnyReply | bytes]:
+def starts(request: m.AnyRequest) -> list[Step]:
     """A first piece or word of what takes long, and whatever else at once."""
     match request:
         case m.Generate():
@@ -497,7 +448,7 @@ def test_a_callback_that_raises_ends_its_own_request_alone(
 
 @pytest.mark.parametrize("end", ["result", "error", "too large", "deadline"])
 def test_a_callback_that_raises_at_its_last_event_stops_nobody(end: str, caplog: pytest.LogCaptureFixture) -> None:
-    def answer(request: m.AnyRequest) -> list[m.AnyReply | bytes]:
+    def answer(request: m.AnyRequest) -> list[Step]:
         if isinstance(request, m.Tokenize):
             return [] if end == "deadline" else [m.Failure(id=request.id, code="busy", message="full up")]
         return [pong(request)]
@@ -651,7 +602,7 @@ def test_a_loop_that_closes_while_an_event_comes_stops_nobody() -> None:
 
     go_on = threading.Event()
 
-    def answer(request: m.AnyRequest) -> list[m.AnyReply | bytes]:
+    def answer(request: m.AnyRequest) -> list[Step]:
         if isinstance(request, m.Generate):
             go_on.wait(10)
         return starts(request)

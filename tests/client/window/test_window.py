@@ -171,7 +171,7 @@ def test_replicas_are_loaded_shown_and_changed(window: Window) -> None:
             d.wait(held(0))
 
         window(server.endpoint, test)
-        assert server.asked == [None, 3, 64, 1]
+        assert [load.replicas for load in server.asked(m.Load)] == [None, 3, 64, 1]
 
 
 def test_what_a_precision_costs_stands_beside_it(window: Window, own_daemon: Daemon) -> None:
