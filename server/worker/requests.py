@@ -91,7 +91,10 @@ class Requests:
         return self._text.check(request.prompt_ids or [])
 
     def _fit(self, prompt: list[int], request: m.Generate) -> tuple[list[int], int]:
-        """Return the part of the prompt that fits, and the number of tokens cut off its beginning. Raises: TooLong."""
+        """Return the part of the prompt that fits, and the number of tokens cut off its beginning.
+
+        What the tokenizer puts before a text stays before what is left of it. Raises: TooLong.
+        """
         context = self._engine.context
         if request.max_new_tokens >= context:
             raise TooLong(
@@ -106,4 +109,6 @@ class Requests:
                 f"the prompt has {len(prompt)} tokens and max_new_tokens is {request.max_new_tokens}, together more "
                 f'than the context of {context}; shorten either, or ask for truncate="left"'
             )
-        return prompt[excess:], excess
+        room = context - request.max_new_tokens
+        before = list(self._text.before if request.prompt is not None else ())[: room - 1]
+        return [*before, *prompt[len(prompt) - room + len(before) :]], excess

@@ -66,7 +66,8 @@ class Text:
         Raises: BadModel if tokens cannot be decoded one by one.
         """
         self._tokenizer = made.tokenizer
-        self._before = list(made.before)
+        self.before = made.before
+        """Tokens that stand before every text."""
         self._start = arch.start
         self._size = arch.vocabulary
         self._clean_up = made.clean_up
@@ -103,7 +104,7 @@ class Text:
         An empty one gets the model's first token. `specials` says whether the names of special tokens become these.
         Raises: BadRequest if there are none, or for a token that the model does not have.
         """
-        return [*self._before, *self._known(self._encoding(text, specials=specials).ids)] or self._empty()
+        return [*self.before, *self._known(self._encoding(text, specials=specials).ids)] or self._empty()
 
     def forms(self, word: str) -> list[list[int]]:
         """Return a word's tokens at the start of a line, after a space, and after other characters.
@@ -137,10 +138,10 @@ class Text:
             text, offsets = spans.of_tokens(self._all.fork(), ids, clean_up=self._clean_up)
             return Spans(text, ids, offsets)
         encoding = self._encoding(request.text, specials=request.specials)
-        ids = [*self._before, *self._known(encoding.ids)]
+        ids = [*self.before, *self._known(encoding.ids)]
         if len(ids) > MAX_TOKENS:
             raise BadRequest(f"the text must have at most {MAX_TOKENS} tokens, got {len(ids)}; send it in parts")
-        offsets = [0] * len(self._before) + self._offsets(request.text, encoding)
+        offsets = [0] * len(self.before) + self._offsets(request.text, encoding)
         if ids:
             offsets[-1] = len(request.text.encode())
         return Spans(request.text, ids, offsets)
@@ -150,7 +151,7 @@ class Text:
 
         Raises: BadRequest for one not in the vocabulary, or if there are none and the model has no first token.
         """
-        return self._checked(ids) or list(self._before) or self._empty()
+        return self._checked(ids) or list(self.before) or self._empty()
 
     def _checked(self, ids: Many[int]) -> list[int]:
         if ids and max(ids) >= self._size:

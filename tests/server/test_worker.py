@@ -371,3 +371,18 @@ def test_other_texts_that_the_model_cannot_write_do_no_harm(without_accents: Pat
     )
     assert isinstance(replies[2], m.Tokenized) and replies[2].ids == []
     assert isinstance(replies[3], m.Failure) and replies[3].code == "bad_request"
+
+
+@pytest.mark.parametrize(("before", "room"), [((7,), 24), ((7, 8), 24), ((7, 8), 1)])
+def test_what_stands_before_a_text_stays_when_that_is_cut(before: tuple[int, ...], room: int) -> None:
+    """As transformers cuts a text: [CLS] is none of its words. A prompt of tokens is cut as it is."""
+    loop = Loop()
+    loop.worker._requests._text.before = before
+    new = ARCH.context - room
+    words = loop.worker._requests._text.encode("x " * 2000)[len(before) :]
+    loop.ask(1, prompt="x " * 2000, max_new_tokens=new, truncate="left")
+    loop.ask(2, prompt_ids=[*before, *words][:1500], max_new_tokens=new, truncate="left")
+    (first,), (second,) = loop.scheduler.find(1), loop.scheduler.find(2)
+    kept = before[: room - 1]
+    assert first.ids == [*kept, *words[len(words) - room + len(kept) :]] and len(first.ids) == room
+    assert second.ids == [*before, *words][:1500][-room:]
