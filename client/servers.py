@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import platformdirs
 
-from protocol.keys import DEFAULT_ENDPOINT, Address
+from protocol.keys import DEFAULT_ENDPOINT, Address, read_line
 from protocol.messages import ServerInfo
 
 NAME = re.compile(r"[\w.-]{1,100}", re.ASCII)
@@ -25,16 +25,19 @@ def folder() -> Path:
 
 
 def resolve(text: str) -> Address:
-    """Read an endpoint, a connect line, or the name of a saved server. Raises: ValueError."""
+    """Read an endpoint, a connect line, or the name of a saved server.
+
+    Raises: ValueError, also where others could read what is saved.
+    """
     if "://" in text or not NAME.fullmatch(text):
         return Address.parse(text)
-    try:
-        return Address.parse((folder() / text).read_text(encoding="ascii").strip())
-    except OSError:
+    file = folder() / text
+    if not file.exists():
         known = ", ".join(names()) or "none yet"
         raise ValueError(
             f"no server {text!r} is saved (saved: {known}); give an endpoint like {DEFAULT_ENDPOINT} or a connect line"
-        ) from None
+        )
+    return Address.parse(read_line(file))
 
 
 def keep(address: Address) -> str:

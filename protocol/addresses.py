@@ -39,21 +39,29 @@ def is_name(endpoint: str) -> bool:
 
 
 class LookUp:
-    """Looks for an address of an endpoint's name, in a thread of its own: only the system knows how long that takes."""
+    """Looks for the address of an endpoint that takes a connection, in a thread: only the system knows for how long."""
 
     def __init__(self, endpoint: str, wake: Callable[[], None]) -> None:
         """Begin nothing yet. `wake` is called, in the other thread, when there is something to take."""
         self._endpoint, self._wake = endpoint, wake
         self._found: queue.SimpleQueue[str | OSError] = queue.SimpleQueue()
+        self._looks = False
 
     def begin(self) -> None:
+        """Begin to look, unless it is looking or was not asked yet what it found."""
+        if self._looks:
+            return
+        self._looks = True
         threading.Thread(target=self._run, name=f"gpt2d looks up {self._endpoint}", daemon=True).start()
 
     def take(self) -> str | OSError | None:
         """Return what was found, once: an endpoint without a name, or what `choose` raised."""
-        with contextlib.suppress(queue.Empty):
-            return self._found.get_nowait()
-        return None
+        try:
+            found = self._found.get_nowait()
+        except queue.Empty:
+            return None
+        self._looks = False
+        return found
 
     def _run(self) -> None:
         try:
@@ -64,11 +72,11 @@ class LookUp:
 
 
 def choose(endpoint: str) -> str:
-    """Return the endpoint with an address in place of its name: of several, the first that takes a connection.
+    """Return the endpoint with an address in place of its name: the first that takes a connection.
 
     May block for as long as the system looks the name up, and for ANSWER_S.
 
-    Raises: socket.gaierror if the name is not known, OSError if it has several addresses and none takes a connection.
+    Raises: socket.gaierror if the name is not known, OSError if none of its addresses takes a connection.
     """
     parts = urlsplit(endpoint)
     try:
@@ -76,7 +84,7 @@ def choose(endpoint: str) -> str:
     except UnicodeError as e:  # a label that is empty or too long
         raise socket.gaierror(socket.EAI_NONAME, str(e)) from None
     found = list(dict.fromkeys((family, address) for family, _, _, _, address in looked_up))
-    address = found[0][1] if len(found) == 1 else _first_to_answer(found)
+    address = _first_to_answer(found)
     host, _ = socket.getnameinfo(address, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)
     return f"tcp://[{host}]:{parts.port}" if ":" in host else f"tcp://{host}:{parts.port}"
 

@@ -49,25 +49,32 @@ from protocol.programs import command
 Event: TypeAlias = m.AnyReply | Gpt2dError
 State: TypeAlias = Literal["connecting", "ready", "lost", "closed"]
 
-CONNECT_S = 3.0
-"""Seconds that a request waits for a connection."""
-REFUSED_S = 1.0
-"""Seconds that it waits where connections are refused from the beginning: long enough for a server that is starting."""
+REFUSED_S, GONE_S = 1.0, 3.0
+"""Seconds that a request waits where it is certain that no server of ours is there, in case that one is starting: from
+the beginning, and where one was there before. Where it is not certain a request waits up to its own timeout.
+"""
+HANG_UPS = 3
+"""Number of connections in a row that must be hung up on before that is certain to be no accident of the line."""
 LOST_S, SILENT_S = 2.0, 4.0
 LOST_AT_LEAST_S = 0.7
 """Seconds that the requests of a broken connection wait for the reconnection that shows what happened; less, down to
 the last, where the server was silent before, so that they end within 5 s of its last message.
 """
+CONNECT_TRIPS = 8
+"""Round trips that a connection with keys takes, with two to spare: the same wait on a slow line is longer by these."""
 QUIET_S = 1.5
 """Seconds of silence, while a request is open, after which the server is asked for a sign of life."""
-STUCK_S = 3.0
-"""Seconds within which a server that is not stuck answers that."""
+STUCK_S, STUCK_MOST_S = 3.0, 8.0
+STUCK_TRIPS = 5
+"""Seconds within which a server that is not stuck answers that; as many round trips more; and the most of both, so that
+it is noticed before the heartbeats give the connection up.
+"""
 DEADLINE_GRACE_S = 2.0
 """Seconds after its deadline that a request waits for the server's own answer to it."""
 AGAIN_S = 1.0
 """Seconds before the next try, where the server refused the last one for good."""
-LOOK_UP_AGAIN_S = 0.2
-"""Seconds before a name is looked up again of whose address nobody took the connection."""
+KNOCK_S = 0.2
+"""Seconds before the next try, where nobody took the connection."""
 PROBE_S = 0.5
 """Seconds that a connection may be without a handshake before it is examined."""
 TICK_MS, IDLE_MS = 50, 10_000
@@ -124,15 +131,22 @@ class Exchange:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket, self._monitor = sockets.client_socket(self._context, address)
         self._wake = sockets.Wake(self._context)
-        self._look_up: addresses.LookUp | None = None
-        """What finds the host's address, where it is a name."""
         self._target = self._endpoint
         """Endpoint that the socket connects to: with that address, once it was found."""
-        self._trouble: ConnectionFailed | RequestError = NoServer(f"no connection to {self._endpoint} could be made")
+        self._look_up = addresses.LookUp(self._endpoint, self._wake.wake)
+        self._knocks = addresses.is_name(self._endpoint)
+        """Whether to look first for an address that takes a connection: for a name, or where nobody took the last."""
+        self._trouble: ConnectionFailed | RequestError = NoServer(
+            f"the name in {self._endpoint} was not looked up in time; its address may do"
+            if self._knocks
+            else f"there is no answer from {self._endpoint}; is it on, and the way there open?"
+        )
         """Reason why there is no working connection: the error of requests that could not be sent."""
-        if addresses.is_name(self._endpoint):
-            self._look_up = addresses.LookUp(self._endpoint, self._wake.wake)
-            self._trouble = NoServer(f"the name in {self._endpoint} was not looked up in time; its address may do")
+        self._certain = False
+        """Whether it is known that trying again soon does not help."""
+        self._hang_ups = 0
+        self._round_trip = 0.0
+        """Seconds that the server's latest answers to hello and ping took; it falls slowly."""
         self._inbox: queue.SimpleQueue[Pending | int] = queue.SimpleQueue()
         self._ids = itertools.count(1)  # its next() is atomic
         self._closing = False
@@ -147,6 +161,8 @@ class Exchange:
         self._connected_at = 0.0
         self._shaken, self._probed = False, True
         """The latest connection's handshake was done; that connection was examined."""
+        self._broke = False
+        """The latest connection's handshake failed, though not for want of time."""
         self._again_at: float | None = None
         """Time to connect again, where libzmq has given up."""
         try:
@@ -233,28 +249,46 @@ class Exchange:
                     self._finish(item, from_code("cancelled", "cancelled before it was sent"))
 
     def _connect(self) -> None:
-        """Connect, or look the name up and connect later. Raises: zmq.ZMQError if it cannot be tried."""
-        if self._look_up:
+        """Connect, or look for an address and connect later. Raises: zmq.ZMQError if it cannot be tried."""
+        if self._knocks:
             self._look_up.begin()
         else:
             sockets.connect(self._socket, self._target)
 
     def _take_address(self) -> None:
-        """Connect to the address that a name has, if that was found meanwhile."""
-        found = self._look_up.take() if self._look_up else None
+        """Connect to the address that takes a connection, if one was found meanwhile."""
+        found = self._look_up.take()
         if isinstance(found, str):
+            sockets.disconnect(self._socket, self._target)
             self._target = found
             sockets.connect(self._socket, found)
         elif found:
-            self._again_at = time.monotonic() + AGAIN_S
+            self._again_at = time.monotonic() + KNOCK_S
             if isinstance(found, socket.gaierror):
-                self._trouble = NoServer(f"the name in {self._endpoint} cannot be looked up: {found.strerror}")
-            else:
+                unknown = NoServer(f"the name in {self._endpoint} cannot be looked up: {found.strerror}")
+                self._blame(unknown, certain=found.errno != socket.EAI_AGAIN)
+            elif found.errno == errno.ECONNREFUSED:
                 self._refused()
+            elif self.info:
+                self._blame(NoServer(f"the connection to {self._endpoint} was cut: {found.strerror}"), certain=False)
+            else:
+                self._blame(NoServer(f"{self._endpoint} cannot be reached: {found.strerror}"), certain=False)
+
+    def _blame(self, trouble: ConnectionFailed | RequestError, *, certain: bool) -> None:
+        self._trouble, self._certain = trouble, certain
 
     def _refused(self) -> None:
         start = command("gpt2d-server") if sockets.is_loopback(self._endpoint) else "gpt2d-server"
-        self._trouble = NoServer(f"nobody listens on {self._endpoint}; start a server there with `{start}`")
+        self._blame(NoServer(f"nobody listens on {self._endpoint}; start a server there with `{start}`"), certain=True)
+
+    def _hung_up(self) -> None:
+        self._hang_ups += 1
+        if not isinstance(self._trouble, NotGpt2d | KeyRefused):
+            what = (
+                f"something answers on {self._endpoint}, but it hangs up without a word: another program, or a tunnel"
+            )
+            self._blame(NotGpt2d(f"{what} with no server at its end"), certain=False)
+        self._certain = self._certain or self._hang_ups >= HANG_UPS
 
     def _send_waiting(self) -> None:
         """Send those that wait for their turn, as far as the server takes them now, in their order."""
@@ -303,49 +337,63 @@ class Exchange:
         while event := sockets.next_event(self._monitor):
             kind, value = event
             if kind == zmq.EVENT_CONNECTED:
-                self._connected_at = time.monotonic()
+                self._connected_at, self._again_at = time.monotonic(), None
                 self._probed = self._shaken = False
+                self._broke = False
                 if not isinstance(self._trouble, NotGpt2d | KeyRefused):
-                    self._trouble = ServerStuck(
-                        f"{self._endpoint} accepts connections but sends nothing; is the server stopped or stuck?"
-                    )
+                    self._blame(self._silent(), certain=False)
             elif kind == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._shaken = True
                 self._hello_id, self._asked = next(self._ids), time.monotonic()
                 self._send_quietly(m.Hello(id=self._hello_id))
             elif kind == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
-                self._trouble = KeyRefused(
-                    f"the server on {self._endpoint} refuses this key; its operator can authorise the key"
+                self._blame(
+                    KeyRefused(f"the server on {self._endpoint} refuses this key; its operator can authorise the key"),
+                    certain=True,
                 )
                 self._again_at = time.monotonic() + AGAIN_S
             elif kind & sockets.HANDSHAKE_FAILED and value != errno.EAGAIN:  # EAGAIN is a timeout
+                self._broke = True
                 if kind == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
                     self._again_at = time.monotonic() + AGAIN_S
-                if not isinstance(self._trouble, KeyRefused):
-                    self._trouble = self._not_gpt2d()
+                    if not isinstance(self._trouble, KeyRefused):
+                        self._blame(self._not_gpt2d(), certain=False)
                 self._start_probe()
             elif kind == zmq.EVENT_DISCONNECTED:
                 self._disconnected()
-            elif kind == zmq.EVENT_CLOSED and self.state != "ready":  # the connection was refused
-                self._refused()
-                if self._look_up:  # it may have another address by now
-                    sockets.disconnect(self._socket, self._target)
-                    self._again_at = time.monotonic() + LOOK_UP_AGAIN_S
+            elif kind == zmq.EVENT_CLOSED and self.state != "ready":
+                self._not_taken()
+
+    def _not_taken(self) -> None:
+        """Note that nobody took the connection. libzmq does not say why, so the next try asks the system itself."""
+        if sockets.is_loopback(self._target):
+            self._refused()
+        if self._knocks or not sockets.is_loopback(self._target):
+            self._knocks = True
+            sockets.disconnect(self._socket, self._target)
+            self._again_at = time.monotonic() + KNOCK_S
+
+    def _silent(self) -> ServerStuck:
+        if self.info:
+            return ServerStuck(
+                f"the connection to {self._endpoint} was cut; another was made, but nothing comes over it: is the line "
+                "still cut, or the server stuck?"
+            )
+        return ServerStuck(f"{self._endpoint} accepts connections but sends nothing; is the server stopped or stuck?")
 
     def _disconnected(self) -> None:
         if self.state == "ready":
             now = time.monotonic()
             for pending in self._waiting.values():
                 pending.unconnected = now
-            self.state, self._lost_until = "lost", min(now + LOST_S, max(self._heard + SILENT_S, now + LOST_AT_LEAST_S))
-            self._trouble = NoServer(f"the server on {self._endpoint} went away")
+            least = max(self._heard + SILENT_S, now + LOST_AT_LEAST_S)
+            self._lost_until = min(now + LOST_S, least) + CONNECT_TRIPS * self._round_trip
+            self.state = "lost"
+            self._blame(NoServer(f"the connection to {self._endpoint} was cut"), certain=False)
             self._lost()
-        elif (
-            self.info is None
-            and (self._shaken or time.monotonic() < self._connected_at + PROBE_S)
-            and not isinstance(self._trouble, KeyRefused)
-        ):
-            self._trouble = self._not_gpt2d()  # it hung up, at once or after the handshake
+        elif self.info is None and (self._shaken or self._broke or time.monotonic() < self._connected_at + PROBE_S):
+            self._hung_up()  # at once, or after the handshake
+            self._again_at = time.monotonic() + AGAIN_S  # libzmq gives a socket of another kind up
         self._shaken = False
         self._outbox.clear()  # it was meant for the connection that broke
         self._hello_id = self._ping_id = -1
@@ -362,21 +410,19 @@ class Exchange:
         """Find out why there is no handshake; runs in a thread of its own."""
         found = sockets.look_into(self._target)
         own = "CURVE" if self._address.key else "NULL"
+        if self._shaken:
+            return  # it came after all
         if found == "other":
-            self._trouble = self._not_gpt2d()
+            self._blame(self._not_gpt2d(), certain=True)
         elif found == "CURVE" and own == "NULL":
-            self._trouble = KeyRefused(
-                f"the server on {self._endpoint} wants a key; "
-                "use the connect line that it printed, or server_key= and key="
-            )
+            wants = f"the server on {self._endpoint} wants a key; use the connect line that it printed, or"
+            self._blame(KeyRefused(f"{wants} server_key= and key="), certain=True)
         elif found == "NULL" and own == "CURVE":
-            self._trouble = KeyRefused(
-                f"the server on {self._endpoint} has no keys; connect without one, or start the server with --key"
-            )
+            has_none = f"the server on {self._endpoint} has no keys; connect without one, or start the server"
+            self._blame(KeyRefused(f"{has_none} with --key"), certain=True)
         elif found == "CURVE" and isinstance(self._trouble, NotGpt2d):  # it hung up without an error
-            self._trouble = KeyRefused(
-                f"the server on {self._endpoint} has a different key than the one given; has it been set up again?"
-            )
+            other = f"the server on {self._endpoint} has a different key than the one given; has it been set up again?"
+            self._blame(KeyRefused(other), certain=self._hang_ups >= HANG_UPS)
 
     def _receive(self) -> None:
         while sockets.readable(self._socket):
@@ -387,11 +433,11 @@ class Exchange:
                     raise BadRequest(f"{len(frames)} frames instead of one")
                 reply = codec.decode_reply(frames[0])
             except VersionMismatch as e:
-                self._trouble = e
+                self._blame(e, certain=True)
                 self._fail_all(e)
                 continue
             except BadRequest as e:
-                self._trouble = self._not_gpt2d()
+                self._blame(self._not_gpt2d(), certain=True)
                 self._fail_all(NotGpt2d(f"{self._trouble}: {e}"))
                 continue
             if reply is not None:
@@ -402,6 +448,7 @@ class Exchange:
             self._greeted(reply)
         elif reply.id == self._ping_id:
             self._ping_id = -1
+            self._measure_round_trip()
         elif reply.id is not None and (pending := self._pending.get(reply.id)):
             if reply.seq != pending.next_seq:
                 self._send_quietly(m.Cancel(id=next(self._ids), target=reply.id))
@@ -423,16 +470,18 @@ class Exchange:
         self._hello_id = -1
         if isinstance(reply, m.Failure):
             error = from_code(reply.code, reply.message)
-            self._trouble = error
+            self._blame(error, certain=isinstance(error, VersionMismatch))
             self._fail_all(error)
             self._again_at = time.monotonic() + AGAIN_S
             return
         if not isinstance(reply, m.ServerInfo):
-            self._trouble = self._not_gpt2d()
+            self._blame(self._not_gpt2d(), certain=True)
             return
         restarted = self.info is not None and self.info.server_id != reply.server_id
         self.info, self.state = reply, "ready"
+        self._certain, self._hang_ups = False, 0
         self._lost_until = None
+        self._measure_round_trip()
         self._allowance.renew(reply.limits)
         for pending in list(self._pending.values()):
             if pending.request.id in self._waiting:
@@ -453,10 +502,10 @@ class Exchange:
     def _check_times(self) -> None:
         now = time.monotonic()
         for request_id, pending in list(self._pending.items()):
-            refused = self.info is None and isinstance(self._trouble, NoServer | NotGpt2d | KeyRefused)
-            connected = self.state == "ready"
-            if not pending.sent and not connected and now > pending.unconnected + (REFUSED_S if refused else CONNECT_S):
-                self._finish(request_id, self._trouble)
+            if not pending.sent and self.state != "ready":
+                given_up = self._certain and now > pending.unconnected + (GONE_S if self.info else REFUSED_S)
+                if given_up or now > pending.expires:
+                    self._finish(request_id, self._trouble)
             elif now > pending.expires + (DEADLINE_GRACE_S if pending.sent else 0):
                 self._finish(request_id, DeadlineExceeded(_late(pending)))
         if not self._shaken and self.info is None and now > self._connected_at + PROBE_S:
@@ -476,9 +525,19 @@ class Exchange:
                 self._send_quietly(m.Ping(id=self._ping_id))
         elif self._heard > self._asked:
             self._ping_id = -1
-        elif now > self._asked + STUCK_S:
-            self._ping_id = -1
-            self._fail_sent(ServerStuck(f"the server on {self._endpoint} is connected but does not answer"))
+        elif now > self._asked + min(STUCK_MOST_S, STUCK_S + STUCK_TRIPS * self._round_trip):
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """Give up a connection over which nothing comes, and make another: this one may not recover for long."""
+        stuck = "does not answer any more; is the line cut, or the server stuck?"
+        self._fail_sent(ServerStuck(f"the server on {self._endpoint} is connected but {stuck}"))
+        sockets.disconnect(self._socket, self._target)
+        self._disconnected()
+        self._connect()
+
+    def _measure_round_trip(self) -> None:
+        self._round_trip = max(time.monotonic() - self._asked, 0.75 * self._round_trip)
 
     def _may_fit(self, pending: Pending) -> bool:
         """Return whether the server can ever have a place for a request: it is within its limits by itself."""
@@ -508,13 +567,7 @@ class Exchange:
             log.exception("on_lost of the connection to %s raised", self._endpoint)
 
     def _fail_sent(self, error: Gpt2dError) -> None:
-        """Give up what was sent; a server that recovers is asked to cancel it."""
-        for request_id in [
-            r
-            for r, p in self._pending.items()
-            if p.sent and isinstance(p.request, m.Generate | m.Score | m.Load | m.Measure)
-        ]:
-            self._send_quietly(m.Cancel(id=next(self._ids), target=request_id))
+        """Give up what was sent; the server cancels what came over a connection that has ended."""
         for request_id in [r for r, p in self._pending.items() if p.sent]:
             self._finish(request_id, error)
 

@@ -147,6 +147,11 @@ def read_secret(file: Path) -> CurveKeys:
         raise KeyFileError(f"{file} does not hold a key: {e}") from None
 
 
+def read_line(file: Path) -> str:
+    """Read a connect line, which is a secret like the key in it. Raises: KeyFileError."""
+    return _read(file, 0o077)
+
+
 def write_public(file: Path, public: str, role: Role) -> None:
     """Write a public key and its role. Raises: FileExistsError, OSError."""
     _write(file, f"{role} {public}")

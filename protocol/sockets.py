@@ -11,6 +11,7 @@ import ipaddress
 import os
 import socket as socketlib
 import threading
+import time
 from collections.abc import Callable
 from typing import Literal
 from urllib.parse import urlsplit
@@ -22,12 +23,16 @@ from protocol.codec import MAX_REPLY_BYTES, MAX_REQUEST_BYTES
 from protocol.keys import Address, CurveKeys
 
 HIGH_WATER_MARK = 256
-HANDSHAKE_MS = 3000
-CONNECT_MS = 2000
+HANDSHAKE_MS = 15_000
+"""Most time that a handshake may take: with keys some five round trips, which may be of a second and stall for more."""
+CONNECT_MS = 4000
 """Most time that one TCP connection may take: the system's own retries would miss a restored network for many
 seconds.
 """
-HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS = 1000, 3000
+HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS = 1000, 10_000
+"""The other side's silence that ends a connection. A client has requests open whose server is silent give up sooner, by
+a ping whose limit grows with the round trip (protocol/exchange.py).
+"""
 DRAIN_LINGER_MS = 1000
 CURVE_BYTES = 33
 """Bytes that CURVE adds to each frame (https://rfc.zeromq.org/spec/26/); libzmq counts them against MAXMSGSIZE."""
@@ -38,7 +43,8 @@ system's own limit is megabytes.
 
 CLIENT_DESCRIPTORS = 16
 """File descriptors that a client's context, sockets and connection take, and some more (Linux: 11)."""
-LOOK_S = 1.0
+LOOK_S = 10.0
+"""Longest wait for what looks like a server: a slow line takes seconds, and another server may never answer."""
 GREETING, MECHANISM = b"\xff\0\0\0\0\0\0\0\1\x7f\3", slice(12, 32)
 HANDSHAKE_FAILED = (
     zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
@@ -80,9 +86,8 @@ def gateway_socket(
         serve_curve(socket, keys)
         socket.zap_domain = b"gpt2d"
     # Without the errors that a flood of connections makes.
-    return monitored(
-        socket, bind, endpoint, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-    )
+    events = zmq.EVENT_ACCEPTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+    return monitored(socket, bind, endpoint, events | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL)
 
 
 def zap_socket(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
@@ -183,27 +188,22 @@ def look_into(endpoint: str) -> Literal["silent", "other", "NULL", "CURVE"]:
     """Find out what listens on a tcp endpoint: a ZeroMQ socket of that mechanism, another server, or a silent one.
 
     ZeroMQ's greeting (https://rfc.zeromq.org/spec/37/) starts with a signature and has its mechanism at octet 12; a
-    socket sends the whole of it after receiving the first eleven octets of ours. Most other servers wait, and answer an
-    empty line. Blocks for up to 3 s.
+    socket sends the whole of it after receiving the first eleven octets of ours. Most other servers wait for a line,
+    and answer an empty one. One that hangs up is silent. Blocks for up to 2 * LOOK_S.
     """
     parts = urlsplit(endpoint)
     if parts.scheme != "tcp":
         return "silent"
     said = b""
-    try:
-        with socketlib.create_connection((parts.hostname, parts.port), timeout=LOOK_S) as connection:
-            connection.settimeout(LOOK_S / 2)
-            with contextlib.suppress(TimeoutError):
-                said = connection.recv(1)
-            connection.sendall(GREETING if said == b"\xff" else b"\r\n\r\n")
-            connection.settimeout(LOOK_S)
-            while len(said) < MECHANISM.stop:
-                more = connection.recv(MECHANISM.stop - len(said))
-                if not more:
-                    return "other"  # it hung up
-                said += more
-    except OSError:
-        pass
+    with contextlib.suppress(OSError), socketlib.create_connection((parts.hostname, parts.port), LOOK_S) as connection:
+        give_up = time.monotonic() + LOOK_S
+        connection.sendall(GREETING + b"\r\n\r\n")
+        while len(said) < MECHANISM.stop and (left_s := give_up - time.monotonic()) > 0:
+            connection.settimeout(left_s)
+            more = connection.recv(MECHANISM.stop - len(said))
+            said += more
+            if not more or not said.startswith(b"\xff"):
+                break
     if not said.startswith(b"\xff"):
         return "other" if said else "silent"
     match said[MECHANISM].rstrip(b"\0"):

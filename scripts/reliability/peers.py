@@ -6,6 +6,7 @@ import random
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -29,8 +30,8 @@ MIB = 1 << 20
 
 @promise
 def vanished(scale: Scale, folder: Path) -> Figures:
-    """The rows of a client that closes its connection are free within 1 s, those of one that falls silent within 5 s,
-    whether it streams or not.
+    """The rows of a client that closes its connection are free within 1 s, those of one that falls silent within
+    12 s, whether it streams or not: a slow line may stall.
     """
     repeats = scale.of(12, 60, 1000)
     with ThreadPoolExecutor(2) as pool:  # both spend most of their time waiting
@@ -65,7 +66,7 @@ def _fall_silent(folder: Path, repeats: int) -> list[float]:
             peer = zmtp.connect(daemon.endpoint)  # from here on it does not even answer heartbeats
             peer.sendall(zmtp.frame(codec.encode(request)))
             until(lambda: running(watcher) > 0, 5, "it runs")
-            freed.append(until(lambda: running(watcher) == 0, 5, "a silent peer's rows are free"))
+            freed.append(until(lambda: running(watcher) == 0, 12, "a silent peer's rows are free"))
             peer.close()
         assert watcher.stats().peers == 1
     return freed
@@ -241,6 +242,44 @@ def bad_network(scale: Scale, folder: Path) -> Figures:
             until(lambda: running(direct) == 0, 5, "no row stays taken")
     tried = repeats * len(FAULTS)
     return {"tried": tried, "right": right, "failed_clearly": tried - right}
+
+
+@promise
+def slow_line(scale: Scale, folder: Path) -> Figures:
+    """A line with a round trip of 1 s that stalls for 1 to 3 s again and again connects, and the same connection
+    carries a stream to its end: whether the stalls are in the handshake, in the stream or in between.
+    """
+    seconds, rng = scale.of(5, 20, 60), random.Random(3)
+    over, stalled = threading.Event(), 0
+    with FakeDaemon(folder, Behaviour(delay_ms=seconds * 1000 // 900)) as daemon, Proxy(daemon.endpoint) as proxy:
+        with Client(daemon.endpoint) as direct:
+            direct.load("demo")
+        proxy.latency = 0.5
+
+        def stall() -> None:
+            nonlocal stalled
+            while not over.wait(rng.uniform(0.5, 4)):
+                proxy.open.clear()
+                over.wait(rng.uniform(1, 3))
+                proxy.open.set()
+                stalled += 1
+
+        stalling = threading.Thread(target=stall)
+        stalling.start()
+        try:
+            with Client(proxy.endpoint) as client:
+                began = time.monotonic()
+                client.ping(timeout=30)
+                connected = time.monotonic() - began
+                connections = proxy.connections
+                asked = ask(client, text(1, 900), seconds + 60)
+                asked.wait(seconds + 60)
+                asked.is_right()
+                assert proxy.connections == connections, "another connection was made"
+        finally:
+            over.set()
+            stalling.join()
+    return {"stalls": stalled, "connected_s": round(connected, 1), "streamed_s": round(asked.at - began - connected, 1)}
 
 
 def _behind(daemon: FakeDaemon, repeat: int, fault: str) -> bool:

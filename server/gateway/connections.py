@@ -8,6 +8,7 @@ each connection is compared with what has come out of it. Only Linux says how mu
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 import socket
@@ -30,8 +31,12 @@ before large ones."""
 MAX_LEFT_FRAMES = 400_000
 """Most frames of ended connections, which ZeroMQ still hands on, before new connections are refused: reading them takes
 a second or two."""
-SILENT_S = 5.0
-"""Longest silence of a peer, which answers heartbeats each second; after that it speaks another protocol."""
+SILENT_S = 15.0
+"""Longest silence of a peer, which answers heartbeats each second unless its line stalls; after that it speaks another
+protocol. As long as a handshake may take."""
+MAX_SHAKING, SHAKING_S = 256, 3.0
+"""Most connections whose handshakes may take as long as a slow line needs (sockets.HANDSHAKE_MS); where there are more,
+the oldest have as long as a fast one needs."""
 SHORT, LONG = 2, 9
 """Bytes that ZMTP adds to a frame of up to 255 bytes, and to a longer one (https://rfc.zeromq.org/spec/37/)."""
 HEARTBEAT_BYTES_S = 256
@@ -82,6 +87,8 @@ class Connections:
         self._left = 0.0
         """Number of frames of ended connections that wait to be read, estimated."""
         self._unwanted: list[int] = []
+        self._shaking: dict[int, float] = {}
+        """Time when each connection was made whose handshake is not done, the oldest first."""
         self._last_end = time.monotonic()
         """Time when the last connection ended, or when this table was made."""
 
@@ -103,12 +110,19 @@ class Connections:
         anything is cut: so the identity that is read here is the connection's own, or is never used.
         """
         traffic = self._all[fd] = _Traffic()
+        self._shaking.pop(fd, None)
+        self._shaking[fd] = traffic.moved
         with contextlib.suppress(OSError), _same(fd) as peer:
             traffic.identity = _identity(peer)
         if self._left > MAX_LEFT_FRAMES:
             self._unwanted.append(fd)
 
+    def shaken(self, fd: int) -> None:
+        """Note that a connection's handshake is done."""
+        self._shaking.pop(fd, None)
+
     def closed(self, fd: int) -> None:
+        self._shaking.pop(fd, None)
         if traffic := self._all.pop(fd, None):
             self._last_end = time.monotonic()
             self._left += traffic.level / traffic.frame
@@ -176,12 +190,18 @@ class Connections:
                 traffic.frame, traffic.frames = math.inf, 0
         waiting = behind()  # asked after the measurement, or what has come in between would count as unfinished
         self._left = max(0.0, self._left) if waiting else 0.0
+        late = self._late(now)
         cut = [
             fd
             for fd, traffic in self._all.items()
-            if traffic.is_too_much(waiting=waiting) or now > traffic.moved + SILENT_S
+            if traffic.is_too_much(waiting=waiting) or now > traffic.moved + SILENT_S or fd in late
         ]
         return [fd for fd in cut if self.shut(fd)]
+
+    def _late(self, now: float) -> set[int]:
+        """Return those in their handshake that are too old, and too many."""
+        oldest = itertools.islice(self._shaking.items(), max(0, len(self._shaking) - MAX_SHAKING))
+        return {fd for fd, began in oldest if now > began + SHAKING_S}
 
     def _on_the_wire(self, sizes: list[int]) -> int:
         """Return the bytes that frames of those sizes take."""

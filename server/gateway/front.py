@@ -94,6 +94,8 @@ class Front:
             kind, value = event
             if kind == zmq.EVENT_ACCEPTED:
                 self._connections.opened(value)
+            elif kind == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._connections.shaken(value)
             elif kind == zmq.EVENT_DISCONNECTED:
                 self._connections.closed(value)
                 self._sessions.drop_fd(value)

@@ -281,6 +281,18 @@ def test_a_connect_line_is_kept_when_it_has_worked(tmp_path: Path, monkeypatch: 
         assert {(servers.folder() / name).stat().st_mode & 0o777 for name in ("some.host", "some.host-6000")} == {0o600}
 
 
+@pytest.mark.skipif(os.name != "posix", reason="only POSIX has these modes")
+def test_a_kept_line_that_others_could_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    address = Address("tcp://127.0.0.1:1", CurveKeys.new().public, CurveKeys.new())
+    kept = servers.folder() / servers.keep(address)
+    assert "nobody listens" in run(kept.name, "-p", "x").stderr
+    kept.chmod(0o640)
+    refused = run(kept.name, "-p", "x")
+    assert refused.returncode and f"{kept} can be read by users other than its owner" in refused.stderr
+    assert f"chmod 600 {kept}" in refused.stderr and address.key and address.key.secret not in refused.stderr
+
+
 def test_a_connect_line_can_be_typed_in(tmp_path: Path) -> None:
     line = Address("tcp://127.0.0.1:1", CurveKeys.new().public, CurveKeys.new()).line()
     done = subprocess.run(

@@ -119,7 +119,7 @@ def test_a_server_that_speaks_no_msgpack() -> None:
 
 def test_something_that_accepts_and_says_nothing() -> None:
     with tcp_server(lambda _: None) as endpoint, Client(endpoint) as client, pytest.raises(ServerStuck):
-        client.ping()
+        client.ping(timeout=2)
 
 
 def test_another_version() -> None:

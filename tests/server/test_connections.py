@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sys
@@ -210,3 +211,22 @@ def test_looking_at_a_connection_leaves_it_as_zeromq_needs_it(listener: socket.s
         assert not os.get_blocking(ours.fileno())
         assert known.shut(ours.fileno())
         assert not os.get_blocking(ours.fileno())
+
+
+def test_only_so_many_handshakes_may_take_as_long_as_on_a_slow_line(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "MAX_SHAKING", 2)
+    known = Connections(encrypted=False)
+    with contextlib.ExitStack() as opened:
+        pairs = [pair(listener) for _ in range(4)]
+        fds = [opened.enter_context(ours).fileno() for _, ours in pairs]
+        for (peer, _), fd in zip(pairs, fds, strict=True):
+            opened.enter_context(peer)
+            known.opened(fd)
+        known.shaken(fds[0])
+        assert looked(known, waiting=False) == [], "the third has as long as a fast line needs"
+        monkeypatch.setattr(connections, "SHAKING_S", -1.0)
+        assert looked(known, waiting=False) == [fds[1]], "the oldest of those that are too many"
+        known.closed(fds[1])
+        assert looked(known, waiting=False) == []

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +25,23 @@ SERVER, CLIENT = "fd5e:77::1", "fd5e:77::2"
 SERVER_V4, CLIENT_V4 = "10.213.8.1", "10.213.8.2"
 NAMES = f"{SERVER} served\n{SERVER} both\n192.0.2.77 both\n"
 ADDRESSES = "import sys; sys.path.insert(0, 'scripts'); from own_addresses import *; print(own_addresses())"
+
+CUT = """
+import sys
+from protocol import Client, Gpt2dError
+with Client(sys.argv[1]) as client:
+    client.ping(timeout=10)
+    print("there", flush=True)
+    sys.stdin.readline()
+    for _ in range(2):
+        try:
+            client.ping(timeout=5)
+        except Gpt2dError as e:
+            print(e, flush=True)
+    sys.stdin.readline()
+    client.ping(timeout=20)
+    print("back", flush=True)
+"""
 
 
 class Pair:
@@ -70,7 +88,7 @@ class Pair:
             ["ip", "netns", "exec", host, sys.executable, *words],
             cwd=ROOT,
             env=os.environ | {"HOME": str(self.folder), "XDG_CONFIG_HOME": str(self.folder), "PYTHONPATH": str(ROOT)},
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -84,8 +102,12 @@ class Pair:
         return self.ask(self.client, "-P", "-m", "client", line, "--prompt", "x", "--max-new-tokens", "3")
 
     def add_ipv4(self) -> None:
+        """Give both hosts an address of the other family, too."""
         for host, end, address in ((self.server, "s", SERVER_V4), (self.client, "c", CLIENT_V4)):
-            ip("-n", host, "address", "add", f"{address}/24", "dev", self._cable + end)
+            ip("-n", host, "address", "replace", f"{address}/24", "dev", self._cable + end)
+
+    def plug(self, state: str) -> None:
+        ip("-n", self.server, "link", "set", self._cable + "s", state)
 
     def close(self) -> None:
         if self._daemon:
@@ -114,3 +136,23 @@ def test_ipv6_alone_and_then_both_families(pair: Pair) -> None:
     pair.add_ipv4()
     assert pair.ask(pair.server, "-c", ADDRESSES).strip() == str([SERVER_V4, SERVER])
     assert "1 + 3 tokens" in pair.write(line.replace(f"[{SERVER}]", SERVER_V4))
+
+
+def test_while_the_line_is_cut_that_is_what_is_said(pair: Pair) -> None:
+    pair.add_ipv4()
+    (line,) = re.findall(r"--connect '(\S+)'", pair.said)
+    client = pair.start(pair.client, "-c", CUT, line.replace(f"[{SERVER}]", SERVER_V4))
+    assert client.stdin and client.stdout and client.stdout.readline() == "there\n"
+    pair.plug("down")
+    client.stdin.write("\n")
+    client.stdin.flush()
+    for _ in range(2):
+        said = client.stdout.readline()
+        assert "cut" in said and "nobody listens" not in said and "start" not in said, said
+    pair.plug("up")
+    plugged = time.monotonic()
+    client.stdin.write("\n")
+    client.stdin.flush()
+    assert client.stdout.readline() == "back\n"
+    assert time.monotonic() - plugged < 10
+    client.communicate(timeout=10)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from protocol import Client
-from protocol.errors import ConnectionFailed, ConnectionLost
+from protocol.errors import ConnectionFailed, ConnectionLost, ServerStuck
 from scripts.daemon import Daemon
 from scripts.reliability.proxy import Proxy
 from tests.conftest import answers, wait_for
@@ -58,6 +59,29 @@ def test_latency(proxy: Proxy, keyed: Keyed, text: str) -> None:
         began = time.monotonic()
         client.ping()
         assert 0.4 < time.monotonic() - began < 1
+
+
+def test_a_line_of_a_second_that_stalls(proxy: Proxy, keyed: Keyed, text: str) -> None:
+    """In the handshake and in mid-stream; the same connection lasts."""
+    proxy.latency = 0.5
+    proxy.open.clear()
+    threading.Timer(1.5, proxy.open.set).start()
+    with connect(proxy, keyed) as client:
+        assert client.ping(timeout=20), "a call waits for its own time"
+        connections = proxy.connections
+        pieces = client.stream(**PROMPT)
+        texts = [next(pieces).text]
+        proxy.open.clear()
+        threading.Timer(3, proxy.open.set).start()
+        texts += [piece.text for piece in pieces]
+        assert "".join(texts) == text
+        assert proxy.connections == connections
+
+
+def test_nobody_is_called_another_server_before_it_has_answered(proxy: Proxy, keyed: Keyed) -> None:
+    proxy.latency = 1.0
+    with connect(proxy, keyed) as client, pytest.raises(ServerStuck, match="accepts connections but sends nothing"):
+        client.ping(timeout=2)
 
 
 def test_one_byte_at_a_time(proxy: Proxy, keyed: Keyed, text: str) -> None:
@@ -110,8 +134,8 @@ def test_a_black_hole_of_five_seconds(proxy: Proxy, keyed: Keyed, text: str) -> 
         with pytest.raises(ConnectionFailed):
             list(pieces)
         assert time.monotonic() - began < 7
-        with pytest.raises(ConnectionFailed):
-            client.ping()
+        with pytest.raises(ConnectionFailed, match="was cut"):
+            client.ping(timeout=1)
         time.sleep(max(0.0, began + 5 - time.monotonic()))
         proxy.open.set()
         wait_for(lambda: answers(client), 5)

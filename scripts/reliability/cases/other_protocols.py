@@ -36,4 +36,4 @@ def attack(host: str, port: int) -> None:
     for said in SAID:
         peers.append(connect(host, port))
         sent(peers[-1], said)
-    hung_up(peers, 10)
+    hung_up(peers, 20)

