@@ -12,7 +12,6 @@ import errno
 import itertools
 import logging
 import queue
-import socket
 import threading
 import time
 from collections import deque
@@ -34,17 +33,14 @@ from protocol.errors import (
     ConnectionLost,
     DeadlineExceeded,
     Gpt2dError,
-    KeyRefused,
-    NoServer,
     NotGpt2d,
-    RequestError,
     ServerRestarted,
     ServerStuck,
     VersionMismatch,
     from_code,
 )
 from protocol.keys import Address
-from protocol.programs import command
+from protocol.reason import Reason
 
 Event: TypeAlias = m.AnyReply | Gpt2dError
 State: TypeAlias = Literal["connecting", "ready", "lost", "closed"]
@@ -53,8 +49,6 @@ REFUSED_S, GONE_S = 1.0, 3.0
 """Seconds that a request waits where it is certain that no server of ours is there, in case that one is starting: from
 the beginning, and where one was there before. Where it is not certain a request waits up to its own timeout.
 """
-HANG_UPS = 3
-"""Number of connections in a row that must be hung up on before that is certain to be no accident of the line."""
 LOST_S, SILENT_S = 2.0, 4.0
 LOST_AT_LEAST_S = 0.7
 """Seconds that the requests of a broken connection wait for the reconnection that shows what happened; less, down to
@@ -115,7 +109,6 @@ class Exchange:
 
     def __init__(self, address: Address, on_lost: Callable[[], None]) -> None:
         """Start connecting. Raises: ValueError for an endpoint that nothing can connect to, ConnectionFailed."""
-        self._address = address
         self._endpoint = address.endpoint
         self._on_lost = on_lost
         self.state: State = "connecting"
@@ -136,15 +129,7 @@ class Exchange:
         self._look_up = addresses.LookUp(self._endpoint, self._wake.wake)
         self._knocks = addresses.is_name(self._endpoint)
         """Whether to look first for an address that takes a connection: for a name, or where nobody took the last."""
-        self._trouble: ConnectionFailed | RequestError = NoServer(
-            f"the name in {self._endpoint} was not looked up in time; its address may do"
-            if self._knocks
-            else f"there is no answer from {self._endpoint}; is it on, and the way there open?"
-        )
-        """Reason why there is no working connection: the error of requests that could not be sent."""
-        self._certain = False
-        """Whether it is known that trying again soon does not help."""
-        self._hang_ups = 0
+        self._reason = Reason(address, named=self._knocks)
         self._round_trip = 0.0
         """Seconds that the server's latest answers to hello and ping took; it falls slowly."""
         self._inbox: queue.SimpleQueue[Pending | int] = queue.SimpleQueue()
@@ -264,31 +249,7 @@ class Exchange:
             sockets.connect(self._socket, found)
         elif found:
             self._again_at = time.monotonic() + KNOCK_S
-            if isinstance(found, socket.gaierror):
-                unknown = NoServer(f"the name in {self._endpoint} cannot be looked up: {found.strerror}")
-                self._blame(unknown, certain=found.errno != socket.EAI_AGAIN)
-            elif found.errno == errno.ECONNREFUSED:
-                self._refused()
-            elif self.info:
-                self._blame(NoServer(f"the connection to {self._endpoint} was cut: {found.strerror}"), certain=False)
-            else:
-                self._blame(NoServer(f"{self._endpoint} cannot be reached: {found.strerror}"), certain=False)
-
-    def _blame(self, trouble: ConnectionFailed | RequestError, *, certain: bool) -> None:
-        self._trouble, self._certain = trouble, certain
-
-    def _refused(self) -> None:
-        start = command("gpt2d-server") if sockets.is_loopback(self._endpoint) else "gpt2d-server"
-        self._blame(NoServer(f"nobody listens on {self._endpoint}; start a server there with `{start}`"), certain=True)
-
-    def _hung_up(self) -> None:
-        self._hang_ups += 1
-        if not isinstance(self._trouble, NotGpt2d | KeyRefused):
-            what = (
-                f"something answers on {self._endpoint}, but it hangs up without a word: another program, or a tunnel"
-            )
-            self._blame(NotGpt2d(f"{what} with no server at its end"), certain=False)
-        self._certain = self._certain or self._hang_ups >= HANG_UPS
+            self._reason.not_taken(found)
 
     def _send_waiting(self) -> None:
         """Send those that wait for their turn, as far as the server takes them now, in their order."""
@@ -340,24 +301,19 @@ class Exchange:
                 self._connected_at, self._again_at = time.monotonic(), None
                 self._probed = self._shaken = False
                 self._broke = False
-                if not isinstance(self._trouble, NotGpt2d | KeyRefused):
-                    self._blame(self._silent(), certain=False)
+                self._reason.accepted()
             elif kind == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._shaken = True
                 self._hello_id, self._asked = next(self._ids), time.monotonic()
                 self._send_quietly(m.Hello(id=self._hello_id))
             elif kind == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
-                self._blame(
-                    KeyRefused(f"the server on {self._endpoint} refuses this key; its operator can authorise the key"),
-                    certain=True,
-                )
+                self._reason.key_refused()
                 self._again_at = time.monotonic() + AGAIN_S
             elif kind & sockets.HANDSHAKE_FAILED and value != errno.EAGAIN:  # EAGAIN is a timeout
                 self._broke = True
                 if kind == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
                     self._again_at = time.monotonic() + AGAIN_S
-                    if not isinstance(self._trouble, KeyRefused):
-                        self._blame(self._not_gpt2d(), certain=False)
+                    self._reason.failed()
                 self._start_probe()
             elif kind == zmq.EVENT_DISCONNECTED:
                 self._disconnected()
@@ -367,19 +323,11 @@ class Exchange:
     def _not_taken(self) -> None:
         """Note that nobody took the connection. libzmq does not say why, so the next try asks the system itself."""
         if sockets.is_loopback(self._target):
-            self._refused()
+            self._reason.refused()
         if self._knocks or not sockets.is_loopback(self._target):
             self._knocks = True
             sockets.disconnect(self._socket, self._target)
             self._again_at = time.monotonic() + KNOCK_S
-
-    def _silent(self) -> ServerStuck:
-        if self.info:
-            return ServerStuck(
-                f"the connection to {self._endpoint} was cut; another was made, but nothing comes over it: is the line "
-                "still cut, or the server stuck?"
-            )
-        return ServerStuck(f"{self._endpoint} accepts connections but sends nothing; is the server stopped or stuck?")
 
     def _disconnected(self) -> None:
         if self.state == "ready":
@@ -389,17 +337,14 @@ class Exchange:
             least = max(self._heard + SILENT_S, now + LOST_AT_LEAST_S)
             self._lost_until = min(now + LOST_S, least) + CONNECT_TRIPS * self._round_trip
             self.state = "lost"
-            self._blame(NoServer(f"the connection to {self._endpoint} was cut"), certain=False)
+            self._reason.cut()
             self._lost()
-        elif self.info is None and (self._shaken or self._broke or time.monotonic() < self._connected_at + PROBE_S):
-            self._hung_up()  # at once, or after the handshake
+        elif self._shaken or self._broke or time.monotonic() < self._connected_at + PROBE_S:
+            self._reason.hung_up()
             self._again_at = time.monotonic() + AGAIN_S  # libzmq gives a socket of another kind up
         self._shaken = False
         self._outbox.clear()  # it was meant for the connection that broke
         self._hello_id = self._ping_id = -1
-
-    def _not_gpt2d(self) -> NotGpt2d:
-        return NotGpt2d(f"something answers on {self._endpoint}, but it is not a gpt2d server")
 
     def _start_probe(self) -> None:
         if not self._probed:
@@ -409,20 +354,8 @@ class Exchange:
     def _probe(self) -> None:
         """Find out why there is no handshake; runs in a thread of its own."""
         found = sockets.look_into(self._target)
-        own = "CURVE" if self._address.key else "NULL"
-        if self._shaken:
-            return  # it came after all
-        if found == "other":
-            self._blame(self._not_gpt2d(), certain=True)
-        elif found == "CURVE" and own == "NULL":
-            wants = f"the server on {self._endpoint} wants a key; use the connect line that it printed, or"
-            self._blame(KeyRefused(f"{wants} server_key= and key="), certain=True)
-        elif found == "NULL" and own == "CURVE":
-            has_none = f"the server on {self._endpoint} has no keys; connect without one, or start the server"
-            self._blame(KeyRefused(f"{has_none} with --key"), certain=True)
-        elif found == "CURVE" and isinstance(self._trouble, NotGpt2d):  # it hung up without an error
-            other = f"the server on {self._endpoint} has a different key than the one given; has it been set up again?"
-            self._blame(KeyRefused(other), certain=self._hang_ups >= HANG_UPS)
+        if not self._shaken:  # else it came after all
+            self._reason.looked_into(found)
 
     def _receive(self) -> None:
         while sockets.readable(self._socket):
@@ -433,12 +366,12 @@ class Exchange:
                     raise BadRequest(f"{len(frames)} frames instead of one")
                 reply = codec.decode_reply(frames[0])
             except VersionMismatch as e:
-                self._blame(e, certain=True)
+                self._reason.blame(e, certain=True)
                 self._fail_all(e)
                 continue
             except BadRequest as e:
-                self._blame(self._not_gpt2d(), certain=True)
-                self._fail_all(NotGpt2d(f"{self._trouble}: {e}"))
+                self._reason.other(certain=True)
+                self._fail_all(NotGpt2d(f"{self._reason.error}: {e}"))
                 continue
             if reply is not None:
                 self._dispatch(reply)
@@ -470,16 +403,16 @@ class Exchange:
         self._hello_id = -1
         if isinstance(reply, m.Failure):
             error = from_code(reply.code, reply.message)
-            self._blame(error, certain=isinstance(error, VersionMismatch))
+            self._reason.blame(error, certain=isinstance(error, VersionMismatch))
             self._fail_all(error)
             self._again_at = time.monotonic() + AGAIN_S
             return
         if not isinstance(reply, m.ServerInfo):
-            self._blame(self._not_gpt2d(), certain=True)
+            self._reason.other(certain=True)
             return
         restarted = self.info is not None and self.info.server_id != reply.server_id
         self.info, self.state = reply, "ready"
-        self._certain, self._hang_ups = False, 0
+        self._reason.greeted()
         self._lost_until = None
         self._measure_round_trip()
         self._allowance.renew(reply.limits)
@@ -503,9 +436,9 @@ class Exchange:
         now = time.monotonic()
         for request_id, pending in list(self._pending.items()):
             if not pending.sent and self.state != "ready":
-                given_up = self._certain and now > pending.unconnected + (GONE_S if self.info else REFUSED_S)
+                given_up = self._reason.certain and now > pending.unconnected + (GONE_S if self.info else REFUSED_S)
                 if given_up or now > pending.expires:
-                    self._finish(request_id, self._trouble)
+                    self._finish(request_id, self._reason.error)
             elif now > pending.expires + (DEADLINE_GRACE_S if pending.sent else 0):
                 self._finish(request_id, DeadlineExceeded(_late(pending)))
         if not self._shaken and self.info is None and now > self._connected_at + PROBE_S:
@@ -517,7 +450,7 @@ class Exchange:
         if self._lost_until is not None and now > self._lost_until:
             self._lost_until = None
             lost = ConnectionLost(f"the connection to {self._endpoint} broke and could not be made again")
-            self._fail_sent(self._trouble if isinstance(self._trouble, ServerStuck) else lost)
+            self._fail_sent(self._reason.error if isinstance(self._reason.error, ServerStuck) else lost)
         waiting = self.state == "ready" and any(p.sent for p in self._pending.values())
         if self._ping_id < 0:
             if waiting and now > max(self._heard, self._asked) + QUIET_S:
