@@ -56,7 +56,7 @@ the last, where the server was silent before, so that they end within 5 s of its
 """
 CONNECT_TRIPS = 8
 """Round trips that a connection with keys takes, with two to spare: the same wait on a slow line is longer by these."""
-QUIET_S = 1.5
+QUIET_S = 1.2
 """Seconds of silence, while a request is open, after which the server is asked for a sign of life."""
 STUCK_S, STUCK_MOST_S = 3.0, 8.0
 STUCK_TRIPS = 5

@@ -31,7 +31,7 @@ MIB = 1 << 20
 @promise
 def vanished(scale: Scale, folder: Path) -> Figures:
     """The rows of a client that closes its connection are free within 1 s, those of one that falls silent within
-    12 s, whether it streams or not: a slow line may stall.
+    13 s, whether it streams or not: a slow line may stall.
     """
     repeats = scale.of(12, 60, 1000)
     with ThreadPoolExecutor(2) as pool:  # both spend most of their time waiting
@@ -60,13 +60,13 @@ def _fall_silent(folder: Path, repeats: int) -> list[float]:
     """Return the seconds until the rows of a peer that falls silent were free, for each repeat."""
     freed: list[float] = []
     request = m.Generate(id=1, prompt_ids=[20] * 6, max_new_tokens=900, n=4, speculate=0, ignore_eos=True)
-    with FakeDaemon(folder, Behaviour(delay_ms=2)) as daemon, Client(daemon.endpoint) as watcher:
+    with FakeDaemon(folder, Behaviour(delay_ms=20)) as daemon, Client(daemon.endpoint) as watcher:
         watcher.load("demo")
         for _ in range(repeats):
             peer = zmtp.connect(daemon.endpoint)  # from here on it does not even answer heartbeats
             peer.sendall(zmtp.frame(codec.encode(request)))
             until(lambda: running(watcher) > 0, 5, "it runs")
-            freed.append(until(lambda: running(watcher) == 0, 12, "a silent peer's rows are free"))
+            freed.append(until(lambda: running(watcher) == 0, 13, "a silent peer's rows are free"))
             peer.close()
         assert watcher.stats().peers == 1
     return freed

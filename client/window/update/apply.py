@@ -37,7 +37,7 @@ from protocol.errors import (
 )
 
 LOOK_S, RETRY_S = 3.0, 2.0
-LOOK_TIMEOUT_S = 4.0
+LOOK_TIMEOUT_S = 10.0
 MEASURE_S = LOAD_S
 UNLOAD_S = 60.0
 CONTROL_S = 10.0
