@@ -18,13 +18,18 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from protocol.codec import MAX_REQUEST_BYTES
 from protocol.sockets import CURVE_BYTES
 
-MAX_UNFINISHED_BYTES = 384 << 10
-"""Half as much again as the largest request. An empty frame takes two bytes on the wire, and 64 in the memory."""
+MAX_UNFINISHED_BYTES = MAX_REQUEST_BYTES + (16 << 10)
+"""The largest request, with an envelope and the handshake. An empty frame takes two bytes on the wire, 64 in the
+memory, and 0.25 us to read, while nobody else's messages can be: 35 ms for a message that is just not cut."""
 MAX_BACKLOG_BYTES, MAX_BACKLOG_FRAMES = 16 << 20, 20_000
 """Limits while messages wait to be read, which may be its own. The number of frames is estimated from the size of
 those read last."""
+CROWDED_BYTES, LEAST_JUDGED_CROWDED = 8 << 20, 20
+"""Level of all connections together from which fewer frames are enough to judge one: a flood over many connections
+grows faster than 300 messages of each are read."""
 BEHIND_BYTES, LEAST_JUDGED = 4096, 300
 """Level from which frames are judged by those that were read, and the least number of these: small requests may come
 before large ones."""
@@ -59,6 +64,8 @@ class _Traffic:
     received: int = 0
     delivered: int = 0
     """Bytes since the last look."""
+    total: int = 0
+    """Bytes delivered since its beginning."""
     level: float = 0.0
     frame: float = math.inf
     """Size of its frames on the wire: a moving average since it fell behind."""
@@ -70,9 +77,10 @@ class _Traffic:
     moved: float = field(default_factory=time.monotonic)
     """Time when something was last received."""
 
-    def is_too_much(self, *, waiting: bool) -> bool:
+    def is_too_much(self, *, waiting: bool, crowded: bool) -> bool:
         if waiting:
-            many = self.frames > LEAST_JUDGED and self.level / self.frame > MAX_BACKLOG_FRAMES
+            least = LEAST_JUDGED_CROWDED if crowded else LEAST_JUDGED
+            many = self.frames > least and self.level / self.frame > MAX_BACKLOG_FRAMES
             return self.level > MAX_BACKLOG_BYTES or many
         return self.level > MAX_UNFINISHED_BYTES
 
@@ -127,16 +135,18 @@ class Connections:
             self._last_end = time.monotonic()
             self._left += traffic.level / traffic.frame
 
-    def delivered(self, fd: int, sizes: list[int]) -> None:
-        """Note a message that has come out of a connection, with the sizes of its frames."""
+    def delivered(self, fd: int, sizes: list[int], others: int = 0, other_bytes: int = 0) -> None:
+        """Note a message that has come out of a connection: the sizes of its first frames, and how much follows."""
+        frames = len(sizes) + others
         if traffic := self._all.get(fd):
-            on_the_wire = self._on_the_wire(sizes)
+            on_the_wire = self._on_the_wire(sizes, others, other_bytes)
             traffic.delivered += on_the_wire
-            frame = on_the_wire / max(1, len(sizes))
-            traffic.frames += len(sizes)
+            traffic.total += on_the_wire
+            frame = on_the_wire / max(1, frames)
+            traffic.frames += frames
             traffic.frame = frame if traffic.frame == math.inf else traffic.frame + NEWER * (frame - traffic.frame)
         else:
-            self._left -= len(sizes)
+            self._left -= frames
 
     def shut(self, fd: int) -> bool:
         """Cut a connection off: ZeroMQ sees its end, and frees what it has kept. False: it has ended, or was cut.
@@ -154,12 +164,16 @@ class Connections:
                 return True
         return False
 
-    def shut_sender(self, fd: int, sizes: list[int]) -> None:
-        """Cut off the sender of a message with those frames, and nobody who has its descriptor since.
+    def shut_sender(self, fd: int, sizes: list[int], others: int = 0, other_bytes: int = 0) -> None:
+        """Cut off the sender of a message, which `delivered` describes, and nobody who has its descriptor since.
 
-        A later one has not sent as much.
+        A later one has not sent as much beside the messages that have come out of it.
         """
-        if sys.platform != "linux" or _bytes_received(fd) >= self._on_the_wire(sizes):
+        traffic = self._all.get(fd)
+        if traffic is None:
+            return
+        unread = _bytes_received(fd) - traffic.total
+        if sys.platform != "linux" or unread >= self._on_the_wire(sizes, others, other_bytes):
             self.shut(fd)
 
     def turn_away(self) -> None:
@@ -190,11 +204,12 @@ class Connections:
                 traffic.frame, traffic.frames = math.inf, 0
         waiting = behind()  # asked after the measurement, or what has come in between would count as unfinished
         self._left = max(0.0, self._left) if waiting else 0.0
+        crowded = sum(traffic.level for traffic in self._all.values()) > CROWDED_BYTES
         late = self._late(now)
         cut = [
             fd
             for fd, traffic in self._all.items()
-            if traffic.is_too_much(waiting=waiting) or now > traffic.moved + SILENT_S or fd in late
+            if traffic.is_too_much(waiting=waiting, crowded=crowded) or now > traffic.moved + SILENT_S or fd in late
         ]
         return [fd for fd in cut if self.shut(fd)]
 
@@ -203,9 +218,10 @@ class Connections:
         oldest = itertools.islice(self._shaking.items(), max(0, len(self._shaking) - MAX_SHAKING))
         return {fd for fd, began in oldest if now > began + SHAKING_S}
 
-    def _on_the_wire(self, sizes: list[int]) -> int:
-        """Return the bytes that frames of those sizes take."""
-        return sum(size + self._added + (SHORT if size + self._added < 256 else LONG) for size in sizes)
+    def _on_the_wire(self, sizes: list[int], others: int, other_bytes: int) -> int:
+        """Return the bytes that frames of those sizes take, and others with as many bytes at least."""
+        first = sum(size + self._added + (SHORT if size + self._added < 256 else LONG) for size in sizes)
+        return first + other_bytes + others * (self._added + SHORT)
 
 
 @contextlib.contextmanager

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import zmq
 
-from protocol import sockets
+from protocol import messages as m, sockets
 from server.gateway.auth import Guard
 from server.gateway.connections import Connections
+from server.gateway.parts import Skip
 from server.gateway.repeats import Repeats
 from server.gateway.sessions import Sessions
 
 MAX_FRAMES, MAX_ENVELOPE_BYTES = 8, 1024
 HOSTILE_FRAMES = 1000
 """Number of frames from which a message is an attack, not a mistake: its connection is cut."""
+TURN_FRAMES = 2000
+"""Most frames of one message that are read before workers and unsent replies have their turn: under 1 ms."""
+MAX_OLD = 1000
+"""Most peers of ZMTP 1 and 2 that are remembered: one that was forgotten is answered again."""
+OLD = m.Failure(
+    id=None,
+    code="version_mismatch",
+    message="this connection speaks ZMTP 1 or 2; gpt2d speaks ZMTP 3, which libzmq does from version 4.0 on",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +40,25 @@ class Message:
     """Public key of the peer, or empty where there are no keys."""
     envelope: list[bytes]
     frame: bytes
+
+
+@dataclass(slots=True)
+class _Unread:
+    """Message that is being read: its first frames, and how much there is of the others."""
+
+    frames: list[zmq.Frame] = field(default_factory=list)
+    """Routing id of the peer, and the first frames that it sent."""
+    others: int = 0
+    other_bytes: int = 0
+    more: bool = True
+    """Whether frames follow."""
+    hostile: bool = False
+    """Whether it has been found to be an attack."""
+
+    @property
+    def sizes(self) -> tuple[list[int], int, int]:
+        """Sizes of the first frames that the peer sent, the number of the others and their bytes."""
+        return [len(frame) for frame in self.frames[1:]], self.others, self.other_bytes
 
 
 class Front:
@@ -48,6 +78,9 @@ class Front:
         self._sessions, self._guard = sessions, guard
         self._connections = Connections(encrypted=encrypted)
         self._repeats = Repeats()
+        self._unread, self._skip = _Unread(), Skip()
+        self._old: deque[bytes] = deque(maxlen=MAX_OLD)
+        """Peers of ZMTP 1 and 2, which have been sent their refusal."""
 
     @property
     def sockets(self) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
@@ -69,24 +102,28 @@ class Front:
         for _ in range(limit):
             if not sockets.readable(self._socket):
                 return
-            frames, sizes = self._receive_frames()
-            try:
-                fd = int(frames[-1].get(zmq.SRCFD))
-            except (
-                zmq.ZMQError
-            ):  # a peer of ZMTP 1 or 2, whose descriptor is unknown; an HTTP request can look like one
-                continue
+            read = self._read_on()
+            peer, fd = read.frames[0].bytes, self._descriptor(read)
             # Looked at after each receipt, so that a file descriptor that was closed and used again is not mistaken.
             self.watch()
-            if len(sizes) > HOSTILE_FRAMES:
-                self._connections.shut_sender(fd, sizes)
-            self._connections.delivered(fd, sizes)
+            if fd is not None and read.others > HOSTILE_FRAMES and not read.hostile:
+                read.hostile = True
+                self._connections.shut_sender(fd, *read.sizes)
+            if read.more:  # ZeroMQ gives no other peer's message before the rest of this one
+                return
+            self._unread = _Unread()
+            if fd is None:
+                self._refuse_old(peer)
+                continue
+            self._connections.delivered(fd, *read.sizes)
+            if fd not in self._connections:  # it has ended, and so has the interest in what it asked
+                continue
             self.cut()  # afterwards: what has been delivered is not unfinished
-            peer = frames[0].bytes
-            small = sum(sizes[:-1]) <= MAX_ENVELOPE_BYTES and len(sizes) <= MAX_FRAMES
-            if small and fd in self._connections and not self._sessions.has_given_up(peer):
-                user = self._guard.user(frames[-1])
-                yield Message(peer, fd, user, [f.bytes for f in frames[1:-1]], frames[-1].bytes)
+            *envelope, frame = read.frames[1:]
+            small = sum(map(len, envelope)) <= MAX_ENVELOPE_BYTES and not read.others
+            if small and not self._sessions.has_given_up(peer):
+                user = self._guard.user(frame)
+                yield Message(peer, fd, user, [f.bytes for f in envelope], frame.bytes)
 
     def watch(self) -> None:
         """Note which connections were made, which broke, and which were refused."""
@@ -114,19 +151,34 @@ class Front:
         """Close, with a moment for what was sent already to leave."""
         sockets.close_monitored(self._socket, self._monitor, sockets.DRAIN_LINGER_MS)
 
-    def _receive_frames(self) -> tuple[list[zmq.Frame], list[int]]:
-        """Return the first frames of a message, and the sizes of all that its sender sent: the rest is not kept.
+    def _read_on(self) -> _Unread:
+        """Read up to TURN_FRAMES frames of the next message, or of the one whose beginning was read; keep the first."""
+        unread = self._unread
+        while unread.more and len(unread.frames) <= MAX_FRAMES:
+            frame = self._socket.recv(zmq.NOBLOCK, copy=False)
+            unread.frames.append(frame)
+            unread.more = frame.more
+        if unread.more:
+            skipped = self._skip(self._socket, TURN_FRAMES)
+            unread.others += skipped.number
+            unread.other_bytes += skipped.size
+            unread.more = skipped.more
+        return unread
 
-        Each frame says itself whether more follow, which takes little more than half the time of asking the socket
-        after each: a message of 150,000 frames holds everybody up for as long as it is read.
+    @staticmethod
+    def _descriptor(read: _Unread) -> int | None:
+        """Return the descriptor of a message's connection; None for a peer of ZMTP 1 or 2.
+
+        ZeroMQ says nothing about these. An HTTP request can look like one.
         """
-        receive = self._socket.recv
-        frame = receive(zmq.NOBLOCK, copy=False)  # the peer's routing id
-        frames = [frame]
-        sizes: list[int] = []
-        while frame.more:
-            frame = receive(zmq.NOBLOCK, copy=False)
-            sizes.append(len(frame))
-            if len(sizes) <= MAX_FRAMES:
-                frames.append(frame)
-        return frames, sizes
+        try:
+            return int(read.frames[-1].get(zmq.SRCFD))
+        except zmq.ZMQError:
+            return None
+
+    def _refuse_old(self, peer: bytes) -> None:
+        """Tell a peer of ZMTP 1 or 2 once that it is not listened to."""
+        if peer not in self._old:
+            self._old.append(peer)
+            self._repeats.warn("old", "refused a peer: it speaks ZMTP 1 or 2")
+            self._sessions.refuse(peer, [], OLD)

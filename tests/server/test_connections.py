@@ -89,6 +89,21 @@ def test_nobody_new_is_let_in_while_much_of_ended_connections_waits(
         assert peer.recv(1) == b"x", "4,000 frames are more than were left"
 
 
+def test_in_a_crowd_fewer_frames_are_enough_to_judge_by(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over many connections a flood fills the memory before 300 messages of each are read."""
+    monkeypatch.setattr(connections, "MAX_BACKLOG_FRAMES", 100)
+    known = Connections(encrypted=False)
+    with fallen_behind(known, listener, [0] * 8) as (_, ours):
+        assert looked(known, waiting=True) == []
+        for _ in range(2):
+            known.delivered(ours.fileno(), [0] * 8)
+        assert looked(known, waiting=True) == [], "24 frames are too few to judge by"
+        monkeypatch.setattr(connections, "CROWDED_BYTES", 4096)
+        assert looked(known, waiting=True) == [ours.fileno()]
+
+
 def test_a_connection_is_cut_once(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
     """ZeroMQ says a moment later that it has ended; meanwhile each look would write its line into the log."""
     monkeypatch.setattr(connections, "SILENT_S", -1.0)
@@ -157,13 +172,13 @@ def test_nor_for_a_hostile_message_of_that_one_that_is_read_late(listener: socke
     with reused(known, listener) as (fd, peer):
         known.closed(fd)
         known.opened(fd)
-        known.shut_sender(fd, [0] * 1001)
+        known.shut_sender(fd, [0] * 8, 993)
         assert still_there(fd, peer)
-        peer.sendall(bytes(3003))
+        peer.sendall(bytes(2002))
         ours = socket.socket(fileno=fd)
-        ours.recv(3003, socket.MSG_WAITALL)
+        ours.recv(2002, socket.MSG_WAITALL)
         ours.detach()
-        known.shut_sender(fd, [0] * 1001)
+        known.shut_sender(fd, [0] * 8, 993)
         assert peer.recv(1) == b"", "it has sent as much itself"
 
 

@@ -1,0 +1,115 @@
+"""The peers' socket, with real connections: what is read of a message, and who is refused."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import pytest
+import zmq
+
+from protocol import codec, messages as m, sockets
+from scripts.reliability import zmtp
+from server.config import Config
+from server.gateway import front
+from server.gateway.auth import Guard
+from server.gateway.front import Front, Message
+from server.gateway.parts import Skip
+from server.gateway.sessions import Sessions
+
+PING = codec.encode(m.Ping(id=1))
+OLD = {
+    "ZMTP 1": b"\x01\x00",
+    "ZMTP 2": b"\xff\0\0\0\0\0\0\0\1\x7f\x01\x05\0\0",
+}
+"""Greetings of a DEALER without a name of its own."""
+
+
+class Place:
+    """The gateway's socket, and what receives from it."""
+
+    def __init__(self) -> None:
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.socket, monitor = sockets.gateway_socket(self._context, "tcp://127.0.0.1:*", None)
+        self.endpoint = sockets.endpoint_of(self.socket)
+        self.sessions = Sessions(Config(), self.socket)
+        self.front = Front(self.socket, monitor, self.sessions, Guard(self._context, None), encrypted=False)
+
+    def turn(self) -> list[Message]:
+        """Return what one turn brings, when there is something."""
+        assert self.socket.poll(5000)
+        return list(self.front.receive(64))
+
+    def close(self) -> None:
+        self.front.close()
+        self._context.term()
+
+
+@pytest.fixture
+def place() -> Iterator[Place]:
+    place = Place()
+    yield place
+    place.close()
+
+
+def test_a_message_of_many_parts_is_read_in_turns_and_its_sender_cut(place: Place) -> None:
+    count = 3 * front.TURN_FRAMES + 500
+    with zmtp.connect(place.endpoint) as hostile, zmtp.connect(place.endpoint) as other:
+        hostile.sendall(zmtp.frame(b"x", zmtp.MORE) * (count - 1) + zmtp.frame(b"x"))
+        turns = 0
+        while not turns or place.front._unread.frames:
+            assert place.turn() == []
+            unread = place.front._unread
+            turns += 1
+            assert unread.others <= turns * front.TURN_FRAMES and unread.other_bytes == unread.others
+            assert len(unread.frames) <= 1 + front.MAX_FRAMES, "no more of it is kept"
+        assert turns == 4
+        assert hostile.recv(1) in (b"", b"\4"), "hung up on, with at most a heartbeat before"
+        other.sendall(zmtp.frame(PING))
+        (message,) = place.turn()
+        assert message.frame == PING
+
+
+@pytest.mark.parametrize("way", ["many at a time", "one by one"])
+def test_parts_are_skipped_to_the_end_of_their_message_alone(way: str) -> None:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    taker, giver = context.socket(zmq.PAIR), context.socket(zmq.PAIR)
+    taker.bind("inproc://parts")
+    giver.connect("inproc://parts")
+    skip = Skip() if way == "many at a time" else Skip._one_by_one
+    for count in (1, 2, 499, 500, 501, 1000, 3000):
+        giver.send_multipart([b"first", *[bytes(i % 300) for i in range(count)]])
+        giver.send(b"next")
+        assert taker.recv() == b"first"
+        read = size = 0
+        more = True
+        while more:
+            skipped = skip(taker, 1000)
+            assert skipped.number <= 1000
+            read, size = read + skipped.number, size + skipped.size
+            more = skipped.more
+        assert (read, size) == (count, sum(i % 300 for i in range(count)))
+        assert taker.recv() == b"next" and not taker.rcvmore
+    taker.close()
+    giver.close()
+    context.term()
+
+
+@pytest.mark.parametrize("version", OLD)
+def test_a_peer_of_an_old_zmtp_is_told_so_once(place: Place, version: str) -> None:
+    """Its connection is not known, so it could be neither bounded nor cut."""
+    where = urlsplit(place.endpoint)
+    head = bytes([0, len(PING)]) if version == "ZMTP 2" else bytes([len(PING) + 1, 0])
+    message = head + PING
+    with socket.create_connection((where.hostname, where.port), timeout=5) as peer:
+        peer.sendall(OLD[version] + message)
+        assert place.turn() == []
+        said = b""
+        while b"ZMTP 3" not in said:
+            more = peer.recv(4096)
+            assert more, f"hung up after {said!r}"
+            said += more
+        peer.sendall(message)
+        assert place.turn() == [], "it is not listened to"
+        assert place.sessions.outcomes["refused", "version_mismatch"] == 1
