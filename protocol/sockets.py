@@ -186,6 +186,11 @@ def user_of(frame: zmq.Frame) -> str:
     return str(frame.get("User-Id"))
 
 
+def takes_one_reply(frame: zmq.Frame) -> bool:
+    """Return whether a message came from a REQ socket, which takes the next reply for that to its next request."""
+    return str(frame.get("Socket-Type")) == "REQ"
+
+
 def look_into(endpoint: str) -> Literal["silent", "other", "NULL", "CURVE"]:
     """Find out what listens on a tcp endpoint: a ZeroMQ socket of that mechanism, another server, or a silent one.
 

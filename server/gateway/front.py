@@ -40,6 +40,8 @@ class Message:
     """Public key of the peer, or empty where there are no keys."""
     envelope: list[bytes]
     frame: bytes
+    takes_one_reply: bool
+    """Whether its socket can take one reply to each request only."""
 
 
 @dataclass(slots=True)
@@ -122,8 +124,8 @@ class Front:
             *envelope, frame = read.frames[1:]
             small = sum(map(len, envelope)) <= MAX_ENVELOPE_BYTES and not read.others
             if small and not self._sessions.has_given_up(peer):
-                user = self._guard.user(frame)
-                yield Message(peer, fd, user, [f.bytes for f in envelope], frame.bytes)
+                user, one = self._guard.user(frame), sockets.takes_one_reply(frame)
+                yield Message(peer, fd, user, [f.bytes for f in envelope], frame.bytes, one)
 
     def watch(self) -> None:
         """Note which connections were made, which broke, and which were refused."""

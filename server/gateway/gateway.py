@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import zmq
 
 from protocol import codec, messages as m, sockets
-from protocol.errors import Cancelled, DeadlineExceeded, Draining, Unauthorised
+from protocol.errors import BadRequest, Cancelled, DeadlineExceeded, Draining, Unauthorised
 from protocol.keys import CurveKeys, read_secret
 from server.catalogue.catalogue import Catalogue
 from server.config import Config
@@ -143,6 +143,8 @@ class Gateway:
         try:
             request = codec.decode_request(message.frame)
             request_id = request.id
+            if message.takes_one_reply and isinstance(request, m.Generate | m.Load | m.Measure) and request.stream:
+                raise BadRequest("a REQ socket takes one reply to each request; use a DEALER for `stream`")
             entry = self._sessions.admit(message.peer, message.fd, message.envelope, request, message.user)
             self._guard.check(message.user, request)
             self._on_request(entry, request)
