@@ -7,7 +7,7 @@ import socket
 from typing import Literal
 
 from protocol import sockets
-from protocol.errors import ConnectionFailed, KeyRefused, NoServer, NotGpt2d, RequestError, ServerStuck
+from protocol.errors import ConnectionFailed, ConnectionLost, KeyRefused, NoServer, NotGpt2d, RequestError, ServerStuck
 from protocol.keys import Address
 from protocol.programs import command
 
@@ -42,7 +42,7 @@ class Reason:
 
     def cut(self) -> None:
         """Note that the connection broke that had worked."""
-        self.blame(NoServer(f"the connection to {self._endpoint} was cut"), certain=False)
+        self.blame(ConnectionLost(f"the connection to {self._endpoint} was cut"), certain=False)
 
     def not_taken(self, found: OSError) -> None:
         """Note why no address takes a connection."""
@@ -52,7 +52,8 @@ class Reason:
         elif found.errno == errno.ECONNREFUSED:
             self.refused()
         elif self._met:
-            self.blame(NoServer(f"the connection to {self._endpoint} was cut: {found.strerror}"), certain=False)
+            cut = ConnectionLost(f"the connection to {self._endpoint} was cut: {found.strerror}")
+            self.blame(cut, certain=False)
         else:
             self.blame(NoServer(f"{self._endpoint} cannot be reached: {found.strerror}"), certain=False)
 

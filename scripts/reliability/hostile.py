@@ -15,7 +15,7 @@ import statistics
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -38,7 +38,9 @@ PING_S = 0.25
 EVERY_S, LEAST = 0.01, 40
 """Seconds between the good client's pings, and their least number in each case."""
 AT_ONCE = 4
-"""Daemons that are attacked at the same time. Cases that wait for a deadline come first: they need no processor."""
+"""Daemons that are attacked at the same time. Cases that wait for a deadline need no processor: all of them come first,
+at once.
+"""
 
 
 # The good client
@@ -136,8 +138,12 @@ def _groups() -> list[dict[str, ModuleType]]:
     """
     found = every_case()
     frames = {name: case for name, case in found.items() if hasattr(case, "FRAMES")}
-    others = sorted(found.keys() - frames.keys(), key=lambda name: (not getattr(found[name], "WAITS", False), name))
-    return [*({name: found[name]} for name in others), frames]
+    return [*({name: found[name]} for name in sorted(found.keys() - frames.keys())), frames]
+
+
+def _waits(group: dict[str, ModuleType]) -> bool:
+    """Return whether the cases of a group do little but wait for the server to hang up."""
+    return all(getattr(case, "WAITS", False) for case in group.values())
 
 
 @promise
@@ -146,8 +152,12 @@ def hostile(scale: Scale, folder: Path) -> Figures:
     is answered meanwhile, the gateway stays small, and serves afterwards.
     """
     times = scale.of(1, 3, 20)
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        runs = [pool.submit(_suffer, group, folder / str(number), times) for number, group in enumerate(_groups())]
+    groups = _groups()
+    runs: list[Future[dict[str, Endured]]] = []
+    for at_once, waiting in ((len(groups), True), (AT_ONCE, False)):
+        with ThreadPoolExecutor(at_once) as pool:
+            chosen = [(n, group) for n, group in enumerate(groups) if _waits(group) == waiting]
+            runs += [pool.submit(_suffer, group, folder / str(number), times) for number, group in chosen]
     broken = [str(e) for run in runs if (e := run.exception())]
     assert not broken, "\n".join(broken)
     endured = {name: one for run in runs for name, one in run.result().items()}

@@ -249,7 +249,7 @@ def slow_line(scale: Scale, folder: Path) -> Figures:
     """A line with a round trip of 1 s that stalls for 1 to 3 s again and again connects, and the same connection
     carries a stream to its end: whether the stalls are in the handshake, in the stream or in between.
     """
-    seconds, rng = scale.of(5, 20, 60), random.Random(3)
+    seconds, rng = scale.of(2, 20, 60), random.Random(3)
     over, stalled = threading.Event(), 0
     with FakeDaemon(folder, Behaviour(delay_ms=seconds * 1000 // 900)) as daemon, Proxy(daemon.endpoint) as proxy:
         with Client(daemon.endpoint) as direct:
