@@ -6,7 +6,9 @@ PeftModel does, and writes the logits that it gives to tests/data/adapters.json,
 
 from __future__ import annotations
 
+import argparse
 import importlib
+import importlib.util
 import json
 import sys
 import tempfile
@@ -232,6 +234,9 @@ def ask(folder: Path, base: Path, vocabulary: int) -> list[float]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    if importlib.util.find_spec("peft") is None:
+        sys.exit("peft is not installed here: pip install peft, in the environment of transformers 5")
     found = {}
     with tempfile.TemporaryDirectory() as scratch:
         bases = {name: Path(scratch) / name for name in (BASE, "untied")}
