@@ -95,6 +95,8 @@ class Connections:
         self._left = 0.0
         """Number of frames of ended connections that wait to be read, estimated."""
         self._unwanted: list[int] = []
+        self.ended = 0
+        """Number of connections that have ended."""
         self._shaking: dict[int, float] = {}
         """Time when each connection was made whose handshake is not done, the oldest first."""
         self._last_end = time.monotonic()
@@ -132,6 +134,7 @@ class Connections:
     def closed(self, fd: int) -> None:
         self._shaking.pop(fd, None)
         if traffic := self._all.pop(fd, None):
+            self.ended += 1
             self._last_end = time.monotonic()
             self._left += traffic.level / traffic.frame
 

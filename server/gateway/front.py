@@ -95,6 +95,11 @@ class Front:
         return bool(self._connections)
 
     @property
+    def ended(self) -> int:
+        """Number of connections that have ended."""
+        return self._connections.ended
+
+    @property
     def alone_s(self) -> float:
         """Seconds since a peer was connected; 0 while one is."""
         return self._connections.empty_s

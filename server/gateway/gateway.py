@@ -26,6 +26,7 @@ from server.gateway.back import Back, Heard, Joined
 from server.gateway.dispatch import Dispatch
 from server.gateway.front import Front, Message
 from server.gateway.listing import Listing
+from server.gateway.memory import Memory
 from server.gateway.replicas import Replica, Replicas
 from server.gateway.sessions import DuplicateId, Open, Sessions
 from server.gateway.supervisor import Supervisor
@@ -89,6 +90,7 @@ class Gateway:
         self._counts: Counter[str] = Counter()
         self._drain_by: float | None = None
         self._over = False
+        self._memory = Memory()
         self._supervisor.preload(preloads)
 
     def drain(self) -> None:
@@ -127,6 +129,7 @@ class Gateway:
                     self._watch_idleness()
                     self._watch_clock()
                     self._report()
+                    self._memory.look(self._front.ended)
                     looked = time.monotonic()
         finally:
             self._close()
