@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -15,6 +16,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from protocol import messages as m
 from protocol.codec import MAX_REQUEST_BYTES, REQUESTS
+from protocol.ledger import Ledger
 from protocol.sockets import HANDSHAKE_MS, HEARTBEAT_TIMEOUT_MS
 from scripts.daemon import Daemon
 from server.config import Config
@@ -157,6 +159,25 @@ def test_the_limits_of_those_that_do_not_read_or_answer_are_the_servers() -> Non
 def test_every_request_and_setting_is_in_it() -> None:
     for name in (*REQUESTS, *m.SETTINGS):
         assert f"`{name}`" in DOCUMENT, name
+
+
+def told(base: type[msgspec.Struct]) -> Iterator[type[msgspec.Struct]]:
+    for kind in base.__subclasses__():
+        yield kind
+        yield from told(kind)
+
+
+def test_the_types_of_replies_are_theirs() -> None:
+    table = DOCUMENT.partition("## Types in replies")[2].partition("## Errors")[0]
+    lines = re.findall(r"^\| (.*?) \| (.*) \|$", table, re.MULTILINE)
+    rows = {kind: set(re.findall(r"`(\w+)`", names)) for kind, names in lines}
+    structs: list[type[msgspec.Struct]] = [*told(m.Told), Ledger]
+    for struct in structs:
+        for field in msgspec.structs.fields(struct):
+            kind = str(getattr(field.type, "__name__", field.type)).removesuffix(" | None")
+            if kind in {"int", "float", "bool"}:
+                endings = {f"_{end}" for end in ("bytes", "ms", "ms_ago") if field.name.endswith(f"_{end}")}
+                assert rows[kind] & {field.name, *endings}, f"{struct.__name__}.{field.name} is {kind}"
 
 
 def test_a_monitor_tells_the_failures_of_a_handshake_apart(
