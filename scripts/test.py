@@ -30,6 +30,8 @@ ALONE = tuple(
 MYPY = ["-m", "mypy", "--strict", "--explicit-package-bases"]
 PROGRAMS = {"Xvfb": "xvfb", "xdotool": "xdotool", "ip": "iproute2", "g++": "g++"}
 """Programs that the native engine's build, the window's tests and those of two hosts use, and their Debian packages."""
+OPTIONAL = {"node": "nodejs", "npm": "npm"}
+"""Programs of one test, which is skipped where they cannot be installed."""
 FONT = Path("/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf")
 CHECKS = (
     ("ruff check", ["-m", "ruff", "check", "."]),
@@ -42,15 +44,29 @@ VARIABLES = {"mypy of scripts/test.py": {"MYPYPATH": str(environment.ROOT / "scr
 """Variables of the environment that a check needs."""
 
 
+def missing_of(programs: dict[str, str]) -> list[str]:
+    """Return the Debian packages of the programs that are not here."""
+    return [package for program, package in programs.items() if not shutil.which(program)]
+
+
 def install_programs() -> None:
     """Install what is missing where that can be done; elsewhere name it, and that its tests are skipped."""
-    missing = [package for program, package in PROGRAMS.items() if not shutil.which(program)]
+    missing = missing_of(PROGRAMS)
     missing += [] if FONT.exists() else ["fonts-dejavu-core"]
     if sys.base_prefix == "/usr" and not Path(sysconfig.get_path("include"), "Python.h").exists():
         missing.append(f"libpython{sys.version_info[0]}.{sys.version_info[1]}-dev")
     if missing and system_packages.can_install():
         system_packages.install(missing)
-    elif missing:
+        missing = []
+    optional = missing_of(OPTIONAL)
+    if optional and system_packages.can_install():
+        try:
+            system_packages.install(optional)
+            optional = []
+        except (SystemExit, subprocess.TimeoutExpired) as e:
+            print(e, file=sys.stderr)
+    missing += optional
+    if missing:
         print(f"without {' '.join(missing)} (Debian's names) the tests that need them are skipped", file=sys.stderr)
 
 

@@ -85,3 +85,31 @@ def test_tests_that_are_started_in_the_background_have_their_signals(tmp_path: P
         timeout=60,
     )
     assert done.returncode == 0, done.stdout
+
+
+APT = """#!/bin/sh
+case "$*" in
+*npm*) echo "E: Unable to correct problems"; exit 100 ;;
+*) echo "$*" >>"$0.log" ;;
+esac
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32" or os.geteuid() != 0, reason="packages are installed by root alone")
+def test_programs_that_one_test_wants_cost_that_test_alone(tmp_path: Path) -> None:
+    """Where they cannot be installed the others are, and the checks go on."""
+    (tmp_path / "apt-get").write_text(APT)
+    (tmp_path / "apt-get").chmod(0o755)
+    (tmp_path / "node").symlink_to("/bin/true")
+    done = subprocess.run(
+        [sys.executable, "-c", "import test; test.install_programs()"],
+        env={"PATH": str(tmp_path), "PYTHONPATH": str(ROOT / "scripts")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    installed = (tmp_path / "apt-get.log").read_text()
+    assert "xvfb xdotool iproute2 g++" in installed and "nodejs" not in installed
+    assert "E: Unable to correct problems" in done.stderr
+    assert done.stderr.endswith("without npm (Debian's names) the tests that need them are skipped\n")
