@@ -71,6 +71,8 @@ class _Traffic:
     """Size of its frames on the wire: a moving average since it fell behind."""
     frames: int = 0
     """Number of frames delivered since then."""
+    doubtful: bool = False
+    """Whether messages of a former connection with its descriptor may still come, which nothing tells from its own."""
     shut: bool = False
     """Whether it was cut off, and ZeroMQ has not said yet that it has ended."""
     looked: float = field(default_factory=time.monotonic)
@@ -80,7 +82,8 @@ class _Traffic:
     def is_too_much(self, *, waiting: bool, crowded: bool) -> bool:
         if waiting:
             least = LEAST_JUDGED_CROWDED if crowded else LEAST_JUDGED
-            many = self.frames > least and self.level / self.frame > MAX_BACKLOG_FRAMES
+            judged = not self.doubtful or self.level > MAX_UNFINISHED_BYTES  # less may be one request of its own
+            many = judged and self.frames > least and self.level / self.frame > MAX_BACKLOG_FRAMES
             return self.level > MAX_BACKLOG_BYTES or many
         return self.level > MAX_UNFINISHED_BYTES
 
@@ -94,6 +97,8 @@ class Connections:
         self._looked = 0.0
         self._left = 0.0
         """Number of frames of ended connections that wait to be read, estimated."""
+        self._former: set[int] = set()
+        """Descriptors of connections that have ended while messages waited, which may be theirs."""
         self._unwanted: list[int] = []
         self.ended = 0
         """Number of connections that have ended."""
@@ -119,7 +124,7 @@ class Connections:
         Another may have its descriptor by now. Then its end waits among the events, and `closed` is called before
         anything is cut: so the identity that is read here is the connection's own, or is never used.
         """
-        traffic = self._all[fd] = _Traffic()
+        traffic = self._all[fd] = _Traffic(doubtful=fd in self._former)
         self._shaking.pop(fd, None)
         self._shaking[fd] = traffic.moved
         with contextlib.suppress(OSError), _same(fd) as peer:
@@ -135,6 +140,7 @@ class Connections:
         self._shaking.pop(fd, None)
         if traffic := self._all.pop(fd, None):
             self.ended += 1
+            self._former.add(fd)
             self._last_end = time.monotonic()
             self._left += traffic.level / traffic.frame
 
@@ -143,6 +149,8 @@ class Connections:
         frames = len(sizes) + others
         if traffic := self._all.get(fd):
             on_the_wire = self._on_the_wire(sizes, others, other_bytes)
+            if traffic.doubtful and _bytes_received(fd) < traffic.total + on_the_wire:
+                return  # it has not sent as much: a former one has
             traffic.delivered += on_the_wire
             traffic.total += on_the_wire
             frame = on_the_wire / max(1, frames)
@@ -207,6 +215,10 @@ class Connections:
                 traffic.frame, traffic.frames = math.inf, 0
         waiting = behind()  # asked after the measurement, or what has come in between would count as unfinished
         self._left = max(0.0, self._left) if waiting else 0.0
+        if not waiting and self._former:
+            self._former.clear()
+            for traffic in self._all.values():
+                traffic.doubtful = False
         crowded = sum(traffic.level for traffic in self._all.values()) > CROWDED_BYTES
         late = self._late(now)
         cut = [

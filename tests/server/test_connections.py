@@ -182,6 +182,28 @@ def test_nor_for_a_hostile_message_of_that_one_that_is_read_late(listener: socke
         assert peer.recv(1) == b"", "it has sent as much itself"
 
 
+def test_nor_for_the_many_frames_of_that_one(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a flood has left is read late, under the descriptor of somebody who sends one large request."""
+    monkeypatch.setattr(connections, "MAX_BACKLOG_FRAMES", 100)
+    known = Connections(encrypted=False)
+    with reused(known, listener) as (fd, peer):
+        known.closed(fd)
+        known.opened(fd)
+        ours = socket.socket(fileno=fd)
+        peer.sendall(bytes(60_000))
+        ours.recv(60_000, socket.MSG_WAITALL)
+        for _ in range(1000):
+            known.delivered(fd, [0, 0, 0])
+        assert looked(known, waiting=True) == [] and still_there(fd, peer)
+        assert looked(known, waiting=False) == []
+        for _ in range(1000):
+            known.delivered(fd, [0, 0, 0])
+        peer.sendall(bytes(60_000))
+        ours.recv(60_000, socket.MSG_WAITALL)
+        ours.detach()
+        assert looked(known, waiting=True) == [fd], "all that has come since is its own"
+
+
 def test_a_file_that_has_the_descriptor_is_left_alone(listener: socket.socket, tmp_path: Path) -> None:
     known = Connections(encrypted=False)
     peer, ours = pair(listener)
