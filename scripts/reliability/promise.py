@@ -1,7 +1,7 @@
 """Promises of the daemon: a promise is a function that tries hard to break it, and returns what it measured.
 
-Its docstring is the promise. pytest tries each at the scale `ci` (seconds), scripts.chaos at `quick` (all of them in
-less than ten minutes) and `full`.
+Its docstring is the promise. pytest tries all but the longest at the scale `ci` (seconds), scripts.chaos at `quick`
+(all of them in less than ten minutes) and `full`.
 """
 
 from __future__ import annotations

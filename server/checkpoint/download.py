@@ -198,11 +198,11 @@ class Repository:
 
     def _download(self, file: str, look: Callable[[], None], commit: str | None = None) -> Path:
         """Download a file in a thread; this one, which owns the worker's socket, has a look now and then."""
+        look()
         with ThreadPoolExecutor(1) as pool:
             future = pool.submit(self._fetch_one, file, commit)
-            while not future.done():
+            while wait([future], LOOK_S).not_done:
                 look()
-                wait([future], LOOK_S)
         folder = Path(self._call(future.result)).parent
         self._folder = self._folder or folder
         if folder != self._folder:

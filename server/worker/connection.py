@@ -87,13 +87,13 @@ class GatewayConnection:
 
 
 def reporter(connection: Connection) -> Report:
-    """Return a function that sends progress, a few times a second."""
-    sent_at = 0.0
+    """Return a function that sends progress: where a stage begins and ends, and between these a few times a second."""
+    sent_at, sent = 0.0, ""
 
     def progress(stage: str, done: int, total: int, unit: str) -> None:
-        nonlocal sent_at
-        if done >= total or time.monotonic() > sent_at + PROGRESS_S:
-            sent_at = time.monotonic()
+        nonlocal sent_at, sent
+        if done >= total or stage != sent or time.monotonic() > sent_at + PROGRESS_S:
+            sent_at, sent = time.monotonic(), stage
             connection.send(m.Progress(id=None, stage=stage, done=done, total=total, unit=unit))
 
     return progress

@@ -108,7 +108,8 @@ def test_what_was_done_is_counted(tmp_path: Path, cache: Path) -> None:
         with pytest.raises(NotLoaded):
             client.generate("x", model="gpt2")
         gone = Client(daemon.endpoint)
-        next(gone.stream("x", max_new_tokens=1000, ignore_eos=True, n=16))
+        stream = gone.stream("x", max_new_tokens=1000, ignore_eos=True, n=16)  # which dropping it would cancel
+        next(stream)
         gone.connection.close()
         wait_for(lambda: value(port, "requests_total", type="generate", outcome="disconnected") == 1)
         wait_for(lambda: value(port, "open_requests") == 0 and value(port, "running_sequences", **WORKER) == 0)

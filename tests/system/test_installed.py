@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -57,7 +58,10 @@ def environment(folder: Path, wheel: Path, packages: Iterable[str]) -> Environme
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], timeout=60, check=True)
     python = str(folder / "bin" / "python")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", python]
-    subprocess.run([*pip, "install", "--quiet", "--no-index", "--no-deps", str(wheel)], timeout=60, check=True)
+    # Not by the checkout's path: there pip finds the package, and installs nothing.
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    install = [*pip, "install", "--quiet", "--no-index", "--no-deps", str(wheel)]
+    subprocess.run(install, env=variables, cwd=folder, timeout=60, check=True)
     (place,) = folder.glob("lib/python*/site-packages")
     for name in packages:
         (place / name).symlink_to(PACKAGES / name)

@@ -361,6 +361,7 @@ def test_the_administrator_always_finds_a_place(tmp_path: Path, cache: Path) -> 
                 guests.append(stack.enter_context(keyed.client(key)))
             wait_for(lambda: all(answers(guest) for guest in guests), 20)
             streams = [guests[0].stream("x", **endless) for _ in range(2)]
+            wait_for(lambda: owner.stats().open_requests == 3)
             streams += [guest.stream("x", **endless) for guest in guests[1:3]]
             wait_for(lambda: owner.stats().open_requests == 5)
             with pytest.raises(Busy, match="2 requests to do"):
