@@ -3,7 +3,8 @@
 Running rows decode in the engine's rows 0..B-1; prompts prefill in rows above. So the rows of a decode step are always
 the first ones, and one that leaves is replaced by the last one. A prompt whose last chunk is next gets row B.
 
-Groups (peers) take turns: each has at most one prompt that prefills, and those get a chunk each, one after the other.
+Groups (peers) take turns: each has at most one prompt that prefills, and those get a chunk each, one after the other;
+one that has just come goes before them, so that a short one waits for the chunk that is being computed alone.
 Within a group the first comes first, but a prompt that waits for room blocks nothing that fits, until it has waited for
 KEEP_S: then rows are kept free for it. Where no row is left for a group that waits, a text that is scored gives up its
 row after each of its windows.
@@ -70,6 +71,10 @@ class Scheduler:
         """Group -> the first of its waiting prompts, and since when it is that (monotonic)."""
         self._prefilling: list[Prompt] = []
         """At most one of each group, the one that is next first."""
+        self._fresh: list[Prompt] = []
+        """Those of them that have had no chunk yet."""
+        self._jumped = False
+        """Whether the last chunk was of one that had not been next."""
         self._running: list[Row] = []
         self.tokens_per_ms = 0.4
         """Speed of prefilling: a guess until a chunk has been timed, then a moving average."""
@@ -121,7 +126,7 @@ class Scheduler:
             self._admit()
         if not self._prefilling:
             return Batch(None, [], list(self._running))
-        prompt = self._prefilling[0]
+        prompt = self._next()
         chunk = self._chunk(prompt)
         if prompt.cached + len(chunk) == prompt.prompt_tokens:
             self._settle(prompt)
@@ -174,6 +179,13 @@ class Scheduler:
             if prompt is not None:
                 self._begin(prompt, queue)
 
+    def _next(self) -> Prompt:
+        """Return whose chunk is next. One that has had none goes before the others, every second time at most."""
+        prompt = self._fresh[0] if self._fresh and not self._jumped else self._prefilling[0]
+        self._jumped = prompt is not self._prefilling[0]
+        self._fresh = [other for other in self._fresh if other is not prompt]
+        return prompt
+
     def _fits(self, prompt: Prompt) -> bool:
         """Return whether there is room for a prompt, and for all that it will decode in."""
         held = len(self._running) + sum(other.width for other in self._prefilling)
@@ -193,6 +205,7 @@ class Scheduler:
             self._heads.pop(prompt.group, None)
         prompt.begin(self._free_rows(len(self._running))[0])
         self._prefilling.append(prompt)
+        self._fresh.append(prompt)
         if prompt.reuses:
             with contextlib.suppress(MemoryError):  # what cannot be restored is computed
                 self._restore(prompt)
@@ -270,6 +283,7 @@ class Scheduler:
         prefilling = next((prompt for prompt in self._prefilling if prompt is task), None)
         if prefilling is not None:
             self._prefilling.remove(prefilling)
+            self._fresh = [other for other in self._fresh if other is not prefilling]
             return
         last = self._running.pop()
         if last is not task:

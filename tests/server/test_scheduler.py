@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from typing import Any
 
@@ -254,12 +255,29 @@ def test_each_group_prefills_a_chunk_in_turn() -> None:
     scheduler.add(sequence(3, [3] * 5, 1, group=3))
     take(scheduler, engine, 4)
     prefilled = [call.removeprefix("prefill ") for call in engine.calls if call.startswith("prefill")]
-    assert prefilled == ["0 0+40", "1 0+40", "0 40+40", "1 40+40", "0 0+5", "7 80+40"]
+    assert prefilled == ["0 0+40", "1 0+40", "0 0+5", "7 40+40", "1 40+40", "7 80+40"]
     for request_id in range(4, 9):
         scheduler.add(sequence(request_id, [3] * 5, 1, group=3))
         take(scheduler, engine, 3)
     moves = [call for call in engine.calls if call.startswith("move")]
     assert moves == ["move 0->7", "move 2->0"], "what is half done makes room once"
+
+
+def test_newcomers_go_first_and_stop_nobody() -> None:
+    """However many short prompts come, a long one gets every third chunk at least."""
+    engine = FakeEngine(8, context=1024)
+    scheduler = scheduler_of(engine)
+    scheduler.tokens_per_ms = 1.0
+    scheduler.add(sequence(0, [1] * 400, 1, group=1))
+    take(scheduler, engine)
+    for request_id in range(1, 40):
+        scheduler.add(sequence(request_id, [2] * 3, 1, group=2 + request_id % 3))
+        take(scheduler, engine)
+    prefilled = [call.split()[2] for call in engine.calls if call.startswith("prefill")]
+    assert prefilled[:3] == ["0+160", "0+3", "160+40"]
+    long = [i for i, call in enumerate(prefilled) if call != "0+3"]
+    assert all(later - earlier <= 3 for earlier, later in itertools.pairwise(long))
+    assert not scheduler.find(0), "it is done"
 
 
 def test_on_one_row_texts_that_are_scored_take_turns_by_window() -> None:
