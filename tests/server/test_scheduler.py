@@ -264,7 +264,7 @@ def test_each_group_prefills_a_chunk_in_turn() -> None:
 
 
 def test_newcomers_go_first_and_stop_nobody() -> None:
-    """However many short prompts come, a long one gets every third chunk at least."""
+    """However many short prompts come, a long one gets a chunk within twice the turns that it would wait otherwise."""
     engine = FakeEngine(8, context=1024)
     scheduler = scheduler_of(engine)
     scheduler.tokens_per_ms = 1.0
@@ -276,7 +276,7 @@ def test_newcomers_go_first_and_stop_nobody() -> None:
     prefilled = [call.split()[2] for call in engine.calls if call.startswith("prefill")]
     assert prefilled[:3] == ["0+160", "0+3", "160+40"]
     long = [i for i, call in enumerate(prefilled) if call != "0+3"]
-    assert all(later - earlier <= 3 for earlier, later in itertools.pairwise(long))
+    assert all(later - earlier <= 2 * 4 for earlier, later in itertools.pairwise(long))
     assert not scheduler.find(0), "it is done"
 
 
