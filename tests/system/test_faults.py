@@ -65,6 +65,7 @@ def test_cancel_while_waiting(one_row: Client) -> None:
     running = one_row.stream("x", **ENDLESS)
     next(running)
     waiting = one_row.stream("y", **LONG)
+    wait_for(lambda: one_row.stats().open_requests == 3)  # it is on the server, and would be cancelled here before
     waiting.cancel()
     with pytest.raises(Cancelled, match="while it waited"):
         next(waiting)
