@@ -126,7 +126,8 @@ def word_level(names: list[str], *, cut: Any, glue: Any = None, **settings: obje
         if glue is not None:
             made.decoder = glue
         made.add_special_tokens(specials)
-        of_object(made, folder, unk_token="[UNK]", pad_token="[PAD]", bos_token="[BOS]", eos_token="[EOS]", **settings)  # noqa: S106
+        named = dict(zip(("unk_token", "pad_token", "bos_token", "eos_token"), specials, strict=True))
+        of_object(made, folder, **named, **settings)
 
     size = len(names) + 4
     return lambda folder: save(folder, tokenizer=tokenizer, vocab_size=size, bos_token_id=2, eos_token_id=3)

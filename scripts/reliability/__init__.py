@@ -6,6 +6,7 @@ from scripts.reliability.promise import PROMISES, Check
 
 
 def every_promise() -> dict[str, Check]:
-    from scripts.reliability import deaths, endings, frames, guesses, hostile, peers, ranges  # noqa: F401 - each registers its own
+    # Each registers its own.
+    from scripts.reliability import deaths, endings, frames, guesses, hostile, peers, ranges  # noqa: F401
 
     return PROMISES

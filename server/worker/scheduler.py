@@ -111,13 +111,11 @@ class Scheduler:
         ended: list[Task] = _over(self._in_rows(), now)
         for task in ended:
             self._leave(task)
-        for group, queue in list(self._waiting.items()):
+        for queue in list(self._waiting.values()):
             given_up = _over(queue, now)
             ended += given_up
             for prompt in given_up:
-                queue.remove(prompt)
-            if not queue:
-                del self._waiting[group]
+                self._unqueue(prompt, queue)
         return ended
 
     def schedule(self) -> Batch:
@@ -198,17 +196,21 @@ class Scheduler:
 
         It gets the part of it that the prefix cache knows.
         """
-        queue.remove(prompt)
         self._waiting.move_to_end(prompt.group)
-        if not queue:
-            del self._waiting[prompt.group]
-            self._heads.pop(prompt.group, None)
+        self._unqueue(prompt, queue)
         prompt.begin(self._free_rows(len(self._running))[0])
         self._prefilling.append(prompt)
         self._fresh.append(prompt)
         if prompt.reuses:
             with contextlib.suppress(MemoryError):  # what cannot be restored is computed
                 self._restore(prompt)
+
+    def _unqueue(self, prompt: Prompt, queue: deque[Prompt]) -> None:
+        """Take a prompt out of its group's queue; a group whose queue is empty is forgotten."""
+        queue.remove(prompt)
+        if not queue:
+            del self._waiting[prompt.group]
+            self._heads.pop(prompt.group, None)
 
     def _free_rows(self, first: int) -> list[int]:
         """Return the rows from `first` on in which nothing prefills."""

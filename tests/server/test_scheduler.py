@@ -171,6 +171,20 @@ def test_deadlines_end_waiting_and_running_sequences(monkeypatch: pytest.MonkeyP
     assert (running.started, waiting.started) == (True, False)
 
 
+def test_nothing_is_kept_of_a_peer_that_gave_up_waiting() -> None:
+    """Without keys each connection is a group of its own: what is kept of each would grow for ever."""
+    engine = FakeEngine(1)
+    scheduler = scheduler_of(engine)
+    scheduler.add(sequence(0, [1], 50, group=1))
+    step(scheduler, engine)
+    for request_id in range(1, 5):
+        scheduler.add(sequence(request_id, [1], 5, group=1 + request_id))
+        step(scheduler, engine)
+        scheduler.find(request_id)[0].end("cancelled")
+        step(scheduler, engine)
+    assert scheduler.waiting == 0 and not scheduler._heads
+
+
 def test_groups_take_turns() -> None:
     engine, order = FakeEngine(1), []
     scheduler = scheduler_of(engine)
