@@ -7,7 +7,7 @@ merge_and_unload changes both, which are one tensor, and is another model there.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
@@ -20,7 +20,17 @@ from server.catalogue import adapters
 from server.catalogue.adapters import Adapter, read_adapter
 from server.catalogue.architecture import Architecture, read_architecture
 from server.catalogue.files import ADAPTER_CONFIG, model_files
-from server.checkpoint.tensors import HEAD, PREFIX, STORED, TABLE, Weights, as_float32, expected_shapes, open_stored
+from server.checkpoint.tensors import (
+    HEAD,
+    PREFIX,
+    STORED,
+    TABLE,
+    Tensors,
+    Weights,
+    as_float32,
+    expected_shapes,
+    open_stored,
+)
 
 LINEAR = ("c_attn", "c_proj", "c_fc", "lm_head")
 EMBEDDINGS = ("wte", "wpe")
@@ -158,7 +168,7 @@ class Changes:
         return as_float32(self._file.read(name, shape), self._file.dtype(name))
 
 
-class Adapted(Mapping[str, NDArray[np.float32]]):
+class Adapted(Tensors):
     """The tensors of a base and its adapter: as `Weights`, and each is merged when it is asked for."""
 
     def __init__(self, changes: Changes, base: Weights, base_arch: Architecture) -> None:
@@ -174,13 +184,7 @@ class Adapted(Mapping[str, NDArray[np.float32]]):
             self._shapes[HEAD] = self._shapes[TABLE]
 
     @property
-    def has_head(self) -> bool:
-        """Return whether the head has values of its own."""
-        return HEAD in self._shapes
-
-    @property
     def notices(self) -> tuple[str, ...]:
-        """Return what a user should know of how these files are read."""
         return (*self._base.notices, MERGED)
 
     def __getitem__(self, name: str) -> NDArray[np.float32]:
@@ -191,15 +195,6 @@ class Adapted(Mapping[str, NDArray[np.float32]]):
         if added is not None:
             tensor += added
         return tensor
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._shapes)
-
-    def __len__(self) -> int:
-        return len(self._shapes)
-
-
-Tensors = Weights | Adapted
 
 
 def open_weights(folder: Path, arch: Architecture, base: Path | None) -> Tensors:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -81,7 +82,29 @@ class SafeFile:
         )
 
 
-class Weights(Mapping[str, NDArray[np.float32]]):
+class Tensors(Mapping[str, NDArray[np.float32]]):
+    """A model's tensors by GPT-2's own names, which `_shapes` has."""
+
+    _shapes: dict[str, tuple[int, ...]]
+
+    @property
+    def has_head(self) -> bool:
+        """Return whether the head has values of its own."""
+        return HEAD in self._shapes
+
+    @property
+    @abstractmethod
+    def notices(self) -> tuple[str, ...]:
+        """Return what a user should know of how these files are read."""
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+
+class Weights(Tensors):
     """GPT-2's tensors by its own names, without `transformer.`; each is read and made float32 when asked for.
 
     What is stored beside them (attention masks, other heads) is not looked at. Where only one of the token table and
@@ -112,13 +135,7 @@ class Weights(Mapping[str, NDArray[np.float32]]):
                 self._shapes[HEAD] = self._shapes[TABLE]
 
     @property
-    def has_head(self) -> bool:
-        """Return whether the head has values of its own."""
-        return HEAD in self._shapes
-
-    @property
     def notices(self) -> tuple[str, ...]:
-        """Return what a user should know of how these files are read."""
         return (OTHER_HEAD,) if self.has_head and self._tied else ()
 
     def _check(self, name: str, shape: tuple[int, ...], first: Path) -> None:
@@ -138,12 +155,6 @@ class Weights(Mapping[str, NDArray[np.float32]]):
 
     def __getitem__(self, name: str) -> NDArray[np.float32]:
         return self._read(name, self._shapes[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._shapes)
-
-    def __len__(self) -> int:
-        return len(self._shapes)
 
 
 def open_stored(file: Path) -> Stored:

@@ -14,8 +14,8 @@ from server.catalogue.architecture import Architecture
 from server.catalogue.engines import COMPILED_FOLDER, TRAITS
 from server.catalogue.files import hashed_files
 from server.catalogue.notes import SHA256, joined, known_digests
-from server.checkpoint.lora import Tensors, open_weights
-from server.checkpoint.tensors import Report
+from server.checkpoint.lora import open_weights
+from server.checkpoint.tensors import Report, Tensors
 from server.convert.cache import BuildCache, Built, Count
 from server.engines.base import Engine
 
