@@ -139,6 +139,13 @@ class Restore:
     number: int
 
 
+@dataclass(frozen=True)
+class Dismiss:
+    """The notice of this key has been read."""
+
+    key: str
+
+
 Form: TypeAlias = Literal["json", "python"]
 
 
@@ -174,6 +181,7 @@ Action: TypeAlias = (
     | Prefer
     | ChooseColumn
     | Restore
+    | Dismiss
     | ExportEntry
     | ChooseFile
 )

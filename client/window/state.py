@@ -5,6 +5,7 @@ exist is an error.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -155,7 +156,6 @@ class Page:
     exact: bool = True
     sight: int = 0
     """The byte where the model's sight begins."""
-    error: str = ""
 
     @property
     def dirty(self) -> bool:
@@ -272,6 +272,22 @@ class Files:
     """Text that an export writes."""
 
 
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """A sentence near the page. update/notices.py puts them there and takes them away."""
+
+    key: str
+    """What it is about; there is one notice of each key."""
+    text: str
+    kind: Literal["info", "failed"] = "info"
+    action: Any = None
+    """The way out, which a button offers: an events.Action, or None."""
+    label: str = ""
+    """Text of that button."""
+    until: float = math.inf
+    """Monotonic time at which it goes away by itself."""
+
+
 @dataclass(slots=True)
 class Drafts:
     """Text that is being typed in small fields."""
@@ -302,8 +318,8 @@ class AppState:
     """Number of frames in which the page comes to the front."""
     arrange: bool = True
     """The panels are put in their first places."""
-    notice: str = ""
-    notice_at: float = 0.0
+    notices: list[Notice] = field(default_factory=list)
+    """Oldest first."""
     confirm: Literal["", "new", "open", "quit"] = ""
     """Action that waits for an answer about unsaved changes."""
     recovered: str | None = None
@@ -313,6 +329,10 @@ class AppState:
     """Monotonic seconds, of this frame."""
     unix: float = 0.0
     """Seconds since 1970, for what people read."""
+
+    def said(self, key: str) -> str:
+        """Return the text of the notice of this key; empty if there is none."""
+        return next((notice.text for notice in self.notices if notice.key == key), "")
 
     @property
     def settings(self) -> Settings:

@@ -14,7 +14,7 @@ from client import replicas
 from client.window import events as e
 from client.window.parameters import usable
 from client.window.state import AppState, Doing, Status
-from client.window.update import comparison, files, page
+from client.window.update import comparison, files, notices, page
 from client.window.update.comparison import LOAD_S
 from protocol import messages as m
 from protocol.connection import Event as Reply
@@ -41,7 +41,6 @@ LOOK_TIMEOUT_S = 10.0
 MEASURE_S = LOAD_S
 UNLOAD_S = 60.0
 CONTROL_S = 10.0
-NOTICE_S = 8.0
 MAX_RECENT, MAX_MODELS = 10, 500
 ANSWERS: dict[e.Tag, tuple[type[m.Reply], ...]] = {
     "look": (m.ServerInfo, m.Pong),
@@ -81,8 +80,7 @@ def apply(state: AppState, message: e.Message) -> list[e.Effect]:
     match message:
         case e.Tick(now, unix):
             state.now = now
-            if state.notice and now > state.notice_at + NOTICE_S:
-                state.notice = ""
+            notices.expire(state)
             return [*_look(state), *page.tick(state, unix)]
         case e.Replied():
             return _replied(state, message)
@@ -123,6 +121,8 @@ def apply(state: AppState, message: e.Message) -> list[e.Effect]:
             return _do(state, what)
         case e.Typed() | e.Moved() | e.TakeToken() | e.Restore():
             return page.apply(state, message)
+        case e.Dismiss(key):
+            notices.drop(state, key)
         case e.ChooseColumn() | e.ExportEntry():
             return comparison.apply(state, message)
         case e.ChooseFile() | e.Opened() | e.Saved() | e.Exported() | e.DiskFailed() | e.Listed():
@@ -197,9 +197,9 @@ def _met(state: AppState, info: m.ServerInfo) -> list[e.Effect]:
     link = state.link
     before = link.info
     if before is not None and before.server_id != info.server_id:
-        files.notify(state, "the server was restarted: what it had loaded is gone")
+        notices.inform(state, "link", "the server was restarted: what it had loaded is gone")
     elif before is not None and link.status != "ready":
-        files.notify(state, "connected again")
+        notices.inform(state, "link", "connected again")
     link.status, link.trouble = "ready", ""
     link.since = link.next_look = state.now
     link.info = replace(info, parameters=[*{p.name: p for p in info.parameters if usable(p)}.values()])
@@ -258,7 +258,10 @@ def _answered(state: AppState, tag: e.Tag, event: Reply, took_ms: float) -> list
         case "load" | "measure":
             return _worked(state, tag, event)
         case "unload":
-            files.notify(state, f"unloaded {', '.join(event.names)}" if isinstance(event, m.Unloaded) else str(event))
+            if isinstance(event, m.Unloaded):
+                notices.inform(state, "model", f"unloaded {', '.join(event.names)}")
+            else:
+                notices.warn(state, "model", str(event))
             return _refresh(state)
         case "page" | "count" | "branch ids" | "branch text":
             return page.replied(state, tag, event, took_ms)
@@ -280,10 +283,11 @@ def _refresh(state: AppState) -> list[e.Effect]:
 def _listed(state: AppState, event: Reply) -> None:
     if isinstance(event, m.ModelList):
         state.models.known = event.models[:MAX_MODELS]
+        notices.drop(state, "models")
         if not state.models.chosen():
             choose(state, *_first_choice(state))
     elif state.link.status in GOES_ON:
-        files.notify(state, f"the models could not be listed: {event}")
+        notices.warn(state, "models", f"the models could not be listed: {event}")
 
 
 def _first_choice(state: AppState) -> tuple[str, str, str]:
@@ -360,10 +364,10 @@ def _worked(state: AppState, tag: e.Tag, event: Reply) -> list[e.Effect]:
         each = f"{replicas.count(event.replicas)} of " if event.replicas != 1 else ""
         name = f"{event.model}/{event.engine}/{event.precision}"
         notes = "".join(f"; note: {notice}" for notice in event.notices)
-        files.notify(state, f"{name} {took}, {each}{event.rss_bytes / 1e6:.0f} MB{notes}")
+        notices.inform(state, "model", f"{name} {took}, {each}{event.rss_bytes / 1e6:.0f} MB{notes}")
     elif isinstance(event, m.Measured):
         name, change = f"{event.model}/{event.engine}/{event.precision}", event.fidelity.perplexity_change_pct
-        files.notify(state, f"{name}: perplexity {change:+.2f} % against full precision")
+        notices.inform(state, "model", f"{name}: perplexity {change:+.2f} % against full precision")
     elif not isinstance(event, Cancelled):
         models.error = str(event)
     return _refresh(state)

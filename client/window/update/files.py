@@ -8,11 +8,7 @@ from typing import Literal, assert_never
 from client.window import events as e
 from client.window.document import Document
 from client.window.state import AppState
-
-
-def notify(state: AppState, text: str) -> None:
-    """Show a line for a few seconds."""
-    state.notice, state.notice_at = text, state.now
+from client.window.update import notices
 
 
 def apply(state: AppState, message: e.FileMessage) -> list[e.Effect]:
@@ -24,13 +20,13 @@ def apply(state: AppState, message: e.FileMessage) -> list[e.Effect]:
             return [*_show(state, path, text), e.Autosave(None)]
         case e.Saved(path, data):
             state.page.path, state.page.saved = path, data
-            notify(state, f"saved {path}")
+            notices.inform(state, "file", f"saved {path}")
             return [e.Autosave(None), *(_confirmed(state) if state.confirm else [])]
         case e.Exported(path):
-            notify(state, f"exported to {path}")
+            notices.inform(state, "file", f"exported to {path}")
         case e.DiskFailed(error):
             state.files.error, state.confirm = error, ""
-            notify(state, error)
+            notices.warn(state, "file", error)
         case e.ChooseFile():
             return _choose_file(state, message)
         case _:
@@ -88,7 +84,7 @@ def _show(state: AppState, path: Path | None, text: str) -> list[e.Effect]:
     page.document.cursor = 0
     page.path, page.saved = path, page.document.data
     page.move_cursor, page.counted = True, -1
-    page.error = ""
+    notices.drop(state, "page")
     state.shown, state.files.purpose = None, ""
     return [e.Cancel("page")] if was_generating else []
 

@@ -11,6 +11,7 @@ import msgspec
 from client.window import events as e
 from client.window.document import Mark, Take, clean
 from client.window.state import KEPT_LOGPROBS, MAX_POINTS, AppState, Branch, Entry, Generating, Shown
+from client.window.update import notices
 from protocol import messages as m
 from protocol.connection import Event as Reply
 from protocol.errors import Gpt2dError
@@ -100,10 +101,12 @@ def generate(
     """Continue the page after `start`; with `ids` from these tokens, whose end the page shows as `prefix`."""
     page = state.page
     if page.generating or (refused := _cannot(state)):
-        page.error = "" if page.generating else refused
+        if not page.generating:
+            notices.warn(state, "page", refused)
         return []
     prompt = _tail(state, start, SENT_BYTES)
-    page.error, page.last = "", start
+    page.last = start
+    notices.drop(state, "page")
     asked = state.setting("max_new_tokens")
     page.generating = Generating(start, start, prompt, asked, state.now, instead_of=instead_of)
     place = page.document.place(start)
@@ -220,7 +223,9 @@ def _ended(state: AppState, error: str) -> None:
                 place.shown, page.move_cursor = going.instead_of, True
         elif place:
             place.show_last()
-    page.generating, page.error = None, error
+    page.generating = None
+    if error:
+        notices.warn(state, "page", error)
     page.changed_at, page.counted = state.now, -1
 
 
@@ -302,10 +307,11 @@ def _branch(state: AppState, index: int, token: int) -> list[e.Effect]:
     if shown is None or page.generating or state.link.status != "ready" or not 0 <= index < len(shown.result.ids):
         return []
     if _tail(state, shown.start, SENT_BYTES) != shown.prompt:
-        page.error = "the text before these tokens has changed since; generate there again"
+        notices.warn(state, "page", "the text before these tokens has changed since; generate there again")
         return []
     ids = [*shown.result.ids[:index], token]
-    page.branch, page.error = Branch(shown.start, shown.prompt, ids), ""
+    page.branch = Branch(shown.start, shown.prompt, ids)
+    notices.drop(state, "page")
     which = _which(state)
     return [
         e.Send("branch ids", m.Tokenize(text=shown.prompt[-COUNTED_BYTES:], **which), COUNT_S),
@@ -318,7 +324,8 @@ def _branched(state: AppState, tag: e.PageTag, event: Reply) -> list[e.Effect]:
     if branch is None:
         return []
     if not isinstance(event, m.Tokenized):
-        page.branch, page.error = None, str(event)
+        page.branch = None
+        notices.warn(state, "page", str(event))
         return []
     if tag == "branch ids":
         branch.prompt_ids = event.ids

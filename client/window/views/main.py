@@ -141,9 +141,10 @@ def draw_menu(state: AppState) -> list[Action]:
         if imgui.menu_item("Reset the layout", "", False)[0]:
             state.preferences.layout, state.arrange = "", True
         imgui.end_menu()
-    if state.notice:
-        imgui.same_line(imgui.get_window_width() - imgui.calc_text_size(state.notice).x - imgui.get_font_size())
-        widgets.colored(state.notice, "accent")
+    if state.notices:
+        notice = state.notices[-1]
+        imgui.same_line(imgui.get_window_width() - imgui.calc_text_size(notice.text).x - imgui.get_font_size())
+        widgets.colored(notice.text, "bad" if notice.kind == "failed" else "accent")
     imgui.end_main_menu_bar()
     return actions
 

@@ -178,7 +178,7 @@ def draw_status(state: AppState) -> None:
     parts.append(f"{name}{' *' if page.dirty else ''}")
     if page.generating:
         parts.insert(0, progress(page.generating))
-    if page.error:
-        widgets.colored(page.error, "bad")
+    if said := state.said("page"):
+        widgets.colored(said, "bad")
     else:
         imgui.text_disabled("   ".join(parts))

@@ -65,7 +65,7 @@ class Driver:
         give_up = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < give_up, (
-                f"waited in vain; {self.state.link.status} {self.state.link.trouble} {self.state.page.error}"
+                f"waited in vain; {self.state.link.status} {self.state.link.trouble} {self.state.notices}"
             )
             self.ctx.yield_()
             time.sleep(0.002)

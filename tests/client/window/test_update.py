@@ -332,7 +332,7 @@ def test_a_continuation_that_cannot_be_written_again_comes_back() -> None:
     apply(state, e.Do("regenerate"))
     assert state.page.document.text == "Once" and state.page.move_cursor, "the field must show it too"
     apply(state, e.Replied("page", NoServer("gone"), 1))
-    assert state.page.document.text == "Once x x" and state.page.error == "gone"
+    assert state.page.document.text == "Once x x" and state.said("page") == "gone"
     mark = state.page.document.mark_at(6)
     place = state.page.document.known_place(4)
     assert (
@@ -343,7 +343,7 @@ def test_a_continuation_that_cannot_be_written_again_comes_back() -> None:
         and place.shown == 0
     )
     state.link.workers = []
-    assert apply(state, e.Do("regenerate")) == [] and "no model is loaded" in state.page.error
+    assert apply(state, e.Do("regenerate")) == [] and "no model is loaded" in state.said("page")
     assert state.page.document.text == "Once x x"
 
 
@@ -386,7 +386,7 @@ def test_each_error_is_called_by_its_name(error: str, status: str) -> None:
     assert state.link.status == status and state.link.trouble == "why" and connection.WORDS[state.link.status]
     assert (state.models.loading is not None) == (status in GOES_ON)
     apply(state, e.Do("generate"))
-    assert state.page.error == "why"
+    assert state.said("page") == "why"
 
 
 def test_a_look_whose_time_ran_out_says_so() -> None:
@@ -395,7 +395,7 @@ def test_a_look_whose_time_ran_out_says_so() -> None:
     assert connection.WORDS[state.link.status] == "no answer in time" and "no answer" in state.link.trouble
     apply(state, e.Tick(10.0, 1e9))
     apply(state, e.Replied("look", INFO, 1))
-    assert state.link.status == "ready" and state.notice == "connected again"
+    assert state.link.status == "ready" and state.said("link") == "connected again"
 
 
 def test_every_error_and_every_status_has_a_word() -> None:
@@ -417,11 +417,11 @@ def test_an_answer_of_another_kind_ends_its_request(tag: Any) -> None:
         "look": state.link.trouble,
         "load": state.models.error,
         "measure": state.models.error,
-        "page": state.page.error,
+        "page": state.said("page"),
         "compare": state.compare.columns[0].error,
         "compare load": state.compare.columns[0].error,
-        "models": state.notice,
-        "unload": state.notice,
+        "models": state.said("models"),
+        "unload": state.said("model"),
     }.get(tag, "with CancelSent instead of")
     assert "with CancelSent instead of" in shown
     assert not (tag == "page" and state.page.generating) and not (tag == "load" and state.models.loading)
@@ -431,7 +431,7 @@ def test_an_answer_of_another_kind_ends_its_request(tag: Any) -> None:
 def test_models_that_cannot_be_listed_are_not_passed_over() -> None:
     state = ready()
     apply(state, e.Replied("models", Busy("full up"), 1))
-    assert state.notice == "the models could not be listed: full up" and state.models.known == [MODEL]
+    assert state.said("models") == "the models could not be listed: full up" and state.models.known == [MODEL]
 
 
 def test_a_message_without_a_handler_is_an_error() -> None:
@@ -457,7 +457,7 @@ def test_a_restarted_server_is_noticed_and_asked_again() -> None:
     apply(state, e.Do("generate"))
     apply(state, e.Replied("look", ServerRestarted("gone"), 1))
     link = state.link
-    assert link.status == "lost" and state.page.generating is None and state.page.error == "gone"
+    assert link.status == "lost" and state.page.generating is None and state.said("page") == "gone"
     assert sent(apply(state, e.Tick(1.1, 1e9)), m.Hello)
     effects = apply(
         state,
@@ -466,7 +466,10 @@ def test_a_restarted_server_is_noticed_and_asked_again() -> None:
         ),
     )
     assert (
-        state.link.info and state.link.info.server_id == "b" and "restarted" in state.notice and sent(effects, m.Models)
+        state.link.info
+        and state.link.info.server_id == "b"
+        and "restarted" in state.said("link")
+        and sent(effects, m.Models)
     )
 
 
@@ -536,7 +539,7 @@ def test_a_load_asks_for_replicas_where_that_changes_their_number() -> None:
         "load_ms": 1,
     }
     apply(state, e.Replied("load", m.Loaded(id=1, **loaded, rss_bytes=42_000_000, already=True, replicas=4), 1))
-    assert state.models.replicas is None and state.notice == "demo/onnx/int8 is loaded, 4 replicas of 42 MB"
+    assert state.models.replicas is None and state.said("model") == "demo/onnx/int8 is loaded, 4 replicas of 42 MB"
     enter(state, 4)
     apply(state, e.Choose("demo", "onnx", "int8"))
     assert state.models.replicas is None, "a number is of one model"
