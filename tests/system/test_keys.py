@@ -81,6 +81,31 @@ def test_a_key_finds_nothing_of_what_another_has_sent(keyed: Keyed) -> None:
         assert owner.generate(**secret).ledger.reused_tokens == len(secret["prompt_ids"]) - 1
 
 
+def test_what_one_key_has_sent_draws_no_other_key_to_its_replica(keyed: Keyed) -> None:
+    """A guess goes to the replica that was idle longest, as any prompt does that nobody has sent; one's own goes home."""
+    writer = CurveKeys.new()
+    keyed.authorise("writer", writer, "generate")
+    with keyed.client(keyed.owner) as owner:
+        owner.load("demo", replicas=2)
+    with keyed.client(writer) as first, keyed.client(keyed.guest) as second:
+        for i in range(3):
+            secret = list(range(300 + 100 * i, 360 + 100 * i))
+            home, written = _send(first, secret)
+            assert _send(first, secret)[0] == home
+            replica, guess = _send(second, [*secret, *written.ids])
+            assert replica != home and guess.ledger.reused_tokens == 0
+            replica, own = _send(first, secret)
+            assert replica == home and own.ledger.reused_tokens == len(secret) - 1
+
+
+def _send(client: Client, ids: list[int]) -> tuple[int, m.Generated]:
+    """Send a prompt; return the number of the replica that answered, by the client's own counts, and the result."""
+    before = {worker.replica: worker.requests for worker in client.stats().workers}
+    result = client.generate(prompt_ids=ids, max_new_tokens=20, ignore_eos=True)
+    (replica,) = [w.replica for w in client.stats().workers if w.requests != before[w.replica]]
+    return replica, result
+
+
 def test_keys_share_prefixes_where_the_server_says_so(tmp_path: Path, cache: Path) -> None:
     keyed = keyed_daemon(tmp_path, cache, "--preload", "demo", "--share-prefixes")
     prompt: dict[str, Any] = {"prompt_ids": list(range(300, 360)), "max_new_tokens": 2}
