@@ -7,9 +7,7 @@ import statistics
 from pathlib import Path
 
 from protocol import Client, messages as m
-from protocol.keys import CurveKeys, write_public, write_secret
-from scripts.daemon import Daemon
-from scripts.reliability.asking import until
+from scripts.reliability.keyed import KeyedDaemon
 from scripts.reliability.promise import Figures, Scale, promise
 
 TOKENS = 200
@@ -24,17 +22,8 @@ def keys_apart(scale: Scale, folder: Path) -> Figures:
     count = scale.of(12, 60, 200)
     draw = random.Random(21)
     times: dict[str, list[float]] = {"guessed": [], "other": [], "own": []}
-    server, owner = CurveKeys.new(), CurveKeys.new()
-    guest = CurveKeys.new()
-    write_secret(folder / "server.key", server)
-    for name, key in (("owner", owner), ("guest", guest)):
-        write_public(folder / "authorised" / f"{name}.pub", key.public, "generate")
-    keys = (f"--key={folder / 'server.key'}", f"--authorised-keys={folder / 'authorised'}")
-    with Daemon(folder, "--preload=demo", *keys) as daemon:
-        first = Client(daemon.endpoint, server_key=server.public, key=owner.secret)
-        second = Client(daemon.endpoint, server_key=server.public, key=guest.secret)
-        with first, second:
-            until(lambda: _loaded(first), 60, "the model is loaded")
+    with KeyedDaemon(folder, ("owner", "guest"), "--preload=demo") as daemon:
+        with daemon.client("owner") as first, daemon.client("guest") as second:
             for _ in range(count):
                 secret, other = _prompt(draw), _prompt(draw)
                 _ask(first, secret)
@@ -57,10 +46,6 @@ def _prompt(draw: random.Random) -> list[int]:
 
 def _ask(client: Client, prompt: list[int]) -> m.Generated:
     return client.generate(prompt_ids=prompt, max_new_tokens=1)
-
-
-def _loaded(client: Client) -> bool:
-    return any(worker.state == "ready" for worker in client.ping().workers)
 
 
 def _faster(some: list[float], others: list[float]) -> float:

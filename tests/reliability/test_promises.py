@@ -9,8 +9,8 @@ import pytest
 from scripts.reliability import every_promise
 from scripts.reliability.promise import Scale
 
-LONG = {"slow_line"}
-"""Those that need longer; tests/system/test_network.py tries such a line."""
+LONG = {"slow_line", "turns"}
+"""Those that need longer; tests/system/test_network.py tries such a line, tests/server/test_turns.py who is next."""
 
 
 @pytest.mark.parametrize("name", sorted(every_promise().keys() - LONG))

@@ -82,7 +82,7 @@ def test_a_key_finds_nothing_of_what_another_has_sent(keyed: Keyed) -> None:
 
 
 def test_what_one_key_has_sent_draws_no_other_key_to_its_replica(keyed: Keyed) -> None:
-    """A guess goes to the replica that was idle longest, as any prompt does that nobody has sent; one's own goes home."""
+    """A guess goes to the replica that was idle longest, as does any prompt that nobody has sent."""
     writer = CurveKeys.new()
     keyed.authorise("writer", writer, "generate")
     with keyed.client(keyed.owner) as owner:
