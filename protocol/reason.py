@@ -61,6 +61,10 @@ class Reason:
         """Note that its machine refuses connections to this port."""
         start = command("gpt2d-server") if sockets.is_loopback(self._endpoint) else "gpt2d-server"
         nobody = f"nobody listens on {self._endpoint}; start a server there with `{start}`"
+        if self._met:
+            nobody = (
+                f"nobody listens on {self._endpoint} any more; start the server again, or the tunnel that led to it"
+            )
         self.blame(NoServer(nobody), certain=True)
 
     def accepted(self) -> None:

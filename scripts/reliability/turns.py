@@ -17,8 +17,10 @@ from scripts.reliability.asking import until
 from scripts.reliability.keyed import KeyedDaemon
 from scripts.reliability.promise import Figures, Scale, promise
 
-SCORED, STRIDE, PROMPT = 50_000, 64, 1000
-"""Tokens that are scored again and again, their stride, and those of the prompts that are sent without a pause."""
+SCORED, STRIDE = 50_000, 64
+"""Tokens of the text that is scored again and again, and its stride."""
+PROMPT = 1000
+"""Tokens of the prompts that are sent without a pause."""
 SHORT, NEW = 8, 5
 """Tokens of a short prompt, and those written after it."""
 VOCABULARY = 50_257

@@ -207,7 +207,7 @@ def test_a_server_that_goes_away_for_good() -> None:
         threading.Timer(0.3, server.close).start()
         with pytest.raises(ConnectionLost):
             client.generate("x")
-        with pytest.raises(NoServer):
+        with pytest.raises(NoServer, match="any more; start the server again, or the tunnel"):
             client.ping()
 
 
