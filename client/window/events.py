@@ -67,6 +67,27 @@ class Moved:
     cursor: int
 
 
+EditKind: TypeAlias = Literal["typed", "pasted", "cut", "deleted", "replaced", "dropped"]
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Code points start to end of the page are replaced by a text, behind which the caret is then."""
+
+    start: int
+    end: int
+    text: str
+    kind: EditKind
+
+
+@dataclass(frozen=True)
+class Select:
+    """The caret is at `cursor`, and what is between it and `anchor` is selected."""
+
+    anchor: int
+    cursor: int
+
+
 ModelWord: TypeAlias = Literal["measure", "stop measuring", "reset settings"]
 PageWord: TypeAlias = Literal["generate", "stop", "continue", "regenerate", "undo", "redo", "earlier", "later"]
 CompareWord: TypeAlias = Literal["compare", "stop compare", "add column", "remove column"]
