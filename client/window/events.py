@@ -88,8 +88,9 @@ class Select:
     cursor: int
 
 
-ModelWord: TypeAlias = Literal["measure", "stop measuring", "reset settings"]
-PageWord: TypeAlias = Literal["generate", "stop", "continue", "regenerate", "undo", "redo", "earlier", "later"]
+ModelWord: TypeAlias = Literal["measure", "stop measuring", "reset settings", "agree", "decline"]
+WriteWord: TypeAlias = Literal["generate", "continue", "regenerate"]
+PageWord: TypeAlias = WriteWord | Literal["stop", "undo", "redo", "earlier", "later"]
 CompareWord: TypeAlias = Literal["compare", "stop compare", "add column", "remove column"]
 FileWord: TypeAlias = Literal[
     "new", "open", "save", "save as", "quit", "confirmed", "dismissed", "restore", "forget", "close files"
@@ -208,6 +209,8 @@ Action: TypeAlias = (
 )
 
 PageAction: TypeAlias = Typed | Moved | TakeToken | Restore
+WriteAction: TypeAlias = Do | TakeToken
+"""Actions that have something written, with the chosen model: those of act.want."""
 CompareAction: TypeAlias = ChooseColumn | ExportEntry
 
 # Events: what happened outside

@@ -31,6 +31,8 @@ Status: TypeAlias = Literal[
     "other",
     "lost",
 ]
+GOES_ON = frozenset[Status]({"ready", "stuck", "late", "busy", "stopping", "failed"})
+"""The connection is there, so that what is under way may still come to an end."""
 MAX_HISTORY, MAX_POINTS = 500, 2000
 KEPT_LOGPROBS = 50
 """Number of generations, the newest, that keep their tokens' probabilities, which take far more memory than their
@@ -91,10 +93,16 @@ class Models:
     """Number of processes that are to hold the chosen model, as entered; None: nothing was."""
     loading: Doing | None = None
     measuring: Doing | None = None
-    error: str = ""
+    listed: bool = False
+    """True once this server has said which models it has."""
 
     def chosen(self) -> m.ModelInfo | None:
         return next((info for info in self.known if info.name == self.model), None)
+
+    @property
+    def way(self) -> tuple[str, str, str]:
+        """Chosen model, engine and precision."""
+        return self.model, self.engine, self.precision
 
     @property
     def context(self) -> int:
@@ -117,8 +125,43 @@ class Generating:
     place: int = 0
     """Place in the server's queue; 0: running."""
     stopping: bool = False
+    stopped_at: float = 0.0
+    tokens: int = 0
+    """Number of new tokens so far."""
+    first_at: float = 0.0
+    """Time of the first of them, and of the latest."""
+    latest_at: float = 0.0
     instead_of: int | None = None
     """The take that was here before and comes back if nothing is written."""
+    way: tuple[str, str, str] = ("", "", "")
+    """Model, engine and precision that write."""
+    wanted: Wanted | None = None
+    """What it came from."""
+
+    @property
+    def rate(self) -> float:
+        """Tokens a second, from the first to the latest; 0 until there are some."""
+        took = self.latest_at - self.first_at
+        return (self.tokens - 1) / took if took > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is written as soon as the chosen model is loaded."""
+
+    action: Any
+    """An events.WriteAction."""
+    missing: bool = False
+    """The server has said that the model is not loaded, whatever it said before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Whether models may be downloaded that are not on the server's disk."""
+
+    downloads: list[m.ModelInfo]
+    then: Any
+    """The events.Action that follows if they may."""
 
 
 @dataclass(slots=True)
@@ -142,6 +185,7 @@ class Page:
     autosaved: int = 0
     """Version of the document that was autosaved."""
     generating: Generating | None = None
+    wanted: Wanted | None = None
     branch: Branch | None = None
     last: int | None = None
     """Byte at which the last generation began."""
@@ -156,6 +200,11 @@ class Page:
     exact: bool = True
     sight: int = 0
     """The byte where the model's sight begins."""
+
+    @property
+    def busy(self) -> bool:
+        """True while something is written, or waits for its model."""
+        return self.generating is not None or self.wanted is not None
 
     @property
     def dirty(self) -> bool:
@@ -320,6 +369,9 @@ class AppState:
     """The panels are put in their first places."""
     notices: list[Notice] = field(default_factory=list)
     """Oldest first."""
+    asking: Question | None = None
+    agreed: set[str] = field(default_factory=set)
+    """Names of the models that may be downloaded."""
     confirm: Literal["", "new", "open", "quit"] = ""
     """Action that waits for an answer about unsaved changes."""
     recovered: str | None = None
@@ -352,12 +404,16 @@ class AppState:
     @property
     def holders(self) -> list[m.WorkerHealth]:
         """Processes of the chosen model, engine and precision."""
-        way = (self.models.model, self.models.engine, self.models.precision)
-        return [w for w in self.link.workers if (w.model, w.engine, w.precision) == way]
+        return [w for w in self.link.workers if (w.model, w.engine, w.precision) == self.models.way]
 
     @property
     def loaded(self) -> bool:
         return any(w.state == "ready" for w in self.holders)
+
+    @property
+    def may_load(self) -> bool:
+        """True if the key of this connection may load, measure and unload models."""
+        return self.link.info is not None and self.link.info.role == "admin"
 
     @property
     def replicas(self) -> int:

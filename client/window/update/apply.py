@@ -10,17 +10,14 @@ from typing import assert_never
 
 from msgspec.structs import replace
 
-from client import replicas
 from client.window import events as e
 from client.window.parameters import usable
-from client.window.state import AppState, Doing, Status
-from client.window.update import comparison, files, notices, page
-from client.window.update.comparison import LOAD_S
+from client.window.state import GOES_ON, AppState, Status
+from client.window.update import act, comparison, files, models, notices, page
 from protocol import messages as m
 from protocol.connection import Event as Reply
 from protocol.errors import (
     Busy,
-    Cancelled,
     ConnectionFailed,
     ConnectionLost,
     DeadlineExceeded,
@@ -29,6 +26,7 @@ from protocol.errors import (
     KeyRefused,
     NoServer,
     NotGpt2d,
+    NotLoaded,
     RequestError,
     ServerRestarted,
     ServerStuck,
@@ -38,10 +36,7 @@ from protocol.errors import (
 
 LOOK_S, RETRY_S = 3.0, 2.0
 LOOK_TIMEOUT_S = 10.0
-MEASURE_S = LOAD_S
-UNLOAD_S = 60.0
-CONTROL_S = 10.0
-MAX_RECENT, MAX_MODELS = 10, 500
+MAX_RECENT = 10
 ANSWERS: dict[e.Tag, tuple[type[m.Reply], ...]] = {
     "look": (m.ServerInfo, m.Pong),
     "models": (m.ModelList,),
@@ -71,8 +66,6 @@ STATUS: dict[type[Gpt2dError], Status] = {
     VersionMismatch: "version",
 }
 """Status of the connection after an error of this class; for one that is not listed its base class counts."""
-GOES_ON = frozenset[Status]({"ready", "stuck", "late", "busy", "stopping", "failed"})
-"""The connection is there, so that what is under way may still come to an end."""
 
 
 def apply(state: AppState, message: e.Message) -> list[e.Effect]:
@@ -87,22 +80,22 @@ def apply(state: AppState, message: e.Message) -> list[e.Effect]:
         case e.Connect():
             return connect(state)
         case e.Disconnect():
-            return [*_left(state, "", "disconnected"), e.CloseLink()]
+            return [*_left(state, ""), e.CloseLink()]
         case e.NotConnected(error):
-            return _left(state, error, error)
+            return _left(state, error)
         case e.Broken():
             if state.link.status == "ready":
                 return _trouble(state, ConnectionLost("the connection broke; reconnecting"))
         case e.Kept(names):
             state.link.kept = names
         case e.Choose(model, engine, precision):
-            choose(state, model, engine, precision)
+            models.choose(state, model, engine, precision)
         case e.LoadModel():
-            return load(state)
+            return act.load(state)
         case e.CancelLoad():
             return [e.Cancel("load")]
         case e.UnloadModel(model, engine, precision):
-            return [e.Send("unload", m.Unload(model=model, engine=engine, precision=precision), UNLOAD_S)]
+            return models.unload(state, model, engine, precision)
         case e.Prefer(name, value):
             setattr(state.preferences, name, value)
             state.fonts_changed = state.fonts_changed or name in {"font", "page_font", "scale", "theme"}
@@ -119,7 +112,9 @@ def apply(state: AppState, message: e.Message) -> list[e.Effect]:
             state.fonts, state.fonts_changed = fonts, True
         case e.Do(what):
             return _do(state, what)
-        case e.Typed() | e.Moved() | e.TakeToken() | e.Restore():
+        case e.TakeToken():
+            return act.want(state, message)
+        case e.Typed() | e.Moved() | e.Restore():
             return page.apply(state, message)
         case e.Dismiss(key):
             notices.drop(state, key)
@@ -138,7 +133,7 @@ def apply(state: AppState, message: e.Message) -> list[e.Effect]:
 def connect(state: AppState) -> list[e.Effect]:
     link = state.link
     if link.status != "off":
-        _lost(state, "reconnecting")
+        _lost(state, "")
     link.status, link.trouble = "connecting", ""
     link.since = link.next_look = state.now
     link.info, link.looking = None, False
@@ -147,12 +142,12 @@ def connect(state: AppState) -> list[e.Effect]:
     return [e.OpenLink(link.server.strip(), link.server_key.strip(), link.key_file.strip())]
 
 
-def _left(state: AppState, trouble: str, why: str) -> list[e.Effect]:
-    """End the connection, with no new try until the user connects."""
+def _left(state: AppState, trouble: str) -> list[e.Effect]:
+    """End the connection, with no new try until the user connects; `trouble`: why, if that was not the user's wish."""
     link = state.link
     link.status, link.trouble = "off", trouble
     link.looking = False
-    _lost(state, why)
+    _lost(state, trouble)
     return []
 
 
@@ -187,9 +182,9 @@ def _alive(state: AppState, pong: m.Pong, took_ms: float) -> list[e.Effect]:
         return []
     if link.info and pong.server_id != link.info.server_id:
         return _trouble(state, ServerRestarted("the server was restarted"))
-    link.rtt_ms, link.workers = took_ms, pong.workers[:MAX_MODELS]
+    link.rtt_ms, link.workers = took_ms, pong.workers[: models.MAX_MODELS]
     link.next_look = state.now + LOOK_S
-    return [e.Send("stats", m.GetStats(), CONTROL_S)] if any(w.running for w in link.workers) else []
+    return [e.Send("stats", m.GetStats(), models.CONTROL_S)] if any(w.running for w in link.workers) else []
 
 
 def _met(state: AppState, info: m.ServerInfo) -> list[e.Effect]:
@@ -201,13 +196,20 @@ def _met(state: AppState, info: m.ServerInfo) -> list[e.Effect]:
     elif before is not None and link.status != "ready":
         notices.inform(state, "link", "connected again")
     link.status, link.trouble = "ready", ""
+    if before is None:
+        notices.drop(state, "link")
     link.since = link.next_look = state.now
+    state.models.listed = False
     link.info = replace(info, parameters=[*{p.name: p for p in info.parameters if usable(p)}.values()])
     name = link.server.partition("#")[0].strip()
     state.preferences.recent = [name, *(r for r in state.preferences.recent if r != name)][:MAX_RECENT]
     state.preferences.sampling = state.fitting(state.settings)  # the others belong to another version
     state.page.counted = -1
-    return [e.KeepServer(), e.Send("models", m.Models(), CONTROL_S), e.Send("stats", m.GetStats(), CONTROL_S)]
+    return [
+        e.KeepServer(),
+        e.Send("models", m.Models(), models.CONTROL_S),
+        e.Send("stats", m.GetStats(), models.CONTROL_S),
+    ]
 
 
 def _trouble(state: AppState, error: Gpt2dError) -> list[e.Effect]:
@@ -220,18 +222,24 @@ def _trouble(state: AppState, error: Gpt2dError) -> list[e.Effect]:
     # After a broken connection the server is asked at once; one that is not there, every other second.
     link.next_look = state.now if was_ready and status == "lost" else state.now + RETRY_S
     if status not in GOES_ON:
-        _lost(state, str(error))
-    return []
+        _lost(state, str(error) if was_ready or _under_way(state) else "")
+    return act.go(state)
+
+
+def _under_way(state: AppState) -> bool:
+    models = state.models
+    return bool(state.page.busy or models.loading or models.measuring or state.compare.running is not None)
 
 
 def _lost(state: AppState, why: str) -> None:
-    """There is no server to talk to: what was under way is over."""
+    """There is no server to talk to: what was under way is over. `why`: empty where that was the user's wish."""
+    if why:
+        notices.warn(state, "link", why)
+    else:
+        notices.drop(state, "link")
     state.link.workers, state.link.worker_stats = [], []
-    models = state.models
-    if models.loading or models.measuring:
-        models.loading = models.measuring = None
-        models.error = why
-    page.lost(state, why)
+    state.models.loading = state.models.measuring = None
+    page.lost(state)
     comparison.lost(state, why)
 
 
@@ -250,21 +258,23 @@ def _answered(state: AppState, tag: e.Tag, event: Reply, took_ms: float) -> list
         case "look":
             return _looked(state, event, took_ms)
         case "models":
-            _listed(state, event)
+            models.listed(state, event)
+            return act.go(state)
         case "stats":
             if isinstance(event, m.Stats):  # after an error the last figures stay: they are asked for again soon
-                state.link.worker_stats = event.workers[:MAX_MODELS]
+                state.link.worker_stats = event.workers[: models.MAX_MODELS]
                 state.link.memory = event.rss_bytes + sum(w.rss_bytes for w in event.workers)
         case "load" | "measure":
-            return _worked(state, tag, event)
+            effects = models.worked(state, tag, event)
+            return [*effects, *(act.loaded(state, event) if tag == "load" else [])]
         case "unload":
-            if isinstance(event, m.Unloaded):
-                notices.inform(state, "model", f"unloaded {', '.join(event.names)}")
-            else:
-                notices.warn(state, "model", str(event))
-            return _refresh(state)
+            return models.unloaded(state, event)
         case "page" | "count" | "branch ids" | "branch text":
-            return page.replied(state, tag, event, took_ms)
+            going = state.page.generating
+            effects = page.replied(state, tag, event, took_ms)
+            if going and going.wanted and isinstance(event, NotLoaded) and tag == "page":
+                return [*effects, *act.missing(state, going)]
+            return effects
         case "compare" | "compare load":
             return comparison.replied(state, event)
         case _:
@@ -272,114 +282,13 @@ def _answered(state: AppState, tag: e.Tag, event: Reply, took_ms: float) -> list
     return []
 
 
-def _refresh(state: AppState) -> list[e.Effect]:
-    state.link.next_look = state.now
-    return [e.Send("models", m.Models(), CONTROL_S), e.Send("stats", m.GetStats(), CONTROL_S)]
-
-
-# Models
-
-
-def _listed(state: AppState, event: Reply) -> None:
-    if isinstance(event, m.ModelList):
-        state.models.known = event.models[:MAX_MODELS]
-        notices.drop(state, "models")
-        if not state.models.chosen():
-            choose(state, *_first_choice(state))
-    elif state.link.status in GOES_ON:
-        notices.warn(state, "models", f"the models could not be listed: {event}")
-
-
-def _first_choice(state: AppState) -> tuple[str, str, str]:
-    """Return what is loaded, else the first model that can be."""
-    for worker in state.link.workers:
-        return worker.model, worker.engine, worker.precision
-    for info in state.models.known:
-        for p in info.precisions:
-            if p.loaded:
-                return info.name, p.engine, p.precision
-    usable = next((info for info in state.models.known if not info.problem), None)
-    return (usable.name, "", "") if usable else ("", "", "")
-
-
-def choose(state: AppState, model: str, engine: str, precision: str) -> None:
-    """Choose a model; an engine or precision that it does not have is replaced by its first one."""
-    models = state.models
-    models.model = model
-    info = models.chosen()
-    ways = [(p.engine, p.precision) for p in info.precisions] if info else []
-    if (engine, precision) not in ways:
-        same_engine = [way for way in ways if way[0] == engine]
-        engine, precision = next(iter(same_engine or ways), ("", ""))
-    models.engine, models.precision = engine, precision
-    models.error, models.replicas = "", None
-    state.page.counted = -1
-
-
-def load(state: AppState) -> list[e.Effect]:
-    models = state.models
-    if not models.model or models.loading or state.link.status != "ready":
+def _answer(state: AppState, *, agreed: bool) -> list[e.Effect]:
+    """Take the answer to the question, and do what it was asked for."""
+    question, state.asking = state.asking, None
+    if question is None or not agreed:
         return []
-    models.loading = _begin(state)
-    request = m.Load(
-        model=models.model,
-        engine=models.engine or None,
-        precision=models.precision or None,
-        compile=models.compile and state.compiles and not state.loaded,  # what is loaded stays as it is
-        replicas=state.wanted,
-        stream=True,
-    )
-    return [e.Send("load", request, LOAD_S)]
-
-
-def measure(state: AppState) -> list[e.Effect]:
-    models = state.models
-    if not models.model or models.measuring or state.link.status != "ready":
-        return []
-    models.measuring = _begin(state)
-    request = m.Measure(model=models.model, engine=models.engine, precision=models.precision, stream=True)
-    return [e.Send("measure", request, MEASURE_S)]
-
-
-def _begin(state: AppState) -> Doing:
-    """Begin a load or a measurement of what is chosen."""
-    models = state.models
-    models.error = ""
-    return Doing(f"{models.model}/{models.engine}/{models.precision}", stage_began=state.now)
-
-
-def _worked(state: AppState, tag: e.Tag, event: Reply) -> list[e.Effect]:
-    """A load or a measurement went on, or ended."""
-    models = state.models
-    if isinstance(event, m.Progress):
-        _advance(models.loading if tag == "load" else models.measuring, event, state.now)
-        return []
-    if tag == "load":
-        models.loading = None
-    else:
-        models.measuring = None
-    if isinstance(event, m.Loaded):
-        choose(state, event.model, event.engine, event.precision)
-        took = "is loaded" if event.already else f"loaded in {event.load_ms / 1000:.1f} s"
-        each = f"{replicas.count(event.replicas)} of " if event.replicas != 1 else ""
-        name = f"{event.model}/{event.engine}/{event.precision}"
-        notes = "".join(f"; note: {notice}" for notice in event.notices)
-        notices.inform(state, "model", f"{name} {took}, {each}{event.rss_bytes / 1e6:.0f} MB{notes}")
-    elif isinstance(event, m.Measured):
-        name, change = f"{event.model}/{event.engine}/{event.precision}", event.fidelity.perplexity_change_pct
-        notices.inform(state, "model", f"{name}: perplexity {change:+.2f} % against full precision")
-    elif not isinstance(event, Cancelled):
-        models.error = str(event)
-    return _refresh(state)
-
-
-def _advance(doing: Doing | None, progress: m.Progress, now: float) -> None:
-    if doing:
-        if progress.stage != doing.stage:
-            doing.stage_began, doing.stage_done = now, progress.done
-        doing.stage, doing.unit = progress.stage[:40], progress.unit[:20]
-        doing.done, doing.total = max(0, progress.done), max(1, progress.total)
-        doing.rate = (progress.done - doing.stage_done) / max(0.1, now - doing.stage_began)
+    state.agreed |= {info.name for info in question.downloads}
+    return apply(state, question.then)
 
 
 # Settings
@@ -403,13 +312,19 @@ def _preset(state: AppState, message: e.Preset) -> None:
 def _do(state: AppState, what: e.ModelWord | e.PageWord | e.CompareWord | e.FileWord) -> list[e.Effect]:
     match what:
         case "measure":
-            return measure(state)
+            return models.measure(state)
         case "stop measuring":
             return [e.Cancel("measure")]
         case "reset settings":
             state.preferences.sampling = {}
             return []
-        case "generate" | "stop" | "continue" | "regenerate" | "undo" | "redo" | "earlier" | "later":
+        case "agree" | "decline":
+            return _answer(state, agreed=what == "agree")
+        case "generate" | "continue" | "regenerate":
+            return act.want(state, e.Do(what))
+        case "stop":
+            return act.stop(state)
+        case "undo" | "redo" | "earlier" | "later":
             return page.do(state, what)
         case "compare" | "stop compare" | "add column" | "remove column":
             return comparison.do(state, what)

@@ -19,6 +19,8 @@ from protocol.ledger import Ledger
 
 GENERATE_S = 600.0
 COUNT_S = 10.0
+STOP_S = 0.25
+"""The last words of a generation that is stopped are waited for this long; a worker that stands still has none."""
 COUNT_AFTER_S = 0.4
 """Tokens are counted when the page has not changed for this long."""
 COUNTED_BYTES = 12_000
@@ -66,7 +68,7 @@ def do(state: AppState, what: e.PageWord) -> list[e.Effect]:
         case "stop":
             page.branch = None
             if page.generating and not page.generating.stopping:
-                page.generating.stopping = True
+                page.generating.stopping, page.generating.stopped_at = True, state.now
                 return [e.Cancel("page")]
         case "undo" | "redo":
             if not page.generating:
@@ -83,8 +85,11 @@ def tick(state: AppState, unix: float) -> list[e.Effect]:
     """Count tokens and autosave when the page has not changed for a moment. `unix`: the time that the history shows."""
     page, effects = state.page, list[e.Effect]()
     state.unix = unix
+    going = page.generating
+    if going and going.stopping and state.now >= going.stopped_at + STOP_S:
+        _ended(state, "")
     at_rest = not page.generating and state.now > page.changed_at + COUNT_AFTER_S
-    can_count = state.link.status == "ready" and any(w.state == "ready" for w in state.link.workers)
+    can_count = state.link.status == "ready" and state.loaded
     if at_rest and can_count and page.counted != page.document.version and not page.counting:
         page.counting, page.counted = True, page.document.version
         text = _tail(state, page.document.cursor, COUNTED_BYTES)
@@ -100,15 +105,16 @@ def generate(
 ) -> list[e.Effect]:
     """Continue the page after `start`; with `ids` from these tokens, whose end the page shows as `prefix`."""
     page = state.page
-    if page.generating or (refused := _cannot(state)):
-        if not page.generating:
-            notices.warn(state, "page", refused)
+    if page.generating:
         return []
     prompt = _tail(state, start, SENT_BYTES)
-    page.last = start
+    page.last, page.counted = start, -1
+    state.ledgers.last = None
+    if state.shown and state.shown.start == start:
+        state.shown = None
     notices.drop(state, "page")
     asked = state.setting("max_new_tokens")
-    page.generating = Generating(start, start, prompt, asked, state.now, instead_of=instead_of)
+    page.generating = Generating(start, start, prompt, asked, state.now, instead_of=instead_of, way=state.models.way)
     place = page.document.place(start)
     place.takes.append(Take(""))
     # No take is forgotten before this one has some text: `instead_of` is an index of them.
@@ -127,13 +133,6 @@ def generate(
         return []
 
 
-def _cannot(state: AppState) -> str:
-    """Return why nothing can be generated now; empty if it can."""
-    if state.link.status != "ready":
-        return state.link.trouble or "there is no connection to a server"
-    return "" if state.link.workers else "no model is loaded yet; Ctrl+L loads the one in the Model panel"
-
-
 def replied(state: AppState, tag: e.PageTag, event: Reply, took_ms: float) -> list[e.Effect]:
     page = state.page
     match tag:
@@ -150,20 +149,17 @@ def replied(state: AppState, tag: e.PageTag, event: Reply, took_ms: float) -> li
     return []
 
 
-def lost(state: AppState, why: str) -> None:
+def lost(state: AppState) -> None:
     """The server is gone, and what it was writing with it."""
     state.page.counting, state.page.counted = False, -1
-    state.page.branch = None
+    state.page.branch = state.page.wanted = None
     if state.page.generating:
-        _ended(state, why)
+        _ended(state, "")
 
 
 def _which(state: AppState) -> dict[str, Any]:
-    """Return the model that is chosen, if it is loaded; else none, for the server to find the one that is meant."""
-    models = state.models
-    if state.holders:
-        return {"model": models.model, "engine": models.engine, "precision": models.precision}
-    return {}
+    """Return what is chosen, in full: nothing else is to answer."""
+    return dict(zip(("model", "engine", "precision"), (name or None for name in state.models.way), strict=True))
 
 
 def _tail(state: AppState, end: int, most: int) -> str:
@@ -192,6 +188,8 @@ def _written(state: AppState, event: Reply, took_ms: float) -> list[e.Effect]:
         going.place = event.done
     elif isinstance(event, m.Tokens):
         going.place = 0
+        going.tokens += len(event.ids)
+        going.first_at, going.latest_at = going.first_at or state.now, state.now
         if going.end - going.start + len(event.text) > going.asked * MAX_TOKEN_BYTES:
             _ended(state, "the server sent far more text than was asked for; it was cancelled")
             return [e.Cancel("page")]
@@ -207,7 +205,7 @@ def _written(state: AppState, event: Reply, took_ms: float) -> list[e.Effect]:
         _ended(state, "")
         return [e.Send("stats", m.GetStats(), COUNT_S)]
     elif isinstance(event, Gpt2dError):
-        _ended(state, str(event))
+        _ended(state, "" if going.stopping else str(event))
     return []
 
 
@@ -276,7 +274,7 @@ def _regenerate(state: AppState) -> list[e.Effect]:
 
 def _clear(state: AppState, mark: Mark | None, start: int) -> int | None:
     """Remove the continuation that begins at `start`, for another in its place; return which take it was."""
-    if not mark or mark.start != start or _cannot(state):
+    if not mark or mark.start != start:
         return None
     document = state.page.document
     document.replace(mark.start, mark.end, "", f"generated {state.now}")

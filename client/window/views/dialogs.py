@@ -30,7 +30,7 @@ TITLES = {"open": "Open", "save": "Save as", "export": "Export"}
 
 
 def draw(state: AppState) -> list[Action]:
-    return [*draw_files(state), *draw_question(state), *draw_recovered(state)]
+    return [*draw_files(state), *draw_question(state), *draw_download(state), *draw_recovered(state)]
 
 
 def modal(title: str) -> bool:
@@ -92,6 +92,25 @@ def draw_question(state: AppState) -> list[Action]:
         imgui.same_line()
     if imgui.is_key_pressed(imgui.Key.escape):
         actions.append(Do("dismissed"))
+    imgui.end_popup()
+    return actions
+
+
+def draw_download(state: AppState) -> list[Action]:
+    """Ask whether models may be downloaded."""
+    actions = list[Action]()
+    if state.asking is None or not modal("Download"):
+        return actions
+    for info in state.asking.downloads:
+        size = widgets.megabytes(info.file_bytes) if info.file_bytes else "its size is known once it has begun"
+        imgui.text(widgets.printable(f"{info.name} is not on the server's disk yet: {size}"))
+    if imgui.is_window_appearing():
+        imgui.set_keyboard_focus_here()
+    if imgui.button("Download and go on"):
+        actions.append(Do("agree"))
+    imgui.same_line()
+    if imgui.button("Cancel###CancelDownload") or imgui.is_key_pressed(imgui.Key.escape):
+        actions.append(Do("decline"))
     imgui.end_popup()
     return actions
 

@@ -151,7 +151,7 @@ def draw_menu(state: AppState) -> list[Action]:
 
 def shortcuts(state: AppState) -> list[Action]:
     """Return the actions of keys that work everywhere, also in a text field."""
-    if state.files.purpose or state.confirm or state.recovered is not None:
+    if state.files.purpose or state.confirm or state.asking or state.recovered is not None:
         return []
     flags = imgui.InputFlags_.route_global | imgui.InputFlags_.route_over_active
     actions = [action for chord, action in SHORTCUTS if imgui.shortcut(chord, flags)]

@@ -55,14 +55,15 @@ def draw(state: AppState) -> list[Action]:
         for notice in chosen.notices:
             widgets.wrapped(f"note: {notice}", "dim")
     way = next((p for p in ways if (p.engine, p.precision) == (models.engine, models.precision)), None)
-    may = state.link.status == "ready" and state.link.info is not None and state.link.info.role == "admin"
+    may = state.link.status == "ready" and state.may_load
     if models.loading:
         if widgets.progress(models.loading, "CancelLoad"):
             actions.append(CancelLoad())
     else:
         actions += draw_load(state, may=may and chosen is not None)
-    if models.error:
-        widgets.wrapped(models.error, "bad")
+    for key in ("load", "measure"):
+        if said := state.said(key):
+            widgets.wrapped(said, "bad")
     actions += draw_loaded(state)
     if models.measuring:
         imgui.separator()
@@ -134,8 +135,12 @@ def draw_loaded(state: AppState) -> list[Action]:
         width = imgui.calc_text_size("Unload").x + 2 * imgui.get_style().frame_padding.x
         if imgui.get_content_region_avail().x < width:
             imgui.new_line()
+        imgui.begin_disabled(not state.may_load)
         if imgui.small_button(f"Unload###unload {name}"):
             actions.append(UnloadModel(*way))
+        imgui.end_disabled()
+        if not state.may_load:
+            widgets.tip("This key may not unload models.")
         if len(group) > 1:
             draw_replicas(name, group, host)
     return actions

@@ -77,17 +77,15 @@ def draw(state: AppState, font: imgui.ImFont | None) -> list[Action]:
 def draw_bar(state: AppState) -> list[Action]:
     page, actions = state.page, list[Action]()
     ready = state.link.status == "ready"
-    if page.generating:
+    if page.busy:
         if imgui.button("Stop"):
             actions.append(Do("stop"))
         widgets.tip("Esc")
     else:
-        imgui.begin_disabled(not ready)
         if imgui.button("Generate"):
             actions.append(Do("generate"))
         widgets.tip("Continue from the cursor (Ctrl+Enter). Text after the cursor stays and is not seen by the model.")
-        imgui.end_disabled()
-    imgui.begin_disabled(not ready or page.generating is not None)
+    imgui.begin_disabled(not ready or page.busy)
     writing: tuple[tuple[str, PageWord, str], ...] = (
         ("Continue", "continue", "Go on from the end of the last continuation (Ctrl+Shift+Enter)."),
         ("Regenerate", "regenerate", "Write the continuation at the cursor again (Ctrl+R); the earlier one is kept."),
@@ -165,6 +163,15 @@ def progress(going: Generating) -> str:
     return "stopping" if going.stopping else "writing (Esc stops)"
 
 
+def waiting(state: AppState) -> str:
+    """Return in words what has to be done before anything can be written."""
+    doing = state.models.loading
+    if doing is None:
+        return "connecting"
+    amount = f" {widgets.amount(doing)}" if doing.total > 1 else ""
+    return f"loading {doing.name}: {doing.stage}{amount} (Esc stops)"
+
+
 def draw_status(state: AppState) -> None:
     page, context = state.page, state.models.context
     parts = [f"{len(page.document.data.split())} words"] if len(page.document.data) < MAX_COUNTED else []
@@ -178,6 +185,8 @@ def draw_status(state: AppState) -> None:
     parts.append(f"{name}{' *' if page.dirty else ''}")
     if page.generating:
         parts.insert(0, progress(page.generating))
+    elif page.wanted:
+        parts.insert(0, waiting(state))
     if said := state.said("page"):
         widgets.colored(said, "bad")
     else:

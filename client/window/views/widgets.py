@@ -63,14 +63,16 @@ def row(name: str, value: str, colour: str = "", indent: float = 6.5) -> None:
         imgui.text_wrapped(printable(value))
 
 
+def amount(doing: Doing) -> str:
+    """Return how much of a load or a measurement is done."""
+    if doing.unit == "bytes":
+        return f"{megabytes(doing.done)} of {megabytes(doing.total)}, {doing.rate / 1e6:.1f} MB/s"
+    return f"{doing.done:,} of {doing.total:,} {doing.unit}" if doing.total > 1 else ""
+
+
 def progress(doing: Doing, cancel: str) -> bool:
     """Draw the progress of a load or a measurement; return True if it is to be cancelled."""
-    text = doing.stage
-    if doing.unit == "bytes":
-        text += f"  {megabytes(doing.done)} of {megabytes(doing.total)}, {doing.rate / 1e6:.1f} MB/s"
-    elif doing.total > 1:
-        text += f"  {doing.done:,} of {doing.total:,} {doing.unit}"
-    imgui.text_wrapped(printable(f"{doing.name}: {text}"))
+    imgui.text_wrapped(printable(f"{doing.name}: {doing.stage}  {amount(doing)}"))
     imgui.progress_bar(min(1.0, doing.done / doing.total), (-imgui.get_font_size() * 5, 0), "")
     imgui.same_line()
     return imgui.button(f"Cancel###{cancel}", (-1, 0))

@@ -17,8 +17,8 @@ from client import replicas
 from client.window import events as e
 from client.window.export import as_json, as_python
 from client.window.parameters import OWN, usable
-from client.window.state import AppState, Status
-from client.window.update.apply import ANSWERS, GOES_ON, STATUS, apply
+from client.window.state import GOES_ON, AppState, Status
+from client.window.update.apply import ANSWERS, STATUS, apply
 from client.window.update.comparison import differences
 from client.window.views import connection
 from protocol import messages as m
@@ -110,6 +110,7 @@ def ready() -> AppState:
 def meet(state: AppState, parameters: list[m.Parameter]) -> None:
     """A server that describes these settings."""
     apply(state, e.Replied("look", msgspec.structs.replace(INFO, parameters=parameters), 1))
+    apply(state, e.Replied("models", m.ModelList(id=1, models=[MODEL]), 1))
 
 
 def written(state: AppState, text: str, how: Any = "generate") -> None:
@@ -331,8 +332,8 @@ def test_a_continuation_that_cannot_be_written_again_comes_back() -> None:
     assert state.page.document.text == "Once x x"
     apply(state, e.Do("regenerate"))
     assert state.page.document.text == "Once" and state.page.move_cursor, "the field must show it too"
-    apply(state, e.Replied("page", NoServer("gone"), 1))
-    assert state.page.document.text == "Once x x" and state.said("page") == "gone"
+    apply(state, e.Replied("page", Busy("full up"), 1))
+    assert state.page.document.text == "Once x x" and state.said("page") == "full up"
     mark = state.page.document.mark_at(6)
     place = state.page.document.known_place(4)
     assert (
@@ -342,8 +343,8 @@ def test_a_continuation_that_cannot_be_written_again_comes_back() -> None:
         and [t.text for t in place.takes] == [" x x", " y"]
         and place.shown == 0
     )
-    state.link.workers = []
-    assert apply(state, e.Do("regenerate")) == [] and "no model is loaded" in state.said("page")
+    apply(state, e.Replied("look", Busy("full up"), 1))
+    assert apply(state, e.Do("regenerate")) == [] and state.said("link") == "full up"
     assert state.page.document.text == "Once x x"
 
 
@@ -386,7 +387,7 @@ def test_each_error_is_called_by_its_name(error: str, status: str) -> None:
     assert state.link.status == status and state.link.trouble == "why" and connection.WORDS[state.link.status]
     assert (state.models.loading is not None) == (status in GOES_ON)
     apply(state, e.Do("generate"))
-    assert state.said("page") == "why"
+    assert state.page.wanted if status in GOES_ON else state.said("link") == "why"
 
 
 def test_a_look_whose_time_ran_out_says_so() -> None:
@@ -415,8 +416,8 @@ def test_an_answer_of_another_kind_ends_its_request(tag: Any) -> None:
     assert effects[0] == e.Cancel(tag)
     shown = {
         "look": state.link.trouble,
-        "load": state.models.error,
-        "measure": state.models.error,
+        "load": state.said("load"),
+        "measure": state.said("measure"),
         "page": state.said("page"),
         "compare": state.compare.columns[0].error,
         "compare load": state.compare.columns[0].error,
@@ -457,7 +458,7 @@ def test_a_restarted_server_is_noticed_and_asked_again() -> None:
     apply(state, e.Do("generate"))
     apply(state, e.Replied("look", ServerRestarted("gone"), 1))
     link = state.link
-    assert link.status == "lost" and state.page.generating is None and state.said("page") == "gone"
+    assert link.status == "lost" and state.page.generating is None and state.said("link") == "gone"
     assert sent(apply(state, e.Tick(1.1, 1e9)), m.Hello)
     effects = apply(
         state,
@@ -527,7 +528,7 @@ def test_a_load_asks_for_replicas_where_that_changes_their_number() -> None:
     enter(state, 4)
     assert asked(state) == [4]
     apply(state, e.Replied("load", NoServer("no memory"), 1))
-    assert state.models.replicas == 4 and state.models.error, "what was entered stays, to be tried again"
+    assert state.models.replicas == 4 and state.said("load"), "what was entered stays, to be tried again"
     loaded = {
         "model": "demo",
         "engine": "onnx",

@@ -1,0 +1,158 @@
+"""Part of update.apply for models: which there are, which is chosen, loading, measuring and unloading."""
+
+from __future__ import annotations
+
+from client import replicas
+from client.window import events as e
+from client.window.state import GOES_ON, AppState, Doing
+from client.window.update import notices
+from protocol import messages as m
+from protocol.connection import Event as Reply
+from protocol.errors import Cancelled, Gpt2dError
+
+LOAD_S = MEASURE_S = 3600.0
+UNLOAD_S = 60.0
+CONTROL_S = 10.0
+MAX_MODELS = 500
+
+
+def listed(state: AppState, event: Reply) -> None:
+    if isinstance(event, m.ModelList):
+        state.models.known, state.models.listed = event.models[:MAX_MODELS], True
+        notices.drop(state, "models")
+        chosen, way = state.models.chosen(), state.models.way[1:]
+        if not chosen:
+            choose(state, *_first_choice(state))
+        elif way not in {(p.engine, p.precision) for p in chosen.precisions}:
+            choose(state, *state.models.way)
+    elif state.link.status in GOES_ON:
+        notices.warn(state, "models", f"the models could not be listed: {event}")
+
+
+def _first_choice(state: AppState) -> tuple[str, str, str]:
+    """Return what is loaded, else the first model that can be."""
+    for worker in state.link.workers:
+        return worker.model, worker.engine, worker.precision
+    for info in state.models.known:
+        for p in info.precisions:
+            if p.loaded:
+                return info.name, p.engine, p.precision
+    usable = next((info for info in state.models.known if not info.problem), None)
+    return (usable.name, "", "") if usable else ("", "", "")
+
+
+def choose(state: AppState, model: str, engine: str, precision: str) -> None:
+    """Choose a model; an engine or precision that it does not have is replaced by its first one."""
+    models = state.models
+    models.model = model
+    info = models.chosen()
+    ways = [(p.engine, p.precision) for p in info.precisions] if info else []
+    if (engine, precision) not in ways:
+        same_engine = [way for way in ways if way[0] == engine]
+        engine, precision = next(iter(same_engine or ways), ("", ""))
+    models.engine, models.precision = engine, precision
+    models.replicas = None
+    state.page.counted = -1
+    notices.drop(state, "load", "measure", "page")
+
+
+def load(state: AppState) -> list[e.Effect]:
+    models = state.models
+    if not models.model or models.loading or state.link.status != "ready":
+        return []
+    notices.drop(state, "load", "model")
+    models.loading = _begin(state)
+    request = m.Load(
+        model=models.model,
+        engine=models.engine or None,
+        precision=models.precision or None,
+        compile=models.compile and state.compiles and not state.loaded,  # what is loaded stays as it is
+        replicas=state.wanted,
+        stream=True,
+    )
+    return [e.Send("load", request, LOAD_S)]
+
+
+def measure(state: AppState) -> list[e.Effect]:
+    models = state.models
+    if not models.model or models.measuring or state.link.status != "ready":
+        return []
+    notices.drop(state, "measure")
+    models.measuring = _begin(state)
+    request = m.Measure(model=models.model, engine=models.engine, precision=models.precision, stream=True)
+    return [e.Send("measure", request, MEASURE_S)]
+
+
+def _begin(state: AppState) -> Doing:
+    """Begin a load or a measurement of what is chosen."""
+    return Doing("/".join(state.models.way), stage_began=state.now)
+
+
+def worked(state: AppState, tag: e.Tag, event: Reply) -> list[e.Effect]:
+    """A load or a measurement went on, or ended."""
+    models = state.models
+    if isinstance(event, m.Progress):
+        _advance(models.loading if tag == "load" else models.measuring, event, state.now)
+        return []
+    doing = models.loading if tag == "load" else models.measuring
+    if tag == "load":
+        models.loading = None
+    else:
+        models.measuring = None
+    if isinstance(event, m.Loaded):
+        way = (event.model, event.engine, event.precision)
+        if state.models.way in {way, (event.model, "", "")}:  # else another one has been chosen since
+            choose(state, *way)
+        took = "is loaded" if event.already else f"loaded in {event.load_ms / 1000:.1f} s"
+        each = f"{replicas.count(event.replicas)} of " if event.replicas != 1 else ""
+        name = f"{event.model}/{event.engine}/{event.precision}"
+        notes = "".join(f"; note: {notice}" for notice in event.notices)
+        notices.inform(state, "model", f"{name} {took}, {each}{event.rss_bytes / 1e6:.0f} MB{notes}")
+    elif isinstance(event, m.Measured):
+        name, change = f"{event.model}/{event.engine}/{event.precision}", event.fidelity.perplexity_change_pct
+        notices.inform(state, "model", f"{name}: perplexity {change:+.2f} % against full precision")
+    elif isinstance(event, Gpt2dError):
+        failed(state, tag, doing, event)
+    return refresh(state)
+
+
+def failed(state: AppState, tag: e.Tag, doing: Doing | None, error: Gpt2dError) -> None:
+    """Say why a load or a measurement did not come to its end, unless that was the user's wish."""
+    if isinstance(error, Cancelled):
+        return
+    key, name = ("load", "Load") if tag == "load" else ("measure", "Measure")
+    if doing is None or doing.name != "/".join(state.models.way):  # another one has been chosen since
+        notices.warn(state, key, str(error))
+    else:
+        again = e.LoadModel() if tag == "load" else e.Do("measure")
+        notices.warn(state, key, str(error), again, f"{name} {doing.name} again")
+
+
+def unload(state: AppState, model: str, engine: str, precision: str) -> list[e.Effect]:
+    going = state.page.generating
+    if going and going.way == (model, engine, precision):
+        going.stopping, going.stopped_at = True, state.now  # so that its end is no fault
+    return [e.Send("unload", m.Unload(model=model, engine=engine, precision=precision), UNLOAD_S)]
+
+
+def unloaded(state: AppState, event: Reply) -> list[e.Effect]:
+    if isinstance(event, m.Unloaded):
+        notices.inform(state, "model", f"unloaded {', '.join(event.names)}")
+    elif isinstance(event, Gpt2dError):
+        notices.warn(state, "model", str(event))
+    return refresh(state)
+
+
+def refresh(state: AppState) -> list[e.Effect]:
+    """Ask the server again for what it has."""
+    state.link.next_look = state.now
+    return [e.Send("models", m.Models(), CONTROL_S), e.Send("stats", m.GetStats(), CONTROL_S)]
+
+
+def _advance(doing: Doing | None, progress: m.Progress, now: float) -> None:
+    if doing:
+        if progress.stage != doing.stage:
+            doing.stage_began, doing.stage_done = now, progress.done
+        doing.stage, doing.unit = progress.stage[:40], progress.unit[:20]
+        doing.done, doing.total = max(0, progress.done), max(1, progress.total)
+        doing.rate = (progress.done - doing.stage_done) / max(0.1, now - doing.stage_began)

@@ -1,0 +1,200 @@
+"""Writing is one act: the chosen model is loaded by it, nothing else answers, and what is said ends when it is over."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from tests.conftest import WINDOW
+
+pytest.importorskip("client.window.loop", exc_type=ImportError, reason=WINDOW)
+
+from client.window import events as e
+from client.window.state import AppState
+from client.window.update.apply import apply
+from client.window.update.page import STOP_S
+from protocol import messages as m
+from protocol.errors import Cancelled, ConnectionLost, LoadFailed, NoServer, NotLoaded, Unauthorised
+from tests.client.window.test_update import INFO, LOADED, MODEL, PONG, RESULT, WORKER, ready, sent
+
+WAY = ("demo", "onnx", "int8")
+NEEDED = replace(MODEL, name="gpt2-xl", on_disk=False, file_bytes=6_400_000_000)
+FOUR_BITS = m.Precision(engine="onnx", precision="int4", memory_bytes=1, loaded=False)
+
+
+def unloaded(*models: m.ModelInfo, role: Any = "admin") -> AppState:
+    """A server that holds nothing, and a page with a beginning."""
+    state = AppState()
+    apply(state, e.Tick(1.0, 1e9))
+    apply(state, e.Connect())
+    apply(state, e.Replied("look", replace(INFO, role=role), 1))
+    apply(state, e.Replied("models", m.ModelList(id=1, models=list(models) or [MODEL]), 1))
+    apply(state, e.Replied("look", replace(PONG, workers=[]), 1))
+    apply(state, e.Typed("Once", 4))
+    return state
+
+
+def way(request: m.Generate | m.Load) -> tuple[str | None, ...]:
+    return request.model, request.engine, request.precision
+
+
+def test_generate_loads_what_is_chosen_and_begins_by_itself() -> None:
+    state = unloaded()
+    effects = apply(state, e.Do("generate"))
+    assert [way(r) for r in sent(effects, m.Load)] == [WAY] and not sent(effects, m.Generate)
+    assert state.page.busy and state.models.loading
+    apply(state, e.Replied("load", m.Progress(id=1, stage="build", done=2, total=12, unit="layers"), 1))
+    assert state.models.loading.done == 2
+    assert apply(state, e.Do("generate")) == [], "once is enough"
+    (request,) = sent(apply(state, e.Replied("load", LOADED, 1)), m.Generate)
+    assert way(request) == WAY and request.prompt == "Once" and state.page.generating and not state.page.wanted
+
+
+def test_a_start_that_is_too_early_waits_for_the_server() -> None:
+    state = AppState()
+    for message in (e.Tick(1.0, 1e9), e.Connect(), e.Typed("Once", 4)):
+        apply(state, message)
+    assert apply(state, e.Do("generate")) == [] and state.page.busy
+    apply(state, e.Replied("look", INFO, 1))
+    effects = apply(state, e.Replied("models", m.ModelList(id=1, models=[MODEL]), 1))
+    assert [way(r) for r in sent(effects, m.Load)] == [WAY]
+    nobody = AppState()
+    for message in (e.Tick(1.0, 1e9), e.Connect(), e.Do("generate"), e.Replied("look", NoServer("nobody"), 1)):
+        apply(nobody, message)
+    assert not nobody.page.busy and nobody.said("link") == "nobody"
+    assert apply(nobody, e.Do("generate")) == [] and nobody.notices[0].action == e.Connect()
+    apply(nobody, e.Replied("look", INFO, 1))
+    assert nobody.notices == [], "there is one now"
+
+
+@pytest.mark.parametrize("while_loading", [True, False])
+def test_stop_ends_the_wait_too(while_loading: bool) -> None:
+    state = unloaded()
+    apply(state, e.Do("generate"))
+    assert apply(state, e.Do("stop")) == [e.Cancel("load")] and not state.page.busy
+    effects = apply(state, e.Replied("load", Cancelled("cancelled") if while_loading else LOADED, 1))
+    assert not sent(effects, m.Generate) and not any(n.kind == "failed" for n in state.notices)
+
+
+def test_another_precision_chosen_meanwhile_is_the_one_that_writes() -> None:
+    state = unloaded(replace(MODEL, precisions=[*MODEL.precisions, FOUR_BITS]))
+    apply(state, e.Do("generate"))
+    apply(state, e.Choose("demo", "onnx", "int4"))
+    effects = apply(state, e.Replied("load", LOADED, 1))
+    assert [way(r) for r in sent(effects, m.Load)] == [("demo", "onnx", "int4")]
+    assert state.models.way == ("demo", "onnx", "int4"), "a load's end chooses nothing"
+
+
+def test_a_loaded_precision_never_stands_in_for_the_chosen_one() -> None:
+    state = ready()
+    apply(state, e.Replied("models", m.ModelList(id=1, models=[replace(MODEL, precisions=[FOUR_BITS])]), 1))
+    assert state.models.way == ("demo", "onnx", "int4")
+    effects = apply(state, e.Do("generate"))
+    assert [way(r) for r in sent(effects, m.Load)] == [("demo", "onnx", "int4")]
+    apply(state, e.Tick(9.0, 1e9))
+    assert not sent(apply(state, e.Tick(10.0, 1e9)), m.Tokenize), "another model's tokens are not counted either"
+
+
+def test_a_download_is_asked_for() -> None:
+    state = unloaded(NEEDED)
+    assert apply(state, e.Do("generate")) == [] and state.asking and not state.page.busy
+    assert state.asking.downloads == [NEEDED]
+    assert apply(state, e.Do("decline")) == [] and state.asking is None and not state.page.busy
+    apply(state, e.LoadModel())
+    assert state.asking
+    apply(state, e.Do("stop"))
+    assert state.asking is None
+    apply(state, e.Do("generate"))
+    effects = apply(state, e.Do("agree"))
+    assert [r.model for r in sent(effects, m.Load)] == ["gpt2-xl"] and state.page.busy
+    apply(state, e.Replied("load", LoadFailed("no internet"), 1))
+    assert not state.page.busy and state.said("load") == "no internet"
+    assert state.notices[-1].label == "Load gpt2-xl/onnx/int8 again"
+    assert sent(apply(state, state.notices[-1].action), m.Load), "whoever agreed is not asked again"
+    assert state.said("load") == ""
+
+
+def test_what_another_client_has_unloaded_is_loaded_again_once() -> None:
+    state = ready()
+    apply(state, e.Typed("Once", 4))
+    apply(state, e.Do("generate"))
+    effects = apply(state, e.Replied("page", NotLoaded("demo is not loaded"), 1))
+    assert sent(effects, m.Load) and state.notices == []
+    assert sent(apply(state, e.Replied("load", LOADED, 1)), m.Generate)
+    assert not sent(apply(state, e.Replied("page", NotLoaded("demo is not loaded"), 1)), m.Load)
+    assert state.said("page") == "demo is not loaded" and not state.page.busy
+
+
+def test_a_key_that_may_not_load_says_what_can_be_used() -> None:
+    state = unloaded(replace(MODEL, precisions=[*MODEL.precisions, FOUR_BITS]), role="generate")
+    four = replace(WORKER, precision="int4")
+    apply(state, e.Tick(9.0, 1e9))
+    apply(state, e.Replied("look", replace(PONG, workers=[four]), 1))
+    assert sent(apply(state, e.Do("generate")), m.Generate) and state.models.way == WAY
+    assert not sent(apply(state, e.Replied("page", NotLoaded("demo/onnx/int8 is not loaded"), 1)), m.Load)
+    assert state.said("page") == "demo/onnx/int8 is not loaded, and this key may not load it"
+    assert state.notices[-1].label == "Use demo/onnx/int4"
+    apply(state, state.notices[-1].action)
+    assert state.models.way == ("demo", "onnx", "int4") and state.notices == []
+
+
+def test_stop_works_where_the_worker_stands_still() -> None:
+    state = ready()
+    apply(state, e.Typed("Once", 4))
+    apply(state, e.Do("generate"))
+    apply(state, e.Replied("page", m.Tokens(id=1, text=" upon", ids=[1]), 1))
+    assert apply(state, e.Do("stop")) == [e.Cancel("page")]
+    apply(state, e.Tick(1.0 + STOP_S / 2, 1e9))
+    assert state.page.busy, "the last words are waited for"
+    apply(state, e.Tick(1.0 + STOP_S, 1e9))
+    assert not state.page.busy and state.page.document.text == "Once upon" and state.notices == []
+    apply(state, e.Replied("page", RESULT, 1))
+    assert state.page.document.text == "Once upon"
+
+
+@pytest.mark.parametrize("error", [Cancelled("cancelled"), ConnectionLost("gone"), NotLoaded("it was unloaded")])
+def test_what_the_user_did_is_no_fault(error: Exception) -> None:
+    state = ready()
+    apply(state, e.Do("generate"))
+    apply(state, e.UnloadModel(*WAY) if isinstance(error, NotLoaded) else e.Do("stop"))
+    effects = apply(state, e.Replied("page", error, 1))  # type: ignore[arg-type]  # any error
+    assert state.notices == [] and not state.page.busy and not sent(effects, m.Load)
+    apply(state, e.Do("generate"))
+    apply(state, e.Disconnect())
+    assert state.notices == [] and not state.page.busy
+
+
+def test_statements_end_when_they_stop_being_true() -> None:
+    state = ready()
+    apply(state, e.Do("generate"))
+    apply(state, e.Broken())
+    assert [(n.key, n.kind) for n in state.notices] == [("link", "failed")]
+    apply(state, e.Replied("look", INFO, 1))
+    assert [(n.text, n.kind) for n in state.notices] == [("connected again", "info")]
+    apply(state, e.Broken())
+    assert [n.text for n in state.notices] == ["the connection broke; reconnecting"]
+    apply(state, e.Replied("look", INFO, 1))
+    apply(state, e.Tick(100.0, 1e9))
+    assert state.notices == []
+    apply(state, e.Replied("models", Unauthorised("not you"), 1))
+    assert state.said("models")
+    apply(state, e.Replied("models", m.ModelList(id=1, models=[MODEL]), 1))
+    assert state.said("models") == ""
+
+
+def test_the_last_figures_and_counts_end_where_the_next_text_begins() -> None:
+    state = ready()
+    apply(state, e.Typed("Once", 4))
+    apply(state, e.Do("generate"))
+    apply(state, e.Replied("page", RESULT, 1))
+    assert state.ledgers.last and state.shown
+    apply(state, e.Replied("count", m.Tokenized(id=1, text="Once", ids=[1], offsets=[0, 4]), 1))
+    apply(state, e.Do("regenerate"))
+    assert state.ledgers.last is None and state.shown is None and state.page.counted == -1
+    for now, ids in ((2.0, [1]), (2.5, [1, 2]), (3.0, [1, 2])):
+        apply(state, e.Tick(now, 1e9))
+        apply(state, e.Replied("page", m.Tokens(id=1, text=" x", ids=ids), 1))
+    going = state.page.generating
+    assert going and (going.tokens, going.asked, going.rate) == (5, state.setting("max_new_tokens"), 4.0)
