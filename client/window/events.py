@@ -92,6 +92,7 @@ ModelWord: TypeAlias = Literal["measure", "stop measuring", "reset settings", "a
 WriteWord: TypeAlias = Literal["generate", "continue", "regenerate"]
 PageWord: TypeAlias = WriteWord | Literal["stop", "undo", "redo", "earlier", "later"]
 CompareWord: TypeAlias = Literal["compare", "stop compare", "add column", "remove column"]
+WindowWord: TypeAlias = Literal["keys", "to the page"]
 FileWord: TypeAlias = Literal[
     "new", "open", "save", "save as", "quit", "confirmed", "dismissed", "restore", "forget", "close files"
 ]
@@ -101,7 +102,7 @@ FileWord: TypeAlias = Literal[
 class Do:
     """Something without an argument."""
 
-    what: ModelWord | PageWord | CompareWord | FileWord
+    what: ModelWord | PageWord | CompareWord | WindowWord | FileWord
 
 
 Part: TypeAlias = Literal["link", "compare", "history", "files", "drafts", "models"]

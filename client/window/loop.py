@@ -6,17 +6,16 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 
 import imgui_bundle  # noqa: F401 - before glfw: it points pyGLFW at its own GLFW, so that one library serves both
 
 # isort: split
 import glfw
 from imgui_bundle import imgui, implot
-from imgui_bundle.python_backends.glfw_backend import GlfwRenderer
 from OpenGL import GL
 
 from client.window.app import App
+from client.window.backend import Backend, as_text
 from client.window.events import Do
 
 IDLE_S = 1.0
@@ -27,82 +26,10 @@ FRAME_S = 1 / 60
 SETTLE = 3
 """Number of frames after an input: Dear ImGui needs them to settle."""
 TITLE = "gpt2d"
-MODIFIERS = range(glfw.KEY_LEFT_SHIFT, glfw.KEY_RIGHT_SUPER + 1)
 
 
 class NoWindow(Exception):
     """No window can be made; the text says why."""
-
-
-class Backend(GlfwRenderer):
-    """The backend of imgui-bundle, which here also takes an empty clipboard, all of Unicode and mouse cursor shapes."""
-
-    def __init__(self, window: Any) -> None:
-        super().__init__(window)
-        self.touched = True
-        """There was input since the last frame."""
-        io = imgui.get_platform_io()
-        io.platform_get_clipboard_text_fn = lambda _: _text(glfw.get_clipboard_string(window))
-        for name in ("key", "char", "cursor_pos", "mouse_button", "scroll", "window_size"):
-            self._notice(window, name)
-        glfw.set_window_refresh_callback(window, lambda _: self.touch())
-        glfw.set_window_focus_callback(window, self.focus_callback)
-        imgui.get_io().backend_flags |= imgui.BackendFlags_.has_mouse_cursors
-        shapes = {
-            imgui.MouseCursor_.text_input: glfw.IBEAM_CURSOR, imgui.MouseCursor_.resize_ew: glfw.HRESIZE_CURSOR,
-            imgui.MouseCursor_.resize_ns: glfw.VRESIZE_CURSOR, imgui.MouseCursor_.hand: glfw.HAND_CURSOR,
-        }  # fmt: skip
-        self._cursors = {int(shape): glfw.create_standard_cursor(kind) for shape, kind in shapes.items()}
-        self._cursor = -1
-        self._pressed = False
-        """A key was pressed since the last frame."""
-        self._later: list[tuple[int, int, int, int]] = []
-
-    def focus_callback(self, _window: Any, focused: int) -> None:
-        imgui.get_io().add_focus_event(bool(focused))
-        self.touch()
-
-    def touch(self) -> None:
-        self.touched = True
-
-    def _notice(self, window: Any, name: str) -> None:
-        """Make the callback of an input also note that there was one."""
-        setter = getattr(glfw, f"set_{name}_callback")
-        before = setter(window, None)
-
-        def both(*arguments: Any) -> None:
-            self.touched = True
-            before(*arguments)
-
-        setter(window, both)
-
-    def keyboard_callback(self, window: Any, glfw_key: int, scancode: int, action: int, mods: int) -> None:
-        """Pass a key on; a modifier released in the frame of a key's press counts from the next: else a fast Ctrl+R is
-        an R.
-        """
-        if self._later or (self._pressed and glfw_key in MODIFIERS and action == glfw.RELEASE):
-            self._later.append((glfw_key, scancode, action, mods))
-            return
-        self._pressed = self._pressed or action == glfw.PRESS
-        super().keyboard_callback(window, glfw_key, scancode, action, mods)
-
-    def next_frame(self) -> None:
-        """Pass on what had to wait for the end of a frame."""
-        later, self._later = self._later, []
-        self._pressed = False
-        for event in later:
-            self.touch()
-            self.keyboard_callback(self.window, *event)
-
-    def char_callback(self, _window: Any, char: int) -> None:
-        if 0 < char < 0x110000:
-            imgui.get_io().add_input_character(char)
-
-    def show_cursor(self) -> None:
-        shape = int(imgui.get_mouse_cursor())
-        if shape != self._cursor:
-            self._cursor = shape
-            glfw.set_cursor(self.window, self._cursors.get(shape))  # type: ignore[arg-type]  # None is the arrow
 
 
 class Window:
@@ -110,7 +37,7 @@ class Window:
 
     def __init__(self, server: str | None = None) -> None:
         reasons: deque[str] = deque(maxlen=8)  # glfw also calls an empty clipboard an error, as often as one pastes
-        glfw.set_error_callback(lambda _code, text: reasons.append(_text(text)))
+        glfw.set_error_callback(lambda _code, text: reasons.append(as_text(text)))
         if not glfw.init():
             raise NoWindow("; ".join(reasons) or "glfw cannot be started")
         self._woken = False
@@ -221,11 +148,6 @@ class Window:
         self.app.close()
         self.backend.shutdown()
         glfw.terminate()
-
-
-def _text(given: str | bytes | None) -> str:
-    """Return a text of glfw, which gives bytes where its types say str."""
-    return given.decode("utf-8", "replace") if isinstance(given, bytes) else given or ""
 
 
 def main(server: str | None = None) -> None:

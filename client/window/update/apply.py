@@ -309,7 +309,7 @@ def _preset(state: AppState, message: e.Preset) -> None:
             assert_never(message.what)
 
 
-def _do(state: AppState, what: e.ModelWord | e.PageWord | e.CompareWord | e.FileWord) -> list[e.Effect]:
+def _do(state: AppState, what: e.ModelWord | e.PageWord | e.CompareWord | e.WindowWord | e.FileWord) -> list[e.Effect]:
     match what:
         case "measure":
             return models.measure(state)
@@ -328,6 +328,13 @@ def _do(state: AppState, what: e.ModelWord | e.PageWord | e.CompareWord | e.File
             return page.do(state, what)
         case "compare" | "stop compare" | "add column" | "remove column":
             return comparison.do(state, what)
+        case "keys":
+            closed = state.preferences.closed
+            state.preferences.closed = [p for p in closed if p != "Keys"] if "Keys" in closed else [*closed, "Keys"]
+            return []
+        case "to the page":
+            state.focus_page = 1
+            return []
         case (
             "new"
             | "open"

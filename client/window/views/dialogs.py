@@ -6,26 +6,11 @@ from pathlib import Path
 
 from imgui_bundle import ImVec2, imgui
 
+from client.window import chords
 from client.window.events import Action, ChooseFile, Do, Enter
 from client.window.state import AppState
 from client.window.views import widgets
 
-KEYS = (
-    ("Ctrl+Enter", "generate at the cursor"),
-    ("Enter", "the same, when `Enter generates` is on in the settings"),
-    ("Esc", "stop"),
-    ("Ctrl+Shift+Enter", "continue at the end of the last continuation"),
-    ("Ctrl+R", "regenerate"),
-    ("Alt+Left, Alt+Right", "earlier and later continuations"),
-    ("Ctrl+Z, Ctrl+Y", "undo, redo"),
-    ("Ctrl+N, Ctrl+O, Ctrl+S, Ctrl+Shift+S", "new, open, save, save as"),
-    ("Ctrl+L", "load the chosen model"),
-    ("Ctrl+E", "back to the page"),
-    ("Tab, arrows, Space", "through the panels and their fields"),
-    ("Ctrl+Tab", "another panel"),
-    ("F1", "this list"),
-    ("Ctrl+Q", "quit"),
-)
 TITLES = {"open": "Open", "save": "Save as", "export": "Export"}
 
 
@@ -132,7 +117,7 @@ def draw_recovered(state: AppState) -> list[Action]:
 
 def draw_keys() -> None:
     if imgui.begin_table("keys", 2):
-        for key, what in KEYS:
+        for key, what in chords.listed():
             imgui.table_next_row()
             imgui.table_next_column()
             imgui.text(key)

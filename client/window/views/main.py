@@ -1,6 +1,4 @@
-"""The whole window: menu, panels and their places, shortcuts, dialogs. ui(state) -> actions; it knows nothing of its
-runner.
-"""
+"""The whole window: menu, panels and their places, dialogs. ui(state) -> actions; it knows nothing of its runner."""
 
 from __future__ import annotations
 
@@ -8,6 +6,7 @@ from collections.abc import Callable
 
 from imgui_bundle import ImVec2, imgui
 
+from client.window import chords
 from client.window.events import Action, CancelLoad, Connect, Disconnect, Do, LoadModel, Prefer
 from client.window.state import PANELS, AppState
 from client.window.views import (
@@ -24,11 +23,8 @@ from client.window.views import (
     widgets,
 )
 
-K = imgui.Key
 SETTLE = 3
 """Number of frames until new panels are in their places."""
-CTRL, SHIFT = int(K.mod_ctrl), int(K.mod_shift)
-ALT = int(K.mod_alt)
 DRAWN: dict[str, Callable[[AppState], list[Action]]] = {
     "Connection": connection.draw,
     "Model": models.draw,
@@ -39,26 +35,11 @@ DRAWN: dict[str, Callable[[AppState], list[Action]]] = {
     "Compare": compare.draw,
     "Settings": settings.draw,
 }
-SHORTCUTS: tuple[tuple[int, Action], ...] = (
-    (CTRL | SHIFT | int(K.enter), Do("continue")),
-    (CTRL | int(K.r), Do("regenerate")),
-    (CTRL | int(K.z), Do("undo")),
-    (CTRL | int(K.y), Do("redo")),
-    (CTRL | SHIFT | int(K.z), Do("redo")),
-    (ALT | int(K.left_arrow), Do("earlier")),
-    (ALT | int(K.right_arrow), Do("later")),
-    (CTRL | int(K.n), Do("new")),
-    (CTRL | int(K.o), Do("open")),
-    (CTRL | int(K.s), Do("save")),
-    (CTRL | SHIFT | int(K.s), Do("save as")),
-    (CTRL | int(K.l), LoadModel()),
-    (CTRL | int(K.q), Do("quit")),
-)
 
 
 def ui(state: AppState, page_font: imgui.ImFont | None = None) -> list[Action]:
     """Draw one frame."""
-    actions = [*draw_menu(state), *shortcuts(state)]
+    actions = [*draw_menu(state), *chords.struck(state, page.keys())]
     dock = imgui.dock_space_over_viewport(imgui.get_id("dock"))
     if not state.preferences.layout and state.arrange:
         arrange(dock)
@@ -86,7 +67,7 @@ def ui(state: AppState, page_font: imgui.ImFont | None = None) -> list[Action]:
             dialogs.draw_keys()
         imgui.end()
         if not stays:
-            actions.append(toggle(state, "Keys"))
+            actions.append(Do("keys"))
     return actions + dialogs.draw(state)
 
 
@@ -100,42 +81,44 @@ def draw_menu(state: AppState) -> list[Action]:
     if not imgui.begin_main_menu_bar():
         return actions
     writing = state.page.generating is not None
-    menus: dict[str, tuple[tuple[str, str, Action, bool], ...]] = {
+    menus: dict[str, tuple[tuple[str, Action, bool], ...]] = {
         "File": (
-            ("New", "Ctrl+N", Do("new"), True),
-            ("Open", "Ctrl+O", Do("open"), True),
-            ("Save", "Ctrl+S", Do("save"), True),
-            ("Save as", "Ctrl+Shift+S", Do("save as"), True),
-            ("Quit", "Ctrl+Q", Do("quit"), True),
+            ("New", Do("new"), True),
+            ("Open", Do("open"), True),
+            ("Save", Do("save"), True),
+            ("Save as", Do("save as"), True),
+            ("Quit", Do("quit"), True),
         ),
         "Edit": (
-            ("Undo", "Ctrl+Z", Do("undo"), state.page.document.can_undo),
-            ("Redo", "Ctrl+Y", Do("redo"), state.page.document.can_redo),
+            ("Undo", Do("undo"), state.page.document.can_undo),
+            ("Redo", Do("redo"), state.page.document.can_redo),
         ),
         "Write": (
-            ("Generate", "Ctrl+Enter", Do("generate"), not writing),
-            ("Continue", "Ctrl+Shift+Enter", Do("continue"), not writing),
-            ("Regenerate", "Ctrl+R", Do("regenerate"), not writing),
-            ("Stop", "Esc", Do("stop"), writing),
-            ("Earlier continuation", "Alt+Left", Do("earlier"), not writing),
-            ("Later continuation", "Alt+Right", Do("later"), not writing),
+            ("Generate", Do("generate"), not writing),
+            ("Continue", Do("continue"), not writing),
+            ("Regenerate", Do("regenerate"), not writing),
+            ("Stop", Do("stop"), writing),
+            ("Earlier continuation", Do("earlier"), not writing),
+            ("Later continuation", Do("later"), not writing),
         ),
         "Server": (
-            ("Connect", "", Connect(), True),
-            ("Disconnect", "", Disconnect(), state.link.status != "off"),
-            ("Load the model", "Ctrl+L", LoadModel(), state.models.loading is None),
-            ("Cancel loading", "", CancelLoad(), state.models.loading is not None),
+            ("Connect", Connect(), True),
+            ("Disconnect", Disconnect(), state.link.status != "off"),
+            ("Load the model", LoadModel(), state.models.loading is None),
+            ("Cancel loading", CancelLoad(), state.models.loading is not None),
         ),
     }
     for title, items in menus.items():
         if imgui.begin_menu(title):
-            for label, key, action, able in items:
-                if imgui.menu_item(label, key, False, able)[0]:
+            for label, action, able in items:
+                if imgui.menu_item(label, chords.keys_of(action), False, able)[0]:
                     actions.append(action)
             imgui.end_menu()
     if imgui.begin_menu("View"):
         for panel in PANELS:
-            if imgui.menu_item(panel, "F1" if panel == "Keys" else "", panel not in state.preferences.closed)[0]:
+            if imgui.menu_item(
+                panel, chords.keys_of(Do("keys")) if panel == "Keys" else "", panel not in state.preferences.closed
+            )[0]:
                 actions.append(toggle(state, panel))
         imgui.separator()
         if imgui.menu_item("Reset the layout", "", False)[0]:
@@ -146,25 +129,6 @@ def draw_menu(state: AppState) -> list[Action]:
         imgui.same_line(imgui.get_window_width() - imgui.calc_text_size(notice.text).x - imgui.get_font_size())
         widgets.colored(notice.text, "bad" if notice.kind == "failed" else "accent")
     imgui.end_main_menu_bar()
-    return actions
-
-
-def shortcuts(state: AppState) -> list[Action]:
-    """Return the actions of keys that work everywhere, also in a text field."""
-    if state.files.purpose or state.confirm or state.asking or state.recovered is not None:
-        return []
-    flags = imgui.InputFlags_.route_global | imgui.InputFlags_.route_over_active
-    actions = [action for chord, action in SHORTCUTS if imgui.shortcut(chord, flags)]
-    if not state.preferences.enter_generates and imgui.shortcut(CTRL | int(K.enter), flags):
-        actions.append(Do("generate"))
-    if imgui.shortcut(int(K.f1), flags):
-        actions.append(toggle(state, "Keys"))
-    if imgui.shortcut(CTRL | int(K.e), flags):
-        state.focus_page = 1
-    # Without this, Esc would discard what was typed since the field got the focus.
-    popup = imgui.is_popup_open("", imgui.PopupFlags_.any_popup_id | imgui.PopupFlags_.any_popup_level)
-    if not popup and imgui.shortcut(int(K.escape), flags):
-        actions.append(Do("stop"))
     return actions
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from imgui_bundle import ImVec2, imgui
 
+from client.window.chords import PageKeys
 from client.window.events import Action, Do, Moved, PageWord, Typed
 from client.window.state import AppState, Generating
 from client.window.views import widgets
@@ -20,6 +21,14 @@ FLAGS = (
     | imgui.InputTextFlags_.callback_always
     | imgui.InputTextFlags_.allow_tab_input
 )
+
+
+def keys() -> PageKeys:
+    """Return what the page has of the keyboard."""
+    window = imgui.internal.find_window_by_name("Page")
+    if window and imgui.internal.get_active_id() == window.get_id(LABEL):
+        return "typed"
+    return "in sight" if window and window.was_active and not window.hidden else "hidden"
 
 
 def draw(state: AppState, font: imgui.ImFont | None) -> list[Action]:
@@ -58,7 +67,7 @@ def draw(state: AppState, font: imgui.ImFont | None) -> list[Action]:
     page.move_cursor = False  # the one field of the state that this view changes: the text field has the cursor now
     if changed and not page.generating:
         actions.append(Typed(text, seen[0]))
-    elif active and want is None and seen[0] != document.cursor and not page.generating:
+    elif active and want is None and seen[0] != document.cursor and not (page.generating or imgui.get_io().key_alt):
         actions.append(Moved(seen[0]))
     if (
         enter

@@ -1,0 +1,169 @@
+"""Input of the window: keys by their letter on the present layout, modifiers that never stick, clipboard, cursors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import imgui_bundle  # noqa: F401 - before glfw: it points pyGLFW at its own GLFW, so that one library serves both
+
+# isort: split
+import glfw
+from imgui_bundle import imgui
+from imgui_bundle.python_backends.glfw_backend import GlfwRenderer
+
+MODIFIERS = {
+    glfw.KEY_LEFT_CONTROL: glfw.MOD_CONTROL, glfw.KEY_RIGHT_CONTROL: glfw.MOD_CONTROL,
+    glfw.KEY_LEFT_SHIFT: glfw.MOD_SHIFT, glfw.KEY_RIGHT_SHIFT: glfw.MOD_SHIFT,
+    glfw.KEY_LEFT_ALT: glfw.MOD_ALT, glfw.KEY_RIGHT_ALT: glfw.MOD_ALT,
+    glfw.KEY_LEFT_SUPER: glfw.MOD_SUPER, glfw.KEY_RIGHT_SUPER: glfw.MOD_SUPER,
+}  # fmt: skip
+MODS = {
+    glfw.MOD_CONTROL: imgui.Key.mod_ctrl, glfw.MOD_SHIFT: imgui.Key.mod_shift,
+    glfw.MOD_ALT: imgui.Key.mod_alt, glfw.MOD_SUPER: imgui.Key.mod_super,
+}  # fmt: skip
+BY_NAME: dict[str, imgui.Key] = {chr(code): getattr(imgui.Key, chr(code)) for code in range(ord("a"), ord("z") + 1)}
+BY_NAME |= {str(digit): getattr(imgui.Key, f"_{digit}") for digit in range(10)}
+BY_NAME |= {
+    "+": imgui.Key.equal, "=": imgui.Key.equal, "-": imgui.Key.minus, ",": imgui.Key.comma, ".": imgui.Key.period,
+    ";": imgui.Key.semicolon, "/": imgui.Key.slash, "'": imgui.Key.apostrophe, "[": imgui.Key.left_bracket,
+    "]": imgui.Key.right_bracket, "\\": imgui.Key.backslash, "`": imgui.Key.grave_accent,
+}  # fmt: skip
+"""Keys by the character that the layout gives them; a key with another one (or none, or not a Latin one) goes by its
+place on a US keyboard, as GLFW's key codes do.
+"""
+KEYPAD: dict[int, imgui.Key] = {
+    glfw.KEY_KP_ENTER: imgui.Key.enter, glfw.KEY_KP_ADD: imgui.Key.equal, glfw.KEY_KP_SUBTRACT: imgui.Key.minus,
+    **{glfw.KEY_KP_0 + digit: getattr(imgui.Key, f"_{digit}") for digit in range(10)},
+}  # fmt: skip
+WITHOUT_NUM_LOCK = {
+    glfw.KEY_KP_0: imgui.Key.insert, glfw.KEY_KP_1: imgui.Key.end, glfw.KEY_KP_2: imgui.Key.down_arrow,
+    glfw.KEY_KP_3: imgui.Key.page_down, glfw.KEY_KP_4: imgui.Key.left_arrow, glfw.KEY_KP_6: imgui.Key.right_arrow,
+    glfw.KEY_KP_7: imgui.Key.home, glfw.KEY_KP_8: imgui.Key.up_arrow, glfw.KEY_KP_9: imgui.Key.page_up,
+    glfw.KEY_KP_DECIMAL: imgui.Key.delete,
+}  # fmt: skip
+
+
+class Backend(GlfwRenderer):
+    """The backend of imgui-bundle, which here also takes an empty clipboard, all of Unicode and mouse cursor shapes."""
+
+    def __init__(self, window: Any) -> None:
+        super().__init__(window)
+        self.touched = True
+        """There was input since the last frame."""
+        io = imgui.get_platform_io()
+        io.platform_get_clipboard_text_fn = lambda _: as_text(glfw.get_clipboard_string(window))
+        for name in ("key", "char", "cursor_pos", "mouse_button", "scroll", "window_size"):
+            self._notice(window, name)
+        glfw.set_window_refresh_callback(window, lambda _: self.touch())
+        glfw.set_window_focus_callback(window, self.focus_callback)
+        glfw.set_input_mode(window, glfw.LOCK_KEY_MODS, True)  # the keypad's keys depend on Num Lock
+        imgui.get_io().backend_flags |= imgui.BackendFlags_.has_mouse_cursors
+        shapes = {
+            imgui.MouseCursor_.text_input: glfw.IBEAM_CURSOR, imgui.MouseCursor_.resize_ew: glfw.HRESIZE_CURSOR,
+            imgui.MouseCursor_.resize_ns: glfw.VRESIZE_CURSOR, imgui.MouseCursor_.hand: glfw.HAND_CURSOR,
+        }  # fmt: skip
+        self._cursors = {int(shape): glfw.create_standard_cursor(kind) for shape, kind in shapes.items()}
+        self._cursor = -1
+        self._mods = 0
+        """Modifiers as Dear ImGui was told, in GLFW's bits."""
+        self._down: dict[int, imgui.Key] = {}
+        """Keys that are held, by scancode: a layout that changes meanwhile must not leave one down."""
+        self._pressed = False
+        """A key was pressed since the last frame."""
+        self._later: list[tuple[int, ...]] = []
+
+    def focus_callback(self, _window: Any, focused: int) -> None:
+        imgui.get_io().add_focus_event(bool(focused))  # which lets all keys go, where it is lost
+        if not focused:
+            self._mods = 0
+            self._down.clear()
+        self.touch()
+
+    def touch(self) -> None:
+        self.touched = True
+
+    def _notice(self, window: Any, name: str) -> None:
+        """Make the callback of an input also note that there was one."""
+        setter = getattr(glfw, f"set_{name}_callback")
+        before = setter(window, None)
+
+        def both(*arguments: Any) -> None:
+            self.touched = True
+            before(*arguments)
+
+        setter(window, both)
+
+    def keyboard_callback(self, _window: Any, glfw_key: int, scancode: int, action: int, mods: int) -> None:
+        """Pass a key on, with the modifiers that hold with it.
+
+        A window manager may have swallowed a modifier's release (Alt+F4), so that each key's own `mods` count; of the
+        modifier keys, whose `mods` are those before the event on X11, the action. Modifiers that change in the frame of
+        a key's press wait for the next, since Dear ImGui knows one set of them for a frame: else a fast Ctrl+R is an R.
+        """
+        wanted = mods & sum(MODS)
+        bit = MODIFIERS.get(glfw_key, 0)
+        if bit:
+            wanted = wanted & ~bit if action == glfw.RELEASE else wanted | bit
+        if self._later or (self._pressed and wanted != self._mods):
+            self._later.append((glfw_key, scancode, action, mods))
+            return
+        self._pressed = self._pressed or (action == glfw.PRESS and not bit)
+        self._modify(wanted)
+        if action == glfw.PRESS:
+            key = self._key(glfw_key, scancode, mods)
+            if key is not None:
+                self._down[scancode] = key
+                imgui.get_io().add_key_event(key, True)
+        elif action == glfw.RELEASE and scancode in self._down:
+            imgui.get_io().add_key_event(self._down.pop(scancode), False)
+
+    def char_callback(self, _window: Any, char: int) -> None:
+        """Pass a character on, after the keys that were struck before it."""
+        if self._later:
+            self._later.append((char,))
+        elif 0 < char < 0x110000:
+            imgui.get_io().add_input_character(char)
+
+    def mouse_button_callback(self, window: Any, button: int, action: int, mods: int) -> None:
+        if not self._later:
+            self._modify(mods & sum(MODS))
+        super().mouse_button_callback(window, button, action, mods)
+
+    def next_frame(self) -> None:
+        """Pass on what had to wait for the end of a frame."""
+        later, self._later = self._later, []
+        self._pressed = False
+        for event in later:
+            self.touch()
+            if len(event) == 1:
+                self.char_callback(self.window, *event)
+            else:
+                self.keyboard_callback(self.window, *event)
+
+    def _modify(self, mods: int) -> None:
+        """Tell Dear ImGui of the modifiers that are others than before."""
+        for bit, key in MODS.items():
+            if (mods ^ self._mods) & bit:
+                imgui.get_io().add_key_event(key, bool(mods & bit))
+        self._mods = mods
+
+    def _key(self, glfw_key: int, scancode: int, mods: int) -> imgui.Key | None:
+        """Return Dear ImGui's key for one of GLFW's."""
+        if glfw_key in WITHOUT_NUM_LOCK and not mods & glfw.MOD_NUM_LOCK:
+            return WITHOUT_NUM_LOCK[glfw_key]
+        if glfw_key in KEYPAD:
+            return KEYPAD[glfw_key]
+        name = as_text(glfw.get_key_name(glfw_key, scancode)).lower()
+        known: dict[int, imgui.Key] = self.key_map
+        return known.get(glfw_key) if name not in BY_NAME else BY_NAME[name]
+
+    def show_cursor(self) -> None:
+        shape = int(imgui.get_mouse_cursor())
+        if shape != self._cursor:
+            self._cursor = shape
+            glfw.set_cursor(self.window, self._cursors.get(shape))  # type: ignore[arg-type]  # None is the arrow
+
+
+def as_text(given: str | bytes | None) -> str:
+    """Return a text of glfw, which gives bytes where its types say str."""
+    return given.decode("utf-8", "replace") if isinstance(given, bytes) else given or ""
