@@ -23,7 +23,7 @@ class Reason:
         self._endpoint = address.endpoint
         self._own = "CURVE" if address.key else "NULL"
         self._hang_ups = 0
-        self._met = False
+        self.met = False
         """Whether the server has answered once."""
         self.certain = False
         self.error: ConnectionFailed | RequestError = NoServer(
@@ -34,7 +34,7 @@ class Reason:
 
     def greeted(self) -> None:
         """Note that the server has answered."""
-        self._met, self.certain = True, False
+        self.met, self.certain = True, False
         self._hang_ups = 0
 
     def blame(self, error: ConnectionFailed | RequestError, *, certain: bool) -> None:
@@ -51,7 +51,7 @@ class Reason:
             self.blame(unknown, certain=found.errno != socket.EAI_AGAIN)
         elif found.errno == errno.ECONNREFUSED:
             self.refused()
-        elif self._met:
+        elif self.met:
             cut = ConnectionLost(f"the connection to {self._endpoint} was cut: {found.strerror}")
             self.blame(cut, certain=False)
         else:
@@ -61,7 +61,7 @@ class Reason:
         """Note that its machine refuses connections to this port."""
         start = command("gpt2d-server") if sockets.is_loopback(self._endpoint) else "gpt2d-server"
         nobody = f"nobody listens on {self._endpoint}; start a server there with `{start}`"
-        if self._met:
+        if self.met:
             nobody = (
                 f"nobody listens on {self._endpoint} any more; start the server again, or the tunnel that led to it"
             )
@@ -72,7 +72,7 @@ class Reason:
         if isinstance(self.error, NotGpt2d | KeyRefused):
             return
         silent = f"{self._endpoint} accepts connections but sends nothing; is the server stopped or stuck?"
-        if self._met:
+        if self.met:
             silent = (
                 f"the connection to {self._endpoint} was cut; another was made, but nothing comes over it: is the line "
                 "still cut, or the server stuck?"
@@ -94,7 +94,7 @@ class Reason:
 
     def hung_up(self) -> None:
         """Note that a connection was ended before the server's first answer."""
-        if self._met:
+        if self.met:
             return
         self._hang_ups += 1
         if not isinstance(self.error, NotGpt2d | KeyRefused):
