@@ -5,6 +5,7 @@ read.
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
 import platform
 import re
@@ -25,19 +26,29 @@ def folder() -> Path:
 
 
 def resolve(text: str) -> Address:
-    """Read an endpoint, a connect line, or the name of a saved server.
+    """Read the name of a saved server, an endpoint, a connect line, or a host whose server has the usual port.
 
     Raises: ValueError, also where others could read what is saved.
     """
-    if "://" in text or not NAME.fullmatch(text):
+    if NAME.fullmatch(text) and (folder() / text).exists():
+        return Address.parse(read_line(folder() / text))
+    if is_host(text):
+        host = f"[{text}]" if ":" in text else text
+        return Address.parse(f"{host}:{urlsplit(DEFAULT_ENDPOINT).port}")
+    if not NAME.fullmatch(text):
         return Address.parse(text)
-    file = folder() / text
-    if not file.exists():
-        known = ", ".join(names()) or "none yet"
-        raise ValueError(
-            f"no server {text!r} is saved (saved: {known}); give an endpoint like {DEFAULT_ENDPOINT} or a connect line"
-        )
-    return Address.parse(read_line(file))
+    known = ", ".join(names()) or "none yet"
+    raise ValueError(
+        f"no server {text!r} is saved (saved: {known}); give an endpoint like {DEFAULT_ENDPOINT}, a connect line, or "
+        f"{text}:{urlsplit(DEFAULT_ENDPOINT).port} if it is a host"
+    )
+
+
+def is_host(text: str) -> bool:
+    """Return True for what can only be a host: localhost, an IP address, a name with a dot."""
+    with contextlib.suppress(ValueError):
+        return bool(ipaddress.ip_address(text))
+    return text == "localhost" or ("." in text and NAME.fullmatch(text) is not None)
 
 
 def keep(address: Address) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from imgui_bundle import imgui
 
-from client.window import disk, events as e, fonts
+from client.window import disk, events as e, fonts, secret
 from client.window.disk import Disk
 from client.window.link import Link, LinkEffect
 from client.window.state import AppState
@@ -28,7 +28,7 @@ class App:
         """
         self.state = AppState(preferences=disk.read_preferences(), recovered=disk.read_autosave())
         preferences = self.state.preferences
-        self.state.link.server = server or preferences.server
+        self.state.link.server, self.state.link.secret = secret.read(server or preferences.server, "")
         self.link, self.disk = Link(wake), Disk(wake)
         self._kept, self._kept_at = copy.deepcopy(preferences), 0.0
         self._fonts: list[imgui.ImFont] = []

@@ -279,9 +279,14 @@ class FontsListed:
 
 @dataclass(frozen=True)
 class Kept:
-    """Names of the servers that were kept."""
+    """Names of the servers that were kept; `name` is that of the one that answers now, if it wanted a key."""
 
     names: list[str]
+    name: str = ""
+    endpoint: str = ""
+    """Where that one is."""
+    trouble: str = ""
+    """Why its key could not be kept."""
 
 
 @dataclass(frozen=True)

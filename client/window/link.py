@@ -162,12 +162,16 @@ class Link:
             connection.cancel(request_id)
 
     def _keep(self) -> None:
-        if self._address and self._address.key and self._address not in servers.kept():
+        if self._address is None:
+            return
+        name, trouble = "", ""
+        if self._address.key:
+            known = (name for name in servers.names() if self._address in servers.kept(name))
             try:
-                servers.keep(self._address)
-            except OSError:
-                return  # it works all the same; the next time the line is needed again
-            self._tell(Kept(servers.names()))
+                name = next(known, "") or servers.keep(self._address)
+            except OSError as e:
+                trouble = f"the key cannot be kept in {servers.folder()}: {e.strerror}"
+        self._tell(Kept(servers.names(), name, self._address.endpoint, trouble))
 
     # In whichever thread has something to say
 

@@ -48,7 +48,13 @@ class LinkState:
     """The connection, and what is known of the server."""
 
     server: str = DEFAULT_ENDPOINT
-    """Address as typed: an endpoint, a connect line, the name of a saved server."""
+    """Address as typed: a host, an endpoint, the name of a saved server; of a connect line what stands before #."""
+    secret: str = field(default="", repr=False)
+    """What stands after the # of a connect line."""
+    replaced: bool = False
+    """The field takes over another address in its next frame."""
+    endpoint: str = ""
+    """Endpoint of the server that answers."""
     server_key: str = ""
     key_file: str = ""
     status: Status = "off"

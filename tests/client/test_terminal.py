@@ -275,6 +275,14 @@ def test_a_connect_line_is_kept_when_it_has_worked(tmp_path: Path, monkeypatch: 
     moved = Address("tcp://some.host:6000", CurveKeys.new().public, CurveKeys.new())
     assert servers.keep(moved) == "some.host-6000" and servers.names() == ["some.host", "some.host-6000"]
     assert servers.kept() == [address, moved]
+    for text, endpoint in (
+        ("localhost", "tcp://localhost:5757"),
+        ("10.0.0.7", "tcp://10.0.0.7:5757"),
+        ("::1", "tcp://[::1]:5757"),
+        ("other.host", "tcp://other.host:5757"),
+        ("host:6000", "tcp://host:6000"),
+    ):
+        assert servers.resolve(text) == Address(endpoint)
     (servers.folder() / "damaged").write_text("tcp://h:1#x")
     assert servers.kept() == [address, moved]
     if os.name == "posix":

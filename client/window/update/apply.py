@@ -10,7 +10,7 @@ from typing import assert_never
 
 from msgspec.structs import replace
 
-from client.window import events as e
+from client.window import events as e, secret
 from client.window.parameters import usable
 from client.window.state import GOES_ON, AppState, Status
 from client.window.update import act, comparison, files, models, notices, page
@@ -86,8 +86,8 @@ def apply(state: AppState, message: e.Message) -> list[e.Effect]:
         case e.Broken():
             if state.link.status == "ready":
                 return _trouble(state, ConnectionLost("the connection broke; reconnecting"))
-        case e.Kept(names):
-            state.link.kept = names
+        case e.Kept():
+            _kept(state, message)
         case e.Choose(model, engine, precision):
             models.choose(state, model, engine, precision)
         case e.LoadModel():
@@ -99,6 +99,8 @@ def apply(state: AppState, message: e.Message) -> list[e.Effect]:
         case e.Prefer(name, value):
             setattr(state.preferences, name, value)
             state.fonts_changed = state.fonts_changed or name in {"font", "page_font", "scale", "theme"}
+        case e.Enter("link", "server", value):
+            state.link.server, state.link.secret = secret.read(value, state.link.secret)
         case e.Enter(part, name, value):
             setattr(getattr(state, part), name, value)
         case e.SetSetting(name, value):
@@ -137,9 +139,24 @@ def connect(state: AppState) -> list[e.Effect]:
     link.status, link.trouble = "connecting", ""
     link.since = link.next_look = state.now
     link.info, link.looking = None, False
-    # A connect line is a secret; once it works it is kept apart.
-    state.preferences.server = link.server.partition("#")[0].strip()
-    return [e.OpenLink(link.server.strip(), link.server_key.strip(), link.key_file.strip())]
+    state.preferences.server = link.server.strip()
+    line = f"{link.server.strip()}#{link.secret}" if link.secret else link.server.strip()
+    return [e.OpenLink(line, link.server_key.strip(), link.key_file.strip())]
+
+
+def _kept(state: AppState, message: e.Kept) -> None:
+    """The key of this server is kept: from now on its name is enough, also after a restart."""
+    link, preferences = state.link, state.preferences
+    link.kept = message.names
+    link.endpoint = message.endpoint
+    if message.trouble:
+        notices.warn(state, "key", message.trouble)
+    if message.name and message.name != link.server:
+        recent = [message.name if name == link.server.strip() else name for name in preferences.recent]
+        preferences.recent = list(dict.fromkeys(recent))
+        link.server = preferences.server = message.name
+        link.secret = link.server_key = link.key_file = ""
+        link.replaced = True
 
 
 def _left(state: AppState, trouble: str) -> list[e.Effect]:
@@ -201,7 +218,7 @@ def _met(state: AppState, info: m.ServerInfo) -> list[e.Effect]:
     link.since = link.next_look = state.now
     state.models.listed = False
     link.info = replace(info, parameters=[*{p.name: p for p in info.parameters if usable(p)}.values()])
-    name = link.server.partition("#")[0].strip()
+    name = link.server.strip()
     state.preferences.recent = [name, *(r for r in state.preferences.recent if r != name)][:MAX_RECENT]
     state.preferences.sampling = state.fitting(state.settings)  # the others belong to another version
     state.page.counted = -1

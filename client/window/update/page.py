@@ -237,7 +237,7 @@ def note(state: AppState, prompt: str, result: m.Generated) -> Entry:
         points.append((float(ledgers.count), ledger.tokens_per_second, ledger.first_token_ms))
     entries = state.history.entries
     number = entries[-1].number + 1 if entries else 1
-    entry = Entry(number, state.unix, prompt, result, state.link.server.partition("#")[0].strip())
+    entry = Entry(number, state.unix, prompt, result, state.link.endpoint or state.link.server.strip())
     entries.append(entry)
     if len(entries) > KEPT_LOGPROBS:
         old = entries[-1 - KEPT_LOGPROBS]

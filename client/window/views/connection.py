@@ -7,7 +7,7 @@ from imgui_bundle import imgui
 from client.servers import notices
 from client.window.events import Action, Connect, Disconnect, Enter
 from client.window.state import AppState, Status
-from client.window.views import widgets
+from client.window.views import server_field, widgets
 
 WORDS: dict[Status, str] = {
     "off": "not connected",
@@ -31,21 +31,24 @@ STATUS_COLORS = {"ready": "good", "off": "dim", "connecting": "warn", "busy": "w
 def draw(state: AppState) -> list[Action]:
     link, actions = state.link, list[Action]()
     imgui.set_next_item_width(-imgui.get_frame_height() * 1.2)
-    actions += widgets.field("##server", "tcp://host:5757, connect line, or name", "link", "server", link.server)
+    actions += server_field.draw(state)
     widgets.tip(
-        "An endpoint like tcp://127.0.0.1:5757, the connect line that a server printed, or the name of a saved server."
+        "A host, an endpoint like tcp://127.0.0.1:5757, the connect line that a server printed, or the name of a saved "
+        "server."
     )
     imgui.same_line(0, 2)
     if imgui.begin_combo("##recent", "", imgui.ComboFlags_.no_preview):
         for name in dict.fromkeys([*link.kept, *state.preferences.recent]):
             if imgui.selectable(name, name == link.server)[0]:
-                actions.append(Enter("link", "server", name))
+                actions += [Enter("link", "server", name), Connect()]
         imgui.end_combo()
     if imgui.collapsing_header("Keys##own"):
         imgui.set_next_item_width(-1)
         actions += widgets.field("##serverkey", "the server's public key", "link", "server_key", link.server_key)
+        actions += server_field.connect_by_enter()
         imgui.set_next_item_width(-1)
         actions += widgets.field("##keyfile", "the file of your own secret key", "link", "key_file", link.key_file)
+        actions += server_field.connect_by_enter()
         widgets.tip("Only needed without a connect line, which contains both keys.")
     if link.status == "off":
         if imgui.button("Connect"):

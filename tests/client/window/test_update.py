@@ -14,7 +14,7 @@ from tests.conftest import WINDOW
 pytest.importorskip("client.window.loop", exc_type=ImportError, reason=WINDOW)
 
 from client import replicas
-from client.window import events as e
+from client.window import events as e, secret
 from client.window.export import as_json, as_python
 from client.window.parameters import OWN, usable
 from client.window.state import GOES_ON, AppState, Status
@@ -476,11 +476,28 @@ def test_a_restarted_server_is_noticed_and_asked_again() -> None:
 
 def test_a_connect_line_is_not_kept_among_the_preferences() -> None:
     state = AppState()
-    state.link.server = "tcp://h:1#secret.keys"
+    apply(state, e.Enter("link", "server", "tcp://h:1#secret.keys"))
     effects = apply(state, e.Connect())
+    assert state.preferences.server == "tcp://h:1"
     apply(state, e.Replied("look", INFO, 1))
     assert e.OpenLink("tcp://h:1#secret.keys", "", "") in effects
-    assert "secret" not in str(state.preferences)
+    assert "secret." not in str(state)
+    apply(state, e.Kept(["h-1"], "h-1", "tcp://h:1"))
+    assert (state.link.server, state.preferences.server, state.preferences.recent) == ("h-1", "h-1", ["h-1"])
+    assert apply(state, e.Connect()) == [e.OpenLink("h-1", "", "")], "its name is enough from now on"
+    apply(state, e.Kept([], trouble="the disk is full"))
+    assert state.said("key") == "the disk is full"
+
+
+@given(st.text("ab\u2022", max_size=9), st.text("xy", max_size=3))
+def test_a_secret_in_a_field_is_hidden_and_can_be_edited(keys: str, typed: str) -> None:
+    address, found = secret.read(f"tcp://h:1#{keys}", "")
+    assert address == "tcp://h:1" and "\u2022" not in found
+    text = secret.shown(address, found)
+    assert not found or not set(found) & set(text.partition("#")[2])
+    assert secret.read(text, found) == (address, found)
+    assert secret.read(text + typed, found) == (address, found + typed) or not found
+    assert not found or secret.read(text[:-1], found) == (address, found[:-1])
 
 
 def replica(number: int, state: Any, *, precision: str = "int8") -> m.WorkerHealth:
