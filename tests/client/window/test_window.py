@@ -386,9 +386,10 @@ def write_when_loaded(d: Driver) -> None:
     write(d, "Shall I", tokens=3)
 
 
-def test_refusals_and_nobody_there(window: Window, tmp_path: Path, cache: Path) -> None:
-    keyed = keyed_daemon(tmp_path, cache)
+def test_refusals_and_nobody_there(window: Window, tmp_path: Path, cache: Path, home: Path) -> None:
+    keyed = keyed_daemon(tmp_path, cache, "--preload", "demo")
     line = Address(keyed.daemon.endpoint, keyed.server.public, CurveKeys.new()).line()
+    guest = Address(keyed.daemon.endpoint, keyed.server.public, keyed.guest).line()
 
     def test(d: Driver) -> None:
         d.wait(lambda: d.state.link.status == "refused", 10)
@@ -407,9 +408,31 @@ def test_refusals_and_nobody_there(window: Window, tmp_path: Path, cache: Path) 
                 else "//Connection/Connection/Connect"
             )
             d.wait(lambda: says in d.state.link.trouble, 10)  # noqa: B023 - called at once
-        assert CurveKeys.of(keyed.owner.secret) and keyed.owner.secret not in str(d.state.preferences)
+        d.click("//Connection/Connection/##server")
+        d.keys(Key.mod_ctrl, Key.a)
+        imgui.set_clipboard_text(guest)
+        d.keys(Key.mod_ctrl, Key.v)
+        address, keys = guest.split("#")
+        assert (d.state.link.server, d.state.link.secret) == (address, keys)
+        for key in (Key.a, Key.c):
+            d.keys(Key.mod_ctrl, key)
+        assert imgui.get_clipboard_text() == address + "#" + "\u2022" * len(keys)
+        d.shot("hidden secret")
+        d.keys(Key.keypad_enter)
+        d.wait(lambda: d.state.link.status == "ready")
+        d.wait(lambda: d.state.link.server.startswith("127.0.0.1-"))
+        d.wait(lambda: (home / "config" / "gpt2d" / "client.json").exists())
+
+    def again(d: Driver) -> None:
+        d.wait(lambda: d.state.link.status == "ready" and bool(d.state.link.workers))
+        d.ctx.yield_(3)
+        d.shot("guest")
+        d.ctx.item_click("//**/###unload demo\\/native\\/int8")
+        d.ctx.yield_(10)
+        assert d.state.link.workers and d.state.notices == [], "this key may not unload"
 
     window(line, test)
+    window("", again)
     keyed.daemon.kill()
 
 
