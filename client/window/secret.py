@@ -12,7 +12,7 @@ def shown(address: str, secret: str) -> str:
 
 def read(text: str, secret: str) -> tuple[str, str]:
     """Return the address and the secret of an edited text, whose hidden characters are those of the former secret."""
-    address, _, rest = text.partition("#")
+    address, rest = text.split("#", 1) if "#" in text else (text, "")
     before = len(rest) - len(rest.lstrip(HIDDEN))
     after = len(rest) - len(rest.rstrip(HIDDEN)) if before < len(rest) else 0
     typed = rest[before : len(rest) - after].replace(HIDDEN, "")

@@ -134,8 +134,7 @@ def apply(state: AppState, message: e.Message) -> list[e.Effect]:
 
 def connect(state: AppState) -> list[e.Effect]:
     link = state.link
-    if link.status != "off":
-        _lost(state, "")
+    _lost(state, "")
     link.status, link.trouble = "connecting", ""
     link.since = link.next_look = state.now
     link.info, link.looking = None, False

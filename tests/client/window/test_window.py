@@ -421,7 +421,7 @@ def test_refusals_and_nobody_there(window: Window, tmp_path: Path, cache: Path, 
         d.keys(Key.keypad_enter)
         d.wait(lambda: d.state.link.status == "ready")
         d.wait(lambda: d.state.link.server.startswith("127.0.0.1-"))
-        d.wait(lambda: (home / "config" / "gpt2d" / "client.json").exists())
+        d.wait((home / "config" / "gpt2d" / "client.json").exists)
 
     def again(d: Driver) -> None:
         d.wait(lambda: d.state.link.status == "ready" and bool(d.state.link.workers))
