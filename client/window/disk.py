@@ -33,6 +33,7 @@ from client.window.events import (
     SavePreferences,
 )
 from client.window.state import Preferences
+from client.window.textfile import TextFile
 
 DiskEffect: TypeAlias = OpenFile | SaveFile | Export | Autosave | ListFolder | ListFonts | SavePreferences
 MAX_FILE_BYTES = 4 << 20
@@ -119,22 +120,22 @@ def carry_out(effect: DiskEffect) -> Event | None:
             if path.stat().st_size > MAX_FILE_BYTES:
                 raise ValueError(f"{path} is too large: a page holds at most {MAX_FILE_BYTES >> 20} MB")
             try:
-                return Opened(path, path.read_text(encoding="utf-8-sig"))
+                return Opened(path, TextFile(path.read_bytes()))
             except UnicodeDecodeError:
                 raise ValueError(f"{path} is not UTF-8 text") from None
-        case SaveFile(path, data):
+        case SaveFile(path, file):
             path = expanded(path)
-            write(path, data)
-            return Saved(path, data)
+            write(path, file.data)
+            return Saved(path, file)
         case Export(path, text):
             path = expanded(path)
             write(path, text.encode())
             return Exported(path)
-        case Autosave(data):
-            if data is None:
+        case Autosave(text):
+            if text is None:
                 autosave_file().unlink(missing_ok=True)
             else:
-                write(autosave_file(), data)
+                write(autosave_file(), text.encode())
         case SavePreferences(preferences):
             write(folder() / "client.json", msgspec.json.format(msgspec.json.encode(preferences)))
         case ListFolder(where):

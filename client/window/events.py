@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from client.window.state import Preferences
+from client.window.textfile import TextFile
 from protocol import connection, messages as m
 
 # Actions: what the user did
@@ -62,7 +63,7 @@ class Typed:
 
 @dataclass(frozen=True)
 class Moved:
-    """The cursor is at another byte."""
+    """The cursor is at another character."""
 
     cursor: int
 
@@ -72,7 +73,7 @@ EditKind: TypeAlias = Literal["typed", "pasted", "cut", "deleted", "replaced", "
 
 @dataclass(frozen=True)
 class Edit:
-    """Code points start to end of the page are replaced by a text, behind which the caret is then."""
+    """The user replaces the characters of the page from start to end by text; the cursor is at its end afterwards."""
 
     start: int
     end: int
@@ -196,6 +197,8 @@ Action: TypeAlias = (
     | UnloadModel
     | Typed
     | Moved
+    | Edit
+    | Select
     | Do
     | Enter
     | TakeToken
@@ -209,7 +212,7 @@ Action: TypeAlias = (
     | ChooseFile
 )
 
-PageAction: TypeAlias = Typed | Moved | TakeToken | Restore
+PageAction: TypeAlias = Typed | Moved | Edit | Select | TakeToken | Restore
 WriteAction: TypeAlias = Do | TakeToken
 """Actions that have something written, with the chosen model: those of act.want."""
 CompareAction: TypeAlias = ChooseColumn | ExportEntry
@@ -247,13 +250,13 @@ class Broken:
 @dataclass(frozen=True)
 class Opened:
     path: Path
-    text: str
+    file: TextFile
 
 
 @dataclass(frozen=True)
 class Saved:
     path: Path
-    data: bytes
+    file: TextFile
 
 
 @dataclass(frozen=True)
@@ -345,7 +348,7 @@ class OpenFile:
 @dataclass(frozen=True)
 class SaveFile:
     path: Path
-    data: bytes
+    file: TextFile
 
 
 @dataclass(frozen=True)
@@ -358,7 +361,7 @@ class Export:
 class Autosave:
     """Keep the page for a restart after a crash; None: there is nothing to restore any more."""
 
-    data: bytes | None
+    text: str | None
 
 
 @dataclass(frozen=True)

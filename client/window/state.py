@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias
 
 from client.window.document import Document
 from client.window.parameters import OWN, fits
+from client.window.textfile import TextFile
 from protocol import messages as m
 from protocol.keys import DEFAULT_ENDPOINT
 
@@ -123,7 +124,7 @@ class Generating:
 
     start: int
     end: int
-    """It has written the bytes of the page from `start` to here."""
+    """It has written the characters of the page from `start` to here."""
     prompt: str
     asked: int
     """Most new tokens."""
@@ -186,15 +187,15 @@ class Branch:
 class Page:
     document: Document = field(default_factory=Document)
     path: Path | None = None
-    saved: bytes = b""
-    """Content of the file."""
+    file: TextFile = field(default_factory=TextFile)
+    """The file as it was opened or saved."""
     autosaved: int = 0
     """Version of the document that was autosaved."""
     generating: Generating | None = None
     wanted: Wanted | None = None
     branch: Branch | None = None
     last: int | None = None
-    """Byte at which the last generation began."""
+    """Character at which the last generation began."""
     move_cursor: bool = False
     """The text field takes over the document's cursor in its next frame."""
     counted: int = -1
@@ -205,7 +206,7 @@ class Page:
     """Tokens before the cursor; of a long page an estimate."""
     exact: bool = True
     sight: int = 0
-    """The byte where the model's sight begins."""
+    """The character where the model's sight begins."""
 
     @property
     def busy(self) -> bool:
@@ -214,7 +215,7 @@ class Page:
 
     @property
     def dirty(self) -> bool:
-        return self.document.data != self.saved
+        return self.document.text != self.file.text
 
 
 @dataclass(slots=True)

@@ -116,7 +116,7 @@ def apply(state: AppState, message: e.Message) -> list[e.Effect]:
             return _do(state, what)
         case e.TakeToken():
             return act.want(state, message)
-        case e.Typed() | e.Moved() | e.Restore():
+        case e.Typed() | e.Moved() | e.Edit() | e.Select() | e.Restore():
             return page.apply(state, message)
         case e.Dismiss(key):
             notices.drop(state, key)

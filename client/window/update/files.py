@@ -8,6 +8,7 @@ from typing import Literal, assert_never
 from client.window import events as e
 from client.window.document import Document
 from client.window.state import AppState
+from client.window.textfile import TextFile
 from client.window.update import notices
 
 
@@ -16,10 +17,12 @@ def apply(state: AppState, message: e.FileMessage) -> list[e.Effect]:
         case e.Listed(folder, listing):
             state.files.folder, state.files.listing = folder, listing
             state.files.error = ""
-        case e.Opened(path, text):
-            return [*_show(state, path, text), e.Autosave(None)]
-        case e.Saved(path, data):
-            state.page.path, state.page.saved = path, data
+        case e.Opened(path, file):
+            if file.keeps:
+                notices.inform(state, "file", f"{path.name} has {file.keeps}: a line that you change loses them")
+            return [*_show(state, path, file), e.Autosave(None)]
+        case e.Saved(path, file):
+            state.page.path, state.page.file = path, file
             notices.inform(state, "file", f"saved {path}")
             return [e.Autosave(None), *(_confirmed(state) if state.confirm else [])]
         case e.Exported(path):
@@ -48,13 +51,13 @@ def do(state: AppState, what: e.FileWord) -> list[e.Effect]:
             state.files.purpose, state.confirm = "", ""
         case "save":
             if page.path:
-                return [e.SaveFile(page.path, page.document.data)]
+                return [e.SaveFile(page.path, page.file.with_text(page.document.text))]
             return show_files(state, "save", "page.txt")
         case "save as":
             return show_files(state, "save", page.path.name if page.path else "page.txt")
         case "restore":
             if state.recovered is not None and not page.generating:
-                page.document.replace(0, len(page.document.data), state.recovered, "restored")
+                page.document.edit(0, len(page.document.text), state.recovered, "restored")
                 page.move_cursor, state.recovered = True, None
         case "forget":
             state.recovered = None
@@ -75,14 +78,14 @@ def show_files(
     return [e.ListFolder(files.folder)]
 
 
-def _show(state: AppState, path: Path | None, text: str) -> list[e.Effect]:
+def _show(state: AppState, path: Path | None, file: TextFile) -> list[e.Effect]:
     """Put another text on the page."""
     page = state.page
     was_generating = page.generating is not None
     page.generating = page.branch = page.last = None
-    page.document = Document(text)
-    page.document.cursor = 0
-    page.path, page.saved = path, page.document.data
+    page.document = Document(file.text)
+    page.document.select(0)
+    page.path, page.file = path, file
     page.move_cursor, page.counted = True, -1
     notices.drop(state, "page")
     state.shown, state.files.purpose = None, ""
@@ -103,7 +106,7 @@ def _choose_file(state: AppState, message: e.ChooseFile) -> list[e.Effect]:
         case "export":
             return [e.Export(path, files.content)]
         case "save":
-            return [e.SaveFile(path, state.page.document.data)]
+            return [e.SaveFile(path, state.page.file.with_text(state.page.document.text))]
         case "":  # the dialog was closed in this frame
             return []
         case _:
@@ -115,7 +118,7 @@ def _confirmed(state: AppState) -> list[e.Effect]:
     what, state.confirm = state.confirm, ""
     match what:
         case "new":
-            return [*_show(state, None, ""), e.Autosave(None)]
+            return [*_show(state, None, TextFile()), e.Autosave(None)]
         case "open":
             return show_files(state, "open", "")
         case "quit":

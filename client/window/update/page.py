@@ -9,9 +9,9 @@ from typing import Any, assert_never
 import msgspec
 
 from client.window import events as e
-from client.window.document import Mark, Take, clean
-from client.window.state import KEPT_LOGPROBS, MAX_POINTS, AppState, Branch, Entry, Generating, Shown
-from client.window.update import notices
+from client.window.state import KEPT_LOGPROBS, MAX_POINTS, AppState, Branch, Entry, Generating
+from client.window.update import branches, notices
+from client.window.update.branches import SENT_BYTES
 from protocol import messages as m
 from protocol.connection import Event as Reply
 from protocol.errors import Gpt2dError
@@ -28,8 +28,6 @@ COUNTED_BYTES = 12_000
 tokens is about 5,000 bytes.
 """
 AUTOSAVE_S = 2.0
-SENT_BYTES = 100_000
-"""Most bytes before the cursor that are sent: far more than any context holds, and far less than a request may have."""
 ALTERNATIVES = 10
 MAX_TOKEN_BYTES = 1024
 """Most bytes of a token's text; a server that sends more is disbelieved."""
@@ -43,16 +41,40 @@ def apply(state: AppState, message: e.PageAction) -> list[e.Effect]:
                 page.document.typed(text, cursor, state.now)
                 page.changed_at = state.now
         case e.Moved(cursor):
-            if cursor != page.document.cursor:
-                page.document.cursor, page.changed_at = cursor, state.now
-                page.counted = -1
+            _select(state, cursor, cursor)
+        case e.Edit():
+            return _edit(state, message)
+        case e.Select(anchor, cursor):
+            _select(state, cursor, anchor)
         case e.TakeToken(index, token):
             return _branch(state, index, token)
         case e.Restore(number):
-            _restore(state, number)
+            branches.restore(state, number)
         case _:
             assert_never(message)
     return []
+
+
+def _select(state: AppState, cursor: int, anchor: int) -> None:
+    page = state.page
+    if cursor != page.document.cursor:
+        page.changed_at, page.counted = state.now, -1
+    page.document.select(cursor, anchor)
+
+
+def _edit(state: AppState, edit: e.Edit) -> list[e.Effect]:
+    """Take over an edit. One in what is being written stops the writing; one elsewhere does not."""
+    page, document = state.page, state.page.document
+    length = len(document.text)
+    start, end = max(0, min(edit.start, length)), max(0, min(edit.end, length))
+    going = page.generating
+    stops = going is not None and start <= going.end and end >= going.start
+    document.sticky |= {"written": going.end, "begun": going.start} if going else {}
+    document.select(document.edit(start, max(start, end), edit.text, edit.kind, state.now))
+    if going:
+        going.end, going.start = document.sticky.pop("written"), document.sticky.pop("begun")
+    page.changed_at = state.now
+    return do(state, "stop") if stops else []
 
 
 def do(state: AppState, what: e.PageWord) -> list[e.Effect]:
@@ -75,7 +97,7 @@ def do(state: AppState, what: e.PageWord) -> list[e.Effect]:
                 page.document.undo() if what == "undo" else page.document.redo()
                 page.move_cursor, page.changed_at = True, state.now
         case "earlier" | "later":
-            _flip(state, -1 if what == "earlier" else 1)
+            branches.flip(state, -1 if what == "earlier" else 1)
         case _:
             assert_never(what)
     return []
@@ -87,16 +109,16 @@ def tick(state: AppState, unix: float) -> list[e.Effect]:
     state.unix = unix
     going = page.generating
     if going and going.stopping and state.now >= going.stopped_at + STOP_S:
-        _ended(state, "")
+        branches.ended(state, "")
     at_rest = not page.generating and state.now > page.changed_at + COUNT_AFTER_S
     can_count = state.link.status == "ready" and state.loaded
     if at_rest and can_count and page.counted != page.document.version and not page.counting:
         page.counting, page.counted = True, page.document.version
-        text = _tail(state, page.document.cursor, COUNTED_BYTES)
+        text = page.document.before(page.document.cursor, COUNTED_BYTES)
         effects.append(e.Send("count", m.Tokenize(text=text, **_which(state)), COUNT_S))
     if page.dirty and page.autosaved != page.document.version and state.now > page.changed_at + AUTOSAVE_S:
         page.autosaved = page.document.version
-        effects.append(e.Autosave(page.document.data))
+        effects.append(e.Autosave(page.document.text))
     return effects
 
 
@@ -107,7 +129,7 @@ def generate(
     page = state.page
     if page.generating:
         return []
-    prompt = _tail(state, start, SENT_BYTES)
+    prompt = page.document.before(start, SENT_BYTES)
     page.last, page.counted = start, -1
     state.ledgers.last = None
     if state.shown and state.shown.start == start:
@@ -115,12 +137,9 @@ def generate(
     notices.drop(state, "page")
     asked = state.setting("max_new_tokens")
     page.generating = Generating(start, start, prompt, asked, state.now, instead_of=instead_of, way=state.models.way)
-    place = page.document.place(start)
-    place.takes.append(Take(""))
-    # No take is forgotten before this one has some text: `instead_of` is an index of them.
-    place.shown = len(place.takes) - 1
+    branches.begin(state, start)
     if prefix:
-        _insert(state, prefix)
+        branches.insert(state, prefix)
     request = {**state.settings, **_which(state), "stream": True, "truncate": "left"}
     if request.get("strategy") not in m.SEARCHES:
         request.setdefault("logprobs", ALTERNATIVES)
@@ -129,7 +148,7 @@ def generate(
     try:
         return [e.Send("page", m.Generate(**request), GENERATE_S)]
     except (TypeError, ValueError) as error:
-        _ended(state, str(error))
+        branches.ended(state, str(error))
         return []
 
 
@@ -154,7 +173,7 @@ def lost(state: AppState) -> None:
     state.page.counting, state.page.counted = False, -1
     state.page.branch = state.page.wanted = None
     if state.page.generating:
-        _ended(state, "")
+        branches.ended(state, "")
 
 
 def _which(state: AppState) -> dict[str, Any]:
@@ -162,26 +181,8 @@ def _which(state: AppState) -> dict[str, Any]:
     return dict(zip(("model", "engine", "precision"), (name or None for name in state.models.way), strict=True))
 
 
-def _tail(state: AppState, end: int, most: int) -> str:
-    """Return the text before a byte, or the last part of it."""
-    return state.page.document.data[max(0, end - most) : end].decode("utf-8", "ignore")
-
-
-def _insert(state: AppState, text: str) -> None:
-    """Put new text where the generation is."""
-    page, going = state.page, state.page.generating
-    if going is None:
-        return
-    going.end = page.document.replace(going.end, going.end, text, f"generated {going.began}")
-    page.document.mark(going.start, going.end)
-    page.move_cursor = True
-    place = page.document.known_place(going.start)
-    if place and place.takes:
-        place.takes[place.shown].text += clean(text)
-
-
 def _written(state: AppState, event: Reply, took_ms: float) -> list[e.Effect]:
-    page, going = state.page, state.page.generating
+    going = state.page.generating
     if going is None:
         return []
     if isinstance(event, m.Progress):
@@ -191,40 +192,18 @@ def _written(state: AppState, event: Reply, took_ms: float) -> list[e.Effect]:
         going.tokens += len(event.ids)
         going.first_at, going.latest_at = going.first_at or state.now, state.now
         if going.end - going.start + len(event.text) > going.asked * MAX_TOKEN_BYTES:
-            _ended(state, "the server sent far more text than was asked for; it was cancelled")
+            branches.ended(state, "the server sent far more text than was asked for; it was cancelled")
             return [e.Cancel("page")]
         if event.text:
-            _insert(state, event.text)
+            branches.insert(state, event.text)
     elif isinstance(event, m.Generated):
         state.ledgers.last, state.ledgers.whole_ms = event, took_ms
-        entry = note(state, going.prompt, event)
-        place = page.document.known_place(going.start)
-        if place and place.takes:
-            place.takes[place.shown].entry = entry.number
-        state.shown = Shown(going.start, going.prompt, event)
-        _ended(state, "")
+        branches.finished(state, note(state, going.prompt, event))
+        branches.ended(state, "")
         return [e.Send("stats", m.GetStats(), COUNT_S)]
     elif isinstance(event, Gpt2dError):
-        _ended(state, "" if going.stopping else str(event))
+        branches.ended(state, "" if going.stopping else str(event))
     return []
-
-
-def _ended(state: AppState, error: str) -> None:
-    page, going = state.page, state.page.generating
-    if going:
-        place = page.document.known_place(going.start)
-        if place and place.takes and not place.takes[place.shown].text:
-            del place.takes[place.shown]  # nothing was written
-            place.shown = max(0, len(place.takes) - 1)
-            if going.instead_of is not None:
-                page.document.undo()
-                place.shown, page.move_cursor = going.instead_of, True
-        elif place:
-            place.show_last()
-    page.generating = None
-    if error:
-        notices.warn(state, "page", error)
-    page.changed_at, page.counted = state.now, -1
 
 
 def note(state: AppState, prompt: str, result: m.Generated) -> Entry:
@@ -253,12 +232,14 @@ def plausible(ledger: Ledger) -> bool:
 def _counted(state: AppState, counted: m.Tokenized) -> None:
     """Take over how many tokens there are before the cursor, and where the model's sight begins."""
     page, number = state.page, len(counted.ids)
-    whole, part = page.document.cursor, len(counted.text.encode())
+    before, part = page.document.text[: page.document.cursor], counted.text.encode()
+    whole = len(before.encode())
     page.exact = whole <= COUNTED_BYTES
-    page.tokens = number if page.exact else round(number * whole / max(1, part))
+    page.tokens = number if page.exact else round(number * whole / max(1, len(part)))
     seen = max(1, state.models.context - state.setting("max_new_tokens"))
     hides = number > seen and len(counted.offsets) > seen
-    page.sight = whole - part + counted.offsets[-seen - 1] if hides else 0
+    seen_text = part[counted.offsets[-seen - 1] :].decode("utf-8", "ignore") if hides else before
+    page.sight = max(0, len(before) - len(seen_text))
 
 
 def _regenerate(state: AppState) -> list[e.Effect]:
@@ -266,37 +247,10 @@ def _regenerate(state: AppState) -> list[e.Effect]:
     page = state.page
     mark = page.document.mark_at(page.document.cursor)
     start = mark.start if mark else page.last
-    if page.generating or start is None or start > len(page.document.data):
+    if page.generating or start is None or start > len(page.document.text):
         return []
     mark = mark or page.document.mark_at(start)
-    return generate(state, start, instead_of=_clear(state, mark, start))
-
-
-def _clear(state: AppState, mark: Mark | None, start: int) -> int | None:
-    """Remove the continuation that begins at `start`, for another in its place; return which take it was."""
-    if not mark or mark.start != start:
-        return None
-    document = state.page.document
-    document.replace(mark.start, mark.end, "", f"generated {state.now}")
-    state.page.move_cursor = True
-    return document.place(start).shown
-
-
-def _flip(state: AppState, step: int) -> None:
-    """Show another take of the place at the cursor."""
-    page = state.page
-    mark = page.document.mark_at(page.document.cursor)
-    place = page.document.known_place(mark.start) if mark else None
-    if page.generating or mark is None or place is None or len(place.takes) < 2:
-        return
-    place.shown = (place.shown + step) % len(place.takes)
-    take = place.takes[place.shown]
-    end = page.document.replace(mark.start, mark.end, take.text, "flipped")
-    page.document.mark(mark.start, end)
-    page.move_cursor, page.changed_at = True, state.now
-    page.last = mark.start
-    entry = state.history.entry(take.entry)
-    state.shown = Shown(mark.start, _tail(state, mark.start, SENT_BYTES), entry.result) if entry else None
+    return generate(state, start, instead_of=branches.clear(state, mark, start))
 
 
 def _branch(state: AppState, index: int, token: int) -> list[e.Effect]:
@@ -304,7 +258,7 @@ def _branch(state: AppState, index: int, token: int) -> list[e.Effect]:
     shown, page = state.shown, state.page
     if shown is None or page.generating or state.link.status != "ready" or not 0 <= index < len(shown.result.ids):
         return []
-    if _tail(state, shown.start, SENT_BYTES) != shown.prompt:
+    if page.document.before(shown.start, SENT_BYTES) != shown.prompt:
         notices.warn(state, "page", "the text before these tokens has changed since; generate there again")
         return []
     ids = [*shown.result.ids[:index], token]
@@ -332,22 +286,6 @@ def _branched(state: AppState, tag: e.PageTag, event: Reply) -> list[e.Effect]:
     if branch.prompt_ids is None or branch.text is None:
         return []
     page.branch = None
-    before = _clear(state, page.document.mark_at(branch.start), branch.start)
+    mark = page.document.mark_at(branch.start)
+    before = branches.clear(state, mark, branch.start)
     return generate(state, branch.start, instead_of=before, ids=branch.prompt_ids + branch.ids, prefix=branch.text)
-
-
-def _restore(state: AppState, number: int) -> None:
-    """Put a generation of the history back: its prompt, if it is not there already, and its text."""
-    entry, page = state.history.entry(number), state.page
-    if entry is None or page.generating:
-        return
-    document, prompt = page.document, clean(entry.prompt)
-    document.replace(0, len(document.data), prompt + clean(entry.result.text), "restored")
-    start = len(prompt.encode())
-    document.mark(start, len(document.data))
-    place = document.place(start)
-    place.takes.append(Take(clean(entry.result.text), number))
-    place.show_last()
-    state.shown = Shown(start, entry.prompt, entry.result)
-    page.move_cursor, page.changed_at = True, state.now
-    page.last = start

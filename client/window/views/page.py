@@ -14,7 +14,7 @@ SIGHT = "the model sees from here"
 GUTTER = 0.6
 """Width of the margin, in font sizes."""
 MAX_COUNTED = 1_000_000
-"""Most bytes of a page whose words are counted, which happens in every frame."""
+"""Most characters of a page whose words are counted, which happens in every frame."""
 FLAGS = (
     imgui.InputTextFlags_.word_wrap
     | imgui.InputTextFlags_.no_undo_redo
@@ -39,8 +39,9 @@ def draw(state: AppState, font: imgui.ImFont | None) -> list[Action]:
     origin = imgui.get_cursor_screen_pos()
     imgui.set_cursor_pos_x(imgui.get_cursor_pos_x() + gutter)
     size = ImVec2(-1, -imgui.get_frame_height_with_spacing() * 1.1)
-    seen = [document.cursor]
-    want = document.cursor if page.move_cursor else None
+    content = document.text.encode()  # the text field counts in bytes
+    seen = [len(document.text[: document.cursor].encode())]
+    was, want = seen[0], seen[0] if page.move_cursor else None
 
     def on_each(data: imgui.InputTextCallbackData) -> int:
         if want is not None:
@@ -66,9 +67,9 @@ def draw(state: AppState, font: imgui.ImFont | None) -> list[Action]:
     bottom = imgui.get_item_rect_max()
     page.move_cursor = False  # the one field of the state that this view changes: the text field has the cursor now
     if changed and not page.generating:
-        actions.append(Typed(text, seen[0]))
-    elif active and want is None and seen[0] != document.cursor and not (page.generating or imgui.get_io().key_alt):
-        actions.append(Moved(seen[0]))
+        actions.append(Typed(text, characters(text.encode(), seen[0])))
+    elif active and want is None and seen[0] != was and not (page.generating or imgui.get_io().key_alt):
+        actions.append(Moved(characters(content, seen[0])))
     if (
         enter
         and imgui.is_item_deactivated()
@@ -144,13 +145,14 @@ def draw_margin(
     count = lines.size()
     first = max(0, int(scroll / height))
     last = min(count, int((scroll + bottom.y - top) / height) + 1)
-    end_of_text = len(page.document.data)
+    content = page.document.text.encode()
     paint = imgui.get_window_draw_list()
     paint.push_clip_rect((origin.x, origin.y), (bottom.x, bottom.y), True)
     mark_color = imgui.get_color_u32(widgets.color("accent"))
+    end = characters(content, lines.offsets[first]) if first < last else 0
     for i in range(first, last):
-        begin = lines.offsets[i]
-        end = lines.offsets[i + 1] if i + 1 < count else end_of_text
+        begin, stop = end, lines.offsets[i + 1] if i + 1 < count else len(content)
+        end = begin + characters(content[lines.offsets[i] : stop], stop)
         y = top + i * height - scroll
         if any(mark.start < end and mark.end > begin for mark in page.document.marks):
             paint.add_rect_filled((origin.x, y), (origin.x + gutter * 0.4, y + height), mark_color)
@@ -159,6 +161,11 @@ def draw_margin(
             left = bottom.x - imgui.calc_text_size(SIGHT).x - gutter * 2
             paint.add_text((left, y), mark_color, SIGHT)
     paint.pop_clip_rect()
+
+
+def characters(content: bytes, end: int) -> int:
+    """Return how many characters these bytes of a UTF-8 text are."""
+    return len(content[:end].decode("utf-8", "ignore"))
 
 
 def _child_name() -> str:
@@ -183,7 +190,8 @@ def waiting(state: AppState) -> str:
 
 def draw_status(state: AppState) -> None:
     page, context = state.page, state.models.context
-    parts = [f"{len(page.document.data.split())} words"] if len(page.document.data) < MAX_COUNTED else []
+    text = page.document.text
+    parts = [f"{len(text.split())} words"] if len(text) < MAX_COUNTED else []
     if state.link.status == "ready" and page.counted >= 0:
         tokens = f"{page.tokens} tokens" if page.exact else f"about {page.tokens} tokens"
         share = min(1.0, page.tokens / context)

@@ -27,6 +27,7 @@ from client.window.events import (
     SavePreferences,
 )
 from client.window.state import Preferences
+from client.window.textfile import TextFile
 
 
 @pytest.fixture
@@ -120,7 +121,7 @@ NOWHERE = "~nobody-has-this-name"
     "effect",
     [
         OpenFile(Path(NOWHERE, "a.txt")),
-        SaveFile(Path(NOWHERE, "a.txt"), b"x"),
+        SaveFile(Path(NOWHERE, "a.txt"), TextFile(b"x")),
         Export(Path(NOWHERE, "a.txt"), "x"),
         ListFolder(NOWHERE),
     ],
@@ -130,9 +131,9 @@ def test_the_home_of_nobody_is_said_and_the_next_file_is_saved(
     effect: DiskEffect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    failed, saved = answer(effect, SaveFile(tmp_path / "b.txt", b"kept"))
+    failed, saved = answer(effect, SaveFile(tmp_path / "b.txt", TextFile(b"kept")))
     assert isinstance(failed, DiskFailed) and f"the home folder of {NOWHERE} cannot be found" in failed.error
-    assert saved == Saved(tmp_path / "b.txt", b"kept") and (tmp_path / "b.txt").read_bytes() == b"kept"
+    assert saved == Saved(tmp_path / "b.txt", TextFile(b"kept")) and (tmp_path / "b.txt").read_bytes() == b"kept"
 
 
 def test_fonts_are_listed_for_a_user_without_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from client.window import events as e, secret
 from client.window.export import as_json, as_python
 from client.window.parameters import OWN, usable
 from client.window.state import GOES_ON, AppState, Status
+from client.window.textfile import TextFile
 from client.window.update.apply import ANSWERS, STATUS, apply
 from client.window.update.comparison import differences
 from client.window.views import connection
@@ -299,7 +300,7 @@ def test_a_stopped_comparison_ends_before_another_begins(at: e.CompareTag) -> No
 def test_only_the_end_of_a_long_page_is_sent() -> None:
     state = ready()
     text = "\u4e2d" * 200_000
-    apply(state, e.Typed(text, len(text.encode())))
+    apply(state, e.Typed(text, len(text)))
     (request,) = sent(apply(state, e.Do("generate")), m.Generate)
     assert len(request.prompt.encode()) <= 100_000 and text.endswith(request.prompt)
 
@@ -664,13 +665,21 @@ messages: st.SearchStrategy[Any] = st.one_of(
     st.just(e.Connect()),
     st.just(e.Disconnect()),
     st.builds(e.Tick, st.floats(0, 1000), st.just(1e9)),
-    st.builds(lambda t: e.Typed(t, len(t.encode())), st.text("ab\u4e2d", max_size=9)),
+    st.builds(lambda t: e.Typed(t, len(t)), st.text("ab\u4e2d", max_size=9)),
+    st.builds(
+        e.Edit,
+        st.integers(-1, 12),
+        st.integers(-1, 12),
+        st.text("ab\u4e2d", max_size=3),
+        st.sampled_from(["typed", "deleted"]),
+    ),
+    st.builds(e.Select, st.integers(-1, 12), st.integers(-1, 12)),
     st.builds(e.TakeToken, st.integers(-2, 3), st.just(5)),
     st.builds(e.Restore, st.integers(0, 3)),
     st.just(e.LoadModel()),
     st.just(e.CancelLoad()),
-    st.builds(e.Opened, st.just(Path("x")), st.text(max_size=5)),
-    st.builds(e.Saved, st.just(Path("x")), st.just(b"a")),
+    st.builds(e.Opened, st.just(Path("x")), st.builds(TextFile, st.builds(str.encode, st.text(max_size=5)))),
+    st.builds(e.Saved, st.just(Path("x")), st.just(TextFile(b"a"))),
     st.just(e.DiskFailed("full")),
     st.builds(
         e.Choose, st.sampled_from(["demo", "gone"]), st.sampled_from(["onnx", "x"]), st.sampled_from(["int8", "y"])
@@ -695,9 +704,9 @@ def test_any_order_of_events_leaves_a_valid_state(order: list[Any]) -> None:
         effects = apply(state, message)
         assert all(isinstance(effect, e.Effect) for effect in effects)
         document, going = state.page.document, state.page.generating
-        document.data.decode()
-        assert all(0 <= mark.start < mark.end <= len(document.data) for mark in document.marks)
-        assert going is None or 0 <= going.start <= going.end <= len(document.data)
+        assert 0 <= min(document.selection) <= max(document.selection) <= len(document.text)
+        assert all(0 <= mark.start < mark.end <= len(document.text) for mark in document.marks)
+        assert going is None or 0 <= going.start <= going.end <= len(document.text)
         assert going is None or state.link.status in GOES_ON
         assert all(0 <= place.shown <= max(0, len(place.takes) - 1) for place in document.places.values())
         assert state.compare.running is None or 0 <= state.compare.running < len(state.compare.columns)
@@ -713,4 +722,4 @@ def test_a_folder_of_nobody_is_left_to_the_disk() -> None:
     state = ready()
     apply(state, e.Do("save as"))
     effects = apply(state, e.ChooseFile("~nobody-has-this-name", "a.txt", done=True))
-    assert effects == [e.SaveFile(Path("~nobody-has-this-name", "a.txt"), b"")]
+    assert effects == [e.SaveFile(Path("~nobody-has-this-name", "a.txt"), TextFile())]

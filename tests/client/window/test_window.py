@@ -58,7 +58,7 @@ def test_write_stop_undo_and_flip(
         document = d.state.page.document
         first = document.text
         assert first.startswith("Shall I compare thee") and len(first) > 30
-        assert [(mark.start, mark.end) for mark in document.marks] == [(20, len(document.data))]
+        assert [(mark.start, mark.end) for mark in document.marks] == [(20, len(document.text))]
         d.shot("written")
         d.state.preferences.sampling["seed"] = 2
         d.click("//Page/Regenerate")
@@ -498,7 +498,7 @@ def test_a_hostile_server_freezes_nothing(window: Window) -> None:
             for _ in range(20):
                 d.ctx.yield_()
             assert time.monotonic() - began < 5
-            d.state.page.document.replace(0, len(d.state.page.document.data), "nonsense", "test")
+            d.state.page.document.edit(0, len(d.state.page.document.text), "nonsense", "test")
             d.click("//Page/Generate")
             d.wait(lambda: d.state.ledgers.count == 1, 20)
             for name in ("Inference", "Tokens", "History", "Model", "Sampling"):
