@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable
 
@@ -11,7 +12,7 @@ from imgui_bundle import imgui
 from client.window import disk, events as e, fonts, secret
 from client.window.disk import Disk
 from client.window.link import Link, LinkEffect
-from client.window.state import AppState
+from client.window.state import LAYOUT_VERSION, AppState
 from client.window.update.apply import apply
 from client.window.views.main import ui
 
@@ -41,9 +42,13 @@ class App:
         """Set Dear ImGui up, once it has a context."""
         io = imgui.get_io()
         io.config_flags |= imgui.ConfigFlags_.docking_enable | imgui.ConfigFlags_.nav_enable_keyboard
-        io.set_ini_filename("")
-        if self.state.preferences.layout:
-            imgui.load_ini_settings_from_memory(self.state.preferences.layout)
+        io.config_input_text_cursor_blink = False  # frames are drawn when something changes: it would freeze unseen
+        io.set_ini_filename(None)  # with "", Dear ImGui never asks for its layout to be saved
+        preferences = self.state.preferences
+        if preferences.layout_version != LAYOUT_VERSION:
+            preferences.layout = ""
+        if preferences.layout:
+            imgui.load_ini_settings_from_memory(preferences.layout)
 
     def tell(self, message: e.Message) -> None:
         """Let a message change the state, and have its effects carried out."""
@@ -54,13 +59,20 @@ class App:
                 self.disk.do(effect)
 
     def take_events(self) -> bool:
-        """Apply what has happened, and the time; return True if something had happened."""
-        now = time.monotonic()
+        """Apply what has happened, and the time; return True if something had happened, or has expired."""
+        now, notices = time.monotonic(), self.state.notices
         happened = [*self.link.events(), *self.disk.events()]
         self.tell(e.Tick(now, time.time()))
+        expired = self.state.notices is not notices
         for event in happened:
             self.tell(event)
-        return bool(happened)
+        self._keep_now_and_then()
+        return bool(happened) or expired
+
+    @property
+    def expires(self) -> float:
+        """Time at which something on the screen is no longer true."""
+        return min((notice.until for notice in self.state.notices), default=math.inf)
 
     def prepare(self) -> None:
         """Load fonts and set the style before a frame, where they changed."""
@@ -74,20 +86,32 @@ class App:
         """Draw the panels, inside a frame."""
         for action in ui(self.state, self._fonts[1]):
             self.tell(action)
-        if self.state.now > self._kept_at + KEEP_S:
-            self._kept_at = self.state.now
-            if imgui.get_io().want_save_ini_settings:
-                self.state.preferences.layout = imgui.save_ini_settings_to_memory()
-                imgui.get_io().want_save_ini_settings = False
-            self._keep()
 
     def close(self) -> None:
         """Save the preferences, and end link and disk."""
+        if imgui.get_current_context():
+            self._keep_layout()  # Dear ImGui asks for that seconds after a change
         self._keep()
         if not self.state.page.dirty or self.state.quitting:
             self.disk.do(e.Autosave(None))
         self.disk.close()
         self.link.close()
+
+    def _keep_now_and_then(self) -> None:
+        """Save what has changed, once a second at most."""
+        if self.state.now > self._kept_at + KEEP_S:
+            self._kept_at = self.state.now
+            if imgui.get_current_context() and imgui.get_io().want_save_ini_settings:
+                self._keep_layout()
+            self._keep()
+
+    def _keep_layout(self) -> None:
+        """Save where the panels are, once they are somewhere."""
+        if self.state.arrange and not self.state.preferences.layout:
+            return
+        imgui.get_io().want_save_ini_settings = False
+        self.state.preferences.layout = imgui.save_ini_settings_to_memory()
+        self.state.preferences.layout_version = LAYOUT_VERSION
 
     def _keep(self) -> None:
         if self.state.preferences != self._kept:

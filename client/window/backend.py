@@ -49,10 +49,12 @@ class Backend(GlfwRenderer):
     def __init__(self, window: Any) -> None:
         super().__init__(window)
         self.touched = True
-        """There was input since the last frame."""
+        """There was input that is to be seen at once."""
+        self.moved = False
+        """The pointer has moved."""
         io = imgui.get_platform_io()
         io.platform_get_clipboard_text_fn = lambda _: as_text(glfw.get_clipboard_string(window))
-        for name in ("key", "char", "cursor_pos", "mouse_button", "scroll", "window_size"):
+        for name in ("key", "char", "mouse_button", "scroll", "window_size"):
             self._notice(window, name)
         glfw.set_window_refresh_callback(window, lambda _: self.touch())
         glfw.set_window_focus_callback(window, self.focus_callback)
@@ -81,6 +83,10 @@ class Backend(GlfwRenderer):
 
     def touch(self) -> None:
         self.touched = True
+
+    def mouse_callback(self, window: Any, x: float, y: float) -> None:
+        self.moved = True
+        super().mouse_callback(window, x, y)
 
     def _notice(self, window: Any, name: str) -> None:
         """Make the callback of an input also note that there was one."""

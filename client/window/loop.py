@@ -17,14 +17,8 @@ from OpenGL import GL
 from client.window.app import App
 from client.window.backend import Backend, as_text
 from client.window.events import Do
+from client.window.pace import Pace
 
-IDLE_S = 1.0
-"""Seconds between two looks at the state where nothing is new."""
-STREAM_S = 1 / 30
-"""Seconds between two frames that only show incoming text."""
-FRAME_S = 1 / 60
-SETTLE = 3
-"""Number of frames after an input: Dear ImGui needs them to settle."""
 TITLE = "gpt2d"
 
 
@@ -41,6 +35,7 @@ class Window:
         if not glfw.init():
             raise NoWindow("; ".join(reasons) or "glfw cannot be started")
         self._woken = False
+        self.pace = Pace()
         self.app = App(self.wake, server)
         preferences = self.app.state.preferences
         for hint, value in (
@@ -72,35 +67,53 @@ class Window:
 
     def run(self) -> None:
         """Draw until the user quits."""
-        settle, drawn = SETTLE, 0.0
         while not self.app.state.quitting:
-            pause = self._pause(settle)
-            wait = drawn + pause - time.monotonic()
+            due = self._due()
+            wait = due - time.monotonic()
             if wait > 0:
                 glfw.wait_events_timeout(wait)
             else:
                 glfw.poll_events()
             if glfw.window_should_close(self.window):
-                glfw.set_window_should_close(self.window, False)
-                self.app.tell(Do("quit"))
-                self.backend.touched = True
-            if self.backend.touched or imgui.get_current_context().input_events_queue.size():
-                settle, self.backend.touched = SETTLE, False
+                self._closed()
             now = time.monotonic()
-            if now < drawn + self._pause(settle):
-                continue
-            late = now - (drawn + pause) if drawn else 0.0
-            self._woken = False
-            happened = self.app.take_events()
-            taken = time.monotonic() - now
-            drawn = now
-            if settle or happened or self.app.state.link.status not in {"ready", "off"}:  # else nothing looks different
-                settle = max(0, settle - 1)
-                own = self.frame() + taken
-                if self.watch:
-                    self.watch(own, late, time.monotonic())
-        size = glfw.get_window_size(self.window)
-        self.app.state.preferences.width, self.app.state.preferences.height = int(size[0]), int(size[1])
+            self._notice(now)
+            if now >= self._due():
+                self._look(now, late=now - due)
+
+    def _closed(self) -> None:
+        """Ask what a close of the window asks, where it can be seen."""
+        glfw.set_window_should_close(self.window, False)
+        self.app.tell(Do("quit"))
+        self.backend.touch()
+        if not self.app.state.quitting and glfw.get_window_attrib(self.window, glfw.ICONIFIED):
+            glfw.restore_window(self.window)
+
+    def _notice(self, now: float) -> None:
+        """Pass on to the pace what input there was."""
+        if self.backend.touched:
+            self.pace.struck()
+        if self.backend.moved:
+            self.pace.moved(now, drags=imgui.is_any_mouse_down())
+        self.backend.touched = self.backend.moved = False
+
+    def _due(self) -> float:
+        return self.pace.due(self._woken or self.app.link.more, self.app.expires)
+
+    def _look(self, now: float, late: float) -> None:
+        """Take what has happened, and draw where anything looks different. A minimised window is not drawn."""
+        began = time.process_time()
+        owes, self._woken = self.pace.look(now), False
+        happened = self.app.take_events()
+        taken = time.monotonic() - now
+        waits = self.app.state.link.status not in {"ready", "off"}  # it shows for how long
+        if (owes or happened or waits) and not glfw.get_window_attrib(self.window, glfw.ICONIFIED):
+            own = self.frame() + taken
+            self.pace.drew(time.process_time() - began)
+            if imgui.get_current_context().input_events_queue.size():  # Dear ImGui takes fast input in turns
+                self.backend.touch()
+            if self.watch:
+                self.watch(own, late, time.monotonic())
 
     def _scaled(self) -> None:
         """Use the screen's scale, unless the system scales the window's pixels (macOS, Wayland)."""
@@ -108,12 +121,6 @@ class Window:
         if glfw.get_framebuffer_size(self.window) == glfw.get_window_size(self.window) and 0.5 <= scale <= 4.0:
             state.screen_scale, state.fonts_changed = float(scale), True
             self.backend.touch()
-
-    def _pause(self, settle: int) -> float:
-        """Return the seconds from one look at the state to the next: short after an input, longer for incoming text."""
-        if settle or self.backend.touched:
-            return FRAME_S
-        return STREAM_S if self._woken or self.app.link.more else IDLE_S
 
     def wake(self) -> None:
         """Note that there is something new. Called in other threads."""

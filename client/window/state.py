@@ -40,6 +40,8 @@ KEPT_LOGPROBS = 50
 texts.
 """
 PANELS = ("Connection", "Model", "Sampling", "Inference", "Tokens", "History", "Compare", "Settings", "Keys")
+LAYOUT_VERSION = 1
+"""Raised when the panels or their first places change: a layout of other panels is not applied."""
 Settings: TypeAlias = dict[str, Any]
 """Generation settings by name, those of messages.SETTINGS that differ from the default."""
 
@@ -308,6 +310,8 @@ class Preferences:
     presets: dict[str, Settings] = field(default_factory=dict)
     layout: str = ""
     """Dear ImGui's own description of where the panels are."""
+    layout_version: int = 0
+    """The LAYOUT_VERSION that it belongs to."""
     closed: list[str] = field(default_factory=lambda: ["Settings", "Keys"])
     """Panels that are not shown."""
     width: int = 1360

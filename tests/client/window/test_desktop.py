@@ -1,0 +1,95 @@
+"""The real program as a person has it, on a desktop with a window manager."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.client.window.program import Program, desktop, kept
+from tests.conftest import WINDOW, wait_for
+
+pytest.importorskip("client.window.loop", exc_type=ImportError, reason=WINDOW)
+
+
+@pytest.fixture(scope="module")
+def display() -> Iterator[str]:
+    with desktop() as display:
+        yield display
+
+
+def test_panels_and_place_are_kept_from_start_to_start(display: str, home: Path) -> None:
+    first = Program(display)
+    before = first.page
+    edge = before.x + before.width + 1
+    to_edge = ("mousemove", "--window", first.id, str(edge), before.middle[1])
+    first.xdotool(*to_edge)
+    first.expect("page")  # it hovers
+    first.xdotool(*to_edge, "mousedown", "1")
+    first.expect("page")
+    for step in (20, 60):
+        first.xdotool("mousemove", "--window", first.id, str(edge - step), before.middle[1])
+    wait_for(lambda: first.page.width == before.width - 60, 10)
+    first.xdotool("mouseup", "1")
+    first.xdotool("key", "alt+F4")
+    assert "Traceback" not in first.ended()
+    assert json.loads(kept(home).read_text(encoding="utf-8"))["layout_version"] > 0
+    for _ in range(2):
+        again = Program(display)
+        assert again.page == before._replace(width=before.width - 60)
+        again.xdotool("key", "alt+F4")
+        assert "Traceback" not in again.ended()
+
+
+@pytest.mark.usefixtures("home")
+def test_keys_go_by_their_letter_and_modifiers_never_stick(display: str) -> None:
+    program = Program(display)
+    try:
+        program.keys("ctrl+z")
+        program.expect("key ctrl z")
+        # The window manager takes Alt+Space and shows its menu; the release of Alt goes to that.
+        program.xdotool("keydown", "alt", "key", "space", "keyup", "alt")
+        program.xdotool("key", "Escape")
+        program.keys("F6")
+        assert "key alt F6" not in program.expect("key f6")
+        program.layout("fr")
+        program.keys("ctrl+a", "ctrl+z", "ctrl+agrave", "ctrl+minus", "ctrl+m", "ctrl+semicolon")
+        for key in ("a", "z", "0", "minus", "m", "semicolon"):
+            seen = program.expect(f"key ctrl {key}")
+            assert "do quit" not in seen
+        program.layout("de")
+        program.keys("ctrl+z", "ctrl+y", "ctrl+plus", "ctrl+minus", "ctrl+odiaeresis")
+        for key in ("z", "y", "equal", "minus", "semicolon"):
+            program.expect(f"key ctrl {key}")
+        program.layout("ru")
+        program.keys("ctrl+Cyrillic_ya", "ctrl+Cyrillic_es", "ctrl+KP_Add", "KP_Enter", "F7")
+        for key in ("ctrl z", "ctrl c", "ctrl equal", "enter", "f7"):
+            program.expect(f"key {key}")
+    finally:
+        errors = program.kill()
+        program.layout("us")
+    assert "Traceback" not in errors
+
+
+@pytest.mark.usefixtures("home")
+def test_a_minimised_window_is_not_drawn_and_asks_in_sight(display: str) -> None:
+    program = Program(display)
+    try:
+        program.xdotool("mousemove", "--window", program.id, *program.page.middle, "click", "1")
+        program.expect("page")
+        program.keys("x")
+        program.expect("key x")
+        wait_for(lambda: "*" in program.xdotool("getwindowname", program.id), 10)
+        program.xdotool("windowminimize", program.id)
+        program.expect("look minimised")
+        assert not [line for line in program.expect("look minimised") if line.startswith("page")]
+        program.close()
+        program.expect("do quit")
+        program.expect("page")
+        assert program.xdotool("search", "--sync", "--onlyvisible", "--pid", str(program.process.pid))
+        assert program.process.poll() is None
+    finally:
+        errors = program.kill()
+    assert "Traceback" not in errors

@@ -1,0 +1,102 @@
+"""When the window draws, by made-up clocks and costs."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import pytest
+
+from tests.conftest import WINDOW
+
+pytest.importorskip("client.window.loop", exc_type=ImportError, reason=WINDOW)
+
+from client.window import app as apps
+from client.window.pace import FRAME_S, IDLE_S, SETTLE, SHARE, SLOWEST_S, STREAM_S, Pace
+from client.window.update import notices
+
+
+def resting(cost: float = 0.001) -> Pace:
+    """Return one that has nothing to draw, at time 10."""
+    pace = Pace()
+    for _ in range(SETTLE):
+        assert pace.look(10.0)
+        pace.drew(cost)
+    return pace
+
+
+def drawn(pace: Pace, seconds: float, cost: float, news: bool = True) -> int:
+    """Let a stream come in for a while; return the number of frames."""
+    now, frames = 10.0, 0
+    while (due := pace.due(news)) < 10.0 + seconds:
+        now = max(now + cost, due)
+        frames += pace.look(now) or news
+        pace.drew(cost)
+    return frames
+
+
+def test_at_rest_nothing_is_drawn() -> None:
+    pace = resting()
+    for second in range(1, 60):
+        assert pace.due(False) == 10.0 + second * IDLE_S
+        assert not pace.look(10.0 + second * IDLE_S)
+
+
+@pytest.mark.parametrize(("cost", "fewest", "most"), [(0.002, 29, 31), (0.025, 9, 11), (0.03, 8, 9), (10.0, 1, 3)])
+def test_a_stream_takes_a_quarter_of_a_core_at_most(cost: float, fewest: int, most: int) -> None:
+    frames = drawn(resting(cost), 1.0, cost)
+    assert fewest <= frames <= most
+    if cost < SLOWEST_S:
+        assert frames * cost <= SHARE + cost
+
+
+def test_one_dear_frame_says_nothing_of_the_next() -> None:
+    pace = resting(0.004)
+    assert pace.pause == STREAM_S
+    pace.drew(0.5)
+    assert pace.pause == STREAM_S
+
+
+def test_a_key_is_drawn_at_once_and_settles() -> None:
+    pace = resting(0.03)
+    assert pace.due(True) == pytest.approx(10.12)
+    pace.struck()
+    assert pace.due(True) == 10.0 + FRAME_S, "amid a stream, too"
+    assert [pace.look(10.02 + i * FRAME_S) for i in range(SETTLE + 1)] == [True] * SETTLE + [False]
+
+
+def test_the_pointer_moves_at_the_streams_pace_and_is_looked_at_when_it_rests() -> None:
+    pace = resting(0.025)
+    pace.moved(10.01, drags=False)
+    assert pace.due(False) == pytest.approx(10.1)
+    assert pace.look(10.1)
+    for at in (10.21, 10.41):
+        assert pace.due(False) == pytest.approx(at)
+        assert pace.look(at)
+    assert pace.due(False) == 10.41 + IDLE_S
+    pace.moved(10.5, drags=True)
+    assert pace.due(True) == 10.41 + FRAME_S
+
+
+def test_what_expires_is_looked_at_then() -> None:
+    pace = resting()
+    assert pace.due(False, 10.3) == 10.3
+    assert pace.due(False, math.inf) == 11.0
+
+
+@pytest.mark.usefixtures("home")
+def test_a_notice_owes_one_frame_when_it_expires(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = apps.App(lambda: None, "tcp://127.0.0.1:1")
+    try:
+        monkeypatch.setattr(app.link, "events", list)
+        monkeypatch.setattr(app.disk, "events", list)
+        assert app.expires == math.inf and not app.take_events()
+        notices.inform(app.state, "saved", "saved")
+        assert app.state.now < app.expires < app.state.now + 60
+        over = app.expires
+        monkeypatch.setattr(time, "monotonic", lambda: over)
+        assert app.take_events() and not app.take_events()
+        assert app.expires == math.inf
+    finally:
+        monkeypatch.undo()
+        app.close()
