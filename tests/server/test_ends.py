@@ -138,7 +138,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=["native", "onnx"])  # native guesses ahead
 def engine(small: Path, cache: Path, request: pytest.FixtureRequest) -> Iterator[Engine]:
-    made = load_engine(small, read_architecture(small), request.param, "fp32", 8, 2, cache, 1 << 30, lambda *_: None)
+    made = load_engine(small, read_architecture(small), request.param, "fp32", 8, 1, cache, 1 << 30, lambda *_: None)
     yield made.engine
     made.engine.close()
 

@@ -22,7 +22,7 @@ TOLERANCE = 1e-4
 
 
 def make(cache: Path, name: str, precision: str, rows: int) -> Engine:
-    return load_engine(DEMO_FOLDER, ARCH, name, precision, rows, 2, cache, 1 << 30, lambda *_: None).engine
+    return load_engine(DEMO_FOLDER, ARCH, name, precision, rows, 1, cache, 1 << 30, lambda *_: None).engine
 
 
 @pytest.fixture(scope="module", params=["native", "onnx"])

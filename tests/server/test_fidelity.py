@@ -41,7 +41,7 @@ IDS = TEXT.encode(VERSE)
 
 
 def load(precision: str, cache: Path) -> Engine:
-    return load_engine(DEMO_FOLDER, ARCH, "onnx", precision, 1, 2, cache, 1 << 30, lambda *_: None).engine
+    return load_engine(DEMO_FOLDER, ARCH, "onnx", precision, 1, 1, cache, 1 << 30, lambda *_: None).engine
 
 
 @pytest.fixture(scope="module")

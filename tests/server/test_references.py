@@ -38,7 +38,7 @@ def want() -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
 def test_chunks_steps_and_a_second_sequence(
     precision: str, bound: float, want: np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 ) -> None:
-    engine = TorchEngine(ARCH, WEIGHTS, precision, 2)
+    engine = TorchEngine(ARCH, WEIGHTS, precision, 1)
     run(engine, want, bound)
     assert (engine.quantised_share > 0.99) == (precision == "int8")
     engine.close()
@@ -63,7 +63,7 @@ def test_optimum(
     Export(ARCH, WEIGHTS, precision, lambda done, total: steps.append((done, total))).write(tmp_path)
     assert steps[-1] == (len(steps) - 1, len(steps) - 1)
     assert {file.name for file in tmp_path.iterdir()} >= {"model.onnx", "config.json", "quantised_share"}
-    engine = OptimumEngine(ARCH, tmp_path, 2)
+    engine = OptimumEngine(ARCH, tmp_path, 1)
     run(engine, want, bound)
     assert engine.quantised_share == share
     engine.close()
@@ -89,7 +89,7 @@ from server.catalogue.catalogue import *
 from server.checkpoint.tensors import Weights
 from server.engines.torch import TorchEngine
 arch = read_architecture(DEMO_FOLDER)
-TorchEngine(arch, Weights(DEMO_FOLDER, arch), "fp32", 2, compiled=True).warm_up()
+TorchEngine(arch, Weights(DEMO_FOLDER, arch), "fp32", 1, compiled=True).warm_up()
 """
     environment = {k: v for k, v in os.environ.items() if k != "CXX"} | {
         "PATH": str(tmp_path),
@@ -101,7 +101,7 @@ TorchEngine(arch, Weights(DEMO_FOLDER, arch), "fp32", 2, compiled=True).warm_up(
 
 def test_a_path_with_a_space_is_named_where_torch_cannot_compile(monkeypatch: pytest.MonkeyPatch) -> None:
     """It makes its compiler's command of words without quotes, of its own folder and of the cache."""
-    engine = TorchEngine(ARCH, WEIGHTS, "fp32", 2, compiled=True)
+    engine = TorchEngine(ARCH, WEIGHTS, "fp32", 1, compiled=True)
 
     def fail(*_: object) -> None:
         raise RuntimeError("CppCompileError: C++ compile error\n\nCommand:\ng++ ...")
@@ -116,7 +116,7 @@ def test_a_path_with_a_space_is_named_where_torch_cannot_compile(monkeypatch: py
 
 
 def test_a_reference_serves_requests_one_after_the_other() -> None:
-    loop = Loop(engine=TorchEngine(ARCH, WEIGHTS, "fp32", 2), name="torch")
+    loop = Loop(engine=TorchEngine(ARCH, WEIGHTS, "fp32", 1), name="torch")
     for i in (1, 2):
         loop.ask(i, prompt_ids=IDS[:40], strategy="greedy", max_new_tokens=8, n=2)
     loop.ask(3, prompt_ids=IDS[:40], strategy="sample", seed=1, logprobs=2, max_new_tokens=8)

@@ -26,7 +26,7 @@ PROMPTS = [[5, 77, 300, 12], list(range(40, 60))]
 
 @pytest.fixture(scope="module", params=["native", "onnx"])
 def engine(cache: Path, request: pytest.FixtureRequest) -> Iterator[Engine]:
-    engine = load_engine(DEMO_FOLDER, ARCH, request.param, "fp32", 8, 2, cache, 1 << 30, lambda *_: None).engine
+    engine = load_engine(DEMO_FOLDER, ARCH, request.param, "fp32", 8, 1, cache, 1 << 30, lambda *_: None).engine
     yield engine
     engine.close()
 

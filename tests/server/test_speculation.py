@@ -30,7 +30,7 @@ VERSE = "To be, or not to be: that is the question. To be, or not to be: that is
 
 @pytest.fixture(scope="module")
 def engine(cache: Path) -> Iterator[NativeEngine]:
-    engine = load_engine(DEMO_FOLDER, ARCH, "native", "int8", 3, 2, cache, 1 << 30, lambda *_: None).engine
+    engine = load_engine(DEMO_FOLDER, ARCH, "native", "int8", 3, 1, cache, 1 << 30, lambda *_: None).engine
     assert isinstance(engine, NativeEngine)
     yield engine
     engine.close()

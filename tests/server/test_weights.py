@@ -183,7 +183,7 @@ def test_an_untied_head_is_used(tmp_path: Path, cache: Path) -> None:
     for name, precision in ((name, precision) for name, traits in ENGINES.items() for precision in traits.precisions):
         logits = []
         for place in (DEMO_FOLDER, folder):
-            engine = load_engine(place, ARCH, name, precision, 1, 2, cache, 1 << 30, lambda *_: None).engine
+            engine = load_engine(place, ARCH, name, precision, 1, 1, cache, 1 << 30, lambda *_: None).engine
             logits.append(engine.prefill(0, [5, 6, 7], 0, [2])[0])
             engine.close()
         np.testing.assert_allclose(logits[1], np.roll(logits[0], 1), atol=0.1 if precision == "bf16" else 1e-3)
