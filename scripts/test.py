@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Run every check and test: install everything into .venv, then ruff, mypy, import-linter, pytest.
+"""Run every check and test: install everything into .venv, then ruff, mypy and import-linter at once, then pytest.
 
-python3 scripts/test.py                     all of it
-python3 scripts/test.py tests/protocol -x   the checks, and pytest with these arguments
+python3 scripts/test.py                     all of it: two tests at a time, then those that need the machine alone
+python3 scripts/test.py tests/protocol -x   the checks, and pytest with these arguments, one test at a time
 """
 
 from __future__ import annotations
@@ -10,11 +10,15 @@ from __future__ import annotations
 import sys
 
 try:
+    import contextlib
     import shutil
     import subprocess
     import sysconfig
+    import tempfile
     import time
+    from collections.abc import Iterable
     from pathlib import Path
+    from typing import IO
 
     import ending
     import environment
@@ -36,12 +40,20 @@ FONT = Path("/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf")
 CHECKS = (
     ("ruff check", ["-m", "ruff", "check", "."]),
     ("ruff format", ["-m", "ruff", "format", "--check", "."]),
-    ("mypy", [*MYPY, *SOURCES, "--exclude", f"^({'|'.join(ALONE)})$"]),
-    ("mypy of scripts/test.py", [*MYPY, *ALONE]),
+    ("mypy", [*MYPY, "--num-workers", "2", *SOURCES, "--exclude", f"^({'|'.join(ALONE)})$"]),
+    ("mypy of scripts/test.py", [*MYPY, "--cache-dir", ".mypy_cache/scripts", *ALONE]),
     ("import-linter", ["-c", "from importlinter.cli import lint_imports_command; lint_imports_command()"]),
+)
+PHASES = (
+    ("pytest, two tests at a time", ["-n", "2", "--dist", "loadfile", "-m", "not alone"]),
+    ("pytest, those that need the machine alone", ["-m", "alone"]),
 )
 VARIABLES = {"mypy of scripts/test.py": {"MYPYPATH": str(environment.ROOT / "scripts")}}
 """Variables of the environment that a check needs."""
+UNWANTED = "PYTHONDONTWRITEBYTECODE"
+"""The variable that would have each of the many processes that the tests start compile this checkout again."""
+END_S = 60.0
+"""Seconds that a command has to end what it started, after Ctrl-C."""
 
 
 def missing_of(programs: dict[str, str]) -> list[str]:
@@ -70,6 +82,61 @@ def install_programs() -> None:
         print(f"without {' '.join(missing)} (Debian's names) the tests that need them are skipped", file=sys.stderr)
 
 
+def start(name: str, arguments: list[str], output: IO[bytes] | None = None) -> subprocess.Popen[bytes]:
+    variables = environment.surroundings() | VARIABLES.get(name, {})
+    variables.pop(UNWANTED, None)
+    command = [str(environment.PYTHON), *arguments]
+    error = subprocess.STDOUT if output else None
+    return subprocess.Popen(command, cwd=environment.ROOT, env=variables, stdout=output, stderr=error)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Wait for a command that Ctrl-C has reached too: it has to end what it started."""
+    try:
+        process.wait(END_S)
+    except (KeyboardInterrupt, subprocess.TimeoutExpired):
+        process.kill()
+        process.wait()
+
+
+def check() -> list[str]:
+    """Run the checks at once, the output of each kept apart; return the names of those that failed."""
+    failed = []
+    began = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        running = []
+        for name, arguments in CHECKS:
+            output = stack.enter_context(tempfile.TemporaryFile())
+            process = start(name, arguments, output)
+            stack.callback(end, process)
+            running.append((name, process, output))
+        for name, process, output in running:
+            code = process.wait()
+            print(f"--- {name}", flush=True)
+            output.seek(0)
+            shutil.copyfileobj(output, sys.stdout.buffer)
+            print(f"--- {name}: {'failed' if code else 'ok'}", flush=True)
+            failed += [name] if code else []
+    print(f"--- checks: {time.monotonic() - began:.0f} s", flush=True)
+    return failed
+
+
+def test(phases: Iterable[tuple[str, list[str]]]) -> list[str]:
+    """Run phases of the tests one after the other; return the names of those that failed."""
+    failed = []
+    for name, arguments in phases:
+        print(f"--- {name}", flush=True)
+        began = time.monotonic()
+        process = start(name, ["-m", "pytest", *arguments])
+        try:
+            code = process.wait()
+        finally:
+            end(process)
+        print(f"--- {name}: {'failed' if code else 'ok'} ({time.monotonic() - began:.0f} s)", flush=True)
+        failed += [name] if code else []
+    return failed
+
+
 def main() -> int:
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(__doc__)
@@ -77,16 +144,8 @@ def main() -> int:
     if sys.platform == "linux":
         install_programs()
     environment.prepare(environment.FULL)
-    python = str(environment.PYTHON)
-    failed = []
-    for name, arguments in (*CHECKS, ("pytest", ["-m", "pytest", *sys.argv[1:]])):
-        print(f"--- {name}", flush=True)
-        began = time.monotonic()
-        variables = environment.surroundings() | VARIABLES.get(name, {})
-        code = subprocess.run([python, *arguments], cwd=environment.ROOT, env=variables, check=False).returncode
-        print(f"--- {name}: {'failed' if code else 'ok'} ({time.monotonic() - began:.0f} s)", flush=True)
-        if code:
-            failed.append(name)
+    failed = check()
+    failed += test([("pytest", sys.argv[1:])] if sys.argv[1:] else PHASES)
     if failed:
         print(f"failed: {', '.join(failed)}")
     return 1 if failed else 0

@@ -33,7 +33,7 @@ COMPILER = (
 
 
 def pytest_configure() -> None:
-    """Let Ctrl-C and a hang-up reach what the tests start.
+    """Let Ctrl-C and a hang-up reach what the tests start, and each of several processes keep to a core.
 
     Who runs them in the background, or by nohup, may have had these ignored, for all below.
     """
@@ -41,6 +41,16 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
         signal.signal(signal.SIGHUP, lambda *_: None)  # which is not inherited
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's threads spin, and would for cores that another test has
+
+
+@pytest.hookimpl(tryfirst=True)  # before those are chosen that -m asks for
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what uses a screen `alone`: a window that is drawn by the processor has deadlines for every key."""
+    for item in items:
+        if isinstance(item, pytest.Function) and "screen" in item.fixturenames:
+            item.add_marker("alone")
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 5) -> None:
@@ -83,7 +93,12 @@ def context() -> Iterator[zmq.Context[zmq.Socket[bytes]]]:
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built graphs, shared by all daemons of a test run."""
+    """Built graphs, shared by all daemons of a test run, and by the processes of pytest-xdist: it has locks of its own.
+
+    Each of these has a temporary folder of its own in that of the run.
+    """
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        return tmp_path_factory.getbasetemp().parent / "cache"
     return tmp_path_factory.mktemp("cache")
 
 

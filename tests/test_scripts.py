@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -113,3 +114,61 @@ def test_programs_that_one_test_wants_cost_that_test_alone(tmp_path: Path) -> No
     assert "xvfb openbox xdotool iproute2 g++" in installed and "nodejs" not in installed
     assert "E: Unable to correct problems" in done.stderr
     assert done.stderr.endswith("without npm (Debian's names) the tests that need them are skipped\n")
+
+
+STAND_IN = """#!/bin/sh
+echo "$* ${PYTHONDONTWRITEBYTECODE-}" >>"$0.log"
+case "$*" in
+*"pytest -n "*) echo "a test failed"; exit 1 ;;
+*"pytest endless"*)
+    trap 'sleep 0.5; echo "it is over" >>"$0.log"; exit 2' INT
+    echo "begun"
+    while :; do sleep 0.1; done ;;
+*"ruff format"*) echo "would reformat"; exit 1 ;;
+esac
+"""
+"""A Python that runs no check and no test; one of each fails, and another ends its own half a second after Ctrl-C."""
+
+
+def gate(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """Start scripts/test.py with the stand-in for the Python of .venv."""
+    python = folder / "python"
+    python.write_text(STAND_IN)
+    python.chmod(0o755)
+    code = (
+        "import ending, environment, pathlib, test\n"
+        "environment.prepare = test.install_programs = lambda *_: None\n"
+        f"environment.PYTHON = pathlib.Path({str(python)!r})\nending.run(test.main)"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        env=os.environ | {"PYTHONPATH": str(ROOT / "scripts"), "PYTHONDONTWRITEBYTECODE": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the stand-in is a POSIX program")
+def test_all_checks_and_both_phases_of_the_tests_run_whatever_fails(tmp_path: Path) -> None:
+    process = gate(tmp_path)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert said.endswith("failed: ruff format, pytest, two tests at a time\n")
+    assert "--- ruff format\nwould reformat\n--- ruff format: failed\n" in said
+    ran = (tmp_path / "python.log").read_text().splitlines()
+    assert sum("pytest" not in line for line in ran) == 5
+    assert ran[5:] == ["-m pytest -n 2 --dist loadfile -m not alone ", "-m pytest -m alone "]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the stand-in is a POSIX program")
+def test_tests_with_arguments_are_one_process_which_ctrl_c_lets_end(tmp_path: Path) -> None:
+    """The tests have daemons and windows to end."""
+    process = gate(tmp_path, "endless", "-x")
+    assert process.stdout
+    assert "begun\n" in iter(process.stdout.readline, "")
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    ran = (tmp_path / "python.log").read_text().splitlines()
+    assert [line for line in ran if "pytest" in line] == ["-m pytest endless -x "] and ran[-1] == "it is over"

@@ -146,6 +146,7 @@ def test_another_version() -> None:
     context.destroy(linger=0)
 
 
+@pytest.mark.alone
 def test_a_stuck_server_is_told_from_a_slow_one() -> None:
     """It answered hello, then nothing, not even a ping."""
     server = FakeServer(lambda _: [])

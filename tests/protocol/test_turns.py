@@ -52,6 +52,7 @@ def test_who_does_not_want_to_wait_is_told(two_at_once: Daemon) -> None:
             client.generate("x", wait=False)
 
 
+@pytest.mark.alone
 def test_waiting_counts_in_the_timeout_and_can_be_cancelled(two_at_once: Daemon) -> None:
     with Client(two_at_once.endpoint) as client, client.stream("x", **LONG) as first, client.stream("x", **LONG):
         next(first)

@@ -9,6 +9,7 @@ import pytest
 from scripts.reliability import every_promise
 from scripts.reliability.promise import Scale
 
+pytestmark = pytest.mark.alone  # each holds something to seconds
 LONG = {"slow_line", "turns"}
 """Those that need longer; tests/system/test_network.py tries such a line, tests/server/test_turns.py who is next."""
 

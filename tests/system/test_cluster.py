@@ -31,6 +31,7 @@ from scripts.reliability.daemon import Behaviour, FakeDaemon
 from tests.conftest import wait_for
 from tests.system.test_replicas import health, long, ready, running
 
+pytestmark = pytest.mark.alone  # Ray starts nodes that take themselves for whole machines
 SLOW = Behaviour(delay_ms=5)
 numbers = itertools.count(1)
 

@@ -205,6 +205,7 @@ def test_without_a_handler_nobody_is_admitted(context: zmq.Context[zmq.Socket[by
     sockets.close_monitored(socket, monitor)
 
 
+@pytest.mark.alone
 def test_a_revoked_key_loses_its_work_at_once_and_others_nothing(keyed: Keyed) -> None:
     with keyed.client(keyed.owner) as owner, keyed.client(keyed.guest) as guest:
         owner.load("demo")

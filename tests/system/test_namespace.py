@@ -20,7 +20,7 @@ from tests.conftest import wait_for
 from tests.test_readme import README, ROOT, blocks
 from tests.trap import WHY_NOT, ip, possible
 
-pytestmark = pytest.mark.skipif(not possible(), reason=WHY_NOT)
+pytestmark = [pytest.mark.skipif(not possible(), reason=WHY_NOT), pytest.mark.alone]
 SERVER, CLIENT = "10.213.7.1", "10.213.7.2"
 STREAM = """
 import sys, time

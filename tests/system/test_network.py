@@ -19,6 +19,7 @@ from scripts.reliability.proxy import Proxy
 from tests.conftest import answers, wait_for
 from tests.system.test_keys import Keyed, keyed_daemon
 
+pytestmark = pytest.mark.alone  # what a line does is noticed within seconds
 PROMPT: dict[str, Any] = {"prompt": "Shall I compare thee", "max_new_tokens": 300, "seed": 1, "ignore_eos": True}
 
 

@@ -44,6 +44,7 @@ def other(tmp_path: Path) -> Iterator[Trap]:
     other.close()
 
 
+@pytest.mark.alone  # it counts what its network carries, with a window
 def test_no_engine_and_no_window_phones_home(trap: Trap, other: Trap, screen: str) -> None:
     def write(engine: str) -> subprocess.Popen[str]:
         return trap.start(sys.executable, "-c", WRITE, engine)
