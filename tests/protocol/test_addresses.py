@@ -93,6 +93,21 @@ def test_a_name_that_nobody_has_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
         client.ping()
 
 
+def test_a_name_server_that_does_not_answer_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may in a moment: the call waits for its time, and says what there was then."""
+    asked = 0
+
+    def look_up(*_: object, **__: object) -> None:
+        nonlocal asked
+        asked += 1
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    with Client("tcp://later.test:5757") as client, pytest.raises(NoServer, match="cannot be looked up: Temporary"):
+        client.ping(timeout=1)
+    assert asked > 1
+
+
 def test_a_look_up_that_hangs_holds_up_neither_the_caller_nor_its_close(monkeypatch: pytest.MonkeyPatch) -> None:
     over = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: over.wait(30) and [])
