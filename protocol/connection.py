@@ -93,10 +93,13 @@ def seconds(timeout: float | None) -> float:
     """Return a timeout within the wire's limit; None and infinity are a day. Raises: BadRequest."""
     if timeout is None:
         return LONGEST_S
+    wrong = BadRequest(f"timeout must be a number of seconds or None, got {timeout!r}")
+    if isinstance(timeout, str | bytes | bytearray | bool):  # of which float() would take some
+        raise wrong
     try:
         value = float(timeout)
     except (TypeError, ValueError):
-        raise BadRequest(f"timeout must be a number of seconds or None, got {timeout!r}") from None
+        raise wrong from None
     if math.isnan(value) or value < 0:
         raise BadRequest(f"timeout must be at least 0 seconds, got {timeout!r}")
     return min(value, LONGEST_S)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Set as AbstractSet
 from typing import Any, TypeVar
 
 import msgspec
@@ -15,6 +15,7 @@ from protocol.errors import BadRequest
 R = TypeVar("R", bound=m.Request)
 
 LISTS = frozenset({"prompt_ids", "ids", "logit_bias", "stop", "bad_words"})
+IN_ORDER = frozenset({"prompt_ids", "ids"})
 WORDS = frozenset({"stop", "bad_words"})
 """Lists of texts, of which one may be given by itself."""
 OURS = {"id": "", "deadline_ms": "; give timeout, in seconds", "stream": "; call stream() for one"}
@@ -34,8 +35,13 @@ def request(kind: type[R], settings: Mapping[str, Any], **fields: Any) -> R:
         if field in OURS or field in fields or field not in kind.__struct_fields__:
             known = {*kind.__struct_fields__} - {*OURS} - {*fields}
             raise BadRequest(f"{name} has no setting {field!r}{_instead(field, known)}")
+    plain: dict[str, Any] = {}
     try:
-        return msgspec.convert({field: _plain(field, value) for field, value in {**settings, **fields}.items()}, kind)
+        for field, value in {**settings, **fields}.items():
+            plain[field] = _plain(field, value)
+        return msgspec.convert(plain, kind)
+    except UnicodeEncodeError as e:
+        raise BadRequest(f"{name}: {field} cannot be encoded in UTF-8: lone surrogate at character {e.start}") from None
     except ERRORS as e:
         raise BadRequest(f"{name}: {sentence(e, kind)}") from None
 
@@ -57,24 +63,36 @@ def _plain(field: str, value: Any) -> Any:
 
 
 def _listed(field: str, value: Any) -> Any:
-    """Return a list where the value is a sequence or an array. Raises: ValueError for a named tuple: it is no list."""
+    """Return a list where the value is a sequence or an array. Raises: ValueError for a named tuple, or a set of
+    tokens.
+    """
     if hasattr(value, "tolist"):  # an array
         value = value.tolist()
     if type(value) is list and all(type(item) is int for item in value):  # most prompts
         return value
     if hasattr(value, "_fields"):
         raise ValueError(f"{field} must be a list, got {type(value).__name__}")
+    if field in IN_ORDER and isinstance(value, AbstractSet):
+        raise ValueError(f"{field} must be a list, got {type(value).__name__}, which has no order")
     if isinstance(value, str | bytes | bytearray) or not hasattr(value, "__getitem__"):
         return _scalar(value)
     return [_listed(field, item) for item in value]
 
 
 def _scalar(value: Any) -> Any:
-    """Return a number or a text as one of Python's own types; anything else as it is, which is then refused."""
-    if value is None or type(value) in (bool, int, float, str):
-        return value
+    """Return a number or a text as one of Python's own types; anything else as it is, which is then refused.
+
+    Raises: UnicodeEncodeError for a text that cannot be sent.
+    """
     if isinstance(value, str):
-        return str.__str__(value)
+        text = str.__str__(value)
+        if not text.isascii():
+            text.encode()
+        return text
+    if hasattr(value, "tolist"):  # NumPy's numbers, which are no numbers of Python's: a bool would be 1.0 below
+        value = value.tolist()
+    if value is None or type(value) in (bool, int, float):
+        return value
     for number, method in ((int, "__index__"), (float, "__float__")):
         if hasattr(value, method):
             try:

@@ -71,6 +71,10 @@ def test_what_is_no_text_is_no_prompt(value: object, kind: str) -> None:
         ({"prompt_ids": "12"}, "generate: prompt_ids must be a list or nothing, got a text"),
         ({"prompt_ids": b"12"}, "generate: prompt_ids must be a list or nothing, got bytes"),
         ({"prompt_ids": Pair(1, 2)}, "generate: prompt_ids must be a list, got Pair"),
+        ({"prompt_ids": {1, 2}}, "generate: prompt_ids must be a list, got set, which has no order"),
+        ({"temperature": np.True_}, "generate: temperature must be a number, got true or false"),
+        ({"prompt": "a\ud800"}, "generate: prompt cannot be encoded in UTF-8: lone surrogate at character 1"),
+        ({"stop": ["\ud800"]}, "generate: stop cannot be encoded in UTF-8: lone surrogate at character 0"),
         ({"prompt_ids": np.array([1.5])}, "generate: prompt_ids[0] must be a whole number, got a number"),
         ({"logit_bias": [Pair(1, 2)]}, "generate: logit_bias must be a list, got Pair"),
         ({"logit_bias": {"the": 1}}, "generate: logit_bias[0][0] must be a whole number, got a text"),
@@ -96,6 +100,7 @@ def test_a_setting_that_there_is_not_is_never_a_type_error() -> None:
         ({"temperature": 1}, {"temperature": 1.0}),
         ({"max_new_tokens": np.int64(7)}, {"max_new_tokens": 7}),
         ({"max_new_tokens": np.array(7)}, {"max_new_tokens": 7}),
+        ({"ignore_eos": np.bool_(1)}, {"ignore_eos": True}),
         (
             {"logit_bias": {5: 1, "6": 2.5, np.int32(7): np.float64(-1)}},
             {"logit_bias": [(5, 1.0), (6, 2.5), (7, -1.0)]},
@@ -122,7 +127,7 @@ def test_tokens_are_any_sequence_or_array_of_integers(ids: Any) -> None:
     assert all(type(token) is int for token in request(m.Tokenize, {}, ids=ids).ids or [])
 
 
-@pytest.mark.parametrize("timeout", ["soon", -1, float("nan"), object()])
+@pytest.mark.parametrize("timeout", ["soon", "5", b"5", True, -1, float("nan"), object()])
 def test_a_timeout_that_is_no_time_is_refused(timeout: Any) -> None:
     with Client("tcp://127.0.0.1:9") as client, pytest.raises(BadRequest, match="timeout must be"):
         client.ping(timeout=timeout)
