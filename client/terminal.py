@@ -5,6 +5,7 @@ Text goes to stdout and everything about it to stderr, so that a pipe gets the t
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import math
 import sys
@@ -30,6 +31,14 @@ Type the beginning of a text; the model goes on from it. An empty line continues
 Ctrl-C cancels the generation, or clears the line; at an empty line a second one leaves."""
 UNSET = {"seed": "new each time"}
 """What it means that a setting has no value, where that is not that it is off."""
+KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "on or off",
+    "biases": "of the form TOKEN:BIAS,TOKEN:BIAS",
+    "strings": "a text with escapes as Python has them",
+}
+"""What a setting's value must be, by its type."""
 BAR = 24
 T = TypeVar("T")
 
@@ -375,7 +384,9 @@ class Terminal:
 
     def _parameter(self, name: str) -> m.Parameter:
         if name not in self._parameters:
-            raise ValueError(f"there is no setting {name!r}; the settings are: {', '.join(self._parameters)}")
+            likely = difflib.get_close_matches(name, self._parameters, 1)
+            there = f"did you mean {likely[0]}?" if likely else f"the settings are: {', '.join(self._parameters)}"
+            raise ValueError(f"there is no setting {name!r}; {there}")
         return self._parameters[name]
 
     def _set(self, name: str, text: str) -> None:
@@ -401,4 +412,4 @@ class Terminal:
                 case _:
                     assert_never(parameter.type)
         except (ValueError, KeyError):
-            raise ValueError(f"{name} must be of type {parameter.type}, got {text!r}") from None
+            raise ValueError(f"{name} must be {KINDS[parameter.type]}, got {text!r}") from None

@@ -84,14 +84,21 @@ def test_one_shot_errors_are_sentences(shared_daemon: Daemon) -> None:
         ([shared_daemon.endpoint, "-p", "x", "--model", "gpt5"], "no model 'gpt5'"),
         (
             [shared_daemon.endpoint, "-p", "x", "--set", "temperature=hot"],
-            "temperature must be of type float, got 'hot'",
+            "temperature must be a number, got 'hot'",
         ),
         ([shared_daemon.endpoint, "-p", "x", "--set", "temperature=-1"], "temperature must be a number >= 0"),
         (
             [shared_daemon.endpoint, "-p", "x", "--max-new-tokens", "0"],
             "gpt2d-client: generate: max_new_tokens must be a whole number >= 1\n",
         ),
-        ([shared_daemon.endpoint, "-p", "x", "--set", "heat=1"], "no setting 'heat'"),
+        (
+            [shared_daemon.endpoint, "-p", "x", "--set", "heat=1"],
+            "no setting 'heat'; the settings are: n, deterministic,",
+        ),
+        (
+            [shared_daemon.endpoint, "-p", "x", "--set", "max_tokens=5"],
+            "no setting 'max_tokens'; did you mean max_new_tokens?\n",
+        ),
         (["nonsense", "-p", "x"], "no server 'nonsense' is saved"),
         (["host/1", "-p", "x"], "not an endpoint"),
         (["127.0.0.1:1", "-p", "x"], "nobody listens on tcp://127.0.0.1:1"),
