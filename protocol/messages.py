@@ -523,6 +523,9 @@ class WorkerHealth(Told, frozen=True, kw_only=True):
     """Number of this process among those that hold the same model; the lowest that was free."""
     node: str = ""
     """The machine it runs on; empty while it is being placed."""
+    byte_level: bool = False
+    """True if its tokenizer is byte-level BPE, in which the space before a word belongs to the word's token: a prompt
+    that ends in a space is best sent without it."""
 
 
 class Pong(Result, frozen=True, tag="ping"):
@@ -621,6 +624,8 @@ class Loaded(Result, frozen=True, tag="load"):
     """Number of processes that hold it now."""
     notices: list[str] = []
     """What a user should know of how these files were read."""
+    byte_level: bool = False
+    """As in WorkerHealth."""
 
 
 class Measured(Result, frozen=True, tag="measure"):

@@ -59,6 +59,8 @@ class Ready(m.Reply, frozen=True, tag_field="type", tag="ready"):
     threads: int
     rss_bytes: int
     notices: tuple[str, ...] = ()
+    byte_level: bool = False
+    """Whether its tokenizer is byte-level BPE."""
 
 
 class Beat(m.Reply, frozen=True, tag_field="type", tag="beat"):

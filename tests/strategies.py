@@ -110,6 +110,7 @@ healths = st.builds(
     waiting=counts,
     replica=counts,
     node=texts,
+    byte_level=st.booleans(),
 )
 replies = st.one_of(
     st.builds(m.Progress, **reply, stage=texts, done=counts, total=counts, unit=texts),

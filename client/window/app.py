@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections.abc import Callable
 
@@ -60,19 +59,14 @@ class App:
 
     def take_events(self) -> bool:
         """Apply what has happened, and the time; return True if something had happened, or has expired."""
-        now, notices = time.monotonic(), self.state.notices
+        now = time.monotonic()
+        expired = self.state.due <= now
         happened = [*self.link.events(), *self.disk.events()]
         self.tell(e.Tick(now, time.time()))
-        expired = self.state.notices is not notices
         for event in happened:
             self.tell(event)
         self._keep_now_and_then()
         return bool(happened) or expired
-
-    @property
-    def expires(self) -> float:
-        """Time at which something on the screen is no longer true."""
-        return min((notice.until for notice in self.state.notices), default=math.inf)
 
     def prepare(self) -> None:
         """Load fonts and set the style before a frame, where they changed."""

@@ -98,7 +98,7 @@ class Window:
         self.backend.touched = self.backend.moved = False
 
     def _due(self) -> float:
-        return self.pace.due(self._woken or self.app.link.more, self.app.expires)
+        return self.pace.due(self._woken or self.app.link.more, self.app.state.due)
 
     def _look(self, now: float, late: float) -> None:
         """Take what has happened, and draw where anything looks different. A minimised window is not drawn."""

@@ -35,6 +35,8 @@ Status: TypeAlias = Literal[
 GOES_ON = frozenset[Status]({"ready", "stuck", "late", "busy", "stopping", "failed"})
 """The connection is there, so that what is under way may still come to an end."""
 MAX_HISTORY, MAX_POINTS = 500, 2000
+STOP_S = 0.25
+"""The last words of a generation that is stopped are waited for this long; a worker that stands still has none."""
 KEPT_LOGPROBS = 50
 """Number of generations, the newest, that keep their tokens' probabilities, which take far more memory than their
 texts.
@@ -102,6 +104,8 @@ class Models:
     """Number of processes that are to hold the chosen model, as entered; None: nothing was."""
     loading: Doing | None = None
     measuring: Doing | None = None
+    byte_level: set[str] = field(default_factory=set)
+    """Names of the models whose tokenizer is byte-level BPE, as far as they are loaded."""
     listed: bool = False
     """True once this server has said which models it has."""
 
@@ -140,6 +144,8 @@ class Generating:
     first_at: float = 0.0
     """Time of the first of them, and of the latest."""
     latest_at: float = 0.0
+    spaces: int = 0
+    """Number of spaces at the prompt's end that were not sent: as many leading ones of the answer are dropped."""
     instead_of: int | None = None
     """The take that was here before and comes back if nothing is written."""
     way: tuple[str, str, str] = ("", "", "")
@@ -304,6 +310,8 @@ class Preferences:
     scale: float = 1.0
     theme: Literal["dark", "light"] = "dark"
     enter_generates: bool = False
+    spare_spaces: bool = True
+    """Spaces at the end of a prompt are not sent to a byte-level tokenizer, which has them in the next word's token."""
     server: str = DEFAULT_ENDPOINT
     recent: list[str] = field(default_factory=list)
     sampling: Settings = field(default_factory=dict)
@@ -392,6 +400,25 @@ class AppState:
     """Monotonic seconds, of this frame."""
     unix: float = 0.0
     """Seconds since 1970, for what people read."""
+
+    @property
+    def spares_spaces(self) -> bool:
+        """True if spaces at the end of a prompt are not sent to the chosen model."""
+        return self.preferences.spare_spaces and self.models.model in self.models.byte_level
+
+    @property
+    def unsent_spaces(self) -> int:
+        """Number of spaces before the cursor that would not be sent."""
+        before = self.page.document.text[: self.page.document.cursor]
+        sent = len(before.rstrip(" "))
+        return len(before) - sent if sent and self.spares_spaces else 0
+
+    @property
+    def due(self) -> float:
+        """Monotonic time at which something on the screen changes by itself; infinity: nothing will."""
+        going = self.page.generating
+        stopped = [going.stopped_at + STOP_S] if going and going.stopping else []
+        return min([notice.until for notice in self.notices] + stopped, default=math.inf)
 
     def said(self, key: str) -> str:
         """Return the text of the notice of this key; empty if there is none."""

@@ -110,6 +110,7 @@ class Replica:
             digest=ready.digest, context=ready.context, rows=ready.rows, threads=ready.threads,
             rss_bytes=self.rss_bytes, quantised_share=ready.quantised_share, disk_bytes=ready.disk_bytes,
             load_ms=self.load_ms, already=already, replicas=replicas, notices=list(ready.notices),
+            byte_level=ready.byte_level,
         )  # fmt: skip
 
     def health(self) -> m.WorkerHealth:
@@ -118,6 +119,7 @@ class Replica:
             state="stopping" if self.draining else self.state, replica=self.number, node=self.node,
             moved_ms_ago=(time.monotonic() - self.heard) * 1000,
             running=self.beat.running if self.beat else 0, waiting=self.beat.waiting if self.beat else 0,
+            byte_level=self.ready is not None and self.ready.byte_level,
         )  # fmt: skip
 
     def stats(self) -> m.WorkerStats:

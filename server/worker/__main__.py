@@ -47,7 +47,8 @@ def load(spec: Spec, connection: Connection) -> Worker:
     rows = spec.rows or arch.fitting_rows(spec.engine, spec.precision, spec.room)
     if source.fetched:
         connection.send(Sized(id=None, memory_bytes=arch.loading_bytes(spec.engine, spec.precision, rows)))
-    text = Text(read_tokenizer(source.tokenizer()), arch)
+    tokenizer = read_tokenizer(source.tokenizer())
+    text = Text(tokenizer, arch)
     source.weights(arch)
     made = load_engine(
         source.folder,
@@ -80,6 +81,7 @@ def load(spec: Spec, connection: Connection) -> Worker:
         threads=engine.threads,
         rss_bytes=psutil.Process().memory_info().rss,
         notices=(*source.notices, *arch.notices, *made.notices),
+        byte_level=tokenizer.byte_level,
     )
     connection.send(ready)
     return worker

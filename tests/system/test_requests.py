@@ -147,11 +147,16 @@ def test_what_is_wrong_is_named(client: Client) -> None:
 
 def test_loading_again_is_immediate(client: Client) -> None:
     loaded = client.load("demo")
-    assert loaded.already and (loaded.engine, loaded.precision, loaded.context, loaded.rows) == (
-        "native",
-        "int8",
-        1024,
-        16,
+    assert (
+        loaded.already
+        and loaded.byte_level
+        and (loaded.engine, loaded.precision, loaded.context, loaded.rows)
+        == (
+            "native",
+            "int8",
+            1024,
+            16,
+        )
     )
 
 
@@ -164,7 +169,7 @@ def test_models_ping_and_stats(client: Client) -> None:
         ("fp32", False),
     }
     worker = client.ping().workers[0]
-    assert (worker.model, worker.state) == ("demo", "ready") and worker.moved_ms_ago < 2000
+    assert (worker.model, worker.state, worker.byte_level) == ("demo", "ready", True) and worker.moved_ms_ago < 2000
     before = client.stats()
     client.generate(PROMPT, max_new_tokens=5)
     wait_for(lambda: client.stats().workers[0].new_tokens >= before.workers[0].new_tokens + 5)

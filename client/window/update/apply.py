@@ -199,6 +199,7 @@ def _alive(state: AppState, pong: m.Pong, took_ms: float) -> list[e.Effect]:
     if link.info and pong.server_id != link.info.server_id:
         return _trouble(state, ServerRestarted("the server was restarted"))
     link.rtt_ms, link.workers = took_ms, pong.workers[: models.MAX_MODELS]
+    state.models.byte_level = {worker.model for worker in link.workers if worker.byte_level}
     link.next_look = state.now + LOOK_S
     return [e.Send("stats", m.GetStats(), models.CONTROL_S)] if any(w.running for w in link.workers) else []
 

@@ -101,6 +101,8 @@ def worked(state: AppState, tag: e.Tag, event: Reply) -> list[e.Effect]:
         models.measuring = None
     if isinstance(event, m.Loaded):
         way = (event.model, event.engine, event.precision)
+        if event.byte_level:
+            state.models.byte_level |= {event.model}
         if state.models.way in {way, (event.model, "", "")}:  # else another one has been chosen since
             choose(state, *way)
         took = "is loaded" if event.already else f"loaded in {event.load_ms / 1000:.1f} s"

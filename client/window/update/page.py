@@ -9,7 +9,7 @@ from typing import Any, assert_never
 import msgspec
 
 from client.window import events as e
-from client.window.state import KEPT_LOGPROBS, MAX_POINTS, AppState, Branch, Entry, Generating
+from client.window.state import KEPT_LOGPROBS, MAX_POINTS, STOP_S, AppState, Branch, Entry, Generating
 from client.window.update import branches, notices
 from client.window.update.branches import SENT_BYTES
 from protocol import messages as m
@@ -19,8 +19,6 @@ from protocol.ledger import Ledger
 
 GENERATE_S = 600.0
 COUNT_S = 10.0
-STOP_S = 0.25
-"""The last words of a generation that is stopped are waited for this long; a worker that stands still has none."""
 COUNT_AFTER_S = 0.4
 """Tokens are counted when the page has not changed for this long."""
 COUNTED_BYTES = 12_000
@@ -129,17 +127,19 @@ def generate(
     page = state.page
     if page.generating:
         return []
-    prompt = page.document.before(start, SENT_BYTES)
+    prompt, spaces = spared(state, page.document.before(start, SENT_BYTES))
     page.last, page.counted = start, -1
     state.ledgers.last = None
     if state.shown and state.shown.start == start:
         state.shown = None
     notices.drop(state, "page")
     asked = state.setting("max_new_tokens")
-    page.generating = Generating(start, start, prompt, asked, state.now, instead_of=instead_of, way=state.models.way)
+    page.generating = Generating(
+        start, start, prompt, asked, state.now, instead_of=instead_of, way=state.models.way, spaces=spaces
+    )
     branches.begin(state, start)
     if prefix:
-        branches.insert(state, prefix)
+        branches.insert(state, _without_spaces(page.generating, prefix))
     request = {**state.settings, **_which(state), "stream": True, "truncate": "left"}
     if request.get("strategy") not in m.SEARCHES:
         request.setdefault("logprobs", ALTERNATIVES)
@@ -181,6 +181,20 @@ def _which(state: AppState) -> dict[str, Any]:
     return dict(zip(("model", "engine", "precision"), (name or None for name in state.models.way), strict=True))
 
 
+def spared(state: AppState, prompt: str) -> tuple[str, int]:
+    """Return a prompt as it is sent, and the number of spaces at its end that are not."""
+    sent = prompt.rstrip(" ")
+    return (sent, len(prompt) - len(sent)) if sent and state.spares_spaces else (prompt, 0)
+
+
+def _without_spaces(going: Generating, text: str) -> str:
+    """Return new text without those of its leading spaces that the page has already."""
+    rest = text.lstrip(" ")
+    dropped = min(going.spaces, len(text) - len(rest))
+    going.spaces = 0 if rest else going.spaces - dropped
+    return text[dropped:]
+
+
 def _written(state: AppState, event: Reply, took_ms: float) -> list[e.Effect]:
     going = state.page.generating
     if going is None:
@@ -194,8 +208,8 @@ def _written(state: AppState, event: Reply, took_ms: float) -> list[e.Effect]:
         if going.end - going.start + len(event.text) > going.asked * MAX_TOKEN_BYTES:
             branches.ended(state, "the server sent far more text than was asked for; it was cancelled")
             return [e.Cancel("page")]
-        if event.text:
-            branches.insert(state, event.text)
+        if text := _without_spaces(going, event.text):
+            branches.insert(state, text)
     elif isinstance(event, m.Generated):
         state.ledgers.last, state.ledgers.whole_ms = event, took_ms
         branches.finished(state, note(state, going.prompt, event))
@@ -258,15 +272,17 @@ def _branch(state: AppState, index: int, token: int) -> list[e.Effect]:
     shown, page = state.shown, state.page
     if shown is None or page.generating or state.link.status != "ready" or not 0 <= index < len(shown.result.ids):
         return []
-    if page.document.before(shown.start, SENT_BYTES) != shown.prompt:
+    before = page.document.before(shown.start, SENT_BYTES)
+    if shown.prompt not in {before, spared(state, before)[0]}:
         notices.warn(state, "page", "the text before these tokens has changed since; generate there again")
         return []
     ids = [*shown.result.ids[:index], token]
-    page.branch = Branch(shown.start, shown.prompt, ids)
+    prompt = spared(state, before)[0] if shown.prompt == before else shown.prompt
+    page.branch = Branch(shown.start, prompt, ids)
     notices.drop(state, "page")
     which = _which(state)
     return [
-        e.Send("branch ids", m.Tokenize(text=shown.prompt[-COUNTED_BYTES:], **which), COUNT_S),
+        e.Send("branch ids", m.Tokenize(text=prompt[-COUNTED_BYTES:], **which), COUNT_S),
         e.Send("branch text", m.Tokenize(ids=ids, **which), COUNT_S),
     ]
 

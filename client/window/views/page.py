@@ -196,6 +196,8 @@ def draw_status(state: AppState) -> None:
         tokens = f"{page.tokens} tokens" if page.exact else f"about {page.tokens} tokens"
         share = min(1.0, page.tokens / context)
         parts.append(f"{tokens} before the cursor, {share:.0%} of the context of {context}")
+    if spaces := state.unsent_spaces:
+        parts.append("the space before the cursor is not sent" if spaces == 1 else f"{spaces} spaces are not sent")
     if page.sight:
         parts.append("the beginning is out of the model's sight")
     name = page.path.name if page.path else "not saved yet"

@@ -6,7 +6,7 @@ from typing import assert_never
 
 from imgui_bundle import imgui
 
-from client.window.events import Action, Do, Enter, Preset, SetSetting
+from client.window.events import Action, Do, Enter, Prefer, Preset, SetSetting
 from client.window.state import AppState
 from client.window.views import widgets
 from protocol import messages as m
@@ -46,6 +46,13 @@ def draw(state: AppState) -> list[Action]:
     for name in first:
         if name in parameters:
             actions += draw_setting(state, parameters[name])
+    changed, spared = imgui.checkbox("spare trailing spaces", state.preferences.spare_spaces)
+    widgets.tip(
+        "Spaces at the end of a prompt are not sent where they would break the next word, whose token begins with its\n"
+        "space. They stay on the page."
+    )
+    if changed:
+        actions.append(Prefer("spare_spaces", spared))
     if imgui.collapsing_header("More"):
         for name, parameter in parameters.items():
             if name not in first and name not in HIDDEN:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import time
 from typing import Any
 
 import pytest
@@ -12,9 +15,10 @@ from tests.conftest import WINDOW
 pytest.importorskip("client.window.loop", exc_type=ImportError, reason=WINDOW)
 
 from client.window import events as e
-from client.window.state import AppState
+from client.window.app import App
+from client.window.state import STOP_S, AppState
+from client.window.update import notices
 from client.window.update.apply import apply
-from client.window.update.page import STOP_S
 from protocol import messages as m
 from protocol.errors import Cancelled, ConnectionLost, LoadFailed, NoServer, NotLoaded, Unauthorised
 from tests.client.window.test_update import INFO, LOADED, MODEL, PONG, RESULT, WORKER, ready, sent
@@ -146,12 +150,26 @@ def test_stop_works_where_the_worker_stands_still() -> None:
     apply(state, e.Do("generate"))
     apply(state, e.Replied("page", m.Tokens(id=1, text=" upon", ids=[1]), 1))
     assert apply(state, e.Do("stop")) == [e.Cancel("page")]
+    assert state.due == 1.0 + STOP_S
     apply(state, e.Tick(1.0 + STOP_S / 2, 1e9))
     assert state.page.busy, "the last words are waited for"
     apply(state, e.Tick(1.0 + STOP_S, 1e9))
     assert not state.page.busy and state.page.document.text == "Once upon" and state.notices == []
     apply(state, e.Replied("page", RESULT, 1))
     assert state.page.document.text == "Once upon"
+
+
+@pytest.mark.usefixtures("home")
+def test_what_expires_owes_a_frame() -> None:
+    app = App(lambda: None, "nonsense")
+    try:
+        assert app.state.due == math.inf
+        notices.inform(app.state, "file", "saved")
+        assert time.monotonic() < app.state.due < time.monotonic() + 60
+        app.state.notices = [dataclasses.replace(app.state.notices[0], until=time.monotonic())]
+        assert app.take_events() and app.state.said("file") == "" and app.state.due == math.inf
+    finally:
+        app.close()
 
 
 @pytest.mark.parametrize("error", [Cancelled("cancelled"), ConnectionLost("gone"), NotLoaded("it was unloaded")])
@@ -198,3 +216,33 @@ def test_the_last_figures_and_counts_end_where_the_next_text_begins() -> None:
         apply(state, e.Replied("page", m.Tokens(id=1, text=" x", ids=ids), 1))
     going = state.page.generating
     assert going and (going.tokens, going.asked, going.rate) == (5, state.setting("max_new_tokens"), 4.0)
+
+
+def test_spaces_at_the_end_of_a_prompt_stay_on_the_page_and_are_not_sent() -> None:
+    state = ready()
+    apply(state, e.Replied("look", replace(PONG, workers=[replace(WORKER, byte_level=True)]), 1))
+    apply(state, e.Typed("What is the  ", 13))
+    assert state.unsent_spaces == 2
+    (request,) = sent(apply(state, e.Do("generate")), m.Generate)
+    assert request.prompt == "What is the"
+    for text in (" ", "  me", "  aning"):
+        apply(state, e.Replied("page", m.Tokens(id=1, text=text, ids=[1]), 1))
+    assert state.page.document.text == "What is the   me  aning", "two of three leading ones are there already"
+    apply(state, e.Replied("page", RESULT, 1))
+    assert state.history.entries[0].prompt == "What is the"
+    asked = sent(apply(state, e.TakeToken(1, 5)), m.Tokenize)
+    assert [r.text or r.ids for r in asked] == ["What is the", [3, 5]]
+
+
+@pytest.mark.parametrize(
+    "why", ["the tokenizer has spaces of their own", "the setting is off", "there is nothing else"]
+)
+def test_spaces_are_sent_where_that_is_right(why: str) -> None:
+    state = ready()
+    apply(state, e.Replied("look", replace(PONG, workers=[replace(WORKER, byte_level="own" not in why)]), 1))
+    if "setting" in why:
+        apply(state, e.Prefer("spare_spaces", False))
+    text = "  " if "nothing" in why else "What is the "
+    apply(state, e.Typed(text, len(text)))
+    assert state.unsent_spaces == 0
+    assert [r.prompt for r in sent(apply(state, e.Do("generate")), m.Generate)] == [text]
