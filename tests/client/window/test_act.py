@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
-import time
 from typing import Any
 
 import pytest
@@ -15,9 +12,7 @@ from tests.conftest import WINDOW
 pytest.importorskip("client.window.loop", exc_type=ImportError, reason=WINDOW)
 
 from client.window import events as e
-from client.window.app import App
 from client.window.state import STOP_S, AppState
-from client.window.update import notices
 from client.window.update.apply import apply
 from protocol import messages as m
 from protocol.errors import Cancelled, ConnectionLost, LoadFailed, NoServer, NotLoaded, Unauthorised
@@ -65,8 +60,8 @@ def test_a_start_that_is_too_early_waits_for_the_server() -> None:
     effects = apply(state, e.Replied("models", m.ModelList(id=1, models=[MODEL]), 1))
     assert [way(r) for r in sent(effects, m.Load)] == [WAY]
     nobody = AppState()
-    for message in (e.Tick(1.0, 1e9), e.Connect(), e.Do("generate"), e.Replied("look", NoServer("nobody"), 1)):
-        apply(nobody, message)
+    for then in (e.Tick(1.0, 1e9), e.Connect(), e.Do("generate"), e.Replied("look", NoServer("nobody"), 1)):
+        apply(nobody, then)
     assert not nobody.page.busy and nobody.said("link") == "nobody"
     assert apply(nobody, e.Do("generate")) == [] and nobody.notices[0].action == e.Connect()
     apply(nobody, e.Replied("look", INFO, 1))
@@ -157,19 +152,6 @@ def test_stop_works_where_the_worker_stands_still() -> None:
     assert not state.page.busy and state.page.document.text == "Once upon" and state.notices == []
     apply(state, e.Replied("page", RESULT, 1))
     assert state.page.document.text == "Once upon"
-
-
-@pytest.mark.usefixtures("home")
-def test_what_expires_owes_a_frame() -> None:
-    app = App(lambda: None, "nonsense")
-    try:
-        assert app.state.due == math.inf
-        notices.inform(app.state, "file", "saved")
-        assert time.monotonic() < app.state.due < time.monotonic() + 60
-        app.state.notices = [dataclasses.replace(app.state.notices[0], until=time.monotonic())]
-        assert app.take_events() and app.state.said("file") == "" and app.state.due == math.inf
-    finally:
-        app.close()
 
 
 @pytest.mark.parametrize("error", [Cancelled("cancelled"), ConnectionLost("gone"), NotLoaded("it was unloaded")])

@@ -90,13 +90,13 @@ def test_a_notice_owes_one_frame_when_it_expires(monkeypatch: pytest.MonkeyPatch
     try:
         monkeypatch.setattr(app.link, "events", list)
         monkeypatch.setattr(app.disk, "events", list)
-        assert app.expires == math.inf and not app.take_events()
+        assert app.state.due == math.inf and not app.take_events()
         notices.inform(app.state, "saved", "saved")
-        assert app.state.now < app.expires < app.state.now + 60
-        over = app.expires
+        assert app.state.now < app.state.due < app.state.now + 60
+        over = app.state.due
         monkeypatch.setattr(time, "monotonic", lambda: over)
         assert app.take_events() and not app.take_events()
-        assert app.expires == math.inf
+        assert app.state.due == math.inf
     finally:
         monkeypatch.undo()
         app.close()
