@@ -92,7 +92,7 @@ class Select:
 ModelWord: TypeAlias = Literal["measure", "stop measuring", "reset settings", "agree", "decline"]
 WriteWord: TypeAlias = Literal["generate", "continue", "regenerate"]
 PageWord: TypeAlias = WriteWord | Literal["stop", "undo", "redo", "earlier", "later"]
-CompareWord: TypeAlias = Literal["compare", "stop compare", "add column", "remove column"]
+CompareWord: TypeAlias = Literal["compare", "stop compare", "take page", "add column", "remove column"]
 WindowWord: TypeAlias = Literal["keys", "to the page"]
 FileWord: TypeAlias = Literal[
     "new", "open", "save", "save as", "quit", "confirmed", "dismissed", "restore", "forget", "close files"

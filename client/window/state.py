@@ -255,13 +255,20 @@ class Column:
     engine: str = ""
     precision: str = ""
     preset: str = ""
+    as_chosen: bool = False
+    """What is chosen in the Model panel was wanted here."""
     settings: Settings = field(default_factory=dict)
     """Settings of the preset; empty: those of the Sampling panel."""
     text: str = ""
     result: m.Generated | None = None
     error: str = ""
     parts: list[tuple[str, bool]] = field(default_factory=list)
-    """The text, cut into (part, differs from the first column's)."""
+    """The text, cut into (part, whether it is the word with which it parts from the first column's)."""
+
+    @property
+    def way(self) -> tuple[str, str, str]:
+        """Model, engine and precision; empty: those of the Model panel."""
+        return self.model, self.engine, self.precision
 
 
 @dataclass(slots=True)
@@ -273,7 +280,10 @@ class Compare:
     running: int | None = None
     """The column whose turn it is."""
     stopping: bool = False
-    """True from the stop to the end of what was under way, which must not be taken for that of the next comparison."""
+    """True from the stop to the end of what was under way, for which is waited a moment."""
+    stopped_at: float = 0.0
+    awaited: Literal["compare", "compare load"] = "compare"
+    """Purpose of the request that is under way: answers to another are those of an earlier comparison."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -401,23 +411,27 @@ class AppState:
     unix: float = 0.0
     """Seconds since 1970, for what people read."""
 
-    @property
-    def spares_spaces(self) -> bool:
-        """True if spaces at the end of a prompt are not sent to the chosen model."""
-        return self.preferences.spare_spaces and self.models.model in self.models.byte_level
+    def spares_spaces(self, model: str) -> bool:
+        """Return True if spaces at the end of a prompt are not sent to a model."""
+        return self.preferences.spare_spaces and model in self.models.byte_level
+
+    def to_download(self, info: m.ModelInfo) -> bool:
+        """Return True if a model has to be downloaded, and nobody has agreed to that."""
+        return not info.on_disk and info.name not in self.agreed
 
     @property
     def unsent_spaces(self) -> int:
         """Number of spaces before the cursor that would not be sent."""
         before = self.page.document.text[: self.page.document.cursor]
         sent = len(before.rstrip(" "))
-        return len(before) - sent if sent and self.spares_spaces else 0
+        return len(before) - sent if sent and self.spares_spaces(self.models.model) else 0
 
     @property
     def due(self) -> float:
         """Monotonic time at which something on the screen changes by itself; infinity: nothing will."""
         going = self.page.generating
         stopped = [going.stopped_at + STOP_S] if going and going.stopping else []
+        stopped += [self.compare.stopped_at + STOP_S] if self.compare.stopping else []
         return min([notice.until for notice in self.notices] + stopped, default=math.inf)
 
     def said(self, key: str) -> str:

@@ -105,7 +105,7 @@ def _cannot(state: AppState, why: str, action: e.Action | None = None, label: st
 def _asks(state: AppState, then: e.Action) -> bool:
     """Ask whether the chosen model may be downloaded, where it has to be and nobody has agreed."""
     info = state.models.chosen()
-    if info is None or info.on_disk or info.name in state.agreed or state.models.loading:
+    if info is None or not state.to_download(info) or state.models.loading:
         return False
     state.asking = Question([info], then)
     return True

@@ -74,6 +74,7 @@ def apply(state: AppState, message: e.Message) -> list[e.Effect]:
         case e.Tick(now, unix):
             state.now = now
             notices.expire(state)
+            comparison.tick(state)
             return [*_look(state), *page.tick(state, unix)]
         case e.Replied():
             return _replied(state, message)
@@ -276,6 +277,7 @@ def _answered(state: AppState, tag: e.Tag, event: Reply, took_ms: float) -> list
             return _looked(state, event, took_ms)
         case "models":
             models.listed(state, event)
+            comparison.offer(state)
             return act.go(state)
         case "stats":
             if isinstance(event, m.Stats):  # after an error the last figures stay: they are asked for again soon
@@ -293,7 +295,7 @@ def _answered(state: AppState, tag: e.Tag, event: Reply, took_ms: float) -> list
                 return [*effects, *act.missing(state, going)]
             return effects
         case "compare" | "compare load":
-            return comparison.replied(state, event)
+            return comparison.replied(state, tag, event)
         case _:
             assert_never(tag)
     return []
@@ -343,7 +345,7 @@ def _do(state: AppState, what: e.ModelWord | e.PageWord | e.CompareWord | e.Wind
             return act.stop(state)
         case "undo" | "redo" | "earlier" | "later":
             return page.do(state, what)
-        case "compare" | "stop compare" | "add column" | "remove column":
+        case "compare" | "stop compare" | "take page" | "add column" | "remove column":
             return comparison.do(state, what)
         case "keys":
             closed = state.preferences.closed

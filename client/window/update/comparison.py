@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from typing import assert_never
 
 from client.window import events as e
 from client.window.export import as_json, as_python
-from client.window.state import AppState, Column
+from client.window.state import STOP_S, AppState, Column, Question
 from client.window.update.files import show_files
-from client.window.update.page import GENERATE_S, note
+from client.window.update.models import LOAD_S
+from client.window.update.page import GENERATE_S, note, spared
 from protocol import messages as m
 from protocol.client import is_last
 from protocol.connection import Event as Reply
 from protocol.errors import Gpt2dError
 
-LOAD_S = 3600.0
 MIN_COLUMNS, MAX_COLUMNS = 2, 4
-MAX_COMPARED_WORDS = 300
-"""Words of each text that are compared. It happens in the thread that draws, and texts that repeat themselves take 0.08
-s for 300 words, 3 s for 1,000.
-"""
 MAX_TEXT = 200_000
 """Characters of a column that are kept."""
+PROMPT_BYTES = 12_000
+"""Most bytes of the page that are taken as the prompt: more than a context of 1,024 tokens holds."""
 
 
 def apply(state: AppState, message: e.CompareAction) -> list[e.Effect]:
@@ -58,18 +55,28 @@ def do(state: AppState, what: e.CompareWord) -> list[e.Effect]:
         case "compare":
             if compare.running is not None or compare.stopping or state.link.status != "ready" or not compare.prompt:
                 return []
+            needed = {info.name: info for column in compare.columns for info in _to_download(state, column)}
+            if needed:
+                state.asking = Question([*needed.values()], e.Do("compare"))
+                return []
             for column in compare.columns:
                 column.text = column.error = ""
                 column.result, column.parts = None, []
             compare.running = 0
             return _begin(state)
         case "stop compare":
-            compare.stopping = compare.stopping or compare.running is not None
+            if compare.running is not None:
+                compare.stopping, compare.stopped_at = True, state.now
             compare.running = None
             return [e.Cancel("compare"), e.Cancel("compare load")]
+        case "take page":
+            if compare.running is None:
+                document = state.page.document
+                compare.prompt = document.before(document.cursor, PROMPT_BYTES) or compare.prompt
         case "add column":
             if compare.running is None and len(compare.columns) < MAX_COLUMNS:
                 compare.columns.append(Column())
+                offer(state)
         case "remove column":
             if compare.running is None and len(compare.columns) > MIN_COLUMNS:
                 compare.columns.pop()
@@ -78,27 +85,56 @@ def do(state: AppState, what: e.CompareWord) -> list[e.Effect]:
     return []
 
 
-def replied(state: AppState, event: Reply) -> list[e.Effect]:
+def tick(state: AppState) -> None:
+    """Wait no longer for the last words of what was stopped."""
+    compare = state.compare
+    if compare.stopping and state.now >= compare.stopped_at + STOP_S:
+        compare.stopping = False
+
+
+def offer(state: AppState) -> None:
+    """Begin columns in which nothing was chosen, or what this server has not, with precisions that differ."""
+    chosen, columns = state.models.chosen(), state.compare.columns
+    if chosen is None or state.compare.running is not None:
+        return
+    known = {(info.name, p.engine, p.precision) for info in state.models.known for p in info.precisions}
+    engine, precision = state.models.engine, state.models.precision
+    ways = [(chosen.name, p.engine, p.precision) for p in chosen.precisions]
+    # The chosen one, then its engine's others, then other engines at its precision.
+    ways.sort(key=lambda way: (way != state.models.way, way[1] != engine, way[2] != precision))
+    taken = {column.way for column in columns if column.way in known}
+    for column in columns:
+        if column.way not in known and not column.as_chosen:
+            free = next((way for way in ways if way not in taken), ("", "", ""))
+            column.model, column.engine, column.precision = free
+            taken.add(free)
+
+
+def _way(state: AppState, column: Column) -> tuple[str, str, str]:
+    return column.way if column.model else state.models.way
+
+
+def _to_download(state: AppState, column: Column) -> list[m.ModelInfo]:
+    """Return the column's model, if it has to be downloaded and nobody has agreed to that."""
+    name = _way(state, column)[0]
+    return [info for info in state.models.known if info.name == name and state.to_download(info)]
+
+
+def replied(state: AppState, tag: e.CompareTag, event: Reply) -> list[e.Effect]:
     """Take what came of the load or the generation that is under way."""
     compare = state.compare
     if compare.running is None:
         compare.stopping = compare.stopping and not is_last(event)
         return []
+    if tag != compare.awaited:
+        return []
     column = compare.columns[compare.running]
     if isinstance(event, m.Tokens):
         column.text = (column.text + event.text)[:MAX_TEXT]
     elif isinstance(event, m.Loaded):
-        settings = {
-            **(state.fitting(column.settings) if column.preset else state.settings),
-            "seed": compare.seed,
-            "max_new_tokens": compare.max_new_tokens,
-            "n": 1,
-        }
-        settings |= {"model": event.model, "engine": event.engine, "precision": event.precision, "truncate": "left"}
-        try:
-            return [e.Send("compare", m.Generate(prompt=compare.prompt, stream=True, **settings), GENERATE_S)]
-        except (TypeError, ValueError) as error:
-            return _next(state, str(error))
+        if event.byte_level:
+            state.models.byte_level |= {event.model}
+        return _generate(state, column, (event.model, event.engine, event.precision))
     elif isinstance(event, m.Generated):
         column.result, column.text = event, event.text[:MAX_TEXT]
         note(state, compare.prompt, event)
@@ -115,24 +151,52 @@ def lost(state: AppState, why: str) -> None:
         state.compare.running = None
 
 
-def differences(text: str, other: str) -> list[tuple[str, bool]]:
-    """Return the text cut into (part, differs from the other), word by word."""
-    words, others = (re.findall(r"\s*\S+|\s+$", t)[:MAX_COMPARED_WORDS] for t in (text, other))
-    matcher = difflib.SequenceMatcher(None, others, words, autojunk=False)
-    parts = [("".join(words[b0:b1]), tag != "equal") for tag, _, _, b0, b1 in matcher.get_opcodes() if b1 > b0]
-    rest = text[sum(len(part) for part, _ in parts) :]
-    return [*parts, *([(rest, False)] if rest else [])]
+def differences(text: str, *others: str) -> list[tuple[str, bool]]:
+    """Return the text cut into (part, whether it is the word with which one of the others parts from it first).
+
+    What follows that word is another text, of which no difference says anything.
+    """
+    words = re.findall(r"\s*\S+|\s+$", text)
+    firsts = [_first(words, re.findall(r"\s*\S+|\s+$", other)) for other in others]
+    first = min(firsts, default=len(words))
+    parts = ["".join(words[:first]), "".join(words[first : first + 1]), "".join(words[first + 1 :])]
+    return [(part, index == 1) for index, part in enumerate(parts) if part]
+
+
+def _first(words: list[str], others: list[str]) -> int:
+    """Return the number of words that are the same from the beginning."""
+    same = zip(words, others, strict=False)
+    return next((i for i, (word, other) in enumerate(same) if word != other), min(len(words), len(others)))
 
 
 def _begin(state: AppState) -> list[e.Effect]:
     """Load what the column whose turn it is needs; for a model that is loaded already the answer comes at once."""
     column = state.compare.columns[state.compare.running or 0]
-    models = state.models
-    model = column.model or models.model
+    model, engine, precision = _way(state, column)
     if not model:
         return _next(state, "choose a model")
-    engine, precision = (column.engine, column.precision) if column.model else (models.engine, models.precision)
+    if not state.may_load:  # the server says what is not loaded
+        return _generate(state, column, (model, engine, precision))
+    state.compare.awaited = "compare load"
     return [e.Send("compare load", m.Load(model=model, engine=engine or None, precision=precision or None), LOAD_S)]
+
+
+def _generate(state: AppState, column: Column, way: tuple[str, str, str]) -> list[e.Effect]:
+    compare = state.compare
+    settings = {
+        **(state.fitting(column.settings) if column.preset else state.settings),
+        "seed": compare.seed,
+        "max_new_tokens": compare.max_new_tokens,
+        "n": 1,
+        "truncate": "left",
+        **dict(zip(("model", "engine", "precision"), way, strict=True)),
+    }
+    prompt, _ = spared(state, compare.prompt, way[0])
+    compare.awaited = "compare"
+    try:
+        return [e.Send("compare", m.Generate(prompt=prompt, stream=True, **settings), GENERATE_S)]
+    except (TypeError, ValueError) as error:
+        return _next(state, str(error))
 
 
 def _next(state: AppState, error: str) -> list[e.Effect]:
@@ -141,8 +205,10 @@ def _next(state: AppState, error: str) -> list[e.Effect]:
     if compare.running is None:
         return []
     compare.columns[compare.running].error = error
-    column, first = compare.columns[compare.running], compare.columns[0]
-    column.parts = differences(column.text, first.text) if compare.running else [(column.text, False)]
+    done = compare.columns[: compare.running + 1]
+    first, *others = [column.text for column in done]
+    done[0].parts = differences(first, *others)
+    done[-1].parts = differences(done[-1].text, first)
     compare.running += 1
     if compare.running < len(compare.columns):
         return _begin(state)

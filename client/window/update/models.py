@@ -31,8 +31,10 @@ def listed(state: AppState, event: Reply) -> None:
 
 def _first_choice(state: AppState) -> tuple[str, str, str]:
     """Return what is loaded, else the first model that can be."""
+    names = {info.name for info in state.models.known}
     for worker in state.link.workers:
-        return worker.model, worker.engine, worker.precision
+        if worker.model in names:
+            return worker.model, worker.engine, worker.precision
     for info in state.models.known:
         for p in info.precisions:
             if p.loaded:

@@ -127,7 +127,7 @@ def generate(
     page = state.page
     if page.generating:
         return []
-    prompt, spaces = spared(state, page.document.before(start, SENT_BYTES))
+    prompt, spaces = spared(state, page.document.before(start, SENT_BYTES), state.models.model)
     page.last, page.counted = start, -1
     state.ledgers.last = None
     if state.shown and state.shown.start == start:
@@ -181,10 +181,10 @@ def _which(state: AppState) -> dict[str, Any]:
     return dict(zip(("model", "engine", "precision"), (name or None for name in state.models.way), strict=True))
 
 
-def spared(state: AppState, prompt: str) -> tuple[str, int]:
-    """Return a prompt as it is sent, and the number of spaces at its end that are not."""
+def spared(state: AppState, prompt: str, model: str) -> tuple[str, int]:
+    """Return a prompt as it is sent to a model, and the number of spaces at its end that are not."""
     sent = prompt.rstrip(" ")
-    return (sent, len(prompt) - len(sent)) if sent and state.spares_spaces else (prompt, 0)
+    return (sent, len(prompt) - len(sent)) if sent and state.spares_spaces(model) else (prompt, 0)
 
 
 def _without_spaces(going: Generating, text: str) -> str:
@@ -273,11 +273,12 @@ def _branch(state: AppState, index: int, token: int) -> list[e.Effect]:
     if shown is None or page.generating or state.link.status != "ready" or not 0 <= index < len(shown.result.ids):
         return []
     before = page.document.before(shown.start, SENT_BYTES)
-    if shown.prompt not in {before, spared(state, before)[0]}:
+    spare = spared(state, before, state.models.model)[0]
+    if shown.prompt not in {before, spare}:
         notices.warn(state, "page", "the text before these tokens has changed since; generate there again")
         return []
     ids = [*shown.result.ids[:index], token]
-    prompt = spared(state, before)[0] if shown.prompt == before else shown.prompt
+    prompt = spare if shown.prompt == before else shown.prompt
     page.branch = Branch(shown.start, prompt, ids)
     notices.drop(state, "page")
     which = _which(state)

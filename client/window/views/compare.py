@@ -38,6 +38,9 @@ def draw(state: AppState) -> list[Action]:
     widgets.tip("The columns take turns, so that the times can be compared. The model of a column is loaded first.")
     imgui.same_line()
     imgui.begin_disabled(running)
+    if imgui.button("Take the page's text"):
+        actions.append(Do("take page"))
+    imgui.same_line()
     if imgui.button("+"):
         actions.append(Do("add column"))
     imgui.same_line(0, 2)
@@ -66,7 +69,8 @@ def draw_column(state: AppState, index: int, column: Column) -> list[Action]:
     imgui.set_next_item_width(-1)
     if chosen := widgets.combo(f"##way {index}", now, ways):
         way = chosen.rsplit("/", 2) if chosen != ways[0] else ["", "", ""]
-        actions.append(ChooseColumn(index, dict(zip(("model", "engine", "precision"), way, strict=True))))
+        fields = dict(zip(("model", "engine", "precision"), way, strict=True))
+        actions.append(ChooseColumn(index, {**fields, "as_chosen": not way[0]}))
     presets = ["as in the Sampling panel", *state.preferences.presets]
     imgui.set_next_item_width(-1)
     if chosen := widgets.combo(f"##preset {index}", column.preset or presets[0], presets):
