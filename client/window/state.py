@@ -270,6 +270,11 @@ class Column:
         """Model, engine and precision; empty: those of the Model panel."""
         return self.model, self.engine, self.precision
 
+    @way.setter
+    def way(self, way: tuple[str, str, str]) -> None:
+        self.model, self.engine = way[:2]
+        self.precision = way[2]
+
 
 @dataclass(slots=True)
 class Compare:

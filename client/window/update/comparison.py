@@ -105,9 +105,8 @@ def offer(state: AppState) -> None:
     taken = {column.way for column in columns if column.way in known}
     for column in columns:
         if column.way not in known and not column.as_chosen:
-            free = next((way for way in ways if way not in taken), ("", "", ""))
-            column.model, column.engine, column.precision = free
-            taken.add(free)
+            column.way = next((way for way in ways if way not in taken), ("", "", ""))
+            taken.add(column.way)
 
 
 def _way(state: AppState, column: Column) -> tuple[str, str, str]:
@@ -172,13 +171,13 @@ def _first(words: list[str], others: list[str]) -> int:
 def _begin(state: AppState) -> list[e.Effect]:
     """Load what the column whose turn it is needs; for a model that is loaded already the answer comes at once."""
     column = state.compare.columns[state.compare.running or 0]
-    model, engine, precision = _way(state, column)
-    if not model:
+    way = _way(state, column)
+    if not way[0]:
         return _next(state, "choose a model")
     if not state.may_load:  # the server says what is not loaded
-        return _generate(state, column, (model, engine, precision))
+        return _generate(state, column, way)
     state.compare.awaited = "compare load"
-    return [e.Send("compare load", m.Load(model=model, engine=engine or None, precision=precision or None), LOAD_S)]
+    return [e.Send("compare load", m.Load(model=way[0], engine=way[1] or None, precision=way[2] or None), LOAD_S)]
 
 
 def _generate(state: AppState, column: Column, way: tuple[str, str, str]) -> list[e.Effect]:
@@ -213,4 +212,5 @@ def _next(state: AppState, error: str) -> list[e.Effect]:
     if compare.running < len(compare.columns):
         return _begin(state)
     compare.running = None
+    state.link.next_look = state.now  # more may be loaded now
     return []
