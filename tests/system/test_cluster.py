@@ -31,7 +31,6 @@ from scripts.reliability.daemon import Behaviour, FakeDaemon
 from tests.conftest import wait_for
 from tests.system.test_replicas import health, long, ready, running
 
-pytestmark = pytest.mark.alone  # Ray starts nodes that take themselves for whole machines
 SLOW = Behaviour(delay_ms=5)
 numbers = itertools.count(1)
 
@@ -169,6 +168,7 @@ def test_the_same_text_as_on_this_machine(
         daemon.kill()
 
 
+@pytest.mark.alone
 def test_a_node_that_is_lost(cluster: Cluster, add: Add, tmp_path: Path) -> None:
     """A text under way there ends with an error; one that had not begun begins elsewhere; its worker comes back."""
     there = {name: add(name) for name in "ab"}

@@ -412,6 +412,7 @@ def test_the_tokens_of_a_peer_are_bounded(client: Client) -> None:
     assert client.score("x y z").ids
 
 
+@pytest.mark.alone
 def test_a_flood_is_busy_within_20_ms_and_others_go_on(
     own_daemon: Daemon, context: zmq.Context[zmq.Socket[bytes]]
 ) -> None:
