@@ -44,9 +44,14 @@ WITHOUT_NUM_LOCK = {
 
 
 class Backend(GlfwRenderer):
-    """The backend of imgui-bundle, which here also takes an empty clipboard, all of Unicode and mouse cursor shapes."""
+    """The backend of imgui-bundle, which here also takes an empty clipboard, all of Unicode and mouse cursor shapes.
 
-    def __init__(self, window: Any) -> None:
+    It draws with Dear ImGui's own compiled renderer, which takes every OpenGL from 3.1 on; the one in Python wants 3.3.
+    """
+
+    def __init__(self, window: Any, glsl: str) -> None:
+        """`glsl`: the first line of the shaders, which fits the window's OpenGL."""
+        self._glsl = glsl
         super().__init__(window)
         self.touched = True
         """There was input that is to be seen at once."""
@@ -73,6 +78,19 @@ class Backend(GlfwRenderer):
         self._pressed = False
         """A key was pressed since the last frame."""
         self._later: list[tuple[int, ...]] = []
+
+    def _create_device_objects(self) -> None:
+        imgui.backends.opengl3_init(self._glsl)
+
+    def process_inputs(self) -> None:
+        imgui.backends.opengl3_new_frame()
+        super().process_inputs()
+
+    def render(self, draw_data: imgui.ImDrawData) -> None:
+        imgui.backends.opengl3_render_draw_data(draw_data)
+
+    def shutdown(self) -> None:
+        imgui.backends.opengl3_shutdown()
 
     def focus_callback(self, _window: Any, focused: int) -> None:
         imgui.get_io().add_focus_event(bool(focused))  # which lets all keys go, where it is lost

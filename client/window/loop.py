@@ -6,6 +6,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 import imgui_bundle  # noqa: F401 - before glfw: it points pyGLFW at its own GLFW, so that one library serves both
 
@@ -20,10 +21,26 @@ from client.window.events import Do
 from client.window.pace import Pace
 
 TITLE = "gpt2d"
+OPENGL = ((3, glfw.OPENGL_CORE_PROFILE, "#version 330"), (1, glfw.OPENGL_ANY_PROFILE, "#version 140"))
+"""The versions 3.x that are tried: minor, profile (there are none below 3.2), first line of the shaders."""
 
 
 class NoWindow(Exception):
     """No window can be made; the text says why."""
+
+
+def _made(width: int, height: int) -> tuple[Any, str]:
+    """Return a window, or None, and the first line of shaders for its OpenGL: 3.3, or where that is refused 3.1, which
+    is what a Raspberry Pi and many remote desktops have.
+    """
+    glfw.window_hint(glfw.OPENGL_FORWARD_COMPAT, sys.platform == "darwin")
+    for minor, profile, glsl in OPENGL:
+        glfw.window_hint(glfw.CONTEXT_VERSION_MAJOR, 3)
+        glfw.window_hint(glfw.CONTEXT_VERSION_MINOR, minor)
+        glfw.window_hint(glfw.OPENGL_PROFILE, profile)
+        if window := glfw.create_window(width, height, TITLE, None, None):
+            return window, glsl
+    return None, ""
 
 
 class Window:
@@ -38,24 +55,16 @@ class Window:
         self.pace = Pace()
         self.app = App(self.wake, server)
         preferences = self.app.state.preferences
-        for hint, value in (
-            (glfw.CONTEXT_VERSION_MAJOR, 3),
-            (glfw.CONTEXT_VERSION_MINOR, 3),
-            (glfw.OPENGL_PROFILE, glfw.OPENGL_CORE_PROFILE),
-        ):
-            glfw.window_hint(hint, value)
-        if sys.platform == "darwin":
-            glfw.window_hint(glfw.OPENGL_FORWARD_COMPAT, True)
-        self.window = glfw.create_window(preferences.width, preferences.height, TITLE, None, None)
+        self.window, glsl = _made(preferences.width, preferences.height)
         if not self.window:
             self.app.close()
             glfw.terminate()
-            raise NoWindow(f"it needs OpenGL 3.3 ({'; '.join(reasons) or 'GLFW does not say why'})")
+            raise NoWindow(f"it needs OpenGL 3.1 or newer ({'; '.join(reasons) or 'GLFW does not say why'})")
         glfw.make_context_current(self.window)
         glfw.swap_interval(0)  # the loop has its own timing: a hidden window would wait forever
         imgui.create_context()
         implot.create_context()
-        self.backend = Backend(self.window)
+        self.backend = Backend(self.window, glsl)
         self._scaled()
         glfw.set_window_content_scale_callback(self.window, lambda *_: self._scaled())
         self.app.start()

@@ -96,17 +96,34 @@ def test_one_glfw_serves_both_libraries(session: str) -> None:
         {"WAYLAND_DISPLAY": "wayland-0"},
         {"PYOPENGL_PLATFORM": "egl"},
         {"PYOPENGL_PLATFORM": "osmesa", "PYOPENGL_ERROR_ON_COPY": "1"},
+        {"MESA_GL_VERSION_OVERRIDE": "3.1", "MESA_GLSL_VERSION_OVERRIDE": "140"},
         {"PYGLFW_LIBRARY": str(Path(glfw.__file__).parent / "wayland" / "libglfw.so")},
     ],
-    ids=["as under WSL", "egl in a profile", "osmesa and no copies in a profile", "another GLFW in a profile"],
+    ids=[
+        "as under WSL",
+        "egl in a profile",
+        "osmesa and no copies in a profile",
+        "OpenGL 3.1",
+        "another GLFW in a profile",
+    ],
 )
 @pytest.mark.usefixtures("home")
 def test_it_draws_whatever_the_surroundings_say(screen: str, variables: dict[str, str]) -> None:
     """A variable that is there for other programs takes nothing from this one."""
     code = """
+import sys
 from client.window.loop import Window
+from OpenGL import GL
+import glfw
 window = Window("tcp://127.0.0.1:1")
-window.frame()
+drawn = set()
+def swap(_window):
+    pixels = GL.glReadPixels(0, 0, 1000, 800, GL.GL_RGB, GL.GL_UNSIGNED_BYTE)
+    drawn.update(pixels[i:i + 3] for i in range(0, len(pixels), 3))
+glfw.swap_buffers = swap
+for _ in range(3):
+    window.frame()
+print(GL.glGetString(GL.GL_VERSION).decode(), len(drawn), sep=", ", file=sys.stderr)
 window.close()
 print(*{line.split()[-1] for line in open("/proc/self/maps") if "libglfw" in line})
 """
@@ -117,3 +134,5 @@ print(*{line.split()[-1] for line in open("/proc/self/maps") if "libglfw" in lin
     )
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.split()) == 1, done.stdout
+    version, colours = done.stderr.splitlines()[-1].split(", ")
+    assert version.startswith(variables.get("MESA_GL_VERSION_OVERRIDE", "")) and int(colours) > 30, "text is drawn"
