@@ -14,6 +14,7 @@ try:
     import io
     import os
     import stat
+    import subprocess
     import threading
     from pathlib import Path
 
@@ -83,12 +84,25 @@ def main() -> None:
     parser.add_argument(
         "-t", "--terminal", action="store_true", help="write at a prompt in this terminal instead of in a window"
     )
+    launcher = parser.add_mutually_exclusive_group()
+    launcher.add_argument(
+        "--install-launcher",
+        action="store_const",
+        const="install",
+        dest="launcher",
+        help="put the window into the system's menu of programs, for this user, and say what was written",
+    )
+    launcher.add_argument(
+        "--remove-launcher", action="store_const", const="remove", dest="launcher", help="take it out again"
+    )
     parser.add_argument("--version", action="version", version=f"gpt2d {VERSION}")
     with printed_by("gpt2d-client"):
         args = parser.parse_args()
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="replace")  # whatever the system's code page is
+    if args.launcher:
+        sys.exit(launch(args.launcher))
     try:
         args.address = find_server(args)
     except ValueError as e:
@@ -108,6 +122,22 @@ def main() -> None:
         drop_output()
         print(f"gpt2d-client: the text cannot be read or written: {e.strerror}", file=sys.stderr)
         sys.exit(1)
+
+
+def launch(what: str) -> int:
+    """Install or remove the launcher, and print what was written or deleted; return the exit code."""
+    from client.window import launcher
+
+    try:
+        files = launcher.install() if what == "install" else launcher.remove()
+    except (OSError, subprocess.SubprocessError) as e:
+        print(f"gpt2d-client: the launcher cannot be {what}{'d' if what == 'remove' else 'ed'}: {e}", file=sys.stderr)
+        return 1
+    done = "wrote" if what == "install" else "deleted"
+    print("\n".join(f"{done} {file}" for file in files) or "there was no launcher")
+    if what == "install":
+        print(f"the menu of programs has {launcher.NAME} now; `{command('gpt2d-client')} --remove-launcher` undoes it")
+    return 0
 
 
 def drop_output() -> None:

@@ -26,15 +26,19 @@ def typed(*words: str) -> str:
     return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 
-def command(program: str) -> str:
-    """Return what starts one of our programs here: its name where the shell finds it, else the whole path."""
+def words(program: str) -> list[str]:
+    """Return the words that start one of our programs, wherever they are typed."""
     started = Path(sys.argv[0]).absolute()  # the message may be read in another folder
     folder = started.parent if started.stem in MODULES else sysconfig.get_path("scripts")
     own = shutil.which(program, path=str(folder))
-    if own is None:
-        return typed(sys.executable, "-m", MODULES[program])
+    return [own] if own else [sys.executable, "-m", MODULES[program]]
+
+
+def command(program: str) -> str:
+    """Return what starts one of our programs here: its name where the shell finds it, else the whole path."""
+    own, *arguments = words(program)
     found = shutil.which(program)
-    return program if found and Path(found).samefile(own) else typed(own)
+    return program if found and not arguments and Path(found).samefile(own) else typed(own, *arguments)
 
 
 def install(extras: str) -> str:

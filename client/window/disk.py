@@ -189,7 +189,7 @@ def read_preferences() -> Preferences:
     preferences.font_size = min(60.0, max(8.0, preferences.font_size))
     preferences.page_font_size = min(60.0, max(8.0, preferences.page_font_size))
     preferences.width = min(8000, max(640, preferences.width))
-    preferences.height = min(8000, max(400, preferences.height))
+    preferences.height = min(8000, max(480, preferences.height))
     return preferences
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 
 import imgui_bundle  # noqa: F401 - before glfw: it points pyGLFW at its own GLFW, so that one library serves both
 
@@ -18,29 +16,12 @@ from OpenGL import GL
 from client.window.app import App
 from client.window.backend import Backend, as_text
 from client.window.events import Do
+from client.window.opening import NAME, keep_place, open_window
 from client.window.pace import Pace
-
-TITLE = "gpt2d"
-OPENGL = ((3, glfw.OPENGL_CORE_PROFILE, "#version 330"), (1, glfw.OPENGL_ANY_PROFILE, "#version 140"))
-"""The versions 3.x that are tried: minor, profile (there are none below 3.2), first line of the shaders."""
 
 
 class NoWindow(Exception):
     """No window can be made; the text says why."""
-
-
-def _made(width: int, height: int) -> tuple[Any, str]:
-    """Return a window, or None, and the first line of shaders for its OpenGL: 3.3, or where that is refused 3.1, which
-    is what a Raspberry Pi and many remote desktops have.
-    """
-    glfw.window_hint(glfw.OPENGL_FORWARD_COMPAT, sys.platform == "darwin")
-    for minor, profile, glsl in OPENGL:
-        glfw.window_hint(glfw.CONTEXT_VERSION_MAJOR, 3)
-        glfw.window_hint(glfw.CONTEXT_VERSION_MINOR, minor)
-        glfw.window_hint(glfw.OPENGL_PROFILE, profile)
-        if window := glfw.create_window(width, height, TITLE, None, None):
-            return window, glsl
-    return None, ""
 
 
 class Window:
@@ -54,8 +35,7 @@ class Window:
         self._woken = False
         self.pace = Pace()
         self.app = App(self.wake, server)
-        preferences = self.app.state.preferences
-        self.window, glsl = _made(preferences.width, preferences.height)
+        self.window, glsl = open_window(self.app.state.preferences)
         if not self.window:
             self.app.close()
             glfw.terminate()
@@ -89,6 +69,7 @@ class Window:
             self._notice(now)
             if now >= self._due():
                 self._look(now, late=now - due)
+        keep_place(self.window, self.app.state.preferences)
 
     def _closed(self) -> None:
         """Ask what a close of the window asks, where it can be seen."""
@@ -154,7 +135,7 @@ class Window:
         self.backend.show_cursor()
         glfw.swap_buffers(self.window)
         page = self.app.state.page
-        title = f"{page.path.name if page.path else 'not saved yet'}{' *' if page.dirty else ''} - {TITLE}"
+        title = f"{page.path.name if page.path else 'Untitled'}{' *' if page.dirty else ''} - {NAME}"
         if title != self._title:
             self._title = title
             glfw.set_window_title(self.window, title)

@@ -339,6 +339,10 @@ class Preferences:
     """Panels that are not shown."""
     width: int = 1360
     height: int = 860
+    x: int | None = None
+    """Where the window was; None: it has not been anywhere."""
+    y: int | None = None
+    maximised: bool = False
 
 
 @dataclass(slots=True)

@@ -99,12 +99,13 @@ def whole(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
     return environment(tmp_path_factory.mktemp("whole") / "env", wheel, packages)
 
 
-def test_the_wheel_is_pure_and_carries_what_the_kernels_are_built_from(wheel: Path) -> None:
+def test_the_wheel_is_pure_and_carries_what_is_no_code(wheel: Path) -> None:
     assert wheel.name == f"gpt2d-{VERSION}-py3-none-any.whl"
     names = set(zipfile.ZipFile(wheel).namelist())
-    kernels = ROOT / "server" / "kernels"
-    needed = {p for p in kernels.rglob("*") if p.is_file() and p.parts[-2] not in {"__pycache__", "tests"}}
-    assert len(needed) > 15
+    kernels, assets = ROOT / "server" / "kernels", ROOT / "client" / "window" / "assets"
+    files = [*kernels.rglob("*"), *assets.rglob("*")]
+    needed = {p for p in files if p.is_file() and p.parts[-2] not in {"__pycache__", "tests"}}
+    assert len(needed) > 15 + 7
     assert {p.relative_to(ROOT).as_posix() for p in needed} <= names
     assert not [name for name in names if name.endswith((".so", ".pyc")) or name.startswith(("scripts", "tests"))]
 

@@ -13,6 +13,8 @@ from tests.conftest import WINDOW, wait_for
 
 pytest.importorskip("client.window.loop", exc_type=ImportError, reason=WINDOW)
 
+from client.window.opening import Area, first, on_screen
+
 
 @pytest.fixture(scope="module")
 def display() -> Iterator[str]:
@@ -32,13 +34,15 @@ def test_panels_and_place_are_kept_from_start_to_start(display: str, home: Path)
     for step in (20, 60):
         first.xdotool("mousemove", "--window", first.id, str(edge - step), before.middle[1])
     wait_for(lambda: first.page.width == before.width - 60, 10)
-    first.xdotool("mouseup", "1")
+    first.xdotool("mouseup", "1", "windowmove", "--sync", first.id, "70", "50")
+    place = first.xdotool("getwindowgeometry", first.id)
     first.xdotool("key", "alt+F4")
     assert "Traceback" not in first.ended()
     assert json.loads(kept(home).read_text(encoding="utf-8"))["layout_version"] > 0
     for _ in range(2):
         again = Program(display)
         assert again.page == before._replace(width=before.width - 60)
+        assert again.xdotool("getwindowgeometry", again.id).partition("\n")[2] == place.partition("\n")[2]
         again.xdotool("key", "alt+F4")
         assert "Traceback" not in again.ended()
 
@@ -73,6 +77,17 @@ def test_keys_go_by_their_letter_and_modifiers_never_stick(display: str) -> None
     assert "Traceback" not in errors
 
 
+def test_the_first_window_fits_the_screen_and_later_ones_are_on_one() -> None:
+    usual, large = Area(0, 0, 1360, 860), Area(0, 27, 3840, 2133)
+    assert first(usual, 2.0, [large])[2:] == (2720, 1720)
+    assert first(usual, 2.0, [Area(0, 0, 1920, 1053)])[2:] == (1920, 1053)
+    assert first(usual, 1.0, [Area(0, 0, 600, 400)])[2:] == (640, 480)
+    second = Area(3840, 0, 1920, 1080)
+    window = Area(4000, 100, 1360, 860)
+    assert on_screen(window, [large, second]) and not on_screen(window, [large])
+    assert not on_screen(window._replace(y=-900), [second]) and not on_screen(window._replace(y=1075), [second])
+
+
 @pytest.mark.usefixtures("home")
 def test_a_minimised_window_is_not_drawn_and_asks_in_sight(display: str) -> None:
     program = Program(display)
@@ -84,6 +99,8 @@ def test_a_minimised_window_is_not_drawn_and_asks_in_sight(display: str) -> None
         wait_for(lambda: "*" in program.xdotool("getwindowname", program.id), 10)
         program.xdotool("windowminimize", program.id)
         program.expect("look minimised")
+        assert program.xdotool("getwindowname", program.id) == "Untitled * - gpt2d"
+        assert program.id in program.xdotool("search", "--class", "^gpt2d$").split()
         assert not [line for line in program.expect("look minimised") if line.startswith("page")]
         program.close()
         program.expect("do quit")
