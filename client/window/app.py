@@ -31,8 +31,7 @@ class App:
         self.state.link.server, self.state.link.secret = secret.read(server or preferences.server, "")
         self.link, self.disk = Link(wake), Disk(wake)
         self._kept, self._kept_at = copy.deepcopy(preferences), 0.0
-        self._fonts: list[imgui.ImFont] = []
-        """The panels' font and the page's."""
+        self._fonts: fonts.Fonts | None = None
         self.tell(e.Tick(time.monotonic(), time.time()))
         self.disk.do(e.ListFonts())
         self.tell(e.Connect())
@@ -74,11 +73,15 @@ class App:
             self._fonts = fonts.load(self.state.preferences, self.state.fonts, self._fonts)
             fonts.set_style(self.state.preferences, self.state.screen_scale)
             self.state.fonts_changed = False
+            if self._fonts.troubles:
+                self.tell(e.FontsLeftOut(self._fonts.troubles))
+        if self._fonts:  # in each frame: the test engine puts back the one that it knew
+            imgui.get_io().font_default = self._fonts.panel
         imgui.get_style().font_size_base = self.state.preferences.font_size
 
     def draw(self) -> None:
         """Draw the panels, inside a frame."""
-        for action in ui(self.state, self._fonts[1]):
+        for action in ui(self.state, self._fonts.page if self._fonts else None):
             self.tell(action)
 
     def close(self) -> None:

@@ -281,6 +281,13 @@ class FontsListed:
 
 
 @dataclass(frozen=True)
+class FontsLeftOut:
+    """Files of fonts that cannot be used, in sentences."""
+
+    troubles: list[str]
+
+
+@dataclass(frozen=True)
 class Kept:
     """Names of the servers that were kept; `name` is that of the one that answers now, if it wanted a key."""
 
@@ -301,7 +308,18 @@ class Tick:
 
 
 Event: TypeAlias = (
-    Replied | NotConnected | Broken | Opened | Saved | Exported | DiskFailed | Listed | FontsListed | Kept | Tick
+    Replied
+    | NotConnected
+    | Broken
+    | Opened
+    | Saved
+    | Exported
+    | DiskFailed
+    | Listed
+    | FontsListed
+    | FontsLeftOut
+    | Kept
+    | Tick
 )
 
 # Effects: what is to be done outside

@@ -318,10 +318,10 @@ class Preferences:
     """Choices that are kept in the user's config folder."""
 
     font: str = ""
-    """Path of a font file; empty: the one that comes with the program."""
+    """Path of a font file, or a name of fonts.BUILT_IN."""
     page_font: str = ""
     font_size: float = 16.0
-    page_font_size: float = 18.0
+    page_font_size: float = 20.0
     scale: float = 1.0
     theme: Literal["dark", "light"] = "dark"
     enter_generates: bool = False

@@ -113,6 +113,8 @@ def apply(state: AppState, message: e.Message) -> list[e.Effect]:
             _preset(state, message)
         case e.FontsListed(fonts):
             state.fonts, state.fonts_changed = fonts, True
+        case e.FontsLeftOut(troubles):
+            notices.inform(state, "fonts", "; ".join(troubles))
         case e.Do(what):
             return _do(state, what)
         case e.TakeToken():

@@ -5,10 +5,10 @@ from __future__ import annotations
 from imgui_bundle import imgui
 
 from client.window.events import Action, Prefer
+from client.window.fonts import BUILT_IN
 from client.window.state import AppState
 from client.window.views import widgets
 
-OWN = "built in"
 MAX_SHOWN = 200
 
 
@@ -44,10 +44,11 @@ def draw(state: AppState) -> list[Action]:
 
 def draw_font(state: AppState, label: str, name: str) -> list[Action]:
     actions, path = list[Action](), getattr(state.preferences, name)
-    now = next((font for font, where in state.fonts if where == path), path or OWN)
+    now = BUILT_IN.get(path) or next((font for font, where in state.fonts if where == path), path)
     if imgui.begin_combo(label, now):
-        if imgui.selectable(OWN, not path)[0]:
-            actions.append(Prefer(name, ""))
+        for own, title in BUILT_IN.items():
+            if imgui.selectable(title, own == path)[0]:
+                actions.append(Prefer(name, own))
         found = [font for font in state.fonts if state.drafts.font.casefold() in font[0].casefold()]
         for font, where in found[:MAX_SHOWN]:
             if imgui.selectable(widgets.item(font), where == path)[0]:

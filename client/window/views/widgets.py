@@ -6,23 +6,17 @@ from typing import Any
 
 from imgui_bundle import ImVec4, imgui
 
+from client.window import theme
 from client.window.events import Action, Enter, Part
 from client.window.state import Doing
 
-COLORS = {
-    "good": (0.30, 0.69, 0.38),
-    "warn": (0.85, 0.62, 0.20),
-    "bad": (0.86, 0.32, 0.28),
-    "accent": (0.35, 0.55, 0.90),
-}
 MAX_SHOWN = 20_000
 """Most characters of a text that a label shows."""
 
 
 def color(name: str, alpha: float = 1.0) -> ImVec4:
-    if name == "dim":
-        return imgui.get_style_color_vec4(imgui.Col_.text_disabled)
-    return ImVec4(*COLORS[name], alpha)
+    """Return a colour of the present theme, by its name in theme.Palette."""
+    return theme.rgba(getattr(theme.palette(), name), alpha)
 
 
 def colored(text: str, name: str) -> None:
