@@ -20,6 +20,7 @@ CHILDREN = {
     "scripts.probe",
     "scripts.reliability.daemon",
     "scripts.reliability.deaf",
+    "scripts.reliability.far",
     "scripts.reliability.flood",
 }
 """Programs that other programs start, and no person does."""

@@ -9,7 +9,7 @@ import pytest
 from scripts.reliability import every_promise
 from scripts.reliability.promise import Scale
 
-LONG = {"slow_line", "turns"}
+LONG = {"far_line", "slow_line", "turns"}
 """Those that need longer; tests/system/test_network.py tries such a line, tests/server/test_turns.py who is next."""
 
 UNTIMED = {"cancel_races", "disk", "engine_faults", "load", "ranges"}
