@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import sys
-import threading
 from pathlib import Path
 
 import psutil
@@ -22,6 +21,7 @@ from server.catalogue.adapters import architecture_of, tokenizer_folder
 from server.catalogue.findings import Finding
 from server.checkpoint.lora import open_weights
 from server.checkpoint.tokenizer import read_tokenizer
+from server.child import end_with_stdin
 
 LOWEST = 19
 
@@ -51,7 +51,7 @@ def inspect_all(folders: list[tuple[Path, Path | None]], cache_dir: Path) -> Non
 def main() -> None:
     orders = json.loads(sys.stdin.buffer.readline())
     folders = [(_path(folder), _path(base) if base else None) for folder, base in orders["folders"]]
-    threading.Thread(target=_end_with_stdin, daemon=True).start()
+    end_with_stdin()
     with contextlib.suppress(psutil.AccessDenied):
         psutil.Process().nice(getattr(psutil, "IDLE_PRIORITY_CLASS", LOWEST))  # Windows has classes
     inspect_all(folders, Path(orders["cache_dir"]))
@@ -59,12 +59,6 @@ def main() -> None:
 
 def _path(hexadecimal: str) -> Path:
     return Path(os.fsdecode(bytes.fromhex(hexadecimal)))
-
-
-def _end_with_stdin() -> None:
-    while os.read(0, 1):
-        pass
-    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import threading
 import traceback
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from protocol.errors import Gpt2dError, RequestError
 from server.catalogue.adapters import architecture_of
 from server.catalogue.files import without_folder
 from server.checkpoint.tokenizer import read_tokenizer
+from server.child import end_with_stdin
 from server.engines.load import load_engine
 from server.launch.spec import Spec
 from server.link import Ready, Sized, Started
@@ -87,18 +87,9 @@ def load(spec: Spec, connection: Connection) -> Worker:
     return worker
 
 
-def _end_with_stdin() -> None:
-    while os.read(0, 1):
-        pass
-    for child in psutil.Process().children(recursive=True):  # a fetch or a compiler
-        with contextlib.suppress(psutil.Error):
-            child.kill()
-    os._exit(0)
-
-
 def main() -> None:
     spec = Spec.from_line(sys.stdin.buffer.readline())
-    threading.Thread(target=_end_with_stdin, daemon=True).start()
+    end_with_stdin()
     connection = GatewayConnection(spec)
     # The gateway and the clients come first. On Linux this holds for this thread and those that it makes from here on,
     # so that ZeroMQ's thread, made above, need not wait for a computing one when it has something to send.
