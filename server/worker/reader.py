@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
 from protocol import messages as m
 from server.link import Work
+from server.worker.turns import Turns
 
 LONG_CHARACTERS = 4096
 """Length from which a text is long: it takes more than a millisecond or two."""
@@ -27,8 +27,7 @@ class Reader:
         """`read` is called in the thread with each request. It raises nothing."""
         self._read = read
         self._lock = threading.Lock()
-        self._waiting: OrderedDict[int, deque[Work]] = OrderedDict()
-        """Group -> its requests; the group that is next comes first."""
+        self._waiting: Turns[Work] = Turns()
         self._open: dict[int, bool] = {}
         """Id of each request that is not taken yet -> whether it was cancelled."""
         self._done: queue.SimpleQueue[tuple[int, Opened]] = queue.SimpleQueue()
@@ -41,7 +40,7 @@ class Reader:
         """Have a request read."""
         self._open[work.id] = False
         with self._lock:
-            self._waiting.setdefault(work.group, deque()).append(work)
+            self._waiting.add(work.group, work)
             if not self._runs:
                 self._runs = True
                 threading.Thread(target=self._run, name="reader", daemon=True).start()
@@ -67,12 +66,7 @@ class Reader:
             if not self._waiting:
                 self._runs = False
                 return None
-            group, works = next(iter(self._waiting.items()))
-            work = works.popleft()
-            self._waiting.move_to_end(group)
-            if not works:
-                del self._waiting[group]
-            return work
+            return self._waiting.take_next()
 
 
 def is_long(request: m.OfModel) -> bool:

@@ -14,15 +14,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Sequence as Many
 from dataclasses import dataclass
-from itertools import zip_longest
 from typing import TypeVar
 
 from server.engines.base import Engine
 from server.worker.prefix_cache import PrefixCache
 from server.worker.task import Prompt, Row, Sampled, Task
+from server.worker.turns import Turns
 
 ALONE_MS = 160.0
 """Time for one prefill chunk when nothing else runs. It bounds how long a cancellation takes."""
@@ -65,8 +64,7 @@ class Scheduler:
         """Make a scheduler without tasks. The engine only moves, copies out and restores rows here."""
         self._engine = engine
         self._cache = cache
-        self._waiting: OrderedDict[int, deque[Prompt]] = OrderedDict()
-        """Group -> its waiting prompts; the group that is next comes first."""
+        self._waiting: Turns[Prompt] = Turns()
         self._heads: dict[int, tuple[Prompt, float]] = {}
         """Group -> the first of its waiting prompts, and since when it is that (monotonic)."""
         self._prefilling: list[Prompt] = []
@@ -82,7 +80,7 @@ class Scheduler:
     @property
     def waiting(self) -> int:
         """Number of prompts in line."""
-        return sum(len(queue) for queue in self._waiting.values())
+        return len(self._waiting)
 
     @property
     def running(self) -> int:
@@ -90,7 +88,7 @@ class Scheduler:
         return len(self._running) + len(self._prefilling)
 
     def add(self, prompt: Prompt) -> None:
-        self._waiting.setdefault(prompt.group, deque()).append(prompt)
+        self._waiting.add(prompt.group, prompt)
 
     def find(self, request_id: int) -> list[Task]:
         """Return all tasks of a request."""
@@ -102,8 +100,7 @@ class Scheduler:
 
     def in_line(self) -> Iterator[Prompt]:
         """Return the waiting prompts in the order in which they will get a row."""
-        for turn in zip_longest(*self._waiting.values()):
-            yield from (prompt for prompt in turn if prompt is not None)
+        return iter(self._waiting)
 
     def reap(self) -> list[Task]:
         """End tasks that are out of time; forget and return those that were ended from outside a step."""
@@ -111,12 +108,11 @@ class Scheduler:
         ended: list[Task] = _over(self._in_rows(), now)
         for task in ended:
             self._leave(task)
-        for queue in list(self._waiting.values()):
-            given_up = _over(queue, now)
-            ended += given_up
-            for prompt in given_up:
-                self._unqueue(prompt, queue)
-        return ended
+        given_up = _over(list(self._waiting), now)
+        for prompt in given_up:
+            self._waiting.drop(prompt.group, prompt)
+            self._forget_head(prompt)
+        return ended + given_up
 
     def schedule(self) -> Batch:
         """Choose the next step."""
@@ -164,7 +160,7 @@ class Scheduler:
         """Give rows to waiting prompts: one for each group, in turns, as far as they fit."""
         now = time.monotonic()
         busy = {prompt.group for prompt in self._prefilling}
-        for group, queue in list(self._waiting.items()):
+        for group, queue in self._waiting.groups():
             head, since = self._heads.get(group, (None, now))
             if head is not queue[0]:
                 self._heads[group] = (queue[0], now)
@@ -175,7 +171,7 @@ class Scheduler:
             if prompt is not queue[0] and now > since + KEEP_S:
                 return
             if prompt is not None:
-                self._begin(prompt, queue)
+                self._begin(prompt)
 
     def _next(self) -> Prompt:
         """Return whose chunk is next. One that has had none goes before the others, every second time at most."""
@@ -191,13 +187,10 @@ class Scheduler:
             return False
         return held + prompt.width <= self._engine.rows
 
-    def _begin(self, prompt: Prompt, queue: deque[Prompt]) -> None:
-        """Take a prompt out of its group's queue, which is next after all others, and give it a row.
-
-        It gets the part of it that the prefix cache knows.
-        """
-        self._waiting.move_to_end(prompt.group)
-        self._unqueue(prompt, queue)
+    def _begin(self, prompt: Prompt) -> None:
+        """Take a prompt out of the line and give it a row. It gets the part of it that the prefix cache knows."""
+        self._waiting.take(prompt.group, prompt)
+        self._forget_head(prompt)
         prompt.begin(self._free_rows(len(self._running))[0])
         self._prefilling.append(prompt)
         self._fresh.append(prompt)
@@ -205,11 +198,9 @@ class Scheduler:
             with contextlib.suppress(MemoryError):  # what cannot be restored is computed
                 self._restore(prompt)
 
-    def _unqueue(self, prompt: Prompt, queue: deque[Prompt]) -> None:
-        """Take a prompt out of its group's queue; a group whose queue is empty is forgotten."""
-        queue.remove(prompt)
-        if not queue:
-            del self._waiting[prompt.group]
+    def _forget_head(self, prompt: Prompt) -> None:
+        """Forget who was the first of a group that waits for nothing any more."""
+        if prompt.group not in self._waiting:
             self._heads.pop(prompt.group, None)
 
     def _free_rows(self, first: int) -> list[int]:
@@ -250,8 +241,7 @@ class Scheduler:
         more = set(self._free_rows(len(self._running))) - {prompt.row}
         if prompt.finished is None and prompt.cached == 0 and self._waiting and not more:
             prompt.row = -1
-            self._waiting.setdefault(prompt.group, deque()).appendleft(prompt)
-            self._waiting.move_to_end(prompt.group)
+            self._waiting.put_back(prompt.group, prompt)
         else:
             self._prefilling.append(prompt)
 
@@ -266,7 +256,7 @@ class Scheduler:
         """Return the tokens of a prompt that the next step computes."""
         size = FIXED_CHUNK  # how a prompt is cut shows in the last bits of its logits
         if prompt.reuses:
-            others = self._running or len(self._prefilling) > 1 or self._waiting.keys() - {prompt.group}
+            others = self._running or len(self._prefilling) > 1 or self._waiting.has_others(prompt.group)
             budget = SHARED_MS if others else ALONE_MS
             size = max(MIN_CHUNK, min(MAX_CHUNK, int(budget * self.tokens_per_ms)))
         return prompt.ids[prompt.cached : min(prompt.cached + size, prompt.prompt_tokens)]
@@ -276,8 +266,7 @@ class Scheduler:
 
     def _all(self) -> Iterator[Task]:
         yield from self._in_rows()
-        for queue in self._waiting.values():
-            yield from queue
+        yield from self._waiting
 
     def _leave(self, task: Task) -> None:
         """Free the row of a task; the last row takes its place."""

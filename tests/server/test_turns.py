@@ -16,7 +16,22 @@ from server.link import Work
 from server.worker.reader import LONG_CHARACTERS, Reader
 from server.worker.scoring import MAX_COMPUTED, check_cost
 from server.worker.text import Text
+from server.worker.turns import Turns
 from tests.server.test_worker import Loop
+
+
+def test_groups_take_turns_in_a_line() -> None:
+    line: Turns[str] = Turns()
+    for item in ("a1", "a2", "a3", "b1", "c1"):
+        line.add(ord(item[0]), item)
+    assert list(line) == ["a1", "b1", "c1", "a2", "a3"] and len(line) == 5
+    line.take(ord("a"), "a2")
+    line.drop(ord("c"), "c1")
+    assert [line.take_next(), line.take_next()] == ["b1", "a1"] and ord("c") not in line
+    line.add(ord("b"), "b2")
+    line.put_back(ord("a"), "a0")
+    assert list(line) == ["b2", "a0", "a3"] and line.has_others(ord("a"))
+
 
 tokens = st.lists(st.integers(1, 90), min_size=2, max_size=120)
 requests = st.one_of(
