@@ -120,8 +120,9 @@ class Enter:
 
 @dataclass(frozen=True)
 class TakeToken:
-    """In the token view: this token instead of the one at `index`."""
+    """Put another token in place of the one at `index` of the continuation that begins at `start`."""
 
+    start: int
     index: int
     token: int
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from client.window.alternatives import Alternatives, Tokens
 from client.window.document import Document
 from client.window.parameters import OWN, fits
 from client.window.textfile import TextFile
@@ -146,6 +147,10 @@ class Generating:
     latest_at: float = 0.0
     spaces: int = 0
     """Number of spaces at the prompt's end that were not sent: as many leading ones of the answer are dropped."""
+    begins: Branch | None = None
+    """The tokens that it goes on from, which belong to it."""
+    dropped: int = 0
+    """Number of leading spaces that were dropped."""
     instead_of: int | None = None
     """The take that was here before and comes back if nothing is written."""
     way: tuple[str, str, str] = ("", "", "")
@@ -181,12 +186,13 @@ class Question:
 
 @dataclass(slots=True)
 class Branch:
-    """A token was chosen in the token view: the server is being asked what it takes to go on from it."""
+    """A token was chosen instead of another: the server is being asked what it takes to go on from it."""
 
     start: int
-    prompt: str
     ids: list[int]
     """The tokens after the prompt, the chosen one last."""
+    tokens: list[m.TokenLogprobs]
+    """What is known of each."""
     prompt_ids: list[int] | None = None
     text: str | None = None
 
@@ -224,15 +230,6 @@ class Page:
     @property
     def dirty(self) -> bool:
         return self.document.text != self.file.text
-
-
-@dataclass(slots=True)
-class Shown:
-    """A generation whose tokens the token view shows."""
-
-    start: int
-    prompt: str
-    result: m.Generated
 
 
 @dataclass(slots=True)
@@ -388,7 +385,7 @@ class AppState:
     link: LinkState = field(default_factory=LinkState)
     models: Models = field(default_factory=Models)
     page: Page = field(default_factory=Page)
-    shown: Shown | None = None
+    alternatives: Alternatives = field(default_factory=Alternatives)
     ledgers: Ledgers = field(default_factory=Ledgers)
     compare: Compare = field(default_factory=Compare)
     history: History = field(default_factory=History)
@@ -442,6 +439,15 @@ class AppState:
         stopped = [going.stopped_at + STOP_S] if going and going.stopping else []
         stopped += [self.compare.stopped_at + STOP_S] if self.compare.stopping else []
         return min([notice.until for notice in self.notices] + stopped, default=math.inf)
+
+    def tokens_at(self, offset: int) -> Tokens | None:
+        """Return the tokens of the continuation that the page shows at an offset, if they are kept."""
+        document = self.page.document
+        mark = document.mark_at(offset)
+        if mark is None:
+            return None
+        parts = self.alternatives.within(document.text, document.version, mark.start, mark.end)
+        return next((part for part in parts if part.start <= offset <= part.places[-1]), None)
 
     def said(self, key: str) -> str:
         """Return the text of the notice of this key; empty if there is none."""

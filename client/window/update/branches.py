@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from client.window.document import Mark, Take, clean
-from client.window.state import AppState, Entry, Shown
+from client.window.state import AppState, Entry
 from client.window.update import notices
 
 SENT_BYTES = 100_000
@@ -41,7 +41,6 @@ def finished(state: AppState, entry: Entry) -> None:
     place = page.document.known_place(going.start) if going else None
     if going and place and place.takes:
         place.takes[place.shown].entry = entry.number
-        state.shown = Shown(going.start, going.prompt, entry.result)
 
 
 def ended(state: AppState, error: str) -> None:
@@ -88,8 +87,6 @@ def flip(state: AppState, step: int) -> None:
     page.document.select(end)
     page.move_cursor, page.changed_at = True, state.now
     page.last = mark.start
-    entry = state.history.entry(take.entry)
-    state.shown = Shown(mark.start, page.document.before(mark.start, SENT_BYTES), entry.result) if entry else None
 
 
 def restore(state: AppState, number: int) -> None:
@@ -105,6 +102,5 @@ def restore(state: AppState, number: int) -> None:
     place = document.place(start)
     place.takes.append(Take(text, number))
     place.show_last()
-    state.shown = Shown(start, entry.prompt, entry.result)
     page.move_cursor, page.changed_at = True, state.now
     page.last = start

@@ -88,7 +88,7 @@ def _show(state: AppState, path: Path | None, file: TextFile) -> list[e.Effect]:
     page.path, page.file = path, file
     page.move_cursor, page.counted = True, -1
     notices.drop(state, "page")
-    state.shown, state.files.purpose = None, ""
+    state.files.purpose = ""
     return [e.Cancel("page")] if was_generating else []
 
 

@@ -9,6 +9,7 @@ from typing import Any, assert_never
 import msgspec
 
 from client.window import events as e
+from client.window.alternatives import Written
 from client.window.state import KEPT_LOGPROBS, MAX_POINTS, STOP_S, AppState, Branch, Entry, Generating
 from client.window.update import branches, notices
 from client.window.update.branches import SENT_BYTES
@@ -27,6 +28,8 @@ tokens is about 5,000 bytes.
 """
 AUTOSAVE_S = 2.0
 ALTERNATIVES = 10
+CHARACTERS = 12
+"""Characters that are tokenised for each token of the context, where a prompt is needed as tokens."""
 MAX_TOKEN_BYTES = 1024
 """Most bytes of a token's text; a server that sends more is disbelieved."""
 
@@ -44,8 +47,8 @@ def apply(state: AppState, message: e.PageAction) -> list[e.Effect]:
             return _edit(state, message)
         case e.Select(anchor, cursor):
             _select(state, cursor, anchor)
-        case e.TakeToken(index, token):
-            return _branch(state, index, token)
+        case e.TakeToken(start, index, token):
+            return _branch(state, start, index, token)
         case e.Restore(number):
             branches.restore(state, number)
         case _:
@@ -121,30 +124,31 @@ def tick(state: AppState, unix: float) -> list[e.Effect]:
 
 
 def generate(
-    state: AppState, start: int, *, instead_of: int | None = None, ids: list[int] | None = None, prefix: str = ""
+    state: AppState, start: int, *, instead_of: int | None = None, begins: Branch | None = None
 ) -> list[e.Effect]:
-    """Continue the page after `start`; with `ids` from these tokens, whose end the page shows as `prefix`."""
+    """Continue the page after `start`; what `begins` with other tokens goes on from these."""
     page = state.page
     if page.generating:
         return []
     prompt, spaces = spared(state, page.document.before(start, SENT_BYTES), state.models.model)
     page.last, page.counted = start, -1
     state.ledgers.last = None
-    if state.shown and state.shown.start == start:
-        state.shown = None
     notices.drop(state, "page")
     asked = state.setting("max_new_tokens")
-    page.generating = Generating(
-        start, start, prompt, asked, state.now, instead_of=instead_of, way=state.models.way, spaces=spaces
-    )
+    page.generating = Generating(start, start, prompt, asked, state.now, way=state.models.way)
+    page.generating.instead_of, page.generating.begins = instead_of, begins
+    page.generating.spaces = spaces
     branches.begin(state, start)
-    if prefix:
-        branches.insert(state, _without_spaces(page.generating, prefix))
+    if begins and begins.text:
+        branches.insert(state, _without_spaces(page.generating, begins.text))
     request = {**state.settings, **_which(state), "stream": True, "truncate": "left"}
     if request.get("strategy") not in m.SEARCHES:
         request.setdefault("logprobs", ALTERNATIVES)
     request["n"] = 1
-    request |= {"prompt_ids": ids} if ids is not None else {"prompt": prompt}
+    if begins and begins.prompt_ids is not None:
+        request["prompt_ids"] = begins.prompt_ids + begins.ids
+    else:
+        request["prompt"] = prompt
     try:
         return [e.Send("page", m.Generate(**request), GENERATE_S)]
     except (TypeError, ValueError) as error:
@@ -192,6 +196,7 @@ def _without_spaces(going: Generating, text: str) -> str:
     rest = text.lstrip(" ")
     dropped = min(going.spaces, len(text) - len(rest))
     going.spaces = 0 if rest else going.spaces - dropped
+    going.dropped += dropped
     return text[dropped:]
 
 
@@ -212,12 +217,21 @@ def _written(state: AppState, event: Reply, took_ms: float) -> list[e.Effect]:
             branches.insert(state, text)
     elif isinstance(event, m.Generated):
         state.ledgers.last, state.ledgers.whole_ms = event, took_ms
-        branches.finished(state, note(state, going.prompt, event))
+        entry = note(state, going.prompt, event)
+        state.alternatives.keep(_tokens(going, event))
+        branches.finished(state, entry)
         branches.ended(state, "")
         return [e.Send("stats", m.GetStats(), COUNT_S)]
     elif isinstance(event, Gpt2dError):
         branches.ended(state, "" if going.stopping else str(event))
     return []
+
+
+def _tokens(going: Generating, result: m.Generated) -> Written:
+    """Return all tokens of a continuation, those among them that it went on from."""
+    ids, tokens = (going.begins.ids, going.begins.tokens) if going.begins else ([], [])
+    told = len(result.logprobs) == len(result.ids)
+    return Written(ids + result.ids, tokens + result.logprobs if told else [], going.dropped)
 
 
 def note(state: AppState, prompt: str, result: m.Generated) -> Entry:
@@ -267,24 +281,25 @@ def _regenerate(state: AppState) -> list[e.Effect]:
     return generate(state, start, instead_of=branches.clear(state, mark, start))
 
 
-def _branch(state: AppState, index: int, token: int) -> list[e.Effect]:
+def _branch(state: AppState, start: int, index: int, token: int) -> list[e.Effect]:
     """Another token was chosen: ask for the prompt's tokens and the new beginning's text, to go on from there."""
-    shown, page = state.shown, state.page
-    if shown is None or page.generating or state.link.status != "ready" or not 0 <= index < len(shown.result.ids):
+    page, tokens = state.page, state.tokens_at(start)
+    if page.generating or state.link.status != "ready":
         return []
-    before = page.document.before(shown.start, SENT_BYTES)
-    spare = spared(state, before, state.models.model)[0]
-    if shown.prompt not in {before, spare}:
-        notices.warn(state, "page", "the text before these tokens has changed since; generate there again")
+    if tokens is None or tokens.start != start or not 0 <= index < len(tokens.places) - 1:
+        notices.warn(state, "page", "these tokens are not there any more; generate there again")
         return []
-    ids = [*shown.result.ids[:index], token]
-    prompt = spare if shown.prompt == before else shown.prompt
-    page.branch = Branch(shown.start, prompt, ids)
+    written, own = tokens.written, tokens.written.tokens[index]
+    chosen = next((a for a in own.top if a.id == token), m.Alternative(id=token, text="", logprob=float("-inf")))
+    instead = m.TokenLogprobs(text=chosen.text, logprob=chosen.logprob, top=own.top)
+    page.branch = Branch(start, [*written.ids[:index], token], [*written.tokens[:index], instead])
     notices.drop(state, "page")
+    most = min(SENT_BYTES, max(COUNTED_BYTES, CHARACTERS * state.models.context))
+    prompt = spared(state, page.document.before(start, most), state.models.model)[0]
     which = _which(state)
     return [
-        e.Send("branch ids", m.Tokenize(text=prompt[-COUNTED_BYTES:], **which), COUNT_S),
-        e.Send("branch text", m.Tokenize(ids=ids, **which), COUNT_S),
+        e.Send("branch ids", m.Tokenize(text=prompt, **which), COUNT_S),
+        e.Send("branch text", m.Tokenize(ids=page.branch.ids, **which), COUNT_S),
     ]
 
 
@@ -303,6 +318,5 @@ def _branched(state: AppState, tag: e.PageTag, event: Reply) -> list[e.Effect]:
     if branch.prompt_ids is None or branch.text is None:
         return []
     page.branch = None
-    mark = page.document.mark_at(branch.start)
-    before = branches.clear(state, mark, branch.start)
-    return generate(state, branch.start, instead_of=before, ids=branch.prompt_ids + branch.ids, prefix=branch.text)
+    before = branches.clear(state, page.document.mark_at(branch.start), branch.start)
+    return generate(state, branch.start, instead_of=before, begins=branch)

@@ -6,26 +6,28 @@ import math
 
 from imgui_bundle import ImVec2, ImVec4, imgui
 
+from client.window.alternatives import probability
 from client.window.events import Action, TakeToken
-from client.window.state import KEPT_LOGPROBS, AppState
+from client.window.state import AppState
 from client.window.views import widgets
 from protocol import messages as m
 
 MAX_TOKENS = 1000
+NOTHING = (
+    "The tokens of the continuation at the cursor are shown here: the paler, the less likely. Click one to replace it."
+)
+GONE = "No other tokens are kept of this continuation: it is old, was edited at its beginning, or written by a search."
 
 
 def draw(state: AppState) -> list[Action]:
-    actions, shown = list[Action](), state.shown
-    if shown is None or not shown.result.logprobs:
-        if shown is None or not shown.result.ids:
-            why = "After a generation its tokens are shown here: the paler, the less likely. Click one to replace it."
-        elif str(shown.result.settings.get("strategy")) in m.SEARCHES:
-            why = "A search compares whole texts: its tokens have no probabilities of their own."
-        else:
-            why = f"The tokens' probabilities are kept for the newest {KEPT_LOGPROBS} generations only."
-        imgui.text_wrapped(why)
+    actions = list[Action]()
+    cursor = state.page.document.cursor
+    tokens = state.tokens_at(cursor)
+    if tokens is None:
+        imgui.text_wrapped(GONE if state.page.document.mark_at(cursor) else NOTHING)
         return actions
-    chosen = shown.result.logprobs[:MAX_TOKENS]
+    written = tokens.written
+    chosen = written.tokens[:MAX_TOKENS]
     right = imgui.get_cursor_screen_pos().x + imgui.get_content_region_avail().x
     padding = ImVec2(1, 2)
     imgui.push_style_var(imgui.StyleVar_.item_spacing, ImVec2(1, 3))
@@ -43,22 +45,23 @@ def draw(state: AppState) -> list[Action]:
         if imgui.is_item_hovered():
             imgui.set_tooltip("\n".join(alternative(a.text, a.logprob) for a in token.top[:10]))
         if imgui.begin_popup("alternatives"):
-            actions += draw_alternatives(index, token, shown.result.ids)
+            actions += draw_alternatives(tokens.start, index, token, written.ids[index])
             imgui.end_popup()
         imgui.pop_id()
     imgui.pop_style_var(2)
-    if len(shown.result.logprobs) > MAX_TOKENS:
-        imgui.text_disabled(f"and {len(shown.result.logprobs) - MAX_TOKENS} more")
+    if len(written.tokens) > MAX_TOKENS:
+        imgui.text_disabled(f"and {len(written.tokens) - MAX_TOKENS} more")
     return actions
 
 
-def draw_alternatives(index: int, token: m.TokenLogprobs, ids: list[int]) -> list[Action]:
+def draw_alternatives(start: int, index: int, token: m.TokenLogprobs, own: int) -> list[Action]:
+    """Draw what can be taken instead of a token of the continuation that begins at `start`."""
     actions = list[Action]()
     imgui.text_disabled("replace it and go on from there")
     for a in token.top[:10]:
-        is_own = index < len(ids) and ids[index] == a.id
-        if imgui.selectable(f"{alternative(a.text, a.logprob)}###{a.id}", is_own)[0] and not is_own:
-            actions.append(TakeToken(index, a.id))
+        label = f"{alternative(a.text, a.logprob)}###{a.id}"
+        if imgui.selectable(label, a.id == own)[0] and a.id != own:
+            actions.append(TakeToken(start, index, a.id))
     return actions
 
 
@@ -69,10 +72,9 @@ def visible(text: str) -> str:
 
 
 def alternative(text: str, logprob: float) -> str:
-    return f"{math.exp(min(0.0, logprob)):6.1%}  {visible(text)}"
+    return f"{probability(logprob):6.1%}  {visible(text)}"
 
 
 def shade(logprob: float) -> ImVec4:
     """Return the shade of a token: strong where it was certain, none where it was unlikely."""
-    probability = math.exp(min(0.0, logprob)) if math.isfinite(logprob) else 0.0
-    return widgets.color("accent", 0.08 + 0.62 * math.sqrt(probability))
+    return widgets.color("accent", 0.08 + 0.62 * math.sqrt(probability(logprob)))

@@ -189,10 +189,10 @@ def test_the_last_figures_and_counts_end_where_the_next_text_begins() -> None:
     apply(state, e.Typed("Once", 4))
     apply(state, e.Do("generate"))
     apply(state, e.Replied("page", RESULT, 1))
-    assert state.ledgers.last and state.shown
+    assert state.ledgers.last
     apply(state, e.Replied("count", m.Tokenized(id=1, text="Once", ids=[1], offsets=[0, 4]), 1))
     apply(state, e.Do("regenerate"))
-    assert state.ledgers.last is None and state.shown is None and state.page.counted == -1
+    assert state.ledgers.last is None and state.page.counted == -1
     for now, ids in ((2.0, [1]), (2.5, [1, 2]), (3.0, [1, 2])):
         apply(state, e.Tick(now, 1e9))
         apply(state, e.Replied("page", m.Tokens(id=1, text=" x", ids=ids), 1))
@@ -207,13 +207,15 @@ def test_spaces_at_the_end_of_a_prompt_stay_on_the_page_and_are_not_sent() -> No
     assert state.unsent_spaces == 2
     (request,) = sent(apply(state, e.Do("generate")), m.Generate)
     assert request.prompt == "What is the"
-    for text in (" ", "  me", "  aning"):
+    texts = (" ", "  me", "  aning")
+    for text in texts:
         apply(state, e.Replied("page", m.Tokens(id=1, text=text, ids=[1]), 1))
     assert state.page.document.text == "What is the   me  aning", "two of three leading ones are there already"
-    apply(state, e.Replied("page", RESULT, 1))
+    told = [m.TokenLogprobs(text=text, logprob=-1.0, top=[]) for text in texts]
+    apply(state, e.Replied("page", replace(RESULT, ids=[1, 2, 3], logprobs=told), 1))
     assert state.history.entries[0].prompt == "What is the"
-    asked = sent(apply(state, e.TakeToken(1, 5)), m.Tokenize)
-    assert [r.text or r.ids for r in asked] == ["What is the", [3, 5]]
+    asked = sent(apply(state, e.TakeToken(13, 2, 5)), m.Tokenize)
+    assert [r.text or r.ids for r in asked] == ["What is the", [1, 2, 5]]
 
 
 @pytest.mark.parametrize(

@@ -237,9 +237,8 @@ def test_another_token_is_taken(window: Window, shared_daemon: Daemon) -> None:
     def test(d: Driver) -> None:
         d.wait(lambda: "demo" in d.state.models.byte_level)
         write(d, "Shall I compare thee ", tokens=6)
-        assert d.state.shown
         assert d.state.page.document.text[:21].endswith("thee ") and not d.state.page.document.text[21:].startswith(" ")
-        first = d.state.shown.result
+        first = d.last
         assert len(first.logprobs) == 6 and len(first.logprobs[0].top) == 10
         other = next(a for a in first.logprobs[2].top if a.id != first.ids[2])
         d.panel("Tokens")
@@ -251,6 +250,8 @@ def test_another_token_is_taken(window: Window, shared_daemon: Daemon) -> None:
         assert d.state.history.entries[-1].prompt == "Shall I compare thee"
         beginning = "".join(t.text for t in first.logprobs[:2]) + other.text
         assert d.state.page.document.text.startswith("Shall I compare thee " + beginning.removeprefix(" "))
+        tokens = d.state.tokens_at(d.state.page.document.cursor)
+        assert tokens and tokens.written.ids[:3] == [*first.ids[:2], other.id], "earlier ones can still be replaced"
 
     window(shared_daemon.endpoint, test)
 
