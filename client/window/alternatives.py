@@ -126,9 +126,9 @@ class Alternatives:
 
 def found(text: str, start: int, end: int, written: Written) -> list[int]:
     """Return where each token begins, as far as the text from start to end shows them, and where the last one ends."""
-    begins, position, spaces = list[int](), start, written.spaces
-    parts = 0
-    """Tokens before this one that are parts of characters."""
+    begins, position = list[int](), start
+    spaces, parts = written.spaces, 0
+    # `parts`: tokens before this one that are parts of characters.
     for token in written.tokens:
         own = clean(token.text)
         dropped = min(spaces, len(own) - len(own.lstrip(" ")))
