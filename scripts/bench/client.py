@@ -8,7 +8,10 @@ happens: a model loads, text streams, the daemon is stopped (SIGSTOP), the daemo
 Model panel offers it: with the daemon's first engine and precision, native int8 where that is installed. `frame_ms_p99`
 is the time that a frame's own code took, `late_ms_p999` how much later than due frames began, `token_to_pixel_ms_p95`
 the time from a token's arrival to the end of the frame that shows it, `start_s` the time from the program's start to
-its first frame. The last line is one JSON object.
+its first frame. Frames are forced, sixty a second, while a model loads and once the daemon is stopped or dead; text
+streams as it does for a user. At last the speed of texts in the window is compared with a script's for the same
+request: `software_share` with what draws here, llvmpipe where there is no graphics card, `card_share` with
+GALLIUM_NOOP=1, which draws nothing and so stands for a card. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -28,16 +31,13 @@ import psutil
 
 from scripts.bench.arguments import add_place, start_daemon
 from scripts.bench.figures import percentile
+from scripts.bench.window import WAIT_S, Driven, speeds
 from scripts.daemon import Daemon
 from scripts.make_model import ensure_model
 from server.catalogue.architecture import PUBLISHED
 
-CHARACTERS = 200_000
-LINE = "Shall I compare thee to a summer's day? Thou art more lovely and more temperate: "
-LINE += "rough winds do shake the buds of May.\n"
 BUSY_S = 6.0
 IDLE_S = 10.0
-WAIT_S = 60.0
 
 
 def main() -> None:
@@ -55,7 +55,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as home:
         os.environ |= {"XDG_CONFIG_HOME": f"{home}/config", "XDG_DATA_HOME": f"{home}/data"}
         with start_daemon(args) as daemon:
-            print(json.dumps(Bench(model, daemon).run()))
+            bench = Bench(model, daemon, speeds(daemon.endpoint, model))
+            print(json.dumps(bench.run()))
 
 
 def first_frame_s(endpoint: str) -> float:
@@ -77,23 +78,15 @@ window.close()
     return statistics.median(took)
 
 
-class Bench:
-    def __init__(self, model: str, daemon: Daemon) -> None:
-        self._model, self._daemon = model, daemon.process
+class Bench(Driven):
+    def __init__(self, model: str, daemon: Daemon, speeds: dict[str, float]) -> None:
+        self._daemon, self._speeds = daemon.process, speeds
         self._start_s = first_frame_s(daemon.endpoint)
-        from client.window.loop import Window
-
-        self.window = Window(daemon.endpoint)
-        self.state = self.window.app.state
+        super().__init__(daemon.endpoint, model)
         self.own: list[float] = []
         self.late: list[float] = []
         self.arrived: list[float] = []
         self.shown: list[float] = []
-        self._steps = self._script()
-        self._next = 0.0
-        self._ready: Callable[[], bool] = lambda: True
-        self._give_up = time.monotonic() + WAIT_S
-        self._busy = False
         self.figures: dict[str, dict[str, float]] = {"frame_ms_p99": {}, "late_ms_p999": {}}
         self.idle_cpu_pct = 0.0
 
@@ -108,23 +101,14 @@ class Bench:
             replied(epoch, serial, event)
 
         window.app.link._replied = arrive  # type: ignore[method-assign]
-        take = window.app.take_events
-
-        def take_events() -> bool:
-            self._advance()
-            if self._busy:
-                window.backend.touched = True  # sixty frames a second, whether anything changes or not
-            return take()
-
-        window.app.take_events = take_events  # type: ignore[method-assign]
         window.watch = self._watch
         try:
-            window.run()
+            self.drive()
         finally:
-            window.close()
             self._daemon.kill()  # it may be stopped, and would not end by itself
         return {
             **self.figures,
+            **self._speeds,
             "idle_cpu_pct": round(self.idle_cpu_pct, 2),
             "token_to_pixel_ms_p95": round(percentile(self.shown, 0.95) * 1000, 1),
             "start_s": round(self._start_s, 2),
@@ -137,31 +121,17 @@ class Bench:
         while self.arrived:
             self.shown.append(at - self.arrived.pop())
 
-    def _advance(self) -> None:
-        now = time.monotonic()
-        if now < self._next or not (self._ready() or now > self._give_up):
-            return
-        try:
-            step = next(self._steps)
-        except StopIteration:
-            self.state.quitting = True
-            return
-        self._ready = step if callable(step) else lambda: True
-        self._next = now + (0 if callable(step) else step)
-        self._give_up = now + WAIT_S
-
     def _measured(self, name: str) -> None:
         self.figures["frame_ms_p99"][name] = round(percentile(self.own, 0.99) * 1000, 2)
         self.figures["late_ms_p999"][name] = round(percentile(self.late, 0.999) * 1000, 2)
         print(f"{name}: {len(self.own)} frames", file=sys.stderr)
 
-    def _begin(self) -> None:
+    def _begin(self, *, forced: bool) -> None:
         self.own.clear()
         self.late.clear()
-        self._busy = True
+        self.forced = forced
 
-    def _script(self) -> Iterator[float | Callable[[], bool]]:
-        """Yield what to wait for before the next step: seconds, or a condition."""
+    def steps(self) -> Iterator[float | Callable[[], bool]]:
         from client.window import events as e
 
         app, state = self.window.app, self.state
@@ -170,25 +140,23 @@ class Bench:
             going = state.page.generating
             return going is not None and going.end > going.start
 
-        yield lambda: state.link.status == "ready" and bool(state.models.known)
-        text = (LINE * (CHARACTERS // len(LINE) + 1))[:CHARACTERS]
-        app.tell(e.Typed(text, len(text)))
-        app.tell(e.Choose(self._model, state.models.engine, state.models.precision))
-        state.page.move_cursor = True
-        yield 1.0
-        self._begin()
+        yield from self.open_page()
+        if state.loaded:  # for the speeds
+            app.tell(e.UnloadModel(state.models.model, state.models.engine, state.models.precision))
+            yield lambda: not state.link.workers
+        self._begin(forced=True)
         app.tell(e.LoadModel())
         yield BUSY_S
         yield lambda: any(w.state == "ready" for w in state.link.workers)
         self._measured("load")
-        self._busy = False
+        self.forced = False
         process = psutil.Process()
         yield 2.0
         before = sum(process.cpu_times()[:2])
         yield IDLE_S
         self.idle_cpu_pct = (sum(process.cpu_times()[:2]) - before) / IDLE_S * 100
         state.preferences.sampling = {"max_new_tokens": 900, "ignore_eos": True}
-        self._begin()
+        self._begin(forced=False)
         over = time.monotonic() + BUSY_S
         while time.monotonic() < over:  # one generation after the other: the engine may write faster than that
             app.tell(e.Do("generate"))
@@ -196,7 +164,7 @@ class Bench:
         self._measured("stream")
         app.tell(e.Do("stop"))
         yield lambda: state.page.generating is None
-        self._begin()
+        self._begin(forced=True)
         app.tell(e.Do("generate"))
         yield writes
         self._daemon.send_signal(signal.SIGSTOP)
@@ -204,13 +172,13 @@ class Bench:
         self._measured("stopped")
         self._daemon.send_signal(signal.SIGCONT)
         yield lambda: bool(state.link.workers)  # there is a new connection, and it has found the model again
-        self._begin()
+        self._begin(forced=True)
         app.tell(e.Do("generate"))
         yield writes
         self._daemon.kill()
         yield BUSY_S
         self._measured("killed")
-        self._busy = False
+        self.forced = False
 
 
 if __name__ == "__main__":
