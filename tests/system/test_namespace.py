@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import re
-import secrets
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 import pytest
 
 from protocol.keys import Address, CurveKeys
 from tests.conftest import wait_for
+from tests.hosts import Hosts
 from tests.test_readme import README, ROOT, blocks
-from tests.trap import WHY_NOT, ip, possible
+from tests.trap import WHY_NOT, possible
 
 pytestmark = [pytest.mark.skipif(not possible(), reason=WHY_NOT), pytest.mark.alone]
 SERVER, CLIENT = "10.213.7.1", "10.213.7.2"
@@ -44,112 +40,25 @@ with Client(sys.argv[1]) as client:
 """
 
 
-class Hosts:
-    """The two namespaces. `log` is what the server's terminal showed."""
-
-    def __init__(self, folder: Path) -> None:
-        tag = secrets.token_hex(3)
-        self.server, self.client = f"gpt2d-{tag}-s", f"gpt2d-{tag}-c"
-        self._cable = f"v{tag}s"
-        self.folder, self.log = folder, ""
-        self._daemon: subprocess.Popen[str] | None = None
-        try:
-            self._connect()
-        except BaseException:
-            self.close()
-            raise
-
-    def _connect(self) -> None:
-        tag = self._cable[1:-1]
-        ip("netns", "add", self.server)
-        ip("netns", "add", self.client)
-        ip(
-            "-n",
-            self.server,
-            "link",
-            "add",
-            self._cable,
-            "type",
-            "veth",
-            "peer",
-            "name",
-            f"v{tag}c",
-            "netns",
-            self.client,
-        )
-        for host, device, address in ((self.server, self._cable, SERVER), (self.client, f"v{tag}c", CLIENT)):
-            ip("-n", host, "address", "add", f"{address}/24", "dev", device)
-            ip("-n", host, "link", "set", "lo", "up")
-            ip("-n", host, "link", "set", device, "up")
-        self._daemon = self.start(self.server, *blocks(README, "bash serve")[0].split(), SERVER)
-        threading.Thread(target=self._read, daemon=True).start()
-        wait_for(lambda: "run.py --connect" in self.log and "loaded demo" in self.log, 60)
-        self.line = re.findall(r"--connect '(\S+)'", self.log)[0]
-
-    def _read(self) -> None:
-        assert self._daemon and self._daemon.stdout
-        for line in self._daemon.stdout:
-            self.log += line
-
-    def start(self, host: str, *command: str) -> subprocess.Popen[str]:
-        """Run something on a host that has a home of its own."""
-        home = self.folder / host
-        home.mkdir(exist_ok=True)
-        environment = os.environ | {
-            "HOME": str(home),
-            "XDG_CONFIG_HOME": str(home / ".config"),
-            "XDG_CACHE_HOME": str(home / ".cache"),
-        }
-        return subprocess.Popen(
-            ["ip", "netns", "exec", host, *command],
-            cwd=ROOT,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    def ask(self, host: str, *command: str) -> tuple[int, str]:
-        process = self.start(host, *command)
-        said, _ = process.communicate(timeout=60)
-        return process.returncode, said
-
-    def connect(self, line: str) -> tuple[int, str]:
-        """Paste the README's line on the client's host, with this connect line."""
-        words = blocks(README, "bash connect")[0].split()
-        return self.ask(
-            self.client,
-            *[line if "#" in word else word for word in words],
-            "--prompt",
-            "Shall I",
-            "--max-new-tokens",
-            "9",
-        )
-
-    def plug(self, state: str) -> None:
-        ip("-n", self.server, "link", "set", self._cable, state)
-
-    def close(self) -> None:
-        if self._daemon:
-            self._daemon.terminate()
-            self._daemon.wait(20)
-        for host in (self.server, self.client):
-            subprocess.run(["ip", "netns", "del", host], capture_output=True, timeout=10)
+def connect(hosts: Hosts, line: str) -> tuple[int, str]:
+    """Paste the README's line on the client's host, with this connect line."""
+    words = [line if "#" in word else word for word in blocks(README, "bash connect")[0].split()]
+    return hosts.ask(hosts.client, *words, "--prompt", "Shall I", "--max-new-tokens", "9")
 
 
 @pytest.fixture(scope="module")
 def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
     if not (ROOT / ".venv").exists():
         pytest.skip("run.py would install everything into a new .venv")
-    hosts = Hosts(tmp_path_factory.mktemp("hosts"))
+    serve = blocks(README, "bash serve")[0].split()
+    hosts = Hosts(tmp_path_factory.mktemp("hosts"), f"{SERVER}/24", f"{CLIENT}/24", *serve, SERVER)
     yield hosts
     hosts.close()
 
 
 def test_namespace_the_two_lines_of_the_readme(hosts: Hosts) -> None:
     assert f"tcp://{SERVER}:5757#" in hosts.line
-    code, said = hosts.connect(hosts.line)
+    code, said = connect(hosts, hosts.line)
     assert code == 0 and re.search(r"\[inference \d+ ms: .* 2 \+ 9 tokens", said), said
     assert re.search(rf"next time `.*gpt2d-client'? {SERVER}` is enough", said)
     code, said = hosts.ask(
