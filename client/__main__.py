@@ -39,7 +39,7 @@ The text goes to stdout, everything else to stderr. `/set` at the prompt lists e
 """
 
 PATIENCE_S = 2.0
-"""Seconds without the end of a prompt on stdin, after which that is what the user is told."""
+"""Seconds to wait for the end of a prompt on stdin before the user is told that it is missing."""
 NOTHING = (
     "gpt2d-client: stdin is empty, and there is no terminal to write at; give the text with --prompt or through stdin "
     "(--prompt '' writes from nothing)"

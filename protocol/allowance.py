@@ -24,7 +24,7 @@ class Allowance:
         self._counted = 0.0
 
     def renew(self, limits: m.Limits | None) -> None:
-        """Begin anew with a server's limits."""
+        """Start over with a server's limits."""
         self._limits = limits
         self._open.clear()
         self._tokens = 0

@@ -1,4 +1,4 @@
-"""Why there is no connection, as far as that is known: what requests are told that cannot be sent."""
+"""Why there is no connection, as far as that is known: the error of requests that cannot be sent."""
 
 from __future__ import annotations
 

@@ -183,7 +183,7 @@ class FakeServer:
             case m.Cancel():
                 return m.CancelSent(id=None, found=self._cancel(peer, request.target))
             case _:
-                return Internal(f"this fake server was told no answer to a {codec.type_of(request)}")
+                return Internal(f"this fake server has no answer to a {codec.type_of(request)}")
 
     def _cancel(self, peer: bytes, target: int) -> bool:
         entry = self._open.pop((peer, target), None)

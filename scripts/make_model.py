@@ -108,7 +108,7 @@ def main() -> None:
     args = parser.parse_args()
     name = f"random-{args.like}"
     if (args.models_dir / name).exists():
-        sys.exit(f"{args.models_dir / name} is there already; remove it to make it anew")
+        sys.exit(f"{args.models_dir / name} is there already; remove it to have it made again")
     ensure_model(args.like, args.models_dir)
     size = sum(f.stat().st_size for f in os.scandir(args.models_dir / name)) / 1e6
     print(f"{args.models_dir / name}: {size:.0f} MB. Load it as {name!r}.")

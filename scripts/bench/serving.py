@@ -36,7 +36,7 @@ from scripts.bench.arguments import add_arguments, parse, start_daemon
 from scripts.bench.figures import percentile
 
 SCORED_STRIDE, SCORED_S = 64, 5.0
-"""Stride of what is scored meanwhile, and seconds after which that is asked for anew: nobody waits for its end."""
+"""Stride of what is scored meanwhile, and seconds after which that is asked for again: nobody waits for its end."""
 
 
 @dataclass(frozen=True)

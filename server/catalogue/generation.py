@@ -1,7 +1,7 @@
 """Where texts begin and end, by config.json and generation_config.json, as transformers 5 reads them.
 
-Of generation_config.json these tokens alone are used; its sampling settings are told, and not applied. Loads no model
-library: the gateway imports it.
+Of generation_config.json these tokens alone are used; its sampling settings are reported, but not applied. Loads no
+model library: the gateway imports it.
 """
 
 from __future__ import annotations

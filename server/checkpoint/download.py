@@ -68,7 +68,7 @@ LOCK_S = 0.1
 """How long a lock is tried that another download may hold."""
 HOW_TO_LOG_IN = "set HF_TOKEN in the daemon's environment, or run hf auth login as the daemon's user"
 EXPECTED: tuple[type[Exception], ...] = (*FAILED, LocalEntryNotFoundError, HFValidationError, UnicodeError, OSError)
-"""What the library raises of which the user is told in our words."""
+"""Errors of the library that are put into words of our own for the user."""
 T = TypeVar("T")
 
 
@@ -264,14 +264,14 @@ class Repository:
             )
 
     def _call(self, call: Callable[[], T]) -> T:
-        """Call the library. Raises: Missing, what the user is told of its errors, and the disk's own."""
+        """Call the library. Raises: Missing, its errors in words of our own, and the disk's."""
         try:
             return call()
         except EXPECTED as e:
             raise self._explained(e) from e
 
     def _explained(self, error: BaseException) -> BaseException:
-        """Return what the user is told of an error of the library."""
+        """Return an error of the library in words of our own, for the user."""
         if isinstance(error, LocalEntryNotFoundError) and error.__cause__:
             return self._explained(error.__cause__)
         if isinstance(error, HfHubHTTPError):

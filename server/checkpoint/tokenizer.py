@@ -284,9 +284,7 @@ def _normalized(tokenizer: Tokenizer) -> list[str]:
     other = [text for text in added if normalizer.normalize_str(text) != text]
     if not other:
         return []
-    return [
-        f"the added token {other[0]!r:.40} is told as it is written (transformers 5 tells what its normalizer makes)"
-    ]
+    return [f"the added token {other[0]!r:.40} is written as in its file (transformers 5 writes it normalized)"]
 
 
 def _instead(folder: Path) -> str:

@@ -35,7 +35,7 @@ class Source:
     base: Path | None
     """What an adapter is merged into; None: it is no adapter."""
     notices: tuple[str, ...]
-    """What the user is told of what could not be fetched."""
+    """Messages for the user about what could not be fetched."""
     missing: Repository | None
     """The repository of the last of the folders, where that is not on this disk."""
     fetched: bool
@@ -87,7 +87,7 @@ def _repository(name: str, spec: Spec, progress: Report) -> Repository:
 
 
 def _complete(name: str, folder: Path, spec: Spec, progress: Report) -> tuple[str, ...]:
-    """Fetch the small files that nobody looked for when the hub's cache got this folder; return what the user is told.
+    """Fetch the small files that nobody looked for when the hub's cache got this folder; return messages for the user.
 
     Without them the tokenizer could differ from the one that the model was trained with.
     """

@@ -127,7 +127,7 @@ def test_a_fault_in_the_answer_is_told() -> None:
         with pytest.raises(Internal, match=r"a generate raised ZeroDivisionError\('mine'\)"):
             client.generate("x")
     with FakeServer() as server, Client(server.endpoint) as client:
-        with pytest.raises(Internal, match="told no answer to a tokenize"):
+        with pytest.raises(Internal, match="has no answer to a tokenize"):
             client.tokenize("x")
         assert client.models() == [] and client.unload("x") == []
 

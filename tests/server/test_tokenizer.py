@@ -91,8 +91,7 @@ def test_what_transformers_4_did_otherwise_is_said(tmp_path: Path) -> None:
         "lower case": "tokenizer.json's normalizer is not used: as in transformers 5, GPT2Tokenizer has its own "
         "(tokenizer_class PreTrainedTokenizerFast would use it)",
         "json with prefix space, PreTrained": "add_prefix_space is True, as in tokenizer.json and transformers 5",
-        "uer, json, EOT": "the added token '[EOT]' is told as it is written (transformers 5 tells what its normalizer "
-        "makes)",
+        "uer, json, EOT": "the added token '[EOT]' is written as in its file (transformers 5 writes it normalized)",
         "uer, json": "what stands before each text is BertTokenizer's, as in transformers 5",
     }
     for kind, sentence in said.items():
