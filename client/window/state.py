@@ -325,6 +325,8 @@ class Preferences:
     spare_spaces: bool = True
     """Spaces at the end of a prompt are not sent to a byte-level tokenizer, which has them in the next word's token."""
     server: str = DEFAULT_ENDPOINT
+    chosen: list[str] = field(default_factory=list)
+    """Model, engine and precision that were chosen last."""
     recent: list[str] = field(default_factory=list)
     sampling: Settings = field(default_factory=dict)
     presets: dict[str, Settings] = field(default_factory=dict)

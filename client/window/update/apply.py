@@ -91,6 +91,7 @@ def apply(state: AppState, message: e.Message) -> list[e.Effect]:
             _kept(state, message)
         case e.Choose(model, engine, precision):
             models.choose(state, model, engine, precision)
+            state.preferences.chosen = list(state.models.way)
         case e.LoadModel():
             return act.load(state)
         case e.CancelLoad():

@@ -22,11 +22,18 @@ def listed(state: AppState, event: Reply) -> None:
         notices.drop(state, "models")
         chosen, way = state.models.chosen(), state.models.way[1:]
         if not chosen:
-            choose(state, *_first_choice(state))
+            choose(state, *(_kept_choice(state) or _first_choice(state)))
         elif way not in {(p.engine, p.precision) for p in chosen.precisions}:
             choose(state, *state.models.way)
     elif state.link.status in GOES_ON:
         notices.warn(state, "models", f"the models could not be listed: {event}")
+
+
+def _kept_choice(state: AppState) -> tuple[str, str, str] | None:
+    """Return what was chosen in the last session, if this server has it and this key may load it."""
+    kept = state.preferences.chosen
+    ways = [(i.name, p.engine, p.precision) for i in state.models.known for p in i.precisions if not i.problem]
+    return next((way for way in ways if list(way) == kept and state.may_load), None)
 
 
 def _first_choice(state: AppState) -> tuple[str, str, str]:

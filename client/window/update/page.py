@@ -40,7 +40,7 @@ def apply(state: AppState, message: e.PageAction) -> list[e.Effect]:
         case e.Typed(text, cursor):
             if not page.generating:
                 page.document.typed(text, cursor, state.now)
-                page.changed_at = state.now
+                page.changed_at, page.exact = state.now, False
         case e.Moved(cursor):
             _select(state, cursor, cursor)
         case e.Edit():
@@ -74,7 +74,7 @@ def _edit(state: AppState, edit: e.Edit) -> list[e.Effect]:
     document.select(document.edit(start, max(start, end), edit.text, edit.kind, state.now))
     if going:
         going.end, going.start = document.sticky.pop("written"), document.sticky.pop("begun")
-    page.changed_at = state.now
+    page.changed_at, page.exact = state.now, False
     return do(state, "stop") if stops else []
 
 
@@ -163,7 +163,9 @@ def replied(state: AppState, tag: e.PageTag, event: Reply, took_ms: float) -> li
             return _written(state, event, took_ms)
         case "count":
             page.counting = False
-            if isinstance(event, m.Tokenized):  # after an error there is just no count
+            if page.counted != page.document.version:
+                page.counted = -1  # the text or the cursor was another one
+            elif isinstance(event, m.Tokenized):  # after an error there is just no count
                 _counted(state, event)
         case "branch ids" | "branch text":
             return _branched(state, tag, event)

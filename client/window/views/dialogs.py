@@ -87,11 +87,13 @@ def draw_download(state: AppState) -> list[Action]:
     if state.asking is None or not modal("Download"):
         return actions
     for info in state.asking.downloads:
-        size = widgets.megabytes(info.file_bytes) if info.file_bytes else "its size is known once it has begun"
-        imgui.text(widgets.printable(f"{info.name} is not on the server's disk yet: {size}"))
-    if imgui.is_window_appearing():
-        imgui.set_keyboard_focus_here()
-    if imgui.button("Download and go on"):
+        size = (
+            f"of {widgets.megabytes(info.file_bytes)}" if info.file_bytes else "whose size is known once it has begun"
+        )
+        imgui.text(widgets.printable(f"{info.name} is not on the server's disk yet. It is a download {size}."))
+    imgui.set_item_default_focus()
+    enter = imgui.is_key_pressed(imgui.Key.enter, False) or imgui.is_key_pressed(imgui.Key.keypad_enter, False)
+    if imgui.button("Download and go on") or (enter and not imgui.is_window_appearing()):
         actions.append(Do("agree"))
     imgui.same_line()
     if imgui.button("Cancel###CancelDownload") or imgui.is_key_pressed(imgui.Key.escape):

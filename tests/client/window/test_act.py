@@ -230,3 +230,36 @@ def test_spaces_are_sent_where_that_is_right(why: str) -> None:
     apply(state, e.Typed(text, len(text)))
     assert state.unsent_spaces == 0
     assert [r.prompt for r in sent(apply(state, e.Do("generate")), m.Generate)] == [text]
+
+
+def test_what_was_chosen_is_chosen_again_after_a_restart() -> None:
+    models = [MODEL, replace(MODEL, name="mine", precisions=[*MODEL.precisions, FOUR_BITS])]
+    state = unloaded(*models)
+    assert state.models.way == WAY
+    apply(state, e.Choose("mine", "onnx", "int4"))
+    for role, way in (("admin", ("mine", "onnx", "int4")), ("generate", WAY)):
+        again = AppState(preferences=state.preferences)
+        info = replace(INFO, role=role)
+        for message in (
+            e.Connect(),
+            e.Replied("look", info, 1),
+            e.Replied("models", m.ModelList(id=1, models=models), 1),
+        ):
+            apply(again, message)
+        assert again.models.way == way, role
+
+
+def test_a_count_is_of_the_text_that_is_there() -> None:
+    state = ready()
+    for text, now in (("Once", 2.0), ("Once upon", 3.0)):
+        apply(state, e.Typed(text, len(text)))
+        apply(state, e.Tick(now, 1e9))
+        if text == "Once":
+            assert [r.text for r in sent(apply(state, e.Tick(now + 1, 1e9)), m.Tokenize)] == []
+    assert state.page.counting
+    apply(state, e.Typed("Twice", 5))
+    apply(state, e.Replied("count", m.Tokenized(id=1, text="Once upon", ids=[1, 2], offsets=[0, 4, 9]), 1))
+    assert (state.page.counted, state.page.tokens, state.page.exact) == (-1, 0, False)
+    assert [r.text for r in sent(apply(state, e.Tick(9.0, 1e9)), m.Tokenize)] == ["Twice"]
+    apply(state, e.Replied("count", m.Tokenized(id=1, text="Twice", ids=[1], offsets=[0, 5]), 1))
+    assert (state.page.tokens, state.page.exact) == (1, True)

@@ -217,6 +217,7 @@ def test_how_much_is_written_is_the_servers_to_say() -> None:
     state.models.known = [msgspec.structs.replace(MODEL, context=4)]
     assert state.setting("max_new_tokens") == 2
     apply(state, e.Typed("abcd", 4))
+    apply(state, e.Tick(9.0, 1e9))
     apply(state, e.Replied("count", m.Tokenized(id=1, text="abcd", ids=[1, 2, 3, 4], offsets=[0, 1, 2, 3, 4]), 1))
     assert state.page.sight == 2, "two of four places are left for the prompt"
     apply(state, e.Do("generate"))
