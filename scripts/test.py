@@ -40,7 +40,7 @@ FONT = Path("/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf")
 CHECKS = (
     ("ruff check", ["-m", "ruff", "check", "."]),
     ("ruff format", ["-m", "ruff", "format", "--check", "."]),
-    ("mypy", [*MYPY, "--num-workers", "2", *SOURCES, "--exclude", f"^({'|'.join(ALONE)})$"]),
+    ("mypy", [*MYPY, *SOURCES, "--exclude", f"^({'|'.join(ALONE)})$"]),
     ("mypy of scripts/test.py", [*MYPY, "--cache-dir", ".mypy_cache/scripts", *ALONE]),
     ("import-linter", ["-c", "from importlinter.cli import lint_imports_command; lint_imports_command()"]),
 )
