@@ -11,8 +11,8 @@ remain that the window draws.
 
 from __future__ import annotations
 
+import argparse
 import shutil
-import sys
 from pathlib import Path
 
 from fontTools.subset import Options, Subsetter
@@ -63,14 +63,15 @@ def make(source: Path, target: Path) -> None:
 
 
 def main() -> None:
-    if len(sys.argv) != 2:
-        raise SystemExit(__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, metavar="FOLDER_OF_THE_THREE")
+    folder = parser.parse_args().folder
     TARGET.mkdir(parents=True, exist_ok=True)
     for files in (FONTS, LICENCES):
         for name, pattern in files.items():
-            found = sorted(Path(sys.argv[1]).glob(pattern))
+            found = sorted(folder.glob(pattern))
             if not found:
-                raise SystemExit(f"{sys.argv[1]} has no {pattern}")
+                raise SystemExit(f"{folder} has no {pattern}")
             if files is FONTS and name not in UNCHANGED:
                 make(found[0], TARGET / name)
             else:
