@@ -22,46 +22,18 @@ from server.catalogue.catalogue import Catalogue, Model
 from server.catalogue.engines import check_compiled, choose_engine
 from server.config import Config
 from server.gateway.back import Back
-from server.gateway.defaults import agree
 from server.gateway.dispatch import Dispatch
+from server.gateway.kept import AGAIN_MAX_S, AGAIN_S, Kept, KeptModels
 from server.gateway.replicas import Replica, Replicas, exit_words
 from server.gateway.sessions import Open, Sessions
 from server.link import FromWorker, Ready, Sized, Started
 
 log = logging.getLogger("gpt2d")
 
-AGAIN_S, AGAIN_MAX_S = 1.0, 60.0
-"""Time until a kept model whose worker died is loaded again. It doubles each time, up to the second; a worker that has
-stayed up for the second sets it back."""
 PAUSE_S = 2.0
 """Time between two looks from which this process has stood still itself."""
 CUT_S = 0.5
 """Time after which a worker is lost whose connection broke, and whose process has not ended."""
-
-
-@dataclass(eq=False)
-class Kept:
-    """Model that stays loaded: it was preloaded, or loaded with a number of replicas."""
-
-    model: Model
-    engine: str
-    precision: str
-    replicas: int = 1
-    compiled: bool = False
-    firm: int = 0
-    """Number of replicas that were ready once: they stay also when a load that asks for more is cancelled or fails."""
-    due: float | None = None
-    """Time when it is loaded again (monotonic), if it is to be."""
-    delay_s: float = AGAIN_S
-    restarts: int = 0
-
-    @property
-    def way(self) -> tuple[str, str, str]:
-        return self.model.name, self.engine, self.precision
-
-    @property
-    def name(self) -> str:
-        return "/".join(self.way)
 
 
 @dataclass(eq=False)
@@ -84,7 +56,7 @@ class Supervisor:
     back: Back
     dispatch: Dispatch
     _unloads: list[Unload] = field(default_factory=list)
-    _kept: list[Kept] = field(default_factory=list)
+    _kept: KeptModels = field(default_factory=KeptModels)
     _watched: float = field(default_factory=time.monotonic)
     restarts: int = 0
     """Number of times that a kept model was loaded again."""
@@ -98,7 +70,7 @@ class Supervisor:
             self._start_more(
                 kept.model, kept.engine, kept.precision, kept.replicas - len(self.replicas.matching(*kept.way))
             )
-            self._kept = [k for k in self._kept if k.way != kept.way] + [kept]
+            self._kept.put(kept)
             self._note_loaded()
 
     # Requests
@@ -111,13 +83,13 @@ class Supervisor:
         there = self.replicas.matching(model.name, engine, precision)
         if there and request.compile and not there[0].compiled:
             raise BadRequest(f"{there[0].name} is loaded without `compile`; unload it first")
-        kept = self._keeper((model.name, engine, precision))
+        kept = self._kept.find((model.name, engine, precision))
         wanted = request.replicas or len(there) or (kept.replicas if kept else 1)
         compiled = there[0].compiled if there else request.compile
         fresh = self._start_more(model, engine, precision, wanted - len(there), compiled=compiled)
         if request.replicas and not kept:
             kept = Kept(model, engine, precision, firm=sum(replica.ready is not None for replica in there))
-            self._kept.append(kept)
+            self._kept.put(kept)
         if kept and (request.replicas or fresh):
             kept.due = None
             kept.replicas = wanted
@@ -172,7 +144,7 @@ class Supervisor:
     def _answer_load(self, entry: Open, replicas: list[Replica], *, already: bool) -> None:
         ready = [(replica, replica.ready) for replica in replicas if replica.ready]
         if ready:
-            if kept := self._keeper(ready[0][0].way):
+            if kept := self._kept.find(ready[0][0].way):
                 kept.firm = min(kept.replicas, max(kept.firm, len(ready)))
             replica, facts = max(ready, key=lambda found: found[0].began)
             self.sessions.reply(entry, replica.loaded(facts, already=already, replicas=len(ready)))
@@ -196,16 +168,16 @@ class Supervisor:
         """Stop what matches; the answer follows when the processes have ended and the memory is free."""
         which = (request.model, request.engine, request.precision)
         found = [r for r in self.replicas.models() if r.matches(*which)]
-        waiting = [k for k in self._kept if k.due and agree(which, k.way)]
+        waiting = [kept.name for kept in self._kept.matching(which) if kept.due]
         if not found and not waiting:
             raise NotLoaded(f"{request.model} is not loaded")
-        self._kept = [k for k in self._kept if not agree(which, k.way)]
+        self._kept.drop(which)
         for replica in found:
             if replica.state != "stopping":
                 log.info("unload %s", replica.name)
                 self.end(replica, NotLoaded(f"{replica.name} was unloaded"), retry=False, fault=False)
         self._note_loaded()
-        names = list(dict.fromkeys(r.name for r in found)) or [k.name for k in waiting]
+        names = list(dict.fromkeys(r.name for r in found)) or waiting
         self._unloads.append(Unload(entry, found, names))
 
     def abandon(self, entry: Open) -> None:
@@ -213,18 +185,13 @@ class Supervisor:
         for replica in self.replicas.all():
             if entry.key in replica.waiters:
                 replica.waiters.remove(entry.key)
-                kept = None if replica.task else self._keeper(replica.way)
+                kept = None if replica.task else self._kept.find(replica.way)
                 stays = kept and len(self.replicas.matching(*replica.way)) <= kept.firm
                 if not replica.waiters and not replica.load_ms and not stays:
                     log.info("%s: abandoned", replica.name)
                     self.replicas.stop(replica)
                     if kept:
-                        self._take_back(kept)
-
-    def _take_back(self, kept: Kept) -> None:
-        """Reduce a kept model to what was ready once and what still loads: a load of more was cancelled or failed."""
-        kept.replicas = max(kept.firm, len(self.replicas.matching(*kept.way)))
-        self._kept = [k for k in self._kept if k.replicas]
+                        self._kept.take_back(kept, len(self.replicas.matching(*kept.way)))
 
     # What the workers say of themselves
 
@@ -295,8 +262,8 @@ class Supervisor:
             self.sessions.fail(entry, error)
         for entry in waiters:
             self.abandon(entry)  # what was started for these alone ends, too
-        if waiters and not replica.task and (kept := self._keeper(replica.way)):
-            self._take_back(kept)
+        if waiters and not replica.task and (kept := self._kept.find(replica.way)):
+            self._kept.take_back(kept, len(self.replicas.matching(*kept.way)))
         if fault:
             self._again(replica)
 
@@ -353,7 +320,7 @@ class Supervisor:
                     log.info("%s was not used for %g s: unload", replica.name, self.config.keep_alive)
                     for unused in replicas:
                         self.replicas.stop(unused)
-                    if kept := self._keeper(replica.way):
+                    if kept := self._kept.find(replica.way):
                         kept.firm, kept.due = 0, None
         alive = set(self.replicas.all())
         for unload in list(self._unloads):
@@ -394,24 +361,20 @@ class Supervisor:
         cannot = isinstance(problem, BadModel) and not self._has_served(replica)  # now or later
         self.end(replica, error, retry=True, fault=not cannot)
 
-    def _keeper(self, way: tuple[str, str, str]) -> Kept | None:
-        return next((k for k in self._kept if k.way == way), None)
-
     def _has_served(self, replica: Replica) -> bool:
         """Return whether it, or one before it, was ready once: then it may be able to load again later."""
-        kept = None if replica.task else self._keeper(replica.way)
+        kept = None if replica.task else self._kept.find(replica.way)
         return bool(replica.load_ms or (kept and kept.restarts))
 
     def _again(self, replica: Replica) -> None:
         """Arrange that its model is loaded again after a while, if it is kept."""
-        kept = None if replica.task or replica.draining else self._keeper(replica.way)
+        kept = None if replica.task or replica.draining else self._kept.find(replica.way)
         if kept is None or kept.due or len(self.replicas.matching(*kept.way)) >= kept.replicas:
             return
         if replica.load_ms and time.monotonic() > replica.began + replica.load_ms / 1000 + AGAIN_MAX_S:
             kept.delay_s = AGAIN_S
-        kept.due = time.monotonic() + kept.delay_s
-        log.info("%s is loaded again in %g s", replica.name, kept.delay_s)
-        kept.delay_s = min(AGAIN_MAX_S, 2 * kept.delay_s)
+        seconds = kept.postpone()
+        log.info("%s is loaded again in %g s", replica.name, seconds)
 
     def _load_again(self, kept: Kept) -> None:
         kept.restarts += 1
@@ -423,8 +386,7 @@ class Supervisor:
             kept.due = None
         except RequestError as e:
             log.warning("%s cannot be loaded again: %s", kept.name, e)
-            kept.due = time.monotonic() + kept.delay_s
-            kept.delay_s = min(AGAIN_MAX_S, 2 * kept.delay_s)
+            kept.postpone()
 
     def drain(self) -> None:
         """End what is loading, and load nothing again."""

@@ -18,7 +18,7 @@ from protocol.errors import BadModel, BadRequest, Internal, LoadFailed, NoMemory
 from protocol.ledger import ledger
 from server import link
 from server.config import Config
-from server.gateway import dispatch, status, supervisor
+from server.gateway import dispatch, kept, status, supervisor
 from server.gateway.gateway import Gateway
 from server.launch.spec import Spec
 from server.link import ForWorker, FromWorker, Ready, Started, Work
@@ -374,7 +374,7 @@ def test_a_preload_begins_again_unless_it_cannot(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: RequestError | None, *, again: bool
 ) -> None:
     monkeypatch.setattr(supervisor, "AGAIN_S", 0.01)
-    monkeypatch.setattr(supervisor.Kept, "delay_s", 0.01)
+    monkeypatch.setattr(kept.Kept, "delay_s", 0.01)
     with Daemon(tmp_path, "demo") as daemon:
         worker = daemon.worker()
         worker.failure, worker.code = failure, 1
