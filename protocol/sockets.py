@@ -40,6 +40,8 @@ RECEIVE_BYTES = 64 << 10
 """Most bytes of a peer that the system buffers for libzmq, which reads them all even after the connection is cut; the
 system's own limit is megabytes.
 """
+FIRST_RECEIVE_BYTES = 8 << 10
+"""The same before a connection's first message: whoever is not known yet cannot send much in a moment."""
 
 CLIENT_DESCRIPTORS = 16
 """File descriptors that a client's context, sockets and connection take, and some more (Linux: 11)."""
@@ -85,12 +87,12 @@ def gateway_socket(
     # Without a bound: libzmq 4.3 ends the process (stream_engine_base.cpp: !_io_error) when a peer that it has stopped
     # reading is reset with a heartbeat unanswered. server/gateway/connections.py keeps the bound instead.
     socket.rcvhwm = 0
-    socket.rcvbuf = RECEIVE_BYTES
+    socket.rcvbuf = FIRST_RECEIVE_BYTES
     if keys:
         serve_curve(socket, keys)
         socket.zap_domain = b"gpt2d"
     # Without the errors that a flood of connections makes.
-    events = zmq.EVENT_ACCEPTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+    events = zmq.EVENT_LISTENING | zmq.EVENT_ACCEPTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
     return monitored(socket, bind, endpoint, events | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL)
 
 

@@ -7,19 +7,17 @@ each connection is compared with what has come out of it. Only Linux says how mu
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
-import os
 import socket
-import struct
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
 from protocol.codec import MAX_REQUEST_BYTES
-from protocol.sockets import CURVE_BYTES
+from protocol.sockets import CURVE_BYTES, RECEIVE_BYTES
+from server.gateway.descriptors import bytes_received
+from server.gateway.holding import Holding, Traffic
 
 MAX_UNFINISHED_BYTES = MAX_REQUEST_BYTES + (16 << 10)
 """The largest request, with an envelope and the handshake. An empty frame takes two bytes on the wire, 64 in the
@@ -33,9 +31,8 @@ grows faster than 300 messages of each are read."""
 BEHIND_BYTES, LEAST_JUDGED = 4096, 300
 """Level from which frames are judged by those that were read, and the least number of these: small requests may come
 before large ones."""
-MAX_LEFT_FRAMES = 400_000
-"""Most frames of ended connections, which ZeroMQ still hands on, before new connections are refused: reading them takes
-a second or two."""
+SMALL_BYTES = 32
+"""Size of a frame of which nothing is known: the least that a request takes."""
 SILENT_S = 15.0
 """Longest silence of a peer, which answers heartbeats each second unless its line stalls; after that it speaks another
 protocol. As long as a handshake may take."""
@@ -50,42 +47,16 @@ NEWER = 0.05
 """Weight of a new message in the moving average of frame sizes."""
 LOOK_S, LOOK_EACH_S = 0.002, 3e-5
 """Least time between two looks at the connections, and what each adds: a tenth of the time with many."""
-BYTES_RECEIVED = struct.Struct("@128xQ")
-"""tcpi_bytes_received in struct tcp_info (linux/tcp.h; in its place since Linux 4.1)."""
-INT = struct.Struct("@i")
 
 
-@dataclass
-class _Traffic:
-    """Bytes received and delivered. `level` is the difference: bytes that are not a message yet."""
-
-    identity: object = None
-    """Distinguishes this connection from a later one, or a file, that has the same descriptor."""
-    received: int = 0
-    delivered: int = 0
-    """Bytes since the last look."""
-    total: int = 0
-    """Bytes delivered since its beginning."""
-    level: float = 0.0
-    frame: float = math.inf
-    """Size of its frames on the wire: a moving average since it fell behind."""
-    frames: int = 0
-    """Number of frames delivered since then."""
-    doubtful: bool = False
-    """Whether messages of a former connection with its descriptor may still come, which nothing tells from its own."""
-    shut: bool = False
-    """Whether it was cut off, and ZeroMQ has not said yet that it has ended."""
-    looked: float = field(default_factory=time.monotonic)
-    moved: float = field(default_factory=time.monotonic)
-    """Time when something was last received."""
-
-    def is_too_much(self, *, waiting: bool, crowded: bool) -> bool:
-        if waiting:
-            least = LEAST_JUDGED_CROWDED if crowded else LEAST_JUDGED
-            judged = not self.doubtful or self.level > MAX_UNFINISHED_BYTES  # less may be one request of its own
-            many = judged and self.frames > least and self.level / self.frame > MAX_BACKLOG_FRAMES
-            return self.level > MAX_BACKLOG_BYTES or many
-        return self.level > MAX_UNFINISHED_BYTES
+def is_too_much(traffic: Traffic, *, waiting: bool, crowded: bool) -> bool:
+    """Return whether a connection has sent too much that is not a message."""
+    if waiting:
+        least = LEAST_JUDGED_CROWDED if crowded else LEAST_JUDGED
+        judged = not traffic.doubtful or traffic.level > MAX_UNFINISHED_BYTES  # less may be one request of its own
+        many = judged and traffic.frames > least and traffic.level / traffic.frame > MAX_BACKLOG_FRAMES
+        return traffic.level > MAX_BACKLOG_BYTES or many
+    return traffic.level > MAX_UNFINISHED_BYTES
 
 
 class Connections:
@@ -93,13 +64,14 @@ class Connections:
 
     def __init__(self, *, encrypted: bool) -> None:
         self._added = CURVE_BYTES if encrypted else 0
-        self._all: dict[int, _Traffic] = {}
+        self._all: dict[int, Traffic] = {}
         self._looked = 0.0
         self._left = 0.0
         """Number of frames of ended connections that wait to be read, estimated."""
-        self._former: set[int] = set()
-        """Descriptors of connections that have ended while messages waited, which may be theirs."""
-        self._unwanted: list[int] = []
+        self._former: dict[int, Traffic] = {}
+        """Connections that have ended while messages waited, which may be theirs, by descriptor: the last of each."""
+        self._new: list[int] = []
+        self._holding = Holding(self._added + SHORT)
         self.ended = 0
         """Number of connections that have ended."""
         self._shaking: dict[int, float] = {}
@@ -124,13 +96,15 @@ class Connections:
         Another may have its descriptor by now. Then its end waits among the events, and `closed` is called before
         anything is cut: so the identity that is read here is the connection's own, or is never used.
         """
-        traffic = self._all[fd] = _Traffic(doubtful=fd in self._former)
+        traffic = self._all[fd] = Traffic(doubtful=fd in self._former)
         self._shaking.pop(fd, None)
         self._shaking[fd] = traffic.moved
-        with contextlib.suppress(OSError), _same(fd) as peer:
-            traffic.identity = _identity(peer)
-        if self._left > MAX_LEFT_FRAMES:
-            self._unwanted.append(fd)
+        traffic.identify(fd)
+        self._new.append(fd)
+
+    def listening(self, fd: int) -> None:
+        """Note the descriptor of the socket that listens."""
+        self._holding.listening(fd)
 
     def shaken(self, fd: int) -> None:
         """Note that a connection's handshake is done."""
@@ -138,18 +112,19 @@ class Connections:
 
     def closed(self, fd: int) -> None:
         self._shaking.pop(fd, None)
+        self._holding.closed(fd)
         if traffic := self._all.pop(fd, None):
             self.ended += 1
-            self._former.add(fd)
+            self._former[fd] = traffic
             self._last_end = time.monotonic()
-            self._left += traffic.level / traffic.frame
+            self._left += traffic.level / (SMALL_BYTES if traffic.frame == math.inf else traffic.frame)
 
     def delivered(self, fd: int, sizes: list[int], others: int = 0, other_bytes: int = 0) -> None:
         """Note a message that has come out of a connection: the sizes of its first frames, and how much follows."""
         frames = len(sizes) + others
         if traffic := self._all.get(fd):
             on_the_wire = self._on_the_wire(sizes, others, other_bytes)
-            if traffic.doubtful and _bytes_received(fd) < traffic.total + on_the_wire:
+            if traffic.doubtful and bytes_received(fd) < traffic.total + on_the_wire:
                 return  # it has not sent as much: a former one has
             traffic.delivered += on_the_wire
             traffic.total += on_the_wire
@@ -159,21 +134,23 @@ class Connections:
         else:
             self._left -= frames
 
-    def shut(self, fd: int) -> bool:
-        """Cut a connection off: ZeroMQ sees its end, and frees what it has kept. False: it has ended, or was cut.
-
-        ZeroMQ may have closed the descriptor, and the system may have given it to another peer or to a file. A
-        duplicate cannot change hands: what is compared is what is shut.
-        """
+    def proved(self, fd: int) -> None:
+        """Note that a connection has sent a message that is one."""
         traffic = self._all.get(fd)
-        if traffic is None or traffic.identity is None or traffic.shut:
+        if traffic is None:
+            return
+        traffic.proven = True
+        if not traffic.roomy and self._holding.has_room(traffic):
+            traffic.roomy = True
+            traffic.do(fd, lambda peer: peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES))
+
+    def shut(self, fd: int) -> bool:
+        """Cut a connection off: ZeroMQ sees its end, and frees what it has kept. False: it has ended, or was cut."""
+        traffic = self._all.get(fd)
+        if traffic is None or traffic.shut:
             return False
-        with contextlib.suppress(OSError), _same(fd) as peer:
-            if _identity(peer) == traffic.identity:
-                peer.shutdown(socket.SHUT_RDWR)
-                traffic.shut = True
-                return True
-        return False
+        traffic.shut = traffic.do(fd, lambda peer: peer.shutdown(socket.SHUT_RDWR))
+        return traffic.shut
 
     def shut_sender(self, fd: int, sizes: list[int], others: int = 0, other_bytes: int = 0) -> None:
         """Cut off the sender of a message, which `delivered` describes, and nobody who has its descriptor since.
@@ -182,16 +159,20 @@ class Connections:
         """
         traffic = self._all.get(fd)
         if traffic is None:
+            if fd in self._former:
+                self._holding.strike(self._former[fd], self._all.values())
             return
-        unread = _bytes_received(fd) - traffic.total
+        unread = bytes_received(fd) - traffic.total
         if sys.platform != "linux" or unread >= self._on_the_wire(sizes, others, other_bytes):
+            self._holding.strike(traffic, self._all.values())
             self.shut(fd)
 
-    def turn_away(self) -> None:
-        """Cut off those that were made while much of ended connections waited; called when no event is left to read."""
-        for fd in self._unwanted:
-            self.shut(fd)
-        self._unwanted.clear()
+    def welcome(self) -> None:
+        """Let new connections wait while much is to be read; called when no event is left to read."""
+        for fd in self._new:
+            if (traffic := self._all.get(fd)) and not self._holding.opened(fd, traffic):
+                self.shut(fd)
+        self._new.clear()
 
     def cut(self, behind: Callable[[], bool]) -> list[int]:
         """Cut off those that have sent too much without a message, or nothing; return their file descriptors.
@@ -203,7 +184,7 @@ class Connections:
             return []
         self._looked = now
         for fd, traffic in self._all.items():
-            received = _bytes_received(fd)
+            received = bytes_received(fd)
             if received != traffic.received:
                 traffic.moved = now
             passed = traffic.delivered + HEARTBEAT_BYTES_S * (now - traffic.looked)
@@ -213,18 +194,25 @@ class Connections:
             traffic.looked = now
             if traffic.level < BEHIND_BYTES:
                 traffic.frame, traffic.frames = math.inf, 0
+                traffic.suspect = False
         waiting = behind()  # asked after the measurement, or what has come in between would count as unfinished
         self._left = max(0.0, self._left) if waiting else 0.0
         if not waiting and self._former:
             self._former.clear()
             for traffic in self._all.values():
-                traffic.doubtful = False
+                if traffic.doubtful:  # what was counted may be another's
+                    traffic.doubtful = False
+                    traffic.frame, traffic.frames = math.inf, 0
+        self._holding.look(self._all, self._left, now, waiting=waiting)
         crowded = sum(traffic.level for traffic in self._all.values()) > CROWDED_BYTES
         late = self._late(now)
         cut = [
             fd
             for fd, traffic in self._all.items()
-            if traffic.is_too_much(waiting=waiting, crowded=crowded) or now > traffic.moved + SILENT_S or fd in late
+            if is_too_much(traffic, waiting=waiting, crowded=crowded)
+            or self._holding.is_too_much(traffic)
+            or (now > traffic.moved + SILENT_S and fd not in self._holding)
+            or fd in late
         ]
         return [fd for fd in cut if self.shut(fd)]
 
@@ -237,49 +225,3 @@ class Connections:
         """Return the bytes that frames of those sizes take, and others with as many bytes at least."""
         first = sum(size + self._added + (SHORT if size + self._added < 256 else LONG) for size in sizes)
         return first + other_bytes + others * (self._added + SHORT)
-
-
-@contextlib.contextmanager
-def _same(fd: int) -> Iterator[socket.socket]:
-    """Yield the socket of a descriptor, under another descriptor where the system can duplicate sockets.
-
-    Not by `socket.dup`, which makes both of them blocking. Raises: OSError if it is not a socket.
-    """
-    own = os.dup(fd) if os.name == "posix" else fd
-    try:
-        peer = socket.socket(fileno=own)
-    except OSError:
-        if own != fd:
-            os.close(own)
-        raise
-    try:
-        yield peer
-    finally:
-        if own == fd:
-            peer.detach()
-        else:
-            peer.close()
-
-
-def _identity(peer: socket.socket) -> object:
-    """Return what no other socket has while this one is open: its inode, if it has one, and the peer's address."""
-    status = os.fstat(peer.fileno()) if os.name == "posix" else None
-    return (status.st_dev, status.st_ino, peer.getpeername()) if status else peer.getpeername()
-
-
-def _bytes_received(fd: int) -> int:
-    """Return how much ZeroMQ has taken from a connection so far; 0 where the system does not say."""
-    if sys.platform == "linux":
-        import fcntl
-        import termios
-
-        with contextlib.suppress(OSError):  # it has just been closed
-            (unread,) = INT.unpack(fcntl.ioctl(fd, termios.FIONREAD, bytes(INT.size)))
-            peer = socket.socket(fileno=fd)
-            try:
-                info = peer.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, BYTES_RECEIVED.size)
-            finally:
-                peer.detach()
-            if len(info) == BYTES_RECEIVED.size:
-                return int(BYTES_RECEIVED.unpack(info)[0]) - int(unread)
-    return 0

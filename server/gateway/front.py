@@ -129,6 +129,7 @@ class Front:
             *envelope, frame = read.frames[1:]
             small = sum(map(len, envelope)) <= MAX_ENVELOPE_BYTES and not read.others
             if small and not self._sessions.has_given_up(peer):
+                self._connections.proved(fd)
                 user, one = self._guard.user(frame), sockets.takes_one_reply(frame)
                 yield Message(peer, fd, user, [f.bytes for f in envelope], frame.bytes, one)
 
@@ -136,7 +137,9 @@ class Front:
         """Note which connections were made, which broke, and which were refused."""
         while event := sockets.next_event(self._monitor):
             kind, value = event
-            if kind == zmq.EVENT_ACCEPTED:
+            if kind == zmq.EVENT_LISTENING:
+                self._connections.listening(value)
+            elif kind == zmq.EVENT_ACCEPTED:
                 self._connections.opened(value)
             elif kind == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._connections.shaken(value)
@@ -145,7 +148,7 @@ class Front:
                 self._sessions.drop_fd(value)
             else:
                 self._guard.refusals.handshake(value)
-        self._connections.turn_away()
+        self._connections.welcome()
 
     def cut(self) -> None:
         """Cut off connections that send much without finishing a message, or nothing."""

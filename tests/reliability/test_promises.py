@@ -9,8 +9,9 @@ import pytest
 from scripts.reliability import every_promise
 from scripts.reliability.promise import Scale
 
-LONG = {"far_line", "slow_line", "turns"}
-"""Those that need longer; tests/system/test_network.py tries such a line, tests/server/test_turns.py who is next."""
+LONG = {"far_line", "outsiders", "slow_line", "turns"}
+"""Those that need longer; tests/system/test_network.py tries such a line, tests/server/test_turns.py who is next,
+a case of `hostile` such attacks."""
 
 UNTIMED = {"cancel_races", "disk", "engine_faults", "load", "ranges"}
 """Those that hold nothing to seconds: other tests may run beside them."""

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from server.gateway import connections
+from server.gateway import connections, holding
 from server.gateway.connections import Connections
+from tests.server.test_holding import is_held
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux says how much was received")
 
@@ -65,30 +66,6 @@ def test_a_backlog_of_tiny_frames_is_judged_by_those_that_were_read(
         assert peer.recv(1) == b"", "it was hung up on"
 
 
-def test_nobody_new_is_let_in_while_much_of_ended_connections_waits(
-    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(connections, "MAX_LEFT_FRAMES", 100)
-    known = Connections(encrypted=False)
-    with fallen_behind(known, listener, [0]) as (_, ours):
-        looked(known, waiting=True)
-        known.closed(ours.fileno())
-    refused, ours = pair(listener)
-    with refused, ours:
-        known.opened(ours.fileno())
-        known.turn_away()
-        assert refused.recv(1) == b""
-        known.closed(ours.fileno())
-    for _ in range(1000):
-        known.delivered(-1, [0, 0, 0, 0])
-    peer, ours = pair(listener)
-    with peer, ours:
-        known.opened(ours.fileno())
-        known.turn_away()
-        ours.send(b"x")
-        assert peer.recv(1) == b"x", "4,000 frames are more than were left"
-
-
 def test_in_a_crowd_fewer_frames_are_enough_to_judge_by(
     listener: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,18 +90,6 @@ def test_a_connection_is_cut_once(listener: socket.socket, monkeypatch: pytest.M
         known.opened(ours.fileno())
         assert looked(known, waiting=False) == [ours.fileno()]
         assert looked(known, waiting=False) == []
-
-
-def test_once_nothing_waits_nothing_is_left(listener: socket.socket) -> None:
-    known = Connections(encrypted=False)
-    known._left = 1e9
-    assert looked(known, waiting=False) == []
-    peer, ours = pair(listener)
-    with peer, ours:
-        known.opened(ours.fileno())
-        known.turn_away()
-        ours.send(b"x")
-        assert peer.recv(1) == b"x"
 
 
 @contextmanager
@@ -218,11 +183,11 @@ def test_a_file_that_has_the_descriptor_is_left_alone(listener: socket.socket, t
         assert (tmp_path / "file").read_text() == "whole"
 
 
-def test_nobody_is_turned_away_for_one_that_came_and_went_before_it_was_looked_at(
+def test_nobody_is_held_for_one_that_came_and_went_before_it_was_looked_at(
     listener: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both events of a connection are read at once; by then another one, such as a worker's, has its descriptor."""
-    monkeypatch.setattr(connections, "MAX_LEFT_FRAMES", -1)
+    monkeypatch.setattr(holding, "AHEAD_S", -1.0)
     known = Connections(encrypted=False)
     former, ours = pair(listener)
     with former:
@@ -233,8 +198,8 @@ def test_nobody_is_turned_away_for_one_that_came_and_went_before_it_was_looked_a
             assert other.fileno() == fd
             known.opened(fd)
             known.closed(fd)
-            known.turn_away()
-            assert still_there(fd, peer)
+            known.welcome()
+            assert not is_held(other) and still_there(fd, peer)
 
 
 def test_looking_at_a_connection_leaves_it_as_zeromq_needs_it(listener: socket.socket) -> None:
