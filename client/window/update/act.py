@@ -20,6 +20,8 @@ def want(state: AppState, action: e.WriteAction) -> list[e.Effect]:
         return []
     notices.drop(state, "page")
     state.page.wanted = Wanted(action)
+    if state.link.status == "ready" and not state.models.listed:
+        return [e.Send("models", m.Models(), models.CONTROL_S)]  # again, where they could not be listed
     return go(state)
 
 
@@ -44,6 +46,9 @@ def go(state: AppState) -> list[e.Effect]:
 
 def load(state: AppState) -> list[e.Effect]:
     """Load the chosen model."""
+    if state.link.status == "ready" and not state.may_load:
+        notices.warn(state, "load", "this key may not load models")
+        return []
     return [] if _asks(state, e.LoadModel()) else models.load(state)
 
 
@@ -55,6 +60,12 @@ def loaded(state: AppState, event: Reply) -> list[e.Effect]:
     if wanted and isinstance(event, Gpt2dError):
         state.page.wanted = None  # what the load ended with is said
     return go(state)
+
+
+def unlisted(state: AppState) -> list[e.Effect]:
+    """Take it that the models could not be listed, which is said."""
+    state.page.wanted = None
+    return []
 
 
 def stop(state: AppState) -> list[e.Effect]:

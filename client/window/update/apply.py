@@ -281,7 +281,7 @@ def _answered(state: AppState, tag: e.Tag, event: Reply, took_ms: float) -> list
         case "models":
             models.listed(state, event)
             comparison.offer(state)
-            return act.go(state)
+            return act.go(state) if state.models.listed else act.unlisted(state)
         case "stats":
             if isinstance(event, m.Stats):  # after an error the last figures stay: they are asked for again soon
                 state.link.worker_stats = event.workers[: models.MAX_MODELS]

@@ -263,3 +263,19 @@ def test_a_count_is_of_the_text_that_is_there() -> None:
     assert [r.text for r in sent(apply(state, e.Tick(9.0, 1e9)), m.Tokenize)] == ["Twice"]
     apply(state, e.Replied("count", m.Tokenized(id=1, text="Twice", ids=[1], offsets=[0, 5]), 1))
     assert (state.page.tokens, state.page.exact) == (1, True)
+
+
+def test_models_that_could_not_be_listed_are_asked_for_again() -> None:
+    state = AppState()
+    for message in (e.Connect(), e.Replied("look", INFO, 1), e.Replied("models", Unauthorised("not now"), 1)):
+        apply(state, message)
+    assert sent(apply(state, e.Do("generate")), m.Models)
+    apply(state, e.Replied("models", Unauthorised("not now"), 1))
+    assert not state.page.busy and state.said("models") == "the models could not be listed: not now"
+    apply(state, e.Do("generate"))
+    assert sent(apply(state, e.Replied("models", m.ModelList(id=1, models=[MODEL]), 1)), m.Load)
+
+
+def test_a_key_that_may_not_load_is_not_sent_to_the_server_for_it() -> None:
+    state = unloaded(role="generate")
+    assert apply(state, e.LoadModel()) == [] and state.said("load") == "this key may not load models"
