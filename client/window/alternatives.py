@@ -6,9 +6,10 @@ They take far more memory than their texts, so they are kept apart from them, up
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import deque
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from client.window.document import clean
 from protocol import messages as m
@@ -39,16 +40,18 @@ class Written:
         return sum(TOKEN_BYTES + ALTERNATIVE_BYTES * len(token.top) for token in self.tokens)
 
     @property
-    def beginning(self) -> str:
-        """First characters of its text on the page; empty where parts of a character are among them."""
-        text = ""
-        for token in self.tokens:
-            text += clean(token.text)
-            if len(text) >= self.spaces + KEY:
-                break
-        spaces = min(self.spaces, len(text) - len(text.lstrip(" ")))
-        beginning = text[spaces : spaces + KEY]
-        return "" if PART in beginning else beginning
+    def text(self) -> str:
+        """Its text on the page."""
+        text = "".join(clean(token.text) for token in self.tokens)
+        return text[min(self.spaces, len(text) - len(text.lstrip(" "))) :]
+
+
+class _Kept(NamedTuple):
+    written: Written
+    text: str
+    """Empty where there are parts of characters in it."""
+    begins: list[int]
+    """Where in the text each token begins, and its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +71,23 @@ class Tokens:
         index = bisect_right(self.places, offset) - 1
         return index if 0 <= index < len(self.places) - 1 else None
 
+    def shades(self, first: int, last: int) -> list[tuple[int, int, float]]:
+        """Return those between two offsets as (start, end, how unlikely it was: 0 to 1)."""
+        begin = max(0, bisect_right(self.places, first) - 1)
+        end = min(len(self.places) - 1, bisect_left(self.places, last))
+        spans = zip(
+            self.places[begin:end], self.places[begin + 1 : end + 1], self.written.tokens[begin:end], strict=True
+        )
+        return [(start, stop, 1 - probability(token.logprob)) for start, stop, token in spans if stop > start]
+
 
 class Alternatives:
     """Tokens of the newest continuations. They are found by their text, so that they are there wherever it is."""
 
     def __init__(self) -> None:
-        self._kept: deque[Written] = deque()
+        self._kept: deque[_Kept] = deque()
         self._bytes = 0
-        self._by_beginning: dict[str, list[Written]] = {}
+        self._by_beginning: dict[str, deque[_Kept]] = {}
         self._found: dict[tuple[int, int], list[Tokens]] = {}
         self._version = -1
         """Version of the text in which those were found."""
@@ -85,16 +97,18 @@ class Alternatives:
         if not written.tokens:
             return
         self._found.clear()
-        self._kept.append(written)
-        self._by_beginning.setdefault(written.beginning, []).append(written)
+        text = "" if PART in written.text else written.text
+        kept = _Kept(written, text, found(text, 0, len(text), written))
+        self._kept.append(kept)
+        self._by_beginning.setdefault(text[:KEY], deque()).append(kept)
         self._bytes += written.bytes
         while self._bytes > MAX_BYTES and len(self._kept) > 1:
             oldest = self._kept.popleft()
-            self._bytes -= oldest.bytes
-            same = self._by_beginning[oldest.beginning]
-            same.pop(0)
+            self._bytes -= oldest.written.bytes
+            same = self._by_beginning[oldest.text[:KEY]]
+            same.popleft()
             if not same:
-                del self._by_beginning[oldest.beginning]
+                del self._by_beginning[oldest.text[:KEY]]
 
     def within(self, text: str, version: int, start: int, end: int) -> list[Tokens]:
         """Return the tokens of a marked part of the text, continuation by continuation, as far as they are kept. Of an
@@ -116,9 +130,12 @@ class Alternatives:
     def _best(self, text: str, start: int, end: int) -> Tokens | None:
         """Return the tokens of the continuation of which most is there; of several the newest."""
         best = None
-        same = self._by_beginning.get(text[start : min(end, start + KEY)], [])
-        for written in [*self._by_beginning.get("", []), *same]:
-            places = found(text, start, end, written)
+        same = self._by_beginning.get(text[start : min(end, start + KEY)], ())
+        for written, own, begins in [*self._by_beginning.get("", ()), *same]:
+            if own and start + len(own) <= end and text.startswith(own, start):
+                places = [start + begin for begin in begins]
+            else:
+                places = found(text, start, end, written)
             if places[-1] > start and (best is None or len(places) >= len(best.places)):
                 best = Tokens(written, places)
         return best

@@ -233,6 +233,19 @@ class Page:
 
 
 @dataclass(slots=True)
+class Hovered:
+    """The token that the mouse rests on, and the list of what else could stand there."""
+
+    offset: int
+    """Where it begins."""
+    since: float
+    word: tuple[float, float, float, float]
+    """Left, top, right and bottom of the place on the screen that the mouse is on, and of the list."""
+    list: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    opened: bool = False
+
+
+@dataclass(slots=True)
 class Ledgers:
     """The last generation's times, and those of the session."""
 
@@ -322,6 +335,8 @@ class Preferences:
     scale: float = 1.0
     theme: Literal["dark", "light"] = "dark"
     enter_generates: bool = False
+    shade_tokens: bool = False
+    """What the model wrote is shaded on the page: the stronger, the less likely it was."""
     spare_spaces: bool = True
     """Spaces at the end of a prompt are not sent to a byte-level tokenizer, which has them in the next word's token."""
     server: str = DEFAULT_ENDPOINT
@@ -388,6 +403,7 @@ class AppState:
     models: Models = field(default_factory=Models)
     page: Page = field(default_factory=Page)
     alternatives: Alternatives = field(default_factory=Alternatives)
+    hovered: Hovered | None = None
     ledgers: Ledgers = field(default_factory=Ledgers)
     compare: Compare = field(default_factory=Compare)
     history: History = field(default_factory=History)
@@ -450,6 +466,20 @@ class AppState:
             return None
         parts = self.alternatives.within(document.text, document.version, mark.start, mark.end)
         return next((part for part in parts if part.start <= offset <= part.places[-1]), None)
+
+    def shades(self, first: int, last: int) -> list[tuple[int, int, float]]:
+        """Return the tokens of the page between two offsets as (start, end, strength): 1 for one that was all but
+        impossible, 0 for one that was certain.
+        """
+        document, found = self.page.document, list[tuple[int, int, float]]()
+        if not self.preferences.shade_tokens:
+            return found
+        for mark in document.marks:
+            if mark.start >= last or mark.end <= first:
+                continue
+            for tokens in self.alternatives.within(document.text, document.version, mark.start, mark.end):
+                found += tokens.shades(first, last)
+        return found
 
     def said(self, key: str) -> str:
         """Return the text of the notice of this key; empty if there is none."""

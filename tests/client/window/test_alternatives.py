@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -130,3 +131,17 @@ def test_what_a_search_wrote_has_no_alternatives() -> None:
     apply(state, e.Replied("page", replace(RESULT, logprobs=[]), 1))
     assert state.tokens_at(6) is None
     assert apply(state, e.TakeToken(4, 0, 7)) == [] and "not there any more" in state.said("page")
+
+
+def test_unlikely_tokens_are_shaded_where_they_are_in_sight() -> None:
+    state = ready()
+    apply(state, e.Typed("Once", 4))
+    apply(state, e.Do("generate"))
+    generated(state, " upon", " a", " time")
+    assert state.shades(0, 100) == [], "only where that is wished for"
+    apply(state, e.Prefer("shade_tokens", True))
+    strength = 1 - math.exp(-1)
+    assert state.shades(0, 100) == [(4, 9, strength), (9, 11, strength), (11, 16, strength)]
+    assert [span[:2] for span in state.shades(9, 11)] == [(9, 11)]
+    assert [span[:2] for span in state.shades(10, 12)] == [(9, 11), (11, 16)]
+    assert state.shades(0, 4) == state.shades(16, 20) == []
