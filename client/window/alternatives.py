@@ -37,7 +37,8 @@ class Written:
 
     @property
     def bytes(self) -> int:
-        return sum(TOKEN_BYTES + ALTERNATIVE_BYTES * len(token.top) for token in self.tokens)
+        texts = (len(text) for token in self.tokens for text in (token.text, *(other.text for other in token.top)))
+        return sum(texts) + sum(TOKEN_BYTES + ALTERNATIVE_BYTES * len(token.top) for token in self.tokens)
 
     @property
     def text(self) -> str:
@@ -52,6 +53,7 @@ class _Kept(NamedTuple):
     """Empty where there are parts of characters in it."""
     begins: list[int]
     """Where in the text each token begins, and its end."""
+    bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +100,13 @@ class Alternatives:
             return
         self._found.clear()
         text = "" if PART in written.text else written.text
-        kept = _Kept(written, text, found(text, 0, len(text), written))
+        kept = _Kept(written, text, found(text, 0, len(text), written), written.bytes)
         self._kept.append(kept)
         self._by_beginning.setdefault(text[:KEY], deque()).append(kept)
-        self._bytes += written.bytes
+        self._bytes += kept.bytes
         while self._bytes > MAX_BYTES and len(self._kept) > 1:
             oldest = self._kept.popleft()
-            self._bytes -= oldest.written.bytes
+            self._bytes -= oldest.bytes
             same = self._by_beginning[oldest.text[:KEY]]
             same.popleft()
             if not same:
@@ -131,7 +133,7 @@ class Alternatives:
         """Return the tokens of the continuation of which most is there; of several the newest."""
         best = None
         same = self._by_beginning.get(text[start : min(end, start + KEY)], ())
-        for written, own, begins in [*self._by_beginning.get("", ()), *same]:
+        for written, own, begins, _ in [*self._by_beginning.get("", ()), *same]:
             if own and start + len(own) <= end and text.startswith(own, start):
                 places = [start + begin for begin in begins]
             else:

@@ -72,7 +72,7 @@ def test_parts_of_characters_spaces_and_what_is_no_longer_there(text: str, writt
 
 
 def test_the_oldest_are_forgotten_by_their_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    written = told("a", "b")
+    written = told("aa", "b")
     monkeypatch.setattr(alternatives, "MAX_BYTES", 2 * written.bytes)
     kept = Alternatives()
     for text in ("aa", "bb", "cc"):
