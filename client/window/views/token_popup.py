@@ -20,8 +20,9 @@ NAME = "##alternatives"
 REST_S = 0.25
 """Seconds for which the mouse rests on a word before the list opens."""
 SHOWN = 10
-TEXT, BAR, SHARE = 9.0, 4.0, 3.2
-"""Widths of the columns: the token, its bar, its percentage. In font sizes."""
+TEXT, BAR = 9.0, 4.0
+WIDTH = TEXT + BAR + 3.2
+"""Widths of the first two columns, the token and its bar, and with the percentages of all. In font sizes."""
 FLAGS = (
     imgui.WindowFlags_.no_title_bar
     | imgui.WindowFlags_.no_move
@@ -48,7 +49,7 @@ def draw(state: AppState, offset: int | None, low: ImVec2, high: ImVec2) -> list
     imgui.begin(NAME, None, FLAGS)
     actions = draw_list(tokens, index) if tokens and index is not None else []
     if index is None:
-        imgui.push_text_wrap_pos(imgui.get_font_size() * (TEXT + BAR + SHARE))
+        imgui.push_text_wrap_pos(imgui.get_font_size() * WIDTH)
         imgui.text_disabled(GONE)
         imgui.pop_text_wrap_pos()
     where, size = imgui.get_window_pos(), imgui.get_window_size()
@@ -91,7 +92,7 @@ def draw_list(tokens: Tokens, index: int) -> list[Action]:
         is_own = a.id == tokens.written.ids[index]
         corner, share = imgui.get_cursor_screen_pos(), probability(a.logprob)
         label = f"{visible(a.text)}###{a.id}"
-        if imgui.selectable(label, is_own, 0, ImVec2(size * (TEXT + BAR + SHARE), 0))[0] and not is_own:
+        if imgui.selectable(label, is_own, 0, ImVec2(size * WIDTH, 0))[0] and not is_own:
             actions.append(TakeToken(tokens.start, index, a.id))
         left, top = corner.x + size * TEXT, corner.y + imgui.get_text_line_height() * 0.3
         right = left + max(1.0, size * BAR * math.sqrt(share))
@@ -100,11 +101,10 @@ def draw_list(tokens: Tokens, index: int) -> list[Action]:
             (left, top), (right, top + imgui.get_text_line_height() * 0.4), imgui.get_color_u32(color)
         )
         percent = f"{share:.1%}"
-        end = corner.x + size * (TEXT + BAR + SHARE) - imgui.calc_text_size(percent).x
+        end = corner.x + size * WIDTH - imgui.calc_text_size(percent).x
         paint.add_text((end, corner.y), imgui.get_color_u32(imgui.Col_.text), percent)
     return actions
 
 
 def _within(mouse: ImVec2, box: tuple[float, float, float, float]) -> bool:
-    left, top, right, bottom = box
-    return left - 1 <= mouse.x <= right + 1 and top - 1 <= mouse.y <= bottom + 1
+    return box[0] - 1 <= mouse.x <= box[2] + 1 and box[1] - 1 <= mouse.y <= box[3] + 1
