@@ -36,10 +36,11 @@ def go(state: AppState) -> list[e.Effect]:
         return []
     if not state.models.model:
         return _cannot(state, "this server has no model that can be loaded")
-    if (
-        state.loaded and not wanted.missing
-    ) or not state.may_load:  # without the right to load, the server is the one to say what is missing
+    if state.loaded and not wanted.missing:
         return _begin(state, wanted)
+    if not state.may_load:  # somebody else may be loading it; if not, the server is the one to say what is missing
+        waits = any(holder.state == "loading" for holder in state.holders)
+        return [] if waits else _begin(state, wanted)
     state.page.wanted = None if _asks(state, wanted.action) else wanted
     return models.load(state) if state.page.wanted else []
 

@@ -205,7 +205,9 @@ def _alive(state: AppState, pong: m.Pong, took_ms: float) -> list[e.Effect]:
     link.rtt_ms, link.workers = took_ms, pong.workers[: models.MAX_MODELS]
     state.models.byte_level = {worker.model for worker in link.workers if worker.byte_level}
     link.next_look = state.now + LOOK_S
-    return [e.Send("stats", m.GetStats(), models.CONTROL_S)] if any(w.running for w in link.workers) else []
+    busy = any(worker.running for worker in link.workers)
+    stats = [e.Send("stats", m.GetStats(), models.CONTROL_S)] if busy else []
+    return [*stats, *act.go(state)]
 
 
 def _met(state: AppState, info: m.ServerInfo) -> list[e.Effect]:

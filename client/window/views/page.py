@@ -183,7 +183,7 @@ def waiting(state: AppState) -> str:
     """Return in words what has to be done before anything can be written."""
     doing = state.models.loading
     if doing is None:
-        return "connecting"
+        return "waiting until the server has loaded it" if state.models.listed else "connecting"
     amount = f" {widgets.amount(doing)}" if doing.total > 1 else ""
     return f"loading {doing.name}: {doing.stage}{amount} (Esc stops)"
 

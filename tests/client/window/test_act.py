@@ -279,3 +279,13 @@ def test_models_that_could_not_be_listed_are_asked_for_again() -> None:
 def test_a_key_that_may_not_load_is_not_sent_to_the_server_for_it() -> None:
     state = unloaded(role="generate")
     assert apply(state, e.LoadModel()) == [] and state.said("load") == "this key may not load models"
+
+
+def test_a_key_that_may_not_load_waits_for_whoever_does() -> None:
+    state = unloaded(role="generate")
+    for holder, begins in ((replace(WORKER, state="loading"), False), (WORKER, True)):
+        apply(state, e.Tick(state.now + 9, 1e9))
+        effects = apply(state, e.Replied("look", replace(PONG, workers=[holder]), 1))
+        if not begins:
+            effects = apply(state, e.Do("generate"))
+        assert bool(sent(effects, m.Generate)) == begins and state.page.busy and not sent(effects, m.Load)
