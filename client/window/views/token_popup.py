@@ -5,24 +5,15 @@ The list stays while the mouse is on the word or on the list. A click on the wor
 
 from __future__ import annotations
 
-import math
-
 from imgui_bundle import ImVec2, imgui
 
-from client.window.alternatives import Tokens, probability
-from client.window.events import Action, TakeToken
+from client.window.events import Action
 from client.window.state import AppState, Hovered
-from client.window.views import widgets
-from client.window.views.tokens import GONE, visible
-from protocol import messages as m
+from client.window.views.tokens import GONE, WIDTH, draw_list
 
 NAME = "##alternatives"
 REST_S = 0.25
 """Seconds for which the mouse rests on a word before the list opens."""
-SHOWN = 10
-TEXT, BAR = 9.0, 4.0
-WIDTH = TEXT + BAR + 3.2
-"""Widths of the first two columns, the token and its bar, and with the percentages of all. In font sizes."""
 FLAGS = (
     imgui.WindowFlags_.no_title_bar
     | imgui.WindowFlags_.no_move
@@ -78,32 +69,6 @@ def follow(state: AppState, offset: int | None, low: ImVec2, high: ImVec2) -> No
         state.hovered = Hovered(begin, state.now, (low.x, low.y, high.x, high.y))
     elif state.now >= hovered.since + REST_S:
         hovered.opened = True
-
-
-def draw_list(tokens: Tokens, index: int) -> list[Action]:
-    """Draw what could stand there, the likeliest first, each with a bar and its probability."""
-    actions = list[Action]()
-    own, size = tokens.written.tokens[index], imgui.get_font_size()
-    paint = imgui.get_window_draw_list()
-    shown = own.top[:SHOWN]
-    if all(a.id != tokens.written.ids[index] for a in shown):
-        shown = [*shown, m.Alternative(id=tokens.written.ids[index], text=own.text, logprob=own.logprob)]
-    for a in shown:
-        is_own = a.id == tokens.written.ids[index]
-        corner, share = imgui.get_cursor_screen_pos(), probability(a.logprob)
-        label = f"{visible(a.text)}###{a.id}"
-        if imgui.selectable(label, is_own, 0, ImVec2(size * WIDTH, 0))[0] and not is_own:
-            actions.append(TakeToken(tokens.start, index, a.id))
-        left, top = corner.x + size * TEXT, corner.y + imgui.get_text_line_height() * 0.3
-        right = left + max(1.0, size * BAR * math.sqrt(share))
-        color = widgets.color("accent", 1.0 if is_own else 0.6)
-        paint.add_rect_filled(
-            (left, top), (right, top + imgui.get_text_line_height() * 0.4), imgui.get_color_u32(color)
-        )
-        percent = f"{share:.1%}"
-        end = corner.x + size * WIDTH - imgui.calc_text_size(percent).x
-        paint.add_text((end, corner.y), imgui.get_color_u32(imgui.Col_.text), percent)
-    return actions
 
 
 def _within(mouse: ImVec2, box: tuple[float, float, float, float]) -> bool:

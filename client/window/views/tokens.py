@@ -6,13 +6,18 @@ import math
 
 from imgui_bundle import ImVec2, ImVec4, imgui
 
-from client.window.alternatives import probability
+from client.window.alternatives import Tokens, probability
 from client.window.events import Action, TakeToken
 from client.window.state import AppState
 from client.window.views import widgets
 from protocol import messages as m
 
 MAX_TOKENS = 1000
+SHOWN, LONGEST = 10, 20
+"""Alternatives that are listed, and characters of each."""
+TEXT, BAR = 7.0, 4.0
+WIDTH = TEXT + BAR + 3.2
+"""Widths of the first two columns, the token and its bar, and with the percentages of all. In font sizes."""
 NOTHING = (
     "The tokens of the continuation at the cursor are shown here: the paler, the less likely. Click one to replace it."
 )
@@ -27,7 +32,8 @@ def draw(state: AppState) -> list[Action]:
         imgui.text_wrapped(GONE if state.page.document.mark_at(cursor) else NOTHING)
         return actions
     written = tokens.written
-    chosen = written.tokens[:MAX_TOKENS]
+    there = len(tokens.places) - 1
+    chosen = written.tokens[: min(there, MAX_TOKENS)]
     right = imgui.get_cursor_screen_pos().x + imgui.get_content_region_avail().x
     padding = ImVec2(1, 2)
     imgui.push_style_var(imgui.StyleVar_.item_spacing, ImVec2(1, 3))
@@ -45,23 +51,39 @@ def draw(state: AppState) -> list[Action]:
         if imgui.is_item_hovered():
             imgui.set_tooltip("\n".join(alternative(a.text, a.logprob) for a in token.top[:10]))
         if imgui.begin_popup("alternatives"):
-            actions += draw_alternatives(tokens.start, index, token, written.ids[index])
+            imgui.text_disabled("replace it and go on from there")
+            actions += draw_list(tokens, index)
             imgui.end_popup()
         imgui.pop_id()
     imgui.pop_style_var(2)
-    if len(written.tokens) > MAX_TOKENS:
-        imgui.text_disabled(f"and {len(written.tokens) - MAX_TOKENS} more")
+    if there > MAX_TOKENS:
+        imgui.text_disabled(f"and {there - MAX_TOKENS} more")
     return actions
 
 
-def draw_alternatives(start: int, index: int, token: m.TokenLogprobs, own: int) -> list[Action]:
-    """Draw what can be taken instead of a token of the continuation that begins at `start`."""
+def draw_list(tokens: Tokens, index: int) -> list[Action]:
+    """Draw what could stand there, the likeliest first, each with a bar and its probability."""
     actions = list[Action]()
-    imgui.text_disabled("replace it and go on from there")
-    for a in token.top[:10]:
-        label = f"{alternative(a.text, a.logprob)}###{a.id}"
-        if imgui.selectable(label, a.id == own)[0] and a.id != own:
-            actions.append(TakeToken(start, index, a.id))
+    own, size = tokens.written.tokens[index], imgui.get_font_size()
+    paint = imgui.get_window_draw_list()
+    shown = own.top[:SHOWN]
+    if all(a.id != tokens.written.ids[index] for a in shown):
+        shown = [*shown, m.Alternative(id=tokens.written.ids[index], text=own.text, logprob=own.logprob)]
+    for a in shown:
+        is_own = a.id == tokens.written.ids[index]
+        corner, share = imgui.get_cursor_screen_pos(), probability(a.logprob)
+        label = f"{visible(a.text[:LONGEST])}###{a.id}"
+        if imgui.selectable(label, is_own, 0, ImVec2(size * WIDTH, 0))[0] and not is_own:
+            actions.append(TakeToken(tokens.start, index, a.id))
+        left, top = corner.x + size * TEXT, corner.y + imgui.get_text_line_height() * 0.3
+        right = left + max(1.0, size * BAR * share)
+        color = widgets.color("accent", 1.0 if is_own else 0.6)
+        paint.add_rect_filled(
+            (left, top), (right, top + imgui.get_text_line_height() * 0.4), imgui.get_color_u32(color)
+        )
+        percent = f"{share:.1%}"
+        end = corner.x + size * WIDTH - imgui.calc_text_size(percent).x
+        paint.add_text((end, corner.y), imgui.get_color_u32(imgui.Col_.text), percent)
     return actions
 
 
