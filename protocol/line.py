@@ -195,7 +195,7 @@ class Line:
         if self._greeted:
             self.reason.cut()
         elif self._shaken or self._broke or time.monotonic() < self._connected_at + PROBE_S:
-            self.reason.hung_up()
+            self.reason.hung_up(shaken=self._shaken)
             self.retry()  # libzmq gives a socket of another kind up
         self._greeted = self._shaken = False
         self._outbox.clear()  # it was meant for the connection that broke

@@ -23,6 +23,8 @@ class Reason:
         self._endpoint = address.endpoint
         self._own = "CURVE" if address.key else "NULL"
         self._hang_ups = 0
+        self._closes = False
+        """Whether it is a ZeroMQ server, which closes connections before it answers."""
         self.met = False
         """Whether the server has answered once."""
         self.certain = False
@@ -35,7 +37,7 @@ class Reason:
     def greeted(self) -> None:
         """Note that the server has answered."""
         self.met, self.certain = True, False
-        self._hang_ups = 0
+        self._hang_ups, self._closes = 0, False
 
     def blame(self, error: ConnectionFailed | RequestError, *, certain: bool) -> None:
         self.error, self.certain = error, certain
@@ -69,7 +71,7 @@ class Reason:
 
     def accepted(self) -> None:
         """Note that a connection was made, over which nothing has come yet."""
-        if isinstance(self.error, NotGpt2d | KeyRefused):
+        if isinstance(self.error, NotGpt2d | KeyRefused) or self._closes:
             return
         silent = f"{self._endpoint} accepts connections but sends nothing; is the server stopped or stuck?"
         if self.met:
@@ -92,17 +94,21 @@ class Reason:
         if not isinstance(self.error, KeyRefused):
             self.other(certain=False)
 
-    def hung_up(self) -> None:
-        """Note that a connection was ended before the server's first answer."""
+    def hung_up(self, *, shaken: bool) -> None:
+        """Note that a connection was ended before the server's first answer; `shaken`: after the handshake."""
         if self.met:
             return
+        if shaken:
+            self._closes = True
+            what = f"the server on {self._endpoint} closes connections before it answers"
+            self.blame(ServerStuck(f"{what}; it may be full, or have cut this address off for a while"), certain=False)
+            return
         self._hang_ups += 1
-        if not isinstance(self.error, NotGpt2d | KeyRefused):
-            what = (
-                f"something answers on {self._endpoint}, but it hangs up without a word: another program, or a tunnel"
-            )
-            self.blame(NotGpt2d(f"{what} with no server at its end"), certain=False)
-        self.certain = self.certain or self._hang_ups >= HANG_UPS
+        if not isinstance(self.error, NotGpt2d | KeyRefused) and not self._closes:
+            what = f"something answers on {self._endpoint}, but it hangs up without a word: another program, a tunnel"
+            cut = "with no server at its end, or a server that is full or has cut this address off"
+            self.blame(NotGpt2d(f"{what} {cut}"), certain=False)
+        self.certain = not self._closes and (self.certain or self._hang_ups >= HANG_UPS)
 
     def looked_into(self, found: Literal["silent", "other", "NULL", "CURVE"]) -> None:
         """Note what listens there, as `sockets.look_into` found."""

@@ -7,6 +7,17 @@ from scripts.reliability.promise import PROMISES, Check
 
 def every_promise() -> dict[str, Check]:
     # Each registers its own.
-    from scripts.reliability import deaths, endings, far, frames, guesses, hostile, outsiders, peers, ranges, turns  # noqa: F401  # noqa: F401
+    from scripts.reliability import (  # noqa: F401
+        deaths,
+        endings,
+        far,
+        frames,
+        guesses,
+        hostile,
+        outsiders,
+        peers,
+        ranges,
+        turns,
+    )
 
     return PROMISES

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.server
 import os
 import queue
@@ -35,6 +36,7 @@ from protocol.errors import (
 )
 from protocol.testing import FakeServer, Step
 from scripts.daemon import Daemon
+from scripts.reliability import zmtp
 from tests.conftest import free_port, wait_for
 
 
@@ -120,6 +122,17 @@ def test_a_server_that_speaks_no_msgpack() -> None:
 def test_something_that_accepts_and_says_nothing() -> None:
     with tcp_server(lambda _: None) as endpoint, Client(endpoint) as client, pytest.raises(ServerStuck):
         client.ping(timeout=2)
+
+
+def test_a_server_that_closes_connections_before_it_answers() -> None:
+    """It is full, say. That it is another program is not known."""
+
+    def handle(connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            zmtp.shake(connection, Socket_Type=b"ROUTER")
+
+    with tcp_server(handle) as endpoint, Client(endpoint) as client, pytest.raises(ServerStuck, match="it may be full"):
+        client.ping(timeout=1)
 
 
 def test_another_version() -> None:
