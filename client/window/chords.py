@@ -49,6 +49,7 @@ CHORDS = (
     Chord(("Esc",), Do("stop"), "stop"),
     Chord(("Ctrl+Shift+Enter",), Do("continue"), "continue at the end of the last continuation", "page"),
     Chord(("Ctrl+R",), Do("regenerate"), "regenerate", "page"),
+    Chord(("Ctrl+B",), Do("branches"), "write 4 branches at the cursor", "page"),
     Chord(("Alt+Left",), Do("earlier"), "the continuation before", "page"),
     Chord(("Alt+Right",), Do("later"), "the next continuation", "page"),
     Chord(("Ctrl+Z",), Do("undo"), "undo", "page", repeats=True, in_fields=True),

@@ -1,5 +1,4 @@
-"""The page: its text, the caret, the marks of what was generated, undo over edits and generations, and the takes of
-each place.
+"""The page: its text, the caret, the marks of what was generated, and undo over edits and generations.
 
 Offsets are characters (code points) of the text, whose lines end in a line feed. Nothing here knows a window, a server
 or a clock.
@@ -10,45 +9,24 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from client.window.marks import Mark, Passage, Span, Written
 
 MAX_UNDO, MAX_UNDO_CHARACTERS = 1000, 16 << 20
-MAX_PLACES, MAX_PLACES_CHARACTERS = 200, 16 << 20
-MAX_TAKES = 50
 MERGE_S = 1.0
 """Seconds within which typing is undone together."""
 HIDDEN = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f]")
 """Control characters, which a page does not show."""
 
 
-@dataclass(frozen=True)
-class Mark:
-    """Characters start to end were generated."""
-
-    start: int
-    end: int
-
-
-@dataclass
-class Take:
-    """One continuation of a place."""
+class Sheet(NamedTuple):
+    """A text that a page can show."""
 
     text: str
-    entry: int | None = None
-    """Its number in the history; None until it is complete."""
-
-
-@dataclass
-class Place:
-    """The continuations written after the same text, and which of them the page shows."""
-
-    takes: list[Take] = field(default_factory=list)
-    shown: int = 0
-
-    def show_last(self) -> None:
-        """The newest take is shown, and the oldest are forgotten."""
-        del self.takes[:-MAX_TAKES]
-        self.shown = max(0, len(self.takes) - 1)
+    written: Written
+    cursor: int
 
 
 @dataclass
@@ -56,7 +34,7 @@ class _Edit:
     start: int
     removed: str
     inserted: str
-    marks: list[Mark]
+    written: Written
     """The marks before the edit."""
     cursor: int
     anchor: int
@@ -73,9 +51,7 @@ class Document:
 
     def __init__(self, text: str = "") -> None:
         self.text = clean(text)
-        self.marks: list[Mark] = []
-        self.places: dict[str, Place] = {}
-        """Places by the text before them."""
+        self.written = Written()
         self.cursor = len(self.text)
         self.anchor = self.cursor
         """The other end of the selection; where the cursor is, nothing is selected."""
@@ -87,8 +63,6 @@ class Document:
         self._redo: list[_Edit] = []
         self._kept = 0
         """Characters of the edits that can be undone."""
-        self._places_kept = 0
-        """Characters of the places' keys."""
 
     @property
     def selection(self) -> tuple[int, int]:
@@ -128,35 +102,44 @@ class Document:
         if removed != inserted:
             self._remember(start, removed, inserted, kind, now)
             self._redo.clear()
-            self.marks = _shifted(self.marks, start, end, len(inserted))
+            self.written = self.written.edited(start, end, inserted)
             self._put(start, end, inserted)
         return start + len(inserted)
 
-    def mark(self, start: int, end: int) -> None:
-        """Mark the characters from start to end as generated; marks that overlap them are replaced."""
-        kept = [mark for mark in self.marks if mark.end <= start or mark.start >= end]
-        self.marks = sorted([*kept, Mark(start, end)], key=lambda mark: mark.start) if end > start else kept
+    @property
+    def marks(self) -> tuple[Mark, ...]:
+        """What was generated."""
+        return self.written.marks
 
-    def mark_at(self, position: int) -> Mark | None:
-        """Return the mark that a position is in, or at the end of."""
-        return next((mark for mark in reversed(self.marks) if mark.start <= position <= mark.end), None)
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """The takes that the text shows."""
+        return self.written.spans
 
-    def place(self, start: int) -> Place:
-        """Return the place after the first `start` characters, made where it is new; the oldest are forgotten."""
-        key = self.text[:start]
-        place = self.places.pop(key, None)
-        if place is None:
-            place = Place()
-            self._places_kept += len(key)
-        self.places[key] = place
-        while len(self.places) > 1 and (len(self.places) > MAX_PLACES or self._places_kept > MAX_PLACES_CHARACTERS):
-            oldest = next(iter(self.places))
-            del self.places[oldest]
-            self._places_kept -= len(oldest)
-        return place
+    def mark(self, start: int, end: int, node: int = 0) -> None:
+        """Mark the characters from start to end as generated, as a part of this take."""
+        self.written = self.written.added(start, end, node)
 
-    def known_place(self, start: int) -> Place | None:
-        return self.places.get(self.text[:start])
+    def show(self, start: int, end: int, passage: Passage, node: int, kind: str) -> int:
+        """Replace the characters from start to end by a take; return where it ends."""
+        end = self.edit(start, end, passage.text, kind)
+        self.written = self.written.shown(start, passage, node)
+        return end
+
+    def mark_at(self, position: int) -> Span | None:
+        """Return the take that a position is in, or at the end of; where there is none, what else was generated."""
+        return self.written.at(position)
+
+    def passage(self, start: int, end: int) -> Passage:
+        """Return what stands between two offsets."""
+        return Passage(self.text[start:end], self.written.ink(start, end))
+
+    def become(self, sheet: Sheet) -> None:
+        """Show another text, in one step of undo."""
+        start, end = _common(self.text, sheet.text)
+        self.edit(start, len(self.text) - end, sheet.text[start : len(sheet.text) - end], "shown")
+        self.written = sheet.written
+        self.select(sheet.cursor)
 
     def undo(self) -> None:
         if self._undo:
@@ -164,7 +147,7 @@ class Document:
             self._kept -= edit.size
             self._redo.append(self._again(edit))
             self._put(edit.start, edit.start + len(edit.inserted), edit.removed)
-            self.marks = edit.marks
+            self.written = edit.written
             self.select(edit.cursor, edit.anchor)
 
     def redo(self) -> None:
@@ -172,12 +155,14 @@ class Document:
             edit = self._redo.pop()
             self._keep(self._again(edit))
             self._put(edit.start, edit.start + len(edit.removed), edit.inserted)
-            self.marks = edit.marks
+            self.written = edit.written
             self.select(edit.start + len(edit.inserted))
 
     def _again(self, edit: _Edit) -> _Edit:
         """Return an edit for the way back, which restores what is there now and merges with nothing."""
-        return _Edit(edit.start, edit.removed, edit.inserted, self.marks, self.cursor, self.anchor, edit.kind, -MERGE_S)
+        return _Edit(
+            edit.start, edit.removed, edit.inserted, self.written, self.cursor, self.anchor, edit.kind, -MERGE_S
+        )
 
     def _put(self, start: int, end: int, inserted: str) -> None:
         self.text = self.text[:start] + inserted + self.text[end:]
@@ -193,7 +178,7 @@ class Document:
         """Keep an edit for undo, as a part of the last one where it goes on with it."""
         last = self._undo[-1] if self._undo else None
         if last is None or not _goes_on(last, start, removed, inserted, kind, now):
-            self._keep(_Edit(start, removed, inserted, self.marks, self.cursor, self.anchor, kind, now))
+            self._keep(_Edit(start, removed, inserted, self.written, self.cursor, self.anchor, kind, now))
             return
         if start < last.start:
             last.start, last.removed = start, removed + last.removed
@@ -257,13 +242,3 @@ def _moved(position: int, start: int, end: int, length: int, *, after: bool) -> 
     if position >= end:
         return position + length - (end - start)
     return start + length if after else start
-
-
-def _shifted(marks: list[Mark], start: int, end: int, length: int) -> list[Mark]:
-    """Return the marks after an edit; typing inside a mark does not split it, typing at its ends is not in it."""
-
-    def moved(position: int, *, ends: bool) -> int:
-        return _moved(position, start, end, length, after=not ends)
-
-    found = [Mark(moved(mark.start, ends=False), moved(mark.end, ends=True)) for mark in marks]
-    return [mark for mark in found if mark.end > mark.start]

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeAlias
 
 from client.window.state import Preferences
 from client.window.textfile import TextFile
+from client.window.tree import Pruned
 from protocol import connection, messages as m
 
 # Actions: what the user did
@@ -90,8 +91,8 @@ class Select:
 
 
 ModelWord: TypeAlias = Literal["measure", "stop measuring", "reset settings", "agree", "decline"]
-WriteWord: TypeAlias = Literal["generate", "continue", "regenerate"]
-PageWord: TypeAlias = WriteWord | Literal["stop", "undo", "redo", "earlier", "later"]
+WriteWord: TypeAlias = Literal["generate", "continue", "regenerate", "branches"]
+PageWord: TypeAlias = WriteWord | Literal["stop", "undo", "redo", "earlier", "later", "close branches"]
 CompareWord: TypeAlias = Literal["compare", "stop compare", "take page", "add column", "remove column"]
 WindowWord: TypeAlias = Literal["keys", "to the page"]
 FileWord: TypeAlias = Literal[
@@ -125,6 +126,47 @@ class TakeToken:
     start: int
     index: int
     token: int
+
+
+@dataclass(frozen=True)
+class GoTo:
+    """The page as it was last with this take; 0: without any."""
+
+    node: int
+
+
+@dataclass(frozen=True)
+class Take:
+    """One take of a place instead of another, also while both are being written."""
+
+    node: int
+
+
+@dataclass(frozen=True)
+class NameNode:
+    node: int
+    name: str
+
+
+@dataclass(frozen=True)
+class KeepNode:
+    """A take is never forgotten, or as others again."""
+
+    node: int
+
+
+@dataclass(frozen=True)
+class PruneNode:
+    """A take is cut off, with all that follows it."""
+
+    node: int
+
+
+@dataclass(frozen=True)
+class Graft:
+    """What was cut off is put back."""
+
+    pruned: Pruned
 
 
 @dataclass(frozen=True)
@@ -203,6 +245,12 @@ Action: TypeAlias = (
     | Do
     | Enter
     | TakeToken
+    | GoTo
+    | Take
+    | NameNode
+    | KeepNode
+    | PruneNode
+    | Graft
     | SetSetting
     | Preset
     | Prefer
@@ -214,6 +262,7 @@ Action: TypeAlias = (
 )
 
 PageAction: TypeAlias = Typed | Moved | Edit | Select | TakeToken | Restore
+TreeAction: TypeAlias = GoTo | Take | NameNode | KeepNode | PruneNode | Graft
 WriteAction: TypeAlias = Do | TakeToken
 """Actions that have something written, with the chosen model: those of act.want."""
 CompareAction: TypeAlias = ChooseColumn | ExportEntry

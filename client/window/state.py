@@ -15,6 +15,7 @@ from client.window.alternatives import Alternatives, Tokens
 from client.window.document import Document
 from client.window.parameters import OWN, fits
 from client.window.textfile import TextFile
+from client.window.tree import Tree
 from protocol import messages as m
 from protocol.keys import DEFAULT_ENDPOINT
 
@@ -42,8 +43,8 @@ KEPT_LOGPROBS = 50
 """Number of generations, the newest, that keep their tokens' probabilities, which take far more memory than their
 texts.
 """
-PANELS = ("Connection", "Model", "Sampling", "Inference", "Tokens", "History", "Compare", "Settings", "Keys")
-LAYOUT_VERSION = 1
+PANELS = ("Connection", "Model", "Sampling", "Inference", "Tokens", "Tree", "History", "Compare", "Settings", "Keys")
+LAYOUT_VERSION = 2
 """Raised when the panels or their first places change: a layout of other panels is not applied."""
 Settings: TypeAlias = dict[str, Any]
 """Generation settings by name, those of messages.SETTINGS that differ from the default."""
@@ -145,14 +146,20 @@ class Generating:
     first_at: float = 0.0
     """Time of the first of them, and of the latest."""
     latest_at: float = 0.0
-    spaces: int = 0
-    """Number of spaces at the prompt's end that were not sent: as many leading ones of the answer are dropped."""
+    spaces: list[int] = field(default_factory=list)
+    """For each continuation, the number of spaces at the prompt's end that were not sent: as many leading ones of the
+    answer are dropped.
+    """
+    dropped: list[int] = field(default_factory=list)
+    """For each, the number of leading spaces that were dropped."""
     begins: Branch | None = None
     """The tokens that it goes on from, which belong to it."""
-    dropped: int = 0
-    """Number of leading spaces that were dropped."""
-    instead_of: int | None = None
-    """The take that was here before and comes back if nothing is written."""
+    until: int = 0
+    """The first text takes the place of what stands before this character."""
+    nodes: dict[int, int] = field(default_factory=dict)
+    """Number of a continuation -> its take; empty until there is some text."""
+    index: int = 0
+    """The continuation that is on the page."""
     way: tuple[str, str, str] = ("", "", "")
     """Model, engine and precision that write."""
     wanted: Wanted | None = None
@@ -200,6 +207,7 @@ class Branch:
 @dataclass(slots=True)
 class Page:
     document: Document = field(default_factory=Document)
+    tree: Tree = field(default_factory=Tree)
     path: Path | None = None
     file: TextFile = field(default_factory=TextFile)
     """The file as it was opened or saved."""
@@ -208,8 +216,8 @@ class Page:
     generating: Generating | None = None
     wanted: Wanted | None = None
     branch: Branch | None = None
-    last: int | None = None
-    """Character at which the last generation began."""
+    batch: list[int] = field(default_factory=list)
+    """The takes that were written at once and are shown side by side."""
     move_cursor: bool = False
     """The text field takes over the document's cursor in its next frame."""
     counted: int = -1
@@ -226,6 +234,15 @@ class Page:
     def busy(self) -> bool:
         """True while something is written, or waits for its model."""
         return self.generating is not None or self.wanted is not None
+
+    @property
+    def last(self) -> int | None:
+        """Character at which the last generation began."""
+        return self.document.sticky.get("last")
+
+    @last.setter
+    def last(self, start: int) -> None:
+        self.document.sticky["last"] = start
 
     @property
     def dirty(self) -> bool:

@@ -81,7 +81,7 @@ def stop(state: AppState) -> list[e.Effect]:
 def _begin(state: AppState, wanted: Wanted) -> list[e.Effect]:
     state.page.wanted = None
     match wanted.action:
-        case e.Do(what="generate" | "continue" | "regenerate" as what):
+        case e.Do(what="generate" | "continue" | "regenerate" | "branches" as what):
             effects = page.do(state, what)
         case e.TakeToken():
             effects = page.apply(state, wanted.action)

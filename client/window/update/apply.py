@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from client.window import events as e, secret
 from client.window.parameters import usable
 from client.window.state import GOES_ON, AppState, Status
-from client.window.update import act, comparison, files, models, notices, page
+from client.window.update import act, branches, comparison, files, models, notices, page
 from protocol import messages as m
 from protocol.connection import Event as Reply
 from protocol.errors import (
@@ -122,6 +122,8 @@ def apply(state: AppState, message: e.Message) -> list[e.Effect]:
             return act.want(state, message)
         case e.Typed() | e.Moved() | e.Edit() | e.Select() | e.Restore():
             return page.apply(state, message)
+        case e.GoTo() | e.Take() | e.NameNode() | e.KeepNode() | e.PruneNode() | e.Graft():
+            branches.apply(state, message)
         case e.Dismiss(key):
             notices.drop(state, key)
         case e.ChooseColumn() | e.ExportEntry():
@@ -344,11 +346,11 @@ def _do(state: AppState, what: e.ModelWord | e.PageWord | e.CompareWord | e.Wind
             return []
         case "agree" | "decline":
             return _answer(state, agreed=what == "agree")
-        case "generate" | "continue" | "regenerate":
+        case "generate" | "continue" | "regenerate" | "branches":
             return act.want(state, e.Do(what))
         case "stop":
             return act.stop(state)
-        case "undo" | "redo" | "earlier" | "later":
+        case "undo" | "redo" | "earlier" | "later" | "close branches":
             return page.do(state, what)
         case "compare" | "stop compare" | "take page" | "add column" | "remove column":
             return comparison.do(state, what)

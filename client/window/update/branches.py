@@ -2,105 +2,189 @@
 
 from __future__ import annotations
 
-from client.window.document import Mark, Take, clean
-from client.window.state import AppState, Entry
+from typing import assert_never
+
+from client.window import events as e
+from client.window.document import Sheet, clean
+from client.window.marks import Span, Written
+from client.window.state import AppState, Entry, Generating
+from client.window.tree import MAX_KEPT, Node
 from client.window.update import notices
 
 SENT_BYTES = 100_000
 """Most bytes before the cursor that are sent: far more than any context holds, and far less than a request may have."""
 
 
-def begin(state: AppState, start: int) -> None:
-    """A continuation is to be written after the first `start` characters."""
-    place = state.page.document.place(start)
-    place.takes.append(Take(""))
-    # No take is forgotten before this one has some text: `instead_of` is an index of them.
-    place.shown = len(place.takes) - 1
+def apply(state: AppState, message: e.TreeAction) -> None:
+    tree, document = state.page.tree, state.page.document
+    match message:
+        case e.GoTo(node):
+            go(state, node)
+        case e.Take(node):
+            take(state, node)
+        case e.NameNode(node, name):
+            if node in tree.nodes:
+                tree.name(node, name)
+        case e.KeepNode(node):
+            if node in tree.nodes and not tree.keep(node):
+                notices.inform(state, "branches", f"at most {MAX_KEPT} branches can be kept: let go of another first")
+        case e.PruneNode(node):
+            if tree.can_prune(node, document) and not state.page.generating:
+                pruned = tree.prune(node)
+                many = f"{len(pruned.nodes)} branches were" if len(pruned.nodes) > 1 else "a branch was"
+                notices.inform(state, "branches", f"{many} pruned", e.Graft(pruned), "Put it back")
+        case e.Graft(pruned):
+            notices.drop(state, "branches")
+            if not tree.graft(pruned):
+                notices.inform(state, "branches", "what it belonged to is no longer there")
+        case _:
+            assert_never(message)
 
 
-def insert(state: AppState, text: str) -> None:
-    """Put new text where the generation is."""
+def insert(state: AppState, text: str, index: int = 0) -> None:
+    """Take new text of one of the continuations that are being written; one of them is on the page.
+
+    The first text takes the place of what was there, so that a generation that nothing comes of changes nothing.
+    """
     page, going = state.page, state.page.generating
-    if going is None:
+    text = clean(text)
+    if going is None or not text:
         return
-    document = page.document
-    follows = going.start <= document.cursor <= going.end
-    going.end = document.edit(going.end, going.end, text, f"generated {going.began}")
-    document.mark(going.start, going.end)
+    if not going.nodes:
+        _begin(state, going, text, index)
+    elif index in going.nodes and going.nodes[index] in page.tree.nodes:
+        node = going.nodes[index]
+        page.tree.grow(node, text)
+        if index == going.index:
+            was, going.end = going.end, _write(state, going, going.end, text)
+            page.document.mark(was, going.end, node)
+
+
+def _begin(state: AppState, going: Generating, text: str, index: int) -> None:
+    document, tree = state.page.document, state.page.tree
+    tree.settle(document)
+    going.end = _write(state, going, max(going.until, going.start), text)
+    document.mark(going.start, going.end)  # a take that they were written into ends before them
+    tree.settle(document, (going.start, going.end))
+    node = tree.add(document, going.start, going.end, "token" if going.begins else "generated")
+    going.index, going.nodes = index, {i: tree.beside(node.id).id for i in range(len(going.spaces)) if i != index}
+    going.nodes[index] = node.id
+    if len(going.nodes) > 1:
+        state.page.batch = [going.nodes[i] for i in sorted(going.nodes)]
+
+
+def _write(state: AppState, going: Generating, end: int, text: str) -> int:
+    """Put text where the generation is, instead of what is there up to `end`; return where it ends."""
+    page, document = state.page, state.page.document
+    follows = going.start <= document.cursor <= end
+    at = document.edit(going.end, end, text, f"generated {going.began}")
     if follows:
-        document.select(going.end)
+        document.select(at)
     page.move_cursor = True
-    place = document.known_place(going.start)
-    if place and place.takes:
-        place.takes[place.shown].text += clean(text)
+    return at
+
+
+def length(state: AppState, index: int) -> int:
+    """Return how many characters were written of one of the continuations."""
+    going = state.page.generating
+    node = state.page.tree.nodes.get(going.nodes.get(index, 0)) if going else None
+    return len(node.text) if node else 0
 
 
 def finished(state: AppState, entry: Entry) -> None:
     """The generation is complete, and is this entry of the history."""
     page, going = state.page, state.page.generating
-    place = page.document.known_place(going.start) if going else None
-    if going and place and place.takes:
-        place.takes[place.shown].entry = entry.number
+    for node in going.nodes.values() if going else []:
+        if node in page.tree.nodes:
+            page.tree.nodes[node].entry = entry.number
 
 
 def ended(state: AppState, error: str) -> None:
-    """Nothing more is written; a continuation that nothing came of is none, and what it was to replace comes back."""
+    """Nothing more is written; a continuation that nothing came of is none."""
     page, going = state.page, state.page.generating
-    if going:
-        place = page.document.known_place(going.start)
-        if place and place.takes and not place.takes[place.shown].text:
-            del place.takes[place.shown]  # nothing was written
-            place.shown = max(0, len(place.takes) - 1)
-            if going.instead_of is not None:
-                page.document.undo()
-                place.shown, page.move_cursor = going.instead_of, True
-        elif place:
-            place.show_last()
+    for node in going.nodes.values() if going else []:
+        if node in page.tree.nodes and not page.tree.nodes[node].text:
+            page.tree.remove(node)
     page.generating = None
     if error:
         notices.warn(state, "page", error)
     page.changed_at, page.counted = state.now, -1
 
 
-def clear(state: AppState, mark: Mark | None, start: int) -> int | None:
-    """Remove the continuation that begins at `start`, for another in its place; return which take it was."""
-    if not mark or mark.start != start:
-        return None
-    document = state.page.document
-    document.edit(mark.start, mark.end, "", f"generated {state.now}")
-    document.select(mark.start)
-    state.page.move_cursor = True
-    return document.place(start).shown
-
-
 def flip(state: AppState, step: int) -> None:
     """Show another take of the place at the cursor."""
     page = state.page
-    mark = page.document.mark_at(page.document.cursor)
-    place = page.document.known_place(mark.start) if mark else None
-    if page.generating or mark is None or place is None or len(place.takes) < 2:
+    if page.generating:
         return
-    place.shown = (place.shown + step) % len(place.takes)
-    take = place.takes[place.shown]
-    end = page.document.edit(mark.start, mark.end, take.text, "flipped")
-    page.document.mark(mark.start, end)
-    page.document.select(end)
+    page.tree.settle(page.document)
+    span = page.document.mark_at(page.document.cursor)
+    if span is None or span.node not in page.tree.nodes:
+        return
+    takes = page.tree.siblings(span.node)
+    at = takes.index(page.tree.nodes[span.node])
+    if len(takes) > 1:
+        _show(state, span, takes[(at + step) % len(takes)])
+
+
+def take(state: AppState, node: int) -> None:
+    """Show one of the takes of a place that is on the page, also while it is being written."""
+    page, going = state.page, state.page.generating
+    taken = page.tree.nodes.get(node)
+    if taken is None or (going and node not in going.nodes.values()):
+        return
+    page.batch = []
+    if going:
+        going.index = next(index for index, other in going.nodes.items() if other == node)
+        going.end = page.document.show(going.start, going.end, taken.passage, node, "flipped")
+        page.document.select(going.end)
+        page.move_cursor = True
+        return
+    page.tree.settle(page.document)
+    spans = (span for span in page.document.spans if span.node in page.tree.nodes)
+    span = next((span for span in spans if page.tree.nodes[span.node].place == taken.place), None)
+    if span:
+        _show(state, span, taken)
+    else:
+        go(state, node)
+
+
+def _show(state: AppState, span: Span, node: Node) -> None:
+    page = state.page
+    page.document.select(page.document.show(span.start, span.end, node.passage, node.id, "flipped"))
     page.move_cursor, page.changed_at = True, state.now
-    page.last = mark.start
+    page.last = span.start
+
+
+def go(state: AppState, node: int) -> None:
+    """Show the page as it was last with a take; 0: without any."""
+    page = state.page
+    if page.generating or (node and node not in page.tree.nodes):
+        return
+    page.tree.settle(page.document)
+    if node not in page.tree.nodes and node:  # it was the oldest, and there are too many
+        return
+    sheet = page.tree.page(node)
+    page.document.become(sheet)
+    page.move_cursor, page.changed_at = True, state.now
+    page.last = sheet.cursor - (len(page.tree.nodes[node].text) if node else 0)
 
 
 def restore(state: AppState, number: int) -> None:
-    """Put a generation of the history back: its prompt, if it is not there already, and its text."""
+    """Put a generation of the history back, its prompt and its text, in one step of undo."""
     entry, page = state.history.entry(number), state.page
     if entry is None or page.generating:
         return
-    document, prompt = page.document, clean(entry.prompt)
-    text, start = clean(entry.result.text), len(prompt)
-    document.edit(0, len(document.text), prompt + text, "restored")
-    document.mark(start, len(document.text))
-    document.select(len(document.text))
-    place = document.place(start)
-    place.takes.append(Take(text, number))
-    place.show_last()
+    document = page.document
+    prompt, text = clean(entry.prompt), clean(entry.result.text)
+    page.tree.settle(document)
+    start, end = len(prompt), len(prompt) + len(text)
+    document.become(Sheet(prompt + text, Written(), end))
+    page.tree.add(document, start, end, "restored").entry = number
     page.move_cursor, page.changed_at = True, state.now
     page.last = start
+
+
+def shifted(going: Generating, sticky: dict[str, int]) -> None:
+    """Take over where the generation is after an edit elsewhere."""
+    going.start, going.end = sticky.pop("begun"), sticky.pop("written")
+    going.until = sticky.pop("until")

@@ -9,6 +9,7 @@ from client.window import events as e
 from client.window.document import Document
 from client.window.state import AppState
 from client.window.textfile import TextFile
+from client.window.tree import Tree
 from client.window.update import notices
 
 
@@ -82,8 +83,9 @@ def _show(state: AppState, path: Path | None, file: TextFile) -> list[e.Effect]:
     """Put another text on the page."""
     page = state.page
     was_generating = page.generating is not None
-    page.generating = page.branch = page.last = None
-    page.document = Document(file.text)
+    page.generating = page.branch = None
+    page.batch = []
+    page.document, page.tree = Document(file.text), Tree()
     page.document.select(0)
     page.path, page.file = path, file
     page.move_cursor, page.counted = True, -1

@@ -14,9 +14,9 @@ NOTICE_S = 8.0
 MAX_NOTICES = 5
 
 
-def inform(state: AppState, key: str, text: str) -> None:
-    """Say something for a few seconds."""
-    _put(state, Notice(key, text, until=state.now + NOTICE_S))
+def inform(state: AppState, key: str, text: str, action: e.Action | None = None, label: str = "") -> None:
+    """Say something for a few seconds; `action` is what one may want to do then, and `label` its button."""
+    _put(state, Notice(key, text, "info", action, label, state.now + NOTICE_S))
 
 
 def warn(state: AppState, key: str, text: str, action: e.Action | None = None, label: str = "") -> None:

@@ -27,6 +27,8 @@ COUNTED_BYTES = 12_000
 tokens is about 5,000 bytes.
 """
 AUTOSAVE_S = 2.0
+BRANCHES = 4
+"""Number of continuations that are written together where several are asked for."""
 ALTERNATIVES = 10
 CHARACTERS = 12
 """Characters that are tokenised for each token of the context, where a prompt is needed as tokens."""
@@ -69,11 +71,11 @@ def _edit(state: AppState, edit: e.Edit) -> list[e.Effect]:
     length = len(document.text)
     start, end = max(0, min(edit.start, length)), max(0, min(edit.end, length))
     going = page.generating
-    stops = going is not None and start <= going.end and end >= going.start
-    document.sticky |= {"written": going.end, "begun": going.start} if going else {}
+    stops = going is not None and start <= max(going.end, going.until) and end >= going.start
+    document.sticky |= {"begun": going.start, "written": going.end, "until": going.until} if going else {}
     document.select(document.edit(start, max(start, end), edit.text, edit.kind, state.now))
     if going:
-        going.end, going.start = document.sticky.pop("written"), document.sticky.pop("begun")
+        branches.shifted(going, document.sticky)
     page.changed_at, page.exact = state.now, False
     return do(state, "stop") if stops else []
 
@@ -88,6 +90,8 @@ def do(state: AppState, what: e.PageWord) -> list[e.Effect]:
             return generate(state, mark.end if mark else page.document.cursor)
         case "regenerate":
             return _regenerate(state)
+        case "branches":
+            return generate(state, page.document.cursor, count=BRANCHES)
         case "stop":
             page.branch = None
             if page.generating and not page.generating.stopping:
@@ -99,6 +103,8 @@ def do(state: AppState, what: e.PageWord) -> list[e.Effect]:
                 page.move_cursor, page.changed_at = True, state.now
         case "earlier" | "later":
             branches.flip(state, -1 if what == "earlier" else 1)
+        case "close branches":
+            page.batch = []
         case _:
             assert_never(what)
     return []
@@ -124,27 +130,29 @@ def tick(state: AppState, unix: float) -> list[e.Effect]:
 
 
 def generate(
-    state: AppState, start: int, *, instead_of: int | None = None, begins: Branch | None = None
+    state: AppState, start: int, *, until: int = 0, begins: Branch | None = None, count: int = 1
 ) -> list[e.Effect]:
-    """Continue the page after `start`; what `begins` with other tokens goes on from these."""
+    """Continue the page after `start`, instead of what is there up to `until`; what `begins` with other tokens goes on
+    from these; in `count` ways at once.
+    """
     page = state.page
     if page.generating:
         return []
     prompt, spaces = spared(state, page.document.before(start, SENT_BYTES), state.models.model)
     page.last, page.counted = start, -1
+    page.batch = []
     state.ledgers.last = None
     notices.drop(state, "page")
     asked = state.setting("max_new_tokens")
-    page.generating = Generating(start, start, prompt, asked, state.now, way=state.models.way)
-    page.generating.instead_of, page.generating.begins = instead_of, begins
-    page.generating.spaces = spaces
-    branches.begin(state, start)
+    page.generating = Generating(start, start, prompt, asked, state.now, until=until, way=state.models.way)
+    page.generating.begins = begins
+    page.generating.spaces, page.generating.dropped = [spaces] * count, [0] * count
     if begins and begins.text:
-        branches.insert(state, _without_spaces(page.generating, begins.text))
+        branches.insert(state, _without_spaces(page.generating, begins.text, 0))
     request = {**state.settings, **_which(state), "stream": True, "truncate": "left"}
     if request.get("strategy") not in m.SEARCHES:
         request.setdefault("logprobs", ALTERNATIVES)
-    request["n"] = 1
+    request["n"] = count
     if begins and begins.prompt_ids is not None:
         request["prompt_ids"] = begins.prompt_ids + begins.ids
     else:
@@ -193,12 +201,12 @@ def spared(state: AppState, prompt: str, model: str) -> tuple[str, int]:
     return (sent, len(prompt) - len(sent)) if sent and state.spares_spaces(model) else (prompt, 0)
 
 
-def _without_spaces(going: Generating, text: str) -> str:
-    """Return new text without those of its leading spaces that the page has already."""
+def _without_spaces(going: Generating, text: str, index: int) -> str:
+    """Return new text of a continuation without those of its leading spaces that the page has already."""
     rest = text.lstrip(" ")
-    dropped = min(going.spaces, len(text) - len(rest))
-    going.spaces = 0 if rest else going.spaces - dropped
-    going.dropped += dropped
+    dropped = min(going.spaces[index], len(text) - len(rest))
+    going.spaces[index] = 0 if rest else going.spaces[index] - dropped
+    going.dropped[index] += dropped
     return text[dropped:]
 
 
@@ -212,15 +220,16 @@ def _written(state: AppState, event: Reply, took_ms: float) -> list[e.Effect]:
         going.place = 0
         going.tokens += len(event.ids)
         going.first_at, going.latest_at = going.first_at or state.now, state.now
-        if going.end - going.start + len(event.text) > going.asked * MAX_TOKEN_BYTES:
+        if branches.length(state, event.index) + len(event.text) > going.asked * MAX_TOKEN_BYTES:
             branches.ended(state, "the server sent far more text than was asked for; it was cancelled")
             return [e.Cancel("page")]
-        if text := _without_spaces(going, event.text):
-            branches.insert(state, text)
+        if 0 <= event.index < len(going.spaces):
+            branches.insert(state, _without_spaces(going, event.text, event.index), event.index)
     elif isinstance(event, m.Generated):
         state.ledgers.last, state.ledgers.whole_ms = event, took_ms
         entry = note(state, going.prompt, event)
-        state.alternatives.keep(_tokens(going, event))
+        for tokens in _tokens(going, event):
+            state.alternatives.keep(tokens)
         branches.finished(state, entry)
         branches.ended(state, "")
         return [e.Send("stats", m.GetStats(), COUNT_S)]
@@ -229,11 +238,14 @@ def _written(state: AppState, event: Reply, took_ms: float) -> list[e.Effect]:
     return []
 
 
-def _tokens(going: Generating, result: m.Generated) -> Written:
-    """Return all tokens of a continuation, those among them that it went on from."""
+def _tokens(going: Generating, result: m.Generated) -> list[Written]:
+    """Return all tokens of each continuation, those among them that it went on from."""
     ids, tokens = (going.begins.ids, going.begins.tokens) if going.begins else ([], [])
-    told = len(result.logprobs) == len(result.ids)
-    return Written(ids + result.ids, tokens + result.logprobs if told else [], going.dropped)
+    told = [(result.ids, result.logprobs), *((other.ids, other.logprobs) for other in result.others)]
+    return [
+        Written(ids + own, tokens + logprobs if len(logprobs) == len(own) else [], dropped)
+        for (own, logprobs), dropped in zip(told, going.dropped, strict=False)
+    ]
 
 
 def note(state: AppState, prompt: str, result: m.Generated) -> Entry:
@@ -279,8 +291,13 @@ def _regenerate(state: AppState) -> list[e.Effect]:
     start = mark.start if mark else page.last
     if page.generating or start is None or start > len(page.document.text):
         return []
-    mark = mark or page.document.mark_at(start)
-    return generate(state, start, instead_of=branches.clear(state, mark, start))
+    return generate(state, start, until=_until(state, start))
+
+
+def _until(state: AppState, start: int) -> int:
+    """Return where the continuation ends that begins here."""
+    mark = state.page.document.mark_at(start)
+    return mark.end if mark and mark.start == start else start
 
 
 def _branch(state: AppState, start: int, index: int, token: int) -> list[e.Effect]:
@@ -320,5 +337,4 @@ def _branched(state: AppState, tag: e.PageTag, event: Reply) -> list[e.Effect]:
     if branch.prompt_ids is None or branch.text is None:
         return []
     page.branch = None
-    before = branches.clear(state, page.document.mark_at(branch.start), branch.start)
-    return generate(state, branch.start, instead_of=before, begins=branch)
+    return generate(state, branch.start, until=_until(state, branch.start), begins=branch)

@@ -10,6 +10,7 @@ from client.window import chords
 from client.window.events import Action, CancelLoad, Connect, Disconnect, Do, LoadModel, Prefer
 from client.window.state import PANELS, AppState
 from client.window.views import (
+    branches,
     compare,
     connection,
     dialogs,
@@ -20,6 +21,7 @@ from client.window.views import (
     sampling,
     settings,
     tokens,
+    tree,
     widgets,
 )
 
@@ -31,6 +33,7 @@ DRAWN: dict[str, Callable[[AppState], list[Action]]] = {
     "Sampling": sampling.draw,
     "Inference": inference.draw,
     "Tokens": tokens.draw,
+    "Tree": tree.draw,
     "History": history.draw,
     "Compare": compare.draw,
     "Settings": settings.draw,
@@ -68,7 +71,7 @@ def ui(state: AppState, page_font: imgui.ImFont | None = None) -> list[Action]:
         imgui.end()
         if not stays:
             actions.append(Do("keys"))
-    return actions + dialogs.draw(state)
+    return [*actions, *branches.draw(state), *dialogs.draw(state)]
 
 
 def toggle(state: AppState, panel: str) -> Action:
@@ -97,6 +100,7 @@ def draw_menu(state: AppState) -> list[Action]:
             ("Generate", Do("generate"), not writing),
             ("Continue", Do("continue"), not writing),
             ("Regenerate", Do("regenerate"), not writing),
+            ("Write 4 branches", Do("branches"), not writing),
             ("Stop", Do("stop"), writing),
             ("Earlier continuation", Do("earlier"), not writing),
             ("Later continuation", Do("later"), not writing),
@@ -151,6 +155,7 @@ def arrange(dock: int) -> None:
         "Compare": middle.id_at_opposite_dir,
         "Page": middle.id_at_opposite_dir,
         "Tokens": middle.id_at_dir,
+        "Tree": middle.id_at_dir,
         "Inference": past.id_at_opposite_dir,
         "History": past.id_at_dir,
         "Settings": past.id_at_dir,

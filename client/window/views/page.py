@@ -117,14 +117,13 @@ def draw_bar(state: AppState) -> list[Action]:
         if imgui.button(label):
             actions.append(Do(what))
         imgui.end_disabled()
-    mark = page.document.mark_at(page.document.cursor)
-    place = page.document.known_place(mark.start) if mark else None
-    if place and len(place.takes) > 1:
+    at, count = page.tree.standing(page.document, page.document.cursor)
+    if count > 1:
         imgui.same_line()
         if imgui.arrow_button("##earlier", imgui.Dir.left):
             actions.append(Do("earlier"))
         imgui.same_line(0, 2)
-        imgui.text(f"{place.shown + 1} of {len(place.takes)}")
+        imgui.text(f"{at} of {count}")
         imgui.same_line(0, 2)
         if imgui.arrow_button("##later", imgui.Dir.right):
             actions.append(Do("later"))

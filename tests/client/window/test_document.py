@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, strategies as st
 
-from client.window.document import Document, Mark, Place, Take, clean
+from client.window.document import Document, clean
+from client.window.marks import Span
 
 texts = st.text(st.sampled_from("ab\u00df\u4e2d\U0001f600\n "), max_size=6)
 
@@ -47,49 +48,51 @@ def test_typing_is_undone_by_words_and_a_generation_at_once() -> None:
         assert document.text == text
 
 
-def test_marks_follow_the_text() -> None:
+def written(document: Document) -> tuple[list[tuple[int, int]], list[tuple[int, int, int]]]:
+    marks = [(mark.start, mark.end) for mark in document.marks]
+    return marks, [(span.start, span.end, span.node) for span in document.spans]
+
+
+def test_marks_follow_the_text_and_a_take_is_more_than_they_are() -> None:
+    """What was typed is the user's own, also inside a take."""
     document = Document("one two three")
-    document.mark(4, 7)
+    document.mark(4, 7, 1)
     document.typed("0 one two three", 2, 0.0)
-    assert document.marks == [Mark(6, 9)]
+    assert written(document) == ([(6, 9)], [(6, 9, 1)])
     document.typed("0 one twwo three", 8, 10.0)
-    assert document.marks == [Mark(6, 10)]
+    assert written(document) == ([(6, 8), (9, 10)], [(6, 10, 1)])
+    assert document.passage(5, 10) == (" twwo", ((1, 3), (4, 5)))
     document.typed("0  three", 2, 20.0)
-    assert document.marks == []
+    assert written(document) == ([], [])
     document.undo()
-    assert document.marks == [Mark(6, 10)] and document.mark_at(10) == Mark(6, 10) and document.mark_at(11) is None
+    at = [document.written.at(position) for position in (5, 8, 10, 11)]
+    assert at == [None, Span(6, 10, 1), Span(6, 10, 1), None]
+    document.mark(7, 9, 2)
+    assert written(document) == ([(6, 9), (9, 10)], [(6, 7, 1), (7, 9, 2)]), "the take around it ends before it"
+    assert document.written.at(10) == Span(9, 10, 0)
 
 
-def test_places_are_found_by_what_stands_before_them() -> None:
-    document = Document("Once upon a time")
-    document.place(4).takes.append(Take("x"))
-    assert document.known_place(4) is document.place(4) and document.known_place(5) is None
-    document.typed("Twice upon a time", 5, 0.0)
-    assert document.known_place(4) is None
-    for i in range(300):
-        document.typed(f"{i} upon", 3, float(i))
-        document.place(3)
-    assert len(document.places) == 200
-
-
-def test_places_after_much_text_are_forgotten_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("client.window.document.MAX_PLACES_CHARACTERS", 1000)
-    document = Document("x" * 2000)
-    for start in (300, 301, 302, 300):
-        document.place(start)
-    assert [len(key) for key in document.places] == [301, 302, 300]
-    document.place(303)
-    assert [len(key) for key in document.places] == [302, 300, 303]
-    document.place(2000)
-    assert [len(key) for key in document.places] == [2000], "the one that was asked for is there"
-    document.place(3)
-    assert [len(key) for key in document.places] == [3]
-
-
-def test_the_oldest_takes_are_forgotten() -> None:
-    place = Place([Take(str(i)) for i in range(60)], 7)
-    place.show_last()
-    assert [take.text for take in place.takes] == [str(i) for i in range(10, 60)] and place.shown == 49
+@pytest.mark.parametrize(
+    ("edits", "take"),
+    [
+        ([(7, 7, "x")], "two"),
+        ([(4, 4, "x")], "two"),
+        ([(6, 7, "x"), (7, 7, "yz")], "twxyz"),
+        ([(6, 7, ""), (6, 6, "x"), (7, 7, "\nand"), (11, 11, "x")], "twx"),
+        ([(4, 5, "x"), (4, 4, "y")], "yxwo"),
+        ([(4, 5, ""), (4, 4, "T")], "Two"),
+        ([(5, 9, "x")], "t"),
+        ([(2, 5, "x")], "wo"),
+        ([(4, 7, "x")], ""),
+    ],
+    ids=["after", "before", "end", "line", "start", "letter", "across the end", "across the start", "all"],
+)
+def test_what_is_changed_in_a_take_is_of_it(edits: list[tuple[int, int, str]], take: str) -> None:
+    document = Document("one two three")
+    document.mark(4, 7, 1)
+    for start, end, text in edits:
+        document.edit(start, end, text, "typed")
+    assert [document.text[span.start : span.end] for span in document.spans] == ([take] if take else [])
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1), texts), max_size=8), st.floats(0, 1), st.floats(0, 1))

@@ -229,26 +229,6 @@ def test_how_much_is_written_is_the_servers_to_say() -> None:
     assert state.setting("max_new_tokens") == OWN["max_new_tokens"].default
 
 
-def test_a_place_keeps_its_newest_takes() -> None:
-    state = ready()
-    apply(state, e.Typed("Once", 4))
-    for i in range(50):
-        written(state, f" {i}", "regenerate" if i else "generate")
-    apply(state, e.Do("later"))
-    place = state.page.document.known_place(4)
-    assert place and len(place.takes) == 50 and place.shown == 0 and state.page.document.text == "Once 0"
-    written(state, "", "regenerate")
-    assert len(place.takes) == 50 and place.shown == 0 and state.page.document.text == "Once 0", (
-        "nothing came of it, nothing is lost"
-    )
-    written(state, " more", "regenerate")
-    assert [t.text for t in place.takes] == [*(f" {i}" for i in range(1, 50)), " more"] and place.shown == 49
-    for _ in range(60):
-        apply(state, e.Restore(51))
-    place = state.page.document.known_place(4)
-    assert place and len(place.takes) == 50 and place.shown == 49
-
-
 def test_the_newest_generations_keep_their_probabilities() -> None:
     state = ready()
     apply(state, e.Typed("Once", 4))
@@ -256,8 +236,8 @@ def test_the_newest_generations_keep_their_probabilities() -> None:
         written(state, f" {i}", "regenerate" if i else "generate")
     told = [bool(entry.result.logprobs) for entry in state.history.entries]
     assert told == [False] * 3 + [True] * 50
-    place = state.page.document.known_place(4)
-    assert place and [take.entry for take in place.takes] == list(range(4, 54)), "a take has no result of its own"
+    takes = list(state.page.tree.nodes.values())
+    assert [take.entry for take in takes] == list(range(1, 54)), "a take has no result of its own"
     apply(state, e.Restore(1))
     assert state.page.document.text == "Once x x"
     written(state, " x x", "regenerate")
@@ -316,33 +296,6 @@ def test_a_chosen_token_goes_on_from_its_tokens() -> None:
     )
     assert request.prompt is None and request.prompt_ids == [7, 8, 3, 5]
     assert state.page.document.text == "Once xy"
-
-
-def test_a_continuation_that_cannot_be_written_again_comes_back() -> None:
-    state = ready()
-    apply(state, e.Typed("Once", 4))
-    for text in (" x x", " y"):
-        apply(state, e.Do("regenerate" if text == " y" else "generate"))
-        apply(state, e.Replied("page", m.Tokens(id=1, text=text, ids=[3]), 1))
-        apply(state, e.Replied("page", RESULT, 1))
-    apply(state, e.Do("earlier"))
-    assert state.page.document.text == "Once x x"
-    apply(state, e.Do("regenerate"))
-    assert state.page.document.text == "Once" and state.page.move_cursor, "the field must show it too"
-    apply(state, e.Replied("page", Busy("full up"), 1))
-    assert state.page.document.text == "Once x x" and state.said("page") == "full up"
-    mark = state.page.document.mark_at(6)
-    place = state.page.document.known_place(4)
-    assert (
-        mark
-        and (mark.start, mark.end) == (4, 8)
-        and place
-        and [t.text for t in place.takes] == [" x x", " y"]
-        and place.shown == 0
-    )
-    apply(state, e.Replied("look", Busy("full up"), 1))
-    assert apply(state, e.Do("regenerate")) == [] and state.said("link") == "full up"
-    assert state.page.document.text == "Once x x"
 
 
 def test_a_broken_connection_is_said_at_once() -> None:
@@ -631,7 +584,7 @@ replies: st.SearchStrategy[Any] = st.one_of(
     st.just(RESULT),
     st.just(m.ModelList(id=1, models=[MODEL])),
     st.just(m.ModelList(id=1, models=[])),
-    st.builds(m.Tokens, id=st.just(1), text=st.text(max_size=5), ids=st.just([1])),
+    st.builds(m.Tokens, id=st.just(1), text=st.text(max_size=5), ids=st.just([1]), index=st.integers(-1, 4)),
     st.builds(
         m.Progress,
         id=st.just(1),
@@ -674,6 +627,10 @@ messages: st.SearchStrategy[Any] = st.one_of(
     st.builds(e.Select, st.integers(-1, 12), st.integers(-1, 12)),
     st.builds(e.TakeToken, st.integers(0, 5), st.integers(-2, 3), st.just(5)),
     st.builds(e.Restore, st.integers(0, 3)),
+    st.builds(e.GoTo, st.integers(0, 9)),
+    st.builds(e.Take, st.integers(0, 9)),
+    st.builds(e.KeepNode, st.integers(0, 9)),
+    st.builds(e.PruneNode, st.integers(0, 9)),
     st.just(e.LoadModel()),
     st.just(e.CancelLoad()),
     st.builds(e.Opened, st.just(Path("x")), st.builds(TextFile, st.builds(str.encode, st.text(max_size=5)))),
@@ -706,7 +663,7 @@ def test_any_order_of_events_leaves_a_valid_state(order: list[Any]) -> None:
         assert all(0 <= mark.start < mark.end <= len(document.text) for mark in document.marks)
         assert going is None or 0 <= going.start <= going.end <= len(document.text)
         assert going is None or state.link.status in GOES_ON
-        assert all(0 <= place.shown <= max(0, len(place.takes) - 1) for place in document.places.values())
+        assert all(node in state.page.tree.nodes for place in state.page.tree.places.values() for node in place.nodes)
         assert state.compare.running is None or 0 <= state.compare.running < len(state.compare.columns)
         assert 2 <= len(state.compare.columns) <= 4
         assert not state.compare.stopping or state.link.status in GOES_ON

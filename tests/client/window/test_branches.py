@@ -1,0 +1,58 @@
+"""Branches as a person has them: four at once, side by side; one is taken, the tree has the others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import WINDOW
+
+pytest.importorskip("client.window.loop", exc_type=ImportError, reason=WINDOW)
+
+from imgui_bundle import imgui
+
+from scripts.daemon import Daemon
+from tests.client.window.driver import Driver, drive
+
+pytestmark = pytest.mark.usefixtures("screen")
+Key = imgui.Key
+
+
+def test_four_branches_are_written_and_gone_through(home: Path, shared_daemon: Daemon) -> None:
+    def test(d: Driver) -> None:
+        page = d.state.page
+        d.wait(lambda: d.state.link.status == "ready" and d.state.loaded)
+        d.state.preferences.sampling = {"max_new_tokens": 30, "seed": 1}
+        d.type("Shall I compare thee")
+        d.keys(Key.mod_ctrl, Key.b)
+        d.wait(lambda: len(page.batch) == 4 and page.generating is None)
+        texts = [page.tree.nodes[node].text for node in page.batch]
+        assert len(set(texts)) == 4 and all(texts)
+        shown = next(text for text in texts if page.document.text == "Shall I compare thee" + text)
+        d.ctx.yield_(5)
+        d.shot("branches")
+        third = page.batch[2]
+        d.click("//Branches/**/###take 3")
+        d.ctx.yield_(3)
+        assert page.document.text == "Shall I compare thee" + texts[2] and page.batch == []
+        assert page.tree.standing(page.document, page.document.cursor)[1] == 4, "the others stay"
+        d.panel("Tree")
+        d.ctx.yield_(5)
+        d.shot("tree")
+        other = next(node.id for node in page.tree.nodes.values() if node.text == shown)
+        d.click(f"//**/###node {other}")
+        d.ctx.yield_(3)
+        assert page.document.text == "Shall I compare thee" + shown
+        d.click(f"//**/$${third}/###keep")
+        d.ctx.yield_(2)
+        assert page.tree.nodes[third].kept
+        gone = next(node for node in page.tree.nodes if node not in {third, other})
+        d.click(f"//**/$${gone}/prune")
+        d.ctx.yield_(2)
+        assert gone not in page.tree.nodes and len(page.tree.nodes) == 3
+        d.ctx.item_input_value("//**/##name", "the one")
+        d.ctx.yield_(2)
+        assert page.tree.nodes[other].name == "the one"
+
+    drive(shared_daemon.endpoint, home, test)
