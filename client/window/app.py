@@ -14,6 +14,7 @@ from client.window.link import Link, LinkEffect
 from client.window.state import LAYOUT_VERSION, AppState
 from client.window.update.apply import apply
 from client.window.views.main import ui
+from protocol import messages as m
 
 KEEP_S = 1.0
 """Seconds between two looks at whether preferences have to be saved."""
@@ -31,6 +32,8 @@ class App:
         self.state.link.server, self.state.link.secret = secret.read(server or preferences.server, "")
         self.link, self.disk = Link(wake), Disk(wake)
         self._kept, self._kept_at = copy.deepcopy(preferences), 0.0
+        self.signs = False
+        """The last look found signs of life of the server."""
         self._fonts: fonts.Fonts | None = None
         self.tell(e.Tick(time.monotonic(), time.time()))
         self.disk.do(e.ListFonts())
@@ -57,15 +60,24 @@ class App:
                 self.disk.do(effect)
 
     def take_events(self) -> bool:
-        """Apply what has happened, and the time; return True if something had happened, or has expired."""
-        now = time.monotonic()
+        """Apply what has happened, and the time; return True if something had happened, or has expired. Signs of life
+        that tell of nothing new are noted apart.
+        """
+        now, before = time.monotonic(), self._known_of_server()
         expired = self.state.due <= now
         happened = [*self.link.events(), *self.disk.events()]
         self.tell(e.Tick(now, time.time()))
         for event in happened:
             self.tell(event)
         self._keep_now_and_then()
-        return bool(happened) or expired
+        signs = sum(isinstance(event, e.Replied) and isinstance(event.event, (m.Pong, m.Stats)) for event in happened)
+        self.signs = signs > 0
+        return signs < len(happened) or expired or before != self._known_of_server()
+
+    def _known_of_server(self) -> list[tuple[str, ...]]:
+        """Return what is known of the server, as far as it is more than figures."""
+        link = self.state.link
+        return [(link.status, link.trouble), *((w.model, w.engine, w.precision, w.state) for w in link.workers)]
 
     def prepare(self) -> None:
         """Load fonts and set the style before a frame, where they changed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections import deque
 from collections.abc import Callable
@@ -56,6 +57,7 @@ class Window:
 
     def run(self) -> None:
         """Draw until the user quits."""
+        gc.freeze()  # the libraries' objects stay: to look through them again takes longer than two frames
         while not self.app.state.quitting:
             due = self._due()
             wait = due - time.monotonic()
@@ -96,8 +98,10 @@ class Window:
         owes, self._woken = self.pace.look(now), False
         happened = self.app.take_events()
         taken = time.monotonic() - now
-        waits = self.app.state.link.status not in {"ready", "off"}  # it shows for how long
-        if (owes or happened or waits) and not glfw.get_window_attrib(self.window, glfw.ICONIFIED):
+        figures = self.app.signs or self.app.state.link.status not in {"ready", "off"}  # it shows for how long
+        if (owes or happened or (figures and self.pace.refreshes(now))) and not glfw.get_window_attrib(
+            self.window, glfw.ICONIFIED
+        ):
             own = self.frame() + taken
             self.pace.drew(time.process_time() - began)
             if imgui.get_current_context().input_events_queue.size():  # Dear ImGui takes fast input in turns

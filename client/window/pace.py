@@ -17,6 +17,8 @@ STREAM_S = 1 / 30
 SHARE = 0.25
 """Most of a core that such frames take: the decoder, which writes what they show, wants the others and most of this."""
 SLOWEST_S = 0.5
+REST_SHARE = 0.006
+"""Most of a core that frames take which only bring figures up to date: how long a server has been gone, its memory."""
 SETTLE = 3
 """Number of frames after a key or a click: Dear ImGui needs them to settle."""
 FOLLOW_S = (0.2, 0.4)
@@ -27,7 +29,7 @@ COSTS = 9
 
 class Pace:
     def __init__(self) -> None:
-        self._looked = -math.inf
+        self._looked = self._drawn = -math.inf
         self._settle, self._moving = SETTLE, 0
         self._follow: list[float] = []
         self._costs: deque[float] = deque(maxlen=COSTS)
@@ -35,8 +37,11 @@ class Pace:
     @property
     def pause(self) -> float:
         """Seconds from one frame to the next while nothing changes but what streams in."""
-        cost = statistics.median(self._costs) if self._costs else 0.0
-        return min(SLOWEST_S, max(STREAM_S, cost / SHARE))
+        return min(SLOWEST_S, max(STREAM_S, self._cost / SHARE))
+
+    @property
+    def _cost(self) -> float:
+        return statistics.median(self._costs) if self._costs else 0.0
 
     def struck(self) -> None:
         """Note a key, a click or another change that is to be seen at once."""
@@ -66,6 +71,11 @@ class Pace:
         self._follow = [at for at in self._follow if at > now]
         return owes
 
+    def refreshes(self, now: float) -> bool:
+        """True if a frame is due that only brings figures up to date."""
+        return now - self._drawn >= self._cost / REST_SHARE
+
     def drew(self, cpu_s: float) -> None:
         """Note what a frame cost in seconds of CPU over all threads."""
+        self._drawn = self._looked
         self._costs.append(cpu_s)

@@ -6,14 +6,17 @@ import math
 import time
 
 import pytest
+from msgspec.structs import replace
 
 from tests.conftest import WINDOW
 
 pytest.importorskip("client.window.loop", exc_type=ImportError, reason=WINDOW)
 
 from client.window import app as apps
+from client.window.events import Replied
 from client.window.pace import FRAME_S, IDLE_S, SETTLE, SHARE, SLOWEST_S, STREAM_S, Pace
 from client.window.update import notices
+from tests.client.window.test_update import INFO, PONG, WORKER
 
 
 def resting(cost: float = 0.001) -> Pace:
@@ -97,6 +100,30 @@ def test_a_notice_owes_one_frame_when_it_expires(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(time, "monotonic", lambda: over)
         assert app.take_events() and not app.take_events()
         assert app.state.due == math.inf
+    finally:
+        monkeypatch.undo()
+        app.close()
+
+
+def test_figures_alone_are_drawn_as_often_as_they_cost_little() -> None:
+    for cost, seconds in ((0.001, 0.17), (0.025, 4.2)):
+        pace = resting(cost)
+        assert not pace.refreshes(10.0 + seconds * 0.95) and pace.refreshes(10.0 + seconds)
+
+
+@pytest.mark.usefixtures("home")
+def test_a_sign_of_life_that_tells_nothing_new_owes_no_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = apps.App(lambda: None, "tcp://127.0.0.1:1")
+    try:
+        monkeypatch.setattr(app.disk, "events", list)
+        app.state.link.status = "ready"
+        app.state.link.info = INFO
+        owed = list[tuple[bool, bool]]()
+        for workers in ([], [], [WORKER], [replace(WORKER, moved_ms_ago=99.0)], []):
+            pong = replace(PONG, workers=workers)
+            monkeypatch.setattr(app.link, "events", lambda pong=pong: [Replied("look", pong, 1.0)])
+            owed.append((app.take_events(), app.signs))
+        assert owed == [(False, True), (False, True), (True, True), (False, True), (True, True)]
     finally:
         monkeypatch.undo()
         app.close()
