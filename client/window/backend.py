@@ -41,6 +41,8 @@ WITHOUT_NUM_LOCK = {
     glfw.KEY_KP_7: imgui.Key.home, glfw.KEY_KP_8: imgui.Key.up_arrow, glfw.KEY_KP_9: imgui.Key.page_up,
     glfw.KEY_KP_DECIMAL: imgui.Key.delete,
 }  # fmt: skip
+NOWHERE = (-imgui.FLT_MAX, -imgui.FLT_MAX)
+"""Where Dear ImGui has a pointer that is outside."""
 
 
 class Backend(GlfwRenderer):
@@ -63,6 +65,7 @@ class Backend(GlfwRenderer):
             self._notice(window, name)
         glfw.set_window_refresh_callback(window, lambda _: self.touch())
         glfw.set_window_focus_callback(window, self.focus_callback)
+        glfw.set_cursor_enter_callback(window, self.enter_callback)
         glfw.set_input_mode(window, glfw.LOCK_KEY_MODS, True)  # the keypad's keys depend on Num Lock
         imgui.get_io().backend_flags |= imgui.BackendFlags_.has_mouse_cursors
         shapes = {
@@ -102,9 +105,15 @@ class Backend(GlfwRenderer):
     def touch(self) -> None:
         self.touched = True
 
-    def mouse_callback(self, window: Any, x: float, y: float) -> None:
+    def mouse_callback(self, _window: Any, x: float, y: float) -> None:
+        """Pass on where the pointer is, also before the window has the focus: the click that gives it counts."""
         self.moved = True
-        super().mouse_callback(window, x, y)
+        imgui.get_io().add_mouse_pos_event(x, y)
+
+    def enter_callback(self, window: Any, entered: int) -> None:
+        if entered or not imgui.is_any_mouse_down():  # what is dragged out of the window is still held
+            x, y = glfw.get_cursor_pos(window) if entered else NOWHERE
+            self.mouse_callback(window, x, y)
 
     def _notice(self, window: Any, name: str) -> None:
         """Make the callback of an input also note that there was one."""

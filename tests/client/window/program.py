@@ -6,6 +6,7 @@ Dear ImGui sees pressed, so that a test waits for what it wants to see.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import shutil
@@ -44,7 +45,9 @@ def watch(own, late, at):
     for key in KEYS:
         if imgui.is_key_pressed(key, False):
             print("key", *mods, key.name.strip("_"), flush=True)
-    if page:
+    if imgui.get_mouse_cursor() == imgui.MouseCursor_.resize_ew:
+        print("on an edge", flush=True)
+    if page and page.size.x > 100:  # it has been put into its place
         print("page", *map(round, (page.pos.x, page.pos.y, page.size.x, page.size.y)), flush=True)
 
 KEYS = [key for key in K if int(K.left_arrow) <= int(key) < int(K.keypad0) and "ctrl" not in key.name and
@@ -146,6 +149,18 @@ class Program:
     def close(self) -> None:
         """Close its window from outside, as a taskbar does, which xdotool cannot."""
         self.process.send_signal(signal.SIGUSR1)
+
+    def insist(self, line: str, *words: str) -> None:
+        """Do this again and again until a line comes: the window manager may still hold the keyboard, or move the
+        window.
+        """
+        until = time.monotonic() + 20
+        while True:
+            self.xdotool(*words)
+            with contextlib.suppress(AssertionError):
+                self.expect(line, 1.0)
+                return
+            assert time.monotonic() < until, f"no {line!r}"
 
     def layout(self, name: str) -> None:
         """Give the keyboard another layout."""
