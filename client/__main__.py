@@ -61,8 +61,8 @@ def main() -> None:
         "server",
         nargs="?",
         default=DEFAULT_ENDPOINT,
-        help="its endpoint (HOST:PORT will do, or an address alone), the connect line that it printed, or the name of a "
-        "saved server; - reads it from stdin (default: %(default)s)",
+        help="its endpoint (HOST:PORT will do, or an address alone), the connect line that it printed, or the name of "
+        "a saved server; - reads it from stdin (default: %(default)s)",
     )
     parser.add_argument("--server-key", metavar="KEY", help="the server's public key, if you have no connect line")
     parser.add_argument(
