@@ -187,7 +187,7 @@ def disconnect(socket: zmq.Socket[bytes], endpoint: str) -> None:
 
 
 def user_of(frame: zmq.Frame) -> str:
-    """Return the public key of the connection that a message came from, for a socket with CURVE."""
+    """Return the user id that the ZAP socket gave to the connection that a message came from."""
     return str(frame.get("User-Id"))
 
 

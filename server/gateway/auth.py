@@ -11,6 +11,7 @@ import errno
 import hashlib
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import zmq
@@ -30,6 +31,10 @@ MAX_KEYS = 1000
 """Most keys that are read: each is looked at twenty times a second, in the gateway's thread."""
 PASSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EINTR}
 """Errors of the machine, which say nothing about the folder."""
+
+
+UNNUMBERED = 0
+"""Number of all connections where there are no keys."""
 
 
 class Keyring:
@@ -157,8 +162,8 @@ class Refusals:
 class Guard:
     """Says of each new connection whether its key is authorised, and of each message with which role.
 
-    The key of a connection is the user id of its messages. Without a keyring, whoever reaches the socket is an admin.
-    Used by the gateway's thread only.
+    The user id of a connection's messages is its number and its key. Without a keyring, whoever reaches the socket is
+    an admin. Used by the gateway's thread only.
     """
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], keyring: Keyring | None) -> None:
@@ -166,12 +171,15 @@ class Guard:
         self._keyring = keyring
         self.refusals = Refusals(keyed=keyring is not None)
         self.socket = None if keyring is None else sockets.zap_socket(context)
+        self.admitted = UNNUMBERED - 1 if keyring is None else 0
+        """Number of the connection that was admitted last."""
 
-    def answer(self) -> None:
-        """Answer what ZeroMQ has asked meanwhile."""
+    def answer(self, watch: Callable[[], None]) -> None:
+        """Answer what ZeroMQ has asked meanwhile. `watch()` notes the connections that were made before each answer."""
         while self.socket is not None and self._keyring is not None and sockets.readable(self.socket):
             # [route, empty, version, request id, domain, address, identity, mechanism, credentials...]
             frames = self.socket.recv_multipart()
+            watch()
             route = frames[0]
             version, request_id = frames[2:4]
             address, mechanism = frames[5], frames[7]
@@ -180,12 +188,18 @@ class Guard:
             known = self._keyring.role(key) is not None
             if not known:
                 self.refusals.key(f"{shown(address)}: {self._keyring.name(key)}")
-            verdict = [b"200", b"OK", key.encode()] if known else [b"400", b"this key is not authorised", b""]
+            else:
+                self.admitted += 1
+            user = f"{self.admitted} {key}".encode()
+            verdict = [b"200", b"OK", user] if known else [b"400", b"this key is not authorised", b""]
             self.socket.send_multipart([route, b"", version, request_id, *verdict, b""], zmq.NOBLOCK)
 
-    def user(self, frame: zmq.Frame) -> str:
-        """Return the sender's public key, or an empty text where there are no keys."""
-        return "" if self._keyring is None else sockets.user_of(frame)
+    def sender(self, frame: zmq.Frame) -> tuple[int, str]:
+        """Return the number and the public key of a message's connection; UNNUMBERED, "" where there are no keys."""
+        if self._keyring is None:
+            return UNNUMBERED, ""
+        number, key = sockets.user_of(frame).split(" ", 1)
+        return int(number), key
 
     def administers(self, user: str) -> bool:
         """Return whether a user is an administrator among others who are not: where there are no keys, nobody is."""

@@ -90,13 +90,13 @@ class Connections:
         """Seconds since there was a connection; 0 while there is one."""
         return 0.0 if self._all else time.monotonic() - self._last_end
 
-    def opened(self, fd: int) -> None:
-        """Note a new connection.
+    def opened(self, fd: int, admitted: int = -1) -> None:
+        """Note a new connection, and the number of the one that was admitted last.
 
         Another may have its descriptor by now. Then its end waits among the events, and `closed` is called before
         anything is cut: so the identity that is read here is the connection's own, or is never used.
         """
-        traffic = self._all[fd] = Traffic(doubtful=fd in self._former)
+        traffic = self._all[fd] = Traffic(doubtful=fd in self._former and not self._added, after=admitted)
         self._shaking.pop(fd, None)
         self._shaking[fd] = traffic.moved
         traffic.identify(fd)
@@ -119,10 +119,19 @@ class Connections:
             self._last_end = time.monotonic()
             self._left += traffic.level / (SMALL_BYTES if traffic.frame == math.inf else traffic.frame)
 
-    def delivered(self, fd: int, sizes: list[int], others: int = 0, other_bytes: int = 0) -> None:
-        """Note a message that has come out of a connection: the sizes of its first frames, and how much follows."""
+    def owns(self, fd: int, number: int) -> bool:
+        """Return whether a message with that descriptor and number is of the connection that has the descriptor now."""
+        traffic = self._all.get(fd)
+        return traffic is not None and number > traffic.after
+
+    def delivered(self, fd: int, sizes: list[int], others: int = 0, other_bytes: int = 0, *, own: bool = True) -> None:
+        """Note a message that has come out of a connection: the sizes of its first frames, and how much follows.
+
+        `own`: of the one that has the descriptor now, as far as that is known.
+        """
         frames = len(sizes) + others
-        if traffic := self._all.get(fd):
+        traffic = self._all.get(fd)
+        if traffic and own:
             on_the_wire = self._on_the_wire(sizes, others, other_bytes)
             if traffic.doubtful and bytes_received(fd) < traffic.total + on_the_wire:
                 return  # it has not sent as much: a former one has
@@ -152,13 +161,15 @@ class Connections:
         traffic.shut = traffic.do(fd, lambda peer: peer.shutdown(socket.SHUT_RDWR))
         return traffic.shut
 
-    def shut_sender(self, fd: int, sizes: list[int], others: int = 0, other_bytes: int = 0) -> None:
+    def shut_sender(
+        self, fd: int, sizes: list[int], others: int = 0, other_bytes: int = 0, *, own: bool = True
+    ) -> None:
         """Cut off the sender of a message, which `delivered` describes, and nobody who has its descriptor since.
 
         A later one has not sent as much beside the messages that have come out of it.
         """
         traffic = self._all.get(fd)
-        if traffic is None:
+        if traffic is None or not own:
             if fd in self._former:
                 self._holding.strike(self._former[fd], self._all.values())
             return

@@ -113,24 +113,26 @@ class Front:
             peer, fd = read.frames[0].bytes, self._descriptor(read)
             # Looked at after each receipt, so that a file descriptor that was closed and used again is not mistaken.
             self.watch()
+            number, user = (0, "") if fd is None else self._guard.sender(read.frames[-1])
+            own = fd is not None and self._connections.owns(fd, number)
             if fd is not None and read.others > HOSTILE_FRAMES and not read.hostile:
                 read.hostile = True
-                self._connections.shut_sender(fd, *read.sizes)
+                self._connections.shut_sender(fd, *read.sizes, own=own)
             if read.more:  # ZeroMQ gives no other peer's message before the rest of this one
                 return
             self._unread = _Unread()
             if fd is None:
                 self._refuse_old(peer)
                 continue
-            self._connections.delivered(fd, *read.sizes)
-            if fd not in self._connections:  # it has ended, and so has the interest in what it asked
+            self._connections.delivered(fd, *read.sizes, own=own)
+            if not own:  # its connection has ended, and so has the interest in what it asked
                 continue
             self.cut()  # afterwards: what has been delivered is not unfinished
             *envelope, frame = read.frames[1:]
             small = sum(map(len, envelope)) <= MAX_ENVELOPE_BYTES and not read.others
             if small and not self._sessions.has_given_up(peer):
                 self._connections.proved(fd)
-                user, one = self._guard.user(frame), sockets.takes_one_reply(frame)
+                one = sockets.takes_one_reply(frame)
                 yield Message(peer, fd, user, [f.bytes for f in envelope], frame.bytes, one)
 
     def watch(self) -> None:
@@ -140,7 +142,7 @@ class Front:
             if kind == zmq.EVENT_LISTENING:
                 self._connections.listening(value)
             elif kind == zmq.EVENT_ACCEPTED:
-                self._connections.opened(value)
+                self._connections.opened(value, self._guard.admitted)
             elif kind == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._connections.shaken(value)
             elif kind == zmq.EVENT_DISCONNECTED:

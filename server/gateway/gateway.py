@@ -113,7 +113,7 @@ class Gateway:
             while not self._over:
                 poller.poll(self._tick_ms())
                 self._front.watch()
-                self._guard.answer()
+                self._guard.answer(self._front.watch)
                 for message in self._front.receive(TURN):
                     self._on_message(message)
                 self._list_models()

@@ -49,6 +49,8 @@ class Traffic:
 
     identity: object = None
     """Distinguishes this connection from a later one, or a file, that has the same descriptor."""
+    after: int = -1
+    """Number of the connection that had been admitted last when this one was made (auth.Guard)."""
     origin: str = ""
     """Address of the peer."""
     received: int = 0

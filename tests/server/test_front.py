@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 import zmq
 
 from protocol import codec, messages as m, sockets
+from protocol.keys import CurveKeys, write_public
 from scripts.reliability import zmtp
 from server.config import Config
 from server.gateway import front
-from server.gateway.auth import Guard
+from server.gateway.auth import Guard, Keyring
 from server.gateway.front import Front, Message
 from server.gateway.parts import Skip
 from server.gateway.sessions import Sessions
@@ -29,19 +33,30 @@ OLD = {
 class Place:
     """The gateway's socket, and what receives from it."""
 
-    def __init__(self) -> None:
+    def __init__(self, key: CurveKeys | None = None, keyring: Keyring | None = None) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self.socket, monitor = sockets.gateway_socket(self._context, "tcp://127.0.0.1:*", None)
+        self._guard = Guard(self._context, keyring)
+        self.socket, monitor = sockets.gateway_socket(self._context, "tcp://127.0.0.1:*", key)
         self.endpoint = sockets.endpoint_of(self.socket)
         self.sessions = Sessions(Config(), self.socket)
-        self.front = Front(self.socket, monitor, self.sessions, Guard(self._context, None), encrypted=False)
+        self.front = Front(self.socket, monitor, self.sessions, self._guard, encrypted=key is not None)
 
     def turn(self) -> list[Message]:
         """Return what one turn brings, when there is something."""
         assert self.socket.poll(5000)
         return list(self.front.receive(64))
 
+    def until(self, true: Callable[[], bool]) -> None:
+        """Answer and note what happens to connections until something is true, and read no message."""
+        give_up = time.monotonic() + 10
+        while not true():
+            assert time.monotonic() < give_up
+            self.front.sockets[1].poll(10)
+            self.front.watch()
+            self._guard.answer(self.front.watch)
+
     def close(self) -> None:
+        self._guard.close()
         self.front.close()
         self._context.term()
 
@@ -113,3 +128,32 @@ def test_a_peer_of_an_old_zmtp_is_told_so_once(place: Place, version: str) -> No
         peer.sendall(message)
         assert place.turn() == [], "it is not listened to"
         assert place.sessions.outcomes["refused", "version_mismatch"] == 1
+
+
+def test_with_keys_what_an_ended_connection_has_left_is_not_the_next_ones(tmp_path: Path) -> None:
+    """Which has its descriptor: the numbers that connections get as they are admitted tell them apart."""
+    server, client = CurveKeys.new(), CurveKeys.new()
+    write_public(tmp_path / "keys" / "a.pub", client.public, "generate")
+    with closing(Place(server, Keyring(tmp_path / "keys"))) as place, ExitStack() as stack:
+        peers: zmq.Context[zmq.Socket[bytes]] = stack.enter_context(zmq.Context())
+
+        def asker(request: m.AnyRequest) -> zmq.Socket[bytes]:
+            socket = stack.enter_context(sockets.dealer(peers, 1 << 20))
+            sockets.use_curve(socket, server.public, client)
+            socket.immediate, socket.linger = False, 5000
+            socket.connect(place.endpoint)
+            socket.send(codec.encode(request))
+            return socket
+
+        first = asker(m.Ping(id=1))
+        place.until(lambda: bool(place.socket.poll(0)))
+        (fd,) = place.front._connections._all
+        first.close()
+        place.until(lambda: place.front.ended == 1)
+        asker(m.Ping(id=2))
+        place.until(lambda: fd in place.front._connections and place.front._guard.admitted == 2)
+        messages: list[Message] = []
+        while not messages:
+            messages = place.turn()
+        assert [codec.decode_request(message.frame).id for message in messages] == [2]
+        assert messages[0].user == client.public and messages[0].fd == fd
