@@ -13,12 +13,16 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import psutil
 import pytest
 import zmq
 
 from protocol import Client, Gpt2dError
 from scripts.daemon import Daemon
+
+hypothesis.settings.register_profile("tests", deadline=None)  # an example may be slow while another test computes
+hypothesis.settings.load_profile("tests")
 
 WINDOW = "needs libX11, libXext and libGL (Debian: apt-get install libx11-6 libxext6 libgl1)"
 COMPILES = (

@@ -20,6 +20,7 @@ from server.catalogue.engines import BUILD_FORMAT
 from server.convert import cache as cache_module
 from server.convert.cache import BuildCache
 from server.engines.load import load_engine
+from tests.conftest import wait_for
 
 WAIT_S = 30.0
 
@@ -149,6 +150,7 @@ def test_where_there_are_no_locks_each_builds(tmp_path: Path, monkeypatch: pytes
     workers = Together(tmp_path)
     workers.start()
     workers.start()
+    wait_for(lambda: len(workers.builders) == 2)  # what the first has built would be taken by the second
     workers.end()
     assert sorted(workers.builders) == [0, 1] and len(set(workers.places)) == 1
 
