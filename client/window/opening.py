@@ -69,10 +69,13 @@ def scale() -> float:
 
 
 def first(wanted: Area, scale: float, screens: list[Area]) -> Area:
-    """Return the size of a first window: larger by the screen's scale, and no larger than the first screen."""
+    """Return the size of a first window: larger by the screen's scale, and no larger than the first screen with a title
+    above it.
+    """
     room = screens[0] if screens else wanted
-    width = max(SMALLEST[0], min(int(wanted.width * scale), room.width))
-    return wanted._replace(width=width, height=max(SMALLEST[1], min(int(wanted.height * scale), room.height)))
+    width, height = int(wanted.width * scale), int(wanted.height * scale)
+    width, height = min(width, room.width), min(height, room.height - int(GRIP * scale))
+    return wanted._replace(width=max(SMALLEST[0], width), height=max(SMALLEST[1], height))
 
 
 def on_screen(window: Area, screens: list[Area]) -> bool:
