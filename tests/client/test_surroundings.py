@@ -69,6 +69,15 @@ def test_where_no_window_can_be_opened_it_says_so_and_goes_on_in_the_terminal(
     assert ("the window cannot be opened" in shown) == ("this is the terminal instead" in shown) == bool(said)
 
 
+def test_where_opengl_is_too_old_it_says_so_and_goes_on_in_the_terminal(screen: str, shared_daemon: Daemon) -> None:
+    """As where there is only OpenGL ES."""
+    pytest.importorskip("client.window.loop", exc_type=ImportError, reason=WINDOW)
+    variables = {"DISPLAY": screen, "MESA_GL_VERSION_OVERRIDE": "2.1", "MESA_GLSL_VERSION_OVERRIDE": "120"}
+    shown = at_a_terminal(shared_daemon.endpoint, environment=surroundings(**variables))
+    assert "it needs OpenGL 3.1 or newer (" in shown and "this is the terminal instead" in shown
+    assert "loaded: demo/native/int8" in shown and "Traceback" not in shown
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a window needs no display to be named")
 def test_without_a_terminal_it_ends_with_that_sentence() -> None:
     done = subprocess.run(
