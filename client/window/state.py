@@ -491,11 +491,10 @@ class AppState:
         document, found = self.page.document, list[tuple[int, int, float]]()
         if not self.preferences.shade_tokens:
             return found
-        for mark in document.marks:
-            if mark.start >= last or mark.end <= first:
-                continue
-            for tokens in self.alternatives.within(document.text, document.version, mark.start, mark.end):
-                found += tokens.shades(first, last)
+        for span in document.spans:
+            if span.start < last and span.end > first:
+                for tokens in self.alternatives.within(document.text, document.version, span.start, span.end):
+                    found += tokens.shades(first, last)
         return found
 
     def said(self, key: str) -> str:

@@ -145,3 +145,5 @@ def test_unlikely_tokens_are_shaded_where_they_are_in_sight() -> None:
     assert [span[:2] for span in state.shades(9, 11)] == [(9, 11)]
     assert [span[:2] for span in state.shades(10, 12)] == [(9, 11), (11, 16)]
     assert state.shades(0, 4) == state.shades(16, 20) == []
+    apply(state, e.Edit(11, 11, "!", "typed"))
+    assert [span[:2] for span in state.shades(0, 100)] == [(4, 9), (9, 11)], "nothing is known of what follows an edit"
