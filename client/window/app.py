@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from imgui_bundle import imgui
 
@@ -27,16 +28,21 @@ class App:
         """Connect to `server`, or the one of the preferences. `wake`, called in other threads, makes the runner draw
         soon.
         """
-        self.state = AppState(preferences=disk.read_preferences(), recovered=disk.read_autosave())
+        self.state = AppState(preferences=disk.read_preferences())
         preferences = self.state.preferences
         self.state.link.server, self.state.link.secret = secret.read(server or preferences.server, "")
         self.link, self.disk = Link(wake), Disk(wake)
+        self.state.left_behind = self.disk.left_behind
+        self.state.recovering = bool(self.state.left_behind)
         self._kept, self._kept_at = copy.deepcopy(preferences), 0.0
         self.signs = False
         """The last look found signs of life of the server."""
         self._fonts: fonts.Fonts | None = None
         self.tell(e.Tick(time.monotonic(), time.time()))
         self.disk.do(e.ListFonts())
+        if preferences.last:
+            cursor = dict(preferences.files).get(preferences.last, 0)
+            self.disk.do(e.OpenFile(Path(preferences.last), cursor, at_start=True))
         self.tell(e.Connect())
 
     def start(self) -> None:
@@ -102,7 +108,7 @@ class App:
             self._keep_layout()  # Dear ImGui asks for that seconds after a change
         self._keep()
         if not self.state.page.dirty or self.state.quitting:
-            self.disk.do(e.Autosave(None))
+            self.disk.do(e.ForgetPage())
         self.disk.close()
         self.link.close()
 

@@ -96,7 +96,9 @@ def listed() -> list[tuple[str, str]]:
 
 def struck(state: AppState, page: PageKeys) -> list[Action]:
     """Return the actions of the chords that are struck in this frame."""
-    asked = bool(state.files.purpose or state.confirm or state.asking) or state.recovered is not None
+    asked = (
+        bool(state.files.purpose or state.confirm or state.asking) or state.recovering or state.files.exists is not None
+    )
     if asked or imgui.internal.get_top_most_popup_modal():
         return []
     in_popup = imgui.is_popup_open("", imgui.PopupFlags_.any_popup_id | imgui.PopupFlags_.any_popup_level)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import queue
+import secrets
 import sys
-import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -16,18 +17,25 @@ from typing import Annotated, Any, TypeAlias, assert_never, get_args, get_origin
 import msgspec
 import platformdirs
 
+from client.window import sidecar
+from client.window.autosave import Autosave
 from client.window.events import (
-    Autosave,
     DiskFailed,
     Event,
+    Exists,
     Export,
     Exported,
     FontsListed,
+    ForgetPage,
+    KeepPage,
     Listed,
     ListFolder,
     ListFonts,
     Opened,
     OpenFile,
+    OpenRecovered,
+    Recovered,
+    SaveBranches,
     Saved,
     SaveFile,
     SavePreferences,
@@ -35,7 +43,19 @@ from client.window.events import (
 from client.window.state import Preferences
 from client.window.textfile import TextFile
 
-DiskEffect: TypeAlias = OpenFile | SaveFile | Export | Autosave | ListFolder | ListFonts | SavePreferences
+DiskEffect: TypeAlias = (
+    OpenFile
+    | OpenRecovered
+    | SaveFile
+    | SaveBranches
+    | Export
+    | KeepPage
+    | ForgetPage
+    | ListFolder
+    | ListFonts
+    | SavePreferences
+)
+BINARY = getattr(os, "O_BINARY", 0)
 MAX_FILE_BYTES = 4 << 20
 MAX_LISTED, MAX_FONTS = 2000, 2000
 FONT_FOLDERS = {
@@ -59,15 +79,14 @@ def folder() -> Path:
     return platformdirs.user_config_path("gpt2d")
 
 
-def autosave_file() -> Path:
-    return platformdirs.user_data_path("gpt2d") / "autosave.txt"
-
-
 class Disk:
     """`do` and `events` never wait."""
 
     def __init__(self, wake: Callable[[], None]) -> None:
         self._wake = wake
+        self._autosave = Autosave(platformdirs.user_data_path("gpt2d") / "autosave", _write_private)
+        self.left_behind = self._autosave.left_behind()
+        """Pages of sessions that crashed."""
         self._effects: queue.SimpleQueue[DiskEffect | None] = queue.SimpleQueue()
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="disk", daemon=True)
@@ -92,7 +111,7 @@ class Disk:
     def _run(self) -> None:
         while (effect := self._effects.get()) is not None:
             try:
-                event = carry_out(effect)
+                event = self._carry_out(effect)
             except (OSError, ValueError) as e:
                 event = DiskFailed(describe(e))
             except (
@@ -103,6 +122,19 @@ class Disk:
             if event:
                 self._events.put(event)
                 self._wake()
+
+    def _carry_out(self, effect: DiskEffect) -> Event | None:
+        match effect:
+            case KeepPage(saved):
+                self._autosave.write(saved)
+            case ForgetPage(name):
+                if name:
+                    self._autosave.forget(name)
+                else:
+                    self._autosave.clear()
+            case _:
+                return carry_out(effect)
+        return None
 
 
 def describe(error: OSError | ValueError) -> str:
@@ -115,39 +147,77 @@ def describe(error: OSError | ValueError) -> str:
 def carry_out(effect: DiskEffect) -> Event | None:
     """Do what was asked; return the event that it ends in, if the window waits for one. Raises: OSError, ValueError."""
     match effect:
-        case OpenFile(path):
+        case OpenFile(path, cursor, at_start):
             path = expanded(path)
-            if path.stat().st_size > MAX_FILE_BYTES:
-                raise ValueError(f"{path} is too large: a page holds at most {MAX_FILE_BYTES >> 20} MB")
-            try:
-                return Opened(path, TextFile(path.read_bytes()))
-            except UnicodeDecodeError:
-                raise ValueError(f"{path} is not UTF-8 text") from None
-        case SaveFile(path, file):
+            return _listed(path) if path.is_dir() else Opened(path, read(path), *_branches(path), cursor, at_start)
+        case OpenRecovered(name, saved):
+            file, where = TextFile(), Path(saved.path) if saved.path else None
+            if where:
+                with contextlib.suppress(OSError, ValueError):  # the text that was kept is what counts
+                    file = read(where)
+            return Recovered(name, saved, where, file)
+        case SaveFile(path, file, branches, known, replace):
             path = expanded(path)
+            if path.is_dir():
+                return _listed(path)
+            if not replace and path.exists() and (known is None or path.read_bytes() != known):
+                return Exists(path)
             write(path, file.data)
+            if branches:
+                write(sidecar.beside(path), sidecar.packed(branches))
             return Saved(path, file)
+        case SaveBranches(path, branches):
+            write(sidecar.beside(expanded(path)), sidecar.packed(branches))
         case Export(path, text):
             path = expanded(path)
+            if path.is_dir():
+                return _listed(path)
             write(path, text.encode())
             return Exported(path)
-        case Autosave(text):
-            if text is None:
-                autosave_file().unlink(missing_ok=True)
-            else:
-                write(autosave_file(), text.encode())
         case SavePreferences(preferences):
-            write(folder() / "client.json", msgspec.json.format(msgspec.json.encode(preferences)))
+            _write_private(folder() / "client.json", msgspec.json.format(msgspec.json.encode(preferences)))
         case ListFolder(where):
-            path = expanded(Path(where))
-            entries = sorted(path.iterdir(), key=lambda p: (not p.is_dir(), p.name.lower()))
-            shown = [(p.name, p.is_dir()) for p in entries if not p.name.startswith(".") and _is_text(p.name)]
-            return Listed(str(path), shown[:MAX_LISTED])
+            return _listed(expanded(Path(where)))
         case ListFonts():
             return FontsListed(system_fonts())
+        case KeepPage() | ForgetPage():
+            raise AssertionError("those are the thread's own")
         case _:
             assert_never(effect)
     return None
+
+
+def read(path: Path) -> TextFile:
+    """Read a page. Raises: OSError, ValueError."""
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise ValueError(f"{path} is too large: a page holds at most {MAX_FILE_BYTES >> 20} MB")
+    try:
+        return TextFile(path.read_bytes())
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not UTF-8 text") from None
+
+
+def _branches(path: Path) -> tuple[sidecar.Branches | None, str]:
+    """Return the branches that are kept beside a page, and what is wrong with them."""
+    file = sidecar.beside(path)
+    try:
+        if file.stat().st_size > sidecar.MAX_BYTES:
+            raise ValueError("it is too large")
+        return sidecar.unpacked(file.read_bytes()), ""
+    except FileNotFoundError:
+        return None, ""
+    except (OSError, ValueError) as e:
+        return None, f"{file.name} cannot be used: {describe(e)}"
+
+
+def _listed(path: Path) -> Listed:
+    entries = sorted(path.iterdir(), key=lambda p: (not p.is_dir(), p.name.lower()))
+    shown = [
+        (p.name, p.is_dir())
+        for p in entries
+        if not p.name.startswith(".") and not p.name.endswith(sidecar.ENDING) and _is_text(p.name)
+    ]
+    return Listed(str(path), shown[:MAX_LISTED])
 
 
 def expanded(path: Path) -> Path:
@@ -158,21 +228,31 @@ def expanded(path: Path) -> Path:
         raise ValueError(f"{path}: the home folder of {path.parts[0]} cannot be found") from None
 
 
-def write(path: Path, data: bytes) -> None:
-    """Write a file so that it is complete at every moment. Raises: OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+def write(path: Path, data: bytes, mode: int = 0o666) -> None:
+    """Write a file so that it is complete at every moment. It keeps its mode; a new one has `mode` without the umask.
+    Raises: OSError.
+    """
+    there = Path(os.path.realpath(path))  # a link stays one
+    draft = there.with_name(f".{there.name[:100]}.{secrets.token_hex(4)}")
     try:
-        with os.fdopen(handle, "wb") as stream:
+        there.parent.mkdir(parents=True, exist_ok=True)
+        if there.exists() and not os.access(there, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | BINARY, mode), "wb") as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
-        if path.exists():
-            Path(draft).chmod(path.stat().st_mode)
-        Path(draft).replace(path)
-    except OSError:
-        Path(draft).unlink(missing_ok=True)
-        raise
+        if there.exists():
+            draft.chmod(there.stat().st_mode)
+        draft.replace(there)
+    except OSError as e:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+        raise type(e)(e.errno, e.strerror, str(path)) from None
+
+
+def _write_private(path: Path, data: bytes) -> None:
+    write(path, data, 0o600)
 
 
 def read_preferences() -> Preferences:
@@ -205,13 +285,6 @@ def _of_kind(kept: Any, kind: Any) -> Any:
         with contextlib.suppress(msgspec.ValidationError):
             entries[msgspec.convert(key, key_kind)] = _of_kind(entry, entry_kind)
     return entries
-
-
-def read_autosave() -> str | None:
-    """Return the text of a session that crashed; None if there is none."""
-    with contextlib.suppress(OSError, ValueError):
-        return autosave_file().read_text(encoding="utf-8") or None
-    return None
 
 
 def system_fonts() -> list[tuple[str, str]]:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from client.window.autosave import Autosaved
+from client.window.sidecar import Branches
 from client.window.state import Preferences
 from client.window.textfile import TextFile
 from client.window.tree import Pruned
@@ -96,7 +98,18 @@ PageWord: TypeAlias = WriteWord | Literal["stop", "undo", "redo", "earlier", "la
 CompareWord: TypeAlias = Literal["compare", "stop compare", "take page", "add column", "remove column"]
 WindowWord: TypeAlias = Literal["keys", "to the page"]
 FileWord: TypeAlias = Literal[
-    "new", "open", "save", "save as", "quit", "confirmed", "dismissed", "restore", "forget", "close files"
+    "new",
+    "open",
+    "save",
+    "save as",
+    "replace",
+    "quit",
+    "confirmed",
+    "dismissed",
+    "recover",
+    "recover later",
+    "use branches",
+    "close files",
 ]
 
 
@@ -126,6 +139,25 @@ class TakeToken:
     start: int
     index: int
     token: int
+
+
+@dataclass(frozen=True)
+class Recover:
+    """A page that a crashed session has left behind is put on this one."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Forget:
+    """A page that a crashed session has left behind is deleted."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class OpenRecent:
+    path: str
 
 
 @dataclass(frozen=True)
@@ -245,6 +277,9 @@ Action: TypeAlias = (
     | Do
     | Enter
     | TakeToken
+    | Recover
+    | Forget
+    | OpenRecent
     | GoTo
     | Take
     | NameNode
@@ -301,6 +336,30 @@ class Broken:
 class Opened:
     path: Path
     file: TextFile
+    branches: Branches | None = None
+    """Those that are kept beside it."""
+    trouble: str = ""
+    """What is wrong with them."""
+    cursor: int = 0
+    at_start: bool = False
+    """The page of the last session, which takes the place of nothing."""
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """A page that a crashed session has left behind, and its file as it is now."""
+
+    name: str
+    saved: Autosaved
+    path: Path | None
+    file: TextFile
+
+
+@dataclass(frozen=True)
+class Exists:
+    """A page was not saved: there is a file that nobody said is to be replaced."""
+
+    path: Path
 
 
 @dataclass(frozen=True)
@@ -363,6 +422,8 @@ Event: TypeAlias = (
     | Broken
     | Opened
     | Saved
+    | Recovered
+    | Exists
     | Exported
     | DiskFailed
     | Listed
@@ -411,12 +472,33 @@ class KeepServer:
 @dataclass(frozen=True)
 class OpenFile:
     path: Path
+    cursor: int = 0
+    at_start: bool = False
+
+
+@dataclass(frozen=True)
+class OpenRecovered:
+    name: str
+    saved: Autosaved
 
 
 @dataclass(frozen=True)
 class SaveFile:
     path: Path
     file: TextFile
+    branches: Branches | None = None
+    known: bytes | None = None
+    """What the file has as far as the window knows; None: it is not there."""
+    replace: bool = False
+    """It is replaced whatever it has."""
+
+
+@dataclass(frozen=True)
+class SaveBranches:
+    """The branches beside a page have changed, and its text has not."""
+
+    path: Path
+    branches: Branches
 
 
 @dataclass(frozen=True)
@@ -426,10 +508,17 @@ class Export:
 
 
 @dataclass(frozen=True)
-class Autosave:
-    """Keep the page for a restart after a crash; None: there is nothing to restore any more."""
+class KeepPage:
+    """The page is kept for a restart after a crash."""
 
-    text: str | None
+    saved: Autosaved
+
+
+@dataclass(frozen=True)
+class ForgetPage:
+    """A page that was kept is not needed any more: this window's, or by its name what another has left behind."""
+
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -454,12 +543,16 @@ Effect: TypeAlias = (
     | Cancel
     | KeepServer
     | OpenFile
+    | OpenRecovered
     | SaveFile
+    | SaveBranches
     | Export
-    | Autosave
+    | KeepPage
+    | ForgetPage
     | ListFolder
     | ListFonts
     | SavePreferences
 )
-FileMessage: TypeAlias = ChooseFile | Opened | Saved | Exported | DiskFailed | Listed
+FileAction: TypeAlias = ChooseFile | Recover | Forget | OpenRecent
+FileEvent: TypeAlias = Opened | Recovered | Saved | Exists | Exported | DiskFailed | Listed
 Message: TypeAlias = Action | Event

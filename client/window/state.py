@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from client.window.alternatives import Alternatives, Tokens
+from client.window.autosave import Autosaved
 from client.window.document import Document
 from client.window.parameters import OWN, fits
+from client.window.sidecar import Branches
 from client.window.textfile import TextFile
 from client.window.tree import Tree
 from protocol import messages as m
@@ -213,6 +215,11 @@ class Page:
     """The file as it was opened or saved."""
     autosaved: int = 0
     """Version of the document that was autosaved."""
+    autosaved_at: float = 0.0
+    branches_saved: int = 0
+    """Version of the tree that is beside the file."""
+    offered: Branches | None = None
+    """Branches of another version of the text, which were beside it."""
     generating: Generating | None = None
     wanted: Wanted | None = None
     branch: Branch | None = None
@@ -368,6 +375,10 @@ class Preferences:
     """The LAYOUT_VERSION that it belongs to."""
     closed: list[str] = field(default_factory=lambda: ["Settings", "Keys"])
     """Panels that are not shown."""
+    files: list[tuple[str, int]] = field(default_factory=list)
+    """The files of the last pages, and where the cursor was in each."""
+    last: str = ""
+    """The file of the page that was open last."""
     width: int = 1360
     height: int = 860
     x: int | None = None
@@ -388,6 +399,12 @@ class Files:
     error: str = ""
     content: str = ""
     """Text that an export writes."""
+    waiting: bool = False
+    """The disk was asked for what the dialog is about."""
+    exists: Path | None = None
+    """A file that is replaced if the user says so."""
+    wanted: str = ""
+    """The recent file, or the page that was left behind, that waits for the answer about unsaved changes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -442,10 +459,12 @@ class AppState:
     asking: Question | None = None
     agreed: set[str] = field(default_factory=set)
     """Names of the models that may be downloaded."""
-    confirm: Literal["", "new", "open", "quit"] = ""
+    confirm: Literal["", "new", "open", "quit", "recent", "recover"] = ""
     """Action that waits for an answer about unsaved changes."""
-    recovered: str | None = None
-    """Autosaved text of a session that crashed, until the user has answered."""
+    left_behind: dict[str, Autosaved] = field(default_factory=dict)
+    """Pages of sessions that crashed, by name, until they are restored or deleted."""
+    recovering: bool = False
+    """The user is asked what to do with them."""
     quitting: bool = False
     now: float = 0.0
     """Monotonic seconds, of this frame."""

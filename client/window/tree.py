@@ -12,7 +12,7 @@ tree of all edits (a node for each letter).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 from client.window.document import Document, Sheet
@@ -276,6 +276,21 @@ class Tree:
         for place in places:
             self._put_place(place)
         self.bare = bare
+        self._last = max([*self.nodes, *self.places], default=0)
+        self.version += 1
+
+    def add_all(self, nodes: Iterable[Node], places: Iterable[Place]) -> None:
+        """Add the takes of another tree, under other numbers."""
+        by = self._last
+
+        def new(number: int) -> int:
+            return number + by if number else 0
+
+        for node in nodes:
+            self.nodes[new(node.id)] = replace(node, id=new(node.id), place=new(node.place), then=new(node.then))
+        for place in places:
+            shown, moved = new(place.shown), [new(node) for node in place.nodes]
+            self._put_place(replace(place, id=new(place.id), parent=new(place.parent), nodes=moved, shown=shown))
         self._last = max([*self.nodes, *self.places], default=0)
         self.version += 1
 

@@ -128,7 +128,9 @@ def apply(state: AppState, message: e.Message) -> list[e.Effect]:
             notices.drop(state, key)
         case e.ChooseColumn() | e.ExportEntry():
             return comparison.apply(state, message)
-        case e.ChooseFile() | e.Opened() | e.Saved() | e.Exported() | e.DiskFailed() | e.Listed():
+        case e.ChooseFile() | e.Recover() | e.Forget() | e.OpenRecent():
+            return files.act(state, message)
+        case e.Opened() | e.Recovered() | e.Saved() | e.Exists() | e.Exported() | e.DiskFailed() | e.Listed():
             return files.apply(state, message)
         case _:
             assert_never(message)
@@ -369,8 +371,10 @@ def _do(state: AppState, what: e.ModelWord | e.PageWord | e.CompareWord | e.Wind
             | "quit"
             | "confirmed"
             | "dismissed"
-            | "restore"
-            | "forget"
+            | "replace"
+            | "recover"
+            | "recover later"
+            | "use branches"
             | "close files"
         ):
             return files.do(state, what)

@@ -1,131 +1,291 @@
-"""Part of update.apply for opening, saving and exporting, with the questions about unsaved changes."""
+"""Part of update.apply for opening, saving, exporting and keeping, with the questions about what would be lost."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Literal, assert_never
 
-from client.window import events as e
+from client.window import events as e, sidecar
+from client.window.autosave import Autosaved
 from client.window.document import Document
 from client.window.state import AppState
 from client.window.textfile import TextFile
 from client.window.tree import Tree
 from client.window.update import notices
 
+AUTOSAVE_S = 2.0
+"""Seconds between two times that a page is kept."""
+MAX_RECENT = 12
 
-def apply(state: AppState, message: e.FileMessage) -> list[e.Effect]:
+
+def apply(state: AppState, message: e.FileEvent) -> list[e.Effect]:
+    page, dialog = state.page, state.files
     match message:
         case e.Listed(folder, listing):
-            state.files.folder, state.files.listing = folder, listing
-            state.files.error = ""
-        case e.Opened(path, file):
-            if file.keeps:
-                notices.inform(state, "file", f"{path.name} has {file.keeps}: a line that you change loses them")
-            return [*_show(state, path, file), e.Autosave(None)]
+            dialog.folder, dialog.listing = folder, listing
+            dialog.error = ""
+            if dialog.waiting:  # what was typed is a folder
+                dialog.name, dialog.waiting = "", False
+        case e.Opened():
+            return _opened(state, message)
+        case e.Recovered():
+            return _recovered(state, message)
         case e.Saved(path, file):
-            state.page.path, state.page.file = path, file
+            page.path, page.file = path, file
+            page.branches_saved, page.offered = page.tree.version, None
+            _close(state)
+            remember(state)
             notices.inform(state, "file", f"saved {path}")
-            return [e.Autosave(None), *(_confirmed(state) if state.confirm else [])]
+            return [e.ForgetPage(), *(_confirmed(state) if state.confirm else [])]
+        case e.Exists(path):
+            _close(state)
+            dialog.exists = path
         case e.Exported(path):
+            _close(state)
             notices.inform(state, "file", f"exported to {path}")
         case e.DiskFailed(error):
-            state.files.error, state.confirm = error, ""
-            notices.warn(state, "file", error)
-        case e.ChooseFile():
-            return _choose_file(state, message)
+            dialog.error, state.confirm = error, ""
+            dialog.waiting = False
+            if not dialog.purpose:
+                notices.warn(state, "file", error)
         case _:
             assert_never(message)
     return []
+
+
+def act(state: AppState, action: e.FileAction) -> list[e.Effect]:
+    match action:
+        case e.ChooseFile():
+            return _choose_file(state, action)
+        case e.OpenRecent(path):
+            return _leave(state, "recent", path)
+        case e.Recover(name):
+            state.recovering = False
+            return _leave(state, "recover", name)
+        case e.Forget(name):
+            state.left_behind.pop(name, None)
+            state.recovering = state.recovering and bool(state.left_behind)
+            return [e.ForgetPage(name)]
+        case _:
+            assert_never(action)
 
 
 def do(state: AppState, what: e.FileWord) -> list[e.Effect]:
     page = state.page
     match what:
         case "new" | "open" | "quit":
-            state.confirm = what
-            return [] if page.dirty else _confirmed(state)
+            return _leave(state, what)
         case "confirmed":
             return _confirmed(state)
         case "dismissed":
-            state.confirm = ""
+            state.confirm, state.files.exists = "", None
         case "close files":
-            state.files.purpose, state.confirm = "", ""
+            _close(state)
+            state.confirm = ""
         case "save":
-            if page.path:
-                return [e.SaveFile(page.path, page.file.with_text(page.document.text))]
-            return show_files(state, "save", "page.txt")
+            return _save(state, page.path) if page.path else show_files(state, "save", "page.txt")
         case "save as":
+            state.files.exists = None
             return show_files(state, "save", page.path.name if page.path else "page.txt")
-        case "restore":
-            if state.recovered is not None and not page.generating:
-                page.document.edit(0, len(page.document.text), state.recovered, "restored")
-                page.move_cursor, state.recovered = True, None
-        case "forget":
-            state.recovered = None
-            return [e.Autosave(None)]
+        case "replace":
+            path, state.files.exists = state.files.exists, None
+            return _save(state, path, replace=True) if path else []
+        case "recover":
+            state.recovering = bool(state.left_behind)
+        case "recover later":
+            state.recovering = False
+        case "use branches":
+            _use_branches(state)
         case _:
             assert_never(what)
     return []
 
 
+def keep(state: AppState) -> list[e.Effect]:
+    """Keep what has changed, some seconds after the last time."""
+    page = state.page
+    if state.now < page.autosaved_at + AUTOSAVE_S:
+        return []
+    if page.dirty and page.autosaved != page.document.version:
+        page.autosaved, page.autosaved_at = page.document.version, state.now
+        return [e.KeepPage(kept(state))]
+    if page.path and not (page.dirty or page.generating) and page.branches_saved != page.tree.version:
+        page.branches_saved, page.autosaved_at = page.tree.version, state.now
+        branches = sidecar.snapshot(page.document, page.tree)
+        return [e.SaveBranches(page.path, branches)] if branches and not page.offered else []
+    return []
+
+
+def kept(state: AppState) -> Autosaved:
+    """Return the page as it is kept for a restart after a crash."""
+    page = state.page
+    return Autosaved(
+        page.document.text,
+        str(page.path) if page.path else "",
+        state.unix,
+        sidecar.snapshot(page.document, page.tree),
+    )
+
+
+def remember(state: AppState) -> None:
+    """Note the page's file among the recent ones, with the place of the cursor."""
+    page, preferences = state.page, state.preferences
+    preferences.last = str(page.path) if page.path else ""
+    if page.path:
+        others = [recent for recent in preferences.files if recent[0] != preferences.last]
+        preferences.files = [(preferences.last, page.document.cursor), *others][:MAX_RECENT]
+
+
 def show_files(
     state: AppState, purpose: Literal["open", "save", "export"], name: str, content: str = ""
 ) -> list[e.Effect]:
-    """Open the file dialog."""
-    files = state.files
-    files.purpose, files.name = purpose, name
-    files.content, files.error = content, ""
-    files.folder = files.folder or (str(state.page.path.parent) if state.page.path else "~")
-    return [e.ListFolder(files.folder)]
+    """Open the file dialog, where the page's file is, or where it was last."""
+    dialog = state.files
+    dialog.purpose, dialog.name = purpose, name
+    dialog.content, dialog.error = content, ""
+    dialog.waiting = False
+    near = state.page.path or next((Path(path) for path, _ in state.preferences.files), None)
+    folder = str(state.page.path.parent) if state.page.path else dialog.folder
+    return [e.ListFolder(folder or (str(near.parent) if near else "~"))]
+
+
+def _close(state: AppState) -> None:
+    state.files.purpose, state.files.waiting = "", False
 
 
 def _show(state: AppState, path: Path | None, file: TextFile) -> list[e.Effect]:
     """Put another text on the page."""
     page = state.page
     was_generating = page.generating is not None
+    remember(state)
     page.generating = page.branch = None
     page.batch = []
     page.document, page.tree = Document(file.text), Tree()
     page.document.select(0)
     page.path, page.file = path, file
+    page.offered, page.autosaved = None, 0
+    page.branches_saved = page.tree.version
     page.move_cursor, page.counted = True, -1
-    notices.drop(state, "page")
-    state.files.purpose = ""
+    notices.drop(state, "page", "branches", "file")
+    _close(state)
+    remember(state)
     return [e.Cancel("page")] if was_generating else []
 
 
+def _opened(state: AppState, message: e.Opened) -> list[e.Effect]:
+    page, path = state.page, message.path
+    if message.at_start and (page.dirty or page.path or page.document.version):
+        return []
+    effects = _show(state, path, message.file)
+    if message.file.keeps:
+        notices.inform(state, "file", f"{path.name} has {message.file.keeps}: a line that you change loses them")
+    if message.trouble:
+        notices.warn(state, "branches", message.trouble)
+    _take_branches(state, message.branches)
+    page.document.select(message.cursor)
+    remember(state)
+    return [*effects, e.ForgetPage()]
+
+
+def _recovered(state: AppState, message: e.Recovered) -> list[e.Effect]:
+    """Put a page on this one that a crashed session has left behind; once it is kept here, that one is not needed."""
+    page, saved = state.page, message.saved
+    effects = _show(state, message.path, message.file)
+    page.document.edit(0, len(page.document.text), saved.text, "restored")
+    _take_branches(state, saved.branches)
+    page.document.select(0)
+    state.left_behind.pop(message.name, None)
+    if state.left_behind:
+        many = len(state.left_behind)
+        also = "another page was" if many == 1 else f"{many} other pages were"
+        notices.inform(state, "file", f"{also} left behind", e.Do("recover"), "Show")
+    page.autosaved, page.autosaved_at = page.document.version, state.now
+    return [*effects, e.KeepPage(kept(state)), e.ForgetPage(message.name)]
+
+
+def _take_branches(state: AppState, branches: sidecar.Branches | None) -> None:
+    """Use branches that belong to the page's text; those of another text are offered."""
+    page = state.page
+    if branches is None:
+        return
+    if branches.belong_to(page.document.text):
+        page.tree.restore(branches.nodes, branches.places, branches.bare)
+        page.document.written = branches.written()
+        page.branches_saved = page.tree.version
+        return
+    page.offered = branches
+    text = "the branches beside this file belong to another version of its text"
+    notices.inform(state, "branches", text, e.Do("use branches"), "Show them in the tree", until=math.inf)
+
+
+def _use_branches(state: AppState) -> None:
+    """Add branches of another version of the text to the tree."""
+    page = state.page
+    if page.offered:
+        page.tree.add_all(page.offered.nodes, page.offered.places)
+    page.offered = None
+    notices.drop(state, "branches")
+
+
+def _save(state: AppState, path: Path, *, replace: bool = False) -> list[e.Effect]:
+    page = state.page
+    if not page.generating:
+        page.tree.settle(page.document)
+    if page.tree.nodes:
+        _use_branches(state)  # what was beside the file is not lost where others take its place
+    branches = sidecar.snapshot(page.document, page.tree)
+    known = page.file.data if path == page.path else None
+    return [e.SaveFile(path, page.file.with_text(page.document.text), branches, known, replace)]
+
+
 def _choose_file(state: AppState, message: e.ChooseFile) -> list[e.Effect]:
-    files = state.files
-    files.name = message.name
+    """Do what the file dialog is for; it stays open until that is done."""
+    dialog = state.files
+    dialog.name = message.name
     if not message.done or not message.name:
-        files.folder = message.folder
         return [e.ListFolder(message.folder)]
-    path = Path(message.folder) / message.name
-    purpose, files.purpose = files.purpose, ""
-    match purpose:
+    if dialog.waiting or not dialog.purpose:
+        return []
+    dialog.waiting, dialog.error = True, ""
+    path = Path(message.name) if message.name.startswith("~") else Path(message.folder) / message.name
+    match dialog.purpose:
         case "open":
             return [e.OpenFile(path)]
         case "export":
-            return [e.Export(path, files.content)]
-        case "save":
-            return [e.SaveFile(path, state.page.file.with_text(state.page.document.text))]
-        case "":  # the dialog was closed in this frame
-            return []
+            return [e.Export(path, dialog.content)]
+        case "save":  # of a name in the list the dialog says that it is replaced
+            return _save(state, path, replace=path != state.page.path and (message.name, False) in dialog.listing)
         case _:
-            assert_never(purpose)
+            assert_never(dialog.purpose)
+
+
+def _leave(
+    state: AppState, what: Literal["new", "open", "quit", "recent", "recover"], wanted: str = ""
+) -> list[e.Effect]:
+    """Leave the page for something else, once the user has said what becomes of unsaved changes."""
+    state.confirm, state.files.wanted = what, wanted
+    return [] if state.page.dirty else _confirmed(state)
 
 
 def _confirmed(state: AppState) -> list[e.Effect]:
     """Go on with what waited for the answer about unsaved changes."""
     what, state.confirm = state.confirm, ""
+    wanted = state.files.wanted
     match what:
         case "new":
-            return [*_show(state, None, TextFile()), e.Autosave(None)]
+            return [*_show(state, None, TextFile()), e.ForgetPage()]
         case "open":
             return show_files(state, "open", "")
+        case "recent":
+            return [e.OpenFile(Path(wanted), dict(state.preferences.files).get(wanted, 0))]
+        case "recover":
+            saved = state.left_behind.get(wanted)
+            return [e.OpenRecovered(wanted, saved)] if saved else []
         case "quit":
+            remember(state)
             state.quitting = True
-            return [e.Autosave(None)]
+            return [e.ForgetPage()]
         case "":
             return []
         case _:

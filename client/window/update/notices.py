@@ -14,9 +14,11 @@ NOTICE_S = 8.0
 MAX_NOTICES = 5
 
 
-def inform(state: AppState, key: str, text: str, action: e.Action | None = None, label: str = "") -> None:
+def inform(
+    state: AppState, key: str, text: str, action: e.Action | None = None, label: str = "", until: float | None = None
+) -> None:
     """Say something for a few seconds; `action` is what one may want to do then, and `label` its button."""
-    _put(state, Notice(key, text, "info", action, label, state.now + NOTICE_S))
+    _put(state, Notice(key, text, "info", action, label, state.now + NOTICE_S if until is None else until))
 
 
 def warn(state: AppState, key: str, text: str, action: e.Action | None = None, label: str = "") -> None:

@@ -11,7 +11,7 @@ import msgspec
 from client.window import events as e
 from client.window.alternatives import Written
 from client.window.state import KEPT_LOGPROBS, MAX_POINTS, STOP_S, AppState, Branch, Entry, Generating
-from client.window.update import branches, notices
+from client.window.update import branches, files, notices
 from client.window.update.branches import SENT_BYTES
 from protocol import messages as m
 from protocol.connection import Event as Reply
@@ -26,7 +26,6 @@ COUNTED_BYTES = 12_000
 """Most bytes before the cursor whose tokens are counted; of more text the number is estimated. A context of 1,024
 tokens is about 5,000 bytes.
 """
-AUTOSAVE_S = 2.0
 BRANCHES = 4
 """Number of continuations that are written together where several are asked for."""
 ALTERNATIVES = 10
@@ -123,10 +122,7 @@ def tick(state: AppState, unix: float) -> list[e.Effect]:
         page.counting, page.counted = True, page.document.version
         text = page.document.before(page.document.cursor, COUNTED_BYTES)
         effects.append(e.Send("count", m.Tokenize(text=text, **_which(state)), COUNT_S))
-    if page.dirty and page.autosaved != page.document.version and state.now > page.changed_at + AUTOSAVE_S:
-        page.autosaved = page.document.version
-        effects.append(e.Autosave(page.document.text))
-    return effects
+    return [*effects, *files.keep(state)]
 
 
 def generate(

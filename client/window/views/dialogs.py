@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from imgui_bundle import ImVec2, imgui
 
 from client.window import chords
-from client.window.events import Action, ChooseFile, Do, Enter
+from client.window.events import Action, ChooseFile, Do, Enter, Forget, Recover
 from client.window.state import AppState
 from client.window.views import widgets
 
@@ -15,7 +16,8 @@ TITLES = {"open": "Open", "save": "Save as", "export": "Export"}
 
 
 def draw(state: AppState) -> list[Action]:
-    return [*draw_files(state), *draw_question(state), *draw_download(state), *draw_recovered(state)]
+    asked = [*draw_question(state), *draw_exists(state), *draw_download(state), *draw_recovered(state)]
+    return [*draw_files(state), *asked]
 
 
 def modal(title: str) -> bool:
@@ -43,16 +45,21 @@ def draw_files(state: AppState) -> list[Action]:
                     if is_folder
                     else Enter("files", "name", name)
                 )
+            twice = imgui.is_item_hovered() and imgui.is_mouse_double_clicked(imgui.MouseButton_.left)
+            if twice and files.purpose == "open" and not is_folder:
+                actions.append(ChooseFile(files.folder, name, done=True))
     imgui.end_child()
     imgui.set_next_item_width(-1)
-    actions += widgets.field("##file name", "name", "files", "name", files.name)
+    if imgui.is_window_appearing():
+        imgui.set_keyboard_focus_here()
+    actions += widgets.field("##file name", "name, or a folder", "files", "name", files.name)
     there = files.purpose != "open" and (files.name, False) in files.listing
     if there:
         widgets.colored("a file of this name exists and will be replaced", "warn")
     if files.error:
         widgets.wrapped(files.error, "bad")
-    imgui.begin_disabled(not files.name)
-    if imgui.button(f"{'Replace' if there else TITLES[files.purpose]}###OK"):
+    imgui.begin_disabled(not files.name or files.waiting)
+    if imgui.button(f"{'Replace' if there else TITLES[files.purpose]}###OK") or (files.name and enters()):
         actions.append(ChooseFile(files.folder, files.name, done=True))
     imgui.end_disabled()
     imgui.same_line()
@@ -62,23 +69,46 @@ def draw_files(state: AppState) -> list[Action]:
     return actions
 
 
+def enters() -> bool:
+    """Return True if Enter was pressed, after the one that opened the dialog."""
+    enter = imgui.is_key_pressed(imgui.Key.enter, False) or imgui.is_key_pressed(imgui.Key.keypad_enter, False)
+    on_button = imgui.is_any_item_focused() and not imgui.get_io().want_text_input
+    return enter and not on_button and not imgui.is_window_appearing()
+
+
 def draw_question(state: AppState) -> list[Action]:
-    actions = list[Action]()
-    if not state.confirm or state.files.purpose or not modal("Unsaved changes"):
-        return actions
+    if not state.confirm or state.files.purpose or state.files.exists or not modal("Unsaved changes"):
+        return []
     imgui.text("The page has changes that are not saved.")
-    for label, action in (
-        ("Save", Do("save")),
-        ("Do not save", Do("confirmed")),
-        ("Cancel###CancelQuestion", Do("dismissed")),
-    ):
+    return answer((("Save", Do("save")), ("Do not save", Do("confirmed")), ("Cancel", Do("dismissed"))))
+
+
+def draw_exists(state: AppState) -> list[Action]:
+    path = state.files.exists
+    if path is None or state.files.purpose or not modal("The file is there"):
+        return []
+    changed = path == state.page.path and bool(state.page.file.data)
+    what = "was changed by another program since it was opened here" if changed else "exists already"
+    imgui.text(widgets.printable(f"{path.name} {what}."))
+    imgui.text_disabled(widgets.printable(str(path.parent)))
+    return answer((("Save as another file", Do("save as")), ("Replace it", Do("replace")), ("Cancel", Do("dismissed"))))
+
+
+def answer(buttons: tuple[tuple[str, Action], ...]) -> list[Action]:
+    """Draw the answers to a question and end its dialog: Enter is the first, which loses nothing, Esc the last."""
+    actions = list[Action]()
+    for number, (label, action) in enumerate(buttons):
         if imgui.button(label):
             actions.append(action)
+        if not number:
+            imgui.set_item_default_focus()
+            if not actions and enters():
+                actions.append(action)
         imgui.same_line()
     if imgui.is_key_pressed(imgui.Key.escape):
-        actions.append(Do("dismissed"))
+        actions.append(buttons[-1][1])
     imgui.end_popup()
-    return actions
+    return actions[:1]
 
 
 def draw_download(state: AppState) -> list[Action]:
@@ -92,8 +122,7 @@ def draw_download(state: AppState) -> list[Action]:
         )
         imgui.text(widgets.printable(f"{info.name} is not on the server's disk yet. It is a download {size}."))
     imgui.set_item_default_focus()
-    enter = imgui.is_key_pressed(imgui.Key.enter, False) or imgui.is_key_pressed(imgui.Key.keypad_enter, False)
-    if imgui.button("Download and go on") or (enter and not imgui.is_window_appearing()):
+    if imgui.button("Download and go on") or enters():
         actions.append(Do("agree"))
     imgui.same_line()
     if imgui.button("Cancel###CancelDownload") or imgui.is_key_pressed(imgui.Key.escape):
@@ -103,16 +132,26 @@ def draw_download(state: AppState) -> list[Action]:
 
 
 def draw_recovered(state: AppState) -> list[Action]:
+    """Offer the pages that crashed sessions have left behind."""
     actions = list[Action]()
-    if state.recovered is None or not modal("Restore"):
+    if not state.recovering or state.confirm or state.files.exists or not modal("Restore"):
         return actions
-    imgui.text("The last session ended unexpectedly. Its text was saved:")
-    imgui.text_disabled(widgets.printable(" ".join(state.recovered[:300].split()[:30])))
-    if imgui.button("Restore it"):
-        actions.append(Do("restore"))
-    imgui.same_line()
-    if imgui.button("Discard it"):
-        actions.append(Do("forget"))
+    many = len(state.left_behind)
+    imgui.text("A session ended unexpectedly. Its page was kept:" if many == 1 else f"{many} pages were left behind:")
+    for name, saved in state.left_behind.items():
+        imgui.push_id(name)
+        at = time.strftime("%Y-%m-%d %H:%M", time.localtime(saved.at))
+        imgui.text(widgets.printable(f"{at}  {Path(saved.path).name if saved.path else 'not saved yet'}"))
+        imgui.text_disabled(widgets.printable(" ".join(saved.text[:300].split()[:20])[:100]))
+        if imgui.button("Restore it"):
+            actions.append(Recover(name))
+        imgui.same_line()
+        if imgui.button("Discard it"):
+            actions.append(Forget(name))
+        imgui.separator()
+        imgui.pop_id()
+    if imgui.button("Later") or imgui.is_key_pressed(imgui.Key.escape):
+        actions.append(Do("recover later"))
     imgui.end_popup()
     return actions
 

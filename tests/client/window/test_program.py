@@ -62,9 +62,8 @@ def test_a_person_writes_and_quits(screen: str, home: Path, shared_daemon: Daemo
             return client.stats().requests.get("generate", 0) > before
 
         wait_for(asked, 10)
-        autosave = home / "data" / "gpt2d" / "autosave.txt"
-        wait_for(autosave.exists, 10)
-        wait_for(lambda: "compare thee" in autosave.read_text(encoding="utf-8"), 10)
+        folder = home / "data" / "gpt2d" / "autosave"
+        wait_for(lambda: any("compare thee" in file.read_text("utf-8") for file in folder.glob("*.json")), 10)
         assert program.poll() is None
         assert json.loads(kept.read_text(encoding="utf-8"))["server"] == shared_daemon.endpoint
     finally:

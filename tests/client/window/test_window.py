@@ -21,7 +21,7 @@ pytest.importorskip("client.window.loop", exc_type=ImportError, reason=WINDOW)
 from imgui_bundle import imgui
 
 from client.window.disk import system_fonts
-from client.window.events import Prefer
+from client.window.events import Do, Prefer, Select
 from protocol import messages as m
 from protocol.keys import Address, CurveKeys
 from scripts.daemon import Daemon
@@ -312,28 +312,46 @@ def test_history_is_searched_restored_and_exported(window: Window, shared_daemon
 
 
 def test_files_unsaved_changes_and_restore(window: Window, shared_daemon: Daemon, home: Path) -> None:
+    kept = home / "data" / "gpt2d" / "autosave"
+
     def first(d: Driver) -> None:
         d.type("Stra\u00dfe \u4e2d\u6587")
         d.keys(Key.mod_ctrl, Key.s)
         d.wait(lambda: d.state.files.purpose == "save")
-        d.state.files.folder = str(home)
-        d.ctx.yield_(2)
-        d.click("//$FOCUSED/###OK")
+        d.ctx.yield_(3)
+        d.ctx.key_chars_replace(f"{home}/page.txt")
+        d.keys(Key.enter)
         d.wait(lambda: (home / "page.txt").exists() and not d.state.page.dirty)
         assert (home / "page.txt").read_text(encoding="utf-8") == "Stra\u00dfe \u4e2d\u6587"
         d.type(" more")
-        d.wait((home / "data" / "gpt2d" / "autosave.txt").exists)
+        d.wait(lambda: any("more" in file.read_text("utf-8") for file in kept.glob("*.json")))
         d.shot("unicode")
 
     def second(d: Driver) -> None:
         d.ctx.yield_(3)
-        assert d.state.recovered is not None
+        assert d.state.recovering
         d.shot("restore")
-        d.click("//$FOCUSED/Restore it")
+        d.click("//$FOCUSED/**/Restore it")
         d.wait(lambda: d.state.page.document.text.endswith("more"))
+        d.keys(Key.mod_ctrl, Key.s)
+        d.wait(lambda: not d.state.page.dirty and not list(kept.glob("*.json")))
+        d.app.tell(Select(3, 3))
+        d.app.tell(Do("quit"))
 
-    window(shared_daemon.endpoint, first)
-    window(shared_daemon.endpoint, second)
+    def third(d: Driver) -> None:
+        d.wait(lambda: d.state.page.path == home / "page.txt")
+        assert d.state.page.document.text.endswith("more") and d.state.page.document.cursor == 3
+        d.type("!")
+        (home / "page.txt").write_bytes(b"another's")
+        d.keys(Key.mod_ctrl, Key.s)
+        d.wait(lambda: d.state.files.exists is not None)
+        d.ctx.yield_(3)
+        d.shot("changed by another program")
+        d.keys(Key.escape)
+        assert d.state.files.exists is None and (home / "page.txt").read_bytes() == b"another's"
+
+    for test in (first, second, third):
+        window(shared_daemon.endpoint, test)
 
 
 @pytest.mark.skipif(not system_fonts(), reason="needs a font (Debian: apt-get install fonts-dejavu-core)")
