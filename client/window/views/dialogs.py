@@ -139,17 +139,15 @@ def draw_recovered(state: AppState) -> list[Action]:
     many = len(state.left_behind)
     imgui.text("A session ended unexpectedly. Its page was kept:" if many == 1 else f"{many} pages were left behind:")
     for name, saved in state.left_behind.items():
-        imgui.push_id(name)
         at = time.strftime("%Y-%m-%d %H:%M", time.localtime(saved.at))
         imgui.text(widgets.printable(f"{at}  {Path(saved.path).name if saved.path else 'not saved yet'}"))
         imgui.text_disabled(widgets.printable(" ".join(saved.text[:300].split()[:20])[:100]))
-        if imgui.button("Restore it"):
+        if imgui.button(f"Restore it###restore {name}"):
             actions.append(Recover(name))
         imgui.same_line()
-        if imgui.button("Discard it"):
+        if imgui.button(f"Discard it###discard {name}"):
             actions.append(Forget(name))
         imgui.separator()
-        imgui.pop_id()
     if imgui.button("Later") or imgui.is_key_pressed(imgui.Key.escape):
         actions.append(Do("recover later"))
     imgui.end_popup()

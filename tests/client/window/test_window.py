@@ -331,7 +331,7 @@ def test_files_unsaved_changes_and_restore(window: Window, shared_daemon: Daemon
         d.ctx.yield_(3)
         assert d.state.recovering
         d.shot("restore")
-        d.click("//$FOCUSED/**/Restore it")
+        d.click(f"//$FOCUSED/###restore {next(iter(d.state.left_behind))}")
         d.wait(lambda: d.state.page.document.text.endswith("more"))
         d.keys(Key.mod_ctrl, Key.s)
         d.wait(lambda: not d.state.page.dirty and not list(kept.glob("*.json")))
