@@ -12,7 +12,7 @@ from imgui_bundle import imgui
 from client.window import disk, events as e, fonts, secret
 from client.window.disk import Disk
 from client.window.link import Link, LinkEffect
-from client.window.state import LAYOUT_VERSION, AppState
+from client.window.state import LAYOUT_VERSION, POPOVERS, AppState
 from client.window.update.apply import apply
 from client.window.views.main import ui
 from protocol import messages as m
@@ -53,7 +53,8 @@ class App:
         io.set_ini_filename(None)  # with "", Dear ImGui never asks for its layout to be saved
         preferences = self.state.preferences
         if preferences.layout_version != LAYOUT_VERSION:
-            preferences.layout = ""
+            preferences.layout, preferences.closed = "", []
+        preferences.closed = [*dict.fromkeys([*preferences.closed, *POPOVERS])]
         if preferences.layout:
             imgui.load_ini_settings_from_memory(preferences.layout)
 

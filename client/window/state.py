@@ -45,8 +45,11 @@ KEPT_LOGPROBS = 50
 """Number of generations, the newest, that keep their tokens' probabilities, which take far more memory than their
 texts.
 """
-PANELS = ("Connection", "Model", "Sampling", "Inference", "Tokens", "Tree", "History", "Compare", "Settings", "Keys")
-LAYOUT_VERSION = 2
+SIDE, DRAWER = ("Model", "Sampling"), ("Inference", "Tokens", "Tree", "History", "Compare")
+"""Panels beside the page, and below it."""
+POPOVERS = ("Connection", "Settings", "Keys")
+"""Panels that are open for as long as they have the focus."""
+LAYOUT_VERSION = 3
 """Raised when the panels or their first places change: a layout of other panels is not applied."""
 Settings: TypeAlias = dict[str, Any]
 """Generation settings by name, those of messages.SETTINGS that differ from the default."""
@@ -373,12 +376,14 @@ class Preferences:
     """Dear ImGui's own description of where the panels are."""
     layout_version: int = 0
     """The LAYOUT_VERSION that it belongs to."""
-    closed: list[str] = field(default_factory=lambda: ["Settings", "Keys"])
+    closed: list[str] = field(default_factory=lambda: [*POPOVERS])
     """Panels that are not shown."""
     files: list[tuple[str, int]] = field(default_factory=list)
     """The files of the last pages, and where the cursor was in each."""
     last: str = ""
     """The file of the page that was open last."""
+    folded: list[Literal["side", "drawer"]] = field(default_factory=list)
+    """What is folded away where there would be room for it."""
     width: int = 1360
     height: int = 860
     x: int | None = None
@@ -454,6 +459,8 @@ class AppState:
     """Number of frames in which the page comes to the front."""
     arrange: bool = True
     """The panels are put in their first places."""
+    over: Literal["", "side", "drawer"] = ""
+    """What lies over the page, in a window that is too small for both."""
     notices: list[Notice] = field(default_factory=list)
     """Oldest first."""
     asking: Question | None = None

@@ -197,3 +197,4 @@ def _sizes(style: imgui.Style) -> None:
     style.tab_bar_overline_size = 2.0
     style.disabled_alpha = 0.66
     style.window_menu_button_position = imgui.Dir.none
+    style.docking_node_has_close_button = False

@@ -1,12 +1,18 @@
-"""The same prompt and seed with two to four models or settings, one after the other; differences are marked."""
+"""The same prompt and seed with two to four models or settings, one after the other; where the texts part is marked."""
 
 from __future__ import annotations
+
+import math
 
 from imgui_bundle import ImVec2, imgui
 
 from client.window.events import Action, ChooseColumn, Do, Enter
+from client.window.icons import ICONS
 from client.window.state import AppState, Column
 from client.window.views import widgets
+
+BAR = 0.35
+"""Height of a bar, in font sizes."""
 
 
 def draw(state: AppState) -> list[Action]:
@@ -32,7 +38,7 @@ def draw(state: AppState) -> list[Action]:
             actions.append(Do("stop compare"))
     else:
         imgui.begin_disabled(state.link.status != "ready" or compare.stopping)
-        if imgui.button("Stopping###Compare" if compare.stopping else "Compare###Compare"):
+        if widgets.primary_button("Stopping###Compare" if compare.stopping else "Compare###Compare"):
             actions.append(Do("compare"))
         imgui.end_disabled()
     widgets.tip("The columns take turns, so that the times can be compared. The model of a column is loaded first.")
@@ -40,12 +46,15 @@ def draw(state: AppState) -> list[Action]:
     imgui.begin_disabled(running)
     if imgui.button("Take the page's text"):
         actions.append(Do("take page"))
+    widgets.tip("What stands before the page's cursor becomes the prompt.")
     imgui.same_line()
-    if imgui.button("+"):
+    if imgui.button(f"{ICONS['plus']}###+"):
         actions.append(Do("add column"))
+    widgets.tip("One more column")
     imgui.same_line(0, 2)
-    if imgui.button("-"):
+    if imgui.button(f"{ICONS['minus']}###-"):
         actions.append(Do("remove column"))
+    widgets.tip("One column less")
     imgui.end_disabled()
     if imgui.begin_table(
         "columns", len(compare.columns), imgui.TableFlags_.borders_inner_v | imgui.TableFlags_.resizable
@@ -79,27 +88,42 @@ def draw_column(state: AppState, index: int, column: Column) -> list[Action]:
             ChooseColumn(index, {"preset": preset, "settings": dict(state.preferences.presets.get(preset, {}))})
         )
     imgui.end_disabled()
+    draw_speed(state, column)
     if state.compare.running == index:
-        widgets.colored("writing" if column.text else "loading", "warn")
+        widgets.colored("writing" if column.text else "loading", "dim")
     if column.error:
         widgets.wrapped(column.error, "bad")
     draw_parts(column.parts or [(column.text, False)])
-    if column.result:
-        ledger = column.result.ledger
-        imgui.text_disabled(f"{ledger.inference_ms:,.0f} ms, {ledger.tokens_per_second:,.0f} tokens/s")
-        if imgui.small_button("Copy"):
-            imgui.set_clipboard_text(widgets.printable(column.text))
+    if column.result and imgui.small_button("Copy"):
+        imgui.set_clipboard_text(widgets.printable(column.text))
     return actions
 
 
+def draw_speed(state: AppState, column: Column) -> None:
+    """Draw how fast a column was, as a bar: the fastest one's is as wide as its column."""
+    if column.result is None:
+        return
+    ledger = column.result.ledger
+    rates = [c.result.ledger.tokens_per_second for c in state.compare.columns if c.result]
+    fastest = max((rate for rate in rates if math.isfinite(rate)), default=0.0)
+    share = ledger.tokens_per_second / fastest if fastest > 0 else 0.0
+    at, width = imgui.get_cursor_screen_pos(), imgui.get_content_region_avail().x
+    height, paint = imgui.get_font_size() * BAR, imgui.get_window_draw_list()
+    paint.add_rect_filled(at, (at.x + width, at.y + height), imgui.get_color_u32(widgets.color("line")), height / 2)
+    end = at.x + width * min(1.0, share) if share > 0 else at.x
+    paint.add_rect_filled(at, (end, at.y + height), imgui.get_color_u32(widgets.color("accent")), height / 2)
+    imgui.dummy((width, height))
+    widgets.wrapped(f"{ledger.tokens_per_second:,.0f} tokens/s, {ledger.inference_ms:,.0f} ms", "dim")
+
+
 def draw_parts(parts: list[tuple[str, bool]]) -> None:
-    """Text whose marked parts have a background, wrapped by words."""
+    """Draw text by words, with a background for the word where it becomes another text."""
     space = imgui.calc_text_size(" ").x
     left = imgui.get_cursor_screen_pos().x
     right = left + imgui.get_content_region_avail().x
     paint, height = imgui.get_window_draw_list(), imgui.get_text_line_height()
     x, y = left, imgui.get_cursor_screen_pos().y
-    shade, ink = imgui.get_color_u32(widgets.color("warn", 0.35)), imgui.get_color_u32(imgui.Col_.text)
+    shade, ink = imgui.get_color_u32(widgets.color("warn", 0.3)), imgui.get_color_u32(imgui.Col_.text)
     for part, differs in parts:
         for line_number, line in enumerate(part.split("\n")):
             if line_number:

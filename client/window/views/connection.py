@@ -10,22 +10,53 @@ from client.window.state import AppState, Status
 from client.window.views import server_field, widgets
 
 WORDS: dict[Status, str] = {
-    "off": "not connected",
-    "connecting": "connecting",
+    "off": "Not connected",
+    "connecting": "Connecting",
     "ready": "ready",
-    "stuck": "server stuck",
-    "late": "no answer in time",
-    "busy": "server busy",
-    "stopping": "server stopping",
-    "failed": "server error",
-    "refused": "refused",
-    "version": "other version",
-    "absent": "no server",
-    "other": "not a gpt2d server",
-    "lost": "connection lost",
+    "stuck": "Server stuck",
+    "late": "No answer in time",
+    "busy": "Server busy",
+    "stopping": "Server stopping",
+    "failed": "Server error",
+    "refused": "Refused",
+    "version": "Other version",
+    "absent": "No server",
+    "other": "Not a gpt2d server",
+    "lost": "Connection lost",
 }
+BUTTON = "###connection"
 STATUS_COLORS = {"ready": "good", "off": "dim", "connecting": "warn", "busy": "warn", "late": "warn"}
 """Color of a status; that of all others is red."""
+
+
+def pill(state: AppState, width: float) -> bool:
+    """Draw the button that opens this panel, which says what is chosen and how it is; return True if it is clicked.
+
+    What does not fit into the width is left out, the state last.
+    """
+    link, models = state.link, state.models
+    word = WORDS[link.status]
+    if models.loading:
+        share = f" {models.loading.done / models.loading.total:.0%}" if models.loading.total > 1 else ""
+        word = f"loading{share}"
+    colour = "warn" if models.loading else STATUS_COLORS.get(link.status, "bad")
+    parts = [models.model, models.precision, word] if link.status == "ready" and models.model else [word]
+    dot = imgui.get_font_size() * 1.2
+    room = width - dot - 2 * imgui.get_style().frame_padding.x
+    while len(parts) > 1 and imgui.calc_text_size(" · ".join(parts)).x > room:
+        parts.pop(0)
+    text = widgets.printable(" · ".join(parts)).replace("##", "")
+    size = imgui.calc_text_size(text).x + dot + 2 * imgui.get_style().frame_padding.x
+    imgui.set_cursor_pos_x(imgui.get_cursor_pos_x() + max(0.0, width - size))
+    at = imgui.get_cursor_screen_pos()
+    imgui.push_style_var(imgui.StyleVar_.button_text_align, (1.0, 0.5))
+    imgui.push_style_var(imgui.StyleVar_.frame_rounding, imgui.get_frame_height() / 2)
+    clicked = imgui.button(f"{text}{BUTTON}", (size, 0))
+    imgui.pop_style_var(2)
+    centre = (at.x + imgui.get_style().frame_padding.x + dot * 0.3, at.y + imgui.get_frame_height() / 2)
+    imgui.get_window_draw_list().add_circle_filled(centre, dot * 0.24, imgui.get_color_u32(widgets.color(colour)))
+    widgets.tip("\n".join(filter(None, (state.link.server, link.trouble))) or "The server")
+    return clicked
 
 
 def draw(state: AppState) -> list[Action]:
@@ -42,7 +73,7 @@ def draw(state: AppState) -> list[Action]:
             if imgui.selectable(name, name == link.server)[0]:
                 actions += [Enter("link", "server", name), Connect()]
         imgui.end_combo()
-    if imgui.collapsing_header("Keys##own"):
+    if widgets.section("Keys##own"):
         imgui.set_next_item_width(-1)
         actions += widgets.field("##serverkey", "the server's public key", "link", "server_key", link.server_key)
         actions += server_field.connect_by_enter()

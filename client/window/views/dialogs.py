@@ -154,7 +154,7 @@ def draw_recovered(state: AppState) -> list[Action]:
     return actions
 
 
-def draw_keys() -> None:
+def draw_keys(_state: AppState) -> list[Action]:
     if imgui.begin_table("keys", 2):
         for key, what in chords.listed():
             imgui.table_next_row()
@@ -163,3 +163,4 @@ def draw_keys() -> None:
             imgui.table_next_column()
             imgui.text_disabled(what)
         imgui.end_table()
+    return []

@@ -1,32 +1,110 @@
-"""Times of the last generation, as the server measured them; plots of the session's speed."""
+"""Times of the last generation, as the server measured them: three figures, a bar, the rest under Details; plots of the
+session's speed.
+"""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 from imgui_bundle import ImVec2, imgui, implot
 from numpy.typing import NDArray
 
 from client.window.events import Action
-from client.window.state import AppState
-from client.window.views import widgets
+from client.window.state import AppState, Ledgers
+from client.window.views import live, widgets
+from protocol import messages as m
+from protocol.ledger import Ledger
 
 PLOT_HEIGHT = 11.0
 """Height of a plot, in font sizes."""
+FIGURE = 1.9
+"""Size of a large figure, in font sizes."""
 
 
 def draw(state: AppState) -> list[Action]:
     ledgers, result = state.ledgers, state.ledgers.last
+    if state.page.generating:
+        draw_figures(
+            [
+                (f"{state.page.generating.tokens:,}", f"of {state.page.generating.asked:,} tokens"),
+                (f"{state.page.generating.rate:,.0f}", "tokens/s so far"),
+            ]
+        )
+        live.line(state.page.generating)
+        imgui.text_disabled(live.words(state.page.generating))
+        return []
     if result is None:
         imgui.text_wrapped("After a generation the inference time that the server measured is shown here.")
         return []
     ledger = result.ledger
-    imgui.push_font(None, imgui.get_font_size() * 2.2)
-    imgui.text(f"{ledger.inference_ms:,.0f} ms")
-    imgui.pop_font()
-    imgui.text_disabled("inference, measured by the server")
+    draw_figures(
+        [
+            (f"{ledger.inference_ms:,.0f} ms", "inference, measured by the server"),
+            (f"{ledger.tokens_per_second:,.0f}", "tokens/s"),
+            (f"{ledger.first_token_ms:,.1f} ms", "to the first token"),
+        ]
+    )
+    draw_bar(ledger)
+    if widgets.section("Details"):
+        draw_details(ledgers, result)
+    # [3, generations] each, copied so that a row is contiguous
+    curves = {name: np.array(points).T.copy() for name, points in ledgers.series.items() if len(points) > 1}
+    if curves:
+        for title, index in (("tokens/s", 1), ("first token, ms", 2)):
+            draw_plot(curves, title, index)
+    return []
+
+
+def draw_figures(figures: list[tuple[str, str]]) -> None:
+    """Draw large figures with what they are, side by side where there is room, else below each other."""
+    size = imgui.get_font_size()
+    columns = max(1, min(len(figures), int(imgui.get_content_region_avail().x / (size * 8))))
+    if not imgui.begin_table("figures", columns, imgui.TableFlags_.sizing_stretch_same):
+        return
+    for value, caption in figures:
+        imgui.table_next_column()
+        widgets.large(value, FIGURE)
+        imgui.push_text_wrap_pos(0)
+        imgui.text_disabled(caption)
+        imgui.pop_text_wrap_pos()
+    imgui.end_table()
+
+
+def draw_bar(ledger: Ledger) -> None:
+    """Draw prefill and decode as parts of one bar, with their times where they fit in."""
+    parts = (
+        ("prefill", ledger.prefill_ms, "chosen_active", "text"),
+        ("decode", ledger.decode_ms, "accent", "on_accent"),
+    )
+    known = [(name, took, back, ink) for name, took, back, ink in parts if math.isfinite(took) and took > 0]
+    whole = sum(took for _, took, _, _ in known)
+    if not whole:
+        return
+    at, width = imgui.get_cursor_screen_pos(), imgui.get_content_region_avail().x
+    height, paint = imgui.get_frame_height(), imgui.get_window_draw_list()
+    x, gap = at.x, imgui.get_style().font_scale_dpi
+    for name, took, back, ink in known:
+        right = x + max(2 * gap, width * took / whole)
+        text = f"{name} {took:,.0f} ms"
+        paint.add_rect_filled(
+            (x, at.y),
+            (min(right - gap, at.x + width), at.y + height),
+            imgui.get_color_u32(widgets.color(back)),
+            3 * gap,
+        )
+        if imgui.calc_text_size(text).x < right - x - 4 * gap:
+            place = (x + 4 * gap, at.y + imgui.get_style().frame_padding.y)
+            paint.add_text(place, imgui.get_color_u32(widgets.color(ink)), text)
+        x = right
+    imgui.dummy((width, height))
+    widgets.tip("\n".join(f"{name} {took:,.1f} ms, {took / whole:.0%}" for name, took, _, _ in known))
+
+
+def draw_details(ledgers: Ledgers, result: m.Generated) -> None:
+    ledger = result.ledger
     widgets.row("model", f"{result.model}/{result.engine}/{result.precision}")
     widgets.row("speed", f"{ledger.tokens_per_second:,.1f} tokens/s")
-    widgets.row("first token", f"{ledger.first_token_ms:,.1f} ms")
     widgets.row(
         "prefill",
         f"{ledger.prefill_ms:,.1f} ms for {ledger.prompt_tokens} tokens, {ledger.reused_tokens} of them reused",
@@ -42,21 +120,32 @@ def draw(state: AppState) -> list[Action]:
     widgets.row("ended by", f"{result.finish_reason}, seed {result.settings.get('seed')}")
     if result.prompt_truncated:
         widgets.row("cut", f"{result.prompt_truncated} tokens from the beginning")
-    # [3, generations] each, copied so that a row is contiguous
-    curves = {name: np.array(points).T.copy() for name, points in ledgers.series.items()}
-    for title, index in (("tokens/s", 1), ("first token, ms", 2)):
-        draw_plot(curves, title, index)
-    return []
 
 
 def draw_plot(curves: dict[str, NDArray[np.float64]], title: str, index: int) -> None:
+    """Draw one figure of the session's generations: whole numbers from left to right, from 0 upwards."""
     if implot.begin_plot(
         f"{title}##plot", ImVec2(-1, imgui.get_font_size() * PLOT_HEIGHT), implot.Flags_.no_mouse_text
     ):
-        implot.setup_axes("generation", "", implot.AxisFlags_.auto_fit, implot.AxisFlags_.auto_fit)
+        first = min(values[0][0] for values in curves.values())
+        last = max(values[0][-1] for values in curves.values())
+        finite = [values[index][np.isfinite(values[index])] for values in curves.values()]
+        high = max((float(some.max()) for some in finite if len(some)), default=1.0)
+        implot.setup_axes("generation", "", 0, implot.AxisFlags_.none)
+        implot.setup_axis_limits(implot.ImAxis_.x1, first - 0.5, last + 0.5, implot.Cond_.always)
+        implot.setup_axis_limits(implot.ImAxis_.y1, 0, high * 1.1 or 1.0, implot.Cond_.always)
+        implot.setup_axis_format(implot.ImAxis_.x1, "%.0f")
+        implot.setup_axis_ticks(implot.ImAxis_.x1, ticks(first, last))
+        implot.setup_axis_format(implot.ImAxis_.y1, "%.0f" if high >= 10 else "%.1f")
         implot.setup_legend(implot.Location_.south, implot.LegendFlags_.outside)
         dots = implot.Spec()
         dots.marker = implot.Marker_.circle
         for name, values in curves.items():
             implot.plot_line(name, values[0], values[index], dots)
         implot.end_plot()
+
+
+def ticks(first: float, last: float, most: int = 6) -> list[float]:
+    """Return whole numbers from the first to the last, `most` or fewer."""
+    step = max(1, math.ceil((last - first + 1) / most))
+    return [float(number) for number in range(int(first), int(last) + 1, step)]

@@ -1,14 +1,21 @@
-"""The whole window: menu, panels and their places, dialogs. ui(state) -> actions; it knows nothing of its runner."""
+"""The whole window: the bar at its top, the page, and around it what folds. ui(state) -> actions; it knows nothing of
+its runner.
+
+The page comes first: beside it lies a panel, below it a drawer, and each can be folded away. A window that is too small
+for them shows the page alone, and lays over it what is asked for. The connection is a pill in the bar.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal, TypeAlias
 
 from imgui_bundle import ImVec2, imgui
 
 from client.window import chords
 from client.window.events import Action, CancelLoad, Connect, Disconnect, Do, LoadModel, Prefer
-from client.window.state import PANELS, AppState
+from client.window.icons import ICONS
+from client.window.state import DRAWER, POPOVERS, SIDE, AppState
 from client.window.views import (
     branches,
     compare,
@@ -20,15 +27,23 @@ from client.window.views import (
     page,
     sampling,
     settings,
+    toasts,
     tokens,
     tree,
     widgets,
 )
 
+Part: TypeAlias = Literal["side", "drawer"]
 SETTLE = 3
 """Number of frames until new panels are in their places."""
+NARROW = 1000
+"""Width at scale 1 below which the panels collapse."""
+BAR_PADDING = 1.8
+"""Height of the bar's margin, in that of a button."""
+SIDE_SHARE, DRAWER_SHARE = 0.26, 0.32
+OVER_WIDTH = 26.0
+"""Width of the side panel over the page, in font sizes."""
 DRAWN: dict[str, Callable[[AppState], list[Action]]] = {
-    "Connection": connection.draw,
     "Model": models.draw,
     "Sampling": sampling.draw,
     "Inference": inference.draw,
@@ -36,42 +51,127 @@ DRAWN: dict[str, Callable[[AppState], list[Action]]] = {
     "Tree": tree.draw,
     "History": history.draw,
     "Compare": compare.draw,
+    "Connection": connection.draw,
     "Settings": settings.draw,
+    "Keys": dialogs.draw_keys,
 }
+PARTS: dict[Part, tuple[str, ...]] = {"side": SIDE, "drawer": DRAWER}
+FIXED = (
+    imgui.WindowFlags_.no_docking
+    | imgui.WindowFlags_.no_collapse
+    | imgui.WindowFlags_.no_saved_settings
+    | imgui.WindowFlags_.no_move
+    | imgui.WindowFlags_.no_title_bar
+)
 
 
 def ui(state: AppState, page_font: imgui.ImFont | None = None) -> list[Action]:
     """Draw one frame."""
-    actions = [*draw_menu(state), *chords.struck(state, page.keys())]
+    actions = [*draw_bar(state), *chords.struck(state, page.keys())]
     dock = imgui.dock_space_over_viewport(imgui.get_id("dock"))
+    first = state.focus_page > 1
     if not state.preferences.layout and state.arrange:
         arrange(dock)
         state.arrange, state.focus_page = False, SETTLE
+    narrow = is_narrow(state)
     if imgui.begin("Page"):
         actions += page.draw(state, page_font)
     imgui.end()
-    for name, draw in DRAWN.items():
+    for part, panels in PARTS.items():
+        if narrow:
+            actions += draw_over(state, part) if state.over == part else []
+        elif part not in state.preferences.folded:
+            actions += draw_docked(state, panels)
+    for name in POPOVERS:
         if name not in state.preferences.closed:
-            opened, stays = imgui.begin(name, True)
-            if opened:
-                imgui.push_id(name)
-                actions += draw(state)
-                imgui.pop_id()
-            imgui.end()
-            if not stays:
-                actions.append(Prefer("closed", [*state.preferences.closed, name]))
+            actions += draw_popover(state, name)
     if state.focus_page:
+        if first:
+            imgui.set_window_focus(DRAWER[0])
         imgui.set_window_focus("Page")
         state.focus_page -= 1
-    if "Keys" not in state.preferences.closed:
-        imgui.set_next_window_pos(imgui.get_main_viewport().get_center(), imgui.Cond_.appearing, ImVec2(0.5, 0.5))
-        opened, stays = imgui.begin("Keys", True, imgui.WindowFlags_.always_auto_resize | imgui.WindowFlags_.no_docking)
+    return [*actions, *branches.draw(state), *toasts.draw(state), *dialogs.draw(state)]
+
+
+def is_narrow(state: AppState) -> bool:
+    return imgui.get_main_viewport().size.x < NARROW * state.preferences.scale * state.screen_scale
+
+
+def draw_docked(state: AppState, panels: tuple[str, ...]) -> list[Action]:
+    actions = list[Action]()
+    for name in panels:
+        if name in state.preferences.closed:
+            continue
+        opened, stays = imgui.begin(name, True)
         if opened:
-            dialogs.draw_keys()
+            actions += draw_panel(state, name)
         imgui.end()
         if not stays:
-            actions.append(Do("keys"))
-    return [*actions, *branches.draw(state), *dialogs.draw(state)]
+            actions.append(toggle(state, name))
+    return actions
+
+
+def draw_panel(state: AppState, name: str) -> list[Action]:
+    imgui.push_id(name)
+    actions = DRAWN[name](state)
+    imgui.pop_id()
+    return actions
+
+
+def draw_over(state: AppState, part: Part) -> list[Action]:
+    """Draw the side panel or the drawer over the page, with a tab for each of its panels."""
+    actions, view = list[Action](), imgui.get_main_viewport()
+    place, room = view.work_pos, view.work_size
+    if part == "side":
+        size = ImVec2(min(imgui.get_font_size() * OVER_WIDTH, room.x), room.y)
+    else:
+        size = ImVec2(room.x, room.y * 0.6)
+    imgui.set_next_window_pos((place.x + room.x - size.x, place.y + room.y - size.y))
+    imgui.set_next_window_size(size)
+    if imgui.begin(f"##over {part}", None, FIXED | imgui.WindowFlags_.no_resize):
+        if imgui.is_window_appearing():
+            imgui.set_window_focus()
+        if imgui.begin_tab_bar("panels"):
+            for name in PARTS[part]:
+                if imgui.begin_tab_item(name)[0]:
+                    actions += draw_panel(state, name)
+                    imgui.end_tab_item()
+            if imgui.tab_item_button(f"{ICONS['x']}###close", imgui.TabItemFlags_.trailing) or closed_by_escape():
+                state.over = ""
+            imgui.end_tab_bar()
+    imgui.end()
+    return actions
+
+
+def draw_popover(state: AppState, name: str) -> list[Action]:
+    """Draw a panel that hangs from the bar, until the focus goes elsewhere."""
+    actions, view = list[Action](), imgui.get_main_viewport()
+    size, room = imgui.get_font_size(), view.work_size
+    margin = size * 0.5
+    imgui.set_next_window_pos((view.work_pos.x + room.x - margin, view.work_pos.y + margin), 0, (1, 0))
+    width = min(size * (30 if name == "Keys" else 26), room.x - 2 * margin)
+    imgui.set_next_window_size_constraints((width, 0), (width, room.y - 2 * margin))
+    imgui.push_style_color(imgui.Col_.window_bg, widgets.color("raised"))
+    shown = imgui.begin(name, None, FIXED | imgui.WindowFlags_.always_auto_resize)
+    imgui.pop_style_color()
+    if shown:
+        if imgui.is_window_appearing():
+            imgui.set_window_focus()
+        widgets.heading(name)
+        actions += draw_panel(state, name)
+        has_focus = imgui.is_window_focused(imgui.FocusedFlags_.root_and_child_windows) or imgui.is_window_appearing()
+        in_bar = imgui.get_io().mouse_pos.y < view.work_pos.y  # where a click may be on what opens and closes it
+        if not (has_focus or in_bar) or closed_by_escape():
+            actions.append(toggle(state, name))
+    imgui.end()
+    return actions
+
+
+def closed_by_escape() -> bool:
+    """True if Esc is pressed in this window, where it does not close something smaller first."""
+    popup = imgui.is_popup_open("", imgui.PopupFlags_.any_popup_id | imgui.PopupFlags_.any_popup_level)
+    focused = imgui.is_window_focused(imgui.FocusedFlags_.root_and_child_windows)
+    return focused and not popup and imgui.is_key_pressed(imgui.Key.escape, False)
 
 
 def toggle(state: AppState, panel: str) -> Action:
@@ -79,9 +179,22 @@ def toggle(state: AppState, panel: str) -> Action:
     return Prefer("closed", [p for p in closed if p != panel] if panel in closed else [*closed, panel])
 
 
-def draw_menu(state: AppState) -> list[Action]:
-    actions = list[Action]()
-    if not imgui.begin_main_menu_bar():
+def fold(state: AppState, part: Part) -> list[Action]:
+    """Open or fold a part; in a small window, over the page."""
+    if is_narrow(state):
+        state.over = "" if state.over == part else part
+        return []
+    folded = state.preferences.folded
+    return [Prefer("folded", [p for p in folded if p != part] if part in folded else [*folded, part])]
+
+
+def draw_bar(state: AppState) -> list[Action]:
+    """Draw the menus, and at the right the connection, what folds, and the settings."""
+    actions, padding = list[Action](), imgui.get_style().frame_padding
+    imgui.push_style_var(imgui.StyleVar_.frame_padding, (padding.x, padding.y * BAR_PADDING))
+    opened = imgui.begin_main_menu_bar()
+    imgui.pop_style_var()
+    if not opened:
         return actions
     writing = state.page.generating is not None
     menus: dict[str, tuple[tuple[str, Action, bool], ...]] = {
@@ -106,7 +219,7 @@ def draw_menu(state: AppState) -> list[Action]:
             ("Later continuation", Do("later"), not writing),
         ),
         "Server": (
-            ("Connect", Connect(), True),
+            ("Reconnect" if state.link.status != "off" else "Connect", Connect(), True),
             ("Disconnect", Disconnect(), state.link.status != "off"),
             ("Load the model", LoadModel(), state.models.loading is None),
             ("Cancel loading", CancelLoad(), state.models.loading is not None),
@@ -119,20 +232,57 @@ def draw_menu(state: AppState) -> list[Action]:
                     actions.append(action)
             imgui.end_menu()
     if imgui.begin_menu("View"):
-        for panel in PANELS:
-            if imgui.menu_item(
-                panel, chords.keys_of(Do("keys")) if panel == "Keys" else "", panel not in state.preferences.closed
-            )[0]:
-                actions.append(toggle(state, panel))
-        imgui.separator()
-        if imgui.menu_item("Reset the layout", "", False)[0]:
-            state.preferences.layout, state.arrange = "", True
+        actions += draw_view_menu(state)
         imgui.end_menu()
-    if state.notices:
-        notice = state.notices[-1]
-        imgui.same_line(imgui.get_window_width() - imgui.calc_text_size(notice.text).x - imgui.get_font_size())
-        widgets.colored(notice.text, "bad" if notice.kind == "failed" else "accent")
+    actions += draw_right(state)
     imgui.end_main_menu_bar()
+    return actions
+
+
+def draw_view_menu(state: AppState) -> list[Action]:
+    actions, narrow = list[Action](), is_narrow(state)
+    labels: dict[Part, str] = {"side": "Side panel", "drawer": "Drawer"}
+    for part, label in labels.items():
+        shown = state.over == part if narrow else part not in state.preferences.folded
+        if imgui.menu_item(label, "", shown)[0]:
+            actions += fold(state, part)
+    imgui.separator()
+    for panel in (*SIDE, *DRAWER):
+        if imgui.menu_item(panel, "", panel not in state.preferences.closed)[0]:
+            actions.append(toggle(state, panel))
+    imgui.separator()
+    for panel in POPOVERS:
+        key = chords.keys_of(Do("keys")) if panel == "Keys" else ""
+        if imgui.menu_item(panel, key, panel not in state.preferences.closed)[0]:
+            actions.append(toggle(state, panel))
+    imgui.separator()
+    if imgui.menu_item("Reset layout", "", False)[0]:
+        state.preferences.layout, state.arrange = "", True
+        actions += [Prefer("folded", []), Prefer("closed", [*POPOVERS])]
+    return actions
+
+
+def draw_right(state: AppState) -> list[Action]:
+    """Draw the pill and the icons at the right end of the bar."""
+    actions, style = list[Action](), imgui.get_style()
+    buttons: tuple[tuple[str, str, Part], ...] = (
+        ("panel-bottom", "The drawer: times, tokens, history, comparison", "drawer"),
+        ("panel-right", "The side panel: model and sampling", "side"),
+    )
+    icons = 3 * (imgui.get_font_size() + 4 * style.font_scale_dpi + style.item_spacing.x)
+    left = imgui.get_cursor_pos_x() + style.item_spacing.x
+    width = imgui.get_window_width() - icons - style.window_padding.x - left
+    top = (imgui.get_window_height() - imgui.get_frame_height()) / 2
+    imgui.set_cursor_pos((left, top))
+    if connection.pill(state, width):
+        actions.append(toggle(state, "Connection"))
+    for name, tip, part in buttons:
+        imgui.set_cursor_pos_y(top)
+        if widgets.icon_button(name, part, tip):
+            actions += fold(state, part)
+    imgui.set_cursor_pos_y(top)
+    if widgets.icon_button("settings", "settings", "Settings"):
+        actions.append(toggle(state, "Settings"))
     return actions
 
 
@@ -142,24 +292,14 @@ def arrange(dock: int) -> None:
     i.dock_builder_remove_node(dock)
     i.dock_builder_add_node(dock, i.DockNodeFlagsPrivate_.dock_space)
     i.dock_builder_set_node_size(dock, imgui.get_main_viewport().work_size)
-    left = i.dock_builder_split_node(dock, imgui.Dir.left, 0.24)
-    right = i.dock_builder_split_node(left.id_at_opposite_dir, imgui.Dir.right, 0.29)
-    middle = i.dock_builder_split_node(right.id_at_opposite_dir, imgui.Dir.down, 0.26)
-    model = i.dock_builder_split_node(left.id_at_dir, imgui.Dir.down, 0.74)
-    sampling_node = i.dock_builder_split_node(model.id_at_dir, imgui.Dir.down, 0.5)
-    past = i.dock_builder_split_node(right.id_at_dir, imgui.Dir.down, 0.35)
-    places = {
-        "Connection": model.id_at_opposite_dir,
-        "Model": sampling_node.id_at_opposite_dir,
-        "Sampling": sampling_node.id_at_dir,
-        "Compare": middle.id_at_opposite_dir,
-        "Page": middle.id_at_opposite_dir,
-        "Tokens": middle.id_at_dir,
-        "Tree": middle.id_at_dir,
-        "Inference": past.id_at_opposite_dir,
-        "History": past.id_at_dir,
-        "Settings": past.id_at_dir,
-    }
-    for name, node in places.items():
-        i.dock_builder_dock_window(name, node)
+    side = i.dock_builder_split_node(dock, imgui.Dir.right, SIDE_SHARE)
+    below = i.dock_builder_split_node(side.id_at_opposite_dir, imgui.Dir.down, DRAWER_SHARE)
+    model = i.dock_builder_split_node(side.id_at_dir, imgui.Dir.up, 0.42)
+    i.dock_builder_dock_window("Page", below.id_at_opposite_dir)
+    i.dock_builder_dock_window("Model", model.id_at_dir)
+    i.dock_builder_dock_window("Sampling", model.id_at_opposite_dir)
+    for name in DRAWER:
+        i.dock_builder_dock_window(name, below.id_at_dir)
+    node = i.dock_builder_get_node(below.id_at_opposite_dir)
+    node.set_local_flags(node.local_flags | i.DockNodeFlagsPrivate_.no_tab_bar)
     i.dock_builder_finish(dock)

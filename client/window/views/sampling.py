@@ -6,6 +6,8 @@ from typing import assert_never
 
 from imgui_bundle import imgui
 
+from client.window import distribution
+from client.window.alternatives import probability
 from client.window.events import Action, Do, Enter, Prefer, Preset, SetSetting
 from client.window.state import AppState
 from client.window.views import widgets
@@ -21,6 +23,28 @@ OF_STRATEGY = {
     "contrastive": ("num_candidates", "penalty_alpha"),
 }
 """Settings that matter for a strategy, which come first; for one that is not listed, those for drawing at random."""
+SLIDERS = {
+    "max_new_tokens": (1, 1000),
+    "temperature": (0.0, 2.0),
+    "top_k": (0, 200),
+    "top_p": (0.01, 1.0),
+    "min_p": (0.0, 0.5),
+    "typical_p": (0.01, 1.0),
+    "repetition_penalty": (1.0, 2.0),
+    "presence_penalty": (-2.0, 2.0),
+    "frequency_penalty": (-2.0, 2.0),
+    "mirostat_tau": (0.0, 10.0),
+    "mirostat_eta": (0.0, 1.0),
+    "num_beams": (1, 16),
+    "num_candidates": (1, 16),
+    "penalty_alpha": (0.0, 1.0),
+}
+"""Settings that are drawn as sliders, with the ends of these; what lies beyond them can be typed (Ctrl+click)."""
+THIN = 0.25
+"""Size of a slider, in that of text."""
+LOGARITHMIC = {"max_new_tokens", "top_k"}
+CURVE_HEIGHT = 4.0
+"""In font sizes."""
 HIDDEN = {"n", "truncate", "logprobs", "logprobs_of"}
 """The window sets these itself."""
 MAX_DIGITS = 19
@@ -46,6 +70,8 @@ def draw(state: AppState) -> list[Action]:
     for name in first:
         if name in parameters:
             actions += draw_setting(state, parameters[name])
+        if name == DRAWS[-1]:
+            draw_curve(state)
     changed, spared = imgui.checkbox("spare trailing spaces", state.preferences.spare_spaces)
     widgets.tip(
         "Spaces at the end of a prompt are not sent where they would break the next word, whose token begins with its\n"
@@ -53,7 +79,7 @@ def draw(state: AppState) -> list[Action]:
     )
     if changed:
         actions.append(Prefer("spare_spaces", spared))
-    if imgui.collapsing_header("More"):
+    if widgets.section("More"):
         for name, parameter in parameters.items():
             if name not in first and name not in HIDDEN:
                 actions += draw_setting(state, parameter)
@@ -105,6 +131,12 @@ def draw_setting(state: AppState, parameter: m.Parameter) -> list[Action]:
             changed, new = chosen is not None, chosen
         case "bool":
             changed, new = imgui.checkbox(label, bool(value))
+        case "float" | "int" if slides(parameter):
+            actions += draw_name(state, parameter, label, value)
+            changed, new = draw_slider(parameter, f"##{label}", value)
+            if imgui.is_item_hovered() and imgui.get_mouse_clicked_count(imgui.MouseButton_.left) > 1:
+                imgui.internal.clear_active_id()
+                changed, new = True, parameter.default
         case "float":
             changed, new = imgui.input_float(label, float(value or 0.0), 0.05, 0.5, "%.3g")
             new = min(max(new, low if low is not None else new), high if high is not None else new)
@@ -139,7 +171,7 @@ def draw_setting(state: AppState, parameter: m.Parameter) -> list[Action]:
         case _:
             assert_never(parameter.type)
     widgets.tip(explain(parameter))
-    if name in state.settings:
+    if name in state.settings and not slides(parameter):
         imgui.same_line()
         if imgui.small_button("x"):
             actions.append(SetSetting(name, None))
@@ -148,6 +180,81 @@ def draw_setting(state: AppState, parameter: m.Parameter) -> list[Action]:
     if changed and new != value:
         actions.append(SetSetting(name, None if new == parameter.default else new))
     return actions
+
+
+def slides(parameter: m.Parameter) -> bool:
+    return parameter.name in SLIDERS and parameter.type in {"float", "int"} and parameter.default is not None
+
+
+def draw_name(state: AppState, parameter: m.Parameter, label: str, value: float) -> list[Action]:
+    """Draw a slider's name and value, and what brings its default back."""
+    actions = list[Action]()
+    imgui.text_unformatted(label)
+    text = f"{value:,}" if parameter.type == "int" else f"{value:.2f}"
+    icon = imgui.get_font_size() + imgui.get_style().item_spacing.x
+    imgui.same_line(imgui.get_cursor_pos_x() + imgui.get_content_region_avail().x - imgui.calc_text_size(text).x - icon)
+    changed = parameter.name in state.settings
+    if changed:
+        widgets.colored(text, "accent")
+        imgui.same_line()
+        if widgets.icon_button(
+            "reset", "reset", f"Back to the default, {widgets.value_text(parameter.default)}.", small=True
+        ):
+            actions.append(SetSetting(parameter.name, None))
+    else:
+        imgui.text_disabled(text)
+    return actions
+
+
+def draw_slider(parameter: m.Parameter, label: str, value: float) -> tuple[bool, float]:
+    """Draw a number's slider; return whether it changed, and the number, which is within the parameter's range."""
+    low, high = SLIDERS[parameter.name]
+    least, most = parameter.minimum, parameter.maximum
+    low = low if least is None else max(low, least)
+    high = high if most is None else min(high, most)
+    flags = imgui.SliderFlags_.logarithmic if parameter.name in LOGARITHMIC else 0
+    new: float
+    imgui.set_next_item_width(-1)
+    typed = imgui.internal.temp_input_is_active(imgui.get_id(label))
+    imgui.push_font(None, imgui.get_style().font_size_base * (1.0 if typed else THIN))
+    if parameter.type == "int":
+        changed, new = imgui.slider_int(label, int(value), int(low), max(int(low), int(high)), "", flags)
+    else:
+        changed, new = imgui.slider_float(label, float(value), low, max(low, high), "", flags)
+        new = round(new, 2) if changed else value
+    imgui.pop_font()
+    new = new if least is None else max(new, type(new)(least))
+    return changed, new if most is None else min(new, type(new)(most))
+
+
+def draw_curve(state: AppState) -> None:
+    """Draw what the settings leave of the last distribution that is known: the likeliest tokens where the text ends."""
+    known = state.tokens_at(state.page.document.cursor)
+    if known is None or not known.written.tokens or state.setting("strategy") != "sample":
+        return
+    top = known.written.tokens[-1].top
+    if not top:
+        return
+    left = distribution.left(
+        [a.logprob for a in top], *(state.setting(name) for name in ("temperature", "top_k", "top_p", "min_p"))
+    )
+    at, width = imgui.get_cursor_screen_pos(), imgui.get_content_region_avail().x
+    height, paint = imgui.get_font_size() * CURVE_HEIGHT, imgui.get_window_draw_list()
+    step, scale = width / len(top), imgui.get_style().font_scale_dpi
+    before = [probability(a.logprob) for a in top]
+    highest = max(*before, *left, 1e-9)
+    outline, full = imgui.get_color_u32(widgets.color("dim")), imgui.get_color_u32(widgets.color("accent"))
+    for index, (was, now) in enumerate(zip(before, left, strict=True)):
+        x, end = at.x + index * step, at.x + (index + 1) * step - 3 * scale
+        bottom = at.y + height
+        paint.add_rect_filled((x, bottom - height * now / highest), (end, bottom), full, 2 * scale)
+        paint.add_rect((x, bottom - height * was / highest), (end, bottom), outline, 2 * scale)
+    imgui.invisible_button("##curve", (width, height))
+    if imgui.is_item_hovered():
+        index = min(len(top) - 1, max(0, int((imgui.get_mouse_pos().x - at.x) / step)))
+        name = widgets.visible(top[index].text)
+        imgui.set_tooltip(f"{name}\n{before[index]:.1%} by the model, {left[index]:.1%} as it is drawn")
+    imgui.text_disabled(f"{sum(1 for p in left if p)} of the {len(left)} likeliest words are left")
 
 
 def explain(parameter: m.Parameter) -> str:

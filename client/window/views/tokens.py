@@ -39,7 +39,7 @@ def draw(state: AppState) -> list[Action]:
     imgui.push_style_var(imgui.StyleVar_.item_spacing, ImVec2(1, 3))
     imgui.push_style_var(imgui.StyleVar_.frame_padding, padding)
     for index, token in enumerate(chosen):
-        text = visible(token.text)
+        text = widgets.visible(token.text)
         width = imgui.calc_text_size(text).x + 2 * padding.x
         if index and imgui.get_item_rect_max().x + width < right and "\n" not in chosen[index - 1].text:
             imgui.same_line()
@@ -72,7 +72,7 @@ def draw_list(tokens: Tokens, index: int) -> list[Action]:
     for a in shown:
         is_own = a.id == tokens.written.ids[index]
         corner, share = imgui.get_cursor_screen_pos(), probability(a.logprob)
-        label = f"{visible(a.text[:LONGEST])}###{a.id}"
+        label = f"{widgets.visible(a.text[:LONGEST])}###{a.id}"
         if imgui.selectable(label, is_own, 0, ImVec2(size * WIDTH, 0))[0] and not is_own:
             actions.append(TakeToken(tokens.start, index, a.id))
         left, top = corner.x + size * TEXT, corner.y + imgui.get_text_line_height() * 0.3
@@ -87,16 +87,10 @@ def draw_list(tokens: Tokens, index: int) -> list[Action]:
     return actions
 
 
-def visible(text: str) -> str:
-    """Return a token as a label shows it."""
-    shown = widgets.item(text[:80]).replace("\n", "\u00b6").replace("\t", "\u2192")
-    return shown if text else "\u00b7"
-
-
 def alternative(text: str, logprob: float) -> str:
-    return f"{probability(logprob):6.1%}  {visible(text)}"
+    return f"{probability(logprob):6.1%}  {widgets.visible(text)}"
 
 
 def shade(logprob: float) -> ImVec4:
     """Return the shade of a token: strong where it was certain, none where it was unlikely."""
-    return widgets.color("accent", 0.08 + 0.62 * math.sqrt(probability(logprob)))
+    return widgets.color("accent", 0.06 + 0.34 * math.sqrt(probability(logprob)))

@@ -6,8 +6,9 @@ from typing import Any
 
 from imgui_bundle import ImVec4, imgui
 
-from client.window import theme
+from client.window import fonts, theme
 from client.window.events import Action, Enter, Part
+from client.window.icons import ICONS
 from client.window.state import Doing
 
 MAX_SHOWN = 20_000
@@ -41,10 +42,70 @@ def item(text: str) -> str:
     return printable(text).replace("##", "#\u200b#") or " "
 
 
+def visible(text: str) -> str:
+    """Return a token as a label shows it."""
+    shown = item(text[:80]).replace("\n", "\u00b6").replace("\t", "\u2192")
+    return shown if text else "\u00b7"
+
+
 def tip(text: str) -> None:
     """Explain the item above when the mouse rests on it."""
     if imgui.is_item_hovered(imgui.HoveredFlags_.for_tooltip):
         imgui.set_tooltip(text)
+
+
+def heading(text: str) -> None:
+    """Draw a title, in the heavier weight."""
+    large(text, 1.1)
+
+
+def large(text: str, size: float) -> None:
+    """Draw a text in the heavier weight, `size` times as large as others."""
+    imgui.push_font(fonts.bold(), imgui.get_style().font_size_base * size)
+    imgui.text_unformatted(printable(text))
+    imgui.pop_font()
+
+
+def section(label: str) -> bool:
+    """Draw the heading of a part that unfolds; return True if it is unfolded."""
+    for which, colour in (
+        (imgui.Col_.header, "base"),
+        (imgui.Col_.header_hovered, "button"),
+        (imgui.Col_.header_active, "button_hovered"),
+    ):
+        imgui.push_style_color(which, color(colour))
+    imgui.push_style_color(imgui.Col_.border, color("base", 0.0))
+    opened = imgui.collapsing_header(label)
+    imgui.pop_style_color(4)
+    return opened
+
+
+def icon_button(icon: str, identity: str, explained: str, *, small: bool = False) -> bool:
+    """Draw a flat button that is an icon; a small one is as high as a line of text."""
+    imgui.push_style_color(imgui.Col_.button, color("base", 0.0))
+    imgui.push_style_color(imgui.Col_.border, color("base", 0.0))
+    style = imgui.get_style()
+    padding = (2 * style.font_scale_dpi, 0.0 if small else style.frame_padding.y)
+    imgui.push_style_var(imgui.StyleVar_.frame_padding, padding)
+    clicked = imgui.button(f"{ICONS[icon]}###{identity}")
+    imgui.pop_style_var()
+    imgui.pop_style_color(2)
+    tip(explained)
+    return clicked
+
+
+def primary_button(label: str) -> bool:
+    """Draw the button that matters most."""
+    for which, colour in (
+        (imgui.Col_.button, "accent"),
+        (imgui.Col_.button_hovered, "accent_hovered"),
+        (imgui.Col_.button_active, "accent_active"),
+        (imgui.Col_.text, "on_accent"),
+    ):
+        imgui.push_style_color(which, color(colour))
+    clicked = imgui.button(label)
+    imgui.pop_style_color(4)
+    return clicked
 
 
 def row(name: str, value: str, colour: str = "", indent: float = 6.5) -> None:

@@ -17,6 +17,7 @@ from imgui_bundle import hello_imgui, imgui, immapp
 from imgui_bundle.immapp import testing
 
 from client.window.app import App
+from client.window.events import Prefer
 from client.window.state import AppState
 from protocol import messages as m
 
@@ -57,7 +58,11 @@ class Driver:
         self.ctx.yield_(3)
 
     def panel(self, name: str) -> None:
-        """Bring a panel to the front."""
+        """Bring a panel to the front, or open it where it hangs from the bar."""
+        closed = self.state.preferences.closed
+        if name in closed:
+            self.app.tell(Prefer("closed", [panel for panel in closed if panel != name]))
+            self.ctx.yield_(2)
         self.ctx.window_focus(f"//{name}")
         self.ctx.yield_(2)
 

@@ -343,7 +343,7 @@ def test_each_error_is_called_by_its_name(error: str, status: str) -> None:
 def test_a_look_whose_time_ran_out_says_so() -> None:
     state = ready()
     apply(state, e.Replied("look", DeadlineExceeded("no answer within 4000 ms"), 1))
-    assert connection.WORDS[state.link.status] == "no answer in time" and "no answer" in state.link.trouble
+    assert connection.WORDS[state.link.status] == "No answer in time" and "no answer" in state.link.trouble
     apply(state, e.Tick(10.0, 1e9))
     apply(state, e.Replied("look", INFO, 1))
     assert state.link.status == "ready" and state.said("link") == "connected again"

@@ -28,6 +28,10 @@ def test_the_plots_arrays_are_made_once_a_frame(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(inference, name, mock)
     inference.draw(state)
     drawn = [(name, x.tolist(), y.tolist()) for (name, x, y, _), _ in implot.plot_line.call_args_list]
-    assert drawn == [("a", [1, 2], [5, 6]), ("b", [3], [7]), ("a", [1, 2], [9, 8]), ("b", [3], [7])]
+    assert drawn == [("a", [1, 2], [5, 6]), ("a", [1, 2], [9, 8])], "one point makes no plot"
     assert all(x.flags.c_contiguous and y.flags.c_contiguous for (_, x, y, _), _ in implot.plot_line.call_args_list)
-    assert numpy.array.call_count == 2
+    assert numpy.array.call_count == 1
+    limits = [arguments[1:3] for arguments, _ in implot.setup_axis_limits.call_args_list]
+    assert limits == [(0.5, 2.5), (0, pytest.approx(6.6)), (0.5, 2.5), (0, pytest.approx(9.9))], "upwards from 0"
+    ticks = [arguments[1] for arguments, _ in implot.setup_axis_ticks.call_args_list]
+    assert ticks == [[1, 2], [1, 2]] and inference.ticks(1, 100) == [1, 18, 35, 52, 69, 86]

@@ -358,6 +358,7 @@ def test_files_unsaved_changes_and_restore(window: Window, shared_daemon: Daemon
 def test_fonts_theme_and_panels_are_kept(window: Window, shared_daemon: Daemon, home: Path) -> None:
     def change(d: Driver) -> None:
         d.wait(lambda: bool(d.state.fonts))
+        d.ctx.menu_click("//##MainMenuBar/View/History")
         d.ctx.menu_click("//##MainMenuBar/View/Settings")
         d.ctx.yield_(3)
         d.click("//Settings/Settings/light")
@@ -375,7 +376,7 @@ def test_fonts_theme_and_panels_are_kept(window: Window, shared_daemon: Daemon, 
 
     def see(d: Driver) -> None:
         assert d.state.preferences.theme == "light" and d.state.preferences.font_size == 20
-        assert "Settings" not in d.state.preferences.closed
+        assert "History" in d.state.preferences.closed and "Tokens" not in d.state.preferences.closed
         d.ctx.yield_(3)
 
     window(shared_daemon.endpoint, change)
@@ -491,6 +492,7 @@ def test_preferences_broken_by_hand_are_drawn(window: Window, home: Path) -> Non
         def test(d: Driver) -> None:
             d.wait(lambda: d.state.link.status == "ready" and bool(d.state.models.model))
             assert d.state.settings == {}
+            d.panel("Connection")
             d.click("//Connection/Connection/##recent")
             d.keys(Key.escape)
             d.panel("Sampling")

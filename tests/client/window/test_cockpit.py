@@ -1,0 +1,116 @@
+"""What folds around the page: pill, side panel, drawer, toasts; at the sizes and scales that people have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import WINDOW
+
+pytest.importorskip("client.window.loop", exc_type=ImportError, reason=WINDOW)
+
+from imgui_bundle import imgui
+
+from client.window.events import Do
+from client.window.update import notices
+from tests.client.fake import ReplicaServer
+from tests.client.window import driver
+from tests.client.window.driver import Driver, drive
+
+pytestmark = pytest.mark.usefixtures("screen")
+BAR = "//##MainMenuBar/##MenuBar/"
+Window = Callable[[str, Callable[[Driver], None]], None]
+
+
+def width(name: str) -> float:
+    """Return the width of a window as it is shown; 0 where it is not."""
+    window: Any = imgui.internal.find_window_by_name(name)
+    return float(window.size.x) if window and window.was_active and not window.hidden else 0.0
+
+
+def ready(d: Driver) -> None:
+    d.wait(lambda: d.state.link.status == "ready" and bool(d.state.models.model))
+    d.ctx.yield_(5)
+
+
+def test_the_page_has_most_of_the_width_and_what_is_around_it_folds(home: Path) -> None:
+    def test(d: Driver) -> None:
+        ready(d)
+        whole = driver.SIZE[0]
+        assert width("Page") >= 0.6 * whole and width("Model") and width("Inference")
+        d.click(f"{BAR}###side")
+        d.ctx.yield_(5)
+        assert width("Page") == whole and not width("Model") and not width("Sampling")
+        d.click(f"{BAR}###drawer")
+        d.ctx.yield_(5)
+        assert not width("Inference") and d.state.preferences.folded == ["side", "drawer"]
+        d.ctx.menu_click("//##MainMenuBar/View/Reset layout")
+        d.ctx.yield_(8)
+        assert width("Page") >= 0.6 * whole and width("Model") and width("Inference")
+        d.click(f"{BAR}###connection")
+        d.ctx.yield_(3)
+        assert width("Connection") and "Connection" not in d.state.preferences.closed
+        d.click(f"{BAR}###connection")  # once more closes it
+        d.ctx.yield_(3)
+        assert not width("Connection")
+        d.click(f"{BAR}###settings")
+        d.ctx.yield_(3)
+        assert width("Settings")
+        d.keys(imgui.Key.escape)
+        assert not width("Settings")
+        d.click(f"{BAR}###connection")
+        d.ctx.yield_(3)
+        d.focus_page()  # whoever goes on writing has closed it
+        assert not width("Connection")
+        notices.warn(d.state, "load", "the worker died", Do("keys"), "Show the keys")
+        d.ctx.yield_(3)
+        assert width("##toast load")
+        d.click("//##toast load/###way out")
+        d.ctx.yield_(3)
+        assert width("Keys") and not width("##toast load") and d.state.notices == []
+
+    with ReplicaServer() as server:
+        drive(server.endpoint, home, test)
+
+
+@pytest.mark.parametrize(("size", "scale"), [((640, 480), 1.0), ((1360, 860), 2.0)], ids=["small", "scale 2"])
+def test_a_small_window_shows_the_page_and_lays_over_it_what_is_asked_for(
+    home: Path, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], scale: float
+) -> None:
+    monkeypatch.setattr(driver, "SIZE", size)
+
+    def test(d: Driver) -> None:
+        d.state.screen_scale, d.state.fonts_changed = scale, True
+        ready(d)
+        assert width("Page") == size[0] and not width("Model") and not width("Inference")
+        d.click(f"{BAR}###side")
+        d.ctx.yield_(5)
+        assert 0 < width("##over side") <= size[0]
+        d.ctx.item_click("//##over side/panels/Sampling")
+        d.ctx.yield_(3)
+        slider = "//##over side/panels/Sampling/Sampling/top_p/##top p"
+        d.click(slider)
+        assert 0.3 < d.state.settings["top_p"] < 0.7
+        imgui.get_io().mouse_single_click_delay = 31.0  # frames may be slow here
+        imgui.get_io().mouse_double_click_time = 30.0
+        d.ctx.item_double_click(slider)
+        d.ctx.yield_(3)
+        assert d.state.settings == {}
+        d.keys(imgui.Key.escape)
+        d.ctx.yield_(3)
+        assert d.state.over == "" and not width("##over side")
+        d.click(f"{BAR}###drawer")
+        d.ctx.yield_(5)
+        assert width("##over drawer") == size[0]
+        d.shot(f"over {size[0]} {scale}")
+        d.click("//##over drawer/panels/###close")
+        d.ctx.yield_(3)
+        assert d.state.over == "" and width("Page") == size[0]
+        d.type("A page that one can write on.")
+        assert d.state.page.document.text == "A page that one can write on."
+
+    with ReplicaServer() as server:
+        drive(server.endpoint, home, test)
