@@ -29,13 +29,15 @@ READ_S, PART_S = 8e-6, 0.25e-6
 BEHIND_S = 0.2
 """Time for which messages have waited all the while, after which there is more than was estimated: connections that
 come and go between two looks leave what nobody has counted."""
+HANDSHAKE_BYTES = 1024
+"""Bytes of a handshake, at most, which are no message: a crowd of new connections brings nothing to read."""
 LEAST_S, LEAST_UNKNOWN_S = 0.01, 0.001
 """Least time of what waits of a connection that is worth holding it, and the same of one that has not proved itself."""
 MAX_FIRST_BYTES = 16 << 10
 """Most of a first message from an address that has sent such messages; of any message, if one was not the first."""
 LONGEST_S, EACH_S = 0.5, 0.02
 """Time after which one that is held is let go all the same, and the least time between two of these."""
-DUE_S, DUE_FOR_S = 0.004, 0.5
+DUE_S, DUE_FOR_S = 0.0004, 0.25
 """Time that reading what comes of one that was let go is expected to take, until some has come."""
 GRACE_S = 0.5
 """Time in which it is not held again: its peer's system tries again only now and then."""
@@ -249,13 +251,14 @@ class Holding:
 
     def _cost(self, traffic: Traffic, now: float) -> float:
         """Return the time that reading what waits of a connection may take."""
+        unknown = max(0.0, traffic.level - HANDSHAKE_BYTES)
         if traffic.doubtful:  # the frames that were read may be another's
-            cost = traffic.level / self._part * PART_S
+            cost = unknown / self._part * PART_S
         elif traffic.frame != math.inf:
             cost = traffic.level / traffic.frame * READ_S
         elif self._trusts(traffic):
             cost = 0.0
         else:
-            cost = traffic.level / self._part * PART_S
+            cost = unknown / self._part * PART_S
         due = not traffic.proven and now < traffic.released + DUE_FOR_S
         return max(cost, DUE_S) if due else cost

@@ -151,6 +151,24 @@ def test_of_first_messages_that_are_not_finished_the_oldest_goes_on(place: Place
     assert [is_held(ours) for ours in sending[1:]] == [False, True]
 
 
+def test_a_crowd_that_only_shakes_hands_is_not_held(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(holding, "AHEAD_S", 0.001)
+    crowd = [place.sending(600)[1] for _ in range(30)]
+    place.look()
+    assert not any(map(is_held, [*crowd, place.connect()[1]]))
+
+
+def test_a_crowd_that_was_held_is_let_go_at_once(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One by one, the last of thousands would be cut for the time that its handshake takes."""
+    place.known._left = 10_000
+    place.look(waiting=True)
+    crowd = [place.connect()[1] for _ in range(50)]
+    assert all(map(is_held, crowd))
+    monkeypatch.setattr(holding, "AHEAD_S", 0.04)
+    place.look()
+    assert not any(map(is_held, crowd))
+
+
 def test_large_requests_of_those_that_are_known_are_not_held(place: Place) -> None:
     sending = [place.sending(proven=True)[1] for _ in range(3)]
     place.look()
