@@ -53,7 +53,7 @@ def pytest_configure() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what uses a screen `alone`: a window that is drawn by the processor has deadlines for every key."""
     for item in items:
-        if isinstance(item, pytest.Function) and "screen" in item.fixturenames:
+        if isinstance(item, pytest.Function) and {"screen", "display"} & {*item.fixturenames}:
             item.add_marker("alone")
 
 
