@@ -196,7 +196,7 @@ def draw_bar(state: AppState) -> list[Action]:
     imgui.pop_style_var()
     if not opened:
         return actions
-    writing = state.page.generating is not None
+    writing = state.page.busy
     menus: dict[str, tuple[tuple[str, Action, bool], ...]] = {
         "File": (
             ("New", Do("new"), True),
@@ -256,6 +256,9 @@ def draw_view_menu(state: AppState) -> list[Action]:
         if imgui.menu_item(panel, key, panel not in state.preferences.closed)[0]:
             actions.append(toggle(state, panel))
     imgui.separator()
+    shaded = state.preferences.shade_tokens
+    if imgui.menu_item("Shade by probability", "", shaded)[0]:
+        actions.append(Prefer("shade_tokens", not shaded))
     if imgui.menu_item("Reset layout", "", False)[0]:
         state.preferences.layout, state.arrange = "", True
         actions += [Prefer("folded", []), Prefer("closed", [*POPOVERS])]
