@@ -28,7 +28,7 @@ FLOOD = PING * 5000
 KINDS = {"parts": 1, "parts_later": 1, "requests": 4}
 """Attacks, and the number of processes: messages of very many parts, as the first or the second one, and requests."""
 THREADS = 4
-PING_S, NEW_S = 1.0, 10.0
+PING_S, NEW_S = 4.0, 10.0
 """Most time that 99 of 100 pings may take, and that a new client may wait."""
 GROWTH_BYTES = 192 << 20
 
