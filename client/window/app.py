@@ -32,6 +32,8 @@ class App:
         preferences = self.state.preferences
         self.state.link.server, self.state.link.secret = secret.read(server or preferences.server, "")
         self.link, self.disk = Link(wake), Disk(wake)
+        self.state.history.entries.extend(disk.read_history())
+        self.state.history.kept = len(self.state.history.entries)
         self.state.left_behind = self.disk.left_behind
         self.state.recovering = bool(self.state.left_behind)
         self._kept, self._kept_at = copy.deepcopy(preferences), 0.0

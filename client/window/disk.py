@@ -17,7 +17,7 @@ from typing import Annotated, Any, TypeAlias, assert_never, get_args, get_origin
 import msgspec
 import platformdirs
 
-from client.window import sidecar
+from client.window import past, sidecar
 from client.window.autosave import Autosave
 from client.window.events import (
     DiskFailed,
@@ -26,7 +26,9 @@ from client.window.events import (
     Export,
     Exported,
     FontsListed,
+    ForgetHistory,
     ForgetPage,
+    KeepHistory,
     KeepPage,
     Listed,
     ListFolder,
@@ -40,7 +42,7 @@ from client.window.events import (
     SaveFile,
     SavePreferences,
 )
-from client.window.state import Preferences
+from client.window.state import Entry, Preferences
 from client.window.textfile import TextFile
 
 DiskEffect: TypeAlias = (
@@ -51,6 +53,8 @@ DiskEffect: TypeAlias = (
     | Export
     | KeepPage
     | ForgetPage
+    | KeepHistory
+    | ForgetHistory
     | ListFolder
     | ListFonts
     | SavePreferences
@@ -77,6 +81,10 @@ KINDS = get_type_hints(Preferences) | {
 
 def folder() -> Path:
     return platformdirs.user_config_path("gpt2d")
+
+
+def history_file() -> Path:
+    return platformdirs.user_data_path("gpt2d") / "generations.jsonl"
 
 
 class Disk:
@@ -180,6 +188,10 @@ def carry_out(effect: DiskEffect) -> Event | None:
             return _listed(expanded(Path(where)))
         case ListFonts():
             return FontsListed(system_fonts())
+        case KeepHistory(entries):
+            past.append(history_file(), entries)
+        case ForgetHistory():
+            history_file().unlink(missing_ok=True)
         case KeepPage() | ForgetPage():
             raise AssertionError("those are the thread's own")
         case _:
@@ -226,6 +238,10 @@ def expanded(path: Path) -> Path:
         return path.expanduser()
     except RuntimeError:
         raise ValueError(f"{path}: the home folder of {path.parts[0]} cannot be found") from None
+
+
+def read_history() -> list[Entry]:
+    return past.read(history_file(), _write_private)
 
 
 def write(path: Path, data: bytes, mode: int = 0o666) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias
 
 from client.window.autosave import Autosaved
 from client.window.sidecar import Branches
-from client.window.state import Preferences
+from client.window.state import Entry, Preferences
 from client.window.textfile import TextFile
 from client.window.tree import Pruned
 from protocol import connection, messages as m
@@ -109,6 +109,7 @@ FileWord: TypeAlias = Literal[
     "recover",
     "recover later",
     "use branches",
+    "clear history",
     "close files",
 ]
 
@@ -522,6 +523,18 @@ class ForgetPage:
 
 
 @dataclass(frozen=True)
+class KeepHistory:
+    """New generations are kept for other sessions."""
+
+    entries: list[Entry]
+
+
+@dataclass(frozen=True)
+class ForgetHistory:
+    pass
+
+
+@dataclass(frozen=True)
 class ListFolder:
     folder: str
 
@@ -549,6 +562,8 @@ Effect: TypeAlias = (
     | Export
     | KeepPage
     | ForgetPage
+    | KeepHistory
+    | ForgetHistory
     | ListFolder
     | ListFonts
     | SavePreferences

@@ -56,7 +56,7 @@ def snapshot(document: Document, tree: Tree) -> Branches | None:
         return None
     return Branches(
         digest(document.text),
-        [replace(node) for node in tree.nodes.values()],
+        [replace(node, entry=None) for node in tree.nodes.values()],  # the history has other numbers then
         [replace(place, nodes=list(place.nodes)) for place in tree.places.values()],
         tree.bare,
         list(document.marks),

@@ -345,6 +345,8 @@ class History:
     entries: deque[Entry] = field(default_factory=lambda: deque(maxlen=MAX_HISTORY))
     search: str = ""
     chosen: int | None = None
+    kept: int = 0
+    """Number of the newest that other sessions have."""
 
     def entry(self, number: int | None) -> Entry | None:
         return next((entry for entry in self.entries if entry.number == number), None)

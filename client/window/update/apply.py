@@ -375,6 +375,7 @@ def _do(state: AppState, what: e.ModelWord | e.PageWord | e.CompareWord | e.Wind
             | "recover"
             | "recover later"
             | "use branches"
+            | "clear history"
             | "close files"
         ):
             return files.do(state, what)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 from typing import Literal, assert_never
@@ -97,6 +98,10 @@ def do(state: AppState, what: e.FileWord) -> list[e.Effect]:
             state.recovering = False
         case "use branches":
             _use_branches(state)
+        case "clear history":
+            state.history.entries.clear()
+            state.history.kept, state.history.chosen = 0, None
+            return [e.ForgetHistory()]
         case _:
             assert_never(what)
     return []
@@ -104,6 +109,17 @@ def do(state: AppState, what: e.FileWord) -> list[e.Effect]:
 
 def keep(state: AppState) -> list[e.Effect]:
     """Keep what has changed, some seconds after the last time."""
+    return [*_keep_history(state), *_keep_page(state)]
+
+
+def _keep_history(state: AppState) -> list[e.Effect]:
+    history = state.history
+    new = list(itertools.takewhile(lambda entry: entry.number > history.kept, reversed(history.entries)))[::-1]
+    history.kept = new[-1].number if new else history.kept
+    return [e.KeepHistory(new)] if new else []
+
+
+def _keep_page(state: AppState) -> list[e.Effect]:
     page = state.page
     if state.now < page.autosaved_at + AUTOSAVE_S:
         return []

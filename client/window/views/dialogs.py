@@ -8,7 +8,7 @@ from pathlib import Path
 from imgui_bundle import ImVec2, imgui
 
 from client.window import chords
-from client.window.events import Action, ChooseFile, Do, Enter, Forget, Recover
+from client.window.events import Action, ChooseFile, Do, Enter, Forget, OpenRecent, Recover
 from client.window.state import AppState
 from client.window.views import widgets
 
@@ -151,6 +151,20 @@ def draw_recovered(state: AppState) -> list[Action]:
     if imgui.button("Later") or imgui.is_key_pressed(imgui.Key.escape):
         actions.append(Do("recover later"))
     imgui.end_popup()
+    return actions
+
+
+def draw_recent(state: AppState) -> list[Action]:
+    """Draw the end of the File menu: recent files, and pages that were left behind."""
+    actions = list[Action]()
+    imgui.separator()
+    if imgui.begin_menu("Open recent", bool(state.preferences.files)):
+        for path, _ in state.preferences.files:
+            if imgui.menu_item(widgets.item(f"{Path(path).name}   {Path(path).parent}"), "", False)[0]:
+                actions.append(OpenRecent(path))
+        imgui.end_menu()
+    if imgui.menu_item("Pages left behind", "", False, bool(state.left_behind))[0]:
+        actions.append(Do("recover"))
     return actions
 
 

@@ -1,4 +1,4 @@
-"""Every generation of the session: search, restore, copy, export."""
+"""Every generation, of earlier sessions too: search, restore, copy, export."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 
 from imgui_bundle import imgui
 
-from client.window.events import Action, Enter, ExportEntry, Restore
+from client.window.events import Action, Do, Enter, ExportEntry, Restore
 from client.window.state import AppState, Entry
 from client.window.views import widgets
 
@@ -22,6 +22,11 @@ def draw(state: AppState) -> list[Action]:
     actions += widgets.field("##search", "search prompts, texts, models", "history", "search", history.search)
     found = [entry for entry in reversed(history.entries) if matches(entry, history.search)]
     imgui.text_disabled(f"{len(found)} of {len(history.entries)} generations")
+    if history.entries:
+        imgui.same_line()
+        if imgui.small_button("Clear"):
+            actions.append(Do("clear history"))
+        widgets.tip("Forget them all, those of other sessions too. The page and its branches stay.")
     chosen = next((entry for entry in found if entry.number == history.chosen), None)
     height = imgui.get_content_region_avail().y * (0.45 if chosen else 1.0)
     if imgui.begin_child("entries", (0, height)):
@@ -30,7 +35,8 @@ def draw(state: AppState) -> list[Action]:
         while clipper.step():
             for entry in found[clipper.display_start : clipper.display_end]:
                 result = entry.result
-                at = time.strftime("%H:%M:%S", time.localtime(entry.at))
+                today = entry.at > state.unix - 86_400
+                at = time.strftime("%H:%M:%S" if today else "%Y-%m-%d", time.localtime(entry.at))
                 label = f"{at}  {result.model}/{result.precision}  {one_line(entry)}"
                 if imgui.selectable(f"{label}###entry {entry.number}", entry.number == history.chosen)[0]:
                     actions.append(Enter("history", "chosen", entry.number))

@@ -230,6 +230,7 @@ def draw_bar(state: AppState) -> list[Action]:
             for label, action, able in items:
                 if imgui.menu_item(label, chords.keys_of(action), False, able)[0]:
                     actions.append(action)
+            actions += dialogs.draw_recent(state) if title == "File" else []
             imgui.end_menu()
     if imgui.begin_menu("View"):
         actions += draw_view_menu(state)

@@ -62,7 +62,10 @@ def draw_row(state: AppState, depth: int, node: Node, shown: bool, at: bool) -> 
     if imgui.selectable(label, at, imgui.SelectableFlags_.none, ImVec2(width, 0))[0]:
         actions.append(GoTo(node.id))
     imgui.pop_style_color()
-    widgets.tip(widgets.printable(node.text[:1000]))
+    if imgui.is_item_hovered(imgui.HoveredFlags_.for_tooltip):
+        entry = state.history.entry(node.entry)
+        by = f"{entry.result.model}/{entry.result.engine}/{entry.result.precision}\n" if entry else ""
+        imgui.set_tooltip(widgets.printable(by + node.text[:1000]))
     imgui.same_line()
     if imgui.small_button(f"{'kept' if node.kept else 'keep'}###keep"):
         actions.append(KeepNode(node.id))

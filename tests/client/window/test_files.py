@@ -15,7 +15,7 @@ from tests.conftest import WINDOW
 
 pytest.importorskip("client.window.loop", exc_type=ImportError, reason=WINDOW)
 
-from client.window import disk, events as e, sidecar
+from client.window import disk, events as e, past, sidecar
 from client.window.autosave import Autosave, Autosaved
 from client.window.document import Document
 from client.window.marks import Passage
@@ -300,3 +300,35 @@ def test_recent_files_open_where_one_was(tmp_path: Path) -> None:
     typed(started, "at once")
     apply(started, e.Opened(tmp_path / "a.txt", TextFile(b"text a"), at_start=True))
     assert started.page.document.text == "at once", "what is typed before it has come stays"
+
+
+def test_the_history_is_kept_across_sessions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, state = tmp_path / "generations.jsonl", page("Once")
+    written(state, " x")
+    written(state, " y", "regenerate")
+    (effect,) = (effect for effect in apply(state, e.Tick(5.0, 1e9)) if isinstance(effect, e.KeepHistory))
+    past.append(file, effect.entries)
+    assert not any(isinstance(effect, e.KeepHistory) for effect in apply(state, e.Tick(6.0, 1e9))), "once"
+    with file.open("ab") as stream:
+        stream.write(b"damaged\n" + b"[" * 9_999 + b"\n\n")
+    past.append(file, effect.entries[1:])
+    entries = past.read(file, disk.write)
+    assert [(entry.number, entry.result.text) for entry in entries] == [(1, " x"), (2, " y"), (3, " y")]
+    assert all(entry.result.logprobs == [] and entry.prompt == "Once" for entry in entries)
+    monkeypatch.setattr(past, "MAX_HISTORY", 2)
+    assert [entry.result.text for entry in past.read(file, disk.write)] == [" y", " y"]
+    assert file.read_bytes().count(b"\n") == 2, "a file that has grown too long is cut"
+    again = page("")
+    again.history.entries.extend(entries)
+    again.history.kept = 3
+    apply(again, e.Restore(1))
+    assert again.page.document.text == "Once x"
+    assert apply(again, e.Do("clear history")) == [e.ForgetHistory()] and not again.history.entries
+    written(again, " z")
+    assert [entry.number for entry in again.history.entries] == [1]
+
+
+@POSIX
+def test_the_history_is_this_users_alone(tmp_path: Path) -> None:
+    past.append(tmp_path / "folder" / "generations.jsonl", [])
+    assert (tmp_path / "folder" / "generations.jsonl").stat().st_mode & 0o777 == 0o600
