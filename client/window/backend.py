@@ -11,6 +11,8 @@ import glfw
 from imgui_bundle import imgui
 from imgui_bundle.python_backends.glfw_backend import GlfwRenderer
 
+from client.window.editor.hands import PRIMARY
+
 MODIFIERS = {
     glfw.KEY_LEFT_CONTROL: glfw.MOD_CONTROL, glfw.KEY_RIGHT_CONTROL: glfw.MOD_CONTROL,
     glfw.KEY_LEFT_SHIFT: glfw.MOD_SHIFT, glfw.KEY_RIGHT_SHIFT: glfw.MOD_SHIFT,
@@ -61,6 +63,9 @@ class Backend(GlfwRenderer):
         """The pointer has moved."""
         io = imgui.get_platform_io()
         io.platform_get_clipboard_text_fn = lambda _: as_text(glfw.get_clipboard_string(window))
+        if glfw.get_platform() == glfw.PLATFORM_X11:
+            PRIMARY.read = lambda: as_text(glfw.get_x11_selection_string())
+            PRIMARY.write = glfw.set_x11_selection_string
         for name in ("key", "char", "mouse_button", "scroll", "window_size"):
             self._notice(window, name)
         glfw.set_window_refresh_callback(window, lambda _: self.touch())

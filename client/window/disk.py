@@ -284,6 +284,7 @@ def read_preferences() -> Preferences:
     preferences.scale = min(4.0, max(0.5, preferences.scale))
     preferences.font_size = min(60.0, max(8.0, preferences.font_size))
     preferences.page_font_size = min(60.0, max(8.0, preferences.page_font_size))
+    preferences.zoom = min(4.0, max(0.5, preferences.zoom))
     preferences.width = min(8000, max(640, preferences.width))
     preferences.height = min(8000, max(480, preferences.height))
     return preferences

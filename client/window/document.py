@@ -7,11 +7,13 @@ or a clock.
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from client.window.editor.layout import difference
 from client.window.marks import Mark, Passage, Span, Written
 
 MAX_UNDO, MAX_UNDO_CHARACTERS = 1000, 16 << 20
@@ -87,13 +89,6 @@ class Document:
         data = self.text[max(0, end - most) : end].encode()
         return data[-most:].decode("utf-8", "ignore")
 
-    def typed(self, text: str, cursor: int, now: float) -> None:
-        """Take over the content of a text field after the user's edit."""
-        text = clean(text)
-        start, end = _common(self.text, text)
-        self.edit(start, len(self.text) - end, text[start : len(text) - end], "typed", now)
-        self.select(cursor)
-
     def edit(self, start: int, end: int, text: str, kind: str, now: float = 0.0) -> int:
         """Replace the characters from start to end by text; return where it ends. Marks, cursor, selection and sticky
         offsets after it are shifted. Changes of one `kind` that go on where the last one ended are undone with it.
@@ -105,6 +100,36 @@ class Document:
             self.written = self.written.edited(start, end, inserted)
             self._put(start, end, inserted)
         return start + len(inserted)
+
+    def edit_all(self, edits: Sequence[tuple[int, int, str]], kind: str, now: float = 0.0) -> None:
+        """Make several edits, (start, end, text), which do not overlap, the last place first; undone together."""
+        if not edits:
+            return
+        first, last = edits[-1][0], edits[0][1]
+        parts, at = list[str](), first
+        places, lengths = list[int](), list[int]()
+        for start, end, text in reversed(edits):
+            inserted = clean(text)
+            parts += self.text[at:start], inserted
+            places.append(end)
+            lengths.append((lengths[-1] if lengths else 0) + len(inserted) - (end - start))
+            at = end
+
+        def moved(position: int) -> int:
+            index = bisect_right(places, position)
+            return position + (lengths[index - 1] if index else 0)
+
+        inserted = "".join(parts)
+        self._remember(first, self.text[first:last], inserted, f"{kind} {self.version}", now)
+        self._redo.clear()
+        written = self.written
+        for start, end, text in edits:
+            written = written.edited(start, end, clean(text))
+        caret, sticky = moved(self.cursor), {name: moved(position) for name, position in self.sticky.items()}
+        self._put(first, last, inserted)
+        self.written = written
+        self.sticky = sticky
+        self.select(caret)
 
     @property
     def marks(self) -> tuple[Mark, ...]:
@@ -136,8 +161,8 @@ class Document:
 
     def become(self, sheet: Sheet) -> None:
         """Show another text, in one step of undo."""
-        start, end = _common(self.text, sheet.text)
-        self.edit(start, len(self.text) - end, sheet.text[start : len(sheet.text) - end], "shown")
+        differs = difference(self.text, sheet.text)
+        self.edit(differs.start, differs.old_end, sheet.text[differs.start : differs.new_end], "shown")
         self.written = sheet.written
         self.select(sheet.cursor)
 
@@ -212,25 +237,6 @@ def _goes_on(last: _Edit, start: int, removed: str, inserted: str, kind: str, no
     if removed or start != last.start + len(last.inserted):
         return False
     return kind != "typed" or (now < last.at + MERGE_S and not inserted.isspace())
-
-
-def _common(old: str, new: str) -> tuple[int, int]:
-    """Return how many characters at the start and at the end are the same, without overlap."""
-    least = min(len(old), len(new))
-    start = _longest(least, lambda n: old[:n] == new[:n])
-    return start, _longest(least - start, lambda n: n == 0 or old[-n:] == new[-n:])
-
-
-def _longest(most: int, same: Callable[[int], bool]) -> int:
-    """Return the largest n up to `most` for which same(n), by bisection: comparing slices is as fast as memory."""
-    low, high = 0, most
-    while low < high:
-        middle = (low + high + 1) // 2
-        if same(middle):
-            low = middle
-        else:
-            high = middle - 1
-    return low
 
 
 def _moved(position: int, start: int, end: int, length: int, *, after: bool) -> int:

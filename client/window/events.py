@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from client.window.autosave import Autosaved
+from client.window.editor import editing
 from client.window.sidecar import Branches
 from client.window.state import Entry, Preferences
 from client.window.textfile import TextFile
@@ -56,44 +57,20 @@ class UnloadModel:
     precision: str
 
 
-@dataclass(frozen=True)
-class Typed:
-    """The text field has another text now."""
-
-    text: str
-    cursor: int
+Edit: TypeAlias = editing.Edit
+Select: TypeAlias = editing.Select
 
 
 @dataclass(frozen=True)
-class Moved:
-    """The cursor is at another character."""
+class ReplaceAll:
+    """Each of the edits, (start, end, text), the last place first; undone together."""
 
-    cursor: int
-
-
-EditKind: TypeAlias = Literal["typed", "pasted", "cut", "deleted", "replaced", "dropped"]
-
-
-@dataclass(frozen=True)
-class Edit:
-    """The user replaces the characters of the page from start to end by text; the cursor is at its end afterwards."""
-
-    start: int
-    end: int
-    text: str
-    kind: EditKind
-
-
-@dataclass(frozen=True)
-class Select:
-    """The caret is at `cursor`, and what is between it and `anchor` is selected."""
-
-    anchor: int
-    cursor: int
+    edits: tuple[tuple[int, int, str], ...]
 
 
 ModelWord: TypeAlias = Literal["measure", "stop measuring", "reset settings", "agree", "decline"]
 WriteWord: TypeAlias = Literal["generate", "continue", "regenerate", "branches"]
+ViewWord: TypeAlias = Literal["find", "find and replace", "focus mode", "zoom in", "zoom out", "zoom 1"]
 PageWord: TypeAlias = WriteWord | Literal["stop", "undo", "redo", "earlier", "later", "close branches"]
 CompareWord: TypeAlias = Literal["compare", "stop compare", "take page", "add column", "remove column"]
 WindowWord: TypeAlias = Literal["keys", "to the page"]
@@ -113,12 +90,14 @@ FileWord: TypeAlias = Literal[
     "close files",
 ]
 
+Word: TypeAlias = ModelWord | PageWord | ViewWord | CompareWord | WindowWord | FileWord
+
 
 @dataclass(frozen=True)
 class Do:
     """Something without an argument."""
 
-    what: ModelWord | PageWord | CompareWord | WindowWord | FileWord
+    what: Word
 
 
 Part: TypeAlias = Literal["link", "compare", "history", "files", "drafts", "models"]
@@ -271,10 +250,9 @@ Action: TypeAlias = (
     | LoadModel
     | CancelLoad
     | UnloadModel
-    | Typed
-    | Moved
     | Edit
     | Select
+    | ReplaceAll
     | Do
     | Enter
     | TakeToken
@@ -297,7 +275,7 @@ Action: TypeAlias = (
     | ChooseFile
 )
 
-PageAction: TypeAlias = Typed | Moved | Edit | Select | TakeToken | Restore
+PageAction: TypeAlias = Edit | Select | ReplaceAll | TakeToken | Restore
 TreeAction: TypeAlias = GoTo | Take | NameNode | KeepNode | PruneNode | Graft
 WriteAction: TypeAlias = Do | TakeToken
 """Actions that have something written, with the chosen model: those of act.want."""

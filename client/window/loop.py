@@ -104,7 +104,8 @@ class Window:
         ):
             own = self.frame() + taken
             self.pace.drew(time.process_time() - began)
-            if imgui.get_current_context().input_events_queue.size():  # Dear ImGui takes fast input in turns
+            # Dear ImGui takes fast input in turns, and the page goes on scrolling under a drag beyond its edge.
+            if imgui.get_current_context().input_events_queue.size() or self.app.state.page.view.moving:
                 self.backend.touch()
             if self.watch:
                 self.watch(own, late, time.monotonic())

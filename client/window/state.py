@@ -14,6 +14,8 @@ from typing import Any, Literal, TypeAlias
 from client.window.alternatives import Alternatives, Tokens
 from client.window.autosave import Autosaved
 from client.window.document import Document
+from client.window.editor.find import Find
+from client.window.editor.view import View
 from client.window.parameters import OWN, fits
 from client.window.sidecar import Branches
 from client.window.textfile import TextFile
@@ -237,6 +239,8 @@ class Page:
     tokens: int = 0
     """Tokens before the cursor; of a long page an estimate."""
     exact: bool = True
+    view: View = field(default_factory=View)
+    find: Find = field(default_factory=Find)
     sight: int = 0
     """The character where the model's sight begins."""
 
@@ -361,6 +365,8 @@ class Preferences:
     page_font: str = ""
     font_size: float = 16.0
     page_font_size: float = 20.0
+    zoom: float = 1.0
+    """What the page's size of letters is multiplied by."""
     scale: float = 1.0
     theme: Literal["dark", "light"] = "dark"
     enter_generates: bool = False
@@ -459,6 +465,8 @@ class AppState:
     """Scale of the screen that the window is on: 2.0 where the usual size would be too small by half."""
     focus_page: int = 0
     """Number of frames in which the page comes to the front."""
+    focus_mode: bool = False
+    """The page alone is shown."""
     arrange: bool = True
     """The panels are put in their first places."""
     over: Literal["", "side", "drawer"] = ""

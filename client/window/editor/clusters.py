@@ -13,10 +13,10 @@ WINDOW = 256
 SIMPLE = "\u0300"
 """Below this no code point joins the one before it."""
 CLUSTER = regex.compile(r"\X")
-WORD = r"(?:\w+(?:['\u2019]\w+)*|[^\w\s]+)"
-NEXT = regex.compile(rf"\s*{WORD}")
-PREVIOUS = regex.compile(rf"(?r){WORD}\s*")
-RUN = regex.compile(rf"{WORD}|[^\S\n]+|\n")
+WORD = r"\w+(?:['\u2019]\w+)*"
+NEXT = regex.compile(rf"\W*{WORD}")
+PREVIOUS = regex.compile(rf"(?r){WORD}\W*")
+RUN = regex.compile(rf"{WORD}|[^\w\s]+|[^\S\n]+|\n")
 
 
 def is_boundary(text: str, position: int) -> bool:
@@ -67,14 +67,14 @@ def _around(text: str, position: int) -> tuple[int, int]:
 
 
 def word_before(text: str, position: int) -> int:
-    """Return where the word before a position begins, or the punctuation."""
+    """Return where the word before a position begins."""
     found = PREVIOUS.search(text, 0, position)
     start = int(found.start()) if found else 0
     return snap(text, start) if start < position else before(text, position)
 
 
 def word_after(text: str, position: int) -> int:
-    """Return where the word after a position ends, or the punctuation."""
+    """Return where the word after a position ends."""
     found = NEXT.search(text, position)
     end = int(found.end()) if found else len(text)
     return end if is_boundary(text, end) else after(text, end)

@@ -10,12 +10,33 @@ from typing import Literal, TypeAlias
 
 from client.window.editor import clusters
 from client.window.editor.layout import Layout
-from client.window.events import Edit, Select
 
 Way: TypeAlias = Literal["left", "right", "up", "down", "home", "end", "page up", "page down"]
+Put: TypeAlias = Literal["typed", "pasted"]
 Unit: TypeAlias = Literal["character", "word", "paragraph"]
 UNITS: dict[int, Unit] = {1: "character", 2: "word", 3: "paragraph"}
 """What is selected by clicks that follow each other."""
+
+
+EditKind: TypeAlias = Literal["typed", "pasted", "cut", "deleted", "replaced", "dropped"]
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Code points start to end of the page are replaced by a text, behind which the caret is then."""
+
+    start: int
+    end: int
+    text: str
+    kind: EditKind
+
+
+@dataclass(frozen=True)
+class Select:
+    """The caret is at `cursor`, and what is between it and `anchor` is selected."""
+
+    anchor: int
+    cursor: int
 
 
 @dataclass
@@ -101,7 +122,7 @@ def erase(text: str, selected: tuple[int, int], *, forward: bool, far: bool = Fa
     return Edit(start, end, "", "deleted") if end > start else None
 
 
-def put(selected: tuple[int, int], text: str, kind: Literal["typed", "pasted"]) -> Edit:
+def put(selected: tuple[int, int], text: str, kind: Put) -> Edit:
     """Put a text in the place of what is selected."""
     return Edit(min(selected), max(selected), text, kind)
 

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from client.window import events as e, secret
 from client.window.parameters import usable
 from client.window.state import GOES_ON, AppState, Status
-from client.window.update import act, branches, comparison, files, models, notices, page
+from client.window.update import act, branches, comparison, files, models, notices, page, seeing
 from protocol import messages as m
 from protocol.connection import Event as Reply
 from protocol.errors import (
@@ -120,7 +120,7 @@ def apply(state: AppState, message: e.Message) -> list[e.Effect]:
             return _do(state, what)
         case e.TakeToken():
             return act.want(state, message)
-        case e.Typed() | e.Moved() | e.Edit() | e.Select() | e.Restore():
+        case e.Edit() | e.Select() | e.ReplaceAll() | e.Restore():
             return page.apply(state, message)
         case e.GoTo() | e.Take() | e.NameNode() | e.KeepNode() | e.PruneNode() | e.Graft():
             branches.apply(state, message)
@@ -337,7 +337,7 @@ def _preset(state: AppState, message: e.Preset) -> None:
             assert_never(message.what)
 
 
-def _do(state: AppState, what: e.ModelWord | e.PageWord | e.CompareWord | e.WindowWord | e.FileWord) -> list[e.Effect]:
+def _do(state: AppState, what: e.Word) -> list[e.Effect]:
     match what:
         case "measure":
             return models.measure(state)
@@ -351,9 +351,12 @@ def _do(state: AppState, what: e.ModelWord | e.PageWord | e.CompareWord | e.Wind
         case "generate" | "continue" | "regenerate" | "branches":
             return act.want(state, e.Do(what))
         case "stop":
-            return act.stop(state)
+            return [] if seeing.closed_find(state) else act.stop(state)
         case "undo" | "redo" | "earlier" | "later" | "close branches":
             return page.do(state, what)
+        case "find" | "find and replace" | "focus mode" | "zoom in" | "zoom out" | "zoom 1":
+            seeing.do(state, what)
+            return []
         case "compare" | "stop compare" | "take page" | "add column" | "remove column":
             return comparison.do(state, what)
         case "keys":
@@ -361,7 +364,7 @@ def _do(state: AppState, what: e.ModelWord | e.PageWord | e.CompareWord | e.Wind
             state.preferences.closed = [p for p in closed if p != "Keys"] if "Keys" in closed else [*closed, "Keys"]
             return []
         case "to the page":
-            state.focus_page = 1
+            state.focus_page, state.page.view.lent = 1, False
             return []
         case (
             "new"

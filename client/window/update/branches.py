@@ -75,12 +75,14 @@ def _begin(state: AppState, going: Generating, text: str, index: int) -> None:
 
 def _write(state: AppState, going: Generating, end: int, text: str) -> int:
     """Put text where the generation is, instead of what is there up to `end`; return where it ends."""
-    page, document = state.page, state.page.document
-    follows = going.start <= document.cursor <= end
+    document, caret = state.page.document, state.page.document.cursor
+    selected = (caret, document.anchor) if caret != document.anchor else ()
     at = document.edit(going.end, end, text, f"generated {going.began}")
-    if follows:
+    if not selected and going.end < end and going.start <= caret <= end:
         document.select(at)
-    page.move_cursor = True
+    elif going.end in selected:  # a selection that ends where it is written does not grow with it
+        now = (document.cursor, document.anchor)
+        document.select(*(going.end if was == going.end else new for was, new in zip(selected, now, strict=True)))
     return at
 
 

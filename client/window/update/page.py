@@ -38,16 +38,14 @@ MAX_TOKEN_BYTES = 1024
 def apply(state: AppState, message: e.PageAction) -> list[e.Effect]:
     page = state.page
     match message:
-        case e.Typed(text, cursor):
-            if not page.generating:
-                page.document.typed(text, cursor, state.now)
-                page.changed_at, page.exact = state.now, False
-        case e.Moved(cursor):
-            _select(state, cursor, cursor)
         case e.Edit():
             return _edit(state, message)
         case e.Select(anchor, cursor):
             _select(state, cursor, anchor)
+        case e.ReplaceAll(edits):
+            if not page.generating:
+                page.document.edit_all(edits, "replaced", state.now)
+                page.changed_at, page.exact = state.now, False
         case e.TakeToken(start, index, token):
             return _branch(state, start, index, token)
         case e.Restore(number):
@@ -137,6 +135,10 @@ def generate(
     prompt, spaces = spared(state, page.document.before(start, SENT_BYTES), state.models.model)
     page.last, page.counted = start, -1
     page.batch = []
+    if not start <= page.document.cursor <= max(start, until):
+        page.document.select(max(start, until))
+    page.document.select(page.document.cursor)  # the caret goes with what is written
+    page.move_cursor = True
     state.ledgers.last = None
     notices.drop(state, "page")
     asked = state.setting("max_new_tokens")

@@ -67,17 +67,22 @@ FIXED = (
 
 def ui(state: AppState, page_font: imgui.ImFont | None = None) -> list[Action]:
     """Draw one frame."""
-    actions = [*draw_bar(state), *chords.struck(state, page.keys())]
+    actions = [] if state.focus_mode else draw_bar(state)
+    actions += chords.struck(state, page.keys())
     dock = imgui.dock_space_over_viewport(imgui.get_id("dock"))
     first = state.focus_page > 1
     if not state.preferences.layout and state.arrange:
         arrange(dock)
         state.arrange, state.focus_page = False, SETTLE
     narrow = is_narrow(state)
+    if state.focus_mode:
+        alone = imgui.WindowClass()
+        alone.dock_node_flags_override_set = int(imgui.internal.DockNodeFlagsPrivate_.no_tab_bar)
+        imgui.set_next_window_class(alone)
     if imgui.begin("Page"):
         actions += page.draw(state, page_font)
     imgui.end()
-    for part, panels in PARTS.items():
+    for part, panels in () if state.focus_mode else PARTS.items():
         if narrow:
             actions += draw_over(state, part) if state.over == part else []
         elif part not in state.preferences.folded:

@@ -5,82 +5,112 @@ from __future__ import annotations
 from imgui_bundle import ImVec2, imgui
 
 from client.window.chords import PageKeys
-from client.window.events import Action, Do, Moved, PageWord, Typed
+from client.window.editor import drawing
+from client.window.editor.view import TOP, Wish
+from client.window.events import Action, Do, PageWord
 from client.window.state import AppState, Generating
-from client.window.views import widgets
+from client.window.views import find, widgets
 
-LABEL = "##page"
 SIGHT = "the model sees from here"
-GUTTER = 0.6
-"""Width of the margin, in font sizes."""
+PLACEHOLDER = "Write a beginning, then press Ctrl+Enter"
+MENU = "page menu"
 MAX_COUNTED = 1_000_000
-"""Most characters of a page whose words are counted, which happens in every frame."""
-FLAGS = (
-    imgui.InputTextFlags_.word_wrap
-    | imgui.InputTextFlags_.no_undo_redo
-    | imgui.InputTextFlags_.callback_always
-    | imgui.InputTextFlags_.allow_tab_input
-)
+"""Most characters of a page whose words are counted."""
 
 
 def keys() -> PageKeys:
     """Return what the page has of the keyboard."""
     window = imgui.internal.find_window_by_name("Page")
-    if window and imgui.internal.get_active_id() == window.get_id(LABEL):
+    if window and imgui.internal.get_active_id() == window.get_id(drawing.LABEL):
         return "typed"
     return "in sight" if window and window.was_active and not window.hidden else "hidden"
 
 
 def draw(state: AppState, font: imgui.ImFont | None) -> list[Action]:
-    actions = draw_bar(state)
-    page, document = state.page, state.page.document
-    imgui.push_font(font, state.preferences.page_font_size)
-    gutter = imgui.get_font_size() * GUTTER
-    origin = imgui.get_cursor_screen_pos()
-    imgui.set_cursor_pos_x(imgui.get_cursor_pos_x() + gutter)
-    size = ImVec2(-1, -imgui.get_frame_height_with_spacing() * 1.1)
-    content = document.text.encode()  # the text field counts in bytes
-    seen = [len(document.text[: document.cursor].encode())]
-    was, want = seen[0], seen[0] if page.move_cursor else None
-
-    def on_each(data: imgui.InputTextCallbackData) -> int:
-        if want is not None:
-            data.cursor_pos = min(want, data.buf_text_len)
-            data.clear_selection()
-        seen[0] = data.cursor_pos
-        return 0
-
-    identity = imgui.get_id(LABEL)
-    field = imgui.internal.get_input_text_state(identity)
-    active = field is not None and imgui.internal.get_active_id() == identity
-    if active and field is not None and page.move_cursor:
-        field.reload_user_buf_and_keep_selection()
-        field.cursor_follow = True
-    enter = state.preferences.enter_generates and not page.generating
-    flags = (
-        FLAGS
-        | (imgui.InputTextFlags_.read_only if page.generating else 0)
-        | (imgui.InputTextFlags_.ctrl_enter_for_new_line if enter else 0)
+    actions = [] if state.focus_mode else draw_bar(state)
+    actions += find.draw(state)
+    page, preferences = state.page, state.preferences
+    document, view = page.document, page.view
+    if page.move_cursor:
+        view.reveal, page.move_cursor = True, False
+    sheet = drawing.Sheet(
+        text=document.text,
+        selected=(document.anchor, document.cursor),
+        written=[(mark.start, mark.end) for mark in document.marks],
+        found=page.find.places(document.text),
+        sight=page.sight,
+        sight_label=SIGHT,
+        placeholder=PLACEHOLDER,
+        follow=page.generating.end if page.generating else None,
+        enter=not preferences.enter_generates or page.generating is not None,
     )
-    changed, text = imgui.input_text_multiline(LABEL, document.text, size, flags, on_each)
-    lines = imgui.get_current_context().input_text_line_index
-    bottom = imgui.get_item_rect_max()
-    page.move_cursor = False  # the one field of the state that this view changes: the text field has the cursor now
-    if changed and not page.generating:
-        actions.append(Typed(text, characters(text.encode(), seen[0])))
-    elif active and want is None and seen[0] != was and not (page.generating or imgui.get_io().key_alt):
-        actions.append(Moved(characters(content, seen[0])))
-    if (
-        enter
-        and imgui.is_item_deactivated()
-        and imgui.is_key_pressed(imgui.Key.enter, False)
-        and not imgui.get_io().key_ctrl
-    ):
-        actions.append(Do("generate"))
-        imgui.internal.activate_item_by_id(identity)
-    draw_margin(state, lines, origin, bottom, gutter)
+    imgui.push_font(font, preferences.page_font_size * preferences.zoom)
+    below = 0.0 if state.focus_mode else imgui.get_frame_height_with_spacing()
+    room = imgui.get_content_region_avail()
+    size = ImVec2(max(1.0, room.x), max(1.0, room.y - below))
+    done, first = drawing.draw(sheet, view, inks(), size, document.sticky.get(TOP))
     imgui.pop_font()
-    draw_status(state)
+    document.sticky[TOP] = first
+    actions += done
+    if view.keyboard and not sheet.enter and imgui.is_key_pressed(imgui.Key.enter) and not imgui.get_io().key_shift:
+        actions.append(Do("generate"))
+    actions += draw_menu(state)
+    wheel = imgui.get_io().mouse_wheel
+    if wheel and imgui.get_io().key_ctrl and imgui.is_window_hovered():
+        actions.append(Do("zoom in" if wheel > 0 else "zoom out"))
+    if not state.focus_mode:
+        draw_status(state)
+    return actions
+
+
+def inks() -> drawing.Inks:
+    """Return the page's colours in the present theme."""
+
+    def packed(name: str, alpha: float = 1.0) -> int:
+        return imgui.get_color_u32(widgets.color(name, alpha))
+
+    return drawing.Inks(
+        paper=packed("page"),
+        text=packed("text"),
+        model=packed("model"),
+        muted=packed("dim"),
+        selection=packed("selection"),
+        found=packed("warn", 0.3),
+        chosen=packed("warn", 0.6),
+        shade=packed("bad", 0.5),
+        rule=packed("warn"),
+        caret=packed("accent"),
+    )
+
+
+def draw_menu(state: AppState) -> list[Action]:
+    """Draw the menu of the right mouse button."""
+    page, view = state.page, state.page.view
+    if view.menu:
+        imgui.open_popup(MENU)
+        view.menu = False
+    if not imgui.begin_popup(MENU):
+        return []
+    actions = list[Action]()
+    chosen = page.document.anchor != page.document.cursor
+    wishes: tuple[tuple[str, str, Wish, bool], ...] = (
+        ("Cut", "Ctrl+X", "cut", chosen),
+        ("Copy", "Ctrl+C", "copy", chosen),
+        ("Paste", "Ctrl+V", "paste", True),
+        ("Select all", "Ctrl+A", "select all", bool(page.document.text)),
+    )
+    for label, key, wish, able in wishes:
+        if imgui.menu_item(label, key, False, able)[0]:
+            view.wish = wish
+    imgui.separator()
+    writing: tuple[tuple[str, str, PageWord], ...] = (
+        ("Generate here", "Ctrl+Enter", "generate"),
+        ("Regenerate", "Ctrl+R", "regenerate"),
+    )
+    for label, key, what in writing:
+        if imgui.menu_item(label, key, False, page.generating is None)[0]:
+            actions.append(Do(what))
+    imgui.end_popup()
     return actions
 
 
@@ -130,46 +160,6 @@ def draw_bar(state: AppState) -> list[Action]:
         widgets.tip("The continuations written here (Alt+Left, Alt+Right).")
     imgui.end_disabled()
     return actions
-
-
-def draw_margin(
-    state: AppState, lines: imgui.internal.TextIndex, origin: ImVec2, bottom: ImVec2, gutter: float
-) -> None:
-    """Draw a bar beside the lines that were generated, and a line where the model's sight begins."""
-    page = state.page
-    height = imgui.get_text_line_height()
-    top = origin.y + imgui.get_style().frame_padding.y
-    window = imgui.internal.find_window_by_name(_child_name())
-    scroll = window.scroll.y if window else 0.0
-    count = lines.size()
-    first = max(0, int(scroll / height))
-    last = min(count, int((scroll + bottom.y - top) / height) + 1)
-    content = page.document.text.encode()
-    paint = imgui.get_window_draw_list()
-    paint.push_clip_rect((origin.x, origin.y), (bottom.x, bottom.y), True)
-    mark_color = imgui.get_color_u32(widgets.color("accent"))
-    end = characters(content, lines.offsets[first]) if first < last else 0
-    for i in range(first, last):
-        begin, stop = end, lines.offsets[i + 1] if i + 1 < count else len(content)
-        end = begin + characters(content[lines.offsets[i] : stop], stop)
-        y = top + i * height - scroll
-        if any(mark.start < end and mark.end > begin for mark in page.document.marks):
-            paint.add_rect_filled((origin.x, y), (origin.x + gutter * 0.4, y + height), mark_color)
-        if page.sight and begin <= page.sight < end:
-            paint.add_line((origin.x, y), (bottom.x, y), imgui.get_color_u32(widgets.color("warn")), 1.0)
-            left = bottom.x - imgui.calc_text_size(SIGHT).x - gutter * 2
-            paint.add_text((left, y), mark_color, SIGHT)
-    paint.pop_clip_rect()
-
-
-def characters(content: bytes, end: int) -> int:
-    """Return how many characters these bytes of a UTF-8 text are."""
-    return len(content[:end].decode("utf-8", "ignore"))
-
-
-def _child_name() -> str:
-    """Return the name of the child window that Dear ImGui makes for a multi-line field."""
-    return f"{imgui.internal.get_current_window().name}/{LABEL}_{imgui.get_id(LABEL):08X}"
 
 
 def progress(going: Generating) -> str:

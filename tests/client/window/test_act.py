@@ -31,7 +31,7 @@ def unloaded(*models: m.ModelInfo, role: Any = "admin") -> AppState:
     apply(state, e.Replied("look", replace(INFO, role=role), 1))
     apply(state, e.Replied("models", m.ModelList(id=1, models=list(models) or [MODEL]), 1))
     apply(state, e.Replied("look", replace(PONG, workers=[]), 1))
-    apply(state, e.Typed("Once", 4))
+    apply(state, e.Edit(0, 0, "Once", "typed"))
     return state
 
 
@@ -53,7 +53,7 @@ def test_generate_loads_what_is_chosen_and_begins_by_itself() -> None:
 
 def test_a_start_that_is_too_early_waits_for_the_server() -> None:
     state = AppState()
-    for message in (e.Tick(1.0, 1e9), e.Connect(), e.Typed("Once", 4)):
+    for message in (e.Tick(1.0, 1e9), e.Connect(), e.Edit(0, 0, "Once", "typed")):
         apply(state, message)
     assert apply(state, e.Do("generate")) == [] and state.page.busy
     apply(state, e.Replied("look", INFO, 1))
@@ -117,7 +117,7 @@ def test_a_download_is_asked_for() -> None:
 
 def test_what_another_client_has_unloaded_is_loaded_again_once() -> None:
     state = ready()
-    apply(state, e.Typed("Once", 4))
+    apply(state, e.Edit(0, 0, "Once", "typed"))
     apply(state, e.Do("generate"))
     effects = apply(state, e.Replied("page", NotLoaded("demo is not loaded"), 1))
     assert sent(effects, m.Load) and state.notices == []
@@ -141,7 +141,7 @@ def test_a_key_that_may_not_load_says_what_can_be_used() -> None:
 
 def test_stop_works_where_the_worker_stands_still() -> None:
     state = ready()
-    apply(state, e.Typed("Once", 4))
+    apply(state, e.Edit(0, 0, "Once", "typed"))
     apply(state, e.Do("generate"))
     apply(state, e.Replied("page", m.Tokens(id=1, text=" upon", ids=[1]), 1))
     assert apply(state, e.Do("stop")) == [e.Cancel("page")]
@@ -186,7 +186,7 @@ def test_statements_end_when_they_stop_being_true() -> None:
 
 def test_the_last_figures_and_counts_end_where_the_next_text_begins() -> None:
     state = ready()
-    apply(state, e.Typed("Once", 4))
+    apply(state, e.Edit(0, 0, "Once", "typed"))
     apply(state, e.Do("generate"))
     apply(state, e.Replied("page", RESULT, 1))
     assert state.ledgers.last
@@ -203,7 +203,7 @@ def test_the_last_figures_and_counts_end_where_the_next_text_begins() -> None:
 def test_spaces_at_the_end_of_a_prompt_stay_on_the_page_and_are_not_sent() -> None:
     state = ready()
     apply(state, e.Replied("look", replace(PONG, workers=[replace(WORKER, byte_level=True)]), 1))
-    apply(state, e.Typed("What is the  ", 13))
+    apply(state, e.Edit(0, 0, "What is the  ", "typed"))
     assert state.unsent_spaces == 2
     (request,) = sent(apply(state, e.Do("generate")), m.Generate)
     assert request.prompt == "What is the"
@@ -227,7 +227,7 @@ def test_spaces_are_sent_where_that_is_right(why: str) -> None:
     if "setting" in why:
         apply(state, e.Prefer("spare_spaces", False))
     text = "  " if "nothing" in why else "What is the "
-    apply(state, e.Typed(text, len(text)))
+    apply(state, e.Edit(0, len(state.page.document.text), text, "typed"))
     assert state.unsent_spaces == 0
     assert [r.prompt for r in sent(apply(state, e.Do("generate")), m.Generate)] == [text]
 
@@ -252,12 +252,12 @@ def test_what_was_chosen_is_chosen_again_after_a_restart() -> None:
 def test_a_count_is_of_the_text_that_is_there() -> None:
     state = ready()
     for text, now in (("Once", 2.0), ("Once upon", 3.0)):
-        apply(state, e.Typed(text, len(text)))
+        apply(state, e.Edit(0, len(state.page.document.text), text, "typed"))
         apply(state, e.Tick(now, 1e9))
         if text == "Once":
             assert [r.text for r in sent(apply(state, e.Tick(now + 1, 1e9)), m.Tokenize)] == []
     assert state.page.counting
-    apply(state, e.Typed("Twice", 5))
+    apply(state, e.Edit(0, len(state.page.document.text), "Twice", "typed"))
     apply(state, e.Replied("count", m.Tokenized(id=1, text="Once upon", ids=[1, 2], offsets=[0, 4, 9]), 1))
     assert (state.page.counted, state.page.tokens, state.page.exact) == (-1, 0, False)
     assert [r.text for r in sent(apply(state, e.Tick(9.0, 1e9)), m.Tokenize)] == ["Twice"]

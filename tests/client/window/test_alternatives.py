@@ -82,7 +82,7 @@ def test_the_oldest_are_forgotten_by_their_bytes(monkeypatch: pytest.MonkeyPatch
 
 def test_tokens_move_with_their_text_and_end_where_it_was_edited() -> None:
     state = ready()
-    apply(state, e.Typed("Once", 4))
+    apply(state, e.Edit(0, 0, "Once", "typed"))
     apply(state, e.Do("generate"))
     generated(state, " upon", " a", " time")
     assert shown(state, 6) == [" upon", " a", " time"]
@@ -96,7 +96,7 @@ def test_tokens_move_with_their_text_and_end_where_it_was_edited() -> None:
 
 def test_the_tokens_before_a_replaced_one_can_still_be_replaced() -> None:
     state = ready()
-    apply(state, e.Typed("Once", 4))
+    apply(state, e.Edit(0, 0, "Once", "typed"))
     apply(state, e.Do("generate"))
     generated(state, " upon", " a", " time")
     for index, ids, text in ((2, [100, 101, 7], " upon a other 7"), (1, [100, 8], " upon other 8")):
@@ -115,7 +115,7 @@ def test_the_tokens_before_a_replaced_one_can_still_be_replaced() -> None:
 
 def test_an_edited_prompt_is_gone_on_from_as_it_is_now() -> None:
     state = ready()
-    apply(state, e.Typed("Once", 4))
+    apply(state, e.Edit(0, 0, "Once", "typed"))
     apply(state, e.Do("generate"))
     generated(state, " upon", " a")
     apply(state, e.Edit(0, 4, "Twice", "typed"))
@@ -125,7 +125,7 @@ def test_an_edited_prompt_is_gone_on_from_as_it_is_now() -> None:
 
 def test_what_a_search_wrote_has_no_alternatives() -> None:
     state = ready()
-    apply(state, e.Typed("Once", 4))
+    apply(state, e.Edit(0, 0, "Once", "typed"))
     apply(state, e.Do("generate"))
     apply(state, e.Replied("page", m.Tokens(id=1, text=" x x", ids=[3, 3]), 1))
     apply(state, e.Replied("page", replace(RESULT, logprobs=[]), 1))
@@ -135,7 +135,7 @@ def test_what_a_search_wrote_has_no_alternatives() -> None:
 
 def test_unlikely_tokens_are_shaded_where_they_are_in_sight() -> None:
     state = ready()
-    apply(state, e.Typed("Once", 4))
+    apply(state, e.Edit(0, 0, "Once", "typed"))
     apply(state, e.Do("generate"))
     generated(state, " upon", " a", " time")
     assert state.shades(0, 100) == [], "only where that is wished for"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from tests.conftest import WINDOW
@@ -15,11 +13,11 @@ from imgui_bundle import imgui
 from scripts.daemon import Daemon
 from tests.client.window.driver import Driver, drive
 
-pytestmark = pytest.mark.usefixtures("screen")
+pytestmark = pytest.mark.usefixtures("screen", "home")
 Key = imgui.Key
 
 
-def test_four_branches_are_written_and_gone_through(home: Path, shared_daemon: Daemon) -> None:
+def test_four_branches_are_written_and_gone_through(shared_daemon: Daemon) -> None:
     def test(d: Driver) -> None:
         page = d.state.page
         d.wait(lambda: d.state.link.status == "ready" and d.state.loaded)
@@ -55,4 +53,4 @@ def test_four_branches_are_written_and_gone_through(home: Path, shared_daemon: D
         d.ctx.yield_(2)
         assert page.tree.nodes[other].name == "the one"
 
-    drive(shared_daemon.endpoint, home, test)
+    drive(shared_daemon.endpoint, test)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
@@ -43,8 +42,8 @@ def test_texts_come_from_the_table() -> None:
     assert ("Ctrl+Y, Ctrl+Shift+Z", "redo") in listed()
 
 
-@pytest.mark.usefixtures("screen")
-def test_chords_act_where_they_are_meant_to(home: Path, shared_daemon: Daemon) -> None:
+@pytest.mark.usefixtures("screen", "home")
+def test_chords_act_where_they_are_meant_to(shared_daemon: Daemon) -> None:
     def test(d: Driver) -> None:
         d.wait(lambda: d.state.link.status == "ready" and bool(d.state.models.model))
         d.state.preferences.sampling = {"max_new_tokens": 5, "seed": 1}
@@ -83,4 +82,4 @@ def test_chords_act_where_they_are_meant_to(home: Path, shared_daemon: Daemon) -
         d.keys(Key.mod_alt, Key.right_arrow)
         assert document.text == first and d.state.confirm == "new"
 
-    drive(shared_daemon.endpoint, home, test)
+    drive(shared_daemon.endpoint, test)

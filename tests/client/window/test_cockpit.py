@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +19,7 @@ from tests.client.fake import ReplicaServer
 from tests.client.window import driver
 from tests.client.window.driver import Driver, drive
 
-pytestmark = pytest.mark.usefixtures("screen")
+pytestmark = pytest.mark.usefixtures("screen", "home")
 BAR = "//##MainMenuBar/##MenuBar/"
 Window = Callable[[str, Callable[[Driver], None]], None]
 
@@ -36,7 +35,7 @@ def ready(d: Driver) -> None:
     d.ctx.yield_(5)
 
 
-def test_the_page_has_most_of_the_width_and_what_is_around_it_folds(home: Path) -> None:
+def test_the_page_has_most_of_the_width_and_what_is_around_it_folds() -> None:
     def test(d: Driver) -> None:
         ready(d)
         whole = driver.SIZE[0]
@@ -73,12 +72,12 @@ def test_the_page_has_most_of_the_width_and_what_is_around_it_folds(home: Path) 
         assert width("Keys") and not width("##toast load") and d.state.notices == []
 
     with ReplicaServer() as server:
-        drive(server.endpoint, home, test)
+        drive(server.endpoint, test)
 
 
 @pytest.mark.parametrize(("size", "scale"), [((640, 480), 1.0), ((1360, 860), 2.0)], ids=["small", "scale 2"])
 def test_a_small_window_shows_the_page_and_lays_over_it_what_is_asked_for(
-    home: Path, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], scale: float
+    monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], scale: float
 ) -> None:
     monkeypatch.setattr(driver, "SIZE", size)
 
@@ -113,4 +112,4 @@ def test_a_small_window_shows_the_page_and_lays_over_it_what_is_asked_for(
         assert d.state.page.document.text == "A page that one can write on."
 
     with ReplicaServer() as server:
-        drive(server.endpoint, home, test)
+        drive(server.endpoint, test)

@@ -79,7 +79,8 @@ def test_a_download_is_asked_for_once_and_the_pages_text_can_be_the_prompt() -> 
     for index in range(2):
         apply(state, e.ChooseColumn(index, {"model": "gpt2-xl", "engine": "onnx", "precision": "int8"}))
     assert apply(state, e.Do("compare")) == [] and state.asking and state.asking.downloads == [far]
-    apply(state, e.Typed("Once END", 5))
+    apply(state, e.Edit(0, 0, "Once END", "typed"))
+    apply(state, e.Select(5, 5))
     apply(state, e.Do("take page"))
     assert [r.model for r in sent(apply(state, e.Do("agree")), m.Load)] == ["gpt2-xl"]
     loaded = replace(LOADED, model="gpt2-xl", byte_level=True)

@@ -6,7 +6,17 @@ import pytest
 from hypothesis import given, strategies as st
 
 from client.window.document import Document, clean
+from client.window.editor.layout import difference
 from client.window.marks import Span
+
+
+def typed(document: Document, text: str, cursor: int, now: float) -> None:
+    """Type what makes the document this text."""
+    differs = difference(document.text, text)
+    put = text[differs.start : differs.new_end]
+    document.edit(differs.start, differs.old_end, put, "typed", now)
+    document.select(cursor)
+
 
 texts = st.text(st.sampled_from("ab\u00df\u4e2d\U0001f600\n "), max_size=6)
 
@@ -19,7 +29,7 @@ def test_every_edit_can_be_undone_and_done_again(edits: list[tuple[float, float,
         start, end = sorted((round(a * len(document.text)), round(b * len(document.text))))
         new = document.text[:start] + text + document.text[end:]
         before = document.text
-        document.typed(new, start + len(text), now=number * 10.0)
+        typed(document, new, start + len(text), now=number * 10.0)
         assert document.text == new
         assert all(0 <= mark.start < mark.end <= len(document.text) for mark in document.marks)
         if document.text != before:
@@ -39,7 +49,7 @@ def test_every_edit_can_be_undone_and_done_again(edits: list[tuple[float, float,
 def test_typing_is_undone_by_words_and_a_generation_at_once() -> None:
     document = Document()
     for i, now in ((1, 0.0), (2, 0.1), (3, 0.2), (4, 5.0)):
-        document.typed("abcd"[:i], i, now)
+        typed(document, "abcd"[:i], i, now)
     end = document.edit(4, 4, " one", "generated 1")
     document.edit(end, end, " two", "generated 1")
     assert document.text == "abcd one two"
@@ -57,12 +67,12 @@ def test_marks_follow_the_text_and_a_take_is_more_than_they_are() -> None:
     """What was typed is the user's own, also inside a take."""
     document = Document("one two three")
     document.mark(4, 7, 1)
-    document.typed("0 one two three", 2, 0.0)
+    typed(document, "0 one two three", 2, 0.0)
     assert written(document) == ([(6, 9)], [(6, 9, 1)])
-    document.typed("0 one twwo three", 8, 10.0)
+    typed(document, "0 one twwo three", 8, 10.0)
     assert written(document) == ([(6, 8), (9, 10)], [(6, 10, 1)])
     assert document.passage(5, 10) == (" twwo", ((1, 3), (4, 5)))
-    document.typed("0  three", 2, 20.0)
+    typed(document, "0  three", 2, 20.0)
     assert written(document) == ([], [])
     document.undo()
     at = [document.written.at(position) for position in (5, 8, 10, 11)]

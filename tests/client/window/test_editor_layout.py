@@ -56,6 +56,7 @@ def test_lines_end_between_words() -> None:
 
 @given(texts, widths)
 @example("W a" * 20, 4.0)
+@example(" WW", 4.0)
 def test_what_every_line_keeps_to(text: str, width: float) -> None:
     layout = laid(text, width)
     assert "".join(lines(layout)).replace("\n", "") == text.replace("\n", "")
@@ -66,7 +67,7 @@ def test_what_every_line_keeps_to(text: str, width: float) -> None:
         seen = content.rstrip(" \t")
         assert measure(codes(seen)).sum() <= width or len(regex.findall(r"\X", seen)) == 1
         if line + 1 < layout.count and layout.span(line)[1] == layout.starts[line + 1]:
-            word = regex.match(r"\S*", lines(layout)[line + 1])[0]
+            word = regex.compile(r"\S*").match(text, int(layout.starts[line + 1]))[0]
             both = codes(content + word)
             assert not word or max(both) > 0x2E80 or measure(both).sum() > width, "the next word would have fitted"
 

@@ -128,7 +128,8 @@ def sent(effects: list[e.Effect], kind: type[Any]) -> list[Any]:
 
 def test_a_generation_streams_into_the_place_it_was_asked_for() -> None:
     state = ready()
-    apply(state, e.Typed("Once END", 4))
+    apply(state, e.Edit(0, 0, "Once END", "typed"))
+    apply(state, e.Select(4, 4))
     (request,) = sent(apply(state, e.Do("generate")), m.Generate)
     assert (request.prompt, request.truncate, request.stream, request.logprobs, request.model) == (
         "Once",
@@ -140,8 +141,6 @@ def test_a_generation_streams_into_the_place_it_was_asked_for() -> None:
     for text in (" upon", " a", " time"):
         apply(state, e.Replied("page", m.Tokens(id=1, text=text, ids=[1]), 1))
     assert state.page.document.text == "Once upon a time END"
-    apply(state, e.Typed("nonsense", 0))
-    assert state.page.document.text == "Once upon a time END", "nobody writes in between"
     apply(state, e.Replied("page", RESULT, 50.0))
     assert state.page.generating is None and state.ledgers.last == RESULT and len(state.history.entries) == 1
     assert state.page.document.cursor == len("Once upon a time")
@@ -216,7 +215,7 @@ def test_how_much_is_written_is_the_servers_to_say() -> None:
     meet(state, [msgspec.structs.replace(OWN["max_new_tokens"], default=2)])
     state.models.known = [msgspec.structs.replace(MODEL, context=4)]
     assert state.setting("max_new_tokens") == 2
-    apply(state, e.Typed("abcd", 4))
+    apply(state, e.Edit(0, 0, "abcd", "typed"))
     apply(state, e.Tick(9.0, 1e9))
     apply(state, e.Replied("count", m.Tokenized(id=1, text="abcd", ids=[1, 2, 3, 4], offsets=[0, 1, 2, 3, 4]), 1))
     assert state.page.sight == 2, "two of four places are left for the prompt"
@@ -231,7 +230,7 @@ def test_how_much_is_written_is_the_servers_to_say() -> None:
 
 def test_the_newest_generations_keep_their_probabilities() -> None:
     state = ready()
-    apply(state, e.Typed("Once", 4))
+    apply(state, e.Edit(0, 0, "Once", "typed"))
     for i in range(53):
         written(state, f" {i}", "regenerate" if i else "generate")
     told = [bool(entry.result.logprobs) for entry in state.history.entries]
@@ -276,14 +275,14 @@ def test_a_stopped_comparison_ends_before_another_begins(at: e.CompareTag) -> No
 def test_only_the_end_of_a_long_page_is_sent() -> None:
     state = ready()
     text = "\u4e2d" * 200_000
-    apply(state, e.Typed(text, len(text)))
+    apply(state, e.Edit(0, 0, text, "typed"))
     (request,) = sent(apply(state, e.Do("generate")), m.Generate)
     assert len(request.prompt.encode()) <= 100_000 and text.endswith(request.prompt)
 
 
 def test_a_chosen_token_goes_on_from_its_tokens() -> None:
     state = ready()
-    apply(state, e.Typed("Once", 4))
+    apply(state, e.Edit(0, 0, "Once", "typed"))
     apply(state, e.Do("generate"))
     apply(state, e.Replied("page", m.Tokens(id=1, text=" x x", ids=[3, 3]), 1))
     apply(state, e.Replied("page", RESULT, 1))
@@ -528,7 +527,7 @@ def test_a_model_is_written_with_while_one_of_its_replicas_is_there() -> None:
     state = ready()
     for workers in ([replica(0, "loading"), replica(1, "ready")], [replica(1, "ready"), replica(0, "stopping")]):
         state.link.workers = workers
-        apply(state, e.Typed("Once", 4))
+        apply(state, e.Edit(0, 0, "Once", "typed"))
         (request,) = sent(apply(state, e.Do("generate")), m.Generate)
         assert (request.model, request.engine, request.precision) == ("demo", "onnx", "int8")
         apply(state, e.Replied("page", RESULT, 1))
@@ -616,7 +615,7 @@ messages: st.SearchStrategy[Any] = st.one_of(
     st.just(e.Connect()),
     st.just(e.Disconnect()),
     st.builds(e.Tick, st.floats(0, 1000), st.just(1e9)),
-    st.builds(lambda t: e.Typed(t, len(t)), st.text("ab\u4e2d", max_size=9)),
+    st.builds(lambda t: e.ReplaceAll(((1, 2, t), (0, 1, t))), st.text("ab\u4e2d", max_size=3)),
     st.builds(
         e.Edit,
         st.integers(-1, 12),

@@ -30,16 +30,13 @@ from tests.client.hostile import HostileServer
 from tests.client.window.driver import Driver, drive
 from tests.system.test_keys import keyed_daemon
 
-pytestmark = pytest.mark.usefixtures("screen")
+pytestmark = pytest.mark.usefixtures("screen", "home")
 Key = imgui.Key
 
 
 @pytest.fixture
-def window(home: Path) -> Callable[[str, Callable[[Driver], None]], None]:
-    def run(server: str, test: Callable[[Driver], None]) -> None:
-        drive(server, home, test)
-
-    return run
+def window() -> Callable[[str, Callable[[Driver], None]], None]:
+    return drive
 
 
 def write(d: Driver, text: str, tokens: int = 20) -> None:
@@ -387,7 +384,7 @@ def test_a_killed_daemon_is_said_and_found_again(
     window: Window, own_daemon: Daemon, tmp_path: Path, cache: Path
 ) -> None:
     def test(d: Driver) -> None:
-        d.wait(lambda: d.state.link.status == "ready")
+        d.wait(lambda: d.state.link.status == "ready" and bool(d.state.models.model))
         d.click("//Model/Model/###Load")
         write_when_loaded(d)
         d.state.preferences.sampling |= {"max_new_tokens": 1000, "ignore_eos": True}

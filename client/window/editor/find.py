@@ -1,0 +1,76 @@
+"""Searching a page: what is sought, where it is, and which of its places comes next. Pure."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass, field
+
+import regex
+
+MOST = 10_000
+"""Most places that are found; a page of one letter has as many of it as it is long."""
+LONGEST = 1000
+"""Most code points of what is sought."""
+
+
+@dataclass(slots=True)
+class Find:
+    open: bool = False
+    replacing: bool = False
+    text: str = ""
+    put: str = ""
+    """What it is replaced by."""
+    case: bool = False
+    """Capitals are told from small letters."""
+    entered: bool = False
+    """Its field gets the keyboard in the next frame."""
+    _known: tuple[str, str, bool] = ("", "", False)
+    _places: list[tuple[int, int]] = field(default_factory=list)
+
+    def places(self, text: str) -> list[tuple[int, int]]:
+        """Return start and end of each place of a text; nothing is searched twice."""
+        if not self.open or not self.text:
+            return []
+        if self._known[1:] != (self.text, self.case) or self._known[0] is not text:
+            self._known, self._places = (text, self.text, self.case), search(text, self.text, self.case)
+        return self._places
+
+
+def search(text: str, sought: str, case: bool) -> list[tuple[int, int]]:
+    """Return the places of what is sought, which do not overlap."""
+    pattern = regex.compile(regex.escape(sought[:LONGEST]), 0 if case else regex.IGNORECASE)
+    found = list[tuple[int, int]]()
+    for match in pattern.finditer(text):
+        found.append(match.span())
+        if len(found) == MOST:
+            break
+    return found
+
+
+def following(places: list[tuple[int, int]], selected: tuple[int, int]) -> tuple[int, int] | None:
+    """Return the place after what is selected; after the last the first."""
+    if not places:
+        return None
+    starts = [start for start, _ in places]
+    start, end = min(selected), max(selected)
+    index = bisect_left(starts, start)
+    if index < len(places) and places[index] == (start, end):
+        index += 1
+    return places[index % len(places)]
+
+
+def preceding(places: list[tuple[int, int]], selected: tuple[int, int]) -> tuple[int, int] | None:
+    """Return the place before what is selected; before the first the last."""
+    return places[bisect_left([start for start, _ in places], min(selected)) - 1] if places else None
+
+
+def number(places: list[tuple[int, int]], selected: tuple[int, int]) -> int:
+    """Return which of the places is selected, from 1; 0: none."""
+    chosen = min(selected), max(selected)
+    index = bisect_right([start for start, _ in places], chosen[0])
+    return index if index and places[index - 1] == chosen else 0
+
+
+def replaced(text: str, places: list[tuple[int, int]], put: str) -> list[tuple[int, int, str]]:
+    """Return the edits that replace every place, the last first, so that those before keep their offsets."""
+    return [(start, end, put) for start, end in reversed(places) if text[start:end] != put]

@@ -1,0 +1,51 @@
+"""Part of update.apply for how the page is seen: the search, the focus mode, the size of its letters."""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from client.window import events as e
+from client.window.state import AppState
+
+ZOOM_STEP = 1.1
+ZOOM_LEAST, ZOOM_MOST = 0.5, 4.0
+
+
+def do(state: AppState, what: e.ViewWord) -> None:
+    """Search the page, or see it otherwise."""
+    page, preferences = state.page, state.preferences
+    match what:
+        case "find" | "find and replace":
+            _find(state, replacing=what == "find and replace")
+        case "focus mode":
+            state.focus_mode = not state.focus_mode
+            page.view.reveal = True
+        case "zoom in" | "zoom out":
+            zoom = preferences.zoom * (ZOOM_STEP if what == "zoom in" else 1 / ZOOM_STEP)
+            preferences.zoom = max(ZOOM_LEAST, min(ZOOM_MOST, 1.0 if abs(zoom - 1) < ZOOM_STEP / 20 else zoom))
+        case "zoom 1":
+            preferences.zoom = 1.0
+        case _:
+            assert_never(what)
+
+
+def _find(state: AppState, *, replacing: bool) -> None:
+    """Open the search, with what is selected if that is within a line."""
+    find, document = state.page.find, state.page.document
+    start, end = sorted((document.anchor, document.cursor))
+    chosen = document.text[start:end]
+    if chosen and "\n" not in chosen:
+        find.text = chosen
+    find.open = find.entered = True
+    find.replacing = replacing
+    state.page.view.lent = True
+    state.focus_page = max(state.focus_page, 1)
+
+
+def closed_find(state: AppState) -> bool:
+    """Close the search if it has the keyboard; return True if it had."""
+    page = state.page
+    had = page.find.open and page.view.lent
+    if had:
+        page.find.open = page.view.lent = False
+    return had
