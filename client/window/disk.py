@@ -168,11 +168,14 @@ def carry_out(effect: DiskEffect) -> Event | None:
             path = expanded(path)
             if path.is_dir():
                 return _listed(path)
-            if not replace and path.exists() and (known is None or path.read_bytes() != known):
+            if not replace and path.is_file() and (known is None or path.read_bytes() != known):
                 return Exists(path)
             write(path, file.data)
-            if branches:
-                write(sidecar.beside(path), sidecar.packed(branches))
+            try:
+                if branches:
+                    write(sidecar.beside(path), sidecar.packed(branches))
+            except OSError as e:
+                return Saved(path, file, f"the text is saved, its branches are not: {describe(e)}")
             return Saved(path, file)
         case SaveBranches(path, branches):
             write(sidecar.beside(expanded(path)), sidecar.packed(branches))
@@ -201,7 +204,10 @@ def carry_out(effect: DiskEffect) -> Event | None:
 
 def read(path: Path) -> TextFile:
     """Read a page. Raises: OSError, ValueError."""
-    if path.stat().st_size > MAX_FILE_BYTES:
+    size = path.stat().st_size
+    if not path.is_file():  # reading a pipe would never end
+        raise ValueError(f"{path} is not a file")
+    if size > MAX_FILE_BYTES:
         raise ValueError(f"{path} is too large: a page holds at most {MAX_FILE_BYTES >> 20} MB")
     try:
         return TextFile(path.read_bytes())
@@ -252,6 +258,8 @@ def write(path: Path, data: bytes, mode: int = 0o666) -> None:
     draft = there.with_name(f".{there.name[:100]}.{secrets.token_hex(4)}")
     try:
         there.parent.mkdir(parents=True, exist_ok=True)
+        if there.exists() and not there.is_file():
+            raise OSError(errno.EINVAL, "this is no file that could be replaced")
         if there.exists() and not os.access(there, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | BINARY, mode), "wb") as stream:
@@ -264,7 +272,7 @@ def write(path: Path, data: bytes, mode: int = 0o666) -> None:
     except OSError as e:
         with contextlib.suppress(OSError):
             draft.unlink(missing_ok=True)
-        raise type(e)(e.errno, e.strerror, str(path)) from None
+        raise OSError(e.errno, e.strerror, str(path)) from None
 
 
 def _write_private(path: Path, data: bytes) -> None:

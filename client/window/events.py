@@ -345,6 +345,8 @@ class Exists:
 class Saved:
     path: Path
     file: TextFile
+    trouble: str = ""
+    """What is wrong with its branches."""
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,7 @@ class Generating:
     """It has written the characters of the page from `start` to here."""
     prompt: str
     asked: int
-    """Most new tokens."""
+    """Most new tokens, of all continuations together."""
     began: float
     place: int = 0
     """Place in the server's queue; 0: running."""

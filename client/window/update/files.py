@@ -32,12 +32,14 @@ def apply(state: AppState, message: e.FileEvent) -> list[e.Effect]:
             return _opened(state, message)
         case e.Recovered():
             return _recovered(state, message)
-        case e.Saved(path, file):
+        case e.Saved(path, file, trouble):
             page.path, page.file = path, file
             page.branches_saved, page.offered = page.tree.version, None
             _close(state)
             remember(state)
             notices.inform(state, "file", f"saved {path}")
+            if trouble:
+                notices.warn(state, "branches", trouble)
             return [e.ForgetPage(), *(_confirmed(state) if state.confirm else [])]
         case e.Exists(path):
             _close(state)

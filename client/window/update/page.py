@@ -141,7 +141,7 @@ def generate(
     page.move_cursor = True
     state.ledgers.last = None
     notices.drop(state, "page")
-    asked = state.setting("max_new_tokens")
+    asked = state.setting("max_new_tokens") * count
     page.generating = Generating(start, start, prompt, asked, state.now, until=until, way=state.models.way)
     page.generating.begins = begins
     page.generating.spaces, page.generating.dropped = [spaces] * count, [0] * count

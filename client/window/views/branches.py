@@ -10,7 +10,9 @@ from client.window.tree import Node
 from client.window.views import widgets
 
 SHARE = 0.45
-"""Share of the page's height that they take."""
+"""Share of the page's height that they take where there is nothing below it."""
+LEAST = 9.0
+"""Least height, in font sizes."""
 FLAGS = (
     imgui.WindowFlags_.no_docking
     | imgui.WindowFlags_.no_saved_settings
@@ -28,9 +30,15 @@ def draw(state: AppState) -> list[Action]:
     if not nodes or page is None:
         return actions
     margin = imgui.get_font_size() * 0.5
-    height = max(page.size.y * SHARE, imgui.get_font_size() * 9)
-    status = imgui.get_frame_height_with_spacing() * 1.5
-    imgui.set_next_window_pos(ImVec2(page.pos.x + margin, page.pos.y + page.size.y - height - status))
+    view, least = imgui.get_main_viewport(), imgui.get_font_size() * LEAST
+    end = page.pos.y + page.size.y
+    below = view.work_pos.y + view.work_size.y - end
+    if below >= least:  # over the drawer: the page stays in sight
+        top, height = end + margin, below - 2 * margin
+    else:
+        height = max(page.size.y * SHARE, least)
+        top = end - height - imgui.get_frame_height_with_spacing() * 1.5
+    imgui.set_next_window_pos(ImVec2(page.pos.x + margin, top))
     imgui.set_next_window_size(ImVec2(page.size.x - 2 * margin, height))
     drawn, stays = imgui.begin("Branches: take one, the others stay in the tree###Branches", True, FLAGS)
     if drawn and imgui.begin_table("columns", len(nodes), imgui.TableFlags_.borders_inner_v):

@@ -227,6 +227,22 @@ def test_branches_stay_beside_the_text(tmp_path: Path) -> None:
     assert [node.name for node in third.page.tree.nodes.values()] == ["first", ""]
 
 
+@POSIX
+def test_what_is_no_file_is_neither_read_nor_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    state = page("")
+    open_(state, tmp_path, "pipe")
+    assert "pipe is not a file" in state.files.error
+    typed(state, "Once")
+    save_as(state, tmp_path, "pipe")
+    assert "no file that could be replaced" in state.files.error and (tmp_path / "pipe").is_fifo()
+    written(state, " x")
+    (tmp_path / "a.txt.gpt2d.json").mkdir()
+    save_as(state, tmp_path, "a.txt")
+    assert (tmp_path / "a.txt").read_text() == "Once x" and not state.page.dirty
+    assert state.said("branches").startswith("the text is saved, its branches are not:")
+
+
 def test_branches_of_another_text_are_offered_and_never_lost(tmp_path: Path) -> None:
     state = page("Once")
     written(state, " x")
