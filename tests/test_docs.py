@@ -1,9 +1,15 @@
-"""Tree of docs/architecture.md: it names every file of the product, and no other."""
+"""Tree of docs/architecture.md: it names every file of the product, and no other. Keys of docs/window.md: those that
+act.
+"""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+
+import pytest
+
+from tests.conftest import WINDOW
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
@@ -41,3 +47,11 @@ def test_every_path_in_the_documents_exists() -> None:
             if not (ROOT / path).exists():
                 missing.append(f"{document.name}: {path}")
     assert missing == []
+
+
+def test_the_keys_are_those_of_the_table_of_chords() -> None:
+    chords = pytest.importorskip("client.window.chords", exc_type=ImportError, reason=WINDOW)
+    section = (ROOT / "docs" / "window.md").read_text("utf-8").split("## Keys\n")[1].split("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| `")]
+    wanted = [f"| `{keys}` | {told} |" for keys, told in chords.listed()]
+    assert rows == wanted, "put these rows into docs/window.md:\n" + "\n".join(wanted)

@@ -1,0 +1,128 @@
+#!/usr/bin/env python3
+"""Makes the README's pictures of the window, from the real program with a daemon of its own.
+
+    xvfb-run -a -s "-screen 0 1400x900x24" python -m scripts.screenshots
+
+Writes docs/images/page.png (four branches while they are written), docs/images/compare.png (two precisions) and
+docs/images/light.png (the light theme, and the tree of what was written). Needs Pillow, which matplotlib brings.
+The texts are those of a seed; the speeds are those of this machine. Pictures have 256 colours, a third of the bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from imgui_bundle import imgui  # before glfw, which it points at its own library
+from OpenGL import GL
+from PIL import Image
+
+from scripts.bench.window import Driven
+from scripts.daemon import ROOT, Daemon
+
+TARGET = ROOT / "docs" / "images"
+TEXT = """\
+ACT I.
+
+SCENE I. A garden by the sea, at night.
+
+VIOLA.
+Shall I compare thee to a winter's night?
+Thou art more quiet, and thy stars more far:
+"""
+SEED = 7
+SHOWN_TOKENS = 48
+"""Number of tokens of each branch from which on they are taken."""
+
+
+class Photographer(Driven):
+    """A window that goes through what the pictures show, and takes them."""
+
+    def __init__(self, endpoint: str, folder: Path) -> None:
+        super().__init__(endpoint, "demo")
+        self._folder, self._next_picture = folder, ""
+        render = self.window.backend.render
+
+        def rendered(draw_data: imgui.ImDrawData) -> None:
+            render(draw_data)
+            if self._next_picture:
+                save(self._folder / f"{self._next_picture}.png")
+                self._next_picture = ""
+
+        self.window.backend.render = rendered  # type: ignore[method-assign]
+
+    def steps(self) -> Iterator[float | Callable[[], bool]]:
+        from client.window import events as e
+
+        state, tell = self.state, self.window.app.tell
+        yield lambda: state.link.status == "ready" and bool(state.models.known)
+        tell(e.Choose("demo", state.models.engine, state.models.precision))
+        tell(e.Edit(0, 0, TEXT, "pasted"))
+        yield from self._written("generate", 40)
+
+        state.preferences.sampling = {"seed": SEED, "max_new_tokens": 400, "min_new_tokens": 400}
+        tell(e.Do("branches"))
+        yield lambda: state.page.generating is not None and state.page.generating.tokens >= 4 * SHOWN_TOKENS
+        yield from self._picture("page")
+        tell(e.Do("stop"))
+        yield lambda: not state.page.busy
+        tell(e.Take(state.page.batch[1]))
+
+        state.compare.prompt, state.compare.seed = "Shall I compare thee", SEED
+        imgui.set_window_focus("Compare")
+        tell(e.Do("compare"))
+        yield lambda: state.compare.running is None
+        yield from self._picture("compare")
+
+        tell(e.Prefer("theme", "light"))
+        yield from self._written("continue", 60)
+        yield from self._written("regenerate", 60)
+        imgui.set_window_focus("Tree")
+        yield 0.3
+        imgui.set_window_focus("Page")
+        yield 0.3
+        yield from self._picture("light")
+
+    def _written(self, what: str, tokens: int) -> Iterator[float | Callable[[], bool]]:
+        from client.window import events as e
+
+        self.state.preferences.sampling = {"seed": SEED, "max_new_tokens": tokens}
+        count = self.state.ledgers.count
+        self.window.app.tell(e.Do(what))  # type: ignore[arg-type]
+        yield lambda: self.state.ledgers.count > count and not self.state.page.busy
+
+    def _picture(self, name: str) -> Iterator[float | Callable[[], bool]]:
+        """Have the next frame taken."""
+        self._next_picture = name
+        self.window.backend.touch()
+        yield lambda: not self._next_picture
+
+
+def save(path: Path) -> None:
+    """Write what the window shows."""
+    width, height = map(int, GL.glGetIntegerv(GL.GL_VIEWPORT)[2:])
+    GL.glPixelStorei(GL.GL_PACK_ALIGNMENT, 1)
+    data = GL.glReadPixels(0, 0, width, height, GL.GL_RGB, GL.GL_UNSIGNED_BYTE)
+    picture = Image.frombytes("RGB", (width, height), data).transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+    picture.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+    print(f"wrote {path}, {path.stat().st_size >> 10} KB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--to", type=Path, default=TARGET, metavar="FOLDER", help="default: %(default)s")
+    args = parser.parse_args()
+    if not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        sys.exit('there is no display; xvfb-run -a -s "-screen 0 1400x900x24" makes one')
+    with tempfile.TemporaryDirectory() as home:
+        os.environ |= {"XDG_CONFIG_HOME": f"{home}/config", "XDG_DATA_HOME": f"{home}/data"}
+        with Daemon(Path(home), "--preload", "demo") as daemon:
+            Photographer(daemon.endpoint, args.to).drive()
+
+
+if __name__ == "__main__":
+    main()
