@@ -73,7 +73,7 @@ class Photographer(Driven):
         tell(e.Take(state.page.batch[1]))
 
         state.compare.prompt, state.compare.seed = "Shall I compare thee", SEED
-        imgui.set_window_focus("Compare")
+        yield from self._shown("Compare")
         tell(e.Do("compare"))
         yield lambda: state.compare.running is None
         yield from self._picture("compare")
@@ -81,10 +81,8 @@ class Photographer(Driven):
         tell(e.Prefer("theme", "light"))
         yield from self._written("continue", 60)
         yield from self._written("regenerate", 60)
-        imgui.set_window_focus("Tree")
-        yield 0.3
-        imgui.set_window_focus("Page")
-        yield 0.3
+        yield from self._shown("Tree")
+        yield from self._shown("Page")
         yield from self._picture("light")
 
     def _written(self, what: str, tokens: int) -> Iterator[float | Callable[[], bool]]:
@@ -94,6 +92,12 @@ class Photographer(Driven):
         count = self.state.ledgers.count
         self.window.app.tell(e.Do(what))  # type: ignore[arg-type]
         yield lambda: self.state.ledgers.count > count and not self.state.page.busy
+
+    def _shown(self, panel: str) -> Iterator[float | Callable[[], bool]]:
+        """Bring a panel to the front."""
+        imgui.set_window_focus(panel)
+        self.window.backend.touch()
+        yield 0.3
 
     def _picture(self, name: str) -> Iterator[float | Callable[[], bool]]:
         """Have the next frame taken."""
