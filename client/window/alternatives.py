@@ -15,6 +15,7 @@ from client.window.document import clean
 from protocol import messages as m
 
 MAX_BYTES = 48 << 20
+RARE = 0.01
 KEY = 4
 """Number of characters by which a continuation is looked for."""
 TOKEN_BYTES, ALTERNATIVE_BYTES = 200, 190
@@ -74,13 +75,13 @@ class Tokens:
         return index if 0 <= index < len(self.places) - 1 else None
 
     def shades(self, first: int, last: int) -> list[tuple[int, int, float]]:
-        """Return those between two offsets as (start, end, how unlikely it was: 0 to 1)."""
+        """Return those between two offsets as (start, end, how unlikely it was: 0 to 1, for 1 in 100 and less)."""
         begin = max(0, bisect_right(self.places, first) - 1)
         end = min(len(self.places) - 1, bisect_left(self.places, last))
         spans = zip(
             self.places[begin:end], self.places[begin + 1 : end + 1], self.written.tokens[begin:end], strict=True
         )
-        return [(start, stop, 1 - probability(token.logprob)) for start, stop, token in spans if stop > start]
+        return [(start, stop, unlikely(token.logprob)) for start, stop, token in spans if stop > start]
 
 
 class Alternatives:
@@ -163,6 +164,11 @@ def found(text: str, start: int, end: int, written: Written) -> list[int]:
         begins.append(at)
         position, parts = at + len(own), 0
     return [*begins, min(end, position + MAX_CHARACTERS * parts)]
+
+
+def unlikely(logprob: float) -> float:
+    """Return how much of a surprise a token was: 0 for a certain one, 1 for one that had a chance of RARE or less."""
+    return min(1.0, -math.log(max(RARE, probability(logprob))) / -math.log(RARE))
 
 
 def probability(logprob: float) -> float:

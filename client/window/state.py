@@ -269,6 +269,8 @@ class Hovered:
 
     offset: int
     """Where it begins."""
+    version: int
+    """Of the text that it is in."""
     since: float
     word: tuple[float, float, float, float]
     """Left, top, right and bottom of the place on the screen that the mouse is on, and of the list."""
@@ -521,8 +523,8 @@ class AppState:
         return next((part for part in parts if part.start <= offset <= part.places[-1]), None)
 
     def shades(self, first: int, last: int) -> list[tuple[int, int, float]]:
-        """Return the tokens of the page between two offsets as (start, end, strength): 1 for one that was all but
-        impossible, 0 for one that was certain.
+        """Return the tokens of the page between two offsets as (start, end, strength): 1 for one that was most
+        unlikely, 0 for one that was certain.
         """
         document, found = self.page.document, list[tuple[int, int, float]]()
         if not self.preferences.shade_tokens:

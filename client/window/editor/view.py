@@ -56,6 +56,16 @@ class View:
         return self.origin[0] + x, self.origin[1] + line * self.line
 
     @property
+    def sight(self) -> tuple[int, int]:
+        """Where what was in sight in the last frame begins and ends."""
+        if self.layout is None:
+            return 0, 0
+        first, last = (int(y / self.line) for y in (self.scroll, self.scroll + self.height))
+        return self.layout.span(min(first, self.layout.count - 1))[0], self.layout.span(
+            min(last, self.layout.count - 1)
+        )[1]
+
+    @property
     def rows(self) -> int:
         """Number of lines that PageUp and PageDown go by."""
         return max(1, int(self.height / self.line) - 1)

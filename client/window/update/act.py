@@ -89,6 +89,7 @@ def _begin(state: AppState, wanted: Wanted) -> list[e.Effect]:
             raise AssertionError(f"{wanted.action} writes nothing")
     if state.page.generating:
         state.page.generating.wanted = wanted
+    state.focus_page = max(1, state.focus_page)  # one goes on writing there
     return effects
 
 

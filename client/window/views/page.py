@@ -9,11 +9,13 @@ from client.window.editor import drawing
 from client.window.editor.view import TOP, Wish
 from client.window.events import Action, Do, PageWord
 from client.window.state import AppState, Generating
-from client.window.views import find, widgets
+from client.window.views import find, token_popup, widgets
 
 SIGHT = "the model sees from here"
 PLACEHOLDER = "Write a beginning, then press Ctrl+Enter"
 MENU = "page menu"
+SHADE = 0.3
+"""Opacity of the shade behind the most unlikely words, on which they can still be read."""
 MAX_COUNTED = 1_000_000
 """Most characters of a page whose words are counted."""
 
@@ -38,6 +40,7 @@ def draw(state: AppState, font: imgui.ImFont | None) -> list[Action]:
         selected=(document.anchor, document.cursor),
         written=[(mark.start, mark.end) for mark in document.marks],
         found=page.find.places(document.text),
+        shades=state.shades(*view.sight),
         sight=page.sight,
         sight_label=SIGHT,
         placeholder=PLACEHOLDER,
@@ -55,6 +58,7 @@ def draw(state: AppState, font: imgui.ImFont | None) -> list[Action]:
     if view.keyboard and not sheet.enter and imgui.is_key_pressed(imgui.Key.enter) and not imgui.get_io().key_shift:
         actions.append(Do("generate"))
     actions += draw_menu(state)
+    actions += token_popup.draw(state)
     wheel = imgui.get_io().mouse_wheel
     if wheel and imgui.get_io().key_ctrl and imgui.is_window_hovered():
         actions.append(Do("zoom in" if wheel > 0 else "zoom out"))
@@ -77,7 +81,7 @@ def inks() -> drawing.Inks:
         selection=packed("selection"),
         found=packed("warn", 0.3),
         chosen=packed("warn", 0.6),
-        shade=packed("bad", 0.5),
+        shade=packed("bad", SHADE),
         rule=packed("warn"),
         caret=packed("accent"),
     )

@@ -14,7 +14,7 @@ from tests.conftest import WINDOW
 pytest.importorskip("client.window.loop", exc_type=ImportError, reason=WINDOW)
 
 from client.window import alternatives, events as e
-from client.window.alternatives import Alternatives, Tokens, Written, found
+from client.window.alternatives import Alternatives, Tokens, Written, found, unlikely
 from client.window.state import AppState
 from client.window.update.apply import apply
 from protocol import messages as m
@@ -140,10 +140,12 @@ def test_unlikely_tokens_are_shaded_where_they_are_in_sight() -> None:
     generated(state, " upon", " a", " time")
     assert state.shades(0, 100) == [], "only where that is wished for"
     apply(state, e.Prefer("shade_tokens", True))
-    strength = 1 - math.exp(-1)
+    strength = unlikely(-1.0)
+    assert strength == pytest.approx(1 / math.log(100))
     assert state.shades(0, 100) == [(4, 9, strength), (9, 11, strength), (11, 16, strength)]
     assert [span[:2] for span in state.shades(9, 11)] == [(9, 11)]
     assert [span[:2] for span in state.shades(10, 12)] == [(9, 11), (11, 16)]
+    assert [unlikely(logprob) for logprob in (0.0, -100.0, -math.inf, math.nan, 1.0)] == [0, 1, 1, 1, 0]
     assert state.shades(0, 4) == state.shades(16, 20) == []
     apply(state, e.Edit(11, 11, "!", "typed"))
     assert [span[:2] for span in state.shades(0, 100)] == [(4, 9), (9, 11)], "nothing is known of what follows an edit"

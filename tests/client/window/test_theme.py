@@ -15,6 +15,7 @@ from imgui_bundle import imgui, implot
 
 from client.window import theme
 from client.window.theme import PALETTES, Name, Palette
+from client.window.views import page
 
 AT_LEAST = 4.5
 PANELS = ("base", "page", "raised", "field", "field_hovered", "field_active")
@@ -109,3 +110,11 @@ def test_another_scale_starts_from_the_same_sizes() -> None:
     assert imgui.get_style().frame_padding.x == 2 * first[0]
     theme.apply("dark", 1.0, 16.0)
     assert (imgui.get_style().frame_padding.x, imgui.get_style().scrollbar_size) == first
+
+
+@pytest.mark.parametrize("name", PALETTES)
+def test_the_most_unlikely_words_can_be_read_on_their_shade(name: Name) -> None:
+    shown = PALETTES[name]
+    paper, shade = rgb(shown.page), rgb(shown.bad)
+    red, green, blue = (p * (1 - page.SHADE) + s * page.SHADE for p, s in zip(paper, shade, strict=True))
+    assert contrast((red, green, blue), rgb(shown.model)) >= AT_LEAST <= contrast((red, green, blue), rgb(shown.text))

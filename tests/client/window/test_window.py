@@ -254,6 +254,20 @@ def test_another_token_is_taken(window: Window, shared_daemon: Daemon) -> None:
         assert d.state.page.document.text.startswith("Shall I compare thee " + beginning.removeprefix(" "))
         tokens = d.state.tokens_at(d.state.page.document.cursor)
         assert tokens and tokens.written.ids[:3] == [*first.ids[:2], other.id], "earlier ones can still be replaced"
+        d.state.preferences.shade_tokens = True
+        d.mouse_to(tokens.places[1])
+        d.wait(lambda: bool(d.state.hovered and d.state.hovered.opened))
+        d.ctx.yield_(3)
+        d.shot("tokens on the page")
+        instead = next(a for a in tokens.written.tokens[1].top if a.id != tokens.written.ids[1])
+        d.click(f"//##alternatives/###{instead.id}")
+        d.wait(lambda: d.state.ledgers.count == 3 and d.state.page.generating is None)
+        again = d.state.tokens_at(d.state.page.document.cursor)
+        assert again and again.written.ids[:2] == [first.ids[0], instead.id] and d.state.hovered is None
+        d.wait(lambda: d.state.page.view.keyboard)  # and the page has the keyboard, as after any writing
+        d.mouse_to(again.places[1])
+        d.ctx.mouse_click(0)
+        d.wait(lambda: d.state.page.document.cursor == again.places[1])
 
     window(shared_daemon.endpoint, test)
 
