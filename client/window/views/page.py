@@ -10,12 +10,11 @@ from client.window.editor.view import TOP, Wish
 from client.window.events import Action, Do, PageWord
 from client.window.state import AppState, Generating
 from client.window.views import find, token_popup, widgets
+from client.window.views.tokens import SHADE
 
 SIGHT = "the model sees from here"
 PLACEHOLDER = "Write a beginning, then press Ctrl+Enter"
 MENU = "page menu"
-SHADE = 0.3
-"""Opacity of the shade behind the most unlikely words, on which they can still be read."""
 MAX_COUNTED = 1_000_000
 """Most characters of a page whose words are counted."""
 

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import math
-
 from imgui_bundle import ImVec2, ImVec4, imgui
 
-from client.window.alternatives import Tokens, probability
+from client.window.alternatives import Tokens, probability, unlikely
 from client.window.events import Action, TakeToken
 from client.window.state import AppState
 from client.window.views import widgets
 from protocol import messages as m
 
 MAX_TOKENS = 1000
+SHADE = 0.3
+"""Opacity of the shade behind the most unlikely words, on which they can still be read."""
 SHOWN, LONGEST = 10, 20
 """Alternatives that are listed, and characters of each."""
 TEXT, BAR = 7.0, 4.0
 WIDTH = TEXT + BAR + 3.2
 """Widths of the first two columns, the token and its bar, and with the percentages of all. In font sizes."""
 NOTHING = (
-    "The tokens of the continuation at the cursor are shown here: the paler, the less likely. Click one to replace it."
+    "The tokens of the continuation at the cursor are shown here: the redder, the less likely. Click one to replace it."
 )
 GONE = "No other tokens are kept of this continuation: it is old, was edited at its beginning, or written by a search."
 
@@ -92,5 +92,5 @@ def alternative(text: str, logprob: float) -> str:
 
 
 def shade(logprob: float) -> ImVec4:
-    """Return the shade of a token: strong where it was certain, none where it was unlikely."""
-    return widgets.color("accent", 0.06 + 0.34 * math.sqrt(probability(logprob)))
+    """Return the shade of a token, as on the page."""
+    return widgets.color("bad", SHADE * unlikely(logprob))

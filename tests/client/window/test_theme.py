@@ -15,7 +15,7 @@ from imgui_bundle import imgui, implot
 
 from client.window import theme
 from client.window.theme import PALETTES, Name, Palette
-from client.window.views import page
+from client.window.views.tokens import SHADE
 
 AT_LEAST = 4.5
 PANELS = ("base", "page", "raised", "field", "field_hovered", "field_active")
@@ -115,6 +115,6 @@ def test_another_scale_starts_from_the_same_sizes() -> None:
 @pytest.mark.parametrize("name", PALETTES)
 def test_the_most_unlikely_words_can_be_read_on_their_shade(name: Name) -> None:
     shown = PALETTES[name]
-    paper, shade = rgb(shown.page), rgb(shown.bad)
-    red, green, blue = (p * (1 - page.SHADE) + s * page.SHADE for p, s in zip(paper, shade, strict=True))
-    assert contrast((red, green, blue), rgb(shown.model)) >= AT_LEAST <= contrast((red, green, blue), rgb(shown.text))
+    mixed = [p * (1 - SHADE) + s * SHADE for p, s in zip(rgb(shown.page), rgb(shown.bad), strict=True)]
+    behind = (mixed[0], mixed[1], mixed[2])
+    assert contrast(behind, rgb(shown.model)) >= AT_LEAST <= contrast(behind, rgb(shown.text))
