@@ -106,18 +106,18 @@ class Tree:
         return found[::-1]
 
     def rows(self) -> list[tuple[int, Node]]:
-        """Return the takes with how deep they are, each followed by those that follow it; one that is alone is as deep
-        as the one before it.
+        """Return the takes with how deep they are, each followed by those that follow it. Of those that are alone in
+        their place, one after the other, all are equally deep.
         """
         if self._rows[0] != self.version:
-            found, waiting = list[tuple[int, Node]](), [(0, 0)]
+            found, waiting = list[tuple[int, Node]](), [(0, 0, True)]
             while waiting:
-                depth, parent = waiting.pop()
+                depth, parent, alone = waiting.pop()
                 if parent:
                     found.append((depth, self.nodes[parent]))
                 children = [node for place in self.under(parent) for node in place.nodes]
-                inner = depth + (len(children) > 1)
-                waiting += [(inner, child) for child in reversed(children)]
+                one = len(children) == 1
+                waiting += [(depth + (not (one and alone)), child, one) for child in reversed(children)]
             self._rows = self.version, found
         return self._rows[1]
 

@@ -45,21 +45,26 @@ def draw(state: AppState) -> list[Action]:
         span = {each.node for each in state.page.document.spans}
         for number, node in enumerate(nodes, 1):
             imgui.table_next_column()
-            actions += draw_column(number, node, node.id in span)
+            actions += draw_column(number, node, node.id in span, state.page.generating is not None)
         imgui.end_table()
     imgui.end()
     return actions if stays else [*actions, Do("close branches")]
 
 
-def draw_column(number: int, node: Node, shown: bool) -> list[Action]:
+def draw_column(number: int, node: Node, shown: bool, live: bool) -> list[Action]:
+    """Draw one of them: its end while it is written, then its beginning."""
     taken = imgui.button(f"Take {number}###take {number}")
     if shown:
         imgui.same_line()
         widgets.colored("on the page", "accent")
     if imgui.begin_child(f"column {number}"):
         imgui.text_wrapped(widgets.printable(node.text.lstrip("\n") or "\u2026"))
-        if imgui.get_scroll_y() >= imgui.get_scroll_max_y():
+        storage, key = imgui.get_state_storage(), imgui.get_id("live")
+        if live and imgui.get_scroll_y() >= imgui.get_scroll_max_y():
             imgui.set_scroll_here_y(1.0)
+        elif not live and storage.get_bool(key):
+            imgui.set_scroll_y(0.0)
+        storage.set_bool(key, live)
         if imgui.is_window_hovered():
             imgui.set_mouse_cursor(imgui.MouseCursor_.hand)
             taken = taken or imgui.is_mouse_clicked(imgui.MouseButton_.left)

@@ -52,5 +52,33 @@ def test_four_branches_are_written_and_gone_through(shared_daemon: Daemon) -> No
         d.ctx.item_input_value("//**/##name", "the one")
         d.ctx.yield_(2)
         assert page.tree.nodes[other].name == "the one"
+        an_edited_take_is_flipped(d)
 
     drive(shared_daemon.endpoint, test)
+
+
+def an_edited_take_is_flipped(d: Driver) -> None:
+    """A letter typed inside a take is a take of its own, which Alt+Left leaves and Alt+Right brings back."""
+    page = d.state.page
+    whole = page.document.text
+    d.keys(Key.mod_ctrl, Key.e)
+    d.mouse_to(25)
+    d.ctx.mouse_click()
+    d.ctx.yield_(2)
+    d.ctx.key_chars("Q")
+    d.ctx.yield_(3)
+    edited = page.document.text
+    assert edited == whole[:25] + "Q" + whole[25:]
+    at, count = page.tree.standing(page.document, page.document.cursor)
+    assert count == 4, "the edited one is counted"
+    d.keys(Key.mod_alt, Key.left_arrow)
+    assert page.document.text == whole
+    assert page.tree.standing(page.document, page.document.cursor) == (at - 1, 4)
+    d.keys(Key.mod_alt, Key.right_arrow)
+    assert page.document.text == edited
+    for text in (whole, edited, whole):
+        d.keys(Key.mod_ctrl, Key.z)
+        assert page.document.text == text
+    for _ in range(3):
+        d.keys(Key.mod_ctrl, Key.y)
+    assert page.document.text == edited

@@ -166,6 +166,20 @@ def test_one_goes_to_any_take_and_comes_back() -> None:
     assert state.page.document.text == "Once z y END"
 
 
+def test_rows_say_what_follows_what() -> None:
+    state = page("Once")
+    for text in (" a", " b", " c"):
+        written(state, text)
+    written(state, " d", "regenerate")
+    written(state, " e")
+    written(state, " f")
+    assert [(depth, node.text) for depth, node in state.page.tree.rows()] == [
+        *((0, " a"), (0, " b")),
+        *((1, " c"), (1, " d")),
+        *((2, " e"), (2, " f")),
+    ]
+
+
 def test_what_is_restored_is_undone_in_one_step() -> None:
     state = page("Once")
     written(state, " x")
