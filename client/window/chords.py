@@ -69,7 +69,12 @@ CHORDS = (
     Chord(("F1",), Do("keys"), "this list"),
     Chord(("Ctrl+Q",), Do("quit"), "quit"),
 )
+TEXT_KEYS = {Do("cut"): "Ctrl+X", Do("copy"): "Ctrl+C", Do("paste"): "Ctrl+V", Do("select all"): "Ctrl+A"}
+"""What every text field does for itself, the page too."""
 OTHER_KEYS = (
+    ("Ctrl+X, Ctrl+C, Ctrl+V, Ctrl+A", "cut, copy, paste, select all"),
+    ("Ctrl+arrows, Ctrl+Backspace, Ctrl+Delete", "by words, and by paragraphs up and down"),
+    ("Ctrl+wheel", "larger and smaller letters in the page"),
     ("Enter", "generate, when `Enter generates` is on in the settings"),
     ("Tab, arrows, Space", "through the panels and their fields"),
     ("Ctrl+Tab", "another panel"),
@@ -92,7 +97,8 @@ CODES = tuple((chord, tuple(map(code, chord.keys))) for chord in CHORDS)
 
 def keys_of(action: Action) -> str:
     """Return what a menu or a tip shows for an action, "" where no chord does it."""
-    return next((chord.keys[0] for chord in CHORDS if chord.action == action), "")
+    told = TEXT_KEYS.get(action, "") if isinstance(action, Do) else ""
+    return next((chord.keys[0] for chord in CHORDS if chord.action == action), told)
 
 
 def listed() -> list[tuple[str, str]]:

@@ -70,7 +70,9 @@ class ReplaceAll:
 
 ModelWord: TypeAlias = Literal["measure", "stop measuring", "reset settings", "agree", "decline"]
 WriteWord: TypeAlias = Literal["generate", "continue", "regenerate", "branches"]
-ViewWord: TypeAlias = Literal["find", "find and replace", "focus mode", "zoom in", "zoom out", "zoom 1"]
+ViewWord: TypeAlias = Literal[
+    "find", "find and replace", "focus mode", "zoom in", "zoom out", "zoom 1", "cut", "copy", "paste", "select all"
+]
 PageWord: TypeAlias = WriteWord | Literal["stop", "undo", "redo", "earlier", "later", "close branches"]
 CompareWord: TypeAlias = Literal["compare", "stop compare", "take page", "add column", "remove column"]
 WindowWord: TypeAlias = Literal["keys", "to the page"]
@@ -138,6 +140,13 @@ class Forget:
 @dataclass(frozen=True)
 class OpenRecent:
     path: str
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """Files were dropped on the window; the first is opened."""
+
+    paths: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -259,6 +268,7 @@ Action: TypeAlias = (
     | Recover
     | Forget
     | OpenRecent
+    | Dropped
     | GoTo
     | Take
     | NameNode
@@ -548,6 +558,6 @@ Effect: TypeAlias = (
     | ListFonts
     | SavePreferences
 )
-FileAction: TypeAlias = ChooseFile | Recover | Forget | OpenRecent
+FileAction: TypeAlias = ChooseFile | Recover | Forget | OpenRecent | Dropped
 FileEvent: TypeAlias = Opened | Recovered | Saved | Exists | Exported | DiskFailed | Listed
 Message: TypeAlias = Action | Event

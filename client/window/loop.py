@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import imgui_bundle  # noqa: F401 - before glfw: it points pyGLFW at its own GLFW, so that one library serves both
 
@@ -16,7 +16,7 @@ from OpenGL import GL
 
 from client.window.app import App
 from client.window.backend import Backend, as_text
-from client.window.events import Do
+from client.window.events import Do, Dropped
 from client.window.opening import NAME, keep_place, open_window
 from client.window.pace import Pace
 
@@ -49,6 +49,7 @@ class Window:
         self._scaled()
         glfw.set_window_content_scale_callback(self.window, lambda *_: self._scaled())
         self.app.start()
+        glfw.set_drop_callback(self.window, self._dropped)  # type: ignore[arg-type]  # a list of paths comes
         self.watch: Callable[[float, float, float], None] | None = None
         """Called after each frame with: seconds of the window's own code, how late it began, when it was shown
         (monotonic).
@@ -72,6 +73,10 @@ class Window:
             if now >= self._due():
                 self._look(now, late=now - due)
         keep_place(self.window, self.app.state.preferences)
+
+    def _dropped(self, _window: object, paths: Sequence[str]) -> None:
+        self.app.tell(Dropped(tuple(paths)))
+        self.backend.touch()
 
     def _closed(self) -> None:
         """Ask what a close of the window asks, where it can be seen."""

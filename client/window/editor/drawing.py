@@ -286,7 +286,9 @@ class Painter:
         self.list.add_line((self.origin.x, top), (right, top), self.inks.rule, 1.0)
         size = self.size * 0.7
         width = imgui.calc_text_size(self.sheet.sight_label).x * size / self.size
-        self.list.add_text(self.font, size, ImVec2(right - width, top - size), self.inks.rule, self.sheet.sight_label)
+        beside = right + size + width < self.list.get_clip_rect_max().x
+        place = ImVec2(right + size * 0.5, top - size * 0.6) if beside else ImVec2(right - width, top - size)
+        self.list.add_text(self.font, size, place, self.inks.rule, self.sheet.sight_label)
 
     def caret(self) -> None:
         line, x = self.layout.locate(self.sheet.selected[1])

@@ -128,7 +128,7 @@ def apply(state: AppState, message: e.Message) -> list[e.Effect]:
             notices.drop(state, key)
         case e.ChooseColumn() | e.ExportEntry():
             return comparison.apply(state, message)
-        case e.ChooseFile() | e.Recover() | e.Forget() | e.OpenRecent():
+        case e.ChooseFile() | e.Recover() | e.Forget() | e.OpenRecent() | e.Dropped():
             return files.act(state, message)
         case e.Opened() | e.Recovered() | e.Saved() | e.Exists() | e.Exported() | e.DiskFailed() | e.Listed():
             return files.apply(state, message)
@@ -355,6 +355,9 @@ def _do(state: AppState, what: e.Word) -> list[e.Effect]:
         case "undo" | "redo" | "earlier" | "later" | "close branches":
             return page.do(state, what)
         case "find" | "find and replace" | "focus mode" | "zoom in" | "zoom out" | "zoom 1":
+            seeing.do(state, what)
+            return []
+        case "cut" | "copy" | "paste" | "select all":
             seeing.do(state, what)
             return []
         case "compare" | "stop compare" | "take page" | "add column" | "remove column":

@@ -63,6 +63,10 @@ def act(state: AppState, action: e.FileAction) -> list[e.Effect]:
             return _choose_file(state, action)
         case e.OpenRecent(path):
             return _leave(state, "recent", path)
+        case e.Dropped(paths):
+            if len(paths) > 1:
+                notices.inform(state, "dropped", f"{len(paths)} files were dropped; the page is for one: {paths[0]}")
+            return _leave(state, "recent", paths[0]) if paths else []
         case e.Recover(name):
             state.recovering = False
             return _leave(state, "recover", name)

@@ -1,4 +1,6 @@
-"""Part of update.apply for how the page is seen: the search, the focus mode, the size of its letters."""
+"""Part of update.apply for how the page is seen: the search, the focus mode, the size of its letters; and what menus
+ask of it, which is done in its next frame.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +27,8 @@ def do(state: AppState, what: e.ViewWord) -> None:
             preferences.zoom = max(ZOOM_LEAST, min(ZOOM_MOST, 1.0 if abs(zoom - 1) < ZOOM_STEP / 20 else zoom))
         case "zoom 1":
             preferences.zoom = 1.0
+        case "cut" | "copy" | "paste" | "select all":
+            page.view.wish = what
         case _:
             assert_never(what)
 

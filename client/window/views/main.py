@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 from imgui_bundle import ImVec2, imgui
 
 from client.window import chords
-from client.window.events import Action, CancelLoad, Connect, Disconnect, Do, LoadModel, Prefer
+from client.window.events import Action, CancelLoad, Connect, Disconnect, Do, LoadModel, Prefer, ViewWord
 from client.window.icons import ICONS
 from client.window.state import DRAWER, POPOVERS, SIDE, AppState
 from client.window.views import (
@@ -201,7 +201,7 @@ def draw_bar(state: AppState) -> list[Action]:
     imgui.pop_style_var()
     if not opened:
         return actions
-    writing = state.page.busy
+    writing, selected = state.page.busy, state.page.document.cursor != state.page.document.anchor
     menus: dict[str, tuple[tuple[str, Action, bool], ...]] = {
         "File": (
             ("New", Do("new"), True),
@@ -213,6 +213,12 @@ def draw_bar(state: AppState) -> list[Action]:
         "Edit": (
             ("Undo", Do("undo"), state.page.document.can_undo),
             ("Redo", Do("redo"), state.page.document.can_redo),
+            ("Cut", Do("cut"), selected),
+            ("Copy", Do("copy"), selected),
+            ("Paste", Do("paste"), True),
+            ("Select all", Do("select all"), bool(state.page.document.text)),
+            ("Find", Do("find"), True),
+            ("Find and replace", Do("find and replace"), True),
         ),
         "Write": (
             ("Generate", Do("generate"), not writing),
@@ -262,6 +268,15 @@ def draw_view_menu(state: AppState) -> list[Action]:
         if imgui.menu_item(panel, key, panel not in state.preferences.closed)[0]:
             actions.append(toggle(state, panel))
     imgui.separator()
+    seen: tuple[tuple[str, ViewWord], ...] = (
+        ("Larger letters", "zoom in"),
+        ("Smaller letters", "zoom out"),
+        ("Usual letters", "zoom 1"),
+        ("Page alone", "focus mode"),
+    )
+    for label, what in seen:
+        if imgui.menu_item(label, chords.keys_of(Do(what)), False)[0]:
+            actions.append(Do(what))
     shaded = state.preferences.shade_tokens
     if imgui.menu_item("Shade by probability", "", shaded)[0]:
         actions.append(Prefer("shade_tokens", not shaded))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from imgui_bundle import ImVec2, imgui
 
-from client.window.chords import PageKeys
+from client.window.chords import PageKeys, keys_of
 from client.window.editor import drawing
-from client.window.editor.view import TOP, Wish
+from client.window.editor.view import TOP
 from client.window.events import Action, Do, PageWord
 from client.window.state import AppState, Generating
 from client.window.views import find, token_popup, widgets
@@ -96,23 +96,23 @@ def draw_menu(state: AppState) -> list[Action]:
         return []
     actions = list[Action]()
     chosen = page.document.anchor != page.document.cursor
-    wishes: tuple[tuple[str, str, Wish, bool], ...] = (
-        ("Cut", "Ctrl+X", "cut", chosen),
-        ("Copy", "Ctrl+C", "copy", chosen),
-        ("Paste", "Ctrl+V", "paste", True),
-        ("Select all", "Ctrl+A", "select all", bool(page.document.text)),
+    entries: tuple[tuple[str, Do, bool] | None, ...] = (
+        ("Cut", Do("cut"), chosen),
+        ("Copy", Do("copy"), chosen),
+        ("Paste", Do("paste"), True),
+        ("Select all", Do("select all"), bool(page.document.text)),
+        None,
+        ("Generate here", Do("generate"), not page.busy),
+        ("Regenerate", Do("regenerate"), not page.busy),
+        None,
+        ("Find", Do("find"), True),
+        ("Page alone", Do("focus mode"), True),
     )
-    for label, key, wish, able in wishes:
-        if imgui.menu_item(label, key, False, able)[0]:
-            view.wish = wish
-    imgui.separator()
-    writing: tuple[tuple[str, str, PageWord], ...] = (
-        ("Generate here", "Ctrl+Enter", "generate"),
-        ("Regenerate", "Ctrl+R", "regenerate"),
-    )
-    for label, key, what in writing:
-        if imgui.menu_item(label, key, False, page.generating is None)[0]:
-            actions.append(Do(what))
+    for entry in entries:
+        if entry is None:
+            imgui.separator()
+        elif imgui.menu_item(entry[0], keys_of(entry[1]), False, entry[2])[0]:
+            actions.append(entry[1])
     imgui.end_popup()
     return actions
 

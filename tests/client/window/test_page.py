@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -256,3 +260,33 @@ def writes_beside_the_model(d: Driver, server: Writer) -> None:
     d.wait(lambda: d.state.page.generating is None)
     assert document.text.endswith("line 44END"), "typing where it writes stops it, and nothing is lost"
     assert view.shows(view.layout.count - 1)
+
+
+def test_a_file_is_dropped_in_and_the_primary_selection_is_the_systems(screen: str, tmp_path: Path) -> None:
+    """In the program itself. No tool drags between programs: GLFW's callback is what a drag ends in."""
+    file = tmp_path / "poem.txt"
+    file.write_text(POEM, encoding="utf-8")
+    code = """
+import ctypes, sys, time
+from client.window.loop import Window
+from client.window.editor.hands import PRIMARY
+import glfw
+window = Window("tcp://127.0.0.1:1")
+dropped = glfw.set_drop_callback(window.window, None)
+dropped(window.window, 2, (ctypes.c_char_p * 2)(sys.argv[1].encode(), b"another"))
+page, over = window.app.state.page, time.monotonic() + 10
+while not page.document.text and time.monotonic() < over:
+    glfw.wait_events_timeout(0.05)
+    window.app.take_events()
+window.frame()
+PRIMARY.write("a word \\u4e2d")
+print(page.path, len(page.document.text), window.app.state.said("dropped"), PRIMARY.read() == "a word \\u4e2d", sep="|")
+window.close()
+"""
+    environment = os.environ | {"DISPLAY": screen, "GALLIUM_NOOP": "1"}
+    command = [sys.executable, "-P", "-c", code, str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+    assert done.returncode == 0, done.stderr
+    path, length, said, same = done.stdout.strip().split("|")
+    assert (path, int(length), same) == (str(file), len(POEM), "True")
+    assert said.startswith("2 files were dropped")
