@@ -92,6 +92,7 @@ class App:
         """Load fonts and set the style before a frame, where they changed."""
         if self.state.fonts_changed:
             self._fonts = fonts.load(self.state.preferences, self.state.fonts, self._fonts)
+            self.state.page.view.layout = None  # a new font may be where one before was
             fonts.set_style(self.state.preferences, self.state.screen_scale)
             self.state.fonts_changed = False
             if self._fonts.troubles:

@@ -104,6 +104,8 @@ def draw(sheet: Sheet, view: View, inks: Inks, size: ImVec2, held: int | None) -
     identity = imgui.get_id(LABEL)
     corner, font_size = imgui.get_cursor_screen_pos(), imgui.get_font_size()
     bar = imgui.get_style().scrollbar_size
+    paint = imgui.get_window_draw_list()
+    paint.add_rect_filled(corner, ImVec2(corner.x + size.x, corner.y + size.y), inks.paper)
     box = imgui.internal.ImRect(corner.x, corner.y, corner.x + size.x - bar, corner.y + size.y)
     layout = _laid(sheet, view, size.x - bar)
     view.line, view.height = float(round(font_size * LINE)), size.y - TOP_MARGIN * font_size
@@ -127,10 +129,8 @@ def draw(sheet: Sheet, view: View, inks: Inks, size: ImVec2, held: int | None) -
     hands.wish(work, wish)
     if hovered:
         imgui.set_mouse_cursor(imgui.MouseCursor_.text_input)
-    paint = imgui.get_window_draw_list()
-    paint.push_clip_rect((corner.x, corner.y), (corner.x + size.x - bar, corner.y + size.y), True)
     shown = layout if layout.text == sheet.text else view.lay(sheet.text, layout.width, layout.measure)
-    paint.add_rect_filled(box.min, box.max, inks.paper)
+    paint.push_clip_rect((corner.x, corner.y), (corner.x + size.x - bar, corner.y + size.y), True)
     view.origin = left, top - view.scroll
     Painter(sheet, view, inks, shown).paint()
     paint.pop_clip_rect()

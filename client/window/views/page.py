@@ -46,8 +46,8 @@ def draw(state: AppState, font: imgui.ImFont | None) -> list[Action]:
         follow=page.generating.end if page.generating else None,
         enter=not preferences.enter_generates or page.generating is not None,
     )
-    imgui.push_font(font, preferences.page_font_size * preferences.zoom)
     below = 0.0 if state.focus_mode else imgui.get_frame_height_with_spacing()
+    imgui.push_font(font, preferences.page_font_size * preferences.zoom)
     room = imgui.get_content_region_avail()
     size = ImVec2(max(1.0, room.x), max(1.0, room.y - below))
     done, first = drawing.draw(sheet, view, inks(), size, document.sticky.get(TOP))
@@ -125,7 +125,7 @@ def draw_bar(state: AppState) -> list[Action]:
             actions.append(Do("stop"))
         widgets.tip("Esc")
     else:
-        if imgui.button("Generate"):
+        if widgets.primary_button("Generate"):
             actions.append(Do("generate"))
         widgets.tip("Continue from the cursor (Ctrl+Enter). Text after the cursor stays and is not seen by the model.")
     imgui.begin_disabled(not ready or page.busy)
