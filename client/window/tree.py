@@ -110,14 +110,14 @@ class Tree:
         their place, one after the other, all are equally deep.
         """
         if self._rows[0] != self.version:
-            found, waiting = list[tuple[int, Node]](), [(0, 0, True)]
+            found, waiting = list[tuple[int, Node]](), [((0, 0), True)]
             while waiting:
-                depth, parent, alone = waiting.pop()
+                (depth, parent), alone = waiting.pop()
                 if parent:
                     found.append((depth, self.nodes[parent]))
                 children = [node for place in self.under(parent) for node in place.nodes]
                 one = len(children) == 1
-                waiting += [(depth + (not (one and alone)), child, one) for child in reversed(children)]
+                waiting += [((depth + (not (one and alone)), child), one) for child in reversed(children)]
             self._rows = self.version, found
         return self._rows[1]
 
