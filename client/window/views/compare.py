@@ -19,7 +19,7 @@ def draw(state: AppState) -> list[Action]:
     compare, actions = state.compare, list[Action]()
     running = compare.running is not None
     changed, prompt = imgui.input_text_multiline(
-        "##prompt", compare.prompt, (-1, imgui.get_text_line_height() * 3.5), imgui.InputTextFlags_.word_wrap
+        "##prompt", compare.prompt, (-1, imgui.get_text_line_height() * 2.6), imgui.InputTextFlags_.word_wrap
     )
     if changed:
         actions.append(Enter("compare", "prompt", prompt))
@@ -75,12 +75,16 @@ def draw_column(state: AppState, index: int, column: Column) -> list[Action]:
     ways = ["as in the Model panel"]
     ways += [f"{info.name}/{p.engine}/{p.precision}" for info in state.models.known for p in info.precisions]
     now = f"{column.model}/{column.engine}/{column.precision}" if column.model else ways[0]
-    imgui.set_next_item_width(-1)
+    half = (imgui.get_content_region_avail().x - imgui.get_style().item_spacing.x) / 2
+    beside = half > imgui.get_font_size() * 8
+    imgui.set_next_item_width(half if beside else -1)
     if chosen := widgets.combo(f"##way {index}", now, ways):
         way = chosen.rsplit("/", 2) if chosen != ways[0] else ["", "", ""]
         fields = dict(zip(("model", "engine", "precision"), way, strict=True))
         actions.append(ChooseColumn(index, {**fields, "as_chosen": not way[0]}))
     presets = ["as in the Sampling panel", *state.preferences.presets]
+    if beside:
+        imgui.same_line()
     imgui.set_next_item_width(-1)
     if chosen := widgets.combo(f"##preset {index}", column.preset or presets[0], presets):
         preset = "" if chosen == presets[0] else chosen

@@ -169,12 +169,12 @@ def draw_recent(state: AppState) -> list[Action]:
 
 
 def draw_keys(_state: AppState) -> list[Action]:
-    if imgui.begin_table("keys", 2):
+    if imgui.begin_table("keys", 2, imgui.TableFlags_.sizing_stretch_prop):
         for key, what in chords.listed():
             imgui.table_next_row()
             imgui.table_next_column()
             imgui.text(key)
             imgui.table_next_column()
-            imgui.text_disabled(what)
+            widgets.wrapped(what, "dim")
         imgui.end_table()
     return []

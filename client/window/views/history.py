@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from imgui_bundle import imgui
 
 from client.window.events import Action, Do, Enter, ExportEntry, Restore
+from client.window.parameters import OWN
 from client.window.state import AppState, Entry
 from client.window.views import widgets
 
+OF_THE_WINDOW = {"n", "truncate", "logprobs", "logprobs_of"}
+"""Settings that the window sets itself."""
+BESIDE = 45.0
+"""Width from which a generation is shown beside the list, in font sizes."""
 SHOWN = 2000
 """Characters of a prompt's end that are shown, and searched in every frame: the whole page of each entry would take too
 long.
@@ -28,8 +34,11 @@ def draw(state: AppState) -> list[Action]:
             actions.append(Do("clear history"))
         widgets.tip("Forget them all, those of other sessions too. The page and its branches stay.")
     chosen = next((entry for entry in found if entry.number == history.chosen), None)
-    height = imgui.get_content_region_avail().y * (0.45 if chosen else 1.0)
-    if imgui.begin_child("entries", (0, height)):
+    room = imgui.get_content_region_avail()
+    beside = room.x > imgui.get_font_size() * BESIDE
+    share = 0.45 if chosen else 1.0
+    size = (room.x * share, 0) if beside else (0, room.y * share)
+    if imgui.begin_child("entries", size):
         clipper = imgui.ListClipper()
         clipper.begin(len(found))
         while clipper.step():
@@ -41,7 +50,14 @@ def draw(state: AppState) -> list[Action]:
                 if imgui.selectable(f"{label}###entry {entry.number}", entry.number == history.chosen)[0]:
                     actions.append(Enter("history", "chosen", entry.number))
     imgui.end_child()
-    return actions + (draw_entry(chosen) if chosen else [])
+    if chosen is None:
+        return actions
+    if beside:
+        imgui.same_line()
+    imgui.begin_group()
+    actions += draw_entry(chosen)
+    imgui.end_group()
+    return actions
 
 
 def draw_entry(entry: Entry) -> list[Action]:
@@ -63,10 +79,18 @@ def draw_entry(entry: Entry) -> list[Action]:
     imgui.text_disabled(
         f"{ledger.inference_ms:.0f} ms, {ledger.tokens_per_second:.0f} tokens/s, {result.finish_reason}"
     )
-    settings = ", ".join(f"{name}={value}" for name, value in result.settings.items() if value not in (None, [], False))
-    imgui.text_wrapped(widgets.printable(settings))
+    told = {
+        name: value for name, value in result.settings.items() if name not in OF_THE_WINDOW and is_unusual(name, value)
+    }
+    settings = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in told.items())
+    imgui.text_wrapped(widgets.printable(settings or "every setting as usual"))
     widgets.selectable_text("##entry text", entry.prompt[-SHOWN:] + result.text, -1)
     return actions
+
+
+def is_unusual(name: str, value: Any) -> bool:
+    """True if a setting was not at its default."""
+    return name not in OWN or value != OWN[name].default
 
 
 def matches(entry: Entry, search: str) -> bool:

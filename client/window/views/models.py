@@ -7,9 +7,9 @@ from collections import Counter
 from imgui_bundle import imgui
 
 from client import replicas
-from client.window.events import Action, CancelLoad, Choose, Do, Enter, LoadModel, UnloadModel
+from client.window.events import Action, CancelLoad, Choose, Do, Enter, LoadModel, Prefer, UnloadModel
 from client.window.state import AppState
-from client.window.views import fidelity, widgets
+from client.window.views import connection, fidelity, widgets
 from protocol import messages as m
 
 PRECISIONS = {"fp32": "full precision", "bf16": "16 bits", "int8": "8 bits", "int4": "4 bits"}
@@ -21,7 +21,11 @@ LINES = 5
 def draw(state: AppState) -> list[Action]:
     models, actions = state.models, list[Action]()
     if state.link.status != "ready" and not models.known:
-        imgui.text_wrapped("Connect to a server to see its models.")
+        widgets.colored(connection.WORDS[state.link.status], connection.STATUS_COLORS.get(state.link.status, "bad"))
+        imgui.text_wrapped(widgets.printable(state.link.trouble or "Its models are shown here."))
+        if imgui.button("Choose a server"):
+            closed = [panel for panel in state.preferences.closed if panel != "Connection"]
+            actions.append(Prefer("closed", closed))
         return actions
     imgui.set_next_item_width(-1)
     if imgui.begin_combo("##Model", models.model or "choose a model"):

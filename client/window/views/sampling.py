@@ -40,8 +40,6 @@ SLIDERS = {
     "penalty_alpha": (0.0, 1.0),
 }
 """Settings that are drawn as sliders, with the ends of these; what lies beyond them can be typed (Ctrl+click)."""
-THIN = 0.25
-"""Size of a slider, in that of text."""
 LOGARITHMIC = {"max_new_tokens", "top_k"}
 CURVE_HEIGHT = 4.0
 """In font sizes."""
@@ -189,20 +187,14 @@ def slides(parameter: m.Parameter) -> bool:
 def draw_name(state: AppState, parameter: m.Parameter, label: str, value: float) -> list[Action]:
     """Draw a slider's name and value, and what brings its default back."""
     actions = list[Action]()
-    imgui.text_unformatted(label)
     text = f"{value:,}" if parameter.type == "int" else f"{value:.2f}"
-    icon = imgui.get_font_size() + imgui.get_style().item_spacing.x
-    imgui.same_line(imgui.get_cursor_pos_x() + imgui.get_content_region_avail().x - imgui.calc_text_size(text).x - icon)
     changed = parameter.name in state.settings
+    widgets.name_and_value(label, text, "accent" if changed else "dim", imgui.get_font_size())
     if changed:
-        widgets.colored(text, "accent")
         imgui.same_line()
-        if widgets.icon_button(
-            "reset", "reset", f"Back to the default, {widgets.value_text(parameter.default)}.", small=True
-        ):
+        back = f"Back to the default, {widgets.value_text(parameter.default)}."
+        if widgets.icon_button("reset", "reset", back, small=True):
             actions.append(SetSetting(parameter.name, None))
-    else:
-        imgui.text_disabled(text)
     return actions
 
 
@@ -213,16 +205,8 @@ def draw_slider(parameter: m.Parameter, label: str, value: float) -> tuple[bool,
     low = low if least is None else max(low, least)
     high = high if most is None else min(high, most)
     flags = imgui.SliderFlags_.logarithmic if parameter.name in LOGARITHMIC else 0
-    new: float
-    imgui.set_next_item_width(-1)
-    typed = imgui.internal.temp_input_is_active(imgui.get_id(label))
-    imgui.push_font(None, imgui.get_style().font_size_base * (1.0 if typed else THIN))
-    if parameter.type == "int":
-        changed, new = imgui.slider_int(label, int(value), int(low), max(int(low), int(high)), "", flags)
-    else:
-        changed, new = imgui.slider_float(label, float(value), low, max(low, high), "", flags)
-        new = round(new, 2) if changed else value
-    imgui.pop_font()
+    whole = parameter.type == "int"
+    changed, new = widgets.thin_slider(label, value, low, max(low, high), whole=whole, flags=flags)
     new = new if least is None else max(new, type(new)(least))
     return changed, new if most is None else min(new, type(new)(most))
 

@@ -29,8 +29,10 @@ def draw(state: AppState) -> list[Action]:
         ("Page size", "page_font_size", 8.0, 60.0),
         ("Scale", "scale", 0.5, 4.0),
     ):
-        changed, value = imgui.slider_float(
-            label, getattr(preferences, name), low, high, "%.1f", imgui.SliderFlags_.always_clamp
+        value = getattr(preferences, name)
+        widgets.name_and_value(label, f"{value:g}", "dim")
+        changed, value = widgets.thin_slider(
+            f"##{label}", value, low, high, whole=False, flags=imgui.SliderFlags_.always_clamp
         )
         if changed:
             actions.append(Prefer(name, round(value * 2) / 2 if high > 10 else round(value, 1)))

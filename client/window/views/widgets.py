@@ -11,6 +11,8 @@ from client.window.events import Action, Enter, Part
 from client.window.icons import ICONS
 from client.window.state import Doing
 
+THIN = 0.25
+"""Size of a thin slider, in that of text."""
 MAX_SHOWN = 20_000
 """Most characters of a text that a label shows."""
 
@@ -52,6 +54,32 @@ def tip(text: str) -> None:
     """Explain the item above when the mouse rests on it."""
     if imgui.is_item_hovered(imgui.HoveredFlags_.for_tooltip):
         imgui.set_tooltip(text)
+
+
+def name_and_value(name: str, value: str, colour: str, room: float = 0.0) -> None:
+    """Draw a name, and at the right end of the line a value, with some room behind it."""
+    imgui.text_unformatted(name)
+    room += imgui.calc_text_size(value).x + (imgui.get_style().item_spacing.x if room else 0.0)
+    imgui.same_line(imgui.get_cursor_pos_x() + imgui.get_content_region_avail().x - room)
+    colored(value, colour)
+
+
+def thin_slider(
+    label: str, value: float, low: float, high: float, *, whole: bool, flags: int = 0
+) -> tuple[bool, float]:
+    """Draw a slider on a line of its own, under the line with its value; Ctrl+click makes it a field."""
+    typed = imgui.internal.temp_input_is_active(imgui.get_id(label))
+    shown = typed or imgui.get_io().key_ctrl
+    new: float
+    imgui.set_next_item_width(-1)
+    imgui.push_font(None, imgui.get_style().font_size_base * (1.0 if typed else THIN))
+    if whole:
+        changed, new = imgui.slider_int(label, int(value), int(low), int(high), "%d" if shown else "", flags)
+    else:
+        changed, new = imgui.slider_float(label, float(value), low, high, "%.2f" if shown else "", flags)
+        new = round(new, 2) if changed else value
+    imgui.pop_font()
+    return changed, new
 
 
 def heading(text: str) -> None:
