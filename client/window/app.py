@@ -56,6 +56,7 @@ class App:
         preferences = self.state.preferences
         if preferences.layout_version != LAYOUT_VERSION:
             preferences.layout, preferences.closed = "", []
+            preferences.layout_version = LAYOUT_VERSION
         preferences.closed = [*dict.fromkeys([*preferences.closed, *POPOVERS])]
         if preferences.layout:
             imgui.load_ini_settings_from_memory(preferences.layout)

@@ -32,7 +32,8 @@ def draw(state: AppState) -> list[Action]:
             ]
         )
         live.line(state.page.generating)
-        imgui.text_disabled(live.words(state.page.generating))
+        if state.page.generating.stopping or not state.page.generating.tokens:
+            imgui.text_disabled(live.words(state.page.generating))
         return []
     if result is None:
         imgui.text_wrapped("After a generation the inference time that the server measured is shown here.")

@@ -141,9 +141,11 @@ def draw_over(state: AppState, part: Part) -> list[Action]:
                 if imgui.begin_tab_item(name)[0]:
                     actions += draw_panel(state, name)
                     imgui.end_tab_item()
-            if imgui.tab_item_button(f"{ICONS['x']}###close", imgui.TabItemFlags_.trailing) or closed_by_escape():
+            if imgui.tab_item_button(f"{ICONS['x']}###close", imgui.TabItemFlags_.trailing):
                 state.over = ""
             imgui.end_tab_bar()
+        if is_left():
+            state.over = ""
     imgui.end()
     return actions
 
@@ -164,19 +166,21 @@ def draw_popover(state: AppState, name: str) -> list[Action]:
             imgui.set_window_focus()
         widgets.heading(name)
         actions += draw_panel(state, name)
-        has_focus = imgui.is_window_focused(imgui.FocusedFlags_.root_and_child_windows) or imgui.is_window_appearing()
-        in_bar = imgui.get_io().mouse_pos.y < view.work_pos.y  # where a click may be on what opens and closes it
-        if not (has_focus or in_bar) or closed_by_escape():
+        if is_left():
             actions.append(toggle(state, name))
     imgui.end()
     return actions
 
 
-def closed_by_escape() -> bool:
-    """True if Esc is pressed in this window, where it does not close something smaller first."""
+def is_left() -> bool:
+    """True if the focus has gone elsewhere from this window, or Esc is pressed that closes nothing smaller first."""
+    if imgui.is_window_appearing():
+        return False
+    if not imgui.is_window_focused(imgui.FocusedFlags_.root_and_child_windows):
+        # A click in the bar may be on what opens and closes it.
+        return imgui.get_io().mouse_pos.y >= imgui.get_main_viewport().work_pos.y
     popup = imgui.is_popup_open("", imgui.PopupFlags_.any_popup_id | imgui.PopupFlags_.any_popup_level)
-    focused = imgui.is_window_focused(imgui.FocusedFlags_.root_and_child_windows)
-    return focused and not popup and imgui.is_key_pressed(imgui.Key.escape, False)
+    return not popup and imgui.is_key_pressed(imgui.Key.escape, False)
 
 
 def toggle(state: AppState, panel: str) -> Action:

@@ -8,8 +8,8 @@ from client.window.chords import PageKeys, keys_of
 from client.window.editor import drawing
 from client.window.editor.view import TOP
 from client.window.events import Action, Do, PageWord
-from client.window.state import AppState, Generating
-from client.window.views import find, token_popup, widgets
+from client.window.state import AppState
+from client.window.views import find, live, token_popup, widgets
 from client.window.views.tokens import SHADE
 
 SIGHT = "the model sees from here"
@@ -165,12 +165,6 @@ def draw_bar(state: AppState) -> list[Action]:
     return actions
 
 
-def progress(going: Generating) -> str:
-    if going.place:
-        return f"waiting, place {going.place}"
-    return "stopping" if going.stopping else "writing (Esc stops)"
-
-
 def waiting(state: AppState) -> str:
     """Return in words what has to be done before anything can be written."""
     doing = state.models.loading
@@ -183,7 +177,8 @@ def waiting(state: AppState) -> str:
 def draw_status(state: AppState) -> None:
     page, context = state.page, state.models.context
     text = page.document.text
-    parts = [f"{len(text.split())} words"] if len(text) < MAX_COUNTED else []
+    words = len(text.split()) if len(text) < MAX_COUNTED else None
+    parts = [] if words is None else [f"{words:,} word{'s' * (words != 1)}"]
     if state.link.status == "ready" and page.counted >= 0:
         tokens = f"{page.tokens} tokens" if page.exact else f"about {page.tokens} tokens"
         share = min(1.0, page.tokens / context)
@@ -195,10 +190,8 @@ def draw_status(state: AppState) -> None:
     name = page.path.name if page.path else "not saved yet"
     parts.append(f"{name}{' *' if page.dirty else ''}")
     if page.generating:
-        parts.insert(0, progress(page.generating))
+        parts.insert(0, live.words(page.generating))
     elif page.wanted:
         parts.insert(0, waiting(state))
-    if said := state.said("page"):
-        widgets.colored(said, "bad")
-    else:
-        imgui.text_disabled("   ".join(parts))
+    live.line(page.generating)
+    imgui.text_disabled("   ".join(parts))

@@ -11,8 +11,8 @@ from client.window.views import widgets
 
 WIDTH = 24.0
 """In font sizes."""
-MAX_TEXT = 400
-"""Characters of a notice that are shown."""
+MAX_TEXT, MAX_LABEL = 400, 40
+"""Characters that are shown of a notice, and of its button."""
 FLAGS = (
     imgui.WindowFlags_.no_decoration
     | imgui.WindowFlags_.no_docking
@@ -66,7 +66,7 @@ def draw_toast(notice: Notice) -> list[Action]:
             actions.append(Dismiss(notice.key))
         if notice.action is not None:
             imgui.set_cursor_pos_x(left)
-            if imgui.button(f"{widgets.item(notice.label)}###way out"):
+            if imgui.button(f"{widgets.item(short(notice.label, MAX_LABEL))}###way out"):
                 actions += [notice.action, Dismiss(notice.key)]
     imgui.end()
     return actions
@@ -74,5 +74,11 @@ def draw_toast(notice: Notice) -> list[Action]:
 
 def sentence(text: str) -> str:
     """Return what is shown of a notice: it begins with a capital, and is not longer than anybody reads."""
-    short = text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]} ..."
-    return short[:1].upper() + short[1:]
+    shown = short(text, MAX_TEXT)
+    return shown[:1].upper() + shown[1:]
+
+
+def short(text: str, most: int) -> str:
+    """Return a text in one line and not longer than `most` characters: servers' names and sentences are in it."""
+    words = " ".join(text[: 10 * most].split())
+    return words if len(words) <= most else f"{words[:most]} ..."

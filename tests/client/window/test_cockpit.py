@@ -14,10 +14,13 @@ pytest.importorskip("client.window.loop", exc_type=ImportError, reason=WINDOW)
 from imgui_bundle import imgui
 
 from client.window.events import Do
+from client.window.state import Generating
 from client.window.update import notices
+from client.window.views import inference, live
 from tests.client.fake import ReplicaServer
 from tests.client.window import driver
 from tests.client.window.driver import Driver, drive
+from tests.client.window.test_update import RESULT
 
 pytestmark = pytest.mark.usefixtures("screen", "home")
 BAR = "//##MainMenuBar/##MenuBar/"
@@ -110,6 +113,46 @@ def test_a_small_window_shows_the_page_and_lays_over_it_what_is_asked_for(
         assert d.state.over == "" and width("Page") == size[0]
         d.type("A page that one can write on.")
         assert d.state.page.document.text == "A page that one can write on."
+
+    with ReplicaServer() as server:
+        drive(server.endpoint, test)
+
+
+@pytest.mark.parametrize(
+    ("going", "said"),
+    [
+        ({"tokens": 87, "first_at": 10.0, "latest_at": 10.0 + 86 / 412}, "87 of 300 · 412 tokens/s"),
+        ({"tokens": 1}, "1 of 300"),
+        ({}, "reading the text"),
+        ({"place": 3}, "waiting, place 3"),
+        ({"tokens": 87, "stopping": True}, "stopping"),
+    ],
+)
+def test_a_generation_says_how_far_it_is(going: dict[str, Any], said: str) -> None:
+    assert live.words(Generating(0, 0, "x", 300, 0.0, **going)) == said
+
+
+def test_figures_are_those_of_what_is_written_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last generation's figures are not taken for those of the next while it runs."""
+    drawn = list[list[tuple[str, str]]]()
+    monkeypatch.setattr(inference, "draw_figures", drawn.append)
+
+    def test(d: Driver) -> None:
+        ready(d)
+        d.state.ledgers.last = RESULT
+        d.ctx.yield_(3)
+        whole = drawn[-1]
+        assert [caption for _, caption in whole] == [
+            "inference, measured by the server",
+            "tokens/s",
+            "to the first token",
+        ]
+        d.state.page.generating = Generating(0, 0, "x", 300, 0.0, tokens=87, first_at=1.0, latest_at=2.0)
+        d.ctx.yield_(3)
+        assert drawn[-1] == [("87", "of 300 tokens"), ("86", "tokens/s so far")]
+        d.state.page.generating = None
+        d.ctx.yield_(3)
+        assert drawn[-1] == whole
 
     with ReplicaServer() as server:
         drive(server.endpoint, test)
