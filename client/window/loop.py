@@ -136,10 +136,8 @@ class Window:
         self.app.draw()
         imgui.render()
         own = time.monotonic() - began
-        width, height = glfw.get_framebuffer_size(self.window)
-        GL.glViewport(0, 0, width, height)
-        GL.glClearColor(0.1, 0.1, 0.1, 1)
-        GL.glClear(GL.GL_COLOR_BUFFER_BIT)
+        GL.glViewport(0, 0, *glfw.get_framebuffer_size(self.window))
+        clear()
         self.backend.render(imgui.get_draw_data())
         self.backend.next_frame()
         self.backend.show_cursor()
@@ -155,6 +153,13 @@ class Window:
         self.app.close()
         self.backend.shutdown()
         glfw.terminate()
+
+
+def clear() -> None:
+    """Fill the frame with the colour of the panels, which leave it out."""
+    colour = imgui.get_style_color_vec4(imgui.Col_.window_bg)
+    GL.glClearColor(colour.x, colour.y, colour.z, 1)
+    GL.glClear(GL.GL_COLOR_BUFFER_BIT)
 
 
 def main(server: str | None = None) -> None:

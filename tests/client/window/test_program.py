@@ -135,3 +135,55 @@ print(*{line.split()[-1] for line in open("/proc/self/maps") if "libglfw" in lin
     assert len(done.stdout.split()) == 1, done.stdout
     version, colours = done.stderr.splitlines()[-1].split(", ")
     assert version.startswith(variables.get("MESA_GL_VERSION_OVERRIDE", "")) and int(colours) > 30, "text is drawn"
+
+
+LAYERS = """
+import numpy as np
+import glfw
+from imgui_bundle import imgui
+from client.window.loop import Window
+
+def layers():
+    for _ in range(4):
+        window.frame()
+    area = 0.0
+    for drawn in imgui.get_draw_data().cmd_lists:
+        corner, index = drawn.vtx_buffer, drawn.idx_buffer
+        points = np.array([(corner[i].pos.x, corner[i].pos.y) for i in range(corner.size())])
+        corners = np.array([index[i] for i in range(index.size())])
+        for command in drawn.cmd_buffer:
+            some = corners[command.idx_offset : command.idx_offset + command.elem_count] + command.vtx_offset
+            left, top, right, bottom = command.clip_rect
+            triangles = np.clip(points[some], (left, top), (right, bottom)).reshape(-1, 3, 2)
+            one, other = triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0]
+            area += np.abs(one[:, 0] * other[:, 1] - one[:, 1] * other[:, 0]).sum() / 2
+    width, height = glfw.get_window_size(window.window)
+    return area / width / height
+
+window = Window("tcp://127.0.0.1:1")
+docked, begin = layers(), imgui.begin
+
+def undock(name, *arguments):
+    if name == "Page":
+        imgui.set_next_window_dock_id(0)
+    return begin(name, *arguments)
+
+imgui.begin = undock
+print(docked, layers())
+window.close()
+"""
+
+
+@pytest.mark.usefixtures("home")
+def test_hardly_a_pixel_is_filled_twice(screen: str) -> None:
+    """What is docked lies on the colour to which the frame is cleared; what floats has a background of its own."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", LAYERS],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | {"DISPLAY": screen, "GALLIUM_NOOP": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    docked, floating = map(float, done.stdout.split())
+    assert docked < 1 and floating > docked + 0.2
