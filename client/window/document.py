@@ -17,6 +17,8 @@ from client.window.editor.layout import difference
 from client.window.marks import Mark, Passage, Span, Written
 
 MAX_UNDO, MAX_UNDO_CHARACTERS = 1000, 16 << 20
+MARK_CHARACTERS = 64
+"""What a mark that is kept with an edit counts."""
 MERGE_S = 1.0
 """Seconds within which typing is undone together."""
 HIDDEN = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f]")
@@ -45,7 +47,8 @@ class _Edit:
 
     @property
     def size(self) -> int:
-        return len(self.removed) + len(self.inserted)
+        marks = len(self.written.marks) + len(self.written.spans)
+        return len(self.removed) + len(self.inserted) + MARK_CHARACTERS * marks
 
 
 class Document:
@@ -122,9 +125,7 @@ class Document:
         inserted = "".join(parts)
         self._remember(first, self.text[first:last], inserted, f"{kind} {self.version}", now)
         self._redo.clear()
-        written = self.written
-        for start, end, text in edits:
-            written = written.edited(start, end, clean(text))
+        written = self.written.edited_all([(start, end, clean(text)) for start, end, text in edits])
         caret, sticky = moved(self.cursor), {name: moved(position) for name, position in self.sticky.items()}
         self._put(first, last, inserted)
         self.written = written

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -59,6 +60,35 @@ class Written:
                 marks += [Mark(*piece) for piece in pieces if piece[0] < piece[1]]
         spans = [_edited(span, start, end, inserted) for span in self.spans]
         return Written(tuple(marks), tuple(span for span in spans if span and span.start < span.end))
+
+    def edited_all(self, edits: Sequence[tuple[int, int, str]]) -> Written:
+        """Return them after edits that do not overlap, the last place first: as after each of them, at once."""
+        if len(edits) == 1:
+            return self.edited(*edits[0])
+        ahead = list(edits)[::-1]
+        starts, ends = [start for start, _, _ in ahead], [end for _, end, _ in ahead]
+        shifts = [0, *itertools.accumulate(len(text) - (end - start) for start, end, text in ahead)]
+        marks, spans = list[Mark](), list[Span]()
+        for mark in self.marks:
+            first, last = bisect.bisect_right(ends, mark.start), bisect.bisect_left(starts, mark.end)
+            pieces, at = list[Mark](), mark.start
+            for number in range(first, last + 1):
+                end = starts[number] if number < last else mark.end
+                piece = Mark(at + shifts[number], end + shifts[number])
+                if end > at and pieces and pieces[-1].end == piece.start:
+                    pieces[-1] = Mark(pieces[-1].start, piece.end)
+                elif end > at:
+                    pieces.append(piece)
+                at = ends[number] if number < last else end
+            marks += pieces
+        for span in self.spans:
+            first, last = bisect.bisect_left(ends, span.start), bisect.bisect_right(starts, span.end)
+            left: Span | None = span
+            for start, end, text in reversed(ahead[first:last]):
+                left = _edited(left, start, end, text) if left else None
+            if left and left.start < left.end:
+                spans.append(replace(left, start=left.start + shifts[first], end=left.end + shifts[first]))
+        return Written(tuple(marks), tuple(spans))
 
     def without(self, start: int, end: int) -> Written:
         """Return them with nothing from start to end; a take that was around it ends before it."""

@@ -94,6 +94,8 @@ def do(state: AppState, what: e.PageWord) -> list[e.Effect]:
             if page.generating and not page.generating.stopping:
                 page.generating.stopping, page.generating.stopped_at = True, state.now
                 return [e.Cancel("page")]
+            if not page.generating:
+                page.batch = []  # Esc, once they are written
         case "undo" | "redo":
             if not page.generating:
                 page.document.undo() if what == "undo" else page.document.redo()

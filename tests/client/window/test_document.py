@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given, strategies as st
 
 from client.window.document import Document, clean
 from client.window.editor.layout import difference
-from client.window.marks import Span
+from client.window.marks import Mark, Span, Written
 
 
 def typed(document: Document, text: str, cursor: int, now: float) -> None:
@@ -103,6 +105,34 @@ def test_what_is_changed_in_a_take_is_of_it(edits: list[tuple[int, int, str]], t
     for start, end, text in edits:
         document.edit(start, end, text, "typed")
     assert [document.text[span.start : span.end] for span in document.spans] == ([take] if take else [])
+
+
+pieces = st.lists(st.integers(0, 30), max_size=12, unique=True).map(sorted)
+
+
+ranges = st.lists(st.integers(0, 30), max_size=12).map(sorted)
+
+
+@given(pieces, pieces, ranges, st.lists(texts, min_size=6, max_size=6))
+def test_many_edits_at_once_are_as_one_after_another(a: list[int], b: list[int], c: list[int], new: list[str]) -> None:
+    before = Written(
+        tuple(Mark(start, end) for start, end in zip(a[::2], a[1::2], strict=False)),
+        tuple(Span(start, end, start + 1) for start, end in zip(b[::2], b[1::2], strict=False)),
+    )
+    edits = list(zip(c[::2], c[1::2], new, strict=False))[::-1]
+    after = before
+    for edit in edits:
+        after = after.edited(*edit)
+    assert before.edited_all(edits) == after
+
+
+def test_all_of_a_long_text_is_replaced_at_once() -> None:
+    document = Document("word " * 20_000)
+    document.mark(0, len(document.text), 1)
+    began = time.process_time()
+    document.edit_all([(at, at + 4, "other") for at in range(99_995, -1, -5)], "replaced")
+    assert time.process_time() - began < 2, "a quadratic one takes a minute"
+    assert document.text == "other " * 20_000 and len(document.marks) == 20_000
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1), texts), max_size=8), st.floats(0, 1), st.floats(0, 1))
