@@ -21,6 +21,7 @@ from imgui_bundle import imgui  # before glfw, which it points at its own librar
 from OpenGL import GL
 from PIL import Image
 
+from client.window import events as e
 from scripts.bench.window import Driven
 from scripts.daemon import ROOT, Daemon
 
@@ -33,6 +34,11 @@ SCENE I. A garden by the sea, at night.
 VIOLA.
 Shall I compare thee to a winter's night?
 Thou art more quiet, and thy stars more far:
+"""
+OWN = """
+
+DUKE.
+Speak on, sweet youth; the night is long, and I
 """
 SEED = 7
 SHOWN_TOKENS = 48
@@ -56,15 +62,14 @@ class Photographer(Driven):
         self.window.backend.render = rendered  # type: ignore[method-assign]
 
     def steps(self) -> Iterator[float | Callable[[], bool]]:
-        from client.window import events as e
-
         state, tell = self.state, self.window.app.tell
         yield lambda: state.link.status == "ready" and bool(state.models.known)
         tell(e.Choose("demo", state.models.engine, state.models.precision))
         tell(e.Edit(0, 0, TEXT, "pasted"))
-        yield from self._written("generate", 40)
+        yield from self._written("generate", 40, SEED)
 
         state.preferences.sampling = {"seed": SEED, "max_new_tokens": 400, "min_new_tokens": 400}
+        yield lambda: not state.notices  # before four texts, which are written in no time
         tell(e.Do("branches"))
         yield lambda: state.page.generating is not None and state.page.generating.tokens >= 4 * SHOWN_TOKENS
         yield from self._picture("page")
@@ -78,31 +83,40 @@ class Photographer(Driven):
         yield lambda: state.compare.running is None
         yield from self._picture("compare")
 
+        first, *_ = state.page.tree.nodes
         tell(e.Prefer("theme", "light"))
-        yield from self._written("continue", 60)
-        yield from self._written("regenerate", 60)
+        tell(e.GoTo(first))
+        end = len(state.page.document.text)
+        tell(e.Edit(end, end, OWN, "pasted"))
+        for seed in range(2, 5):
+            yield from self._written("generate" if seed == 2 else "regenerate", 40, seed)
         yield from self._shown("Tree")
         yield from self._shown("Page")
+        yield lambda: not state.page.counting and state.page.counted == state.page.document.version
         yield from self._picture("light")
 
-    def _written(self, what: str, tokens: int) -> Iterator[float | Callable[[], bool]]:
-        from client.window import events as e
-
-        self.state.preferences.sampling = {"seed": SEED, "max_new_tokens": tokens}
+    def _written(self, what: e.WriteWord, tokens: int, seed: int) -> Iterator[float | Callable[[], bool]]:
+        self.state.preferences.sampling = {"seed": seed, "max_new_tokens": tokens}
         count = self.state.ledgers.count
-        self.window.app.tell(e.Do(what))  # type: ignore[arg-type]
+        self.window.app.tell(e.Do(what))
         yield lambda: self.state.ledgers.count > count and not self.state.page.busy
 
     def _shown(self, panel: str) -> Iterator[float | Callable[[], bool]]:
         """Bring a panel to the front."""
         imgui.set_window_focus(panel)
+        self._touch()
+        yield lambda: not imgui.internal.find_window_by_name(panel).hidden
+
+    def _touch(self) -> None:
+        """Have a frame drawn as after a key."""
         self.window.backend.touch()
-        yield 0.3
+        self.window.wake()
 
     def _picture(self, name: str) -> Iterator[float | Callable[[], bool]]:
-        """Have the next frame taken."""
+        """Have a frame taken, once no notice of what went before lies over the page."""
+        yield lambda: not self.state.notices
         self._next_picture = name
-        self.window.backend.touch()
+        self._touch()
         yield lambda: not self._next_picture
 
 
