@@ -68,12 +68,16 @@ class Photographer(Driven):
         tell(e.Edit(0, 0, TEXT, "pasted"))
         yield from self._written("generate", 40, SEED)
 
-        state.preferences.sampling = {"seed": SEED, "max_new_tokens": 400, "min_new_tokens": 400}
+        state.preferences.sampling = {"seed": SEED, "max_new_tokens": 240, "min_new_tokens": 240}
         yield lambda: not state.notices  # before four texts, which are written in no time
         tell(e.Do("branches"))
-        yield lambda: state.page.generating is not None and state.page.generating.tokens >= 4 * SHOWN_TOKENS
+        enough = 4 * SHOWN_TOKENS
+        yield (
+            lambda: (
+                not state.page.busy or (state.page.generating is not None and state.page.generating.tokens >= enough)
+            )
+        )
         yield from self._picture("page")
-        tell(e.Do("stop"))
         yield lambda: not state.page.busy
         tell(e.Take(state.page.batch[1]))
 
@@ -126,6 +130,7 @@ def save(path: Path) -> None:
     GL.glPixelStorei(GL.GL_PACK_ALIGNMENT, 1)
     data = GL.glReadPixels(0, 0, width, height, GL.GL_RGB, GL.GL_UNSIGNED_BYTE)
     picture = Image.frombytes("RGB", (width, height), data).transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+    path.parent.mkdir(parents=True, exist_ok=True)
     picture.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
     print(f"wrote {path}, {path.stat().st_size >> 10} KB")
 
