@@ -64,6 +64,7 @@ def _begin(state: AppState, going: Generating, text: str, index: int) -> None:
     document, tree = state.page.document, state.page.tree
     tree.settle(document)
     going.end = _write(state, going, max(going.until, going.start), text)
+    going.until = 0  # what was there has gone
     document.mark(going.start, going.end)  # a take that they were written into ends before them
     tree.settle(document, (going.start, going.end))
     node = tree.add(document, going.start, going.end, "token" if going.begins else "generated")

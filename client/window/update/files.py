@@ -144,17 +144,23 @@ def kept(state: AppState) -> Autosaved:
     page = state.page
     return Autosaved(
         page.document.text,
-        str(page.path) if page.path else "",
+        named(page.path),
         state.unix,
         sidecar.snapshot(page.document, page.tree),
     )
 
 
+def named(path: Path | None) -> str:
+    """Return a path as text; empty for none, and for one in another encoding, which no file of ours can name."""
+    text = str(path) if path else ""
+    return "" if any("\ud800" <= c <= "\udfff" for c in text) else text
+
+
 def remember(state: AppState) -> None:
     """Note the page's file among the recent ones, with the place of the cursor."""
     page, preferences = state.page, state.preferences
-    preferences.last = str(page.path) if page.path else ""
-    if page.path:
+    preferences.last = named(page.path)
+    if preferences.last:
         others = [recent for recent in preferences.files if recent[0] != preferences.last]
         preferences.files = [(preferences.last, page.document.cursor), *others][:MAX_RECENT]
 

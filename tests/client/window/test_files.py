@@ -301,6 +301,20 @@ def test_marks_beyond_the_text_are_those_of_another() -> None:
     assert sidecar.snapshot(Document("x"), Tree()) is None
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every file name is text")
+def test_a_name_that_is_no_text_is_not_kept(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.txt")
+    (tmp_path / name).write_text("text")
+    state = page("")
+    run(state, e.OpenRecent(str(tmp_path / name)))
+    assert state.page.document.text == "text" and state.preferences.last == "" and state.preferences.files == []
+    typed(state, "!")
+    (saved,) = kept(state, 99.0)
+    Autosave(tmp_path / "kept", disk.write).write(saved)
+    run(state, e.Do("save"))
+    assert (tmp_path / name).read_text() == "!text" and msgspec.json.encode(state.preferences)
+
+
 def test_recent_files_open_where_one_was(tmp_path: Path) -> None:
     state = page("")
     for name in "abc":

@@ -81,6 +81,20 @@ def test_a_regeneration_that_nothing_comes_of_changes_nothing() -> None:
     assert state.page.document.text == "Once x", "and nothing deletes it"
 
 
+def test_typing_after_what_is_written_goes_on_beside_it() -> None:
+    state = page("Once and more END")
+    apply(state, e.Select(4, 4))
+    written(state, " upon a long time")
+    apply(state, e.Do("regenerate"))
+    piece(state, " x")
+    typed(state, "!", len("Once x and more"))
+    piece(state, "y")
+    going = state.page.generating
+    assert going and not going.stopping and state.page.document.text == "Once xy and more! END"
+    typed(state, "?", 6)
+    assert going.stopping and state.page.document.text == "Once x?y and more! END"
+
+
 def test_a_regeneration_is_undone_in_one_step() -> None:
     state = page("Once END")
     apply(state, e.Select(4, 4))
