@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import imgui_bundle  # noqa: F401 - before glfw: it points pyGLFW at its own GLFW, so that one library serves both
@@ -85,7 +86,10 @@ class Backend(GlfwRenderer):
         """Keys that are held, by scancode: a layout that changes meanwhile must not leave one down."""
         self._pressed = False
         """A key was pressed since the last frame."""
-        self._later: list[tuple[int, ...]] = []
+        self._arrived = False
+        """The pointer has moved since the last frame."""
+        self._later: list[Callable[[], None]] = []
+        """What waits for the end of the frame, in order."""
 
     def _create_device_objects(self) -> None:
         imgui.backends.opengl3_init(self._glsl)
@@ -110,9 +114,13 @@ class Backend(GlfwRenderer):
     def touch(self) -> None:
         self.touched = True
 
-    def mouse_callback(self, _window: Any, x: float, y: float) -> None:
+    def mouse_callback(self, window: Any, x: float, y: float) -> None:
         """Pass on where the pointer is, also before the window has the focus: the click that gives it counts."""
         self.moved = True
+        if self._later:
+            self._later.append(lambda: self.mouse_callback(window, x, y))
+            return
+        self._arrived = True
         imgui.get_io().add_mouse_pos_event(x, y)
 
     def enter_callback(self, window: Any, entered: int) -> None:
@@ -131,7 +139,7 @@ class Backend(GlfwRenderer):
 
         setter(window, both)
 
-    def keyboard_callback(self, _window: Any, glfw_key: int, scancode: int, action: int, mods: int) -> None:
+    def keyboard_callback(self, window: Any, glfw_key: int, scancode: int, action: int, mods: int) -> None:
         """Pass a key on, with the modifiers that hold with it.
 
         A window manager may have swallowed a modifier's release (Alt+F4), so that each key's own `mods` count; of the
@@ -143,7 +151,7 @@ class Backend(GlfwRenderer):
         if bit:
             wanted = wanted & ~bit if action == glfw.RELEASE else wanted | bit
         if self._later or (self._pressed and wanted != self._mods):
-            self._later.append((glfw_key, scancode, action, mods))
+            self._later.append(lambda: self.keyboard_callback(window, glfw_key, scancode, action, mods))
             return
         self._pressed = self._pressed or (action == glfw.PRESS and not bit)
         self._modify(wanted)
@@ -155,28 +163,30 @@ class Backend(GlfwRenderer):
         elif action == glfw.RELEASE and scancode in self._down:
             imgui.get_io().add_key_event(self._down.pop(scancode), False)
 
-    def char_callback(self, _window: Any, char: int) -> None:
+    def char_callback(self, window: Any, char: int) -> None:
         """Pass a character on, after the keys that were struck before it."""
         if self._later:
-            self._later.append((char,))
+            self._later.append(lambda: self.char_callback(window, char))
         elif 0 < char < 0x110000:
             imgui.get_io().add_input_character(char)
 
     def mouse_button_callback(self, window: Any, button: int, action: int, mods: int) -> None:
-        if not self._later:
-            self._modify(mods & sum(MODS))
+        """Pass a button on. A press waits for the frame that shows the pointer where it has come to: Dear ImGui's tabs
+        take none before.
+        """
+        if self._later or (self._arrived and action == glfw.PRESS):
+            self._later.append(lambda: self.mouse_button_callback(window, button, action, mods))
+            return
+        self._modify(mods & sum(MODS))
         super().mouse_button_callback(window, button, action, mods)
 
     def next_frame(self) -> None:
         """Pass on what had to wait for the end of a frame."""
         later, self._later = self._later, []
-        self._pressed = False
+        self._pressed = self._arrived = False
         for event in later:
             self.touch()
-            if len(event) == 1:
-                self.char_callback(self.window, *event)
-            else:
-                self.keyboard_callback(self.window, *event)
+            event()
 
     def _modify(self, mods: int) -> None:
         """Tell Dear ImGui of the modifiers that are others than before."""

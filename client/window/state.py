@@ -465,8 +465,10 @@ class AppState:
     """The window loads the fonts again before its next frame."""
     screen_scale: float = 1.0
     """Scale of the screen that the window is on: 2.0 where the usual size would be too small by half."""
-    focus_page: int = 0
-    """Number of frames in which the page comes to the front."""
+    focus_page: int = 3
+    """Number of frames in which the page comes to the front: those until panels are in their places, at the start."""
+    settling: int = 0
+    """Number of frames until panels that were arranged are in their places."""
     focus_mode: bool = False
     """The page alone is shown."""
     arrange: bool = True

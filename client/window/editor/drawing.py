@@ -169,7 +169,8 @@ def take_keyboard(view: View, identity: int, hovered: bool) -> None:
     window = imgui.internal.get_current_window()
     clicked = hovered and any(imgui.is_mouse_clicked(button) for button in (0, 1, 2))
     popup = imgui.is_popup_open("", imgui.PopupFlags_.any_popup_id | imgui.PopupFlags_.any_popup_level)
-    free = active == 0 and imgui.is_window_focused() and not popup and not view.lent and not imgui.is_any_mouse_down()
+    there = imgui.is_window_focused() or typed()  # what is typed where nothing takes it is meant for the page
+    free = active == 0 and there and not popup and not view.lent and not imgui.is_any_mouse_down()
     if (clicked or free) and active != identity:
         imgui.internal.set_active_id(identity, window)
         imgui.internal.set_focus_id(identity, window)
@@ -186,6 +187,13 @@ def take_keyboard(view: View, identity: int, hovered: bool) -> None:
         io.config_flags &= ~imgui.ConfigFlags_.nav_enable_keyboard
     else:
         io.config_flags |= imgui.ConfigFlags_.nav_enable_keyboard
+
+
+def typed() -> bool:
+    """True if a character was typed that operates nothing: a space does, on what the keyboard has chosen."""
+    io = imgui.get_io()
+    chord = io.key_super or (io.key_ctrl and not io.key_alt)  # Ctrl+Alt is AltGr
+    return not chord and any(code > 32 and code != 127 for code in io.input_queue_characters)
 
 
 def scrollbar(view: View, layout: Layout, corner: ImVec2, size: ImVec2) -> None:

@@ -20,8 +20,10 @@ def apply(state: AppState, message: e.TreeAction) -> None:
     match message:
         case e.GoTo(node):
             go(state, node)
+            state.focus_page = 1  # whoever has gone there writes on there
         case e.Take(node):
             take(state, node)
+            state.focus_page = 1
         case e.NameNode(node, name):
             if node in tree.nodes:
                 tree.name(node, name)

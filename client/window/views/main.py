@@ -73,10 +73,13 @@ def ui(state: AppState, page_font: imgui.ImFont | None = None) -> list[Action]:
     imgui.push_style_color(imgui.Col_.window_bg, CLEAR)
     dock = imgui.dock_space_over_viewport(imgui.get_id("dock"))
     imgui.pop_style_color()
-    first = state.focus_page > 1
+    if state.settling:
+        imgui.set_window_focus(DRAWER[0])
+        state.settling -= 1
     if not state.preferences.layout and state.arrange:
         arrange(dock)
-        state.arrange, state.focus_page = False, SETTLE
+        state.arrange, state.settling = False, SETTLE
+        state.focus_page = SETTLE + 1
     narrow = is_narrow(state)
     if state.focus_mode:
         alone = imgui.WindowClass()
@@ -95,8 +98,6 @@ def ui(state: AppState, page_font: imgui.ImFont | None = None) -> list[Action]:
         if name not in state.preferences.closed:
             actions += draw_popover(state, name)
     if state.focus_page:
-        if first:
-            imgui.set_window_focus(DRAWER[0])
         imgui.set_window_focus("Page")
         state.focus_page -= 1
     return [*actions, *branches.draw(state), *toasts.draw(state), *dialogs.draw(state)]

@@ -215,7 +215,9 @@ def test_branches_are_pruned_and_put_back() -> None:
     tree = state.page.tree
     (x, y), z = list(tree.nodes)[:2], max(tree.nodes)
     assert [tree.can_prune(node, state.page.document) for node in (x, y, z)] == [False, False, True]
+    state.focus_page = 0
     apply(state, e.GoTo(z))
+    assert state.focus_page
     apply(state, e.NameNode(x, " the first "))
     apply(state, e.KeepNode(z))
     before = tree.page(x), [place.id for place in tree.places.values()]
@@ -261,7 +263,9 @@ def test_four_are_written_at_once_and_one_is_taken() -> None:
     tree, going = state.page.tree, state.page.generating
     assert going and state.page.document.text == "Once bb END"
     assert [tree.nodes[going.nodes[i]].text for i in range(4)] == [" a", " bb", "", " d"]
+    state.focus_page = 0
     apply(state, e.Take(going.nodes[3]))
+    assert state.focus_page, "what is typed next goes into the page"
     assert state.page.document.text == "Once d END"
     piece(state, "d", 3)
     piece(state, "x", 7)
