@@ -232,6 +232,7 @@ def _written(state: AppState, event: Reply, took_ms: float) -> list[e.Effect]:
             state.alternatives.keep(tokens)
         branches.finished(state, entry)
         branches.ended(state, "")
+        state.link.next_look = state.now  # its worker has less to do now
         return [e.Send("stats", m.GetStats(), COUNT_S)]
     elif isinstance(event, Gpt2dError):
         branches.ended(state, "" if going.stopping else str(event))

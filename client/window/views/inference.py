@@ -31,7 +31,7 @@ def draw(state: AppState) -> list[Action]:
                 (f"{state.page.generating.rate:,.0f}", "tokens/s so far"),
             ]
         )
-        live.line(state.page.generating)
+        live.line(live.share(state))
         if state.page.generating.stopping or not state.page.generating.tokens:
             imgui.text_disabled(live.words(state.page.generating))
         return []

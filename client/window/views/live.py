@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from imgui_bundle import imgui
 
-from client.window.state import Generating
+from client.window.state import AppState, Generating
 from client.window.views import widgets
 
 LINE = 2.0
@@ -23,13 +23,28 @@ def words(going: Generating) -> str:
     return f"{going.tokens:,} of {going.asked:,}{rate}"
 
 
-def line(going: Generating | None) -> None:
-    """Draw the line over the whole width, from where the cursor is."""
+def share(state: AppState) -> float | None:
+    """Return how much is done of what the page waits for; None: nothing is under way."""
+    going, doing = state.page.generating, state.models.loading
+    if going:
+        return going.tokens / max(1, going.asked)
+    return doing.done / doing.total if state.page.wanted and doing else None
+
+
+def height() -> float:
+    """Return the room that the line takes."""
+    return LINE * imgui.get_style().font_scale_dpi + imgui.get_style().item_spacing.y
+
+
+def line(done: float | None) -> None:
+    """Draw the line over the whole width, from where the cursor is; None: only its room."""
     at, width = imgui.get_cursor_screen_pos(), imgui.get_content_region_avail().x
-    height = LINE * imgui.get_style().font_scale_dpi
-    imgui.dummy((width, height))
-    if going is None:
+    thick = LINE * imgui.get_style().font_scale_dpi
+    imgui.dummy((width, thick))
+    if done is None:
         return
-    paint, share = imgui.get_window_draw_list(), min(1.0, going.tokens / max(1, going.asked))
-    paint.add_rect_filled(at, (at.x + width, at.y + height), imgui.get_color_u32(widgets.color("line")))
-    paint.add_rect_filled(at, (at.x + width * share, at.y + height), imgui.get_color_u32(widgets.color("accent")))
+    paint = imgui.get_window_draw_list()
+    paint.add_rect_filled(at, (at.x + width, at.y + thick), imgui.get_color_u32(widgets.color("line")))
+    paint.add_rect_filled(
+        at, (at.x + width * min(1.0, done), at.y + thick), imgui.get_color_u32(widgets.color("accent"))
+    )

@@ -46,7 +46,7 @@ def draw(state: AppState, font: imgui.ImFont | None) -> list[Action]:
         follow=page.generating.end if page.generating else None,
         enter=not preferences.enter_generates or page.generating is not None,
     )
-    below = 0.0 if state.focus_mode else imgui.get_frame_height_with_spacing()
+    below = 0.0 if state.focus_mode else imgui.get_frame_height_with_spacing() + live.height()
     imgui.push_font(font, preferences.page_font_size * preferences.zoom)
     room = imgui.get_content_region_avail()
     size = ImVec2(max(1.0, room.x), max(1.0, room.y - below))
@@ -121,7 +121,7 @@ def draw_bar(state: AppState) -> list[Action]:
     page, actions = state.page, list[Action]()
     ready = state.link.status == "ready"
     if page.busy:
-        if imgui.button("Stop"):
+        if widgets.primary_button("Stop"):
             actions.append(Do("stop"))
         widgets.tip("Esc")
     else:
@@ -193,5 +193,5 @@ def draw_status(state: AppState) -> None:
         parts.insert(0, live.words(page.generating))
     elif page.wanted:
         parts.insert(0, waiting(state))
-    live.line(page.generating)
+    live.line(live.share(state))
     imgui.text_disabled("   ".join(parts))

@@ -73,9 +73,11 @@ def draw_toast(notice: Notice) -> list[Action]:
 
 
 def sentence(text: str) -> str:
-    """Return what is shown of a notice: it begins with a capital, and is not longer than anybody reads."""
+    """Return what is shown of a notice: it begins with a capital, unless with a name, and is not longer than anybody
+    reads.
+    """
     shown = short(text, MAX_TEXT)
-    return shown[:1].upper() + shown[1:]
+    return shown[:1].upper() + shown[1:] if shown.split(" ", 1)[0].isalpha() else shown
 
 
 def short(text: str, most: int) -> str:
