@@ -7,7 +7,7 @@ from imgui_bundle import ImVec2, imgui
 from client.window.chords import PageKeys, keys_of
 from client.window.editor import drawing
 from client.window.editor.view import TOP
-from client.window.events import Action, Do, PageWord
+from client.window.events import Action, Do, PageWord, Prefer
 from client.window.state import AppState
 from client.window.views import find, live, token_popup, widgets
 from client.window.views.tokens import SHADE
@@ -113,6 +113,9 @@ def draw_menu(state: AppState) -> list[Action]:
             imgui.separator()
         elif imgui.menu_item(entry[0], keys_of(entry[1]), False, entry[2])[0]:
             actions.append(entry[1])
+    shaded = state.preferences.shade_tokens
+    if imgui.menu_item("Shade by probability", "", shaded)[0]:
+        actions.append(Prefer("shade_tokens", not shaded))
     imgui.end_popup()
     return actions
 

@@ -254,7 +254,12 @@ def test_another_token_is_taken(window: Window, shared_daemon: Daemon) -> None:
         assert d.state.page.document.text.startswith("Shall I compare thee " + beginning.removeprefix(" "))
         tokens = d.state.tokens_at(d.state.page.document.cursor)
         assert tokens and tokens.written.ids[:3] == [*first.ids[:2], other.id], "earlier ones can still be replaced"
-        d.state.preferences.shade_tokens = True
+        d.mouse_to(tokens.places[1])
+        d.ctx.mouse_click(1)
+        d.ctx.yield_(3)
+        d.click("//$FOCUSED/Shade by probability")
+        assert d.state.preferences.shade_tokens
+        d.mouse_to(tokens.places[2])
         d.mouse_to(tokens.places[1])
         d.wait(lambda: bool(d.state.hovered and d.state.hovered.opened))
         d.ctx.yield_(3)
