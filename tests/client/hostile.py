@@ -89,8 +89,8 @@ NONSENSE = [
 
 
 class HostileServer(FakeServer):
-    """Answers hello, ping and models as it should; what it generates depends on the prompt: nonsense after `nonsense`,
-    else a flood.
+    """Answers hello, ping, models and load as it should; what it generates depends on the prompt: nonsense after
+    `nonsense`, else a flood.
     """
 
     def __init__(self) -> None:
@@ -122,6 +122,22 @@ class HostileServer(FakeServer):
                     for name in (NASTY, *NAMES[1:])
                 ]
                 return m.ModelList(id=None, models=named * 300)
+            case m.Load():
+                return m.Loaded(
+                    id=None,
+                    model=request.model,
+                    engine=request.engine or "",
+                    precision=request.precision or "",
+                    digest=NASTY,
+                    context=-1,
+                    rows=-1,
+                    threads=-1,
+                    rss_bytes=-(2**62),
+                    load_ms=math.nan,
+                    already=False,
+                    replicas=-5,
+                    notices=[NASTY] * 50,
+                )
             case m.Generate() if "nonsense" not in (request.prompt or ""):
                 return [m.Tokens(id=None, text=NASTY * 10, ids=[1]) for i in range(200)]
             case m.Generate():
