@@ -55,12 +55,15 @@ def pill(state: AppState, width: float) -> bool:
     imgui.pop_style_var(2)
     centre = (at.x + imgui.get_style().frame_padding.x + dot * 0.3, at.y + imgui.get_frame_height() / 2)
     imgui.get_window_draw_list().add_circle_filled(centre, dot * 0.24, imgui.get_color_u32(widgets.color(colour)))
-    widgets.tip("\n".join(filter(None, (state.link.server, link.trouble))) or "The server")
+    if "Connection" in state.preferences.closed:
+        widgets.tip("\n".join(filter(None, (link.server, link.trouble))) or "The server")
     return clicked
 
 
 def draw(state: AppState) -> list[Action]:
     link, actions = state.link, list[Action]()
+    if imgui.is_window_appearing():
+        imgui.set_keyboard_focus_here()
     imgui.set_next_item_width(-imgui.get_frame_height() * 1.2)
     actions += server_field.draw(state)
     widgets.tip(

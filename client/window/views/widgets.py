@@ -97,11 +97,11 @@ def large(text: str, size: float) -> None:
 def section(label: str) -> bool:
     """Draw the heading of a part that unfolds; return True if it is unfolded."""
     for which, colour in (
-        (imgui.Col_.header, "base"),
         (imgui.Col_.header_hovered, "button"),
         (imgui.Col_.header_active, "button_hovered"),
     ):
         imgui.push_style_color(which, color(colour))
+    imgui.push_style_color(imgui.Col_.header, color("base", 0.0))
     imgui.push_style_color(imgui.Col_.border, color("base", 0.0))
     opened = imgui.collapsing_header(label)
     imgui.pop_style_color(4)

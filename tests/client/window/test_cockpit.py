@@ -55,6 +55,7 @@ def test_the_page_has_most_of_the_width_and_what_is_around_it_folds() -> None:
         d.click(f"{BAR}###connection")
         d.ctx.yield_(3)
         assert width("Connection") and "Connection" not in d.state.preferences.closed
+        assert imgui.get_io().want_text_input, "its field has the keyboard"
         d.click(f"{BAR}###connection")  # once more closes it
         d.ctx.yield_(3)
         assert not width("Connection")
