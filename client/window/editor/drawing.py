@@ -163,7 +163,9 @@ def _scrolled(sheet: Sheet, view: View, layout: Layout, held: int | None) -> Non
 
 
 def take_keyboard(view: View, identity: int, hovered: bool) -> None:
-    """Give the page the keyboard when it is clicked, and whenever it is in front and nothing else takes it."""
+    """Give the page the keyboard when it is clicked, when it is in front and nothing else takes it, and when a letter
+    is typed that nothing else takes.
+    """
     context, io = imgui.get_current_context(), imgui.get_io()
     active = imgui.internal.get_active_id()
     window = imgui.internal.get_current_window()

@@ -13,7 +13,7 @@ from client.window.views import find, live, token_popup, widgets
 from client.window.views.tokens import SHADE
 
 SIGHT = "the model sees from here"
-PLACEHOLDER = "Write a beginning, then press Ctrl+Enter"
+PLACEHOLDER = "Write a beginning, then press {}"
 MENU = "page menu"
 MAX_COUNTED = 1_000_000
 """Most characters of a page whose words are counted."""
@@ -42,7 +42,7 @@ def draw(state: AppState, font: imgui.ImFont | None) -> list[Action]:
         shades=state.shades(*view.sight),
         sight=page.sight,
         sight_label=SIGHT,
-        placeholder=PLACEHOLDER,
+        placeholder=PLACEHOLDER.format("Enter" if preferences.enter_generates else keys_of(Do("generate"))),
         follow=page.generating.end if page.generating else None,
         enter=not preferences.enter_generates or page.generating is not None,
     )

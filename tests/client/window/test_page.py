@@ -16,7 +16,7 @@ from tests.conftest import WINDOW
 
 pytest.importorskip("client.window.loop", exc_type=ImportError, reason=WINDOW)
 
-from imgui_bundle import imgui
+from imgui_bundle import ImVec2, imgui
 
 from client.window.editor import hands
 from client.window.editor.editing import Edit
@@ -59,6 +59,7 @@ def test_keyboard_and_mouse() -> None:
         d.ctx.yield_(2)
         writes_with_keys(d)
         selects_with_the_mouse(d)
+        scrolls_under_a_drag(d)
 
     drive(NOBODY, test)
 
@@ -123,6 +124,22 @@ def selects_with_the_mouse(d: Driver) -> None:
     d.ctx.key_up(Key.mod_shift)
     d.ctx.yield_(2)
     assert selected(d) == POEM[:45]
+
+
+def scrolls_under_a_drag(d: Driver) -> None:
+    document, view = d.state.page.document, d.state.page.view
+    d.app.tell(Edit(len(POEM), len(POEM), "\nmore" * 100, "pasted"))
+    d.keys(Key.mod_ctrl, Key.home)
+    d.mouse_to(2)
+    d.ctx.mouse_down(0)
+    d.ctx.mouse_move_to_pos(ImVec2(view.origin[0], view.origin[1] + view.height + 60))
+    d.wait(lambda: view.scroll > 10 * view.line)
+    assert view.moving and document.anchor == 2 and document.cursor > 200
+    d.ctx.mouse_up(0)
+    d.ctx.yield_(2)
+    d.keys(Key.mod_ctrl, Key.z)
+    d.keys(Key.mod_ctrl, Key.home)
+    assert document.text == POEM and not view.moving
 
 
 def copies_and_pastes(d: Driver) -> None:
@@ -190,6 +207,11 @@ def is_seen_otherwise(d: Driver) -> None:
     d.keys(Key.f11)
     d.ctx.yield_(3)
     assert d.state.page.view.layout and d.state.page.view.layout.width == width
+    d.panel("Inference")
+    assert not d.state.page.view.keyboard
+    d.ctx.key_chars("?")
+    d.ctx.yield_(2)
+    assert "!?" in d.state.page.document.text, "no field took it"
     d.shot("back from focus mode")
 
 
