@@ -7,6 +7,7 @@ from typing import Literal, TypeAlias
 
 from client.window.editor.editing import Hands
 from client.window.editor.layout import Layout, Measure
+from client.window.editor.words import Words
 
 Wish: TypeAlias = Literal["", "cut", "copy", "paste", "select all"]
 TOP = "the page's first line"
@@ -40,6 +41,7 @@ class View:
     """What a menu asks for, done in the next frame."""
     hovered: int | None = None
     """Offset of the character under the pointer."""
+    words: Words = field(default_factory=Words)
     followed: bool = False
     """What is written was in sight in the last frame."""
 

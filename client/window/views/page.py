@@ -15,8 +15,6 @@ from client.window.views.tokens import SHADE
 SIGHT = "the model sees from here"
 PLACEHOLDER = "Write a beginning, then press {}"
 MENU = "page menu"
-MAX_COUNTED = 1_000_000
-"""Most characters of a page whose words are counted."""
 
 
 def keys() -> PageKeys:
@@ -179,9 +177,8 @@ def waiting(state: AppState) -> str:
 
 def draw_status(state: AppState) -> None:
     page, context = state.page, state.models.context
-    text = page.document.text
-    words = len(text.split()) if len(text) < MAX_COUNTED else None
-    parts = [] if words is None else [f"{words:,} word{'s' * (words != 1)}"]
+    words = page.view.words.count(page.document.text)
+    parts = [f"{words:,} word{'s' * (words != 1)}"]
     if state.link.status == "ready" and page.counted >= 0:
         tokens = f"{page.tokens} tokens" if page.exact else f"about {page.tokens} tokens"
         share = min(1.0, page.tokens / context)

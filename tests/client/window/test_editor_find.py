@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, strategies as st
 
 from client.window.editor import find
 from client.window.editor.find import Find
 from client.window.editor.view import View
-from tests.client.window.test_editor_layout import measure
+from client.window.editor.words import Words
+from tests.client.window.test_editor_layout import measure, texts
 
 TEXT = "Thou art more lovely and more temperate. More!"
 PLACES = [(9, 13), (25, 29), (41, 45)]
@@ -81,3 +83,12 @@ def test_a_page_that_is_lower_than_its_margins_still_shows_the_line() -> None:
     shown.height = 12.0
     shown.bring(50, margin=30.0)
     assert shown.shows(50) and shown.rows == 1
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1), texts), max_size=8))
+def test_words_are_counted_around_what_has_changed(edits: list[tuple[float, float, str]]) -> None:
+    words, text = Words(), ""
+    for a, b, put in edits:
+        start, end = sorted((round(a * len(text)), round(b * len(text))))
+        text = text[:start] + put + text[end:]
+        assert words.count(text) == len(text.split())
