@@ -138,11 +138,14 @@ def draw_recovered(state: AppState) -> list[Action]:
         return actions
     many = len(state.left_behind)
     imgui.text("A session ended unexpectedly. Its page was kept:" if many == 1 else f"{many} pages were left behind:")
-    for name, saved in state.left_behind.items():
+    for number, (name, saved) in enumerate(state.left_behind.items()):
         at = time.strftime("%Y-%m-%d %H:%M", time.localtime(saved.at))
         imgui.text(widgets.printable(f"{at}  {Path(saved.path).name if saved.path else 'not saved yet'}"))
         imgui.text_disabled(widgets.printable(" ".join(saved.text[:300].split()[:20])[:100]))
-        if imgui.button(f"Restore it###restore {name}"):
+        chosen = imgui.button(f"Restore it###restore {name}")
+        if not number:
+            imgui.set_item_default_focus()
+        if chosen or (not number and enters()):
             actions.append(Recover(name))
         imgui.same_line()
         if imgui.button(f"Discard it###discard {name}"):
