@@ -111,6 +111,8 @@ LIGHT = Palette(
     warn="#744a00",
     bad="#a51d17",
 )
+MARKS = {"found": ("warn", 0.16), "found now": ("warn", 0.3), "differs": ("warn", 0.3), "unlikely": ("bad", 0.3)}
+"""What is laid behind words of a text -> its colour and opacity, with which they can still be read."""
 PALETTES: dict[Name, Palette] = {"dark": DARK, "light": LIGHT}
 
 
@@ -122,6 +124,12 @@ def palette() -> Palette:
 def rgba(colour: str, alpha: float = 1.0) -> ImVec4:
     part = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     return ImVec4(part[0], part[1], part[2], alpha)
+
+
+def mark(name: str, share: float = 1.0) -> ImVec4:
+    """Return the colour of one of MARKS, paler where the share is less than 1."""
+    colour, alpha = MARKS[name]
+    return rgba(getattr(palette(), colour), alpha * share)
 
 
 def apply(name: Name, scale: float, font_size: float) -> None:

@@ -6,6 +6,7 @@ import math
 
 from imgui_bundle import ImVec2, imgui
 
+from client.window import theme
 from client.window.events import Action, ChooseColumn, Do, Enter
 from client.window.icons import ICONS
 from client.window.state import AppState, Column
@@ -127,7 +128,7 @@ def draw_parts(parts: list[tuple[str, bool]]) -> None:
     right = left + imgui.get_content_region_avail().x
     paint, height = imgui.get_window_draw_list(), imgui.get_text_line_height()
     x, y = left, imgui.get_cursor_screen_pos().y
-    shade, ink = imgui.get_color_u32(widgets.color("warn", 0.3)), imgui.get_color_u32(imgui.Col_.text)
+    shade, ink = imgui.get_color_u32(theme.mark("differs")), imgui.get_color_u32(imgui.Col_.text)
     for part, differs in parts:
         for line_number, line in enumerate(part.split("\n")):
             if line_number:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from imgui_bundle import ImVec2, imgui
 
+from client.window import theme
 from client.window.chords import PageKeys, keys_of
 from client.window.editor import drawing
 from client.window.editor.view import TOP
 from client.window.events import Action, Do, PageWord, Prefer
 from client.window.state import AppState
 from client.window.views import find, live, token_popup, widgets
-from client.window.views.tokens import SHADE
 
 SIGHT = "the model sees from here"
 PLACEHOLDER = "Write a beginning, then press {}"
@@ -67,8 +67,8 @@ def draw(state: AppState, font: imgui.ImFont | None) -> list[Action]:
 def inks() -> drawing.Inks:
     """Return the page's colours in the present theme."""
 
-    def packed(name: str, alpha: float = 1.0) -> int:
-        return imgui.get_color_u32(widgets.color(name, alpha))
+    def packed(name: str) -> int:
+        return imgui.get_color_u32(widgets.color(name))
 
     return drawing.Inks(
         paper=packed("page"),
@@ -76,9 +76,9 @@ def inks() -> drawing.Inks:
         model=packed("model"),
         muted=packed("dim"),
         selection=packed("selection"),
-        found=packed("warn", 0.3),
-        chosen=packed("warn", 0.6),
-        shade=packed("bad", SHADE),
+        found=imgui.get_color_u32(theme.mark("found")),
+        chosen=imgui.get_color_u32(theme.mark("found now")),
+        shade=imgui.get_color_u32(theme.mark("unlikely")),
         rule=packed("warn"),
         caret=packed("accent"),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from imgui_bundle import ImVec2, ImVec4, imgui
 
+from client.window import theme
 from client.window.alternatives import Tokens, probability, unlikely
 from client.window.events import Action, TakeToken
 from client.window.state import AppState
@@ -11,8 +12,6 @@ from client.window.views import widgets
 from protocol import messages as m
 
 MAX_TOKENS = 1000
-SHADE = 0.3
-"""Opacity of the shade behind the most unlikely words, on which they can still be read."""
 SHOWN, LONGEST = 10, 20
 """Alternatives that are listed, and characters of each."""
 TEXT, BAR = 7.0, 4.0
@@ -93,4 +92,4 @@ def alternative(text: str, logprob: float) -> str:
 
 def shade(logprob: float) -> ImVec4:
     """Return the shade of a token, as on the page."""
-    return widgets.color("bad", SHADE * unlikely(logprob))
+    return theme.mark("unlikely", unlikely(logprob))

@@ -16,7 +16,7 @@ from imgui_bundle import imgui
 from client.window.events import Do
 from client.window.state import Generating
 from client.window.update import notices
-from client.window.views import inference, live
+from client.window.views import inference, live, toasts
 from tests.client.fake import ReplicaServer
 from tests.client.window import driver
 from tests.client.window.driver import Driver, drive
@@ -157,3 +157,8 @@ def test_figures_are_those_of_what_is_written_now(monkeypatch: pytest.MonkeyPatc
 
     with ReplicaServer() as server:
         drive(server.endpoint, test)
+
+
+def test_a_notice_is_as_long_as_one_reads() -> None:
+    assert toasts.sentence("the worker\n died") == "The worker died"
+    assert toasts.short("W" * 5000, 40) == "W" * 40 + " ..." and len(toasts.sentence("\n" * 500 + "x " * 5000)) <= 404

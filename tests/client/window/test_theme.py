@@ -14,8 +14,7 @@ pytest.importorskip("client.window.loop", exc_type=ImportError, reason=WINDOW)
 from imgui_bundle import imgui, implot
 
 from client.window import theme
-from client.window.theme import PALETTES, Name, Palette
-from client.window.views.tokens import SHADE
+from client.window.theme import MARKS, PALETTES, Name, Palette
 
 AT_LEAST = 4.5
 PANELS = ("base", "page", "raised", "field", "field_hovered", "field_active")
@@ -113,8 +112,12 @@ def test_another_scale_starts_from_the_same_sizes() -> None:
 
 
 @pytest.mark.parametrize("name", PALETTES)
-def test_the_most_unlikely_words_can_be_read_on_their_shade(name: Name) -> None:
-    shown = PALETTES[name]
-    mixed = [p * (1 - SHADE) + s * SHADE for p, s in zip(rgb(shown.page), rgb(shown.bad), strict=True)]
-    behind = (mixed[0], mixed[1], mixed[2])
-    assert contrast(behind, rgb(shown.model)) >= AT_LEAST <= contrast(behind, rgb(shown.text))
+def test_words_on_a_mark_can_be_read(name: Name) -> None:
+    palette, low = PALETTES[name], {}
+    for mark, (colour, alpha) in MARKS.items():
+        for surface, inks in (("page", ("text", "model")), ("base", ("text",))):
+            pairs = zip(rgb(getattr(palette, colour)), rgb(getattr(palette, surface)), strict=True)
+            mixed = [over * alpha + under * (1 - alpha) for over, under in pairs]
+            for ink in inks:
+                low[mark, surface, ink] = contrast((mixed[0], mixed[1], mixed[2]), rgb(getattr(palette, ink)))
+    assert not {which: round(value, 2) for which, value in low.items() if value < AT_LEAST}
