@@ -1,4 +1,4 @@
-"""What a panel costs each frame, without a window."""
+"""What views cost and say, without a window."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.conftest import WINDOW
 pytest.importorskip("client.window.loop", exc_type=ImportError, reason=WINDOW)
 
 from client.window.state import AppState
-from client.window.views import inference
+from client.window.views import inference, toasts
 from tests.client.window.test_update import RESULT
 
 
@@ -35,3 +35,17 @@ def test_the_plots_arrays_are_made_once_a_frame(monkeypatch: pytest.MonkeyPatch)
     assert limits == [(0.5, 2.5), (0, pytest.approx(6.6)), (0.5, 2.5), (0, pytest.approx(9.9))], "upwards from 0"
     ticks = [arguments[1] for arguments, _ in implot.setup_axis_ticks.call_args_list]
     assert ticks == [[1, 2], [1, 2]] and inference.ticks(1, 100) == [1, 18, 35, 52, 69, 86]
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("connected again", "Connected again"),
+        ("demo/native/int8 is loaded", "demo/native/int8 is loaded"),
+        ("gpt2-xl is not there", "gpt2-xl is not there"),
+        ("a.txt.gpt2d.json cannot be used", "a.txt.gpt2d.json cannot be used"),
+        ("", ""),
+    ],
+)
+def test_a_notice_begins_with_a_capital_where_no_name_does(said: str, shown: str) -> None:
+    assert toasts.sentence(said) == shown
