@@ -249,7 +249,8 @@ def _trouble(state: AppState, error: Gpt2dError) -> list[e.Effect]:
     # After a broken connection the server is asked at once; one that is not there, every other second.
     link.next_look = state.now if was_ready and status == "lost" else state.now + RETRY_S
     if status not in GOES_ON:
-        _lost(state, str(error) if was_ready or _under_way(state) else "")
+        told = was_ready or _under_way(state) or state.said("link")  # what was said of it is still so, or is another
+        _lost(state, str(error) if told else "")
     return act.go(state)
 
 

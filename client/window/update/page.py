@@ -15,7 +15,7 @@ from client.window.update import branches, files, notices
 from client.window.update.branches import SENT_BYTES
 from protocol import messages as m
 from protocol.connection import Event as Reply
-from protocol.errors import Gpt2dError
+from protocol.errors import ConnectionFailed, Gpt2dError, NotGpt2d
 from protocol.ledger import Ledger
 
 GENERATE_S = 600.0
@@ -235,7 +235,11 @@ def _written(state: AppState, event: Reply, took_ms: float) -> list[e.Effect]:
         state.link.next_look = state.now  # its worker has less to do now
         return [e.Send("stats", m.GetStats(), COUNT_S)]
     elif isinstance(event, Gpt2dError):
-        branches.ended(state, "" if going.stopping else str(event))
+        error = "" if going.stopping else str(event)
+        of_link = isinstance(event, ConnectionFailed) and not isinstance(event, NotGpt2d)
+        branches.ended(state, "" if of_link else error)
+        if of_link and error:
+            notices.warn(state, "link", error)  # until it is connected again
     return []
 
 

@@ -15,7 +15,7 @@ from client.window import events as e
 from client.window.state import STOP_S, AppState
 from client.window.update.apply import apply
 from protocol import messages as m
-from protocol.errors import Cancelled, ConnectionLost, LoadFailed, NoServer, NotLoaded, Unauthorised
+from protocol.errors import Cancelled, ConnectionLost, LoadFailed, NoServer, NotLoaded, ServerStuck, Unauthorised
 from tests.client.window.test_update import INFO, LOADED, MODEL, PONG, RESULT, WORKER, ready, sent
 
 WAY = ("demo", "onnx", "int8")
@@ -290,3 +290,17 @@ def test_a_key_that_may_not_load_waits_for_whoever_does() -> None:
         if not begins:
             effects = apply(state, e.Do("generate"))
         assert bool(sent(effects, m.Generate)) == begins and state.page.busy and not sent(effects, m.Load)
+
+
+def test_what_is_said_of_the_connection_ends_with_it() -> None:
+    """A generation that a stuck server ended is no fault of the page: what is said of it is over once it answers."""
+    state = ready()
+    apply(state, e.Edit(0, 0, "Once", "typed"))
+    apply(state, e.Do("generate"))
+    apply(state, e.Replied("page", ServerStuck("it does not answer"), 1))
+    apply(state, e.Replied("look", ServerStuck("it does not answer"), 1))
+    assert [notice.text for notice in state.notices] == ["it does not answer"]
+    apply(state, e.Replied("look", NoServer("nobody listens"), 1))
+    assert [notice.text for notice in state.notices] == ["nobody listens"], "what is said is what is so"
+    apply(state, e.Replied("look", INFO, 1))
+    assert [notice.text for notice in state.notices] == ["connected again"]
