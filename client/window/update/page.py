@@ -20,6 +20,8 @@ from protocol.ledger import Ledger
 
 GENERATE_S = 600.0
 COUNT_S = 10.0
+BEAT_S = 0.5
+"""Seconds after which a server knows what a worker does."""
 COUNT_AFTER_S = 0.4
 """Tokens are counted when the page has not changed for this long."""
 COUNTED_BYTES = 12_000
@@ -232,7 +234,7 @@ def _written(state: AppState, event: Reply, took_ms: float) -> list[e.Effect]:
             state.alternatives.keep(tokens)
         branches.finished(state, entry)
         branches.ended(state, "")
-        state.link.next_look = state.now  # its worker has less to do now
+        state.link.next_look = state.now + BEAT_S  # its worker has less to do now
         return [e.Send("stats", m.GetStats(), COUNT_S)]
     elif isinstance(event, Gpt2dError):
         error = "" if going.stopping else str(event)

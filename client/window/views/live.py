@@ -28,7 +28,9 @@ def share(state: AppState) -> float | None:
     going, doing = state.page.generating, state.models.loading
     if going:
         return going.tokens / max(1, going.asked)
-    return doing.done / doing.total if state.page.wanted and doing else None
+    if state.page.wanted and doing:
+        return doing.done / doing.total if doing.total > 1 else 0.0
+    return None
 
 
 def height() -> float:

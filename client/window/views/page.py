@@ -44,7 +44,8 @@ def draw(state: AppState, font: imgui.ImFont | None) -> list[Action]:
         follow=page.generating.end if page.generating else None,
         enter=not preferences.enter_generates or page.generating is not None,
     )
-    below = 0.0 if state.focus_mode else imgui.get_frame_height_with_spacing() + live.height()
+    alone = state.focus_mode and page.wanted is None  # a load, which takes its time, is told there, too
+    below = 0.0 if alone else imgui.get_frame_height_with_spacing() + live.height()
     imgui.push_font(font, preferences.page_font_size * preferences.zoom)
     room = imgui.get_content_region_avail()
     size = ImVec2(max(1.0, room.x), max(1.0, room.y - below))
@@ -59,7 +60,7 @@ def draw(state: AppState, font: imgui.ImFont | None) -> list[Action]:
     wheel = imgui.get_io().mouse_wheel
     if wheel and imgui.get_io().key_ctrl and imgui.is_window_hovered():
         actions.append(Do("zoom in" if wheel > 0 else "zoom out"))
-    if not state.focus_mode:
+    if not alone:
         draw_status(state)
     return actions
 

@@ -14,6 +14,7 @@ pytest.importorskip("client.window.loop", exc_type=ImportError, reason=WINDOW)
 from client.window import events as e
 from client.window.state import STOP_S, AppState
 from client.window.update.apply import apply
+from client.window.update.page import BEAT_S
 from protocol import messages as m
 from protocol.errors import Cancelled, ConnectionLost, LoadFailed, NoServer, NotLoaded, ServerStuck, Unauthorised
 from tests.client.window.test_update import INFO, LOADED, MODEL, PONG, RESULT, WORKER, ready, sent
@@ -190,7 +191,7 @@ def test_the_last_figures_and_counts_end_where_the_next_text_begins() -> None:
     apply(state, e.Do("generate"))
     apply(state, e.Replied("page", RESULT, 1))
     assert state.ledgers.last
-    assert sent(apply(state, e.Tick(state.now + 0.01, 1e9)), m.Ping), "no worker is said to be busy any longer"
+    assert sent(apply(state, e.Tick(state.now + BEAT_S, 1e9)), m.Ping), "no worker is said to be busy any longer"
     apply(state, e.Replied("count", m.Tokenized(id=1, text="Once", ids=[1], offsets=[0, 4]), 1))
     apply(state, e.Do("regenerate"))
     assert state.ledgers.last is None and state.page.counted == -1
