@@ -60,6 +60,7 @@ class Window:
         """Draw until the user quits."""
         gc.freeze()  # the libraries' objects stay: to look through them again takes longer than two frames
         while not self.app.state.quitting:
+            self._notice(time.monotonic())  # what the frame itself has left to do
             due = self._due()
             wait = due - time.monotonic()
             if wait > 0:

@@ -147,7 +147,7 @@ class Bench(Driven):
         self._begin(forced=True)
         app.tell(e.LoadModel())
         yield BUSY_S
-        yield lambda: any(w.state == "ready" for w in state.link.workers)
+        yield lambda: state.loaded
         self._measured("load")
         self.forced = False
         process = psutil.Process()
@@ -171,7 +171,7 @@ class Bench(Driven):
         yield BUSY_S
         self._measured("stopped")
         self._daemon.send_signal(signal.SIGCONT)
-        yield lambda: bool(state.link.workers)  # there is a new connection, and it has found the model again
+        yield lambda: state.link.status == "ready" and state.loaded  # there is a new connection
         self._begin(forced=True)
         app.tell(e.Do("generate"))
         yield writes

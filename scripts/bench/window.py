@@ -17,7 +17,7 @@ from protocol import Client
 CHARACTERS = 200_000
 LINE = "Shall I compare thee to a summer's day? Thou art more lovely and more temperate: "
 LINE += "rough winds do shake the buds of May.\n"
-WAIT_S = 60.0
+WAIT_S = 120.0
 GENERATIONS = 6
 """Number of texts whose median speed counts, after one that is not counted."""
 SETTINGS: dict[str, Any] = {"max_new_tokens": 300, "ignore_eos": True, "strategy": "greedy"}
@@ -72,7 +72,11 @@ class Driven(ABC):
 
     def _advance(self) -> None:
         now = time.monotonic()
-        if now < self._next or not (self._ready() or now > self._give_up):
+        if now < self._next:
+            return
+        if not self._ready():
+            if now > self._give_up:
+                raise TimeoutError(f"waited {WAIT_S:.0f} s in vain; {self.state.link.status} {self.state.link.trouble}")
             return
         try:
             step = next(self._steps)
