@@ -18,6 +18,7 @@ from client.window.state import Preferences
 SHIPPED = Path(__file__).parent / "assets" / "fonts"
 SANS, BOLD = str(SHIPPED / "Inter-Regular.ttf"), str(SHIPPED / "Inter-SemiBold.ttf")
 SERIF, ICONS = str(SHIPPED / "SourceSerif4-Regular.ttf"), str(SHIPPED / "Lucide.ttf")
+BOLD_NAME = Path(BOLD).name
 BUILT_IN = {"": "Built-in", "sans": "Built-in sans", "serif": "Built-in serif"}
 """What a preference says instead of a path -> its name. The empty one is sans in the panels, serif on the page."""
 FALLBACKS = (
@@ -81,8 +82,7 @@ def set_style(preferences: Preferences, screen: float) -> None:
 
 def bold() -> imgui.ImFont | None:
     """Return the font of headings; None, which is the present one, where it is not loaded."""
-    name = Path(BOLD).name
-    return next((font for font in imgui.get_io().fonts.fonts if font.get_debug_name() == name), None)
+    return next((font for font in imgui.get_io().fonts.fonts if font.get_debug_name() == BOLD_NAME), None)
 
 
 def trouble(path: str) -> str:

@@ -7,6 +7,7 @@ surface that it stands on: tests/client/window/test_theme.py computes the contra
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, TypeAlias
 
 from imgui_bundle import ImVec2, ImVec4, imgui, implot
@@ -121,7 +122,9 @@ def palette() -> Palette:
     return LIGHT if imgui.get_style().color_(imgui.Col_.window_bg).x > 0.5 else DARK
 
 
+@lru_cache(maxsize=512)
 def rgba(colour: str, alpha: float = 1.0) -> ImVec4:
+    """Return a colour as Dear ImGui takes it; a frame asks for some forty."""
     part = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     return ImVec4(part[0], part[1], part[2], alpha)
 
@@ -142,8 +145,8 @@ def apply(name: Name, scale: float, font_size: float) -> None:
         c.frame_bg: shown.field, c.frame_bg_hovered: shown.field_hovered, c.frame_bg_active: shown.field_active,
         c.button: shown.button, c.button_hovered: shown.button_hovered, c.button_active: shown.button_active,
         c.header: shown.chosen, c.header_hovered: shown.chosen_hovered, c.header_active: shown.chosen_active,
-        c.tab: shown.base, c.tab_hovered: shown.button_hovered, c.tab_selected: shown.base,
-        c.tab_dimmed: shown.base, c.tab_dimmed_selected: shown.base, c.docking_empty_bg: shown.base,
+        c.tab: shown.base, c.tab_hovered: shown.button_hovered, c.tab_selected: shown.button,
+        c.tab_dimmed: shown.base, c.tab_dimmed_selected: shown.button, c.docking_empty_bg: shown.base,
         c.table_header_bg: shown.button, c.table_row_bg: None, c.table_row_bg_alt: None,
         c.text_selected_bg: shown.selection, c.scrollbar_bg: None, c.checkbox_selected_bg: shown.field,
         c.drag_drop_target_bg: None,

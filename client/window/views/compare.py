@@ -43,12 +43,12 @@ def draw(state: AppState) -> list[Action]:
             actions.append(Do("compare"))
         imgui.end_disabled()
     widgets.tip("The columns take turns, so that the times can be compared. The model of a column is loaded first.")
-    imgui.same_line()
+    widgets.beside("Take the page's text")
     imgui.begin_disabled(running)
     if imgui.button("Take the page's text"):
         actions.append(Do("take page"))
     widgets.tip("What stands before the page's cursor becomes the prompt.")
-    imgui.same_line()
+    widgets.beside(f"{ICONS['plus']}  {ICONS['minus']}")
     if imgui.button(f"{ICONS['plus']}###+"):
         actions.append(Do("add column"))
     widgets.tip("One more column")

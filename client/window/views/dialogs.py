@@ -172,7 +172,9 @@ def draw_recent(state: AppState) -> list[Action]:
 
 
 def draw_keys(_state: AppState) -> list[Action]:
-    if imgui.begin_table("keys", 2, imgui.TableFlags_.sizing_stretch_prop):
+    if imgui.begin_table("keys", 2):
+        imgui.table_setup_column("keys", imgui.TableColumnFlags_.width_fixed)
+        imgui.table_setup_column("what", imgui.TableColumnFlags_.width_stretch)
         for key, what in chords.listed():
             imgui.table_next_row()
             imgui.table_next_column()

@@ -94,6 +94,13 @@ def large(text: str, size: float) -> None:
     imgui.pop_font()
 
 
+def beside(label: str) -> None:
+    """Put a button of this label beside the item before it, or on a new line where there is no room."""
+    imgui.same_line()
+    if imgui.get_content_region_avail().x < imgui.calc_text_size(label).x + 2 * imgui.get_style().frame_padding.x:
+        imgui.new_line()
+
+
 def section(label: str) -> bool:
     """Draw the heading of a part that unfolds; return True if it is unfolded."""
     for which, colour in (
