@@ -90,6 +90,10 @@ def do(state: AppState, what: e.PageWord) -> list[e.Effect]:
         case "regenerate":
             return _regenerate(state)
         case "branches":
+            if state.setting("strategy") == "greedy" or state.setting("temperature") == 0:
+                why = "greedily all branches are the same: choose the strategy `sample` and a temperature above 0"
+                notices.warn(state, "page", why)
+                return []
             return generate(state, page.document.cursor, count=BRANCHES)
         case "stop":
             page.branch = None

@@ -282,6 +282,16 @@ def test_four_are_written_at_once_and_one_is_taken() -> None:
     assert state.page.document.text == "Once dd END"
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [("strategy", "greedy", "the same"), ("temperature", 0.0, "the same"), ("strategy", "contrastive", "n is at most")],
+)
+def test_branches_that_cannot_be_are_not_written(name: str, value: Any, why: str) -> None:
+    state = page("Once")
+    apply(state, e.SetSetting(name, value))
+    assert apply(state, e.Do("branches")) == [] and state.page.generating is None and why in state.said("page")
+
+
 def chain(length: int) -> tuple[Document, Tree]:
     """A page of many takes, each with another beside it."""
     document, tree = Document(), Tree()
