@@ -55,6 +55,7 @@ class Window:
         (monotonic).
         """
         self._title = ""
+        self._noticed = self.app.state.notices
 
     def run(self) -> None:
         """Draw until the user quits."""
@@ -110,11 +111,19 @@ class Window:
         ):
             own = self.frame() + taken
             self.pace.drew(time.process_time() - began)
-            # Dear ImGui takes fast input in turns, and the page goes on scrolling under a drag beyond its edge.
-            if imgui.get_current_context().input_events_queue.size() or self.app.state.page.view.moving:
+            if self._unsettled():
                 self.backend.touch()
             if self.watch:
                 self.watch(own, late, time.monotonic())
+
+    def _unsettled(self) -> bool:
+        """True if the next frame looks different although nothing happens."""
+        context, state = imgui.get_current_context(), self.app.state
+        noticed, self._noticed = self._noticed, state.notices
+        # Dear ImGui takes fast input in turns, and darkens what is behind a dialog little by little; the page goes on
+        # scrolling under a drag beyond its edge, and a notice takes the size of its text.
+        waits, darkens = context.input_events_queue.size() > 0, 0 < context.dim_bg_ratio < 1
+        return waits or darkens or state.page.view.moving or noticed is not state.notices
 
     def _scaled(self) -> None:
         """Use the screen's scale, unless the system scales the window's pixels (macOS, Wayland)."""

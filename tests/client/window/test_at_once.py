@@ -51,16 +51,66 @@ print(document.text)
 window.close()
 """
 
+NOTICE = """
+import time
+from imgui_bundle import imgui
+from client.window import events
+from client.window.loop import Window
+from client.window.update import notices
+
+window = Window("tcp://127.0.0.1:1")
+app, backend, time_now = window.app, window.backend, time.monotonic() + 100
+app.state.link.status = "off"  # while it connects, frames show for how long
+
+def height():
+    return imgui.internal.find_window_by_name("##toast a").size.y
+
+for words in (3, 80):
+    for _ in range(8):
+        window.frame()
+    backend.touched = backend.moved = False
+    notices.warn(app.state, "a", "word " * words)
+    happened = iter([True])
+    app.take_events = lambda: next(happened, False)
+    for _ in range(20):  # the looks and frames of a third of a second, in which nothing else happens
+        time_now += 1 / 60
+        window._notice(time_now)
+        if time_now >= window._due():
+            window._look(time_now, 0.0)
+    found = height()
+    for _ in range(8):
+        window.frame()
+    print(found == height(), height() > 20 * (words // 20))
+app.tell(events.Edit(0, 0, "Once", "typed"))
+app.tell(events.Do("quit"))
+for _ in range(5):
+    backend.touched, happened = False, iter([True])
+    window._look(time_now, 0.0)
+print("it darkens" if 0 < imgui.get_current_context().dim_bg_ratio < 1 and backend.touched else "it stays as it is")
+window.close()
+"""
+
+
+@pytest.mark.usefixtures("home")
+def test_a_notice_and_a_dialog_are_drawn_to_their_end(screen: str) -> None:
+    assert run(screen, NOTICE) == ["True True", "True True", "it darkens"]
+
 
 @pytest.mark.usefixtures("home")
 def test_letters_and_clicks_at_once(screen: str) -> None:
     """In the first window, and in those later ones that find the panels where they were left."""
     for start in ("first", "second"):
-        done = subprocess.run(
-            [sys.executable, "-P", "-c", CODE],
-            env=os.environ | {"DISPLAY": screen, "GALLIUM_NOOP": "1"},
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-        assert done.stdout.splitlines() == ["Compare is shown", " Start tab panel"], (start, done.stdout, done.stderr)
+        assert run(screen, CODE) == ["Compare is shown", " Start tab panel"], start
+
+
+def run(screen: str, code: str) -> list[str]:
+    """Return the lines that a fresh process prints."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        env=os.environ | {"DISPLAY": screen, "GALLIUM_NOOP": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
