@@ -67,7 +67,7 @@ def draw_toast(notice: Notice) -> list[Action]:
         if notice.action is not None:
             imgui.set_cursor_pos_x(left)
             if imgui.button(f"{widgets.item(short(notice.label, MAX_LABEL))}###way out"):
-                actions += [notice.action, Dismiss(notice.key)]
+                actions += [Dismiss(notice.key), notice.action]  # which may have something new to say
     imgui.end()
     return actions
 

@@ -13,7 +13,7 @@ pytest.importorskip("client.window.loop", exc_type=ImportError, reason=WINDOW)
 
 from imgui_bundle import imgui
 
-from client.window.events import Do
+from client.window.events import DiskFailed, Do
 from client.window.state import Generating
 from client.window.update import notices
 from client.window.views import inference, live, toasts
@@ -74,6 +74,13 @@ def test_the_page_has_most_of_the_width_and_what_is_around_it_folds() -> None:
         d.click("//##toast load/###way out")
         d.ctx.yield_(3)
         assert width("Keys") and not width("##toast load") and d.state.notices == []
+        d.focus_page()
+        again: Any = DiskFailed("it is still full")  # what a save leads to
+        notices.warn(d.state, "file", "the disk is full", again, "Save again")
+        d.ctx.yield_(3)
+        d.click("//##toast file/###way out")
+        d.ctx.yield_(3)
+        assert d.state.said("file") == "it is still full", "what a way out has to say is not taken for its beginning"
 
     with ReplicaServer() as server:
         drive(server.endpoint, test)
