@@ -34,7 +34,7 @@ def draw(state: AppState) -> list[Action]:
     end = page.pos.y + page.size.y
     below = view.work_pos.y + view.work_size.y - end
     if below >= least:  # over the drawer: the page stays in sight
-        top, height = end + margin, below - 2 * margin
+        top, height = end, below - margin
     else:
         height = max(page.size.y * SHARE, least)
         top = end - height - imgui.get_frame_height_with_spacing() * 1.5
@@ -58,7 +58,7 @@ def draw_column(number: int, node: Node, shown: bool, live: bool) -> list[Action
         imgui.same_line()
         widgets.colored("on the page", "accent")
     if imgui.begin_child(f"column {number}"):
-        imgui.text_wrapped(widgets.printable(node.text.lstrip("\n") or "\u2026"))
+        imgui.text_wrapped(widgets.printable(node.text.lstrip() or "\u2026"))
         storage, key = imgui.get_state_storage(), imgui.get_id("live")
         if live and imgui.get_scroll_y() >= imgui.get_scroll_max_y():
             imgui.set_scroll_here_y(1.0)
