@@ -181,7 +181,11 @@ class Backend(GlfwRenderer):
         super().mouse_button_callback(window, button, action, mods)
 
     def next_frame(self) -> None:
-        """Pass on what had to wait for the end of a frame."""
+        """Pass on what had to wait for the end of a frame, once Dear ImGui has seen what came before: it takes fast
+        input in turns, over several frames.
+        """
+        if imgui.get_current_context().input_events_queue.size():
+            return
         later, self._later = self._later, []
         self._pressed = self._arrived = False
         for event in later:

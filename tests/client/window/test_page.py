@@ -284,8 +284,10 @@ def writes_beside_the_model(d: Driver, server: Writer) -> None:
     assert view.shows(view.layout.count - 1)
 
 
-def test_a_file_is_dropped_in_and_the_primary_selection_is_the_systems(screen: str, tmp_path: Path) -> None:
-    """In the program itself. No tool drags between programs: GLFW's callback is what a drag ends in."""
+def test_files_fast_keys_and_the_primary_selection_come_from_the_system(screen: str, tmp_path: Path) -> None:
+    """In the program itself. No tool drags between programs: GLFW's callback is what a drag ends in. And keys that are
+    struck faster than frames are drawn have the modifiers with which they were struck.
+    """
     file = tmp_path / "poem.txt"
     file.write_text(POEM, encoding="utf-8")
     code = """
@@ -300,7 +302,19 @@ page, over = window.app.state.page, time.monotonic() + 10
 while not page.document.text and time.monotonic() < over:
     glfw.wait_events_timeout(0.05)
     window.app.take_events()
+def strike(*events):
+    for key, action, mods in events:
+        window.backend.keyboard_callback(window.window, key, glfw.get_key_scancode(key), action, mods)
+CTRL, SHIFT, HOME, RIGHT = glfw.KEY_LEFT_CONTROL, glfw.KEY_LEFT_SHIFT, glfw.KEY_HOME, glfw.KEY_RIGHT
+for _ in range(5):
+    window.frame()
+strike((CTRL, 1, 0), (HOME, 1, 2))
 window.frame()
+strike((CTRL, 0, 2), (HOME, 0, 0), (SHIFT, 1, 0), (CTRL, 1, 1), (RIGHT, 1, 3))
+strike((SHIFT, 0, 3), (CTRL, 0, 2), (RIGHT, 0, 0))
+for _ in range(12):
+    window.frame()
+print(page.document.text[slice(*page.document.selection)], end="|")
 PRIMARY.write("a word \\u4e2d")
 print(page.path, len(page.document.text), window.app.state.said("dropped"), PRIMARY.read() == "a word \\u4e2d", sep="|")
 window.close()
@@ -310,4 +324,4 @@ window.close()
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
     assert done.returncode == 0, done.stderr
     said = f"2 files were dropped; the page is for one: {file}"
-    assert done.stdout.strip().split("|") == [str(file), str(len(POEM)), said, "True"]
+    assert done.stdout.strip().split("|") == ["Shall", str(file), str(len(POEM)), said, "True"]
