@@ -173,12 +173,12 @@ def draw_recent(state: AppState) -> list[Action]:
 
 def draw_keys(_state: AppState) -> list[Action]:
     if imgui.begin_table("keys", 2):
-        imgui.table_setup_column("keys", imgui.TableColumnFlags_.width_fixed)
-        imgui.table_setup_column("what", imgui.TableColumnFlags_.width_stretch)
+        imgui.table_setup_column("keys", imgui.TableColumnFlags_.width_stretch, 1.0)
+        imgui.table_setup_column("what", imgui.TableColumnFlags_.width_stretch, 1.2)
         for key, what in chords.listed():
             imgui.table_next_row()
             imgui.table_next_column()
-            imgui.text(key)
+            widgets.wrapped(key, "text")
             imgui.table_next_column()
             widgets.wrapped(what, "dim")
         imgui.end_table()

@@ -90,6 +90,51 @@ print("it darkens" if 0 < imgui.get_current_context().dim_bg_ratio < 1 and backe
 window.close()
 """
 
+TOKENS = """
+import time
+from imgui_bundle import imgui
+from client.window import events
+from client.window.loop import Window
+
+window = Window("tcp://127.0.0.1:1")
+app, backend = window.app, window.backend
+app.state.link.status = "off"
+app.tell(events.Edit(0, 0, "Once upon a time", "typed"))
+app.state.page.document.mark(4, 16)
+now = time.monotonic() + 100
+
+def take_events():
+    expired = app.state.due <= now
+    app.tell(events.Tick(now, 0.0))
+    return expired
+
+app.take_events = take_events
+for _ in range(8):
+    window.frame()
+x, y = app.state.page.view.place(6)
+window._look(now, 0.0)
+imgui.get_io().add_mouse_pos_event(x + 1, y + 5)
+for _ in range(3):
+    window.frame()
+backend.touched = backend.moved = False
+for _ in range(60):  # a second in which nothing else happens
+    now += 1 / 60
+    window._notice(now)
+    if now >= window._due():
+        window._look(now, 0.0)
+shown = imgui.internal.find_window_by_name("##alternatives")
+size = shown.size.y if shown and shown.was_active and not shown.hidden else 0
+for _ in range(8):
+    window.frame()
+print(size > 10, size == shown.size.y if shown else "it was never opened")
+window.close()
+"""
+
+
+@pytest.mark.usefixtures("home")
+def test_the_list_of_tokens_opens_where_the_mouse_rests(screen: str) -> None:
+    assert run(screen, TOKENS) == ["True True"]
+
 
 @pytest.mark.usefixtures("home")
 def test_a_notice_and_a_dialog_are_drawn_to_their_end(screen: str) -> None:
