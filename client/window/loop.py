@@ -20,6 +20,9 @@ from client.window.events import Do, Dropped
 from client.window.opening import NAME, keep_place, open_window
 from client.window.pace import Pace
 
+OPENS = 3
+"""Number of frames that a list takes to find its size and place."""
+
 
 class NoWindow(Exception):
     """No window can be made; the text says why."""
@@ -121,9 +124,10 @@ class Window:
         context, state = imgui.get_current_context(), self.app.state
         noticed, self._noticed = self._noticed, state.notices
         # Dear ImGui takes fast input in turns, and darkens what is behind a dialog little by little; the page goes on
-        # scrolling under a drag beyond its edge, and a notice takes the size of its text.
+        # scrolling under a drag beyond its edge; a notice takes the size of its text, and so does a list of tokens.
         waits, darkens = context.input_events_queue.size() > 0, 0 < context.dim_bg_ratio < 1
-        return waits or darkens or state.page.view.moving or noticed is not state.notices
+        opens = state.hovered is not None and 0 < state.hovered.drawn < OPENS
+        return waits or darkens or opens or state.page.view.moving or noticed is not state.notices
 
     def _scaled(self) -> None:
         """Use the screen's scale, unless the system scales the window's pixels (macOS, Wayland)."""

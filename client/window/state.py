@@ -41,6 +41,8 @@ Status: TypeAlias = Literal[
 GOES_ON = frozenset[Status]({"ready", "stuck", "late", "busy", "stopping", "failed"})
 """The connection is there, so that what is under way may still come to an end."""
 MAX_HISTORY, MAX_POINTS = 500, 2000
+REST_S = 0.25
+"""Seconds for which the mouse rests on a word of the page before the list of what else could stand there opens."""
 STOP_S = 0.25
 """The last words of a generation that is stopped are waited for this long; a worker that stands still has none."""
 KEPT_LOGPROBS = 50
@@ -276,6 +278,8 @@ class Hovered:
     """Left, top, right and bottom of the place on the screen that the mouse is on, and of the list."""
     list: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     opened: bool = False
+    drawn: int = 0
+    """Number of frames in which the list was drawn: it takes some to find its size."""
 
 
 @dataclass(slots=True)
@@ -513,7 +517,8 @@ class AppState:
         going = self.page.generating
         stopped = [going.stopped_at + STOP_S] if going and going.stopping else []
         stopped += [self.compare.stopped_at + STOP_S] if self.compare.stopping else []
-        return min([notice.until for notice in self.notices] + stopped, default=math.inf)
+        rests = [self.hovered.since + REST_S] if self.hovered and not self.hovered.opened else []
+        return min([notice.until for notice in self.notices] + stopped + rests, default=math.inf)
 
     def tokens_at(self, offset: int) -> Tokens | None:
         """Return the tokens of the continuation that the page shows at an offset, if they are kept."""

@@ -10,13 +10,11 @@ import math
 from imgui_bundle import ImVec2, imgui
 
 from client.window.events import Action
-from client.window.state import AppState, Hovered
+from client.window.state import REST_S, AppState, Hovered
 from client.window.views import widgets
 from client.window.views.tokens import GONE, WIDTH, draw_list
 
 NAME = "##alternatives"
-REST_S = 0.25
-"""Seconds for which the mouse rests on a word before the list opens."""
 FLAGS = (
     imgui.WindowFlags_.no_title_bar
     | imgui.WindowFlags_.no_move
@@ -50,6 +48,7 @@ def draw(state: AppState) -> list[Action]:
         imgui.text_disabled(GONE)
         imgui.pop_text_wrap_pos()
     where, size = imgui.get_window_pos(), imgui.get_window_size()
+    hovered.drawn += 1
     hovered.list = (where.x, where.y, where.x + size.x, where.y + size.y)
     imgui.end()
     if actions:
