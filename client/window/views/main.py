@@ -123,7 +123,8 @@ def draw_docked(state: AppState, panels: tuple[str, ...], dock: int) -> list[Act
         if name in state.preferences.closed:
             continue
         bare(name, dock)
-        opened, stays = imgui.begin(name, True)
+        # Panels that appear together would each come to the front, and the last one stay there.
+        opened, stays = imgui.begin(name, True, imgui.WindowFlags_.no_focus_on_appearing)
         if opened:
             actions += draw_panel(state, name)
         imgui.end()

@@ -81,6 +81,19 @@ for words in (3, 80):
     for _ in range(8):
         window.frame()
     print(found == height(), height() > 20 * (words // 20))
+
+def shown():
+    for _ in range(8):
+        window.frame()
+    drawer = ("Inference", "Tokens", "Tree", "History", "Compare")
+    return [name for name in drawer if not imgui.internal.find_window_by_name(name).hidden]
+
+imgui.set_window_focus("Tokens")
+before = shown()
+app.state.preferences.folded = ["drawer"]
+shown()
+app.state.preferences.folded = []
+print(*before, *shown())
 app.tell(events.Edit(0, 0, "Once", "typed"))
 app.tell(events.Do("quit"))
 for _ in range(5):
@@ -137,8 +150,8 @@ def test_the_list_of_tokens_opens_where_the_mouse_rests(screen: str) -> None:
 
 
 @pytest.mark.usefixtures("home")
-def test_a_notice_and_a_dialog_are_drawn_to_their_end(screen: str) -> None:
-    assert run(screen, NOTICE) == ["True True", "True True", "it darkens"]
+def test_a_notice_and_a_dialog_are_drawn_to_their_end_and_a_drawer_opens_as_it_was(screen: str) -> None:
+    assert run(screen, NOTICE) == ["True True", "True True", "Tokens Tokens", "it darkens"]
 
 
 @pytest.mark.usefixtures("home")
