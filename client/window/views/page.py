@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from imgui_bundle import ImVec2, imgui
 
 from client.window import theme
@@ -11,10 +13,14 @@ from client.window.editor.view import TOP
 from client.window.events import Action, Do, PageWord, Prefer
 from client.window.state import AppState
 from client.window.views import find, live, token_popup, widgets
+from client.window.views.toasts import short
 
 SIGHT = "the model sees from here"
 PLACEHOLDER = "Write a beginning, then press {}"
 MENU = "page menu"
+GAP = "   "
+MAX_NAME = 40
+"""Most characters of a file's name in the line below the page."""
 
 
 def keys() -> PageKeys:
@@ -179,7 +185,8 @@ def waiting(state: AppState) -> str:
 def draw_status(state: AppState) -> None:
     page, context = state.page, state.models.context
     words = page.view.words.count(page.document.text)
-    parts = [f"{words:,} word{'s' * (words != 1)}"]
+    name = page.path.name if page.path else "not saved yet"
+    parts = [f"{short(name, MAX_NAME)}{' *' if page.dirty else ''}", f"{words:,} word{'s' * (words != 1)}"]
     if state.link.status == "ready" and page.counted >= 0:
         tokens = f"{page.tokens} tokens" if page.exact else f"about {page.tokens} tokens"
         share = min(1.0, page.tokens / context)
@@ -188,11 +195,22 @@ def draw_status(state: AppState) -> None:
         parts.append("the space before the cursor is not sent" if spaces == 1 else f"{spaces} spaces are not sent")
     if page.sight:
         parts.append("the beginning is out of the model's sight")
-    name = page.path.name if page.path else "not saved yet"
-    parts.append(f"{name}{' *' if page.dirty else ''}")
     if page.generating:
         parts.insert(0, live.words(page.generating))
     elif page.wanted:
         parts.insert(0, waiting(state))
     live.line(live.share(state))
-    imgui.text_disabled("   ".join(parts))
+    line = fitting(parts, imgui.get_content_region_avail().x, lambda text: imgui.calc_text_size(text).x)
+    imgui.text_disabled(line)
+    if len(line) < len(GAP.join(parts)):
+        widgets.tip("\n".join(parts))
+
+
+def fitting(parts: list[str], room: float, width: Callable[[str], float]) -> str:
+    """Return as many parts, in a line, as there is room for; three dots stand for the others."""
+    line = ""
+    for count in range(len(parts), 0, -1):
+        line = GAP.join([*parts[:count], *["\u2026"] * (count < len(parts))])
+        if width(line) <= room:
+            break
+    return line

@@ -13,7 +13,7 @@ from tests.conftest import WINDOW
 pytest.importorskip("client.window.loop", exc_type=ImportError, reason=WINDOW)
 
 from client.window.state import AppState
-from client.window.views import inference, toasts
+from client.window.views import inference, page, toasts
 from tests.client.window.test_update import RESULT
 
 
@@ -49,3 +49,13 @@ def test_the_plots_arrays_are_made_once_a_frame(monkeypatch: pytest.MonkeyPatch)
 )
 def test_a_notice_begins_with_a_capital_where_no_name_does(said: str, shown: str) -> None:
     assert toasts.sentence(said) == shown
+
+
+def test_the_line_below_the_page_stays_within_it() -> None:
+    """The name comes first, and what there is no room for is left out whole."""
+    parts = ["king.txt *", "3 words", "5 tokens before the cursor"]
+    whole = page.GAP.join(parts)
+    assert page.fitting(parts, len(whole), len) == whole
+    assert page.fitting(parts, len(whole) - 1, len) == "king.txt *   3 words   \u2026"
+    assert page.fitting(parts, 15, len) == "king.txt *   \u2026"
+    assert page.fitting(parts, 3, len) == "king.txt *   \u2026"
