@@ -279,8 +279,9 @@ def draw_view_menu(state: AppState) -> list[Action]:
         shown = state.over == part if narrow else part not in state.preferences.folded
         if imgui.menu_item(label, "", shown)[0]:
             actions += fold(state, part)
-    imgui.separator()
-    for panel in (*SIDE, *DRAWER):
+    if not narrow:  # there each is a tab
+        imgui.separator()
+    for panel in () if narrow else (*SIDE, *DRAWER):
         if imgui.menu_item(panel, "", panel not in state.preferences.closed)[0]:
             actions.append(toggle(state, panel))
     imgui.separator()
