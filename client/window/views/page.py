@@ -59,7 +59,8 @@ def draw(state: AppState, font: imgui.ImFont | None) -> list[Action]:
     imgui.pop_font()
     document.sticky[TOP] = first
     actions += done
-    if view.keyboard and not sheet.enter and imgui.is_key_pressed(imgui.Key.enter) and not imgui.get_io().key_shift:
+    entered = view.keyboard and not sheet.enter and imgui.is_key_pressed(imgui.Key.enter, False)
+    if entered and not (imgui.get_io().key_shift or imgui.get_io().key_ctrl):
         actions.append(Do("generate"))
     actions += draw_menu(state)
     actions += token_popup.draw(state)

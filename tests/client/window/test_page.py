@@ -58,6 +58,7 @@ def test_keyboard_and_mouse() -> None:
         d.app.tell(Edit(0, 7, POEM, "pasted"))
         d.ctx.yield_(2)
         writes_with_keys(d)
+        generates_by_enter(d)
         selects_with_the_mouse(d)
         scrolls_under_a_drag(d)
 
@@ -97,6 +98,20 @@ def writes_with_keys(d: Driver) -> None:
         assert document.can_undo
         d.keys(Key.mod_ctrl, Key.z)
     assert d.state.page.view.keyboard
+
+
+def generates_by_enter(d: Driver) -> None:
+    d.state.preferences.enter_generates = True
+    d.keys(Key.mod_ctrl, Key.end)
+    d.keys(Key.mod_ctrl, Key.enter)
+    d.keys(Key.mod_shift, Key.enter)
+    assert d.state.page.document.text == POEM + "\n\n" and not d.state.page.busy, "these begin a line"
+    d.keys(Key.enter)
+    assert d.state.page.busy and d.state.page.document.text == POEM + "\n\n"
+    d.keys(Key.escape)
+    d.state.preferences.enter_generates = False
+    while d.state.page.document.text != POEM:
+        d.keys(Key.mod_ctrl, Key.z)
 
 
 def selects_with_the_mouse(d: Driver) -> None:
