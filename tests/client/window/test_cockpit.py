@@ -64,6 +64,10 @@ def test_the_page_has_most_of_the_width_and_what_is_around_it_folds() -> None:
         assert width("Settings")
         d.keys(imgui.Key.escape)
         assert not width("Settings")
+        d.ctx.yield_(5)
+        d.ctx.key_chars("On")
+        d.ctx.yield_(3)
+        assert d.state.page.document.text == "On", "one goes on writing"
         d.click(f"{BAR}###connection")
         d.ctx.yield_(3)
         d.focus_page()  # whoever goes on writing has closed it
