@@ -163,7 +163,6 @@ def draw_over(state: AppState, part: Part) -> list[Action]:
             imgui.end_tab_bar()
         if is_left():
             state.over = ""
-            actions += back_to_the_page()
     imgui.end()
     return actions
 
@@ -185,7 +184,7 @@ def draw_popover(state: AppState, name: str) -> list[Action]:
         widgets.heading(name)
         actions += draw_panel(state, name)
         if is_left():
-            actions += [toggle(state, name), *back_to_the_page()]
+            actions.append(toggle(state, name))
     imgui.end()
     return actions
 
@@ -199,11 +198,6 @@ def is_left() -> bool:
         return imgui.get_io().mouse_pos.y >= imgui.get_main_viewport().work_pos.y
     popup = imgui.is_popup_open("", imgui.PopupFlags_.any_popup_id | imgui.PopupFlags_.any_popup_level)
     return not popup and imgui.is_key_pressed(imgui.Key.escape, False)
-
-
-def back_to_the_page() -> list[Action]:
-    """Return what gives the page the keyboard where Esc has closed something, so that one can go on writing."""
-    return [Do("to the page")] if imgui.is_key_pressed(imgui.Key.escape, False) else []
 
 
 def toggle(state: AppState, panel: str) -> Action:
