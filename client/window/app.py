@@ -43,7 +43,7 @@ class App:
         self.tell(e.Tick(time.monotonic(), time.time()))
         self.disk.do(e.ListFonts())
         if preferences.last:
-            cursor = dict(preferences.files).get(preferences.last, 0)
+            cursor = dict(preferences.files).get(preferences.last, e.END)
             self.disk.do(e.OpenFile(Path(preferences.last), cursor, at_start=True))
         self.tell(e.Connect())
 

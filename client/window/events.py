@@ -6,6 +6,7 @@ has one handler: whoever adds one finds by mypy (`assert_never`) where it is sti
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -17,6 +18,9 @@ from client.window.state import Entry, Preferences
 from client.window.textfile import TextFile
 from client.window.tree import Pruned
 from protocol import connection, messages as m
+
+END = sys.maxsize
+"""The cursor of a text in which nobody has been: behind whatever it has."""
 
 # Actions: what the user did
 
@@ -329,7 +333,7 @@ class Opened:
     """Those that are kept beside it."""
     trouble: str = ""
     """What is wrong with them."""
-    cursor: int = 0
+    cursor: int = END
     at_start: bool = False
     """The page of the last session, which takes the place of nothing."""
 
@@ -463,7 +467,7 @@ class KeepServer:
 @dataclass(frozen=True)
 class OpenFile:
     path: Path
-    cursor: int = 0
+    cursor: int = END
     at_start: bool = False
 
 

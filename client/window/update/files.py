@@ -195,6 +195,7 @@ def _show(state: AppState, path: Path | None, file: TextFile) -> list[e.Effect]:
     page.offered, page.autosaved = None, 0
     page.branches_saved = page.tree.version
     page.move_cursor, page.counted = True, -1
+    state.focus_page = max(1, state.focus_page)  # whoever opens a text writes on at its end
     notices.drop(state, "page", "branches", "file")
     _close(state)
     remember(state)
@@ -222,7 +223,7 @@ def _recovered(state: AppState, message: e.Recovered) -> list[e.Effect]:
     effects = _show(state, message.path, message.file)
     page.document.edit(0, len(page.document.text), saved.text, "restored")
     _take_branches(state, saved.branches)
-    page.document.select(0)
+    page.document.select(e.END)
     state.left_behind.pop(message.name, None)
     if state.left_behind:
         many = len(state.left_behind)
@@ -279,7 +280,7 @@ def _choose_file(state: AppState, message: e.ChooseFile) -> list[e.Effect]:
     path = Path(message.name) if message.name.startswith("~") else Path(message.folder) / message.name
     match dialog.purpose:
         case "open":
-            return [e.OpenFile(path)]
+            return [e.OpenFile(path, dict(state.preferences.files).get(named(path), e.END))]
         case "export":
             return [e.Export(path, dialog.content)]
         case "save":  # of a name in the list the dialog says that it is replaced
@@ -306,7 +307,7 @@ def _confirmed(state: AppState) -> list[e.Effect]:
         case "open":
             return show_files(state, "open", "")
         case "recent":
-            return [e.OpenFile(Path(wanted), dict(state.preferences.files).get(wanted, 0))]
+            return [e.OpenFile(Path(wanted), dict(state.preferences.files).get(wanted, e.END))]
         case "recover":
             saved = state.left_behind.get(wanted)
             return [e.OpenRecovered(wanted, saved)] if saved else []

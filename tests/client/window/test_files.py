@@ -55,8 +55,9 @@ def test_an_untouched_file_is_saved_as_it_was(tmp_path: Path) -> None:
     file, state = tmp_path / "a.txt", page("")
     for data in (b"\xef\xbb\xbfone\r\ntwo\nthree\x00\r", b"", b"\n\n", "\u2028\ufeff\u00e9".encode()):
         file.write_bytes(data)
+        state.preferences.files, state.focus_page = [], 0
         open_(state, tmp_path, "a.txt")
-        assert not state.page.dirty and state.page.document.cursor == 0
+        assert state.focus_page and not state.page.dirty and state.page.document.cursor == len(state.page.document.text)
         run(state, e.Do("save"))
         assert file.read_bytes() == data
     file.write_bytes(b"one\r\ntwo\n\x00")
@@ -195,6 +196,7 @@ def test_a_page_that_was_left_behind_comes_back_whole(tmp_path: Path) -> None:
     assert state.confirm == "recover" and state.page.document.text == "dirty", "what is there is asked about"
     run(state, e.Do("confirmed"))
     assert state.page.document.text == "Once y\n" and state.page.path == tmp_path / "a.txt" and state.page.dirty
+    assert state.page.document.cursor == 7, "one goes on where the text ends"
     apply(state, e.Select(5, 5))
     assert takes(state) == [" x", " y"]
     assert [*state.left_behind] == ["two"] and state.said("file") == "another page was left behind"
@@ -312,7 +314,7 @@ def test_a_name_that_is_no_text_is_not_kept(tmp_path: Path) -> None:
     (saved,) = kept(state, 99.0)
     Autosave(tmp_path / "kept", disk.write).write(saved)
     run(state, e.Do("save"))
-    assert (tmp_path / name).read_text() == "!text" and msgspec.json.encode(state.preferences)
+    assert (tmp_path / name).read_text() == "text!" and msgspec.json.encode(state.preferences)
 
 
 def test_recent_files_open_where_one_was(tmp_path: Path) -> None:
