@@ -10,13 +10,13 @@ import msgspec
 
 from client.window import events as e
 from client.window.alternatives import Written
+from client.window.speed import tokens_per_second
 from client.window.state import KEPT_LOGPROBS, MAX_POINTS, STOP_S, AppState, Branch, Entry, Generating
 from client.window.update import branches, files, notices
 from client.window.update.branches import SENT_BYTES
 from protocol import messages as m
 from protocol.connection import Event as Reply
 from protocol.errors import ConnectionFailed, Gpt2dError, NotGpt2d
-from protocol.ledger import Ledger
 
 GENERATE_S = 600.0
 COUNT_S = 10.0
@@ -263,10 +263,11 @@ def note(state: AppState, prompt: str, result: m.Generated) -> Entry:
     """Add a result to the plots and the history, which is the one place that keeps results."""
     ledgers, ledger = state.ledgers, result.ledger
     ledgers.count += 1
-    if plausible(ledger):
+    rate = tokens_per_second(result)
+    if plausible(rate, ledger.first_token_ms):
         name = f"{result.model}/{result.engine}/{result.precision}"[:80]
         points = ledgers.series.setdefault(name, deque(maxlen=MAX_POINTS))
-        points.append((float(ledgers.count), ledger.tokens_per_second, ledger.first_token_ms))
+        points.append((float(ledgers.count), rate, ledger.first_token_ms))
     entries = state.history.entries
     number = entries[-1].number + 1 if entries else 1
     entry = Entry(number, state.unix, prompt, result, state.link.endpoint or state.link.server.strip())
@@ -277,9 +278,9 @@ def note(state: AppState, prompt: str, result: m.Generated) -> Entry:
     return entry
 
 
-def plausible(ledger: Ledger) -> bool:
-    """False for a ledger that no plot can show."""
-    return all(0 <= value < 1e9 for value in (ledger.tokens_per_second, ledger.first_token_ms))
+def plausible(*figures: float) -> bool:
+    """False for figures that no plot can show."""
+    return all(0 <= value < 1e9 for value in figures)
 
 
 def _counted(state: AppState, counted: m.Tokenized) -> None:

@@ -9,6 +9,7 @@ from imgui_bundle import imgui
 
 from client.window.events import Action, Do, Enter, ExportEntry, Restore
 from client.window.parameters import OWN
+from client.window.speed import tokens_per_second
 from client.window.state import AppState, Entry
 from client.window.views import widgets
 
@@ -77,7 +78,7 @@ def draw_entry(entry: Entry) -> list[Action]:
     widgets.tip("A script that repeats this generation through the protocol module.")
     ledger = result.ledger
     imgui.text_disabled(
-        f"{ledger.inference_ms:.0f} ms, {ledger.tokens_per_second:.0f} tokens/s, {result.finish_reason}"
+        f"{ledger.inference_ms:.0f} ms, {tokens_per_second(result):.0f} tokens/s, {result.finish_reason}"
     )
     told = {
         name: value for name, value in result.settings.items() if name not in OF_THE_WINDOW and is_unusual(name, value)

@@ -11,6 +11,7 @@ from imgui_bundle import ImVec2, imgui, implot
 from numpy.typing import NDArray
 
 from client.window.events import Action
+from client.window.speed import tokens_per_second
 from client.window.state import AppState, Ledgers
 from client.window.views import live, widgets
 from protocol import messages as m
@@ -38,11 +39,11 @@ def draw(state: AppState) -> list[Action]:
     if result is None:
         imgui.text_wrapped("After a generation the inference time that the server measured is shown here.")
         return []
-    ledger = result.ledger
+    ledger, many = result.ledger, 1 + len(result.others)
     draw_figures(
         [
             (f"{ledger.inference_ms:,.0f} ms", "inference, measured by the server"),
-            (f"{ledger.tokens_per_second:,.0f}", "tokens/s"),
+            (f"{tokens_per_second(result):,.0f}", f"tokens/s of {many} texts" if many > 1 else "tokens/s"),
             (f"{ledger.first_token_ms:,.1f} ms", "to the first token"),
         ]
     )
@@ -105,7 +106,8 @@ def draw_bar(ledger: Ledger) -> None:
 def draw_details(ledgers: Ledgers, result: m.Generated) -> None:
     ledger = result.ledger
     widgets.row("model", f"{result.model}/{result.engine}/{result.precision}")
-    widgets.row("speed", f"{ledger.tokens_per_second:,.1f} tokens/s")
+    of_one = f", {ledger.tokens_per_second:,.1f} of the first text" if result.others else ""
+    widgets.row("speed", f"{tokens_per_second(result):,.1f} tokens/s{of_one}")
     widgets.row(
         "prefill",
         f"{ledger.prefill_ms:,.1f} ms for {ledger.prompt_tokens} tokens, {ledger.reused_tokens} of them reused",

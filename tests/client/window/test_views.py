@@ -7,13 +7,17 @@ from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from tests.conftest import WINDOW
 
 pytest.importorskip("client.window.loop", exc_type=ImportError, reason=WINDOW)
 
+from client.window.speed import tokens_per_second
 from client.window.state import AppState
 from client.window.views import inference, page, toasts
+from protocol import messages as m
+from protocol.ledger import ledger
 from tests.client.window.test_update import RESULT
 
 
@@ -59,3 +63,17 @@ def test_the_line_below_the_page_stays_within_it() -> None:
     assert page.fitting(parts, len(whole) - 1, len) == "king.txt *   3 words   \u2026"
     assert page.fitting(parts, 15, len) == "king.txt *   \u2026"
     assert page.fitting(parts, 3, len) == "king.txt *   \u2026"
+
+
+def test_the_speed_of_four_texts_is_that_of_all_of_them() -> None:
+    """Two are written at once from 10 ms on, the third when there is room, at 110 ms."""
+    told = [
+        ledger(prefill_ms=10, decode_ms=100, new_tokens=11),
+        ledger(prefill_ms=10, decode_ms=90, new_tokens=10),
+        ledger(queue_ms=100, prefill_ms=10, decode_ms=100, new_tokens=12),
+    ]
+    others = [m.Continuation(text="", ids=[], finish_reason="length", seed=1, ledger=each) for each in told[1:]]
+    result = replace(RESULT, ledger=told[0])
+    assert tokens_per_second(result) == pytest.approx(100)
+    assert tokens_per_second(replace(result, others=others)) == pytest.approx((10 + 9 + 11) / 0.2)
+    assert tokens_per_second(replace(RESULT, ledger=ledger(), others=others[:1])) >= 0
