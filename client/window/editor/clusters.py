@@ -25,7 +25,16 @@ def is_boundary(text: str, position: int) -> bool:
         return True
     if text[position] < SIMPLE and text[position - 1] < SIMPLE:
         return True
-    return snap(text, position) == position
+    return _parts(text[position - 1], text[position]) or snap(text, position) == position
+
+
+def _parts(before: str, after: str) -> bool:
+    """Return True if a cluster begins between two code points whatever stands before them."""
+    return _ends(CLUSTER.match(before + after)) == 1 and _ends(CLUSTER.match("a" + before)) == 1
+
+
+def _ends(found: regex.Match[str] | None) -> int:
+    return int(found.end()) if found else 1
 
 
 def snap(text: str, position: int) -> int:

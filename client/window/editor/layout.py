@@ -157,6 +157,7 @@ class Layout:
         first that is one of these, and True if there was one: it is followed by the same lines as before.
         """
         begins = list[int]()
+        behind = int(old[0]) if old is not None and len(old) else len(self.text) + 1
         size = CHUNK if old is None else SMALL
         while True:
             at = begins[-1] if begins else first
@@ -164,12 +165,11 @@ class Layout:
             part = _Part(self.text[low : at + size], self.measure, final=at + size >= len(self.text))
             while (found := part.following((begins[-1] if begins else first) - low, self.width)) > 0:
                 begins.append(self._between(low + found, begins[-1] if begins else first))
-                if old is not None and _contains(old, begins[-1]):
+                if begins[-1] >= behind and old is not None and _contains(old, begins[-1]):
                     return begins, True
             if found == END:
                 return begins, False
-            if not begins or begins[-1] == at:
-                size *= 2
+            size = min(size * 2, CHUNK) if begins and begins[-1] > at else size * 2
 
     def _between(self, offset: int, line: int) -> int:
         """Return a place where a line may end, so that it is in no cluster: before it, unless the line begins there."""

@@ -131,3 +131,10 @@ def test_the_difference_of_two_texts(old: str, new: str) -> None:
     found = difference(old, new)
     assert old[: found.start] + new[found.start : found.new_end] + old[found.old_end :] == new
     assert found.start <= min(found.old_end, found.new_end)
+
+
+@pytest.mark.parametrize("text", ["\u4e2d\u6587", "\u0421\u0442\u0438\u0445\u0438 ", "\ud55c\uad6d\uc5b4 "])
+def test_scripts_whose_letters_join_nothing_are_not_looked_through(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To look for the beginning of a cluster costs more than all else in a line."""
+    monkeypatch.setattr(clusters, "_around", lambda *_: pytest.fail("looked"))
+    assert "".join(lines(laid(text * 500, 20))) == text * 500
