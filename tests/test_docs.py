@@ -1,5 +1,5 @@
 """Tree of docs/architecture.md: it names every file of the product, and no other. Keys of docs/window.md: those that
-act.
+act; names of panels and buttons in it: those that are drawn.
 """
 
 from __future__ import annotations
@@ -55,3 +55,10 @@ def test_the_keys_are_those_of_the_table_of_chords() -> None:
     rows = [line for line in section.splitlines() if line.startswith("| `")]
     wanted = [f"| `{keys}` | {told} |" for keys, told in chords.listed()]
     assert rows == wanted, "put these rows into docs/window.md:\n" + "\n".join(wanted)
+
+
+def test_what_the_windows_document_names_is_drawn() -> None:
+    sources = "\n".join(file.read_text("utf-8") for file in (ROOT / "client" / "window").rglob("*.py"))
+    names = re.findall(r"(?<!\*)\*([^*\n]+)\*(?!\*)", (ROOT / "docs" / "window.md").read_text("utf-8"))
+    parts = {part for name in names for part in name.split(" > ")}
+    assert len(parts) > 15 and {part for part in parts if not re.search(rf"[\"']{re.escape(part)}\b", sources)} == set()
