@@ -35,11 +35,7 @@ def pill(state: AppState, width: float) -> bool:
     What does not fit into the width is left out, the state last.
     """
     link, models = state.link, state.models
-    word = WORDS[link.status]
-    if models.loading:
-        share = f" {models.loading.done / models.loading.total:.0%}" if models.loading.total > 1 else ""
-        word = f"loading{share}"
-    colour = "warn" if models.loading else STATUS_COLORS.get(link.status, "bad")
+    word, colour = condition(state)
     parts = [models.model, models.precision, word] if link.status == "ready" and models.model else [word]
     dot = imgui.get_font_size() * 1.2
     room = width - dot - 2 * imgui.get_style().frame_padding.x
@@ -58,6 +54,16 @@ def pill(state: AppState, width: float) -> bool:
     if "Connection" in state.preferences.closed:
         widgets.tip("\n".join(filter(None, (link.server, link.trouble))) or "The server")
     return clicked
+
+
+def condition(state: AppState) -> tuple[str, str]:
+    """Return in a word how the server is, or where it answers, the chosen model; and the colour of that."""
+    loading = state.models.loading
+    if loading:
+        return f"loading {loading.done / loading.total:.0%}" if loading.total > 1 else "loading", "warn"
+    if state.link.status != "ready" or not state.models.model or state.loaded:
+        return WORDS[state.link.status], STATUS_COLORS.get(state.link.status, "bad")
+    return ("loading", "warn") if any(w.state == "loading" for w in state.holders) else ("not loaded", "dim")
 
 
 def draw(state: AppState) -> list[Action]:

@@ -15,6 +15,7 @@ from client.window import events as e
 from client.window.state import STOP_S, AppState
 from client.window.update.apply import apply
 from client.window.update.page import BEAT_S
+from client.window.views.connection import condition
 from protocol import messages as m
 from protocol.errors import Cancelled, ConnectionLost, LoadFailed, NoServer, NotLoaded, ServerStuck, Unauthorised
 from tests.client.window.test_update import INFO, LOADED, MODEL, PONG, RESULT, WORKER, ready, sent
@@ -305,3 +306,20 @@ def test_what_is_said_of_the_connection_ends_with_it() -> None:
     assert [notice.text for notice in state.notices] == ["nobody listens"], "what is said is what is so"
     apply(state, e.Replied("look", INFO, 1))
     assert [notice.text for notice in state.notices] == ["connected again"]
+
+
+def test_what_is_chosen_is_called_ready_only_where_it_is_loaded() -> None:
+    state = unloaded()
+    assert condition(state) == ("not loaded", "dim")
+    apply(state, e.Do("generate"))
+    apply(state, e.Replied("load", m.Progress(id=1, stage="build", done=3, total=12, unit="layers"), 1))
+    assert condition(state) == ("loading 25%", "warn")
+    for holder, word in ((replace(WORKER, state="loading"), "loading"), (WORKER, "ready")):
+        state = unloaded(replace(MODEL, precisions=[*MODEL.precisions, FOUR_BITS]))
+        apply(state, e.Tick(9.0, 1e9))
+        apply(state, e.Replied("look", replace(PONG, workers=[holder]), 1))
+        assert condition(state)[0] == word
+    apply(state, e.Choose("demo", "onnx", "int4"))
+    assert condition(state) == ("not loaded", "dim")
+    apply(state, e.Broken())
+    assert condition(state) == ("Connection lost", "bad")
