@@ -72,7 +72,7 @@ def test_a_page_that_was_left_behind_is_restored_by_enter_and_never_discarded_by
         d.ctx.yield_(4)
         d.ctx.key_chars("!")
         d.ctx.yield_(2)
-        assert page.document.text == "!Once"
+        assert page.document.text == "Once!", "one goes on at its end"
         left_behind(d, Key.tab, Key.space)
         assert d.state.left_behind and d.state.confirm in {"", "recover"}
 
