@@ -184,7 +184,6 @@ def take_keyboard(view: View, identity: int, hovered: bool) -> None:
     if view.keyboard:
         context.active_id_allow_overlap = not imgui.is_mouse_down(0)  # other items can be hovered
         context.want_text_input_next_frame = 1
-        imgui.internal.set_key_owner(imgui.Key.tab, identity)
         # Navigation would take the arrows, Enter and Space; owned keys would take the shortcuts on them.
         io.config_flags &= ~imgui.ConfigFlags_.nav_enable_keyboard
     else:

@@ -86,7 +86,8 @@ def ui(state: AppState, page_font: imgui.ImFont | None = None) -> list[Action]:
         alone.dock_node_flags_override_set = int(imgui.internal.DockNodeFlagsPrivate_.no_tab_bar)
         imgui.set_next_window_class(alone)
     bare("Page", dock)
-    if imgui.begin("Page"):
+    # While one writes Tab is a character; a key that the page owned would be lost for Ctrl+Tab, too.
+    if imgui.begin("Page", None, imgui.WindowFlags_.no_nav_inputs if state.page.view.keyboard else 0)[0]:
         actions += page.draw(state, page_font)
     imgui.end()
     for part, panels in () if state.focus_mode else PARTS.items():

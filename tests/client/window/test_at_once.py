@@ -48,6 +48,19 @@ sampling = imgui.internal.find_window_by_name("Sampling")
 click(sampling.pos.x + 4, sampling.pos.y + sampling.size.y / 2)  # beside what is in it
 type(" panel")
 print(document.text)
+
+def strike(key, mods=0):
+    for action in (glfw.PRESS, glfw.RELEASE):
+        backend.keyboard_callback(window.window, key, glfw.get_key_scancode(key), action, mods)
+    frames()
+
+strike(glfw.KEY_TAB)
+print(repr(document.text[-6:]), imgui.get_current_context().nav_window.name)
+backend.keyboard_callback(window.window, glfw.KEY_LEFT_CONTROL, 37, glfw.PRESS, 0)
+strike(glfw.KEY_TAB, glfw.MOD_CONTROL)
+backend.keyboard_callback(window.window, glfw.KEY_LEFT_CONTROL, 37, glfw.RELEASE, glfw.MOD_CONTROL)
+frames()
+print(imgui.get_current_context().nav_window.name)
 window.close()
 """
 
@@ -158,7 +171,9 @@ def test_a_notice_and_a_dialog_are_drawn_to_their_end_and_a_drawer_opens_as_it_w
 def test_letters_and_clicks_at_once(screen: str) -> None:
     """In the first window, and in those later ones that find the panels where they were left."""
     for start in ("first", "second"):
-        assert run(screen, CODE) == ["Compare is shown", " Start tab panel"], start
+        said = run(screen, CODE)
+        assert said[:-1] == ["Compare is shown", " Start tab panel", "'panel\\t' Page"], start
+        assert said[-1] != "Page", "Ctrl+Tab goes elsewhere"
 
 
 def run(screen: str, code: str) -> list[str]:
