@@ -67,6 +67,7 @@ CHORDS = (
     Chord(("Ctrl+0",), Do("zoom 1"), "letters of the usual size"),
     Chord(("Ctrl+E",), Do("to the page"), "back to the page"),
     Chord(("F1",), Do("keys"), "this list"),
+    Chord(("F10",), Do("menus"), "the menus, by arrows and Enter"),
     Chord(("Ctrl+Q",), Do("quit"), "quit"),
 )
 TEXT_KEYS = {Do("cut"): "Ctrl+X", Do("copy"): "Ctrl+C", Do("paste"): "Ctrl+V", Do("select all"): "Ctrl+A"}

@@ -79,7 +79,7 @@ ViewWord: TypeAlias = Literal[
 ]
 PageWord: TypeAlias = WriteWord | Literal["stop", "undo", "redo", "earlier", "later", "close branches"]
 CompareWord: TypeAlias = Literal["compare", "stop compare", "take page", "add column", "remove column"]
-WindowWord: TypeAlias = Literal["keys", "to the page"]
+WindowWord: TypeAlias = Literal["keys", "menus", "to the page"]
 FileWord: TypeAlias = Literal[
     "new",
     "open",

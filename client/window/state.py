@@ -471,6 +471,8 @@ class AppState:
     """Scale of the screen that the window is on: 2.0 where the usual size would be too small by half."""
     focus_page: int = 3
     """Number of frames in which the page comes to the front: those until panels are in their places, at the start."""
+    open_menus: bool = False
+    """The first menu opens in the next frame, with the keyboard."""
     settling: int = 0
     """Number of frames until panels that were arranged are in their places."""
     focus_mode: bool = False

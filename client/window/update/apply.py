@@ -367,6 +367,9 @@ def _do(state: AppState, what: e.Word) -> list[e.Effect]:
             closed = state.preferences.closed
             state.preferences.closed = [p for p in closed if p != "Keys"] if "Keys" in closed else [*closed, "Keys"]
             return []
+        case "menus":
+            state.open_menus, state.focus_mode = True, False
+            return []
         case "to the page":
             state.focus_page, state.page.view.lent = 1, False
             return []

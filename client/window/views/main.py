@@ -258,6 +258,9 @@ def draw_bar(state: AppState) -> list[Action]:
             ("Cancel loading", CancelLoad(), state.models.loading is not None),
         ),
     }
+    if state.open_menus:
+        imgui.open_popup("File")
+        state.open_menus = False
     for title, items in menus.items():
         if imgui.begin_menu(title):
             for label, action, able in items:

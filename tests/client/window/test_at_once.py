@@ -61,6 +61,12 @@ strike(glfw.KEY_TAB, glfw.MOD_CONTROL)
 backend.keyboard_callback(window.window, glfw.KEY_LEFT_CONTROL, 37, glfw.RELEASE, glfw.MOD_CONTROL)
 frames()
 print(imgui.get_current_context().nav_window.name)
+type(" menus")
+for key in (glfw.KEY_F10, glfw.KEY_RIGHT, glfw.KEY_ENTER, glfw.KEY_ENTER):
+    strike(key)
+print(document.text.endswith("menus"), document.can_redo)
+type(".")
+print(repr(document.text[-2:]))
 window.close()
 """
 
@@ -172,8 +178,9 @@ def test_letters_and_clicks_at_once(screen: str) -> None:
     """In the first window, and in those later ones that find the panels where they were left."""
     for start in ("first", "second"):
         said = run(screen, CODE)
-        assert said[:-1] == ["Compare is shown", " Start tab panel", "'panel\\t' Page"], start
-        assert said[-1] != "Page", "Ctrl+Tab goes elsewhere"
+        assert said[:3] == ["Compare is shown", " Start tab panel", "'panel\\t' Page"], start
+        assert said[3] != "Page", "Ctrl+Tab goes elsewhere"
+        assert said[4:] == ["False True", "'l.'"], "undone by the Edit menu, and the page has the keyboard again"
 
 
 def run(screen: str, code: str) -> list[str]:
