@@ -5,7 +5,7 @@
 
 Writes docs/images/page.png (four branches while they are written), docs/images/compare.png (two precisions) and
 docs/images/light.png (the light theme, and the tree of what was written). Needs Pillow, which matplotlib brings.
-The texts are those of a seed; the speeds are those of this machine. Pictures have 256 colours, a third of the bytes.
+The texts are those of a seed; the speeds are those of this machine.
 """
 
 from __future__ import annotations
