@@ -10,6 +10,7 @@ import imgui_bundle  # noqa: F401 - before glfw: it points pyGLFW at its own GLF
 # isort: split
 import glfw
 from imgui_bundle import imgui
+from imgui_bundle.python_backends import compute_fb_scale
 from imgui_bundle.python_backends.glfw_backend import GlfwRenderer
 
 from client.window.editor.hands import PRIMARY
@@ -44,6 +45,8 @@ WITHOUT_NUM_LOCK = {
     glfw.KEY_KP_7: imgui.Key.home, glfw.KEY_KP_8: imgui.Key.up_arrow, glfw.KEY_KP_9: imgui.Key.page_up,
     glfw.KEY_KP_DECIMAL: imgui.Key.delete,
 }  # fmt: skip
+FRAME_S, LEAST_S = 1 / 60, 1 / 1000
+"""Seconds since the frame before, as Dear ImGui is told: for the first frame, and the least."""
 NOWHERE = (-imgui.FLT_MAX, -imgui.FLT_MAX)
 """Where Dear ImGui has a pointer that is outside."""
 
@@ -58,6 +61,10 @@ class Backend(GlfwRenderer):
         """`glsl`: the first line of the shaders, which fits the window's OpenGL."""
         self._glsl = glsl
         super().__init__(window)
+        # On X11 each of these is a question to the X server, which wants a core for its answer: asked once, then told.
+        self.size, self.pixels = glfw.get_window_size(window), glfw.get_framebuffer_size(window)
+        self.minimised = bool(glfw.get_window_attrib(window, glfw.ICONIFIED))
+        self._drawn_at = glfw.get_time() - FRAME_S
         self.touched = True
         """There was input that is to be seen at once."""
         self.moved = False
@@ -69,6 +76,8 @@ class Backend(GlfwRenderer):
             PRIMARY.write = glfw.set_x11_selection_string
         for name in ("key", "char", "mouse_button", "scroll", "window_size"):
             self._notice(window, name)
+        glfw.set_framebuffer_size_callback(window, self.pixels_callback)
+        glfw.set_window_iconify_callback(window, self.minimised_callback)
         glfw.set_window_refresh_callback(window, lambda _: self.touch())
         glfw.set_window_focus_callback(window, self.focus_callback)
         glfw.set_cursor_enter_callback(window, self.enter_callback)
@@ -96,7 +105,22 @@ class Backend(GlfwRenderer):
 
     def process_inputs(self) -> None:
         imgui.backends.opengl3_new_frame()
-        super().process_inputs()
+        io, now = imgui.get_io(), glfw.get_time()
+        io.display_size = imgui.ImVec2(*self.size)
+        io.display_framebuffer_scale = imgui.ImVec2(*compute_fb_scale(self.size, self.pixels))
+        io.delta_time = max(LEAST_S, now - self._drawn_at)
+        self._drawn_at = now
+
+    def resize_callback(self, _window: Any, width: int, height: int) -> None:
+        self.size = (width, height)
+
+    def pixels_callback(self, _window: Any, width: int, height: int) -> None:
+        self.pixels = (width, height)
+        self.touch()
+
+    def minimised_callback(self, _window: Any, minimised: int) -> None:
+        self.minimised = bool(minimised)
+        self.touch()
 
     def render(self, draw_data: imgui.ImDrawData) -> None:
         imgui.backends.opengl3_render_draw_data(draw_data)

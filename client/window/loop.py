@@ -88,7 +88,7 @@ class Window:
         glfw.set_window_should_close(self.window, False)
         self.app.tell(Do("quit"))
         self.backend.touch()
-        if not self.app.state.quitting and glfw.get_window_attrib(self.window, glfw.ICONIFIED):
+        if not self.app.state.quitting and self.backend.minimised:
             glfw.restore_window(self.window)
 
     def _notice(self, now: float) -> None:
@@ -109,9 +109,7 @@ class Window:
         happened = self.app.take_events()
         taken = time.monotonic() - now
         figures = self.app.signs or self.app.state.link.status not in {"ready", "off"}  # it shows for how long
-        if (owes or happened or (figures and self.pace.refreshes(now))) and not glfw.get_window_attrib(
-            self.window, glfw.ICONIFIED
-        ):
+        if (owes or happened or (figures and self.pace.refreshes(now))) and not self.backend.minimised:
             own = self.frame() + taken
             self.pace.drew(time.process_time() - began)
             if self._unsettled():
@@ -132,7 +130,7 @@ class Window:
     def _scaled(self) -> None:
         """Use the screen's scale, unless the system scales the window's pixels (macOS, Wayland)."""
         scale, state = glfw.get_window_content_scale(self.window)[0], self.app.state
-        if glfw.get_framebuffer_size(self.window) == glfw.get_window_size(self.window) and 0.5 <= scale <= 4.0:
+        if self.backend.pixels == self.backend.size and 0.5 <= scale <= 4.0:
             state.screen_scale, state.fonts_changed = float(scale), True
             self.backend.touch()
 
@@ -150,7 +148,7 @@ class Window:
         self.app.draw()
         imgui.render()
         own = time.monotonic() - began
-        GL.glViewport(0, 0, *glfw.get_framebuffer_size(self.window))
+        GL.glViewport(0, 0, *self.backend.pixels)
         clear()
         self.backend.render(imgui.get_draw_data())
         self.backend.next_frame()
