@@ -100,7 +100,8 @@ class Alternatives:
         if not written.tokens:
             return
         self._found.clear()
-        text = "" if PART in written.text else written.text
+        text = written.text
+        text = "" if PART in text else text
         kept = _Kept(written, text, found(text, 0, len(text), written), written.bytes)
         self._kept.append(kept)
         self._by_beginning.setdefault(text[:KEY], deque()).append(kept)

@@ -42,8 +42,8 @@ from client.window.events import (
     SaveFile,
     SavePreferences,
 )
-from client.window.state import Entry, Preferences
-from client.window.textfile import TextFile
+from client.window.state import LEAST_ZOOM, MOST_ZOOM, Entry, Preferences
+from client.window.textfile import TextFile, is_text
 
 DiskEffect: TypeAlias = (
     OpenFile
@@ -233,7 +233,7 @@ def _listed(path: Path) -> Listed:
     shown = [
         (p.name, p.is_dir())
         for p in entries
-        if not p.name.startswith(".") and not p.name.endswith(sidecar.ENDING) and _is_text(p.name)
+        if not p.name.startswith(".") and not p.name.endswith(sidecar.ENDING) and is_text(p.name)
     ]
     return Listed(str(path), shown[:MAX_LISTED])
 
@@ -292,7 +292,7 @@ def read_preferences() -> Preferences:
     preferences.scale = min(4.0, max(0.5, preferences.scale))
     preferences.font_size = min(60.0, max(8.0, preferences.font_size))
     preferences.page_font_size = min(60.0, max(8.0, preferences.page_font_size))
-    preferences.zoom = min(4.0, max(0.5, preferences.zoom))
+    preferences.zoom = min(MOST_ZOOM, max(LEAST_ZOOM, preferences.zoom))
     preferences.width = min(8000, max(640, preferences.width))
     preferences.height = min(8000, max(480, preferences.height))
     return preferences
@@ -323,11 +323,6 @@ def system_fonts() -> list[tuple[str, str]]:
         for root, _, names in os.walk(path):
             for name in names:
                 path = Path(root) / name
-                if name.lower().endswith((".ttf", ".otf", ".ttc")) and _is_text(str(path)) and len(found) < MAX_FONTS:
+                if name.lower().endswith((".ttf", ".otf", ".ttc")) and is_text(str(path)) and len(found) < MAX_FONTS:
                     found.setdefault(path.stem, str(path))
     return sorted(found.items())
-
-
-def _is_text(name: str) -> bool:
-    """Return False for a file name in another encoding, which the window cannot show."""
-    return not any("\ud800" <= c <= "\udfff" for c in name)

@@ -108,14 +108,14 @@ class Document:
         """Make several edits, (start, end, text), which do not overlap, the last place first; undone together."""
         if not edits:
             return
+        edits = [(start, end, clean(text)) for start, end, text in edits]
         first, last = edits[-1][0], edits[0][1]
         parts, at = list[str](), first
         places, lengths = list[int](), list[int]()
         for start, end, text in reversed(edits):
-            inserted = clean(text)
-            parts += self.text[at:start], inserted
+            parts += self.text[at:start], text
             places.append(end)
-            lengths.append((lengths[-1] if lengths else 0) + len(inserted) - (end - start))
+            lengths.append((lengths[-1] if lengths else 0) + len(text) - (end - start))
             at = end
 
         def moved(position: int) -> int:
@@ -125,7 +125,7 @@ class Document:
         inserted = "".join(parts)
         self._remember(first, self.text[first:last], inserted, f"{kind} {self.version}", now)
         self._redo.clear()
-        written = self.written.edited_all([(start, end, clean(text)) for start, end, text in edits])
+        written = self.written.edited_all(edits)
         caret, sticky = moved(self.cursor), {name: moved(position) for name, position in self.sticky.items()}
         self._put(first, last, inserted)
         self.written = written

@@ -29,7 +29,7 @@ def append(file: Path, entries: Iterable[Entry]) -> None:
 
 
 def read(file: Path, write: Callable[[Path, bytes], None]) -> list[Entry]:
-    """Return the newest generations, numbered anew; what is damaged is left out. A file that is too long is cut."""
+    """Return the newest generations, numbered from 1; what is damaged is left out. A file that is too long is cut."""
     with contextlib.suppress(OSError):
         size = file.stat().st_size
         with file.open("rb") as stream:

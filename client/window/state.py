@@ -40,6 +40,8 @@ Status: TypeAlias = Literal[
 ]
 GOES_ON = frozenset[Status]({"ready", "stuck", "late", "busy", "stopping", "failed"})
 """The connection is there, so that what is under way may still come to an end."""
+LEAST_ZOOM, MOST_ZOOM = 0.5, 4.0
+"""Sizes of the page's letters, as shares of the usual one."""
 MAX_HISTORY, MAX_POINTS = 500, 2000
 REST_S = 0.25
 """Seconds for which the mouse rests on a word of the page before the list of what else could stand there opens."""

@@ -75,3 +75,8 @@ def _alike(these: list[str], those: list[str]) -> int:
     """Return how many items at the start are the same."""
     pairs = zip(these, those, strict=False)
     return next((i for i, (this, that) in enumerate(pairs) if this != that), min(len(these), len(those)))
+
+
+def is_text(name: str) -> bool:
+    """Return False for a file's name in another encoding, which the window can neither show nor keep."""
+    return not any("\ud800" <= c <= "\udfff" for c in name)

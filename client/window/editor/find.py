@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
+from operator import itemgetter
 
 import regex
 
@@ -11,6 +12,7 @@ MOST = 10_000
 """Most places that are found; a page of one letter has as many of it as it is long."""
 LONGEST = 1000
 """Most code points of what is sought."""
+START = itemgetter(0)
 
 
 @dataclass(slots=True)
@@ -51,9 +53,8 @@ def following(places: list[tuple[int, int]], selected: tuple[int, int]) -> tuple
     """Return the place after what is selected; after the last the first."""
     if not places:
         return None
-    starts = [start for start, _ in places]
     start, end = min(selected), max(selected)
-    index = bisect_left(starts, start)
+    index = bisect_left(places, start, key=START)
     if index < len(places) and places[index] == (start, end):
         index += 1
     return places[index % len(places)]
@@ -61,13 +62,13 @@ def following(places: list[tuple[int, int]], selected: tuple[int, int]) -> tuple
 
 def preceding(places: list[tuple[int, int]], selected: tuple[int, int]) -> tuple[int, int] | None:
     """Return the place before what is selected; before the first the last."""
-    return places[bisect_left([start for start, _ in places], min(selected)) - 1] if places else None
+    return places[bisect_left(places, min(selected), key=START) - 1] if places else None
 
 
 def number(places: list[tuple[int, int]], selected: tuple[int, int]) -> int:
     """Return which of the places is selected, from 1; 0: none."""
     chosen = min(selected), max(selected)
-    index = bisect_right([start for start, _ in places], chosen[0])
+    index = bisect_right(places, chosen[0], key=START)
     return index if index and places[index - 1] == chosen else 0
 
 

@@ -9,7 +9,7 @@ from client.window import events as e
 from client.window.export import as_json, as_python
 from client.window.state import STOP_S, AppState, Column, Question
 from client.window.update.files import show_files
-from client.window.update.models import LOAD_S
+from client.window.update.models import LOAD_S, learn
 from client.window.update.page import GENERATE_S, note, spared
 from protocol import messages as m
 from protocol.client import is_last
@@ -131,8 +131,7 @@ def replied(state: AppState, tag: e.CompareTag, event: Reply) -> list[e.Effect]:
     if isinstance(event, m.Tokens):
         column.text = (column.text + event.text)[:MAX_TEXT]
     elif isinstance(event, m.Loaded):
-        if event.byte_level:
-            state.models.byte_level |= {event.model}
+        learn(state, event)
         return _generate(state, column, (event.model, event.engine, event.precision))
     elif isinstance(event, m.Generated):
         column.result, column.text = event, event.text[:MAX_TEXT]

@@ -11,7 +11,7 @@ from client.window import events as e, sidecar
 from client.window.autosave import Autosaved
 from client.window.document import Document
 from client.window.state import AppState
-from client.window.textfile import TextFile
+from client.window.textfile import TextFile, is_text
 from client.window.tree import Tree
 from client.window.update import notices
 
@@ -153,7 +153,7 @@ def kept(state: AppState) -> Autosaved:
 def named(path: Path | None) -> str:
     """Return a path as text; empty for none, and for one in another encoding, which no file of ours can name."""
     text = str(path) if path else ""
-    return "" if any("\ud800" <= c <= "\udfff" for c in text) else text
+    return text if is_text(text) else ""
 
 
 def remember(state: AppState) -> None:
@@ -280,13 +280,18 @@ def _choose_file(state: AppState, message: e.ChooseFile) -> list[e.Effect]:
     path = Path(message.name) if message.name.startswith("~") else Path(message.folder) / message.name
     match dialog.purpose:
         case "open":
-            return [e.OpenFile(path, dict(state.preferences.files).get(named(path), e.END))]
+            return _open(state, path)
         case "export":
             return [e.Export(path, dialog.content)]
         case "save":  # of a name in the list the dialog says that it is replaced
             return _save(state, path, replace=path != state.page.path and (message.name, False) in dialog.listing)
         case _:
             assert_never(dialog.purpose)
+
+
+def _open(state: AppState, path: Path) -> list[e.Effect]:
+    """Open a file at the place where the cursor was, if it is one of the recent ones."""
+    return [e.OpenFile(path, dict(state.preferences.files).get(named(path), e.END))]
 
 
 def _leave(
@@ -307,7 +312,7 @@ def _confirmed(state: AppState) -> list[e.Effect]:
         case "open":
             return show_files(state, "open", "")
         case "recent":
-            return [e.OpenFile(Path(wanted), dict(state.preferences.files).get(wanted, e.END))]
+            return _open(state, Path(wanted))
         case "recover":
             saved = state.left_behind.get(wanted)
             return [e.OpenRecovered(wanted, saved)] if saved else []

@@ -110,13 +110,12 @@ def worked(state: AppState, tag: e.Tag, event: Reply) -> list[e.Effect]:
         models.measuring = None
     if isinstance(event, m.Loaded):
         way = (event.model, event.engine, event.precision)
-        if event.byte_level:
-            state.models.byte_level |= {event.model}
+        learn(state, event)
         if state.models.way in {way, (event.model, "", "")}:  # else another one has been chosen since
             choose(state, *way)
         took = "is loaded" if event.already else f"loaded in {event.load_ms / 1000:.1f} s"
         each = f"{replicas.count(event.replicas)} of " if event.replicas != 1 else ""
-        name = f"{event.model}/{event.engine}/{event.precision}"
+        name = "/".join(way)
         notes = "".join(f"; note: {notice}" for notice in event.notices)
         notices.inform(state, "model", f"{name} {took}, {each}{event.rss_bytes / 1e6:.0f} MB{notes}")
     elif isinstance(event, m.Measured):
@@ -125,6 +124,12 @@ def worked(state: AppState, tag: e.Tag, event: Reply) -> list[e.Effect]:
     elif isinstance(event, Gpt2dError):
         failed(state, tag, doing, event)
     return refresh(state)
+
+
+def learn(state: AppState, loaded: m.Loaded) -> None:
+    """Note what a load says of the model's tokenizer."""
+    if loaded.byte_level:
+        state.models.byte_level |= {loaded.model}
 
 
 def failed(state: AppState, tag: e.Tag, doing: Doing | None, error: Gpt2dError) -> None:
@@ -142,7 +147,7 @@ def failed(state: AppState, tag: e.Tag, doing: Doing | None, error: Gpt2dError) 
 def unload(state: AppState, model: str, engine: str, precision: str) -> list[e.Effect]:
     going = state.page.generating
     if going and going.way == (model, engine, precision):
-        going.stopping, going.stopped_at = True, state.now  # so that its end is no fault
+        going.stopping, going.stopped_at = True, state.now  # so that its end is not told as a failure
     return [e.Send("unload", m.Unload(model=model, engine=engine, precision=precision), UNLOAD_S)]
 
 

@@ -7,10 +7,9 @@ from __future__ import annotations
 from typing import assert_never
 
 from client.window import events as e
-from client.window.state import AppState
+from client.window.state import LEAST_ZOOM, MOST_ZOOM, AppState
 
 ZOOM_STEP = 1.1
-ZOOM_LEAST, ZOOM_MOST = 0.5, 4.0
 
 
 def do(state: AppState, what: e.ViewWord) -> None:
@@ -24,7 +23,7 @@ def do(state: AppState, what: e.ViewWord) -> None:
             page.view.reveal = True
         case "zoom in" | "zoom out":
             zoom = preferences.zoom * (ZOOM_STEP if what == "zoom in" else 1 / ZOOM_STEP)
-            preferences.zoom = max(ZOOM_LEAST, min(ZOOM_MOST, 1.0 if abs(zoom - 1) < ZOOM_STEP / 20 else zoom))
+            preferences.zoom = max(LEAST_ZOOM, min(MOST_ZOOM, 1.0 if abs(zoom - 1) < ZOOM_STEP / 20 else zoom))
         case "zoom 1":
             preferences.zoom = 1.0
         case "cut" | "copy" | "paste" | "select all":
@@ -36,7 +35,7 @@ def do(state: AppState, what: e.ViewWord) -> None:
 def _find(state: AppState, *, replacing: bool) -> None:
     """Open the search, with what is selected if that is within a line."""
     find, document = state.page.find, state.page.document
-    start, end = sorted((document.anchor, document.cursor))
+    start, end = document.selection
     chosen = document.text[start:end]
     if chosen and "\n" not in chosen:
         find.text = chosen

@@ -41,7 +41,7 @@ def draw(state: AppState, font: imgui.ImFont | None) -> list[Action]:
     sheet = drawing.Sheet(
         text=document.text,
         selected=(document.anchor, document.cursor),
-        written=[(mark.start, mark.end) for mark in document.marks],
+        written=document.marks,
         found=page.find.places(document.text),
         shades=state.shades(*view.sight),
         sight=page.sight,
@@ -132,21 +132,22 @@ def draw_bar(state: AppState) -> list[Action]:
     if page.busy:
         if widgets.primary_button("Stop"):
             actions.append(Do("stop"))
-        widgets.tip("Esc")
+        widgets.tip(keys_of(Do("stop")))
     else:
         if widgets.primary_button("Generate"):
             actions.append(Do("generate"))
-        widgets.tip("Continue from the cursor (Ctrl+Enter). Text after the cursor stays and is not seen by the model.")
+        key = keys_of(Do("generate"))
+        widgets.tip(f"Continue from the cursor ({key}). Text after the cursor stays and is not seen by the model.")
     imgui.begin_disabled(not ready or page.busy)
     writing: tuple[tuple[str, PageWord, str], ...] = (
-        ("Continue", "continue", "Go on from the end of the last continuation (Ctrl+Shift+Enter)."),
-        ("Regenerate", "regenerate", "Write the continuation at the cursor again (Ctrl+R); the earlier one is kept."),
+        ("Continue", "continue", "Go on from the end of the last continuation ({})."),
+        ("Regenerate", "regenerate", "Write the continuation at the cursor again ({}); the earlier one is kept."),
     )
     for label, what, tip in writing:
         imgui.same_line()
         if imgui.button(label):
             actions.append(Do(what))
-        widgets.tip(tip)
+        widgets.tip(tip.format(keys_of(Do(what))))
     imgui.end_disabled()
     imgui.begin_disabled(page.generating is not None)
     editing: tuple[tuple[str, PageWord, bool], ...] = (
@@ -169,7 +170,7 @@ def draw_bar(state: AppState) -> list[Action]:
         imgui.same_line(0, 2)
         if imgui.arrow_button("##later", imgui.Dir.right):
             actions.append(Do("later"))
-        widgets.tip("The continuations written here (Alt+Left, Alt+Right).")
+        widgets.tip(f"The continuations written here ({keys_of(Do('earlier'))}, {keys_of(Do('later'))}).")
     imgui.end_disabled()
     return actions
 
@@ -180,7 +181,7 @@ def waiting(state: AppState) -> str:
     if doing is None:
         return "waiting until the server has loaded it" if state.models.listed else "connecting"
     amount = f" {widgets.amount(doing)}" if doing.total > 1 else ""
-    return f"loading {doing.name}: {doing.stage}{amount} (Esc stops)"
+    return f"loading {doing.name}: {doing.stage}{amount} ({keys_of(Do('stop'))} stops)"
 
 
 def draw_status(state: AppState) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from imgui_bundle import ImVec2, imgui
 
+from client.window.chords import keys_of
 from client.window.events import Action, Do, GoTo, KeepNode, NameNode, PruneNode
 from client.window.state import AppState
 from client.window.tree import Node
@@ -24,7 +25,8 @@ def draw(state: AppState) -> list[Action]:
     imgui.begin_disabled(page.busy)
     if imgui.button("Write 4 branches"):
         actions.append(Do("branches"))
-    widgets.tip("Four continuations from the cursor at once (Ctrl+B), side by side; those that you do not take stay.")
+    key = keys_of(Do("branches"))
+    widgets.tip(f"Four continuations from the cursor at once ({key}), side by side; those that you do not take stay.")
     imgui.end_disabled()
     if not tree.nodes:
         imgui.text_wrapped("Every continuation of the page is kept here, with those that you changed.")
