@@ -17,6 +17,7 @@ from scripts.reliability.asking import Asked, text
 from scripts.reliability.daemon import Behaviour, FakeDaemon
 from scripts.reliability.keyed import Keys
 from scripts.reliability.promise import Figures, Scale, promise
+from scripts.reliability.proxy import stalls
 from scripts.reliability.tun import FarHosts, possible
 
 LATENCY_S = 0.5
@@ -39,23 +40,11 @@ def far_line(scale: Scale, folder: Path) -> Figures:
     if not possible():
         return {"skipped": "needs Linux, root, iproute2 and TUN devices"}
     seconds, rng = scale.of(2, 20, 60), random.Random(3)
-    over, stalled = threading.Event(), 0
     keys = Keys(folder, ("client",))
     behaviour = Behaviour(delay_ms=seconds * 1000 // 900)
     with FarHosts(LATENCY_S) as hosts, FarDaemon(folder, hosts, behaviour, keys) as daemon:
-
-        def stall() -> None:
-            nonlocal stalled
-            while not over.wait(rng.uniform(0.5, 4)):
-                hosts.open.clear()
-                over.wait(rng.uniform(1, 3))
-                hosts.open.set()
-                stalled += 1
-
-        stalling = threading.Thread(target=stall)
-        stalling.start()
-        try:
-            command = [sys.executable, "-m", "scripts.reliability.far", keys.line(daemon.endpoint, "client")]
+        command = [sys.executable, "-m", "scripts.reliability.far", keys.line(daemon.endpoint, "client")]
+        with stalls(hosts.open, rng) as stopped:
             done = subprocess.run(
                 [*hosts.inside(hosts.near), *command, str(seconds)],
                 cwd=ROOT,
@@ -64,11 +53,8 @@ def far_line(scale: Scale, folder: Path) -> Figures:
                 timeout=seconds + 120,
                 check=False,
             )
-        finally:
-            over.set()
-            stalling.join()
     assert done.returncode == 0, done.stderr
-    return {"stalls": stalled, **json.loads(done.stdout)}
+    return {"stalls": len(stopped), **json.loads(done.stdout)}
 
 
 def main() -> None:

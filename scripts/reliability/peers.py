@@ -6,7 +6,6 @@ import random
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -23,7 +22,7 @@ from scripts.reliability import zmtp
 from scripts.reliability.asking import Asked, ask, running, text, until
 from scripts.reliability.daemon import Behaviour, FakeDaemon
 from scripts.reliability.promise import Figures, Scale, promise
-from scripts.reliability.proxy import RECEIVE, Proxy
+from scripts.reliability.proxy import RECEIVE, Proxy, stalls
 
 MIB = 1 << 20
 
@@ -250,36 +249,21 @@ def slow_line(scale: Scale, folder: Path) -> Figures:
     carries a stream to its end: whether the stalls are in the handshake, in the stream or in between.
     """
     seconds, rng = scale.of(2, 20, 60), random.Random(3)
-    over, stalled = threading.Event(), 0
     with FakeDaemon(folder, Behaviour(delay_ms=seconds * 1000 // 900)) as daemon, Proxy(daemon.endpoint) as proxy:
         with Client(daemon.endpoint) as direct:
             direct.load("demo")
         proxy.latency = 0.5
-
-        def stall() -> None:
-            nonlocal stalled
-            while not over.wait(rng.uniform(0.5, 4)):
-                proxy.open.clear()
-                over.wait(rng.uniform(1, 3))
-                proxy.open.set()
-                stalled += 1
-
-        stalling = threading.Thread(target=stall)
-        stalling.start()
-        try:
-            with Client(proxy.endpoint) as client:
-                began = time.monotonic()
-                client.ping(timeout=30)
-                connected = time.monotonic() - began
-                connections = proxy.connections
-                asked = ask(client, text(1, 900), seconds + 60)
-                asked.wait(seconds + 60)
-                asked.is_right()
-                assert proxy.connections == connections, "another connection was made"
-        finally:
-            over.set()
-            stalling.join()
-    return {"stalls": stalled, "connected_s": round(connected, 1), "streamed_s": round(asked.at - began - connected, 1)}
+        with stalls(proxy.open, rng) as stopped, Client(proxy.endpoint) as client:
+            began = time.monotonic()
+            client.ping(timeout=30)
+            connected = time.monotonic() - began
+            connections = proxy.connections
+            asked = ask(client, text(1, 900), seconds + 60)
+            asked.wait(seconds + 60)
+            asked.is_right()
+            assert proxy.connections == connections, "another connection was made"
+    streamed = asked.at - began - connected
+    return {"stalls": len(stopped), "connected_s": round(connected, 1), "streamed_s": round(streamed, 1)}
 
 
 def _behind(daemon: FakeDaemon, repeat: int, fault: str) -> bool:

@@ -2,14 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 import socket
 import struct
 import threading
 import time
+from collections.abc import Iterator
 from typing import Self
 from urllib.parse import urlsplit
 
 RECEIVE = 64 << 10
+
+
+@contextlib.contextmanager
+def stalls(line: threading.Event, rng: random.Random) -> Iterator[list[float]]:
+    """Stop a line that is open while the event is set, for 1 to 3 s every 0.5 to 4 s; yield how long it was stopped."""
+    over, stopped = threading.Event(), list[float]()
+
+    def stall() -> None:
+        while not over.wait(rng.uniform(0.5, 4)):
+            line.clear()
+            stopped.append(rng.uniform(1, 3))
+            over.wait(stopped[-1])
+            line.set()
+
+    thread = threading.Thread(target=stall)
+    thread.start()
+    try:
+        yield stopped
+    finally:
+        over.set()
+        thread.join()
 
 
 class Proxy:
