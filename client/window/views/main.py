@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 from imgui_bundle import ImVec2, imgui
 
 from client.window import chords
-from client.window.events import Action, CancelLoad, Connect, Disconnect, Do, LoadModel, Prefer, ViewWord
+from client.window.events import Action, CancelLoad, Connect, Disconnect, Do, LoadModel, Prefer
 from client.window.icons import ICONS
 from client.window.state import DRAWER, POPOVERS, SIDE, AppState
 from client.window.views import (
@@ -23,6 +23,7 @@ from client.window.views import (
     dialogs,
     history,
     inference,
+    menus,
     models,
     page,
     sampling,
@@ -223,8 +224,8 @@ def draw_bar(state: AppState) -> list[Action]:
     imgui.pop_style_var()
     if not opened:
         return actions
-    writing, selected = state.page.busy, state.page.document.cursor != state.page.document.anchor
-    menus: dict[str, tuple[tuple[str, Action, bool], ...]] = {
+    writing = state.page.busy
+    entries: dict[str, tuple[menus.Item, ...]] = {
         "File": (
             ("New", Do("new"), True),
             ("Open", Do("open"), True),
@@ -235,10 +236,7 @@ def draw_bar(state: AppState) -> list[Action]:
         "Edit": (
             ("Undo", Do("undo"), state.page.document.can_undo),
             ("Redo", Do("redo"), state.page.document.can_redo),
-            ("Cut", Do("cut"), selected),
-            ("Copy", Do("copy"), selected),
-            ("Paste", Do("paste"), True),
-            ("Select all", Do("select all"), bool(state.page.document.text)),
+            *menus.editing(state),
             ("Find", Do("find"), True),
             ("Find and replace", Do("find and replace"), True),
         ),
@@ -261,11 +259,9 @@ def draw_bar(state: AppState) -> list[Action]:
     if state.open_menus:
         imgui.open_popup("File")
         state.open_menus = False
-    for title, items in menus.items():
+    for title, items in entries.items():
         if imgui.begin_menu(title):
-            for label, action, able in items:
-                if imgui.menu_item(label, chords.keys_of(action), False, able)[0]:
-                    actions.append(action)
+            actions += menus.draw(items)
             actions += dialogs.draw_recent(state) if title == "File" else []
             imgui.end_menu()
     if imgui.begin_menu("View"):
@@ -294,18 +290,14 @@ def draw_view_menu(state: AppState) -> list[Action]:
         if imgui.menu_item(panel, key, panel not in state.preferences.closed)[0]:
             actions.append(toggle(state, panel))
     imgui.separator()
-    seen: tuple[tuple[str, ViewWord], ...] = (
-        ("Larger letters", "zoom in"),
-        ("Smaller letters", "zoom out"),
-        ("Usual letters", "zoom 1"),
-        ("Page alone", "focus mode"),
+    seen: tuple[menus.Item, ...] = (
+        ("Larger letters", Do("zoom in"), True),
+        ("Smaller letters", Do("zoom out"), True),
+        ("Usual letters", Do("zoom 1"), True),
+        ("Page alone", Do("focus mode"), True),
     )
-    for label, what in seen:
-        if imgui.menu_item(label, chords.keys_of(Do(what)), False)[0]:
-            actions.append(Do(what))
-    shaded = state.preferences.shade_tokens
-    if imgui.menu_item("Shade by probability", "", shaded)[0]:
-        actions.append(Prefer("shade_tokens", not shaded))
+    actions += menus.draw(seen)
+    actions += menus.draw_shading(state)
     if imgui.menu_item("Reset layout", "", False)[0]:
         state.preferences.layout, state.arrange = "", True
         actions += [Prefer("folded", []), Prefer("closed", [*POPOVERS])]

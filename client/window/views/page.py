@@ -10,9 +10,9 @@ from client.window import theme
 from client.window.chords import PageKeys, keys_of
 from client.window.editor import drawing
 from client.window.editor.view import TOP
-from client.window.events import Action, Do, PageWord, Prefer
+from client.window.events import Action, Do, PageWord
 from client.window.state import AppState
-from client.window.views import find, live, token_popup, widgets
+from client.window.views import find, live, menus, token_popup, widgets
 from client.window.views.toasts import short
 
 SIGHT = "the model sees from here"
@@ -100,28 +100,13 @@ def draw_menu(state: AppState) -> list[Action]:
         view.menu = False
     if not imgui.begin_popup(MENU):
         return []
-    actions = list[Action]()
-    chosen = page.document.anchor != page.document.cursor
-    entries: tuple[tuple[str, Do, bool] | None, ...] = (
-        ("Cut", Do("cut"), chosen),
-        ("Copy", Do("copy"), chosen),
-        ("Paste", Do("paste"), True),
-        ("Select all", Do("select all"), bool(page.document.text)),
-        None,
-        ("Generate here", Do("generate"), not page.busy),
-        ("Regenerate", Do("regenerate"), not page.busy),
-        None,
-        ("Find", Do("find"), True),
-        ("Page alone", Do("focus mode"), True),
-    )
-    for entry in entries:
-        if entry is None:
-            imgui.separator()
-        elif imgui.menu_item(entry[0], keys_of(entry[1]), False, entry[2])[0]:
-            actions.append(entry[1])
-    shaded = state.preferences.shade_tokens
-    if imgui.menu_item("Shade by probability", "", shaded)[0]:
-        actions.append(Prefer("shade_tokens", not shaded))
+    actions = menus.draw(menus.editing(state))
+    imgui.separator()
+    able = not page.busy
+    actions += menus.draw((("Generate here", Do("generate"), able), ("Regenerate", Do("regenerate"), able)))
+    imgui.separator()
+    actions += menus.draw((("Find", Do("find"), True), ("Page alone", Do("focus mode"), True)))
+    actions += menus.draw_shading(state)
     imgui.end_popup()
     return actions
 
