@@ -1,4 +1,4 @@
-// What each instruction set implements. ops_*.cpp compile ops_body.h once for each of them.
+// What each instruction set implements. ops_*.cpp compile the *_body.h once for each of them.
 #pragma once
 #include <cstddef>
 #include <cstdint>

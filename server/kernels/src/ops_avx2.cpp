@@ -2,6 +2,7 @@
 // The lanes come first.
 #include "cpu.h"
 #include "ops_body.h"
+#include "attention_body.h"
 #include "sample_body.h"
 
 const gpt2d::Ops gpt2d::avx2_ops = {"avx2", has_avx2, matmul, norm, quantise, embed, attend, sample, copy_out, copy_in};

@@ -2,6 +2,7 @@
 // The lanes come first.
 #include "cpu.h"
 #include "ops_body.h"
+#include "attention_body.h"
 #include "sample_body.h"
 
 const gpt2d::Ops gpt2d::avx512_ops = {"avx512", has_avx512, matmul, norm, quantise, embed, attend, sample, copy_out, copy_in};

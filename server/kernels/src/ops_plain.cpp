@@ -1,6 +1,7 @@
 #include "simd_plain.h"
 // The lanes come first.
 #include "ops_body.h"
+#include "attention_body.h"
 #include "sample_body.h"
 
 const gpt2d::Ops gpt2d::plain_ops = {"plain", [] { return true; }, matmul, norm, quantise, embed, attend, sample, copy_out, copy_in};
