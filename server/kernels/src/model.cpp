@@ -7,6 +7,9 @@
 namespace gpt2d {
 namespace {
 
+// Rows whose norms one thread does sooner than all would meet once more: half a microsecond each.
+constexpr int ALONE = 3;
+
 int padded(int n, int to) { return (n + to - 1) / to * to; }
 
 }  // namespace
@@ -103,8 +106,8 @@ void Model::forward(const Step &step) {
     team_.run([&] { work(step); });
 }
 
-// What each thread does; all memory for it was reserved before. The phases of a layer are those of GPT-2: norm, q k v,
-// attention, projection, norm, up, activation, down.
+// What each thread does; all memory for it was reserved before. The phases of a layer are those of GPT-2: q k v, attention,
+// projection, up and activation, down. Norms of few rows are done at the meetings between them.
 void Model::work(const Step &step) {
     float *scratch = &scratch_[scratch_size_ * size_t(Team::place())];
     int count = step.count, wide = layers_[0].qkv.outputs;
@@ -114,6 +117,7 @@ void Model::work(const Step &step) {
     Finish finish = shape_.activation == GPT2D_GELU_NEW ? Finish::gelu_new : Finish::activate;
     const Rows *blocks = shape_.bits == 32 ? nullptr : &inner;
     Result raised{inner_values_.data(), inner_, finish, shape_.activation, blocks, layers_[0].down.zero()};
+    bool whole = head_ % BLOCK == 0;  // no block of inputs lies in two heads
     team_.share(count, 1, [&](int first, int end) {
         for (int i = first; i < end; i++) {
             ops_.embed(table_, step.ids[i], places_ + size_t(step.positions[i]) * width_, &x_[size_t(i) * width_]);
@@ -122,25 +126,30 @@ void Model::work(const Step &step) {
     });
     for (int l = 0; l < shape_.layers; l++) {
         const Layer &layer = layers_[size_t(l)];
-        if (l) {
-            team_.share(count, 1, [&](int first, int end) {
-                for (int i = first; i < end; i++) normalise(layer.before_attention, x_.data(), i, i, layer.qkv);
-            });
-        }
         multiply(layer.qkv, normed, count, {qkv_.data(), wide, Finish::store});
         team_.share(int(runs_.size()) * shape_.heads, 1, [&](int first, int end) {
-            for (int unit = first; unit < end; unit++) attend(l, step, unit, scratch);
+            for (int unit = first; unit < end; unit++) {
+                attend(l, step, unit, scratch);
+                const Run &run = runs_[size_t(unit / shape_.heads)];
+                for (int i = 0; whole && i < run.count; i++) pack(attended, run.first + i, unit % shape_.heads * head_, head_, layer.out);
+            }
         });
-        pack(attended, count, layer.out);
-        multiply(layer.out, attended, count, {x_.data(), width_, Finish::add});
-        team_.share(count, 1, [&](int first, int end) {
-            for (int i = first; i < end; i++) normalise(layer.before_mlp, x_.data(), i, i, layer.up);
-        });
+        if (!whole) {
+            team_.share(count, 1, [&](int first, int end) {
+                for (int i = first; i < end; i++) pack(attended, i, 0, width_, layer.out);
+            });
+        }
+        multiply(layer.out, attended, count, {x_.data(), width_, Finish::add}, Next{layer.before_mlp, layer.up, count, nullptr});
         multiply(layer.up, normed, count, raised);
-        multiply(layer.down, inner, count, {x_.data(), width_, Finish::add});
+        bool last = l == shape_.layers - 1;
+        multiply(layer.down, inner, count, {x_.data(), width_, Finish::add},
+                 last ? Next{final_norm_, lm_head_, step.wanted_count, step.wanted}
+                      : Next{layers_[size_t(l) + 1].before_attention, layers_[size_t(l) + 1].qkv, count, nullptr});
     }
+    raise_head(normed, step);
     if (step.hidden) {
-        team_.share(count, 1, [&](int first, int end) {
+        team_.barrier();  // the norms go where the head reads
+        team_.work_off(count, 1, [&](int first, int end) {
             for (int i = first; i < end; i++) {
                 float *y = &normed_[size_t(i) * width_];
                 ops_.norm(&x_[size_t(i) * width_], final_norm_.gain, final_norm_.bias, shape_.width, width_, shape_.epsilon, y);
@@ -148,14 +157,17 @@ void Model::work(const Step &step) {
             }
         });
     }
+}
+
+// The logits, without the head's padding: each part copies what it has made.
+void Model::raise_head(const Rows &x, const Step &step) {
     if (!step.wanted_count) return;
-    team_.share(step.wanted_count, 1, [&](int first, int end) {
-        for (int i = first; i < end; i++) normalise(final_norm_, x_.data(), step.wanted[i], i, lm_head_);
-    });
-    multiply(lm_head_, normed, step.wanted_count, {logits_.data(), lm_head_.outputs, Finish::store});
-    team_.share(step.wanted_count, 1, [&](int first, int end) {  // without the padding
-        for (int i = first; i < end; i++)
-            std::copy_n(&logits_[size_t(i) * lm_head_.outputs], shape_.vocabulary, step.logits + size_t(i) * shape_.vocabulary);
+    int wide = lm_head_.outputs;
+    team_.work_off(lm_head_.panels(), part_of(lm_head_), [&](int first, int end) {
+        ops_.matmul(lm_head_, x, step.wanted_count, {logits_.data(), wide, Finish::store}, first, end);
+        int from = first * PANEL, to = std::min(end * PANEL, shape_.vocabulary);
+        for (int i = 0; i < step.wanted_count; i++)
+            std::copy(&logits_[size_t(i) * wide] + from, &logits_[size_t(i) * wide] + to, step.logits + size_t(i) * shape_.vocabulary + from);
     });
 }
 
@@ -169,21 +181,30 @@ void Model::normalise(const Norm &norm, const float *x, int row, int to, const M
     }
 }
 
-// Make blocks of rows of floats, where what is multiplied next wants them.
-void Model::pack(const Rows &rows, int count, const Matrix &next) {
+// Make blocks of `width` floats of a row, where what is multiplied next wants them.
+void Model::pack(const Rows &rows, int row, int first, int width, const Matrix &next) {
     if (next.bits == 32) return;
-    team_.share(count, 1, [&](int first, int end) {
-        for (int i = first; i < end; i++) {
-            size_t at = size_t(i) * rows.stride;
-            ops_.quantise(rows.floats + at, rows.stride, next.zero(), rows.q + at, rows.scales + at / BLOCK, rows.offsets + at / BLOCK);
-        }
-    });
+    size_t at = size_t(row) * rows.stride + first;
+    ops_.quantise(rows.floats + at, width, next.zero(), rows.q + at, rows.scales + at / BLOCK, rows.offsets + at / BLOCK);
 }
 
-void Model::multiply(const Matrix &m, const Rows &x, int count, const Result &result) {
-    team_.share(m.panels(), std::max(1, m.panels() / (8 * team_.size())), [&](int first, int end) {
-        ops_.matmul(m, x, count, result, first, end);
+// Panels that are taken at a time: some eight parts for each thread.
+int Model::part_of(const Matrix &m) const { return std::max(1, m.panels() / (8 * team_.size())); }
+
+template <class Then>
+void Model::multiply(const Matrix &m, const Rows &x, int count, const Result &result, Then then) {
+    team_.share(m.panels(), part_of(m), [&](int first, int end) { ops_.matmul(m, x, count, result, first, end); }, then);
+}
+
+void Model::multiply(const Matrix &m, const Rows &x, int count, const Result &result, const Next &next) {
+    bool few = next.count <= ALONE;
+    auto norms = [&](int first, int end) {
+        for (int i = first; i < end; i++) normalise(next.norm, x_.data(), next.rows ? next.rows[i] : i, i, next.matrix);
+    };
+    multiply(m, x, count, result, [&] {
+        if (few) norms(0, next.count);
     });
+    if (!few) team_.share(next.count, 1, norms);
 }
 
 void Model::attend(int layer, const Step &step, int unit, float *scratch) {

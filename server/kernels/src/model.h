@@ -40,13 +40,24 @@ class Model {
         Matrix qkv, out, up, down;
     };
     struct Run { int first, count; };  // tokens of one row
+    // What a product is followed by: rows of x (all `count`, or those of `rows`), normalised for what is multiplied next.
+    struct Next {
+        const Norm &norm;
+        const Matrix &matrix;
+        int count;
+        const int32_t *rows;
+    };
 
     size_t lay_out(const unsigned char *base);
     void reserve(int count, int wanted_count);
     void work(const Step &step);
     void normalise(const Norm &norm, const float *x, int row, int to, const Matrix &next);
-    void pack(const Rows &rows, int count, const Matrix &next);
-    void multiply(const Matrix &m, const Rows &x, int count, const Result &result);
+    void pack(const Rows &rows, int row, int first, int width, const Matrix &next);
+    int part_of(const Matrix &m) const;
+    template <class Then = void (*)()>
+    void multiply(const Matrix &m, const Rows &x, int count, const Result &result, Then then = [] {});
+    void multiply(const Matrix &m, const Rows &x, int count, const Result &result, const Next &next);
+    void raise_head(const Rows &x, const Step &step);
     void attend(int layer, const Step &step, int unit, float *scratch);
     Cache cache(int layer, int row, int head) const;
 

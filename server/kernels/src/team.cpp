@@ -75,26 +75,24 @@ void Team::take_part() {
         std::lock_guard<std::mutex> lock(mutex_);
         if (!error_) error_ = std::current_exception();
     }
-    meet();
+    meet([] {});
 }
 
-void Team::barrier() {
-    if (!meet()) throw Stopped{};
-}
-
-// Waits for all threads. False where the job has failed on one of them: the same for all.
-bool Team::meet() {
-    unsigned phase = phase_.load(std::memory_order_relaxed);
+// True for the thread that comes last, which must `open` the next phase.
+bool Team::arrive(unsigned phase) {
     // What was taken in the phase before this one: all have left it, and none begins the next, which counts there, before this meeting.
     shares_[size_t(me)].taken[(phase + 1) & 1].store(0, std::memory_order_relaxed);
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
-        arrived_.store(0, std::memory_order_relaxed);
-        stopped_ = error_ != nullptr;
-        phase_.store(phase + 1, std::memory_order_release);
-    } else {
-        spin_until([&] { return phase_.load(std::memory_order_acquire) != phase; });
-    }
-    return !stopped_;
+    return arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1;
+}
+
+void Team::open(unsigned phase) {
+    arrived_.store(0, std::memory_order_relaxed);
+    stopped_ = error_ != nullptr;
+    phase_.store(phase + 1, std::memory_order_release);
+}
+
+void Team::wait(unsigned phase) {
+    spin_until([&] { return phase_.load(std::memory_order_acquire) != phase; });
 }
 
 bool Team::claim(int total, int part, int *first, int *end) {

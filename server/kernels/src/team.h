@@ -25,18 +25,27 @@ class Team {
     Team &operator=(const Team &) = delete;
 
     void run(const std::function<void()> &job);
-    // Throws Stopped where the job has failed on another thread; the job must let that pass.
-    void barrier();
+    // Throws Stopped where the job has failed on another thread; the job must let that pass. The thread that comes last does
+    // `then`, which must not throw, before the others go on: what is too little to be shared needs no meeting of its own.
+    template <class Then = void (*)()>
+    void barrier(Then then = [] {}) {
+        if (!meet(then)) throw Stopped{};
+    }
 
     // The next part of 0..total-1 that nobody has taken since the last barrier: first..end-1. False if there is none.
     // A thread goes through its own share from the front, so that it reads the weights in one stream, then helps the others.
     bool claim(int total, int part, int *first, int *end);
 
     // Work on the parts of 0..total-1 with whoever else has come here, then meet.
+    template <class Work, class Then = void (*)()>
+    void share(int total, int part, Work work, Then then = [] {}) {
+        work_off(total, part, work);
+        barrier(then);
+    }
+    // The same without a meeting, at the end of a job.
     template <class Work>
-    void share(int total, int part, Work work) {
+    void work_off(int total, int part, Work work) {
         for (int first, end; claim(total, part, &first, &end);) work(first, end);
-        barrier();
     }
 
     int size() const { return size_; }
@@ -49,7 +58,18 @@ class Team {
     void end();
     void help(int thread);
     void take_part();
-    bool meet();
+    bool arrive(unsigned phase);
+    void open(unsigned phase);
+    void wait(unsigned phase);
+
+    // Waits for all threads. False where the job has failed on one of them: the same for all.
+    template <class Then>
+    bool meet(Then then) {
+        unsigned phase = phase_.load(std::memory_order_relaxed);
+        if (arrive(phase)) then(), open(phase);
+        else wait(phase);
+        return !stopped_;
+    }
 
     const int size_;
     std::vector<std::thread> helpers_;
