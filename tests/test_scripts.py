@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CHILDREN = {
     "scripts.bench.engine",
     "scripts.bench.peer",
+    "scripts.bench.steps",
     "scripts.checkpoints.judge",
     "scripts.investigation.method_child",
     "scripts.probe",

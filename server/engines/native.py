@@ -30,7 +30,9 @@ NO_MEMORY = -2
 """GPT2D_NO_MEMORY in gpt2d_kernels.h."""
 
 
-class _Shape(ctypes.Structure):
+class Shape(ctypes.Structure):
+    """Numbers of a model, as gpt2d_shape in gpt2d_kernels.h."""
+
     _fields_ = (
         *(
             (name, ctypes.c_int32)
@@ -67,6 +69,15 @@ class Choice(ctypes.Structure):
     )  # fmt: skip
 
 
+def shape_of(arch: Architecture, precision: str) -> Shape:
+    """Return the numbers of a model whose LM head is its token table."""
+    return Shape(
+        arch.layers, arch.heads, arch.width, arch.inner, arch.context, arch.vocabulary,
+        BITS[precision], head_bits(precision), 1, ACTIVATIONS.index(arch.activation),
+        arch.scale_attn_weights, arch.scale_attn_by_inverse_layer_idx, arch.epsilon,
+    )  # fmt: skip
+
+
 @cache
 def library() -> ctypes.CDLL:
     """Return the kernels. Raises: ImportError, saying what is missing."""
@@ -80,7 +91,7 @@ def library() -> ctypes.CDLL:
         raise ImportError(f"gpt2d-kernels has another version; {KERNELS_INSTALL} builds this one")
     pointer, integer = ctypes.c_void_p, ctypes.c_int
     kernels.gpt2d_new.argtypes, kernels.gpt2d_new.restype = (
-        [ctypes.POINTER(_Shape), integer, integer, ctypes.c_char_p],
+        [ctypes.POINTER(Shape), integer, integer, ctypes.c_char_p],
         pointer,
     )
     kernels.gpt2d_free.argtypes, kernels.gpt2d_free.restype = [pointer], None
@@ -142,11 +153,7 @@ class NativeEngine:
         self._arch, self._kernels = arch, library()
         bits, size = BITS[precision], weights.stat().st_size
         self._kv_dtype = np.dtype(np.float32 if bits == 32 else np.float16)
-        shape = _Shape(
-            arch.layers, arch.heads, arch.width, arch.inner, arch.context, arch.vocabulary,
-            bits, head_bits(precision), 1, ACTIVATIONS.index(arch.activation),
-            arch.scale_attn_weights, arch.scale_attn_by_inverse_layer_idx, arch.epsilon,
-        )  # fmt: skip
+        shape = shape_of(arch, precision)
         for tied in (1, 0):  # the file's size says which
             shape.tied = tied
             self._model = self._kernels.gpt2d_new(

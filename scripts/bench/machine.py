@@ -1,0 +1,119 @@
+"""What a machine allows a step of the native engine: L, the shortest time in which memory and arithmetic could do it.
+
+    L = max(bytes of weights / B, products / C) + bytes of keys and values / B + 0.1 ms
+
+B is how fast memory is read, and C how many multiplications the format can do, both measured by `Probe` in the process
+of the step, with as many threads: a machine that others share has states that last for minutes and differ by two.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from server.catalogue.architecture import Architecture
+from server.catalogue.engines import BITS, TRAITS
+from server.convert.native_layout import PANEL
+
+SOURCE = Path(__file__).with_name("machine_probe.c")
+COMPILE_S = 120
+PASSES = 5
+"""Passes of a measurement, the best of which counts."""
+FORMAT_SHARE = 0.76
+"""Share of the dot products that blocks of 32 inputs allow: 4 operations for scales beside 16 products, and loads."""
+MEETINGS_MS = 0.1
+"""Time of a step in which threads meet, whatever they compute."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is computed together: `rows` sequences, each with `tokens` new ones after `past`."""
+
+    rows: int
+    past: int
+    tokens: int = 1
+
+    @property
+    def name(self) -> str:
+        return f"{self.rows:4}" if self.tokens == 1 else f"prefill of {self.tokens}"
+
+
+@dataclass(frozen=True)
+class Amount:
+    """What a step has to read, and to multiply (a multiplication counts with its addition)."""
+
+    weight_bytes: float
+    kv_bytes: float
+    macs: float
+
+    def least_ms(self, read_gb_s: float, gmac_s: float) -> float:
+        """Return L."""
+        read, computed = self.weight_bytes / read_gb_s, self.macs / gmac_s
+        return (max(read, computed) + self.kv_bytes / read_gb_s) / 1e6 + MEETINGS_MS
+
+
+def amount(arch: Architecture, precision: str, step: Step) -> Amount:
+    """Return what a step of the native engine has to do; a prefill needs the last token's logits alone."""
+
+    def padded(n: int) -> int:
+        return -(-n // PANEL) * PANEL
+
+    width, inner = padded(arch.width), padded(arch.inner)
+    block = width * (padded(3 * arch.width) + width + 2 * inner)
+    head = padded(arch.vocabulary) * width
+    stored = TRAITS["native"].precisions[precision]
+    tokens = step.rows * step.tokens
+    return Amount(
+        arch.layers * block * stored.blocks + head * stored.head,
+        step.rows * (step.past + step.tokens) * arch.row_bytes("native", precision) / arch.context,
+        tokens * arch.layers * block + step.rows * head,
+    )
+
+
+def compile_probe(folder: Path) -> Path:
+    """Compile machine_probe.c for this processor into a folder. Exits with a sentence where that fails."""
+    compiler = shutil.which("gcc") or shutil.which("cc") or shutil.which("clang")
+    if compiler is None:
+        sys.exit("no C compiler: install gcc (Debian: apt install gcc), which builds what measures this machine")
+    library = folder / "machine_probe.so"
+    flags = ["-O3", "-march=native", "-pthread", "-shared", "-fPIC"]
+    try:
+        subprocess.run([compiler, *flags, str(SOURCE), "-o", str(library)], check=True, timeout=COMPILE_S)
+    except subprocess.SubprocessError as e:
+        sys.exit(f"{SOURCE.name} cannot be compiled: {e}")
+    return library
+
+
+class Probe:
+    """Measurements of this machine by as many threads as a step has, as machine_probe.c does them."""
+
+    def __init__(self, library: Path, threads: int) -> None:
+        self._library = ctypes.CDLL(str(library))
+        self._threads = threads
+        self._library.probe_read.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 2]
+        self._library.probe_products.argtypes = [ctypes.c_char_p, *[ctypes.c_int] * 3]
+        for function in (self._library.probe_read, self._library.probe_products, self._library.probe_meetings):
+            function.restype = ctypes.c_double
+
+    def read_gb_s(self, address: int, size: int, passes: int = PASSES) -> float:
+        """Return how fast these bytes are read: B."""
+        return self._checked(self._library.probe_read(address, size, self._threads, passes)) / 1e9
+
+    def gmac_s(self, instruction_set: str, precision: str) -> float:
+        """Return C: what the products of a precision come to, at most."""
+        bits = BITS[precision]
+        peak = self._checked(self._library.probe_products(instruction_set.encode(), bits, self._threads, PASSES)) / 1e9
+        return peak if bits == BITS["fp32"] else FORMAT_SHARE * peak
+
+    def meeting_us(self) -> float:
+        """Return what a meeting of the threads takes."""
+        return 1e6 / self._checked(self._library.probe_meetings(self._threads, PASSES))
+
+    def _checked(self, found: float) -> float:
+        if found <= 0:
+            sys.exit(f"{SOURCE.name} measures nothing here: it knows avx512 and avx2, and starts up to 256 threads")
+        return found

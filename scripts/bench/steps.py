@@ -1,0 +1,223 @@
+"""Times of single steps of the native engine, in a process of their own: rows.py starts it for each of its processes.
+
+The kernels' library is called directly, by its C interface, so that builds older than this checkout can stand beside
+its own. Steps of different rows and builds take turns: A B, then B A. Run as a program, this file reads an `Order` as
+its argument and prints what it has measured, a line of JSON.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scripts.bench.machine import PASSES, Probe, Step
+from server.catalogue.architecture import Architecture
+from server.catalogue.engines import TRAITS
+from server.engines.native import shape_of
+
+TIMED = 3
+"""Steps of a turn that count, after one that brings back what the others have displaced."""
+PREFILL_TURNS = 3
+"""A prefill takes as long as dozens of steps: it is in one of so many turns."""
+BUSY_TURN_S = 1.0
+"""Length of a turn beside busy processes: a hundred slices of the system's scheduler."""
+SPIN = """
+import os, sys, time
+busy, period, parent = float(sys.argv[1]), float(sys.argv[2]), os.getppid()
+print("begun", flush=True)
+while os.getppid() == parent:
+    until = time.perf_counter() + busy
+    while time.perf_counter() < until:
+        pass
+    if period > busy:
+        time.sleep(period - busy)
+"""
+"""A program that is busy for a share of the time, until its parent is gone."""
+
+
+@dataclass(frozen=True)
+class Build:
+    """A library of the kernels, and the threads that it runs with."""
+
+    name: str
+    library: str
+    threads: int
+
+
+@dataclass(frozen=True)
+class Order:
+    """Everything that a process measures."""
+
+    arch: dict[str, Any]
+    precision: str
+    weights: str
+    """The file that `Layout.write` made."""
+    instruction_set: str
+    builds: list[Build]
+    steps: list[Step]
+    turns: int
+    threads: int
+    """Threads of the machine's own figures."""
+    probe: str
+    busy: int = 0
+    busy_ms: float = 0
+    period_ms: float = 0
+
+
+class Model:
+    """A model in the kernels, with made-up keys and values."""
+
+    def __init__(self, order: Order, build: Build) -> None:
+        arch, self._rows = Architecture(**order.arch), max(step.rows for step in order.steps)
+        self._kernels = ctypes.CDLL(build.library)
+        pointer, integer = ctypes.c_void_p, ctypes.c_int
+        self._kernels.gpt2d_new.restype = self._kernels.gpt2d_weights.restype = pointer
+        self._kernels.gpt2d_weights.argtypes = [pointer, ctypes.POINTER(ctypes.c_size_t)]
+        self._kernels.gpt2d_restore.argtypes = [pointer, integer, integer, pointer, pointer]
+        self._kernels.gpt2d_forward.argtypes = [pointer, integer, *[pointer] * 3, integer, *[pointer] * 3]
+        weights = np.fromfile(order.weights, np.uint8)
+        shape, needed = shape_of(arch, order.precision), ctypes.c_size_t()
+        for shape.tied in (1, 0):  # the file's size says which
+            self._model = pointer(
+                self._kernels.gpt2d_new(ctypes.byref(shape), self._rows, build.threads, order.instruction_set.encode())
+            )
+            if not self._model:
+                sys.exit(
+                    f"{build.library} makes no such model: there is no memory for it, or no {order.instruction_set}"
+                )
+            self.address = self._kernels.gpt2d_weights(self._model, ctypes.byref(needed))
+            if needed.value == len(weights):
+                break
+            self._kernels.gpt2d_free(self._model)
+        else:
+            sys.exit(f"{build.library} has another layout of the weights: {needed.value} bytes, not {len(weights)}")
+        self.size = needed.value
+        ctypes.memmove(self.address, weights.ctypes.data, self.size)
+        self._logits = np.empty((self._rows, arch.vocabulary), np.float32)
+        self._vocabulary = arch.vocabulary
+        self._fill(arch, order)
+
+    def _fill(self, arch: Architecture, order: Order) -> None:
+        """Write keys and values into every row as far as a step reads them: memory that nobody wrote is not there."""
+        positions = max(step.past for step in order.steps)
+        dtype = np.float32 if TRAITS["native"].precisions[order.precision].kv == 4 else np.float16
+        shape = (arch.layers, arch.heads, positions, arch.head)
+        values = np.random.default_rng(0).normal(0, 1, shape).astype(dtype)
+        for row in range(self._rows if positions else 0):
+            code = self._kernels.gpt2d_restore(self._model, row, positions, _at(values), _at(values))
+            _check(code)
+
+    def time(self, step: Step, rng: np.random.Generator) -> float:
+        """Compute random tokens; return the milliseconds that the call took."""
+        count = step.rows * step.tokens
+        ids = rng.integers(0, self._vocabulary, count).astype(np.int32)
+        rows = np.repeat(np.arange(step.rows, dtype=np.int32), step.tokens)
+        positions = np.tile(np.arange(step.past, step.past + step.tokens, dtype=np.int32), step.rows)
+        wanted = np.arange(step.tokens - 1, count, step.tokens, dtype=np.int32)
+        arrays = _at(ids), _at(rows), _at(positions), len(wanted), _at(wanted), _at(self._logits), None
+        began = time.perf_counter()
+        code = self._kernels.gpt2d_forward(self._model, count, *arrays)
+        took = time.perf_counter() - began
+        _check(code)
+        return took * 1e3
+
+
+def _at(array: NDArray[np.generic]) -> int:
+    return int(array.ctypes.data)
+
+
+def _check(code: int) -> None:
+    if code:
+        sys.exit(f"the kernels refuse the step, or have no memory for it (code {code})")
+
+
+@contextlib.contextmanager
+def busy_processes(order: Order) -> Iterator[None]:
+    """Run others beside, each in a session of its own as a person's programs are: Linux is fair to sessions."""
+    spinners = []
+    try:
+        for _ in range(order.busy):
+            command = [sys.executable, "-c", SPIN, str(order.busy_ms / 1e3), str(order.period_ms / 1e3)]
+            spinners.append(subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True))
+        for spinner in spinners:
+            if spinner.stdout:
+                spinner.stdout.readline()
+        yield
+    finally:
+        for spinner in spinners:
+            spinner.kill()
+            spinner.communicate()
+
+
+def measure(order: Order) -> dict[str, Any]:
+    models = [Model(order, build) for build in order.builds]
+    probe, rng = Probe(Path(order.probe), order.threads), np.random.default_rng(1)
+
+    def read(passes: int = PASSES) -> float:
+        return round(probe.read_gb_s(models[0].address, models[0].size, passes), 2)
+
+    gmac_s, meeting_us = probe.gmac_s(order.instruction_set, order.precision), probe.meeting_us()
+    load = os.getloadavg()[0]
+    before, sections = read(), []
+    for past in dict.fromkeys(step.past for step in order.steps):
+        steps = [step for step in order.steps if step.past == past]
+        times: dict[Step, list[list[float]]] = {step: [[] for _ in models] for step in steps}
+        between = []
+        with busy_processes(order):
+            for turn in range(order.turns):
+                between.append(read(1))
+                take_turn(turn, models, times, order, rng)
+        after = read()
+        machine = {"before": before, "between": between, "after": after}
+        sections += [{"step": asdict(step), "read_gb_s": machine, "ms": times[step]} for step in steps]
+        before = after
+    return {
+        "gmac_s": round(gmac_s, 1),
+        "meeting_us": round(meeting_us, 3),
+        "load_average": round(load, 2),
+        "sections": sections,
+    }
+
+
+def take_turn(
+    turn: int,
+    models: Sequence[Model],
+    times: dict[Step, list[list[float]]],
+    order: Order,
+    rng: np.random.Generator,
+) -> None:
+    """Have each build compute some steps of each kind, in the other order than in the turn before; add their times."""
+    for step, lists in times.items():
+        if step.tokens > 1 and turn % PREFILL_TURNS:
+            continue
+        pairs = list(zip(models, lists, strict=True))
+        for model, found in pairs if turn % 2 == 0 else reversed(pairs):
+            model.time(step, rng)
+            until = time.perf_counter() + (BUSY_TURN_S if order.busy else 0)
+            taken = [model.time(step, rng) for _ in range(1 if step.tokens > 1 else TIMED)]
+            while time.perf_counter() < until:
+                taken.append(model.time(step, rng))
+            found += [round(ms, 4) for ms in taken]
+
+
+def main() -> None:
+    order = json.loads(sys.argv[1])
+    order["builds"] = [Build(**build) for build in order["builds"]]
+    order["steps"] = [Step(**step) for step in order["steps"]]
+    print(json.dumps(measure(Order(**order))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""scripts.bench.rows: what L is, that steps and the machine are measured, and that its busy processes do not stay."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+
+import psutil
+import pytest
+
+from scripts.bench.engine import module_environment
+from scripts.bench.machine import Step, amount
+from scripts.bench.rows import parser, steps_of
+from scripts.bench.steps import SPIN
+from server.catalogue.architecture import PUBLISHED
+from server.catalogue.engines import instruction_sets, native_problem
+from tests.conftest import wait_for
+
+FAST = not native_problem() and {"avx512", "avx2"} & set(instruction_sets())
+
+
+@pytest.mark.parametrize(
+    ("precision", "rows", "least_ms"),
+    [
+        ("int8", 4, 1.82),
+        ("int8", 8, 1.88),
+        ("int8", 16, 2.82),
+        ("int4", 4, 1.29),
+        ("int4", 8, 1.47),
+        ("int4", 16, 2.82),
+    ],
+)
+def test_least_time_of_a_step(precision: str, rows: int, least_ms: float) -> None:
+    """Figures worked out by hand for gpt2 at 79 GB/s and 0.76 of 2 x 525 GMAC/s; sixteen rows wait for arithmetic."""
+    work = amount(PUBLISHED["gpt2"], precision, Step(rows, 33))
+    assert work.least_ms(79, 0.76 * 2 * 525) == pytest.approx(least_ms, abs=0.02)
+
+
+def test_a_prefill_has_the_head_of_one_token() -> None:
+    gpt2 = PUBLISHED["gpt2"]
+    prefill, steps = amount(gpt2, "int8", Step(1, 0, 512)), amount(gpt2, "int8", Step(512, 0))
+    assert steps.macs - prefill.macs == 511 * 50272 * 768
+    assert prefill.kv_bytes == steps.kv_bytes == 512 * gpt2.row_bytes("native", "int8") / 1024
+
+
+def rows(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-P", "-m", "scripts.bench.rows", "--model", "demo", *arguments]
+    return subprocess.run(command, env=module_environment(), capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.mark.skipif(not FAST or not shutil.which("gcc"), reason="needs gcc and the native kernels for AVX2")
+def test_two_builds_take_turns_beside_what_the_machine_allows() -> None:
+    import gpt2d_kernels
+
+    shape = [
+        "--precisions",
+        "int8",
+        "--rows",
+        "1,3",
+        "--past",
+        "5",
+        "--prefill",
+        "8",
+        "--processes",
+        "1",
+        "--turns",
+        "2",
+    ]
+    done = rows(*shape, "--threads", "1", "--against", str(gpt2d_kernels.library()))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [build["name"] for build in found["builds"]] == ["ours", "against"]
+    (process,) = found["precisions"]["int8"]
+    assert process["gmac_s"] > 0 and process["meeting_us"] > 0
+    assert [section["step"] for section in process["sections"]] == [
+        {"rows": 1, "past": 5, "tokens": 1},
+        {"rows": 3, "past": 5, "tokens": 1},
+        {"rows": 1, "past": 0, "tokens": 8},
+    ]
+    for section, times in zip(process["sections"], (6, 6, 1), strict=True):
+        assert [len(ms) for ms in section["ms"]] == [times, times] and min(map(min, section["ms"])) > 0
+        read = section["read_gb_s"]
+        assert len(read["between"]) == 2 and min(read["before"], read["after"], *read["between"]) > 0
+    table = done.stderr.splitlines()
+    assert "x L best" in table[-7] and table[-1].endswith("against")
+
+
+@pytest.mark.parametrize("arguments", [["--past", "33,1024"], ["--prefill", "1025"]])
+def test_what_does_not_fit_is_refused(arguments: list[str]) -> None:
+    args = parser().parse_args(["--like", "gpt2", *arguments])
+    with pytest.raises(SystemExit, match="this model's context is 1024 tokens"):
+        steps_of(args, PUBLISHED["gpt2"])
+
+
+def test_steps_of_a_short_context_are_those_that_fit() -> None:
+    args = parser().parse_args(["--like", "gpt2", "--rows", "1,8"])
+    steps = steps_of(args, replace(PUBLISHED["gpt2"], context=256))
+    assert steps == [Step(1, 33), Step(8, 33), Step(1, 0, 256)]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a child there does not see that its parent is gone")
+def test_a_busy_process_ends_with_the_one_that_started_it() -> None:
+    """Also where that was killed: nothing stays that takes a core for ever."""
+    code = (
+        "import subprocess, sys\n"
+        f"child = subprocess.Popen([sys.executable, '-c', {SPIN!r}, '0.001', '0.002'], stdout=subprocess.PIPE)\n"
+        "child.stdout.readline()\n"
+        "print(child.pid)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    pid = int(done.stdout)
+    wait_for(lambda: ended(pid), 20)
+
+
+def ended(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
