@@ -63,6 +63,12 @@ class Ready(m.Reply, frozen=True, tag_field="type", tag="ready"):
     """Whether its tokenizer is byte-level BPE."""
 
 
+class Pieces(m.Reply, frozen=True, tag_field="type", tag="pieces"):
+    """New text of several streams, which the gateway passes on one by one: those of a request in their order."""
+
+    pieces: list[m.Tokens]
+
+
 class Beat(m.Reply, frozen=True, tag_field="type", tag="beat"):
     """Sign that the worker's loop moves: sent between its steps, at most a few times a second."""
 
@@ -76,10 +82,12 @@ class Beat(m.Reply, frozen=True, tag_field="type", tag="beat"):
 
 
 ForWorker: TypeAlias = Work | m.Cancel | m.Measure | Leave
-FromWorker: TypeAlias = m.AnyReply | Started | Sized | Ready | Beat
+FromWorker: TypeAlias = m.AnyReply | Pieces | Started | Sized | Ready | Beat
 
 _FOR_WORKER = codec.decoders({"work": Work, "cancel": m.Cancel, "measure": m.Measure, "leave": Leave})
-_FROM_WORKER = codec.decoders({**codec.REPLIES, "started": Started, "sized": Sized, "ready": Ready, "beat": Beat})
+_FROM_WORKER = codec.decoders(
+    {**codec.REPLIES, "pieces": Pieces, "started": Started, "sized": Sized, "ready": Ready, "beat": Beat}
+)
 
 
 def encode(message: ForWorker | FromWorker) -> bytes:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from server.engines.base import KV, Hidden, Logits
-from server.link import ForWorker, FromWorker
+from server.link import ForWorker, FromWorker, Pieces
 
 
 class FakeEngine:
@@ -81,14 +81,19 @@ class FakeEngine:
 
 
 class ListConnection:
-    """A worker's connection to the gateway that is two lists: what it has for the worker, and what the worker sent."""
+    """A worker's connection to the gateway that is two lists: what it has for the worker, and what the worker sent.
+
+    Pieces that came in one message are apart in `sent`, as the gateway passes them on.
+    """
 
     def __init__(self) -> None:
         self.coming: list[ForWorker] = []
         self.sent: list[FromWorker] = []
+        self.messages = 0
 
     def send(self, message: FromWorker) -> None:
-        self.sent.append(message)
+        self.messages += 1
+        self.sent += message.pieces if isinstance(message, Pieces) else [message]
 
     def receive(self, timeout_ms: int) -> list[ForWorker]:
         coming, self.coming = self.coming, []

@@ -33,7 +33,7 @@ from server.gateway.supervisor import Supervisor
 from server.gateway.systemd import ServiceManager
 from server.launch.launcher import Launcher
 from server.launch.local import LocalLauncher
-from server.link import Beat, Ready
+from server.link import Beat, Pieces, Ready
 
 if TYPE_CHECKING:
     from server.gateway.metrics import Metrics  # Prometheus' library is loaded where it is asked for only
@@ -239,6 +239,9 @@ class Gateway:
                 self._supervisor.connected(replica, heard.routing_id, heard.fd)
             elif isinstance(heard, Beat):
                 replica.beat = heard
+            elif isinstance(heard, Pieces):
+                for piece in heard.pieces:
+                    self._dispatch.deliver(replica, piece)
             elif heard.id is not None:
                 self._dispatch.deliver(replica, heard)
             else:

@@ -14,7 +14,7 @@ from protocol.errors import BadRequest
 from server import link
 from server.checkpoint.tensors import Report
 from server.launch.spec import CUT_OFF, UNREACHED, Spec
-from server.link import ForWorker, FromWorker, Leave
+from server.link import ForWorker, FromWorker, Leave, Pieces
 
 CONNECT_S = 30.0
 PROGRESS_S = 0.05
@@ -44,12 +44,16 @@ class GatewayConnection:
     def send(self, message: FromWorker) -> None:
         """Send a message; wait until it has left, and end the process if it cannot leave.
 
-        An answer that is too large for a frame is replaced by an error that says so: sixteen continuations with twenty
-        alternatives to each token can be too large.
+        Pieces that are too large for a frame together go one by one. An answer that is too large is replaced by an
+        error that says so: sixteen continuations with twenty alternatives to each token can be too large.
         """
         try:
             frame = link.encode(message)
         except BadRequest as e:
+            if isinstance(message, Pieces):
+                for piece in message.pieces:
+                    self.send(piece)
+                return
             refusal = f"the answer: {e}; ask for fewer continuations or logprobs"
             frame = link.encode(m.Failure(id=message.id, code=e.code, message=refusal))
         while True:

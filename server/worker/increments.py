@@ -21,6 +21,10 @@ class Decoder(Protocol):
         """Take the next token; return the text that no later token can change."""
         ...
 
+    def push_all(self, tokens: Many[int]) -> str:
+        """Take several tokens, as one after the other."""
+        ...
+
     def flush(self) -> str:
         """Return the rest, at the end of the text."""
         ...
@@ -44,6 +48,10 @@ class ByteDecoder:
 
     def push(self, token: int) -> str:
         return self._decoder.decode(self._table[token])
+
+    def push_all(self, tokens: Many[int]) -> str:
+        table = self._table
+        return self._decoder.decode(b"".join([table[token] for token in tokens]))
 
     def flush(self) -> str:
         return self._decoder.decode(b"", final=True)
@@ -70,6 +78,9 @@ class StageDecoder:
         piece = self._table[token]
         return "" if piece is None else self._stages.push(piece)
 
+    def push_all(self, tokens: Many[int]) -> str:
+        return "".join(map(self.push, tokens))
+
     def flush(self) -> str:
         return self._stages.flush()
 
@@ -90,6 +101,9 @@ class CleanDecoder:
 
     def push(self, token: int) -> str:
         return self._stages.push(self._decoder.push(token))
+
+    def push_all(self, tokens: Many[int]) -> str:
+        return "".join(map(self.push, tokens))
 
     def flush(self) -> str:
         return self._stages.push(self._decoder.flush()) + self._stages.flush()
@@ -114,13 +128,16 @@ class Increments:
     @classmethod
     def after(cls, decoder: Decoder, prompt: Many[int]) -> Increments:
         """Begin after a prompt, with a decoder that has no tokens yet and belongs to this from now on."""
-        for token in prompt:
-            decoder.push(token)
+        decoder.push_all(prompt)
         return cls(decoder, decoder.fork().flush())
 
     def push(self, token: int) -> str:
         """Take a new token; return the text that no later one can change."""
         return self._after_prompt(self._decoder.push(token))
+
+    def push_all(self, tokens: Many[int]) -> str:
+        """Take several new tokens, as one after the other."""
+        return self._after_prompt(self._decoder.push_all(tokens))
 
     def flush(self) -> str:
         """Return the rest at the end: of an unfinished character, a replacement."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence as Many
 from functools import partial
 
 import psutil
@@ -13,7 +13,7 @@ from protocol.errors import RequestError
 from server.catalogue.architecture import Architecture
 from server.engines.base import Engine
 from server.launch.spec import Spec
-from server.link import Beat, ForWorker, Work
+from server.link import Beat, ForWorker, Pieces, Work
 from server.worker.connection import Connection
 from server.worker.faults import incident
 from server.worker.prefix_cache import PrefixCache
@@ -27,6 +27,8 @@ from server.worker.text import Text
 
 BEAT_S = 0.25
 """Longest time between two beats, by which the gateway knows that the loop moves."""
+PIECES_S = 0.020
+"""Shortest time between two messages with the new text of all streams; a stream's first goes out at once."""
 READING_MS = 1
 """Longest sleep of an idle loop while a request is being read."""
 YIELD_S = 0.001
@@ -53,6 +55,7 @@ class Worker:
         """Request id -> its answer, until that is complete."""
         self._process = psutil.Process()
         self._beat_at = 0.0
+        self._pieces_at = 0.0
         self._taken = 0
         self._prompt_tokens = self._new_tokens = 0
         self._busy_s = 0.0
@@ -71,7 +74,8 @@ class Worker:
 
     def step(self) -> None:
         """Schedule, run, postprocess: compute one batch, and send its results."""
-        self._take_read()
+        if self._reader:
+            self._take_read()
         for task in self.scheduler.reap():
             self._answer(task)
         batch = self.scheduler.schedule()
@@ -160,15 +164,29 @@ class Worker:
     def _send_pieces(self, tasks: Iterable[Task]) -> None:
         """Send the results of a step: new text of streams, and the last replies of requests that finished."""
         now = time.monotonic()
+        due = now >= self._pieces_at + PIECES_S
+        if due:
+            self._pieces_at = now
+        pieces: list[m.Tokens] = []
+        ended: list[Task] = []
         for task in tasks:
-            if task.finished is None:
+            if task.finished is None and (due or task.silent):
                 try:
-                    for piece in task.pieces(now):
-                        self._connection.send(piece)
+                    pieces += task.pieces()
                 except Exception as e:  # noqa: BLE001 - whatever it is, it concerns this request alone
                     task.fail(incident("a piece of text", e))
             if task.finished is not None:
-                self._answer(task)
+                ended.append(task)
+        self._send_together(pieces)
+        for task in ended:
+            self._answer(task)
+
+    def _send_together(self, pieces: Many[m.Tokens]) -> None:
+        """Send pieces in one message; a single one as it is."""
+        if len(pieces) == 1:
+            self._connection.send(pieces[0])
+        elif pieces:
+            self._connection.send(Pieces(id=None, pieces=list(pieces)))
 
     def _answer(self, task: Task) -> None:
         """Send the last reply to the request of a task that has finished, unless other tasks of it go on."""
@@ -177,8 +195,7 @@ class Worker:
             return
         del self._answers[task.id]
         try:
-            for piece in answer.rest():
-                self._connection.send(piece)
+            self._send_together(answer.rest())
             last = answer.last()
             self._connection.send(last)
         except Exception as e:  # noqa: BLE001 - whatever it is, it concerns this request alone

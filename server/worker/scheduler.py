@@ -13,10 +13,10 @@ row after each of its windows.
 from __future__ import annotations
 
 import contextlib
+import math
 import time
-from collections.abc import Iterable, Iterator, Sequence as Many
+from collections.abc import Iterator, Sequence as Many
 from dataclasses import dataclass
-from typing import TypeVar
 
 from server.engines.base import Engine
 from server.worker.prefix_cache import PrefixCache
@@ -35,8 +35,6 @@ FIXED_CHUNK = 128
 """Number of tokens of every chunk of a prompt that must be cut the same way each time."""
 KEEP_S = 2.0
 """Time for which the first prompt of a group waits for room, before nobody else gets a row until it has its own."""
-
-AnyTask = TypeVar("AnyTask", bound=Task)
 
 
 @dataclass(slots=True)
@@ -74,6 +72,8 @@ class Scheduler:
         self._jumped = False
         """Whether the last chunk was of one that had not been next."""
         self._running: list[Row] = []
+        self._due = math.inf
+        """Time before which no task is out of time (monotonic)."""
         self.tokens_per_ms = 0.4
         """Speed of prefilling: a guess until a chunk has been timed, then a moving average."""
 
@@ -89,6 +89,7 @@ class Scheduler:
 
     def add(self, prompt: Prompt) -> None:
         self._waiting.add(prompt.group, prompt)
+        self._due = min(self._due, prompt.expires)
 
     def find(self, request_id: int) -> list[Task]:
         """Return all tasks of a request."""
@@ -104,11 +105,18 @@ class Scheduler:
 
     def reap(self) -> list[Task]:
         """End tasks that are out of time; forget and return those that were ended from outside a step."""
-        now = time.monotonic()
-        ended: list[Task] = _over(self._in_rows(), now)
+        if (now := time.monotonic()) > self._due:
+            self._due = math.inf
+            for task in self._all():
+                if task.finished is None and now > task.expires:
+                    task.end("deadline")
+                elif task.finished is None:
+                    self._due = min(self._due, task.expires)
+        ended: list[Task] = [row for row in self._running if row.finished is not None]
+        ended += [prompt for prompt in self._prefilling if prompt.finished is not None]
         for task in ended:
             self._leave(task)
-        given_up = _over(list(self._waiting), now)
+        given_up = [prompt for prompt in self._waiting if prompt.finished is not None] if self._waiting else []
         for prompt in given_up:
             self._waiting.drop(prompt.group, prompt)
             self._forget_head(prompt)
@@ -131,8 +139,9 @@ class Scheduler:
 
         `release` forgets those that finished in the step.
         """
+        now = time.monotonic()
         for row, tokens in outcome.chosen:
-            row.advance(tokens, len(batch.decode))
+            row.advance(tokens, len(batch.decode), now)
         prompt = batch.prefill
         if prompt is None:
             return list(batch.decode)
@@ -290,14 +299,3 @@ class Scheduler:
     def _place(self, task: Task, row: int) -> None:
         self._engine.move(task.row, row, task.cached)
         task.row = row
-
-
-def _over(tasks: Iterable[AnyTask], now: float) -> list[AnyTask]:
-    """End the tasks that are out of time; return those that have ended."""
-    ended = []
-    for task in tasks:
-        if task.finished is None and task.expired(now):
-            task.end("deadline")
-        if task.finished is not None:
-            ended.append(task)
-    return ended

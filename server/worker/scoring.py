@@ -34,6 +34,7 @@ class Scoring:
     alone = False
     reuses = False
     streams = False
+    silent = False
     branches = False
     looks_inside = False
     width = 1
@@ -59,16 +60,13 @@ class Scoring:
         self._begin = 0
         self._scored = 1  # nothing comes before the first token
         self._received = received
-        self._expires = received + request.deadline_ms / 1000 if request.deadline_ms else math.inf
+        self.expires = received + request.deadline_ms / 1000 if request.deadline_ms else math.inf
         self.ids = tokens[:context]
 
     @property
     def prompt_tokens(self) -> int:
         """Number of tokens in the present window."""
         return len(self.ids)
-
-    def expired(self, now: float) -> bool:
-        return now > self._expires
 
     def begin(self, row: int) -> None:
         self.row = row
@@ -83,7 +81,7 @@ class Scoring:
         self.fault = fault
         self.finished = "cancelled"
 
-    def pieces(self, now: float) -> tuple[m.Tokens, ...]:  # noqa: ARG002 - there is only the last reply
+    def pieces(self) -> tuple[m.Tokens, ...]:
         return ()
 
     def wanted(self, count: int) -> list[int]:

@@ -43,8 +43,13 @@ class Lane:
     def fault(self) -> str:
         return self.search.fault
 
-    def expired(self, now: float) -> bool:
-        return self.search.expired(now)
+    @property
+    def expires(self) -> float:
+        return self.search.expires
+
+    @property
+    def silent(self) -> bool:
+        return self.search.silent
 
     def end(self, reason: m.FinishReason) -> None:
         self.search.end(reason)
@@ -52,9 +57,9 @@ class Lane:
     def fail(self, fault: str) -> None:
         self.search.fail(fault)
 
-    def pieces(self, now: float) -> Many[m.Tokens]:
+    def pieces(self) -> Many[m.Tokens]:
         """Take the search's pieces, once for all its lanes."""
-        return self.search.pieces(now) if self is self.search.lanes[0] else ()
+        return self.search.pieces() if self is self.search.lanes[0] else ()
 
 
 class Search(ABC):
@@ -96,8 +101,13 @@ class Search(ABC):
     def fault(self) -> str:
         return self.outputs[0].fault
 
-    def expired(self, now: float) -> bool:
-        return self.outputs[0].expired(now)
+    @property
+    def expires(self) -> float:
+        return self.outputs[0].expires
+
+    @property
+    def silent(self) -> bool:
+        return any(output.silent for output in self.outputs)
 
     def begin(self, row: int) -> None:
         self.row = row
@@ -142,8 +152,8 @@ class Search(ABC):
         for output in self.outputs:
             output.fail(fault)
 
-    def pieces(self, now: float) -> Many[m.Tokens]:
-        return [piece for output in self.outputs for piece in output.pieces(now)]
+    def pieces(self) -> Many[m.Tokens]:
+        return [piece for output in self.outputs for piece in output.pieces()]
 
     @abstractmethod
     def start(self, logits: Logits, engine: Engine) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
@@ -16,8 +17,6 @@ from server.worker.sampling import Sampler, sample
 from server.worker.speculation import Guesser, Pace, PromptLookup
 from server.worker.text import Vocabulary
 
-PIECE_S = 0.020
-"""Shortest time between two pieces of a sequence; the first goes out at once."""
 SEEDS = 1 << 63
 
 
@@ -96,12 +95,16 @@ class Sequence:
         self.sampler = Sampler(request, self.seed, generation.processors())
         self.guesser: Guesser | None = PromptLookup() if request.speculate else None
         self.pace = Pace()
-        self._sent_at = float("-inf")
+        self.silent = request.stream
+        self.expires = generation.received + request.deadline_ms / 1000 if request.deadline_ms else math.inf
         self._vocabulary = generation.vocabulary
         self._increments = generation.increments()
         self._ends = generation.vocabulary.ends
         self._stops = generation.stops
+        self._longest = self.prompt_tokens + request.max_new_tokens
         self._text = ""
+        """Text of the first `_decoded` tokens: of all where stop strings are looked for, else up to the last piece."""
+        self._decoded = self.prompt_tokens
         self._sent_characters = 0
         self._sent_tokens = 0
         self._logprobs: list[m.TokenLogprobs] = []
@@ -112,7 +115,6 @@ class Sequence:
         self._last_token = 0.0
         self._steps = 0
         self._batch_total = 0
-        self._expires = generation.received + request.deadline_ms / 1000 if request.deadline_ms else None
 
     @property
     def new_tokens(self) -> int:
@@ -121,9 +123,6 @@ class Sequence:
     @property
     def started(self) -> bool:
         return self._prefill_began > 0
-
-    def expired(self, now: float) -> bool:
-        return self._expires is not None and now > self._expires
 
     def begin(self, row: int) -> None:
         self.row = row
@@ -150,7 +149,7 @@ class Sequence:
         if isinstance(token, Exception):
             raise token
         self.count(0)
-        self.take([token])
+        self._take(token)
         return (self,)
 
     def guess(self, batch: int, context: int) -> list[int]:
@@ -163,8 +162,10 @@ class Sequence:
     def learn(self, guessed: int, accepted: int) -> None:
         self.pace.learn(guessed, accepted)
 
-    def advance(self, tokens: Many[int], batch: int) -> None:
-        self.count(batch)
+    def advance(self, tokens: Many[int], batch: int, now: float) -> None:
+        self._last_token = now
+        self._steps += 1
+        self._batch_total += batch
         for token in tokens:
             if self.finished is None:
                 self.cached += 1
@@ -192,12 +193,13 @@ class Sequence:
             text_of = self._vocabulary.text_of
             top = [m.Alternative(id=i, text=text_of(i), logprob=p) for i, p in explanation.top]
             self._logprobs.append(m.TokenLogprobs(text=text_of(token), logprob=explanation.logprob, top=top))
-        self._write(self._increments.push(token))
+        if self.request.stop:
+            self._decode()
         if token in self._ends and not self.request.ignore_eos:
             self.finish("eos")
         elif token in self._stops:
             self.finish("stop")
-        elif self.new_tokens >= self.request.max_new_tokens:
+        elif len(self.ids) >= self._longest:
             self.finish("length")
 
     def fail(self, fault: str) -> None:
@@ -210,13 +212,23 @@ class Sequence:
     def finish(self, reason: m.FinishReason) -> None:
         """End the text here, if nothing has ended it before."""
         if self.finished is None:
+            self._decode()
             self._write(self._increments.flush())
             self.finished = self.finished or reason
+
+    def _decode(self) -> None:
+        """Write the text of the tokens that have none yet."""
+        if self._decoded < len(self.ids):
+            tokens = self.ids[self._decoded :]
+            self._decoded = len(self.ids)
+            self._write(self._increments.push_all(tokens))
 
     def _write(self, piece: str) -> None:
         """Add to the text; a stop string that this completes ends it, unless tokens are missing to `min_new_tokens`."""
         before = len(self._text)
         self._text += piece
+        if not self.request.stop:
+            return
         stops = self.request.stop if piece and self.new_tokens >= self.request.min_new_tokens else []
         found = [at for stop in stops if (at := self._text.find(stop, max(0, before - len(stop) + 1))) >= 0]
         if found:
@@ -233,29 +245,29 @@ class Sequence:
                     break
         return held
 
-    def pieces(self, now: float) -> Many[m.Tokens]:
-        if not self.request.stream or now < self._sent_at + PIECE_S:
-            return ()
-        piece = self.take_piece()
-        if piece is None:
-            return ()
-        self._sent_at = now
-        return (piece,)
+    def pieces(self) -> Many[m.Tokens]:
+        piece = self.take_piece() if self.request.stream else None
+        return () if piece is None else (piece,)
 
     def take_piece(self) -> m.Tokens | None:
         """Take the text and tokens written since the last piece; None if there are none."""
-        end = len(self._text) if self.finished else max(self._sent_characters, len(self._text) - self._held_back())
+        self._decode()
+        end = len(self._text)
+        if self.request.stop and not self.finished:
+            end = max(self._sent_characters, end - self._held_back())
         text = self._text[self._sent_characters : end]
         ids = self.ids[self.prompt_tokens + self._sent_tokens :]
         if not ids and not text:
             return None
-        logprobs = self._logprobs[self._sent_tokens :]
-        self._sent_characters, self._sent_tokens = end, self.new_tokens
+        logprobs = self._logprobs[self._sent_tokens :] if self._logprobs else []
+        self.silent = False
+        self._sent_characters, self._sent_tokens = end, self._sent_tokens + len(ids)
         return m.Tokens(id=self.id, text=text, ids=ids, index=self.index, logprobs=logprobs)
 
     @property
     def text(self) -> str:
         """Text so far, up to a stop string."""
+        self._decode()
         return self._text
 
     @property

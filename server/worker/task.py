@@ -62,8 +62,14 @@ class Task(Protocol):
         """Sentence for the client, if a fault has ended the task; else empty."""
         ...
 
-    def expired(self, now: float) -> bool:
-        """Return True if its time ran out before `now`, on the monotonic clock."""
+    @property
+    def expires(self) -> float:
+        """Time at which it is out of time, on the monotonic clock; infinite: never."""
+        ...
+
+    @property
+    def silent(self) -> bool:
+        """True if it streams and its client has been sent nothing yet: its first piece waits for nothing."""
         ...
 
     def end(self, reason: m.FinishReason) -> None:
@@ -74,8 +80,8 @@ class Task(Protocol):
         """End it, and what belongs to it, with a fault."""
         ...
 
-    def pieces(self, now: float) -> Many[m.Tokens]:
-        """Take the text that it has for its client now, before its last reply."""
+    def pieces(self) -> Many[m.Tokens]:
+        """Take the text that it has for its client, if that streams, before its last reply."""
         ...
 
 
@@ -158,8 +164,8 @@ class Sampled(Row, Protocol):
         """Note that `guessed` tokens were tried, of which the first `accepted` were right."""
         ...
 
-    def advance(self, tokens: Many[int], batch: int) -> None:
-        """Take the tokens of a step of `batch` rows: one, or more where guesses were right."""
+    def advance(self, tokens: Many[int], batch: int, now: float) -> None:
+        """Take the tokens of a step of `batch` rows that ended `now`: one, or more where guesses were right."""
         ...
 
 

@@ -21,7 +21,7 @@ from server.config import Config
 from server.gateway import dispatch, kept, status, supervisor
 from server.gateway.gateway import Gateway
 from server.launch.spec import Spec
-from server.link import ForWorker, FromWorker, Ready, Started, Work
+from server.link import ForWorker, FromWorker, Pieces, Ready, Started, Work
 from tests.conftest import wait_for
 from tests.server.test_weights import copy_demo
 
@@ -239,6 +239,32 @@ def test_a_stream_that_has_begun_ends_as_worker_died(daemon: Daemon) -> None:
     has_it.say(fault())
     with pytest.raises(WorkerDied, match="MemoryError"):
         asked.result()
+
+
+def test_pieces_that_came_together_go_to_their_own_clients_in_order(daemon: Daemon) -> None:
+    """Also beside a client that does not read: it is dropped, its request ends, and nobody else notices."""
+    (worker,) = daemon.ready(1)
+    stream = daemon.client.stream("x")
+    asked = Asked(lambda: [piece.text for piece in stream])
+    reads = worker.hear(Work).id
+    with zmq.Context() as context, context.socket(zmq.DEALER) as deaf:
+        deaf.rcvhwm = 1
+        deaf.connect(daemon.gateway.endpoint)
+        deaf.send(codec.encode(m.Generate(id=7, prompt="x", stream=True)))
+        unread = worker.hear(Work).id
+        count = 0
+        while not worker.has_message():
+            count += 1
+            pieces = [
+                m.Tokens(id=unread, text="x" * 500_000, ids=[1]), m.Tokens(id=reads, text=f"{count} ", ids=[1]),
+                m.Tokens(id=2**60, text="of a request that is over", ids=[1]),
+            ]  # fmt: skip
+            worker.say(Pieces(id=None, pieces=pieces))
+        assert worker.hear(m.Cancel).target == unread
+        worker.say(Pieces(id=None, pieces=[m.Tokens(id=reads, text="end", ids=[1])]))
+        worker.say(generated(Work(id=reads, group=0, request=m.Generate(prompt="x"))))
+        assert asked.result() == [*(f"{i + 1} " for i in range(count)), "end"]
+        deaf.linger = 0
 
 
 def test_a_loading_workers_fault_is_its_loads(daemon: Daemon) -> None:

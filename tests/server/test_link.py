@@ -11,7 +11,7 @@ from hypothesis import given
 from protocol import codec, messages as m
 from protocol.errors import BadRequest
 from server import link
-from server.link import Beat, FromWorker, Leave, Ready, Sized, Started, Work
+from server.link import Beat, FromWorker, Leave, Pieces, Ready, Sized, Started, Work
 from tests.strategies import generations, ids, replies, tokenizations
 
 
@@ -22,7 +22,7 @@ def test_every_reply_survives_the_link(reply: m.AnyReply) -> None:
 
 def test_strategies_cover_every_type() -> None:
     """A new message type must be added to the tests here."""
-    assert len(get_args(FromWorker)) == 18
+    assert len(get_args(FromWorker)) == 19
 
 
 @given(generations | tokenizations, ids)
@@ -37,7 +37,8 @@ def test_the_worker_link_carries_every_generation(request: m.Generate | m.Tokeni
 def test_what_workers_say_of_themselves_survives_the_link() -> None:
     ready = Ready(id=None, digest="d", quantised_share=0.5, disk_bytes=6, context=1, rows=2, threads=3, rss_bytes=4)
     beat = Beat(id=None, running=1, waiting=2, rss_bytes=3, requests=4, prompt_tokens=5, new_tokens=6, busy_ms=7.5)
-    own: tuple[FromWorker, ...] = (ready, beat, Started(id=None, node="n"), Sized(id=None, memory_bytes=8))
+    pieces = Pieces(id=None, pieces=[m.Tokens(id=1, text="a", ids=[5]), m.Tokens(id=2, text="", ids=[6], index=3)])
+    own: tuple[FromWorker, ...] = (pieces, ready, beat, Started(id=None, node="n"), Sized(id=None, memory_bytes=8))
     for message in own:
         assert link.decode_from_worker(link.encode(message)) == message
         assert codec.decode_reply(link.encode(message)) is None, "a client knows nothing of them"

@@ -302,7 +302,7 @@ def test_searches_and_others_run_together_as_they_do_alone(engine: Engine) -> No
 
 
 def test_a_stream_of_beams_is_what_all_agree_on(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.worker.sequence.PIECE_S", 0.0)
+    monkeypatch.setattr("server.worker.loop.PIECES_S", 0.0)
     loop = Loop(engine=engine)
     loop.ask(1, prompt_ids=PROMPTS[0], strategy="beam", n=2, max_new_tokens=24, stream=True)
     loop.turn(40)

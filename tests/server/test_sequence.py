@@ -46,7 +46,7 @@ def feed(sequence: Sequence, data: bytes) -> list[str]:
     sequence.begin(0)
     pieces = []
     for byte in data:
-        sequence.advance([byte], 1)
+        sequence.advance([byte], 1, 0.0)
         if piece := sequence.take_piece():
             pieces.append(piece.text)
         if sequence.finished:
@@ -102,7 +102,7 @@ def test_a_special_token_that_stops_does_not_come_before_the_least_number_of_tok
     for _ in range(3):
         (token,) = sample(logits.copy(), [sequence.sampler], [sequence.ids])
         assert isinstance(token, int)
-        sequence.advance([token], 1)
+        sequence.advance([token], 1, 0.0)
     assert sequence.ids[1:] == [5, 5, 3] and sequence.finished == "stop"
 
 
@@ -124,19 +124,19 @@ def test_an_unfinished_character_at_the_end_becomes_a_replacement() -> None:
 def test_end_of_text_ends_it_unless_ignored() -> None:
     sequence = make()
     sequence.begin(0)
-    sequence.advance([97], 1)
-    sequence.advance([END], 1)
+    sequence.advance([97], 1, 0.0)
+    sequence.advance([END], 1, 0.0)
     assert (sequence.finished, sequence.text) == ("eos", "a")
     sequence = make(ignore_eos=True)
     sequence.begin(0)
-    sequence.advance([END], 1)
+    sequence.advance([END], 1, 0.0)
     assert sequence.finished is None
 
 
 def test_a_special_token_can_be_a_stop_string() -> None:
     sequence = make(stops=frozenset({END}), stop=["<end>"], ignore_eos=True)
     assert feed(sequence, b"a") == ["a"]
-    sequence.advance([END], 1)
+    sequence.advance([END], 1, 0.0)
     assert (sequence.finished, sequence.text, sequence.ids[-1]) == ("stop", "a", END)
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
@@ -108,6 +110,82 @@ def test_the_first_token_is_sent_at_once_and_later_ones_together() -> None:
     assert len(pieces) < 100, "a fast engine's tokens are sent in pieces of 20 ms"
     assert isinstance(loop.link.sent[-1], m.Generated)
     assert [i for p in pieces for i in p.ids] == loop.link.sent[-1].ids
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Time, in the test's hands."""
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    return now
+
+
+def crowd(loop: Loop, clock: list[float], new: int = 200) -> None:
+    """Let eight streams write, until each has sent its first piece."""
+    for request_id in range(1, 9):
+        loop.ask(
+            request_id, group=request_id, prompt_ids=[request_id], max_new_tokens=new, strategy="greedy", stream=True
+        )
+    for _ in range(8):
+        clock[0] += 0.004
+        loop.turn()
+    assert {p.id for p in loop.link.sent if isinstance(p, m.Tokens)} == set(range(1, 9)), "each at once"
+
+
+def test_streams_have_their_pieces_in_one_message_every_20_ms(clock: list[float]) -> None:
+    loop = Loop(rows=9)
+    crowd(loop, clock)
+    loop.link.messages = 0
+    loop.link.sent.clear()
+    for _ in range(50):
+        clock[0] += 0.004
+        loop.turn()
+    assert loop.link.messages == 10
+    assert len(loop.link.sent) == 80 and all(len(p.ids) == 5 for p in loop.link.sent[8:] if isinstance(p, m.Tokens))
+    clock[0] += 0.020
+    loop.turn()
+    loop.link.messages = 0
+    loop.ask(9, group=9, prompt_ids=[9], max_new_tokens=200, strategy="greedy", stream=True)
+    clock[0] += 0.004
+    loop.turn()
+    newest = loop.link.sent[-1]
+    assert loop.link.messages == 1 and isinstance(newest, m.Tokens) and newest.id == 9, "and it alone"
+
+
+def test_ends_and_cancellations_go_at_once_and_after_all_that_was_written(clock: list[float]) -> None:
+    loop = Loop(rows=8)
+    crowd(loop, clock, new=40)
+    loop.turn(2)
+    loop.cancel(3)
+    loop.turn()
+    assert [reply.id for reply in loop.link.sent if isinstance(reply, m.Generated)] == [3]
+    loop.turn(40)  # in no time at all
+    for request_id in range(1, 9):
+        *pieces, last = (reply for reply in loop.link.sent if reply.id == request_id)
+        assert isinstance(last, m.Generated)
+        assert [i for p in pieces if isinstance(p, m.Tokens) for i in p.ids] == last.ids
+        assert "".join(p.text for p in pieces if isinstance(p, m.Tokens)) == last.text
+        assert last.finish_reason == ("cancelled" if request_id == 3 else "length")
+
+
+def test_a_step_of_eight_streams_calls_little(clock: list[float]) -> None:
+    """Count of Python's functions, since what each costs beside a model is too little to be timed here."""
+    loop = Loop(rows=8)
+    crowd(loop, clock)
+    calls = 0
+
+    def count(frame: FrameType, event: str, _: object) -> None:
+        nonlocal calls
+        ours = "server/worker" in (file := frame.f_code.co_filename) and not file.endswith("sampling.py")
+        calls += event == "call" and ours
+
+    for elapsed, most in ((0.001, 60), (0.020, 130)):
+        calls, clock[0] = 0, clock[0] + elapsed
+        sys.setprofile(count)
+        loop.turn()
+        sys.setprofile(None)
+        print(calls)
+        assert 0 < calls <= most
 
 
 def test_beats_count_as_the_ledgers_do() -> None:
@@ -272,7 +350,7 @@ def test_a_fault_in_a_reply_costs_its_own_request(monkeypatch: pytest.MonkeyPatc
         raise MemoryError
 
     monkeypatch.setattr(broken, place, fault)
-    monkeypatch.setattr("server.worker.sequence.PIECE_S", 0.0)
+    monkeypatch.setattr("server.worker.loop.PIECES_S", 0.0)
     loop.turn(12)
     last = {reply.id: reply for reply in loop.link.sent}
     assert isinstance(last[1], m.Generated) and last[1].ids == loop.engine.greedy([1], 6)

@@ -9,7 +9,7 @@ import zmq
 from protocol import messages as m
 from protocol.keys import CurveKeys
 from server import link
-from server.link import HEADROOM_BYTES, MAX_BYTES, Work
+from server.link import HEADROOM_BYTES, MAX_BYTES, Pieces, Work
 from server.worker.connection import GatewayConnection
 from tests.conftest import free_port
 from tests.server.test_worker import SPEC, Loop
@@ -34,6 +34,22 @@ def test_an_answer_too_large_for_its_way_is_refused_by_the_worker() -> None:
         assert isinstance(fits, m.Tokenized) and len(fits.text) == largest
         assert isinstance(refused, m.Failure) and (refused.id, refused.code) == (1, "bad_request")
         assert refused.message.startswith("the answer: the message is ")
+        for each in (socket, monitor):
+            each.close()
+
+
+def test_pieces_too_large_for_one_message_go_one_by_one() -> None:
+    keys = CurveKeys.new()
+    endpoint = f"tcp://127.0.0.1:{free_port()}"
+    with zmq.Context() as context:
+        socket, monitor = link.gateway_socket(context, endpoint, keys)
+        connection = GatewayConnection(replace(SPEC, endpoint=endpoint, server_key=keys.public, identity="w"))
+        sizes = (MAX_BYTES // 2, MAX_BYTES // 2, MAX_BYTES + 1)
+        pieces = [m.Tokens(id=number, text="x" * size, ids=[]) for number, size in enumerate(sizes)]
+        connection.send(Pieces(id=None, pieces=pieces))
+        *sent, refused = (link.decode_from_worker(socket.recv_multipart()[-1]) for _ in pieces)
+        assert sent == pieces[:2]
+        assert isinstance(refused, m.Failure) and (refused.id, refused.code) == (2, "bad_request")
         for each in (socket, monitor):
             each.close()
 
