@@ -1,10 +1,12 @@
-"""The processes that hold the same model, taken together, as the window and the terminal show them."""
+"""What a model, its engine and its precision are called; and the processes that hold one, taken together, as the window
+and the terminal show them.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sized
-from typing import TypeAlias, TypeVar
+from typing import Protocol, TypeAlias, TypeVar
 
 from protocol import messages as m
 
@@ -15,11 +17,31 @@ MAX_NODE = 60
 """Most characters of a machine's name that are shown."""
 
 
+class Chosen(Protocol):
+    """Whatever says which model, engine and precision it is of: a result, a worker, a request."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def engine(self) -> str: ...
+    @property
+    def precision(self) -> str: ...
+
+
+def way(of: Chosen) -> Way:
+    return of.model, of.engine, of.precision
+
+
+def name(of: Chosen | Way) -> str:
+    """Return a way in one word, model/engine/precision."""
+    return "/".join(of if isinstance(of, tuple) else way(of))
+
+
 def by_way(workers: Iterable[Worker]) -> dict[Way, list[Worker]]:
     """Return the workers of each model, engine and precision, sorted by their numbers."""
     found: dict[Way, list[Worker]] = {}
     for worker in workers:
-        found.setdefault((worker.model, worker.engine, worker.precision), []).append(worker)
+        found.setdefault(way(worker), []).append(worker)
     for group in found.values():
         group.sort(key=lambda w: w.replica)
     return found

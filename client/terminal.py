@@ -214,7 +214,7 @@ class Terminal:
             f"prefill {ledger.prefill_ms:.0f} + decode {ledger.decode_ms:.0f}; "
             f"{ledger.prompt_tokens} + {ledger.new_tokens} tokens, {ledger.tokens_per_second:.0f} tokens/s; "
             f"first token {ledger.first_token_ms:.0f} ms; "
-            f"{result.model}/{result.engine}/{result.precision}, "
+            f"{replicas.name(result)}, "
             f"{result.finish_reason}, seed {result.settings['seed']}{cut}]"
         )
 
@@ -283,8 +283,8 @@ class Terminal:
                 on_progress=on_progress,
             )
         )
-        self._choice = Choice(loaded.model, loaded.engine, loaded.precision)
-        name = f"{loaded.model}/{loaded.engine}/{loaded.precision}"
+        self._choice = Choice(*replicas.way(loaded))
+        name = replicas.name(loaded)
         if not loaded.already:
             each = f"{replicas.count(loaded.replicas)} of " if loaded.replicas != 1 else ""
             took = f"loaded in {loaded.load_ms / 1000:.1f} s"
@@ -304,7 +304,7 @@ class Terminal:
                 str(choice.model), engine=choice.engine, precision=choice.precision, on_progress=on_progress
             )
         )
-        name, f = f"{measured.model}/{measured.engine}/{measured.precision}", measured.fidelity
+        name, f = replicas.name(measured), measured.fidelity
         self.say(
             f"{name} against full precision, over {f.tokens} tokens: "
             f"perplexity {f.perplexity:.2f} ({f.perplexity_change_pct:+.2f} %), "
@@ -366,7 +366,7 @@ class Terminal:
         for way, group in replicas.by_way(stats.workers).items():
             for w in group:
                 number = f"replica {w.replica}" if len(group) > 1 else ""
-                name = " ".join(filter(None, ("/".join(way), number, replicas.place(w, group, self._host))))
+                name = " ".join(filter(None, (replicas.name(way), number, replicas.place(w, group, self._host))))
                 self.say(
                     f"{name}: {w.requests} requests, {w.prompt_tokens} prompt and {w.new_tokens} new tokens "
                     f"in {w.busy_ms / 1000:.1f} s of work, {w.rss_bytes / 1e6:.0f} MB"

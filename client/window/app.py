@@ -9,6 +9,7 @@ from pathlib import Path
 
 from imgui_bundle import imgui
 
+from client import replicas
 from client.window import disk, events as e, fonts, secret
 from client.window.disk import Disk
 from client.window.link import Link, LinkEffect
@@ -87,7 +88,7 @@ class App:
     def _known_of_server(self) -> list[tuple[str, ...]]:
         """Return what is known of the server, as far as it is more than figures."""
         link = self.state.link
-        return [(link.status, link.trouble), *((w.model, w.engine, w.precision, w.state) for w in link.workers)]
+        return [(link.status, link.trouble), *((*replicas.way(w), w.state) for w in link.workers)]
 
     def prepare(self) -> None:
         """Load fonts and set the style before a frame, where they changed."""

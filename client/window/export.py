@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from client import replicas
 from client.window.state import Entry
 
 SCRIPT = '''\
@@ -45,7 +46,7 @@ def as_python(entry: Entry) -> str:
     result = entry.result
     names = {"model": result.model, "engine": result.engine, "precision": result.precision}
     # What goes into the docstring came from a server, and must not end it.
-    what, digest = (re.sub(r"[^\w./-]", "?", text) for text in ("/".join(names.values()), result.digest))
+    what, digest = (re.sub(r"[^\w./-]", "?", text) for text in (replicas.name(result), result.digest))
     return SCRIPT.format(
         prompt=pformat(entry.prompt, width=110),
         settings=pformat(settings_of(entry), width=110, sort_dicts=False),

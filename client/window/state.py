@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from client import replicas
 from client.window.alternatives import Alternatives, Tokens
 from client.window.autosave import Autosaved
 from client.window.document import Document
@@ -128,7 +129,7 @@ class Models:
     @property
     def way(self) -> tuple[str, str, str]:
         """Chosen model, engine and precision."""
-        return self.model, self.engine, self.precision
+        return replicas.way(self)
 
     @property
     def context(self) -> int:
@@ -317,7 +318,7 @@ class Column:
     @property
     def way(self) -> tuple[str, str, str]:
         """Model, engine and precision; empty: those of the Model panel."""
-        return self.model, self.engine, self.precision
+        return replicas.way(self)
 
     @way.setter
     def way(self, way: tuple[str, str, str]) -> None:
@@ -568,7 +569,7 @@ class AppState:
     @property
     def holders(self) -> list[m.WorkerHealth]:
         """Processes of the chosen model, engine and precision."""
-        return [w for w in self.link.workers if (w.model, w.engine, w.precision) == self.models.way]
+        return [w for w in self.link.workers if replicas.way(w) == self.models.way]
 
     @property
     def loaded(self) -> bool:

@@ -6,6 +6,7 @@ chosen ever answers: every request names its model, engine and precision.
 
 from __future__ import annotations
 
+from client import replicas
 from client.window import events as e
 from client.window.state import AppState, Generating, Question, Wanted
 from client.window.update import models, notices, page
@@ -56,7 +57,7 @@ def load(state: AppState) -> list[e.Effect]:
 def loaded(state: AppState, event: Reply) -> list[e.Effect]:
     """Take the end of a load, for which something may have waited."""
     wanted = state.page.wanted
-    if wanted and isinstance(event, m.Loaded) and state.models.way == (event.model, event.engine, event.precision):
+    if wanted and isinstance(event, m.Loaded) and state.models.way == replicas.way(event):
         return _begin(state, wanted)
     if wanted and isinstance(event, Gpt2dError):
         state.page.wanted = None  # what the load ended with is said
@@ -101,10 +102,12 @@ def missing(state: AppState, going: Generating) -> list[e.Effect]:
     if state.may_load:
         state.page.wanted = Wanted(going.wanted.action, missing=True)
         return go(state)
-    others = [(w.model, w.engine, w.precision) for w in state.link.workers if w.state == "ready"]
+    others = [replicas.way(w) for w in state.link.workers if w.state == "ready"]
     other = next((way for way in others if way != state.models.way), None)
-    use, label = (e.Choose(*other), f"Use {'/'.join(other)}") if other else (None, "")
-    notices.warn(state, "page", f"{'/'.join(state.models.way)} is not loaded, and this key may not load it", use, label)
+    use, label = (e.Choose(*other), f"Use {replicas.name(other)}") if other else (None, "")
+    notices.warn(
+        state, "page", f"{replicas.name(state.models.way)} is not loaded, and this key may not load it", use, label
+    )
     return []
 
 

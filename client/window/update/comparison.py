@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import assert_never
 
+from client import replicas
 from client.window import events as e
 from client.window.export import as_json, as_python
 from client.window.state import STOP_S, AppState, Column, Question
@@ -132,7 +133,7 @@ def replied(state: AppState, tag: e.CompareTag, event: Reply) -> list[e.Effect]:
         column.text = (column.text + event.text)[:MAX_TEXT]
     elif isinstance(event, m.Loaded):
         learn(state, event)
-        return _generate(state, column, (event.model, event.engine, event.precision))
+        return _generate(state, column, replicas.way(event))
     elif isinstance(event, m.Generated):
         column.result, column.text = event, event.text[:MAX_TEXT]
         note(state, compare.prompt, event)

@@ -41,7 +41,7 @@ def _first_choice(state: AppState) -> tuple[str, str, str]:
     names = {info.name for info in state.models.known}
     for worker in state.link.workers:
         if worker.model in names:
-            return worker.model, worker.engine, worker.precision
+            return replicas.way(worker)
     for info in state.models.known:
         for p in info.precisions:
             if p.loaded:
@@ -94,7 +94,7 @@ def measure(state: AppState) -> list[e.Effect]:
 
 def _begin(state: AppState) -> Doing:
     """Begin a load or a measurement of what is chosen."""
-    return Doing("/".join(state.models.way), stage_began=state.now)
+    return Doing(replicas.name(state.models.way), stage_began=state.now)
 
 
 def worked(state: AppState, tag: e.Tag, event: Reply) -> list[e.Effect]:
@@ -109,17 +109,17 @@ def worked(state: AppState, tag: e.Tag, event: Reply) -> list[e.Effect]:
     else:
         models.measuring = None
     if isinstance(event, m.Loaded):
-        way = (event.model, event.engine, event.precision)
+        way = replicas.way(event)
         learn(state, event)
         if state.models.way in {way, (event.model, "", "")}:  # else another one has been chosen since
             choose(state, *way)
         took = "is loaded" if event.already else f"loaded in {event.load_ms / 1000:.1f} s"
         each = f"{replicas.count(event.replicas)} of " if event.replicas != 1 else ""
-        name = "/".join(way)
+        name = replicas.name(way)
         notes = "".join(f"; note: {notice}" for notice in event.notices)
         notices.inform(state, "model", f"{name} {took}, {each}{event.rss_bytes / 1e6:.0f} MB{notes}")
     elif isinstance(event, m.Measured):
-        name, change = f"{event.model}/{event.engine}/{event.precision}", event.fidelity.perplexity_change_pct
+        name, change = replicas.name(event), event.fidelity.perplexity_change_pct
         notices.inform(state, "model", f"{name}: perplexity {change:+.2f} % against full precision")
     elif isinstance(event, Gpt2dError):
         failed(state, tag, doing, event)
@@ -137,7 +137,7 @@ def failed(state: AppState, tag: e.Tag, doing: Doing | None, error: Gpt2dError) 
     if isinstance(error, Cancelled):
         return
     key, name = ("load", "Load") if tag == "load" else ("measure", "Measure")
-    if doing is None or doing.name != "/".join(state.models.way):  # another one has been chosen since
+    if doing is None or doing.name != replicas.name(state.models.way):  # another one has been chosen since
         notices.warn(state, key, str(error))
     else:
         again = e.LoadModel() if tag == "load" else e.Do("measure")

@@ -8,6 +8,7 @@ from typing import Any, assert_never
 
 import msgspec
 
+from client import replicas
 from client.window import events as e
 from client.window.alternatives import Written
 from client.window.speed import tokens_per_second
@@ -265,7 +266,7 @@ def note(state: AppState, prompt: str, result: m.Generated) -> Entry:
     ledgers.count += 1
     rate = tokens_per_second(result)
     if plausible(rate, ledger.first_token_ms):
-        name = f"{result.model}/{result.engine}/{result.precision}"[:80]
+        name = replicas.name(result)[:80]
         points = ledgers.series.setdefault(name, deque(maxlen=MAX_POINTS))
         points.append((float(ledgers.count), rate, ledger.first_token_ms))
     entries = state.history.entries

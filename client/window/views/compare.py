@@ -6,6 +6,7 @@ import math
 
 from imgui_bundle import ImVec2, imgui
 
+from client import replicas
 from client.window import theme
 from client.window.events import Action, ChooseColumn, Do, Enter
 from client.window.icons import ICONS
@@ -74,8 +75,8 @@ def draw_column(state: AppState, index: int, column: Column) -> list[Action]:
     actions = list[Action]()
     imgui.begin_disabled(state.compare.running is not None)
     ways = ["as in the Model panel"]
-    ways += [f"{info.name}/{p.engine}/{p.precision}" for info in state.models.known for p in info.precisions]
-    now = f"{column.model}/{column.engine}/{column.precision}" if column.model else ways[0]
+    ways += [replicas.name((info.name, p.engine, p.precision)) for info in state.models.known for p in info.precisions]
+    now = replicas.name(column.way) if column.model else ways[0]
     half = (imgui.get_content_region_avail().x - imgui.get_style().item_spacing.x) / 2
     beside = half > imgui.get_font_size() * 8
     imgui.set_next_item_width(half if beside else -1)

@@ -7,6 +7,7 @@ from typing import Any
 
 from imgui_bundle import imgui
 
+from client import replicas
 from client.window.events import Action, Do, Enter, ExportEntry, Restore
 from client.window.parameters import OWN
 from client.window.speed import tokens_per_second
@@ -99,7 +100,7 @@ def matches(entry: Entry, search: str) -> bool:
     if not words:
         return True
     result = entry.result
-    text = f"{entry.prompt[-SHOWN:]} {result.text} {result.model}/{result.engine}/{result.precision}".casefold()
+    text = f"{entry.prompt[-SHOWN:]} {result.text} {replicas.name(result)}".casefold()
     return all(word in text for word in words)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from imgui_bundle import ImVec2, imgui, implot
 from numpy.typing import NDArray
 
+from client import replicas
 from client.window.events import Action
 from client.window.speed import tokens_per_second
 from client.window.state import AppState, Ledgers
@@ -105,7 +106,7 @@ def draw_bar(ledger: Ledger) -> None:
 
 def draw_details(ledgers: Ledgers, result: m.Generated) -> None:
     ledger = result.ledger
-    widgets.row("model", f"{result.model}/{result.engine}/{result.precision}")
+    widgets.row("model", replicas.name(result))
     of_one = f", {ledger.tokens_per_second:,.1f} of the first text" if result.others else ""
     widgets.row("speed", f"{tokens_per_second(result):,.1f} tokens/s{of_one}")
     widgets.row(

@@ -128,9 +128,9 @@ def draw_loaded(state: AppState) -> list[Action]:
     host = state.link.info.host if state.link.info else ""
     memory = Counter[replicas.Way]()
     for worker in state.link.worker_stats:
-        memory[worker.model, worker.engine, worker.precision] += worker.rss_bytes
+        memory[replicas.way(worker)] += worker.rss_bytes
     for way, group in replicas.by_way(state.link.workers).items():
-        name = "/".join(way)
+        name = replicas.name(way)
         imgui.separator()
         imgui.text_wrapped(name)
         where = replicas.place(group[0], group, host) if len(group) == 1 else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from imgui_bundle import ImVec2, imgui
 
+from client import replicas
 from client.window.chords import keys_of
 from client.window.events import Action, Do, GoTo, KeepNode, NameNode, PruneNode
 from client.window.state import AppState
@@ -66,7 +67,7 @@ def draw_row(state: AppState, depth: int, node: Node, shown: bool, at: bool) -> 
     imgui.pop_style_color()
     if imgui.is_item_hovered(imgui.HoveredFlags_.for_tooltip):
         entry = state.history.entry(node.entry)
-        by = f"{entry.result.model}/{entry.result.engine}/{entry.result.precision}\n" if entry else ""
+        by = f"{replicas.name(entry.result)}\n" if entry else ""
         imgui.set_tooltip(widgets.printable(by + node.text[:1000]))
     imgui.same_line()
     if imgui.small_button(f"{'kept' if node.kept else 'keep'}###keep"):
