@@ -19,6 +19,7 @@ from client.window.backend import Backend, as_text
 from client.window.events import Do, Dropped
 from client.window.opening import NAME, keep_place, open_window
 from client.window.pace import Pace
+from client.window.views import widgets
 
 OPENS = 3
 """Number of frames that a list takes to find its size and place."""
@@ -149,7 +150,7 @@ class Window:
         imgui.render()
         own = time.monotonic() - began
         GL.glViewport(0, 0, *self.backend.pixels)
-        clear()
+        clear(self.app.state.page.view.paper)
         self.backend.render(imgui.get_draw_data())
         self.backend.next_frame()
         self.backend.show_cursor()
@@ -167,9 +168,23 @@ class Window:
         glfw.terminate()
 
 
-def clear() -> None:
-    """Fill the frame with the colour of the panels, which leave it out."""
-    colour = imgui.get_style_color_vec4(imgui.Col_.window_bg)
+def clear(paper: tuple[float, float, float, float] | None) -> None:
+    """Fill the frame with the colour of the panels, which leave it out, and its part `paper` with the page's. Where there
+    is no graphics card, that takes a tenth of what it takes to draw them.
+    """
+    fill(imgui.get_style_color_vec4(imgui.Col_.window_bg))
+    if paper is None:
+        return
+    scale, height = imgui.get_io().display_framebuffer_scale, imgui.get_io().display_size.y
+    left, right = round(paper[0] * scale.x), round(paper[2] * scale.x)
+    low, high = round((height - paper[3]) * scale.y), round((height - paper[1]) * scale.y)
+    GL.glEnable(GL.GL_SCISSOR_TEST)
+    GL.glScissor(left, low, max(0, right - left), max(0, high - low))
+    fill(widgets.color("page"))
+    GL.glDisable(GL.GL_SCISSOR_TEST)
+
+
+def fill(colour: imgui.ImVec4) -> None:
     GL.glClearColor(colour.x, colour.y, colour.z, 1)
     GL.glClear(GL.GL_COLOR_BUFFER_BIT)
 

@@ -37,6 +37,8 @@ def open_window(preferences: Preferences) -> tuple[Any, str]:
     """Return a window, or None, and the first line of shaders for its OpenGL: 3.3, or where that is refused 3.1, which
     is what a Raspberry Pi and many remote desktops have.
     """
+    for hint in (glfw.DEPTH_BITS, glfw.STENCIL_BITS):
+        glfw.window_hint(hint, 0)  # nothing here has depth, and what is not there is not stored with each frame
     for hint in (glfw.X11_CLASS_NAME, glfw.X11_INSTANCE_NAME, glfw.WAYLAND_APP_ID):
         glfw.window_hint_string(hint, NAME)  # by which a desktop finds the launcher that belongs to the window
     glfw.window_hint(glfw.OPENGL_FORWARD_COMPAT, sys.platform == "darwin")

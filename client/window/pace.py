@@ -12,8 +12,12 @@ from collections import deque
 IDLE_S = 1.0
 """Seconds between two looks at the state where nothing is new."""
 FRAME_S = 1 / 60
-STREAM_S = 1 / 30
-"""Least seconds between two frames that show incoming text or a pointer that moves: more frames are no smoother."""
+MOVE_S = 1 / 30
+"""Least seconds between two frames that show a pointer that moves."""
+STREAM_S = 1 / 20
+"""Least seconds between two frames that show incoming text. It comes every 20 ms, and nobody reads that fast: more
+frames show the same words a moment earlier, and take the time in which the next ones would be written.
+"""
 SHARE = 0.25
 """Most of a core that such frames take: the decoder, which writes what they show, wants the others and most of this."""
 SLOWEST_S = 0.5
@@ -37,7 +41,10 @@ class Pace:
     @property
     def pause(self) -> float:
         """Seconds from one frame to the next while nothing changes but what streams in."""
-        return min(SLOWEST_S, max(STREAM_S, self._cost / SHARE))
+        return self._pause(STREAM_S)
+
+    def _pause(self, least: float) -> float:
+        return min(SLOWEST_S, max(least, self._cost / SHARE))
 
     @property
     def _cost(self) -> float:
@@ -59,7 +66,9 @@ class Pace:
         """
         if self._settle:
             return self._looked + FRAME_S
-        if news or self._moving:
+        if self._moving:
+            return self._looked + self._pause(MOVE_S)
+        if news:
             return self._looked + self.pause
         return min(self._looked + IDLE_S, until, *self._follow)
 

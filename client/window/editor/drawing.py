@@ -105,7 +105,12 @@ def draw(sheet: Sheet, view: View, inks: Inks, size: ImVec2, held: int | None) -
     corner, font_size = imgui.get_cursor_screen_pos(), imgui.get_font_size()
     bar = imgui.get_style().scrollbar_size
     paint = imgui.get_window_draw_list()
-    paint.add_rect_filled(corner, ImVec2(corner.x + size.x, corner.y + size.y), inks.paper)
+    far = ImVec2(corner.x + size.x, corner.y + size.y)
+    if view.bare:
+        low, high = paint.get_clip_rect_min(), paint.get_clip_rect_max()
+        view.paper = max(corner.x, low.x), max(corner.y, low.y), min(far.x, high.x), min(far.y, high.y)
+    else:
+        paint.add_rect_filled(corner, far, inks.paper)
     box = imgui.internal.ImRect(corner.x, corner.y, corner.x + size.x - bar, corner.y + size.y)
     layout = _laid(sheet, view, size.x - bar)
     view.line, view.height = float(round(font_size * LINE)), size.y - TOP_MARGIN * font_size

@@ -84,7 +84,6 @@ class Layout:
             self._positions.clear()
         elif text != self.text:
             self._edited(text)
-            self._positions.clear()
 
     def line_of(self, offset: int) -> int:
         """Return the number of the line that an offset is in; where a line was broken, it is in the second part."""
@@ -150,7 +149,15 @@ class Layout:
         after = self.starts[following:] + moved
         begins, met = self._wrap(int(self.starts[first]), after)
         kept = after[np.searchsorted(after, begins[-1], "right") :] if met else after[:0]
-        self.starts = np.concatenate([self.starts[: first + 1], np.array(begins, np.int64), kept])
+        before, self.starts = self.starts, np.concatenate([self.starts[: first + 1], np.array(begins, np.int64), kept])
+        while first < line and first + 1 < self.count and before[first + 1] == self.starts[first + 1]:
+            first += 1  # they end before the edit, and where they did
+        self._follow(first, len(before) - len(kept) - 1 if met else len(before), self.count - len(before))
+
+    def _follow(self, first: int, last: int, by: int) -> None:
+        """Keep the positions of the lines before `first`, and of those from `last` on, whose numbers have changed."""
+        known = self._positions.items()
+        self._positions = {line + by * (line >= last): xs for line, xs in known if line < first or line >= last}
 
     def _wrap(self, first: int, old: NDArray[np.int64] | None = None) -> tuple[list[int], bool]:
         """Return where the lines after the one at `first` begin; with `old`, beginnings before the edit, only up to the
@@ -239,9 +246,11 @@ class Difference(NamedTuple):
 
 
 def difference(old: str, new: str) -> Difference:
+    if new.startswith(old):  # what is written at the end is found without a copy of the text
+        return Difference(len(old), len(old), len(new))
     least = min(len(old), len(new))
-    start = _longest(least, lambda a, b: old[a:b] == new[a:b])
-    rest = _longest(least - start, lambda a, b: old[len(old) - b : len(old) - a] == new[len(new) - b : len(new) - a])
+    start = _longest(least, lambda a, b: new.startswith(old[a:b], a))
+    rest = _longest(least - start, lambda a, b: new.startswith(old[len(old) - b : len(old) - a], len(new) - b))
     return Difference(start, len(old) - rest, len(new) - rest)
 
 

@@ -26,6 +26,10 @@ class View:
     """Pixels of a line."""
     origin: tuple[float, float] = (0.0, 0.0)
     """Where the text begins on the screen, scrolled as it is."""
+    bare: bool = False
+    """Its window has no background: what the frame was cleared to is seen."""
+    paper: tuple[float, float, float, float] | None = None
+    """Left, top, right and bottom of the page where it is bare; None: it has its own background, or is not drawn."""
     keyboard: bool = False
     """The page has the keyboard."""
     lent: bool = False

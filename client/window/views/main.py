@@ -86,7 +86,7 @@ def ui(state: AppState, page_font: imgui.ImFont | None = None) -> list[Action]:
         alone = imgui.WindowClass()
         alone.dock_node_flags_override_set = int(imgui.internal.DockNodeFlagsPrivate_.no_tab_bar)
         imgui.set_next_window_class(alone)
-    bare("Page", dock)
+    state.page.view.bare, state.page.view.paper = bare("Page", dock), None
     # While one writes Tab is a character; a key that the page owned would be lost for Ctrl+Tab, too.
     if imgui.begin("Page", None, imgui.WindowFlags_.no_nav_inputs if state.page.view.keyboard else 0)[0]:
         actions += page.draw(state, page_font)
@@ -105,14 +105,16 @@ def ui(state: AppState, page_font: imgui.ImFont | None = None) -> list[Action]:
     return [*actions, *branches.draw(state), *toasts.draw(state), *dialogs.draw(state)]
 
 
-def bare(name: str, dock: int) -> None:
+def bare(name: str, dock: int) -> bool:
     """Leave out the background of a panel that is docked: the frame was cleared to that colour. Where there is no
-    graphics card, filling the window twice more takes two thirds of a frame's time.
+    graphics card, filling the window twice more takes two thirds of a frame's time. Return True if it is left out.
     """
     window = imgui.internal.find_window_by_name(name)
     node = window.dock_node if window else None
-    if node and imgui.internal.dock_node_get_root_node(node).id_ == dock:
+    docked = bool(node and imgui.internal.dock_node_get_root_node(node).id_ == dock)
+    if docked:
         imgui.set_next_window_bg_alpha(0.0)
+    return docked
 
 
 def is_narrow(state: AppState) -> bool:

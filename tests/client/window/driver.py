@@ -149,7 +149,7 @@ def _run(app: App, test: Callable[[Driver], None]) -> None:
     params.callbacks.show_gui = show
     params.callbacks.post_init = app.start
     params.callbacks.pre_new_frame = app.prepare
-    params.callbacks.custom_background = clear
+    params.callbacks.custom_background = lambda: clear(app.state.page.view.paper)
     params.imgui_window_params.default_imgui_window_type = hello_imgui.DefaultImGuiWindowType.no_default_window
     params.app_window_params.window_geometry.size = SIZE
     params.app_window_params.hidden = True

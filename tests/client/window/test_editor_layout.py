@@ -77,9 +77,13 @@ def test_an_edit_gives_the_lines_of_the_whole(edits: list[tuple[float, float, st
     layout = laid(text * 8, width)
     for a, b, put in edits:
         start, end = sorted((round(a * len(layout.text)), round(b * len(layout.text))))
+        for line in range(layout.count):
+            layout.positions(line)  # which stay known where the edit changes nothing
         layout.lay(layout.text[:start] + put + layout.text[end:], width)
         whole = laid(layout.text, width)
         assert layout.starts.tolist() == whole.starts.tolist()
+        for line in range(layout.count):
+            assert layout.positions(line).tolist() == whole.positions(line).tolist()
 
 
 def test_an_edit_of_a_long_text_lays_out_a_few_lines() -> None:
@@ -98,6 +102,29 @@ def test_an_edit_of_a_long_text_lays_out_a_few_lines() -> None:
             layout.lay(text[:place] + "x" + text[place:], 70)
             layout.lay(text, 70)
         assert sum(asked) < 30_000, "not the whole text"
+
+
+def test_text_that_is_written_below_measures_no_line_in_sight_again() -> None:
+    asked = list[int]()
+
+    def counted(codes: Codes) -> Advances:
+        asked.append(len(codes))
+        return measure(codes)
+
+    layout = Layout(counted)
+    for before, after in (("Shall I compare thee\n" * 40, ""), ("", "\nThou art more lovely" * 40)):
+        text = before
+        layout.lay(text + after, 70)
+        for word in ("Rough ", "winds ", "do ", "shake\n", "the ", "darling ", "buds ") * 3:
+            for line in range(layout.count):
+                layout.positions(line)
+            asked.clear()
+            text += word
+            layout.lay(text + after, 70)
+            for line in range(layout.count):
+                layout.positions(line)
+            # What the wrapping looks at, the line that is written, and one after it.
+            assert len(asked) <= 4, "each line was measured again"
 
 
 @pytest.mark.parametrize("text", ["\u0301" * 9000, "a" * 9000, " " * 9000, "\U0001f1e9" * 701])

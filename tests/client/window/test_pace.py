@@ -14,7 +14,7 @@ pytest.importorskip("client.window.loop", exc_type=ImportError, reason=WINDOW)
 
 from client.window import app as apps
 from client.window.events import Replied
-from client.window.pace import FRAME_S, IDLE_S, SETTLE, SHARE, SLOWEST_S, STREAM_S, Pace
+from client.window.pace import FRAME_S, IDLE_S, MOVE_S, SETTLE, SHARE, SLOWEST_S, STREAM_S, Pace
 from client.window.update import notices
 from tests.client.window.test_update import INFO, PONG, WORKER
 
@@ -45,7 +45,7 @@ def test_at_rest_nothing_is_drawn() -> None:
         assert not pace.look(10.0 + second * IDLE_S)
 
 
-@pytest.mark.parametrize(("cost", "fewest", "most"), [(0.002, 29, 31), (0.025, 9, 11), (0.03, 8, 9), (10.0, 1, 3)])
+@pytest.mark.parametrize(("cost", "fewest", "most"), [(0.002, 19, 21), (0.025, 9, 11), (0.03, 8, 9), (10.0, 1, 3)])
 def test_a_stream_takes_a_quarter_of_a_core_at_most(cost: float, fewest: int, most: int) -> None:
     frames = drawn(resting(cost), 1.0, cost)
     assert fewest <= frames <= most
@@ -79,6 +79,13 @@ def test_the_pointer_moves_at_the_streams_pace_and_is_looked_at_when_it_rests() 
     assert pace.due(False) == 10.41 + IDLE_S
     pace.moved(10.5, drags=True)
     assert pace.due(True) == 10.41 + FRAME_S
+
+
+def test_a_pointer_that_moves_amid_a_stream_is_followed_faster_than_the_stream() -> None:
+    pace = resting(0.002)
+    assert pace.due(True) == 10.0 + STREAM_S
+    pace.moved(10.01, drags=False)
+    assert pace.due(True) == 10.0 + MOVE_S < 10.0 + STREAM_S
 
 
 def test_what_expires_is_looked_at_then() -> None:

@@ -113,15 +113,26 @@ def test_it_draws_whatever_the_surroundings_say(screen: str, variables: dict[str
 import sys
 from client.window.loop import Window
 from OpenGL import GL
+from client.window.views import widgets
 import glfw
 window = Window("tcp://127.0.0.1:1")
 drawn = set()
+def at(x, y):
+    return bytes(GL.glReadPixels(x, window.backend.pixels[1] - 1 - y, 1, 1, GL.GL_RGB, GL.GL_UNSIGNED_BYTE))
 def swap(_window):
+    if paper := window.app.state.page.view.paper:
+        left, top, right, bottom = map(round, paper)
+        page = widgets.color("page")
+        inside = {at(left, top), at(right - 1, top), at(left, bottom - 1), at(right - 1, bottom - 1)}
+        assert inside == {bytes(round(255 * share) for share in (page.x, page.y, page.z))}, inside
+        assert not inside & {at(left - 1, top), at(right, top), at(left, top - 1), at(left, bottom)}
+        drawn.add("paper")
     pixels = GL.glReadPixels(0, 0, 1000, 800, GL.GL_RGB, GL.GL_UNSIGNED_BYTE)
     drawn.update(pixels[i:i + 3] for i in range(0, len(pixels), 3))
 glfw.swap_buffers = swap
 for _ in range(3):
     window.frame()
+assert "paper" in drawn
 print(GL.glGetString(GL.GL_VERSION).decode(), len(drawn), sep=", ", file=sys.stderr)
 window.close()
 print(*{line.split()[-1] for line in open("/proc/self/maps") if "libglfw" in line})
@@ -186,4 +197,5 @@ def test_hardly_a_pixel_is_filled_twice(screen: str) -> None:
     )
     assert done.returncode == 0, done.stderr
     docked, floating = map(float, done.stdout.split())
-    assert docked < 1 and floating > docked + 0.2
+    assert docked < 0.3, "the page, too"
+    assert floating > docked + 0.2
