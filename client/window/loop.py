@@ -169,8 +169,8 @@ class Window:
 
 
 def clear(paper: tuple[float, float, float, float] | None) -> None:
-    """Fill the frame with the colour of the panels, which leave it out, and its part `paper` with the page's. Where there
-    is no graphics card, that takes a tenth of what it takes to draw them.
+    """Fill the frame with the colour of the panels, which leave it out, and its part `paper` with the page's. Where
+    there is no graphics card, that takes a tenth of what it takes to draw them.
     """
     fill(imgui.get_style_color_vec4(imgui.Col_.window_bg))
     if paper is None:

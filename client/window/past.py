@@ -44,9 +44,7 @@ def read(file: Path, write: Callable[[Path, bytes], None]) -> list[Entry]:
 
 
 def _line(entry: Entry) -> bytes:
-    others = [msgspec.structs.replace(other, logprobs=[]) for other in entry.result.others]
-    bare = msgspec.structs.replace(entry.result, logprobs=[], others=others)
-    return msgspec.json.encode(replace(entry, result=bare)) + b"\n"
+    return msgspec.json.encode(entry.bare) + b"\n"
 
 
 def _entry(line: bytes) -> Entry | None:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
+
+import msgspec
 
 from client import replicas
 from client.window.alternatives import Alternatives, Tokens
@@ -48,9 +50,9 @@ REST_S = 0.25
 """Seconds for which the mouse rests on a word of the page before the list of what else could stand there opens."""
 STOP_S = 0.25
 """The last words of a generation that is stopped are waited for this long; a worker that stands still has none."""
-KEPT_LOGPROBS = 50
+KEPT_LOGPROBS, MAX_LOGPROBS = 50, 20_000
 """Number of generations, the newest, that keep their tokens' probabilities, which take far more memory than their
-texts.
+texts; and most tokens, of all their texts together: 2 KB each.
 """
 SIDE, DRAWER = ("Model", "Sampling"), ("Inference", "Tokens", "Tree", "History", "Compare")
 """Panels beside the page, and below it."""
@@ -351,6 +353,17 @@ class Entry:
     prompt: str
     result: m.Generated
     endpoint: str
+
+    @property
+    def told(self) -> int:
+        """Number of tokens whose probabilities it has."""
+        return len(self.result.logprobs) + sum(len(other.logprobs) for other in self.result.others)
+
+    @property
+    def bare(self) -> Entry:
+        """The same without any probabilities."""
+        others = [msgspec.structs.replace(other, logprobs=[]) for other in self.result.others]
+        return replace(self, result=msgspec.structs.replace(self.result, logprobs=[], others=others))
 
 
 @dataclass(slots=True)

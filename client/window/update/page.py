@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import replace
 from typing import Any, assert_never
-
-import msgspec
 
 from client import replicas
 from client.window import events as e
 from client.window.alternatives import Written
 from client.window.speed import tokens_per_second
-from client.window.state import KEPT_LOGPROBS, MAX_POINTS, STOP_S, AppState, Branch, Entry, Generating
+from client.window.state import KEPT_LOGPROBS, MAX_LOGPROBS, MAX_POINTS, STOP_S, AppState, Branch, Entry, Generating
 from client.window.update import branches, files, notices
 from client.window.update.branches import SENT_BYTES
 from protocol import messages as m
@@ -273,10 +270,18 @@ def note(state: AppState, prompt: str, result: m.Generated) -> Entry:
     number = entries[-1].number + 1 if entries else 1
     entry = Entry(number, state.unix, prompt, result, state.link.endpoint or state.link.server.strip())
     entries.append(entry)
-    if len(entries) > KEPT_LOGPROBS:
-        old = entries[-1 - KEPT_LOGPROBS]
-        entries[-1 - KEPT_LOGPROBS] = replace(old, result=msgspec.structs.replace(old.result, logprobs=[]))
+    _forget_probabilities(entries)
     return entry
+
+
+def _forget_probabilities(entries: deque[Entry]) -> None:
+    """Take the probabilities of all of their texts from entries that are old, or too much together with newer ones."""
+    told = entries[-1].told
+    for place in range(2, len(entries) + 1):
+        own = entries[-place].told
+        told += own
+        if own and (place > KEPT_LOGPROBS or told > MAX_LOGPROBS):
+            entries[-place] = entries[-place].bare
 
 
 def plausible(*figures: float) -> bool:

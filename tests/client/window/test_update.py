@@ -17,10 +17,11 @@ from client import replicas
 from client.window import events as e, secret
 from client.window.export import as_json, as_python
 from client.window.parameters import OWN, usable
-from client.window.state import GOES_ON, AppState, Status
+from client.window.state import GOES_ON, MAX_LOGPROBS, AppState, Status
 from client.window.textfile import TextFile
 from client.window.update.apply import ANSWERS, STATUS, apply
 from client.window.update.comparison import differences
+from client.window.update.page import note
 from client.window.views import connection
 from protocol import messages as m
 from protocol.errors import (
@@ -243,6 +244,20 @@ def test_the_newest_generations_keep_their_probabilities() -> None:
     assert '"logprobs": []' in as_json(state.history.entries[0]) and compile(
         as_python(state.history.entries[0]), "export", "exec"
     )
+
+
+def test_old_generations_lose_the_probabilities_of_all_their_texts() -> None:
+    state = ready()
+    few = m.Continuation(text="x", ids=[3], finish_reason="length", seed=1, ledger=RESULT.ledger, logprobs=TOLD)
+    none = msgspec.structs.replace(few, logprobs=[])
+    for others in ([few] * 3, [none], *[[few]] * 49):
+        note(state, "Once", msgspec.structs.replace(RESULT, logprobs=TOLD if others[0].logprobs else [], others=others))
+    assert [entry.told for entry in state.history.entries] == [0, 0, *[4] * 49]
+    assert [len(entry.result.others) for entry in state.history.entries][:2] == [3, 1]
+    many = msgspec.structs.replace(RESULT, logprobs=TOLD, others=[few] * (MAX_LOGPROBS // 2))
+    note(state, "Once", many)
+    note(state, "Once", RESULT)
+    assert [entry.told for entry in state.history.entries] == [*[0] * 52, 2], "the newest alone keep them"
 
 
 @pytest.mark.parametrize("at", ["compare load", "compare"])
