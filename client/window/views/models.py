@@ -14,6 +14,8 @@ from protocol import messages as m
 
 PRECISIONS = {"fp32": "full precision", "bf16": "16 bits", "int8": "8 bits", "int4": "4 bits"}
 STUCK_MS = 3000
+BUILT_IN = "demo"
+"""The model that every server has in itself."""
 LINES = 5
 """Number of replicas that are shown at a time; the others are reached by scrolling."""
 
@@ -116,7 +118,7 @@ def describe(info: m.ModelInfo) -> str:
 
 def summary(info: m.ModelInfo, engine: str, precision: str) -> str:
     memory = next((p.memory_bytes for p in info.precisions if (p.engine, p.precision) == (engine, precision)), 0)
-    disk = "on the server's disk"
+    disk = "built in" if info.name == BUILT_IN else "on the server's disk"
     if not info.on_disk:
         disk = f"not yet {disk}: a download of {widgets.megabytes(info.file_bytes)}"
     return f"about {widgets.megabytes(memory)} of memory; {disk}"

@@ -13,12 +13,13 @@ from tests.conftest import WINDOW
 
 pytest.importorskip("client.window.loop", exc_type=ImportError, reason=WINDOW)
 
+from client import replicas
 from client.window.speed import tokens_per_second
 from client.window.state import AppState
-from client.window.views import inference, page, toasts
+from client.window.views import inference, models, page, toasts
 from protocol import messages as m
 from protocol.ledger import ledger
-from tests.client.window.test_update import RESULT
+from tests.client.window.test_update import MODEL, RESULT
 
 
 def test_the_plots_arrays_are_made_once_a_frame(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,6 +54,14 @@ def test_the_plots_arrays_are_made_once_a_frame(monkeypatch: pytest.MonkeyPatch)
 )
 def test_a_notice_begins_with_a_capital_where_no_name_does(said: str, shown: str) -> None:
     assert toasts.sentence(said) == shown
+
+
+def test_a_model_is_called_by_one_name_and_the_built_in_one_is_on_no_disk() -> None:
+    assert replicas.name(RESULT) == replicas.name(("demo", "onnx", "int8")) == "demo/onnx/int8"
+    assert models.summary(MODEL, "onnx", "int8").endswith("of memory; built in")
+    assert models.summary(replace(MODEL, name="gpt2"), "onnx", "int8").endswith("of memory; on the server's disk")
+    far = models.summary(replace(MODEL, name="gpt2", on_disk=False, file_bytes=5_000_000), "onnx", "int8")
+    assert far.endswith("not yet on the server's disk: a download of 5 MB")
 
 
 def test_the_line_below_the_page_stays_within_it() -> None:
