@@ -311,6 +311,8 @@ class Replied:
     event: connection.Event
     took_ms: float
     """Since it was sent."""
+    of: int = 0
+    """The number with which the request was sent."""
 
 
 @dataclass(frozen=True)
@@ -447,11 +449,14 @@ class CloseLink:
 
 @dataclass(frozen=True)
 class Send:
-    """A request. Of each tag one is open at a time; its answers come back as Replied with that tag."""
+    """A request. Of each tag one is open at a time; its answers come back as Replied with that tag. Where one
+    with a number takes the place of another, that one is cancelled, and its last answer still comes.
+    """
 
     tag: Tag
     request: m.AnyRequest
     timeout: float
+    number: int = 0
 
 
 @dataclass(frozen=True)

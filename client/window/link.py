@@ -33,6 +33,8 @@ from protocol.keys import Address, read_secret
 LinkEffect: TypeAlias = OpenLink | CloseLink | Send | Cancel | KeepServer
 MAX_EVENTS = 20_000
 """Number of events that may wait for the window; a server that sends more, and faster, is disconnected."""
+REPLACED = 16
+"""Number of requests that were replaced by others, and whose last answers are still waited for."""
 TAKE = 500
 """Most events that one frame takes."""
 CLOSE_S = 6.0
@@ -55,6 +57,8 @@ class Link:
         """Counts the connections, so that what an earlier one still says is ignored."""
         self._open: dict[Tag, tuple[int, int]] = {}
         """Tag -> (serial, request id) of the latest request, while it is open."""
+        self._replaced: deque[int] = deque(maxlen=REPLACED)
+        """Serials of earlier requests whose last answers are waited for."""
         self._serial = 0
         self._address: Address | None = None
         self._thread = threading.Thread(target=self._run, name="link", daemon=True)
@@ -134,17 +138,20 @@ class Link:
             earlier = self._open.pop(effect.tag, None)
             self._serial += 1
             serial = self._serial
+            if earlier and effect.number:
+                self._replaced.append(earlier[0])
             if connection:
                 self._open[effect.tag] = serial, -1
         if connection is None:
-            self._tell(Replied(effect.tag, ConnectionLost("there is no connection to a server"), 0.0))
+            self._tell(Replied(effect.tag, ConnectionLost("there is no connection to a server"), 0.0, effect.number))
             return
         if earlier:
             connection.cancel(earlier[1])
         began = time.perf_counter()
 
         def on_event(reply: Reply) -> None:  # in the connection's thread
-            self._replied(epoch, serial, Replied(effect.tag, reply, (time.perf_counter() - began) * 1000))
+            took_ms = (time.perf_counter() - began) * 1000
+            self._replied(epoch, serial, Replied(effect.tag, reply, took_ms, effect.number))
 
         try:
             request_id = connection.submit(effect.request, on_event, effect.timeout)
@@ -184,10 +191,15 @@ class Link:
         """Pass a reply on, unless another request or connection has taken the place of its own."""
         flooding = None
         with self._lock:
-            if epoch != self._epoch or self._open.get(event.tag, (0, 0))[0] != serial:
+            if epoch != self._epoch:
                 return
-            if is_last(event.event):
-                del self._open[event.tag]
+            if self._open.get(event.tag, (0, 0))[0] == serial:
+                if is_last(event.event):
+                    del self._open[event.tag]
+            elif serial in self._replaced and is_last(event.event):
+                self._replaced.remove(serial)
+            else:
+                return
             if len(self._events) < MAX_EVENTS:
                 self._events.append(event)
             else:
@@ -208,5 +220,6 @@ class Link:
         connection, self._connection = self._connection, None
         self._epoch += 1
         self._open.clear()
+        self._replaced.clear()
         self._events = deque(e for e in self._events if not isinstance(e, Replied | Broken | NotConnected))
         return connection

@@ -48,8 +48,10 @@ LEAST_ZOOM, MOST_ZOOM = 0.5, 4.0
 MAX_HISTORY, MAX_POINTS = 500, 2000
 REST_S = 0.25
 """Seconds for which the mouse rests on a word of the page before the list of what else could stand there opens."""
-STOP_S = 0.25
-"""The last words of a generation that is stopped are waited for this long; a worker that stands still has none."""
+STOP_S, MAX_LATE = 0.25, 16
+"""The last words of a generation that is stopped are waited for this long; a worker that stands still has none. And the
+number of such generations whose results still go into the history.
+"""
 KEPT_LOGPROBS, MAX_LOGPROBS = 50, 20_000
 """Number of generations, the newest, that keep their tokens' probabilities, which take far more memory than their
 texts; and most tokens, of all their texts together: 2 KB each.
@@ -178,6 +180,10 @@ class Generating:
     """Model, engine and precision that write."""
     wanted: Wanted | None = None
     """What it came from."""
+    number: int = 0
+    """Number of its request."""
+    instead: int = 0
+    """The take in whose place it was written; 0: none."""
 
     @property
     def rate(self) -> float:
@@ -235,6 +241,10 @@ class Page:
     generating: Generating | None = None
     wanted: Wanted | None = None
     branch: Branch | None = None
+    asked: int = 0
+    """Number of generations that were asked for."""
+    late: dict[int, Generating] = field(default_factory=dict)
+    """Generations that were stopped, by number, for whose results the page does not wait: the history does."""
     batch: list[int] = field(default_factory=list)
     """The takes that were written at once and are shown side by side."""
     move_cursor: bool = False
@@ -250,6 +260,12 @@ class Page:
     find: Find = field(default_factory=Find)
     sight: int = 0
     """The character where the model's sight begins."""
+
+    def leave(self, going: Generating) -> None:
+        """Leave the result of a generation to the history."""
+        self.late[going.number] = going
+        if len(self.late) > MAX_LATE:
+            del self.late[min(self.late)]
 
     @property
     def busy(self) -> bool:

@@ -274,13 +274,13 @@ def _lost(state: AppState, why: str) -> None:
 def _replied(state: AppState, message: e.Replied) -> list[e.Effect]:
     tag, event = message.tag, message.event
     if isinstance(event, (Gpt2dError, *ANSWERS[tag])):
-        return _answered(state, tag, event, message.took_ms)
+        return _answered(state, tag, event, message.took_ms, message.of)
     wanted = " or ".join(kind.__name__ for kind in ANSWERS[tag])
     error = NotGpt2d(f"the server answered with {type(event).__name__} instead of {wanted}")
-    return [e.Cancel(tag), *_answered(state, tag, error, message.took_ms)]
+    return [e.Cancel(tag), *_answered(state, tag, error, message.took_ms, message.of)]
 
 
-def _answered(state: AppState, tag: e.Tag, event: Reply, took_ms: float) -> list[e.Effect]:
+def _answered(state: AppState, tag: e.Tag, event: Reply, took_ms: float, of: int) -> list[e.Effect]:
     """Take one of the tag's ANSWERS, or the error that its request ended in."""
     match tag:
         case "look":
@@ -300,8 +300,9 @@ def _answered(state: AppState, tag: e.Tag, event: Reply, took_ms: float) -> list
             return models.unloaded(state, event)
         case "page" | "count" | "branch ids" | "branch text":
             going = state.page.generating
-            effects = page.replied(state, tag, event, took_ms)
-            if going and going.wanted and isinstance(event, NotLoaded) and tag == "page":
+            effects = page.replied(state, tag, event, took_ms, of)
+            own = of in {0, going.number} if going else False
+            if going and own and going.wanted and isinstance(event, NotLoaded) and tag == "page":
                 return [*effects, *act.missing(state, going)]
             return effects
         case "compare" | "compare load":
@@ -368,7 +369,9 @@ def _do(state: AppState, what: e.Word) -> list[e.Effect]:
             state.preferences.closed = [p for p in closed if p != "Keys"] if "Keys" in closed else [*closed, "Keys"]
             return []
         case "menus":
-            state.open_menus, state.focus_mode = True, False
+            if state.focus_mode:
+                seeing.do(state, "focus mode")
+            state.open_menus = True
             return []
         case "to the page":
             state.focus_page, state.page.view.lent = 1, False

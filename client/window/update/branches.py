@@ -65,6 +65,8 @@ def insert(state: AppState, text: str, index: int = 0) -> None:
 def _begin(state: AppState, going: Generating, text: str, index: int) -> None:
     document, tree = state.page.document, state.page.tree
     tree.settle(document)
+    earlier = document.mark_at(going.start) if going.until > going.start else None
+    going.instead = earlier.node if earlier and earlier.start == going.start else 0
     going.end = _write(state, going, max(going.until, going.start), text)
     going.until = 0  # what was there has gone
     document.mark(going.start, going.end)  # a take that they were written into ends before them
@@ -96,12 +98,11 @@ def length(state: AppState, index: int) -> int:
     return len(node.text) if node else 0
 
 
-def finished(state: AppState, entry: Entry) -> None:
-    """The generation is complete, and is this entry of the history."""
-    page, going = state.page, state.page.generating
-    for node in going.nodes.values() if going else []:
-        if node in page.tree.nodes:
-            page.tree.nodes[node].entry = entry.number
+def finished(state: AppState, going: Generating, entry: Entry) -> None:
+    """A generation is complete, and is this entry of the history."""
+    for node in going.nodes.values():
+        if node in state.page.tree.nodes:
+            state.page.tree.nodes[node].entry = entry.number
 
 
 def ended(state: AppState, error: str) -> None:
@@ -113,6 +114,9 @@ def ended(state: AppState, error: str) -> None:
     page.generating = None
     if error:
         notices.warn(state, "page", error)
+    elif going and going.stopping and going.nodes and going.instead in page.tree.nodes:
+        told = "stopped: what is written is a branch, and so is the earlier text"
+        notices.inform(state, "page", told, e.Take(going.instead), "Bring the earlier text back")
     page.changed_at, page.counted = state.now, -1
 
 

@@ -186,6 +186,10 @@ def _show(state: AppState, path: Path | None, file: TextFile) -> list[e.Effect]:
     """Put another text on the page."""
     page = state.page
     was_generating = page.generating is not None
+    if page.generating:
+        page.leave(page.generating)
+    for going in page.late.values():
+        going.nodes = {}  # those of the other page
     remember(state)
     page.generating = page.branch = None
     page.batch = []

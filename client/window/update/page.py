@@ -9,10 +9,21 @@ from client import replicas
 from client.window import events as e
 from client.window.alternatives import Written
 from client.window.speed import tokens_per_second
-from client.window.state import KEPT_LOGPROBS, MAX_LOGPROBS, MAX_POINTS, STOP_S, AppState, Branch, Entry, Generating
+from client.window.state import (
+    KEPT_LOGPROBS,
+    MAX_LATE,
+    MAX_LOGPROBS,
+    MAX_POINTS,
+    STOP_S,
+    AppState,
+    Branch,
+    Entry,
+    Generating,
+)
 from client.window.update import branches, files, notices
 from client.window.update.branches import SENT_BYTES
 from protocol import messages as m
+from protocol.client import is_last
 from protocol.connection import Event as Reply
 from protocol.errors import ConnectionFailed, Gpt2dError, NotGpt2d
 
@@ -119,6 +130,9 @@ def tick(state: AppState, unix: float) -> list[e.Effect]:
     state.unix = unix
     going = page.generating
     if going and going.stopping and state.now >= going.stopped_at + STOP_S:
+        page.late[going.number] = going
+        if len(page.late) > MAX_LATE:
+            del page.late[min(page.late)]
         branches.ended(state, "")
     at_rest = not page.generating and state.now > page.changed_at + COUNT_AFTER_S
     can_count = state.link.status == "ready" and state.loaded
@@ -149,7 +163,8 @@ def generate(
     notices.drop(state, "page")
     asked = state.setting("max_new_tokens") * count
     page.generating = Generating(start, start, prompt, asked, state.now, until=until, way=state.models.way)
-    page.generating.begins = begins
+    page.asked += 1
+    page.generating.begins, page.generating.number = begins, page.asked
     page.generating.spaces, page.generating.dropped = [spaces] * count, [0] * count
     if begins and begins.text:
         branches.insert(state, _without_spaces(page.generating, begins.text, 0))
@@ -162,14 +177,16 @@ def generate(
     else:
         request["prompt"] = prompt
     try:
-        return [e.Send("page", m.Generate(**request), GENERATE_S)]
+        return [e.Send("page", m.Generate(**request), GENERATE_S, page.asked)]
     except (TypeError, ValueError) as error:
         branches.ended(state, str(error))
         return []
 
 
-def replied(state: AppState, tag: e.PageTag, event: Reply, took_ms: float) -> list[e.Effect]:
+def replied(state: AppState, tag: e.PageTag, event: Reply, took_ms: float, of: int = 0) -> list[e.Effect]:
     page = state.page
+    if tag == "page" and of and (page.generating is None or page.generating.number != of):
+        return _late(state, event, took_ms, of)
     match tag:
         case "page":
             return _written(state, event, took_ms)
@@ -190,6 +207,7 @@ def lost(state: AppState) -> None:
     """The server is gone, and what it was writing with it."""
     state.page.counting, state.page.counted = False, -1
     state.page.branch = state.page.wanted = None
+    state.page.late.clear()
     if state.page.generating:
         branches.ended(state, "")
 
@@ -230,11 +248,7 @@ def _written(state: AppState, event: Reply, took_ms: float) -> list[e.Effect]:
         if 0 <= event.index < len(going.spaces):
             branches.insert(state, _without_spaces(going, event.text, event.index), event.index)
     elif isinstance(event, m.Generated):
-        state.ledgers.last, state.ledgers.whole_ms = event, took_ms
-        entry = note(state, going.prompt, event)
-        for tokens in _tokens(going, event):
-            state.alternatives.keep(tokens)
-        branches.finished(state, entry)
+        _finished(state, going, event, took_ms)
         branches.ended(state, "")
         state.link.next_look = state.now + BEAT_S  # its worker has less to do now
         return [e.Send("stats", m.GetStats(), COUNT_S)]
@@ -244,6 +258,27 @@ def _written(state: AppState, event: Reply, took_ms: float) -> list[e.Effect]:
         branches.ended(state, "" if of_link else error)
         if of_link and error:
             notices.warn(state, "link", error)  # until it is connected again
+    return []
+
+
+def _finished(state: AppState, going: Generating, result: m.Generated, took_ms: float) -> None:
+    """Take over what a complete generation says of itself."""
+    state.ledgers.last, state.ledgers.whole_ms = result, took_ms
+    entry = note(state, going.prompt, result)
+    for tokens in _tokens(going, result):
+        state.alternatives.keep(tokens)
+    branches.finished(state, going, entry)
+
+
+def _late(state: AppState, event: Reply, took_ms: float, number: int) -> list[e.Effect]:
+    """Take the end of a generation that was stopped, for which the page did not wait."""
+    if is_last(event):
+        going = state.page.late.pop(number, None)
+        if going and isinstance(event, m.Generated):
+            last = state.ledgers.last, state.ledgers.whole_ms
+            _finished(state, going, event, took_ms)
+            if state.page.generating:  # its figures are those of the present one
+                state.ledgers.last, state.ledgers.whole_ms = last
     return []
 
 

@@ -7,9 +7,14 @@ from __future__ import annotations
 from typing import assert_never
 
 from client.window import events as e
+from client.window.chords import keys_of
 from client.window.state import LEAST_ZOOM, MOST_ZOOM, AppState
+from client.window.update import notices
 
 ZOOM_STEP = 1.1
+FOCUS = "focus mode"
+"""The notice that says how to leave it."""
+HINT_S = 5.0
 
 
 def do(state: AppState, what: e.ViewWord) -> None:
@@ -21,6 +26,9 @@ def do(state: AppState, what: e.ViewWord) -> None:
         case "focus mode":
             state.focus_mode = not state.focus_mode
             page.view.reveal = True
+            notices.drop(state, FOCUS)
+            if state.focus_mode:
+                notices.inform(state, FOCUS, f"page alone: {keys_of(e.Do(what))} leaves it", until=state.now + HINT_S)
         case "zoom in" | "zoom out":
             zoom = preferences.zoom * (ZOOM_STEP if what == "zoom in" else 1 / ZOOM_STEP)
             preferences.zoom = max(LEAST_ZOOM, min(MOST_ZOOM, 1.0 if abs(zoom - 1) < ZOOM_STEP / 20 else zoom))

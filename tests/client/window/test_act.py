@@ -12,7 +12,7 @@ from tests.conftest import WINDOW
 pytest.importorskip("client.window.loop", exc_type=ImportError, reason=WINDOW)
 
 from client.window import events as e
-from client.window.state import STOP_S, AppState
+from client.window.state import MAX_LATE, STOP_S, AppState
 from client.window.update.apply import apply
 from client.window.update.page import BEAT_S
 from client.window.views.connection import condition
@@ -166,6 +166,101 @@ def test_what_the_user_did_is_no_fault(error: Exception) -> None:
     apply(state, e.Do("generate"))
     apply(state, e.Disconnect())
     assert state.notices == [] and not state.page.busy
+
+
+@pytest.mark.parametrize("then", ["nothing", "the next", "another page"])
+def test_a_stop_that_takes_the_server_long_has_its_entry_in_the_history(then: str) -> None:
+    state = ready()
+    apply(state, e.Edit(0, 0, "Once", "typed"))
+    (first,) = (effect for effect in apply(state, e.Do("generate")) if isinstance(effect, e.Send))
+    apply(state, e.Replied("page", m.Tokens(id=1, text=" x", ids=[3]), 1, first.number))
+    apply(state, e.Do("stop"))
+    apply(state, e.Tick(1.0 + STOP_S, 1e9))
+    assert state.page.generating is None and not state.history.entries
+    (take,) = state.page.tree.nodes
+    if then == "another page":
+        apply(state, e.Do("new"))
+        apply(state, e.Do("confirmed"))
+    elif then == "the next":
+        (second,) = (effect for effect in apply(state, e.Do("continue")) if isinstance(effect, e.Send))
+        assert second.number != first.number
+        apply(state, e.Replied("page", m.Tokens(id=1, text=" y", ids=[4]), 1, second.number))
+        apply(state, e.Replied("page", m.Tokens(id=1, text="late", ids=[5]), 1, first.number))
+    text = state.page.document.text
+    apply(state, e.Replied("page", replace(RESULT, finish_reason="cancelled"), 400.0, first.number))
+    (entry,) = state.history.entries
+    assert (entry.prompt, entry.result.finish_reason) == ("Once", "cancelled")
+    assert state.page.document.text == text == {"nothing": "Once x", "the next": "Once x y"}.get(then, "")
+    assert (state.ledgers.last is None) == (then == "the next"), "figures are not those of an earlier one"
+    if then == "another page":
+        assert not state.page.tree.nodes
+    else:
+        assert state.page.tree.nodes[take].entry == entry.number
+    assert (state.page.generating is not None) == (then == "the next")
+    if then == "the next":
+        apply(state, e.Replied("page", RESULT, 1, second.number))
+        assert state.page.generating is None and len(state.history.entries) == 2
+
+
+def test_a_page_that_is_left_while_it_is_written_leaves_its_entry_too() -> None:
+    state = ready()
+    apply(state, e.Edit(0, 0, "Once", "typed"))
+    (sent_,) = (effect for effect in apply(state, e.Do("generate")) if isinstance(effect, e.Send))
+    apply(state, e.Replied("page", m.Tokens(id=1, text=" x", ids=[3]), 1, sent_.number))
+    apply(state, e.Do("new"))
+    apply(state, e.Do("confirmed"))
+    assert state.page.document.text == ""
+    apply(state, e.Replied("page", RESULT, 1, sent_.number))
+    assert [entry.prompt for entry in state.history.entries] == ["Once"] and not state.page.tree.nodes
+    for _ in range(2 * MAX_LATE):
+        apply(state, e.Do("generate"))
+        apply(state, e.Do("stop"))
+        apply(state, e.Tick(state.now + STOP_S, 1e9))
+    assert len(state.page.late) == MAX_LATE
+    apply(state, e.NotConnected("gone"))
+    assert not state.page.late
+
+
+def test_a_stopped_regeneration_says_how_the_earlier_text_comes_back() -> None:
+    state = ready()
+    apply(state, e.Edit(0, 0, "Once", "typed"))
+    for text in (" upon a time", " the"):
+        apply(state, e.Do("regenerate" if state.page.document.marks else "generate"))
+        apply(state, e.Replied("page", m.Tokens(id=1, text=text, ids=[3]), 1))
+        if text == " the":
+            apply(state, e.Do("stop"))
+        apply(state, e.Replied("page", RESULT, 1))
+    assert state.page.document.text == "Once the", "what is written stays, as a take"
+    (notice,) = (notice for notice in state.notices if notice.key == "page")
+    apply(state, notice.action)
+    assert state.page.document.text == "Once upon a time"
+    apply(state, e.Do("later"))
+    assert state.page.document.text == "Once the", "both are there"
+    apply(state, e.Do("undo"))
+    apply(state, e.Do("undo"))
+    assert state.page.document.text == "Once the"
+    apply(state, e.Do("undo"))
+    assert state.page.document.text == "Once upon a time", "one step back"
+    apply(state, e.Do("regenerate"))
+    assert not state.said("page")
+    apply(state, e.Do("stop"))
+    apply(state, e.Replied("page", RESULT, 1))
+    assert not state.said("page"), "nothing was written: the earlier text is there"
+
+
+def test_the_page_alone_says_for_a_moment_how_it_is_left() -> None:
+    state = ready()
+    apply(state, e.Do("focus mode"))
+    assert state.focus_mode and state.said("focus mode") == "page alone: F11 leaves it"
+    assert state.now < state.due < state.now + 10
+    apply(state, e.Tick(state.due, 1e9))
+    assert state.focus_mode and not state.notices
+    for leave in ("focus mode", "menus"):
+        state.focus_mode = False
+        apply(state, e.Do("focus mode"))
+        assert state.focus_mode and state.said("focus mode")
+        apply(state, e.Do(leave))
+        assert not state.focus_mode and not state.said("focus mode"), leave
 
 
 def test_statements_end_when_they_stop_being_true() -> None:

@@ -17,6 +17,7 @@ from client.window.events import Broken, CloseLink, NotConnected, OpenLink, Repl
 from client.window.link import Link
 from protocol import messages as m
 from protocol.errors import ConnectionLost
+from tests.client.window.test_update import RESULT
 
 FLOODS = 4
 
@@ -205,3 +206,20 @@ def test_a_request_without_a_connection_is_answered() -> None:
         found = [event for event in link.events() if isinstance(event, Replied)]
     assert found[0].tag == "page" and isinstance(found[0].event, ConnectionLost)
     link.close()
+
+
+def test_a_stopped_generation_is_heard_to_its_end_where_the_next_takes_its_place(quiet: Link) -> None:
+    """The result of a generation that was stopped comes, however late; its pieces do not."""
+    quiet.do(OpenLink("tcp://127.0.0.1:1", "", ""))
+    asked = [Send("page", m.Generate(id=0, prompt="x"), 10, number) for number in (1, 2, 0)]
+    ends, connection = list[Callable[[object], None]](), None
+    for send in asked:
+        quiet.do(send)
+        connection = connection or Quiet.made.get(timeout=10)
+        ends.append(connection.asked.get(timeout=10))
+    for end in ends:
+        end(PIECE)
+        end(RESULT)
+        end(RESULT)  # a connection says one end: a second is nobody's
+    heard = [(event.of, type(event.event)) for event in quiet.events() if isinstance(event, Replied)]
+    assert heard == [(1, m.Generated), (0, m.Tokens), (0, m.Generated)], "2 was replaced by one without a number"
