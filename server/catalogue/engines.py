@@ -17,7 +17,7 @@ from pathlib import Path
 from protocol.errors import BadModel
 from protocol.programs import command, install, typed
 
-KERNELS_VERSION = 4
+KERNELS_VERSION = 5
 """Version of the package gpt2d-kernels that the native engine works with."""
 BLOCK = 32
 """Weights that share a scale."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import time
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -19,6 +20,7 @@ from server.catalogue.architecture import Architecture
 from server.catalogue.engines import BITS, KERNELS_INSTALL, KERNELS_VERSION
 from server.convert.native_layout import head_bits
 from server.engines.base import KV, Hidden, Logits
+from server.engines.crew import Crew
 
 CHUNK = 16 << 20
 """Bytes read at a time; progress is reported after each."""
@@ -26,6 +28,8 @@ ACTIVATIONS = ("gelu_new", "gelu", "relu", "silu", "quick_gelu", "tanh", "mish")
 """In the order of their numbers in gpt2d_kernels.h."""
 NO_ACTIVATION = -1
 """GPT2D_NO_ACTIVATION in gpt2d_kernels.h."""
+NOTHING = 0.002
+"""Share of a core which a step may lose without a word: the clocks' own time."""
 NO_MEMORY = -2
 """GPT2D_NO_MEMORY in gpt2d_kernels.h."""
 
@@ -97,6 +101,8 @@ def library() -> ctypes.CDLL:
     kernels.gpt2d_free.argtypes, kernels.gpt2d_free.restype = [pointer], None
     kernels.gpt2d_weights.argtypes, kernels.gpt2d_weights.restype = [pointer, ctypes.POINTER(ctypes.c_size_t)], pointer
     kernels.gpt2d_forward.argtypes = [pointer, integer, pointer, pointer, pointer, integer, pointer, pointer, pointer]
+    kernels.gpt2d_use_threads.argtypes = [pointer, integer]
+    kernels.gpt2d_waits.argtypes, kernels.gpt2d_waits.restype = [pointer, pointer], ctypes.c_double
     kernels.gpt2d_move.argtypes = [pointer, integer, integer, integer, integer]
     kernels.gpt2d_export.argtypes = kernels.gpt2d_restore.argtypes = [pointer, integer, integer, pointer, pointer]
     kernels.gpt2d_sample.argtypes = [ctypes.c_char_p, integer, pointer, pointer, integer, pointer, pointer]
@@ -148,7 +154,9 @@ class NativeEngine:
         self.context = arch.context
         self.vocabulary = arch.vocabulary
         self.width = arch.width
-        self.threads = threads
+        self.threads = self.threads_used = threads
+        self._crew = Crew(threads)
+        self._waits = (ctypes.c_double * threads)()
         self.quantised_share = float(precision != "fp32")  # layout.py packs all matrices
         self._arch, self._kernels = arch, library()
         bits, size = BITS[precision], weights.stat().st_size
@@ -194,10 +202,7 @@ class NativeEngine:
     def decode(self, ids: Sequence[int], past: Sequence[int], hidden: Hidden | None = None) -> Logits:
         count = len(ids)
         self._step_ids[:count], self._step_past[:count] = ids, past
-        states = None if hidden is None else _at(hidden)
-        self._check(
-            self._kernels.gpt2d_forward(self._running(), count, *self._step[:3], count, *self._step[3:], states)
-        )
+        self._run(count, *self._step[:3], count, *self._step[3:], None if hidden is None else _at(hidden))
         return self._step_logits[:count]
 
     def verify(self, ids: Sequence[Sequence[int]], past: Sequence[int]) -> Logits:
@@ -233,20 +238,23 @@ class NativeEngine:
         steps = np.array([ids, rows, positions], np.int32)
         chosen = np.array(wanted, np.int32)
         logits = np.empty((len(wanted), self.vocabulary), np.float32)
-        self._check(
-            self._kernels.gpt2d_forward(
-                self._running(),
-                len(ids),
-                _at(steps[0]),
-                _at(steps[1]),
-                _at(steps[2]),
-                len(wanted),
-                _at(chosen),
-                _at(logits),
-                None if hidden is None else _at(hidden),
-            )
+        self._run(
+            len(ids), *map(_at, steps), len(wanted), _at(chosen), _at(logits), None if hidden is None else _at(hidden)
         )
         return logits
+
+    def _run(self, count: int, *arguments: int | None) -> None:
+        """Take a step with as many threads as the crew says. Raises: MemoryError, ValueError."""
+        model, crew = self._running(), self._crew
+        if crew.used != self.threads_used:
+            self._kernels.gpt2d_use_threads(model, crew.used)
+            self.threads_used = crew.used
+        began = time.perf_counter()
+        self._check(self._kernels.gpt2d_forward(model, count, *arguments))
+        took = time.perf_counter() - began
+        lost = self._kernels.gpt2d_waits(model, self._waits)
+        wanted = arguments[3]
+        crew.took((count, wanted), took, list(self._waits) if lost > took * NOTHING else ())
 
     def _check(self, code: int) -> None:
         if code == NO_MEMORY:

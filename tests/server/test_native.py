@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -156,6 +157,43 @@ def test_any_number_of_threads(tmp_path: Path, threads: int) -> None:
     np.testing.assert_array_equal(other.prefill(0, ids, 0, range(45)), engine.prefill(0, ids, 0, range(45)))
     engine.close()
     other.close()
+
+
+def test_the_same_bits_while_the_number_of_threads_changes(tmp_path: Path) -> None:
+    ids = list(range(45))
+    engine, other = make(tmp_path, ODD, "int8"), make(tmp_path, ODD, "int8", threads=5)
+    want = [engine.prefill(0, [token], past, [0]) for past, token in enumerate(ids)]
+    for past, token in enumerate(ids):
+        other._crew.used = (5, 1, 3, 2, 4)[past % 5]  # the step's; then the rule goes on from there
+        np.testing.assert_array_equal(other.prefill(0, [token], past, [0]), want[past])
+        assert other.threads_used == (5, 1, 3, 2, 4)[past % 5]
+    assert [library().gpt2d_use_threads(other._model, n) for n in (0, 6, 5)] == [-1, -1, 0]
+    engine.close()
+    other.close()
+
+
+def share_one_core(folder: Path) -> None:
+    """In a process of its own: two threads that have one core."""
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    engine = make(folder, ODD, "int8")
+    used: list[int] = []
+    until = time.monotonic() + 20
+    while used[-200:] != [1] * 200 and time.monotonic() < until:
+        engine.decode([1], [0])
+        used.append(engine.threads_used)
+    assert used[0] == 2 and used[-1] == 1
+    engine.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are bound to a core as Linux does")
+def test_two_threads_that_share_a_core_become_one(tmp_path: Path) -> None:
+    process = multiprocessing.get_context("spawn").Process(target=share_one_core, args=(tmp_path,))
+    process.start()
+    process.join(60)
+    try:
+        assert process.exitcode == 0
+    finally:
+        process.kill()
 
 
 def test_an_idle_engine_takes_no_time(tmp_path: Path) -> None:

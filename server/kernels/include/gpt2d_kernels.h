@@ -16,7 +16,7 @@ extern "C" {
 enum { GPT2D_BAD_ARGUMENT = -1, GPT2D_NO_MEMORY = -2 };
 
 /* Raised with every change of this interface or of the layout of the weights. */
-enum { GPT2D_VERSION = 4 };
+enum { GPT2D_VERSION = 5 };
 GPT2D_API int gpt2d_version(void);
 
 /* The instruction sets that this processor has and this library knows, best first, with commas between. Static. */
@@ -61,6 +61,13 @@ GPT2D_API void *gpt2d_weights(gpt2d_model *model, size_t *bytes);
  * are those after the tokens wanted[0..], and hidden float32 [count, width], unless it is NULL, what the last norm makes of all. */
 GPT2D_API int gpt2d_forward(gpt2d_model *model, int count, const int32_t *ids, const int32_t *rows, const int32_t *positions,
                             int wanted_count, const int32_t *wanted, float *logits, float *hidden);
+
+/* Say how many of its threads do the next calls for a model; the others sleep. At first all do. */
+GPT2D_API int gpt2d_use_threads(gpt2d_model *model, int threads);
+
+/* The seconds of the last gpt2d_forward in which each thread waited for a core that others had, into [threads]; returns
+ * their sum. Threads do not sleep in a step, so that is what the clock on the wall says more than the thread's own. */
+GPT2D_API double gpt2d_waits(gpt2d_model *model, double *seconds);
 
 /* Copy positions first..positions-1 of a row over those of another row, which is the same before them. */
 GPT2D_API int gpt2d_move(gpt2d_model *model, int source, int target, int first, int positions);

@@ -90,6 +90,18 @@ int gpt2d_forward(gpt2d_model *model, int count, const int32_t *ids, const int32
     });
 }
 
+int gpt2d_use_threads(gpt2d_model *model, int threads) {
+    if (threads < 1 || threads > model->model.team().size()) return GPT2D_BAD_ARGUMENT;
+    return guarded([&] { return model->model.team().use(threads), 0; });
+}
+
+double gpt2d_waits(gpt2d_model *model, double *seconds) {
+    const Team &team = model->model.team();
+    double sum = 0;
+    for (int i = 0; i < team.size(); i++) sum += seconds[i] = team.off(i);
+    return sum;
+}
+
 int gpt2d_move(gpt2d_model *model, int source, int target, int first, int positions) {
     if (!model->model.valid(source, positions) || !model->model.valid(target, positions)) return GPT2D_BAD_ARGUMENT;
     if (first < 0 || first > positions) return GPT2D_BAD_ARGUMENT;

@@ -189,7 +189,7 @@ void Model::pack(const Rows &rows, int row, int first, int width, const Matrix &
 }
 
 // Panels that are taken at a time: some eight parts for each thread.
-int Model::part_of(const Matrix &m) const { return std::max(1, m.panels() / (8 * team_.size())); }
+int Model::part_of(const Matrix &m) const { return std::max(1, m.panels() / (8 * team_.used())); }
 
 template <class Then>
 void Model::multiply(const Matrix &m, const Rows &x, int count, const Result &result, Then then) {

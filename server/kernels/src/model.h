@@ -31,6 +31,7 @@ class Model {
     // Throws std::bad_alloc before anything is computed; the model stays as it was.
     void forward(const Step &step);
     void move(int source, int target, int first, int positions);
+    Team &team() { return team_; }
     void copy(int row, int positions, void *keys, void *values, bool out);
 
    private:

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <ctime>
 #include <utility>
 
 #if defined(__x86_64__)
@@ -24,14 +25,15 @@ void pause() {
 #endif
 }
 
-template <class Condition>
-void spin_until(Condition condition) {
-    for (int i = 0; !condition(); i++) i < SPINS ? pause() : std::this_thread::yield();
+int64_t nanoseconds(clockid_t clock) {
+    timespec now;
+    clock_gettime(clock, &now);
+    return int64_t(now.tv_sec) * 1000000000 + now.tv_nsec;
 }
 
 }  // namespace
 
-Team::Team(int threads) : size_(threads), shares_(size_t(threads)) {
+Team::Team(int threads) : size_(threads), used_(threads), shares_(size_t(threads)) {
     try {
         helpers_.reserve(size_t(threads));
         for (int i = 1; i < threads; i++) helpers_.emplace_back([this, i] { help(i); });
@@ -47,7 +49,6 @@ int Team::place() { return me; }
 
 void Team::end() {
     ending_ = true;
-    jobs_++;
     {
         std::lock_guard<std::mutex> lock(mutex_);
         wake_.notify_all();
@@ -55,9 +56,20 @@ void Team::end() {
     for (auto &helper : helpers_) helper.join();
 }
 
+void Team::use(int threads) {
+    if (threads == used_) return;
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (int i = used_; i < threads; i++)
+        for (auto &taken : shares_[size_t(i)].taken) taken = 0;
+    used_ = threads;
+    wake_.notify_all();
+}
+
 void Team::run(const std::function<void()> &job) {
     job_ = &job;
-    jobs_++;
+    for (auto &share : shares_) share.off = 0;
+    began_ = nanoseconds(CLOCK_MONOTONIC);
+    call_ = (((call_ >> 16) + 1) << 16) + uint64_t(used_);
     if (sleepers_) {
         std::lock_guard<std::mutex> lock(mutex_);
         wake_.notify_all();
@@ -67,6 +79,7 @@ void Team::run(const std::function<void()> &job) {
 }
 
 void Team::take_part() {
+    int64_t on_core = nanoseconds(CLOCK_THREAD_CPUTIME_ID);
     try {
         (*job_)();
     } catch (const Stopped &) {
@@ -75,6 +88,9 @@ void Team::take_part() {
         std::lock_guard<std::mutex> lock(mutex_);
         if (!error_) error_ = std::current_exception();
     }
+    // Two readings of each clock in a job cost a microsecond; what the caller then waits for the others is little.
+    int64_t took = nanoseconds(CLOCK_MONOTONIC) - began_, ran = nanoseconds(CLOCK_THREAD_CPUTIME_ID) - on_core;
+    shares_[size_t(me)].off = 1e-9 * double(std::max(int64_t(0), took - ran));
     meet([] {});
 }
 
@@ -82,7 +98,8 @@ void Team::take_part() {
 bool Team::arrive(unsigned phase) {
     // What was taken in the phase before this one: all have left it, and none begins the next, which counts there, before this meeting.
     shares_[size_t(me)].taken[(phase + 1) & 1].store(0, std::memory_order_relaxed);
-    return arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1;
+    int others = used_ - 1;  // read before the last meeting ends, after which it may change
+    return arrived_.fetch_add(1, std::memory_order_acq_rel) == others;
 }
 
 void Team::open(unsigned phase) {
@@ -92,15 +109,15 @@ void Team::open(unsigned phase) {
 }
 
 void Team::wait(unsigned phase) {
-    spin_until([&] { return phase_.load(std::memory_order_acquire) != phase; });
+    for (int i = 0; phase_.load(std::memory_order_acquire) == phase; i++) i < SPINS ? pause() : std::this_thread::yield();
 }
 
 bool Team::claim(int total, int part, int *first, int *end) {
     unsigned phase = phase_.load(std::memory_order_relaxed) & 1;
-    for (int i = 0; i < size_; i++) {
-        int owner = (me + i) % size_;
+    for (int i = 0; i < used_; i++) {
+        int owner = (me + i) % used_;
         auto &taken = shares_[size_t(owner)].taken[phase];
-        int begin = int(int64_t(total) * owner / size_), size = int(int64_t(total) * (owner + 1) / size_) - begin;
+        int begin = int(int64_t(total) * owner / used_), size = int(int64_t(total) * (owner + 1) / used_) - begin;
         if (taken.load(std::memory_order_relaxed) >= size) continue;
         int at = taken.fetch_add(part, std::memory_order_relaxed);
         if (at >= size) continue;
@@ -112,20 +129,32 @@ bool Team::claim(int total, int part, int *first, int *end) {
 
 void Team::help(int thread) {
     me = thread;
-    for (unsigned seen = 0;; seen++) {
+    for (uint64_t done = 0;;) {
         auto until = std::chrono::steady_clock::now() + LINGER;
-        auto called = [&] { return jobs_.load() != seen; };
+        // A job that calls this thread waits for it: the next call comes after it.
+        auto called = [&] {
+            uint64_t call = call_;
+            return ending_ || (call >> 16 != done && thread < int(call & 0xffff));
+        };
         for (int i = 1; !called(); i++) {
             i % SPINS ? pause() : std::this_thread::yield();
-            if (i % 64 == 0 && std::chrono::steady_clock::now() > until) {
-                std::unique_lock<std::mutex> lock(mutex_);
-                sleepers_++;
-                wake_.wait(lock, called);
-                sleepers_--;
-            }
+            if (i % 64 == 0 && std::chrono::steady_clock::now() > until) sleep_until(called, thread);
         }
         if (ending_) return;
+        done = call_ >> 16;
         take_part();
+    }
+}
+
+template <class Condition>
+void Team::sleep_until(Condition condition, int thread) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    for (bool over = false; !over;) {
+        bool counts = thread < used_;  // `use` wakes whoever it concerns
+        sleepers_ += counts;
+        over = condition();
+        if (!over) wake_.wait(lock);
+        sleepers_ -= counts;
     }
 }
 

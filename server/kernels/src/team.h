@@ -2,6 +2,7 @@
 #pragma once
 #include <atomic>
 #include <condition_variable>
+#include <cstdint>
 #include <exception>
 #include <functional>
 #include <mutex>
@@ -48,6 +49,11 @@ class Team {
         for (int first, end; claim(total, part, &first, &end);) work(first, end);
     }
 
+    // Says how many threads do the next jobs, 1 to size(); the others sleep, and nobody waits for them. Between two jobs only.
+    void use(int threads);
+    int used() const { return used_; }
+    // Seconds of the last job in which a thread was not on a core, though it never sleeps in a job: others had it.
+    double off(int thread) const { return shares_[size_t(thread)].off; }
     int size() const { return size_; }
     // This thread's place in its team; the caller's is 0.
     static int place();
@@ -57,6 +63,8 @@ class Team {
 
     void end();
     void help(int thread);
+    template <class Condition>
+    void sleep_until(Condition condition, int thread);
     void take_part();
     bool arrive(unsigned phase);
     void open(unsigned phase);
@@ -72,18 +80,21 @@ class Team {
     }
 
     const int size_;
+    int used_;  // changed under the mutex, between jobs
     std::vector<std::thread> helpers_;
     const std::function<void()> *job_ = nullptr;
+    int64_t began_ = 0;  // the job, in nanoseconds
     alignas(64) std::atomic<int> arrived_{0};
     alignas(64) std::atomic<unsigned> phase_{0};
     bool stopped_ = false;      // the job had failed at the last meeting; written before phase_ lets the others see it
     std::exception_ptr error_;  // the first; written before a meeting, under the mutex, read after it
     struct alignas(64) Share {
         std::atomic<int> taken[2] = {0, 0};  // in phases of even and odd number
+        double off = 0;
     };
     std::vector<Share> shares_;
-    alignas(64) std::atomic<unsigned> jobs_{0};
-    std::atomic<int> sleepers_{0};
+    alignas(64) std::atomic<uint64_t> call_{0};  // the number of the last job, and in the last 16 bits how many threads do it
+    std::atomic<int> sleepers_{0};               // of those in use
     std::atomic<bool> ending_{false};
     std::mutex mutex_;
     std::condition_variable wake_;

@@ -1,5 +1,5 @@
 // A job that throws: on a helper's thread, on the caller's, on all; before, between and after meetings. Nobody waits for ever,
-// the caller gets the exception, and the next job runs.
+// the caller gets the exception, and the next job runs, with as many threads as are to do it.
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
@@ -39,7 +39,18 @@ void works(gpt2d::Team &team) {
         team.share(100, 7, [&](int first, int end) { shared += end - first; });
         done++;
     });
-    CHECK(done == team.size() && shared == 100);
+    CHECK(done == team.used() && shared == 100);
+}
+
+// Threads that are set aside and called again, with and without a job between that; off(): of those alone that took part.
+void changes(gpt2d::Team &team) {
+    for (int round = 0; round < 50; round++)
+        for (int used : {1, team.size(), team.size() - 1, 1}) {
+            team.use(used);
+            if (round % 3) works(team);
+            for (int i = used; i < team.size(); i++) CHECK(round % 3 == 0 || team.off(i) == 0);
+        }
+    team.use(team.size());
 }
 
 }  // namespace
@@ -53,6 +64,7 @@ int main() {
                     fails(team, who, after);
                     works(team);
                 }
+        changes(team);
     }
     std::puts("ok");
     return 0;
