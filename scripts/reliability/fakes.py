@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from server.engines.base import KV, Hidden, Logits
+from server.engines.base import KV, Hidden, Logits, Run
 from server.link import ForWorker, FromWorker, Pieces
 
 
@@ -78,6 +78,20 @@ class FakeEngine:
         for _ in range(count):
             ids.append(self.expected(ids))
         return ids[len(prompt) :]
+
+
+class TogetherEngine(FakeEngine):
+    """The same, and it runs rows together."""
+
+    def run(self, runs: Sequence[Run]) -> Logits:
+        self.calls.append("run " + " ".join(f"{run.row}:{run.past}+{len(run.ids)}" for run in runs))
+        assert len({run.row for run in runs}) == len(runs)
+        found = [np.empty((0, self.vocabulary), np.float32)]
+        for run in runs:
+            assert (self.cells[run.row, : run.past] >= 0).all(), "positions before the tokens are missing"
+            self.cells[run.row, run.past : run.past + len(run.ids)] = run.ids
+            found += [self._logits(run.row, run.past + index + 1)[None] for index in run.wanted]
+        return np.concatenate(found)
 
 
 class ListConnection:

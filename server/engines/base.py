@@ -52,14 +52,28 @@ class KV:
         return KV(self.keys[:, :, :positions], self.values[:, :, :positions])
 
 
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Tokens of one row, on top of its first `past` positions; `wanted` are indices of those whose logits are."""
+
+    row: int
+    ids: Sequence[int]
+    past: int
+    wanted: Sequence[int]
+
+
 @runtime_checkable
-class Verifier(Protocol):
-    """An engine that can run several tokens of each sequence in one step."""
+class Together(Protocol):
+    """An engine that can run tokens of several rows in one step, as many as there are of each: it reads weights once.
 
-    def verify(self, ids: Sequence[Sequence[int]], past: Sequence[int]) -> Logits:
-        """Run ids[r] for each of rows 0..len(ids)-1, on top of its first past[r] positions.
+    So guesses are verified, and prompts are prefilled beside rows that decode.
+    """
 
-        Returns float32 [all tokens, vocabulary], row after row. What is not kept of them is simply written over later.
+    def run(self, runs: Sequence[Run]) -> Logits:
+        """Run tokens of different rows, each as `prefill` would.
+
+        Returns float32 [all wanted, vocabulary], run after run, valid until the next call. What is not kept of the
+        positions is simply written over later.
         """
         ...
 

@@ -7,7 +7,6 @@ whatever it is computed together with.
 from __future__ import annotations
 
 import ctypes
-import itertools
 import time
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from server.catalogue.architecture import Architecture
 from server.catalogue.engines import BITS, KERNELS_INSTALL, KERNELS_VERSION
 from server.convert.native_layout import head_bits
-from server.engines.base import KV, Hidden, Logits
+from server.engines.base import KV, Hidden, Logits, Run
 from server.engines.crew import Crew
 
 CHUNK = 16 << 20
@@ -205,10 +204,17 @@ class NativeEngine:
         self._run(count, *self._step[:3], count, *self._step[3:], None if hidden is None else _at(hidden))
         return self._step_logits[:count]
 
-    def verify(self, ids: Sequence[Sequence[int]], past: Sequence[int]) -> Logits:
-        rows = [r for r, tokens in enumerate(ids) for _ in tokens]
-        positions = [p for tokens, start in zip(ids, past, strict=True) for p in range(start, start + len(tokens))]
-        return self._forward(list(itertools.chain.from_iterable(ids)), rows, positions, list(range(len(rows))))
+    def run(self, runs: Sequence[Run]) -> Logits:
+        ids: list[int] = []
+        rows: list[int] = []
+        positions: list[int] = []
+        wanted: list[int] = []
+        for run in runs:
+            wanted += [len(ids) + index for index in run.wanted]
+            ids += run.ids
+            rows += [run.row] * len(run.ids)
+            positions += range(run.past, run.past + len(run.ids))
+        return self._forward(ids, rows, positions, wanted)
 
     def move(self, source: int, target: int, positions: int, first: int = 0) -> None:
         self._check(self._kernels.gpt2d_move(self._running(), source, target, first, positions))

@@ -79,13 +79,14 @@ class Worker:
         for task in self.scheduler.reap():
             self._answer(task)
         batch = self.scheduler.schedule()
-        if batch.prefill is None and not batch.decode:
+        if not batch.prefill and not batch.decode:
             return
         outcome = self._runner.run(batch)
         advanced = self.scheduler.postprocess(batch, outcome)
         self._send_pieces(advanced)
         self.scheduler.release(advanced)
-        if batch.prefill and outcome.fresh and batch.prefill.streams and self.scheduler.serves_only(batch.prefill.id):
+        begun = [part.prompt for part, fresh in zip(batch.prefill, outcome.fresh, strict=True) if fresh]
+        if begun and begun[0].streams and self.scheduler.serves_only(begun[0].id):
             time.sleep(YIELD_S)
 
     def take(self, message: ForWorker) -> None:

@@ -6,16 +6,17 @@ whole batch, the row with which it does is searched for.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence as Many
 
 import numpy as np
 
-from server.engines.base import Engine, Hidden, Logits, Verifier
+from server.engines.base import Engine, Hidden, Logits, Run, Together
 from server.worker.faults import incident
 from server.worker.sampling import sample
-from server.worker.scheduler import Batch, Outcome
-from server.worker.task import Prompt, Row, Sampled, is_sampled
+from server.worker.scheduler import Batch, Outcome, Part
+from server.worker.task import Row, Sampled, is_sampled
 
 Chosen = list[tuple[Sampled, list[int]]]
 
@@ -23,28 +24,64 @@ Chosen = list[tuple[Sampled, list[int]]]
 class Runner:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._verifier = engine if isinstance(engine, Verifier) else None
+        self._together = engine if isinstance(engine, Together) else None
 
     def run(self, batch: Batch) -> Outcome:
         """Take one step. A fault of the engine, of a sampler or of a search is not raised: its task fails."""
-        chosen = self._decode(batch.decode) if batch.decode else []
-        if batch.prefill is None:
-            return Outcome(chosen, (), 0.0)
+        rows, parts = batch.decode, batch.prefill
+        if not parts:
+            return Outcome(self._decode(rows) if rows else [], [], 0.0)
+        if self._together and len(rows) + len(parts) > 1 and not _look_inside(batch):
+            outcome = self._run_together(self._together, batch)
+            if outcome is not None:
+                return outcome
+        chosen = self._decode(rows) if rows else []
         began = time.perf_counter()
-        fresh = self._prefill(batch.prefill, batch.chunk)
+        fresh = [self._prefill(part) for part in parts]
         return Outcome(chosen, fresh, (time.perf_counter() - began) * 1000)
 
-    def _prefill(self, prompt: Prompt, chunk: list[int]) -> Many[Row]:
+    def _run_together(self, engine: Together, batch: Batch) -> Outcome | None:
+        """Take one step in one call of the engine; return None where that fails: whose fault it is shows one by one."""
+        rows, parts = batch.decode, batch.prefill
+        guesses = self._guesses(rows)
+        runs = _runs_of(rows, guesses)
+        runs += [
+            Run(part.prompt.row, part.chunk, part.prompt.cached, part.prompt.wanted(len(part.chunk))) for part in parts
+        ]
+        began = time.perf_counter()
+        try:
+            logits = engine.run(runs)  # [all wanted, vocabulary]
+        except Exception as e:  # noqa: BLE001 - whatever it is
+            incident("the engine", e)
+            return None
+        took_ms = (time.perf_counter() - began) * 1000
+        ends = list(itertools.accumulate(len(run.wanted) for run in runs))
+        decoded = ends[len(rows) - 1] if rows else 0
+        chosen = self._take(rows, guesses, logits[:decoded], None) if rows else []
+        fresh = [
+            self._prefilled(part, logits[end - len(run.wanted) : end], None)
+            for part, run, end in zip(parts, runs[len(rows) :], ends[len(rows) :], strict=True)
+        ]
+        return Outcome(chosen, fresh, took_ms * batch.prompt_tokens / (batch.prompt_tokens + decoded))
+
+    def _prefill(self, part: Part) -> Many[Row]:
         """Run a chunk of a prompt; return the rows that decode from here on."""
-        at_fault = "the engine"
+        prompt, chunk = part.prompt, part.chunk
         try:
             wanted = prompt.wanted(len(chunk))
             hidden = self._hidden(len(chunk)) if prompt.looks_inside else None
             logits = self._engine.prefill(prompt.row, chunk, prompt.cached, wanted, hidden)  # [wanted, vocabulary]
-            at_fault = "a prompt"
-            return prompt.prefilled(len(chunk), logits, hidden, self._engine)
         except Exception as e:  # noqa: BLE001 - whatever it is, it concerns this prompt alone
-            prompt.fail(incident(at_fault, e))
+            prompt.fail(incident("the engine", e))
+            return ()
+        return self._prefilled(part, logits, hidden)
+
+    def _prefilled(self, part: Part, logits: Logits, hidden: Hidden | None) -> Many[Row]:
+        """Give a prompt the results of its chunk; return the rows that decode from here on."""
+        try:
+            return part.prompt.prefilled(len(part.chunk), logits, hidden, self._engine)
+        except Exception as e:  # noqa: BLE001 - whatever it is, it concerns this prompt alone
+            part.prompt.fail(incident("a prompt", e))
             return ()
 
     def _decode(self, rows: Many[Row]) -> Chosen:
@@ -53,10 +90,10 @@ class Runner:
         When the engine fails, the row with which it does ends, and no row gets a token in this step.
         """
         try:
-            return self._advance(rows, ahead=True)
+            return self._advance(rows, self._guesses(rows))
         except Exception as e:  # noqa: BLE001 - the row that causes it is searched for
             fault = incident("the engine", e)
-        return [] if self._blame(rows, fault) else self._advance(rows, ahead=False)
+        return [] if self._blame(rows, fault) else self._advance(rows, [])
 
     def _blame(self, rows: Many[Row], fault: str) -> bool:
         """End the row with which a step fails; return False if there is none.
@@ -71,35 +108,38 @@ class Runner:
                 return True
         return False
 
-    def _advance(self, rows: Many[Row], *, ahead: bool) -> Chosen:
-        """Take a step, with guesses if `ahead`. Raises: whatever the engine raises."""
-        due = [row.ids[-1] for row in rows]
-        past = [row.cached for row in rows]
+    def _guesses(self, rows: Many[Row]) -> list[list[int]]:
+        """Return guesses at what follows each row's next token; none at all where there are none, or searches."""
         sampled = [row for row in rows if is_sampled(row)]
-        if len(sampled) == len(rows):
-            return self._advance_sampled(due, past, sampled, ahead=ahead)
-        searches = list({id(row.search): row.search for row in rows if row.search is not None}.values())
-        hidden = self._hidden(len(rows)) if any(search.looks_inside for search in searches) else None
-        logits = self._engine.decode(due, past, hidden)  # [rows, vocabulary]
-        for search in searches:
-            own = [lane.row for lane in search.lanes]
-            try:
-                search.advance(logits[own], None if hidden is None else hidden[own], self._engine)
-            except Exception as e:  # noqa: BLE001 - whatever it is, it concerns this search alone
-                search.fail(incident("a search", e))
-        if not sampled:
+        if self._together is None or len(sampled) < len(rows):
             return []
-        tokens = self._choose(logits[[row.row for row in sampled]], sampled)  # of [sampled, vocabulary]
-        return [(row, [token]) for row, token in zip(sampled, tokens, strict=True)]
+        guesses = [row.guess(len(rows), self._engine.context) for row in sampled]
+        return guesses if any(guesses) else []
 
-    def _advance_sampled(self, due: list[int], past: list[int], rows: list[Sampled], *, ahead: bool) -> Chosen:
-        batch = len(rows)
-        guesses = [row.guess(batch, self._engine.context) for row in rows] if self._verifier and ahead else []
-        if self._verifier is None or not any(guesses):
-            tokens = self._choose(self._engine.decode(due, past), rows)
-            return [(row, [token]) for row, token in zip(rows, tokens, strict=True)]
-        tried = [[token, *guess] for token, guess in zip(due, guesses, strict=True)]
-        logits = self._verifier.verify(tried, past)  # [all tokens, vocabulary]
+    def _advance(self, rows: Many[Row], guesses: list[list[int]]) -> Chosen:
+        """Take a step. Raises: whatever the engine raises."""
+        if self._together and guesses:
+            return self._take(rows, guesses, self._together.run(_runs_of(rows, guesses)), None)
+        hidden = self._hidden(len(rows)) if any(row.search and row.search.looks_inside for row in rows) else None
+        logits = self._engine.decode([row.ids[-1] for row in rows], [row.cached for row in rows], hidden)
+        return self._take(rows, guesses, logits, hidden)
+
+    def _take(self, rows: Many[Row], guesses: list[list[int]], logits: Logits, hidden: Hidden | None) -> Chosen:
+        """Choose from a step's logits, [rows and guesses, vocabulary]; searches take their own."""
+        sampled = [row for row in rows if is_sampled(row)]
+        if guesses:
+            return self._take_guessed(sampled, guesses, logits)
+        if len(sampled) < len(rows):
+            for search in {id(row.search): row.search for row in rows if row.search is not None}.values():
+                own = [lane.row for lane in search.lanes]
+                try:
+                    search.advance(logits[own], None if hidden is None else hidden[own], self._engine)
+                except Exception as e:  # noqa: BLE001 - whatever it is, it concerns this search alone
+                    search.fail(incident("a search", e))
+            logits = logits[[row.row for row in sampled]]  # [sampled, vocabulary]
+        return [(row, [token]) for row, token in zip(sampled, self._choose(logits, sampled), strict=True)]
+
+    def _take_guessed(self, rows: list[Sampled], guesses: list[list[int]], logits: Logits) -> Chosen:
         chosen: Chosen = []
         first = 0
         for row, guess in zip(rows, guesses, strict=True):
@@ -136,3 +176,18 @@ class Runner:
 
     def _hidden(self, count: int) -> Hidden:
         return np.empty((count, self._engine.width), np.float32)  # [tokens, width]
+
+
+def _look_inside(batch: Batch) -> bool:
+    """Return True if some task of a step needs hidden states."""
+    searches = [row.search for row in batch.decode if row.search is not None]
+    return any(search.looks_inside for search in searches) or any(part.prompt.looks_inside for part in batch.prefill)
+
+
+def _runs_of(rows: Many[Row], guesses: list[list[int]]) -> list[Run]:
+    """Return what the engine runs of rows that decode: of each the token that is due, and what is guessed after it."""
+    tried = [[row.ids[-1], *guess] for row, guess in zip(rows, guesses or [[]] * len(rows), strict=True)]
+    return [
+        Run(at, tokens, row.cached, range(len(tokens)))
+        for at, (row, tokens) in enumerate(zip(rows, tried, strict=True))
+    ]

@@ -4,7 +4,9 @@ Running rows decode in the engine's rows 0..B-1; prompts prefill in rows above. 
 the first ones, and one that leaves is replaced by the last one. A prompt whose last chunk is next gets row B.
 
 Groups (peers) take turns: each has at most one prompt that prefills, and those get a chunk each, one after the other;
-one that has just come goes before them, so that a short one waits for the chunk that is being computed alone.
+one that has just come goes before them, so that a short one waits for the chunk that is being computed alone. Where the
+engine can run rows together, a step has chunks of as many prompts as its time allows, and what is left of that begins
+further prompts of groups whose own one ends in the step.
 Within a group the first comes first, but a prompt that waits for room blocks nothing that fits, until it has waited for
 KEEP_S: then rows are kept free for it. Where no row is left for a group that waits, a text that is scored gives up its
 row after each of its windows.
@@ -15,10 +17,11 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence as Many
 from dataclasses import dataclass
 
-from server.engines.base import Engine
+from server.engines.base import Engine, Together
 from server.worker.prefix_cache import PrefixCache
 from server.worker.task import Prompt, Row, Sampled, Task
 from server.worker.turns import Turns
@@ -37,13 +40,30 @@ KEEP_S = 2.0
 """Time for which the first prompt of a group waits for room, before nobody else gets a row until it has its own."""
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Tokens of a prompt that a step computes."""
+
+    prompt: Prompt
+    chunk: list[int]
+
+    @property
+    def is_last(self) -> bool:
+        """True if the prompt is complete with it. Only before the step is run."""
+        return self.prompt.cached + len(self.chunk) == self.prompt.prompt_tokens
+
+
 @dataclass(slots=True)
 class Batch:
-    """Work of one step: a chunk of one prompt (or None), and the rows that decode."""
+    """Work of one step: chunks of prompts, and the rows that decode."""
 
-    prefill: Prompt | None
-    chunk: list[int]
+    prefill: list[Part]
     decode: list[Row]
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Number of tokens of the chunks."""
+        return sum(len(part.chunk) for part in self.prefill)
 
 
 @dataclass(slots=True)
@@ -52,15 +72,17 @@ class Outcome:
 
     chosen: list[tuple[Sampled, list[int]]]
     """New tokens of the rows that sample; a search has taken its own."""
-    fresh: Many[Row]
-    """Rows that the prompt became, if its chunk was the last."""
+    fresh: list[Many[Row]]
+    """Rows that each prompt became, if its chunk was the last."""
     prefill_ms: float
+    """Time that the chunks took, beside the rows that decoded."""
 
 
 class Scheduler:
     def __init__(self, engine: Engine, cache: PrefixCache) -> None:
         """Make a scheduler without tasks. The engine only moves, copies out and restores rows here."""
         self._engine = engine
+        self._together = isinstance(engine, Together)
         self._cache = cache
         self._waiting: Turns[Prompt] = Turns()
         self._heads: dict[int, tuple[Prompt, float]] = {}
@@ -125,14 +147,14 @@ class Scheduler:
     def schedule(self) -> Batch:
         """Choose the next step."""
         if self._waiting:
-            self._admit()
-        if not self._prefilling:
-            return Batch(None, [], list(self._running))
-        prompt = self._next()
-        chunk = self._chunk(prompt)
-        if prompt.cached + len(chunk) == prompt.prompt_tokens:
-            self._settle(prompt)
-        return Batch(prompt, chunk, list(self._running))
+            self._admit({prompt.group for prompt in self._prefilling})
+        parts = self._parts() if self._prefilling else []
+        first = len(self._running)
+        for part in parts:
+            if part.is_last and part.prompt.width:
+                self._settle(part.prompt, first)
+                first += part.prompt.width
+        return Batch(parts, list(self._running))
 
     def postprocess(self, batch: Batch, outcome: Outcome) -> list[Task]:
         """Give the results of a step to their tasks; return the tasks that may have something new to send.
@@ -142,19 +164,19 @@ class Scheduler:
         now = time.monotonic()
         for row, tokens in outcome.chosen:
             row.advance(tokens, len(batch.decode), now)
-        prompt = batch.prefill
-        if prompt is None:
-            return list(batch.decode)
-        if len(batch.chunk) >= MIN_CHUNK:
-            self.tokens_per_ms += 0.5 * (len(batch.chunk) / max(outcome.prefill_ms, 0.01) - self.tokens_per_ms)
-        self._prefilling.remove(prompt)
-        if not outcome.fresh:
-            self._take_turns(prompt)
-            return [*batch.decode, prompt] if prompt.finished is not None else list(batch.decode)
-        if prompt.branches:
-            self._remember(prompt)  # the request's other continuations start from it
-        self._running += outcome.fresh
-        return [*batch.decode, *outcome.fresh]
+        advanced: list[Task] = list(batch.decode)
+        if batch.prompt_tokens >= MIN_CHUNK:
+            self.tokens_per_ms += 0.5 * (batch.prompt_tokens / max(outcome.prefill_ms, 0.01) - self.tokens_per_ms)
+        for part, fresh in zip(batch.prefill, outcome.fresh, strict=True):
+            self._prefilling.remove(part.prompt)
+            if fresh:
+                self._decode_from_here(part.prompt, fresh)
+                advanced += fresh
+                continue
+            self._take_turns(part.prompt)
+            if part.prompt.finished is not None:
+                advanced.append(part.prompt)
+        return advanced
 
     def release(self, tasks: Many[Task]) -> None:
         """Forget the tasks that have finished.
@@ -165,10 +187,10 @@ class Scheduler:
             if task.finished is not None:
                 self._leave(task)
 
-    def _admit(self) -> None:
-        """Give rows to waiting prompts: one for each group, in turns, as far as they fit."""
+    def _admit(self, busy: set[int]) -> list[Prompt]:
+        """Give rows to waiting prompts: one for each group that is not busy, in turns, as far as they fit."""
         now = time.monotonic()
-        busy = {prompt.group for prompt in self._prefilling}
+        begun: list[Prompt] = []
         for group, queue in self._waiting.groups():
             head, since = self._heads.get(group, (None, now))
             if head is not queue[0]:
@@ -178,23 +200,44 @@ class Scheduler:
                 continue
             prompt = next((prompt for prompt in queue if self._fits(prompt)), None)
             if prompt is not queue[0] and now > since + KEEP_S:
-                return
+                break
             if prompt is not None:
                 self._begin(prompt)
+                begun.append(prompt)
+        return begun
 
-    def _next(self) -> Prompt:
-        """Return whose chunk is next. One that has had none goes before the others, every second time at most."""
-        prompt = self._fresh[0] if self._fresh and not self._jumped else self._prefilling[0]
-        self._jumped = prompt is not self._prefilling[0]
-        self._fresh = [other for other in self._fresh if other is not prompt]
-        return prompt
+    def _parts(self) -> list[Part]:
+        """Return the chunks of the next step: as many tokens as its time allows, of one prompt or of several.
+
+        Prompts that have had no chunk go before the others, every second time at most.
+        """
+        left = self._most_tokens()
+        fresh = [] if self._jumped else self._fresh
+        order = deque([*fresh, *(prompt for prompt in self._prefilling if prompt not in fresh)])
+        self._jumped = order[0] is not self._prefilling[0]
+        parts: list[Part] = []
+        ending: list[Prompt] = []
+        while order and left > 0:
+            part = Part(order[0], self._chunk(order.popleft(), left))
+            if not parts or (len(part.chunk) <= left and (part.is_last or len(part.chunk) >= MIN_CHUNK)):
+                parts.append(part)
+                left -= len(part.chunk)
+                if part.is_last and part.prompt.width and not part.prompt.branches:
+                    ending.append(part.prompt)
+            if not self._together:
+                break
+            if not order and self._waiting:
+                order.extend(self._admit({prompt.group for prompt in self._prefilling if prompt not in ending}))
+        begun = [part.prompt for part in parts]
+        self._fresh = [prompt for prompt in self._fresh if prompt not in begun]
+        return parts
 
     def _fits(self, prompt: Prompt) -> bool:
         """Return whether there is room for a prompt, and for all that it will decode in."""
-        held = len(self._running) + sum(other.width for other in self._prefilling)
+        held = len(self._running) + sum(max(1, other.width) for other in self._prefilling)
         if held and (prompt.alone or any(task.alone for task in self._in_rows())):
             return False
-        return held + prompt.width <= self._engine.rows
+        return held + max(1, prompt.width) <= self._engine.rows
 
     def _begin(self, prompt: Prompt) -> None:
         """Take a prompt out of the line and give it a row. It gets the part of it that the prefix cache knows."""
@@ -217,9 +260,8 @@ class Scheduler:
         taken = {prompt.row for prompt in self._prefilling}
         return [row for row in range(first, self._engine.rows) if row not in taken]
 
-    def _settle(self, prompt: Prompt) -> None:
-        """Move a prompt to the row behind those that decode, and others out of all rows that it will decode in."""
-        first = len(self._running)
+    def _settle(self, prompt: Prompt, first: int) -> None:
+        """Move a prompt to the row `first`, and others out of all rows that it will decode in from there on."""
         others = [p for p in self._prefilling if p is not prompt and first <= p.row < first + prompt.width]
         for other in others:
             free = self._free_rows(first + prompt.width)
@@ -234,7 +276,7 @@ class Scheduler:
         """Let two prompts change their rows, where no third one is free."""
         kept = None
         try:
-            kept = self._engine.export(other.row, other.cached)
+            kept = self._engine.export(other.row, other.cached) if other.cached else None
         except MemoryError:
             other.fail("the server ran out of memory while it made room; try again")
         free = prompt.row
@@ -261,14 +303,25 @@ class Scheduler:
             self._engine.restore(prompt.row, known)
             prompt.restored(known.positions)
 
-    def _chunk(self, prompt: Prompt) -> list[int]:
-        """Return the tokens of a prompt that the next step computes."""
-        size = FIXED_CHUNK  # how a prompt is cut shows in the last bits of its logits
-        if prompt.reuses:
-            others = self._running or len(self._prefilling) > 1 or self._waiting.has_others(prompt.group)
-            budget = SHARED_MS if others else ALONE_MS
-            size = max(MIN_CHUNK, min(MAX_CHUNK, int(budget * self.tokens_per_ms)))
+    def _most_tokens(self) -> int:
+        """Return the number of tokens of prompts that the next step computes."""
+        others = self._running or len(self._prefilling) > 1 or self._waiting.has_others(self._prefilling[0].group)
+        budget = SHARED_MS if others else ALONE_MS
+        return max(MIN_CHUNK, min(MAX_CHUNK, int(budget * self.tokens_per_ms)))
+
+    def _chunk(self, prompt: Prompt, most: int) -> list[int]:
+        """Return the next tokens of a prompt: `most`, but how one is cut that must be the same each time is fixed."""
+        size = most if prompt.reuses else FIXED_CHUNK
         return prompt.ids[prompt.cached : min(prompt.cached + size, prompt.prompt_tokens)]
+
+    def _decode_from_here(self, prompt: Prompt, rows: Many[Row]) -> None:
+        """Let the rows that a prompt became decode, in the engine's next ones: a prompt before it may have failed."""
+        if prompt.branches:
+            self._remember(prompt)  # the request's other continuations start from it
+        for row in rows:
+            if row.row != len(self._running):
+                self._place(row, len(self._running))
+            self._running.append(row)
 
     def _in_rows(self) -> list[Task]:
         return [*self._running, *self._prefilling]
@@ -297,5 +350,6 @@ class Scheduler:
                 self._cache.put(kept, lambda positions: self._engine.export(task.row, positions), task.owner)
 
     def _place(self, task: Task, row: int) -> None:
-        self._engine.move(task.row, row, task.cached)
+        if task.cached:
+            self._engine.move(task.row, row, task.cached)
         task.row = row

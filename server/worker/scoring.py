@@ -37,7 +37,7 @@ class Scoring:
     silent = False
     branches = False
     looks_inside = False
-    width = 1
+    width = 0
     new_tokens = 0
     owner = 0
 

@@ -98,7 +98,7 @@ class Prompt(Task, Protocol):
 
     @property
     def width(self) -> int:
-        """Number of rows that it will decode in."""
+        """Number of rows that it will decode in; 0: it is prefilled alone."""
         ...
 
     @property

@@ -19,6 +19,7 @@ from server.catalogue.catalogue import DEMO_FOLDER
 from server.catalogue.engines import instruction_sets
 from server.checkpoint.tensors import Weights
 from server.convert.native_layout import FILE, Layout
+from server.engines.base import Run
 from server.engines.native import NativeEngine
 from tests.server.test_native import ARCH, ODD, OTHER, make
 
@@ -42,7 +43,8 @@ def requests(engine: NativeEngine, arch: Architecture) -> Iterator[tuple[str, by
         pasts.append(past)
     for rows in range(1, engine.rows + 1):
         yield f"a step of {rows}", engine.decode(ids[:rows], pasts[:rows]).tobytes()
-    yield "guesses", engine.verify([ids[:4], ids[4:5], ids[5:8]], pasts[:3]).tobytes()
+    guessed = [Run(row, part, pasts[row], range(len(part))) for row, part in enumerate((ids[:4], ids[4:5], ids[5:8]))]
+    yield "guesses", engine.run(guessed).tobytes()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])

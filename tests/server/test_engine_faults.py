@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from protocol import messages as m
-from scripts.reliability.fakes import FakeEngine
-from server.engines.base import Hidden, Logits
+from scripts.reliability.fakes import FakeEngine, TogetherEngine
+from server.engines.base import Hidden, Logits, Run
 from server.link import Work
 from tests.server.test_worker import ARCH, Loop
 
@@ -17,7 +17,7 @@ POISON = 13
 KINDS = {"raises": RuntimeError("a kernel failed"), "out of memory": MemoryError(), "no numbers": None}
 
 
-class Faulty(FakeEngine):
+class Faulty(TogetherEngine):
     """Fails whenever it computes a row that begins with POISON and has at least `after` tokens."""
 
     def __init__(self, rows: int, kind: str, after: int) -> None:
@@ -33,6 +33,10 @@ class Faulty(FakeEngine):
 
     def decode(self, ids: Sequence[int], past: Sequence[int], hidden: Hidden | None = None) -> Logits:
         return self._maybe(super().decode(ids, past, hidden), range(len(ids)), [p + 1 for p in past])
+
+    def run(self, runs: Sequence[Run]) -> Logits:
+        asked = [(run.row, run.past + index + 1) for run in runs for index in run.wanted]
+        return self._maybe(super().run(runs), [row for row, _ in asked], [end for _, end in asked])
 
     def _maybe(self, logits: Logits, rows: Sequence[int], ends: Sequence[int]) -> Logits:
         for i, (row, end) in enumerate(zip(rows, ends, strict=True)):
@@ -65,21 +69,28 @@ def test_the_one_ends_and_the_batch_goes_on(kind: str, after: int, capfd: pytest
 
 
 def test_what_fails_once_and_not_again_harms_nobody() -> None:
-    class Once(FakeEngine):
-        failed = False
+    class Once(TogetherEngine):
+        failed = 0
 
         def decode(self, ids: Sequence[int], past: Sequence[int], hidden: Hidden | None = None) -> Logits:
-            if len(self.calls) > 12 and not self.failed:
-                self.failed = True
-                raise RuntimeError("a moment's weakness")
+            self._fail_at(12)
             return super().decode(ids, past, hidden)
+
+        def run(self, runs: Sequence[Run]) -> Logits:
+            self._fail_at(0)
+            return super().run(runs)
+
+        def _fail_at(self, calls: int) -> None:
+            if len(self.calls) >= calls and self.failed < 1 + (calls > 0):
+                self.failed += 1
+                raise RuntimeError("a moment's weakness")
 
     engine = Once(4, ARCH.context, ARCH.vocabulary)
     loop = Loop(engine=engine)
     for key in range(3):
         loop.ask(key, prompt_ids=[key + 2] * 20, max_new_tokens=12, strategy="greedy")
     loop.turn(40)
-    assert engine.failed
+    assert engine.failed == 2
     assert {r.id: r.ids for r in loop.link.sent if isinstance(r, m.Generated)} == {
         key: engine.greedy([key + 2] * 20, 12) for key in range(3)
     }

@@ -20,6 +20,7 @@ from server.catalogue.engines import instruction_sets
 from server.checkpoint.tensors import expected_shapes
 from server.convert.native_layout import FILE, Layout, pack, pack_blocks
 from server.convert.quantise import Blocks, quantise
+from server.engines.base import Run
 from server.engines.native import NO_ACTIVATION, Choice, NativeEngine, choose, library
 from tests.dequantise import dequantise
 
@@ -132,11 +133,21 @@ def test_the_same_bits_in_any_company(odd: NativeEngine) -> None:
     together = odd.decode([ids[end] for ids, end in zip(prompts, ends, strict=True)], ends)
     for row, end in enumerate(ends):
         np.testing.assert_array_equal(together[row], alone[row][end])
-    verified = odd.verify(
-        [ids[end : end + 1 + row] for row, (ids, end) in enumerate(zip(prompts, ends, strict=True))], ends
-    )
+    tried = [ids[end : end + 1 + row] for row, (ids, end) in enumerate(zip(prompts, ends, strict=True))]
+    verified = odd.run([Run(row, tried[row], ends[row], range(1 + row)) for row in range(len(tried))])
     want = np.concatenate([alone[row][end : end + 1 + row] for row, end in enumerate(ends)])
     np.testing.assert_array_equal(verified, want)
+    # Two prompts from their beginnings, of one the last logits alone, beside two rows that go on
+    beside = odd.run(
+        [
+            Run(3, prompts[0], 0, [len(prompts[0]) - 1]),
+            Run(0, prompts[1][:9], 0, range(9)),
+            Run(1, [prompts[1][ends[1]]], ends[1], [0]),
+            Run(2, prompts[2][ends[2] :], ends[2], [1, 3]),
+        ]
+    )
+    want = np.stack([alone[0][-1], *alone[1][:9], alone[1][ends[1]], alone[2][ends[2] + 1], alone[2][ends[2] + 3]])
+    np.testing.assert_array_equal(beside, want)
 
 
 def test_exported_rows_come_back_bit_for_bit(odd: NativeEngine) -> None:

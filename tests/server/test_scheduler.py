@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from protocol.messages import Generate, Score
-from scripts.reliability.fakes import FakeEngine
+from scripts.reliability.fakes import FakeEngine, TogetherEngine
 from server.link import Work
 from server.worker.beams import BeamSearch
 from server.worker.increments import ByteDecoder
@@ -52,7 +52,7 @@ def step(scheduler: Scheduler, engine: FakeEngine) -> list[Sequence]:
     batch = scheduler.schedule()
     assert [row.row for row in batch.decode] == list(range(len(batch.decode)))
     outcome = Runner(engine).run(batch)
-    outcome.prefill_ms = len(batch.chunk)  # one token a millisecond
+    outcome.prefill_ms = batch.prompt_tokens  # one token a millisecond
     advanced = scheduler.postprocess(batch, outcome)
     scheduler.release(advanced)
     finished = [*done, *(task for task in advanced if task.finished)]
@@ -66,7 +66,7 @@ def take(scheduler: Scheduler, engine: FakeEngine, steps: int = 1) -> None:
         scheduler.reap()
         batch = scheduler.schedule()
         outcome = Runner(engine).run(batch)
-        outcome.prefill_ms = len(batch.chunk)
+        outcome.prefill_ms = batch.prompt_tokens
         scheduler.release(scheduler.postprocess(batch, outcome))
 
 
@@ -83,10 +83,12 @@ events = st.lists(
 
 
 @settings(max_examples=300, deadline=None)
-@given(events, st.integers(1, 4), st.sampled_from([0, 600, 10_000]))
-def test_every_sequence_has_its_own_row(plan: list[tuple[object, ...]], rows: int, cache_bytes: int) -> None:
+@given(events, st.integers(1, 4), st.sampled_from([0, 600, 10_000]), st.sampled_from([FakeEngine, TogetherEngine]))
+def test_every_sequence_has_its_own_row(
+    plan: list[tuple[object, ...]], rows: int, cache_bytes: int, kind: type[FakeEngine]
+) -> None:
     """Under any arrivals, cancellations and ends, with and without reuse of prefixes."""
-    engine = FakeEngine(rows)
+    engine = kind(rows)
     scheduler = scheduler_of(engine, cache_bytes)
     asked: dict[int, list[int]] = {}
     finished: dict[int, Sequence] = {}
@@ -150,9 +152,9 @@ def test_the_chunk_follows_the_measured_speed() -> None:
     sizes = []
     for _ in range(12):
         batch = scheduler.schedule()
-        sizes.append(len(batch.chunk))
+        sizes.append(batch.prompt_tokens)
         outcome = Runner(engine).run(batch)
-        outcome.prefill_ms = len(batch.chunk) / 0.1  # a slow engine: 0.1 tokens a millisecond
+        outcome.prefill_ms = batch.prompt_tokens / 0.1  # a slow engine: 0.1 tokens a millisecond
         scheduler.postprocess(batch, outcome)
     assert sizes[-1] == MIN_CHUNK
 
@@ -274,7 +276,7 @@ def test_each_group_prefills_a_chunk_in_turn() -> None:
         scheduler.add(sequence(request_id, [3] * 5, 1, group=3))
         take(scheduler, engine, 3)
     moves = [call for call in engine.calls if call.startswith("move")]
-    assert moves == ["move 0->7", "move 2->0"], "what is half done makes room once"
+    assert moves == ["move 0->7"], "what is half done makes room once"
 
 
 def test_newcomers_go_first_and_stop_nobody() -> None:
@@ -332,3 +334,89 @@ def test_the_prefix_cache_keeps_within_its_bytes() -> None:
     cache.put(list(range(1, 60)), lambda _: (_ for _ in ()).throw(AssertionError("it does not fit")))
     assert len(cache) == 2, "one that is larger than the cache is not kept"
     assert cache.get([5, 6, 7]) is None
+
+
+def together(rows: int, **settings: int) -> tuple[TogetherEngine, Scheduler]:
+    """Return an engine that runs rows together, and a scheduler that takes it to prefill one token a millisecond."""
+    engine = TogetherEngine(rows, **settings)
+    scheduler = scheduler_of(engine)
+    scheduler.tokens_per_ms = 1.0
+    return engine, scheduler
+
+
+@pytest.mark.parametrize("groups", [3, 1], ids=["of three groups", "of one group"])
+def test_short_prompts_prefill_in_one_step_beside_what_decodes(groups: int) -> None:
+    engine, scheduler = together(8)
+    scheduler.add(sequence(0, [5], 30))
+    take(scheduler, engine)
+    for request_id in range(1, 6):
+        scheduler.add(sequence(request_id, [request_id] * 10, 30, group=1 + request_id % groups))
+    engine.calls.clear()
+    take(scheduler, engine, 2)
+    assert engine.calls == [
+        "run 0:1+1 1:0+10 2:0+10 3:0+10 4:0+10",  # 40 ms are 40 tokens
+        "run 0:2+1 1:10+1 2:10+1 3:10+1 4:10+1 5:0+10",
+    ]
+    take(scheduler, engine, 40)
+    assert not scheduler.running and not scheduler.waiting
+
+
+def test_a_long_prompt_and_newcomers_share_a_step_in_turns() -> None:
+    engine, scheduler = together(8, context=1024)
+    scheduler.add(sequence(0, [1] * 300, 2, group=1))
+    take(scheduler, engine)
+    for request_id in range(1, 4):
+        scheduler.add(sequence(request_id, [2] * 12, 9, group=1 + request_id))
+    engine.calls.clear()
+    take(scheduler, engine, 3)
+    steps = [call for call in engine.calls if not call.startswith("move")]
+    assert steps[0] == "run 0:0+12 1:0+12 2:0+12", "the 4 tokens that are left would cut the long one too short"
+    assert [call.split()[-1] for call in steps[1:]] == ["7:160+40", "7:200+40"]
+
+
+def test_the_other_continuations_of_a_request_wait_for_its_prompt() -> None:
+    engine, scheduler = together(8)
+    scheduler = Scheduler(engine, PrefixCache(10_000, 8))
+    scheduler.tokens_per_ms = 1.0
+    generation = generation_of(0, [3] * 12, 4, n=3)
+    for index in range(3):
+        scheduler.add(Sequence(generation, index))
+    take(scheduler, engine, 3)
+    assert [call for call in engine.calls if call.startswith("restore")] == ["restore 1 11", "restore 2 11"]
+
+
+def test_a_prompt_that_fails_leaves_no_gap_between_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, scheduler = together(4)
+    sequences = [sequence(request_id, [request_id + 1] * 5, 6, group=request_id) for request_id in range(4)]
+
+    def fault(*_: object) -> None:
+        raise FloatingPointError("no numbers")
+
+    monkeypatch.setattr(sequences[1], "prefilled", fault)
+    for one in sequences:
+        scheduler.add(one)
+    take(scheduler, engine)
+    assert sequences[1].fault and [(one.row, one.cached) for one in sequences if not one.fault] == [
+        (0, 5),
+        (1, 5),
+        (2, 5),
+    ]
+    take(scheduler, engine, 8)
+    for i in (0, 2, 3):
+        assert sequences[i].ids[5:] == engine.greedy([i + 1] * 5, 6)
+
+
+def test_a_text_that_is_scored_keeps_its_place_beside_prompts_that_end() -> None:
+    engine, scheduler = together(3, context=64)
+    scheduler.tokens_per_ms = 3.0
+    work = Work(id=0, group=1, request=Score(ids=[1] * 200, stride=60))
+    scoring = Scoring(work, work.request, [1] * 200, [1] * 200, 64, 0.0)  # type: ignore[arg-type]
+    scheduler.add(scoring)
+    written = [sequence(request_id, [request_id] * 5, 6, group=1 + request_id) for request_id in (1, 2)]
+    for one in written:
+        scheduler.add(one)
+    take(scheduler, engine, 12)
+    assert engine.calls[0] == "run 2:0+64 0:0+5 1:0+5"
+    assert scoring.complete and not scoring.fault
+    for one in written:
+        assert one.ids[5:] == engine.greedy([one.id] * 5, 6)

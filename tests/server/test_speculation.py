@@ -13,7 +13,7 @@ from protocol import messages as m
 from scripts.reliability.fakes import FakeEngine, ListConnection
 from server.catalogue.catalogue import DEMO_FOLDER
 from server.checkpoint.tokenizer import read_tokenizer
-from server.engines.base import Engine, Hidden, Logits
+from server.engines.base import Engine, Hidden, Logits, Run
 from server.engines.load import load_engine
 from server.engines.native import NativeEngine
 from server.link import Work
@@ -137,18 +137,21 @@ class Verifying(FakeEngine):
 
     LOGITS = np.array([0.3, 1.0, -0.5, 0.0, 0.8], np.float32)
 
-    def verify(self, ids: Sequence[Sequence[int]], past: Sequence[int]) -> Logits:
-        logits = np.full((sum(map(len, ids)), self.vocabulary), -np.inf, np.float32)
+    def run(self, runs: Sequence[Run]) -> Logits:
+        return self.some(sum(len(run.wanted) for run in runs))
+
+    def some(self, count: int) -> Logits:
+        logits = np.full((count, self.vocabulary), -np.inf, np.float32)
         logits[:, 10:15] = self.LOGITS
         return logits
 
     def decode(self, ids: Sequence[int], past: Sequence[int], hidden: Hidden | None = None) -> Logits:
-        return self.verify([[i] for i in ids], past)
+        return self.some(len(ids))
 
     def prefill(
         self, row: int, ids: Sequence[int], past: int, wanted: Sequence[int], hidden: Hidden | None = None
     ) -> Logits:
-        return self.verify([[0]] * max(1, len(wanted)), [0])[: len(wanted)]
+        return self.some(len(wanted))
 
 
 class Always:
