@@ -6,17 +6,22 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
+from scripts.bench import steps
 from scripts.bench.engine import module_environment
-from scripts.bench.machine import Step, amount
+from scripts.bench.machine import Step, amount, compile_probe
 from scripts.bench.rows import parser, steps_of
 from scripts.bench.steps import SPIN
 from server.catalogue.architecture import PUBLISHED
 from server.catalogue.engines import instruction_sets, native_problem
+from server.checkpoint.tensors import expected_shapes
+from server.convert.native_layout import FILE, Layout
 from tests.conftest import wait_for
 
 FAST = not native_problem() and {"avx512", "avx2"} & set(instruction_sets())
@@ -41,9 +46,9 @@ def test_least_time_of_a_step(precision: str, rows: int, least_ms: float) -> Non
 
 def test_a_prefill_has_the_head_of_one_token() -> None:
     gpt2 = PUBLISHED["gpt2"]
-    prefill, steps = amount(gpt2, "int8", Step(1, 0, 512)), amount(gpt2, "int8", Step(512, 0))
-    assert steps.macs - prefill.macs == 511 * 50272 * 768
-    assert prefill.kv_bytes == steps.kv_bytes == 512 * gpt2.row_bytes("native", "int8") / 1024
+    prefill, step = amount(gpt2, "int8", Step(1, 0, 512)), amount(gpt2, "int8", Step(512, 0))
+    assert step.macs - prefill.macs == 511 * 50272 * 768
+    assert prefill.kv_bytes == step.kv_bytes == 512 * gpt2.row_bytes("native", "int8") / 1024
 
 
 def rows(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -88,6 +93,36 @@ def test_two_builds_take_turns_beside_what_the_machine_allows() -> None:
     assert "x L best" in table[-7] and table[-1].endswith("against")
 
 
+@pytest.mark.skipif(not FAST or not shutil.which("gcc"), reason="needs gcc and the native kernels for AVX2")
+def test_beside_a_busy_process_the_engine_chooses_its_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import gpt2d_kernels
+
+    monkeypatch.setattr(steps, "BUSY_TURN_S", 0.01)
+    arch = replace(PUBLISHED["distilgpt2"], layers=1, vocabulary=100)
+    weights = {name: np.full(shape, 0.01, np.float32) for name, shape in expected_shapes(arch).items()}
+    Layout(arch, weights, "int8", lambda *_: None).write(tmp_path)
+    found = steps.measure(
+        steps.Order(
+            arch=asdict(arch),
+            precision="int8",
+            weights=str(tmp_path / FILE),
+            instruction_set=instruction_sets()[0],
+            builds=[steps.Build("fixed", str(gpt2d_kernels.library()), 2), steps.Build("chosen", "", 2)],
+            steps=[Step(2, 3), Step(1, 0, 4)],
+            turns=1,
+            threads=2,
+            probe=str(compile_probe(tmp_path)),
+            busy=1,
+            busy_ms=1,
+            period_ms=2,
+        )
+    )
+    for section in found["sections"]:
+        fixed, chosen = section["ms"]
+        assert min(*fixed, *chosen) > 0
+    assert not [child for child in psutil.Process().children() if "begun" in " ".join(child.cmdline())]
+
+
 @pytest.mark.parametrize("arguments", [["--past", "33,1024"], ["--prefill", "1025"]])
 def test_what_does_not_fit_is_refused(arguments: list[str]) -> None:
     args = parser().parse_args(["--like", "gpt2", *arguments])
@@ -97,8 +132,8 @@ def test_what_does_not_fit_is_refused(arguments: list[str]) -> None:
 
 def test_steps_of_a_short_context_are_those_that_fit() -> None:
     args = parser().parse_args(["--like", "gpt2", "--rows", "1,8"])
-    steps = steps_of(args, replace(PUBLISHED["gpt2"], context=256))
-    assert steps == [Step(1, 33), Step(8, 33), Step(1, 0, 256)]
+    found = steps_of(args, replace(PUBLISHED["gpt2"], context=256))
+    assert found == [Step(1, 33), Step(8, 33), Step(1, 0, 256)]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a child there does not see that its parent is gone")

@@ -11,7 +11,8 @@ take turns within a process; there are several processes, since a machine that o
 minutes. In each the machine itself is measured, by as many threads as the steps have:
 
     B   GB/s that memory is read with: loads over these weights, the best of five passes, before and after the steps
-    C   GMAC/s that the format can do: 0.76 of the dot products alone (blocks of 32 inputs have scales), for fp32 all
+    C   GMAC/s that the format can do: 0.76 of the dot products alone (blocks of 32 inputs have scales), at fp32 all of
+        the fused multiply-adds; also measured before and after
     L   max(bytes of weights / B, products / C) + bytes of keys and values / B + 0.1 ms
 
 Judge a step by `x L`, its time over L of the same process, and not by another run's milliseconds. `best` is the process
@@ -20,9 +21,10 @@ is that of all processes. `now` is a single pass of the same loads between the s
 B, the machine was busy or changed its state meanwhile, and `x L` says more of that than of the engine.
 
 --against has a second build of the kernels take turns with the first (A B, then B A): `x first` is its median time over
-that of the first build. --busy runs other processes beside the steps, and one thread beside all threads: times are then
-means, since what counts is how many tokens come in a second. Tables go to stderr. The one line on stdout is a JSON
-object with every time and with the state of the machine: keep it with the figures.
+that of the first build. --busy runs other processes beside the steps, and has three take turns: all threads, one, and
+as many as the daemon's engine chooses; times are then means, since what counts is how many tokens come in a second.
+Tables go to stderr. The one line on stdout is a JSON object with every time and with the state of the machine: keep it
+with the figures.
 """
 
 from __future__ import annotations
@@ -156,6 +158,7 @@ def builds_of(args: argparse.Namespace) -> list[Build]:
         builds.append(Build("against", str(args.against), args.threads))
     if args.busy and args.threads > 1:
         builds += [Build(f"{build.name}, 1 thread", build.library, 1) for build in builds]
+        builds += [] if args.kernels else [Build("ours, threads chosen", "", args.threads)]
     return builds
 
 

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,14 +25,17 @@ from numpy.typing import NDArray
 from scripts.bench.machine import PASSES, Probe, Step
 from server.catalogue.architecture import Architecture
 from server.catalogue.engines import TRAITS
-from server.engines.native import shape_of
+from server.engines.base import KV
+from server.engines.native import NativeEngine, shape_of
 
 TIMED = 3
 """Steps of a turn that count, after one that brings back what the others have displaced."""
 PREFILL_TURNS = 3
 """A prefill takes as long as dozens of steps: it is in one of so many turns."""
-BUSY_TURN_S = 1.0
-"""Length of a turn beside busy processes: a hundred slices of the system's scheduler."""
+BUSY_TURN_S = 2.0
+"""Length of a turn beside busy processes: hundreds of slices of the scheduler, and some trials of another number of
+threads.
+"""
 SPIN = """
 import os, sys, time
 busy, period, parent = float(sys.argv[1]), float(sys.argv[2]), os.getppid()
@@ -49,7 +52,10 @@ while os.getppid() == parent:
 
 @dataclass(frozen=True)
 class Build:
-    """A library of the kernels, and the threads that it runs with."""
+    """A library of the kernels, and the threads that it runs with.
+
+    Without a library it is the installed one through the daemon's own engine, which may take fewer threads.
+    """
 
     name: str
     library: str
@@ -74,6 +80,14 @@ class Order:
     busy: int = 0
     busy_ms: float = 0
     period_ms: float = 0
+
+
+class Timed(Protocol):
+    """What computes steps."""
+
+    def time(self, step: Step, rng: np.random.Generator) -> float:
+        """Compute random tokens; return the milliseconds that the call took."""
+        ...
 
 
 class Model:
@@ -111,16 +125,11 @@ class Model:
 
     def _fill(self, arch: Architecture, order: Order) -> None:
         """Write keys and values into every row as far as a step reads them: memory that nobody wrote is not there."""
-        positions = max(step.past for step in order.steps)
-        dtype = np.float32 if TRAITS["native"].precisions[order.precision].kv == 4 else np.float16
-        shape = (arch.layers, arch.heads, positions, arch.head)
-        values = np.random.default_rng(0).normal(0, 1, shape).astype(dtype)
-        for row in range(self._rows if positions else 0):
-            code = self._kernels.gpt2d_restore(self._model, row, positions, _at(values), _at(values))
-            _check(code)
+        values = cache_of(arch, order)
+        for row in range(self._rows if values.size else 0):
+            _check(self._kernels.gpt2d_restore(self._model, row, values.shape[2], _at(values), _at(values)))
 
     def time(self, step: Step, rng: np.random.Generator) -> float:
-        """Compute random tokens; return the milliseconds that the call took."""
         count = step.rows * step.tokens
         ids = rng.integers(0, self._vocabulary, count).astype(np.int32)
         rows = np.repeat(np.arange(step.rows, dtype=np.int32), step.tokens)
@@ -132,6 +141,37 @@ class Model:
         took = time.perf_counter() - began
         _check(code)
         return took * 1e3
+
+
+class Engine:
+    """The daemon's engine with the same model, which decides how many threads take each step."""
+
+    def __init__(self, order: Order, build: Build) -> None:
+        arch = Architecture(**order.arch)
+        rows = max(step.rows for step in order.steps)
+        self._vocabulary = arch.vocabulary
+        self._engine = NativeEngine(
+            arch, Path(order.weights), order.precision, rows, build.threads, instruction_set=order.instruction_set
+        )
+        values = cache_of(arch, order)
+        for row in range(rows if values.size else 0):
+            self._engine.restore(row, KV(values, values))
+
+    def time(self, step: Step, rng: np.random.Generator) -> float:
+        ids = rng.integers(0, self._vocabulary, step.rows * step.tokens).tolist()
+        began = time.perf_counter()
+        if step.tokens == 1:
+            self._engine.decode(ids, [step.past] * step.rows)
+        else:
+            self._engine.prefill(0, ids, step.past, [step.tokens - 1])
+        return (time.perf_counter() - began) * 1e3
+
+
+def cache_of(arch: Architecture, order: Order) -> NDArray[np.floating]:
+    """Return made-up keys, or values, of a row [layers, heads, positions, head] as far as a step reads it."""
+    positions = max(step.past for step in order.steps)
+    dtype = np.float32 if TRAITS["native"].precisions[order.precision].kv == 4 else np.float16
+    return np.random.default_rng(0).normal(0, 1, (arch.layers, arch.heads, positions, arch.head)).astype(dtype)
 
 
 def _at(array: NDArray[np.generic]) -> int:
@@ -162,14 +202,16 @@ def busy_processes(order: Order) -> Iterator[None]:
 
 
 def measure(order: Order) -> dict[str, Any]:
-    models = [Model(order, build) for build in order.builds]
+    first = Model(order, order.builds[0])
+    others = [Model(order, build) if build.library else Engine(order, build) for build in order.builds[1:]]
+    models: list[Timed] = [first, *others]
     probe, rng = Probe(Path(order.probe), order.threads), np.random.default_rng(1)
 
     def read(passes: int = PASSES) -> float:
-        return round(probe.read_gb_s(models[0].address, models[0].size, passes), 2)
+        return round(probe.read_gb_s(first.address, first.size, passes), 2)
 
-    gmac_s, meeting_us = probe.gmac_s(order.instruction_set, order.precision), probe.meeting_us()
-    load = os.getloadavg()[0]
+    load, meeting_us = os.getloadavg()[0], probe.meeting_us()
+    gmac_s = probe.gmac_s(order.instruction_set, order.precision)
     before, sections = read(), []
     for past in dict.fromkeys(step.past for step in order.steps):
         steps = [step for step in order.steps if step.past == past]
@@ -184,7 +226,7 @@ def measure(order: Order) -> dict[str, Any]:
         sections += [{"step": asdict(step), "read_gb_s": machine, "ms": times[step]} for step in steps]
         before = after
     return {
-        "gmac_s": round(gmac_s, 1),
+        "gmac_s": round(max(gmac_s, probe.gmac_s(order.instruction_set, order.precision)), 1),
         "meeting_us": round(meeting_us, 3),
         "load_average": round(load, 2),
         "sections": sections,
@@ -193,7 +235,7 @@ def measure(order: Order) -> dict[str, Any]:
 
 def take_turn(
     turn: int,
-    models: Sequence[Model],
+    models: Sequence[Timed],
     times: dict[Step, list[list[float]]],
     order: Order,
     rng: np.random.Generator,
