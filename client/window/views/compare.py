@@ -15,41 +15,77 @@ from client.window.views import widgets
 
 BAR = 0.35
 """Height of a bar, in font sizes."""
+BESIDE, SETTINGS = 48.0, 17.0
+"""Width of the panel from which its settings stand beside the results, which then have all of its height; and their
+own. In font sizes.
+"""
+NUMBER = 7.0
+"""Width of a field for a number, in font sizes."""
+LINES = 2.6
+"""Height of the prompt above the results, in lines."""
+COLUMNS = imgui.TableFlags_.borders_inner_v | imgui.TableFlags_.resizable
 
 
 def draw(state: AppState) -> list[Action]:
+    size, room = imgui.get_font_size(), imgui.get_content_region_avail()
+    if room.x < size * BESIDE:
+        return [*draw_settings(state, room.x, imgui.get_text_line_height() * LINES), *draw_columns(state, 0)]
+    rows = 4 * imgui.get_frame_height_with_spacing()
+    imgui.begin_group()
+    actions = draw_settings(state, size * SETTINGS, max(imgui.get_text_line_height() * LINES, room.y - rows))
+    imgui.end_group()
+    imgui.same_line(0, size)
+    return [*actions, *draw_columns(state, imgui.TableFlags_.scroll_y)]
+
+
+def draw_settings(state: AppState, width: float, height: float) -> list[Action]:
+    """Draw what all columns have in common; `height` is that of the prompt."""
     compare, actions = state.compare, list[Action]()
-    running = compare.running is not None
+    running, left = compare.running is not None, imgui.get_cursor_pos_x()
     changed, prompt = imgui.input_text_multiline(
-        "##prompt", compare.prompt, (-1, imgui.get_text_line_height() * 2.6), imgui.InputTextFlags_.word_wrap
+        "##prompt", compare.prompt, (width, height), imgui.InputTextFlags_.word_wrap
     )
     if changed:
         actions.append(Enter("compare", "prompt", prompt))
-    imgui.set_next_item_width(imgui.get_font_size() * 7)
-    changed, seed = imgui.input_int("seed", compare.seed)
-    if changed:
-        actions.append(Enter("compare", "seed", max(0, seed)))
-    imgui.same_line()
-    imgui.set_next_item_width(imgui.get_font_size() * 7)
-    changed, most = imgui.input_int("new tokens", compare.max_new_tokens)
-    if changed:
-        actions.append(Enter("compare", "max_new_tokens", min(1000, max(1, most))))
-    imgui.same_line()
+
+    def follow(needed: float) -> None:
+        """Go on in the same line, where there is room."""
+        imgui.same_line()
+        if imgui.get_cursor_pos_x() + needed > left + width:
+            imgui.new_line()
+
+    def of_button(label: str) -> float:
+        return imgui.calc_text_size(label).x + 2 * imgui.get_style().frame_padding.x
+
+    imgui.begin_disabled(running)
+    if imgui.button("Take the page's text"):
+        actions.append(Do("take page"))
+    widgets.tip("What stands before the page's cursor becomes the prompt.")
+    imgui.end_disabled()
+    numbers = (
+        ("seed", "seed", compare.seed, 0, None),
+        ("new tokens", "max_new_tokens", compare.max_new_tokens, 1, 1000),
+    )
+    number = imgui.get_font_size() * NUMBER
+    for label, name, value, least, most in numbers:
+        follow(number + imgui.get_style().item_inner_spacing.x + imgui.calc_text_size(label).x)
+        imgui.set_next_item_width(number)
+        changed, entered = imgui.input_int(label, value)
+        if changed:
+            actions.append(Enter("compare", name, min(most or entered, max(least, entered))))
+    label = "Stopping" if compare.stopping else "Compare"
+    follow(of_button("Stop" if running else label))
     if running:
         if imgui.button("Stop###Compare"):
             actions.append(Do("stop compare"))
     else:
         imgui.begin_disabled(state.link.status != "ready" or compare.stopping)
-        if widgets.primary_button("Stopping###Compare" if compare.stopping else "Compare###Compare"):
+        if widgets.primary_button(f"{label}###Compare"):
             actions.append(Do("compare"))
         imgui.end_disabled()
     widgets.tip("The columns take turns, so that the times can be compared. The model of a column is loaded first.")
-    widgets.beside("Take the page's text")
     imgui.begin_disabled(running)
-    if imgui.button("Take the page's text"):
-        actions.append(Do("take page"))
-    widgets.tip("What stands before the page's cursor becomes the prompt.")
-    widgets.beside(f"{ICONS['plus']}  {ICONS['minus']}")
+    follow(of_button(ICONS["plus"] + ICONS["minus"]))
     if imgui.button(f"{ICONS['plus']}###+"):
         actions.append(Do("add column"))
     widgets.tip("One more column")
@@ -58,23 +94,31 @@ def draw(state: AppState) -> list[Action]:
         actions.append(Do("remove column"))
     widgets.tip("One column less")
     imgui.end_disabled()
-    if imgui.begin_table(
-        "columns", len(compare.columns), imgui.TableFlags_.borders_inner_v | imgui.TableFlags_.resizable
-    ):
-        imgui.table_next_row()
-        for index, column in enumerate(compare.columns):
-            imgui.table_next_column()
-            imgui.push_id(index)
-            actions += draw_column(state, index, column)
-            imgui.pop_id()
+    return actions
+
+
+def draw_columns(state: AppState, flags: int) -> list[Action]:
+    """Draw a column for each way: what it is and how fast it was, and below that its text. Where the table scrolls, the
+    texts do.
+    """
+    actions, columns = list[Action](), state.compare.columns
+    if imgui.begin_table("columns", len(columns), COLUMNS | flags):
+        imgui.table_setup_scroll_freeze(0, 1)
+        for draw_part in (draw_head, draw_text):
+            imgui.table_next_row()
+            for index, column in enumerate(columns):
+                imgui.table_next_column()
+                imgui.push_id(index)
+                actions += draw_part(state, index, column)
+                imgui.pop_id()
         imgui.end_table()
     return actions
 
 
-def draw_column(state: AppState, index: int, column: Column) -> list[Action]:
+def draw_head(state: AppState, index: int, column: Column) -> list[Action]:
     actions = list[Action]()
     imgui.begin_disabled(state.compare.running is not None)
-    ways = ["as in the Model panel"]
+    ways = ["as in Model"]
     ways += [replicas.name((info.name, p.engine, p.precision)) for info in state.models.known for p in info.precisions]
     now = replicas.name(column.way) if column.model else ways[0]
     half = (imgui.get_content_region_avail().x - imgui.get_style().item_spacing.x) / 2
@@ -84,7 +128,7 @@ def draw_column(state: AppState, index: int, column: Column) -> list[Action]:
         way = chosen.rsplit("/", 2) if chosen != ways[0] else ["", "", ""]
         fields = dict(zip(("model", "engine", "precision"), way, strict=True))
         actions.append(ChooseColumn(index, {**fields, "as_chosen": not way[0]}))
-    presets = ["as in the Sampling panel", *state.preferences.presets]
+    presets = ["as in Sampling", *state.preferences.presets]
     if beside:
         imgui.same_line()
     imgui.set_next_item_width(-1)
@@ -97,12 +141,16 @@ def draw_column(state: AppState, index: int, column: Column) -> list[Action]:
     draw_speed(state, column)
     if state.compare.running == index:
         widgets.colored("writing" if column.text else "loading", "dim")
+    return actions
+
+
+def draw_text(_state: AppState, _index: int, column: Column) -> list[Action]:
     if column.error:
         widgets.wrapped(column.error, "bad")
     draw_parts(column.parts or [(column.text, False)])
     if column.result and imgui.small_button("Copy"):
         imgui.set_clipboard_text(widgets.printable(column.text))
-    return actions
+    return []
 
 
 def draw_speed(state: AppState, column: Column) -> None:

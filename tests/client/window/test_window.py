@@ -22,6 +22,7 @@ from imgui_bundle import imgui
 
 from client.window.disk import system_fonts
 from client.window.events import Do, Prefer, Select
+from client.window.views import compare
 from protocol import messages as m
 from protocol.keys import Address, CurveKeys
 from scripts.daemon import Daemon
@@ -292,6 +293,21 @@ def test_compare_int8_with_full_precision(window: Window, own_daemon: Daemon) ->
         assert "".join(part for part, _ in two.parts) == two.text
         assert (one.text == two.text) == (not any(differs for _, differs in two.parts))
         d.shot("compared")
+        begins, draw_parts = list[float](), compare.draw_parts
+
+        def drawn(parts: list[tuple[str, bool]]) -> None:
+            begins.append(imgui.get_cursor_screen_pos().y)
+            draw_parts(parts)
+
+        compare.draw_parts = drawn
+        for columns in (2, 4):
+            while len(d.state.compare.columns) < columns:
+                d.app.tell(Do("add column"))
+            d.ctx.yield_(4)
+            panel = imgui.internal.find_window_by_name("Compare")
+            lines = (panel.pos.y + panel.size.y - begins[-columns]) / d.state.preferences.font_size
+            assert lines > 6, "a text is read without scrolling"
+        d.shot("compared four")
 
     window(own_daemon.endpoint, test)
 
