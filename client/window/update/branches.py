@@ -115,7 +115,7 @@ def ended(state: AppState, error: str) -> None:
     if error:
         notices.warn(state, "page", error)
     elif going and going.stopping and going.nodes and going.instead in page.tree.nodes:
-        told = "stopped: what is written is a branch, and so is the earlier text"
+        told = "what was written until you stopped it is a branch, and so is the earlier text"
         notices.inform(state, "page", told, e.Take(going.instead), "Bring the earlier text back")
     page.changed_at, page.counted = state.now, -1
 

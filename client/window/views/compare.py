@@ -19,9 +19,9 @@ BESIDE, SETTINGS = 48.0, 17.0
 """Width of the panel from which its settings stand beside the results, which then have all of its height; and their
 own. In font sizes.
 """
-NUMBER = 7.0
-"""Width of a field for a number, in font sizes."""
-LINES = 2.6
+NUMBER, SMALL = 7.0, 4.0
+"""Width of a field for a number with its buttons, and without them, in font sizes."""
+LINES = 2.0
 """Height of the prompt above the results, in lines."""
 COLUMNS = imgui.TableFlags_.borders_inner_v | imgui.TableFlags_.resizable
 
@@ -29,17 +29,19 @@ COLUMNS = imgui.TableFlags_.borders_inner_v | imgui.TableFlags_.resizable
 def draw(state: AppState) -> list[Action]:
     size, room = imgui.get_font_size(), imgui.get_content_region_avail()
     if room.x < size * BESIDE:
-        return [*draw_settings(state, room.x, imgui.get_text_line_height() * LINES), *draw_columns(state, 0)]
+        height = imgui.get_text_line_height() * LINES
+        return [*draw_settings(state, room.x, height, steps=False), *draw_columns(state, 0)]
     rows = 4 * imgui.get_frame_height_with_spacing()
     imgui.begin_group()
-    actions = draw_settings(state, size * SETTINGS, max(imgui.get_text_line_height() * LINES, room.y - rows))
+    height = max(imgui.get_text_line_height() * LINES, room.y - rows)
+    actions = draw_settings(state, size * SETTINGS, height, steps=True)
     imgui.end_group()
     imgui.same_line(0, size)
     return [*actions, *draw_columns(state, imgui.TableFlags_.scroll_y)]
 
 
-def draw_settings(state: AppState, width: float, height: float) -> list[Action]:
-    """Draw what all columns have in common; `height` is that of the prompt."""
+def draw_settings(state: AppState, width: float, height: float, *, steps: bool) -> list[Action]:
+    """Draw what all columns have in common; `height` is that of the prompt. `steps`: numbers have buttons."""
     compare, actions = state.compare, list[Action]()
     running, left = compare.running is not None, imgui.get_cursor_pos_x()
     changed, prompt = imgui.input_text_multiline(
@@ -66,11 +68,11 @@ def draw_settings(state: AppState, width: float, height: float) -> list[Action]:
         ("seed", "seed", compare.seed, 0, None),
         ("new tokens", "max_new_tokens", compare.max_new_tokens, 1, 1000),
     )
-    number = imgui.get_font_size() * NUMBER
+    number = imgui.get_font_size() * (NUMBER if steps else SMALL)
     for label, name, value, least, most in numbers:
         follow(number + imgui.get_style().item_inner_spacing.x + imgui.calc_text_size(label).x)
         imgui.set_next_item_width(number)
-        changed, entered = imgui.input_int(label, value)
+        changed, entered = imgui.input_int(label, value, int(steps))
         if changed:
             actions.append(Enter("compare", name, min(most or entered, max(least, entered))))
     label = "Stopping" if compare.stopping else "Compare"
