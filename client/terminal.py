@@ -39,6 +39,8 @@ KINDS = {
     "strings": "a text with escapes as Python has them",
 }
 """What a setting's value must be, by its type."""
+FEWER = 0.9
+"""Share of its threads below which a result says how many an engine has used."""
 BAR = 24
 T = TypeVar("T")
 
@@ -208,11 +210,13 @@ class Terminal:
 
     def _ledger(self, result: m.Generated) -> None:
         ledger = result.ledger
+        fewer = result.threads_used and result.threads_used < result.threads * FEWER
+        used = f" with {result.threads_used:.1f} of {result.threads} threads" if fewer else ""
         cut = f", prompt cut by {result.prompt_truncated} tokens" if result.prompt_truncated else ""
         self.say(
             f"[inference {ledger.inference_ms:.0f} ms: "
             f"prefill {ledger.prefill_ms:.0f} + decode {ledger.decode_ms:.0f}; "
-            f"{ledger.prompt_tokens} + {ledger.new_tokens} tokens, {ledger.tokens_per_second:.0f} tokens/s; "
+            f"{ledger.prompt_tokens} + {ledger.new_tokens} tokens, {ledger.tokens_per_second:.0f} tokens/s{used}; "
             f"first token {ledger.first_token_ms:.0f} ms; "
             f"{replicas.name(result)}, "
             f"{result.finish_reason}, seed {result.settings['seed']}{cut}]"

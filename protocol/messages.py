@@ -687,6 +687,10 @@ class Generated(Result, frozen=True, tag="generate"):
     score: float | None = None
     """Score of a beam, as in Continuation; `others` are sorted by theirs."""
     others: list[Continuation] = []
+    threads_used: float = 0.0
+    """Mean number of threads that took part in the steps while it was answered: fewer than `threads` where other
+    processes needed the cores. 0 if the server does not say.
+    """
 
 
 class Tokenized(Result, frozen=True, tag="tokenize"):

@@ -53,6 +53,7 @@ def generated(request: m.Generate, text: str, **fields: Any) -> m.Generated:
         "id": None, "text": text, "ids": list(range(len(text))), "finish_reason": "length", "prompt_truncated": 0,
         "settings": settings, "model": request.model or "fake", "engine": request.engine or "fake",
         "precision": request.precision or "fp32", "digest": "0" * 64, "threads": 1,
+        "threads_used": 1.0,
         "ledger": ledger(new_tokens=len(text)),
     }  # fmt: skip
     return m.Generated(**(usual | fields))

@@ -215,6 +215,7 @@ replies = st.one_of(
         settings=st.dictionaries(texts, texts | counts | st.booleans() | st.none(), max_size=3),
         digest=texts,
         threads=counts,
+        threads_used=floats,
         ledger=ledgers,
     ),
     st.just(

@@ -78,6 +78,15 @@ class Together(Protocol):
         ...
 
 
+@runtime_checkable
+class Adaptive(Protocol):
+    """An engine whose steps do not all take all of its threads."""
+
+    steps: int
+    steps_threads: int
+    """Sum of the numbers of threads over its steps."""
+
+
 class Engine(Protocol):
     rows: int
     """Number of sequences that can run together."""

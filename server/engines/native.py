@@ -154,6 +154,7 @@ class NativeEngine:
         self.vocabulary = arch.vocabulary
         self.width = arch.width
         self.threads = self.threads_used = threads
+        self.steps = self.steps_threads = 0
         self._crew = Crew(threads)
         self._waits = (ctypes.c_double * threads)()
         self.quantised_share = float(precision != "fp32")  # layout.py packs all matrices
@@ -258,6 +259,8 @@ class NativeEngine:
         began = time.perf_counter()
         self._check(self._kernels.gpt2d_forward(model, count, *arguments))
         took = time.perf_counter() - began
+        self.steps += 1
+        self.steps_threads += self.threads_used
         lost = self._kernels.gpt2d_waits(model, self._waits)
         wanted = arguments[3]
         crew.took((count, wanted), took, list(self._waits) if lost > took * NOTHING else ())

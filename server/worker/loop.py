@@ -11,7 +11,7 @@ import psutil
 from protocol import messages as m
 from protocol.errors import RequestError
 from server.catalogue.architecture import Architecture
-from server.engines.base import Engine
+from server.engines.base import Adaptive, Engine
 from server.launch.spec import Spec
 from server.link import Beat, ForWorker, Pieces, Work
 from server.worker.connection import Connection
@@ -47,7 +47,9 @@ class Worker:
         self, spec: Spec, connection: Connection, engine: Engine, text: Text, digest: str, arch: Architecture
     ) -> None:
         self._connection = connection
-        self._requests = Requests(engine, text, Served(spec.model, spec.engine, spec.precision, digest, engine.threads))
+        adaptive = engine if isinstance(engine, Adaptive) else None
+        served = Served(spec.model, spec.engine, spec.precision, digest, engine.threads, adaptive)
+        self._requests = Requests(engine, text, served)
         self.scheduler = Scheduler(engine, _prefix_cache(arch, spec))
         self._runner = Runner(engine)
         self._reader = Reader(self._read)

@@ -9,6 +9,7 @@ from typing import Protocol
 import msgspec
 
 from protocol import messages as m
+from server.engines.base import Adaptive
 from server.worker.sequence import Sequence
 
 WAITED = {"cancelled": "cancelled while it waited", "deadline": "its time ran out while it waited"}
@@ -23,6 +24,17 @@ class Served:
     precision: str
     digest: str
     threads: int
+    adaptive: Adaptive | None = None
+    """The engine, where its steps do not all take all of its threads."""
+
+    def steps(self) -> tuple[int, int]:
+        """Return the number of its steps so far, and the sum of their threads."""
+        return (self.adaptive.steps, self.adaptive.steps_threads) if self.adaptive else (0, 0)
+
+    def threads_since(self, before: tuple[int, int]) -> float:
+        """Return the mean number of threads of the steps since `before`."""
+        steps, threads = (now - then for now, then in zip(self.steps(), before, strict=True))
+        return threads / steps if steps else float(self.threads)
 
 
 class Answer(Protocol):
@@ -53,6 +65,7 @@ class Continuations:
     def __init__(self, sequences: list[Sequence], served: Served) -> None:
         self._sequences = sequences
         self._served = served
+        self._before = served.steps()
 
     @property
     def complete(self) -> bool:
@@ -75,10 +88,10 @@ class Continuations:
         if not any(s.started for s in sequences):
             reason = str(first.finished)
             return m.Failure(id=first.id, code=reason, message=WAITED[reason])
-        return result(sequences, self._served)
+        return result(sequences, self._served, self._served.threads_since(self._before))
 
 
-def result(sequences: list[Sequence], served: Served) -> m.Generated:
+def result(sequences: list[Sequence], served: Served, threads_used: float) -> m.Generated:
     """Return the last reply to a request that had started."""
     first, *others = sequences
     settings = {name: getattr(first.request, name) for name in m.SETTINGS} | {"seed": first.seed}
@@ -94,6 +107,7 @@ def result(sequences: list[Sequence], served: Served) -> m.Generated:
         precision=served.precision,
         digest=served.digest,
         threads=served.threads,
+        threads_used=threads_used,
         ledger=first.ledger(),
         logprobs=first.logprobs,
         score=first.score,

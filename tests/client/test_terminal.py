@@ -24,11 +24,12 @@ from client.terminal import Choice, Terminal
 from protocol import Client, messages as m
 from protocol.errors import BadRequest, UnknownModel
 from protocol.keys import Address, CurveKeys, write_secret
+from protocol.testing import generated
 from scripts.daemon import Daemon
 from tests.client.fake import ReplicaServer
 
 LEDGER = re.compile(
-    r"\[inference \d+ ms: prefill \d+ \+ decode \d+; 5 \+ \d+ tokens, \d+ tokens/s; "
+    r"\[inference \d+ ms: prefill \d+ \+ decode \d+; 5 \+ \d+ tokens, \d+ tokens/s( with [\d.]+ of \d+ threads)?; "
     r"first token \d+ ms; demo/native/int8, length, seed 1\]"
 )
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
@@ -340,6 +341,16 @@ def test_what_users_of_a_server_should_know_is_said_with_where(capsys: pytest.Ca
         assert capsys.readouterr().err == "on the server: the slower engine onnx is the default\n"
         terminal.start(msgspec.structs.replace(info, host=platform.node()), Choice(), [], hint=False)
         assert capsys.readouterr().err == "the slower engine onnx is the default\n"
+
+
+def test_clearly_fewer_threads_than_the_engine_has_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    said = []
+    with ReplicaServer() as server, Terminal(Address(server.endpoint)) as terminal:
+        for used in (1.26, 1.95, 2.0, 0.0):  # the last of a server that does not say
+            terminal._ledger(generated(m.Generate(prompt="a"), "b", threads=2, threads_used=used))
+            said.append(capsys.readouterr().err)
+    assert "tokens/s with 1.3 of 2 threads; first token" in said[0]
+    assert all("tokens/s; first token" in line for line in said[1:])
 
 
 def test_an_engine_that_the_server_lacks_is_named_with_the_reason() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Sequence as Many
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -16,7 +17,7 @@ from scripts.reliability.fakes import FakeEngine, ListConnection
 from server.catalogue.architecture import Architecture, read_architecture
 from server.catalogue.catalogue import DEMO_FOLDER
 from server.checkpoint.tokenizer import read_tokenizer
-from server.engines.base import Engine, Logits
+from server.engines.base import Engine, Hidden, Logits
 from server.launch.spec import Spec
 from server.link import Beat, FromWorker, Work
 from server.worker.loop import Worker
@@ -150,6 +151,31 @@ def test_streams_have_their_pieces_in_one_message_every_20_ms(clock: list[float]
     loop.turn()
     newest = loop.link.sent[-1]
     assert loop.link.messages == 1 and isinstance(newest, m.Tokens) and newest.id == 9, "and it alone"
+
+
+class Changing(FakeEngine):
+    """Takes one step with both of its threads, and all others with one."""
+
+    threads = 2
+    steps = steps_threads = 0
+
+    def decode(self, ids: Many[int], past: Many[int], hidden: Hidden | None = None) -> Logits:
+        self.steps, self.steps_threads = self.steps + 1, self.steps_threads + (1 if self.steps else 2)
+        return super().decode(ids, past, hidden)
+
+
+def test_results_say_how_many_threads_were_used() -> None:
+    loop = Loop(engine=Changing(1, ARCH.context, ARCH.vocabulary))
+    for request_id in (1, 2):
+        loop.ask(request_id, prompt="Once", max_new_tokens=5, ignore_eos=True, stream=False)
+        loop.turn(9)
+    results = [reply for reply in loop.link.sent if isinstance(reply, m.Generated)]
+    assert [(r.threads, r.threads_used) for r in results] == [(2, 1.25), (2, 1.0)]
+    fixed = Loop()
+    fixed.ask(3, prompt="Once", max_new_tokens=5, stream=False)
+    fixed.turn(9)
+    result = fixed.link.sent[-1]
+    assert isinstance(result, m.Generated) and result.threads_used == result.threads == 1
 
 
 def test_ends_and_cancellations_go_at_once_and_after_all_that_was_written(clock: list[float]) -> None:
