@@ -61,13 +61,15 @@ class Shape(ctypes.Structure):
 class Choice(ctypes.Structure):
     """Settings for choosing one token, as gpt2d_choice in gpt2d_kernels.h.
 
-    `seen` and `counts` are addresses of int32 [seen_count].
+    `biased`, `banned`, `seen` and `counts` are addresses of int32, `biases` of float32, as many as their count says.
     """
 
     _fields_ = (
-        ("uniform", ctypes.c_double), ("top_p", ctypes.c_double),
+        ("uniform", ctypes.c_double), ("top_p", ctypes.c_double), ("typical_p", ctypes.c_double),
         ("temperature", ctypes.c_float), ("min_p", ctypes.c_float), ("top_k", ctypes.c_int32),
-        ("seen_count", ctypes.c_int32), ("seen", ctypes.c_void_p), ("counts", ctypes.c_void_p),
+        ("biased_count", ctypes.c_int32), ("banned_count", ctypes.c_int32), ("seen_count", ctypes.c_int32),
+        ("biased", ctypes.c_void_p), ("biases", ctypes.c_void_p), ("banned", ctypes.c_void_p),
+        ("seen", ctypes.c_void_p), ("counts", ctypes.c_void_p),
         ("repetition", ctypes.c_float), ("presence", ctypes.c_float), ("frequency", ctypes.c_float),
     )  # fmt: skip
 
@@ -105,6 +107,7 @@ def library() -> ctypes.CDLL:
     kernels.gpt2d_move.argtypes = [pointer, integer, integer, integer, integer]
     kernels.gpt2d_export.argtypes = kernels.gpt2d_restore.argtypes = [pointer, integer, integer, pointer, pointer]
     kernels.gpt2d_sample.argtypes = [ctypes.c_char_p, integer, pointer, pointer, integer, pointer, pointer]
+    kernels.gpt2d_choose.argtypes = [pointer, integer, pointer, pointer, pointer, pointer]
     kernels.gpt2d_matmul.argtypes = [
         ctypes.c_char_p, integer, integer, integer, pointer, integer, integer, pointer, pointer,
     ]  # fmt: skip
@@ -114,18 +117,29 @@ def library() -> ctypes.CDLL:
 def choose(
     logits: Logits, rows: Sequence[int], choices: Sequence[Choice], *, instruction_set: str | None = None
 ) -> list[int]:
-    """Choose a token from each of the rows; -1 where its logits are not numbers.
+    """Choose a token from each of the rows, on this thread alone; -1 where its logits are not numbers.
 
-    `logits` is float32 [., vocabulary]; penalties change it.
+    `logits` is float32 [., vocabulary]; biases, bans and penalties change it.
 
     Raises: ImportError, MemoryError.
     """
-    count = len(rows)
-    tokens = (ctypes.c_int32 * count)()
+    tokens = _numbers([0] * len(rows))
     code = library().gpt2d_sample(
-        instruction_set.encode() if instruction_set else None, count, (ctypes.c_int32 * count)(*rows),
-        logits.ctypes.data, logits.shape[1], (Choice * count)(*choices), tokens,
+        instruction_set.encode() if instruction_set else None, len(rows), _numbers(rows),
+        _at(logits), logits.shape[1], _addresses(choices), tokens,
     )  # fmt: skip
+    return _chosen(code, tokens)
+
+
+def _numbers(values: Sequence[int]) -> ctypes.Array[ctypes.c_int32]:
+    return (ctypes.c_int32 * len(values))(*values)
+
+
+def _addresses(choices: Sequence[Choice]) -> ctypes.Array[ctypes.c_void_p]:
+    return (ctypes.c_void_p * len(choices))(*map(ctypes.addressof, choices))
+
+
+def _chosen(code: int, tokens: ctypes.Array[ctypes.c_int32]) -> list[int]:
     if code:
         raise MemoryError("choosing a token ran out of memory")
     return list(tokens)
@@ -216,6 +230,12 @@ class NativeEngine:
             rows += [run.row] * len(run.ids)
             positions += range(run.past, run.past + len(run.ids))
         return self._forward(ids, rows, positions, wanted)
+
+    def choose(self, logits: Logits, rows: Sequence[int], choices: Sequence[Choice]) -> list[int]:
+        """Choose as `choose` does, by the model's threads: a row, which may come once, is a thread's."""
+        tokens, at = _numbers([0] * len(rows)), _at(logits)
+        code = self._kernels.gpt2d_choose(self._running(), len(rows), _numbers(rows), at, _addresses(choices), tokens)
+        return _chosen(code, tokens)
 
     def move(self, source: int, target: int, positions: int, first: int = 0) -> None:
         self._check(self._kernels.gpt2d_move(self._running(), source, target, first, positions))

@@ -1,8 +1,8 @@
 """Logits -> logits: changes by a sequence's own history and its request, before a token is chosen.
 
 The arithmetic is that of transformers' logits processors: bias; forbidden tokens (n-grams, bad words, an early end);
-and penalties on tokens that have come before, of repetition, presence and frequency. For tokens that the native
-kernels choose, the kernels compute the penalties (kernels/src/sample_body.h), with the same result.
+and penalties on tokens that have come before, of repetition, presence and frequency. Where the native kernels choose,
+they make these changes (kernels/src/sample_body.h), with the same result; which tokens they concern is decided here.
 """
 
 from __future__ import annotations
@@ -55,15 +55,22 @@ class Processors:
         """Make those of a request; `bad_words` are token sequences that must not come."""
         self._request = request
         self._prompt_tokens = prompt_tokens
-        self._ends = list(ends)
-        self._bad_words = bad_words
         self._noted = 0
         penalised = request.repetition_penalty != 1 or request.presence_penalty or request.frequency_penalty
         self.history = History() if penalised else None
         self._followers: dict[tuple[int, ...], list[int]] = {}
         """N-gram without its last token -> the tokens that came after it."""
-        self._edits = bool(request.logit_bias or request.no_repeat_ngram_size or bad_words or request.min_new_tokens)
-        self.active = self._edits or self.history is not None
+        self._never = array("i", (word[0] for word in bad_words if len(word) == 1))
+        self._early = self._never + array("i", ends)
+        """What must not come, with the ends, while tokens are missing to `min_new_tokens`."""
+        self._endings: dict[int, list[tuple[list[int], int]]] = {}
+        """Last token but one of a bad word -> the words of which it is one: their beginning and last token."""
+        for *beginning, last in bad_words:
+            if beginning:
+                self._endings.setdefault(beginning[-1], []).append((beginning, last))
+        self.bans = bool(request.no_repeat_ngram_size or bad_words or request.min_new_tokens)
+        """True if there can be tokens that must not come."""
+        self.active = self.bans or bool(request.logit_bias) or self.history is not None
 
     def apply(self, logits: Logits, ids: Many[int]) -> Logits:
         """Return the processed float32 [vocabulary] for the token after `ids`, prompt and new tokens together."""
@@ -75,23 +82,24 @@ class Processors:
 
     def edit(self, logits: Logits, ids: Many[int]) -> None:
         """Do all but the penalties, in float32 [vocabulary] in place."""
-        request = self._request
-        self._note(ids)
-        if not self._edits:
-            return
-        for token, bias in request.logit_bias:
+        self.note(ids)
+        for token, bias in self._request.logit_bias:
             logits[token] += np.float32(bias)
-        if size := request.no_repeat_ngram_size:
-            banned = self._followers.get(tuple(ids[len(ids) - size + 1 :]), []) if len(ids) >= size - 1 else []
-            logits[banned] = NEVER
-        for word in self._bad_words:
-            *beginning, last = word
-            if not beginning or list(ids[-len(beginning) :]) == beginning:
-                logits[last] = NEVER
-        if len(ids) - self._prompt_tokens < request.min_new_tokens:
-            logits[self._ends] = NEVER
+        if self.bans:
+            logits[self.banned(ids)] = NEVER
 
-    def _note(self, ids: Many[int]) -> None:
+    def banned(self, ids: Many[int]) -> array[int]:
+        """Return the tokens that must not come after `ids`, which have been noted."""
+        early = len(ids) - self._prompt_tokens < self._request.min_new_tokens
+        banned = self._early if early else self._never
+        more: list[int] = []
+        if (size := self._request.no_repeat_ngram_size) and len(ids) >= size - 1:
+            more += self._followers.get(tuple(ids[len(ids) - size + 1 :]), ())
+        if ids and self._endings:
+            more += (last for start, last in self._endings.get(ids[-1], ()) if list(ids[-len(start) :]) == start)
+        return banned + array("i", more) if more else banned
+
+    def note(self, ids: Many[int]) -> None:
         """Note the tokens that came since the last call."""
         if self.history:
             for i in range(self._noted, len(ids)):

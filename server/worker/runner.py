@@ -166,7 +166,9 @@ class Runner:
         """
         histories = [[*row.ids, *more] if more else row.ids for row in rows]
         tokens: list[int] = []
-        for row, token in zip(rows, sample(logits, [row.sampler for row in rows], histories), strict=True):
+        for row, token in zip(
+            rows, sample(logits, [row.sampler for row in rows], histories, self._engine), strict=True
+        ):
             if isinstance(token, Exception):
                 row.fail(incident("sampling", token))
                 tokens.append(0)

@@ -2,14 +2,16 @@
 
 The steps, their order and the tokens that each keeps are those of transformers: (processors.py,) temperature, top-k,
 top-p, min-p, typical. The draw itself takes one uniform number from the sequence's own generator and inverts the
-cumulative distribution in the order of token ids, so that a sequence's draws depend on its request alone. Ordinary
-requests are left to the native kernels where these run (kernels/src/sample_body.h), with the same result.
+cumulative distribution in the order of token ids, so that a sequence's draws depend on its request alone. Where the
+native kernels run, they choose (kernels/src/sample_body.h), with the same result; mirostat and requests that ask for
+log-probabilities are left to NumPy.
 """
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
-from collections.abc import Sequence as Many
+from collections.abc import Iterator, Sequence as Many
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,13 +20,15 @@ from numpy.typing import NDArray
 from protocol.messages import Generate
 from server.catalogue.engines import native_problem
 from server.engines import native
-from server.engines.base import Logits
+from server.engines.base import Engine, Logits
 from server.worker.processors import Processors
 from server.worker.softmax import Weights, log_softmax, softmax
 
 NATIVE = not native_problem()
 Ids = NDArray[np.int64]
 BLOCK = 256
+DRAWN = 64
+"""Random numbers drawn at a time: drawing one alone costs as much as 60 together."""
 TINY = float(np.finfo(np.float32).tiny)
 SORTED = 512
 """Largest number of values that are sorted to find the nearest ones to a value."""
@@ -47,44 +51,51 @@ class Sampler:
         self.request = request
         self._processors = processors
         greedy = request.strategy == "greedy" or request.temperature < COLDEST
-        self._random = None if greedy else np.random.Generator(np.random.PCG64(seed))
+        self._uniforms = None if greedy else _uniforms(seed)
         self._mirostat = 2 * request.mirostat_tau
         """Largest surprise, in bits, that mirostat lets through."""
         self.plain = greedy and not processors.active and request.logprobs is None
         """True if an argmax is enough."""
-        ordinary = request.strategy in {"greedy", "sample"} and request.typical_p == 1 and request.logprobs is None
-        self.native = NATIVE and ordinary
+        self.native = NATIVE and request.strategy in {"greedy", "sample"} and request.logprobs is None
         """True if the kernels can choose."""
+        r = request
+        cold = native.Choice(top_p=1, typical_p=1)
+        self._choice = cold if greedy else native.Choice(0, r.top_p, r.typical_p, r.temperature, r.min_p, r.top_k)
+        self._choice.repetition, self._choice.presence = r.repetition_penalty, r.presence_penalty
+        self._choice.frequency = r.frequency_penalty
+        self._biased = array("i", (token for token, _ in r.logit_bias))
+        self._biases = array("f", (bias for _, bias in r.logit_bias))
+        self._choice.biased, self._choice.biased_count = self._biased.buffer_info()
+        self._choice.biases, _ = self._biases.buffer_info()
+        self._banned = array("i")
         self.explanations: deque[Explanation] = deque()
         """Explanations of the tokens picked and not yet taken, if log-probabilities are asked for."""
 
-    def choice(self, logits: Logits, ids: Many[int]) -> native.Choice:
-        """Return what the kernels need to choose the token that follows `ids`; draw the next random number.
+    def choice(self, ids: Many[int]) -> native.Choice:
+        """Return what the kernels need to choose the token that follows `ids`; take the next random number.
 
-        Changes that the kernels do not make are made here, to float32 [vocabulary] in place.
+        It is the same object each time, and valid until the next.
         """
-        r = self.request
-        if self._processors.active:
-            self._processors.edit(logits, ids)
-        if self._random is None:
-            choice = native.Choice(0, 1, 0, 0, 0)
-        else:
-            choice = native.Choice(self._random.random(), r.top_p, r.temperature, r.min_p, r.top_k)
-        if history := self._processors.history:
-            choice.repetition = r.repetition_penalty
-            choice.presence = r.presence_penalty
-            choice.frequency = r.frequency_penalty
-            choice.seen, choice.seen_count = history.tokens.buffer_info()
-            choice.counts, _ = history.counts.buffer_info()
+        choice, processors = self._choice, self._processors
+        if self._uniforms is not None:
+            choice.uniform = next(self._uniforms)
+        if processors.active:
+            processors.note(ids)
+            if processors.bans:
+                self._banned = processors.banned(ids)
+                choice.banned, choice.banned_count = self._banned.buffer_info()
+            if history := processors.history:
+                choice.seen, choice.seen_count = history.tokens.buffer_info()
+                choice.counts, _ = history.counts.buffer_info()
         return choice
 
     def pick(self, logits: Logits, ids: Many[int]) -> int:
         """Choose the token that follows `ids` from float32 [vocabulary]."""
         processed = self._processors.apply(logits, ids) if self._processors.active else logits
         kept, weights = self._distribution(processed)
-        index = int(weights.argmax()) if self._random is None else invert(weights, self._random.random())
+        index = int(weights.argmax()) if self._uniforms is None else invert(weights, next(self._uniforms))
         token = index if kept is None else int(kept[index])
-        if self._random is not None and self.request.strategy == "mirostat":
+        if self._uniforms is not None and self.request.strategy == "mirostat":
             surprise = -np.log2(weights[index] / weights.sum(dtype=np.float64))
             self._mirostat -= self.request.mirostat_eta * float(surprise - self.request.mirostat_tau)
         if self.request.logprobs is not None:
@@ -96,7 +107,7 @@ class Sampler:
 
     def _distribution(self, logits: Logits) -> tuple[Ids | None, Weights]:
         """Return the tokens that may be drawn (None: all) and their weights, [tokens] each."""
-        if self._random is None:
+        if self._uniforms is None:
             if not np.isfinite(logits.max()):
                 raise FloatingPointError("the logits are not numbers")
             return None, logits
@@ -105,10 +116,13 @@ class Sampler:
         return candidates(logits, self.request)
 
 
-def sample(logits: Logits, samplers: Many[Sampler], histories: Many[Many[int]]) -> list[int | Exception]:
+def sample(
+    logits: Logits, samplers: Many[Sampler], histories: Many[Many[int]], engine: Engine | None = None
+) -> list[int | Exception]:
     """Choose one token for each row of float32 [len(samplers), vocabulary]; `histories` are the tokens before it.
 
-    If a sampler fails, its exception takes the token's place. The logits may be changed.
+    The native engine, if it is given, lends its threads. If a sampler fails, its exception takes the token's place. The
+    logits may be changed.
     """
     chosen: list[int | Exception] = [-1] * len(samplers)
     rows: list[int] = []
@@ -118,18 +132,26 @@ def sample(logits: Logits, samplers: Many[Sampler], histories: Many[Many[int]]) 
             if not sampler.native:
                 chosen[i] = int(logits[i].argmax()) if sampler.plain else sampler.pick(logits[i], histories[i])
                 continue
-            choices.append(sampler.choice(logits[i], histories[i]))
+            choices.append(sampler.choice(histories[i]))
             rows.append(i)
         except Exception as e:  # noqa: BLE001 - whatever it is, it concerns this sequence alone
             chosen[i] = e
     if rows:
+        choose = engine.choose if isinstance(engine, native.NativeEngine) else native.choose
         try:
-            tokens = native.choose(logits, rows, choices)
+            tokens = choose(logits, rows, choices)
         except MemoryError as e:  # their random numbers are drawn: a second try would choose others
             return [e if i in rows else token for i, token in enumerate(chosen)]
         for i, token in zip(rows, tokens, strict=True):
             chosen[i] = token if token >= 0 else FloatingPointError("the logits are not numbers")
     return chosen
+
+
+def _uniforms(seed: int) -> Iterator[float]:
+    """Yield the random numbers of a seed, 0 <= number < 1."""
+    random = np.random.Generator(np.random.PCG64(seed))
+    while True:
+        yield from random.random(DRAWN).tolist()
 
 
 def invert(weights: Weights, uniform: float) -> int:

@@ -249,7 +249,7 @@ def live_with_little_memory(folder: Path) -> None:
     arch = replace(ODD, context=200_000)  # so that what each thread needs for itself is megabytes
     short, long = [5, 6, 7], [n % arch.vocabulary for n in range(60_000)]
     logits = np.zeros((1, 4 << 20), np.float32)  # [1, vocabulary]
-    logits[0, 7], choice = 100, Choice(uniform=0.5, top_p=1, temperature=1, repetition=1)
+    logits[0, 7], choice = 100, Choice(uniform=0.5, top_p=1, typical_p=1, temperature=1, repetition=1)
     spared, engine = make(folder, arch, "int8", rows=1), make(folder, arch, "int8", rows=1)
     leave(2)
     first = engine.prefill(0, short, 0, [2])  # a thread takes no memory of its own, at the first step either

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+from pathlib import Path
 from typing import Any, Literal
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -25,10 +27,15 @@ from transformers import (
 )
 
 from protocol.messages import Generate
+from server.catalogue.architecture import Architecture
 from server.catalogue.engines import instruction_sets
+from server.checkpoint.tensors import expected_shapes
+from server.convert.native_layout import FILE, Layout
 from server.engines import native
+from server.worker import sampling
 from server.worker.processors import Processors
 from server.worker.sampling import Sampler, candidates, invert, mirostat, sample
+from server.worker.softmax import softmax
 
 VOCABULARY, ENDS = 500, (11, 40)
 Array = NDArray[Any]
@@ -294,41 +301,103 @@ def test_log_probabilities_of_a_greedy_choice() -> None:
         assert explanation.logprob == pytest.approx(float(torch.log_softmax(torch.tensor(logits), -1).max()), abs=1e-5)
 
 
+def chosen(request: Generate, logits: Array, uniforms: Array, instruction_set: str) -> list[int]:
+    """Return what the kernels choose from the same logits with each of the random numbers."""
+    choice = Sampler(request, 0, processors_of(request, [])).choice([])
+    choices = [native.Choice.from_buffer_copy(choice) for _ in uniforms]
+    for one, uniform in zip(choices, uniforms.tolist(), strict=True):
+        one.uniform = uniform
+    return native.choose(logits[None], [0] * len(choices), choices, instruction_set=instruction_set)
+
+
+def of_a_last_bit(request: Generate, logits: Array, uniform: float, token: int) -> bool:
+    """Return True if NumPy chooses that token, too, where weights differ by as much as two ways to compute e^x."""
+    rng = np.random.default_rng(0)
+
+    def moved(logits: Array, temperature: float) -> Array:
+        weights = softmax(logits, temperature)
+        return (weights * (1 + rng.uniform(-3e-7, 3e-7, len(weights)))).astype(np.float32)
+
+    with patch.object(sampling, "softmax", moved):
+        return any(int(ids[invert(w, uniform)]) == token for ids, w in (candidates(logits, request) for _ in range(40)))
+
+
+def assert_the_same(request: Generate, logits: Array, uniforms: Array, instruction_set: str) -> None:
+    ids, weights = candidates(logits, request)
+    tokens = chosen(request, logits, uniforms, instruction_set)
+    for uniform, token in zip(uniforms.tolist(), tokens, strict=True):
+        want = int(ids[invert(weights, uniform)])
+        assert token == want or of_a_last_bit(request, logits, uniform, token), (uniform, token, want)
+
+
 @pytest.mark.parametrize("instruction_set", instruction_sets())
 @given(
     seed=st.integers(0, 10_000),
     size=st.sampled_from([7, 64, 500, 50_257]),
     scale=st.sampled_from([0.0, 0.5, 3.0, 12.0]),
+    coarse=st.booleans(),
     temperature=st.sampled_from([0.1, 0.7, 1.0, 1.9]),
     top_k=st.sampled_from([0, 1, 2, 50, 900, 60_000]),
     top_p=st.sampled_from([1.0, 0.95, 0.5, 0.01]),
     min_p=st.sampled_from([0.0, 0.05, 0.9]),
+    typical_p=st.sampled_from([1.0, 1.0, 0.9, 0.2]),
     banned=st.integers(0, 5),
 )
 @settings(max_examples=60, deadline=None)
 def test_the_kernels_choose_the_same_token(
-    instruction_set: str,
-    seed: int,
-    size: int,
-    scale: float,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    min_p: float,
-    banned: int,
+    instruction_set: str, seed: int, size: int, scale: float, coarse: bool, banned: int, **fields: float
 ) -> None:
-    request = Generate(prompt="", strategy="sample", temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     logits = logits_of(seed, size, scale)
+    if coarse:  # many are equal
+        logits = np.round(logits)
     logits[np.random.default_rng(seed).integers(0, size, banned)] = -np.inf
     if not np.isfinite(logits).any():
         return
-    uniforms = np.random.default_rng(seed).random(8)
-    ids, weights = candidates(logits, request)
-    want = [int(ids[invert(weights, u)]) for u in uniforms]
-    choices = [native.Choice(u, top_p, temperature, min_p, top_k) for u in uniforms]
-    assert native.choose(logits[None], [0] * 8, choices, instruction_set=instruction_set) == want
+    request = Generate(prompt="", strategy="sample", **fields)  # type: ignore[arg-type]  # top_k is a whole number
+    assert_the_same(request, logits, np.random.default_rng(seed).random(8), instruction_set)
     greedy = native.choose(logits[None], [0], [native.Choice()], instruction_set=instruction_set)
     assert greedy == [int(logits.argmax())]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"top_p": 0.9},
+        {"top_p": 0.9, "top_k": 50},
+        {"top_p": 0.9, "temperature": 0.7, "min_p": 0.02},
+        {"min_p": 0.05},
+        {"typical_p": 0.9},
+        {"typical_p": 0.2, "top_p": 0.95},
+    ],
+)
+def test_ten_thousand_draws_are_those_of_numpy(fields: dict[str, Any]) -> None:
+    """Of ten distributions: flat, ordinary, and as a model's, whose logits fall with the logarithm of the rank."""
+    request = Generate(prompt="", strategy="sample", **{"top_k": 0, **fields})
+    for seed in range(10):
+        logits = logits_of(seed, 10_000, (0.5, 3.0, 0.3)[seed % 3])
+        if seed % 3 == 2:
+            logits -= 1.2 * np.log(2 + np.random.default_rng(seed).permutation(len(logits))).astype(np.float32)
+        assert_the_same(request, logits, np.random.default_rng(seed).random(1000), instruction_sets()[0])
+
+
+def test_what_equals_the_smallest_that_is_kept_is_kept() -> None:
+    logits = np.repeat(np.array([3, 2, 1, 0], np.float32), [1, 30, 40, 9000])[
+        np.random.default_rng(0).permutation(9071)
+    ]
+    uniforms = np.linspace(0, 1, 400, endpoint=False)
+    for fields, lowest in (({"top_k": 2}, 2), ({"top_k": 32}, 1), ({"top_p": 0.01}, 2), ({"typical_p": 0.5}, 0)):
+        request = Generate(prompt="", strategy="sample", **{"top_k": 0, **fields})  # type: ignore[arg-type]
+        tokens = chosen(request, logits, uniforms, instruction_sets()[0])
+        ids, weights = candidates(logits, request)
+        assert tokens == [int(ids[invert(weights, u)]) for u in uniforms.tolist()]
+        assert logits[tokens].min() == lowest == logits[ids].min()
+
+
+def test_random_numbers_drawn_together_are_those_drawn_one_by_one() -> None:
+    alone = np.random.Generator(np.random.PCG64(5))
+    sampler = sampler_of(Generate(prompt="", strategy="sample"), seed=5)
+    assert [sampler.choice([]).uniform for _ in range(200)] == [alone.random() for _ in range(200)]
 
 
 @pytest.mark.parametrize("instruction_set", instruction_sets())
@@ -338,25 +407,41 @@ def test_the_kernels_choose_the_same_token(
         st.sampled_from([1.0, 0.7, 1.3]), st.sampled_from([0.0, -1.5, 0.6]), st.sampled_from([0.0, -0.3, 0.1])
     ),
     greedy=st.booleans(),
+    size=st.integers(0, 3),
 )
 @settings(max_examples=60, deadline=None)
-def test_the_kernels_penalise_as_the_processors_do(
-    instruction_set: str, seed: int, penalties: tuple[float, float, float], greedy: bool
+def test_the_kernels_change_logits_as_the_processors_do(
+    instruction_set: str, seed: int, penalties: tuple[float, float, float], greedy: bool, size: int
 ) -> None:
     names = "repetition_penalty", "presence_penalty", "frequency_penalty"
     fields: dict[str, Any] = dict(zip(names, penalties, strict=True))
     strategy: Literal["greedy", "sample"] = "greedy" if greedy else "sample"
-    request = Generate(prompt="", strategy=strategy, logit_bias=[(3, 2.5)], min_new_tokens=9, **fields)
+    request = Generate(
+        prompt="", strategy=strategy, logit_bias=[(3, 2.5), (7, -1), (3, 0.1)], min_new_tokens=9,
+        no_repeat_ngram_size=size, **fields,
+    )  # fmt: skip
     seen = np.random.default_rng(seed).integers(0, 30, 40).tolist()
-    processors, sampler = processors_of(request, seen[:20]), Sampler(request, seed, processors_of(request, seen[:20]))
+    bad_words = [[20], seen[20:23], [seen[20], 2], [400, seen[20], 8]]
+    processors, other = (processors_of(request, seen[:20], bad_words) for _ in range(2))
+    sampler = Sampler(request, seed, other)
     for length in (21, 22, 40):
         logits = logits_of(seed + length)
         want = processors.apply(logits, seen[:length])
-        choice = sampler.choice(logits, seen[:length])
+        choice = sampler.choice(seen[:length])
         tokens = native.choose(logits[None], [0], [choice], instruction_set=instruction_set)
         np.testing.assert_array_equal(logits, want)
         ids, weights = candidates(want, request)
         assert tokens == [int(want.argmax()) if greedy else int(ids[invert(weights, choice.uniform)])]
+
+
+@pytest.mark.parametrize("name", ["biased", "banned", "seen"])
+@pytest.mark.parametrize("token", [-1, 9])
+def test_the_kernels_refuse_what_is_no_token(name: str, token: int) -> None:
+    unknown = (ctypes.c_int32 * 1)(token)
+    at = ctypes.addressof(unknown)
+    choice = native.Choice(repetition=1, biases=at, counts=at, **{name: at, f"{name}_count": 1})
+    logits = np.zeros((1, 9), np.float32)
+    assert native.choose(logits, [0], [choice]) == [-1] and not logits.any()
 
 
 @pytest.mark.parametrize("instruction_set", instruction_sets())
@@ -365,10 +450,23 @@ def test_the_kernels_refuse_what_is_no_number(instruction_set: str, size: int) -
     logits = np.zeros((3, size), np.float32)
     logits[0, -1], logits[1] = np.nan, -np.inf
     assert native.choose(logits, [0, 1, 2], [native.Choice()] * 3, instruction_set=instruction_set) == [-1, -1, 0]
-    assert native.choose(logits, [0, 1], [native.Choice(0.5, 1, 1, 0, 50)] * 2, instruction_set=instruction_set) == [
-        -1,
-        -1,
-    ]
-    unknown = (ctypes.c_int32 * 1)(size)
-    choice = native.Choice(seen_count=1, seen=ctypes.addressof(unknown), counts=ctypes.addressof(unknown), repetition=1)
-    assert native.choose(logits, [2], [choice], instruction_set=instruction_set) == [-1]
+    choice = native.Choice(uniform=0.5, top_p=1, typical_p=1, temperature=1, top_k=50)
+    assert native.choose(logits, [0, 1], [choice] * 2, instruction_set=instruction_set) == [-1, -1]
+
+
+def test_a_models_threads_choose_what_one_thread_chooses(tmp_path: Path) -> None:
+    arch = Architecture(
+        layers=1, heads=1, width=32, inner=32, context=8, vocabulary=VOCABULARY, epsilon=1e-5, ends=(0,)
+    )
+    weights = {name: np.zeros(shape, np.float32) for name, shape in expected_shapes(arch).items()}
+    Layout(arch, weights, "int8", lambda *_: None).write(tmp_path)
+    engine = native.NativeEngine(arch, tmp_path / FILE, "int8", rows=2, threads=3)
+    requests = [Generate(prompt="", strategy=s, top_k=0, top_p=0.9) for s in ("sample", "greedy", "mirostat", "sample")]
+    logits = np.stack([logits_of(seed) for seed in range(4)])
+    for count in (1, 4):
+        alone, together = (
+            sample(logits[:count], [sampler_of(r, i) for i, r in enumerate(requests[:count])], [[]] * count, by)
+            for by in (None, engine)
+        )
+        assert alone == together
+    engine.close()

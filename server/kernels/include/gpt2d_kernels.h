@@ -76,24 +76,32 @@ GPT2D_API int gpt2d_move(gpt2d_model *model, int source, int target, int first, 
 GPT2D_API int gpt2d_export(gpt2d_model *model, int row, int positions, void *keys, void *values);
 GPT2D_API int gpt2d_restore(gpt2d_model *model, int row, int positions, const void *keys, const void *values);
 
-/* How a token is chosen. First the penalties on the tokens seen[0..seen_count-1], each once, which have come counts[.] times:
- * their logits are divided by `repetition` if they are positive and multiplied with it if not; then `presence` is subtracted
- * where they have come at all, and `frequency` for each time.
+/* How a token is chosen. First logits change: biases[i] is added to that of the token biased[i], in this order; those of
+ * banned[0..banned_count-1] become minus infinity; then the penalties on the tokens seen[0..seen_count-1], each once, which
+ * have come counts[.] times: their logits are divided by `repetition` if they are positive and multiplied with it if not; then
+ * `presence` is subtracted where they have come at all, and `frequency` for each time.
  * Then: among the top_k largest logits (0: all) and what equals the last of them, of these the fewest that reach the share
- * top_p, of these what has min_p times the chance of the likeliest; then where the running sum of their weights passes the
- * share `uniform` (0 to 1) of it. As server/worker/sampling.py does. A temperature of 0 takes the likeliest. */
+ * top_p, of these what has min_p times the chance of the likeliest, of these the fewest whose surprise is nearest to the mean
+ * and that reach the share typical_p (1: all); then where the running sum of their weights passes the share `uniform` (0 to 1)
+ * of it. As server/worker/sampling.py does. A temperature of 0 takes the likeliest. */
 typedef struct {
-    double uniform, top_p;
+    double uniform, top_p, typical_p;
     float temperature, min_p;
-    int32_t top_k, seen_count;
-    const int32_t *seen, *counts;
+    int32_t top_k, biased_count, banned_count, seen_count;
+    const int32_t *biased;
+    const float *biases;
+    const int32_t *banned, *seen, *counts;
     float repetition, presence, frequency;
 } gpt2d_choice;
 
-/* tokens[i] is chosen by choices[i] from row rows[i] of logits float32 [., vocabulary], which its penalties change; -1 where
- * these are not numbers, or what was seen is not in the vocabulary. */
+/* tokens[i] is chosen by *choices[i] from row rows[i] of logits float32 [., vocabulary], which the choice changes; -1 where
+ * these are not numbers, or where a token that the choice names is not in the vocabulary. GPT2D_NO_MEMORY changes nothing. */
 GPT2D_API int gpt2d_sample(const char *instruction_set, int count, const int32_t *rows, float *logits, int vocabulary,
-                           const gpt2d_choice *choices, int32_t *tokens);
+                           const gpt2d_choice *const *choices, int32_t *tokens);
+
+/* The same for a model's vocabulary, by the model's threads. No row may come twice. */
+GPT2D_API int gpt2d_choose(gpt2d_model *model, int count, const int32_t *rows, float *logits, const gpt2d_choice *const *choices,
+                           int32_t *tokens);
 
 /* y[rows, outputs] = activation(x[rows, inputs] times a matrix as it lies in the weights), for tests. Sizes are multiples of 32. */
 GPT2D_API int gpt2d_matmul(const char *instruction_set, int bits, int outputs, int inputs, const void *matrix, int rows, int activation,

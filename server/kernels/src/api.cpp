@@ -119,13 +119,19 @@ int gpt2d_restore(gpt2d_model *model, int row, int positions, const void *keys, 
 }
 
 int gpt2d_sample(const char *instruction_set, int count, const int32_t *rows, float *logits, int vocabulary,
-                 const gpt2d_choice *choices, int32_t *tokens) {
+                 const gpt2d_choice *const *choices, int32_t *tokens) {
     const Ops *ops = find_ops(instruction_set);
     if (!ops || vocabulary < 1) return GPT2D_BAD_ARGUMENT;
     return guarded([&] {
-        for (int i = 0; i < count; i++) tokens[i] = ops->sample(logits + size_t(rows[i]) * vocabulary, vocabulary, choices[i]);
+        static thread_local Draft draft;
+        draft.reserve(vocabulary);
+        for (int i = 0; i < count; i++) tokens[i] = ops->sample(logits + size_t(rows[i]) * vocabulary, vocabulary, *choices[i], draft);
         return 0;
     });
+}
+
+int gpt2d_choose(gpt2d_model *model, int count, const int32_t *rows, float *logits, const gpt2d_choice *const *choices, int32_t *tokens) {
+    return guarded([&] { return model->model.choose(count, rows, logits, choices, tokens), 0; });
 }
 
 int gpt2d_matmul(const char *instruction_set, int bits, int outputs, int inputs, const void *matrix, int rows, int activation,

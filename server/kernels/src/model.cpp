@@ -27,7 +27,8 @@ Model::Model(const gpt2d_shape &shape, int rows, int threads, const Ops &ops)
       layers_(size_t(shape.layers)),
       team_(threads),
       scratch_size_((attention_scratch(context_, padded_head_) + 15) / 16 * 16),
-      scratch_(scratch_size_ * size_t(threads)) {
+      scratch_(scratch_size_ * size_t(threads)),
+      drafts_(size_t(threads)) {
     weight_bytes_ = lay_out(nullptr);
     weights_ = std::make_unique<Memory>(weight_bytes_, Memory::weights);
     lay_out(weights_->data());
@@ -252,6 +253,17 @@ void Model::copy(int row, int positions, void *keys, void *values, bool out) {
             }
         });
     });
+}
+
+// A row is a thread's: few rows are chosen from at a time, and a row's order of sums is the same everywhere.
+void Model::choose(int count, const int32_t *rows, float *logits, const gpt2d_choice *const *choices, int32_t *tokens) {
+    for (Draft &draft : drafts_) draft.reserve(shape_.vocabulary);
+    auto one = [&](int i) {
+        float *row = logits + size_t(rows[i]) * shape_.vocabulary;
+        tokens[i] = ops_.sample(row, shape_.vocabulary, *choices[i], drafts_[size_t(Team::place())]);
+    };
+    if (count == 1) return one(0);
+    team_.run([&] { team_.work_off(count, 1, [&](int i, int) { one(i); }); });
 }
 
 }  // namespace gpt2d

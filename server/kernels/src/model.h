@@ -32,6 +32,8 @@ class Model {
     void forward(const Step &step);
     void move(int source, int target, int first, int positions);
     Team &team() { return team_; }
+    // Throws std::bad_alloc before anything is changed.
+    void choose(int count, const int32_t *rows, float *logits, const gpt2d_choice *const *choices, int32_t *tokens);
     void copy(int row, int positions, void *keys, void *values, bool out);
 
    private:
@@ -83,6 +85,7 @@ class Model {
     std::vector<Run> runs_;
     const size_t scratch_size_;
     std::vector<float> scratch_;  // [threads, scratch_size_]
+    std::vector<Draft> drafts_;   // [threads]
 };
 
 }  // namespace gpt2d

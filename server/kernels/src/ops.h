@@ -2,6 +2,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "gpt2d_kernels.h"
 
@@ -65,6 +66,24 @@ struct Attention {
     float *scratch;  // attention_scratch() floats
 };
 
+constexpr int CHUNK = 64;  // tokens whose weights lie together when one is chosen
+
+// What choosing a token takes, for one thread: memory is taken before anything is changed.
+struct Draft {
+    std::vector<float> largests, weights, exponents, keys, masses;
+    std::vector<double> sums;
+    std::vector<int> chunks;
+    int count = 0;  // of the chunks in use
+
+    void reserve(int vocabulary) {
+        size_t n = (size_t(vocabulary) + CHUNK - 1) / CHUNK;
+        if (chunks.size() >= n) return;
+        largests.resize(n), sums.resize(n), weights.resize(n * CHUNK), exponents.resize(n * CHUNK);
+        keys.resize(n * CHUNK + 16), masses.resize(n * CHUNK + 16);
+        chunks.resize(n);  // only now: any of these can throw
+    }
+};
+
 struct Ops {
     const char *name;
     bool (*usable)();
@@ -77,8 +96,8 @@ struct Ops {
     void (*embed)(const Matrix &table, int token, const float *place, float *x);
     // Write the tokens' keys and values, then let each attend to what is before it and itself.
     void (*attend)(const Attention &a);
-    // The token that a row of logits gives, which penalties change; -1 where they are not numbers.
-    int (*sample)(float *logits, int n, const gpt2d_choice &choice);
+    // The token that a row of logits gives, which the choice changes; -1 where they are not numbers.
+    int (*sample)(float *logits, int n, const gpt2d_choice &choice, Draft &draft);
     // The first positions of keys and values, [positions, head] each, from the cache or into it.
     void (*copy_out)(const Cache &cache, int padded, int head, int positions, void *keys, void *values);
     void (*copy_in)(const Cache &cache, int padded, int head, int positions, const void *keys, const void *values);

@@ -1,131 +1,188 @@
 // Logits -> token, for one instruction set: the arithmetic of server/worker/sampling.py, so that both choose the same token.
-#include <vector>
+// What is kept is decided by values alone. Weights lie in chunks of 64 tokens, 0 where a token is dropped; a chunk without others goes.
+#include <cfloat>
+#include <functional>
 
 namespace gpt2d {
 namespace {
 
-constexpr int CHUNK = 64;         // of logits that share a largest
 constexpr float LEAST = -87.f;  // e^x is 0 below it
+constexpr int FEW = 64;         // keys are sorted at a time: 1 us, as much as looking at 2,000 takes
 
-double total_of(const float *w, int n) {
-    double part[8] = {};
-    int i = 0;
-    for (; i + 8 <= n; i += 8)
-        for (int j = 0; j < 8; j++) part[j] += double(w[i + j]);
-    for (; i < n; i++) part[0] += double(w[i]);
-    return ((part[0] + part[1]) + (part[2] + part[3])) + ((part[4] + part[5]) + (part[6] + part[7]));
-}
-
-// The first of the ascending values at which their running sum passes `limit`, or the last: a quickselect by mass.
-float where_sum_passes(float *a, int n, double limit) {
-    double before = 0;
-    for (;;) {
-        float pivot = a[n / 2];
-        float *less = std::partition(a, a + n, [&](float x) { return x < pivot; });
-        float *equal = std::partition(less, a + n, [&](float x) { return x == pivot; });
-        double sum = before + total_of(a, int(less - a));
-        if (sum > limit) {
-            n = int(less - a);
-            continue;
-        }
-        before = sum + double(pivot) * double(equal - less);
-        if (before > limit || equal == a + n) return pivot;
-        n = int(a + n - equal), a = equal;
-    }
-}
-
-template <class Keep>
-void filter(std::vector<int> &ids, std::vector<float> &w, Keep keep) {
-    size_t kept = 0;
-    for (size_t i = 0; i < w.size(); i++)
-        if (keep(w[i])) ids[kept] = ids[i], w[kept++] = w[i];
-    ids.resize(kept), w.resize(kept);
-}
-
-bool penalise(float *logits, int n, const gpt2d_choice &choice) {
-    for (int i = 0; i < choice.seen_count; i++) {
-        int token = choice.seen[i];
-        if (token < 0 || token >= n) return false;
-        float x = logits[token], times = float(choice.counts[i]);
-        x = x > 0 ? x / choice.repetition : x * choice.repetition;
-        x -= times > 0 ? choice.presence : 0.f;
-        logits[token] = x - choice.frequency * times;
+bool edit(float *logits, int n, const gpt2d_choice &c) {
+    auto known = [&](const int32_t *ids, int count) { return std::all_of(ids, ids + count, [&](int id) { return id >= 0 && id < n; }); };
+    if (!known(c.biased, c.biased_count) || !known(c.banned, c.banned_count) || !known(c.seen, c.seen_count)) return false;
+    for (int i = 0; i < c.biased_count; i++) logits[c.biased[i]] += c.biases[i];
+    for (int i = 0; i < c.banned_count; i++) logits[c.banned[i]] = -INFINITY;
+    for (int i = 0; i < c.seen_count; i++) {
+        float x = logits[c.seen[i]], times = float(c.counts[i]);
+        x = x > 0 ? x / c.repetition : x * c.repetition;
+        x -= times > 0 ? c.presence : 0.f;
+        logits[c.seen[i]] = x - c.frequency * times;
     }
     return true;
 }
 
-int sample(float *logits, int n, const gpt2d_choice &choice) {
-    static thread_local std::vector<float> largests, w, spare;
-    static thread_local std::vector<int> ids;
-    if (!penalise(logits, n, choice)) return -1;
-    largests.clear();
-    bool nan = false;
-    for (int i = 0; i < n; i += CHUNK) {
-        float m = -INFINITY;
-        if (i + CHUNK <= n) {
-            F a = load(logits + i), b = load(logits + i + 16), c = load(logits + i + 32), d = load(logits + i + 48);
-            nan = nan || any_nan(a) || any_nan(b) || any_nan(c) || any_nan(d);
-            m = largest(max(max(a, b), max(c, d)));
-        } else {
-            for (int j = i; j < n; j++) nan |= logits[j] != logits[j], m = std::max(m, logits[j]);
+// The first of the keys, in ascending order, at which the running sum of their masses passes `limit`, or the last. It is not
+// below `least`. A sorted sample says between which two keys it will be, and only what lies there is looked at again (Floyd
+// and Rivest 1975), or what the sums of the three parts say where the sample was wrong.
+float where_sum_passes(const float *key, const float *mass, int n, float least, double limit, bool guess, Draft &draft) {
+    std::pair<float, float> few[FEW];
+    double before = 0;
+    for (;;) {
+        int count = std::min(n, FEW), step = n / count;
+        for (int i = 0; i < count; i++) few[i] = {key[i * step], mass[i * step]};
+        std::sort(few, few + count);
+        if (count == n) {
+            for (int i = 0; i < n; i++)
+                if ((before += double(few[i].second)) > limit) return few[i].first;
+            return few[n - 1].first;
         }
-        largests.push_back(m);
+        float lo = least, up = INFINITY;
+        if (!guess) {
+            lo = few[count / 3].first, up = std::max(few[count * 2 / 3].first, std::nextafterf(lo, INFINITY));
+        } else {
+            double sum = 0, squares = 0, wanted = (limit - before) / n * count;
+            for (auto [k, m] : few) {
+                sum += double(m), squares += double(m) * double(m);
+                double doubt = 2 * std::sqrt(squares);
+                if (sum + doubt <= wanted) lo = std::max(lo, k);
+                if (sum - doubt <= wanted) continue;
+                up = std::nextafterf(k, INFINITY);
+                break;
+            }
+        }
+        Sums lower = no_sums(), within = no_sums();
+        for (int i = 0; i < n; i += LANES) {
+            F k = load(key + i), m = load(mass + i), from = zero_below(m, k, lo);
+            lower = add(lower, m - from), within = add(within, from - zero_below(m, k, up));
+        }
+        double below = before + total(lower), inside = below + total(within);
+        if (below > limit) up = lo, lo = least;
+        else if (inside > limit || up == INFINITY) before = below;
+        else before = inside, lo = up, up = INFINITY;
+        if (up == std::nextafterf(lo, INFINITY)) return lo;  // the last of all, too, where all sums together do not pass the limit
+        int kept = 0;
+        for (int i = 0; i < n; i += LANES) {
+            F k = load(key + i), m = load(mass + i);
+            store_between(&draft.masses[size_t(kept)], m, k, lo, up);
+            kept += store_between(&draft.keys[size_t(kept)], k, k, lo, up);
+        }
+        if (!kept) return std::nextafterf(lo, -INFINITY);  // the last: all sums together do not pass the limit
+        guess = guess && kept <= n / 2, n = kept, key = draft.keys.data(), mass = draft.masses.data();
+        std::fill_n(&draft.keys[size_t(n)], LANES, INFINITY), std::fill_n(&draft.masses[size_t(n)], LANES, 0.f);
     }
-    float highest = *std::max_element(largests.begin(), largests.end());
+}
+
+// Makes new weights of each chunk of the draft, 16 at a time, and sums them; returns the sum of all.
+template <class Make>
+double weigh(Draft &draft, Make make) {
+    int count = 0;
+    double sum = 0;
+    for (int c = 0; c < draft.count; c++) {
+        float *w = &draft.weights[size_t(count) * CHUNK];
+        F x0 = make(c, 0), x1 = make(c, 16), x2 = make(c, 32), x3 = make(c, 48);
+        store(w, x0), store(w + 16, x1), store(w + 32, x2), store(w + 48, x3);
+        double own = total(add(add(add(add(no_sums(), x0), x1), x2), x3));
+        if (own == 0) continue;
+        draft.chunks[size_t(count)] = draft.chunks[size_t(c)], draft.sums[size_t(count)] = own;
+        sum += own, count++;
+    }
+    draft.count = count;
+    return sum;
+}
+
+int sample(float *logits, int n, const gpt2d_choice &choice, Draft &draft) {
+    if (!edit(logits, n, choice)) return -1;
+    int whole = n / CHUNK, chunks = (n + CHUNK - 1) / CHUNK;
+    float rest[CHUNK];
+    std::copy_n(logits + whole * CHUNK, n % CHUNK, rest), std::fill(rest + n % CHUNK, rest + CHUNK, -INFINITY);
+    auto at = [&](int c) { return c < whole ? logits + c * CHUNK : rest; };
+    float *largests = draft.largests.data();
+    bool nan = false;
+    for (int c = 0; c < chunks; c++) {
+        const float *x = at(c);
+        F p = load(x), q = load(x + LANES), r = load(x + 2 * LANES), s = load(x + 3 * LANES);
+        nan = nan || any_nan(p) || any_nan(q) || any_nan(r) || any_nan(s);
+        largests[c] = largest(max(max(p, q), max(r, s)));
+    }
+    float highest = *std::max_element(largests, largests + chunks);
     if (nan || !std::isfinite(highest)) return -1;
     if (choice.temperature <= 0) {
-        int at = int(std::find(largests.begin(), largests.end(), highest) - largests.begin()) * CHUNK;
-        return int(std::find(logits + at, logits + n, highest) - logits);
+        int first = int(std::find(largests, largests + chunks, highest) - largests) * CHUNK;
+        return int(std::find(logits + first, logits + n, highest) - logits);
     }
 
-    ids.clear(), w.clear();
-    if (choice.top_k > 0 && choice.top_k < n) {
-        // The k-th largest of the chunks' largests is at most the k-th largest of all: what is below it needs no look.
-        float bound = -INFINITY;
-        if (size_t(choice.top_k) <= largests.size()) {
-            spare = largests;
-            std::nth_element(spare.begin(), spare.begin() + choice.top_k - 1, spare.end(), std::greater<float>());
-            bound = spare[size_t(choice.top_k) - 1];
+    auto look_at = [&](auto wanted) {
+        draft.count = 0;
+        for (int c = 0; c < chunks; c++)
+            if (wanted(largests[c])) draft.chunks[size_t(draft.count++)] = c;
+    };
+    float threshold = -INFINITY, *w = draft.weights.data(), *keys = draft.keys.data(), *masses = draft.masses.data();
+    if (int k = choice.top_k; k > 0 && k < n) {
+        if (k <= chunks) {  // the k-th largest of the chunks' largests is at most that of all
+            std::copy_n(largests, chunks, w), std::nth_element(w, w + k - 1, w + chunks, std::greater<float>());
+            threshold = w[k - 1];
         }
-        for (size_t c = 0; c < largests.size(); c++)
-            if (largests[c] >= bound)
-                for (int i = int(c) * CHUNK; i < std::min(n, int(c + 1) * CHUNK); i++)
-                    if (logits[i] >= bound) ids.push_back(i), w.push_back(logits[i]);
-        spare = w;
-        std::nth_element(spare.begin(), spare.begin() + choice.top_k - 1, spare.end(), std::greater<float>());
-        filter(ids, w, [threshold = spare[size_t(choice.top_k) - 1]](float x) { return x >= threshold; });
-    } else {
-        w.assign(logits, logits + n);
-        ids.resize(size_t(n));
-        for (int i = 0; i < n; i++) ids[size_t(i)] = i;
+        look_at([&](float x) { return x >= threshold; });
+        for (int c = 0; c < draft.count; c++) std::copy_n(at(draft.chunks[size_t(c)]), CHUNK, keys + c * CHUNK);
+        int size = draft.count * CHUNK;
+        std::fill_n(masses, size, 1.f);
+        threshold = where_sum_passes(keys, masses, size, threshold, size - k, true, draft);
     }
-    size_t count = w.size();
-    w.resize((count + LANES - 1) / LANES * LANES, highest);
+    float least = choice.top_p < 1 ? 0.f : choice.min_p;  // of the weights; the largest is 1
+    double coldest = least > 0 ? double(choice.temperature) * (std::log(double(least)) - 1e-3) : -INFINITY;
+    look_at([&](float x) { return x >= threshold && double(x) - double(highest) >= coldest; });
     F top = set(highest), temperature = set(choice.temperature);
-    for (size_t i = 0; i < count; i += LANES) {
-        F x = (load(&w[i]) - top) / temperature;
-        store(&w[i], zero_below(exponential(x), x, LEAST));
-    }
-    w.resize(count);
-
+    float *exponents = draft.exponents.data();  // of all chunks
+    double sum = weigh(draft, [&](int c, int i) {
+        F logit = load(at(draft.chunks[size_t(c)]) + i), x = (logit - top) / temperature;
+        F e = zero_below(exponential(x), x, LEAST);
+        if (choice.typical_p < 1) store(exponents + draft.chunks[size_t(c)] * CHUNK + i, max(set(LEAST), x));
+        return zero_below(zero_below(e, e, least), logit, threshold);
+    });
     if (choice.top_p < 1) {
-        double limit = (1 - choice.top_p) * total_of(w.data(), int(w.size()));
-        spare = w;
-        filter(ids, w, [threshold = where_sum_passes(spare.data(), int(spare.size()), limit)](float x) { return x >= threshold; });
+        double limit = (1 - choice.top_p) * sum;
+        int size = draft.count * CHUNK;  // weights that are less than limit / size come to less than the limit together
+        least = std::max(choice.min_p, where_sum_passes(w, w, size, float(limit / size) * 0.999f, limit, true, draft));
+        sum = weigh(draft, [&](int c, int i) {
+            F x = load(w + c * CHUNK + i);
+            return zero_below(x, x, least);
+        });
     }
-    if (choice.min_p > 0) filter(ids, w, [least = choice.min_p * *std::max_element(w.begin(), w.end())](float x) { return x >= least; });
-
-    int size = int(w.size());
-    double target = choice.uniform * total_of(w.data(), size), sum = 0;
-    for (int i = 0; i < size; i += 256) {
-        int end = std::min(size, i + 256);
-        double block = total_of(&w[size_t(i)], end - i);
-        if (sum + block > target || end == size) {
-            for (int j = i; j < end; j++)
-                if ((sum += double(w[size_t(j)])) > target) return ids[size_t(j)];
-            return ids[size_t(end) - 1];
+    if (choice.typical_p < 1) {
+        // A token's surprise is the logarithm of all weights' sum less x, of which its weight is e^x: it is as far from the mean
+        // as x is from the mean of x.
+        auto exponent = [&](int c, int i) { return load(exponents + draft.chunks[size_t(c)] * CHUNK + i); };
+        double mean = 0;
+        for (int c = 0; c < draft.count; c++) {
+            Sums sums = no_sums();
+            for (int i = 0; i < CHUNK; i += LANES) sums = add(sums, load(w + c * CHUNK + i) * exponent(c, i));
+            mean += total(sums);
         }
-        sum += block;
+        mean /= sum;
+        F high = set(float(mean)), low = set(float(mean - double(float(mean))));
+        auto distance = [&](int c, int i) { return abs((exponent(c, i) - high) - low); };
+        for (int c = 0; c < draft.count; c++)
+            for (int i = 0; i < CHUNK; i += LANES) store(keys + c * CHUNK + i, distance(c, i));
+        double limit = std::nextafter(choice.typical_p * sum, 0.0);  // the sum need only reach it
+        float beyond = std::nextafterf(where_sum_passes(keys, w, draft.count * CHUNK, 0.f, limit, false, draft), INFINITY);
+        sum = weigh(draft, [&](int c, int i) {
+            F x = load(w + c * CHUNK + i);
+            return x - zero_below(x, distance(c, i), beyond);
+        });
+    }
+
+    double target = choice.uniform * sum, passed = 0;
+    for (int c = 0; c < draft.count; c++) {
+        if (passed + draft.sums[size_t(c)] <= target && c + 1 < draft.count) {
+            passed += draft.sums[size_t(c)];
+            continue;
+        }
+        int last = -1;
+        for (int i = 0; i < CHUNK && passed <= target; i++)
+            if (w[c * CHUNK + i] > 0) passed += double(w[c * CHUNK + i]), last = draft.chunks[size_t(c)] * CHUNK + i;
+        return last;
     }
     return -1;
 }

@@ -66,6 +66,26 @@ inline F first_lanes(F x, int n, float rest) {
     return {_mm256_blendv_ps(_mm256_set1_ps(rest), x.a, a), _mm256_blendv_ps(_mm256_set1_ps(rest), x.b, b)};
 }
 
+struct Sums { __m256d a, b; };
+inline Sums no_sums() { return {_mm256_setzero_pd(), _mm256_setzero_pd()}; }
+inline Sums add(Sums s, F x) {
+    auto low = [](__m256 v) { return _mm256_cvtps_pd(_mm256_castps256_ps128(v)); };
+    auto high = [](__m256 v) { return _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1)); };
+    return {_mm256_add_pd(_mm256_add_pd(s.a, low(x.a)), low(x.b)), _mm256_add_pd(_mm256_add_pd(s.b, high(x.a)), high(x.b))};
+}
+inline double total(Sums s) {
+    __m256d t = _mm256_add_pd(s.a, s.b);
+    __m128d u = _mm_add_pd(_mm256_castpd256_pd128(t), _mm256_extractf128_pd(t, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(u, _mm_unpackhi_pd(u, u)));
+}
+inline int store_between(float *p, F x, F key, float lo, float up) {
+    auto in = [&](__m256 k) { return _mm256_movemask_ps(_mm256_and_ps(_mm256_cmp_ps(k, _mm256_set1_ps(lo), _CMP_GE_OQ), _mm256_cmp_ps(k, _mm256_set1_ps(up), _CMP_LT_OQ))); };
+    alignas(32) float all[16];
+    store(all, x);
+    int n = 0;
+    for (unsigned left = unsigned(in(key.a) | in(key.b) << 8); left; left &= left - 1) p[n++] = all[__builtin_ctz(left)];
+    return n;
+}
 inline bool any_nan(F x) {
     return _mm256_movemask_ps(_mm256_or_ps(_mm256_cmp_ps(x.a, x.a, _CMP_UNORD_Q), _mm256_cmp_ps(x.b, x.b, _CMP_UNORD_Q))) != 0;
 }

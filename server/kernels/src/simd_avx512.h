@@ -37,6 +37,19 @@ inline F round(F a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_IN
 inline F scale2(F a, F n) { return {_mm512_scalef_ps(a.v, n.v)}; }                                             // a * 2^n
 inline F first_lanes(F a, int n, float rest) { return {_mm512_mask_mov_ps(_mm512_set1_ps(rest), __mmask16((1u << n) - 1), a.v)}; }
 
+struct Sums { __m512d v; };  // eight, of lanes i and i+8 in double
+inline Sums no_sums() { return {_mm512_setzero_pd()}; }
+inline Sums add(Sums s, F a) {
+    s.v = _mm512_add_pd(s.v, _mm512_cvtps_pd(_mm512_castps512_ps256(a.v)));
+    return {_mm512_add_pd(s.v, _mm512_cvtps_pd(_mm512_extractf32x8_ps(a.v, 1)))};
+}
+inline double total(Sums s) { return _mm512_reduce_add_pd(s.v); }  // a tree: i and i+4, i+2, i+1
+// Writes the lanes of a whose keys are at least lo and below up, in their order, and returns how many: up to 16 floats change.
+inline int store_between(float *p, F a, F key, float lo, float up) {
+    __mmask16 in = _mm512_mask_cmp_ps_mask(_mm512_cmp_ps_mask(key.v, _mm512_set1_ps(lo), _CMP_GE_OQ), key.v, _mm512_set1_ps(up), _CMP_LT_OQ);
+    _mm512_storeu_ps(p, _mm512_maskz_compress_ps(in, a.v));
+    return __builtin_popcount(in);
+}
 inline bool any_nan(F a) { return _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q) != 0; }
 inline F zero_below(F a, F x, float limit) { return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x.v, _mm512_set1_ps(limit), _CMP_GE_OQ), a.v)}; }
 

@@ -72,6 +72,19 @@ inline F round(F a) { return each([&](int i) { return std::nearbyint(a.v[i]); })
 inline F scale2(F a, F n) { return each([&](int i) { return std::ldexp(a.v[i], int(n.v[i])); }); }
 inline F first_lanes(F a, int n, float rest) { return each([&](int i) { return i < n ? a.v[i] : rest; }); }
 
+struct Sums { double v[8]; };
+inline Sums no_sums() { return {}; }
+inline Sums add(Sums s, F a) {
+    for (int i = 0; i < 16; i++) s.v[i & 7] += double(a.v[i]);
+    return s;
+}
+inline double total(Sums s) { return ((s.v[0] + s.v[4]) + (s.v[2] + s.v[6])) + ((s.v[1] + s.v[5]) + (s.v[3] + s.v[7])); }
+inline int store_between(float *p, F a, F key, float lo, float up) {
+    int n = 0;
+    for (int i = 0; i < 16; i++)
+        if (key.v[i] >= lo && key.v[i] < up) p[n++] = a.v[i];
+    return n;
+}
 inline bool any_nan(F a) {
     bool found = false;
     for (float x : a.v) found |= x != x;

@@ -76,20 +76,31 @@ void a_model(int bits, int threads, const std::string &set, int activation) {
     gpt2d_free(model);
 }
 
+// Alone and by a model's threads, with everything that a choice can ask for.
 void sampling(const std::string &set) {
     for (int n : {1, 5, 64, 77, 1000}) {
         std::mt19937 random(5);
         std::vector<float> logits;
-        for (int i = 0; i < n; i++) logits.push_back(float(random() % 1000) / 100);
+        for (int i = 0; i < 3 * n; i++) logits.push_back(float(random() % 1000) / 100);
+        gpt2d_shape shape = {1, 1, 4, 4, 4, n, 32, 32, 1, GPT2D_GELU_NEW, 1, 0, 1e-5f};
+        gpt2d_model *model = gpt2d_new(&shape, 1, 2, set.c_str());
+        CHECK(model);
+        const int32_t rows[] = {0, 1, 2}, seen[] = {0, n - 1}, counts[] = {0, 3};
+        const float biases[] = {0.5f, -1.f};
         for (int k : {0, 1, 3, 50, 2000})
             for (double p : {1.0, 0.9, 0.01})
-                for (double u : {0.0, 0.5, 0.999999}) {
-                    const int32_t seen[] = {0, n - 1}, counts[] = {0, 3};
-                    gpt2d_choice choice{u, p, 0.7f, 0.05f, k, n > 1 ? 2 : 1, seen, counts, 1.2f, 0.1f, 0.3f};
-                    int32_t row = 0, token = -2;
-                    CHECK(gpt2d_sample(set.c_str(), 1, &row, logits.data(), n, &choice, &token) == 0);
-                    CHECK(token >= 0 && token < n);
-                }
+                for (double typical : {1.0, 0.7, 0.01})
+                    for (double u : {0.0, 0.5, 0.999999}) {
+                        gpt2d_choice choice{u, p, typical, 0.7f, 0.05f, k, 2, n > 2, n > 1 ? 2 : 1, seen, biases, seen, seen, counts, 1.2f, 0.1f, 0.3f};
+                        const gpt2d_choice *choices[] = {&choice, &choice, &choice};
+                        int32_t tokens[] = {-2, -2, -2}, again[] = {-2, -2, -2};
+                        std::vector<float> changed = logits;
+                        CHECK(gpt2d_sample(set.c_str(), 3, rows, changed.data(), n, choices, tokens) == 0);
+                        changed = logits;
+                        CHECK(gpt2d_choose(model, 3, rows, changed.data(), choices, again) == 0);
+                        for (int i = 0; i < 3; i++) CHECK(tokens[i] >= 0 && tokens[i] < n && tokens[i] == again[i]);
+                    }
+        gpt2d_free(model);
     }
 }
 

@@ -114,12 +114,18 @@ void a_model(int bits, int threads) {
 
 void sampling() {
     std::vector<float> logits;
-    for (int i = 0; i < 1000; i++) logits.push_back(float(i * 7919 % 1000) / 100);
-    gpt2d_choice choice{0.5, 0.9, 0.7f, 0.05f, 50, 0, nullptr, nullptr, 1.f, 0.f, 0.f};
-    int32_t row = 0, token = -2, again = -2;
-    auto sample = [&](int32_t *to) { return gpt2d_sample(nullptr, 1, &row, logits.data(), 1000, &choice, to); };
-    CHECK(until_it_works([&] { return sample(&token); }) > 0);
-    CHECK(sample(&again) == 0 && token == again && token >= 0);
+    for (int i = 0; i < 2 * VOCABULARY; i++) logits.push_back(float(i * 7919 % 1000) / 100);
+    gpt2d_choice choice{0.5, 0.9, 0.9, 0.7f, 0.05f, 50, 0, 0, 0, nullptr, nullptr, nullptr, nullptr, nullptr, 1.f, 0.f, 0.f};
+    const gpt2d_choice *choices[] = {&choice, &choice};
+    const int32_t rows[] = {0, 1};
+    int32_t tokens[] = {-2, -2}, again[] = {-2, -2};
+    gpt2d_model *model = make(8, 2, false);
+    auto alone = [&](int32_t *to) { return gpt2d_sample(nullptr, 2, rows, logits.data(), VOCABULARY, choices, to); };
+    auto together = [&](int32_t *to) { return gpt2d_choose(model, 2, rows, logits.data(), choices, to); };
+    CHECK(until_it_works([&] { return alone(tokens); }) > 0);
+    CHECK(until_it_works([&] { return together(again); }) > 0);
+    for (int i = 0; i < 2; i++) CHECK(tokens[i] >= 0 && tokens[i] == again[i]);
+    gpt2d_free(model);
 }
 
 }  // namespace
