@@ -135,7 +135,11 @@ class Config:
     ] = field(default_factory=default_threads)
     rows: Annotated[
         Count | None,
-        setting("sequences that run together in a worker", "N", unset="what fits into 640 MB, 1 to 16"),
+        setting(
+            "sequences that run together in a worker",
+            "N",
+            unset="up to 16 in 640 MB, up to 64 in an eighth of the memory",
+        ),
     ] = None
     max_memory: Annotated[
         Positive | None,

@@ -17,9 +17,13 @@ from server.catalogue.generation import read_bounds
 OVERHEAD_BYTES = 80 << 20
 """Memory of a worker's interpreter, libraries and activations."""
 ROWS_BYTES = 640 << 20
-"""Memory of the KV cache, by default."""
-MAX_ROWS = 16
-"""Rows of the KV cache, by default."""
+"""Memory of the KV cache of USUAL_ROWS, at most, by default."""
+USUAL_ROWS = 16
+"""Rows of the KV cache, by default, on a machine with little memory."""
+MAX_ROWS = 64
+"""Rows of the KV cache, by default, on one with much. From 16 to 32 rows gpt2 gains a tenth of its speed, from there to
+64 less than that; what they are for is that a client need not wait for a row (docs/architecture.md).
+"""
 MIN_CONTEXT = 2
 
 
@@ -85,14 +89,18 @@ class Architecture:
         """Bytes of one sequence's KV cache: two vectors for each position and layer."""
         return 2 * TRAITS[engine].precisions[precision].kv * self.layers * self.context * self.width
 
-    def default_rows(self, engine: str, precision: str) -> int:
-        """Number of sequences that run together: as many rows as fit into ROWS_BYTES, 1 to MAX_ROWS."""
-        most = TRAITS[engine].most_rows or MAX_ROWS
-        return max(1, min(most, ROWS_BYTES // self.row_bytes(engine, precision)))
+    def default_rows(self, engine: str, precision: str, share: int) -> int:
+        """Return the number of sequences that run together: rows of at most ROWS_BYTES, or of `share` bytes.
 
-    def fitting_rows(self, engine: str, precision: str, room: int) -> int:
+        There are 1 to USUAL_ROWS of the former, and up to MAX_ROWS of the latter.
+        """
+        row = self.row_bytes(engine, precision)
+        rows = max(1, min(USUAL_ROWS, ROWS_BYTES // row), min(MAX_ROWS, share // row))
+        return min(rows, TRAITS[engine].most_rows or rows)
+
+    def fitting_rows(self, engine: str, precision: str, room: int, share: int) -> int:
         """Return default_rows, or fewer where they do not fit into `room` bytes; at least 1, whether it fits or not."""
-        rows = self.default_rows(engine, precision)
+        rows = self.default_rows(engine, precision, share)
         while rows > 1 and self.memory_bytes(engine, precision, rows) > room:
             rows -= 1
         return rows
@@ -108,7 +116,10 @@ class Architecture:
         return max(self.memory_bytes(engine, precision, rows), weights + OVERHEAD_BYTES + traits.libraries_bytes)
 
     def memory_bytes(self, engine: str, precision: str, rows: int) -> int:
-        """About what a worker needs when it is full: weights, `rows` rows of KV cache, the prefix cache, overhead."""
+        """About what a worker needs when it is full: weights, `rows` rows of KV cache, the prefix cache, overhead.
+
+        A row has its logits beside its cache, twice: as the engine computes them, and as they are chosen from.
+        """
         traits = TRAITS[engine]
         stored = traits.precisions[precision]
         blocks = self.layers * (4 * self.width * self.width + 2 * self.width * self.inner)
@@ -116,7 +127,7 @@ class Architecture:
         rest = self.parameters - blocks - head
         heads = head if self.tied else 2 * head
         weights = int(stored.blocks * blocks + stored.head * heads + stored.rest * rest)
-        kept = min(rows, traits.most_rows or rows) * self.row_bytes(engine, precision)
+        kept = min(rows, traits.most_rows or rows) * (self.row_bytes(engine, precision) + 8 * self.vocabulary)
         kept += self.prefix_cache_bytes(engine, precision)
         return weights + kept + OVERHEAD_BYTES + traits.libraries_bytes
 

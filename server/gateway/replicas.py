@@ -19,9 +19,12 @@ from server.config import Config
 from server.gateway.defaults import Defaults, agree, in_words
 from server.gateway.routing import Known
 from server.launch.launcher import Launcher, Process
+from server.launch.local import machine_memory
 from server.launch.spec import CUT_OFF, UNREACHED, Spec
 from server.link import Beat, Ready
 
+ROWS_SHARE = 8
+"""Part of the memory, one in so many, that the rows of one model take by default."""
 STOP_S = 2.0
 """Time that a worker may take to end by itself before it is killed."""
 
@@ -177,7 +180,7 @@ class Replicas:
         rows = 1 if task else known
         need = OVERHEAD_BYTES
         if arch:
-            rows = rows or arch.fitting_rows(engine, precision, room // share)
+            rows = rows or arch.fitting_rows(engine, precision, room // share, rows_share(config) // share)
             need = arch.loading_bytes(engine, precision, rows) + (arch.memory_bytes(*REFERENCE, 1) if task else 0)
         if need > room:
             name = f"{model.name}/{engine}/{precision}"
@@ -187,7 +190,7 @@ class Replicas:
             endpoint=self._endpoint, server_key=self._keys.public, identity=identity,
             model=model.name, folder=str(model.folder or ""), hub_cache=str(config.hub_cache),
             models_dir=str(config.models_dir), engine=engine, precision=precision, compiled=compiled,
-            measures=task is not None, threads=config.threads, rows=rows, room=room,
+            measures=task is not None, threads=config.threads, rows=rows, room=room, share=rows_share(config),
             base=model.base.name if model.base else "", base_folder=str(model.base_folder or ""),
             cache_dir=str(config.cache_dir), cache_bytes=config.cache_bytes,
         )  # fmt: skip
@@ -304,6 +307,17 @@ class Replicas:
     def close(self) -> None:
         """Close the launcher, after the last worker has ended."""
         self._launcher.close()
+
+
+def rows_share(config: Config) -> int:
+    """Return the bytes that the rows of a model may take by default where they are more than the usual number.
+
+    On a cluster there are none, since this machine's memory says nothing of its nodes.
+    """
+    if config.cluster:
+        return 0
+    memory = machine_memory() if config.max_memory is None else min(machine_memory(), int(config.max_memory * 1e9))
+    return memory // ROWS_SHARE
 
 
 def exit_words(code: int) -> str:

@@ -25,7 +25,7 @@ from server.catalogue.engines import ENGINES, Traits, notices
 from server.catalogue.findings import Finding
 from server.catalogue.records import Found, Records
 from server.config import Config
-from server.gateway.replicas import Replica, Replicas
+from server.gateway.replicas import Replica, Replicas, rows_share
 from server.gateway.sessions import Done, Owner, Sessions
 
 NOTICES_S = 10.0
@@ -153,7 +153,9 @@ def describe(model: Model, finding: Finding, config: Config) -> m.ModelInfo:
             engine=engine,
             precision=precision,
             memory_bytes=arch.memory_bytes(
-                engine, precision, traits.rows(config.rows) or arch.default_rows(engine, precision)
+                engine,
+                precision,
+                traits.rows(config.rows) or arch.default_rows(engine, precision, rows_share(config)),
             ),
             loaded=False,
             fidelity=found.get(f"{engine}/{precision}"),

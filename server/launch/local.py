@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import platform
@@ -22,6 +23,11 @@ from protocol.errors import RequestError
 from server.config import CGROUP
 from server.launch.spec import Spec
 
+CGROUP_FILES = (
+    ("memory.max", "memory.current"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+)
+"""Files with the limit and the use of memory, of cgroup v2 and of v1."""
 log = logging.getLogger("gpt2d.worker")
 
 LINE_BYTES = 4096
@@ -110,6 +116,16 @@ class LocalLauncher:
         """Each worker ends by itself with its stdin."""
 
 
+@functools.cache
+def machine_memory() -> int:
+    """Return the bytes that this machine has, or that a container's limit allows."""
+    limits = [int(psutil.virtual_memory().total)]
+    for limit, _ in CGROUP_FILES:
+        with contextlib.suppress(OSError, ValueError):
+            limits.append(int((CGROUP / limit).read_text()))
+    return min(limits)
+
+
 def relay(stderr: IO[bytes], name: str) -> None:
     """Pass a worker's stderr on to the log: it has one format, and a reader that has stopped holds up no worker."""
     with stderr:
@@ -119,9 +135,6 @@ def relay(stderr: IO[bytes], name: str) -> None:
 
 def _cgroup_rooms() -> Iterator[int]:
     """Yield what a container's limit leaves, where there is one (cgroup v2, then v1)."""
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
+    for limit, used in CGROUP_FILES:
         with contextlib.suppress(OSError, ValueError):  # no such file; "max"
             yield int((CGROUP / limit).read_text()) - int((CGROUP / used).read_text())

@@ -39,6 +39,8 @@ class Spec:
     """Bytes that the worker may take."""
     cache_dir: str
     cache_bytes: int
+    share: int = 0
+    """Bytes that its rows may take where they are more than the usual number."""
     node: str = ""
     """The machine's name, where it goes by another than its own."""
     compiled: bool = False

@@ -44,7 +44,7 @@ def load(spec: Spec, connection: Connection) -> Worker:
     source = find(spec, progress)
     arch = architecture_of(source.folder, source.base)
     arch.check_engine(spec.engine)  # before a download
-    rows = spec.rows or arch.fitting_rows(spec.engine, spec.precision, spec.room)
+    rows = spec.rows or arch.fitting_rows(spec.engine, spec.precision, spec.room, spec.share)
     if source.fetched:
         connection.send(Sized(id=None, memory_bytes=arch.loading_bytes(spec.engine, spec.precision, rows)))
     tokenizer = read_tokenizer(source.tokenizer())

@@ -9,9 +9,10 @@ import pytest
 
 from protocol.errors import NoMemory
 from protocol.keys import CurveKeys
+from server.catalogue.architecture import PUBLISHED
 from server.catalogue.catalogue import DEMO, Catalogue
 from server.config import Config
-from server.gateway.replicas import Replica, Replicas
+from server.gateway.replicas import Replica, Replicas, rows_share
 from server.launch.spec import Spec
 
 
@@ -80,3 +81,43 @@ def test_what_is_taken_already_is_not_asked_for_again(started: Started) -> None:
 def test_growth_is_asked_for(started: Started) -> None:
     with pytest.raises(NoMemory):
         started.replicas.resize(started.replica, started.replica.reserved + 500_000_000)
+
+
+def test_rows_follow_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """16 that fit into 640 MB as ever; more, up to 64, within an eighth of the machine's memory or of --max-memory."""
+    gpt2, xl = PUBLISHED["gpt2"], PUBLISHED["gpt2-xl"]
+    found = {}
+    for gigabytes in (4, 8, 16, 24, 256):
+        monkeypatch.setattr("server.gateway.replicas.machine_memory", lambda gigabytes=gigabytes: gigabytes << 30)
+        share = rows_share(Config())
+        found[gigabytes] = [
+            gpt2.default_rows("native", "int8", share), gpt2.default_rows("native", "fp32", share),
+            xl.default_rows("native", "int8", share), gpt2.default_rows("torch", "fp32", share),
+        ]  # fmt: skip
+    assert found == {
+        4: [16, 8, 2, 1], 8: [28, 14, 3, 1], 16: [56, 28, 6, 1], 24: [64, 42, 10, 1], 256: [64, 64, 64, 1],
+    }  # fmt: skip
+    assert gpt2.default_rows("native", "int8", rows_share(Config(max_memory=10.0))) == 33
+    assert gpt2.default_rows("native", "int8", rows_share(Config(cluster="auto"))) == 16
+
+
+def test_rows_that_do_not_fit_are_not_there() -> None:
+    gpt2, plenty = PUBLISHED["gpt2"], 1 << 40
+    rows = gpt2.fitting_rows("native", "int8", 1 << 30, plenty)
+    assert 1 < rows < 64 and gpt2.memory_bytes("native", "int8", rows) <= 1 << 30
+    assert gpt2.memory_bytes("native", "int8", rows + 1) > 1 << 30
+
+
+def test_a_load_reserves_all_its_rows(started: Started, tmp_path: Path) -> None:
+    replica, spec = started.replica, started.launcher.spec
+    arch = Catalogue(tmp_path, tmp_path).find(DEMO).architecture
+    assert arch and replica.rows and spec.share == rows_share(Config())
+    assert replica.reserved == arch.loading_bytes("native", "int8", replica.rows)
+    assert replica.rows == spec.rows == arch.fitting_rows("native", "int8", started.launcher.free, spec.share)
+
+
+def test_rows_that_were_asked_for_are_what_is_there(tmp_path: Path) -> None:
+    launcher = Launcher()
+    config = Config(models_dir=tmp_path, hub_cache=tmp_path, rows=5)
+    replicas = Replicas(config, CurveKeys.new(), "tcp://127.0.0.1:1", launcher, launcher)
+    assert replicas.start(Catalogue(tmp_path, tmp_path).find(DEMO), "native", "int8").rows == 5

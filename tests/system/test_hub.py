@@ -22,10 +22,12 @@ from protocol import Client, messages as m
 from protocol.connection import Event
 from protocol.errors import BadModel, Cancelled, LoadFailed, NoMemory, UnknownModel
 from scripts.daemon import Daemon
-from server.catalogue.architecture import PUBLISHED
+from server.catalogue.architecture import PUBLISHED, read_architecture
 from server.catalogue.catalogue import DEMO_FOLDER, Catalogue
 from server.catalogue.engines import choose_engine
 from server.checkpoint.hub_session import RESUMES
+from server.config import Config
+from server.gateway.replicas import rows_share
 from tests.conftest import wait_for
 from tests.hub import COMMIT, Hub
 from tests.server.test_weights import copy_demo
@@ -64,7 +66,8 @@ def test_a_download_is_told_in_bytes_and_shared_with_transformers(tmp_path: Path
         )
         loaded = client.load("gpt2", on_progress=told.append)
         assert client.generate("Shall I", max_new_tokens=3).ids
-        assert loaded.rows == {"native": 16, "onnx": 8}[loaded.engine], "as for gpt2's own shape, which was known"
+        usual = PUBLISHED["gpt2"].default_rows(loaded.engine, loaded.precision, rows_share(Config()))
+        assert loaded.rows == usual, "as for gpt2's own shape, which was known"
         downloads = [p for p in told if p.stage == "download"]
         done = [p.done for p in downloads]
         assert done == sorted(done) and len(done) > 1
@@ -266,7 +269,9 @@ def test_other_repositories_need_a_word_of_the_operator(tmp_path: Path, cache: P
     way = "/".join(choose_engine(None, "int4"))
     daemon = serve(tmp_path, cache, hub, "--allow-hub", "--preload", f"some/verse/{way}")
     with Client(daemon.endpoint) as client:
-        assert client.load("some/verse", precision="int4").rows == 16, "its own shape, found out on the way"
+        loaded = client.load("some/verse", precision="int4")
+        usual = read_architecture(DEMO_FOLDER).default_rows(loaded.engine, "int4", rows_share(Config()))
+        assert loaded.rows == usual, "its own shape, found out on the way"
         assert "some/verse" in [model.name for model in client.models()]
         with pytest.raises(UnknownModel, match="has no model some/thing"):
             client.load("some/thing")

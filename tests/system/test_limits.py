@@ -49,17 +49,19 @@ def test_a_load_that_does_not_fit_is_refused_with_both_figures(tmp_path: Path, c
     daemon.kill()
 
 
-def test_a_full_worker_needs_what_was_said(own_daemon: Daemon) -> None:
+def test_a_full_worker_needs_what_was_said(tmp_path: Path, cache: Path) -> None:
     """Estimated within 15 %, with every row and the prefix cache in use: sixteen rows of almost a context."""
     prompt = random.Random(1).choices(range(1, 4096), k=1000)
-    with Client(own_daemon.endpoint) as client:
+    daemon = Daemon(tmp_path, "--cache-dir", str(cache), "--rows", "16")
+    with Client(daemon.endpoint) as client:
         for precision in ("int8", "int4", "fp32"):
             client.load("demo", precision=precision)
             expected = next(p.memory_bytes for p in client.models()[0].precisions if p.precision == precision)
             client.generate(prompt_ids=prompt, n=16, max_new_tokens=24, ignore_eos=True)
-            (worker,) = own_daemon.workers()
+            (worker,) = daemon.workers()
             assert worker.memory_info().rss == pytest.approx(expected, rel=0.15)
             client.unload("demo")
+    daemon.kill()
 
 
 def test_unloading_gives_the_memory_back(own_daemon: Daemon) -> None:
