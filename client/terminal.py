@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar, assert_never
 
-from client import replicas
+from client import replicas, threads
 from client.servers import notices
 from protocol import Client, Gpt2dError, messages as m
 from protocol.keys import Address
@@ -39,8 +39,6 @@ KINDS = {
     "strings": "a text with escapes as Python has them",
 }
 """What a setting's value must be, by its type."""
-FEWER = 0.9
-"""Share of its threads below which a result says how many an engine has used."""
 BAR = 24
 T = TypeVar("T")
 
@@ -210,8 +208,8 @@ class Terminal:
 
     def _ledger(self, result: m.Generated) -> None:
         ledger = result.ledger
-        fewer = result.threads_used and result.threads_used < result.threads * FEWER
-        used = f" with {result.threads_used:.1f} of {result.threads} threads" if fewer else ""
+        fewer = threads.fewer(result)
+        used = f" with {fewer}" if fewer else ""
         cut = f", prompt cut by {result.prompt_truncated} tokens" if result.prompt_truncated else ""
         self.say(
             f"[inference {ledger.inference_ms:.0f} ms: "

@@ -541,9 +541,11 @@ class AppState:
     @property
     def unsent_spaces(self) -> int:
         """Number of spaces before the cursor that would not be sent."""
-        before = self.page.document.text[: self.page.document.cursor]
-        sent = len(before.rstrip(" "))
-        return len(before) - sent if sent and self.spares_spaces(self.models.model) else 0
+        text, cursor = self.page.document.text, self.page.document.cursor
+        sent = cursor  # asked in every frame: the page is not copied for it
+        while sent and text[sent - 1] == " ":
+            sent -= 1
+        return cursor - sent if sent and self.spares_spaces(self.models.model) else 0
 
     @property
     def due(self) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 from imgui_bundle import ImVec2, imgui, implot
 from numpy.typing import NDArray
 
-from client import replicas
+from client import replicas, threads
 from client.window.events import Action
 from client.window.speed import tokens_per_second
 from client.window.state import AppState, Ledgers
@@ -49,6 +49,9 @@ def draw(state: AppState) -> list[Action]:
         ]
     )
     draw_bar(ledger)
+    if fewer := threads.fewer(result):
+        widgets.wrapped(f"{fewer}: another program is at work", "warn")
+        widgets.tip("The engine takes as many threads as are fastest beside what else the server's machine has to do.")
     if widgets.section("Details"):
         draw_details(ledgers, result)
     # [3, generations] each, copied so that a row is contiguous
@@ -114,6 +117,8 @@ def draw_details(ledgers: Ledgers, result: m.Generated) -> None:
         f"{ledger.prefill_ms:,.1f} ms for {ledger.prompt_tokens} tokens, {ledger.reused_tokens} of them reused",
     )
     widgets.row("decode", f"{ledger.decode_ms:,.1f} ms for {ledger.new_tokens} tokens")
+    if result.threads_used > 0:
+        widgets.row("threads", f"{result.threads_used:.1f} on average, of {result.threads}")
     widgets.row("tokenise", f"{ledger.tokenise_ms:,.1f} ms")
     widgets.row("queue", f"{ledger.queue_ms:,.1f} ms")
     widgets.row("batch", f"{ledger.mean_batch:.1f} sequences on average")

@@ -64,6 +64,36 @@ def test_a_model_is_called_by_one_name_and_the_built_in_one_is_on_no_disk() -> N
     assert far.endswith("not yet on the server's disk: a download of 5 MB")
 
 
+@pytest.mark.parametrize(
+    ("used", "said"),
+    [
+        (0.0, ""),
+        (2.0, ""),
+        (1.85, ""),
+        (1.75, "1.8 of 2 threads"),
+        (1.3, "1.3 of 2 threads"),
+        (1.0, "1.0 of 2 threads"),
+    ],
+)
+def test_fewer_threads_than_the_engine_has_are_told(monkeypatch: pytest.MonkeyPatch, used: float, said: str) -> None:
+    state = AppState()
+    state.ledgers.last = replace(RESULT, threads=2, threads_used=used)
+    widgets, imgui = MagicMock(), MagicMock()
+    imgui.get_font_size.return_value = 16.0
+    for name, mock in (
+        ("imgui", imgui),
+        ("draw_figures", MagicMock()),
+        ("draw_bar", MagicMock()),
+        ("widgets", widgets),
+    ):
+        monkeypatch.setattr(inference, name, mock)
+    inference.draw(state)
+    drawn = [arguments for arguments, _ in widgets.wrapped.call_args_list]
+    assert drawn == ([(f"{said}: another program is at work", "warn")] if said else [])
+    rows = {arguments[0]: arguments[1] for arguments, _ in widgets.row.call_args_list}
+    assert rows.get("threads") == (f"{used:.1f} on average, of 2" if used else None)
+
+
 def test_the_line_below_the_page_stays_within_it() -> None:
     """The name comes first, and what there is no room for is left out whole."""
     parts = ["king.txt *", "3 words", "5 tokens before the cursor"]
