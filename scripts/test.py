@@ -32,8 +32,12 @@ ALONE = tuple(
 )
 """Files that run before anything is installed and import each other as top-level modules: mypy checks them apart."""
 MYPY = ["-m", "mypy", "--strict", "--explicit-package-bases"]
-PROGRAMS = {"Xvfb": "xvfb", "openbox": "openbox", "xdotool": "xdotool", "ip": "iproute2", "g++": "g++"}
-"""Programs that the native engine's build, the window's tests and those of two hosts use, and their Debian packages."""
+PROGRAMS = {
+    "Xvfb": "xvfb", "openbox": "openbox", "xdotool": "xdotool", "ip": "iproute2", "g++": "g++", "objdump": "binutils",
+}  # fmt: skip
+"""Programs that the native engine's build and tests, the window's tests and those of two hosts use, and their Debian
+packages.
+"""
 OPTIONAL = {"node": "nodejs", "npm": "npm"}
 """Programs of one test, which is skipped where they cannot be installed."""
 FONT = Path("/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf")

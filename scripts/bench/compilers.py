@@ -4,8 +4,8 @@
     python -m scripts.bench.compilers
 
 Compilers: g++ and clang++ where they are installed, and zig where the package `ziglang` is. Each build is measured in a
-process of its own, in turns: the prefill of a random model of gpt2's width. Ends with 1 if two builds differ in their
-instruction sets or in one bit of a result.
+process of its own, in turns: the prefill of a random model of gpt2's width. Where objdump is, loops that do not keep
+their sums in registers are named. Ends with 1 if two builds differ in their instruction sets or in one bit of a result.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from scripts.bench.loops import problem, product_loops
 from server.build import SOURCES, write_zig_wrapper
 from server.catalogue.architecture import Architecture
 from server.catalogue.engines import TRAITS, instruction_sets
@@ -98,6 +99,14 @@ def measure() -> dict[str, dict[str, float | str]]:
     return found
 
 
+def print_loops(name: str, packages: Path) -> None:
+    """Say which inner loops of a build's products store their sums, where objdump can tell."""
+    if shutil.which("objdump"):
+        loops = product_loops(packages / "gpt2d_kernels" / "libgpt2d_kernels.so")
+        problems = sorted(filter(None, map(problem, loops)))
+        print(f"{name:<8} {len(loops)} inner loops of products", *problems, sep="\n         ")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", action="store_true", help=argparse.SUPPRESS)
@@ -106,6 +115,8 @@ def main() -> int:
         return 0
     with tempfile.TemporaryDirectory() as folder:
         builds = {name: build(path, Path(folder) / name) for name, path in compilers(Path(folder)).items()}
+        for name, packages in builds.items():
+            print_loops(name, packages)
         runs: dict[str, list[dict[str, dict[str, float | str]]]] = {name: [] for name in builds}
         for _ in range(TURNS):
             for name, packages in builds.items():
