@@ -18,7 +18,8 @@ minutes. In each the machine itself is measured, by as many threads as the steps
 Judge a step by `x L`, its time over L of the same process, and not by another run's milliseconds. `best` is the process
 with the shortest median, and B, L, GB/s (weights, keys and values) and GMAC/s (matrices) are of that process; `median`
 is that of all processes. `now` is a single pass of the same loads between the steps, the median: where it is far below
-B, the machine was busy or changed its state meanwhile, and `x L` says more of that than of the engine.
+B, the machine was busy or changed its state meanwhile, and `x L` says more of that than of the engine. Where it is
+above what was read before and after, it is B.
 
 --against has a second build of the kernels take turns with the first (A B, then B A): `x first` is its median time over
 that of the first build. --busy runs other processes beside the steps, and has three take turns: all threads, one, and
@@ -191,7 +192,8 @@ def print_table(order: Order, arch: Architecture, processes: Sequence[dict[str, 
     for i, section in enumerate(processes[0]["sections"]):
         step = Step(**section["step"])
         work, sections = amount(arch, order.precision, step), [process["sections"][i] for process in processes]
-        read = [max(s["read_gb_s"]["before"], s["read_gb_s"]["after"]) for s in sections]
+        now = [statistics.median(s["read_gb_s"]["between"]) for s in sections]
+        read = [max(s["read_gb_s"]["before"], s["read_gb_s"]["after"], n) for s, n in zip(sections, now, strict=True)]
         least = [work.least_ms(gb_s, p["gmac_s"]) for gb_s, p in zip(read, processes, strict=True)]
         first = [middle(s["ms"][0]) for s in sections]
         for j, build in enumerate(order.builds):
@@ -202,7 +204,7 @@ def print_table(order: Order, arch: Architecture, processes: Sequence[dict[str, 
             say(
                 f"{step.name if j == 0 else '':>14}{step.past:6}{ms[best]:9.3f}{statistics.median(ms):8.3f}"
                 f"{min(min(s['ms'][j]) for s in sections):8.3f}{read[best]:7.1f}"
-                f"{statistics.median(sections[best]['read_gb_s']['between']):6.1f}{processes[best]['gmac_s']:6.0f}"
+                f"{now[best]:6.1f}{processes[best]['gmac_s']:6.0f}"
                 f"{least[best]:8.3f}{over[best]:10.2f}{statistics.median(over):8.2f}"
                 f"{(work.weight_bytes + work.kv_bytes) / ms[best] / 1e6:7.1f}{work.macs / ms[best] / 1e6:8.0f}"
                 f"{step.rows * step.tokens / ms[best] * 1e3:10.0f}"
