@@ -12,7 +12,9 @@ namespace gpt2d {
 namespace {
 
 constexpr int LANES = 16;
-constexpr int AHEAD = 4096;  // bytes that are fetched before they are needed
+// Bytes that a tile fetches before it needs them. Quantised weights into the second-level cache: there as many lines may be on
+// their way as memory wants, and a few hundred come within a tile's time. Floats into the first: they keep it too busy to wait.
+constexpr int AHEAD = 16384, FLOATS_AHEAD = 8192;
 
 inline void quantise_block(F lo, F hi, int zero, int8_t *q, float *scale, int32_t *offset) {
     float top = largest(max(abs(lo), abs(hi)));
@@ -34,55 +36,82 @@ inline void each(std::index_sequence<N...>, Function f) {
     (f(std::integral_constant<size_t, N>{}), ...);
 }
 
-// A tile: R rows of x times one panel. The first tile fetches what comes after its weights; for those after it they are near.
-template <int BITS, int R, bool FIRST>
-inline void multiply(const uint8_t *w, int inputs, const Rows &x, int row, F (&out)[R][2]) {
-    if constexpr (BITS == 32) {
-        const float *a[R];
-        for (int r = 0; r < R; r++) a[r] = x.floats + size_t(row + r) * x.stride;
-        for (int k = 0; k < inputs; k++, w += 2 * LANES * 4) {
-            if (FIRST) prefetch(w + AHEAD), prefetch(w + AHEAD + 64);
-            F w0 = load(reinterpret_cast<const float *>(w)), w1 = load(reinterpret_cast<const float *>(w) + LANES);
-            each(std::make_index_sequence<R>{}, [&](auto r) {
-                F v = set(a[r][k]);
-                out[r][0] = fma(w0, v, out[r][0]), out[r][1] = fma(w1, v, out[r][1]);
-            });
-        }
-    } else {
-        constexpr size_t BYTES = Matrix::block_bytes(BITS);
-        const int8_t *q[R];
-        const float *scale[R];
-        const int32_t *offset[R];
-        for (int r = 0; r < R; r++) {
-            size_t at = size_t(row + r) * x.stride;
-            q[r] = x.q + at, scale[r] = x.scales + at / BLOCK, offset[r] = x.offsets + at / BLOCK;
-        }
-        for (int b = 0; b < inputs / BLOCK; b++, w += BYTES) {
-            for (size_t i = 0; FIRST && i < BYTES; i += 64) prefetch(w + AHEAD + i);
-            I dot[R][2];
-            for (int r = 0; r < R; r++) dot[r][0] = dot[r][1] = set_int(BITS == 8 && SIGNED_BYTES ? 0 : offset[r][b]);
-            for (int j = 0; j < BITS; j++) {
-                Bytes w0 = load_bytes(w + j * 128), w1 = load_bytes(w + j * 128 + 64);
-                for (int r = 0; r < R; r++) {
-                    const int8_t *a = q[r] + b * BLOCK + j * 4 * (8 / BITS);
-                    Bytes v = broadcast(a);
-                    if constexpr (BITS == 8) {
-                        dot[r][0] = dot8(dot[r][0], w0, v), dot[r][1] = dot8(dot[r][1], w1, v);
-                    } else {
-                        Bytes u = broadcast(a + 4);
-                        dot[r][0] = dot4(dot4(dot[r][0], low(w0), v), high(w0), u);
-                        dot[r][1] = dot4(dot4(dot[r][1], low(w1), v), high(w1), u);
-                    }
+// Which of the tiles that go through a panel one is.
+struct Turn { size_t tile, tiles; };
+
+// The sums of a tile. As an argument and a result: what a reference names, gcc stores in each turn of a loop.
+template <int R>
+struct Sums { F of[R][2]; };
+
+// Memory is to bring weights all the time, also while others are multiplied. So at each block a tile that has the panel to
+// itself fetches what comes AHEAD, and of several each fetches its share of the same block of the next panel.
+template <int BITS, bool ALONE>
+inline void fetch(const uint8_t *w, int inputs, Turn turn) {
+    constexpr size_t BYTES = Matrix::block_bytes(BITS), LINE = 64;
+    if constexpr (ALONE) each(std::make_index_sequence<BYTES / LINE>{}, [&](auto i) { prefetch_far(w + AHEAD + i * LINE); });
+    else for (size_t i = turn.tile * LINE; i < BYTES; i += turn.tiles * LINE) prefetch_far(w + inputs / BLOCK * BYTES + i);
+}
+
+// A tile: R rows of x times one panel.
+template <int R, bool ALONE>
+inline Sums<R> multiply_floats(const uint8_t *w, int inputs, const Rows &x, int row, Turn turn, Sums<R> out) {
+    const float *a[R];
+    for (int r = 0; r < R; r++) a[r] = x.floats + size_t(row + r) * x.stride;
+    for (int k = 0; k < inputs; k++, w += PANEL * 4) {
+        auto *from = reinterpret_cast<const float *>(w);
+        if (ALONE) prefetch(w + FLOATS_AHEAD), prefetch(w + FLOATS_AHEAD + 64);
+        else if (k % BLOCK == 0) fetch<32, false>(w, inputs, turn);
+        F w0 = load(from), w1 = load(from + LANES);
+        each(std::make_index_sequence<R>{}, [&](auto r) {
+            F v = set(a[r][k]);
+            out.of[r][0] = fma(w0, v, out.of[r][0]), out.of[r][1] = fma(w1, v, out.of[r][1]);
+        });
+    }
+    return out;
+}
+
+template <int BITS, int R, bool ALONE>
+inline Sums<R> multiply_blocks(const uint8_t *w, int inputs, const Rows &x, int row, Turn turn, Sums<R> out) {
+    constexpr size_t BYTES = Matrix::block_bytes(BITS);
+    const int8_t *q[R];
+    const float *scale[R];
+    const int32_t *offset[R];
+    for (int r = 0; r < R; r++) {
+        size_t at = size_t(row + r) * x.stride;
+        q[r] = x.q + at, scale[r] = x.scales + at / BLOCK, offset[r] = x.offsets + at / BLOCK;
+    }
+    for (int b = 0; b < inputs / BLOCK; b++, w += BYTES) {
+        fetch<BITS, ALONE>(w, inputs, turn);
+        I dot[R][2];
+        for (int r = 0; r < R; r++) dot[r][0] = dot[r][1] = set_int(BITS == 8 && SIGNED_BYTES ? 0 : offset[r][b]);
+        for (int j = 0; j < BITS; j++) {
+            Bytes w0 = load_bytes(w + j * 128), w1 = load_bytes(w + j * 128 + 64);
+            for (int r = 0; r < R; r++) {
+                const int8_t *a = q[r] + b * BLOCK + j * 4 * (8 / BITS);
+                Bytes v = broadcast(a);
+                if constexpr (BITS == 8) {
+                    dot[r][0] = dot8(dot[r][0], w0, v), dot[r][1] = dot8(dot[r][1], w1, v);
+                } else {
+                    Bytes u = broadcast(a + 4);
+                    dot[r][0] = dot4(dot4(dot[r][0], low(w0), v), high(w0), u);
+                    dot[r][1] = dot4(dot4(dot[r][1], low(w1), v), high(w1), u);
                 }
             }
-            auto *scales = reinterpret_cast<const uint16_t *>(w + BYTES - 64);
-            F s0 = load_half(scales), s1 = load_half(scales + LANES);
-            for (int r = 0; r < R; r++) {
-                F s = set(scale[r][b]);
-                out[r][0] = fma(to_float(dot[r][0]), s0 * s, out[r][0]), out[r][1] = fma(to_float(dot[r][1]), s1 * s, out[r][1]);
-            }
+        }
+        auto *scales = reinterpret_cast<const uint16_t *>(w + BYTES - 64);
+        F s0 = load_half(scales), s1 = load_half(scales + LANES);
+        for (int r = 0; r < R; r++) {
+            F s = set(scale[r][b]);
+            out.of[r][0] = fma(to_float(dot[r][0]), s0 * s, out.of[r][0]), out.of[r][1] = fma(to_float(dot[r][1]), s1 * s, out.of[r][1]);
         }
     }
+    return out;
+}
+
+template <int BITS, int R, bool ALONE>
+inline Sums<R> multiply(const uint8_t *w, int inputs, const Rows &x, int row, Turn turn, const Sums<R> &out) {
+    if constexpr (BITS == 32) return multiply_floats<R, ALONE>(w, inputs, x, row, turn, out);
+    else return multiply_blocks<BITS, R, ALONE>(w, inputs, x, row, turn, out);
 }
 
 // Two registers of outputs are a block of inputs of what is multiplied next.
@@ -105,14 +134,19 @@ __attribute__((noinline)) void activate(const Result &result, int row, int rows,
 }
 
 template <int BITS, int R>
-void tile(const Matrix &m, const uint8_t *panel, const Rows &x, int row, const Result &result, int n) {
-    F out[R][2];
+void tile(const Matrix &m, const uint8_t *panel, const Rows &x, int row, Turn turn, const Result &result, int n) {
+    Sums<R> out;
+    for (int r = 0; r < R && !result.blocks; r++) {  // where the results go
+        float *to = result.y + size_t(row + r) * result.stride + n;
+        prefetch(to), prefetch(to + LANES);
+    }
     for (int r = 0; r < R; r++)
-        for (int g = 0; g < 2; g++) out[r][g] = m.bias ? load(m.bias + n + g * LANES) : set(0.f);
-    row ? multiply<BITS, R, false>(panel, m.inputs, x, row, out) : multiply<BITS, R, true>(panel, m.inputs, x, row, out);
+        for (int g = 0; g < 2; g++) out.of[r][g] = m.bias ? load(m.bias + n + g * LANES) : set(0.f);
+    if (turn.tiles == 1) out = multiply<BITS, R, true>(panel, m.inputs, x, row, turn, out);
+    else out = multiply<BITS, R, false>(panel, m.inputs, x, row, turn, out);
     for (int r = 0; r < R; r++) {
         float *to = result.y + size_t(row + r) * result.stride + n;
-        F lo = out[r][0], hi = out[r][1];
+        F lo = out.of[r][0], hi = out.of[r][1];
         if (result.finish == Finish::gelu_new) {
             lo = gelu_new(lo), hi = gelu_new(hi);
             if (result.blocks) {
@@ -127,30 +161,26 @@ void tile(const Matrix &m, const uint8_t *panel, const Rows &x, int row, const R
     if (result.finish == Finish::activate) activate(result, row, R, n);
 }
 
-template <int N>
-using Count = std::integral_constant<int, N>;
-
-template <int BITS>
-void matmul_of(const Matrix &m, const Rows &x, int rows, const Result &result, int first, int end) {
+// Each panel goes through as few tiles as there can be, of equal height.
+template <int BITS, size_t... R>
+void matmul_of(const Matrix &m, const Rows &x, int rows, const Result &result, int first, int end, std::index_sequence<R...>) {
+    static constexpr decltype(&tile<BITS, 1>) of_height[] = {tile<BITS, R + 1>...};
+    constexpr int highest = sizeof...(R);
+    int tiles = (rows + highest - 1) / highest;
     for (int p = first; p < end; p++) {
         const uint8_t *panel = m.data + p * m.panel_bytes();
-        int row = 0, left = rows;
-        while (left > 0) {
-            auto next = [&](auto count) {
-                tile<BITS, count>(m, panel, x, row, result, p * PANEL);
-                row += count, left -= count;
-            };
-            if (left >= 6 && left != 8 && TILE_ROWS >= 6) next(Count<TILE_ROWS >= 6 ? 6 : 1>{});
-            else if (left >= 4 && TILE_ROWS >= 4) next(Count<TILE_ROWS >= 4 ? 4 : 1>{});
-            else if (left >= 2 && TILE_ROWS >= 2) next(Count<TILE_ROWS >= 2 ? 2 : 1>{});
-            else next(Count<1>{});
+        for (int t = 0, row = 0, height; t < tiles; t++, row += height) {
+            height = (rows - row) / (tiles - t);
+            of_height[height - 1](m, panel, x, row, {size_t(t), size_t(tiles)}, result, p * PANEL);
         }
     }
 }
 
 void matmul(const Matrix &m, const Rows &x, int rows, const Result &result, int first, int end) {
-    auto *of = m.bits == 32 ? matmul_of<32> : m.bits == 8 ? matmul_of<8> : matmul_of<4>;
-    of(m, x, rows, result, first, end);
+    std::make_index_sequence<BLOCK_ROWS> heights;
+    if (m.bits == 32) matmul_of<32>(m, x, rows, result, first, end, std::make_index_sequence<FLOAT_ROWS>{});
+    else if (m.bits == 8) matmul_of<8>(m, x, rows, result, first, end, heights);
+    else matmul_of<4>(m, x, rows, result, first, end, heights);
 }
 
 void norm(const float *x, const float *gain, const float *bias, int width, int padded, float epsilon, float *y) {

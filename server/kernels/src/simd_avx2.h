@@ -7,7 +7,7 @@
 namespace gpt2d {
 namespace {
 
-constexpr int TILE_ROWS = 2;
+constexpr int BLOCK_ROWS = 2, FLOAT_ROWS = 3;
 constexpr bool SIGNED_BYTES = true;  // 8-bit weights are multiplied as signed, so that no sum of two products saturates 16 bits
 
 struct F { __m256 a, b; };
@@ -126,6 +126,7 @@ inline __m256i add_signed(__m256i sum, __m256i w, __m256i a) {
 inline I dot8(I sum, Bytes w, Bytes a) { return {add_signed(sum.a, w.a, a.a), add_signed(sum.b, w.b, a.b)}; }
 inline I dot4(I sum, Bytes w, Bytes a) { return {add_dot(sum.a, w.a, a.a), add_dot(sum.b, w.b, a.b)}; }
 inline void prefetch(const void *p) { _mm_prefetch(static_cast<const char *>(p), _MM_HINT_T0); }
+inline void prefetch_far(const void *p) { _mm_prefetch(static_cast<const char *>(p), _MM_HINT_T1); }  // into the second-level cache
 
 }  // namespace
 }  // namespace gpt2d

@@ -7,7 +7,7 @@
 namespace gpt2d {
 namespace {
 
-constexpr int TILE_ROWS = 1;
+constexpr int BLOCK_ROWS = 1, FLOAT_ROWS = 1;
 constexpr bool SIGNED_BYTES = false;
 
 struct F { float v[16]; };
@@ -130,6 +130,7 @@ inline I dot8(I sum, Bytes w, Bytes a) {
 }
 inline I dot4(I sum, Bytes w, Bytes a) { return dot8(sum, w, a); }
 inline void prefetch(const void *) {}
+inline void prefetch_far(const void *) {}
 
 }  // namespace
 }  // namespace gpt2d
