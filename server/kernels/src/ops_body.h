@@ -41,7 +41,7 @@ struct Turn { size_t tile, tiles; };
 
 // The sums of a tile. As an argument and a result: what a reference names, gcc stores in each turn of a loop.
 template <int R>
-struct Sums { F of[R][2]; };
+struct TileSums { F of[R][2]; };
 
 // Memory is to bring weights all the time, also while others are multiplied. So at each block a tile that has the panel to
 // itself fetches what comes AHEAD, and of several each fetches its share of the same block of the next panel.
@@ -54,7 +54,7 @@ inline void fetch(const uint8_t *w, int inputs, Turn turn) {
 
 // A tile: R rows of x times one panel.
 template <int R, bool ALONE>
-inline Sums<R> multiply_floats(const uint8_t *w, int inputs, const Rows &x, int row, Turn turn, Sums<R> out) {
+inline TileSums<R> multiply_floats(const uint8_t *w, int inputs, const Rows &x, int row, Turn turn, TileSums<R> out) {
     const float *a[R];
     for (int r = 0; r < R; r++) a[r] = x.floats + size_t(row + r) * x.stride;
     for (int k = 0; k < inputs; k++, w += PANEL * 4) {
@@ -71,7 +71,7 @@ inline Sums<R> multiply_floats(const uint8_t *w, int inputs, const Rows &x, int 
 }
 
 template <int BITS, int R, bool ALONE>
-inline Sums<R> multiply_blocks(const uint8_t *w, int inputs, const Rows &x, int row, Turn turn, Sums<R> out) {
+inline TileSums<R> multiply_blocks(const uint8_t *w, int inputs, const Rows &x, int row, Turn turn, TileSums<R> out) {
     constexpr size_t BYTES = Matrix::block_bytes(BITS);
     const int8_t *q[R];
     const float *scale[R];
@@ -109,7 +109,7 @@ inline Sums<R> multiply_blocks(const uint8_t *w, int inputs, const Rows &x, int 
 }
 
 template <int BITS, int R, bool ALONE>
-inline Sums<R> multiply(const uint8_t *w, int inputs, const Rows &x, int row, Turn turn, const Sums<R> &out) {
+inline TileSums<R> multiply(const uint8_t *w, int inputs, const Rows &x, int row, Turn turn, const TileSums<R> &out) {
     if constexpr (BITS == 32) return multiply_floats<R, ALONE>(w, inputs, x, row, turn, out);
     else return multiply_blocks<BITS, R, ALONE>(w, inputs, x, row, turn, out);
 }
@@ -135,7 +135,7 @@ __attribute__((noinline)) void activate(const Result &result, int row, int rows,
 
 template <int BITS, int R>
 void tile(const Matrix &m, const uint8_t *panel, const Rows &x, int row, Turn turn, const Result &result, int n) {
-    Sums<R> out;
+    TileSums<R> out;
     for (int r = 0; r < R && !result.blocks; r++) {  // where the results go
         float *to = result.y + size_t(row + r) * result.stride + n;
         prefetch(to), prefetch(to + LANES);
