@@ -74,7 +74,7 @@ class Sampler:
     def choice(self, ids: Many[int]) -> native.Choice:
         """Return what the kernels need to choose the token that follows `ids`; take the next random number.
 
-        It is the same object each time, and valid until the next.
+        It is the same object each time, and valid until the next or the sampler's end.
         """
         choice, processors = self._choice, self._processors
         if self._uniforms is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 from pathlib import Path
 from typing import Any, Literal
-from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -27,15 +26,14 @@ from transformers import (
 )
 
 from protocol.messages import Generate
+from scripts.draws import KINDS, compare, differences
 from server.catalogue.architecture import Architecture
 from server.catalogue.engines import instruction_sets
 from server.checkpoint.tensors import expected_shapes
 from server.convert.native_layout import FILE, Layout
 from server.engines import native
-from server.worker import sampling
 from server.worker.processors import Processors
 from server.worker.sampling import Sampler, candidates, invert, mirostat, sample
-from server.worker.softmax import softmax
 
 VOCABULARY, ENDS = 500, (11, 40)
 Array = NDArray[Any]
@@ -301,35 +299,6 @@ def test_log_probabilities_of_a_greedy_choice() -> None:
         assert explanation.logprob == pytest.approx(float(torch.log_softmax(torch.tensor(logits), -1).max()), abs=1e-5)
 
 
-def chosen(request: Generate, logits: Array, uniforms: Array, instruction_set: str) -> list[int]:
-    """Return what the kernels choose from the same logits with each of the random numbers."""
-    choice = Sampler(request, 0, processors_of(request, [])).choice([])
-    choices = [native.Choice.from_buffer_copy(choice) for _ in uniforms]
-    for one, uniform in zip(choices, uniforms.tolist(), strict=True):
-        one.uniform = uniform
-    return native.choose(logits[None], [0] * len(choices), choices, instruction_set=instruction_set)
-
-
-def of_a_last_bit(request: Generate, logits: Array, uniform: float, token: int) -> bool:
-    """Return True if NumPy chooses that token, too, where weights differ by as much as two ways to compute e^x."""
-    rng = np.random.default_rng(0)
-
-    def moved(logits: Array, temperature: float) -> Array:
-        weights = softmax(logits, temperature)
-        return (weights * (1 + rng.uniform(-3e-7, 3e-7, len(weights)))).astype(np.float32)
-
-    with patch.object(sampling, "softmax", moved):
-        return any(int(ids[invert(w, uniform)]) == token for ids, w in (candidates(logits, request) for _ in range(40)))
-
-
-def assert_the_same(request: Generate, logits: Array, uniforms: Array, instruction_set: str) -> None:
-    ids, weights = candidates(logits, request)
-    tokens = chosen(request, logits, uniforms, instruction_set)
-    for uniform, token in zip(uniforms.tolist(), tokens, strict=True):
-        want = int(ids[invert(weights, uniform)])
-        assert token == want or of_a_last_bit(request, logits, uniform, token), (uniform, token, want)
-
-
 @pytest.mark.parametrize("instruction_set", instruction_sets())
 @given(
     seed=st.integers(0, 10_000),
@@ -354,31 +323,16 @@ def test_the_kernels_choose_the_same_token(
     if not np.isfinite(logits).any():
         return
     request = Generate(prompt="", strategy="sample", **fields)  # type: ignore[arg-type]  # top_k is a whole number
-    assert_the_same(request, logits, np.random.default_rng(seed).random(8), instruction_set)
+    found = differences(request, logits, np.random.default_rng(seed).random(8), instruction_set, [])
+    assert all(of_a_last_bit for *_, of_a_last_bit in found), found
     greedy = native.choose(logits[None], [0], [native.Choice()], instruction_set=instruction_set)
     assert greedy == [int(logits.argmax())]
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {},
-        {"top_p": 0.9},
-        {"top_p": 0.9, "top_k": 50},
-        {"top_p": 0.9, "temperature": 0.7, "min_p": 0.02},
-        {"min_p": 0.05},
-        {"typical_p": 0.9},
-        {"typical_p": 0.2, "top_p": 0.95},
-    ],
-)
-def test_ten_thousand_draws_are_those_of_numpy(fields: dict[str, Any]) -> None:
-    """Of ten distributions: flat, ordinary, and as a model's, whose logits fall with the logarithm of the rank."""
-    request = Generate(prompt="", strategy="sample", **{"top_k": 0, **fields})
-    for seed in range(10):
-        logits = logits_of(seed, 10_000, (0.5, 3.0, 0.3)[seed % 3])
-        if seed % 3 == 2:
-            logits -= 1.2 * np.log(2 + np.random.default_rng(seed).permutation(len(logits))).astype(np.float32)
-        assert_the_same(request, logits, np.random.default_rng(seed).random(1000), instruction_sets()[0])
+@pytest.mark.parametrize("kind", KINDS)
+def test_ten_thousand_draws_are_those_of_numpy(kind: str) -> None:
+    rounded, others = compare(kind, 10_000, instruction_sets()[0])
+    assert rounded < 5 and others == 0
 
 
 def test_what_equals_the_smallest_that_is_kept_is_kept() -> None:
@@ -388,9 +342,9 @@ def test_what_equals_the_smallest_that_is_kept_is_kept() -> None:
     uniforms = np.linspace(0, 1, 400, endpoint=False)
     for fields, lowest in (({"top_k": 2}, 2), ({"top_k": 32}, 1), ({"top_p": 0.01}, 2), ({"typical_p": 0.5}, 0)):
         request = Generate(prompt="", strategy="sample", **{"top_k": 0, **fields})  # type: ignore[arg-type]
-        tokens = chosen(request, logits, uniforms, instruction_sets()[0])
+        assert differences(request, logits, uniforms, instruction_sets()[0], []) == []
         ids, weights = candidates(logits, request)
-        assert tokens == [int(ids[invert(weights, u)]) for u in uniforms.tolist()]
+        tokens = [int(ids[invert(weights, uniform)]) for uniform in uniforms.tolist()]
         assert logits[tokens].min() == lowest == logits[ids].min()
 
 

@@ -58,7 +58,7 @@ float where_sum_passes(const float *key, const float *mass, int n, float least, 
             lower = add(lower, m - from), within = add(within, from - zero_below(m, k, up));
         }
         double below = before + total(lower), inside = below + total(within);
-        if (below > limit) up = lo, lo = least;
+        if (below > limit) up = lo, lo = -INFINITY;
         else if (inside > limit || up == INFINITY) before = below;
         else before = inside, lo = up, up = INFINITY;
         if (up == std::nextafterf(lo, INFINITY)) return lo;  // the last of all, too, where all sums together do not pass the limit
