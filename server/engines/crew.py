@@ -33,6 +33,8 @@ are equal at w = 1 / n, and earlier where a thread more brings less than its sha
 """
 LATE = 0.2
 """A thread that loses so much of a step is one of those that are too many."""
+NOTHING = 0.01
+"""Share of a core lost that needs no watching."""
 KINDS = 16
 """Kinds of steps whose times are remembered."""
 
@@ -70,10 +72,12 @@ class _Trial:
 
 
 class Crew:
-    """The rule. Each step is told to `took`, after which `used` says how many threads take the next."""
+    """The rule. Steps are told to `took`, after which `used` says how many threads take the next."""
 
     def __init__(self, threads: int, clock: Callable[[], float] = time.perf_counter) -> None:
         self.threads = self.used = threads
+        self.watching = False
+        """False: a step in which nothing was lost need not be told."""
         self._clock = clock
         self._times = _Times()
         self._seconds = self._lost = 0.0
@@ -95,12 +99,14 @@ class Crew:
             self._lose(kind, seconds, waits)
             return
         self._bad_seconds = 0.0
+        self.watching = self.used < self.threads or self._lost > self._seconds * NOTHING
         self._times.add(kind, seconds)
         if self.used < self.threads and self._clock() >= self._more_at:
             self._try(self.used + 1)
 
     def _lose(self, kind: Hashable, seconds: float, waits: Sequence[float]) -> None:
         """Note a step where it is worth trying fewer threads, and try that once there is something to compare with."""
+        self.watching = True
         if not self._bad_seconds:
             self._times, self._late = _Times(), [0.0] * self.threads
         self._times.add(kind, seconds)

@@ -27,8 +27,8 @@ ACTIVATIONS = ("gelu_new", "gelu", "relu", "silu", "quick_gelu", "tanh", "mish")
 """In the order of their numbers in gpt2d_kernels.h."""
 NO_ACTIVATION = -1
 """GPT2D_NO_ACTIVATION in gpt2d_kernels.h."""
-NOTHING = 0.002
-"""Share of a core which a step may lose without a word: the clocks' own time."""
+NOTHING_S = 10e-6
+"""Time without a core that a step may have without a word: some clocks and interrupts."""
 NO_MEMORY = -2
 """GPT2D_NO_MEMORY in gpt2d_kernels.h."""
 
@@ -282,8 +282,9 @@ class NativeEngine:
         self.steps += 1
         self.steps_threads += self.threads_used
         lost = self._kernels.gpt2d_waits(model, self._waits)
-        wanted = arguments[3]
-        crew.took((count, wanted), took, list(self._waits) if lost > took * NOTHING else ())
+        if lost > NOTHING_S or crew.watching:
+            wanted = arguments[3]
+            crew.took((count, wanted), took, list(self._waits))
 
     def _check(self, code: int) -> None:
         if code == NO_MEMORY:

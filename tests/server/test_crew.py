@@ -46,7 +46,8 @@ class Machine:
             took, waits = self.step(used)
             self.now += took
             steps += 1
-            self.crew.took(1, took, waits)
+            if sum(waits) > 0 or self.crew.watching:
+                self.crew.took(1, took, waits)
         return steps * self.best() / (self.now - began)
 
     def used(self, after: float) -> list[int]:
@@ -57,6 +58,16 @@ class Machine:
 def test_a_quiet_machine_keeps_all_its_threads(threads: int) -> None:
     machine = Machine(threads)
     assert machine.run(10) == pytest.approx(1) and set(machine.used(0)) == {threads}
+
+
+def test_a_moment_without_a_core_is_watched_for_a_while_and_forgotten() -> None:
+    machine = Machine(2)
+    machine.busy = 1
+    machine.run(0.005)
+    machine.busy = 0
+    assert machine.crew.watching and machine.crew.used == 2
+    machine.run(1)
+    assert not machine.crew.watching and machine.crew.used == 2
 
 
 @pytest.mark.parametrize(("threads", "busy", "want"), [(2, 1, 1), (8, 1, 7), (8, 3, 5), (8, 8, 8), (2, 2, 2)])
