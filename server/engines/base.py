@@ -83,6 +83,8 @@ class Adaptive(Protocol):
     """An engine whose steps do not all take all of its threads."""
 
     steps: int
+    threads_used: int
+    """Number of threads of the latest step."""
     steps_threads: int
     """Sum of the numbers of threads over its steps."""
 

@@ -12,19 +12,29 @@ from collections.abc import Sequence as Many
 
 import numpy as np
 
-from server.engines.base import Engine, Hidden, Logits, Run, Together
+from server.engines.base import Adaptive, Engine, Hidden, Logits, Run, Together
+from server.worker.costs import Costs, price
 from server.worker.faults import incident
 from server.worker.sampling import sample
 from server.worker.scheduler import Batch, Outcome, Part
 from server.worker.task import Row, Sampled, is_sampled
 
 Chosen = list[tuple[Sampled, list[int]]]
+MOST_LOGITS = 144
+"""Most tokens of a step with guesses, those of all rows together: their logits take memory (28 MB on gpt2, twice)."""
 
 
 class Runner:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._together = engine if isinstance(engine, Together) else None
+        self._adaptive = engine if isinstance(engine, Adaptive) else None
+        self.costs = Costs()
+
+    @property
+    def _threads(self) -> int:
+        """Number of threads of the latest step."""
+        return self._adaptive.threads_used if self._adaptive else self._engine.threads
 
     def run(self, batch: Batch) -> Outcome:
         """Take one step. A fault of the engine, of a sampler or of a search is not raised: its task fails."""
@@ -111,17 +121,22 @@ class Runner:
     def _guesses(self, rows: Many[Row]) -> list[list[int]]:
         """Return guesses at what follows each row's next token; none at all where there are none, or searches."""
         sampled = [row for row in rows if is_sampled(row)]
-        if self._together is None or len(sampled) < len(rows):
+        if self._together is None or not rows or len(sampled) < len(rows):
             return []
-        guesses = [row.guess(len(rows), self._engine.context) for row in sampled]
+        cost = price(self.costs.of_row(self._threads), len(rows))
+        most = MOST_LOGITS // len(rows) - 1
+        guesses = [row.guess(cost, most) for row in sampled]
         return guesses if any(guesses) else []
 
     def _advance(self, rows: Many[Row], guesses: list[list[int]]) -> Chosen:
         """Take a step. Raises: whatever the engine raises."""
-        if self._together and guesses:
-            return self._take(rows, guesses, self._together.run(_runs_of(rows, guesses)), None)
         hidden = self._hidden(len(rows)) if any(row.search and row.search.looks_inside for row in rows) else None
-        logits = self._engine.decode([row.ids[-1] for row in rows], [row.cached for row in rows], hidden)
+        began = time.perf_counter()
+        if self._together and guesses:
+            logits = self._together.run(_runs_of(rows, guesses))
+        else:
+            logits = self._engine.decode([row.ids[-1] for row in rows], [row.cached for row in rows], hidden)
+        self.costs.note(len(logits), self._threads, (time.perf_counter() - began) * 1000)
         return self._take(rows, guesses, logits, hidden)
 
     def _take(self, rows: Many[Row], guesses: list[list[int]], logits: Logits, hidden: Hidden | None) -> Chosen:

@@ -152,11 +152,10 @@ class Sequence:
         self._take(token)
         return (self,)
 
-    def guess(self, batch: int, context: int) -> list[int]:
+    def guess(self, price: float, most: int) -> list[int]:
         if self.guesser is None:
             return []
-        room = min(self.request.max_new_tokens - self.new_tokens, context - len(self.ids)) - 1
-        most = min(self.request.speculate, room, self.pace.wanted(batch))
+        most = min(self.request.speculate, self._longest - len(self.ids) - 1, most, self.pace.wanted(price))
         return self.guesser.guess(self.ids, most) if most > 0 else []
 
     def learn(self, guessed: int, accepted: int) -> None:

@@ -14,8 +14,6 @@ from typing import Protocol
 
 NGRAMS = (3, 2)
 """Lengths of the n-grams that are looked up, the longest first."""
-ROW_COST = 0.15
-"""Cost of one more token in a step, as a share of a step of one (measured on gpt2 at 8 and 4 bits, 2 cores)."""
 PROBE = 32
 """Number of steps without a guess after which one is tried all the same: the text may have begun to repeat itself."""
 WEIGHT = 0.15
@@ -59,15 +57,15 @@ class Pace:
         self._idle = 0
         self.guessed = self.accepted = 0
 
-    def wanted(self, batch: int) -> int:
-        """Return the number of guesses that pay in a step of `batch` sequences.
+    def wanted(self, price: float) -> int:
+        """Return the number of guesses that pay where one more costs `price`, as a share of the step (costs.py).
 
         A further guess pays as long as the probability that all are right exceeds its cost.
         """
-        price = ROW_COST * batch / (1 + ROW_COST * (batch - 1))
-        count = 0
-        while self._rate ** (count + 1) > price:
+        count, chance = 0, self._rate
+        while chance > price:
             count += 1
+            chance *= self._rate
         if count:
             self._idle = 0
             return count

@@ -156,8 +156,8 @@ class Sampled(Row, Protocol):
 
     sampler: Sampler
 
-    def guess(self, batch: int, context: int) -> list[int]:
-        """Return guesses at the tokens after the one that is due, as many as pay in a step of `batch` sequences."""
+    def guess(self, price: float, most: int) -> list[int]:
+        """Return at most `most` guesses at the tokens after the one that is due: those that are worth their price."""
         ...
 
     def learn(self, guessed: int, accepted: int) -> None:

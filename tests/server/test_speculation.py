@@ -17,10 +17,12 @@ from server.engines.base import Engine, Hidden, Logits, Run
 from server.engines.load import load_engine
 from server.engines.native import NativeEngine
 from server.link import Work
+from server.worker.costs import LOOK_S, ROW_COST, Costs, price
 from server.worker.loop import Worker
+from server.worker.runner import MOST_LOGITS
 from server.worker.sequence import Sequence as Written
 from server.worker.softmax import softmax
-from server.worker.speculation import PROBE, ROW_COST, Guesser, Pace, PromptLookup
+from server.worker.speculation import PROBE, Guesser, Pace, PromptLookup
 from server.worker.text import Text
 from tests.server.test_worker import ARCH, SPEC as ONNX
 
@@ -185,11 +187,95 @@ def test_prompt_lookup_finds_the_latest_and_longest() -> None:
 
 def test_the_pace_follows_what_is_accepted() -> None:
     pace = Pace()
+    one, eight = price(ROW_COST, 1), price(ROW_COST, 8)
     for _ in range(40):
         pace.learn(4, 4)
-    assert pace.wanted(1) > pace.wanted(8) > 8
+    assert pace.wanted(one) > pace.wanted(eight) > 8
     for _ in range(40):
         pace.learn(1, 0)
-    tries = [pace.wanted(1) for _ in range(10 * PROBE)]
+    tries = [pace.wanted(one) for _ in range(10 * PROBE)]
     assert set(tries) == {0, 1} and sum(tries) * ROW_COST < 0.05 * len(tries), "at most a twentieth is lost"
     assert pace.guessed == 200 and pace.accepted == 160
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def steps(costs: Costs, clock: Clock, threads: int, cost: float, tokens: Sequence[int], count: int = 40) -> None:
+    """Note steps of one token and more, in turns, of which each further token costs that share of one."""
+    for i in range(count):
+        clock.now += 0.004
+        n = tokens[i % len(tokens)]
+        costs.note(n, threads, 2.0 * (1 + cost * (n - 1)) * (1 + 0.02 * (-1) ** i))
+
+
+def test_the_cost_of_a_token_is_what_the_steps_say() -> None:
+    clock = Clock()
+    costs = Costs(clock)
+    assert costs.of_row(2) == ROW_COST, "before anything has been measured"
+    steps(costs, clock, 2, 0.066, [1, 1, 5, 8])
+    clock.now += LOOK_S
+    assert costs.of_row(2) == pytest.approx(0.066, abs=0.01)
+    assert costs.of_row(1) == ROW_COST, "one thread is another thing"
+    steps(costs, clock, 1, 0.154, [1, 3, 9])
+    clock.now += LOOK_S
+    assert costs.of_row(1) == pytest.approx(0.154, abs=0.015) and costs.of_row(2) == pytest.approx(0.066, abs=0.01)
+    steps(costs, clock, 2, 0.136, [1, 1, 5, 8], 400)
+    clock.now += LOOK_S
+    assert costs.of_row(2) == pytest.approx(0.136, abs=0.01), "the memory has gone over to another state"
+
+
+def test_steps_that_say_little_leave_the_cost_as_it_was() -> None:
+    clock = Clock()
+    costs = Costs(clock)
+    for _ in range(50):
+        costs.note(1, 2, 2.0)
+        costs.note(40, 2, 9.0)  # more tokens than the line is for
+    assert costs.of_row(2) == ROW_COST
+    costs.note(2, 2, 9.0)  # one slow step, of two tokens
+    clock.now += LOOK_S
+    assert ROW_COST < costs.of_row(2) <= 1
+    for _ in range(3000):
+        clock.now += 0.02
+        costs.note(1, 2, 2.0)
+    assert costs.of_row(2) == pytest.approx(ROW_COST), "which counts no more"
+    for tokens, ms in ((1, 9.0), (9, 1.0)):  # nonsense
+        costs.note(tokens, 2, ms)
+    clock.now += LOOK_S
+    assert 0 < costs.of_row(2) <= 1
+
+
+def test_the_worker_measures_its_steps() -> None:
+    engine = Verifying(2, ARCH.context, ARCH.vocabulary)
+    link = ListConnection()
+    worker = Worker(SPEC, link, engine, Text(read_tokenizer(DEMO_FOLDER), ARCH), "digest", ARCH)
+    for i in range(2):
+        worker.take(Work(id=i, group=i, request=m.Generate(prompt_ids=[3, 11, 14, 12] * 4, max_new_tokens=40, seed=i)))
+    while worker.scheduler.running or worker.scheduler.waiting:
+        worker.step()
+    measured = worker._runner.costs._steps
+    assert (2, 1) in measured and len(measured) > 1 and all(threads == 1 for _, threads in measured)
+
+
+def test_guesses_of_many_rows_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each guess has logits of its own, as large as the vocabulary."""
+    widest = 0
+
+    class Counting(Verifying):
+        def run(self, runs: Sequence[Run]) -> Logits:
+            nonlocal widest
+            widest = max(widest, sum(len(run.wanted) for run in runs))
+            return super().run(runs)
+
+    monkeypatch.setattr(Pace, "wanted", lambda *_: 8)
+    engine = Counting(64, ARCH.context, ARCH.vocabulary)
+    requests = [
+        {"prompt_ids": [3], "max_new_tokens": 30, "seed": seed, "temperature": 0.01, "ignore_eos": True}
+        for seed in range(64)
+    ]
+    write(engine, *requests, guesser=Scripted([3] + [11] * 40))
+    assert widest == 128 <= MOST_LOGITS

@@ -156,7 +156,7 @@ def test_streams_have_their_pieces_in_one_message_every_20_ms(clock: list[float]
 class Changing(FakeEngine):
     """Takes one step with both of its threads, and all others with one."""
 
-    threads = 2
+    threads = threads_used = 2
     steps = steps_threads = 0
 
     def decode(self, ids: Many[int], past: Many[int], hidden: Hidden | None = None) -> Logits:
