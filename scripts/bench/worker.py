@@ -58,8 +58,8 @@ class IdleEngine(FakeEngine):
 
     def decode(self, ids: Ids, past: Ids, hidden: Hidden | None = None) -> Logits:  # noqa: ARG002
         began = time.perf_counter()
-        self._step[:] = self._same
         self._elsewhere.sum()
+        self._step[:] = self._same  # last, as a model writes them
         self.took_s += time.perf_counter() - began
         return self._step[: len(ids)]
 

@@ -101,7 +101,10 @@ class Sequence:
         self._increments = generation.increments()
         self._ends = generation.vocabulary.ends
         self._stops = generation.stops
+        self._enders = self._stops if request.ignore_eos else self._stops.union(self._ends)
         self._longest = self.prompt_tokens + request.max_new_tokens
+        self._looked_at = bool(request.stop) or request.logprobs is not None
+        """Whether more is to be done with each token than to keep it."""
         self._text = ""
         """Text of the first `_decoded` tokens: of all where stop strings are looked for, else up to the last piece."""
         self._decoded = self.prompt_tokens
@@ -187,6 +190,15 @@ class Sequence:
 
     def _take(self, token: int) -> None:
         self.ids.append(token)
+        if self._looked_at:
+            self._look_at(token)
+        if token in self._enders:
+            self.finish("stop" if token not in self._ends or self.request.ignore_eos else "eos")
+        elif len(self.ids) >= self._longest:
+            self.finish("length")
+
+    def _look_at(self, token: int) -> None:
+        """Note why a token was chosen, and look whether its text completes a stop string."""
         if self.sampler.explanations:
             explanation = self.sampler.explanations.popleft()
             text_of = self._vocabulary.text_of
@@ -194,12 +206,6 @@ class Sequence:
             self._logprobs.append(m.TokenLogprobs(text=text_of(token), logprob=explanation.logprob, top=top))
         if self.request.stop:
             self._decode()
-        if token in self._ends and not self.request.ignore_eos:
-            self.finish("eos")
-        elif token in self._stops:
-            self.finish("stop")
-        elif len(self.ids) >= self._longest:
-            self.finish("length")
 
     def fail(self, fault: str) -> None:
         self.fault = fault
