@@ -19,6 +19,8 @@ from scripts.daemon import Daemon
 from server.catalogue.architecture import read_architecture
 from server.catalogue.catalogue import DEMO_FOLDER
 from server.checkpoint.tokenizer import read_tokenizer
+from server.config import Config
+from server.gateway.replicas import rows_share
 from server.worker.text import Text
 from tests.conftest import wait_for
 
@@ -147,17 +149,9 @@ def test_what_is_wrong_is_named(client: Client) -> None:
 
 def test_loading_again_is_immediate(client: Client) -> None:
     loaded = client.load("demo")
-    assert (
-        loaded.already
-        and loaded.byte_level
-        and (loaded.engine, loaded.precision, loaded.context, loaded.rows)
-        == (
-            "native",
-            "int8",
-            1024,
-            16,
-        )
-    )
+    rows = read_architecture(DEMO_FOLDER).default_rows("native", "int8", rows_share(Config()))
+    assert loaded.already and loaded.byte_level
+    assert (loaded.engine, loaded.precision, loaded.context, loaded.rows) == ("native", "int8", 1024, rows)
 
 
 def test_models_ping_and_stats(client: Client) -> None:
