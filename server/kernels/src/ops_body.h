@@ -197,16 +197,16 @@ void norm(const float *x, const float *gain, const float *bias, int width, int p
 }
 
 void embed(const Matrix &table, int token, const float *place, float *x) {
-    const uint8_t *panel = table.data + token / PANEL * table.panel_bytes();
+    size_t bytes = Matrix::block_bytes(table.bits);
+    const uint8_t *block = table.data + token / PANEL * table.panel_bytes();
     int n = token % PANEL;
-    for (int k = 0; k < table.inputs; k++) {
-        const uint8_t *block = panel + k / BLOCK * Matrix::block_bytes(table.bits);
-        int i = k % BLOCK;
+    for (int k = 0; k < table.inputs; k += BLOCK, block += bytes) {
         if (table.bits == 32) {
-            x[k] = reinterpret_cast<const float *>(block)[i * PANEL + n] + place[k];
+            auto *column = reinterpret_cast<const float *>(block) + n;
+            for (int i = 0; i < BLOCK; i++) x[k + i] = column[i * PANEL] + place[k + i];
         } else {  // 8 bits
             float scale = from_half(reinterpret_cast<const uint16_t *>(block + BLOCK * PANEL)[n]);
-            x[k] = float(block[i / 4 * 128 + n * 4 + i % 4] - 128) * scale + place[k];
+            for (int i = 0; i < BLOCK; i++) x[k + i] = float(block[i / 4 * 128 + n * 4 + i % 4] - 128) * scale + place[k + i];
         }
     }
 }
