@@ -25,12 +25,16 @@ SLICE_S = 0.004
 """Slice of the system's scheduler. A trial that has cost more, and is clearly too slow, is over."""
 FIRST_S, LAST_S = 0.1, 2.0
 """The distance of trials, doubled after each that failed."""
+COST = 25
+"""What a trial of fewer threads has cost is a small part of the time until the next: a step may be a long prefill."""
 WORTH_TRYING = 0.5
 """Of n threads fewer are tried where so much / n of a core is lost.
 
 n threads that wait for one of them for a share w of their time do 1 - w of what they could, one less (n - 1) / n: these
 are equal at w = 1 / n, and earlier where a thread more brings less than its share, since memory has its limits.
 """
+PLAIN = 0.7
+"""Share of a core lost, two threads that share one, where a short look is enough to compare a trial with."""
 LATE = 0.2
 """A thread that loses so much of a step is one of those that are too many."""
 NOTHING = 0.01
@@ -114,7 +118,8 @@ class Crew:
         for thread, wait in enumerate(waits):
             self._late[thread] += wait
         now = self._clock()
-        if self._bad_seconds < WINDOW_S or now < self._fewer_at:
+        enough = WINDOW_S if self._lost > self._seconds * PLAIN else MEMORY_S
+        if self._bad_seconds < enough or now < self._fewer_at:
             return
         if now > self._fewer_at + LAST_S:
             self._fewer_after = FIRST_S
@@ -171,6 +176,6 @@ class Crew:
             self._more_at = now + self._more_after
         else:
             self._fewer_after = min(LAST_S, 2 * self._fewer_after)
-            self._fewer_at = now + self._fewer_after
+            self._fewer_at = now + max(self._fewer_after, COST * (trial.compared - trial.expected))
             self._seconds = self._lost = self._bad_seconds = 0.0
         self.used, self._trial = trial.usual, None

@@ -122,7 +122,7 @@ def test_a_thread_more_whose_first_steps_go_well_is_no_reason_to_try_again_soon(
     machine.busy = 1
     machine.run(10)
     used = machine.used(3)
-    assert used.count(1) > 0.95 * len(used)
+    assert used.count(1) > 0.9 * len(used)
 
 
 def test_a_core_that_is_lost_in_part_is_kept_where_it_still_helps() -> None:
@@ -140,6 +140,18 @@ def test_a_core_that_is_lost_in_part_is_kept_where_it_still_helps() -> None:
     machine = Window(2)
     assert machine.run(20) > 0.95
     assert machine.used(0).count(2) > 0.9 * len(machine.used(0))
+
+
+def test_trials_of_long_steps_are_far_apart() -> None:
+    """Each step is a prefill of 200 ms, of which others take a tenth: a trial of one thread costs most of a step."""
+    machine = Machine(2)
+    for _ in range(200):
+        seconds = 0.4 if machine.crew.used == 1 else 0.22
+        machine.now += seconds
+        machine.crew.took(512, seconds, [0.0, 0.0] if machine.crew.used == 1 else [0.03, 0.03])
+        machine.numbers.append((machine.now, machine.crew.used))
+    used = machine.used(0)
+    assert 2 <= used.count(1) <= 15
 
 
 def test_where_memory_limits_a_step_fewer_threads_lose_little() -> None:
