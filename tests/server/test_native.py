@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import multiprocessing
 import os
 import sys
@@ -21,7 +22,7 @@ from server.checkpoint.tensors import expected_shapes
 from server.convert.native_layout import FILE, Layout, pack, pack_blocks
 from server.convert.quantise import Blocks, quantise
 from server.engines.base import Run
-from server.engines.native import NO_ACTIVATION, Choice, NativeEngine, choose, library
+from server.engines.native import NO_ACTIVATION, Choice, NativeEngine, Shape, choose, library
 from tests.dequantise import dequantise
 
 ARCH = read_architecture(DEMO_FOLDER)
@@ -276,6 +277,45 @@ def test_memory_that_runs_out_is_an_error_and_the_next_step_works(tmp_path: Path
         assert process.exitcode == 0  # None: it waits for ever
     finally:
         process.kill()
+
+
+def restore_into_used_memory(folder: Path) -> None:
+    """In a process of its own, whose memory is not 0 when it is new: what pads a head must still add nothing."""
+    first, other = make(folder, ODD, "int8", rows=1), make(folder, ODD, "int8", rows=1)
+    first.prefill(0, list(range(20)), 0, [])
+    other.restore(0, first.export(0, 20))
+    np.testing.assert_array_equal(other.decode([20], [20]), first.decode([20], [20]))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks for it as glibc does")
+def test_a_cache_needs_no_memory_that_is_zero(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MALLOC_PERTURB_", "128")  # each byte 0x7f, and two of them are no number in fp16
+    process = multiprocessing.get_context("spawn").Process(target=restore_into_used_memory, args=(tmp_path,))
+    process.start()
+    process.join(60)
+    try:
+        assert process.exitcode == 0
+    finally:
+        process.kill()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads what is resident as Linux says it")
+def test_a_cache_takes_memory_only_as_far_as_it_is_used() -> None:
+    """Eight rows of 160 tokens of gpt2, on huge pages or without: at most a tenth more than their keys and values."""
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * mmap.PAGESIZE
+
+    kernels, rows, used = library(), 8, 160
+    layers, heads, width, context = 12, 12, 768, 1024
+    shape = Shape(layers, heads, width, 32, context, 32, 8, 8, 1, 0, 1, 0, 1e-5)
+    model = kernels.gpt2d_new(shape, rows, 1, None)
+    keys, values = np.ones((2, layers, used, width), np.float16)
+    before = resident()
+    for row in range(rows):
+        assert kernels.gpt2d_restore(model, row, used, keys.ctypes.data, values.ctypes.data) == 0
+    assert resident() - before < 1.1 * rows * (keys.nbytes + values.nbytes)
+    kernels.gpt2d_free(model)
 
 
 def test_a_file_of_another_model_is_refused(tmp_path: Path) -> None:

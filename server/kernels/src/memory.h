@@ -1,5 +1,5 @@
-// Large memory. Weights lie on huge pages where the system gives them: fewer page-table walks when they are read from end to end.
-// A cache does not: its rows take memory only as far as they are used, and a huge page is cleared whole at its first use.
+// Large memory, on huge pages where the system gives them: fewer page-table walks when it is read from end to end.
+// It takes memory only as far as it is used, in steps of such a page.
 #pragma once
 #include <cstddef>
 #include <cstdlib>
@@ -13,27 +13,22 @@ namespace gpt2d {
 
 class Memory {
    public:
-    enum Kind { weights, cache };
-
-    Memory(size_t bytes, Kind kind) {
-        if (kind == cache) {
-            data_ = static_cast<unsigned char *>(std::calloc(bytes, 1));
-        } else {
-            bytes = (bytes + HUGE - 1) / HUGE * HUGE;
-            data_ = static_cast<unsigned char *>(std::aligned_alloc(HUGE, bytes));
-#if defined(__linux__)
-            if (data_) madvise(data_, bytes, MADV_HUGEPAGE);
-#endif
-        }
+    explicit Memory(size_t bytes) {
+        bytes = (bytes + HUGE - 1) / HUGE * HUGE;
+        data_ = static_cast<unsigned char *>(std::aligned_alloc(HUGE, bytes));
         if (!data_) throw std::bad_alloc();
+#if defined(__linux__)
+        madvise(data_, bytes, MADV_HUGEPAGE);
+#endif
     }
     ~Memory() { std::free(data_); }
     Memory(const Memory &) = delete;
     Memory &operator=(const Memory &) = delete;
     unsigned char *data() const { return data_; }
 
-   private:
     static constexpr size_t HUGE = size_t(2) << 20;
+
+   private:
     unsigned char *data_;
 };
 

@@ -30,10 +30,13 @@ Model::Model(const gpt2d_shape &shape, int rows, int threads, const Ops &ops)
       scratch_(scratch_size_ * size_t(threads)),
       drafts_(size_t(threads)) {
     weight_bytes_ = lay_out(nullptr);
-    weights_ = std::make_unique<Memory>(weight_bytes_, Memory::weights);
+    weights_ = std::make_unique<Memory>(weight_bytes_);
     lay_out(weights_->data());
-    size_t elements = size_t(2) * rows * shape.layers * shape.heads * context_ * padded_head_;
-    cache_ = std::make_unique<Memory>(elements * (half_ ? 2 : 4), Memory::cache);
+    // An odd number of blocks of 16 positions from one to a head's next: they fall on all sets of the second-level cache.
+    cache_stride_ = size_t(shape.layers * shape.heads | 1) * 32 * padded_head_;
+    row_bytes_ = size_t(context_ / 16) * cache_stride_ * (half_ ? 2 : 4);
+    if (row_bytes_ >= Memory::HUGE) row_bytes_ = (row_bytes_ + Memory::HUGE - 1) / Memory::HUGE * Memory::HUGE;  // no two share a page
+    cache_ = std::make_unique<Memory>(size_t(rows) * row_bytes_);
 }
 
 // Where each part lies after `base`, in the order of the file; returns where they end.
@@ -217,28 +220,23 @@ void Model::attend(int layer, const Step &step, int unit, float *scratch) {
     a.head = head_, a.padded = padded_head_, a.past = step.positions[run.first], a.count = run.count;
     a.factor = 1 / ((shape_.scaled ? std::sqrt(float(head_)) : 1) * (shape_.scaled_by_layer ? float(layer + 1) : 1));
     a.cache = cache(layer, step.rows[run.first], head);
+    int next = std::min(unit + 1, int(runs_.size()) * shape_.heads - 1);
+    a.next = cache(layer, step.rows[runs_[size_t(next / shape_.heads)].first], next % shape_.heads).first;
     a.out = &attended_[size_t(run.first) * width_ + size_t(head) * head_], a.out_stride = width_;
     a.scratch = scratch;
     ops_.attend(a);
 }
 
 Cache Model::cache(int layer, int row, int head) const {
-    size_t bytes = half_ ? 2 : 4, one = size_t(context_) * padded_head_ * bytes;
-    unsigned char *keys = cache_->data() + 2 * one * ((size_t(row) * shape_.layers + layer) * shape_.heads + head);
-    return {keys, keys + one, half_};
+    size_t at = (size_t(layer) * shape_.heads + head) * 32 * padded_head_ * (half_ ? 2 : 4);
+    return {cache_->data() + size_t(row) * row_bytes_ + at, cache_stride_, half_};
 }
 
 void Model::move(int source, int target, int first, int positions) {
     if (source == target) return;
-    // Keys lie in blocks of 16 positions. Where the first copied position is inside one, the rows are the same before it.
-    size_t one = size_t(padded_head_) * (half_ ? 2 : 4), key = size_t(first) / 16 * 16 * one, value = size_t(first) * one;
-    size_t keys = size_t(padded(positions, 16)) * one - key, values = size_t(positions) * one - value;
-    for (int l = 0; l < shape_.layers; l++)
-        for (int h = 0; h < shape_.heads; h++) {
-            Cache from = cache(l, source, h), to = cache(l, target, h);
-            std::memcpy(static_cast<unsigned char *>(to.keys) + key, static_cast<unsigned char *>(from.keys) + key, keys);
-            std::memcpy(static_cast<unsigned char *>(to.values) + value, static_cast<unsigned char *>(from.values) + value, values);
-        }
+    // Whole blocks of 16 positions. Where the first copied position is inside one, the rows are the same before it.
+    size_t block = cache_stride_ * (half_ ? 2 : 4), at = size_t(first) / 16 * block, end = size_t(padded(positions, 16)) / 16 * block;
+    std::memcpy(cache_->data() + size_t(target) * row_bytes_ + at, cache_->data() + size_t(source) * row_bytes_ + at, end - at);
 }
 
 void Model::copy(int row, int positions, void *keys, void *values, bool out) {

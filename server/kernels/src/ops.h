@@ -49,10 +49,12 @@ struct Result {
     int zero = 0;  // of what the blocks are multiplied by
 };
 
-// The keys and values of one row, layer and head. Keys: [context / 16][head][16 positions]; values: [context][head].
-// Elements are fp16 or float; `head` is padded to 16, `context` too.
+// The keys and values of one row, layer and head: for each 16 positions keys, [head][16], then values, [16][head].
+// Elements are fp16 or float; `head` is padded to 16. Between these blocks lie those of the other layers and heads, so that
+// what a row has used lies together.
 struct Cache {
-    void *keys, *values;
+    void *first;
+    size_t stride;  // elements from a block to the next
     bool half;
 };
 
@@ -61,6 +63,7 @@ struct Attention {
     int stride, head, padded, past, count;
     float factor;  // of the scores
     Cache cache;
+    const void *next;  // the first block of what attends after it
     float *out;  // [count, out_stride]
     int out_stride;
     float *scratch;  // attention_scratch() floats
@@ -103,7 +106,7 @@ struct Ops {
     void (*copy_in)(const Cache &cache, int padded, int head, int positions, const void *keys, const void *values);
 };
 
-constexpr int QUERIES = 4;  // tokens of a row that attend together
+constexpr int QUERIES = 12;  // tokens of a row that attend together: a multiple of each GROUP
 
 inline size_t attention_scratch(int context, int padded_head) { return QUERIES * (size_t(context) + 16 + padded_head); }
 

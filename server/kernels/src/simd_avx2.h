@@ -8,6 +8,7 @@ namespace gpt2d {
 namespace {
 
 constexpr int BLOCK_ROWS = 2, FLOAT_ROWS = 3;
+constexpr int GROUP = 2, VALUES = 2;  // of attention: sums of 2 queries for even and odd dimensions, then of 2 x 2 registers of values, each of two
 constexpr bool SIGNED_BYTES = true;  // 8-bit weights are multiplied as signed, so that no sum of two products saturates 16 bits
 
 struct F { __m256 a, b; };

@@ -10,6 +10,7 @@ namespace {
 // Rows of a tile. Blocks: 2 registers of outputs, each with a sum and a dot product, are 24 of 32 registers; with 8 rows some
 // would spill (150 instead of 180 GMAC/s a core on Zen 4). Floats: more rows would take more pointers than there are.
 constexpr int BLOCK_ROWS = 6, FLOAT_ROWS = 8;
+constexpr int GROUP = 6, VALUES = 4;  // of attention: sums of 6 queries for even and odd dimensions, then of 6 x 4 registers of values
 constexpr bool SIGNED_BYTES = false;
 
 struct F { __m512 v; };

@@ -8,6 +8,7 @@ namespace gpt2d {
 namespace {
 
 constexpr int BLOCK_ROWS = 1, FLOAT_ROWS = 1;
+constexpr int GROUP = 1, VALUES = 1;
 constexpr bool SIGNED_BYTES = false;
 
 struct F { float v[16]; };
