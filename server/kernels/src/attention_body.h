@@ -110,6 +110,9 @@ void add_values(const Blocks<const T> &cache, ptrdiff_t ahead, int p, int end, i
     repeat<R * N>([&](auto i) { store(sums + i / N * head + i % N * LANES, out[i]); });
 }
 
+template <int N>
+using Count = std::integral_constant<int, N>;
+
 // Calls f(how many, the first of them) for n queries: as many at once as the registers hold, then two, then one.
 template <class Function>
 inline void in_groups(int n, Function f) {
