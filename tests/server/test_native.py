@@ -306,11 +306,11 @@ def test_a_cache_takes_memory_only_as_far_as_it_is_used() -> None:
     def resident() -> int:
         return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * mmap.PAGESIZE
 
-    kernels, rows, used = library(), 8, 160
-    layers, heads, width, context = 12, 12, 768, 1024
-    shape = Shape(layers, heads, width, 32, context, 32, 8, 8, 1, 0, 1, 0, 1e-5)
+    kernels = library()
+    rows, used = 8, 160
+    shape = Shape(12, 12, 768, 32, 1024, 32, 8, 8, 1, 0, 1, 0, 1e-5)
     model = kernels.gpt2d_new(shape, rows, 1, None)
-    keys, values = np.ones((2, layers, used, width), np.float16)
+    keys, values = np.ones((2, 12, used, 768), np.float16)
     before = resident()
     for row in range(rows):
         assert kernels.gpt2d_restore(model, row, used, keys.ctypes.data, values.ctypes.data) == 0
