@@ -32,8 +32,7 @@ Model::Model(const gpt2d_shape &shape, int rows, int threads, const Ops &ops)
     weight_bytes_ = lay_out(nullptr);
     weights_ = std::make_unique<Memory>(weight_bytes_);
     lay_out(weights_->data());
-    // An odd number of blocks of 16 positions from one to a head's next: they fall on all sets of the second-level cache.
-    cache_stride_ = size_t(shape.layers * shape.heads | 1) * 32 * padded_head_;
+    cache_stride_ = size_t(shape.layers) * shape.heads * 32 * padded_head_;
     row_bytes_ = size_t(context_ / 16) * cache_stride_ * (half_ ? 2 : 4);
     if (row_bytes_ >= Memory::HUGE) row_bytes_ = (row_bytes_ + Memory::HUGE - 1) / Memory::HUGE * Memory::HUGE;  // no two share a page
     cache_ = std::make_unique<Memory>(size_t(rows) * row_bytes_);
