@@ -130,11 +130,12 @@ def _of_a_last_bit(request: Generate, logits: Logits, uniform: float, token: int
     rng = np.random.default_rng(0)
 
     def moved(logits: Logits, temperature: float) -> NDArray[np.float32]:
-        weights = softmax(logits, temperature)
-        return (weights * (1 + rng.uniform(-LAST_BIT, LAST_BIT, len(weights)))).astype(np.float32)
+        values, places = np.unique(logits, return_inverse=True)  # what is equal stays so
+        weights = softmax(values, temperature)
+        return (weights * (1 + rng.uniform(-LAST_BIT, LAST_BIT, len(weights)))).astype(np.float32)[places]
 
     with patch.object(sampling, "softmax", moved):
-        tried = (candidates(logits, request) for _ in range(40))
+        tried = (candidates(logits, request) for _ in range(200))
         return any(int(kept[invert(weights, uniform)]) == token for kept, weights in tried)
 
 
