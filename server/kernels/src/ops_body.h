@@ -44,7 +44,8 @@ template <int R>
 struct TileSums { F of[R][2]; };
 
 // Memory is to bring weights all the time, also while others are multiplied. So at each block a tile that has the panel to
-// itself fetches what comes AHEAD, and of several each fetches its share of the same block of the next panel.
+// itself fetches what comes AHEAD, and of several each fetches its share of the same block of the next panel. Few rows would
+// run ahead of that, and what they load take the places that fetching needs: each kilobyte they wait for what they have loaded.
 template <int BITS, bool ALONE>
 inline void fetch(const uint8_t *w, int inputs, Turn turn) {
     constexpr size_t BYTES = Matrix::block_bytes(BITS), LINE = 64;
@@ -60,6 +61,7 @@ inline TileSums<R> multiply_floats(const uint8_t *w, int inputs, const Rows &x, 
     for (int k = 0; k < inputs; k++, w += PANEL * 4) {
         auto *from = reinterpret_cast<const float *>(w);
         if (ALONE) prefetch(w + FLOATS_AHEAD), prefetch(w + FLOATS_AHEAD + 64);
+        if (ALONE && R <= 4 && k % 8 == 0) wait_for_loads();
         else if (k % BLOCK == 0) fetch<32, false>(w, inputs, turn);
         F w0 = load(from), w1 = load(from + LANES);
         each(std::make_index_sequence<R>{}, [&](auto r) {
@@ -82,6 +84,7 @@ inline TileSums<R> multiply_blocks(const uint8_t *w, int inputs, const Rows &x, 
     }
     for (int b = 0; b < inputs / BLOCK; b++, w += BYTES) {
         fetch<BITS, ALONE>(w, inputs, turn);
+        if (ALONE && BITS == 8 && R <= 2) wait_for_loads();
         I dot[R][2];
         for (int r = 0; r < R; r++) dot[r][0] = dot[r][1] = set_int(BITS == 8 && SIGNED_BYTES ? 0 : offset[r][b]);
         for (int j = 0; j < BITS; j++) {

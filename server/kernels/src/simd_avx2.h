@@ -128,6 +128,7 @@ inline I dot8(I sum, Bytes w, Bytes a) { return {add_signed(sum.a, w.a, a.a), ad
 inline I dot4(I sum, Bytes w, Bytes a) { return {add_dot(sum.a, w.a, a.a), add_dot(sum.b, w.b, a.b)}; }
 inline void prefetch(const void *p) { _mm_prefetch(static_cast<const char *>(p), _MM_HINT_T0); }
 inline void prefetch_far(const void *p) { _mm_prefetch(static_cast<const char *>(p), _MM_HINT_T1); }  // into the second-level cache
+inline void wait_for_loads() { _mm_lfence(); }  // until what was loaded is there
 
 }  // namespace
 }  // namespace gpt2d

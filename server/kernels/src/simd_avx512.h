@@ -75,6 +75,7 @@ inline I dot8(I sum, Bytes w, Bytes a) { return {_mm512_dpbusd_epi32(sum.v, w.v,
 inline I dot4(I sum, Bytes w, Bytes a) { return dot8(sum, w, a); }
 inline void prefetch(const void *p) { _mm_prefetch(static_cast<const char *>(p), _MM_HINT_T0); }
 inline void prefetch_far(const void *p) { _mm_prefetch(static_cast<const char *>(p), _MM_HINT_T1); }  // into the second-level cache
+inline void wait_for_loads() { _mm_lfence(); }  // until what was loaded is there
 
 }  // namespace
 }  // namespace gpt2d

@@ -132,6 +132,7 @@ inline I dot8(I sum, Bytes w, Bytes a) {
 inline I dot4(I sum, Bytes w, Bytes a) { return dot8(sum, w, a); }
 inline void prefetch(const void *) {}
 inline void prefetch_far(const void *) {}
+inline void wait_for_loads() {}
 
 }  // namespace
 }  // namespace gpt2d
