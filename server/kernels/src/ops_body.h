@@ -61,8 +61,8 @@ inline TileSums<R> multiply_floats(const uint8_t *w, int inputs, const Rows &x, 
     for (int k = 0; k < inputs; k++, w += PANEL * 4) {
         auto *from = reinterpret_cast<const float *>(w);
         if (ALONE) prefetch(w + FLOATS_AHEAD), prefetch(w + FLOATS_AHEAD + 64);
-        if (ALONE && R <= 4 && k % 8 == 0) wait_for_loads();
         else if (k % BLOCK == 0) fetch<32, false>(w, inputs, turn);
+        if (ALONE && R <= 4 && k % 8 == 0) wait_for_loads();
         F w0 = load(from), w1 = load(from + LANES);
         each(std::make_index_sequence<R>{}, [&](auto r) {
             F v = set(a[r][k]);
