@@ -44,8 +44,8 @@ template <int R>
 struct TileSums { F of[R][2]; };
 
 // Memory is to bring weights all the time, also while others are multiplied. So at each block a tile that has the panel to
-// itself fetches what comes AHEAD, and of several each fetches its share of the same block of the next panel. Few rows would
-// run ahead of that, and what they load take the places that fetching needs: each kilobyte they wait for what they have loaded.
+// itself fetches what comes AHEAD, and of several each fetches its share of the same block of the next panel. One or two rows at
+// int8 would run ahead of that, and what they load would take the places that fetching needs: they wait for it at each block.
 template <int BITS, bool ALONE>
 inline void fetch(const uint8_t *w, int inputs, Turn turn) {
     constexpr size_t BYTES = Matrix::block_bytes(BITS), LINE = 64;
@@ -62,7 +62,6 @@ inline TileSums<R> multiply_floats(const uint8_t *w, int inputs, const Rows &x, 
         auto *from = reinterpret_cast<const float *>(w);
         if (ALONE) prefetch(w + FLOATS_AHEAD), prefetch(w + FLOATS_AHEAD + 64);
         else if (k % BLOCK == 0) fetch<32, false>(w, inputs, turn);
-        if (ALONE && R <= 4 && k % 8 == 0) wait_for_loads();
         F w0 = load(from), w1 = load(from + LANES);
         each(std::make_index_sequence<R>{}, [&](auto r) {
             F v = set(a[r][k]);
