@@ -45,7 +45,7 @@ class IdleEngine(FakeEngine):
     """Engine whose logits are always the same few; it notes the time that it takes."""
 
     def __init__(self, rows: int, tokens: int) -> None:
-        """Make one of so many rows, that predicts the first `tokens` of the vocabulary alone."""
+        """Make one of `rows` rows, that predicts the first `tokens` of the vocabulary alone."""
         super().__init__(rows, CONTEXT, VOCABULARY)
         self.took_s = 0.0
         self._same = np.full((rows, VOCABULARY), -30, np.float32)

@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -184,6 +184,16 @@ def test_the_same_bits_while_the_number_of_threads_changes(tmp_path: Path) -> No
     other.close()
 
 
+def succeeds_in_a_fresh_process(check: Callable[[Path], None], folder: Path) -> None:
+    process = multiprocessing.get_context("spawn").Process(target=check, args=(folder,))
+    process.start()
+    process.join(60)
+    try:
+        assert process.exitcode == 0  # None: it waits for ever
+    finally:
+        process.kill()
+
+
 def share_one_core(folder: Path) -> None:
     """In a process of its own: two threads that have one core."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
@@ -199,13 +209,7 @@ def share_one_core(folder: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads are bound to a core as Linux does")
 def test_two_threads_that_share_a_core_become_one(tmp_path: Path) -> None:
-    process = multiprocessing.get_context("spawn").Process(target=share_one_core, args=(tmp_path,))
-    process.start()
-    process.join(60)
-    try:
-        assert process.exitcode == 0
-    finally:
-        process.kill()
+    succeeds_in_a_fresh_process(share_one_core, tmp_path)
 
 
 def test_an_idle_engine_takes_no_time(tmp_path: Path) -> None:
@@ -270,13 +274,7 @@ def live_with_little_memory(folder: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits its own memory as Linux does")
 def test_memory_that_runs_out_is_an_error_and_the_next_step_works(tmp_path: Path) -> None:
-    process = multiprocessing.get_context("spawn").Process(target=live_with_little_memory, args=(tmp_path,))
-    process.start()
-    process.join(60)
-    try:
-        assert process.exitcode == 0  # None: it waits for ever
-    finally:
-        process.kill()
+    succeeds_in_a_fresh_process(live_with_little_memory, tmp_path)
 
 
 def restore_into_used_memory(folder: Path) -> None:
@@ -289,14 +287,8 @@ def restore_into_used_memory(folder: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks for it as glibc does")
 def test_a_cache_needs_no_memory_that_is_zero(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MALLOC_PERTURB_", "128")  # each byte 0x7f, and two of them are no number in fp16
-    process = multiprocessing.get_context("spawn").Process(target=restore_into_used_memory, args=(tmp_path,))
-    process.start()
-    process.join(60)
-    try:
-        assert process.exitcode == 0
-    finally:
-        process.kill()
+    monkeypatch.setenv("MALLOC_PERTURB_", "128")  # each byte 0x7f, and two of them are a NaN in fp16
+    succeeds_in_a_fresh_process(restore_into_used_memory, tmp_path)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads what is resident as Linux says it")
