@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -29,6 +31,27 @@ OLD = {
 }
 """Greetings of a DEALER without a name of its own."""
 
+ASKERS = """
+import sys
+import zmq
+from protocol import codec, messages as m, sockets
+from protocol.keys import CurveKeys
+
+endpoint, server_key, secret = sys.argv[1:]
+context = zmq.Context()
+for line in sys.stdin:
+    if line == "0\\n":
+        context.destroy(linger=5000)
+        context = zmq.Context()
+    else:
+        socket = sockets.dealer(context, 1 << 20)
+        sockets.use_curve(socket, server_key, CurveKeys.of(secret))
+        socket.immediate = False
+        socket.connect(endpoint)
+        socket.send(codec.encode(m.Ping(id=int(line))))
+context.destroy()
+"""
+
 
 class Place:
     """The gateway's socket, and what receives from it."""
@@ -47,13 +70,14 @@ class Place:
         return list(self.front.receive(64))
 
     def until(self, true: Callable[[], bool]) -> None:
-        """Answer and note what happens to connections until something is true, and read no message."""
+        """Do all that the gateway does with connections until something is true, and read no message."""
         give_up = time.monotonic() + 10
         while not true():
             assert time.monotonic() < give_up
             self.front.sockets[1].poll(10)
             self.front.watch()
             self._guard.answer(self.front.watch)
+            self.front.cut()  # and lets go of those that came while nobody looked
 
     def close(self) -> None:
         self._guard.close()
@@ -130,30 +154,43 @@ def test_a_peer_of_an_old_zmtp_is_told_so_once(place: Place, version: str) -> No
         assert place.sessions.outcomes["refused", "version_mismatch"] == 1
 
 
+@contextmanager
+def askers(place: Place, server_key: str, key: CurveKeys) -> Iterator[Callable[[int], None]]:
+    """Give what opens a connection that asks a question of that id, or closes all: id 0.
+
+    In a process of its own: in this one the peers' descriptors would be among those that new connections can get.
+    """
+    command = [sys.executable, "-c", ASKERS, place.endpoint, server_key, key.secret]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, text=True) as process:
+        assert process.stdin
+        to_it = process.stdin
+
+        def ask(request: int) -> None:
+            to_it.write(f"{request}\n")
+            to_it.flush()
+
+        yield ask
+        to_it.close()
+
+
 def test_with_keys_what_an_ended_connection_has_left_is_not_the_next_ones(tmp_path: Path) -> None:
     """Which has its descriptor: the numbers that connections get as they are admitted tell them apart."""
     server, client = CurveKeys.new(), CurveKeys.new()
     write_public(tmp_path / "keys" / "a.pub", client.public, "generate")
-    with closing(Place(server, Keyring(tmp_path / "keys"))) as place, ExitStack() as stack:
-        peers: zmq.Context[zmq.Socket[bytes]] = stack.enter_context(zmq.Context())
-
-        def asker(request: m.AnyRequest) -> zmq.Socket[bytes]:
-            socket = stack.enter_context(sockets.dealer(peers, 1 << 20))
-            sockets.use_curve(socket, server.public, client)
-            socket.immediate, socket.linger = False, 5000
-            socket.connect(place.endpoint)
-            socket.send(codec.encode(request))
-            return socket
-
-        first = asker(m.Ping(id=1))
+    with closing(Place(server, Keyring(tmp_path / "keys"))) as place, askers(place, server.public, client) as ask:
+        ask(1)
         place.until(lambda: bool(place.socket.poll(0)))
         (fd,) = place.front._connections._all
-        first.close()
+        ask(0)
         place.until(lambda: place.front.ended == 1)
-        asker(m.Ping(id=2))
-        place.until(lambda: fd in place.front._connections and place.front._guard.admitted == 2)
+        later: list[int] = []
+        while fd not in place.front._connections:  # a file that is open for a moment, a key's say, can have it instead
+            later.append(len(later) + 2)
+            ask(later[-1])
+            place.until(lambda: len(place.front._connections) == len(later) == place.front._guard.admitted - 1)
         messages: list[Message] = []
-        while not messages:
-            messages = place.turn()
-        assert [codec.decode_request(message.frame).id for message in messages] == [2]
-        assert messages[0].user == client.public and messages[0].fd == fd
+        while len(messages) < len(later):
+            messages += place.turn()
+        assert sorted(codec.decode_request(message.frame).id for message in messages) == later
+        assert {message.user for message in messages} == {client.public}
+        assert [codec.decode_request(message.frame).id for message in messages if message.fd == fd] == later[-1:]
