@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     if unknown := [kind for kind in args.kinds if kind not in KINDS]:
-        parser.error(f"there is no kind {unknown[0]!r}; there are {', '.join(KINDS)}")
+        parser.error(f"unknown kind {unknown[0]!r}; the kinds are {', '.join(KINDS)}")
     wrong = 0
     for kind in args.kinds or KINDS:
         rounded, others = compare(kind, args.draws, args.set, args.seed)

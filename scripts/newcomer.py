@@ -81,7 +81,7 @@ class Bare:
     def run(
         self, *command: str, offline: bool = False, interrupt_s: float | None = None, folder: str | None = None
     ) -> Done:
-        """Run a command as the user types it; `interrupt_s`: press Ctrl-C after so many seconds."""
+        """Run a command as the user types it; `interrupt_s`: press Ctrl-C after that many seconds."""
         text = f"cd {shlex.quote(folder or self.checkout)} && exec {shlex.join(command)}"
         words = ["chroot", f"--userspec={self.machine.user}", str(self.root), "/bin/sh", "-c", text]
         if offline:

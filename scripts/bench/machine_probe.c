@@ -155,7 +155,7 @@ PRODUCTS(signed_dot_256, __m256i, 8, SIGNED_DOT_256, 32)
 PRODUCTS(fma_256, __m256, 12, FMA_256, 8)
 #endif
 
-/* Multiplications (each with its addition) a second, as the kernels of an instruction set do them for weights of so many
+/* Multiplications (each with its addition) a second, as the kernels of an instruction set do them for weights of `bits`
  * bits; negative where this processor or this file has none. */
 double probe_products(const char *instruction_set, int bits, int threads, int passes) {
 #ifdef __AVX512VNNI__

@@ -7,23 +7,23 @@
     python -m scripts.bench.rows --like gpt2 --precisions int8 --rows 1,8 --past 33 --busy 1 --busy-share 5/16
 
 The kernels are called directly, without a daemon and without a sampler, with made-up keys and values. Steps of all rows
-take turns within a process; there are several processes, since a machine that others share has states that last for
-minutes. In each the machine itself is measured, by as many threads as the steps have:
+take turns within a process, a few of the same kind in each; there are several processes, since where their memory lies
+and what others do on the machine differ by a tenth. The machine is measured too, by as many threads as the steps have:
 
-    B   GB/s that memory is read with: loads over these weights, the best of five passes, before and after the steps
+    B   GB/s that memory is read with: one pass of loads over these weights before each turn and one after it
     C   GMAC/s that the format can do: 0.76 of the dot products alone (blocks of 32 inputs have scales), at fp32 all of
-        the fused multiply-adds; also measured before and after
+        the fused multiply-adds; before and after the steps
     L   max(bytes of weights / B, products / C) + bytes of keys and values / B + 0.1 ms
 
-Judge a step by `x L`, its time over L of the same process, and not by another run's milliseconds. `best` is the process
-with the shortest median, and B, L, GB/s (weights, keys and values) and GMAC/s (matrices) are of that process; `median`
-is that of all processes. `now` is a single pass of the same loads between the steps, the median: where it is far below
-B, the machine was busy or changed its state meanwhile, and `x L` says more of that than of the engine. Where it is
-above what was read before and after, it is B.
+Memory that others share changes its speed within seconds. So each turn is judged by an L of its own, from the B beside
+it: judge a step by `x L`, the median of all turns' time over L, and not by another run's milliseconds; `least` and
+`most` are those of the processes. ms, B, L, GB/s (weights, keys and values) and GMAC/s (matrices) are medians of all
+turns, too. `best` B is the fastest pass beside any turn.
 
---against has a second build of the kernels take turns with the first (A B, then B A): `x first` is its median time over
-that of the first build. --busy runs other processes beside the steps, and has three take turns: all threads, one, and
-as many as the daemon's engine chooses; times are then means, since what counts is how many tokens come in a second.
+--against has a second build of the kernels take turns with the first (A B, then B A): `x first` is its time over that
+of the first build, the median of all turns. --busy runs other processes beside the steps, and has three take turns: all
+threads, one, and as many as the daemon's engine chooses; times of a turn are then means, since what counts is how many
+tokens come in a second, and B is that of the quiet machine before.
 Tables go to stderr. The one line on stdout is a JSON object with every time and with the state of the machine: keep it
 with the figures.
 """
@@ -47,7 +47,7 @@ import numpy as np
 from protocol.errors import Gpt2dError
 from scripts.bench.arguments import add_place, find_model
 from scripts.bench.engine import as_module, module_environment
-from scripts.bench.machine import Step, amount, compile_probe
+from scripts.bench.machine import Amount, Step, amount, compile_probe
 from scripts.bench.peers import alone
 from scripts.bench.steps import Build, Order
 from server.catalogue.architecture import PUBLISHED, Architecture
@@ -70,7 +70,7 @@ def numbers(text: str) -> list[int]:
 
 
 def share(text: str) -> tuple[float, float]:
-    """Parse milliseconds of each so many, as in 5/16. Raises: ValueError."""
+    """Parse how many milliseconds of how many, as in 5/16. Raises: ValueError."""
     busy, period = (float(word) for word in text.split("/"))
     if not 0 < busy <= period:
         raise ValueError(text)
@@ -97,7 +97,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--prefill", type=int, metavar="N", help="a prompt's tokens; 0: none (default: 512, if it fits)")
     made.add_argument("--processes", type=int, default=4, help="of each precision (default: %(default)s)")
     made.add_argument(
-        "--turns", type=int, default=20, help="turns of each step, of three times (default: %(default)s; 3 with --busy)"
+        "--turns",
+        type=int,
+        default=20,
+        help="turns of each step, of three steps each (default: %(default)s; 3 with --busy)",
     )
     made.add_argument("--instruction-set", metavar="NAME", help="avx512 or avx2 (default: the best here)")
     made.add_argument("--kernels", type=Path, metavar="FILE", help="libgpt2d_kernels.so (default: the installed one)")
@@ -176,38 +179,57 @@ def run(order: Order) -> dict[str, Any]:
     return found
 
 
+@dataclass(frozen=True)
+class Turns:
+    """Turns of a step with one build in one process."""
+
+    ms: list[float]
+    """Of each turn: the median of its steps, or beside busy processes their mean."""
+    read_gb_s: list[float]
+    least_ms: list[float]
+    """L of each turn."""
+
+    @property
+    def over(self) -> list[float]:
+        """Each turn's time over its L."""
+        return [ms / least for ms, least in zip(self.ms, self.least_ms, strict=True)]
+
+
+def turns_of(process: dict[str, Any], section: int, build: int, work: Amount, *, busy: bool) -> Turns:
+    """Return what a process has measured of a step with a build."""
+    found = process["sections"][section]["builds"][build]
+    middle, read = statistics.fmean if busy else statistics.median, found["read_gb_s"]
+    return Turns([middle(ms) for ms in found["ms"]], read, [work.least_ms(b, process["gmac_s"]) for b in read])
+
+
 def print_table(order: Order, arch: Architecture, processes: Sequence[dict[str, Any]]) -> None:
-    middle = statistics.fmean if order.busy else statistics.median
-    meeting_us = statistics.median(process["meeting_us"] for process in processes)
-    load = max(process["load_average"] for process in processes)
+    median = statistics.median
     say(
         f"\n{order.precision}, {order.instruction_set}, {order.threads} threads, {len(processes)} processes, "
-        f"a meeting of the threads {meeting_us:.2f} us, load average {load:.1f}"
+        f"a meeting of the threads {median(process['meeting_us'] for process in processes):.2f} us, "
+        f"C {median(process['gmac_s'] for process in processes):.0f} GMAC/s, "
+        f"load average {max(process['load_average'] for process in processes):.1f}"
     )
     say(
-        f"{'rows':>14}{'past':>6}{'ms best':>9}{'median':>8}{'least':>8}{'B':>7}{'now':>6}{'C':>6}{'L':>8}"
-        f"{'x L best':>10}{'median':>8}{'GB/s':>7}{'GMAC/s':>8}{'tokens/s':>10}"
-        f"{'  x first' if len(order.builds) > 1 else ''}"
+        f"{'rows':>14}{'past':>6}{'ms':>9}{'B':>7}{'best':>6}{'L':>8}{'x L':>7}{'least':>7}{'most':>6}"
+        f"{'GB/s':>7}{'GMAC/s':>8}{'tokens/s':>10}{'  x first' if len(order.builds) > 1 else ''}"
     )
     for i, section in enumerate(processes[0]["sections"]):
         step = Step(**section["step"])
-        work, sections = amount(arch, order.precision, step), [process["sections"][i] for process in processes]
-        now = [statistics.median(s["read_gb_s"]["between"]) for s in sections]
-        read = [max(s["read_gb_s"]["before"], s["read_gb_s"]["after"], n) for s, n in zip(sections, now, strict=True)]
-        least = [work.least_ms(gb_s, p["gmac_s"]) for gb_s, p in zip(read, processes, strict=True)]
-        first = [middle(s["ms"][0]) for s in sections]
+        work = amount(arch, order.precision, step)
+        of_first: list[float] = []
         for j, build in enumerate(order.builds):
-            ms = [middle(s["ms"][j]) for s in sections]
-            best = ms.index(min(ms))
-            over = [t / shortest for t, shortest in zip(ms, least, strict=True)]
-            x_first = statistics.median(t / f for t, f in zip(ms, first, strict=True))
+            runs = [turns_of(process, i, j, work, busy=bool(order.busy)) for process in processes]
+            times, read = [ms for run in runs for ms in run.ms], [b for run in runs for b in run.read_gb_s]
+            ms, over = median(times), [median(run.over) for run in runs]
+            of_first = of_first or times
+            x_first = median(t / f for t, f in zip(times, of_first, strict=True))
             say(
-                f"{step.name if j == 0 else '':>14}{step.past:6}{ms[best]:9.3f}{statistics.median(ms):8.3f}"
-                f"{min(min(s['ms'][j]) for s in sections):8.3f}{read[best]:7.1f}"
-                f"{now[best]:6.1f}{processes[best]['gmac_s']:6.0f}"
-                f"{least[best]:8.3f}{over[best]:10.2f}{statistics.median(over):8.2f}"
-                f"{(work.weight_bytes + work.kv_bytes) / ms[best] / 1e6:7.1f}{work.macs / ms[best] / 1e6:8.0f}"
-                f"{step.rows * step.tokens / ms[best] * 1e3:10.0f}"
+                f"{step.name if j == 0 else '':>14}{step.past:6}{ms:9.3f}{median(read):7.1f}{max(read):6.1f}"
+                f"{median(least for run in runs for least in run.least_ms):8.3f}"
+                f"{median(x for run in runs for x in run.over):7.2f}{min(over):7.2f}{max(over):6.2f}"
+                f"{(work.weight_bytes + work.kv_bytes) / ms / 1e6:7.1f}{work.macs / ms / 1e6:8.0f}"
+                f"{step.rows * step.tokens / ms * 1e3:10.0f}"
                 f"{f'{x_first:9.3f} {build.name}' if len(order.builds) > 1 else ''}"
             )
 

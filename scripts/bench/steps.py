@@ -11,10 +11,11 @@ import contextlib
 import ctypes
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,16 +23,18 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from scripts.bench.machine import PASSES, Probe, Step
+from scripts.bench.machine import Probe, Step
 from server.catalogue.architecture import Architecture
 from server.catalogue.engines import TRAITS
 from server.engines.base import KV
 from server.engines.native import NativeEngine, shape_of
 
+ASLEEP_S = 0.001
+"""Pause before memory is read: the kernels' threads look for another step that long, which would take a core."""
 TIMED = 3
 """Steps of a turn that count, after one that brings back what the others have displaced."""
 PREFILL_TURNS = 3
-"""A prefill takes as long as dozens of steps: it is in one of so many turns."""
+"""A prefill takes as long as dozens of steps: it is in every third turn only."""
 BUSY_TURN_S = 2.0
 """Length of a turn beside busy processes: hundreds of slices of the scheduler, and some trials of another number of
 threads.
@@ -201,30 +204,35 @@ def busy_processes(order: Order) -> Iterator[None]:
             spinner.communicate()
 
 
+@dataclass
+class Times:
+    """Times of a step with one build, turn by turn, and how fast memory was read beside each turn."""
+
+    ms: list[list[float]]
+    read_gb_s: list[float]
+
+
 def measure(order: Order) -> dict[str, Any]:
     first = Model(order, order.builds[0])
     others = [Model(order, build) if build.library else Engine(order, build) for build in order.builds[1:]]
     models: list[Timed] = [first, *others]
     probe, rng = Probe(Path(order.probe), order.threads), np.random.default_rng(1)
 
-    def read(passes: int = PASSES) -> float:
-        return round(probe.read_gb_s(first.address, first.size, passes), 2)
+    quiet = probe.read_gb_s(first.address, first.size)
+
+    def read() -> float:
+        time.sleep(ASLEEP_S)
+        return quiet if order.busy else probe.read_gb_s(first.address, first.size, 1)
 
     load, meeting_us = os.getloadavg()[0], probe.meeting_us()
     gmac_s = probe.gmac_s(order.instruction_set, order.precision)
-    before, sections = read(), []
+    sections = []
     for past in dict.fromkeys(step.past for step in order.steps):
-        steps = [step for step in order.steps if step.past == past]
-        times: dict[Step, list[list[float]]] = {step: [[] for _ in models] for step in steps}
-        between = []
+        times = {step: [Times([], []) for _ in models] for step in order.steps if step.past == past}
         with busy_processes(order):
             for turn in range(order.turns):
-                between.append(read(1))
-                take_turn(turn, models, times, order, rng)
-        after = read()
-        machine = {"before": before, "between": between, "after": after}
-        sections += [{"step": asdict(step), "read_gb_s": machine, "ms": times[step]} for step in steps]
-        before = after
+                take_turn(turn, models, times, order, rng, read)
+        sections += [{"step": asdict(step), "builds": [asdict(t) for t in found]} for step, found in times.items()]
     return {
         "gmac_s": round(max(gmac_s, probe.gmac_s(order.instruction_set, order.precision)), 1),
         "meeting_us": round(meeting_us, 3),
@@ -236,22 +244,30 @@ def measure(order: Order) -> dict[str, Any]:
 def take_turn(
     turn: int,
     models: Sequence[Timed],
-    times: dict[Step, list[list[float]]],
+    times: dict[Step, list[Times]],
     order: Order,
     rng: np.random.Generator,
+    read: Callable[[], float],
 ) -> None:
-    """Have each build compute some steps of each kind, in the other order than in the turn before; add their times."""
+    """Have each build compute some steps of each kind, in the other order than in the turn before; add their times.
+
+    Memory is read before and after each build's: what counts is the mean time of these two.
+    """
     for step, lists in times.items():
         if step.tokens > 1 and turn % PREFILL_TURNS:
             continue
         pairs = list(zip(models, lists, strict=True))
+        before = read()
         for model, found in pairs if turn % 2 == 0 else reversed(pairs):
             model.time(step, rng)
             until = time.perf_counter() + (BUSY_TURN_S if order.busy else 0)
             taken = [model.time(step, rng) for _ in range(1 if step.tokens > 1 else TIMED)]
             while time.perf_counter() < until:
                 taken.append(model.time(step, rng))
-            found += [round(ms, 4) for ms in taken]
+            after = read()
+            found.ms.append([round(ms, 4) for ms in taken])
+            found.read_gb_s.append(round(statistics.harmonic_mean([before, after]), 2))
+            before = after
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from server.launch.spec import CUT_OFF, UNREACHED, Spec
 from server.link import Beat, Ready
 
 ROWS_SHARE = 8
-"""Part of the memory, one in so many, that the rows of one model take by default."""
+"""The rows of one model take at most one part in this many of the memory by default."""
 STOP_S = 2.0
 """Time that a worker may take to end by itself before it is killed."""
 

@@ -145,7 +145,7 @@ def stride_of(request: m.Score, context: int) -> int:
 
 
 def check_cost(tokens: int, stride: int, context: int) -> None:
-    """Check that a text of so many tokens is not too much work. Raises: BadRequest, which says what would do."""
+    """Check that a text of `tokens` tokens is not too much work. Raises: BadRequest, which says what would do."""
     more = max(0, tokens - context)
     windows = 1 + math.ceil(more / stride)
     if windows * context <= MAX_COMPUTED:
