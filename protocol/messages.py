@@ -124,6 +124,9 @@ class OfText(Request, frozen=True):
 class Tokenize(OfText, frozen=True, tag="tokenize"):
     """Text to tokens, or tokens to text; answered by Tokenized."""
 
+    about: bool = False
+    """Whether to tell of the tokenizer, too."""
+
 
 class Score(OfText, frozen=True, tag="score"):
     """The log-probabilities of a text; answered by Scored. One longer than the context is scored in windows, `stride`
@@ -132,6 +135,8 @@ class Score(OfText, frozen=True, tag="score"):
 
     stride: Annotated[int, Meta(ge=1, le=65_536)] | None = None
     """At most the model's context. None: 512, or half the context where that is less."""
+    top: Annotated[int, Meta(ge=0, le=20)] = 0
+    """Number of the likeliest tokens to tell for the place of each token."""
 
     @property
     def cost(self) -> int:
@@ -419,6 +424,10 @@ class Alternative(Told, frozen=True, kw_only=True):
     id: int
     text: str
     logprob: float
+    name: str = ""
+    """What the token is called where its text does not say which it is: a special one's name, or the bytes of a part of
+    a character, as `bytes:\\xe2\\x80`. Empty: its text.
+    """
 
 
 class TokenLogprobs(Told, frozen=True, kw_only=True):
@@ -427,6 +436,8 @@ class TokenLogprobs(Told, frozen=True, kw_only=True):
     text: str
     logprob: float
     top: list[Alternative]
+    name: str = ""
+    """As in Alternative."""
 
 
 class Tokens(Reply, frozen=True, tag_field="type", tag="tokens"):
@@ -693,6 +704,21 @@ class Generated(Result, frozen=True, tag="generate"):
     """
 
 
+class TokenizerInfo(Told, frozen=True, kw_only=True):
+    """What a model's files say of its texts."""
+
+    context: int
+    """Most tokens of a prompt and what is written after it."""
+    before: list[int]
+    """Tokens that are put before every text."""
+    bos: str
+    """Name of the token that an empty prompt begins with; empty where there is none."""
+    eos: list[str]
+    """Names of the tokens that end a text."""
+    chat_template: str
+    """Template in Jinja that makes a prompt of a conversation; empty where there is none."""
+
+
 class Tokenized(Result, frozen=True, tag="tokenize"):
     """`offsets[i]` and the one after it enclose the bytes of token i in the UTF-8 text; there is one more of them than
     tokens.
@@ -701,6 +727,8 @@ class Tokenized(Result, frozen=True, tag="tokenize"):
     text: str
     ids: list[int]
     offsets: list[int]
+    about: TokenizerInfo | None = None
+    """Where asked for."""
 
 
 class Scored(Result, frozen=True, tag="score"):
@@ -713,6 +741,11 @@ class Scored(Result, frozen=True, tag="score"):
     bits_per_byte: float
     """Bits per byte of the UTF-8 text, without the first token."""
     elapsed_ms: float
+    top: list[list[Alternative]] = []
+    """For each of `ids`, where asked for: the likeliest tokens at its place, best first; none for the first.
+
+    A token has the same log-probability there as in `logprobs`, to the last bit.
+    """
 
 
 class WorkerStats(Told, frozen=True, kw_only=True):

@@ -18,6 +18,7 @@ from protocol.errors import BadModel
 from server.catalogue.architecture import Architecture, read_architecture
 from server.catalogue.files import (
     ADAPTER_CONFIG,
+    CHAT_FILE,
     CONFIG_FILE,
     GENERATION_FILE,
     OTHER_FILES,
@@ -159,7 +160,8 @@ def tokenizer_folder(folder: Path, base: Path | None) -> Path:
     named = (folder / SETTINGS_FILE).is_file()
     if base is None or (named and has_tokenizer(folder)):
         return folder
-    if beside := [name for name in OTHER_FILES if name != GENERATION_FILE and (folder / name).is_file()]:
+    apart = {GENERATION_FILE, CHAT_FILE}
+    if beside := [name for name in OTHER_FILES if name not in apart and (folder / name).is_file()]:
         missing = "its vocabulary" if named else SETTINGS_FILE
         raise BadModel(
             f"{beside[0]} is here without {missing}: put all files of the adapter's own tokenizer beside it, or take "

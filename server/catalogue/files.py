@@ -18,6 +18,7 @@ from protocol.errors import BadModel
 
 CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
+CHAT_FILE = "chat_template.jinja"
 WEIGHTS_FILE = "model.safetensors"
 TORCH_FILE = "pytorch_model.bin"
 INDEX = ".index.json"
@@ -33,7 +34,7 @@ TOKENIZER_FILES = (
 """Files that together are a tokenizer: any of these may do, which one the tokenizer's class says."""
 NO_TOKENIZER = "tokenizer.json (or vocab.json with merges.txt, or vocab.txt, or spiece.model) is missing"
 OTHER_FILES = (
-    GENERATION_FILE, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    GENERATION_FILE, CHAT_FILE, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     *(name for names in TOKENIZER_FILES for name in names),
 )  # fmt: skip
 """What may lie beside: it goes wherever the model goes."""

@@ -34,6 +34,7 @@ from server.checkpoint.tokenizer_settings import (
     TOKENIZER_JSON,
     Settings,
     Token,
+    read_chat_template,
     read_settings,
 )
 
@@ -62,6 +63,8 @@ class ModelTokenizer:
     """Whether spaces before punctuation go when tokens are decoded, as transformers' clean_up_tokenization_spaces."""
     notices: tuple[str, ...]
     """What the loader's user should know."""
+    chat_template: str = ""
+    """What makes a prompt of a conversation, in Jinja."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,7 @@ def _read(folder: Path) -> ModelTokenizer:
         byte_level,
         clean_up=bool(settings.options.get("clean_up_tokenization_spaces", False)) and (not bpe or bool(forced)),
         notices=tuple(notices),
+        chat_template=read_chat_template(folder, settings),
     )
 
 

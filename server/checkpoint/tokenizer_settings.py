@@ -14,13 +14,14 @@ from typing import Any, TypeAlias
 from tokenizers import AddedToken
 
 from protocol.errors import BadModel
-from server.catalogue.files import CONFIG_FILE
+from server.catalogue.files import CHAT_FILE, CONFIG_FILE
 
 Token: TypeAlias = str | AddedToken
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 MAX_TOKENIZER_BYTES = 32 << 20
 """Largest file of a tokenizer. A vocabulary of 250,000 tokens takes 17 MB as JSON."""
 MAX_SETTINGS_BYTES = 4 << 20
+MAX_TEMPLATE_BYTES = 1 << 20
 GPT2_ROWS = 50257
 TOKENIZER_JSON = "tokenizer.json"
 SETTINGS_FILE = "tokenizer_config.json"
@@ -103,6 +104,28 @@ def read_json(file: Path, most: int = MAX_SETTINGS_BYTES) -> dict[str, Any] | No
     if not isinstance(content, dict):
         raise BadModel(f"the tokenizer cannot be read: {file.name} must hold an object")
     return content
+
+
+def read_chat_template(folder: Path, settings: Settings) -> str:
+    """Return the template of conversations, which a file of its own holds or the options; of several the default.
+
+    It is handed on as it is. Raises: BadModel, OSError.
+    """
+    file = folder / CHAT_FILE
+    if file.is_file():
+        if (size := file.stat().st_size) > MAX_TEMPLATE_BYTES:
+            raise BadModel(
+                f"{file.name} has {size} bytes, more than the {MAX_TEMPLATE_BYTES} that such a file may have"
+            )
+        try:
+            return file.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise BadModel(f"{file.name} is not UTF-8 text") from None
+    found = settings.options.get("chat_template")
+    if isinstance(found, list):
+        named = [one for one in found if isinstance(one, dict) and one.get("name") == "default"]
+        found = named[0].get("template") if named else None
+    return found if isinstance(found, str) else ""
 
 
 def _refuse(options: dict[str, Any]) -> None:

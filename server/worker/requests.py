@@ -14,7 +14,7 @@ from server.link import Work
 from server.worker.beams import BeamSearch
 from server.worker.contrastive import ContrastiveSearch
 from server.worker.replies import Answer, Continuations, Served
-from server.worker.scoring import Scoring, check_cost, stride_of
+from server.worker.scoring import Scoring, check_cost, check_told, stride_of
 from server.worker.sequence import Generation, Sequence
 from server.worker.task import Prompt
 from server.worker.text import Text
@@ -33,7 +33,8 @@ class Requests:
     def tokenized(self, request_id: int, request: m.Tokenize) -> m.Tokenized:
         """Answer a tokenize request. Raises: BadRequest for a token that does not exist, or too many."""
         spans = self._text.spans(request)
-        return m.Tokenized(id=request_id, text=spans.text, ids=spans.ids, offsets=spans.offsets)
+        about = self._text.about(self._engine.context) if request.about else None
+        return m.Tokenized(id=request_id, text=spans.text, ids=spans.ids, offsets=spans.offsets, about=about)
 
     def scoring(self, work: Work, request: m.Score, received: float) -> Opened:
         """Make the task of a score request, which is its answer too.
@@ -48,8 +49,10 @@ class Requests:
                 f"score: stride must be at most the context of {self._engine.context} tokens, got {request.stride}"
             )
         check_cost(len(spans.ids), stride_of(request, self._engine.context), self._engine.context)
+        check_told(len(spans.ids), request.top)
         sizes = [end - start for start, end in itertools.pairwise(spans.offsets)]
-        scoring = Scoring(work, request, spans.ids, sizes, self._engine.context, received)
+        told = self._text.vocabulary.alternative
+        scoring = Scoring(work, request, spans.ids, sizes, self._engine.context, received, told)
         return scoring, [scoring]
 
     def generation(self, work: Work, request: m.Generate, received: float) -> Opened:

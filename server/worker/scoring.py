@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 
 import numpy as np
 
@@ -17,12 +18,14 @@ from protocol import messages as m
 from protocol.errors import BadRequest
 from server.engines.base import Engine, Hidden, Logits
 from server.link import Work
-from server.worker.softmax import log_probabilities
+from server.worker.softmax import log_totals
 
 MAX_COMPUTED = 4_000_000
 """Most tokens that are computed for one text, those of every window counted: some minutes of a model of 124 M."""
 STRIDE = 512
 """Distance of two windows by default, where half the context is not less."""
+MAX_TOLD = 50_000
+"""Most alternatives of one answer: some 3 MB."""
 
 
 class Scoring:
@@ -42,9 +45,18 @@ class Scoring:
     owner = 0
 
     def __init__(
-        self, work: Work, request: m.Score, tokens: list[int], sizes: list[int], context: int, received: float
+        self,
+        work: Work,
+        request: m.Score,
+        tokens: list[int],
+        sizes: list[int],
+        context: int,
+        received: float,
+        told: Callable[[int, float], m.Alternative],
     ) -> None:
-        """Make a task; `sizes` are the tokens' lengths in bytes, `received` is on the monotonic clock."""
+        """Make a task; `sizes` are the tokens' lengths in bytes, `received` is on the monotonic clock, and `told` makes
+        what is told of a possible token.
+        """
         self.id = work.id
         self.group = work.group
         self.row = -1
@@ -57,6 +69,10 @@ class Scoring:
         self._context = context
         self._stride = stride_of(request, context)
         self._logprobs = np.zeros(len(tokens), np.float64)  # [tokens]
+        self._count = request.top
+        self._told = told
+        self._top: list[list[m.Alternative]] = [[]]
+        """As far as they are scored; none for the first token."""
         self._begin = 0
         self._scored = 1  # nothing comes before the first token
         self._received = received
@@ -101,7 +117,10 @@ class Scoring:
         if wanted:
             at = self._begin + self.cached + wanted[0] + 1
             successors = self._tokens[at : at + len(wanted)]
-            self._logprobs[at : at + len(wanted)] = log_probabilities(logits, successors)
+            totals = log_totals(logits)
+            self._logprobs[at : at + len(wanted)] = logits[np.arange(len(wanted)), successors] - totals
+            if self._count:
+                self._top.extend(self._likeliest(row, total) for row, total in zip(logits, totals, strict=True))
             self._scored = at + len(wanted)
         self.cached += count
         if self.cached < self.prompt_tokens:
@@ -113,6 +132,16 @@ class Scoring:
             self.ids = self._tokens[self._begin : self._begin + self._context]
             self.cached = 0
         return ()
+
+    def _likeliest(self, logits: Logits, total: np.float64) -> list[m.Alternative]:
+        """Return the likeliest tokens, best first, of equal ones that with the lowest number.  # [vocabulary]"""
+        if self._count == 1:
+            best = logits.argmax(0, keepdims=True)
+        else:
+            best = np.sort(np.argpartition(logits, len(logits) - self._count)[len(logits) - self._count :])
+            best = best[np.argsort(-logits[best], kind="stable")]
+        logs = logits[best] - total
+        return list(map(self._told, best.tolist(), logs.tolist()))
 
     def rest(self) -> tuple[m.Tokens, ...]:
         return ()
@@ -136,6 +165,7 @@ class Scoring:
             perplexity=math.exp(min(loss / count, 700.0)),
             bits_per_byte=loss / math.log(2) / size,
             elapsed_ms=(time.monotonic() - self._received) * 1000,
+            top=self._top if self._count else [],
         )
 
 
@@ -156,3 +186,12 @@ def check_cost(tokens: int, stride: int, context: int) -> None:
         f"{windows * context:,} tokens to compute, and the limit is {MAX_COMPUTED:,}; a stride of {enough} keeps to "
         "it, and so does the text in parts"
     )
+
+
+def check_told(tokens: int, top: int) -> None:
+    """Check that one answer has room for what is to be told. Raises: BadRequest, which says what would do."""
+    if tokens * top > MAX_TOLD:
+        raise BadRequest(
+            f"score: {top} alternatives for each of {tokens} tokens are more than the {MAX_TOLD:,} of one answer; ask "
+            f"for a smaller `top`, or send the text in parts of {MAX_TOLD // top} tokens"
+        )

@@ -201,9 +201,9 @@ class Sequence:
         """Note why a token was chosen, and look whether its text completes a stop string."""
         if self.sampler.explanations:
             explanation = self.sampler.explanations.popleft()
-            text_of = self._vocabulary.text_of
-            top = [m.Alternative(id=i, text=text_of(i), logprob=p) for i, p in explanation.top]
-            self._logprobs.append(m.TokenLogprobs(text=text_of(token), logprob=explanation.logprob, top=top))
+            own = self._vocabulary.alternative(token, explanation.logprob)
+            top = [self._vocabulary.alternative(other, logprob) for other, logprob in explanation.top]
+            self._logprobs.append(m.TokenLogprobs(text=own.text, name=own.name, logprob=own.logprob, top=top))
         if self.request.stop:
             self._decode()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Many
 from typing import TypeVar
 
 import numpy as np
@@ -36,14 +35,13 @@ def log_softmax(logits: NDArray[Float]) -> NDArray[Float]:
     return result
 
 
-def log_probabilities(logits: Logits, tokens: Many[int]) -> NDArray[np.float64]:
-    """Return the natural log-probability of one token in each row of [rows, vocabulary].  # [rows]
+def log_totals(logits: Logits) -> NDArray[np.float64]:
+    """Return what makes a log-probability of a logit of its row of [rows, vocabulary], subtracted from it.  # [rows]
 
     Raises: as `softmax`.
     """
     highest = _highest(logits)
-    totals = _log_sum(logits - highest) + highest  # [rows, 1]
-    result: NDArray[np.float64] = logits[np.arange(len(tokens)), tokens] - totals[:, 0]
+    result: NDArray[np.float64] = (_log_sum(logits - highest) + highest)[:, 0]
     return result
 
 

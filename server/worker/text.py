@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Many
+from collections.abc import Callable, Sequence as Many
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from tokenizers import Encoding, Tokenizer, models
 
 from protocol.errors import BadRequest
-from protocol.messages import OfText
+from protocol.messages import Alternative, OfText, TokenizerInfo
 from server.catalogue.architecture import Architecture
 from server.checkpoint.decoder import BYTE, read_stages
 from server.checkpoint.tokenizer import ModelTokenizer, bound_cache
@@ -18,6 +18,7 @@ from server.worker.increments import ByteDecoder, CleanDecoder, Decoder, Increme
 
 MAX_TOKENS = 65_536
 """Largest number of tokens of a text that is tokenised or scored, since one reply has to hold them."""
+REPLACEMENT = "\ufffd"
 SPACE = "\u2581"
 """Character for a space, in the tokens of sentencepiece."""
 ANCHORS = ("(", "“", "。", "\n", "a")
@@ -36,6 +37,8 @@ class Vocabulary:
     """Has taken a token, after which others are as within a text. None: they are the same at its beginning."""
     names: dict[str, int] = field(default_factory=dict)
     """Special tokens, which have no text but their names."""
+    bytes_of: Callable[[int], bytes | None] = lambda _: None
+    """Returns the bytes of a token, None where only its text is known."""
 
     def increments(self, prompt: Many[int] = ()) -> Increments:
         """Return a decoder for what is written after a prompt."""
@@ -45,6 +48,24 @@ class Vocabulary:
         """Return the text of a token by itself, with a replacement character for a part of a character."""
         decoder = (self.within or self.decoder).fork()
         return decoder.push(token) + decoder.flush()
+
+    @cached_property
+    def _special(self) -> dict[int, str]:
+        return {token: name for name, token in self.names.items()}
+
+    def name_of(self, token: int, text: str) -> str:
+        """Return what a token is called where its text does not say which it is; else nothing."""
+        if token in self._special:
+            return self._special[token]
+        data = self.bytes_of(token) if REPLACEMENT in text else None
+        if data is None or data == text.encode():
+            return ""
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+    def alternative(self, token: int, logprob: float) -> Alternative:
+        """Return what is told of a possible token."""
+        text = self.text_of(token)
+        return Alternative(id=token, text=text, logprob=logprob, name=self.name_of(token, text))
 
 
 @dataclass(frozen=True)
@@ -88,7 +109,10 @@ class Text:
             begun.push("\0")
             within = StageDecoder(table, begun)
         names = {str(self._tokenizer.id_to_token(token)): token for token in made.special}
-        self.vocabulary = Vocabulary(CleanDecoder(decoder) if made.clean_up else decoder, arch.ends, within, names)
+        first = CleanDecoder(decoder) if made.clean_up else decoder
+        self.vocabulary = Vocabulary(first, arch.ends, within, names, self._bytes_alone)
+        self._ends = arch.ends
+        self._chat_template = made.chat_template
 
     @cached_property
     def _without_specials(self) -> Tokenizer:
@@ -146,6 +170,16 @@ class Text:
             offsets[-1] = len(request.text.encode())
         return Spans(request.text, ids, offsets)
 
+    def about(self, context: int) -> TokenizerInfo:
+        """Return what the model's files say of its texts."""
+        return TokenizerInfo(
+            context=context,
+            before=list(self.before),
+            bos="" if self._start is None else self._words[self._start] or "",
+            eos=[name for token in self._ends if (name := self._words[token])],
+            chat_template=self._chat_template,
+        )
+
     def check(self, ids: list[int]) -> list[int]:
         """Return the ids, or the model's first token for none.
 
@@ -202,6 +236,13 @@ class Text:
             return len(self._bytes[token])
         word = self._words[token] or ""
         return 1 if BYTE.fullmatch(word) else len(self.vocabulary.text_of(token).encode())
+
+    def _bytes_alone(self, token: int) -> bytes | None:
+        """Return the bytes of a token, where it has any of its own."""
+        if self._bytes is not None:
+            return self._bytes[token]
+        found = BYTE.fullmatch(self._words[token] or "")
+        return bytes.fromhex(found[1]) if found else None
 
     def _inside(self, word: str) -> list[list[int]]:
         """Return a word's tokens where no space comes before it, for a tokenizer that puts one before every text."""

@@ -349,6 +349,8 @@ def test_the_tokenizer_is_the_adapters_own_or_its_bases(models: Path) -> None:
     write(models / "adapter", PLAIN)
     folder, of = models / "adapter", models / BASE
     assert tokenizer_folder(folder, of) == of
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    assert not problem(models) and tokenizer_folder(folder, of) == of, "which peft writes beside it, too"
     (folder / "tokenizer_config.json").write_text("{}")
     assert problem(models).startswith("tokenizer_config.json is here without its vocabulary: put all files of ")
     shutil.copy(DEMO_FOLDER / TOKENIZER, folder)

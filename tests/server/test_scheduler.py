@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from protocol.messages import Generate, Score
+from protocol.messages import Alternative, Generate, Score
 from scripts.reliability.fakes import FakeEngine, TogetherEngine
 from server.link import Work
 from server.worker.beams import BeamSearch
@@ -296,11 +296,15 @@ def test_newcomers_go_first_and_stop_nobody() -> None:
     assert not scheduler.find(0), "it is done"
 
 
+def told(token: int, logprob: float) -> Alternative:
+    return Alternative(id=token, text="", logprob=logprob)
+
+
 def test_on_one_row_texts_that_are_scored_take_turns_by_window() -> None:
     engine = FakeEngine(1, context=64)
     scheduler = scheduler_of(engine)
     work = Work(id=0, group=1, request=Score(ids=[1] * 1000, stride=32))
-    scoring = Scoring(work, work.request, [1] * 1000, [1] * 1000, 64, 0.0)  # type: ignore[arg-type]
+    scoring = Scoring(work, work.request, [1] * 1000, [1] * 1000, 64, 0.0, told)  # type: ignore[arg-type]
     scheduler.add(scoring)
     take(scheduler, engine)
     scheduler.add(sequence(1, [2] * 3, 2, group=2))
@@ -410,7 +414,7 @@ def test_a_text_that_is_scored_keeps_its_place_beside_prompts_that_end() -> None
     engine, scheduler = together(3, context=64)
     scheduler.tokens_per_ms = 3.0
     work = Work(id=0, group=1, request=Score(ids=[1] * 200, stride=60))
-    scoring = Scoring(work, work.request, [1] * 200, [1] * 200, 64, 0.0)  # type: ignore[arg-type]
+    scoring = Scoring(work, work.request, [1] * 200, [1] * 200, 64, 0.0, told)  # type: ignore[arg-type]
     scheduler.add(scoring)
     written = [sequence(request_id, [request_id] * 5, 6, group=1 + request_id) for request_id in (1, 2)]
     for one in written:

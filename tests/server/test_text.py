@@ -96,3 +96,13 @@ def test_a_model_may_have_more_tokens_than_the_tokenizer() -> None:
     assert "".join(map(increments.push, padded.check(ids))) + increments.flush() == "a b"
     assert padded.spans(Tokenize(ids=ids)).offsets == [0, 1, 3, 3]
     assert padded.vocabulary.text_of(4199) == ""
+
+
+def test_every_token_has_a_name_of_its_own() -> None:
+    """Parts of characters all read as replacement characters, and special tokens as nothing."""
+    told = [TEXT.vocabulary.alternative(token, -1.0) for token in range(ARCH.vocabulary)]
+    assert len({one.name or one.text for one in told}) == ARCH.vocabulary
+    end = told[ARCH.ends[0]]
+    assert (end.text, end.name) == ("", END_OF_TEXT)
+    assert [one.text for one in told if one.name == r"bytes:\xe2"] == ["\ufffd"]
+    assert all(one.name == "" for one in told if one.text and "\ufffd" not in one.text)

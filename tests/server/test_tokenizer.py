@@ -306,3 +306,19 @@ def test_the_pieces_are_those_of_the_package(tmp_path: Path) -> None:
         i for i in range(len(found.kinds)) if own.is_control(i)
     ]
     assert found.unknown == own.unk_id() and found.charsmap == kinds.charsmap()
+
+
+def test_a_chat_template_is_handed_on_as_it_is(tmp_path: Path) -> None:
+    """That of a file of its own comes before those of the options, of which the default is meant."""
+    folder = tmp_path / "model"
+    shutil.copytree(DEMO_FOLDER, folder)
+    assert read_tokenizer(folder).chat_template == ""
+    several = [{"name": "tools", "template": "{{ 1 }}"}, {"name": "default", "template": "{{ 2 }}"}]
+    for told, found in (("{{ 0 }}", "{{ 0 }}"), (several, "{{ 2 }}"), (several[:1], "")):
+        (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": told}))
+        assert read_tokenizer(folder).chat_template == found
+    (folder / "chat_template.jinja").write_text("{{ 3 }}\n")
+    assert read_tokenizer(folder).chat_template == "{{ 3 }}\n"
+    (folder / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(BadModel, match=r"chat_template.jinja is not UTF-8 text"):
+        read_tokenizer(folder)

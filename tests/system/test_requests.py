@@ -426,3 +426,35 @@ def test_searches_by_the_socket(client: Client, strategy: str) -> None:
     again = client.generate("Shall I", strategy=strategy, max_new_tokens=12, seed=4)
     assert text == stream.result.text == again.text and text
     assert (again.score is None) == (strategy == "contrastive")
+
+
+@pytest.mark.parametrize("top", [1, 4])
+def test_a_score_tells_the_likeliest_tokens_at_each_place(client: Client, top: int) -> None:
+    """The values of one token are the same float, so that who compares them finds a greedy choice."""
+    ids = [*TEXT.encode(PROMPT), *client.generate(PROMPT, strategy="greedy", max_new_tokens=20).ids] * 50
+    scored = client.score(ids=ids, top=top)
+    assert scored.logprobs == client.score(ids=ids).logprobs and len(ids) > 1024, "in windows, too"
+    assert [len(at) for at in scored.top] == [0] + [top] * (len(ids) - 1)
+    found = 0
+    for token, logprob, at in zip(ids[1:], scored.logprobs[1:], scored.top[1:], strict=True):
+        assert [one.logprob for one in at] == sorted((one.logprob for one in at), reverse=True)
+        own = [one.logprob for one in at if one.id == token]
+        assert own in ([], [logprob])
+        found += bool(own)
+    assert found > len(ids) // 3
+    greedy = client.generate(prompt_ids=ids[:30], strategy="greedy", max_new_tokens=1, logprobs=0)
+    assert greedy.ids == [scored.top[30][0].id]
+    assert greedy.logprobs[0].logprob == pytest.approx(scored.top[30][0].logprob, abs=1e-4)
+
+
+def test_a_score_tells_no_more_than_one_answer_holds(client: Client) -> None:
+    with pytest.raises(BadRequest, match="20 alternatives for each of 2501 tokens are more than the 50,000 of one"):
+        client.score(ids=[5] * 2501, top=20)
+    assert len(client.score(ids=[5] * 2500, top=20).top) == 2500
+
+
+def test_tokenize_tells_of_the_tokenizer_where_asked(client: Client) -> None:
+    about = client.tokenize("", about=True).about
+    end = "<|endoftext|>"
+    assert about == m.TokenizerInfo(context=1024, before=[], bos=end, eos=[end], chat_template="")
+    assert client.tokenize("x").about is None
