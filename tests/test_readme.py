@@ -15,7 +15,6 @@ import zmq
 
 from protocol import Client, codec, messages as m
 from scripts.daemon import Daemon
-from server.catalogue.engines import instruction_sets
 from tests.conftest import free_port, listener
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,7 +53,6 @@ def test_the_speeds_are_those_of_the_report() -> None:
     assert len(table) > 5 and "\n".join(table) in (ROOT / "docs" / "RESULTS.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.skipif(instruction_sets()[0] != "avx512", reason="the text is that of a processor with AVX512-VNNI")
 def test_the_sample_is_what_its_seed_gives(client: Client) -> None:
     (line,) = blocks(README, "bash")
     (sample,) = blocks(README, "text sample")

@@ -13,12 +13,17 @@ import pytest
 
 from server.catalogue.engines import instruction_sets
 
+DIGEST = "02d7b60d72da29cb"
+"""What tests/kernels_test.cpp prints on every processor: of logits, drawn tokens and roundings.
+
+As the digests of test_digests.py it changes only with the order of a sum.
+"""
 needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="needs g++ (Debian: apt-get install g++)")
 KERNELS = Path(__file__).resolve().parent.parent.parent / "server" / "kernels"
 
 
-def runs(program: Path, tested: Path) -> None:
-    """Build the program from its source and what it tests, and run it."""
+def runs(program: Path, tested: Path, says: str = "ok") -> None:
+    """Build the program from its source and what it tests, run it, and look at what it says."""
     build = ["g++", "-std=c++17", "-O1", "-pthread", "-I", str(KERNELS / "src"), "-I", str(KERNELS / "include")]
     build += [
         str(KERNELS / "tests" / f"{program.name}.cpp"),
@@ -29,7 +34,7 @@ def runs(program: Path, tested: Path) -> None:
     ]
     subprocess.run(build, check=True, timeout=100)
     done = subprocess.run([str(program)], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout) == (0, "ok\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, f"{says}\n"), done.stderr
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/cpuinfo")
@@ -103,3 +108,11 @@ def test_every_call_survives_every_allocation_that_fails(tmp_path: Path) -> None
     library = gpt2d_kernels.library()
     assert library
     runs(tmp_path / "memory_test", library)
+
+
+@needs_compiler
+def test_every_instruction_set_gives_the_bits_that_all_processors_give(tmp_path: Path) -> None:
+    """Also for numbers that are too large or below the normal ones, and for a caller that rounds in another way."""
+    library = gpt2d_kernels.library()
+    assert library
+    runs(tmp_path / "kernels_test", library, DIGEST)

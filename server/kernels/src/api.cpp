@@ -5,6 +5,7 @@
 
 #include "gpt2d_kernels.h"
 #include "model.h"
+#include "rounding.h"
 
 struct gpt2d_model {
     gpt2d::Model model;
@@ -21,6 +22,7 @@ const Ops *const all[] = {&plain_ops};
 
 template <class Function>
 int guarded(Function function) {
+    DefaultRounding rounding;
     try {
         return function();
     } catch (...) {  // what the standard library throws here says that memory or another resource has run out

@@ -19,8 +19,9 @@ constexpr int AHEAD = 16384, FLOATS_AHEAD = 8192;
 inline void quantise_block(F lo, F hi, int zero, int8_t *q, float *scale, int32_t *offset) {
     float top = largest(max(abs(lo), abs(hi)));
     F inverse = set(top > 1e-30f ? 127.f / top : 0.f);
-    int32_t total = store_bytes(q, lo * inverse);
-    total += store_bytes(q + LANES, hi * inverse);
+    F least = set(-127.f);  // what is not a number becomes this, and none is less
+    int32_t total = store_bytes(q, max(lo * inverse, least));
+    total += store_bytes(q + LANES, max(hi * inverse, least));
     *scale = top / 127.f;
     *offset = -zero * total;
 }

@@ -5,6 +5,8 @@
 #include <ctime>
 #include <utility>
 
+#include "rounding.h"
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -128,6 +130,7 @@ bool Team::claim(int total, int part, int *first, int *end) {
 }
 
 void Team::help(int thread) {
+    DefaultRounding rounding;
     me = thread;
     for (uint64_t done = 0;;) {
         auto until = std::chrono::steady_clock::now() + LINGER;

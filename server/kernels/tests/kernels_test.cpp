@@ -1,4 +1,5 @@
-// The kernels by themselves, for the sanitizers: every instruction set, odd sizes, several threads, all functions.
+// The kernels by themselves: every instruction set, odd sizes, several threads, all functions. All sets give the same bits, and
+// what is printed is the same on every processor. For the sanitizers, and for processors that are emulated.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -8,6 +9,10 @@
 #include <vector>
 
 #include "gpt2d_kernels.h"
+
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
 
 namespace {
 
@@ -55,7 +60,8 @@ std::vector<float> run(gpt2d_model *model, int row, const std::vector<int32_t> &
     return logits;
 }
 
-void a_model(int bits, int threads, const std::string &set, int activation) {
+// Returns the logits, of which the same must come in other ways.
+std::vector<float> a_model(int bits, int threads, const std::string &set, int activation) {
     gpt2d_model *model = make(bits, 3, threads, set, activation);
     std::vector<int32_t> ids;
     for (int i = 0; i < 50; i++) ids.push_back(i * 31 % ODD.vocabulary);
@@ -74,10 +80,12 @@ void a_model(int bits, int threads, const std::string &set, int activation) {
     float none[77];
     CHECK(gpt2d_forward(model, 1, &id, &zero, &zero, 1, &zero, none, nullptr) == GPT2D_BAD_ARGUMENT);
     gpt2d_free(model);
+    return all;
 }
 
 // Alone and by a model's threads, with everything that a choice can ask for.
-void sampling(const std::string &set) {
+std::vector<int32_t> sampling(const std::string &set) {
+    std::vector<int32_t> chosen;
     for (int n : {1, 5, 64, 77, 1000}) {
         std::mt19937 random(5);
         std::vector<float> logits;
@@ -99,19 +107,85 @@ void sampling(const std::string &set) {
                         changed = logits;
                         CHECK(gpt2d_choose(model, 3, rows, changed.data(), choices, again) == 0);
                         for (int i = 0; i < 3; i++) CHECK(tokens[i] >= 0 && tokens[i] < n && tokens[i] == again[i]);
+                        chosen.insert(chosen.end(), tokens, tokens + 3);
                     }
+        gpt2d_free(model);
+    }
+    return chosen;
+}
+
+// y = x[0] w[0], then fma by fma: what is tried needs a single rounding, numbers below the normal ones, and ones too large.
+std::vector<float> roundings(const std::string &set) {
+    const float tie = 1 + 1.f / 4096, tiny = 1e-9f, few[] = {tie, -tie, tiny, -tiny, 1e-30f, -1e-20f, 3e-38f, 1e19f, 0.f, -0.f, 1.f, 3.f, 0.1f, 1e-44f};
+    constexpr int INPUTS = 32, OUTPUTS = 64, ROWS = 40, COUNT = sizeof few / sizeof *few;
+    std::mt19937 random(3);
+    std::vector<float> w, x, y(ROWS * OUTPUTS);
+    for (int i = 0; i < INPUTS * OUTPUTS; i++) w.push_back(few[random() % COUNT]);
+    for (int i = 0; i < ROWS * INPUTS; i++) x.push_back(i % INPUTS < 1 + i / INPUTS % 4 ? few[random() % COUNT] : 0.f);
+    w[0] = x[0] = tiny, w[32] = x[1] = tie, x[2] = x[3] = 0;
+    CHECK(gpt2d_matmul(set.c_str(), 32, OUTPUTS, INPUTS, w.data(), ROWS, GPT2D_NO_ACTIVATION, x.data(), y.data()) == 0);
+    CHECK(y[0] == std::nextafterf(tie * tie, 2));  // tie * tie alone goes to the even one below
+    return y;
+}
+
+// A caller's way of rounding, towards zero and without numbers below the normal ones, changes nothing and is kept.
+#if defined(__x86_64__)
+void set_rounding(bool other) { _mm_setcsr(other ? 0xffc0 : 0x1f80); }
+bool other_rounding() { return (_mm_getcsr() & ~0x3fu) == 0xffc0; }
+#elif defined(__aarch64__)
+void set_rounding(bool other) { asm volatile("msr fpcr, %0" : : "r"(other ? uint64_t(7) << 22 : uint64_t(0))); }
+bool other_rounding() {
+    uint64_t now;
+    asm volatile("mrs %0, fpcr" : "=r"(now));
+    return now == uint64_t(7) << 22;
+}
+#else
+void set_rounding(bool) {}
+bool other_rounding() { return true; }
+#endif
+
+void a_caller_with_other_rounding(const std::string &set) {
+    for (int bits : {32, 8}) {
+        gpt2d_model *model = make(bits, 1, 2, set, 0);
+        const std::vector<int32_t> ids = {5, 9, 2, 8};
+        std::vector<float> expected = run(model, 0, ids, 0);
+        set_rounding(true);
+        std::vector<float> found = run(model, 0, ids, 0);
+        bool kept = other_rounding();
+        set_rounding(false);
+        CHECK(kept && found == expected);
         gpt2d_free(model);
     }
 }
 
+// FNV-1a, and only of what is a number: what is none may differ in its other bits.
+struct Digest {
+    uint64_t value = 14695981039346656037u;
+    template <class T>
+    void add(const std::vector<T> &data) {
+        for (T x : data) {
+            unsigned char bytes[sizeof(T)] = {};
+            if (x == x) std::memcpy(bytes, &x, sizeof x);
+            for (unsigned char byte : bytes) value = (value ^ byte) * 1099511628211u;
+        }
+    }
+};
+
 }  // namespace
 
 int main() {
+    std::vector<uint64_t> digests;
     for (const std::string &set : instruction_sets()) {
+        Digest digest;
         for (int bits : {32, 8, 4})
-            for (int activation = 0; activation < GPT2D_ACTIVATIONS; activation++) a_model(bits, 1 + activation % 3, set, activation);
-        sampling(set);
-        std::printf("%s: ok\n", set.c_str());
+            for (int activation = 0; activation < GPT2D_ACTIVATIONS; activation++) digest.add(a_model(bits, 1 + activation % 3, set, activation));
+        digest.add(sampling(set));
+        digest.add(roundings(set));
+        a_caller_with_other_rounding(set);
+        std::fprintf(stderr, "%s: %016llx\n", set.c_str(), (unsigned long long)digest.value);
+        digests.push_back(digest.value);
     }
+    for (uint64_t digest : digests) CHECK(digest == digests[0]);
+    std::printf("%016llx\n", (unsigned long long)digests[0]);
     return 0;
 }
