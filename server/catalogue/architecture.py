@@ -25,6 +25,12 @@ MAX_ROWS = 64
 64 less than that; what they are for is that a client need not wait for a row (docs/architecture.md).
 """
 MIN_CONTEXT = 2
+CALIBRATION_TOKENS = 18 << 10
+"""Number of tokens that a model is calibrated with."""
+CALIBRATION_TEXT = 1024
+"""Number of tokens of each text that it writes for that, at most."""
+CALIBRATION_BYTES = 720 << 20
+"""Memory of the KV cache of the texts that it writes together, at most, where more than 4 fit."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +114,20 @@ class Architecture:
     def prefix_cache_bytes(self, engine: str, precision: str) -> int:
         """Bytes of the prefix cache: as much as one row, a whole context."""
         return self.row_bytes(engine, precision) if TRAITS[engine].prefix_cache else 0
+
+    def calibration_rows(self) -> int:
+        """Return the number of texts that the model writes together when it is calibrated; they do not depend on it."""
+        texts = -(-CALIBRATION_TOKENS // min(self.context, CALIBRATION_TEXT))
+        fitting = max(4, CALIBRATION_BYTES // self.row_bytes("native", "int8"))
+        rounds = -(-texts // min(texts, MAX_ROWS, fitting))
+        return -(-texts // rounds)
+
+    def calibration_bytes(self) -> int:
+        """About what calibrating takes: the model at int8, what a layer's matrices are given, and their products."""
+        widest = max(self.width, self.inner)
+        inputs = CALIBRATION_TOKENS * (9 * (3 * self.width + self.inner) // 8 + 4 * self.width)
+        matrix = 32 * self.width * max(self.inner, 3 * self.width)
+        return self.memory_bytes("native", "int8", self.calibration_rows()) + inputs + 24 * widest**2 + matrix
 
     def loading_bytes(self, engine: str, precision: str, rows: int) -> int:
         """About what a worker needs until it is ready: an export holds the weights several times over."""

@@ -16,6 +16,7 @@ from server.catalogue.engines import ENGINES, choose_engine
 from server.catalogue.files import (
     ADAPTER_CONFIG,
     CONFIG_FILE,
+    EMBEDDED_FOLDER,
     NO_TOKENIZER,
     OTHER_FILES,
     has_tokenizer,
@@ -27,7 +28,7 @@ from server.catalogue.files import (
 MODELS_FOLDER = "the folder of --models-dir"
 """What clients are sent instead of its path."""
 DEMO = "demo"
-DEMO_FOLDER = Path(__file__).parent.parent / "demo_model"
+DEMO_FOLDER = EMBEDDED_FOLDER
 HELD_OUT_FILE = DEMO_FOLDER / "held_out.txt"
 """The text to measure with: of two works that the embedded model was not trained on (its README.md)."""
 REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)

@@ -17,7 +17,7 @@ from pathlib import Path
 from protocol.errors import BadModel
 from protocol.programs import command, install, typed
 
-KERNELS_VERSION = 5
+KERNELS_VERSION = 6
 """Version of the package gpt2d-kernels that the native engine works with."""
 BLOCK = 32
 """Weights that share a scale."""
@@ -29,6 +29,11 @@ BUILD_FORMAT = 4
 """Raised whenever the same weights are built into something else (convert/, or the export of engines/optimum.py)."""
 SUMS_FILE = "SHA256SUMS"
 """The file that makes a folder of the cache one built model."""
+CALIBRATED = "-calibrated"
+"""What follows the name of a built int4 whose weights were rounded by calibration (engines/calibration.py)."""
+SOURCE_FILE = "calibrated_with"
+"""The file in it that says what with: OWN_TEXTS, or a given text's digest."""
+OWN_TEXTS = "texts of its own"
 LOCK_SUFFIX = ".lock"
 """In the cache: the file of those that wait for a build."""
 COMPILED_FOLDER = "torch"

@@ -16,6 +16,7 @@ from typing import Any
 
 from protocol.errors import BadModel
 
+EMBEDDED_FOLDER = Path(__file__).parent.parent / "demo_model"
 CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
 CHAT_FILE = "chat_template.jinja"

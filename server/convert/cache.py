@@ -45,14 +45,20 @@ class BuildCache:
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self._folder, self._max_bytes = folder, max_bytes
 
-    def get(self, name: str, build: Callable[[Count], Built], progress: Count = lambda *_: None) -> Path:
-        """Return the folder of what is called `name`, built where it is missing or damaged.
+    def get(
+        self,
+        name: str,
+        build: Callable[[Count], Built],
+        progress: Count = lambda *_: None,
+        wanted: Callable[[Path], bool] = lambda _: True,
+    ) -> Path:
+        """Return the folder of what is called `name`, built where it is missing or damaged, or is not `wanted(folder)`.
 
         `build` takes the progress to report. One that another process builds is waited for, with that one's progress.
         Raises: LoadFailed where it can be written nowhere, and what `build` raises.
         """
         entry = self.folder(name)
-        if _intact(entry):
+        if _intact(entry) and wanted(entry):
             with contextlib.suppress(OSError):
                 os.utime(entry)
             return entry
@@ -65,7 +71,8 @@ class BuildCache:
             progress(done, total)
 
         try:  # another may have built it meanwhile
-            return entry if _intact(entry) else self._build(entry, lambda: build(count))
+            there = _intact(entry) and wanted(entry)
+            return entry if there else self._build(entry, lambda: build(count))
         finally:
             lock.release()
 
@@ -115,6 +122,11 @@ class BuildCache:
                 f"{where} ({e.strerror or e}); make room in one of them"
             ) from e
         return temporary
+
+    def find(self, name: str) -> tuple[bool, bool]:
+        """Return whether what is called `name` is there, and whether it is as it was written."""
+        entry = self.folder(name)
+        return entry.is_dir(), _intact(entry)
 
     def folder(self, name: str) -> Path:
         """Return where what is called `name` is kept."""

@@ -19,7 +19,11 @@ from server.convert.quantise import Blocks, quantise
 PANEL, ALIGNED = 32, 64
 FILE = "native.bin"
 
-Tensors = Mapping[str, NDArray[np.float32]]
+MATRICES = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+"""Of a layer, in the order of the file."""
+
+Matrix = NDArray[np.float32]
+Tensors = Mapping[str, Matrix]
 Bytes = NDArray[np.uint8]
 
 
@@ -32,9 +36,18 @@ class Layout:
     """A model's weights in the kernels' layout; `write` streams them into a folder."""
 
     def __init__(
-        self, arch: Architecture, weights: Tensors, precision: str, progress: Callable[[int, int], None]
+        self,
+        arch: Architecture,
+        weights: Tensors,
+        precision: str,
+        progress: Callable[[int, int], None],
+        rounded: Callable[[str, Matrix], Blocks] | None = None,
     ) -> None:
-        """`progress(done, total)` counts layers."""
+        """`progress(done, total)` counts layers.
+
+        `rounded` quantises a layer's matrix of that name, [N, K], in their order; None: each weight by itself.
+        """
+        self._rounded = rounded
         self._arch = arch
         self._weights = weights
         self._precision = precision
@@ -53,10 +66,10 @@ class Layout:
         bits = BITS[self._precision]
         yield _padded(w["wpe.weight"], PANEL)
         for i in range(layers):
-            for norm, matrices in (("ln_1", ("attn.c_attn", "attn.c_proj")), ("ln_2", ("mlp.c_fc", "mlp.c_proj"))):
+            for norm, matrices in (("ln_1", MATRICES[:2]), ("ln_2", MATRICES[2:])):
                 yield from self._norm(f"h.{i}.{norm}")
                 for name in matrices:
-                    yield pack(w[f"h.{i}.{name}.weight"].T, bits)
+                    yield self._matrix(f"h.{i}.{name}.weight", bits)
                     yield _padded(w[f"h.{i}.{name}.bias"], PANEL)
             self._progress(i + 1, layers + 1)
         yield from self._norm("ln_f")
@@ -64,6 +77,10 @@ class Layout:
         if "lm_head.weight" in w:
             yield pack(w["lm_head.weight"], head_bits(self._precision))
         self._progress(layers + 1, layers + 1)
+
+    def _matrix(self, name: str, bits: int) -> NDArray[np.generic]:
+        matrix = self._weights[name].T
+        return pack_blocks(self._rounded(name, matrix)) if self._rounded else pack(matrix, bits)
 
     def _norm(self, name: str) -> Iterator[NDArray[np.float32]]:
         yield _padded(self._weights[f"{name}.weight"], PANEL)

@@ -5,19 +5,21 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from protocol.errors import BadModel
+from protocol.errors import BadModel, LoadFailed
 from server.catalogue.architecture import Architecture
-from server.catalogue.engines import COMPILED_FOLDER, TRAITS
-from server.catalogue.files import hashed_files
+from server.catalogue.engines import CALIBRATED, COMPILED_FOLDER, OWN_TEXTS, SOURCE_FILE, TRAITS
+from server.catalogue.files import EMBEDDED_FOLDER, hashed_files
 from server.catalogue.notes import SHA256, joined, known_digests
 from server.checkpoint.lora import open_weights
 from server.checkpoint.tensors import Report, Tensors
 from server.convert.cache import BuildCache, Built, Count
 from server.engines.base import Engine
+
+DAMAGED = "its calibrated int4 is damaged, so each weight is rounded by itself; calibrate it again"
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class Made:
     """An engine, the SHA-256 of the weights (of shards: of their digests), and what it was opened from.
 
     `disk_bytes`: size of these files. `separate_head`: whether the head has weights of its own.
-    `notices`: what a user should know of how the files were read.
+    `notices`: what a user should know of how the files were read. `calibrated`: whether its weights were rounded by
+    calibration.
     """
 
     engine: Engine
@@ -33,6 +36,7 @@ class Made:
     disk_bytes: int
     separate_head: bool
     notices: tuple[str, ...] = ()
+    calibrated: bool = False
 
 
 def load_engine(
@@ -45,6 +49,53 @@ def load_engine(
 
     Raises: BadModel, LoadFailed, OSError, MemoryError, and what the runtime raises.
     """
+    loading = _prepare(
+        folder, arch, engine, precision, rows, threads, cache_dir, cache_bytes, progress, compiled=compiled, base=base
+    )
+    weights = loading.weights
+    opened = OPENERS[engine](loading)  # which says how large the files are that it has opened
+    disk_bytes = loading.disk_bytes or sum(file.stat().st_size for file in hashed_files(folder, base))
+    notices = (*weights.notices, *loading.notices)
+    return Made(opened, loading.sha, disk_bytes, weights.has_head, notices, loading.calibrated)
+
+
+def calibrate_model(
+    folder: Path, arch: Architecture, threads: int, cache_dir: Path, cache_bytes: int, progress: Report,
+    *, ids: Sequence[int] | None = None, base: Path | None = None,
+) -> Path:  # fmt: skip
+    """Calibrate the native engine's int4 of a model, and keep it for all loads that follow; return its folder.
+
+    `ids` are a text to do it with; None: texts that the model writes. What has been calibrated so already stays.
+
+    Raises: BadModel, LoadFailed where it cannot be kept, OSError, MemoryError, FloatingPointError.
+    """
+    loading = _prepare(folder, arch, "native", "int4", 1, threads, cache_dir, cache_bytes, progress, base=base)
+    source = OWN_TEXTS if ids is None else hashlib.sha256(str(list(ids)).encode()).hexdigest()
+    with contextlib.ExitStack() as calibration:
+        place = loading.cache.get(
+            loading.name("int4", CALIBRATED),
+            lambda count: calibration.enter_context(_calibrated(loading, ids, source, count)),
+            lambda done, total: progress("calibrate", done, total, "layers"),
+            lambda kept: _source(kept) == source,
+        )
+    if place != loading.cache.folder(place.name.rpartition("-v")[0]):
+        loading.cache.opened(place)
+        raise LoadFailed(f"what was calibrated cannot be kept in {cache_dir}; make room there, or choose --cache-dir")
+    return place
+
+
+def _source(folder: Path) -> str:
+    """Return what a kept int4 was calibrated with; empty where it does not say so."""
+    with contextlib.suppress(OSError):
+        return (folder / SOURCE_FILE).read_text(encoding="utf-8")
+    return ""
+
+
+def _prepare(
+    folder: Path, arch: Architecture, engine: str, precision: str, rows: int, threads: int,
+    cache_dir: Path, cache_bytes: int, progress: Report, *, compiled: bool = False, base: Path | None = None,
+) -> _Loading:  # fmt: skip
+    """Check a model's files, and return what an engine is made of. Raises: BadModel, OSError."""
     arch.check_engine(engine)
     files = hashed_files(folder, base)
     digests = known_digests(files, cache_dir, lambda done, total: progress("check", done, total, "bytes"))
@@ -54,23 +105,19 @@ def load_engine(
                 f"{file.name} is damaged: its SHA-256 is not the one that names {file.resolve()}; "
                 "delete that, and load again"
             )
-    sha = joined(list(digests.values()))
-    weights = open_weights(folder, arch, base)
-    loading = _Loading(
+    return _Loading(
         arch,
-        weights,
+        open_weights(folder, arch, base),
         engine,
         precision,
         rows,
         threads,
         compiled,
-        sha,
+        joined(list(digests.values())),
         BuildCache(cache_dir, cache_bytes),
         progress,
+        embedded=folder == EMBEDDED_FOLDER,
     )
-    opened = OPENERS[engine](loading)  # which says how large the files are that it has opened
-    disk_bytes = loading.disk_bytes or sum(file.stat().st_size for file in files)
-    return Made(opened, sha, disk_bytes, weights.has_head, weights.notices)
 
 
 @dataclass
@@ -87,17 +134,24 @@ class _Loading:
     sha: str
     cache: BuildCache
     progress: Report
+    embedded: bool = False
+    """Whether it is the embedded model."""
     disk_bytes: int = 0
     """Size of the built files that were opened."""
+    calibrated: bool = False
+    notices: tuple[str, ...] = ()
+
+    def name(self, precision: str, variant: str = "") -> str:
+        """Return what a built model is called in the cache. The number of heads is in the config alone."""
+        content = hashlib.sha256(f"{self.sha} {self.arch}".encode()).hexdigest()[:32]
+        return f"{content}-{self.engine}-{precision}{variant}"
 
     @contextlib.contextmanager
     def built(self, build: Callable[[Tensors, Count], Built], variant: str = "") -> Iterator[Path]:
         """Yield the folder of what `build` makes of the weights. `variant`: what that depends on beside them."""
         unit = TRAITS[self.engine].build_unit
-        # The number of heads is in the config alone.
-        content = hashlib.sha256(f"{self.sha} {self.arch}".encode()).hexdigest()[:32]
         place = self.cache.get(
-            f"{content}-{self.engine}-{self.precision}{variant}",
+            self.name(self.precision, variant),
             lambda count: build(self.weights, count),
             lambda done, total: self.progress("build", done, total, unit),
         )
@@ -124,8 +178,50 @@ def _native(loading: _Loading) -> Engine:
 
     arch = loading.arch
     precision = loading.precision
-    with loading.built(lambda weights, count: Layout(arch, weights, precision, count)) as place:
-        return NativeEngine(arch, place / FILE, precision, loading.rows, loading.threads, progress=opened)
+    if precision == "int4":
+        there, intact = loading.cache.find(loading.name(precision, CALIBRATED))
+        loading.calibrated = intact or loading.embedded
+        if there and not loading.calibrated:
+            loading.notices += (DAMAGED,)
+    with contextlib.ExitStack() as calibration:
+
+        def build(weights: Tensors, count: Count) -> Built:
+            if loading.calibrated:
+                return calibration.enter_context(_calibrated(loading, None, OWN_TEXTS, count))
+            return Layout(arch, weights, precision, count)
+
+        with loading.built(build, CALIBRATED if loading.calibrated else "") as place:
+            calibration.close()  # before the engine takes memory, too
+            return NativeEngine(arch, place / FILE, precision, loading.rows, loading.threads, progress=opened)
+
+
+@contextlib.contextmanager
+def _calibrated(loading: _Loading, ids: Sequence[int] | None, source: str, count: Count) -> Iterator[Built]:
+    """Yield what makes int4 of a model with its int8, which stays open meanwhile.
+
+    `ids` are a text that it is calibrated for; None: it writes texts itself. `source` names which.
+    """
+    from server.convert.native_layout import FILE, Layout
+    from server.engines.calibration import Calibrated, in_windows, write_texts
+    from server.engines.native import NativeEngine
+
+    arch = loading.arch
+    place = loading.cache.get(
+        loading.name("int8"),
+        lambda inner: Layout(arch, loading.weights, "int8", inner),
+        lambda done, total: loading.progress("build", done, total, "layers"),
+    )
+    rows = arch.calibration_rows()
+    try:
+        engine = NativeEngine(arch, place / FILE, "int8", rows, loading.threads)
+    finally:
+        loading.cache.opened(place)
+    with contextlib.closing(engine):
+        if ids is None:
+            texts = write_texts(engine, arch, lambda done, total: loading.progress("write", done, total, "tokens"))
+        else:
+            texts = in_windows(ids, arch.context)
+        yield Calibrated(arch, loading.weights, engine, texts, source, count)
 
 
 def _onnx(loading: _Loading) -> Engine:

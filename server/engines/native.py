@@ -33,6 +33,10 @@ NO_MEMORY = -2
 """GPT2D_NO_MEMORY in gpt2d_kernels.h."""
 
 
+Quantised = tuple[NDArray[np.int8], NDArray[np.float32]]
+"""[tokens, n] whole numbers, and [tokens, n / BLOCK] scales of their blocks."""
+
+
 class Shape(ctypes.Structure):
     """Numbers of a model, as gpt2d_shape in gpt2d_kernels.h."""
 
@@ -102,6 +106,8 @@ def library() -> ctypes.CDLL:
     kernels.gpt2d_free.argtypes, kernels.gpt2d_free.restype = [pointer], None
     kernels.gpt2d_weights.argtypes, kernels.gpt2d_weights.restype = [pointer, ctypes.POINTER(ctypes.c_size_t)], pointer
     kernels.gpt2d_forward.argtypes = [pointer, integer, pointer, pointer, pointer, integer, pointer, pointer, pointer]
+    kernels.gpt2d_observe.argtypes = [pointer, integer, integer, pointer, pointer, pointer, pointer, pointer]
+    kernels.gpt2d_calibrate.argtypes = [integer, integer, pointer, pointer, integer, pointer, pointer]
     kernels.gpt2d_use_threads.argtypes = [pointer, integer]
     kernels.gpt2d_waits.argtypes, kernels.gpt2d_waits.restype = [pointer, pointer], ctypes.c_double
     kernels.gpt2d_move.argtypes = [pointer, integer, integer, integer, integer]
@@ -236,6 +242,20 @@ class NativeEngine:
         tokens, at = _numbers([0] * len(rows)), _at(logits)
         code = self._kernels.gpt2d_choose(self._running(), len(rows), _numbers(rows), at, _addresses(choices), tokens)
         return _chosen(code, tokens)
+
+    def observe(
+        self, layer: int, rows: Sequence[int], positions: Sequence[int], x: Hidden, inputs: Sequence[Quantised]
+    ) -> None:
+        """Run one layer alone: x, [tokens, width], becomes what it makes of it; `inputs` take what its matrices get.
+
+        All are contiguous, and widths padded to BLOCK. Raises: ValueError at fp32.
+        """
+        q, scales = ((ctypes.c_void_p * len(inputs))(*map(_at, arrays)) for arrays in zip(*inputs, strict=True))
+        self._check(
+            self._kernels.gpt2d_observe(
+                self._running(), layer, len(x), _numbers(rows), _numbers(positions), _at(x), q, scales
+            )
+        )
 
     def move(self, source: int, target: int, positions: int, first: int = 0) -> None:
         self._check(self._kernels.gpt2d_move(self._running(), source, target, first, positions))

@@ -205,7 +205,7 @@ arch = read_architecture(DEMO_FOLDER)
 print("ready", flush=True)
 sys.stdin.readline()
 cache = Path({str(tmp_path / "cache")!r})
-load_engine(DEMO_FOLDER, arch, "native", "int4", 1, 1, cache, 1 << 30, lambda *s: stages.append(s[0]))
+load_engine(DEMO_FOLDER, arch, "native", "int8", 1, 1, cache, 1 << 30, lambda *s: stages.append(s[0]))
 assert "build" in stages and "open" in stages
 """
     command = [sys.executable, "-c", code]

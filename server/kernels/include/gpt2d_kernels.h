@@ -16,7 +16,7 @@ extern "C" {
 enum { GPT2D_BAD_ARGUMENT = -1, GPT2D_NO_MEMORY = -2 };
 
 /* Raised with every change of this interface or of the layout of the weights. */
-enum { GPT2D_VERSION = 5 };
+enum { GPT2D_VERSION = 6 };
 GPT2D_API int gpt2d_version(void);
 
 /* The instruction sets that this processor has and this library knows, best first, with commas between. Static. */
@@ -61,6 +61,17 @@ GPT2D_API void *gpt2d_weights(gpt2d_model *model, size_t *bytes);
  * are those after the tokens wanted[0..], and hidden float32 [count, width], unless it is NULL, what the last norm makes of all. */
 GPT2D_API int gpt2d_forward(gpt2d_model *model, int count, const int32_t *ids, const int32_t *rows, const int32_t *positions,
                             int wanted_count, const int32_t *wanted, float *logits, float *hidden);
+
+/* Run one layer of a model of 8 or 4 bits alone: x, float [count, width], becomes what the layer makes of it. Tokens as in
+ * gpt2d_forward. What its four matrices are multiplied by goes to q[0..3] and scales[0..3]: [count, n] and [count, n / 32], where
+ * n is the matrix's number of inputs. Widths are padded to 32. */
+GPT2D_API int gpt2d_observe(gpt2d_model *model, int layer, int count, const int32_t *rows, const int32_t *positions, float *x,
+                            int8_t *const *q, float *const *scales);
+
+/* Round a matrix of [outputs, inputs] weights to 4 bits so that the errors make each other good for inputs whose products,
+ * x x^T summed up, are [inputs, inputs]: values 0 to 15 with the zero at 8, [outputs, inputs], and fp16 scales, [outputs, inputs / 32].
+ * Uses up products and weights. The same bits with any number of threads. */
+GPT2D_API int gpt2d_calibrate(int outputs, int inputs, double *products, float *weights, int threads, uint8_t *values, uint16_t *scales);
 
 /* Say how many of its threads do the next calls for a model; the others sleep. At first all do. */
 GPT2D_API int gpt2d_use_threads(gpt2d_model *model, int threads);

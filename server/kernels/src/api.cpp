@@ -3,6 +3,7 @@
 #include <cstring>
 #include <vector>
 
+#include "calibrate.h"
 #include "gpt2d_kernels.h"
 #include "model.h"
 #include "rounding.h"
@@ -89,6 +90,26 @@ int gpt2d_forward(gpt2d_model *model, int count, const int32_t *ids, const int32
         if (!model->model.valid(step)) return int(GPT2D_BAD_ARGUMENT);
         model->model.forward(step);
         return 0;
+    });
+}
+
+int gpt2d_observe(gpt2d_model *model, int layer, int count, const int32_t *rows, const int32_t *positions, float *x,
+                  int8_t *const *q, float *const *scales) {
+    return guarded([&] {
+        std::vector<int32_t> ids(size_t(std::max(0, count)), 0);
+        Look look{layer, x, q, scales};
+        Step step{count, ids.data(), rows, positions, 0, nullptr, nullptr, nullptr, &look};
+        if (!model->model.valid(step)) return int(GPT2D_BAD_ARGUMENT);
+        model->model.forward(step);
+        return 0;
+    });
+}
+
+int gpt2d_calibrate(int outputs, int inputs, double *products, float *weights, int threads, uint8_t *values, uint16_t *scales) {
+    if (outputs < 1 || inputs < 1 || inputs % BLOCK || threads < 1 || threads > 1024) return GPT2D_BAD_ARGUMENT;
+    return guarded([&] {
+        Team team(threads);
+        return calibrate(outputs, inputs, products, weights, values, scales, team) ? 0 : int(GPT2D_BAD_ARGUMENT);
     });
 }
 

@@ -74,6 +74,7 @@ size_t Model::lay_out(const unsigned char *base) {
 
 bool Model::valid(const Step &s) const {
     if (s.count < 1 || s.wanted_count < 0) return false;
+    if (s.look && (shape_.bits == 32 || s.look->layer < 0 || s.look->layer >= shape_.layers)) return false;
     std::vector<bool> seen(size_t(rows_), false);
     for (int i = 0; i < s.count; i++) {
         int row = s.rows[i];
@@ -121,14 +122,17 @@ void Model::work(const Step &step) {
     const Rows *blocks = shape_.bits == 32 ? nullptr : &inner;
     Result raised{inner_values_.data(), inner_, finish, shape_.activation, blocks, layers_[0].down.zero()};
     bool whole = head_ % BLOCK == 0;  // no block of inputs lies in two heads
+    int begin = step.look ? step.look->layer : 0, layers = step.look ? begin + 1 : shape_.layers;
     team_.share(count, 1, [&](int first, int end) {
         for (int i = first; i < end; i++) {
-            ops_.embed(table_, step.ids[i], places_ + size_t(step.positions[i]) * width_, &x_[size_t(i) * width_]);
-            normalise(layers_[0].before_attention, x_.data(), i, i, layers_[0].qkv);
+            if (step.look) std::copy_n(step.look->x + size_t(i) * width_, width_, &x_[size_t(i) * width_]);
+            else ops_.embed(table_, step.ids[i], places_ + size_t(step.positions[i]) * width_, &x_[size_t(i) * width_]);
+            normalise(layers_[size_t(begin)].before_attention, x_.data(), i, i, layers_[size_t(begin)].qkv);
         }
     });
-    for (int l = 0; l < shape_.layers; l++) {
+    for (int l = begin; l < layers; l++) {
         const Layer &layer = layers_[size_t(l)];
+        keep(step, 0, normed);
         multiply(layer.qkv, normed, count, {qkv_.data(), wide, Finish::store});
         team_.share(int(runs_.size()) * shape_.heads, 1, [&](int first, int end) {
             for (int unit = first; unit < end; unit++) {
@@ -142,12 +146,21 @@ void Model::work(const Step &step) {
                 for (int i = first; i < end; i++) pack(attended, i, 0, width_, layer.out);
             });
         }
+        keep(step, 1, attended);
         multiply(layer.out, attended, count, {x_.data(), width_, Finish::add}, Next{layer.before_mlp, layer.up, count, nullptr});
+        keep(step, 2, normed);
         multiply(layer.up, normed, count, raised);
+        keep(step, 3, inner);
         bool last = l == shape_.layers - 1;
         multiply(layer.down, inner, count, {x_.data(), width_, Finish::add},
                  last ? Next{final_norm_, lm_head_, step.wanted_count, step.wanted}
                       : Next{layers_[size_t(l) + 1].before_attention, layers_[size_t(l) + 1].qkv, count, nullptr});
+    }
+    if (step.look) {
+        team_.work_off(count, 1, [&](int first, int end) {
+            std::copy(&x_[size_t(first) * width_], &x_[size_t(end) * width_], step.look->x + size_t(first) * width_);
+        });
+        return;
     }
     raise_head(normed, step);
     if (step.hidden) {
@@ -160,6 +173,16 @@ void Model::work(const Step &step) {
             }
         });
     }
+}
+
+// What a matrix is multiplied by, for who looks on.
+void Model::keep(const Step &step, int matrix, const Rows &x) {
+    if (!step.look) return;
+    team_.share(step.count, 1, [&](int first, int end) {
+        size_t from = size_t(first) * x.stride, to = size_t(end) * x.stride;
+        std::copy(x.q + from, x.q + to, step.look->q[matrix] + from);
+        std::copy(x.scales + from / BLOCK, x.scales + to / BLOCK, step.look->scales[matrix] + from / BLOCK);
+    });
 }
 
 // The logits, without the head's padding: each part copies what it has made.

@@ -11,12 +11,21 @@
 
 namespace gpt2d {
 
+// One layer alone: what it gets, which becomes what it makes of it, and what its matrices are multiplied by.
+struct Look {
+    int layer;
+    float *x;
+    int8_t *const *q;
+    float *const *scales;
+};
+
 struct Step {
     int count;
     const int32_t *ids, *rows, *positions;
     int wanted_count;
     const int32_t *wanted;
     float *logits, *hidden;
+    const Look *look = nullptr;
 };
 
 class Model {
@@ -61,6 +70,7 @@ class Model {
     void multiply(const Matrix &m, const Rows &x, int count, const Result &result, Then then = [] {});
     void multiply(const Matrix &m, const Rows &x, int count, const Result &result, const Next &next);
     void raise_head(const Rows &x, const Step &step);
+    void keep(const Step &step, int matrix, const Rows &x);
     void attend(int layer, const Step &step, int unit, float *scratch);
     Cache cache(int layer, int row, int head) const;
 

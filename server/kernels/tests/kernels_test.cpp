@@ -171,6 +171,50 @@ struct Digest {
     }
 };
 
+// A layer alone, and matrices calibrated with what it saw: the same with one thread and three.
+std::vector<float> calibration(const std::string &set) {
+    constexpr int count = 20, width = 64, outputs = 70;
+    gpt2d_model *model = make(8, 1, 2, set, GPT2D_GELU_NEW);
+    std::mt19937 random(3);
+    auto numbers = [&](size_t n) {
+        std::vector<float> made(n);
+        for (float &x : made) x = float(random() % 2001) / 1000 - 1;
+        return made;
+    };
+    std::vector<float> x = numbers(count * width);
+    std::vector<int32_t> rows(count, 0), positions;
+    for (int i = 0; i < count; i++) positions.push_back(i);
+    std::vector<int8_t> q[4];
+    std::vector<float> scales[4];
+    int8_t *to[4];
+    float *to_scales[4];
+    for (int i = 0; i < 4; i++) {
+        size_t inputs = i < 3 ? width : 128;
+        q[i].resize(count * inputs), scales[i].resize(count * inputs / 32);
+        to[i] = q[i].data(), to_scales[i] = scales[i].data();
+    }
+    CHECK(gpt2d_observe(model, 2, count, rows.data(), positions.data(), x.data(), to, to_scales) == GPT2D_BAD_ARGUMENT);
+    CHECK(gpt2d_observe(model, 1, count, rows.data(), positions.data(), x.data(), to, to_scales) == 0);
+    for (float value : x) CHECK(std::isfinite(value));
+    gpt2d_free(model);
+    for (int inputs : {64, 128, 160}) {
+        std::vector<float> weights = numbers(size_t(outputs) * inputs), seen = numbers(size_t(300) * inputs);
+        std::vector<uint8_t> values[2];
+        std::vector<uint16_t> steps[2];
+        for (int i : {0, 1}) {
+            std::vector<double> products(size_t(inputs) * inputs);
+            for (int t = 0; t < 300; t++)
+                for (int a = 0; a < inputs; a++)
+                    for (int b = 0; b < inputs; b++) products[size_t(a) * inputs + b] += std::floor(seen[size_t(t) * inputs + a] * 100) * std::floor(seen[size_t(t) * inputs + b] * 100);
+            std::vector<float> copy = weights;
+            values[i].resize(weights.size()), steps[i].resize(weights.size() / 32);
+            CHECK(gpt2d_calibrate(outputs, inputs, products.data(), copy.data(), 1 + 2 * i, values[i].data(), steps[i].data()) == 0);
+        }
+        CHECK(values[0] == values[1] && steps[0] == steps[1]);
+    }
+    return x;
+}
+
 }  // namespace
 
 int main() {
@@ -181,6 +225,7 @@ int main() {
             for (int activation = 0; activation < GPT2D_ACTIVATIONS; activation++) digest.add(a_model(bits, 1 + activation % 3, set, activation));
         digest.add(sampling(set));
         digest.add(roundings(set));
+        digest.add(calibration(set));
         a_caller_with_other_rounding(set);
         std::fprintf(stderr, "%s: %016llx\n", set.c_str(), (unsigned long long)digest.value);
         digests.push_back(digest.value);
