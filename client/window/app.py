@@ -13,6 +13,7 @@ from client import replicas
 from client.window import disk, events as e, fonts, secret
 from client.window.disk import Disk
 from client.window.link import Link, LinkEffect
+from client.window.pieces import joined
 from client.window.state import LAYOUT_VERSION, POPOVERS, AppState
 from client.window.update.apply import apply
 from client.window.views.main import ui
@@ -76,7 +77,7 @@ class App:
         """
         now, before = time.monotonic(), self._known_of_server()
         expired = self.state.due <= now
-        happened = [*self.link.events(), *self.disk.events()]
+        happened = [*joined(self.link.events()), *self.disk.events()]
         self.tell(e.Tick(now, time.time()))
         for event in happened:
             self.tell(event)

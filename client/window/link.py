@@ -52,6 +52,8 @@ class Link:
         events.
         """
         self._events: deque[Event] = deque()
+        self.more = False
+        """The last call of `events` has left something."""
         self._connection: Connection | None = None
         self._epoch = 0
         """Counts the connections, so that what an earlier one still says is ignored."""
@@ -70,12 +72,9 @@ class Link:
     def events(self) -> list[Event]:
         """Return what has happened since the last call, in order, and at most TAKE events."""
         with self._lock:
-            return [self._events.popleft() for _ in range(min(TAKE, len(self._events)))]
-
-    @property
-    def more(self) -> bool:
-        """True if `events` has left something."""
-        return bool(self._events)
+            taken = [self._events.popleft() for _ in range(min(TAKE, len(self._events)))]
+            self.more = bool(self._events)
+            return taken
 
     def close(self) -> None:
         self._effects.put(None)

@@ -15,8 +15,9 @@ FRAME_S = 1 / 60
 MOVE_S = 1 / 30
 """Least seconds between two frames that show a pointer that moves."""
 STREAM_S = 1 / 20
-"""Least seconds between two frames that show incoming text. It comes every 20 ms, and nobody reads that fast: more
-frames show the same words a moment earlier, and take the time in which the next ones would be written.
+"""Most seconds for which incoming text waits for more, to be shown with it, and least seconds between two frames that
+show some. It comes every 20 ms, and nobody reads that fast: more frames show the same words a moment earlier, and take
+the time in which the next ones would be written.
 """
 SHARE = 0.25
 """Most of a core that such frames take: the decoder, which writes what they show, wants the others and most of this."""
@@ -60,16 +61,17 @@ class Pace:
         self._settle = max(self._settle, int(drags))
         self._follow = [now + after for after in FOLLOW_S]
 
-    def due(self, news: bool, until: float = math.inf) -> float:
-        """Return the time of the next look at the state. `news`: something has come in; `until`: when something on the
-        screen expires.
+    def due(self, news: float | None, until: float = math.inf) -> float:
+        """Return the time of the next look at the state. `news`: when something came in first that no look has taken
+        yet, if anything did; `until`: when something on the screen expires.
         """
         if self._settle:
             return self._looked + FRAME_S
         if self._moving:
             return self._looked + self._pause(MOVE_S)
-        if news:
-            return self._looked + self.pause
+        if news is not None:  # so soon after a look it is one piece of many, which come together
+            soon = news < self._looked + STREAM_S
+            return max(self._looked + self.pause, news + STREAM_S * soon)
         return min(self._looked + IDLE_S, until, *self._follow)
 
     def look(self, now: float) -> bool:

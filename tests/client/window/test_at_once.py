@@ -91,6 +91,7 @@ for words in (3, 80):
     notices.warn(app.state, "a", "word " * words)
     happened = iter([True])
     app.take_events = lambda: next(happened, False)
+    window.wake()
     for _ in range(20):  # the looks and frames of a third of a second, in which nothing else happens
         time_now += 1 / 60
         window._notice(time_now)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -96,6 +97,7 @@ def test_a_minimised_window_is_not_drawn_and_asks_in_sight(display: str) -> None
     try:
         program.xdotool("mousemove", "--window", program.id, *program.page.middle, "click", "1")
         program.expect("page")
+        assert os.sched_getscheduler(program.process.pid) == os.SCHED_BATCH, "it breaks into no step of the decoder"
         program.keys("x")
         program.expect("key x")
         wait_for(lambda: "*" in program.xdotool("getwindowname", program.id), 10)

@@ -129,8 +129,10 @@ def test_two_threads_may_drop_and_take_at_once(monkeypatch: pytest.MonkeyPatch, 
             sender.start()
             assert connection.closed.wait(10), "the server that floods is left"
             found = quiet.events()
-            while sender.is_alive() or quiet.more:
+            while sender.is_alive():
                 found += quiet.events()
+            while some := quiet.events():
+                found += some
             assert errors == [] and sum(isinstance(event, NotConnected) for event in found) == 1
     finally:
         sys.setswitchinterval(before)
@@ -149,6 +151,20 @@ def test_the_news_of_a_broken_connection_comes_after_any_number_of_pieces(
         on_event(PIECE)
     connection.on_lost()
     assert [type(event) for event in quiet.events()] == [Replied] * 10 + [Broken]
+
+
+def test_only_what_a_look_has_left_is_more(monkeypatch: pytest.MonkeyPatch, quiet: Link) -> None:
+    """What comes after it wakes the window by itself, which may wait for more of it."""
+    monkeypatch.setattr(link_module, "TAKE", 3)
+    quiet.do(OpenLink("tcp://127.0.0.1:1", "", ""))
+    quiet.do(GENERATE)
+    on_event = Quiet.made.get(timeout=10).asked.get(timeout=10)
+    quiet.events()
+    for _ in range(4):
+        on_event(PIECE)
+    assert not quiet.more
+    assert len(quiet.events()) == 3 and quiet.more
+    assert len(quiet.events()) == 1 and not quiet.more
 
 
 @pytest.mark.parametrize("leave", [OpenLink("tcp://127.0.0.1:2", "", ""), CloseLink()], ids=["another", "none"])

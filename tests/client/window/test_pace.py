@@ -12,7 +12,7 @@ from tests.conftest import WINDOW
 
 pytest.importorskip("client.window.loop", exc_type=ImportError, reason=WINDOW)
 
-from client.window import app as apps
+from client.window import app as apps, loop
 from client.window.events import Replied
 from client.window.pace import FRAME_S, IDLE_S, MOVE_S, SETTLE, SHARE, SLOWEST_S, STREAM_S, Pace
 from client.window.update import notices
@@ -28,29 +28,60 @@ def resting(cost: float = 0.001) -> Pace:
     return pace
 
 
-def drawn(pace: Pace, seconds: float, cost: float, news: bool = True) -> int:
-    """Let a stream come in for a while; return the number of frames."""
-    now, frames = 10.0, 0
+def drawn(pace: Pace, seconds: float, cost: float, every: float = 0.0) -> tuple[int, float]:
+    """Let text come in for a while, `every` so many seconds or all the time; return the number of frames, and the most
+    seconds from a piece's arrival to the end of the frame that shows it.
+    """
+    frames, longest = 0, 0.0
+    now = 10.0
+    news = 10.0 + every
     while (due := pace.due(news)) < 10.0 + seconds:
         now = max(now + cost, due)
-        frames += pace.look(now) or news
+        pace.look(now)
         pace.drew(cost)
-    return frames
+        frames, longest = frames + 1, max(longest, now + cost - news)
+        while news <= now:
+            news += every or now + cost - news
+    return frames, longest
 
 
 def test_at_rest_nothing_is_drawn() -> None:
     pace = resting()
     for second in range(1, 60):
-        assert pace.due(False) == 10.0 + second * IDLE_S
+        assert pace.due(None) == 10.0 + second * IDLE_S
         assert not pace.look(10.0 + second * IDLE_S)
 
 
 @pytest.mark.parametrize(("cost", "fewest", "most"), [(0.002, 19, 21), (0.025, 9, 11), (0.03, 8, 9), (10.0, 1, 3)])
 def test_a_stream_takes_a_quarter_of_a_core_at_most(cost: float, fewest: int, most: int) -> None:
-    frames = drawn(resting(cost), 1.0, cost)
+    frames, _ = drawn(resting(cost), 1.0, cost)
     assert fewest <= frames <= most
     if cost < SLOWEST_S:
         assert frames * cost <= SHARE + cost
+
+
+@pytest.mark.parametrize(
+    ("every", "fewest", "most"), [(0.02, 14, 17), (0.0223, 14, 16), (0.033, 14, 16), (0.06, 16, 17)]
+)
+def test_pieces_that_follow_each_other_are_shown_together_and_soon(every: float, fewest: int, most: int) -> None:
+    cost = 0.003
+    frames, longest = drawn(resting(cost), 1.0, cost, every)
+    assert fewest <= frames <= most, "a piece that comes alone is shown at once"
+    assert longest <= (STREAM_S if every < STREAM_S else 0) + cost + 1e-9
+
+
+def test_news_wakes_the_loop_once_until_it_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    woken = list[float | None]()
+    window = loop.Window.__new__(loop.Window)
+    monkeypatch.setattr("glfw.post_empty_event", lambda: woken.append(window._woken))
+    window._woken = None
+    for _ in range(3):
+        window.wake()
+    first = window._woken
+    assert first is not None and woken == [first], "a piece of text takes a core from the decoder for its arrival alone"
+    window._woken = None
+    window.wake()
+    assert len(woken) == 2
 
 
 def test_one_dear_frame_says_nothing_of_the_next() -> None:
@@ -62,36 +93,36 @@ def test_one_dear_frame_says_nothing_of_the_next() -> None:
 
 def test_a_key_is_drawn_at_once_and_settles() -> None:
     pace = resting(0.03)
-    assert pace.due(True) == pytest.approx(10.12)
+    assert pace.due(10.0) == pytest.approx(10.12)
     pace.struck()
-    assert pace.due(True) == 10.0 + FRAME_S, "amid a stream, too"
+    assert pace.due(10.0) == 10.0 + FRAME_S, "amid a stream, too"
     assert [pace.look(10.02 + i * FRAME_S) for i in range(SETTLE + 1)] == [True] * SETTLE + [False]
 
 
 def test_the_pointer_moves_at_the_streams_pace_and_is_looked_at_when_it_rests() -> None:
     pace = resting(0.025)
     pace.moved(10.01, drags=False)
-    assert pace.due(False) == pytest.approx(10.1)
+    assert pace.due(None) == pytest.approx(10.1)
     assert pace.look(10.1)
     for at in (10.21, 10.41):
-        assert pace.due(False) == pytest.approx(at)
+        assert pace.due(None) == pytest.approx(at)
         assert pace.look(at)
-    assert pace.due(False) == 10.41 + IDLE_S
+    assert pace.due(None) == 10.41 + IDLE_S
     pace.moved(10.5, drags=True)
-    assert pace.due(True) == 10.41 + FRAME_S
+    assert pace.due(10.0) == 10.41 + FRAME_S
 
 
 def test_a_pointer_that_moves_amid_a_stream_is_followed_faster_than_the_stream() -> None:
     pace = resting(0.002)
-    assert pace.due(True) == 10.0 + STREAM_S
+    assert pace.due(10.0) == 10.0 + STREAM_S
     pace.moved(10.01, drags=False)
-    assert pace.due(True) == 10.0 + MOVE_S < 10.0 + STREAM_S
+    assert pace.due(10.0) == 10.0 + MOVE_S < 10.0 + STREAM_S
 
 
 def test_what_expires_is_looked_at_then() -> None:
     pace = resting()
-    assert pace.due(False, 10.3) == 10.3
-    assert pace.due(False, math.inf) == 11.0
+    assert pace.due(None, 10.3) == 10.3
+    assert pace.due(None, math.inf) == 11.0
 
 
 @pytest.mark.usefixtures("home")
