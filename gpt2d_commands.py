@@ -1,4 +1,4 @@
-"""The installed commands gpt2d-server, gpt2d-client and gpt2d-keygen.
+"""The installed commands gpt2d-server, gpt2d-client, gpt2d-keygen and gpt2d-http.
 
 Our packages have ordinary names, and a folder on PYTHONPATH comes before the installed packages. So the commands begin
 here, in a module whose name is nobody else's, and look for ours beside it first where another one would be taken.
@@ -40,5 +40,11 @@ def client() -> None:
 
 def keygen() -> None:
     from server.keygen import main
+
+    main()
+
+
+def http() -> None:
+    from client.doors.http.__main__ import main
 
     main()

@@ -16,7 +16,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 VERSION = "0.1.0"
-MODULES = {"gpt2d-server": "server", "gpt2d-client": "client", "gpt2d-keygen": "server.keygen"}
+MODULES = {
+    "gpt2d-server": "server",
+    "gpt2d-client": "client",
+    "gpt2d-keygen": "server.keygen",
+    "gpt2d-http": "client.doors.http",
+}
 """Each program and the module that it is."""
 OWN = ("protocol", "server", "client")
 
@@ -47,14 +52,14 @@ def install(extras: str) -> str:
 
 
 @contextlib.contextmanager
-def needed_by(program: str) -> Iterator[None]:
-    """Exit with what to install where an import fails because a package is missing."""
+def needed_by(program: str, extras: str = "server,client") -> Iterator[None]:
+    """Exit with what to install where an import fails because a package is missing: what these extras bring."""
     try:
         yield
     except ModuleNotFoundError as e:
         if (e.name or "").partition(".")[0] in OWN:
             raise
-        sys.exit(f"{program}: {e.name} is not installed; in the checkout of gpt2d type: {install('server,client')}")
+        sys.exit(f"{program}: {e.name} is not installed; in the checkout of gpt2d type: {install(extras)}")
 
 
 @contextlib.contextmanager

@@ -55,7 +55,8 @@ OLDEST, NEWEST = (3, 11), (3, 14)
 """Versions of Python that are supported."""
 CLIENT = ("requirements-client.txt",)
 LIGHT = (*CLIENT, "requirements-server.txt")
-FULL = ("requirements.txt", "requirements-cluster.txt", "requirements-report.txt", "requirements-dev.txt")
+EXTRAS = ("requirements-http.txt", "requirements-cluster.txt", "requirements-report.txt", "requirements-dev.txt")
+FULL = ("requirements.txt", *EXTRAS)
 KINDS = {CLIENT: "client", LIGHT: "light", FULL: "full"}
 """Names of the installations, each of which contains the ones before it."""
 PARTS = {CLIENT: "the client", LIGHT: "daemon and client", FULL: "everything that the tests use"}

@@ -133,7 +133,7 @@ class Checkout:
         monkeypatch.setenv("REPORT", json.dumps(report))
         self.make_by_hand()
         (self.root / "requirements.txt").write_text("numpy==1\ntorch==9.9\n")
-        for name in ("cluster", "report", "dev"):
+        for name in ("http", "cluster", "report", "dev"):
             (self.root / f"requirements-{name}.txt").touch()
 
     def steps(self) -> list[str]:

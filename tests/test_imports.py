@@ -15,6 +15,8 @@ MODELS = {
     "huggingface_hub", "safetensors",
 }  # fmt: skip
 DRAWING = {"numpy", "glfw", "imgui_bundle", "OpenGL"}
+CLIENTS = {"client.window", "client.terminal", "client.servers", "platformdirs"}
+"""What a door has no use for: it speaks the protocol to the daemon, and nothing else of ours."""
 REFERENCES = {"torch", "transformers", "optimum", "onnxruntime"}
 """What engines import when they are asked for, and not before."""
 RAY = {"server.launch.agent", "server.launch.host"}
@@ -22,6 +24,8 @@ RAY = {"server.launch.agent", "server.launch.host"}
 ROOMS: dict[str, set[str]] = {
     "protocol": MODELS | {"server", "client", "psutil", "platformdirs", "prompt_toolkit", "ray"},
     "client": MODELS | DRAWING | {"server", "ray"},
+    "client.doors": MODELS | DRAWING | {"server", "ray"} | CLIENTS,
+    "client.doors.http": MODELS | DRAWING | {"server", "ray", "jinja2"} | CLIENTS,
     "client.window": (MODELS - {"numpy"}) | {"server", "ray"},
     "server": MODELS | {"client", "ray"},
     "server.catalogue": MODELS | {"client", "ray", "psutil"},
@@ -46,6 +50,8 @@ def modules_of(room: str) -> list[str]:
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_room_loads_only_what_it_may(room: str) -> None:
+    if room == "client.doors.http":
+        pytest.importorskip("starlette", reason="needs requirements-http.txt")
     if room == "client.window":
         pytest.importorskip("client.window.loop", exc_type=ImportError, reason=WINDOW)
     code = f"import importlib, sys\nfor name in {modules_of(room)}: importlib.import_module(name)\nprint(*sys.modules)"
@@ -56,7 +62,7 @@ def test_a_room_loads_only_what_it_may(room: str) -> None:
 
 def test_every_folder_of_the_product_has_a_rule() -> None:
     folders = set()
-    for package in ("protocol", "server", "client"):
-        path = __import__(package).__path__
+    for package in ("protocol", "server", "client", "client.doors"):
+        path = __import__(package, fromlist=["__path__"]).__path__
         folders |= {package} | {f"{package}.{found.name}" for found in pkgutil.iter_modules(path) if found.ispkg}
     assert folders == set(ROOMS)

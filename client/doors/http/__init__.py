@@ -1,0 +1,1 @@
+"""Door for programs that speak OpenAI's HTTP."""
