@@ -20,10 +20,11 @@ it: judge a step by `x L`, the median of all turns' time over L, and not by anot
 `most` are those of the processes. ms, B, L, GB/s (weights, keys and values) and GMAC/s (matrices) are medians of all
 turns, too. `best` B is the fastest pass beside any turn.
 
---against has a second build of the kernels take turns with the first (A B, then B A): `x first` is its time over that
-of the first build, the median of all turns. --busy runs other processes beside the steps, and has three take turns: all
-threads, one, and as many as the daemon's engine chooses; times of a turn are then means, since what counts is how many
-tokens come in a second, and B is that of the quiet machine before.
+--against has a second build of the kernels take turns with the first (A B, then B A), --against-cache the same kernels
+with another KV cache: `x first` is its time over that of the first, the median of all turns. --busy runs other
+processes beside the steps, and has three take turns: all threads, one, and as many as the daemon's engine chooses;
+times of a turn are then means, since what counts is how many tokens come in a second, and B is that of the quiet
+machine before.
 Tables go to stderr. The one line on stdout is a JSON object with every time and with the state of the machine: keep it
 with the figures.
 """
@@ -105,6 +106,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--instruction-set", metavar="NAME", help="avx512 or avx2 (default: the best here)")
     made.add_argument("--kernels", type=Path, metavar="FILE", help="libgpt2d_kernels.so (default: the installed one)")
     made.add_argument("--against", type=Path, metavar="FILE", help="another one, to take turns with it")
+    made.add_argument(
+        "--against-cache", metavar="fp16", help="the KV cache of what takes turns (default: as the first)"
+    )
     made.add_argument("--busy", type=int, default=0, metavar="N", help="other processes, each busy on one core")
     made.add_argument(
         "--busy-share",
@@ -158,8 +162,8 @@ def builds_of(args: argparse.Namespace) -> list[Build]:
 
     ours = args.kernels or gpt2d_kernels.library()
     builds = [Build("ours", str(ours), args.threads)]
-    if args.against:
-        builds.append(Build("against", str(args.against), args.threads))
+    if args.against or args.against_cache:
+        builds.append(Build("against", str(args.against or ours), args.threads, args.against_cache))
     if args.busy and args.threads > 1:
         builds += [Build(f"{build.name}, 1 thread", build.library, 1) for build in builds]
         builds += [] if args.kernels else [Build("ours, threads chosen", "", args.threads)]

@@ -25,10 +25,13 @@ from numpy.typing import NDArray
 
 from scripts.bench.machine import Probe, Step
 from server.catalogue.architecture import Architecture
-from server.catalogue.engines import TRAITS
+from server.catalogue.engines import CACHE_SCALE_BYTES, choose_cache
 from server.engines.base import KV
 from server.engines.native import NativeEngine, shape_of
 
+Elements = NDArray[np.floating | np.signedinteger]
+CHOSEN_CACHE = 6
+"""Version of the kernels from which on a model says what its KV cache is made of."""
 ASLEEP_S = 0.001
 """Pause before memory is read: the kernels' threads look for another step that long, which would take a core."""
 TIMED = 3
@@ -63,6 +66,8 @@ class Build:
     name: str
     library: str
     threads: int
+    cache: str | None = None
+    """What its KV cache is made of; None: the precision's default."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,8 @@ class Model:
         self._kernels.gpt2d_restore.argtypes = [pointer, integer, integer, pointer, pointer]
         self._kernels.gpt2d_forward.argtypes = [pointer, integer, *[pointer] * 3, integer, *[pointer] * 3]
         weights = np.fromfile(order.weights, np.uint8)
-        shape, needed = shape_of(arch, order.precision), ctypes.c_size_t()
+        cache = build.cache if self._kernels.gpt2d_version() >= CHOSEN_CACHE else choose_old_cache(order.precision)
+        shape, needed = shape_of(arch, order.precision, cache), ctypes.c_size_t()
         for shape.tied in (1, 0):  # the file's size says which
             self._model = pointer(
                 self._kernels.gpt2d_new(ctypes.byref(shape), self._rows, build.threads, order.instruction_set.encode())
@@ -124,11 +130,10 @@ class Model:
         ctypes.memmove(self.address, weights.ctypes.data, self.size)
         self._logits = np.empty((self._rows, arch.vocabulary), np.float32)
         self._vocabulary = arch.vocabulary
-        self._fill(arch, order)
+        self._fill(cache_of(arch, order, cache))
 
-    def _fill(self, arch: Architecture, order: Order) -> None:
+    def _fill(self, values: Elements) -> None:
         """Write keys and values into every row as far as a step reads them: memory that nobody wrote is not there."""
-        values = cache_of(arch, order)
         for row in range(self._rows if values.size else 0):
             _check(self._kernels.gpt2d_restore(self._model, row, values.shape[2], _at(values), _at(values)))
 
@@ -154,9 +159,15 @@ class Engine:
         rows = max(step.rows for step in order.steps)
         self._vocabulary = arch.vocabulary
         self._engine = NativeEngine(
-            arch, Path(order.weights), order.precision, rows, build.threads, instruction_set=order.instruction_set
+            arch,
+            Path(order.weights),
+            order.precision,
+            rows,
+            build.threads,
+            cache=build.cache,
+            instruction_set=order.instruction_set,
         )
-        values = cache_of(arch, order)
+        values = cache_of(arch, order, build.cache)
         for row in range(rows if values.size else 0):
             self._engine.restore(row, KV(values, values))
 
@@ -170,11 +181,22 @@ class Engine:
         return (time.perf_counter() - began) * 1e3
 
 
-def cache_of(arch: Architecture, order: Order) -> NDArray[np.floating]:
-    """Return made-up keys, or values, of a row [layers, heads, positions, head] as far as a step reads it."""
+def choose_old_cache(precision: str) -> str:
+    """Return what the KV cache is made of in builds that have no choice."""
+    return "fp32" if precision == "fp32" else "fp16"
+
+
+def cache_of(arch: Architecture, order: Order, cache: str | None) -> Elements:
+    """Return made-up keys, or values, of a row as the kernels restore them, as far as a step reads it."""
     positions = max(step.past for step in order.steps)
-    dtype = np.float32 if TRAITS["native"].precisions[order.precision].kv == 4 else np.float16
-    return np.random.default_rng(0).normal(0, 1, (arch.layers, arch.heads, positions, arch.head)).astype(dtype)
+    values = np.random.default_rng(0).normal(0, 1, (arch.layers, arch.heads, positions, arch.head)).astype(np.float32)
+    cache = choose_cache("native", order.precision, cache)
+    if cache != "int8":
+        return values.astype(np.float16 if cache == "fp16" else np.float32)
+    scales = np.maximum(np.abs(values).max(axis=3, initial=0, keepdims=True), 1e-6) / np.float32(127)
+    found = np.empty((*values.shape[:3], arch.head + CACHE_SCALE_BYTES), np.int8)
+    found[..., : arch.head], found[..., arch.head :] = np.rint(values / scales), scales.view(np.int8)
+    return found
 
 
 def _at(array: NDArray[np.generic]) -> int:

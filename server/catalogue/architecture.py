@@ -10,7 +10,7 @@ from pathlib import Path
 
 from protocol.errors import BadModel
 from server.catalogue.config_keys import activation, epsilon, flag, refuse_what_is_not_computed, size
-from server.catalogue.engines import TRAITS
+from server.catalogue.engines import CACHE_BITS, CACHE_SCALE_BYTES, TRAITS, choose_cache
 from server.catalogue.files import ADAPTER_CONFIG, CONFIG_FILE, deeper, read_map
 from server.catalogue.generation import read_bounds
 
@@ -29,6 +29,8 @@ CALIBRATION_TOKENS = 18 << 10
 """Number of tokens that a model is calibrated with."""
 CALIBRATION_TEXT = 1024
 """Number of tokens of each text that it writes for that, at most."""
+CALIBRATION_CACHE = "fp16"
+"""What their KV cache is made of: another one would have other texts written."""
 CALIBRATION_BYTES = 720 << 20
 """Memory of the KV cache of the texts that it writes together, at most, where more than 4 fit."""
 
@@ -91,34 +93,39 @@ class Architecture:
         """Size of model.safetensors on the hub: float32, with each layer's attention mask beside its parameters."""
         return 4 * (self.parameters + self.layers * self.context**2)
 
-    def row_bytes(self, engine: str, precision: str) -> int:
-        """Bytes of one sequence's KV cache: two vectors for each position and layer."""
-        return 2 * TRAITS[engine].precisions[precision].kv * self.layers * self.context * self.width
+    def row_bytes(self, engine: str, precision: str, cache: str | None = None) -> int:
+        """Bytes of one sequence's KV cache: two vectors for each position and layer, with a scale a head at 8 bits.
 
-    def default_rows(self, engine: str, precision: str, share: int) -> int:
+        Here and below, where `cache` is left out, it is the default.
+        """
+        bits = CACHE_BITS[choose_cache(engine, precision, cache)]
+        position = self.width * bits // 8 + (self.heads * CACHE_SCALE_BYTES if bits == 8 else 0)
+        return 2 * self.layers * self.context * position
+
+    def default_rows(self, engine: str, precision: str, share: int, cache: str | None = None) -> int:
         """Return the number of sequences that run together: rows of at most ROWS_BYTES, or of `share` bytes.
 
         There are 1 to USUAL_ROWS of the former, and up to MAX_ROWS of the latter.
         """
-        row = self.row_bytes(engine, precision)
+        row = self.row_bytes(engine, precision, cache)
         rows = max(1, min(USUAL_ROWS, ROWS_BYTES // row), min(MAX_ROWS, share // row))
         return min(rows, TRAITS[engine].most_rows or rows)
 
-    def fitting_rows(self, engine: str, precision: str, room: int, share: int) -> int:
+    def fitting_rows(self, engine: str, precision: str, room: int, share: int, cache: str | None = None) -> int:
         """Return default_rows, or fewer where they do not fit into `room` bytes; at least 1, whether it fits or not."""
-        rows = self.default_rows(engine, precision, share)
-        while rows > 1 and self.memory_bytes(engine, precision, rows) > room:
+        rows = self.default_rows(engine, precision, share, cache)
+        while rows > 1 and self.memory_bytes(engine, precision, rows, cache) > room:
             rows -= 1
         return rows
 
-    def prefix_cache_bytes(self, engine: str, precision: str) -> int:
+    def prefix_cache_bytes(self, engine: str, precision: str, cache: str | None = None) -> int:
         """Bytes of the prefix cache: as much as one row, a whole context."""
-        return self.row_bytes(engine, precision) if TRAITS[engine].prefix_cache else 0
+        return self.row_bytes(engine, precision, cache) if TRAITS[engine].prefix_cache else 0
 
     def calibration_rows(self) -> int:
         """Return the number of texts that the model writes together when it is calibrated; they do not depend on it."""
         texts = -(-CALIBRATION_TOKENS // min(self.context, CALIBRATION_TEXT))
-        fitting = max(4, CALIBRATION_BYTES // self.row_bytes("native", "int8"))
+        fitting = max(4, CALIBRATION_BYTES // self.row_bytes("native", "int8", CALIBRATION_CACHE))
         rounds = -(-texts // min(texts, MAX_ROWS, fitting))
         return -(-texts // rounds)
 
@@ -127,15 +134,16 @@ class Architecture:
         widest = max(self.width, self.inner)
         inputs = CALIBRATION_TOKENS * (9 * (3 * self.width + self.inner) // 8 + 4 * self.width)
         matrix = 32 * self.width * max(self.inner, 3 * self.width)
-        return self.memory_bytes("native", "int8", self.calibration_rows()) + inputs + 24 * widest**2 + matrix
+        model = self.memory_bytes("native", "int8", self.calibration_rows(), CALIBRATION_CACHE)
+        return model + inputs + 24 * widest**2 + matrix
 
-    def loading_bytes(self, engine: str, precision: str, rows: int) -> int:
+    def loading_bytes(self, engine: str, precision: str, rows: int, cache: str | None = None) -> int:
         """About what a worker needs until it is ready: an export holds the weights several times over."""
         traits = TRAITS[engine]
         weights = traits.precisions[precision].loading_copies * 4 * self.parameters
-        return max(self.memory_bytes(engine, precision, rows), weights + OVERHEAD_BYTES + traits.libraries_bytes)
+        return max(self.memory_bytes(engine, precision, rows, cache), weights + OVERHEAD_BYTES + traits.libraries_bytes)
 
-    def memory_bytes(self, engine: str, precision: str, rows: int) -> int:
+    def memory_bytes(self, engine: str, precision: str, rows: int, cache: str | None = None) -> int:
         """About what a worker needs when it is full: weights, `rows` rows of KV cache, the prefix cache, overhead.
 
         A row has its logits beside its cache, twice: as the engine computes them, and as they are chosen from.
@@ -147,8 +155,8 @@ class Architecture:
         rest = self.parameters - blocks - head
         heads = head if self.tied else 2 * head
         weights = int(stored.blocks * blocks + stored.head * heads + stored.rest * rest)
-        kept = min(rows, traits.most_rows or rows) * (self.row_bytes(engine, precision) + 8 * self.vocabulary)
-        kept += self.prefix_cache_bytes(engine, precision)
+        kept = min(rows, traits.most_rows or rows) * (self.row_bytes(engine, precision, cache) + 8 * self.vocabulary)
+        kept += self.prefix_cache_bytes(engine, precision, cache)
         return weights + kept + OVERHEAD_BYTES + traits.libraries_bytes
 
 

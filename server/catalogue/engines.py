@@ -25,6 +25,10 @@ BITS = {"fp32": 32, "int8": 8, "int4": 4}
 """Bits of a weight in the blocks' matrices, for the engines whose files we build."""
 HEAD_BITS = 8
 """Bits of the token table and the LM head at every quantised precision (docs/decisions/head-at-8-bits.md)."""
+CACHE_BITS = {"int8": 8, "fp16": 16, "bf16": 16, "fp32": 32}
+"""Bits of an element of the KV cache, by what the cache is called."""
+CACHE_SCALE_BYTES = 4
+"""Bytes of the scale that the elements of a head have at each position, where they are integers."""
 BUILD_FORMAT = 4
 """Raised whenever the same weights are built into something else (convert/, or the export of engines/optimum.py)."""
 SUMS_FILE = "SHA256SUMS"
@@ -98,16 +102,16 @@ class Stored:
     """A weight of the token table: all copies of it, where the LM head has one of its own."""
     rest: float = 4
     """A bias, a norm's weight or a position's."""
-    kv: int = 4
-    """An element of the KV cache."""
+    caches: tuple[str, ...] = ("fp32",)
+    """What the KV cache can be made of (CACHE_BITS); the first is the default."""
     loading_copies: int = 0
     """Times that all weights are in memory as float32 while the engine is made, where that is more than what stays."""
 
 
-def _in_blocks(bits: int, scale_bytes: int, *, head_copies: int = 1, kv: int = 4) -> Stored:
+def _in_blocks(bits: int, scale_bytes: int, *, head_copies: int = 1, caches: tuple[str, ...] = ("fp32",)) -> Stored:
     """Return the sizes of a model quantised in blocks, each with a scale."""
     scale = scale_bytes / BLOCK
-    return Stored(bits / 8 + scale, head_copies * (HEAD_BITS / 8 + scale), kv=kv)
+    return Stored(bits / 8 + scale, head_copies * (HEAD_BITS / 8 + scale), caches=caches)
 
 
 @dataclass(frozen=True)
@@ -157,8 +161,8 @@ REFERENCE_BYTES = 420 << 20
 TRAITS = {
     "native": Traits(
         {
-            "int8": _in_blocks(8, 2, kv=2),  # scales, keys and values are fp16
-            "int4": _in_blocks(4, 2, kv=2),
+            "int8": _in_blocks(8, 2, caches=("fp16", "int8")),  # scales are fp16
+            "int4": _in_blocks(4, 2, caches=("fp16", "int8")),
             "fp32": Stored(4, 4),
         },
         install=KERNELS_INSTALL,
@@ -177,7 +181,7 @@ TRAITS = {
     "torch": Traits(
         {
             "fp32": Stored(4, 4),
-            "bf16": Stored(2, 2, 2),
+            "bf16": Stored(2, 2, 2, caches=("bf16",)),
             # Made of fp32, whose memory is not given back; the head is parted from the token table.
             "int8": Stored(5, 9),
         },
@@ -250,6 +254,15 @@ def choose_engine(engine: str | None, precision: str | None) -> tuple[str, str]:
     if precision not in traits.precisions:
         raise BadModel(f"engine {engine} has no precision {precision!r}; it has: {', '.join(traits.precisions)}")
     return engine, precision
+
+
+def choose_cache(engine: str, precision: str, cache: str | None) -> str:
+    """Fill in what the KV cache is made of, where a load left it out. Raises: BadModel, naming what there is."""
+    caches = TRAITS[engine].precisions[precision].caches
+    cache = cache or caches[0]
+    if cache not in caches:
+        raise BadModel(f"{engine} at {precision} has no KV cache of {cache!r}; it can be: {', '.join(caches)}")
+    return cache
 
 
 def check_compiled(engine: str, precision: str) -> None:

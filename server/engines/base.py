@@ -28,11 +28,12 @@ PRIVATE = {} if sys.platform == "win32" else {"flags": mmap.MAP_PRIVATE | mmap.M
 class KV:
     """The keys and values of one sequence's first positions, copied out of the rows.
 
-    `keys` and `values` are [layers, heads, positions, head], float32, or float16 where the engine's rows are.
+    `keys` and `values` are [layers, heads, positions, head], of what the engine's rows are: float32, float16, or int8
+    with the four bytes of a float32 behind each head, its scale.
     """
 
-    keys: NDArray[np.floating]
-    values: NDArray[np.floating]
+    keys: NDArray[np.floating | np.signedinteger]
+    values: NDArray[np.floating | np.signedinteger]
 
     @classmethod
     def empty(cls, shape: tuple[int, int, int, int], dtype: DTypeLike) -> KV:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from protocol.errors import BadModel, LoadFailed
-from server.catalogue.architecture import Architecture
+from server.catalogue.architecture import CALIBRATION_CACHE, Architecture
 from server.catalogue.engines import CALIBRATED, COMPILED_FOLDER, OWN_TEXTS, SOURCE_FILE, TRAITS
 from server.catalogue.files import EMBEDDED_FOLDER, hashed_files
 from server.catalogue.notes import SHA256, joined, known_digests
@@ -213,7 +213,7 @@ def _calibrated(loading: _Loading, ids: Sequence[int] | None, source: str, count
     )
     rows = arch.calibration_rows()
     try:
-        engine = NativeEngine(arch, place / FILE, "int8", rows, loading.threads)
+        engine = NativeEngine(arch, place / FILE, "int8", rows, loading.threads, cache=CALIBRATION_CACHE)
     finally:
         loading.cache.opened(place)
     with contextlib.closing(engine):

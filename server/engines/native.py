@@ -16,7 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.catalogue.architecture import Architecture
-from server.catalogue.engines import BITS, KERNELS_INSTALL, KERNELS_VERSION
+from server.catalogue.engines import (
+    BITS,
+    CACHE_BITS,
+    CACHE_SCALE_BYTES,
+    KERNELS_INSTALL,
+    KERNELS_VERSION,
+    choose_cache,
+)
 from server.convert.native_layout import head_bits
 from server.engines.base import KV, Hidden, Logits, Run
 from server.engines.crew import Crew
@@ -59,6 +66,7 @@ class Shape(ctypes.Structure):
             )
         ),
         ("epsilon", ctypes.c_float),
+        ("cache_bits", ctypes.c_int32),
     )
 
 
@@ -78,12 +86,13 @@ class Choice(ctypes.Structure):
     )  # fmt: skip
 
 
-def shape_of(arch: Architecture, precision: str) -> Shape:
+def shape_of(arch: Architecture, precision: str, cache: str | None = None) -> Shape:
     """Return the numbers of a model whose LM head is its token table."""
+    cache_bits = CACHE_BITS[choose_cache("native", precision, cache)]
     return Shape(
         arch.layers, arch.heads, arch.width, arch.inner, arch.context, arch.vocabulary,
         BITS[precision], head_bits(precision), 1, ACTIVATIONS.index(arch.activation),
-        arch.scale_attn_weights, arch.scale_attn_by_inverse_layer_idx, arch.epsilon,
+        arch.scale_attn_weights, arch.scale_attn_by_inverse_layer_idx, arch.epsilon, cache_bits,
     )  # fmt: skip
 
 
@@ -152,7 +161,7 @@ def _chosen(code: int, tokens: ctypes.Array[ctypes.c_int32]) -> list[int]:
 
 
 class NativeEngine:
-    """One model in the kernels' layout, and its KV cache: float32 rows for fp32, else fp16."""
+    """One model in the kernels' layout, and its KV cache: float32 for fp32, else bytes with scales, or fp16."""
 
     def __init__(
         self,
@@ -162,6 +171,7 @@ class NativeEngine:
         rows: int,
         threads: int,
         *,
+        cache: str | None = None,
         instruction_set: str | None = None,
         progress: Callable[[int, int], None] = lambda *_: None,
     ) -> None:
@@ -179,9 +189,10 @@ class NativeEngine:
         self._waits = (ctypes.c_double * threads)()
         self.quantised_share = float(precision != "fp32")  # layout.py packs all matrices
         self._arch, self._kernels = arch, library()
-        bits, size = BITS[precision], weights.stat().st_size
-        self._kv_dtype = np.dtype(np.float32 if bits == 32 else np.float16)
-        shape = shape_of(arch, precision)
+        size = weights.stat().st_size
+        shape = shape_of(arch, precision, cache)
+        self._kv_dtype = np.dtype({32: np.float32, 16: np.float16, 8: np.int8}[shape.cache_bits])
+        self._kv_head = arch.head + (CACHE_SCALE_BYTES if shape.cache_bits == 8 else 0)
         for tied in (1, 0):  # the file's size says which
             shape.tied = tied
             self._model = self._kernels.gpt2d_new(
@@ -261,7 +272,7 @@ class NativeEngine:
         self._check(self._kernels.gpt2d_move(self._running(), source, target, first, positions))
 
     def export(self, row: int, positions: int) -> KV:
-        shape = (self._arch.layers, self._arch.heads, positions, self._arch.head)
+        shape = (self._arch.layers, self._arch.heads, positions, self._kv_head)
         kv = KV.empty(shape, self._kv_dtype)
         self._check(
             self._kernels.gpt2d_export(self._running(), row, positions, kv.keys.ctypes.data, kv.values.ctypes.data)

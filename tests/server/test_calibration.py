@@ -158,7 +158,7 @@ def built(folder: Path, name: str, threads: int) -> str:
     """Return the digest of what a small model's calibration writes."""
     weights = weights_of(ARCH)
     Layout(ARCH, weights, "int8", lambda *_: None).write(folder)
-    engine = NativeEngine(ARCH, folder / FILE, "int8", 4 + threads, threads, instruction_set=name)
+    engine = NativeEngine(ARCH, folder / FILE, "int8", 4 + threads, threads, cache="fp16", instruction_set=name)
     texts = write_texts(engine, ARCH, lambda *_: None)
     assert sum(map(len, texts)) == 1000
     Calibrated(ARCH, weights, engine, texts, "", lambda *_: None).write(folder)
@@ -187,7 +187,7 @@ def test_texts_do_not_depend_on_how_many_are_written_together(tmp_path: Path, mo
     Layout(ARCH, weights_of(ARCH), "int8", lambda *_: None).write(tmp_path)
     written = []
     for rows in (1, 4):
-        engine = NativeEngine(ARCH, tmp_path / FILE, "int8", rows, 1)
+        engine = NativeEngine(ARCH, tmp_path / FILE, "int8", rows, 1, cache="fp16")
         told: dict[int, int] = {}
         written.append(write_texts(engine, ARCH, told.__setitem__))
         assert list(told) == sorted(told) and told[300] == 300

@@ -46,17 +46,23 @@ def requests(engine: NativeEngine, arch: Architecture) -> Iterator[tuple[str, by
     yield "guesses", engine.run(guessed).tobytes()
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
+def _name(model: str, precision: str, cache: str) -> str:
+    return f"{model} {precision}" + (" with a cache of int8" if cache == "int8" else "")
+
+
+@pytest.mark.parametrize(
+    ("precision", "cache"), [("fp32", "fp32"), ("int8", "fp16"), ("int4", "fp16"), ("int8", "int8"), ("int4", "int8")]
+)
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("name", SETS)
-def test_every_logit_keeps_its_bits(tmp_path: Path, name: str, model: str, precision: str) -> None:
+def test_every_logit_keeps_its_bits(tmp_path: Path, name: str, model: str, precision: str, cache: str) -> None:
     arch = MODELS[model]
     if model == "demo":
         Layout(arch, Weights(DEMO_FOLDER, arch), precision, lambda *_: None).write(tmp_path)
-        engine = NativeEngine(arch, tmp_path / FILE, precision, 9, 2, instruction_set=name)
+        engine = NativeEngine(arch, tmp_path / FILE, precision, 9, 2, cache=cache, instruction_set=name)
     else:
-        engine = make(tmp_path, arch, precision, rows=9, instruction_set=name)
+        engine = make(tmp_path, arch, precision, rows=9, cache=cache, instruction_set=name)
     found = {what: hashlib.sha256(logits).hexdigest()[:16] for what, logits in requests(engine, arch)}
     engine.close()
-    kept = json.loads(KEPT.read_text(encoding="utf-8"))[f"{model} {precision}"]
+    kept = json.loads(KEPT.read_text(encoding="utf-8"))[_name(model, precision, cache)]
     assert found == kept, json.dumps(found)

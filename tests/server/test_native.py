@@ -28,6 +28,8 @@ from tests.dequantise import dequantise
 ARCH = read_architecture(DEMO_FOLDER)
 SETS = instruction_sets()
 PRECISIONS = ("fp32", "int8", "int4")
+HALVES = {"fp32": "fp32", "int8": "fp16", "int4": "fp16"}
+"""KV caches without bytes."""
 ODD = Architecture(layers=2, heads=3, width=60, inner=100, context=50, vocabulary=77, epsilon=1e-5, ends=(0,))
 """Nothing in it is a multiple of 16."""
 OTHER = replace(ODD, activation="mish", scale_attn_weights=False, scale_attn_by_inverse_layer_idx=True)
@@ -41,6 +43,7 @@ def make(
     *,
     rows: int = 4,
     threads: int = 2,
+    cache: str | None = None,
     instruction_set: str | None = None,
 ) -> NativeEngine:
     rng = np.random.default_rng(3)
@@ -49,7 +52,7 @@ def make(
         for name, shape in expected_shapes(arch).items()
     }
     Layout(arch, weights, precision, lambda *_: None).write(folder)
-    return NativeEngine(arch, folder / FILE, precision, rows, threads, instruction_set=instruction_set)
+    return NativeEngine(arch, folder / FILE, precision, rows, threads, cache=cache, instruction_set=instruction_set)
 
 
 def matmul(name: str, bits: int, matrix: NDArray[np.generic], outputs: int, x: Floats) -> Floats:
@@ -106,14 +109,15 @@ def test_instruction_sets_give_the_same_bits(tmp_path: Path, precision: str, arc
         np.testing.assert_array_equal(results[name].view(np.uint32), results["plain"].view(np.uint32), name)
 
 
-WAYS = [(name, (ODD, precision)) for name in SETS for precision in PRECISIONS]
-WAYS += [(SETS[0], (OTHER, precision)) for precision in PRECISIONS]
+WAYS = [(name, ODD, precision, HALVES[precision]) for name in SETS for precision in PRECISIONS]
+WAYS += [(SETS[0], OTHER, precision, HALVES[precision]) for precision in PRECISIONS]
+WAYS += [(name, ODD, "int8", "int8") for name in SETS] + [(SETS[0], OTHER, "int4", "int8")]
 
 
-@pytest.fixture(scope="module", params=WAYS, ids=lambda way: f"{way[0]}-{way[1][1]}-{way[1][0].activation}")
+@pytest.fixture(scope="module", params=WAYS, ids=lambda way: f"{way[0]}-{way[2]}-{way[3]}-{way[1].activation}")
 def odd(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NativeEngine]:
-    name, model = request.param
-    engine = make(tmp_path_factory.mktemp("odd"), *model, instruction_set=name)
+    way = request.param
+    engine = make(tmp_path_factory.mktemp("odd"), *way[1:3], cache=way[3], instruction_set=way[0])
     yield engine
     engine.close()
 
@@ -158,6 +162,23 @@ def test_exported_rows_come_back_bit_for_bit(odd: NativeEngine) -> None:
     np.testing.assert_array_equal(odd.prefill(3, ids[20:], 20, [19]), want)
     odd.move(3, 0, 39)
     np.testing.assert_array_equal(odd.decode([39], [39]), want)
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_a_cache_of_bytes_holds_what_one_of_halves_does(tmp_path: Path, precision: str) -> None:
+    ids = list(range(45))
+    halves, of_bytes = (make(tmp_path, ODD, precision, cache=cache) for cache in ("fp16", "int8"))
+    want, got = (engine.prefill(0, ids, 0, range(45)) for engine in (halves, of_bytes))
+    assert 0 < np.abs(got - want).max() < 0.05 * np.abs(want).max()
+    pairs = zip((halves.export(0, 45).keys, halves.export(0, 45).values),
+                (of_bytes.export(0, 45).keys, of_bytes.export(0, 45).values), strict=True)  # fmt: skip
+    for exact, stored in pairs:  # [layers, heads, positions, head], of bytes with a scale behind each head
+        values, scales = stored[..., : ODD.head], np.ascontiguousarray(stored[..., ODD.head :]).view(np.float32)
+        first = exact[0].astype(np.float32)  # layers after the first have other inputs
+        assert np.abs(values).max(axis=3).min() == 127
+        assert (np.abs(values[0] * scales[0] - first) <= 0.51 * scales[0] + 1e-3 * np.abs(first)).all()
+    for engine in (halves, of_bytes):
+        engine.close()
 
 
 @pytest.mark.parametrize("threads", [1, 3, 7])
@@ -277,10 +298,11 @@ def test_memory_that_runs_out_is_an_error_and_the_next_step_works(tmp_path: Path
 
 def restore_into_used_memory(folder: Path) -> None:
     """In a process of its own, whose memory is not 0 when it is new: what pads a head must still add nothing."""
-    first, other = make(folder, ODD, "int8", rows=1), make(folder, ODD, "int8", rows=1)
-    first.prefill(0, list(range(20)), 0, [])
-    other.restore(0, first.export(0, 20))
-    np.testing.assert_array_equal(other.decode([20], [20]), first.decode([20], [20]))
+    for cache in ("fp16", "int8"):
+        first, other = (make(folder, ODD, "int8", rows=1, cache=cache) for _ in range(2))
+        first.prefill(0, list(range(20)), 0, [])
+        other.restore(0, first.export(0, 20))
+        np.testing.assert_array_equal(other.decode([20], [20]), first.decode([20], [20]))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks for it as glibc does")
@@ -289,23 +311,34 @@ def test_a_cache_needs_no_memory_that_is_zero(tmp_path: Path, monkeypatch: pytes
     succeeds_in_a_fresh_process(restore_into_used_memory, tmp_path)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads what is resident as Linux says it")
-def test_a_cache_takes_memory_only_as_far_as_it_is_used() -> None:
-    """Eight rows of 160 tokens of gpt2, on huge pages or without: at most a tenth more than their keys and values."""
+def cache_memory(cache_bits: int, rows: int, used: int) -> tuple[int, int]:
+    """Return the bytes that become resident where rows of gpt2 are filled, and those of their keys and values."""
 
     def resident() -> int:
         return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * mmap.PAGESIZE
 
     kernels = library()
-    rows, used = 8, 160
-    shape = Shape(12, 12, 768, 32, 1024, 32, 8, 8, 1, 0, 1, 0, 1e-5)
-    model = kernels.gpt2d_new(shape, rows, 1, None)
-    keys, values = np.ones((2, 12, used, 768), np.float16)
+    model = kernels.gpt2d_new(Shape(12, 12, 768, 32, 1024, 32, 8, 8, 1, 0, 1, 0, 1e-5, cache_bits), rows, 1, None)
+    part = np.ones(12 * 12 * used * (64 * cache_bits // 8 + (4 if cache_bits == 8 else 0)), np.int8)
     before = resident()
     for row in range(rows):
-        assert kernels.gpt2d_restore(model, row, used, keys.ctypes.data, values.ctypes.data) == 0
-    assert resident() - before < 1.1 * rows * (keys.nbytes + values.nbytes)
+        assert kernels.gpt2d_restore(model, row, used, part.ctypes.data, part.ctypes.data) == 0
+    taken = resident() - before
     kernels.gpt2d_free(model)
+    return taken, 2 * rows * part.nbytes
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads what is resident as Linux says it")
+def test_a_cache_takes_memory_only_as_far_as_it_is_used() -> None:
+    """Eight rows of 160 tokens of gpt2, on huge pages or without: at most a tenth more than their keys and values."""
+    taken, needed = cache_memory(16, 8, 160)
+    assert taken < 1.1 * needed
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads what is resident as Linux says it")
+def test_a_cache_of_bytes_takes_half_the_memory() -> None:
+    """Two full rows of gpt2, scales and what huge pages leave unused included: at most 0.55 of fp16."""
+    assert cache_memory(8, 2, 1024)[0] <= 0.55 * cache_memory(16, 2, 1024)[0]
 
 
 def test_a_file_of_another_model_is_refused(tmp_path: Path) -> None:

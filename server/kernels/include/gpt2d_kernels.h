@@ -44,7 +44,11 @@ typedef struct {
     int32_t scaled;          /* attention's scores are divided by the square root of a head's width */
     int32_t scaled_by_layer; /* and by the layer's number, counted from 1 */
     float epsilon;     /* of the layer norms */
+    int32_t cache_bits; /* of keys and values: 32 if bits is 32, else 16 or 8 */
 } gpt2d_shape;
+
+/* The widest head whose keys can be bytes: sums of its products stay within 32 bits. */
+enum { GPT2D_WIDEST_BYTES = 1 << 15 };
 
 typedef struct gpt2d_model gpt2d_model;
 
@@ -83,7 +87,8 @@ GPT2D_API double gpt2d_waits(gpt2d_model *model, double *seconds);
 /* Copy positions first..positions-1 of a row over those of another row, which is the same before them. */
 GPT2D_API int gpt2d_move(gpt2d_model *model, int source, int target, int first, int positions);
 
-/* Copy a row's first positions out and in: [layers, heads, positions, head], of fp16, or of float if bits is 32. */
+/* Copy a row's first positions out and in: [layers, heads, positions, head], of float, fp16, or with cache_bits 8
+ * [layers, heads, positions, head + 4], of bytes, with a float behind each head of them: the scale that makes them values. */
 GPT2D_API int gpt2d_export(gpt2d_model *model, int row, int positions, void *keys, void *values);
 GPT2D_API int gpt2d_restore(gpt2d_model *model, int row, int positions, const void *keys, const void *values);
 

@@ -36,8 +36,9 @@ bool known(int activation) { return activation >= 0 && activation < GPT2D_ACTIVA
 bool sensible(const gpt2d_shape &s) {
     for (int n : {s.layers, s.heads, s.width, s.inner, s.context, s.vocabulary})
         if (n < 1 || n > 1 << 20) return false;
-    bool exact = s.bits == 32 && s.head_bits == 32, blocks = (s.bits == 8 || s.bits == 4) && s.head_bits == 8;
-    return s.width % s.heads == 0 && (exact || blocks) && s.epsilon >= 0 && known(s.activation);
+    bool exact = s.bits == 32 && s.head_bits == 32 && s.cache_bits == 32, blocks = (s.bits == 8 || s.bits == 4) && s.head_bits == 8;
+    bool bytes = s.cache_bits == 8 && s.width / s.heads <= GPT2D_WIDEST_BYTES, cached = bytes || s.cache_bits == 16;
+    return s.width % s.heads == 0 && (exact || (blocks && cached)) && s.epsilon >= 0 && known(s.activation);
 }
 
 }  // namespace

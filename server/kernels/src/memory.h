@@ -22,6 +22,14 @@ class Memory {
 #endif
     }
     ~Memory() { std::free(data_); }
+    // Huge pages are for what fills them: the part of one that stays unused would be taken, too.
+    void small_pages(size_t at, size_t bytes) {
+#if defined(__linux__)
+        madvise(data_ + at, bytes, MADV_NOHUGEPAGE);
+#else
+        (void)at, (void)bytes;
+#endif
+    }
     Memory(const Memory &) = delete;
     Memory &operator=(const Memory &) = delete;
     unsigned char *data() const { return data_; }

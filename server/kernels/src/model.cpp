@@ -23,7 +23,6 @@ Model::Model(const gpt2d_shape &shape, int rows, int threads, const Ops &ops)
       padded_head_(padded(head_, 16)),
       context_(padded(shape.context, 16)),
       ops_(ops),
-      half_(shape.bits != 32),
       layers_(size_t(shape.layers)),
       team_(threads),
       scratch_size_((attention_scratch(context_, padded_head_) + 15) / 16 * 16),
@@ -32,10 +31,11 @@ Model::Model(const gpt2d_shape &shape, int rows, int threads, const Ops &ops)
     weight_bytes_ = lay_out(nullptr);
     weights_ = std::make_unique<Memory>(weight_bytes_);
     lay_out(weights_->data());
-    cache_stride_ = size_t(shape.layers) * shape.heads * 32 * padded_head_;
-    row_bytes_ = size_t(context_ / 16) * cache_stride_ * (half_ ? 2 : 4);
-    if (row_bytes_ >= Memory::HUGE) row_bytes_ = (row_bytes_ + Memory::HUGE - 1) / Memory::HUGE * Memory::HUGE;  // no two share a page
+    cache_stride_ = size_t(shape.layers) * shape.heads * 2 * Cache::half_block(padded_head_, shape.cache_bits);
+    size_t used = row_bytes_ = size_t(context_ / Cache::POSITIONS) * cache_stride_, whole = used / Memory::HUGE * Memory::HUGE;
+    if (whole && whole < used) row_bytes_ = whole + Memory::HUGE;  // no two share a page
     cache_ = std::make_unique<Memory>(size_t(rows) * row_bytes_);
+    for (int row = 0; row < rows && whole && whole < used; row++) cache_->small_pages(size_t(row) * row_bytes_ + whole, row_bytes_ - whole);
 }
 
 // Where each part lies after `base`, in the order of the file; returns where they end.
@@ -250,19 +250,19 @@ void Model::attend(int layer, const Step &step, int unit, float *scratch) {
 }
 
 Cache Model::cache(int layer, int row, int head) const {
-    size_t at = (size_t(layer) * shape_.heads + head) * 32 * padded_head_ * (half_ ? 2 : 4);
-    return {cache_->data() + size_t(row) * row_bytes_ + at, cache_stride_, half_};
+    size_t at = (size_t(layer) * shape_.heads + head) * 2 * Cache::half_block(padded_head_, shape_.cache_bits);
+    return {cache_->data() + size_t(row) * row_bytes_ + at, cache_stride_, shape_.cache_bits};
 }
 
 void Model::move(int source, int target, int first, int positions) {
     if (source == target) return;
     // Whole blocks of 16 positions. Where the first copied position is inside one, the rows are the same before it.
-    size_t block = cache_stride_ * (half_ ? 2 : 4), at = size_t(first) / 16 * block, end = size_t(padded(positions, 16)) / 16 * block;
+    size_t at = size_t(first) / 16 * cache_stride_, end = size_t(padded(positions, 16)) / 16 * cache_stride_;
     std::memcpy(cache_->data() + size_t(target) * row_bytes_ + at, cache_->data() + size_t(source) * row_bytes_ + at, end - at);
 }
 
 void Model::copy(int row, int positions, void *keys, void *values, bool out) {
-    size_t one = size_t(positions) * head_ * (half_ ? 2 : 4);
+    size_t one = size_t(positions) * Cache::position(head_, shape_.cache_bits);
     team_.run([&] {
         team_.share(shape_.layers * shape_.heads, 1, [&](int first, int end) {
             for (int unit = first; unit < end; unit++) {

@@ -77,8 +77,7 @@ class Model {
     const gpt2d_shape shape_;
     const int rows_, width_, inner_, head_, padded_head_, context_;  // padded to 32, 32, -, 16, 16
     const Ops &ops_;
-    const bool half_;
-    size_t weight_bytes_ = 0, cache_stride_ = 0, row_bytes_ = 0;  // from a block of positions to the next, in elements
+    size_t weight_bytes_ = 0, cache_stride_ = 0, row_bytes_ = 0;  // from a block of positions to the next, from a row to the next
     std::unique_ptr<Memory> weights_, cache_;
     const float *places_ = nullptr;
     std::vector<Layer> layers_;

@@ -49,13 +49,20 @@ struct Result {
     int zero = 0;  // of what the blocks are multiplied by
 };
 
-// The keys and values of one row, layer and head: for each 16 positions keys, [head][16], then values, [16][head].
-// Elements are fp16 or float; `head` is padded to 16. Between these blocks lie those of the other layers and heads, so that
-// what a row has used lies together.
+// The keys and values of one row, layer and head: a block for each 16 positions. Between these blocks lie those of the other
+// layers and heads, so that what a row has used lies together. `head` is padded to 16. In a block
+//   float, fp16: keys, [head][16], then values, [16][head]
+//   8 bits:      keys, [head / 4 groups][16 positions][4 dimensions] uint8, value + 128, and [16] float scales of theirs,
+//                then values, [4 groups of positions][head][4 positions] int8, and [16] float scales
 struct Cache {
-    void *first;
-    size_t stride;  // elements from a block to the next
-    bool half;
+    unsigned char *first;
+    size_t stride;  // bytes from a block to the next
+    int bits;       // of an element: 32, 16 or 8
+
+    static constexpr int POSITIONS = 16, SCALE = 4;  // of a block; bytes of a scale
+    static constexpr size_t half_block(int padded, int bits) { return POSITIONS * (size_t(padded) * bits / 8 + (bits == 8 ? SCALE : 0)); }
+    // What a position has outside, when it is copied out: at 8 bits its scale lies behind its bytes.
+    static constexpr size_t position(int head, int bits) { return size_t(head) * bits / 8 + (bits == 8 ? SCALE : 0); }
 };
 
 struct Attention {
@@ -101,7 +108,7 @@ struct Ops {
     void (*attend)(const Attention &a);
     // The token that a row of logits gives, which the choice changes; -1 where they are not numbers.
     int (*sample)(float *logits, int n, const gpt2d_choice &choice, Draft &draft);
-    // The first positions of keys and values, [positions, head] each, from the cache or into it.
+    // The first positions of keys and values, [positions] of Cache::position bytes each, from the cache or into it.
     void (*copy_out)(const Cache &cache, int padded, int head, int positions, void *keys, void *values);
     void (*copy_in)(const Cache &cache, int padded, int head, int positions, const void *keys, const void *values);
 };

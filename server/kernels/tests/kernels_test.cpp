@@ -19,7 +19,7 @@ namespace {
 #define CHECK(condition) \
     if (!(condition)) std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition), std::exit(1)
 
-const gpt2d_shape ODD = {2, 3, 60, 100, 50, 77, 0, 0, 1, GPT2D_GELU_NEW, 1, 0, 1e-5f};
+const gpt2d_shape ODD = {2, 3, 60, 100, 50, 77, 0, 0, 1, GPT2D_GELU_NEW, 1, 0, 1e-5f, 0};
 
 std::vector<std::string> instruction_sets() {
     std::vector<std::string> found;
@@ -31,10 +31,10 @@ std::vector<std::string> instruction_sets() {
     return found;
 }
 
-gpt2d_model *make(int bits, int rows, int threads, const std::string &set, int activation) {
+gpt2d_model *make(int bits, int cache_bits, int rows, int threads, const std::string &set, int activation) {
     gpt2d_shape shape = ODD;
     shape.activation = activation, shape.scaled = activation % 2, shape.scaled_by_layer = activation % 3 == 0;
-    shape.bits = bits, shape.head_bits = bits == 32 ? 32 : 8;
+    shape.bits = bits, shape.head_bits = bits == 32 ? 32 : 8, shape.cache_bits = cache_bits;
     gpt2d_model *model = gpt2d_new(&shape, rows, threads, set.c_str());
     CHECK(model);
     size_t bytes;
@@ -61,8 +61,8 @@ std::vector<float> run(gpt2d_model *model, int row, const std::vector<int32_t> &
 }
 
 // Returns the logits, of which the same must come in other ways.
-std::vector<float> a_model(int bits, int threads, const std::string &set, int activation) {
-    gpt2d_model *model = make(bits, 3, threads, set, activation);
+std::vector<float> a_model(int bits, int cache_bits, int threads, const std::string &set, int activation) {
+    gpt2d_model *model = make(bits, cache_bits, 3, threads, set, activation);
     std::vector<int32_t> ids;
     for (int i = 0; i < 50; i++) ids.push_back(i * 31 % ODD.vocabulary);
     std::vector<float> all = run(model, 0, ids, 0);
@@ -90,7 +90,7 @@ std::vector<int32_t> sampling(const std::string &set) {
         std::mt19937 random(5);
         std::vector<float> logits;
         for (int i = 0; i < 3 * n; i++) logits.push_back(float(random() % 1000) / 100);
-        gpt2d_shape shape = {1, 1, 4, 4, 4, n, 32, 32, 1, GPT2D_GELU_NEW, 1, 0, 1e-5f};
+        gpt2d_shape shape = {1, 1, 4, 4, 4, n, 32, 32, 1, GPT2D_GELU_NEW, 1, 0, 1e-5f, 32};
         gpt2d_model *model = gpt2d_new(&shape, 1, 2, set.c_str());
         CHECK(model);
         const int32_t rows[] = {0, 1, 2}, seen[] = {0, n - 1}, counts[] = {0, 3};
@@ -146,7 +146,7 @@ bool other_rounding() { return true; }
 
 void a_caller_with_other_rounding(const std::string &set) {
     for (int bits : {32, 8}) {
-        gpt2d_model *model = make(bits, 1, 2, set, 0);
+        gpt2d_model *model = make(bits, bits == 32 ? 32 : 16, 1, 2, set, 0);
         const std::vector<int32_t> ids = {5, 9, 2, 8};
         std::vector<float> expected = run(model, 0, ids, 0);
         set_rounding(true);
@@ -174,7 +174,7 @@ struct Digest {
 // A layer alone, and matrices calibrated with what it saw: the same with one thread and three.
 std::vector<float> calibration(const std::string &set) {
     constexpr int count = 20, width = 64, outputs = 70;
-    gpt2d_model *model = make(8, 1, 2, set, GPT2D_GELU_NEW);
+    gpt2d_model *model = make(8, 16, 1, 2, set, GPT2D_GELU_NEW);
     std::mt19937 random(3);
     auto numbers = [&](size_t n) {
         std::vector<float> made(n);
@@ -221,8 +221,10 @@ int main() {
     std::vector<uint64_t> digests;
     for (const std::string &set : instruction_sets()) {
         Digest digest;
-        for (int bits : {32, 8, 4})
-            for (int activation = 0; activation < GPT2D_ACTIVATIONS; activation++) digest.add(a_model(bits, 1 + activation % 3, set, activation));
+        const int kinds[][2] = {{32, 32}, {8, 16}, {4, 16}, {8, 8}, {4, 8}};  // bits of weights, of keys and values
+        for (auto [bits, cache_bits] : kinds)
+            for (int activation = 0; activation < GPT2D_ACTIVATIONS; activation++)
+                digest.add(a_model(bits, cache_bits, 1 + activation % 3, set, activation));
         digest.add(sampling(set));
         digest.add(roundings(set));
         digest.add(calibration(set));

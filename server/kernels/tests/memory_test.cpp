@@ -54,8 +54,8 @@ int until_it_works(const std::function<int()> &call) {
     }
 }
 
-gpt2d_model *make(int bits, int threads, bool short_of_memory) {
-    gpt2d_shape shape = {LAYERS, 3, WIDTH, 100, CONTEXT, VOCABULARY, bits, bits == 32 ? 32 : 8, 1, GPT2D_GELU_NEW, 1, 0, 1e-5f};
+gpt2d_model *make(int bits, int cache_bits, int threads, bool short_of_memory) {
+    gpt2d_shape shape = {LAYERS, 3, WIDTH, 100, CONTEXT, VOCABULARY, bits, bits == 32 ? 32 : 8, 1, GPT2D_GELU_NEW, 1, 0, 1e-5f, cache_bits};
     gpt2d_model *model = nullptr;
     auto call = [&] {
         model = gpt2d_new(&shape, 2, threads, nullptr);
@@ -86,13 +86,13 @@ std::vector<float> run(gpt2d_model *model, int count, bool short_of_memory) {
     return logits;
 }
 
-void a_model(int bits, int threads) {
-    gpt2d_model *spared = make(bits, threads, false), *model = make(bits, threads, true);
+void a_model(int bits, int cache_bits, int threads) {
+    gpt2d_model *spared = make(bits, cache_bits, threads, false), *model = make(bits, cache_bits, threads, true);
     for (int count : {1, 9, 40}) CHECK(run(model, count, true) == run(spared, count, false));
     gpt2d_free(model);
 
     // A long call for which there is no memory leaves too little for a middling one, which has to find that out.
-    model = make(bits, threads, false);
+    model = make(bits, cache_bits, threads, false);
     run(model, 2, false);
     std::vector<int32_t> ids(40, 1), rows(40, 0), places;
     for (int i = 0; i < 40; i++) places.push_back(i);
@@ -119,7 +119,7 @@ void sampling() {
     const gpt2d_choice *choices[] = {&choice, &choice};
     const int32_t rows[] = {0, 1};
     int32_t tokens[] = {-2, -2}, again[] = {-2, -2};
-    gpt2d_model *model = make(8, 2, false);
+    gpt2d_model *model = make(8, 8, 2, false);
     auto alone = [&](int32_t *to) { return gpt2d_sample(nullptr, 2, rows, logits.data(), VOCABULARY, choices, to); };
     auto together = [&](int32_t *to) { return gpt2d_choose(model, 2, rows, logits.data(), choices, to); };
     CHECK(until_it_works([&] { return alone(tokens); }) > 0);
@@ -131,8 +131,11 @@ void sampling() {
 }  // namespace
 
 int main() {
-    for (int bits : {32, 8, 4})
-        for (int threads : {1, 2, 4}) a_model(bits, threads);
+    for (int threads : {1, 2, 4}) {
+        a_model(32, 32, threads);
+        for (int bits : {8, 4})
+            for (int cache_bits : {16, 8}) a_model(bits, cache_bits, threads);
+    }
     sampling();
     std::puts("ok");
     return 0;
