@@ -11,7 +11,11 @@
 extern "C" {
 #endif
 
+#if defined(_WIN32)
+#define GPT2D_API __declspec(dllexport)
+#else
 #define GPT2D_API __attribute__((visibility("default")))
+#endif
 
 enum { GPT2D_BAD_ARGUMENT = -1, GPT2D_NO_MEMORY = -2 };
 

@@ -31,6 +31,12 @@ int guarded(Function function) {
     }
 }
 
+// Not within a function of the interface: what Windows exports may have no variable of a thread.
+Draft &own_draft() {
+    static thread_local Draft draft;
+    return draft;
+}
+
 bool known(int activation) { return activation >= 0 && activation < GPT2D_ACTIVATIONS; }
 
 bool sensible(const gpt2d_shape &s) {
@@ -147,7 +153,7 @@ int gpt2d_sample(const char *instruction_set, int count, const int32_t *rows, fl
     const Ops *ops = find_ops(instruction_set);
     if (!ops || vocabulary < 1) return GPT2D_BAD_ARGUMENT;
     return guarded([&] {
-        static thread_local Draft draft;
+        Draft &draft = own_draft();
         draft.reserve(vocabulary);
         for (int i = 0; i < count; i++) tokens[i] = ops->sample(logits + size_t(rows[i]) * vocabulary, vocabulary, *choices[i], draft);
         return 0;

@@ -7,6 +7,8 @@
 
 #if defined(__linux__)
 #include <sys/mman.h>
+#elif defined(_WIN32)
+#include <malloc.h>
 #endif
 
 namespace gpt2d {
@@ -14,14 +16,14 @@ namespace gpt2d {
 class Memory {
    public:
     explicit Memory(size_t bytes) {
-        bytes = (bytes + HUGE - 1) / HUGE * HUGE;
-        data_ = static_cast<unsigned char *>(std::aligned_alloc(HUGE, bytes));
+        bytes = (bytes + PAGE - 1) / PAGE * PAGE;
+        data_ = static_cast<unsigned char *>(take(bytes));
         if (!data_) throw std::bad_alloc();
 #if defined(__linux__)
         madvise(data_, bytes, MADV_HUGEPAGE);
 #endif
     }
-    ~Memory() { std::free(data_); }
+    ~Memory() { give_back(data_); }
     // Huge pages are for what fills them: the part of one that stays unused would be taken, too.
     void small_pages(size_t at, size_t bytes) {
 #if defined(__linux__)
@@ -34,9 +36,18 @@ class Memory {
     Memory &operator=(const Memory &) = delete;
     unsigned char *data() const { return data_; }
 
-    static constexpr size_t HUGE = size_t(2) << 20;
+    // Of a huge page. HUGE is a macro of math.h on macOS and Windows.
+    static constexpr size_t PAGE = size_t(2) << 20;
 
    private:
+#if defined(_WIN32)  // its C library has no aligned_alloc
+    static void *take(size_t bytes) { return _aligned_malloc(bytes, PAGE); }
+    static void give_back(void *data) { _aligned_free(data); }
+#else
+    static void *take(size_t bytes) { return std::aligned_alloc(PAGE, bytes); }
+    static void give_back(void *data) { std::free(data); }
+#endif
+
     unsigned char *data_;
 };
 

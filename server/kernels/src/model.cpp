@@ -32,8 +32,8 @@ Model::Model(const gpt2d_shape &shape, int rows, int threads, const Ops &ops)
     weights_ = std::make_unique<Memory>(weight_bytes_);
     lay_out(weights_->data());
     cache_stride_ = size_t(shape.layers) * shape.heads * 2 * Cache::half_block(padded_head_, shape.cache_bits);
-    size_t used = row_bytes_ = size_t(context_ / Cache::POSITIONS) * cache_stride_, whole = used / Memory::HUGE * Memory::HUGE;
-    if (whole && whole < used) row_bytes_ = whole + Memory::HUGE;  // no two share a page
+    size_t used = row_bytes_ = size_t(context_ / Cache::POSITIONS) * cache_stride_, whole = used / Memory::PAGE * Memory::PAGE;
+    if (whole && whole < used) row_bytes_ = whole + Memory::PAGE;  // no two share a page
     cache_ = std::make_unique<Memory>(size_t(rows) * row_bytes_);
     for (int row = 0; row < rows && whole && whole < used; row++) cache_->small_pages(size_t(row) * row_bytes_ + whole, row_bytes_ - whole);
 }

@@ -27,10 +27,18 @@ void pause() {
 #endif
 }
 
-int64_t nanoseconds(clockid_t clock) {
+// In nanoseconds, on the wall.
+int64_t wall() { return std::chrono::nanoseconds(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+// The same of the time for which this thread had a core.
+int64_t on_core() {
+#if defined(_WIN32)
+    return wall();  // a thread's own clock goes in ticks of 16 ms there, so nothing is told of cores that others had
+#else
     timespec now;
-    clock_gettime(clock, &now);
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
     return int64_t(now.tv_sec) * 1000000000 + now.tv_nsec;
+#endif
 }
 
 }  // namespace
@@ -70,7 +78,7 @@ void Team::use(int threads) {
 void Team::run(const std::function<void()> &job) {
     job_ = &job;
     for (auto &share : shares_) share.off = 0;
-    began_ = nanoseconds(CLOCK_MONOTONIC);
+    began_ = wall();
     call_ = (((call_ >> 16) + 1) << 16) + uint64_t(used_);
     if (sleepers_) {
         std::lock_guard<std::mutex> lock(mutex_);
@@ -81,7 +89,7 @@ void Team::run(const std::function<void()> &job) {
 }
 
 void Team::take_part() {
-    int64_t on_core = nanoseconds(CLOCK_THREAD_CPUTIME_ID);
+    int64_t ran_before = on_core();
     try {
         (*job_)();
     } catch (const Stopped &) {
@@ -91,7 +99,7 @@ void Team::take_part() {
         if (!error_) error_ = std::current_exception();
     }
     // Two readings of each clock in a job cost a microsecond; what the caller then waits for the others is little.
-    int64_t took = nanoseconds(CLOCK_MONOTONIC) - began_, ran = nanoseconds(CLOCK_THREAD_CPUTIME_ID) - on_core;
+    int64_t took = wall() - began_, ran = on_core() - ran_before;
     shares_[size_t(me)].off = 1e-9 * double(std::max(int64_t(0), took - ran));
     meet([] {});
 }
