@@ -15,6 +15,7 @@ import os
 import re
 import stat as stat_module
 import struct
+import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -176,7 +177,7 @@ def check_owned(path: Path, forbidden: int, stat: os.stat_result | None = None) 
 
     Raises: KeyFileError if it belongs to another user, or its mode has a bit of `forbidden`; OSError.
     """
-    if os.name != "posix":
+    if sys.platform == "win32":
         return
     stat = stat or path.stat()
     if stat.st_uid not in {0, os.geteuid()}:

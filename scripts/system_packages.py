@@ -14,7 +14,7 @@ ASK_S = 60
 
 def is_root() -> bool:
     """True for the user who may install packages."""
-    return os.name != "nt" and os.geteuid() == 0
+    return sys.platform != "win32" and os.geteuid() == 0
 
 
 def command(debian: str, fedora: str, macos: str, windows: str) -> str:

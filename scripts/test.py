@@ -26,7 +26,8 @@ try:
 except KeyboardInterrupt:  # these take a moment, in which no traceback helps
     sys.exit(130)
 
-SOURCES = ("gpt2d_commands.py", "protocol", "server", "client", "scripts", "tests")
+PRODUCT = ("gpt2d_commands.py", "protocol", "server", "client")
+SOURCES = (*PRODUCT, "scripts", "tests")
 ALONE = tuple(
     f"scripts/{name}.py" for name in ("run", "test", "environment", "shared_daemon", "ending", "own_addresses")
 )
@@ -46,13 +47,16 @@ CHECKS = (
     ("ruff format", ["-m", "ruff", "format", "--check", "."]),
     ("mypy", [*MYPY, *SOURCES, "--exclude", f"^({'|'.join(ALONE)})$"]),
     ("mypy of scripts/test.py", [*MYPY, "--cache-dir", ".mypy_cache/scripts", *ALONE]),
+    ("mypy for Windows", [*MYPY, "--platform", "win32", "--cache-dir", ".mypy_cache/windows", *PRODUCT, *ALONE]),
     ("import-linter", ["-c", "from importlinter.cli import lint_imports_command; lint_imports_command()"]),
 )
 PHASES = (
     ("pytest, two tests at a time", ["-n", "2", "--dist", "loadfile", "-m", "not alone"]),
     ("pytest, those that need the machine alone", ["-m", "alone"]),
 )
-VARIABLES = {"mypy of scripts/test.py": {"MYPYPATH": str(environment.ROOT / "scripts")}}
+VARIABLES = {
+    name: {"MYPYPATH": str(environment.ROOT / "scripts")} for name in ("mypy of scripts/test.py", "mypy for Windows")
+}
 """Variables of the environment that a check needs."""
 UNWANTED = "PYTHONDONTWRITEBYTECODE"
 """The variable that would have each of the many processes that the tests start compile this checkout again."""

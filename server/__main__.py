@@ -107,9 +107,11 @@ def clear(cache_dir: Path) -> int:
 
 def raise_descriptor_limit() -> None:
     """Allow one descriptor for each client: as many as the system gives this user, up to MAX_DESCRIPTORS."""
-    with contextlib.suppress(ImportError, ValueError, OSError):  # Windows has no such limit
-        import resource
+    if sys.platform == "win32":  # which has no such limit
+        return
+    import resource
 
+    with contextlib.suppress(ValueError, OSError):
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         most = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))

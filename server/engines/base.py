@@ -20,8 +20,12 @@ Logits = NDArray[np.float32]
 Hidden = NDArray[np.float32]
 """[tokens, width]: what the last layer norm made of each token, of which the LM head makes logits."""
 
-PRIVATE = {} if sys.platform == "win32" else {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}
-"""Memory of this process alone; by default mmap shares it with children."""
+
+def _memory(size: int) -> mmap.mmap:
+    """Return memory of this process alone; by default mmap shares it with children, where a system has such."""
+    if sys.platform == "win32":
+        return mmap.mmap(-1, size)
+    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 @dataclass(frozen=True)
@@ -39,9 +43,7 @@ class KV:
     def empty(cls, shape: tuple[int, int, int, int], dtype: DTypeLike) -> KV:
         """Make arrays to fill, not from the heap: there, long-lived arrays of all sizes would leave holes."""
         size = max(1, math.prod(shape)) * np.dtype(dtype).itemsize
-        keys, values = (
-            np.frombuffer(mmap.mmap(-1, size, **PRIVATE), dtype, math.prod(shape)).reshape(shape) for _ in range(2)
-        )
+        keys, values = (np.frombuffer(_memory(size), dtype, math.prod(shape)).reshape(shape) for _ in range(2))
         return cls(keys, values)
 
     @property

@@ -6,7 +6,8 @@ from pathlib import Path
 
 VERSION = 6
 """Of the C interface and the layout of the weights: GPT2D_VERSION."""
-NAMES = ("libgpt2d_kernels.so", "libgpt2d_kernels.dylib")
+NAMES = ("libgpt2d_kernels.so", "libgpt2d_kernels.dylib", "gpt2d_kernels.dll")
+"""On Linux, macOS and Windows."""
 
 
 def library() -> Path | None:
