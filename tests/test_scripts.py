@@ -159,8 +159,8 @@ def test_all_checks_and_both_phases_of_the_tests_run_whatever_fails(tmp_path: Pa
     assert said.endswith("failed: ruff format, pytest, two tests at a time\n")
     assert "--- ruff format\nwould reformat\n--- ruff format: failed\n" in said
     ran = (tmp_path / "python.log").read_text().splitlines()
-    assert sum("pytest" not in line for line in ran) == 5
-    assert ran[5:] == ["-m pytest -n 2 --dist loadfile -m not alone ", "-m pytest -m alone "]
+    assert sum("pytest" not in line for line in ran) == 6
+    assert ran[6:] == ["-m pytest -n 2 --dist loadfile -m not alone ", "-m pytest -m alone "]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the stand-in is a POSIX program")

@@ -48,7 +48,9 @@ class Target:
 
 HIDDEN = "{ global: gpt2d_*; local: *; };\n"
 """Version script of Linux: the standard library that zig links would export its own memory management."""
-LINUX, DARWIN, WINDOWS = "libgpt2d_kernels.so", "libgpt2d_kernels.dylib", "gpt2d_kernels.dll"
+LINUX = "libgpt2d_kernels.so"
+DARWIN = "libgpt2d_kernels.dylib"
+WINDOWS = "gpt2d_kernels.dll"
 GLIBC = (2, 17)
 MACOS = (11, 0)
 TARGETS = (
