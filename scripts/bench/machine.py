@@ -3,7 +3,7 @@
     L = max(bytes of weights / B, products / C) + bytes of keys and values / B + 0.1 ms
 
 B is how fast memory is read, and C how many multiplications the format can do, both measured by `Probe` in the process
-of the step, with as many threads: a machine that others share has states that last for minutes and differ by two.
+of the step, with as many threads: a machine that others share has states that last for seconds and differ by two.
 """
 
 from __future__ import annotations
@@ -103,10 +103,10 @@ class Probe:
         """Return how fast these bytes are read: B."""
         return self._checked(self._library.probe_read(address, size, self._threads, passes)) / 1e9
 
-    def gmac_s(self, instruction_set: str, precision: str) -> float:
+    def gmac_s(self, instruction_set: str, precision: str, passes: int = PASSES) -> float:
         """Return C: what the products of a precision come to, at most."""
         bits = BITS[precision]
-        peak = self._checked(self._library.probe_products(instruction_set.encode(), bits, self._threads, PASSES)) / 1e9
+        peak = self._checked(self._library.probe_products(instruction_set.encode(), bits, self._threads, passes)) / 1e9
         return peak if bits == BITS["fp32"] else FORMAT_SHARE * peak
 
     def meeting_us(self) -> float:

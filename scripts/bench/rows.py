@@ -10,21 +10,21 @@ The kernels are called directly, without a daemon and without a sampler, with ma
 take turns within a process, a few of the same kind in each; there are several processes, since where their memory lies
 and what others do on the machine differ by a tenth. The machine is measured too, by as many threads as the steps have:
 
-    B   GB/s that memory is read with: one pass of loads over these weights before each turn and one after it
+    B   GB/s that memory is read with: a pass of loads over these weights
     C   GMAC/s that the format can do: 0.76 of the dot products alone (blocks of 32 inputs have scales), at fp32 all of
-        the fused multiply-adds; before and after the steps
+        the fused multiply-adds
     L   max(bytes of weights / B, products / C) + bytes of keys and values / B + 0.1 ms
 
-Memory that others share changes its speed within seconds. So each turn is judged by an L of its own, from the B beside
-it: judge a step by `x L`, the median of all turns' time over L, and not by another run's milliseconds; `least` and
-`most` are those of the processes. ms, B, L, GB/s (weights, keys and values) and GMAC/s (matrices) are medians of all
-turns, too. `best` B is the fastest pass beside any turn.
+A machine that others share changes within seconds: memory may be half as fast, and arithmetic too. So both are measured
+right before and after each turn, which is judged by an L of its own. Judge a step by `x L`, the median of all turns'
+time over L, and not by another run's milliseconds; `least` and `most` are those of the processes. ms, B, C, L, GB/s
+(weights, keys and values) and GMAC/s (matrices) are medians of all turns, too.
 
 --against has a second build of the kernels take turns with the first (A B, then B A), --against-cache the same kernels
 with another KV cache: `x first` is its time over that of the first, the median of all turns. --busy runs other
 processes beside the steps, and has three take turns: all threads, one, and as many as the daemon's engine chooses;
-times of a turn are then means, since what counts is how many tokens come in a second, and B is that of the quiet
-machine before.
+times of a turn are then means, since what counts is how many tokens come in a second, and B and C are those of
+the quiet machine before.
 Tables go to stderr. The one line on stdout is a JSON object with every time and with the state of the machine: keep it
 with the figures.
 """
@@ -190,6 +190,7 @@ class Turns:
     ms: list[float]
     """Of each turn: the median of its steps, or beside busy processes their mean."""
     read_gb_s: list[float]
+    gmac_s: list[float]
     least_ms: list[float]
     """L of each turn."""
 
@@ -202,8 +203,10 @@ class Turns:
 def turns_of(process: dict[str, Any], section: int, build: int, work: Amount, *, busy: bool) -> Turns:
     """Return what a process has measured of a step with a build."""
     found = process["sections"][section]["builds"][build]
-    middle, read = statistics.fmean if busy else statistics.median, found["read_gb_s"]
-    return Turns([middle(ms) for ms in found["ms"]], read, [work.least_ms(b, process["gmac_s"]) for b in read])
+    middle, machine = statistics.fmean if busy else statistics.median, (found["read_gb_s"], found["gmac_s"])
+    return Turns(
+        [middle(ms) for ms in found["ms"]], *machine, [work.least_ms(*of) for of in zip(*machine, strict=True)]
+    )
 
 
 def print_table(order: Order, arch: Architecture, processes: Sequence[dict[str, Any]]) -> None:
@@ -211,11 +214,10 @@ def print_table(order: Order, arch: Architecture, processes: Sequence[dict[str, 
     say(
         f"\n{order.precision}, {order.instruction_set}, {order.threads} threads, {len(processes)} processes, "
         f"a meeting of the threads {median(process['meeting_us'] for process in processes):.2f} us, "
-        f"C {median(process['gmac_s'] for process in processes):.0f} GMAC/s, "
         f"load average {max(process['load_average'] for process in processes):.1f}"
     )
     say(
-        f"{'rows':>14}{'past':>6}{'ms':>9}{'B':>7}{'best':>6}{'L':>8}{'x L':>7}{'least':>7}{'most':>6}"
+        f"{'rows':>14}{'past':>6}{'ms':>9}{'B':>7}{'C':>6}{'L':>8}{'x L':>7}{'least':>7}{'most':>6}"
         f"{'GB/s':>7}{'GMAC/s':>8}{'tokens/s':>10}{'  x first' if len(order.builds) > 1 else ''}"
     )
     for i, section in enumerate(processes[0]["sections"]):
@@ -224,12 +226,14 @@ def print_table(order: Order, arch: Architecture, processes: Sequence[dict[str, 
         of_first: list[float] = []
         for j, build in enumerate(order.builds):
             runs = [turns_of(process, i, j, work, busy=bool(order.busy)) for process in processes]
-            times, read = [ms for run in runs for ms in run.ms], [b for run in runs for b in run.read_gb_s]
-            ms, over = median(times), [median(run.over) for run in runs]
+            times, over = [ms for run in runs for ms in run.ms], [median(run.over) for run in runs]
+            ms = median(times)
             of_first = of_first or times
             x_first = median(t / f for t, f in zip(times, of_first, strict=True))
             say(
-                f"{step.name if j == 0 else '':>14}{step.past:6}{ms:9.3f}{median(read):7.1f}{max(read):6.1f}"
+                f"{step.name if j == 0 else '':>14}{step.past:6}{ms:9.3f}"
+                f"{median(b for run in runs for b in run.read_gb_s):7.1f}"
+                f"{median(c for run in runs for c in run.gmac_s):6.0f}"
                 f"{median(least for run in runs for least in run.least_ms):8.3f}"
                 f"{median(x for run in runs for x in run.over):7.2f}{min(over):7.2f}{max(over):6.2f}"
                 f"{(work.weight_bytes + work.kv_bytes) / ms / 1e6:7.1f}{work.macs / ms / 1e6:8.0f}"

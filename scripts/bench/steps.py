@@ -16,14 +16,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scripts.bench.machine import Probe, Step
+from scripts.bench.machine import PASSES, Probe, Step
 from server.catalogue.architecture import Architecture
 from server.catalogue.engines import CACHE_SCALE_BYTES, choose_cache
 from server.engines.base import KV
@@ -33,7 +33,7 @@ Elements = NDArray[np.floating | np.signedinteger]
 CHOSEN_CACHE = 6
 """Version of the kernels from which on a model says what its KV cache is made of."""
 ASLEEP_S = 0.001
-"""Pause before memory is read: the kernels' threads look for another step that long, which would take a core."""
+"""Pause before the machine is measured: the kernels' threads look for another step for a while, then sleep."""
 TIMED = 3
 """Steps of a turn that count, after one that brings back what the others have displaced."""
 PREFILL_TURNS = 3
@@ -228,10 +228,11 @@ def busy_processes(order: Order) -> Iterator[None]:
 
 @dataclass
 class Times:
-    """Times of a step with one build, turn by turn, and how fast memory was read beside each turn."""
+    """Times of a step with one build, turn by turn, and what the machine could do beside each turn."""
 
-    ms: list[list[float]]
-    read_gb_s: list[float]
+    ms: list[list[float]] = field(default_factory=list)
+    read_gb_s: list[float] = field(default_factory=list)
+    gmac_s: list[float] = field(default_factory=list)
 
 
 def measure(order: Order) -> dict[str, Any]:
@@ -240,27 +241,20 @@ def measure(order: Order) -> dict[str, Any]:
     models: list[Timed] = [first, *others]
     probe, rng = Probe(Path(order.probe), order.threads), np.random.default_rng(1)
 
-    quiet = probe.read_gb_s(first.address, first.size)
-
-    def read() -> float:
+    def machine(passes: int = 1) -> tuple[float, float]:
         time.sleep(ASLEEP_S)
-        return quiet if order.busy else probe.read_gb_s(first.address, first.size, 1)
+        read_gb_s = probe.read_gb_s(first.address, first.size, passes)
+        return read_gb_s, probe.gmac_s(order.instruction_set, order.precision, passes)
 
-    load, meeting_us = os.getloadavg()[0], probe.meeting_us()
-    gmac_s = probe.gmac_s(order.instruction_set, order.precision)
+    load, meeting_us, quiet = os.getloadavg()[0], probe.meeting_us(), machine(PASSES)
     sections = []
     for past in dict.fromkeys(step.past for step in order.steps):
-        times = {step: [Times([], []) for _ in models] for step in order.steps if step.past == past}
+        times = {step: [Times() for _ in models] for step in order.steps if step.past == past}
         with busy_processes(order):
             for turn in range(order.turns):
-                take_turn(turn, models, times, order, rng, read)
+                take_turn(turn, models, times, order, rng, (lambda: quiet) if order.busy else machine)
         sections += [{"step": asdict(step), "builds": [asdict(t) for t in found]} for step, found in times.items()]
-    return {
-        "gmac_s": round(max(gmac_s, probe.gmac_s(order.instruction_set, order.precision)), 1),
-        "meeting_us": round(meeting_us, 3),
-        "load_average": round(load, 2),
-        "sections": sections,
-    }
+    return {"meeting_us": round(meeting_us, 3), "load_average": round(load, 2), "sections": sections}
 
 
 def take_turn(
@@ -269,26 +263,28 @@ def take_turn(
     times: dict[Step, list[Times]],
     order: Order,
     rng: np.random.Generator,
-    read: Callable[[], float],
+    machine: Callable[[], tuple[float, float]],
 ) -> None:
     """Have each build compute some steps of each kind, in the other order than in the turn before; add their times.
 
-    Memory is read before and after each build's: what counts is the mean time of these two.
+    The machine is measured before and after each build's: what counts is the mean time of these two.
     """
     for step, lists in times.items():
         if step.tokens > 1 and turn % PREFILL_TURNS:
             continue
         pairs = list(zip(models, lists, strict=True))
-        before = read()
+        before = machine()
         for model, found in pairs if turn % 2 == 0 else reversed(pairs):
             model.time(step, rng)
             until = time.perf_counter() + (BUSY_TURN_S if order.busy else 0)
             taken = [model.time(step, rng) for _ in range(1 if step.tokens > 1 else TIMED)]
             while time.perf_counter() < until:
                 taken.append(model.time(step, rng))
-            after = read()
+            after = machine()
             found.ms.append([round(ms, 4) for ms in taken])
-            found.read_gb_s.append(round(statistics.harmonic_mean([before, after]), 2))
+            read_gb_s, gmac_s = (statistics.harmonic_mean(both) for both in zip(before, after, strict=True))
+            found.read_gb_s.append(round(read_gb_s, 2))
+            found.gmac_s.append(round(gmac_s, 1))
             before = after
 
 
