@@ -17,7 +17,7 @@ OBJDUMP_S = 60
 FUNCTION = re.compile(r"[0-9a-f]+ <(.*)>:")
 INSTRUCTION = re.compile(r" *([0-9a-f]+):\s+(.*?)\s*(?:#.*)?")
 JUMP = re.compile(r"j\w+ +([0-9a-f]+)\b.*")
-STORE = re.compile(r"v?mov\w* +%\w+,[^,]*\(.*\)(?:\{%k\d\})?")
+STORE = re.compile(r"vmov\w* +%[xyz]mm\d+,[^,]*\(.*\)(?:\{%k\d\})?")
 BITS = re.compile(r"\w<(32|8|4)[,>]")
 DOT = re.compile(r"vpdpbusd|vpmaddubsw")
 NO_ARITHMETIC = re.compile(r"v(?:mov|broadcast|insert|extract)\w*")
@@ -49,8 +49,13 @@ class Loop:
 
     @property
     def stores(self) -> list[int]:
-        """Places of the stores."""
+        """Places of the stores of vector registers: a general one holds a counter or a bound, never a sum."""
         return [i for i, text in enumerate(self.instructions) if STORE.fullmatch(text)]
+
+    @property
+    def fetches(self) -> int:
+        """Number of instructions that fetch memory ahead."""
+        return sum(text.startswith("prefetch") for text in self.instructions)
 
     def __str__(self) -> str:
         kind = f"{'avx512' if self.wide else 'avx2'}, {self.bits} bits"
@@ -85,13 +90,17 @@ def functions(text: str) -> Iterator[tuple[str, list[tuple[int, str]]]]:
 
 
 def inner_loops(code: Sequence[tuple[int, str]]) -> Iterator[tuple[str, ...]]:
-    """Yield what lies between a jump back and its target, where no other such pair is inside."""
+    """Yield what lies between a jump back and its target, where no other such pair that computes is inside.
+
+    A loop that only fetches memory is a part of the one around it: the block of a product of several tiles has one.
+    """
     index = {address: i for i, (address, _) in enumerate(code)}
     loops = []
     for end, (_, text) in enumerate(code):
         if match := JUMP.fullmatch(text):
             start = index.get(int(match[1], 16), len(code))
             loops += [(start, end)] if start <= end else []
+    loops = [(a, b) for a, b in loops if any(text.startswith("v") for _, text in code[a : b + 1])]
     for start, end in loops:
         if not any((a, b) != (start, end) and start <= a and b <= end for a, b in loops):
             yield tuple(text for _, text in code[start : end + 1])

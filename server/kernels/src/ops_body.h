@@ -13,8 +13,8 @@ namespace {
 
 constexpr int LANES = 16;
 // Bytes that a tile fetches before it needs them. Quantised weights into the second-level cache: there as many lines may be on
-// their way as memory wants, and a few hundred come within a tile's time. Floats into the first: they keep it too busy to wait.
-constexpr int AHEAD = 16384, FLOATS_AHEAD = 8192;
+// their way as memory wants, and a hundred come within a tile's time. Floats into the first: they keep it too busy to wait.
+constexpr int AHEAD = 8192, FLOATS_AHEAD = 8192;
 
 inline void quantise_block(F lo, F hi, int zero, int8_t *q, float *scale, int32_t *offset) {
     float top = largest(max(abs(lo), abs(hi)));
@@ -45,13 +45,19 @@ template <int R>
 struct TileSums { F of[R][2]; };
 
 // Memory is to bring weights all the time, also while others are multiplied. So at each block a tile that has the panel to
-// itself fetches what comes AHEAD, and of several each fetches its share of the same block of the next panel. One or two rows at
-// int8 would run ahead of that, and what they load would take the places that fetching needs: they wait for it at each block.
-template <int BITS, bool ALONE>
+// itself fetches what comes AHEAD, and of several each fetches its share of the same block of the next panel. Up to three rows
+// compute so little that the processor's own fetching keeps up and more is in its way. One or two would run ahead at int8, and
+// what they load would take the places that fetching needs: they wait for it at each block.
+// In loops: gcc 12 takes a lambda that only fetches for one that does nothing, and leaves it out.
+template <int BITS, int R, bool ALONE>
 inline void fetch(const uint8_t *w, int inputs, Turn turn) {
     constexpr size_t BYTES = Matrix::block_bytes(BITS), LINE = 64;
-    if constexpr (ALONE) each(std::make_index_sequence<BYTES / LINE>{}, [&](auto i) { prefetch_far(w + AHEAD + i * LINE); });
-    else for (size_t i = turn.tile * LINE; i < BYTES; i += turn.tiles * LINE) prefetch_far(w + inputs / BLOCK * BYTES + i);
+    if constexpr (!ALONE) {
+        for (size_t i = turn.tile * LINE; i < BYTES; i += turn.tiles * LINE) prefetch_far(w + inputs / BLOCK * BYTES + i);
+    } else if constexpr (R > 3) {
+#pragma GCC unroll 20
+        for (size_t i = 0; i < BYTES; i += LINE) prefetch_far(w + AHEAD + i);
+    }
 }
 
 // A tile: R rows of x times one panel.
@@ -62,7 +68,7 @@ inline TileSums<R> multiply_floats(const uint8_t *w, int inputs, const Rows &x, 
     for (int k = 0; k < inputs; k++, w += PANEL * 4) {
         auto *from = reinterpret_cast<const float *>(w);
         if (ALONE) prefetch(w + FLOATS_AHEAD), prefetch(w + FLOATS_AHEAD + 64);
-        else if (k % BLOCK == 0) fetch<32, false>(w, inputs, turn);
+        else if (k % BLOCK == 0) fetch<32, R, false>(w, inputs, turn);
         F w0 = load(from), w1 = load(from + LANES);
         each(std::make_index_sequence<R>{}, [&](auto r) {
             F v = set(a[r][k]);
@@ -83,7 +89,7 @@ inline TileSums<R> multiply_blocks(const uint8_t *w, int inputs, const Rows &x, 
         q[r] = x.q + at, scale[r] = x.scales + at / BLOCK, offset[r] = x.offsets + at / BLOCK;
     }
     for (int b = 0; b < inputs / BLOCK; b++, w += BYTES) {
-        fetch<BITS, ALONE>(w, inputs, turn);
+        fetch<BITS, R, ALONE>(w, inputs, turn);
         if (ALONE && BITS == 8 && R <= 2) wait_for_loads();
         I dot[R][2];
         for (int r = 0; r < R; r++) dot[r][0] = dot[r][1] = set_int(BITS == 8 && SIGNED_BYTES ? 0 : offset[r][b]);
