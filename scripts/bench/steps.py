@@ -246,7 +246,8 @@ def measure(order: Order) -> dict[str, Any]:
         read_gb_s = probe.read_gb_s(first.address, first.size, passes)
         return read_gb_s, probe.gmac_s(order.instruction_set, order.precision, passes)
 
-    load, meeting_us, quiet = os.getloadavg()[0], probe.meeting_us(), machine(PASSES)
+    load, meeting_us = os.getloadavg()[0], probe.meeting_us()
+    quiet = machine(PASSES)
     sections = []
     for past in dict.fromkeys(step.past for step in order.steps):
         times = {step: [Times() for _ in models] for step in order.steps if step.past == past}
