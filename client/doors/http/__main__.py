@@ -11,6 +11,7 @@ try:
     import getpass
     import ipaddress
     import logging
+    import os
     import socket
     from pathlib import Path
 
@@ -158,7 +159,18 @@ def is_loopback(host: str) -> bool:
 def listen(host: str, port: int) -> socket.socket:
     """Return a socket that listens. Raises: OSError, OverflowError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=CONNECTIONS)
+    # asyncio sends small pieces at once where a socket says that it is TCP, which socket.create_server's do not: a
+    # second request of a connection would get its first piece after the 40 ms that an acknowledgement may take.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        if os.name == "posix":
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(CONNECTIONS)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
 
 
 async def serve(door: Door, address: Address, listener: socket.socket) -> None:

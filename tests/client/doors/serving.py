@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import socket
 import threading
 import urllib.error
 import urllib.request
@@ -14,6 +13,7 @@ from typing import Any
 
 import uvicorn
 
+from client.doors.http.__main__ import listen
 from client.doors.http.app import Door
 from client.doors.http.guard import Guard
 from protocol.keys import Address
@@ -24,7 +24,7 @@ SECONDS = 60
 @contextlib.contextmanager
 def opened(endpoint: str, guard: Guard | None = None) -> Iterator[str]:
     """Open a door to a daemon; give its address. It is closed again at the end."""
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = listen("127.0.0.1", 0)
     app = Door(Address.parse(endpoint), guard or Guard()).app()
     server = uvicorn.Server(uvicorn.Config(app, http="h11", loop="asyncio", lifespan="on", log_config=None))
     server.config.timeout_graceful_shutdown = 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import http.client
 import json
 import socket
@@ -17,6 +19,7 @@ import pytest
 
 pytest.importorskip("starlette", reason="needs requirements-http.txt")
 
+from client.doors.http.__main__ import listen
 from client.doors.http.fields import Completion, read
 from client.doors.http.guard import Guard, read_tokens
 from client.doors.http.logprobs import Listing
@@ -138,6 +141,25 @@ def test_a_body_is_bounded(guarded: str) -> None:
     assert status == 413 and "over the limit" in told["error"]["message"]
     many = {"prompt": ["x"] * 129}
     assert ask(f"{guarded}/v1/completions", many, Authorization=f"Bearer {USER}")[0] == 400
+
+
+def test_small_pieces_are_sent_at_once() -> None:
+    """By asyncio, of a socket that says it is TCP. Otherwise a piece may wait 40 ms for an acknowledgement."""
+
+    async def accepted() -> int:
+        taken: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        class Taking(asyncio.Protocol):
+            def connection_made(self, transport: asyncio.BaseTransport) -> None:
+                taken.set_result(transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+                transport.close()
+
+        with contextlib.closing(listen("127.0.0.1", 0)) as listener:
+            async with await asyncio.get_running_loop().create_server(Taking, sock=listener):
+                with socket.create_connection(listener.getsockname()):
+                    return await taken
+
+    assert asyncio.run(accepted())
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="modes are POSIX'")
