@@ -24,6 +24,7 @@ HELP = """\
 Type the beginning of a text; the model goes on from it. An empty line continues the last text.
   /load MODEL [ENGINE] [PRECISION] [replicas=N] [compile]    load a model, in N processes, and write with it
   /unload MODEL        free its memory                 /measure         compare its precision with full precision
+  /calibrate MODEL     make its int4 nearly as good as int8, which takes minutes
   /models              list the server's models        /stats           show what the server has done
   /set                 list the settings               /set NAME VALUE  change one (/set NAME: back to its default)
   /score TEXT          how likely the text is          /tokens TEXT     show the tokens of the text
@@ -50,6 +51,10 @@ class Choice:
     model: str | None = None
     engine: str | None = None
     precision: str | None = None
+
+
+def duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} minutes"
 
 
 def describe(p: m.Precision, host: str) -> str:
@@ -160,6 +165,8 @@ class Terminal:
                 self._load_with(model, rest)
             case "/measure", rest:
                 self._measure(self._way(rest[0], rest[1:]) if rest else self._choice)
+            case "/calibrate", [model]:
+                self._calibrate(model)
             case "/score", [_, *_]:
                 self._score(line.split(None, 1)[1])
             case "/tokens", [_, *_]:
@@ -316,6 +323,16 @@ class Terminal:
             f"{f.tok_s:.0f} tokens/s, {f.disk_bytes / 1e6:.0f} MB on disk, {f.memory_bytes / 1e6:.0f} MB of memory, "
             f"{f.quantised_share:.0%} of the weights quantised"
         )
+
+    def _calibrate(self, model: str) -> None:
+        seconds = next((one.calibrate_s for one in self._client.models() if one.name == model), 0)
+        if seconds:
+            self.say(f"this takes about {duration(seconds)}; Ctrl-C stops it")
+        made = self._with_bar(lambda on_progress: self._client.calibrate(model, on_progress=on_progress))
+        name = replicas.name(made)
+        again = any(replicas.name(worker) == name for worker in self._client.ping().workers)
+        then = f"it is loaded as before: /unload {model} and load it again" if again else "the next load takes it"
+        self.say(f"{name} is calibrated ({made.disk_bytes / 1e6:.0f} MB, {made.elapsed_ms / 1000:.0f} s); {then}")
 
     def _with_bar(self, call: Callable[[Callable[[m.Progress], None]], T]) -> T:
         """Make a call that reports progress, and show that in a line that disappears at the end."""

@@ -8,6 +8,7 @@ from typing import Any, Self, TypeVar
 
 from protocol import messages as m
 from protocol.client import (
+    CALIBRATE_S,
     CONTROL_S,
     GENERATE_S,
     LOAD_S,
@@ -119,6 +120,18 @@ class AsyncClient:
         which = {"model": model, "engine": engine, "precision": precision}
         measure = request(m.Measure, which, text=text, stream=on_progress is not None)
         return await self._call(measure, m.Measured, timeout, on_progress)
+
+    async def calibrate(
+        self,
+        model: str,
+        *,
+        text: str | None = None,
+        on_progress: Callable[[m.Progress], object] | None = None,
+        timeout: float | None = CALIBRATE_S,
+    ) -> m.Calibrated:
+        """Same as Client.calibrate; `on_progress` is called in the event loop."""
+        calibrate = request(m.Calibrate, {"model": model}, text=text, stream=on_progress is not None)
+        return await self._call(calibrate, m.Calibrated, timeout, on_progress)
 
     async def unload(
         self, model: str, *, engine: str | None = None, precision: str | None = None, timeout: float | None = UNLOAD_S

@@ -29,7 +29,7 @@ DEFAULT_ENDPOINT = "tcp://127.0.0.1:5757"
 KEY_BYTES, Z85_CHARACTERS = 32, 40
 MAX_FILE_BYTES = 1024
 Role: TypeAlias = Literal["admin", "generate"]
-"""`generate` may do all but load, measure and unload."""
+"""`generate` may do all but load, measure, calibrate and unload."""
 HOST_PORT = re.compile(r"[^\s/:#@?]+:\d{1,5}|\[[^\s/#@?]+\]:\d{1,5}")
 MAX_REPEATED = 40
 """Most characters of a wrong endpoint that an error repeats: fewer than a connect line's keys have."""

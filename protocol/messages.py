@@ -91,6 +91,20 @@ class Measure(Request, frozen=True, tag="measure"):
     stream: bool = False
 
 
+class Calibrate(Request, frozen=True, tag="calibrate"):
+    """Make a model's int4 of the native engine nearly as good as int8; answered by Calibrated, with `stream` also by
+    Progress.
+
+    Its weights are rounded so that their errors make each other good, for texts that the model writes itself, or for
+    `text`. The model's files must be on the server's disk. What is made is kept, and used by all loads that follow.
+    It takes about as long as `calibrate_s` of ModelInfo says.
+    """
+
+    model: Name
+    text: Annotated[str, Meta(min_length=1, max_length=50_000)] | None = None
+    stream: bool = False
+
+
 class Unload(Request, frozen=True, tag="unload"):
     """Unload what matches; answered by Unloaded. What it was generating ends with `not_loaded`."""
 
@@ -485,6 +499,8 @@ class Engine(Told, frozen=True, kw_only=True):
     strategies: list[str] = []
     compiles: list[str] = []
     """The precisions for which a load may ask to `compile`."""
+    calibrates: list[str] = []
+    """The precisions that `calibrate` makes better."""
 
 
 class Limits(Told, frozen=True, kw_only=True):
@@ -511,7 +527,7 @@ class ServerInfo(Result, frozen=True, tag="hello"):
     engines: list[Engine]
     parameters: list[Parameter]
     role: Role = "admin"
-    """Rights of this client: `generate` is all but load, measure and unload."""
+    """Rights of this client: `generate` is all but load, measure, calibrate and unload."""
     notices: list[str] = []
     """What a user of this server should know: a sentence each."""
     limits: Limits | None = None
@@ -537,6 +553,8 @@ class WorkerHealth(Told, frozen=True, kw_only=True):
     byte_level: bool = False
     """True if its tokenizer is byte-level BPE, in which the space before a word belongs to the word's token: a prompt
     that ends in a space is best sent without it."""
+    calibrated: bool = False
+    """Whether its weights were rounded by calibration."""
 
 
 class Pong(Result, frozen=True, tag="ping"):
@@ -577,6 +595,8 @@ class Fidelity(Told, frozen=True, kw_only=True):
     threads: int
     held_out: bool
     """True if the text was the works held out from the embedded model's training; else it was given."""
+    calibrated: bool = False
+    """Whether the weights had been rounded by calibration."""
 
 
 class Precision(Told, frozen=True, kw_only=True):
@@ -607,6 +627,8 @@ class ModelInfo(Told, frozen=True, kw_only=True):
     notices: list[str] = []
     """What a user should know of how its files are read. Found, as some problems are, a moment after a first listing,
     by a look into its files."""
+    calibrate_s: int = 0
+    """About how many seconds `calibrate` takes here, where nothing else wants the processor; 0: it is not possible."""
 
 
 class ModelList(Result, frozen=True, tag="models"):
@@ -637,6 +659,8 @@ class Loaded(Result, frozen=True, tag="load"):
     """What a user should know of how these files were read."""
     byte_level: bool = False
     """As in WorkerHealth."""
+    calibrated: bool = False
+    """Whether the weights were rounded by calibration."""
 
 
 class Measured(Result, frozen=True, tag="measure"):
@@ -648,6 +672,19 @@ class Measured(Result, frozen=True, tag="measure"):
     fidelity: Fidelity
 
 
+class Calibrated(Result, frozen=True, tag="calibrate"):
+    """What is used by loads of this model, engine and precision from now on; one that is loaded stays as it is."""
+
+    model: str
+    engine: str
+    precision: str
+    digest: str
+    """SHA-256 of the file that was made; the same for the same model and the same text."""
+    disk_bytes: int
+    elapsed_ms: float
+    """A few moments where it had been made already."""
+
+
 class Unloaded(Result, frozen=True, tag="unload"):
     """Names of what was unloaded, as model/engine/precision."""
 
@@ -655,7 +692,9 @@ class Unloaded(Result, frozen=True, tag="unload"):
 
 
 class CancelSent(Result, frozen=True, tag="cancel"):
-    """`found`: the target was an open generate, score, load or measure of this client; others cannot be cancelled."""
+    """`found`: the target was an open generate, score, load, measure or calibrate of this client; others cannot be
+    cancelled.
+    """
 
     found: bool
 
@@ -702,6 +741,8 @@ class Generated(Result, frozen=True, tag="generate"):
     """Mean number of threads that took part in the steps while it was answered: fewer than `threads` where other
     processes needed the cores. 0 if the server does not say.
     """
+    calibrated: bool = False
+    """Whether the model's weights were rounded by calibration."""
 
 
 class TokenizerInfo(Told, frozen=True, kw_only=True):
@@ -782,8 +823,21 @@ class Stats(Result, frozen=True, tag="stats"):
 
 OfModel: TypeAlias = Generate | Tokenize | Score
 """The requests that a loaded model answers."""
-AnyRequest: TypeAlias = Hello | Ping | Models | GetStats | Load | Measure | Unload | Cancel | OfModel
+Task: TypeAlias = Measure | Calibrate
+"""What a process of its own does, which then ends."""
+AnyRequest: TypeAlias = Hello | Ping | Models | GetStats | Load | Measure | Calibrate | Unload | Cancel | OfModel
 AnyResult: TypeAlias = (
-    ServerInfo | Pong | ModelList | Stats | Loaded | Measured | Unloaded | CancelSent | Generated | Tokenized | Scored
+    ServerInfo
+    | Pong
+    | ModelList
+    | Stats
+    | Loaded
+    | Measured
+    | Calibrated
+    | Unloaded
+    | CancelSent
+    | Generated
+    | Tokenized
+    | Scored
 )
 AnyReply: TypeAlias = Progress | Tokens | Failure | AnyResult

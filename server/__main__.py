@@ -39,6 +39,7 @@ examples:
   gpt2d-server --preload demo                       start with the embedded model loaded
   gpt2d-server --preload gpt2/onnx/int8 --threads 4
   gpt2d-server --models-dir ~/gpt2-models           offer every GPT-2 folder in there
+  gpt2d-server quantise gpt2                        make its int4 nearly as good as int8, for all later loads
 
 gpt2, gpt2-medium, gpt2-large, gpt2-xl and distilgpt2 are downloaded from the HuggingFace hub when first loaded, into
 its ordinary cache (HF_HOME and HF_HUB_CACHE move it; transformers shares it); an interrupted download resumes where it
@@ -178,6 +179,10 @@ def start(config: Config) -> Gateway:
 
 def main() -> None:
     try:
+        if sys.argv[1:2] == ["quantise"]:
+            from server import quantise
+
+            sys.exit(quantise.main(sys.argv[2:]))
         with printed_by("gpt2d-server"):
             config = parse()
         with logs.to_stderr(config.log_format):

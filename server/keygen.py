@@ -31,7 +31,7 @@ Make the keys of a daemon that is reached over a network, and of its clients.
 
   gpt2d-keygen server                                    the server's own key, if there is none yet
   gpt2d-keygen client laptop --endpoint tcp://HOST:5757  a key with all rights, and its connect line
-  gpt2d-keygen client guest --role generate              one that may not load, measure or unload models
+  gpt2d-keygen client guest --role generate              one that may not load, measure, calibrate or unload
   gpt2d-keygen folder                                    where the keys are
 
 The keys are in one folder that only you can read: server.key, and for each client NAME.key (its secret) and

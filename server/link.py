@@ -34,7 +34,7 @@ class Leave(m.Request, frozen=True, tag="leave"):
 
 
 class Started(m.Reply, frozen=True, tag_field="type", tag="started"):
-    """First message of a worker's process, with its machine's name. One that measures then waits for its Measure."""
+    """First message of a worker's process, with its machine's name. One with a task then waits for it."""
 
     node: str = ""
 
@@ -61,6 +61,8 @@ class Ready(m.Reply, frozen=True, tag_field="type", tag="ready"):
     notices: tuple[str, ...] = ()
     byte_level: bool = False
     """Whether its tokenizer is byte-level BPE."""
+    calibrated: bool = False
+    """Whether its weights were rounded by calibration."""
 
 
 class Pieces(m.Reply, frozen=True, tag_field="type", tag="pieces"):
@@ -81,10 +83,12 @@ class Beat(m.Reply, frozen=True, tag_field="type", tag="beat"):
     busy_ms: float = 0.0
 
 
-ForWorker: TypeAlias = Work | m.Cancel | m.Measure | Leave
+ForWorker: TypeAlias = Work | m.Cancel | m.Measure | m.Calibrate | Leave
 FromWorker: TypeAlias = m.AnyReply | Pieces | Started | Sized | Ready | Beat
 
-_FOR_WORKER = codec.decoders({"work": Work, "cancel": m.Cancel, "measure": m.Measure, "leave": Leave})
+_FOR_WORKER = codec.decoders(
+    {"work": Work, "cancel": m.Cancel, "measure": m.Measure, "calibrate": m.Calibrate, "leave": Leave}
+)
 _FROM_WORKER = codec.decoders(
     {**codec.REPLIES, "pieces": Pieces, "started": Started, "sized": Sized, "ready": Ready, "beat": Beat}
 )

@@ -78,6 +78,7 @@ requests = st.one_of(
     st.builds(
         m.Measure, **head, **which, model=names, text=st.none() | st.text(min_size=1, max_size=9), stream=st.booleans()
     ),
+    st.builds(m.Calibrate, **head, model=names, text=st.none() | st.text(min_size=1, max_size=9), stream=st.booleans()),
     st.builds(m.Unload, **head, **which, model=names),
     st.builds(m.Cancel, **head, target=ids),
     generations,
@@ -100,6 +101,7 @@ fidelities = st.builds(
     tokens=counts,
     threads=counts,
     held_out=st.booleans(),
+    calibrated=st.booleans(),
 )
 healths = st.builds(
     m.WorkerHealth,
@@ -111,6 +113,7 @@ healths = st.builds(
     replica=counts,
     node=texts,
     byte_level=st.booleans(),
+    calibrated=st.booleans(),
 )
 replies = st.one_of(
     st.builds(m.Progress, **reply, stage=texts, done=counts, total=counts, unit=texts),
@@ -139,6 +142,7 @@ replies = st.one_of(
                 context=counts,
                 file_bytes=counts,
                 on_disk=st.booleans(),
+                calibrate_s=counts,
                 problem=texts,
                 precisions=st.lists(
                     st.builds(
@@ -204,6 +208,7 @@ replies = st.one_of(
         replicas=counts,
     ),
     st.builds(m.Measured, **reply, **model, fidelity=fidelities),
+    st.builds(m.Calibrated, **reply, **model, digest=texts, disk_bytes=counts, elapsed_ms=floats),
     st.builds(
         m.Generated,
         **reply,

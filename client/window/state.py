@@ -608,7 +608,7 @@ class AppState:
 
     @property
     def may_load(self) -> bool:
-        """True if the key of this connection may load, measure and unload models."""
+        """True if the key of this connection may load, measure, calibrate and unload models."""
         return self.link.info is not None and self.link.info.role == "admin"
 
     @property

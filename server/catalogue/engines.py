@@ -35,6 +35,8 @@ SUMS_FILE = "SHA256SUMS"
 """The file that makes a folder of the cache one built model."""
 CALIBRATED = "-calibrated"
 """What follows the name of a built int4 whose weights were rounded by calibration (engines/calibration.py)."""
+CALIBRATES = ("native", "int4")
+"""Engine and precision that a calibration is for."""
 SOURCE_FILE = "calibrated_with"
 """The file in it that says what with: OWN_TEXTS, or a given text's digest."""
 OWN_TEXTS = "texts of its own"

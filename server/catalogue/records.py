@@ -41,6 +41,12 @@ class Records:
         found = self.found() | {f"{engine}/{precision}": fidelity}
         replace(self._file, msgspec.json.encode(_Record(self._stamp, found)))
 
+    def drop(self, engine: str, precision: str) -> None:
+        """Forget a measurement, of what is built in another way from now on. Raises: OSError."""
+        found = self.found()
+        if found.pop(f"{engine}/{precision}", None):
+            replace(self._file, msgspec.json.encode(_Record(self._stamp, found)))
+
     def found(self) -> Found:
         """Return the measurements; none where they are of another model or of another way of building."""
         with contextlib.suppress(OSError, msgspec.MsgspecError):

@@ -146,7 +146,7 @@ class Gateway:
         try:
             request = codec.decode_request(message.frame)
             request_id = request.id
-            if message.takes_one_reply and isinstance(request, m.Generate | m.Load | m.Measure) and request.stream:
+            if message.takes_one_reply and isinstance(request, m.Generate | m.Load | m.Task) and request.stream:
                 raise BadRequest("a REQ socket takes one reply to each request; use a DEALER for `stream`")
             entry = self._sessions.admit(message.peer, message.fd, message.envelope, request, message.user)
             self._guard.check(message.user, request)
@@ -175,6 +175,9 @@ class Gateway:
             case m.Measure():
                 self._refuse_when_draining()
                 self._supervisor.measure(entry, request)
+            case m.Calibrate():
+                self._refuse_when_draining()
+                self._supervisor.calibrate(entry, request)
             case m.Unload():
                 self._supervisor.unload(entry, request)
             case m.Cancel():
@@ -216,11 +219,11 @@ class Gateway:
             raise Draining("the server is stopping and takes no new work")
 
     def _cancel(self, target: Open | None) -> bool:
-        if target is None or not isinstance(target.request, m.Generate | m.Score | m.Load | m.Measure):
+        if target is None or not isinstance(target.request, m.Generate | m.Score | m.Load | m.Task):
             return False
         self._abandon(target)
         target.cancelled = target.cancelled or time.monotonic()
-        if isinstance(target.request, m.Load | m.Measure):
+        if isinstance(target.request, m.Load | m.Task):
             self._sessions.fail(target, Cancelled(f"the {codec.type_of(target.request)} was cancelled"))
         return True
 
@@ -245,7 +248,7 @@ class Gateway:
             elif heard.id is not None:
                 self._dispatch.deliver(replica, heard)
             else:
-                if isinstance(heard, Ready | m.Measured):  # files of its model may be new
+                if isinstance(heard, Ready | m.Measured | m.Calibrated):  # files of its model may be new
                     self._listing.changed()
                 self._supervisor.heard(replica, heard)
         except Exception as e:  # noqa: BLE001 - a fault with one worker's message must not end the others
@@ -256,7 +259,7 @@ class Gateway:
     def _watch_keys(self) -> None:
         if lost := self._guard.lost():
             for entry in self._sessions.of_users(lost):
-                admins = isinstance(entry.request, m.Load | m.Measure | m.Unload)
+                admins = isinstance(entry.request, m.Load | m.Task | m.Unload)
                 if admins or self._guard.role(entry.owner.user) is None:
                     self._abandon(entry)
                     self._sessions.fail(entry, Unauthorised(REVOKED))

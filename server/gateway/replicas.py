@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from protocol import messages as m
+from protocol.codec import type_of
 from protocol.errors import BadRequest, LoadFailed, NoMemory, NotLoaded
 from protocol.keys import CurveKeys
 from server.catalogue.architecture import OVERHEAD_BYTES, Architecture
@@ -23,6 +24,22 @@ from server.launch.local import machine_memory
 from server.launch.spec import CUT_OFF, UNREACHED, Spec
 from server.link import Beat, Ready
 
+
+@dataclass(frozen=True)
+class Words:
+    """A task in words."""
+
+    noun: str
+    doing: str
+    did: str
+    under_way: str
+    done: str
+
+
+WORDS = {
+    "measure": Words("the fidelity", "measuring", "measured", "is being measured", "is measured"),
+    "calibrate": Words("the calibration", "calibrating", "was busy with", "is under way", "is done"),
+}
 ROWS_SHARE = 8
 """The rows of one model take at most one part in this many of the memory by default."""
 STOP_S = 2.0
@@ -64,11 +81,11 @@ class Replica:
     """Time when it last had something to do (monotonic)."""
     heard: float = field(default_factory=time.monotonic)
     waiters: list[int] = field(default_factory=list)
-    """Keys of the load or measure requests that wait for it."""
+    """Keys of the requests to load, or of its task, that wait for it."""
     compiled: bool = False
-    task: m.Measure | None = None
-    """Measurement that it was started for; it serves no requests."""
-    measured: m.Measured | None = None
+    task: m.Task | None = None
+    """What it was started for; it serves no requests."""
+    outcome: m.Measured | m.Calibrated | None = None
     stop_by: float = 0.0
 
     @property
@@ -79,7 +96,12 @@ class Replica:
     @property
     def name(self) -> str:
         name = "/".join(self.way)
-        return f"the fidelity of {name}" if self.task else name
+        return f"{self.words.noun} of {name}" if self.task else name
+
+    @property
+    def words(self) -> Words:
+        """Return its task in words; without one, those of a measurement."""
+        return WORDS[type_of(self.task) if self.task else "measure"]
 
     @property
     def serves(self) -> bool:
@@ -113,7 +135,7 @@ class Replica:
             digest=ready.digest, context=ready.context, rows=ready.rows, threads=ready.threads,
             rss_bytes=self.rss_bytes, quantised_share=ready.quantised_share, disk_bytes=ready.disk_bytes,
             load_ms=self.load_ms, already=already, replicas=replicas, notices=list(ready.notices),
-            byte_level=ready.byte_level,
+            byte_level=ready.byte_level, calibrated=ready.calibrated,
         )  # fmt: skip
 
     def health(self) -> m.WorkerHealth:
@@ -123,6 +145,7 @@ class Replica:
             moved_ms_ago=(time.monotonic() - self.heard) * 1000,
             running=self.beat.running if self.beat else 0, waiting=self.beat.waiting if self.beat else 0,
             byte_level=self.ready is not None and self.ready.byte_level,
+            calibrated=self.ready is not None and self.ready.calibrated,
         )  # fmt: skip
 
     def stats(self) -> m.WorkerStats:
@@ -150,7 +173,7 @@ class Replicas:
         return list(self._replicas.values())
 
     def models(self) -> list[Replica]:
-        """Return all but those that measure."""
+        """Return all but those with a task."""
         return [r for r in self._replicas.values() if r.task is None]
 
     def start(
@@ -160,10 +183,10 @@ class Replicas:
         precision: str,
         *,
         compiled: bool = False,
-        task: m.Measure | None = None,
+        task: m.Task | None = None,
         share: int = 1,
     ) -> Replica:
-        """Launch a worker and reserve its memory: for a task, that of one row and of full precision beside it.
+        """Launch a worker and reserve its memory: to measure, that of one row and of full precision beside it.
 
         `model` must be one without a problem. All replicas have the same number of rows, chosen for the first so
         that `share` replicas fit.
@@ -181,16 +204,21 @@ class Replicas:
         need = OVERHEAD_BYTES
         if arch:
             rows = rows or arch.fitting_rows(engine, precision, room // share, rows_share(config) // share)
-            need = arch.loading_bytes(engine, precision, rows) + (arch.memory_bytes(*REFERENCE, 1) if task else 0)
+            need = arch.loading_bytes(engine, precision, rows)
+            if isinstance(task, m.Measure):
+                need += arch.memory_bytes(*REFERENCE, 1)
+            elif task:
+                need = arch.calibration_bytes()
         if need > room:
             name = f"{model.name}/{engine}/{precision}"
-            raise self._no_memory(f"measuring {name}" if task else name, need, room, None if task else arch, engine)
+            what = f"{WORDS[type_of(task)].doing} {name}" if task else name
+            raise self._no_memory(what, need, room, None if task else arch, engine)
         identity = secrets.token_hex(16)
         spec = Spec(
             endpoint=self._endpoint, server_key=self._keys.public, identity=identity,
             model=model.name, folder=str(model.folder or ""), hub_cache=str(config.hub_cache),
             models_dir=str(config.models_dir), engine=engine, precision=precision, compiled=compiled,
-            measures=task is not None, threads=config.threads, rows=rows, room=room, share=rows_share(config),
+            task=type_of(task) if task else "", threads=config.threads, rows=rows, room=room, share=rows_share(config),
             base=model.base.name if model.base else "", base_folder=str(model.base_folder or ""),
             cache_dir=str(config.cache_dir), cache_bytes=config.cache_bytes,
         )  # fmt: skip
@@ -213,7 +241,7 @@ class Replicas:
             raise self._no_memory(replica.name, need, room, None, replica.engine)
         replica.reserved = need
 
-    def _launcher_for(self, task: m.Measure | None) -> Launcher:
+    def _launcher_for(self, task: m.Task | None) -> Launcher:
         return self._measurer if task else self._launcher
 
     def _room(self, launcher: Launcher) -> int:
@@ -233,7 +261,7 @@ class Replicas:
         ]
         loaded = dict.fromkeys(f"{r.name} ({r.reserved / 1e6:.0f} MB)" for r in self.models() if r.reserved)
         ways = [f"unload {' or '.join(loaded)}"] if loaded else []
-        ways += [f"wait until {r.name} is measured" for r in self._replicas.values() if r.task]
+        ways += [f"wait until {r.name} {r.words.done}" for r in self._replicas.values() if r.task]
         ways += [f"choose {' or '.join(smaller)}"] if smaller else []
         advice = ", or ".join([*ways, "choose a smaller model"])
         there = f"; {places}" if (places := self._launcher.places()) else ""

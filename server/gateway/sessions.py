@@ -197,7 +197,7 @@ class Sessions:
         if request.id in session.open:
             raise DuplicateId(f"request {request.id} is still open; give each a new id")
         owner.count(config.max_rate_per_peer)
-        if isinstance(request, m.OfModel | m.Load | m.Measure):  # control is answered at once, however much is open
+        if isinstance(request, m.OfModel | m.Load | m.Task):  # control is answered at once, however much is open
             if owner.open >= config.max_open_per_peer:
                 raise Busy(f"this client has {owner.open} open requests, which is the limit")
             if owner.tokens + tokens > config.max_tokens_per_peer:

@@ -21,7 +21,7 @@ from protocol.keys import Role
 from protocol.parameters import parameters
 from protocol.programs import VERSION
 from server.catalogue.catalogue import Model
-from server.catalogue.engines import ENGINES, Traits, notices
+from server.catalogue.engines import CALIBRATES, ENGINES, Traits, notices
 from server.catalogue.findings import Finding
 from server.catalogue.records import Found, Records
 from server.config import Config
@@ -60,7 +60,11 @@ def _server_info(server_id: str, role: Role, limits: m.Limits, _: int) -> m.Serv
 def _engine(name: str, traits: Traits) -> m.Engine:
     strategies = [s for s in get_args(m.Strategy) if traits.most_rows != 1 or s not in m.SEARCHES]
     return m.Engine(
-        name=name, precisions=list(traits.precisions), strategies=strategies, compiles=list(traits.compiles)
+        name=name,
+        precisions=list(traits.precisions),
+        strategies=strategies,
+        compiles=list(traits.compiles),
+        calibrates=[CALIBRATES[1]] if name == CALIBRATES[0] else [],
     )
 
 
@@ -167,6 +171,7 @@ def describe(model: Model, finding: Finding, config: Config) -> m.ModelInfo:
         name=model.name, parameters=arch.parameters, context=arch.context, file_bytes=model.file_bytes,
         on_disk=model.on_disk, precisions=precisions,
         notices=[*arch.notices, *finding.notices],
+        calibrate_s=arch.calibration_seconds(config.threads) if CALIBRATES[0] in ENGINES and model.on_disk else 0,
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from protocol.errors import (
     from_code,
 )
 from server.catalogue.catalogue import Catalogue, Model
-from server.catalogue.engines import check_compiled, choose_engine
+from server.catalogue.engines import CALIBRATES, check_compiled, choose_engine
 from server.config import Config
 from server.gateway.back import Back
 from server.gateway.dispatch import Dispatch
@@ -154,14 +154,21 @@ class Supervisor:
 
     def measure(self, entry: Open, request: m.Measure) -> None:
         engine, precision = choose_engine(request.engine, request.precision)
+        self._begin(entry, request, engine, precision)
+
+    def calibrate(self, entry: Open, request: m.Calibrate) -> None:
+        self._begin(entry, request, *choose_engine(*CALIBRATES))
+
+    def _begin(self, entry: Open, request: m.Task, engine: str, precision: str) -> None:
+        """Start a process for a task."""
         model = self.catalogue.find(request.model)
         if not model.on_disk:
             raise NotLoaded(f"{model.name} is not on this server's disk; load it first, which downloads it")
         # One at a time: each is as large as two models.
         if busy := next((r for r in self.replicas.all() if r.task and r.state != "stopping"), None):
-            raise Busy(f"{busy.name} is being measured; try again when that is done")
+            raise Busy(f"{busy.name} {busy.words.under_way}; try again when that is done")
         replica = self.replicas.start(model, engine, precision, task=request)
-        log.info("measure %s", replica.name)
+        log.info("begin %s", replica.name)
         replica.waiters.append(entry.key)
 
     def unload(self, entry: Open, request: m.Unload) -> None:
@@ -205,10 +212,13 @@ class Supervisor:
             replica.node = message.node
             if replica.task:
                 self.back.send(replica, replica.task)
-        elif isinstance(message, m.Measured):
-            log.info("%s: perplexity %+.2f %%", replica.name, message.fidelity.perplexity_change_pct)
-            # Answered when the process has ended: then its memory is free, and another can be measured.
-            replica.measured = message
+        elif isinstance(message, m.Measured | m.Calibrated):
+            found = ""
+            if isinstance(message, m.Measured):
+                found = f": perplexity {message.fidelity.perplexity_change_pct:+.2f} %"
+            log.info("%s%s", replica.name, found)
+            # Answered when the process has ended: then its memory is free, and another can begin.
+            replica.outcome = message
             self.replicas.stop(replica)
         elif isinstance(message, Ready) and replica.state == "loading":
             replica.state, replica.ready = "ready", message
@@ -226,7 +236,7 @@ class Supervisor:
         """Send a worker's progress to those that wait for it: of replicas that load side by side, the first one's."""
         for entry in self._waiters(replica):
             first = next(r for r in self.replicas.all() if entry.key in r.waiters)
-            if first is replica and isinstance(entry.request, m.Load | m.Measure) and entry.request.stream:
+            if first is replica and isinstance(entry.request, m.Load | m.Task) and entry.request.stream:
                 self.sessions.reply(entry, progress)
 
     def connected(self, replica: Replica, routing_id: bytes, fd: int) -> None:
@@ -342,9 +352,9 @@ class Supervisor:
         """Deal with a worker whose process has ended."""
         if replica.state == "stopping":
             log.info("%s has ended", replica.name)
-            if replica.measured:
+            if replica.outcome:
                 for entry in self._waiters(replica):
-                    self.sessions.reply(entry, replica.measured)
+                    self.sessions.reply(entry, replica.outcome)
             return
         problem, why = replica.process.problem(), exit_words(code)
         error: RequestError
@@ -355,7 +365,7 @@ class Supervisor:
             error = problem
         else:
             self.deaths += 1
-            doing = "measured" if replica.task else "loaded"
+            doing = replica.words.did if replica.task else "loaded"
             error = LoadFailed(f"the worker died while it {doing} {replica.name} ({why}); the server's log may say why")
         log.error("%s: %s", replica.name, error)
         cannot = isinstance(problem, BadModel) and not self._has_served(replica)  # now or later

@@ -44,8 +44,8 @@ class Spec:
     node: str = ""
     """The machine's name, where it goes by another than its own."""
     compiled: bool = False
-    measures: bool = False
-    """True: only measure what the precision costs."""
+    task: str = ""
+    """`measure` or `calibrate`: only do that. Empty: serve."""
     base: str = ""
     """Name of what an adapter is merged into; empty: it is no adapter, or has yet to be downloaded itself."""
     base_folder: str = ""

@@ -10,6 +10,7 @@ import contextlib
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,12 +25,14 @@ from server.child import end_with_stdin
 from server.engines.load import load_engine
 from server.launch.spec import Spec
 from server.link import Ready, Sized, Started
+from server.worker.calibrate import calibrate
 from server.worker.connection import Connection, GatewayConnection, reporter
 from server.worker.loop import Worker
 from server.worker.measure import measure
 from server.worker.source import find
 from server.worker.text import Text
 
+TASKS: dict[str, Callable[[Spec, Connection], m.Measured | m.Calibrated]] = {"measure": measure, "calibrate": calibrate}
 END_MS = 5_000
 """Time for the gateway to read the last message, after which it ends this process."""
 
@@ -70,7 +73,7 @@ def load(spec: Spec, connection: Connection) -> Worker:
     engine.prefill(0, [0], 0, [0])
     engine.decode([0], [1])
     progress("warm up", 1, 1, "step")
-    worker = Worker(spec, connection, engine, text, made.digest, arch)
+    worker = Worker(spec, connection, engine, text, made.digest, arch, calibrated=made.calibrated)
     ready = Ready(
         id=None,
         digest=made.digest,
@@ -82,6 +85,7 @@ def load(spec: Spec, connection: Connection) -> Worker:
         rss_bytes=psutil.Process().memory_info().rss,
         notices=(*source.notices, *arch.notices, *made.notices),
         byte_level=tokenizer.byte_level,
+        calibrated=made.calibrated,
     )
     connection.send(ready)
     return worker
@@ -102,12 +106,12 @@ def main() -> None:
 
 
 def live(spec: Spec, connection: Connection) -> None:
-    """Load and serve, or measure; return when that has ended and the gateway has been sent the reason."""
+    """Load and serve, or do a task; return when that has ended and the gateway has been sent the reason."""
     ready = False
     try:
         connection.send(Started(id=None, node=spec.node))
-        if spec.measures:
-            connection.send(measure(spec, connection))
+        if task := TASKS.get(spec.task):
+            connection.send(task(spec, connection))
             connection.receive(END_MS)
         else:
             worker = load(spec, connection)
@@ -122,7 +126,7 @@ def live(spec: Spec, connection: Connection) -> None:
 
 
 def _load_error(error: BaseException) -> str:
-    """Return the code for what ended a load, or a measurement."""
+    """Return the code for what ended a load, or a task."""
     if isinstance(error, RequestError):
         return error.code
     return "no_memory" if isinstance(error, MemoryError) else "load_failed"

@@ -44,11 +44,19 @@ class Worker:
     """Loop that takes requests, steps and sends replies, all in one thread."""
 
     def __init__(
-        self, spec: Spec, connection: Connection, engine: Engine, text: Text, digest: str, arch: Architecture
+        self,
+        spec: Spec,
+        connection: Connection,
+        engine: Engine,
+        text: Text,
+        digest: str,
+        arch: Architecture,
+        *,
+        calibrated: bool = False,
     ) -> None:
         self._connection = connection
         adaptive = engine if isinstance(engine, Adaptive) else None
-        served = Served(spec.model, spec.engine, spec.precision, digest, engine.threads, adaptive)
+        served = Served(spec.model, spec.engine, spec.precision, digest, engine.threads, adaptive, calibrated)
         self._requests = Requests(engine, text, served)
         self.scheduler = Scheduler(engine, _prefix_cache(arch, spec))
         self._runner = Runner(engine)
@@ -96,7 +104,7 @@ class Worker:
         if isinstance(message, m.Cancel):
             self._reader.cancel(message.target)
             self._cancel(message.target)
-        elif isinstance(message, Work):  # a Measure is for a process that only measures
+        elif isinstance(message, Work):  # a task is for a process that does it alone
             self._taken += 1
             if is_long(message.request):
                 self._reader.add(message)

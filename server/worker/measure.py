@@ -73,6 +73,7 @@ def measure(spec: Spec, connection: Connection) -> m.Measured:
         tok_s=compared.tok_s,
         tokens=compared.tokens,
         held_out=task.text is None,
+        calibrated=made.calibrated,
     )
     try:
         records.add(spec.engine, spec.precision, fidelity)

@@ -26,6 +26,8 @@ class Served:
     threads: int
     adaptive: Adaptive | None = None
     """The engine, where its steps do not all take all of its threads."""
+    calibrated: bool = False
+    """Whether its weights were rounded by calibration."""
 
     def steps(self) -> tuple[int, int]:
         """Return the number of its steps so far, and the sum of their threads."""
@@ -108,6 +110,7 @@ def result(sequences: list[Sequence], served: Served, threads_used: float) -> m.
         digest=served.digest,
         threads=served.threads,
         threads_used=threads_used,
+        calibrated=served.calibrated,
         ledger=first.ledger(),
         logprobs=first.logprobs,
         score=first.score,

@@ -116,7 +116,9 @@ def test_greedy_is_transformers_greedy(full: Engine) -> None:
     assert greedy(full, IDS[:20], 30)[0] == want[0, 20:].tolist()
 
 
-FIDELITY = msgspec.convert(dict.fromkeys(m.Fidelity.__struct_fields__, 1) | {"held_out": True}, m.Fidelity)
+FIDELITY = msgspec.convert(
+    dict.fromkeys(m.Fidelity.__struct_fields__, 1) | {"held_out": True, "calibrated": False}, m.Fidelity
+)
 
 
 @pytest.fixture

@@ -231,7 +231,7 @@ def test_a_worker_whose_connection_breaks_ends(tmp_path: Path) -> None:
         model="demo",
         folder="",
         node="here",
-        measures=True,
+        task="measure",
     )
     worker = LocalLauncher().start(given, 0)
     try:

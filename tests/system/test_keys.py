@@ -143,7 +143,7 @@ def test_a_key_and_its_role(keyed: Keyed) -> None:
             lambda: guest.unload("demo"),
             lambda: guest.measure("demo"),
         ):
-            with pytest.raises(Unauthorised, match="may generate, but not load, measure or unload"):
+            with pytest.raises(Unauthorised, match="may generate, but not load, measure, calibrate or unload"):
                 forbidden()
         assert guest.stats().errors == {"unauthorised": 3}
         owner.unload("demo")

@@ -63,7 +63,8 @@ MODEL = m.ModelInfo(
     file_bytes=1,
     precisions=[m.Precision(engine="onnx", precision="int8", memory_bytes=1, loaded=True)],
 )
-FIDELITY = msgspec.convert(dict.fromkeys(m.Fidelity.__struct_fields__, 1) | {"held_out": True}, m.Fidelity)
+FLAGS = {"held_out": True, "calibrated": False}
+FIDELITY = msgspec.convert(dict.fromkeys(m.Fidelity.__struct_fields__, 1) | FLAGS, m.Fidelity)
 LOADED = m.Loaded(
     id=1,
     model="demo",
