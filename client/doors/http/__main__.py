@@ -14,6 +14,7 @@ try:
     import os
     import socket
     from pathlib import Path
+    from typing import Any
 
     from protocol.aio import AsyncClient
     from protocol.errors import Gpt2dError
@@ -25,12 +26,13 @@ try:
 
         from client.doors.http.app import Door
         from client.doors.http.guard import Guard, read_tokens
+        from client.doors.http.patience import HEAD_S, patient
 except KeyboardInterrupt:  # these take a moment, in which no traceback helps
     sys.exit(130)
 
 HOST, PORT = "127.0.0.1", 8000
 CONNECTIONS = 512
-KEEP_ALIVE_S, SHUTDOWN_S = 60, 10
+SHUTDOWN_S = 10
 MAX_HEADER_BYTES = 64 << 10
 MEET_S = 5.0
 DESCRIPTION = """\
@@ -176,9 +178,10 @@ def listen(host: str, port: int) -> socket.socket:
 async def serve(door: Door, address: Address, listener: socket.socket) -> None:
     """Answer until a signal comes; then what is under way has a few seconds."""
     logging.basicConfig(format="gpt2d-http: %(message)s", level=logging.WARNING)
+    made: dict[str, Any] = {"http": patient}  # whatever makes a protocol will do, and its types name classes
     config = uvicorn.Config(
         door.app(),
-        http="h11",
+        **made,
         loop="asyncio",
         ws="none",
         lifespan="on",
@@ -187,7 +190,7 @@ async def serve(door: Door, address: Address, listener: socket.socket) -> None:
         proxy_headers=False,
         server_header=False,
         limit_concurrency=CONNECTIONS,
-        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_keep_alive=int(HEAD_S),
         timeout_graceful_shutdown=SHUTDOWN_S,
         h11_max_incomplete_event_size=MAX_HEADER_BYTES,
     )

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import get_args
 from urllib.parse import urlsplit
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from client.doors.http.errors import Refused
+from client.doors.http.leaving import Left
 from protocol.keys import KeyFileError, Role, check_owned
 
 BEARER = re.compile(r"bearer +(\S+) *", re.IGNORECASE)
@@ -78,7 +79,7 @@ class Guard:
 
 
 async def read_body(request: Request) -> bytes:
-    """Return the body. Raises: Refused where it is too large or does not arrive."""
+    """Return the body. Raises: Refused where it is too large or does not arrive; Left."""
     body = bytearray()
     try:
         async with asyncio.timeout(BODY_S):
@@ -86,6 +87,8 @@ async def read_body(request: Request) -> bytes:
                 body += chunk
                 if len(body) > MAX_BODY_BYTES:
                     raise Refused(413, f"the body is over the limit of {MAX_BODY_BYTES} bytes; send it in parts")
+    except ClientDisconnect:
+        raise Left from None
     except TimeoutError:
         raise Refused(408, f"the body did not arrive within {BODY_S:.0f} s") from None
     return bytes(body)

@@ -47,7 +47,7 @@ def test_who_leaves_ends_what_was_written_for_them(stream: bool, begun: bool) ->
         return None
 
     with FakeServer(answer) as server, opened(server.endpoint) as url:
-        with socket.create_connection((str(urlsplit(url).hostname), urlsplit(url).port or 0), 60) as caller:
+        with connected(url) as caller:
             body = json.dumps({"prompt": "x", "stream": stream}).encode()
             head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
             caller.sendall(head.encode() + body)
@@ -141,6 +141,31 @@ def test_a_body_is_bounded(guarded: str) -> None:
     assert status == 413 and "over the limit" in told["error"]["message"]
     many = {"prompt": ["x"] * 129}
     assert ask(f"{guarded}/v1/completions", many, Authorization=f"Bearer {USER}")[0] == 400
+
+
+def connected(url: str) -> socket.socket:
+    return socket.create_connection((str(urlsplit(url).hostname), urlsplit(url).port or 0), 60)
+
+
+HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
+
+
+@pytest.mark.parametrize("sent", [b"", HEAD, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nGET /"])
+def test_who_says_nothing_is_left(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the first request, within its head, and within the next one's."""
+    monkeypatch.setattr("client.doors.http.patience.HEAD_S", 0.1)
+    with FakeServer() as server, opened(server.endpoint) as url, connected(url) as caller:
+        caller.sendall(sent)
+        while caller.recv(4096):
+            pass
+
+
+def test_who_leaves_within_a_body_is_no_fault(caplog: pytest.LogCaptureFixture) -> None:
+    with FakeServer() as server, opened(server.endpoint) as url:
+        with connected(url) as caller:
+            caller.sendall(HEAD + b"Content-Length: 100\r\n\r\n{")
+        assert ask(f"{url}/v1/models")[0] == 200
+    assert caplog.records == []
 
 
 def test_small_pieces_are_sent_at_once() -> None:
