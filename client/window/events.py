@@ -72,7 +72,9 @@ class ReplaceAll:
     edits: tuple[tuple[int, int, str], ...]
 
 
-ModelWord: TypeAlias = Literal["measure", "stop measuring", "reset settings", "agree", "decline"]
+ModelWord: TypeAlias = Literal[
+    "measure", "stop measuring", "calibrate", "stop calibrating", "reset settings", "agree", "decline"
+]
 WriteWord: TypeAlias = Literal["generate", "continue", "regenerate", "branches"]
 ViewWord: TypeAlias = Literal[
     "find", "find and replace", "focus mode", "zoom in", "zoom out", "zoom 1", "cut", "copy", "paste", "select all"
@@ -299,7 +301,7 @@ CompareAction: TypeAlias = ChooseColumn | ExportEntry
 
 PageTag: TypeAlias = Literal["page", "count", "branch ids", "branch text"]
 CompareTag: TypeAlias = Literal["compare", "compare load"]
-Tag: TypeAlias = Literal["look", "models", "stats", "load", "measure", "unload"] | PageTag | CompareTag
+Tag: TypeAlias = Literal["look", "models", "stats", "load", "measure", "calibrate", "unload"] | PageTag | CompareTag
 """Purpose of a request: `look` asks for a sign of life, `branch` serves the token view."""
 
 

@@ -97,7 +97,7 @@ class LinkState:
 
 @dataclass(slots=True)
 class Doing:
-    """Progress of a load or a measurement."""
+    """Progress of a load, a measurement or a calibration."""
 
     name: str
     stage: str = "start"
@@ -122,10 +122,21 @@ class Models:
     """Number of processes that are to hold the chosen model, as entered; None: nothing was."""
     loading: Doing | None = None
     measuring: Doing | None = None
+    calibrating: Doing | None = None
     byte_level: set[str] = field(default_factory=set)
     """Names of the models whose tokenizer is byte-level BPE, as far as they are loaded."""
     listed: bool = False
     """True once this server has said which models it has."""
+
+    @property
+    def working(self) -> bool:
+        """True while a load, a measurement or a calibration is under way."""
+        return any((self.loading, self.measuring, self.calibrating))
+
+    def lost(self) -> None:
+        """Forget what was under way."""
+        self.loading = self.measuring = None
+        self.calibrating = None
 
     def chosen(self) -> m.ModelInfo | None:
         return next((info for info in self.known if info.name == self.model), None)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from protocol.errors import LoadFailed
-from server.catalogue.engines import BUILD_FORMAT, LOCK_SUFFIX, SUMS_FILE
+from server.catalogue.engines import BUILD_FORMAT, CALIBRATED, LOCK_SUFFIX, SUMS_FILE
 from server.catalogue.notes import digest
 from server.convert.lock import Lock, Taken
 
@@ -152,14 +152,14 @@ class BuildCache:
             shutil.rmtree(entry / "damaged", ignore_errors=True)
 
     def trim(self, keep: Path) -> None:
-        """Delete the least recently used of what is too much, but `keep`."""
+        """Delete the least recently used of what is too much, but `keep`; what takes long to make again comes last."""
         ages: dict[Path, float] = {}
         sizes: dict[Path, int] = {}
         for entry in self._folder.glob("*-v*"):
             with contextlib.suppress(OSError):  # another worker may be deleting it
                 sizes[entry] = sum(f.stat().st_size for f in entry.rglob("*"))
                 ages[entry] = entry.stat().st_mtime
-        for entry in sorted(ages, key=ages.__getitem__):
+        for entry in sorted(ages, key=lambda entry: (CALIBRATED in entry.name, ages[entry])):
             if sum(sizes.values()) <= self._max_bytes:
                 return
             if entry != keep:

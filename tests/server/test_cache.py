@@ -16,7 +16,7 @@ import pytest
 
 from server.catalogue.architecture import read_architecture
 from server.catalogue.catalogue import DEMO_FOLDER
-from server.catalogue.engines import BUILD_FORMAT
+from server.catalogue.engines import BUILD_FORMAT, CALIBRATED
 from server.convert import cache as cache_module
 from server.convert.cache import BuildCache
 from server.engines.load import load_engine
@@ -50,6 +50,13 @@ def test_the_graph_cache_keeps_within_its_bound(tmp_path: Path) -> None:
     get(cache, "d", built)
     assert built == ["d"]
     assert sorted(p.name[0] for p in tmp_path.iterdir()) == ["b", "d"], "c was used least recently"
+
+
+def test_what_takes_long_to_make_again_is_kept_longest(tmp_path: Path) -> None:
+    cache, built = BuildCache(tmp_path, 2500), list[str]()
+    for age, name in enumerate((f"a{CALIBRATED}", "b", "c")):
+        os.utime(get(cache, name, built).parent, (age, age))
+    assert sorted(p.name[0] for p in tmp_path.iterdir()) == ["a", "c"]
 
 
 def test_a_damaged_graph_is_built_again(tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ ANSWERS: dict[e.Tag, tuple[type[m.Reply], ...]] = {
     "stats": (m.Stats,),
     "load": (m.Progress, m.Loaded),
     "measure": (m.Progress, m.Measured),
+    "calibrate": (m.Progress, m.Calibrated),
     "unload": (m.Unloaded,),
     "page": (m.Progress, m.Tokens, m.Generated),
     "count": (m.Tokenized,),
@@ -256,7 +257,7 @@ def _trouble(state: AppState, error: Gpt2dError) -> list[e.Effect]:
 
 def _under_way(state: AppState) -> bool:
     models = state.models
-    return bool(state.page.busy or models.loading or models.measuring or state.compare.running is not None)
+    return state.page.busy or models.working or state.compare.running is not None
 
 
 def _lost(state: AppState, why: str) -> None:
@@ -266,7 +267,7 @@ def _lost(state: AppState, why: str) -> None:
     else:
         notices.drop(state, "link")
     state.link.workers, state.link.worker_stats = [], []
-    state.models.loading = state.models.measuring = None
+    state.models.lost()
     page.lost(state)
     comparison.lost(state, why)
 
@@ -293,7 +294,7 @@ def _answered(state: AppState, tag: e.Tag, event: Reply, took_ms: float, of: int
             if isinstance(event, m.Stats):  # after an error the last figures stay: they are asked for again soon
                 state.link.worker_stats = event.workers[: models.MAX_MODELS]
                 state.link.memory = event.rss_bytes + sum(w.rss_bytes for w in event.workers)
-        case "load" | "measure":
+        case "load" | "measure" | "calibrate":
             effects = models.worked(state, tag, event)
             return [*effects, *(act.loaded(state, event) if tag == "load" else [])]
         case "unload":
@@ -343,8 +344,10 @@ def _do(state: AppState, what: e.Word) -> list[e.Effect]:
     match what:
         case "measure":
             return models.measure(state)
-        case "stop measuring":
-            return [e.Cancel("measure")]
+        case "calibrate":
+            return models.calibrate(state)
+        case "stop measuring" | "stop calibrating":
+            return [e.Cancel("measure" if what == "stop measuring" else "calibrate")]
         case "reset settings":
             state.preferences.sampling = {}
             return []

@@ -11,9 +11,16 @@ from protocol.connection import Event as Reply
 from protocol.errors import Cancelled, Gpt2dError
 
 LOAD_S = MEASURE_S = 3600.0
+CALIBRATE_S = 4 * 3600.0
 UNLOAD_S = 60.0
 CONTROL_S = 10.0
 MAX_MODELS = 500
+AGAIN: dict[e.Tag, tuple[str, e.LoadModel | e.Do]] = {
+    "load": ("Load", e.LoadModel()),
+    "measure": ("Measure", e.Do("measure")),
+    "calibrate": ("Calibrate", e.Do("calibrate")),
+}
+"""What each is called that can be tried again."""
 
 
 def listed(state: AppState, event: Reply) -> None:
@@ -62,7 +69,7 @@ def choose(state: AppState, model: str, engine: str, precision: str) -> None:
     models.engine, models.precision = engine, precision
     models.replicas = None
     state.page.counted = -1
-    notices.drop(state, "load", "measure", "page")
+    notices.drop(state, "load", "measure", "calibrate", "page")
 
 
 def load(state: AppState) -> list[e.Effect]:
@@ -92,22 +99,33 @@ def measure(state: AppState) -> list[e.Effect]:
     return [e.Send("measure", request, MEASURE_S)]
 
 
+def calibrate(state: AppState) -> list[e.Effect]:
+    models = state.models
+    if not models.model or models.calibrating or state.link.status != "ready":
+        return []
+    notices.drop(state, "calibrate")
+    models.calibrating = _begin(state)
+    return [e.Send("calibrate", m.Calibrate(model=models.model, stream=True), CALIBRATE_S)]
+
+
 def _begin(state: AppState) -> Doing:
-    """Begin a load or a measurement of what is chosen."""
+    """Begin a load, a measurement or a calibration of what is chosen."""
     return Doing(replicas.name(state.models.way), stage_began=state.now)
 
 
 def worked(state: AppState, tag: e.Tag, event: Reply) -> list[e.Effect]:
-    """A load or a measurement went on, or ended."""
+    """A load, a measurement or a calibration went on, or ended."""
     models = state.models
+    doing = {"load": models.loading, "measure": models.measuring}.get(tag, models.calibrating)
     if isinstance(event, m.Progress):
-        _advance(models.loading if tag == "load" else models.measuring, event, state.now)
+        _advance(doing, event, state.now)
         return []
-    doing = models.loading if tag == "load" else models.measuring
     if tag == "load":
         models.loading = None
-    else:
+    elif tag == "measure":
         models.measuring = None
+    else:
+        models.calibrating = None
     if isinstance(event, m.Loaded):
         way = replicas.way(event)
         learn(state, event)
@@ -121,6 +139,11 @@ def worked(state: AppState, tag: e.Tag, event: Reply) -> list[e.Effect]:
     elif isinstance(event, m.Measured):
         name, change = replicas.name(event), event.fidelity.perplexity_change_pct
         notices.inform(state, "model", f"{name}: perplexity {change:+.2f} % against full precision")
+    elif isinstance(event, m.Calibrated):
+        name = replicas.name(event)
+        loaded = any(replicas.name(worker) == name for worker in state.link.workers)
+        then = "; unload it and load it again" if loaded else "; the next load takes it"
+        notices.inform(state, "model", f"{name} is calibrated{then}")
     elif isinstance(event, Gpt2dError):
         failed(state, tag, doing, event)
     return refresh(state)
@@ -133,15 +156,14 @@ def learn(state: AppState, loaded: m.Loaded) -> None:
 
 
 def failed(state: AppState, tag: e.Tag, doing: Doing | None, error: Gpt2dError) -> None:
-    """Say why a load or a measurement did not come to its end, unless that was the user's wish."""
+    """Say why a load, a measurement or a calibration did not come to its end, unless that was the user's wish."""
     if isinstance(error, Cancelled):
         return
-    key, name = ("load", "Load") if tag == "load" else ("measure", "Measure")
+    name, again = AGAIN[tag]
     if doing is None or doing.name != replicas.name(state.models.way):  # another one has been chosen since
-        notices.warn(state, key, str(error))
+        notices.warn(state, tag, str(error))
     else:
-        again = e.LoadModel() if tag == "load" else e.Do("measure")
-        notices.warn(state, key, str(error), again, f"{name} {doing.name} again")
+        notices.warn(state, tag, str(error), again, f"{name} {doing.name} again")
 
 
 def unload(state: AppState, model: str, engine: str, precision: str) -> list[e.Effect]:

@@ -67,7 +67,7 @@ def draw(state: AppState) -> list[Action]:
             actions.append(CancelLoad())
     else:
         actions += draw_load(state, may=may and chosen is not None)
-    for key in ("load", "measure"):
+    for key in ("load", "measure", "calibrate"):
         if said := state.said(key):
             widgets.wrapped(said, "bad")
     actions += draw_loaded(state)
@@ -78,7 +78,18 @@ def draw(state: AppState) -> list[Action]:
     elif chosen and way:
         imgui.separator()
         actions += fidelity.draw(way, may=may and chosen.on_disk)
+    if models.calibrating:
+        if widgets.progress(models.calibrating, "StopCalibrating"):
+            actions.append(Do("stop calibrating"))
+    elif chosen and chosen.calibrate_s and chosen.name != BUILT_IN and models.way[1:] in calibrates(state):
+        actions += fidelity.draw_calibration(chosen.calibrate_s, may=may)
     return actions
+
+
+def calibrates(state: AppState) -> set[tuple[str, str]]:
+    """Return the engines and precisions that a calibration makes better."""
+    info = state.link.info
+    return {(engine.name, precision) for engine in info.engines for precision in engine.calibrates} if info else set()
 
 
 def draw_load(state: AppState, *, may: bool) -> list[Action]:

@@ -373,7 +373,7 @@ def test_every_error_and_every_status_has_a_word() -> None:
 def test_an_answer_of_another_kind_ends_its_request(tag: Any) -> None:
     """It neither vanishes, which would leave its request open for ever, nor is it shown as it is."""
     state = ready()
-    for message in (e.Do("generate"), e.LoadModel(), e.Do("measure"), e.Do("compare")):
+    for message in (e.Do("generate"), e.LoadModel(), e.Do("measure"), e.Do("calibrate"), e.Do("compare")):
         apply(state, message)
     apply(state, e.Tick(5.0, 1e9))
     state.compare.awaited = "compare" if tag == "compare" else "compare load"
@@ -384,6 +384,7 @@ def test_an_answer_of_another_kind_ends_its_request(tag: Any) -> None:
         "look": state.link.trouble,
         "load": state.said("load"),
         "measure": state.said("measure"),
+        "calibrate": state.said("calibrate"),
         "page": state.said("page"),
         "compare": state.compare.columns[0].error,
         "compare load": state.compare.columns[0].error,
@@ -393,6 +394,23 @@ def test_an_answer_of_another_kind_ends_its_request(tag: Any) -> None:
     assert "with CancelSent instead of" in shown
     assert not (tag == "page" and state.page.generating) and not (tag == "load" and state.models.loading)
     assert tag != "look" or (state.link.status == "other" and state.link.next_look > state.now)
+
+
+def test_a_calibration_is_begun_told_and_stopped() -> None:
+    state = ready()
+    (request,) = sent(apply(state, e.Do("calibrate")), m.Calibrate)
+    assert request.model == "demo" and request.stream and state.models.calibrating
+    assert apply(state, e.Do("calibrate")) == [], "it is under way"
+    apply(state, e.Replied("calibrate", m.Progress(id=1, stage="calibrate", done=3, total=7, unit="layers"), 1))
+    assert (state.models.calibrating.done, state.models.calibrating.stage) == (3, "calibrate")
+    assert apply(state, e.Do("stop calibrating")) == [e.Cancel("calibrate")]
+    made = m.Calibrated(id=1, model="demo", engine="native", precision="int4", digest="d", disk_bytes=5, elapsed_ms=9)
+    apply(state, e.Replied("calibrate", made, 1))
+    assert state.models.calibrating is None
+    assert state.said("model") == "demo/native/int4 is calibrated; the next load takes it"
+    apply(state, e.Do("calibrate"))
+    apply(state, e.Replied("calibrate", Busy("one is under way"), 1))
+    assert state.said("calibrate") == "one is under way" and state.models.calibrating is None
 
 
 def test_models_that_cannot_be_listed_are_not_passed_over() -> None:
