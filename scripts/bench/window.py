@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import queue
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Self
 
 from protocol import Client
 
@@ -18,9 +21,9 @@ CHARACTERS = 200_000
 LINE = "Shall I compare thee to a summer's day? Thou art more lovely and more temperate: "
 LINE += "rough winds do shake the buds of May.\n"
 WAIT_S = 120.0
-GENERATIONS = 6
+TURNS = 6
 """Number of texts whose median speed counts, after one that is not counted."""
-SETTINGS: dict[str, Any] = {"max_new_tokens": 300, "ignore_eos": True, "strategy": "greedy"}
+SETTINGS: dict[str, Any] = {"max_new_tokens": 200, "ignore_eos": True, "strategy": "greedy"}
 LOGPROBS = 10
 """What the window asks for beside the text, so that the script asks for it, too."""
 
@@ -89,83 +92,117 @@ class Driven(ABC):
 
 
 class Stream(Driven):
-    """Texts that stream into the page one after the other."""
+    """A text that streams into the page for each line on stdin; tells of it in a line of JSON."""
 
     def __init__(self, endpoint: str, model: str) -> None:
         super().__init__(endpoint, model)
-        self.speeds: list[float] = []
-        self.cpu = 0.0
-        """Seconds of CPU a second of streaming, of this process."""
+        self._turns: queue.SimpleQueue[str] = queue.SimpleQueue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        for line in itertools.chain(sys.stdin, [""]):
+            self._turns.put(line)
+            self.window.wake()
 
     def steps(self) -> Iterator[float | Callable[[], bool]]:
         from client.window import events as e
 
         yield from self.open_page()
-        self.state.preferences.sampling = dict(SETTINGS)
-        wall = cpu = 0.0
-        for number in range(1, GENERATIONS + 2):
+        state, tell = self.state, self.window.app.tell
+        state.preferences.sampling = dict(SETTINGS)
+        print(json.dumps({}), flush=True)
+        for number in itertools.count(1):
+            yield lambda: not self._turns.empty()
+            if not self._turns.get():
+                return
             began, spent = time.monotonic(), time.process_time()
-            self.window.app.tell(e.Do("generate"))
-            yield lambda: self.state.ledgers.count >= number and self.state.page.generating is None  # noqa: B023
-            last = self.state.ledgers.last
-            if number > 1 and last:
-                self.speeds.append(last.ledger.tokens_per_second)
-                wall += time.monotonic() - began
-                cpu += time.process_time() - spent
-        self.cpu = cpu / wall if wall else 0.0
-
-    def told(self) -> dict[str, Any]:
-        """Return the speed, what it cost, and the request to which a script's speed can be compared."""
-        last = self.state.history.entries[-1]
-        way = {"model": last.result.model, "engine": last.result.engine, "precision": last.result.precision}
-        speed = round(statistics.median(self.speeds), 1)
-        return {"tokens_per_s": speed, "cpu": round(self.cpu, 2), "request": {"prompt": last.prompt, **way}}
+            tell(e.Do("generate"))
+            yield lambda: state.ledgers.count >= number and state.page.generating is None  # noqa: B023
+            cpu = (time.process_time() - spent) / (time.monotonic() - began)
+            tell(e.Do("undo"))  # the next text follows the same one
+            last = state.history.entries[-1]
+            way = {"model": last.result.model, "engine": last.result.engine, "precision": last.result.precision}
+            speed = last.result.ledger.tokens_per_second
+            told = {"tokens_per_s": speed, "cpu": cpu, "request": {"prompt": last.prompt, **way}}
+            print(json.dumps(told), flush=True)
 
 
-def print_stream(endpoint: str, model: str) -> None:
-    stream = Stream(endpoint, model)
-    stream.drive()
-    print(json.dumps(stream.told()))
+def stream(endpoint: str, model: str) -> None:
+    Stream(endpoint, model).drive()
 
 
-def in_a_window(endpoint: str, model: str, **variables: str) -> dict[str, Any]:
-    """Return what `Stream.told` does, of a process with these variables."""
-    code = f"from scripts.bench.window import print_stream; print_stream({endpoint!r}, {model!r})"
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(
-        command, env=os.environ | variables, stdout=subprocess.PIPE, text=True, timeout=10 * WAIT_S, check=True
-    )
-    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return told
+class Streaming:
+    """A window in a process of its own, with these variables, into which texts stream. A context manager."""
+
+    def __init__(self, endpoint: str, model: str, **variables: str) -> None:
+        code = f"from scripts.bench.window import stream; stream({endpoint!r}, {model!r})"
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            env=os.environ | variables,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._told()
+
+    def write(self) -> dict[str, Any]:
+        """Let a text stream; return its speed, the share of a core that this process took, and the request to which a
+        script's speed can be compared.
+        """
+        assert self._process.stdin
+        self._process.stdin.write("write\n")
+        self._process.stdin.flush()
+        return self._told()
+
+    def _told(self) -> dict[str, Any]:
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the window has ended with status {self._process.wait(WAIT_S)}")
+        told: dict[str, Any] = json.loads(line)
+        return told
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._process.communicate(timeout=WAIT_S)
+        finally:
+            self._process.kill()
 
 
-def in_a_script(endpoint: str, request: dict[str, Any]) -> float:
-    """Return the median speed at which a script gets texts for the same request."""
-    speeds = list[float]()
-    with Client(endpoint) as client:
-        for _ in range(GENERATIONS + 1):
-            stream = client.stream(**request, **SETTINGS, logprobs=LOGPROBS, truncate="left")
-            for _piece in stream:
-                pass
-            speeds.append(stream.result.ledger.tokens_per_second)
-    return statistics.median(speeds[1:])
+def in_a_script(client: Client, request: dict[str, Any]) -> float:
+    """Return the speed at which a script gets a text for the same request."""
+    stream = client.stream(**request, **SETTINGS, logprobs=LOGPROBS, truncate="left")
+    for _piece in stream:
+        pass
+    return stream.result.ledger.tokens_per_second
 
 
 def speeds(endpoint: str, model: str) -> dict[str, float]:
     """Measure in turns how fast a text is written for a script and for the window: drawn by llvmpipe, as here without a
     graphics card; and with GALLIUM_NOOP=1, which draws nothing and so stands for a card.
+
+    A share is the median of those of each turn, since the memory's speed changes within seconds.
     """
-    software = in_a_window(endpoint, model)
-    scripts = [in_a_script(endpoint, software["request"])]
-    card = in_a_window(endpoint, model, GALLIUM_NOOP="1")
-    scripts.append(in_a_script(endpoint, software["request"]))
-    script = statistics.mean(scripts)
-    return {
-        "script_tokens_per_s": round(script, 1),
-        "software_tokens_per_s": software["tokens_per_s"],
-        "software_share": round(software["tokens_per_s"] / script, 3),
-        "software_cpu": software["cpu"],
-        "card_tokens_per_s": card["tokens_per_s"],
-        "card_share": round(card["tokens_per_s"] / script, 3),
-        "card_cpu": card["cpu"],
-    }
+    scripts = list[float]()
+    with (
+        Streaming(endpoint, model) as software,
+        Streaming(endpoint, model, GALLIUM_NOOP="1") as card,
+        Client(endpoint) as client,
+    ):
+        windows = {"software": software, "card": card}
+        told: dict[str, list[dict[str, Any]]] = {name: [] for name in windows}
+        for _ in range(TURNS + 1):
+            for name, window in windows.items():
+                told[name].append(window.write())
+            scripts.append(in_a_script(client, told["card"][-1]["request"]))
+    figures = {"script_tokens_per_s": round(statistics.median(scripts[1:]), 1)}
+    for name, texts in told.items():
+        rates = [text["tokens_per_s"] for text in texts]
+        shares = [rate / script for rate, script in zip(rates, scripts, strict=True)]
+        figures[f"{name}_tokens_per_s"] = round(statistics.median(rates[1:]), 1)
+        figures[f"{name}_share"] = round(statistics.median(shares[1:]), 3)
+        figures[f"{name}_cpu"] = round(statistics.median(text["cpu"] for text in texts[1:]), 3)
+    return figures
