@@ -39,6 +39,8 @@ $entry.IconLocation = {icon}
 $entry.Save()
 """
 """PowerShell, since nothing else on Windows writes a shortcut without being installed."""
+QUOTES = "'\u2018\u2019\u201a\u201b"
+"""What ends a literal text in PowerShell, unless it is doubled."""
 POWERSHELL_S = 60.0
 
 
@@ -118,7 +120,7 @@ def _install_shortcut() -> list[Path]:
 
 def _powershell(text: str) -> str:
     """Return a text as PowerShell takes it literally."""
-    return "'" + text.replace("'", "''") + "'"
+    return "'" + "".join(letter * 2 if letter in QUOTES else letter for letter in text) + "'"
 
 
 def ico() -> bytes:

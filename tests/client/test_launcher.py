@@ -67,12 +67,13 @@ def test_on_windows_it_is_an_entry_of_the_start_menu(tmp_path: Path, monkeypatch
     monkeypatch.setattr(sys, "platform", "win32")
     monkeypatch.setattr(subprocess, "run", lambda command, **_: ran.append(command))
     monkeypatch.setattr(platformdirs, "user_data_path", lambda *_, **__: tmp_path / "data")
-    monkeypatch.setenv("APPDATA", str(tmp_path / "it's"))
+    monkeypatch.setenv("APPDATA", str(tmp_path / "it's O\u2019Neill's"))
     monkeypatch.setenv("SYSTEMROOT", "C:/Windows")
     entry, picture = launcher.install()
-    assert entry == tmp_path / "it's" / "Microsoft" / "Windows" / "Start Menu" / "Programs" / "gpt2d.lnk"
+    assert entry == tmp_path / "it's O\u2019Neill's" / "Microsoft" / "Windows" / "Start Menu" / "Programs" / "gpt2d.lnk"
     script = ran[0][-1]
-    assert f"CreateShortcut('{str(entry).replace(chr(39), chr(39) * 2)}')" in script and "pythonw.exe" in script
+    inside = str(entry).replace("'", "''").replace("\u2019", "\u2019\u2019")  # either ends a text in PowerShell
+    assert f"CreateShortcut('{inside}')" in script and "pythonw.exe" in script
     kind, number = struct.unpack_from("<HH", picture.read_bytes(), 2)
     assert (kind, number) == (1, len(icon.SIZES))
     length, at = struct.unpack_from("<II", picture.read_bytes(), 14)
