@@ -74,6 +74,16 @@ def test_keys_go_by_their_letter_and_modifiers_never_stick(display: str) -> None
         program.keys("ctrl+Cyrillic_ya", "ctrl+Cyrillic_es", "ctrl+KP_Add", "KP_Enter", "F7")
         for key in ("ctrl z", "ctrl c", "ctrl equal", "enter", "f7"):
             program.expect(f"key {key}")
+        # Where the layout has no Latin letters keys go by their place.
+        for layout, chords in {
+            "gr": ("ctrl+Greek_zeta", "ctrl+Greek_psi", "ctrl+plus"),
+            "ara": ("ctrl+Arabic_hamzaonyeh", "ctrl+Arabic_hamzaonwaw", "ctrl+plus"),
+            "il": ("ctrl+hebrew_zain", "ctrl+hebrew_bet", "ctrl+plus"),
+        }.items():
+            program.layout(layout)
+            program.keys(*chords)
+            for key in ("z", "c", "shift equal"):
+                program.expect(f"key ctrl {key}")
     finally:
         errors = program.kill()
         program.layout("us")
