@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import os
 import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import packaging.utils
 import pytest
 
-from scripts.wheels import targets
+from scripts.wheels import headers, pack, targets
 from server import build
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,3 +58,66 @@ def test_the_package_finds_the_library_of_each_system(of: targets.Target, tmp_pa
     assert package.library() is None
     (tmp_path / of.library).touch()
     assert package.library() == tmp_path / of.library
+
+
+def test_a_wheel_is_the_same_bytes_whenever_it_is_written_and_pip_installs_it(tmp_path: Path) -> None:
+    library = tmp_path / targets.LINUX
+    library.write_bytes(b"not a library")
+    made = []
+    for day in (0, 1_000_000_000):
+        os.utime(library, (day, day))
+        made.append(pack.write_wheel(tmp_path / str(day), target("linux-x86_64"), pack.files_of(library)))
+    assert made[0].name == made[1].name and made[0].read_bytes() == made[1].read_bytes()
+    tags = packaging.utils.parse_wheel_filename(made[0].name)[3]
+    assert sorted(map(str, tags)) == ["py3-none-manylinux2014_x86_64", "py3-none-manylinux_2_17_x86_64"]
+    pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--target", str(tmp_path / "there")]
+    anywhere = ["--platform", "manylinux2014_x86_64", "--only-binary", ":all:"]
+    subprocess.run([*pip, *anywhere, str(made[0])], capture_output=True, timeout=60, check=True)
+    package = tmp_path / "there" / pack.PACKAGE
+    assert (package / targets.LINUX).read_bytes() == b"not a library"
+    assert (package / "built_from").read_text() == build.digest()
+    assert (package / "__init__.py").read_text() == (build.SOURCES / pack.PACKAGE / "__init__.py").read_text()
+
+
+GOOD = {
+    "linux-aarch64": headers.Facts("AARCH64", headers.interface(), frozenset({"libc.so.6"}), (2, 17)),
+    "macos-arm64": headers.Facts(
+        "ARM64", headers.interface(), frozenset({"/usr/lib/libSystem.B.dylib"}), (11, 0), signed=True
+    ),
+    "windows-x86_64": headers.Facts(
+        "AMD64", headers.interface(), frozenset({"KERNEL32.dll", "api-ms-win-crt-heap-l1-1-0.dll"})
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "wrong"),
+    [
+        *((name, {}, []) for name in GOOD),
+        ("linux-aarch64", {"machine": "X86_64"}, ["is for X86_64"]),
+        ("linux-aarch64", {"oldest": (2, 34)}, ["wants version 2.34, and the wheel promises 2.17"]),
+        ("linux-aarch64", {"oldest": (2, 4)}, []),
+        ("macos-arm64", {"oldest": (14, 0)}, ["wants version 14.0, and the wheel promises 11.0"]),
+        ("macos-arm64", {"signed": False}, ["is not signed, and no such Mac loads what is not"]),
+        (
+            "windows-x86_64",
+            {"libraries": frozenset({"libstdc++-6.dll"})},
+            ["wants libstdc++-6.dll, which not every such system has"],
+        ),
+        ("linux-aarch64", {"exports": headers.interface() | {"_Znwm"}}, ["exports more than the interface: _Znwm"]),
+        ("linux-aarch64", {"exports": headers.interface() - {"gpt2d_new"}}, ["does not export gpt2d_new"]),
+    ],
+)
+def test_what_is_wrong_with_a_library(name: str, change: dict[str, Any], wrong: list[str]) -> None:
+    assert list(headers.problems(target(name), dataclasses.replace(GOOD[name], **change))) == wrong
+
+
+def test_the_interface_is_what_its_header_declares() -> None:
+    assert {
+        "gpt2d_version",
+        "gpt2d_new",
+        "gpt2d_weights",
+        "gpt2d_waits",
+        "gpt2d_instruction_sets",
+    } < headers.interface()
+    assert "gpt2d_model" not in headers.interface()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -19,6 +20,8 @@ from pathlib import Path
 
 from server.build import SOURCES, write_zig_wrapper
 
+CACHE = Path(__file__).resolve().parents[2] / "build" / "zig"
+"""What zig keeps: the standard library of each system, which takes it a minute."""
 CONFIGURE_S, BUILD_S = 60, 900
 TOLD = {
     "CMAKE_CXX_COMPILER_ID": "Clang",
@@ -45,14 +48,17 @@ class Target:
     """Platform of a wheel's name."""
     library: str
 
+    @property
+    def oldest(self) -> tuple[int, ...]:
+        """The oldest version of glibc or macOS; empty on Windows."""
+        return tuple(map(int, re.findall(r"[0-9]+", self.zig.partition(".")[2])))
+
 
 HIDDEN = "{ global: gpt2d_*; local: *; };\n"
 """Version script of Linux: the standard library that zig links would export its own memory management."""
 LINUX = "libgpt2d_kernels.so"
 DARWIN = "libgpt2d_kernels.dylib"
 WINDOWS = "gpt2d_kernels.dll"
-GLIBC = (2, 17)
-MACOS = (11, 0)
 TARGETS = (
     Target(
         "linux-x86_64", "x86_64-linux-gnu.2.17", "Linux", "x86_64", "manylinux2014_x86_64.manylinux_2_17_x86_64", LINUX
@@ -132,8 +138,8 @@ def build_library(target: Target, folder: Path, *, tests: bool = False) -> Path:
 
 
 def _run(command: Sequence[str], folder: Path, limit: float) -> None:
-    """Run a command in a folder, whose parent keeps what zig remembers. Raises: BuildFailed."""
-    caches = {name: str(folder.parent / "zig") for name in ("ZIG_GLOBAL_CACHE_DIR", "ZIG_LOCAL_CACHE_DIR")}
+    """Run a command in a folder. Raises: BuildFailed."""
+    caches = {name: str(CACHE) for name in ("ZIG_GLOBAL_CACHE_DIR", "ZIG_LOCAL_CACHE_DIR")}
     try:
         done = subprocess.run(
             command, cwd=folder, env=caches | os.environ, capture_output=True, text=True, timeout=limit, check=False
