@@ -69,8 +69,8 @@ def _int4(blocks: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.fl
         scale = reach * np.float32(shrink)
         values = np.rint(blocks * _inverse(scale)[:, :, None])
         np.clip(values, -8, 7, out=values)
-        squares = np.einsum("nbk,nbk->nb", values, values)
-        scale = np.einsum("nbk,nbk->nb", values, blocks) * _inverse(squares)  # least squares for these values
+        squares = _sums(values * values)
+        scale = _sums(values * blocks) * _inverse(squares)  # least squares for these values
         # |w - s q|^2 without |w|^2, which all candidates share.
         error = -scale * scale * squares
         better = error < best_error
@@ -80,6 +80,14 @@ def _int4(blocks: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.fl
     unsigned = (best_values + 8).astype(np.uint8)
     packed: NDArray[np.uint8] = unsigned[:, :, 0::2] | unsigned[:, :, 1::2] << np.uint8(4)
     return packed, best_scale
+
+
+def _sums(blocks: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Add up each block of [N, ceil(K / 32), 32] in a tree of its own: NumPy's order depends on the processor."""
+    sums = np.ascontiguousarray(blocks.reshape(-1, BLOCK).T)
+    while len(sums) > 1:
+        sums = sums[: len(sums) // 2] + sums[len(sums) // 2 :]
+    return sums.reshape(blocks.shape[:2])
 
 
 def _inverse(x: NDArray[np.float32]) -> NDArray[np.float32]:
