@@ -105,6 +105,7 @@ GOOD = {
             ["wants libstdc++-6.dll, which not every such system has"],
         ),
         ("linux-aarch64", {"exports": headers.interface() | {"_Znwm"}}, ["exports more than the interface: _Znwm"]),
+        ("macos-arm64", {"exports": headers.interface() | {"_Znwm", "_ZdlPvm"}}, []),
         ("linux-aarch64", {"exports": headers.interface() - {"gpt2d_new"}}, ["does not export gpt2d_new"]),
     ],
 )

@@ -26,7 +26,7 @@ from server.catalogue.catalogue import DEMO_FOLDER, HELD_OUT_FILE, Catalogue
 from server.catalogue.engines import BLOCK, ENGINES, choose_engine
 from server.catalogue.notes import digest, known_digest
 from server.checkpoint.tensors import Weights
-from server.convert.quantise import Blocks, quantise
+from server.convert.quantise import Blocks, _sums, quantise
 from server.engines.load import load_engine
 from tests.dequantise import dequantise
 
@@ -228,6 +228,29 @@ def test_int4_blocks_are_never_worse_than_plain_rounding(
 def relative_error(matrix: NDArray[np.float32], blocks: Blocks) -> float:
     """Root mean square of what was lost over that of the matrix."""
     return float(np.linalg.norm(dequantise(blocks) - matrix) / np.linalg.norm(matrix))
+
+
+@pytest.mark.parametrize(
+    ("bits", "expected"),
+    [
+        (8, "3f7ef4468b8e7cfafbcfcb6f7e07a8346489ff32e39a541710307b321bafd48a"),
+        (4, "7c9ac63f2479125f05405278d7b2c0e0d29c6f93c5c8a2c0ad109f1cf48dbe8b"),
+    ],
+)
+def test_blocks_are_the_same_bytes_on_every_processor(bits: int, expected: str) -> None:
+    """NumPy's own sums depend on its version and on the processor: scales are made of sums in one order."""
+    matrix = np.random.default_rng(1).integers(-(1 << 20), 1 << 20, (64, 96)).astype(np.float32) / np.float32(3 << 20)
+    blocks = quantise(matrix, bits)
+    digest = hashlib.sha256(blocks.values.tobytes() + blocks.scales.astype("<f4").tobytes()).hexdigest()
+    assert digest == expected
+
+
+def test_the_sums_of_a_block_are_a_tree() -> None:
+    numbers = np.array([1e8, 1.0, -1e8, 1.0] * 8, np.float32)
+    tree = list(numbers)
+    while len(tree) > 1:
+        tree = [a + b for a, b in zip(tree[: len(tree) // 2], tree[len(tree) // 2 :], strict=True)]
+    assert _sums(numbers.reshape(1, 1, 32)).tolist() == [[float(tree[0])]]
 
 
 def test_int4_scales_are_better_on_real_weights() -> None:
