@@ -10,9 +10,10 @@
 
 Starts a daemon of its own. Each client has a connection of its own and streams --requests generations one after the
 other (a closed loop), or as they fall due at --rate requests a second in all (an open one: the time a request waits for
-its client counts). `fairness` is the slowest client's time for its work over the fastest's. The last line is one JSON
-object. scripts.investigation.serving_methods runs the whole series with it: from 1 to 64 clients, rising rates, longer
-prompts, more tokens.
+its client counts). `fairness` is the slowest client's time for its work over the fastest's, `clients_cores` how many
+cores the clients took meanwhile, which the daemon's threads did without. The last line is one JSON object.
+scripts.investigation.serving_methods runs the whole series with it: from 1 to 64 clients, rising rates, longer prompts,
+more tokens.
 """
 
 from __future__ import annotations
@@ -191,8 +192,10 @@ def main() -> None:
         ]
         for thread in others:
             thread.start()
+        own_s = time.process_time()
         try:
             done, took = serve(clients, prompts, args.new_tokens, args.precision, due_s)
+            own_s = time.process_time() - own_s
             written_beside = sum(beside)
         finally:
             over.set()
@@ -218,6 +221,7 @@ def main() -> None:
         "longest_gap_ms": summary([max(request.gaps_s, default=0.0) for request in requests]),
         "mean_request_s": round(statistics.mean(request.whole_s for request in requests), 2),
         "beside_tok_s": round(written_beside / took, 1),
+        "clients_cores": round(own_s / took, 2),
         "fairness": round(max(busy) / min(busy), 2),
     }
     print(json.dumps(figures))
