@@ -19,6 +19,8 @@ import numpy as np
 Prompts = list[list[int]]
 Engine = Callable[[Prompts, int], tuple[float, float]]
 CONTEXT = 1024
+SEQUENCES = 16
+"""Most of them together: those of peers.py's SHAPES."""
 
 
 def in_two_parts(timed: Callable[[int], float], new_tokens: int) -> tuple[float, float]:
@@ -42,10 +44,10 @@ def llama(folder: Path, built: Path, precision: str, threads: int) -> Engine:
             raise RuntimeError(f"llama.cpp could not quantise {plain}")
     model = c.llama_model_load_from_file(str(file).encode(), c.llama_model_default_params())
     settings = c.llama_context_default_params()
-    settings.n_ctx = 8 * CONTEXT
+    settings.n_ctx = SEQUENCES * CONTEXT
     settings.n_batch = 4096
     settings.n_ubatch = 512
-    settings.n_seq_max = 8
+    settings.n_seq_max = SEQUENCES
     settings.n_threads = settings.n_threads_batch = threads
     if hasattr(settings, "flash_attn_type"):
         settings.flash_attn_type = 1

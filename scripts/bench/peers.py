@@ -5,9 +5,9 @@
     python -m scripts.bench.peers --like gpt2 --quick --only native-int8,onnx-int8
 
 Each engine runs in a process of its own; runs alternate (A B A B), and one lock keeps other benchmarks of this machine
-away from each. `decode1` and `decode8` are tokens a second of one and of eight sequences together (32 tokens of prompt;
-128 and 64 new ones), `prefill512` tokens of a prompt a second; medians of --runs after a warm-up. Greedy, end of text
-ignored.
+away from each. `decode1`, `decode8` and `decode16` are tokens a second of one, eight and sixteen sequences together (32
+tokens of prompt; 128 new ones of one sequence, 64 of more), `prefill512` tokens of a prompt a second; medians of --runs
+after a warm-up. Greedy, end of text ignored.
 
 What is missing is installed into build/peers first: llama.cpp is compiled for this processor, and OpenVINO's and
 CTranslate2's forms of the model are made in an environment of their own; that takes minutes, once. An engine that
@@ -40,8 +40,8 @@ from server.catalogue.engines import ENGINES
 HERE = Path(__file__).parent
 BUILD = ROOT / "build" / "peers"
 LOCK = Path(tempfile.gettempdir()) / "gpt2d-bench.lock"
-ROWS = 8
-SHAPES = {"decode1": (1, 32, 128), "decode8": (ROWS, 32, 64), "prefill512": (1, 512, 1)}
+ROWS = 16
+SHAPES = {"decode1": (1, 32, 128), "decode8": (8, 32, 64), "decode16": (ROWS, 32, 64), "prefill512": (1, 512, 1)}
 """Sequences, prompt tokens and new tokens of each measurement."""
 OWN = [f"{engine}-{precision}" for engine, traits in ENGINES.items() for precision in traits.precisions]
 OWN += ["transformers-fp32", "transformers-bf16", "transformers-int8"]
