@@ -61,6 +61,8 @@ def describe(p: m.Precision, host: str) -> str:
     notes = [f"{p.memory_bytes / 1e6:.0f} MB"]
     if p.loaded:
         notes.append(f"loaded {replicas.summary([w for w in p.replicas if w.state == 'ready'], host)}".rstrip())
+    if any(worker.calibrated for worker in p.replicas):
+        notes.append("calibrated")
     if p.fidelity:
         notes.append(f"perplexity {p.fidelity.perplexity_change_pct:+.2f} %")
     return f"{p.precision} ({', '.join(notes)})"

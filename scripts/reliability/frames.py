@@ -32,7 +32,7 @@ VALID: list[m.AnyRequest] = [
     m.GetStats(id=4),
     m.Load(id=5, model="demo", engine="native", precision="int8", stream=True),
     m.Measure(id=6, model="absent", text="word " * 8),
-    m.Calibrate(id=6, model="absent", text="word " * 8),
+    m.Calibrate(id=14, model="absent", text="word " * 8),
     m.Unload(id=7, model="absent", precision="int8"),
     m.Cancel(id=8, target=9),
     m.Tokenize(id=9, text="naïve café"),
