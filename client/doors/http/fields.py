@@ -149,7 +149,7 @@ class Chat(Writing, frozen=True, kw_only=True):
     @property
     def longest(self) -> int | None:
         """Most tokens to write; None: as many as the context has room for."""
-        return self.max_completion_tokens or self.max_tokens
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
     @property
     def told(self) -> int | None:

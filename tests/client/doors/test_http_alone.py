@@ -136,6 +136,17 @@ def test_pages_and_names_that_were_not_given_are_refused(guarded: str) -> None:
         assert (origin, ask(path, Authorization=token, Origin=origin)[0]) == (origin, status)
 
 
+def test_pages_that_were_given_are_answered(guarded: str) -> None:
+    """A browser asks first, without a token, and hands the answer on where it names the page."""
+    for origin, allowed in (("https://page.example", "https://page.example"), ("https://evil.example", None)):
+        connection = http.client.HTTPConnection(urlsplit(guarded).netloc, timeout=60)
+        asked = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+        asked["Access-Control-Request-Headers"] = "authorization"
+        connection.request("OPTIONS", "/v1/completions", headers=asked)
+        assert connection.getresponse().getheader("access-control-allow-origin") == allowed
+        connection.close()
+
+
 def test_a_body_is_bounded(guarded: str) -> None:
     status, told = ask(f"{guarded}/v1/completions", b" " * (4 << 20) + b"{}", Authorization=f"Bearer {USER}")
     assert status == 413 and "over the limit" in told["error"]["message"]
@@ -265,6 +276,8 @@ def test_a_conversation_is_written_as_its_template_says() -> None:
     assert told["choices"][0]["message"] == {"role": "assistant", "content": "Good day", "refusal": None}
     asked, _ = talk(TEMPLATE, {"messages": messages})
     assert asked[0].max_new_tokens == 100 - len(want), "as many as the context has room for"
+    asked, (status, told) = talk(TEMPLATE, {"messages": messages, "max_tokens": 0})
+    assert (asked, status) == ([], 400) and "max_tokens must be" in told["error"]["message"]
     _, (_, events) = talk(TEMPLATE, {"messages": messages}, stream=True)
     deltas = [event["choices"][0]["delta"] for event in events]
     assert deltas == [{"role": "assistant", "content": "Good "}, {"content": "day"}, {}]
