@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from typing import Any, TypeAlias
@@ -20,7 +21,7 @@ from client.doors.http.chat import Conversation
 from client.doors.http.completions import Completions
 from client.doors.http.errors import SERVER, Refused, refused
 from client.doors.http.guard import Guard, read_body
-from client.doors.http.leaving import Events, Left, unless_left
+from client.doors.http.leaving import Events, Left, stopping, unless_left
 from protocol.aio import AsyncClient
 from protocol.errors import ConnectionFailed, Gpt2dError
 from protocol.keys import Address
@@ -90,6 +91,8 @@ class Door:
                 return await unless_left(request.receive, handler(request))
             except Left:
                 return Response(status_code=LEFT)
+            except asyncio.CancelledError:  # by uvicorn, which has waited long enough for the answers
+                return _error(stopping())
             except Gpt2dError as e:
                 return _error(refused(e))
             except Refused as e:

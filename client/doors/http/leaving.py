@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any, TypeAlias, TypeVar
 
+from client.doors.http.errors import SERVER, Refused
+
 R = TypeVar("R")
 Scope: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -14,6 +16,13 @@ Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 SEND_S = 30.0
 """Seconds that a client may take to read a piece; then its answer is given up."""
 HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
+
+LAST = {"type": "http.response.body", "body": b"", "more_body": False}
+
+
+def stopping() -> Refused:
+    """Return what those are told whose answers are not done when the door closes."""
+    return Refused(503, "gpt2d-http is stopping; ask again when it runs", SERVER)
 
 
 class Left(Exception):
@@ -54,6 +63,9 @@ class Events:
             await unless_left(receive, self._send(send))
         except (Left, TimeoutError):
             return
+        except asyncio.CancelledError:  # by uvicorn, which has waited long enough for the ends of streams
+            await _put(send, stopping().body())
+            await send(LAST)
         finally:
             await self._pieces.aclose()
 
@@ -62,7 +74,7 @@ class Events:
         await _put(send, self._first)
         async for piece in self._pieces:
             await _put(send, piece)
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        await send(LAST)
 
 
 async def _put(send: Send, data: bytes) -> None:

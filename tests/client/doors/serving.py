@@ -29,7 +29,7 @@ def opened(endpoint: str, guard: Guard | None = None) -> Iterator[str]:
     listener = listen("127.0.0.1", 0)
     app = Door(Address.parse(endpoint), guard or Guard()).app()
     server = uvicorn.Server(uvicorn.Config(app, **HTTP, loop="asyncio", lifespan="on", log_config=None))
-    server.config.timeout_graceful_shutdown = 1
+    server.config.timeout_graceful_shutdown = 0
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])))
     thread.start()
     try:

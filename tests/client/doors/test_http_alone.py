@@ -176,7 +176,30 @@ def test_who_leaves_within_a_body_is_no_fault(caplog: pytest.LogCaptureFixture) 
         with connected(url) as caller:
             caller.sendall(HEAD + b"Content-Length: 100\r\n\r\n{")
         assert ask(f"{url}/v1/models")[0] == 200
-    assert caplog.records == []
+    assert [record for record in caplog.records if record.exc_info] == []
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_waits_when_the_door_closes_is_told_so(stream: bool, caplog: pytest.LogCaptureFixture) -> None:
+    asked, never = threading.Event(), threading.Event()
+
+    def answer(request: m.AnyRequest) -> Answer:
+        if isinstance(request, m.Generate):
+            asked.set()
+            return ["Hi", never]
+        return None
+
+    body = json.dumps({"prompt": "x", "stream": stream}).encode()
+    with FakeServer(answer) as server, contextlib.ExitStack() as stack:
+        with opened(server.endpoint) as url:
+            caller = stack.enter_context(connected(url))
+            caller.sendall(HEAD + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
+            assert asked.wait(60)
+            told = caller.recv(4096) if stream else b""
+        while part := caller.recv(4096):
+            told += part
+    assert b"gpt2d-http is stopping" in told
+    assert [record for record in caplog.records if record.exc_info] == []
 
 
 def test_small_pieces_are_sent_at_once() -> None:
