@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,6 +89,36 @@ def test_keys_go_by_their_letter_and_modifiers_never_stick(display: str) -> None
     finally:
         errors = program.kill()
         program.layout("us")
+    assert "Traceback" not in errors
+
+
+OTHER = "import glfw; glfw.init(); glfw.create_window(300, 200, 'other', None, None)\nwhile True: glfw.wait_events()"
+
+
+@pytest.mark.usefixtures("home")
+def test_a_modifier_that_is_held_on_the_way_to_another_window_and_back_neither_sticks_nor_is_missed(
+    display: str,
+) -> None:
+    program = Program(display)
+    with subprocess.Popen([sys.executable, "-c", OTHER], env=os.environ | {"DISPLAY": display}) as other:
+        try:
+            beside = program.xdotool("search", "--sync", "--onlyvisible", "--name", "^other$").split()[-1]
+            program.xdotool("windowactivate", "--sync", program.id)
+            for there in (beside, program.id):
+                program.xdotool("keydown", "alt", "key", "Tab", "keyup", "alt")
+                wait_for(lambda: program.xdotool("getactivewindow") == there, 10)  # noqa: B023 - called at once
+            program.insist("key f6", "key", "F6")  # and not Alt+F6
+            program.xdotool("keydown", "ctrl", "windowactivate", "--sync", beside, "keyup", "ctrl")
+            program.xdotool("windowactivate", "--sync", program.id)
+            program.insist("key f7", "key", "F7")
+            program.xdotool("windowactivate", "--sync", beside, "keydown", "ctrl")
+            program.xdotool("windowactivate", "--sync", program.id)
+            program.insist("key ctrl z", "key", "z")
+            program.xdotool("keyup", "ctrl")
+            program.insist("key f8", "key", "F8")
+        finally:
+            other.kill()
+            errors = program.kill()
     assert "Traceback" not in errors
 
 
