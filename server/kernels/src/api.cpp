@@ -16,7 +16,7 @@ namespace gpt2d {
 namespace {
 
 #if defined(__x86_64__)
-const Ops *const all[] = {&avx512_ops, &avx2_ops, &plain_ops};
+const Ops *const all[] = {&avx512_ops, &avxvnni_ops, &avx2_ops, &plain_ops};
 #else
 const Ops *const all[] = {&plain_ops};
 #endif

@@ -13,7 +13,7 @@ namespace {
 constexpr bool all_of(uint32_t value, uint32_t bits) { return (value & bits) == bits; }
 
 struct Features {
-    bool avx2 = false, avx512 = false;
+    bool avx2 = false, avxvnni = false, avx512 = false;
 
     Features() {
         uint32_t eax, ebx, ecx, edx;
@@ -25,6 +25,12 @@ struct Features {
         constexpr uint32_t avx2_bit = 1u << 5, f = 1u << 16, dq = 1u << 17, bw = 1u << 30, vl = 1u << 31, vnni = 1u << 11;
         avx2 = all_of(saved, ymm) && all_of(ebx, avx2_bit);
         avx512 = all_of(saved, zmm) && all_of(ebx, avx2_bit | f | dq | bw | vl) && all_of(ecx, vnni);
+#if defined(GPT2D_EVEX)
+        avxvnni = avx512;
+#else
+        // A second part of that answer, where there is one: eax is how many more there are.
+        avxvnni = avx2 && eax >= 1 && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && all_of(eax, 1u << 4);
+#endif
     }
 
     static uint32_t xcr0() {
@@ -43,6 +49,7 @@ const Features &features() {
 }  // namespace
 
 bool has_avx2() { return features().avx2; }
+bool has_avxvnni() { return features().avxvnni; }
 bool has_avx512() { return features().avx512; }
 
 }  // namespace gpt2d

@@ -78,6 +78,8 @@ inline TileSums<R> multiply_floats(const uint8_t *w, int inputs, const Rows &x, 
     return out;
 }
 
+// A block's weights are multiplied by R rows in parts, those of a register, and so many of them together as there are registers
+// for their sums.
 template <int BITS, int R, bool ALONE>
 inline TileSums<R> multiply_blocks(const uint8_t *w, int inputs, const Rows &x, int row, Turn turn, TileSums<R> out) {
     constexpr size_t BYTES = Matrix::block_bytes(BITS);
@@ -91,27 +93,37 @@ inline TileSums<R> multiply_blocks(const uint8_t *w, int inputs, const Rows &x, 
     for (int b = 0; b < inputs / BLOCK; b++, w += BYTES) {
         fetch<BITS, R, ALONE>(w, inputs, turn);
         if (ALONE && BITS == 8 && R <= 2) wait_for_loads();
-        I dot[R][2];
-        for (int r = 0; r < R; r++) dot[r][0] = dot[r][1] = set_int(BITS == 8 && SIGNED_BYTES ? 0 : offset[r][b]);
-        for (int j = 0; j < BITS; j++) {
-            Bytes w0 = load_bytes(w + j * 128), w1 = load_bytes(w + j * 128 + 64);
-            for (int r = 0; r < R; r++) {
-                const int8_t *a = q[r] + b * BLOCK + j * 4 * (8 / BITS);
-                Bytes v = broadcast(a);
-                if constexpr (BITS == 8) {
-                    dot[r][0] = dot8(dot[r][0], w0, v), dot[r][1] = dot8(dot[r][1], w1, v);
-                } else {
-                    Bytes u = broadcast(a + 4);
-                    dot[r][0] = dot4(dot4(dot[r][0], low(w0), v), high(w0), u);
-                    dot[r][1] = dot4(dot4(dot[r][1], low(w1), v), high(w1), u);
+        Inputs<BITS> in[R];
+        for (int r = 0; r < R; r++) in[r] = inputs_of<BITS>(q[r] + b * BLOCK);
+        Dot<BITS> dots[R][PARTS];
+        each(std::make_index_sequence<PARTS / together(R)>{}, [&](auto turn) {
+            constexpr int T = together(R), FIRST = turn * T;
+            if (FIRST) asm volatile("" : : : "memory");  // else what is loaded in each turn would be kept, by way of the stack
+            Dot<BITS> dot[R][T];
+            for (int r = 0; r < R; r++)
+                for (int t = 0; t < T; t++) dot[r][t] = start<BITS>(offset[r][b]);
+            for (int j = 0; j < BITS; j++) {
+                Part ws[T];
+                for (int t = 0; t < T; t++) ws[t] = load_part(w + j * 128 + (FIRST + t) * sizeof(Part));
+                for (int r = 0; r < R; r++) {
+                    if constexpr (BITS == 8) {
+                        auto v = pick(in[r], j);
+                        for (int t = 0; t < T; t++) dot[r][t] = dot8(dot[r][t], ws[t], v);
+                    } else {
+                        auto v = pick(in[r], 2 * j), u = pick(in[r], 2 * j + 1);
+                        for (int t = 0; t < T; t++) dot[r][t] = dot4(dot4(dot[r][t], low(ws[t]), v), high(ws[t]), u);
+                    }
                 }
             }
-        }
+            for (int r = 0; r < R; r++)
+                for (int t = 0; t < T; t++) dots[r][FIRST + t] = dot[r][t];
+        });
         auto *scales = reinterpret_cast<const uint16_t *>(w + BYTES - 64);
         F s0 = load_half(scales), s1 = load_half(scales + LANES);
         for (int r = 0; r < R; r++) {
             F s = set(scale[r][b]);
-            out.of[r][0] = fma(to_float(dot[r][0]), s0 * s, out.of[r][0]), out.of[r][1] = fma(to_float(dot[r][1]), s1 * s, out.of[r][1]);
+            I first = finish<BITS>(dots[r], offset[r][b]), second = finish<BITS>(dots[r] + PARTS / 2, offset[r][b]);
+            out.of[r][0] = fma(to_float(first), s0 * s, out.of[r][0]), out.of[r][1] = fma(to_float(second), s1 * s, out.of[r][1]);
         }
     }
     return out;

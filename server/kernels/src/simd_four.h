@@ -25,7 +25,6 @@ typedef uint8_t Sixteen __attribute__((vector_size(16)));
 
 struct F { Floats a, b, c, d; };
 struct I { Ints a, b, c, d; };
-struct Bytes { Sixteen a, b, c, d; };
 
 template <class To, class From>
 inline To as(From x) {
@@ -224,17 +223,14 @@ inline int32_t store_bytes(int8_t *p, F x) {
     return (t[0] + t[2]) + (t[1] + t[3]);
 }
 
-inline Bytes load_bytes(const uint8_t *p) { return {read<Sixteen>(p), read<Sixteen>(p + 16), read<Sixteen>(p + 32), read<Sixteen>(p + 48)}; }
-inline Bytes low(Bytes x) {
-    return parts<Bytes>([](Sixteen w) { return w & 15; }, x);
-}
-inline Bytes high(Bytes x) {
-    return parts<Bytes>([](Sixteen w) { return w >> 4; }, x);
-}
-inline Bytes broadcast(const int8_t *p) {
+using Part = Sixteen;  // of a block's weights: 4 of each of 4 outputs
+constexpr int PARTS = 8;
+inline Part load_part(const uint8_t *p) { return read<Sixteen>(p); }
+inline Part low(Part x) { return x & 15; }
+inline Part high(Part x) { return x >> 4; }
+inline Sixteen broadcast(const int8_t *p) {
     auto x = read<int32_t>(p);
-    auto all = as<Sixteen>(Ints{x, x, x, x});
-    return {all, all, all, all};
+    return as<Sixteen>(Ints{x, x, x, x});
 }
 
 }  // namespace

@@ -6,6 +6,7 @@ namespace gpt2d {
 namespace {
 
 constexpr int BLOCK_ROWS = 1, FLOAT_ROWS = 1;
+constexpr int together(int) { return PARTS; }
 constexpr int GROUP = 1, VALUES = 1;
 
 // The sums of four outputs, and four inputs of each more: these are the same for all outputs.
@@ -33,10 +34,24 @@ inline Ints add_products(Ints sum, Sixteen w, Sixteen x) {
 }
 #endif
 
-inline I dot4(I sum, Bytes w, Bytes x) { return parts<I>(add_products, sum, w, x); }
-inline I dot8(I sum, Bytes w, Bytes x) {
-    if (SIGNED_BYTES) w = parts<Bytes>([](Sixteen u) { return u ^ 128; }, w);
-    return dot4(sum, w, x);
+template <int BITS>
+using Inputs = const int8_t *;  // of a block
+template <int BITS>
+inline Inputs<BITS> inputs_of(const int8_t *q) {
+    return q;
+}
+inline Sixteen pick(const int8_t *in, int j) { return broadcast(in + 4 * j); }  // four of them, in every lane
+template <int BITS>
+using Dot = Ints;  // sums of a block's products
+template <int BITS>
+inline Ints start(int32_t offset) {
+    return Ints{} + (SIGNED_BYTES && BITS == 8 ? 0 : offset);
+}
+inline Ints dot4(Ints sum, Part w, Sixteen x) { return add_products(sum, w, x); }
+inline Ints dot8(Ints sum, Part w, Sixteen x) { return add_products(sum, SIGNED_BYTES ? w ^ 128 : w, x); }
+template <int BITS>
+inline I finish(const Ints *dots, int32_t) {
+    return {dots[0], dots[1], dots[2], dots[3]};
 }
 inline void prefetch(const void *p) { __builtin_prefetch(p); }
 inline void prefetch_far(const void *p) { __builtin_prefetch(p, 0, 2); }
