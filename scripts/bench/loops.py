@@ -19,7 +19,7 @@ INSTRUCTION = re.compile(r" *([0-9a-f]+):\s+(.*?)\s*(?:#.*)?")
 JUMP = re.compile(r"j\w+ +([0-9a-f]+)\b.*")
 STORE = re.compile(r"vmov\w* +%[xyz]mm\d+,[^,]*\(.*\)(?:\{%k\d\})?")
 BITS = re.compile(r"\w<(32|8|4)[,>]")
-DOT = re.compile(r"vpdpbusd|vpmaddubsw")
+DOT = re.compile(r"(?:{vex} )?vpdpbusd|vpmaddubsw|vpmaddwd")
 NO_ARITHMETIC = re.compile(r"v(?:mov|broadcast|insert|extract)\w*")
 MOST_SPILLS = 4
 """Stores in a block of AVX512. Tiles of 6 rows, with 12 sums and 12 products, leave registers free and need none."""

@@ -16,7 +16,14 @@ namespace gpt2d {
 namespace {
 
 #if defined(__x86_64__)
-const Ops *const all[] = {&avx512_ops, &avxvnni_ops, &avx2_ops, &plain_ops};
+const Ops *const all[] = {
+    &avx512_ops,
+#if defined(GPT2D_AVXVNNI)
+    &avxvnni_ops,
+#endif
+    &avx2_ops, &plain_ops};
+#elif defined(__aarch64__)
+const Ops *const all[] = {&dotprod_ops, &plain_ops};
 #else
 const Ops *const all[] = {&plain_ops};
 #endif

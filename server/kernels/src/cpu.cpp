@@ -1,8 +1,9 @@
-// By cpuid and xgetbv (Intel SDM volume 1, sections 14.3 and 15.2 to 15.4). Not by __builtin_cpu_supports: what fills it is
-// linked by gcc and clang, but not by zig, where it is always 0 (https://github.com/ziglang/zig/issues/18074).
-// Compiled for every processor of its family: this file runs before anything is known of the present one.
+// On x86 by cpuid and xgetbv (Intel SDM volume 1, sections 14.3 and 15.2 to 15.4). Not by __builtin_cpu_supports: what fills it is
+// linked by gcc and clang, but not by zig, where it is always 0 (https://github.com/ziglang/zig/issues/18074). On Arm by what
+// the system says of the processor. Compiled for every processor of its family: this file runs before anything is known.
 #include "cpu.h"
 
+#if defined(__x86_64__)
 #include <cpuid.h>
 
 #include <cstdint>
@@ -53,3 +54,31 @@ bool has_avxvnni() { return features().avxvnni; }
 bool has_avx512() { return features().avx512; }
 
 }  // namespace gpt2d
+
+#elif defined(__aarch64__)
+#if defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
+#elif defined(_WIN32)
+#include <windows.h>
+#endif
+
+namespace gpt2d {
+
+bool has_dotprod() {
+#if defined(__linux__)
+    return getauxval(AT_HWCAP) >> 20 & 1;  // HWCAP_ASIMDDP
+#elif defined(__APPLE__)
+    int found = 0;
+    size_t size = sizeof found;
+    return sysctlbyname("hw.optional.arm.FEAT_DotProd", &found, &size, nullptr, 0) == 0 && found;
+#elif defined(_WIN32)
+    return IsProcessorFeaturePresent(43);  // PF_ARM_V82_DP_INSTRUCTIONS_AVAILABLE
+#else
+    return false;
+#endif
+}
+
+}  // namespace gpt2d
+#endif

@@ -108,10 +108,10 @@ inline TileSums<R> multiply_blocks(const uint8_t *w, int inputs, const Rows &x, 
                 for (int r = 0; r < R; r++) {
                     if constexpr (BITS == 8) {
                         auto v = pick(in[r], j);
-                        for (int t = 0; t < T; t++) dot[r][t] = dot8(dot[r][t], ws[t], v);
+                        for (int t = 0; t < T; t++) dot[r][t] = multiply8(dot[r][t], ws[t], v);
                     } else {
                         auto v = pick(in[r], 2 * j), u = pick(in[r], 2 * j + 1);
-                        for (int t = 0; t < T; t++) dot[r][t] = dot4(dot4(dot[r][t], low(ws[t]), v), high(ws[t]), u);
+                        for (int t = 0; t < T; t++) dot[r][t] = multiply4(multiply4(dot[r][t], low(ws[t]), v), high(ws[t]), u);
                     }
                 }
             }

@@ -27,9 +27,9 @@ inline Inputs<BITS> inputs_of(const int8_t *q) {
         return in;
     }
 }
-inline __m256i pick(const int8_t *in, int j) { return broadcast(in + 4 * j); }  // four of them, in every lane
+inline __m256i pick(const int8_t *in, int j) { return everywhere(in + 4 * j); }  // four of them, in every lane
 inline Pairs pick(const Halves &in, int j) {
-    return {broadcast(in.even + 2 * j), broadcast(in.odd + 2 * j)};
+    return {everywhere(in.even + 2 * j), everywhere(in.odd + 2 * j)};
 }
 
 // Of 8 outputs a sum each, or two of 16 bits.
@@ -39,19 +39,32 @@ template <int BITS>
 inline __m256i start(int32_t offset) {
     return _mm256_set1_epi32(BITS == 8 ? offset : 0);
 }
-inline __m256i dot8(__m256i sum, Part w, Pairs x) {
+inline __m256i multiply8(__m256i sum, Part w, Pairs x) {
     sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_and_si256(w, _mm256_set1_epi16(255)), x.even));
     sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_srli_epi16(w, 8), x.odd));
     asm volatile("" : "+x"(sum));  // else gcc takes all products before all sums, and has no registers for them
     return sum;
 }
-inline __m256i dot4(__m256i sum, Part w, __m256i x) { return _mm256_add_epi16(sum, _mm256_maddubs_epi16(w, x)); }
+inline __m256i multiply4(__m256i sum, Part w, __m256i x) { return _mm256_add_epi16(sum, _mm256_maddubs_epi16(w, x)); }
 template <int BITS>
 inline I finish(const __m256i *dots, int32_t offset) {
     if constexpr (BITS == 8) return {dots[0], dots[1]};
     auto widen = [&](__m256i x) { return _mm256_add_epi32(_mm256_madd_epi16(x, _mm256_set1_epi16(1)), _mm256_set1_epi32(offset)); };
     return {widen(dots[0]), widen(dots[1])};
 }
+
+// Attention's: 8-bit weights are multiplied as signed, by their magnitude, and what they are multiplied by takes the sign, so
+// that no sum of two products saturates 16 bits.
+constexpr bool SIGNED_BYTES = true;
+inline __m256i add_dot(__m256i sum, __m256i w, __m256i a) {
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(w, a), _mm256_set1_epi16(1)));
+}
+inline __m256i add_signed(__m256i sum, __m256i w, __m256i a) {
+    w = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
+    return add_dot(sum, _mm256_abs_epi8(w), _mm256_sign_epi8(a, w));
+}
+inline I dot8(I sum, Bytes w, Bytes a) { return {add_signed(sum.a, w.a, a.a), add_signed(sum.b, w.b, a.b)}; }
+inline I dot4(I sum, Bytes w, Bytes a) { return {add_dot(sum.a, w.a, a.a), add_dot(sum.b, w.b, a.b)}; }
 
 }  // namespace
 }  // namespace gpt2d

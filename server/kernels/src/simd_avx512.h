@@ -10,13 +10,15 @@ namespace {
 // Rows of a tile. Blocks: 2 registers of outputs, each with a sum and a dot product, are 24 of 32 registers; with 8 rows some
 // would spill (150 instead of 180 GMAC/s a core on Zen 4). Floats: more rows would take more pointers than there are.
 constexpr int BLOCK_ROWS = 6, FLOAT_ROWS = 8;
-constexpr int PARTS = 2;  // of a panel
+constexpr bool SIGNED_BYTES = false;  // for dot8: the offset is needed
+constexpr int PARTS = 2;              // of a panel
 constexpr int together(int) { return 2; }
 constexpr int GROUP = 6, VALUES = 4;  // of attention: sums of 6 queries for even and odd dimensions, then of 6 x 4 registers of values
 
 struct F { __m512 v; };
 struct I { __m512i v; };
-struct Part { __m512i v; };  // of a block's weights: 4 of each of 16 outputs
+struct Bytes { __m512i v; };  // 16 lanes of 4 bytes
+using Part = Bytes;            // of a block's weights: 4 of each of 16 outputs
 
 inline F load(const float *p) { return {_mm512_loadu_ps(p)}; }
 inline void store(float *p, F a) { _mm512_storeu_ps(p, a.v); }
@@ -64,10 +66,11 @@ inline int32_t store_bytes(int8_t *p, F a) {  // rounds; returns the sum
     _mm_storeu_si128(reinterpret_cast<__m128i *>(p), _mm512_cvtsepi32_epi8(i));
     return _mm512_reduce_add_epi32(i);
 }
-inline Part load_part(const uint8_t *p) { return {_mm512_loadu_si512(p)}; }
+inline Bytes load_bytes(const uint8_t *p) { return {_mm512_loadu_si512(p)}; }
+inline Part load_part(const uint8_t *p) { return load_bytes(p); }
 inline Part low(Part a) { return {_mm512_and_si512(a.v, _mm512_set1_epi8(15))}; }
 inline Part high(Part a) { return {_mm512_and_si512(_mm512_srli_epi16(a.v, 4), _mm512_set1_epi8(15))}; }
-inline Part broadcast(const int8_t *p) {
+inline Bytes broadcast(const int8_t *p) {
     int32_t x;
     __builtin_memcpy(&x, p, 4);
     return {_mm512_set1_epi32(x)};
@@ -78,15 +81,17 @@ template <int BITS>
 inline Inputs<BITS> inputs_of(const int8_t *q) {
     return q;
 }
-inline Part pick(const int8_t *in, int j) { return broadcast(in + 4 * j); }  // four of them, in every lane
+inline Bytes pick(const int8_t *in, int j) { return broadcast(in + 4 * j); }  // four of them, in every lane
 template <int BITS>
 using Dot = I;  // sums of a block's products
 template <int BITS>
 inline I start(int32_t offset) {
     return set_int(offset);
 }
-inline I dot8(I sum, Part w, Part a) { return {_mm512_dpbusd_epi32(sum.v, w.v, a.v)}; }
-inline I dot4(I sum, Part w, Part a) { return dot8(sum, w, a); }
+inline I dot8(I sum, Bytes w, Bytes a) { return {_mm512_dpbusd_epi32(sum.v, w.v, a.v)}; }
+inline I dot4(I sum, Bytes w, Bytes a) { return dot8(sum, w, a); }
+inline I multiply8(I sum, Part w, Bytes a) { return dot8(sum, w, a); }
+inline I multiply4(I sum, Part w, Bytes a) { return dot8(sum, w, a); }
 template <int BITS>
 inline I finish(const I *dots, int32_t) {
     return dots[0];

@@ -223,15 +223,18 @@ inline int32_t store_bytes(int8_t *p, F x) {
     return (t[0] + t[2]) + (t[1] + t[3]);
 }
 
-using Part = Sixteen;  // of a block's weights: 4 of each of 4 outputs
+struct Bytes { Sixteen a, b, c, d; };  // 16 lanes of 4 bytes
+using Part = Sixteen;                  // of a block's weights: 4 of each of 4 outputs
 constexpr int PARTS = 8;
 inline Part load_part(const uint8_t *p) { return read<Sixteen>(p); }
 inline Part low(Part x) { return x & 15; }
 inline Part high(Part x) { return x >> 4; }
-inline Sixteen broadcast(const int8_t *p) {
+inline Bytes load_bytes(const uint8_t *p) { return {load_part(p), load_part(p + 16), load_part(p + 32), load_part(p + 48)}; }
+inline Sixteen everywhere(const void *p) {  // four bytes, in every lane
     auto x = read<int32_t>(p);
     return as<Sixteen>(Ints{x, x, x, x});
 }
+inline Bytes broadcast(const int8_t *p) { return {everywhere(p), everywhere(p), everywhere(p), everywhere(p)}; }
 
 }  // namespace
 }  // namespace gpt2d

@@ -40,19 +40,21 @@ template <int BITS>
 inline Inputs<BITS> inputs_of(const int8_t *q) {
     return q;
 }
-inline Sixteen pick(const int8_t *in, int j) { return broadcast(in + 4 * j); }  // four of them, in every lane
+inline Sixteen pick(const int8_t *in, int j) { return everywhere(in + 4 * j); }  // four of them, in every lane
 template <int BITS>
 using Dot = Ints;  // sums of a block's products
 template <int BITS>
 inline Ints start(int32_t offset) {
     return Ints{} + (SIGNED_BYTES && BITS == 8 ? 0 : offset);
 }
-inline Ints dot4(Ints sum, Part w, Sixteen x) { return add_products(sum, w, x); }
-inline Ints dot8(Ints sum, Part w, Sixteen x) { return add_products(sum, SIGNED_BYTES ? w ^ 128 : w, x); }
+inline Ints multiply4(Ints sum, Part w, Sixteen x) { return add_products(sum, w, x); }
+inline Ints multiply8(Ints sum, Part w, Sixteen x) { return add_products(sum, SIGNED_BYTES ? w ^ 128 : w, x); }
 template <int BITS>
 inline I finish(const Ints *dots, int32_t) {
     return {dots[0], dots[1], dots[2], dots[3]};
 }
+inline I dot8(I sum, Bytes w, Bytes x) { return parts<I>(multiply8, sum, w, x); }
+inline I dot4(I sum, Bytes w, Bytes x) { return parts<I>(multiply4, sum, w, x); }
 inline void prefetch(const void *p) { __builtin_prefetch(p); }
 inline void prefetch_far(const void *p) { __builtin_prefetch(p, 0, 2); }
 inline void wait_for_loads() {}

@@ -13,7 +13,8 @@ constexpr int GROUP = 2, VALUES = 2;  // of attention: sums of 2 queries for eve
 
 struct F { __m256 a, b; };
 struct I { __m256i a, b; };
-using Part = __m256i;  // of a block's weights: 4 of each of 8 outputs
+struct Bytes { __m256i a, b; };  // 16 lanes of 4 bytes
+using Part = __m256i;             // of a block's weights: 4 of each of 8 outputs
 constexpr int PARTS = 4;
 
 inline F load(const float *p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
@@ -109,11 +110,13 @@ inline int32_t store_bytes(int8_t *p, F x) {
 inline Part load_part(const uint8_t *p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)); }
 inline Part low(Part x) { return _mm256_and_si256(x, _mm256_set1_epi8(15)); }
 inline Part high(Part x) { return low(_mm256_srli_epi16(x, 4)); }
-inline __m256i broadcast(const void *p) {
+inline Bytes load_bytes(const uint8_t *p) { return {load_part(p), load_part(p + 32)}; }
+inline __m256i everywhere(const void *p) {  // four bytes, in every lane
     int32_t x;
     __builtin_memcpy(&x, p, 4);
     return _mm256_set1_epi32(x);
 }
+inline Bytes broadcast(const int8_t *p) { return {everywhere(p), everywhere(p)}; }
 inline void prefetch(const void *p) { _mm_prefetch(static_cast<const char *>(p), _MM_HINT_T0); }
 inline void prefetch_far(const void *p) { _mm_prefetch(static_cast<const char *>(p), _MM_HINT_T1); }  // into the second-level cache
 inline void wait_for_loads() { _mm_lfence(); }  // until what was loaded is there

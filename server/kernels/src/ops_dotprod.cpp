@@ -1,0 +1,8 @@
+#include "simd_dotprod.h"
+// The lanes come first.
+#include "cpu.h"
+#include "ops_body.h"
+#include "attention_body.h"
+#include "sample_body.h"
+
+const gpt2d::Ops gpt2d::dotprod_ops = {"dotprod", has_dotprod, matmul, norm, quantise, embed, attend, sample, copy_out, copy_in};
