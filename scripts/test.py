@@ -39,8 +39,10 @@ PROGRAMS = {
 """Programs that the native engine's build and tests, the window's tests and those of two hosts use, and their Debian
 packages.
 """
-OPTIONAL = {"node": "nodejs", "npm": "npm"}
-"""Programs of one test, which is skipped where they cannot be installed."""
+OPTIONAL = {
+    "node": "nodejs", "npm": "npm", "aarch64-linux-gnu-g++": "g++-aarch64-linux-gnu", "qemu-aarch64": "qemu-user",
+}  # fmt: skip
+"""Programs of two tests, which are skipped where they cannot be installed."""
 FONT = Path("/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf")
 CHECKS = (
     ("ruff check", ["-m", "ruff", "check", "."]),

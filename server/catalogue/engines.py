@@ -230,7 +230,7 @@ def notices() -> list[str]:
         since = f"the native kernels were built after this server was started (process {os.getpid()})"
         return [f"the slower engine {next(iter(ENGINES))} is the default: {since}; they are used once it is restarted"]
     if next(iter(ENGINES)) != "native":
-        reason = "this processor has none of the instructions that make native fast (AVX2 or AVX512-VNNI)"
+        reason = "this processor has none of the instructions that make native fast (AVX2, VNNI or Arm's dot products)"
         return [f"{next(iter(ENGINES))} is the default engine: {reason}"]
     return []
 

@@ -70,7 +70,7 @@ def test_where_the_kernels_have_plain_instructions_alone_onnx_is_the_default(tmp
     )
     assert done.stdout == (
         "onnx|('onnx', 'int8')|('native', 'int8')|onnx is the default engine: this processor has none of the "
-        "instructions that make native fast (AVX2 or AVX512-VNNI)\n"
+        "instructions that make native fast (AVX2, VNNI or Arm's dot products)\n"
     )
 
 
@@ -117,3 +117,45 @@ def test_every_instruction_set_gives_the_bits_that_all_processors_give(tmp_path:
     library = gpt2d_kernels.library()
     assert library
     runs(tmp_path / "kernels_test", library, DIGEST)
+
+
+SOURCES = ("api", "calibrate", "cpu", "model", "team")
+"""What every set needs."""
+FLAGS = ("-O1", "-std=c++17", "-pthread", "-ffp-contract=off", "-fno-math-errno", "-Wno-psabi")
+
+
+def compiled(compiler: str, target: Path, sources: list[str], *flags: str) -> None:
+    """Compile sources of the kernels, or link them where `target` is no object file. Raises CalledProcessError."""
+    include = ["-I", str(KERNELS / "src"), "-I", str(KERNELS / "include")]
+    paths = [str(KERNELS / name) for name in sources]
+    subprocess.run([compiler, *FLAGS, *flags, *include, *paths, "-o", str(target)], check=True, timeout=100)
+
+
+@pytest.mark.skipif("avx512" not in instruction_sets(), reason="needs AVX512-VNNI, which has that instruction")
+@needs_compiler
+def test_the_set_for_avxvnni_gives_these_bits_too(tmp_path: Path) -> None:
+    """With AVX512-VNNI's code of its only instruction: a processor with AVX-VNNI has the set among its own."""
+    others = tmp_path / "others.cpp"
+    none = '{"", [] { return false; }, {}, {}, {}, {}, {}, {}, {}, {}}'
+    sets = ", ".join(f"{name}_ops = {none}" for name in ("avx512", "avx2", "plain"))
+    others.write_text(f'#include "ops.h"\nnamespace gpt2d {{ const Ops {sets}; }}\n')
+    sources = [f"src/{name}.cpp" for name in (*SOURCES, "ops_avxvnni")] + ["tests/kernels_test.cpp", str(others)]
+    flags = ("-mavx2", "-mfma", "-mf16c", "-mavx512vl", "-mavx512vnni", "-DGPT2D_EVEX", "-DGPT2D_AVXVNNI")
+    compiled("g++", tmp_path / "program", sources, *flags)
+    done = subprocess.run([str(tmp_path / "program")], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == (f"{DIGEST}\n", f"avxvnni: {DIGEST}\n")
+
+
+@pytest.mark.skipif(not shutil.which("aarch64-linux-gnu-g++"), reason="needs Debian's g++-aarch64-linux-gnu")
+@pytest.mark.skipif(not shutil.which("qemu-aarch64"), reason="needs Debian's qemu-user")
+def test_arm_gives_these_bits_too(tmp_path: Path) -> None:
+    """With dot products, and on a Raspberry Pi 4's processor, which has none and must do without."""
+    compiler, dotprod, program = "aarch64-linux-gnu-g++", tmp_path / "dotprod.o", tmp_path / "program"
+    compiled(compiler, dotprod, ["src/ops_dotprod.cpp"], "-march=armv8.2-a+dotprod", "-c")
+    sources = [f"src/{name}.cpp" for name in (*SOURCES, "ops_plain")] + ["tests/kernels_test.cpp", str(dotprod)]
+    compiled(compiler, program, sources, "-static")
+    for processor, sets in (("cortex-a72", ["plain"]), ("cortex-a76", ["dotprod", "plain"])):
+        command = ["qemu-aarch64", "-cpu", processor, str(program)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        told = "".join(f"{name}: {DIGEST}\n" for name in sets)
+        assert (done.stdout, done.stderr) == (f"{DIGEST}\n", told)
