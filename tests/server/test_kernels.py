@@ -150,7 +150,8 @@ def test_the_set_for_avxvnni_gives_these_bits_too(tmp_path: Path) -> None:
 @pytest.mark.skipif(not shutil.which("qemu-aarch64"), reason="needs Debian's qemu-user")
 def test_arm_gives_these_bits_too(tmp_path: Path) -> None:
     """With dot products, and on a Raspberry Pi 4's processor, which has none and must do without."""
-    compiler, dotprod, program = "aarch64-linux-gnu-g++", tmp_path / "dotprod.o", tmp_path / "program"
+    compiler = "aarch64-linux-gnu-g++"
+    dotprod, program = tmp_path / "dotprod.o", tmp_path / "program"
     compiled(compiler, dotprod, ["src/ops_dotprod.cpp"], "-march=armv8.2-a+dotprod", "-c")
     sources = [f"src/{name}.cpp" for name in (*SOURCES, "ops_plain")] + ["tests/kernels_test.cpp", str(dotprod)]
     compiled(compiler, program, sources, "-static")
