@@ -32,6 +32,10 @@ except KeyboardInterrupt:  # these take a moment, in which no traceback helps
 
 log = logging.getLogger("gpt2d")
 
+ENDING = ("SIGINT", "SIGTERM", "SIGBREAK")
+"""Signals at which the daemon finishes what it has begun and ends. The last is Windows' Ctrl-Break, the only one that
+another program can send there.
+"""
 MAX_DESCRIPTORS = 65_536
 
 EPILOG = """\
@@ -126,8 +130,9 @@ def serve(config: Config) -> int:
     except StartError as e:
         log.critical("%s", e)
         return 1
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: gateway.drain())
+    for name in ENDING:
+        if number := getattr(signal, name, None):
+            signal.signal(number, lambda *_: gateway.drain())
     for notice in notices():
         log.warning("%s", notice)
     log.info("gpt2d %s listens on %s, %d threads a worker", VERSION, gateway.endpoint, config.threads)

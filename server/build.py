@@ -118,7 +118,8 @@ def _pip(arguments: list[str], env: Mapping[str, str], limit: float) -> None:
 
 def digest() -> str:
     """Return what changes with every source of the kernels."""
-    files = sorted(p for p in SOURCES.rglob("*") if p.is_file() and p.suffix != ".pyc")
+    found = (p for p in SOURCES.rglob("*") if p.is_file() and p.suffix != ".pyc")
+    files = sorted(found, key=lambda p: p.as_posix())  # Windows' own order passes over upper and lower case
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 

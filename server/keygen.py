@@ -25,6 +25,8 @@ from protocol.programs import VERSION, command, needed_by, printed_by, typed
 with needed_by("gpt2d-keygen"):
     import platformdirs
 
+DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.ASCII | re.IGNORECASE)
+"""Names that Windows keeps for devices, whatever follows after a dot: a file of that name swallows what is written."""
 KEYS = platformdirs.user_config_path("gpt2d") / "keys"
 DESCRIPTION = """\
 Make the keys of a daemon that is reached over a network, and of its clients.
@@ -51,10 +53,14 @@ def server_keys(folder: Path) -> CurveKeys:
 
 def client_keys(folder: Path, name: str, role: Role) -> CurveKeys:
     """Return a client's keys, made and authorised if it is not yet. Raises: KeyFileError, OSError, ValueError."""
-    if name == "server":
+    if name.lower() == "server":  # on many disks of macOS and Windows, Server.key is server.key
         raise ValueError("the name 'server' belongs to the server's own key; choose another one")
     if not re.fullmatch(r"[\w-][\w.-]{0,99}", name, re.ASCII):
         raise ValueError(f"a client's name must consist of letters, digits, dots, dashes and underscores, got {name!r}")
+    if DEVICES.fullmatch(name):
+        raise ValueError(
+            f"{name!r} is the name of a device on Windows, where it cannot be a file's; choose another one"
+        )
     secret, public = folder / f"{name}.key", folder / "authorised" / f"{name}.pub"
     if not public.exists():  # new, or revoked: an old secret is never authorised again
         secret.unlink(missing_ok=True)
