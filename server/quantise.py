@@ -29,10 +29,11 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("model", metavar="MODEL", help="a model on this disk")
     parser.add_argument("--calibrate", type=Path, metavar="FILE", help="a text of 1,024 tokens or more to do it with")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="the daemon's TOML with any of the settings below")
     settings.add_flags(parser)
     args = vars(parser.parse_args(argv))
     try:
-        config = settings.resolve(args, None)
+        config = settings.resolve(args, args["config"] and args["config"].expanduser())
         return _calibrate(config, args["model"], args["calibrate"])
     except (settings.SettingsError, Gpt2dError, OSError, UnicodeDecodeError, MemoryError, FloatingPointError) as e:
         sys.stderr.write(f"gpt2d-server quantise: {e}\n")

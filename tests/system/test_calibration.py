@@ -89,9 +89,10 @@ def test_what_cannot_be_calibrated(client: Client, tmp_path: Path, cache: Path) 
 
 def test_the_servers_command(tmp_path: Path, cache: Path) -> None:
     def quantise(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "server", "quantise", *words, "--cache-dir", str(cache)]
+        command = [sys.executable, "-m", "server", "quantise", *words, "--config", str(tmp_path / "gpt2d.toml")]
         return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
+    (tmp_path / "gpt2d.toml").write_text(f"cache_dir = '{cache}'\n", encoding="utf-8")
     (tmp_path / "text").write_text(VERSE, encoding="utf-8")
     refused = quantise("demo", "--calibrate", str(tmp_path / "text"))
     assert refused.returncode == 1 and "must have at least 1,024 tokens" in refused.stderr
@@ -99,4 +100,4 @@ def test_the_servers_command(tmp_path: Path, cache: Path) -> None:
     assert unknown.returncode == 1 and "nobody" in unknown.stderr and "Traceback" not in unknown.stderr
     done = quantise("demo")
     assert done.returncode == 0, done.stderr
-    assert "demo: this takes about" in done.stdout and "int4 is calibrated in" in done.stdout
+    assert "demo: this takes about" in done.stdout and f"int4 is calibrated in {cache}" in done.stdout
