@@ -42,6 +42,8 @@ SOURCE_FILE = "calibrated_with"
 OWN_TEXTS = "texts of its own"
 LOCK_SUFFIX = ".lock"
 """In the cache: the file of those that wait for a build."""
+INSTRUCTION_SET = "GPT2D_INSTRUCTION_SET"
+"""The variable of the environment that forces one of the native engine's instruction sets."""
 COMPILED_FOLDER = "torch"
 """The folder of the cache where torch's compiler keeps its own."""
 
@@ -59,9 +61,11 @@ def native_problem() -> str:
         versions = f"version {gpt2d_kernels.VERSION} instead of {KERNELS_VERSION}"
         return f"the native kernels have {versions}; {install} builds that"
     try:
-        instruction_sets()
+        forced_instruction_set()
     except OSError as e:
         return f"the native kernels cannot be loaded ({e}); {install} builds them for this machine"
+    except ValueError as e:
+        return str(e)
     return ""
 
 
@@ -76,6 +80,17 @@ def instruction_sets() -> list[str]:
     names = ctypes.CDLL(str(gpt2d_kernels.library())).gpt2d_instruction_sets
     names.restype = ctypes.c_char_p
     return bytes(names()).decode().split(",")
+
+
+def forced_instruction_set() -> str | None:
+    """Return what the environment wants instead of the best, for tests and comparisons.
+
+    Raises: ImportError and OSError as `instruction_sets`, ValueError if this processor or the kernels do not have it.
+    """
+    known, wanted = instruction_sets(), os.environ.get(INSTRUCTION_SET)
+    if wanted and wanted not in known:
+        raise ValueError(f"{INSTRUCTION_SET} is {wanted}, and here there are {', '.join(known)}")
+    return wanted or None
 
 
 def onnx_problem() -> str:

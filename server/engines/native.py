@@ -23,6 +23,8 @@ from server.catalogue.engines import (
     KERNELS_INSTALL,
     KERNELS_VERSION,
     choose_cache,
+    forced_instruction_set,
+    instruction_sets,
 )
 from server.convert.native_layout import head_bits
 from server.engines.base import KV, Hidden, Logits, Run
@@ -177,7 +179,8 @@ class NativeEngine:
     ) -> None:
         """`weights` is the file that `Layout.write` made; `progress(done, total)` counts its bytes.
 
-        Raises: ImportError, MemoryError, OSError, ValueError if the file does not belong to the architecture.
+        Raises: ImportError, MemoryError, OSError, ValueError if the file does not belong to the
+        architecture, or if the environment forces an instruction set that there is not.
         """
         self.rows = rows
         self.context = arch.context
@@ -193,11 +196,10 @@ class NativeEngine:
         shape = shape_of(arch, precision, cache)
         self._kv_dtype = np.dtype({32: np.float32, 16: np.float16, 8: np.int8}[shape.cache_bits])
         self._kv_head = arch.head + (CACHE_SCALE_BYTES if shape.cache_bits == 8 else 0)
+        self.instruction_set = instruction_set or forced_instruction_set() or instruction_sets()[0]
         for tied in (1, 0):  # the file's size says which
             shape.tied = tied
-            self._model = self._kernels.gpt2d_new(
-                shape, rows, threads, instruction_set.encode() if instruction_set else None
-            )
+            self._model = self._kernels.gpt2d_new(shape, rows, threads, self.instruction_set.encode())
             if not self._model:
                 raise MemoryError("the native engine could not get memory for this model")
             needed = ctypes.c_size_t()

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from server.catalogue.architecture import Architecture, read_architecture
 from server.catalogue.catalogue import DEMO_FOLDER
-from server.catalogue.engines import instruction_sets
+from server.catalogue.engines import INSTRUCTION_SET, instruction_sets, native_problem
 from server.checkpoint.tensors import expected_shapes
 from server.convert.native_layout import FILE, Layout, pack, pack_blocks
 from server.convert.quantise import Blocks, quantise
@@ -107,6 +107,20 @@ def test_instruction_sets_give_the_same_bits(tmp_path: Path, precision: str, arc
         engine.close()
     for name in SETS:
         np.testing.assert_array_equal(results[name].view(np.uint32), results["plain"].view(np.uint32), name)
+
+
+def test_the_environment_forces_an_instruction_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in SETS:
+        monkeypatch.setenv(INSTRUCTION_SET, name)
+        assert not native_problem()
+        engine = make(tmp_path, ODD, "int4")
+        engine.close()
+        assert engine.instruction_set == name
+    monkeypatch.setenv(INSTRUCTION_SET, "mmx")
+    wrong = f"{INSTRUCTION_SET} is mmx, and here there are {', '.join(SETS)}"
+    assert native_problem() == wrong
+    with pytest.raises(ValueError, match=wrong):
+        make(tmp_path, ODD, "int4")
 
 
 WAYS = [(name, ODD, precision, HALVES[precision]) for name in SETS for precision in PRECISIONS]
