@@ -22,7 +22,8 @@ from protocol.programs import needed_by
 
 HELP = """\
 Type the beginning of a text; the model goes on from it. An empty line continues the last text.
-  /load MODEL [ENGINE] [PRECISION] [replicas=N] [compile]    load a model, in N processes, and write with it
+  /load MODEL [ENGINE] [PRECISION] [cache=KIND] [replicas=N] [compile]
+                       load a model, in N processes, with a KV cache of int8 or fp16, and write with it
   /unload MODEL        free its memory                 /measure         compare its precision with full precision
   /calibrate MODEL     make its int4 nearly as good as int8, which takes minutes
   /models              list the server's models        /stats           show what the server has done
@@ -66,6 +67,15 @@ def describe(p: m.Precision, host: str) -> str:
     if p.fidelity:
         notes.append(f"perplexity {p.fidelity.perplexity_change_pct:+.2f} %")
     return f"{p.precision} ({', '.join(notes)})"
+
+
+def _named(words: list[str], name: str) -> str | None:
+    """Take NAME=VALUE out of the words of a command, and return the value; None where it is not there."""
+    given = next((word for word in words if word.startswith(f"{name}=")), None)
+    if given is None:
+        return None
+    words.remove(given)
+    return given.removeprefix(f"{name}=")
 
 
 class Terminal:
@@ -166,7 +176,8 @@ class Terminal:
             case "/load", [model, *rest]:
                 self._load_with(model, rest)
             case "/measure", rest:
-                self._measure(self._way(rest[0], rest[1:]) if rest else self._choice)
+                cache = _named(rest, "cache")
+                self._measure(self._way(rest[0], rest[1:]) if rest else self._choice, cache)
             case "/calibrate", [model]:
                 self._calibrate(model)
             case "/score", [_, *_]:
@@ -266,21 +277,29 @@ class Terminal:
         return choice
 
     def _load_with(self, model: str, words: list[str]) -> None:
-        """Load a model; `compile` and replicas=N may be anywhere among the words. Raises: Gpt2dError, ValueError."""
+        """Load a model; `compile`, cache=KIND and replicas=N may be anywhere among the words.
+
+        Raises: Gpt2dError, ValueError.
+        """
         compiled = "compile" in words
         if compiled:
             words.remove("compile")
         number = None
-        if given := next((word for word in words if word.startswith("replicas=")), ""):
-            words.remove(given)
-            text = given.removeprefix("replicas=")
+        if (text := _named(words, "replicas")) is not None:
             number = int(text) if text.isdecimal() else 0
             if not 1 <= number <= m.MAX_REPLICAS:
                 raise ValueError(f"replicas must be a whole number from 1 to {m.MAX_REPLICAS}, got {text!r}")
-        self._load(self._way(model, words), compiled=compiled, number=number)
+        cache = _named(words, "cache")
+        self._load(self._way(model, words), compiled=compiled, cache=cache, number=number)
 
     def _load(
-        self, choice: Choice, *, compiled: bool = False, number: int | None = None, mention_loaded: bool = True
+        self,
+        choice: Choice,
+        *,
+        compiled: bool = False,
+        cache: str | None = None,
+        number: int | None = None,
+        mention_loaded: bool = True,
     ) -> None:
         if choice.model is None:
             raise ValueError("name a model: /load MODEL [ENGINE] [PRECISION]")
@@ -290,6 +309,7 @@ class Terminal:
                 engine=choice.engine,
                 precision=choice.precision,
                 compile=compiled,
+                cache=cache,
                 replicas=number,
                 on_progress=on_progress,
             )
@@ -299,7 +319,8 @@ class Terminal:
         if not loaded.already:
             each = f"{replicas.count(loaded.replicas)} of " if loaded.replicas != 1 else ""
             took = f"loaded in {loaded.load_ms / 1000:.1f} s"
-            self.say(f"{name} {took}, {each}{loaded.rss_bytes / 1e6:.0f} MB, {loaded.threads} threads")
+            kept = f", KV cache {loaded.cache}" if loaded.cache else ""
+            self.say(f"{name} {took}, {each}{loaded.rss_bytes / 1e6:.0f} MB, {loaded.threads} threads{kept}")
         elif number:
             self.say(f"{name}: {replicas.count(loaded.replicas)}")
         elif mention_loaded:
@@ -307,15 +328,20 @@ class Terminal:
         for notice in loaded.notices if not loaded.already else []:
             self.say(f"note: {notice}")
 
-    def _measure(self, choice: Choice) -> None:
+    def _measure(self, choice: Choice, cache: str | None) -> None:
         if choice.model is None:
             raise ValueError("name a model: /measure MODEL [ENGINE] [PRECISION]")
         measured = self._with_bar(
             lambda on_progress: self._client.measure(
-                str(choice.model), engine=choice.engine, precision=choice.precision, on_progress=on_progress
+                str(choice.model),
+                engine=choice.engine,
+                precision=choice.precision,
+                cache=cache,
+                on_progress=on_progress,
             )
         )
-        name, f = replicas.name(measured), measured.fidelity
+        f = measured.fidelity
+        name = replicas.name(measured) + (f" with a KV cache of {measured.cache}" if cache else "")
         self.say(
             f"{name} against full precision, over {f.tokens} tokens: "
             f"perplexity {f.perplexity:.2f} ({f.perplexity_change_pct:+.2f} %), "

@@ -97,13 +97,16 @@ class AsyncClient:
         engine: str | None = None,
         precision: str | None = None,
         compile: bool = False,  # noqa: A002 - its name on the wire
+        cache: str | None = None,
         replicas: int | None = None,
         on_progress: Callable[[m.Progress], object] | None = None,
         timeout: float | None = LOAD_S,
     ) -> m.Loaded:
         """Same as Client.load; `on_progress` is called in the event loop."""
         which = {"model": model, "engine": engine, "precision": precision}
-        load = request(m.Load, which, compile=compile, replicas=replicas, stream=on_progress is not None)
+        load = request(
+            m.Load, which, compile=compile, cache=cache, replicas=replicas, stream=on_progress is not None
+        )
         return await self._call(load, m.Loaded, timeout, on_progress)
 
     async def measure(
@@ -113,12 +116,13 @@ class AsyncClient:
         engine: str | None = None,
         precision: str | None = None,
         text: str | None = None,
+        cache: str | None = None,
         on_progress: Callable[[m.Progress], object] | None = None,
         timeout: float | None = MEASURE_S,
     ) -> m.Measured:
         """Same as Client.measure; `on_progress` is called in the event loop."""
         which = {"model": model, "engine": engine, "precision": precision}
-        measure = request(m.Measure, which, text=text, stream=on_progress is not None)
+        measure = request(m.Measure, which, text=text, cache=cache, stream=on_progress is not None)
         return await self._call(measure, m.Measured, timeout, on_progress)
 
     async def calibrate(

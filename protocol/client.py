@@ -141,6 +141,7 @@ class Client:
         engine: str | None = None,
         precision: str | None = None,
         compile: bool = False,  # noqa: A002 - its name on the wire
+        cache: str | None = None,
         replicas: int | None = None,
         on_progress: Callable[[m.Progress], object] | None = None,
         timeout: float | None = LOAD_S,
@@ -148,12 +149,15 @@ class Client:
         """Load a model (at once if it is loaded already). `on_progress` is called in this thread.
 
         `replicas` is the number of processes that hold it from then on, also when one dies; left out, as many as there
-        are now, at least one.
+        are now, at least one. `cache` is what its keys and values are kept as: for native at int8 and int4, "int8" or
+        "fp16" (what llama.cpp calls --cache-type-k and -v).
 
         Raises: UnknownModel, BadModel, NoMemory, LoadFailed, Cancelled, and what every call raises.
         """
         which = {"model": model, "engine": engine, "precision": precision}
-        load = request(m.Load, which, compile=compile, replicas=replicas, stream=on_progress is not None)
+        load = request(
+            m.Load, which, compile=compile, cache=cache, replicas=replicas, stream=on_progress is not None
+        )
         return self._call(load, m.Loaded, timeout, on_progress)
 
     def measure(
@@ -163,6 +167,7 @@ class Client:
         engine: str | None = None,
         precision: str | None = None,
         text: str | None = None,
+        cache: str | None = None,
         on_progress: Callable[[m.Progress], object] | None = None,
         timeout: float | None = MEASURE_S,
     ) -> m.Measured:
@@ -172,7 +177,7 @@ class Client:
         Cancelled, BadRequest for a text of less than 64 tokens, and what every call raises.
         """
         which = {"model": model, "engine": engine, "precision": precision}
-        measure = request(m.Measure, which, text=text, stream=on_progress is not None)
+        measure = request(m.Measure, which, text=text, cache=cache, stream=on_progress is not None)
         return self._call(measure, m.Measured, timeout, on_progress)
 
     def calibrate(

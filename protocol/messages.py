@@ -70,6 +70,8 @@ class Load(Request, frozen=True, tag="load"):
     precision: Name | None = None
     compile: bool = False
     """Translate the model for this CPU first, which takes a minute: for an engine and precision that `compiles`."""
+    cache: Name | None = None
+    """What its KV cache is made of, one of Precision.caches. Left out: that of what is loaded, or the default."""
     replicas: Annotated[int, Meta(ge=1, le=MAX_REPLICAS)] | None = None
     """Number of processes that are to hold it, and are started again when they die. Left out: as many as now, at least
     one.
@@ -88,6 +90,8 @@ class Measure(Request, frozen=True, tag="measure"):
     engine: Name | None = None
     precision: Name | None = None
     text: Annotated[str, Meta(min_length=1, max_length=50_000)] | None = None
+    cache: Name | None = None
+    """What the KV cache is made of, as in Load. Precision.fidelity is that of the default."""
     stream: bool = False
 
 
@@ -550,6 +554,8 @@ class WorkerHealth(Told, frozen=True, kw_only=True):
     """Number of this process among those that hold the same model; the lowest that was free."""
     node: str = ""
     """The machine it runs on; empty while it is being placed."""
+    cache: str = ""
+    """What its KV cache is made of. Empty, here and elsewhere: the server does not say."""
     byte_level: bool = False
     """True if its tokenizer is byte-level BPE, in which the space before a word belongs to the word's token: a prompt
     that ends in a space is best sent without it."""
@@ -610,6 +616,8 @@ class Precision(Told, frozen=True, kw_only=True):
     loaded: bool
     fidelity: Fidelity | None = None
     replicas: list[WorkerHealth] = []
+    caches: dict[str, int] = {}
+    """What its KV cache can be made of, the default first: about how much memory it then takes."""
 
 
 class ModelInfo(Told, frozen=True, kw_only=True):
@@ -661,6 +669,8 @@ class Loaded(Result, frozen=True, tag="load"):
     """As in WorkerHealth."""
     calibrated: bool = False
     """Whether the weights were rounded by calibration."""
+    cache: str = ""
+    """What its KV cache is made of."""
 
 
 class Measured(Result, frozen=True, tag="measure"):
@@ -670,6 +680,8 @@ class Measured(Result, frozen=True, tag="measure"):
     engine: str
     precision: str
     fidelity: Fidelity
+    cache: str = ""
+    """What the KV cache was made of."""
 
 
 class Calibrated(Result, frozen=True, tag="calibrate"):
@@ -743,6 +755,8 @@ class Generated(Result, frozen=True, tag="generate"):
     """
     calibrated: bool = False
     """Whether the model's weights were rounded by calibration."""
+    cache: str = ""
+    """What the KV cache was made of."""
 
 
 class TokenizerInfo(Told, frozen=True, kw_only=True):

@@ -6,10 +6,11 @@
     python -m scripts.fidelity --model demo --only native,onnx
 
 Starts a daemon of its own, which measures one after the other, each in a process of its own, and keeps the results for
-every daemon of this user: the client shows them where a precision is chosen. Columns: the share of matrix weights that
-are quantised, MB on disk and resident, perplexity and its change, how often the likeliest token is the same, the
-divergence of the next-token distribution in nats (mean and 99th percentile), how many greedy tokens are the same before
-the first that differs, and greedy tokens a second. The last line is one JSON object.
+every daemon of this user: the client shows them where a precision is chosen. Each kind of KV cache is measured, the
+default first. Columns: the share of matrix weights that are quantised, MB on disk and resident, perplexity and its
+change, how often the likeliest token is the same, the divergence of the next-token distribution in nats (mean and 99th
+percentile), how many greedy tokens are the same before the first that differs, and greedy tokens a second. The last
+line is one JSON object.
 """
 
 from __future__ import annotations
@@ -30,15 +31,15 @@ from server.worker.fidelity import TOKENS
 MAX_CHARACTERS = 50_000
 """What the server takes; in English TOKENS are some 18,000."""
 COLUMNS = (
-    "engine", "precision", "quantised", "disk MB", "memory MB", "perplexity", "change %", "top-1 same", "KL mean",
+    "engine", "precision", "KV cache", "quantised", "disk MB", "memory MB", "perplexity", "change %", "top-1 same", "KL mean",
     "KL p99", "greedy same", "tok/s",
 )  # fmt: skip
 KEYS = ("quantised_share", "perplexity", "perplexity_change_pct", "top1_agreement", "kl_mean", "kl_p99", "tok_s")
 
 
-def cells(engine: str, precision: str, f: m.Fidelity) -> list[str]:
+def cells(engine: str, precision: str, cache: str, f: m.Fidelity) -> list[str]:
     return [
-        engine, precision, f"{f.quantised_share:.1%}", f"{f.disk_bytes / 1e6:.1f}", f"{f.memory_bytes / 1e6:.0f}",
+        engine, precision, cache, f"{f.quantised_share:.1%}", f"{f.disk_bytes / 1e6:.1f}", f"{f.memory_bytes / 1e6:.0f}",
         f"{f.perplexity:.3f}", f"{f.perplexity_change_pct:+.3f}", f"{f.top1_agreement:.2%}", f"{f.kl_mean:.2g}",
         f"{f.kl_p99:.2g}", f"{f.greedy_tokens:.1f} of {f.greedy_limit}", f"{f.tok_s:.0f}",
     ]  # fmt: skip
@@ -76,18 +77,19 @@ def main() -> None:
             sys.exit(str(e))
         print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}", flush=True)
         for engine in engines:
-            for precision in ENGINES[engine].precisions:
+            ways = [(name, cache) for name, stored in ENGINES[engine].precisions.items() for cache in stored.caches]
+            for precision, cache in ways:
                 try:
                     with tqdm(leave=False, disable=None) as bar:  # only where stderr is a terminal
-                        which = {"engine": engine, "precision": precision}
+                        which = {"engine": engine, "precision": precision, "cache": cache}
                         fidelity = client.measure(
                             args.model, **which, text=text, on_progress=partial(show, bar)
                         ).fidelity
                 except Gpt2dError as e:
-                    print(f"{engine}/{precision}: {e}", file=sys.stderr)
+                    print(f"{engine}/{precision}/{cache}: {e}", file=sys.stderr)
                     continue
-                print(f"| {' | '.join(cells(engine, precision, fidelity))} |", flush=True)
-                rows.append({"engine": engine, "precision": precision} | {key: getattr(fidelity, key) for key in KEYS})
+                print(f"| {' | '.join(cells(engine, precision, cache, fidelity))} |", flush=True)
+                rows.append(which | {key: getattr(fidelity, key) for key in KEYS})
     if not rows:
         sys.exit("nothing was measured")
     print(json.dumps({"rows": rows}))

@@ -72,11 +72,18 @@ requests = st.one_of(
         **which,
         model=names,
         compile=st.booleans(),
+        cache=st.none() | names,
         replicas=st.none() | st.integers(1, 64),
         stream=st.booleans(),
     ),
     st.builds(
-        m.Measure, **head, **which, model=names, text=st.none() | st.text(min_size=1, max_size=9), stream=st.booleans()
+        m.Measure,
+        **head,
+        **which,
+        model=names,
+        text=st.none() | st.text(min_size=1, max_size=9),
+        cache=st.none() | names,
+        stream=st.booleans(),
     ),
     st.builds(m.Calibrate, **head, model=names, text=st.none() | st.text(min_size=1, max_size=9), stream=st.booleans()),
     st.builds(m.Unload, **head, **which, model=names),
@@ -206,8 +213,9 @@ replies = st.one_of(
         quantised_share=floats,
         disk_bytes=counts,
         replicas=counts,
+        cache=names,
     ),
-    st.builds(m.Measured, **reply, **model, fidelity=fidelities),
+    st.builds(m.Measured, **reply, **model, fidelity=fidelities, cache=names),
     st.builds(m.Calibrated, **reply, **model, digest=texts, disk_bytes=counts, elapsed_ms=floats),
     st.builds(
         m.Generated,
@@ -221,6 +229,7 @@ replies = st.one_of(
         digest=texts,
         threads=counts,
         threads_used=floats,
+        cache=names,
         ledger=ledgers,
     ),
     st.just(

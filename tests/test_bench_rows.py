@@ -30,12 +30,12 @@ FAST = not native_problem() and {"avx512", "avx2"} & set(instruction_sets())
 @pytest.mark.parametrize(
     ("precision", "rows", "least_ms"),
     [
-        ("int8", 4, 1.82),
-        ("int8", 8, 1.88),
-        ("int8", 16, 2.82),
-        ("int4", 4, 1.29),
-        ("int4", 8, 1.47),
-        ("int4", 16, 2.82),
+        ("int8", 4, 1.79),
+        ("int8", 8, 1.82),
+        ("int8", 16, 2.7),
+        ("int4", 4, 1.26),
+        ("int4", 8, 1.41),
+        ("int4", 16, 2.7),
     ],
 )
 def test_least_time_of_a_step(precision: str, rows: int, least_ms: float) -> None:

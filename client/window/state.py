@@ -118,6 +118,8 @@ class Models:
     engine: str = ""
     precision: str = ""
     compile: bool = False
+    cache: str = ""
+    """What the KV cache is to be made of, as chosen; empty: the default."""
     replicas: int | None = None
     """Number of processes that are to hold the chosen model, as entered; None: nothing was."""
     loading: Doing | None = None
@@ -607,6 +609,14 @@ class AppState:
     def compiles(self) -> bool:
         """True if the chosen engine and precision can be compiled."""
         return self.engine is not None and self.models.precision in self.engine.compiles
+
+    @property
+    def caches(self) -> dict[str, int]:
+        """What the chosen model's KV cache can be made of, the default first, and the memory that it then takes."""
+        info = self.models.chosen()
+        ways = info.precisions if info else []
+        found = next((p for p in ways if (p.engine, p.precision) == self.models.way[1:]), None)
+        return found.caches if found else {}
 
     @property
     def holders(self) -> list[m.WorkerHealth]:

@@ -178,8 +178,8 @@ REFERENCE_BYTES = 420 << 20
 TRAITS = {
     "native": Traits(
         {
-            "int8": _in_blocks(8, 2, caches=("fp16", "int8")),  # scales are fp16
-            "int4": _in_blocks(4, 2, caches=("fp16", "int8")),
+            "int8": _in_blocks(8, 2, caches=("int8", "fp16")),  # scales are fp16
+            "int4": _in_blocks(4, 2, caches=("int8", "fp16")),
             "fp32": Stored(4, 4),
         },
         install=KERNELS_INSTALL,

@@ -18,7 +18,7 @@ from server.catalogue.notes import file_state, named_after, replace
 
 MAX_BYTES = 64 << 10
 Found = dict[str, m.Fidelity]
-"""engine/precision -> what was measured."""
+"""engine/precision/KV cache -> what was measured."""
 
 
 class _Record(msgspec.Struct):
@@ -36,9 +36,9 @@ class Records:
         states = " ".join(file_state(file) for file in hashed)
         self._stamp = ascii(f"{BUILD_FORMAT} {arch} {states}")  # a path need not be text
 
-    def add(self, engine: str, precision: str, fidelity: m.Fidelity) -> None:
+    def add(self, engine: str, precision: str, cache: str, fidelity: m.Fidelity) -> None:
         """Keep a measurement. Raises: OSError."""
-        found = self.found() | {f"{engine}/{precision}": fidelity}
+        found = self.found() | {f"{engine}/{precision}/{cache}": fidelity}
         replace(self._file, msgspec.json.encode(_Record(self._stamp, found)))
 
     def drop(self, engine: str, precision: str) -> None:

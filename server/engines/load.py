@@ -11,7 +11,7 @@ from pathlib import Path
 
 from protocol.errors import BadModel, LoadFailed
 from server.catalogue.architecture import CALIBRATION_CACHE, Architecture
-from server.catalogue.engines import CALIBRATED, COMPILED_FOLDER, OWN_TEXTS, SOURCE_FILE, TRAITS
+from server.catalogue.engines import CALIBRATED, COMPILED_FOLDER, OWN_TEXTS, SOURCE_FILE, TRAITS, choose_cache
 from server.catalogue.files import EMBEDDED_FOLDER, hashed_files
 from server.catalogue.notes import SHA256, joined, known_digests
 from server.checkpoint.lora import open_weights
@@ -41,16 +41,18 @@ class Made:
 
 def load_engine(
     folder: Path, arch: Architecture, engine: str, precision: str, rows: int, threads: int,
-    cache_dir: Path, cache_bytes: int, progress: Report, *, compiled: bool = False, base: Path | None = None,
+    cache_dir: Path, cache_bytes: int, progress: Report, *, compiled: bool = False, cache: str | None = None,
+    base: Path | None = None,
 ) -> Made:  # fmt: skip
     """Make an engine of a model's folder, and of its `base` where that is an adapter.
 
-    `compiled` is for torch. `progress(stage, done, total, unit)`.
+    `compiled` is for torch, `cache` what its KV cache is made of. `progress(stage, done, total, unit)`.
 
     Raises: BadModel, LoadFailed, OSError, MemoryError, and what the runtime raises.
     """
     loading = _prepare(
-        folder, arch, engine, precision, rows, threads, cache_dir, cache_bytes, progress, compiled=compiled, base=base
+        folder, arch, engine, precision, rows, threads, cache_dir, cache_bytes, progress, compiled=compiled, cache=cache,
+        base=base,
     )
     weights = loading.weights
     opened = OPENERS[engine](loading)  # which says how large the files are that it has opened
@@ -93,7 +95,8 @@ def _source(folder: Path) -> str:
 
 def _prepare(
     folder: Path, arch: Architecture, engine: str, precision: str, rows: int, threads: int,
-    cache_dir: Path, cache_bytes: int, progress: Report, *, compiled: bool = False, base: Path | None = None,
+    cache_dir: Path, cache_bytes: int, progress: Report, *, compiled: bool = False, cache: str | None = None,
+    base: Path | None = None,
 ) -> _Loading:  # fmt: skip
     """Check a model's files, and return what an engine is made of. Raises: BadModel, OSError."""
     arch.check_engine(engine)
@@ -113,6 +116,7 @@ def _prepare(
         rows,
         threads,
         compiled,
+        choose_cache(engine, precision, cache),
         joined(list(digests.values())),
         BuildCache(cache_dir, cache_bytes),
         progress,
@@ -131,6 +135,7 @@ class _Loading:
     rows: int
     threads: int
     compiled: bool
+    kv_cache: str
     sha: str
     cache: BuildCache
     progress: Report
@@ -192,7 +197,15 @@ def _native(loading: _Loading) -> Engine:
 
         with loading.built(build, CALIBRATED if loading.calibrated else "") as place:
             calibration.close()  # before the engine takes memory, too
-            return NativeEngine(arch, place / FILE, precision, loading.rows, loading.threads, progress=opened)
+            return NativeEngine(
+                arch,
+                place / FILE,
+                precision,
+                loading.rows,
+                loading.threads,
+                cache=loading.kv_cache,
+                progress=opened,
+            )
 
 
 @contextlib.contextmanager

@@ -23,6 +23,8 @@ class Kept:
     precision: str
     replicas: int = 1
     compiled: bool = False
+    cache: str = ""
+    """What its KV cache is made of; empty: the default."""
     firm: int = 0
     """Number of replicas that were ready once: they stay also when a load that asks for more is cancelled or fails."""
     due: float | None = None

@@ -14,7 +14,7 @@ from protocol.errors import BadRequest, LoadFailed, NoMemory, NotLoaded
 from protocol.keys import CurveKeys
 from server.catalogue.architecture import OVERHEAD_BYTES, Architecture
 from server.catalogue.catalogue import Model
-from server.catalogue.engines import REFERENCE, TRAITS
+from server.catalogue.engines import REFERENCE, TRAITS, choose_cache
 from server.catalogue.files import without_folder
 from server.config import Config
 from server.gateway.defaults import Defaults, agree, in_words
@@ -83,6 +83,8 @@ class Replica:
     waiters: list[int] = field(default_factory=list)
     """Keys of the requests to load, or of its task, that wait for it."""
     compiled: bool = False
+    cache: str = ""
+    """What its KV cache is made of."""
     task: m.Task | None = None
     """What it was started for; it serves no requests."""
     outcome: m.Measured | m.Calibrated | None = None
@@ -135,7 +137,7 @@ class Replica:
             digest=ready.digest, context=ready.context, rows=ready.rows, threads=ready.threads,
             rss_bytes=self.rss_bytes, quantised_share=ready.quantised_share, disk_bytes=ready.disk_bytes,
             load_ms=self.load_ms, already=already, replicas=replicas, notices=list(ready.notices),
-            byte_level=ready.byte_level, calibrated=ready.calibrated,
+            byte_level=ready.byte_level, calibrated=ready.calibrated, cache=self.cache,
         )  # fmt: skip
 
     def health(self) -> m.WorkerHealth:
@@ -145,7 +147,7 @@ class Replica:
             moved_ms_ago=(time.monotonic() - self.heard) * 1000,
             running=self.beat.running if self.beat else 0, waiting=self.beat.waiting if self.beat else 0,
             byte_level=self.ready is not None and self.ready.byte_level,
-            calibrated=self.ready is not None and self.ready.calibrated,
+            calibrated=self.ready is not None and self.ready.calibrated, cache=self.cache,
         )  # fmt: skip
 
     def stats(self) -> m.WorkerStats:
@@ -183,6 +185,7 @@ class Replicas:
         precision: str,
         *,
         compiled: bool = False,
+        cache: str | None = None,
         task: m.Task | None = None,
         share: int = 1,
     ) -> Replica:
@@ -191,20 +194,21 @@ class Replicas:
         `model` must be one without a problem. All replicas have the same number of rows, chosen for the first so
         that `share` replicas fit.
 
-        Raises: NoMemory, LoadFailed, BadModel where the engine cannot compute it.
+        Raises: NoMemory, LoadFailed, BadModel where the engine cannot compute it, or has no such cache.
         """
         launcher = self._launcher_for(task)
         arch, config = model.architecture, self._config
         if arch:
             arch.check_engine(engine)
+        cache = choose_cache(engine, precision, cache)
         room = self._room(launcher)
         others = [r for r in self.models() if r.way == (model.name, engine, precision)]
         known = TRAITS[engine].rows(config.rows) or next((r.rows for r in others), None)
         rows = 1 if task else known
         need = OVERHEAD_BYTES
         if arch:
-            rows = rows or arch.fitting_rows(engine, precision, room // share, rows_share(config) // share)
-            need = arch.loading_bytes(engine, precision, rows)
+            rows = rows or arch.fitting_rows(engine, precision, room // share, rows_share(config) // share, cache)
+            need = arch.loading_bytes(engine, precision, rows, cache)
             if isinstance(task, m.Measure):
                 need += arch.memory_bytes(*REFERENCE, 1)
             elif task:
@@ -217,7 +221,7 @@ class Replicas:
         spec = Spec(
             endpoint=self._endpoint, server_key=self._keys.public, identity=identity,
             model=model.name, folder=str(model.folder or ""), hub_cache=str(config.hub_cache),
-            models_dir=str(config.models_dir), engine=engine, precision=precision, compiled=compiled,
+            models_dir=str(config.models_dir), engine=engine, precision=precision, compiled=compiled, cache=cache,
             task=type_of(task) if task else "", threads=config.threads, rows=rows, room=room, share=rows_share(config),
             base=model.base.name if model.base else "", base_folder=str(model.base_folder or ""),
             cache_dir=str(config.cache_dir), cache_bytes=config.cache_bytes,
@@ -229,7 +233,17 @@ class Replicas:
         except OSError as e:
             raise LoadFailed(f"no worker process can be started: {without_folder(e)}") from None
         replica = Replica(
-            model.name, engine, precision, identity, process, need, rows, number, compiled=compiled, task=task
+            model.name,
+            engine,
+            precision,
+            identity,
+            process,
+            need,
+            rows,
+            number,
+            compiled=compiled,
+            cache=cache,
+            task=task,
         )
         self._replicas[identity] = replica
         return replica

@@ -20,6 +20,7 @@ from protocol.errors import BadModel
 from protocol.keys import Role
 from protocol.parameters import parameters
 from protocol.programs import VERSION
+from server.catalogue.architecture import Architecture
 from server.catalogue.catalogue import Model
 from server.catalogue.engines import CALIBRATES, ENGINES, Traits, notices
 from server.catalogue.findings import Finding
@@ -156,16 +157,14 @@ def describe(model: Model, finding: Finding, config: Config) -> m.ModelInfo:
         m.Precision(
             engine=engine,
             precision=precision,
-            memory_bytes=arch.memory_bytes(
-                engine,
-                precision,
-                traits.rows(config.rows) or arch.default_rows(engine, precision, rows_share(config)),
-            ),
+            memory_bytes=next(iter(caches.values())),
             loaded=False,
-            fidelity=found.get(f"{engine}/{precision}"),
+            fidelity=found.get(f"{engine}/{precision}/{next(iter(caches))}"),
+            caches=caches,
         )
         for engine, traits in ENGINES.items()
         for precision in traits.precisions
+        for caches in [_memory_by_cache(arch, engine, precision, config)]
     ]
     return m.ModelInfo(
         name=model.name, parameters=arch.parameters, context=arch.context, file_bytes=model.file_bytes,
@@ -173,6 +172,17 @@ def describe(model: Model, finding: Finding, config: Config) -> m.ModelInfo:
         notices=[*arch.notices, *finding.notices],
         calibrate_s=arch.calibration_seconds(config.threads) if CALIBRATES[0] in ENGINES and model.on_disk else 0,
     )  # fmt: skip
+
+
+def _memory_by_cache(arch: Architecture, engine: str, precision: str, config: Config) -> dict[str, int]:
+    """Return the memory that a model takes with each kind of KV cache, the default first."""
+    traits = ENGINES[engine]
+
+    def memory(cache: str) -> int:
+        rows = traits.rows(config.rows) or arch.default_rows(engine, precision, rows_share(config), cache)
+        return arch.memory_bytes(engine, precision, rows, cache)
+
+    return {cache: memory(cache) for cache in traits.precisions[precision].caches}
 
 
 def _measured(model: Model, config: Config) -> Found:

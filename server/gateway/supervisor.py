@@ -19,7 +19,7 @@ from protocol.errors import (
     from_code,
 )
 from server.catalogue.catalogue import Catalogue, Model
-from server.catalogue.engines import CALIBRATES, check_compiled, choose_engine
+from server.catalogue.engines import CALIBRATES, check_compiled, choose_cache, choose_engine
 from server.config import Config
 from server.gateway.back import Back
 from server.gateway.dispatch import Dispatch
@@ -84,9 +84,15 @@ class Supervisor:
         if there and request.compile and not there[0].compiled:
             raise BadRequest(f"{there[0].name} is loaded without `compile`; unload it first")
         kept = self._kept.find((model.name, engine, precision))
+        before = there[0].cache if there else kept and kept.cache
+        cache = choose_cache(engine, precision, request.cache or before)
+        if there and cache != there[0].cache:
+            raise BadRequest(
+                f"{there[0].name} is loaded with a KV cache of {there[0].cache}, not of {cache}; unload it first"
+            )
         wanted = request.replicas or len(there) or (kept.replicas if kept else 1)
         compiled = there[0].compiled if there else request.compile
-        fresh = self._start_more(model, engine, precision, wanted - len(there), compiled=compiled)
+        fresh = self._start_more(model, engine, precision, wanted - len(there), compiled=compiled, cache=cache)
         if request.replicas and not kept:
             kept = Kept(model, engine, precision, firm=sum(replica.ready is not None for replica in there))
             self._kept.put(kept)
@@ -94,7 +100,7 @@ class Supervisor:
             kept.due = None
             kept.replicas = wanted
             kept.firm = min(kept.firm, wanted)
-            kept.compiled = compiled
+            kept.compiled, kept.cache = compiled, cache
         for replica in sorted(there, key=self._worth)[: max(0, len(there) - wanted)]:
             self._drain_one(replica)
         there = [replica for replica in there if not replica.draining]
@@ -108,13 +114,20 @@ class Supervisor:
             self._answer_load(entry, there, already=True)
 
     def _start_more(
-        self, model: Model, engine: str, precision: str, count: int, *, compiled: bool = False
+        self,
+        model: Model,
+        engine: str,
+        precision: str,
+        count: int,
+        *,
+        compiled: bool = False,
+        cache: str = "",
     ) -> list[Replica]:
         """Start `count` workers, or none of them. Raises: NoMemory, LoadFailed, BadModel."""
         fresh: list[Replica] = []
         try:
             for _ in range(count):
-                fresh.append(self.replicas.start(model, engine, precision, compiled=compiled, share=count))
+                fresh.append(self.replicas.start(model, engine, precision, compiled=compiled, cache=cache, share=count))
                 log.info("load %s", fresh[-1].name)
         except RequestError:
             for replica in fresh:
@@ -154,12 +167,14 @@ class Supervisor:
 
     def measure(self, entry: Open, request: m.Measure) -> None:
         engine, precision = choose_engine(request.engine, request.precision)
-        self._begin(entry, request, engine, precision)
+        self._begin(entry, request, engine, precision, request.cache)
 
     def calibrate(self, entry: Open, request: m.Calibrate) -> None:
         self._begin(entry, request, *choose_engine(*CALIBRATES))
 
-    def _begin(self, entry: Open, request: m.Task, engine: str, precision: str) -> None:
+    def _begin(
+        self, entry: Open, request: m.Task, engine: str, precision: str, cache: str | None = None
+    ) -> None:
         """Start a process for a task."""
         model = self.catalogue.find(request.model)
         if not model.on_disk:
@@ -167,7 +182,7 @@ class Supervisor:
         # One at a time: each is as large as two models.
         if busy := next((r for r in self.replicas.all() if r.task and r.state != "stopping"), None):
             raise Busy(f"{busy.name} {busy.words.under_way}; try again when that is done")
-        replica = self.replicas.start(model, engine, precision, task=request)
+        replica = self.replicas.start(model, engine, precision, cache=cache, task=request)
         log.info("begin %s", replica.name)
         replica.waiters.append(entry.key)
 
@@ -392,7 +407,7 @@ class Supervisor:
         try:
             kept.model = self.catalogue.find(kept.model.name)  # it may be on this disk by now
             missing = kept.replicas - len(self.replicas.matching(*kept.way))
-            self._start_more(kept.model, kept.engine, kept.precision, missing, compiled=kept.compiled)
+            self._start_more(kept.model, kept.engine, kept.precision, missing, compiled=kept.compiled, cache=kept.cache)
             kept.due = None
         except RequestError as e:
             log.warning("%s cannot be loaded again: %s", kept.name, e)

@@ -44,6 +44,8 @@ class Spec:
     node: str = ""
     """The machine's name, where it goes by another than its own."""
     compiled: bool = False
+    cache: str = ""
+    """What the KV cache is made of; empty: the default."""
     task: str = ""
     """`measure` or `calibrate`: only do that. Empty: serve."""
     base: str = ""

@@ -47,9 +47,9 @@ def load(spec: Spec, connection: Connection) -> Worker:
     source = find(spec, progress)
     arch = architecture_of(source.folder, source.base)
     arch.check_engine(spec.engine)  # before a download
-    rows = spec.rows or arch.fitting_rows(spec.engine, spec.precision, spec.room, spec.share)
+    rows = spec.rows or arch.fitting_rows(spec.engine, spec.precision, spec.room, spec.share, spec.cache)
     if source.fetched:
-        connection.send(Sized(id=None, memory_bytes=arch.loading_bytes(spec.engine, spec.precision, rows)))
+        connection.send(Sized(id=None, memory_bytes=arch.loading_bytes(spec.engine, spec.precision, rows, spec.cache)))
     tokenizer = read_tokenizer(source.tokenizer())
     text = Text(tokenizer, arch)
     source.weights(arch)
@@ -64,11 +64,13 @@ def load(spec: Spec, connection: Connection) -> Worker:
         spec.cache_bytes,
         progress,
         compiled=spec.compiled,
+        cache=spec.cache,
         base=source.base,
     )
     engine = made.engine
     held = replace(arch, tied=not made.separate_head)
-    connection.send(Sized(id=None, memory_bytes=held.memory_bytes(spec.engine, spec.precision, rows)))
+    memory_bytes = held.memory_bytes(spec.engine, spec.precision, rows, spec.cache)
+    connection.send(Sized(id=None, memory_bytes=memory_bytes))
     progress("warm up", 0, 1, "step")
     engine.prefill(0, [0], 0, [0])
     engine.decode([0], [1])

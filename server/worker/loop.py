@@ -56,7 +56,9 @@ class Worker:
     ) -> None:
         self._connection = connection
         adaptive = engine if isinstance(engine, Adaptive) else None
-        served = Served(spec.model, spec.engine, spec.precision, digest, engine.threads, adaptive, calibrated)
+        served = Served(
+            spec.model, spec.engine, spec.precision, digest, engine.threads, spec.cache, adaptive, calibrated
+        )
         self._requests = Requests(engine, text, served)
         self.scheduler = Scheduler(engine, _prefix_cache(arch, spec))
         self._runner = Runner(engine)
@@ -217,5 +219,5 @@ class Worker:
 
 
 def _prefix_cache(arch: Architecture, spec: Spec) -> PrefixCache:
-    kind = (spec.engine, spec.precision)
+    kind = (spec.engine, spec.precision, spec.cache)
     return PrefixCache(arch.prefix_cache_bytes(*kind), arch.row_bytes(*kind) // arch.context)

@@ -44,14 +44,24 @@ def measure(spec: Spec, connection: Connection) -> m.Measured:
     records = Records(cache_dir, folder, arch, base)
     progress("text", 1, 1, "text")
 
-    def make(engine: str, precision: str) -> Made:
+    def make(engine: str, precision: str, cache: str | None = None) -> Made:
         made = load_engine(
-            folder, arch, engine, precision, 1, spec.threads, cache_dir, spec.cache_bytes, progress, base=base
+            folder,
+            arch,
+            engine,
+            precision,
+            1,
+            spec.threads,
+            cache_dir,
+            spec.cache_bytes,
+            progress,
+            cache=cache,
+            base=base,
         )
         connection.send(Beat(id=None, rss_bytes=_resident_bytes()))  # the part of its reservation that is used
         return made
 
-    made = make(spec.engine, spec.precision)
+    made = make(spec.engine, spec.precision, spec.cache)
     made.engine.prefill(0, ids[: min(CHUNK, arch.context)], 0, [0])
     memory_bytes = _resident_bytes()
     reference = make(*REFERENCE)
@@ -76,10 +86,17 @@ def measure(spec: Spec, connection: Connection) -> m.Measured:
         calibrated=made.calibrated,
     )
     try:
-        records.add(spec.engine, spec.precision, fidelity)
+        records.add(spec.engine, spec.precision, spec.cache, fidelity)
     except OSError as e:
         print(f"the measurement cannot be kept in {cache_dir}: {e}", file=sys.stderr)
-    return m.Measured(id=None, model=spec.model, engine=spec.engine, precision=spec.precision, fidelity=fidelity)
+    return m.Measured(
+        id=None,
+        model=spec.model,
+        engine=spec.engine,
+        precision=spec.precision,
+        fidelity=fidelity,
+        cache=spec.cache,
+    )
 
 
 def _resident_bytes() -> int:

@@ -24,6 +24,8 @@ class Served:
     precision: str
     digest: str
     threads: int
+    cache: str = ""
+    """What the KV cache is made of."""
     adaptive: Adaptive | None = None
     """The engine, where its steps do not all take all of its threads."""
     calibrated: bool = False
@@ -111,6 +113,7 @@ def result(sequences: list[Sequence], served: Served, threads_used: float) -> m.
         threads=served.threads,
         threads_used=threads_used,
         calibrated=served.calibrated,
+        cache=served.cache,
         ledger=first.ledger(),
         logprobs=first.logprobs,
         score=first.score,

@@ -22,7 +22,7 @@ from client import servers
 from client.history import open_history
 from client.terminal import Choice, Terminal
 from protocol import Client, messages as m
-from protocol.errors import BadRequest, UnknownModel
+from protocol.errors import BadModel, BadRequest, UnknownModel
 from protocol.keys import Address, CurveKeys, write_secret
 from protocol.testing import generated
 from scripts.daemon import Daemon
@@ -152,6 +152,10 @@ def test_commands(terminal: Terminal, capsys: pytest.CaptureFixture[str]) -> Non
         with pytest.raises(ValueError, match=f"'{words.split()[1]}' is one too many"):
             terminal.do(f"/load demo {words}")
     assert says("/load demo native int8") == "demo/native/int8 is loaded already; what you write goes to it\n"
+    with pytest.raises(BadRequest, match="is loaded with a KV cache of int8, not of fp16; unload it first"):
+        terminal.do("/load demo native cache=fp16 int8")
+    with pytest.raises(BadModel, match="native at int8 has no KV cache of 'q8_0'; it can be: int8, fp16"):
+        terminal.do("/measure demo native int8 cache=q8_0")
     assert re.search(
         r"demo/native/int4 against full precision, over 4096 tokens: perplexity \d+\.\d\d \([+-]0\.\d\d %\)",
         says("/measure demo native int4"),

@@ -133,18 +133,18 @@ def records(folder: Path, **changed: Any) -> Records:
 
 def test_a_record_holds_while_the_model_does(folder: Path) -> None:
     assert records(folder).found() == {}
-    records(folder).add("native", "int4", FIDELITY)
-    records(folder).add("torch", "int8", FIDELITY)
-    assert records(folder).found() == {"native/int4": FIDELITY, "torch/int8": FIDELITY}
+    records(folder).add("native", "int4", "int8", FIDELITY)
+    records(folder).add("torch", "int8", "fp32", FIDELITY)
+    assert records(folder).found() == {"native/int4/int8": FIDELITY, "torch/int8/fp32": FIDELITY}
     assert records(folder, heads=8).found() == {}
     measured = records(folder)
     os.utime(folder / WEIGHTS_FILE, (1, 1))
-    measured.add("native", "fp32", FIDELITY)  # what ran while the file was changed is of the one before
+    measured.add("native", "fp32", "fp32", FIDELITY)  # what ran while the file was changed is of the one before
     assert records(folder).found() == {}
 
 
 def test_a_damaged_record_is_none(folder: Path) -> None:
-    records(folder).add("native", "int4", FIDELITY)
+    records(folder).add("native", "int4", "int8", FIDELITY)
     (kept,) = (folder / "cache").iterdir()
     whole = kept.read_bytes()
     for damage in (whole[:-9], whole[:-9] + np.random.default_rng(0).bytes(9), b"", b"[]"):
@@ -157,5 +157,5 @@ def test_a_folder_that_cannot_be_written_leaves_no_draft(folder: Path) -> None:
     place = folder / "cache" / named_after(folder / WEIGHTS_FILE, folder, ".fidelity").name
     place.mkdir()  # where the record should be
     with pytest.raises(OSError):
-        records(folder).add("native", "int4", FIDELITY)
+        records(folder).add("native", "int4", "int8", FIDELITY)
     assert list((folder / "cache").iterdir()) == [place] and records(folder).found() == {}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from protocol.errors import NoMemory
+from protocol.errors import BadModel, NoMemory
 from protocol.keys import CurveKeys
 from server.catalogue.architecture import PUBLISHED
 from server.catalogue.catalogue import DEMO, Catalogue
@@ -95,10 +95,22 @@ def test_rows_follow_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
             xl.default_rows("native", "int8", share), gpt2.default_rows("torch", "fp32", share),
         ]  # fmt: skip
     assert found == {
-        4: [16, 8, 2, 1], 8: [28, 14, 3, 1], 16: [56, 28, 6, 1], 24: [64, 42, 10, 1], 256: [64, 64, 64, 1],
+        4: [26, 8, 4, 1], 8: [53, 14, 6, 1], 16: [64, 28, 12, 1], 24: [64, 42, 19, 1], 256: [64, 64, 64, 1],
     }  # fmt: skip
-    assert gpt2.default_rows("native", "int8", rows_share(Config(max_memory=10.0))) == 33
+    assert gpt2.default_rows("native", "int8", rows_share(Config(max_memory=10.0))) == 62
+    assert gpt2.default_rows("native", "int8", rows_share(Config(max_memory=10.0)), "fp16") == 33
     assert gpt2.default_rows("native", "int8", rows_share(Config(cluster="auto"))) == 16
+
+
+def test_a_cache_of_bytes_takes_half_the_memory() -> None:
+    """Rows and prefixes of every published model, whose heads are all 64 wide: a scale for 64 bytes."""
+    for arch in PUBLISHED.values():
+        for precision in ("int8", "int4"):
+            halves, of_bytes = ("native", precision, "fp16"), ("native", precision, "int8")
+            assert arch.row_bytes(*of_bytes) == arch.row_bytes("native", precision) == arch.row_bytes(*halves) * 68 // 128
+            assert arch.prefix_cache_bytes(*of_bytes) <= 0.55 * arch.prefix_cache_bytes(*halves)
+    with pytest.raises(BadModel, match="native at fp32 has no KV cache of 'int8'; it can be: fp32"):
+        PUBLISHED["gpt2"].row_bytes("native", "fp32", "int8")
 
 
 def test_rows_that_do_not_fit_are_not_there() -> None:

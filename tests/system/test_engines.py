@@ -62,6 +62,13 @@ def test_the_engines_write_the_same(own_daemon: Daemon) -> None:
         for engine, precision in (("torch", "int8"), ("native", "fp32")):
             with pytest.raises(BadModel, match="what can: torch at fp32 and bf16"):
                 client.load("demo", engine=engine, precision=precision, compile=True)
+        halves = client.load("demo", engine="native", precision="int8", cache="fp16")
+        assert halves.cache == client.load("demo", engine="native", precision="int8").cache == "fp16"
+        assert client.generate("Shall I", engine="native", precision="int8", max_new_tokens=2).cache == "fp16"
+        assert [w.cache for w in client.ping().workers if w.precision == "int8" and w.engine == "native"] == ["fp16"]
+        (demo,) = [model for model in client.models() if model.name == "demo"]
+        (way,) = [p for p in demo.precisions if (p.engine, p.precision) == ("native", "int8")]
+        assert list(way.caches) == ["int8", "fp16"] and way.memory_bytes == way.caches["int8"] < way.caches["fp16"]
 
 
 def test_a_precision_is_measured_and_shown_from_then_on(tmp_path: Path) -> None:

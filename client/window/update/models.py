@@ -67,7 +67,7 @@ def choose(state: AppState, model: str, engine: str, precision: str) -> None:
         same_engine = [way for way in ways if way[0] == engine]
         engine, precision = next(iter(same_engine or ways), ("", ""))
     models.engine, models.precision = engine, precision
-    models.replicas = None
+    models.replicas, models.cache = None, ""
     state.page.counted = -1
     notices.drop(state, "load", "measure", "calibrate", "page")
 
@@ -83,6 +83,7 @@ def load(state: AppState) -> list[e.Effect]:
         engine=models.engine or None,
         precision=models.precision or None,
         compile=models.compile and state.compiles and not state.loaded,  # what is loaded stays as it is
+        cache=None if state.loaded else models.cache or None,
         replicas=state.wanted,
         stream=True,
     )

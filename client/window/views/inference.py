@@ -117,6 +117,8 @@ def draw_details(ledgers: Ledgers, result: m.Generated) -> None:
         f"{ledger.prefill_ms:,.1f} ms for {ledger.prompt_tokens} tokens, {ledger.reused_tokens} of them reused",
     )
     widgets.row("decode", f"{ledger.decode_ms:,.1f} ms for {ledger.new_tokens} tokens")
+    if result.cache:
+        widgets.row("KV cache", result.cache)
     if result.threads_used > 0:
         widgets.row("threads", f"{result.threads_used:.1f} on average, of {result.threads}")
     widgets.row("tokenise", f"{ledger.tokenise_ms:,.1f} ms")

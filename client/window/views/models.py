@@ -57,7 +57,8 @@ def draw(state: AppState) -> list[Action]:
         if engine or precision:
             actions.append(Choose(models.model, engine or models.engine, precision or models.precision))
         bits = PRECISIONS.get(models.precision, models.precision)
-        imgui.text_wrapped(f"{bits}; {summary(chosen, models.engine, models.precision)}")
+        memory = state.caches.get(models.cache, 0)
+        imgui.text_wrapped(f"{bits}; {summary(chosen, models.engine, models.precision, memory)}")
         for notice in chosen.notices:
             widgets.wrapped(f"note: {notice}", "dim")
     way = next((p for p in ways if (p.engine, p.precision) == (models.engine, models.precision)), None)
@@ -103,6 +104,11 @@ def draw_load(state: AppState, *, may: bool) -> list[Action]:
         if changed:
             actions.append(Enter("models", "compile", compiled))
         imgui.same_line()
+    if len(state.caches) > 1 and not state.loaded:
+        imgui.set_next_item_width(imgui.get_font_size() * 7)
+        if cache := widgets.combo("KV cache", models.cache or next(iter(state.caches)), list(state.caches)):
+            actions.append(Enter("models", "cache", cache))
+        widgets.tip("What keys and values are kept as: int8 takes half the memory of fp16, and long texts are faster.")
     imgui.begin_disabled(not may)
     imgui.set_next_item_width(imgui.get_font_size() * 7)
     changed, number = imgui.input_int("replicas", models.replicas or state.replicas, 1, 8)
@@ -127,8 +133,10 @@ def describe(info: m.ModelInfo) -> str:
     return f"{info.name}  {info.parameters / 1e6:.0f} M{where}"
 
 
-def summary(info: m.ModelInfo, engine: str, precision: str) -> str:
-    memory = next((p.memory_bytes for p in info.precisions if (p.engine, p.precision) == (engine, precision)), 0)
+def summary(info: m.ModelInfo, engine: str, precision: str, memory: int = 0) -> str:
+    """Return how much it takes, in words. `memory` is that of the chosen KV cache; 0: of the default."""
+    ways = (p.memory_bytes for p in info.precisions if (p.engine, p.precision) == (engine, precision))
+    memory = memory or next(ways, 0)
     disk = "built in" if info.name == BUILT_IN else "on the server's disk"
     if not info.on_disk:
         disk = f"not yet {disk}: a download of {widgets.megabytes(info.file_bytes)}"
@@ -145,7 +153,7 @@ def draw_loaded(state: AppState) -> list[Action]:
     for way, group in replicas.by_way(state.link.workers).items():
         name = replicas.name(way)
         imgui.separator()
-        imgui.text_wrapped(name)
+        imgui.text_wrapped(f"{name}, KV cache {group[0].cache}" if group[0].cache else name)
         where = replicas.place(group[0], group, host) if len(group) == 1 else ""
         widgets.wrapped(*condition(group, where, memory[way]))
         imgui.same_line()

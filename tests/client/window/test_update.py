@@ -557,6 +557,20 @@ def test_what_is_loaded_is_compiled_no_more() -> None:
     assert [r.compile for r in sent(apply(state, e.LoadModel()), m.Load)] == [True]
 
 
+def test_a_cache_is_chosen_for_what_is_not_loaded() -> None:
+    state = ready()
+    (info,) = [info for info in state.models.known if info.name == state.models.model]
+    way = next(p for p in info.precisions if (p.engine, p.precision) == state.models.way[1:])
+    way.caches.update({"int8": 5, "fp16": 7})
+    assert state.caches == {"int8": 5, "fp16": 7}
+    apply(state, e.Enter("models", "cache", "fp16"))
+    assert [r.cache for r in sent(apply(state, e.LoadModel()), m.Load)] == [None], "what is loaded stays as it is"
+    state.models.loading, state.link.workers = None, []
+    assert [r.cache for r in sent(apply(state, e.LoadModel()), m.Load)] == ["fp16"]
+    apply(state, e.Choose(*state.models.way))
+    assert state.models.cache == "", "it is chosen for one model"
+
+
 def test_a_model_is_written_with_while_one_of_its_replicas_is_there() -> None:
     state = ready()
     for workers in ([replica(0, "loading"), replica(1, "ready")], [replica(1, "ready"), replica(0, "stopping")]):
