@@ -104,9 +104,7 @@ class AsyncClient:
     ) -> m.Loaded:
         """Same as Client.load; `on_progress` is called in the event loop."""
         which = {"model": model, "engine": engine, "precision": precision}
-        load = request(
-            m.Load, which, compile=compile, cache=cache, replicas=replicas, stream=on_progress is not None
-        )
+        load = request(m.Load, which, compile=compile, cache=cache, replicas=replicas, stream=on_progress is not None)
         return await self._call(load, m.Loaded, timeout, on_progress)
 
     async def measure(

@@ -155,9 +155,7 @@ class Client:
         Raises: UnknownModel, BadModel, NoMemory, LoadFailed, Cancelled, and what every call raises.
         """
         which = {"model": model, "engine": engine, "precision": precision}
-        load = request(
-            m.Load, which, compile=compile, cache=cache, replicas=replicas, stream=on_progress is not None
-        )
+        load = request(m.Load, which, compile=compile, cache=cache, replicas=replicas, stream=on_progress is not None)
         return self._call(load, m.Loaded, timeout, on_progress)
 
     def measure(

@@ -31,15 +31,16 @@ from server.worker.fidelity import TOKENS
 MAX_CHARACTERS = 50_000
 """What the server takes; in English TOKENS are some 18,000."""
 COLUMNS = (
-    "engine", "precision", "KV cache", "quantised", "disk MB", "memory MB", "perplexity", "change %", "top-1 same", "KL mean",
-    "KL p99", "greedy same", "tok/s",
+    "engine", "precision", "KV cache", "quantised", "disk MB", "memory MB", "perplexity", "change %", "top-1 same",
+    "KL mean", "KL p99", "greedy same", "tok/s",
 )  # fmt: skip
 KEYS = ("quantised_share", "perplexity", "perplexity_change_pct", "top1_agreement", "kl_mean", "kl_p99", "tok_s")
 
 
 def cells(engine: str, precision: str, cache: str, f: m.Fidelity) -> list[str]:
     return [
-        engine, precision, cache, f"{f.quantised_share:.1%}", f"{f.disk_bytes / 1e6:.1f}", f"{f.memory_bytes / 1e6:.0f}",
+        engine, precision, cache,
+        f"{f.quantised_share:.1%}", f"{f.disk_bytes / 1e6:.1f}", f"{f.memory_bytes / 1e6:.0f}",
         f"{f.perplexity:.3f}", f"{f.perplexity_change_pct:+.3f}", f"{f.top1_agreement:.2%}", f"{f.kl_mean:.2g}",
         f"{f.kl_p99:.2g}", f"{f.greedy_tokens:.1f} of {f.greedy_limit}", f"{f.tok_s:.0f}",
     ]  # fmt: skip

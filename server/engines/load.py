@@ -51,7 +51,17 @@ def load_engine(
     Raises: BadModel, LoadFailed, OSError, MemoryError, and what the runtime raises.
     """
     loading = _prepare(
-        folder, arch, engine, precision, rows, threads, cache_dir, cache_bytes, progress, compiled=compiled, cache=cache,
+        folder,
+        arch,
+        engine,
+        precision,
+        rows,
+        threads,
+        cache_dir,
+        cache_bytes,
+        progress,
+        compiled=compiled,
+        cache=cache,
         base=base,
     )
     weights = loading.weights

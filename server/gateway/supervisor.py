@@ -84,7 +84,7 @@ class Supervisor:
         if there and request.compile and not there[0].compiled:
             raise BadRequest(f"{there[0].name} is loaded without `compile`; unload it first")
         kept = self._kept.find((model.name, engine, precision))
-        before = there[0].cache if there else kept and kept.cache
+        before = next((known.cache for known in (*there, kept) if known), None)
         cache = choose_cache(engine, precision, request.cache or before)
         if there and cache != there[0].cache:
             raise BadRequest(
@@ -172,9 +172,7 @@ class Supervisor:
     def calibrate(self, entry: Open, request: m.Calibrate) -> None:
         self._begin(entry, request, *choose_engine(*CALIBRATES))
 
-    def _begin(
-        self, entry: Open, request: m.Task, engine: str, precision: str, cache: str | None = None
-    ) -> None:
+    def _begin(self, entry: Open, request: m.Task, engine: str, precision: str, cache: str | None = None) -> None:
         """Start a process for a task."""
         model = self.catalogue.find(request.model)
         if not model.on_disk:

@@ -107,7 +107,9 @@ def test_a_cache_of_bytes_takes_half_the_memory() -> None:
     for arch in PUBLISHED.values():
         for precision in ("int8", "int4"):
             halves, of_bytes = ("native", precision, "fp16"), ("native", precision, "int8")
-            assert arch.row_bytes(*of_bytes) == arch.row_bytes("native", precision) == arch.row_bytes(*halves) * 68 // 128
+            assert (
+                arch.row_bytes(*of_bytes) == arch.row_bytes("native", precision) == arch.row_bytes(*halves) * 68 // 128
+            )
             assert arch.prefix_cache_bytes(*of_bytes) <= 0.55 * arch.prefix_cache_bytes(*halves)
     with pytest.raises(BadModel, match="native at fp32 has no KV cache of 'int8'; it can be: fp32"):
         PUBLISHED["gpt2"].row_bytes("native", "fp32", "int8")

@@ -62,6 +62,10 @@ def test_the_engines_write_the_same(own_daemon: Daemon) -> None:
         for engine, precision in (("torch", "int8"), ("native", "fp32")):
             with pytest.raises(BadModel, match="what can: torch at fp32 and bf16"):
                 client.load("demo", engine=engine, precision=precision, compile=True)
+
+
+def test_a_load_chooses_what_its_cache_is_made_of(own_daemon: Daemon) -> None:
+    with Client(own_daemon.endpoint) as client:
         halves = client.load("demo", engine="native", precision="int8", cache="fp16")
         assert halves.cache == client.load("demo", engine="native", precision="int8").cache == "fp16"
         assert client.generate("Shall I", engine="native", precision="int8", max_new_tokens=2).cache == "fp16"
