@@ -33,6 +33,7 @@ def target(name: str) -> targets.Target:
 
 
 @needs_zig
+@pytest.mark.timeout(300)  # some ten seconds of two cores each, which a busy machine has not
 @pytest.mark.parametrize("name", COMPILED)
 def test_the_kernels_compile_for_other_systems_without_a_warning(name: str, tmp_path: Path) -> None:
     """Without optimising, which takes three quarters of the time and finds no other mistakes."""

@@ -22,7 +22,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from scripts.wheels.headers import Facts, problems, read
+from scripts.wheels.headers import Facts, interface, problems, read
 from scripts.wheels.pack import files_of, write_wheel
 from scripts.wheels.targets import TARGETS, BuildFailed, Target, build_library
 
@@ -105,7 +105,7 @@ def make(target: Target, into: Path) -> str:
 
 def described(facts: Facts) -> str:
     wanted = f"from version {'.'.join(map(str, facts.oldest))} on, " if facts.oldest else ""
-    return f"{facts.machine}, {wanted}{len(facts.exports)} functions"
+    return f"{facts.machine}, {wanted}{len(facts.exports & interface())} functions"
 
 
 def main() -> int:

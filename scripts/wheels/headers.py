@@ -61,6 +61,7 @@ def read(library: Path) -> Facts:
     """Read the headers of a library. Raises: ImportError without the package lief; ValueError."""
     import lief
 
+    lief.logging.disable()  # it says that empty tables of a library for macOS cannot be read
     binary = lief.parse(str(library))
     match binary:
         case lief.ELF.Binary():
