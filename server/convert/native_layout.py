@@ -17,6 +17,8 @@ from server.catalogue.engines import BITS, BLOCK, HEAD_BITS
 from server.convert.quantise import Blocks, quantise
 
 PANEL, ALIGNED = 32, 64
+COARSE_OUTPUTS = 256 * PANEL
+"""Outputs of a head that are made coarse at a time: some 25 MB of gpt2's."""
 FILE = "native.bin"
 
 MATRICES = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
@@ -73,18 +75,63 @@ class Layout:
                     yield _padded(w[f"h.{i}.{name}.bias"], PANEL)
             self._progress(i + 1, layers + 1)
         yield from self._norm("ln_f")
-        yield pack(w["wte.weight"], head_bits(self._precision))
-        if "lm_head.weight" in w:
-            yield pack(w["lm_head.weight"], head_bits(self._precision))
+        yield from self._head(w)
         self._progress(layers + 1, layers + 1)
 
     def _matrix(self, name: str, bits: int) -> NDArray[np.generic]:
         matrix = self._weights[name].T
         return pack_blocks(self._rounded(name, matrix)) if self._rounded else pack(matrix, bits)
 
+    def _head(self, w: Tensors) -> Iterator[NDArray[np.generic]]:
+        """Yield the token table, the LM head where that is another, and of a quantised head its coarse half."""
+        table, head = w["wte.weight"], w.get("lm_head.weight")
+        bits = head_bits(self._precision)
+        if bits == BITS["fp32"]:
+            yield pack(table, bits)
+            if head is not None:
+                yield pack(head, bits)
+            return
+        blocks = quantise(np.ascontiguousarray(table), bits)
+        yield pack_blocks(blocks)
+        if head is not None:
+            blocks = quantise(np.ascontiguousarray(head), bits)
+            yield pack_blocks(blocks)
+        coarse, norms = coarse_head(blocks)
+        yield pack_blocks(coarse)
+        yield norms
+
     def _norm(self, name: str) -> Iterator[NDArray[np.float32]]:
         yield _padded(self._weights[f"{name}.weight"], PANEL)
         yield _padded(self._weights[f"{name}.bias"], PANEL)
+
+
+def coarse_head(blocks: Blocks) -> tuple[Blocks, NDArray[np.float16]]:
+    """Quantise a head of 8 bits once more, to 4; return that, and a bound of what it leaves out.
+
+    That is for each panel and block the largest norm of the differences of an output's 32 weights as a share of its
+    scale, rounded up: [panels, blocks].
+    """
+    outputs, count = blocks.scales.shape
+    values, scales, norms = [], [], []
+    for first in range(0, outputs, COARSE_OUTPUTS):
+        part = slice(first, first + COARSE_OUTPUTS)
+        exact = (blocks.values[part].astype(np.float32) - 128) * _stored(blocks.scales[part])  # [part, count, 32]
+        coarse = quantise(exact.reshape(len(exact), -1), 4)
+        nibbles = np.stack([coarse.values & 15, coarse.values >> 4], axis=-1).reshape(exact.shape)
+        exact -= (nibbles.astype(np.float32) - 8) * _stored(coarse.scales)
+        values.append(coarse.values)
+        scales.append(coarse.scales)
+        left_out = np.sqrt(np.einsum("nbk,nbk->nb", exact, exact, dtype=np.float64))
+        scale = np.abs(_stored(coarse.scales)[:, :, 0], dtype=np.float64)
+        norms.append(np.divide(left_out, scale, out=np.zeros_like(scale), where=scale > 0))
+    largest = np.pad(np.concatenate(norms), [(0, -outputs % PANEL), (0, 0)]).reshape(-1, PANEL, count).max(axis=1)
+    up = np.nextafter(largest.astype(np.float16), np.float16(np.inf))  # what rounding took away, and more
+    return Blocks(4, np.concatenate(values), np.concatenate(scales), blocks.inputs), up
+
+
+def _stored(scales: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return scales as the kernels read them, for each weight of a block."""
+    return scales.astype(np.float16).astype(np.float32)[:, :, None]
 
 
 def pack(matrix: NDArray[np.float32], bits: int) -> NDArray[np.generic]:

@@ -116,9 +116,11 @@ def library() -> ctypes.CDLL:
     )
     kernels.gpt2d_free.argtypes, kernels.gpt2d_free.restype = [pointer], None
     kernels.gpt2d_weights.argtypes, kernels.gpt2d_weights.restype = [pointer, ctypes.POINTER(ctypes.c_size_t)], pointer
-    kernels.gpt2d_forward.argtypes = [pointer, integer, pointer, pointer, pointer, integer, pointer, pointer, pointer]
     kernels.gpt2d_observe.argtypes = [pointer, integer, integer, pointer, pointer, pointer, pointer, pointer]
     kernels.gpt2d_calibrate.argtypes = [integer, integer, pointer, pointer, integer, pointer, pointer]
+    kernels.gpt2d_forward.argtypes = [pointer, integer, pointer, pointer, pointer, integer, *[pointer] * 4]
+    kernels.gpt2d_strips_read.argtypes = [pointer]
+    kernels.gpt2d_always_two_passes.argtypes, kernels.gpt2d_always_two_passes.restype = [pointer, integer], None
     kernels.gpt2d_use_threads.argtypes = [pointer, integer]
     kernels.gpt2d_waits.argtypes, kernels.gpt2d_waits.restype = [pointer, pointer], ctypes.c_double
     kernels.gpt2d_move.argtypes = [pointer, integer, integer, integer, integer]
@@ -212,6 +214,7 @@ class NativeEngine:
         # A decode step's arrays stay where they are, and with them their addresses.
         self._step_ids, self._step_past = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
         self._step_rows = np.arange(rows, dtype=np.int32)
+        self._step_best = np.zeros(rows, np.int32)
         self._step_logits = np.empty((rows, self.vocabulary), np.float32)
         self._step = [
             _at(a) for a in (self._step_ids, self._step_rows, self._step_past, self._step_rows, self._step_logits)
@@ -232,10 +235,26 @@ class NativeEngine:
         count = len(ids)
         return self._forward(list(ids), [row] * count, list(range(past, past + count)), list(wanted), hidden)
 
-    def decode(self, ids: Sequence[int], past: Sequence[int], hidden: Hidden | None = None) -> Logits:
+    def decode(
+        self,
+        ids: Sequence[int],
+        past: Sequence[int],
+        hidden: Hidden | None = None,
+        best: Sequence[int] | None = None,
+    ) -> Logits:
+        """Run one token for each row, as `Engine.decode` says.
+
+        `best`: how many of a row's largest logits are needed, 0 for all. Others may be -inf: they are below the last of
+        these. So the head may be read in two passes, with the same bits.
+        """
         count = len(ids)
         self._step_ids[:count], self._step_past[:count] = ids, past
-        self._run(count, *self._step[:3], count, *self._step[3:], None if hidden is None else _at(hidden))
+        if best is not None:
+            self._step_best[:count] = best
+        self._run(
+            count, *self._step[:3], count, *self._step[3:], None if hidden is None else _at(hidden),
+            None if best is None else _at(self._step_best),
+        )  # fmt: skip
         return self._step_logits[:count]
 
     def run(self, runs: Sequence[Run]) -> Logits:
@@ -270,6 +289,15 @@ class NativeEngine:
             )
         )
 
+    @property
+    def strips_read(self) -> int:
+        """Strips of 16 tokens that the last step read after a first pass over the head; 0: it read the head once."""
+        return int(self._kernels.gpt2d_strips_read(self._running()))
+
+    def always_two_passes(self, always: bool) -> None:
+        """Read the head in two passes also where that is slower, for tests."""
+        self._kernels.gpt2d_always_two_passes(self._running(), int(always))
+
     def move(self, source: int, target: int, positions: int, first: int = 0) -> None:
         self._check(self._kernels.gpt2d_move(self._running(), source, target, first, positions))
 
@@ -299,8 +327,9 @@ class NativeEngine:
         chosen = np.array(wanted, np.int32)
         logits = np.empty((len(wanted), self.vocabulary), np.float32)
         self._run(
-            len(ids), *map(_at, steps), len(wanted), _at(chosen), _at(logits), None if hidden is None else _at(hidden)
-        )
+            len(ids), *map(_at, steps), len(wanted), _at(chosen), _at(logits),
+            None if hidden is None else _at(hidden), None,
+        )  # fmt: skip
         return logits
 
     def _run(self, count: int, *arguments: int | None) -> None:

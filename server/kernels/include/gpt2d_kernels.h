@@ -66,9 +66,17 @@ GPT2D_API void *gpt2d_weights(gpt2d_model *model, size_t *bytes);
 
 /* Run `count` tokens: token i is ids[i], in row rows[i], at position positions[i]. Tokens of a row stand together, at
  * positions that follow each other, and see what the row holds before them. Then logits float32 [wanted_count, vocabulary]
- * are those after the tokens wanted[0..], and hidden float32 [count, width], unless it is NULL, what the last norm makes of all. */
+ * are those after the tokens wanted[0..], and hidden float32 [count, width], unless it is NULL, what the last norm makes of all.
+ * best[0..wanted_count-1], unless it is NULL, says how many of the largest logits of each are needed, 0 for all: then the head
+ * may be read in two passes, which leaves minus infinity where a logit was not read. It is not among those, nor equal to one. */
 GPT2D_API int gpt2d_forward(gpt2d_model *model, int count, const int32_t *ids, const int32_t *rows, const int32_t *positions,
-                            int wanted_count, const int32_t *wanted, float *logits, float *hidden);
+                            int wanted_count, const int32_t *wanted, float *logits, float *hidden, const int32_t *best);
+
+/* The strips of 16 tokens whose exact logits the last gpt2d_forward computed after a first pass; 0: it read the head once. */
+GPT2D_API int gpt2d_strips_read(gpt2d_model *model);
+
+/* For tests: read the head in two passes wherever that is asked for and right, and not only where it is worth it. */
+GPT2D_API void gpt2d_always_two_passes(gpt2d_model *model, int always);
 
 /* Run one layer of a model of 8 or 4 bits alone: x, float [count, width], becomes what the layer makes of it. Tokens as in
  * gpt2d_forward. What its four matrices are multiplied by goes to q[0..3] and scales[0..3]: [count, n] and [count, n / 32], where

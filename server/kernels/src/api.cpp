@@ -98,9 +98,9 @@ void *gpt2d_weights(gpt2d_model *model, size_t *bytes) {
 }
 
 int gpt2d_forward(gpt2d_model *model, int count, const int32_t *ids, const int32_t *rows, const int32_t *positions, int wanted_count,
-                  const int32_t *wanted, float *logits, float *hidden) {
+                  const int32_t *wanted, float *logits, float *hidden, const int32_t *best) {
     return guarded([&] {
-        Step step{count, ids, rows, positions, wanted_count, wanted, logits, hidden};
+        Step step{count, ids, rows, positions, wanted_count, wanted, logits, hidden, best};
         if (!model->model.valid(step)) return int(GPT2D_BAD_ARGUMENT);
         model->model.forward(step);
         return 0;
@@ -112,7 +112,7 @@ int gpt2d_observe(gpt2d_model *model, int layer, int count, const int32_t *rows,
     return guarded([&] {
         std::vector<int32_t> ids(size_t(std::max(0, count)), 0);
         Look look{layer, x, q, scales};
-        Step step{count, ids.data(), rows, positions, 0, nullptr, nullptr, nullptr, &look};
+        Step step{count, ids.data(), rows, positions, 0, nullptr, nullptr, nullptr, nullptr, &look};
         if (!model->model.valid(step)) return int(GPT2D_BAD_ARGUMENT);
         model->model.forward(step);
         return 0;
@@ -126,6 +126,10 @@ int gpt2d_calibrate(int outputs, int inputs, double *products, float *weights, i
         return calibrate(outputs, inputs, products, weights, values, scales, team) ? 0 : int(GPT2D_BAD_ARGUMENT);
     });
 }
+
+int gpt2d_strips_read(gpt2d_model *model) { return model->model.strips_read(); }
+
+void gpt2d_always_two_passes(gpt2d_model *model, int always) { model->model.always_two_passes(always != 0); }
 
 int gpt2d_use_threads(gpt2d_model *model, int threads) {
     if (threads < 1 || threads > model->model.team().size()) return GPT2D_BAD_ARGUMENT;

@@ -69,6 +69,11 @@ size_t Model::lay_out(const unsigned char *base) {
     final_norm_ = norm();
     table_ = matrix(shape_.vocabulary, shape_.width, shape_.head_bits, false);
     lm_head_ = shape_.tied ? table_ : matrix(shape_.vocabulary, shape_.width, shape_.head_bits, false);
+    if (shape_.head_bits != 32) {
+        coarse_ = matrix(shape_.vocabulary, shape_.width, 4, false);
+        coarse_norms_ = reinterpret_cast<const uint16_t *>(base + at);
+        at += (size_t(coarse_.panels()) * (width_ / BLOCK) * 2 + 63) / 64 * 64;
+    }
     return at;
 }
 
@@ -84,6 +89,7 @@ bool Model::valid(const Step &s) const {
         if (follows ? s.positions[i] != s.positions[i - 1] + 1 : seen[size_t(row)]) return false;
         seen[size_t(row)] = true;
     }
+    if (s.best && !std::all_of(s.best, s.best + s.wanted_count, [&](int k) { return k >= 0 && k <= shape_.vocabulary; })) return false;
     return std::all_of(s.wanted, s.wanted + s.wanted_count, [&](int w) { return w >= 0 && w < s.count; });
 }
 
@@ -102,6 +108,7 @@ void Model::reserve(int count, int wanted_count) {
 
 void Model::forward(const Step &step) {
     reserve(step.count, step.wanted_count);
+    two_.used = in_two_passes(step);
     runs_.clear();
     for (int i = 0; i < step.count; i++) {
         if (i && step.rows[i] == step.rows[i - 1]) runs_.back().count++;
@@ -185,18 +192,6 @@ void Model::keep(const Step &step, int matrix, const Rows &x) {
     });
 }
 
-// The logits, without the head's padding: each part copies what it has made.
-void Model::raise_head(const Rows &x, const Step &step) {
-    if (!step.wanted_count) return;
-    int wide = lm_head_.outputs;
-    team_.work_off(lm_head_.panels(), part_of(lm_head_), [&](int first, int end) {
-        ops_.matmul(lm_head_, x, step.wanted_count, {logits_.data(), wide, Finish::store}, first, end);
-        int from = first * PANEL, to = std::min(end * PANEL, shape_.vocabulary);
-        for (int i = 0; i < step.wanted_count; i++)
-            std::copy(&logits_[size_t(i) * wide] + from, &logits_[size_t(i) * wide] + to, step.logits + size_t(i) * shape_.vocabulary + from);
-    });
-}
-
 // Row `row` of x, normalised, becomes row `to` of what is multiplied next.
 void Model::normalise(const Norm &norm, const float *x, int row, int to, const Matrix &next) {
     float *y = &normed_[size_t(to) * width_];
@@ -205,6 +200,7 @@ void Model::normalise(const Norm &norm, const float *x, int row, int to, const M
         size_t at = size_t(to) * width_;
         ops_.quantise(y, width_, next.zero(), &q_[at], &scales_[at / BLOCK], &offsets_[at / BLOCK]);
     }
+    if (two_.used && &next == &lm_head_) prepare(to);
 }
 
 // Make blocks of `width` floats of a row, where what is multiplied next wants them.

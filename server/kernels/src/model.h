@@ -1,5 +1,6 @@
 // One GPT-2: where its weights lie, its KV cache, and a step over both.
 #pragma once
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -25,7 +26,24 @@ struct Step {
     int wanted_count;
     const int32_t *wanted;
     float *logits, *hidden;
+    const int32_t *best = nullptr;  // how many of the largest logits are needed of each that is wanted, 0: all; or null
     const Look *look = nullptr;
+};
+
+// What the two passes over the head keep of a step, for one or two rows.
+struct TwoPasses {
+    bool used = false;          // in this step
+    bool always = false;        // for tests
+    bool whole = false;         // the step has fallen back on the whole head
+    int failed = 0, resting = 0;  // fallbacks in a row, and steps without a try that are left after them
+    std::vector<int32_t> offsets;  // of the rows, as the coarse head wants them: [2, blocks]
+    std::vector<float> norms;      // of the rows' blocks: [2, blocks]
+    std::vector<float> tops, most, exact_tops;  // of each strip: of coarse logits, of what exact ones may be, of these: [2, strips]
+    std::vector<float> values;
+    std::vector<uint8_t> read;  // [strips]
+    std::vector<int> listed;    // strips whose exact logits are computed, first those of the coarse choice
+    size_t first = 0, count = 0;  // how many these are, and all
+    std::atomic<bool> broken{false};  // something was not a number
 };
 
 class Model {
@@ -44,6 +62,8 @@ class Model {
     // Throws std::bad_alloc before anything is changed.
     void choose(int count, const int32_t *rows, float *logits, const gpt2d_choice *const *choices, int32_t *tokens);
     void copy(int row, int positions, void *keys, void *values, bool out);
+    int strips_read() const { return two_.used && !two_.whole ? int(two_.count) : 0; }
+    void always_two_passes(bool always) { two_.always = always; }
 
    private:
     struct Norm { const float *gain, *bias; };
@@ -69,8 +89,20 @@ class Model {
     template <class Then = void (*)()>
     void multiply(const Matrix &m, const Rows &x, int count, const Result &result, Then then = [] {});
     void multiply(const Matrix &m, const Rows &x, int count, const Result &result, const Next &next);
-    void raise_head(const Rows &x, const Step &step);
     void keep(const Step &step, int matrix, const Rows &x);
+    // The head, in head.cpp.
+    bool in_two_passes(const Step &step);
+    void prepare(int row);
+    void raise_head(const Rows &x, const Step &step);
+    void raise_whole(const Rows &x, const Step &step);
+    void raise_best(const Rows &x, const Step &step);
+    void hand_out(const Step &step, int first, int end);
+    int strips() const { return lm_head_.outputs / STRIP; }
+    void list_likely(const Step &step);
+    void list_possible(const Step &step);
+    template <class Wanted>
+    void list(Wanted wanted);
+    float least_of_best(const Step &step, int row);
     void attend(int layer, const Step &step, int unit, float *scratch);
     Cache cache(int layer, int row, int head) const;
 
@@ -82,7 +114,9 @@ class Model {
     const float *places_ = nullptr;
     std::vector<Layer> layers_;
     Norm final_norm_{};
-    Matrix table_, lm_head_;
+    Matrix table_, lm_head_, coarse_;
+    const uint16_t *coarse_norms_ = nullptr;  // of what the coarse head leaves out: [panels, blocks]
+    TwoPasses two_;
     Team team_;
 
     // The activations of a step, for `reserved_` tokens.

@@ -10,6 +10,8 @@ namespace gpt2d {
 
 constexpr int BLOCK = 32;  // inputs that share a scale
 constexpr int PANEL = 32;  // outputs that lie together: two registers of 16
+constexpr int STRIP = 16;  // outputs of a register, half a panel: what is read by itself in the second pass over a head
+constexpr float DEVIATIONS = 8;  // so far may an exact logit be from a coarse one
 
 // N outputs by K inputs, both padded to 32. A panel of 32 outputs after the other; in it the blocks of 32 inputs; in these
 //   8 bits: [8 groups of 4 inputs][32 outputs][4 inputs] uint8, value + 128            then [32 outputs] fp16 scales
@@ -99,6 +101,14 @@ struct Ops {
     bool (*usable)();
     // Panels first..end-1 of x m + bias.
     void (*matmul)(const Matrix &m, const Rows &x, int rows, const Result &result, int first, int end);
+    // The same bits for strips[first..end-1] of a list of `count`, for one or two rows and 8 bits without a bias; where `first`
+    // is even and `end` is odd, the strip after it is computed, too.
+    void (*matmul_strips)(const Matrix &m, const Rows &x, int rows, float *y, int stride, const int *strips, int first, int end, int count);
+    // The largest output of each of the strips first..end-1; false where one of them all is not a number.
+    bool (*largest)(const float *y, int first, int end, float *tops);
+    // The same of panels first..end-1's strips of coarse outputs y, and what an exact one can be at most: y + DEVIATIONS of a sum of random signs. In a block of
+    // 32 inputs the coarse weights of an output leave out at most norms[panel, block] times their scale.
+    bool (*bound)(const Matrix &m, const float *y, const uint16_t *norms, const float *x_norms, int first, int end, float *tops, float *most);
     // Layer normalisation of `width` values; `padded` are written.
     void (*norm)(const float *x, const float *gain, const float *bias, int width, int padded, float epsilon, float *y);
     void (*quantise)(const float *x, int n, int zero, int8_t *q, float *scales, int32_t *offsets);

@@ -204,6 +204,111 @@ void matmul(const Matrix &m, const Rows &x, int rows, const Result &result, int 
     else matmul_of<4>(m, x, rows, result, first, end, heights);
 }
 
+// Two strips of 8 bits, wherever they lie, and where their scales are.
+struct Strips {
+    const uint8_t *w[2], *scales[2];
+
+    Strips(const Matrix &m, int one, int other) {
+        for (int i : {0, 1}) {
+            int strip = i ? other : one, half = strip % 2;
+            w[i] = m.data + strip / 2 * m.panel_bytes() + half * 64, scales[i] = w[i] + BLOCK * PANEL - half * 32;
+        }
+    }
+};
+#ifndef SV
+#define SV 1
+#endif
+
+// R rows of x times two strips, while the next two are fetched: with the operations of a tile, in their order.
+template <int R>
+inline TileSums<R> multiply_strips(const Strips &strips, const Strips &next, int inputs, const Rows &x, int row, TileSums<R> out) {
+    constexpr size_t BYTES = Matrix::block_bytes(8);
+    const int8_t *q[R];
+    const float *scale[R];
+    const int32_t *offset[R];
+    for (int r = 0; r < R; r++) {
+        size_t at = size_t(row + r) * x.stride;
+        q[r] = x.q + at, scale[r] = x.scales + at / BLOCK, offset[r] = x.offsets + at / BLOCK;
+    }
+    for (size_t b = 0, at = 0; b < size_t(inputs / BLOCK); b++, at += BYTES) {
+        each(std::make_index_sequence<2>{}, [&](auto g) {
+            each(std::make_index_sequence<8>{}, [&](auto j) {
+                if (SV == 2) prefetch(next.w[g] + at + j * 128); else prefetch_far(next.w[g] + at + j * 128); });
+            if (SV == 2) prefetch(next.scales[g] + at); else prefetch_far(next.scales[g] + at);
+        });
+        if (SV == 0) wait_for_loads();
+        I dot[R][2];
+        for (int r = 0; r < R; r++) dot[r][0] = dot[r][1] = set_int(SIGNED_BYTES ? 0 : offset[r][b]);
+        for (int j = 0; j < 8; j++) {
+            Bytes w0 = load_bytes(strips.w[0] + at + j * 128), w1 = load_bytes(strips.w[1] + at + j * 128);
+            for (int r = 0; r < R; r++) {
+                Bytes v = broadcast(q[r] + b * BLOCK + j * 4);
+                dot[r][0] = dot8(dot[r][0], w0, v), dot[r][1] = dot8(dot[r][1], w1, v);
+            }
+        }
+        F s0 = load_half(reinterpret_cast<const uint16_t *>(strips.scales[0] + at));
+        F s1 = load_half(reinterpret_cast<const uint16_t *>(strips.scales[1] + at));
+        for (int r = 0; r < R; r++) {
+            F s = set(scale[r][b]);
+            out.of[r][0] = fma(to_float(dot[r][0]), s0 * s, out.of[r][0]), out.of[r][1] = fma(to_float(dot[r][1]), s1 * s, out.of[r][1]);
+        }
+    }
+    return out;
+}
+
+template <int R>
+void strips_of(const Matrix &m, const Rows &x, int row, float *y, int stride, const int *strips, int first, int end, int count) {
+    for (int i = first; i < end; i += 2) {
+        auto strip = [&](int k) { return strips[std::min(k, count - 1)]; };  // the last one twice where their number is odd
+        TileSums<R> out;
+        for (int r = 0; r < R; r++) out.of[r][0] = out.of[r][1] = set(0.f);
+        out = multiply_strips<R>({m, strip(i), strip(i + 1)}, {m, strip(i + 2), strip(i + 3)}, m.inputs, x, row, out);
+        for (int r = 0; r < R; r++)
+            for (int g = 0; g < 2; g++) store(y + size_t(row + r) * stride + strip(i + g) * STRIP, out.of[r][g]);
+    }
+}
+
+void matmul_strips(const Matrix &m, const Rows &x, int rows, float *y, int stride, const int *strips, int first, int end, int count) {
+    constexpr int highest = std::min(2, BLOCK_ROWS);
+    for (int row = 0, height; row < rows; row += height) {
+        height = std::min(highest, rows - row);
+        if (height == highest) strips_of<highest>(m, x, row, y, stride, strips, first, end, count);
+        else strips_of<1>(m, x, row, y, stride, strips, first, end, count);
+    }
+}
+
+bool largest_of_strips(const float *y, int first, int end, float *tops) {
+    F nothing = set(0.f);  // what is no number less itself is none
+    for (int i = first; i < end; i++) {
+        F x = load(y + i * STRIP);
+        nothing = nothing + (x - x);
+        tops[i] = largest(x);
+    }
+    return !any_nan(nothing);
+}
+
+bool bound(const Matrix &m, const float *y, const uint16_t *norms, const float *x_norms, int first, int end, float *tops, float *most) {
+    size_t bytes = Matrix::block_bytes(m.bits), blocks = size_t(m.inputs / BLOCK);
+    F deviations = set(DEVIATIONS / std::sqrt(float(BLOCK))), nothing = set(0.f);
+    for (int p = first; p < end; p++) {
+        F squares[2] = {set(0.f), set(0.f)};
+        const uint8_t *scales = m.data + p * m.panel_bytes() + bytes - PANEL * 2;
+        for (size_t b = 0; b < blocks; b++, scales += bytes) {
+            F left_out = set(from_half(norms[size_t(p) * blocks + b]) * x_norms[b]);
+            for (int g : {0, 1}) {
+                F x = load_half(reinterpret_cast<const uint16_t *>(scales) + g * LANES) * left_out;
+                squares[g] = fma(x, x, squares[g]);
+            }
+        }
+        for (int g : {0, 1}) {
+            F x = load(y + p * PANEL + g * LANES), highest = fma(root(squares[g]), deviations, x);
+            nothing = nothing + (highest - highest);
+            tops[2 * p + g] = largest(x), most[2 * p + g] = largest(highest);
+        }
+    }
+    return !any_nan(nothing);
+}
+
 void norm(const float *x, const float *gain, const float *bias, int width, int padded, float epsilon, float *y) {
     F total = set(0.f), squares = set(0.f);
     for (int i = 0; i < padded; i += LANES) total = total + load(x + i);

@@ -114,6 +114,13 @@ inline Floats smaller(Floats p, Floats q) { return _mm_min_ps(p, q); }
 inline Floats greater(Floats p, Floats q) { return choose(p > q, p, q); }
 inline Floats smaller(Floats p, Floats q) { return choose(p < q, p, q); }
 #endif
+inline F root(F x) {
+    auto four_roots = [](Floats p) {
+        for (int i = 0; i < 4; i++) p[i] = std::sqrt(p[i]);
+        return p;
+    };
+    return parts(four_roots, x);
+}
 inline F max(F x, F y) { return parts(greater, x, y); }
 inline F min(F x, F y) { return parts(smaller, x, y); }
 inline F abs(F x) { return parts([](Floats p) { return as<Floats>(as<Ints>(p) & 0x7fffffff); }, x); }

@@ -56,7 +56,7 @@ std::vector<float> run(gpt2d_model *model, int row, const std::vector<int32_t> &
     std::vector<int32_t> rows(ids.size(), row), positions, wanted;
     for (size_t i = 0; i < ids.size(); i++) positions.push_back(past + int32_t(i)), wanted.push_back(int32_t(i));
     std::vector<float> logits(ids.size() * size_t(ODD.vocabulary));
-    CHECK(gpt2d_forward(model, int(ids.size()), ids.data(), rows.data(), positions.data(), int(ids.size()), wanted.data(), logits.data(), nullptr) == 0);
+    CHECK(gpt2d_forward(model, int(ids.size()), ids.data(), rows.data(), positions.data(), int(ids.size()), wanted.data(), logits.data(), nullptr, nullptr) == 0);
     return logits;
 }
 
@@ -78,7 +78,7 @@ std::vector<float> a_model(int bits, int cache_bits, int threads, const std::str
     CHECK(run(model, 1, {ids.begin() + 20, ids.end()}, 20) == part(20, 50));
     int32_t id = ODD.vocabulary, zero = 0;
     float none[77];
-    CHECK(gpt2d_forward(model, 1, &id, &zero, &zero, 1, &zero, none, nullptr) == GPT2D_BAD_ARGUMENT);
+    CHECK(gpt2d_forward(model, 1, &id, &zero, &zero, 1, &zero, none, nullptr, nullptr) == GPT2D_BAD_ARGUMENT);
     gpt2d_free(model);
     return all;
 }

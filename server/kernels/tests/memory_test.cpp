@@ -79,7 +79,7 @@ std::vector<float> run(gpt2d_model *model, int count, bool short_of_memory) {
     for (int i = 0; i < count; i++) ids.push_back(i * 31 % VOCABULARY), places.push_back(i);
     std::vector<float> logits(size_t(count) * VOCABULARY);
     auto call = [&] {
-        return gpt2d_forward(model, count, ids.data(), rows.data(), places.data(), count, places.data(), logits.data(), nullptr);
+        return gpt2d_forward(model, count, ids.data(), rows.data(), places.data(), count, places.data(), logits.data(), nullptr, nullptr);
     };
     int failures = short_of_memory ? until_it_works(call) : call();
     CHECK(short_of_memory ? failures > 0 : failures == 0);
@@ -99,7 +99,7 @@ void a_model(int bits, int cache_bits, int threads) {
     float logits[VOCABULARY];
     for (int n = 0; n < 4; n++) {
         allocations_left = n;
-        CHECK(gpt2d_forward(model, 40, ids.data(), rows.data(), places.data(), 1, places.data(), logits, nullptr) == GPT2D_NO_MEMORY);
+        CHECK(gpt2d_forward(model, 40, ids.data(), rows.data(), places.data(), 1, places.data(), logits, nullptr, nullptr) == GPT2D_NO_MEMORY);
         allocations_left = -1;
     }
     CHECK(run(model, 30, false) == run(spared, 30, false));
