@@ -280,6 +280,10 @@ class Generate(Request, frozen=True, tag="generate"):
             description="Guess up to this many tokens ahead from the text so far; the text stays the same, 0 is off.",
         ),
     ] = 8
+    exact_head: Annotated[
+        bool,
+        Meta(description="Compute every token's logit, also where the largest are enough and all others are bounded."),
+    ] = False
     num_beams: Annotated[
         int, Meta(ge=2, le=16, description="How many texts a beam search compares; it returns the best `n` of them.")
     ] = 4
@@ -389,6 +393,7 @@ SETTINGS = (
     "min_new_tokens",
     "stop",
     "speculate",
+    "exact_head",
     "num_beams",
     "num_beam_groups",
     "diversity_penalty",

@@ -160,7 +160,7 @@ class Architecture:
         head = self.vocabulary * self.width
         rest = self.parameters - blocks - head
         heads = head if self.tied else 2 * head
-        weights = int(stored.blocks * blocks + stored.head * heads + stored.rest * rest)
+        weights = int(stored.blocks * blocks + stored.head * heads + stored.coarse * head + stored.rest * rest)
         kept = min(rows, traits.most_rows or rows) * (self.row_bytes(engine, precision, cache) + 8 * self.vocabulary)
         kept += self.prefix_cache_bytes(engine, precision, cache)
         return weights + kept + OVERHEAD_BYTES + traits.libraries_bytes

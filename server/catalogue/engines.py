@@ -25,6 +25,8 @@ BITS = {"fp32": 32, "int8": 8, "int4": 4}
 """Bits of a weight in the blocks' matrices, for the engines whose files we build."""
 HEAD_BITS = 8
 """Bits of the token table and the LM head at every quantised precision (docs/decisions/head-at-8-bits.md)."""
+COARSE_HEAD = 4 / 8 + 2 / BLOCK + 2 / BLOCK**2
+"""Bytes of each weight of the native engine's coarse head: 4 bits, scales, and what they leave out of each block."""
 CACHE_BITS = {"int8": 8, "fp16": 16, "bf16": 16, "fp32": 32}
 """Bits of an element of the KV cache, by what the cache is called."""
 CACHE_SCALE_BYTES = 4
@@ -119,16 +121,20 @@ class Stored:
     """A weight of the token table: all copies of it, where the LM head has one of its own."""
     rest: float = 4
     """A bias, a norm's weight or a position's."""
+    coarse: float = 0
+    """More of a weight of the LM head, for a first pass over it."""
     caches: tuple[str, ...] = ("fp32",)
     """What the KV cache can be made of (CACHE_BITS); the first is the default."""
     loading_copies: int = 0
     """Times that all weights are in memory as float32 while the engine is made, where that is more than what stays."""
 
 
-def _in_blocks(bits: int, scale_bytes: int, *, head_copies: int = 1, caches: tuple[str, ...] = ("fp32",)) -> Stored:
+def _in_blocks(
+    bits: int, scale_bytes: int, *, head_copies: int = 1, coarse: float = 0, caches: tuple[str, ...] = ("fp32",)
+) -> Stored:
     """Return the sizes of a model quantised in blocks, each with a scale."""
     scale = scale_bytes / BLOCK
-    return Stored(bits / 8 + scale, head_copies * (HEAD_BITS / 8 + scale), caches=caches)
+    return Stored(bits / 8 + scale, head_copies * (HEAD_BITS / 8 + scale), coarse=coarse, caches=caches)
 
 
 @dataclass(frozen=True)
@@ -178,8 +184,8 @@ REFERENCE_BYTES = 420 << 20
 TRAITS = {
     "native": Traits(
         {
-            "int8": _in_blocks(8, 2, caches=("int8", "fp16")),  # scales are fp16
-            "int4": _in_blocks(4, 2, caches=("int8", "fp16")),
+            "int8": _in_blocks(8, 2, coarse=COARSE_HEAD, caches=("int8", "fp16")),  # scales are fp16
+            "int4": _in_blocks(4, 2, coarse=COARSE_HEAD, caches=("int8", "fp16")),
             "fp32": Stored(4, 4),
         },
         install=KERNELS_INSTALL,

@@ -123,7 +123,8 @@ def coarse_head(blocks: Blocks) -> tuple[Blocks, NDArray[np.float16]]:
         scales.append(coarse.scales)
         left_out = np.sqrt(np.einsum("nbk,nbk->nb", exact, exact, dtype=np.float64))
         scale = np.abs(_stored(coarse.scales)[:, :, 0], dtype=np.float64)
-        norms.append(np.divide(left_out, scale, out=np.zeros_like(scale), where=scale > 0))
+        unknown = np.where(left_out == 0, 0.0, np.inf)  # such a head is read whole
+        norms.append(np.divide(left_out, scale, out=unknown, where=np.isfinite(left_out) & (scale > 0)))
     largest = np.pad(np.concatenate(norms), [(0, -outputs % PANEL), (0, 0)]).reshape(-1, PANEL, count).max(axis=1)
     up = np.nextafter(largest.astype(np.float16), np.float16(np.inf))  # what rounding took away, and more
     return Blocks(4, np.concatenate(values), np.concatenate(scales), blocks.inputs), up

@@ -82,6 +82,27 @@ class Together(Protocol):
 
 
 @runtime_checkable
+class Selective(Protocol):
+    """An engine that can leave out logits that are not among the largest."""
+
+    best_rows: int
+    """Most rows of a step for which it can."""
+
+    def decode(
+        self,
+        ids: Sequence[int],
+        past: Sequence[int],
+        hidden: Hidden | None = None,
+        best: Sequence[int] | None = None,
+    ) -> Logits:
+        """Run a step as `Engine.decode` does; `best` says how many of a row's largest logits are needed, 0 for all.
+
+        Others may be -inf, but none that equals the smallest of these. Those that are not have the same bits as ever.
+        """
+        ...
+
+
+@runtime_checkable
 class Adaptive(Protocol):
     """An engine whose steps do not all take all of its threads."""
 

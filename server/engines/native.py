@@ -38,6 +38,8 @@ NO_ACTIVATION = -1
 """GPT2D_NO_ACTIVATION in gpt2d_kernels.h."""
 NOTHING_S = 10e-6
 """Time without a core that a step may have without a word: some clocks and interrupts."""
+BEST_ROWS = 2
+"""Rows of a step for which the kernels read the head in two passes (src/head.cpp): with more, one pass serves them all."""
 NO_MEMORY = -2
 """GPT2D_NO_MEMORY in gpt2d_kernels.h."""
 
@@ -185,6 +187,7 @@ class NativeEngine:
         architecture, or if the environment forces an instruction set that there is not.
         """
         self.rows = rows
+        self.best_rows = min(rows, BEST_ROWS)
         self.context = arch.context
         self.vocabulary = arch.vocabulary
         self.width = arch.width
@@ -242,11 +245,6 @@ class NativeEngine:
         hidden: Hidden | None = None,
         best: Sequence[int] | None = None,
     ) -> Logits:
-        """Run one token for each row, as `Engine.decode` says.
-
-        `best`: how many of a row's largest logits are needed, 0 for all. Others may be -inf: they are below the last of
-        these. So the head may be read in two passes, with the same bits.
-        """
         count = len(ids)
         self._step_ids[:count], self._step_past[:count] = ids, past
         if best is not None:

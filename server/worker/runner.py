@@ -12,7 +12,7 @@ from collections.abc import Sequence as Many
 
 import numpy as np
 
-from server.engines.base import Adaptive, Engine, Hidden, Logits, Run, Together
+from server.engines.base import Adaptive, Engine, Hidden, Logits, Run, Selective, Together
 from server.worker.costs import Costs, price
 from server.worker.faults import incident
 from server.worker.sampling import sample
@@ -28,6 +28,7 @@ class Runner:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._together = engine if isinstance(engine, Together) else None
+        self._selective = engine if isinstance(engine, Selective) else None
         self._adaptive = engine if isinstance(engine, Adaptive) else None
         self.costs = Costs()
 
@@ -135,9 +136,18 @@ class Runner:
         if self._together and guesses:
             logits = self._together.run(_runs_of(rows, guesses))
         else:
-            logits = self._engine.decode([row.ids[-1] for row in rows], [row.cached for row in rows], hidden)
+            logits = self._step(rows, hidden)
         self.costs.note(len(logits), self._threads, (time.perf_counter() - began) * 1000)
         return self._take(rows, guesses, logits, hidden)
+
+    def _step(self, rows: Many[Row], hidden: Hidden | None) -> Logits:
+        """Run a token of every row, of whose logits the samplers may say that the largest are enough."""
+        ids, past = [row.ids[-1] for row in rows], [row.cached for row in rows]
+        if self._selective and len(rows) <= self._selective.best_rows:
+            best = [row.sampler.best if is_sampled(row) else 0 for row in rows]
+            if all(best):
+                return self._selective.decode(ids, past, hidden, best)
+        return self._engine.decode(ids, past, hidden)
 
     def _take(self, rows: Many[Row], guesses: list[list[int]], logits: Logits, hidden: Hidden | None) -> Chosen:
         """Choose from a step's logits, [rows and guesses, vocabulary]; searches take their own."""

@@ -59,6 +59,11 @@ class Sampler:
         self.native = NATIVE and request.strategy in {"greedy", "sample"} and request.logprobs is None
         """True if the kernels can choose."""
         r = request
+        plain_sample = request.strategy == "sample" and r.typical_p == 1 and r.top_k
+        self.best = 0
+        """Number of the largest logits that are enough to choose a token; 0: all are needed."""
+        if self.native and not processors.active and not request.exact_head and (greedy or plain_sample):
+            self.best = 1 if greedy else r.top_k
         cold = native.Choice(top_p=1, typical_p=1)
         self._choice = cold if greedy else native.Choice(0, r.top_p, r.typical_p, r.temperature, r.min_p, r.top_k)
         self._choice.repetition, self._choice.presence = r.repetition_penalty, r.presence_penalty

@@ -16,20 +16,26 @@ namespace {
 
 constexpr int MOST_ROWS = 2;                    // with more, weights that are read once serve them all
 constexpr size_t LEAST_BYTES = size_t(4) << 20;  // of a head that is read in two passes: a smaller one lies in a cache
-constexpr double MOST_SHARE = 0.4;              // of the strips: with more of them, two passes take longer than one
-constexpr int FAILURES = 2, REST = 32;          // after so many fallbacks in a row, so many steps read the whole head at once
+// Of the strips: with more of them than the first, two passes take longer than one; with more than the second, what is left of
+// the second pass does. A strip takes 1.7 times as long as in a stream, and the first pass 0.57 of the whole head.
+constexpr double WORTH_SHARE = 0.18, MOST_SHARE = 0.4;
+constexpr int FAILURES = 2, REST = 32;  // after so many steps in a row that were not worth it, so many read the whole head at once
 
 }  // namespace
 
 bool Model::in_two_passes(const Step &step) {
     if (!step.best || !step.wanted_count || step.wanted_count > MOST_ROWS || shape_.head_bits == 32) return false;
-    if (std::find(step.best, step.best + step.wanted_count, 0) != step.best + step.wanted_count) return false;
+    auto all = [&](int k) { return k == 0 || k >= shape_.vocabulary; };
+    if (std::any_of(step.best, step.best + step.wanted_count, all)) return false;
     auto strips = size_t(this->strips()), blocks = size_t(width_ / BLOCK);
     if (!two_.always) {
         size_t likely = 0;
         for (int i = 0; i < step.wanted_count; i++) likely += 2 * size_t(step.best[i]);
-        if (lm_head_.panels() * lm_head_.panel_bytes() < LEAST_BYTES || double(likely) > MOST_SHARE * double(strips)) return false;
-        if (two_.resting > 0) return two_.resting--, false;
+        if (lm_head_.panels() * lm_head_.panel_bytes() < LEAST_BYTES || double(likely) > WORTH_SHARE * double(strips)) return false;
+        if (two_.resting > 0) {
+            two_.resting--;
+            return false;
+        }
     }
     two_.norms.resize(MOST_ROWS * blocks), two_.offsets.resize(MOST_ROWS * blocks);
     for (auto *values : {&two_.tops, &two_.most, &two_.exact_tops}) values->resize(MOST_ROWS * strips);
@@ -133,6 +139,7 @@ void Model::list_likely(const Step &step) {
     }
     list([&](size_t s) { return two_.read[s] != 0; });
     two_.first = two_.count;
+    if (two_.whole) note(false);
 }
 
 // All others in which an exact logit may be one of the best, or equal to the last of them.
@@ -144,7 +151,14 @@ void Model::list_possible(const Step &step) {
         for (int i = 0; i < step.wanted_count; i++) possible |= two_.most[size_t(i) * two_.read.size() + s] >= least[i];
         return possible & !two_.read[s];
     });
-    if (!two_.whole) two_.failed = 0;
+    bool worth = !two_.whole && double(two_.count) <= WORTH_SHARE * double(two_.read.size());
+    note(worth);
+}
+
+// Whether the two passes of a step were worth it.
+void Model::note(bool worth) {
+    two_.failed = worth ? 0 : two_.failed + 1;
+    if (two_.failed == FAILURES) two_.failed = 0, two_.resting = REST;
 }
 
 // Adds strips to those that are read exactly; if they become too many, or something is not a number, the whole head is.
@@ -154,7 +168,6 @@ void Model::list(Wanted wanted) {
     for (size_t s = 0; s < strips; s++) two_.listed[count] = int(s), count += wanted(s);  // no branch: half a nanosecond each
     two_.count = count;
     two_.whole = two_.broken || (!two_.always && double(count) > MOST_SHARE * double(strips));
-    if (two_.whole && ++two_.failed == FAILURES) two_.failed = 0, two_.resting = REST;
 }
 
 // The smallest of the best logits of a row among those that were read: none of the best of all is below it.

@@ -89,7 +89,7 @@ bool Model::valid(const Step &s) const {
         if (follows ? s.positions[i] != s.positions[i - 1] + 1 : seen[size_t(row)]) return false;
         seen[size_t(row)] = true;
     }
-    if (s.best && !std::all_of(s.best, s.best + s.wanted_count, [&](int k) { return k >= 0 && k <= shape_.vocabulary; })) return false;
+    if (s.best && !std::all_of(s.best, s.best + s.wanted_count, [](int k) { return k >= 0; })) return false;
     return std::all_of(s.wanted, s.wanted + s.wanted_count, [&](int w) { return w >= 0 && w < s.count; });
 }
 

@@ -35,7 +35,7 @@ struct TwoPasses {
     bool used = false;          // in this step
     bool always = false;        // for tests
     bool whole = false;         // the step has fallen back on the whole head
-    int failed = 0, resting = 0;  // fallbacks in a row, and steps without a try that are left after them
+    int failed = 0, resting = 0;  // steps in a row that were not worth it, and those without a try that are left after them
     std::vector<int32_t> offsets;  // of the rows, as the coarse head wants them: [2, blocks]
     std::vector<float> norms;      // of the rows' blocks: [2, blocks]
     std::vector<float> tops, most, exact_tops;  // of each strip: of coarse logits, of what exact ones may be, of these: [2, strips]
@@ -100,6 +100,7 @@ class Model {
     int strips() const { return lm_head_.outputs / STRIP; }
     void list_likely(const Step &step);
     void list_possible(const Step &step);
+    void note(bool worth);
     template <class Wanted>
     void list(Wanted wanted);
     float least_of_best(const Step &step, int row);

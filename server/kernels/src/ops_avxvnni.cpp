@@ -5,4 +5,4 @@
 #include "attention_body.h"
 #include "sample_body.h"
 
-const gpt2d::Ops gpt2d::avxvnni_ops = {"avxvnni", has_avxvnni, matmul, norm, quantise, embed, attend, sample, copy_out, copy_in};
+const gpt2d::Ops gpt2d::avxvnni_ops = {"avxvnni", has_avxvnni, matmul, matmul_strips, largest_of_strips, bound, norm, quantise, embed, attend, sample, copy_out, copy_in};

@@ -215,11 +215,9 @@ struct Strips {
         }
     }
 };
-#ifndef SV
-#define SV 1
-#endif
 
-// R rows of x times two strips, while the next two are fetched: with the operations of a tile, in their order.
+// R rows of x times two strips, while the next two are fetched: with the operations of a tile, in their order. It does not wait
+// for loads: nothing else fetches what it reads.
 template <int R>
 inline TileSums<R> multiply_strips(const Strips &strips, const Strips &next, int inputs, const Rows &x, int row, TileSums<R> out) {
     constexpr size_t BYTES = Matrix::block_bytes(8);
@@ -232,25 +230,34 @@ inline TileSums<R> multiply_strips(const Strips &strips, const Strips &next, int
     }
     for (size_t b = 0, at = 0; b < size_t(inputs / BLOCK); b++, at += BYTES) {
         each(std::make_index_sequence<2>{}, [&](auto g) {
-            each(std::make_index_sequence<8>{}, [&](auto j) {
-                if (SV == 2) prefetch(next.w[g] + at + j * 128); else prefetch_far(next.w[g] + at + j * 128); });
-            if (SV == 2) prefetch(next.scales[g] + at); else prefetch_far(next.scales[g] + at);
+            each(std::make_index_sequence<8>{}, [&](auto j) { prefetch_far(next.w[g] + at + j * 128); });
+            prefetch_far(next.scales[g] + at);
         });
-        if (SV == 0) wait_for_loads();
-        I dot[R][2];
-        for (int r = 0; r < R; r++) dot[r][0] = dot[r][1] = set_int(SIGNED_BYTES ? 0 : offset[r][b]);
-        for (int j = 0; j < 8; j++) {
-            Bytes w0 = load_bytes(strips.w[0] + at + j * 128), w1 = load_bytes(strips.w[1] + at + j * 128);
-            for (int r = 0; r < R; r++) {
-                Bytes v = broadcast(q[r] + b * BLOCK + j * 4);
-                dot[r][0] = dot8(dot[r][0], w0, v), dot[r][1] = dot8(dot[r][1], w1, v);
+        Inputs<8> in[R];
+        for (int r = 0; r < R; r++) in[r] = inputs_of<8>(q[r] + b * BLOCK);
+        Dot<8> dots[R][PARTS];
+        each(std::make_index_sequence<PARTS / together(R)>{}, [&](auto turn) {
+            constexpr int T = together(R), FIRST = turn * T, HALF = PARTS / 2;
+            Dot<8> dot[R][T];
+            for (int r = 0; r < R; r++)
+                for (int t = 0; t < T; t++) dot[r][t] = start<8>(offset[r][b]);
+            for (int j = 0; j < 8; j++) {
+                Part ws[T];
+                for (int t = 0; t < T; t++) ws[t] = load_part(strips.w[(FIRST + t) / HALF] + at + j * 128 + (FIRST + t) % HALF * sizeof(Part));
+                for (int r = 0; r < R; r++) {
+                    auto v = pick(in[r], j);
+                    for (int t = 0; t < T; t++) dot[r][t] = multiply8(dot[r][t], ws[t], v);
+                }
             }
-        }
+            for (int r = 0; r < R; r++)
+                for (int t = 0; t < T; t++) dots[r][FIRST + t] = dot[r][t];
+        });
         F s0 = load_half(reinterpret_cast<const uint16_t *>(strips.scales[0] + at));
         F s1 = load_half(reinterpret_cast<const uint16_t *>(strips.scales[1] + at));
         for (int r = 0; r < R; r++) {
             F s = set(scale[r][b]);
-            out.of[r][0] = fma(to_float(dot[r][0]), s0 * s, out.of[r][0]), out.of[r][1] = fma(to_float(dot[r][1]), s1 * s, out.of[r][1]);
+            I first = finish<8>(dots[r], offset[r][b]), second = finish<8>(dots[r] + PARTS / 2, offset[r][b]);
+            out.of[r][0] = fma(to_float(first), s0 * s, out.of[r][0]), out.of[r][1] = fma(to_float(second), s1 * s, out.of[r][1]);
         }
     }
     return out;
