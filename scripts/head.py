@@ -44,9 +44,7 @@ class Found:
 
 def choice(top_k: int) -> Choice:
     """Return the default sampler's settings for a token, or those of the likeliest one where `top_k` is 1."""
-    return Choice(
-        top_p=1, typical_p=1, repetition=1, top_k=top_k if top_k > 1 else 0, temperature=float(top_k > 1)
-    )
+    return Choice(top_p=1, typical_p=1, repetition=1, top_k=top_k if top_k > 1 else 0, temperature=float(top_k > 1))
 
 
 def compare(engine: NativeEngine, tokens: int, top_k: int, seed: int = 0) -> Found:

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Measure how fast an engine decodes, by itself: no daemon, no sampler, greedy, end of text ignored.
+"""Measure how fast an engine decodes, by itself: no daemon, end of text ignored.
 
     python -m scripts.bench.decode --like gpt2 --precision int8 --against transformers
     python -m scripts.bench.decode --model demo --precision fp32
     python -m scripts.bench.decode --like gpt2 --precision int4 --batch 1,8
+    python -m scripts.bench.decode --like gpt2 --precision int4 --sampler default
 
 Every variant runs in a process of its own; with --against the runs alternate (A B A B), so that a noisy machine is
 noisy for both. Figures are medians (and the best) of --runs after one warm-up. `ratio` is the reference's time for the
@@ -20,7 +21,7 @@ import sys
 from contextlib import ExitStack
 
 from scripts.bench.arguments import add_arguments, parse
-from scripts.bench.engine import EngineProcess, Run, Variant
+from scripts.bench.engine import SAMPLERS, EngineProcess, Run, Variant
 
 
 def decode_rates(runs: list[Run], new_tokens: int, batch: int = 1) -> dict[str, float]:
@@ -59,10 +60,16 @@ def main() -> None:
         metavar="1,8",
         help="numbers of sequences that decode together (default: 1)",
     )
+    parser.add_argument(
+        "--sampler",
+        choices=list(SAMPLERS),
+        default="greedy",
+        help="how the daemon's engines choose: the likeliest token, or as a request without settings (default: greedy)",
+    )
     args, model = parse(parser)
 
     rows = max(1, *args.batch)
-    names = {"ours": Variant(args.engine, args.precision, str(model.folder), args.threads, rows)}
+    names = {"ours": Variant(args.engine, args.precision, str(model.folder), args.threads, rows, args.sampler)}
     if args.against:
         names["reference"] = Variant(args.against, "fp32", str(model.folder), args.threads)
     with ExitStack() as stack:
@@ -88,6 +95,7 @@ def main() -> None:
     result: dict[str, object] = {
         "engine": args.engine,
         "precision": args.precision,
+        "sampler": args.sampler,
         "model": model.name,
         "threads": args.threads,
     }

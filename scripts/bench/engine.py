@@ -21,7 +21,9 @@ import psutil
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 Generate = Callable[[list[list[int]], int], tuple[float, float]]
-"""(prompts, new tokens) -> (prefill seconds, decode seconds): all prompts together, greedy, end of text ignored."""
+"""(prompts, new tokens) -> (prefill seconds, decode seconds): all prompts together, end of text ignored."""
+SAMPLERS: dict[str, dict[str, Any]] = {"greedy": {"strategy": "greedy"}, "default": {}}
+"""Settings of a request by which the daemon's engines choose tokens; others take the likeliest."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class Variant:
     folder: str
     threads: int
     rows: int = 1
+    sampler: str = "greedy"
+    """By which of SAMPLERS an engine of the daemon chooses."""
     sampling: dict[str, float] | None = None
     """Settings of the baseline where it samples.
 
@@ -112,9 +116,13 @@ class EngineProcess:
 
 def own_engine(variant: Variant) -> tuple[Generate, int]:
     """Load one of the daemon's engines; return what generates with it, and the size of its vocabulary."""
+    from protocol import messages as m
     from server.catalogue.architecture import read_architecture
     from server.config import Config
+    from server.engines.base import Logits, Selective
     from server.engines.load import load_engine
+    from server.worker.processors import Processors
+    from server.worker.sampling import Sampler, sample
 
     arch, config = read_architecture(Path(variant.folder)), Config()
     engine = load_engine(
@@ -122,13 +130,25 @@ def own_engine(variant: Variant) -> tuple[Generate, int]:
         config.cache_dir, config.cache_bytes, lambda *_: None,
     ).engine  # fmt: skip
 
+    request = m.Generate(prompt="x", **SAMPLERS[variant.sampler])
+
+    def choose(logits: Logits, samplers: list[Sampler]) -> list[int]:
+        tokens = sample(logits, samplers, [[]] * len(samplers), engine)
+        return [token for token in tokens if isinstance(token, int)]
+
     def generate(prompts: list[list[int]], new_tokens: int) -> tuple[float, float]:
+        samplers = [Sampler(request, seed, Processors(request, 0, [], [])) for seed in range(len(prompts))]
+        best = [sampler.best for sampler in samplers]
+        selective = engine if isinstance(engine, Selective) and len(prompts) <= engine.best_rows and all(best) else None
         began = time.perf_counter()
-        tokens = [int(engine.prefill(row, p, 0, [len(p) - 1])[0].argmax()) for row, p in enumerate(prompts)]
+        tokens = []
+        for row, prompt in enumerate(prompts):
+            tokens += choose(engine.prefill(row, prompt, 0, [len(prompt) - 1]), [samplers[row]])
         middle = time.perf_counter()
         past = [len(p) for p in prompts]
         for _ in range(new_tokens - 1):
-            tokens = engine.decode(tokens, past).argmax(axis=1).tolist()
+            logits = selective.decode(tokens, past, best=best) if selective else engine.decode(tokens, past)
+            tokens = choose(logits, samplers)
             past = [p + 1 for p in past]
         return middle - began, time.perf_counter() - middle
 

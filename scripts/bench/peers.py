@@ -7,7 +7,7 @@
 Each engine runs in a process of its own; runs alternate (A B A B), and one lock keeps other benchmarks of this machine
 away from each. `decode1`, `decode8` and `decode16` are tokens a second of one, eight and sixteen sequences together (32
 tokens of prompt; 128 new ones of one sequence, 64 of more), `prefill512` tokens of a prompt a second; medians of --runs
-after a warm-up. Greedy, end of text ignored.
+after a warm-up, end of text ignored. --sampler says how our own engines choose tokens; the peers take the likeliest.
 
 What is missing is installed into build/peers first: llama.cpp is compiled for this processor, and OpenVINO's and
 CTranslate2's forms of the model are made in an environment of their own; that takes minutes, once. An engine that
@@ -33,7 +33,7 @@ from pathlib import Path
 import numpy as np
 
 from scripts.bench.arguments import add_place, find_model
-from scripts.bench.engine import ROOT, EngineFailed, EngineProcess, Run, Variant, as_module
+from scripts.bench.engine import ROOT, SAMPLERS, EngineFailed, EngineProcess, Run, Variant, as_module
 from server.catalogue.architecture import PUBLISHED
 from server.catalogue.engines import ENGINES
 
@@ -64,6 +64,7 @@ def main() -> None:
     )
     parser.add_argument("--only", metavar="A,B,...", help=f"of: {', '.join([*OWN, *PEERS])} (default: all)")
     parser.add_argument("--runs", type=int, default=5, help="default: %(default)s")
+    parser.add_argument("--sampler", choices=list(SAMPLERS), default="greedy", help="default: %(default)s")
     parser.add_argument("--quick", action="store_true", help="three runs")
     add_place(parser)
     args = parser.parse_args()
@@ -79,7 +80,7 @@ def main() -> None:
         for name in names:
             try:
                 processes[name] = stack.enter_context(
-                    start(name, model.folder, model.architecture.vocabulary, args.threads)
+                    start(name, model.folder, model.architecture.vocabulary, args.threads, args.sampler)
                 )
             except (EngineFailed, OSError, subprocess.SubprocessError) as e:
                 results[name] = {"error": str(e)}
@@ -91,10 +92,10 @@ def main() -> None:
     print(json.dumps({"model": model.name, "threads": args.threads, "engines": results, "probe": probe(args.threads)}))
 
 
-def start(name: str, folder: Path, vocabulary: int, threads: int) -> EngineProcess:
+def start(name: str, folder: Path, vocabulary: int, threads: int, sampler: str) -> EngineProcess:
     """Start an engine, installing and converting what it needs. Raises: EngineFailed, OSError, SubprocessError."""
     engine, precision = name.rsplit("-", 1)
-    variant = Variant(engine, precision, str(folder), threads, ROWS)
+    variant = Variant(engine, precision, str(folder), threads, ROWS, sampler)
     if name in OWN:
         return EngineProcess(variant)
     built = BUILD / folder.name

@@ -108,7 +108,7 @@ class Model:
         self._kernels.gpt2d_new.restype = self._kernels.gpt2d_weights.restype = pointer
         self._kernels.gpt2d_weights.argtypes = [pointer, ctypes.POINTER(ctypes.c_size_t)]
         self._kernels.gpt2d_restore.argtypes = [pointer, integer, integer, pointer, pointer]
-        self._kernels.gpt2d_forward.argtypes = [pointer, integer, *[pointer] * 3, integer, *[pointer] * 3]
+        self._kernels.gpt2d_forward.argtypes = [pointer, integer, *[pointer] * 3, integer, *[pointer] * 4]
         weights = np.fromfile(order.weights, np.uint8)
         cache = build.cache if self._kernels.gpt2d_version() >= CHOSEN_CACHE else choose_old_cache(order.precision)
         shape, needed = shape_of(arch, order.precision, cache), ctypes.c_size_t()
@@ -143,7 +143,7 @@ class Model:
         rows = np.repeat(np.arange(step.rows, dtype=np.int32), step.tokens)
         positions = np.tile(np.arange(step.past, step.past + step.tokens, dtype=np.int32), step.rows)
         wanted = np.arange(step.tokens - 1, count, step.tokens, dtype=np.int32)
-        arrays = _at(ids), _at(rows), _at(positions), len(wanted), _at(wanted), _at(self._logits), None
+        arrays = _at(ids), _at(rows), _at(positions), len(wanted), _at(wanted), _at(self._logits), None, None
         began = time.perf_counter()
         code = self._kernels.gpt2d_forward(self._model, count, *arrays)
         took = time.perf_counter() - began

@@ -39,7 +39,7 @@ NO_ACTIVATION = -1
 NOTHING_S = 10e-6
 """Time without a core that a step may have without a word: some clocks and interrupts."""
 BEST_ROWS = 2
-"""Rows of a step for which the kernels read the head in two passes (src/head.cpp): with more, one pass serves them all."""
+"""Most rows of a step for which the kernels read the head in two passes (src/head.cpp)."""
 NO_MEMORY = -2
 """GPT2D_NO_MEMORY in gpt2d_kernels.h."""
 
