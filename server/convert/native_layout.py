@@ -112,7 +112,8 @@ def coarse_head(blocks: Blocks) -> tuple[Blocks, NDArray[np.float16]]:
     scale, rounded up: [panels, blocks].
     """
     outputs, count = blocks.scales.shape
-    values, scales, norms = [], [], []
+    values, scales = [], []
+    norms = []
     for first in range(0, outputs, COARSE_OUTPUTS):
         part = slice(first, first + COARSE_OUTPUTS)
         exact = (blocks.values[part].astype(np.float32) - 128) * _stored(blocks.scales[part])  # [part, count, 32]

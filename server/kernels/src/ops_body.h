@@ -229,10 +229,9 @@ inline TileSums<R> multiply_strips(const Strips &strips, const Strips &next, int
         q[r] = x.q + at, scale[r] = x.scales + at / BLOCK, offset[r] = x.offsets + at / BLOCK;
     }
     for (size_t b = 0, at = 0; b < size_t(inputs / BLOCK); b++, at += BYTES) {
-        each(std::make_index_sequence<2>{}, [&](auto g) {
-            each(std::make_index_sequence<8>{}, [&](auto j) { prefetch_far(next.w[g] + at + j * 128); });
-            prefetch_far(next.scales[g] + at);
-        });
+        for (const uint8_t *w : next.w)
+            for (size_t i = 0; i < 8; i++) prefetch_far(w + at + i * 128);
+        for (const uint8_t *scales : next.scales) prefetch_far(scales + at);
         Inputs<8> in[R];
         for (int r = 0; r < R; r++) in[r] = inputs_of<8>(q[r] + b * BLOCK);
         Dot<8> dots[R][PARTS];
