@@ -119,7 +119,7 @@ def test_every_instruction_set_gives_the_bits_that_all_processors_give(tmp_path:
     runs(tmp_path / "kernels_test", library, DIGEST)
 
 
-SOURCES = ("api", "calibrate", "cpu", "model", "team")
+SOURCES = ("api", "calibrate", "cpu", "head", "model", "team")
 """What every set needs."""
 FLAGS = ("-O1", "-std=c++17", "-pthread", "-ffp-contract=off", "-fno-math-errno", "-Wno-psabi")
 
