@@ -39,10 +39,11 @@ PROGRAMS = {
 """Programs that the native engine's build and tests, the window's tests and those of two hosts use, and their Debian
 packages.
 """
-OPTIONAL = {
-    "node": "nodejs", "npm": "npm", "aarch64-linux-gnu-g++": "g++-aarch64-linux-gnu", "qemu-aarch64": "qemu-user",
-}  # fmt: skip
-"""Programs of two tests, which are skipped where they cannot be installed."""
+OPTIONAL = (
+    {"node": "nodejs", "npm": "npm"},
+    {"aarch64-linux-gnu-g++": "g++-aarch64-linux-gnu", "qemu-aarch64": "qemu-user"},
+)
+"""Programs of a test each, which is skipped where they cannot be installed."""
 FONT = Path("/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf")
 CHECKS = (
     ("ruff check", ["-m", "ruff", "check", "."]),
@@ -80,14 +81,15 @@ def install_programs() -> None:
     if missing and system_packages.can_install():
         system_packages.install(missing)
         missing = []
-    optional = missing_of(OPTIONAL)
-    if optional and system_packages.can_install():
+    for optional in filter(None, map(missing_of, OPTIONAL)):
+        if not system_packages.can_install():
+            missing += optional
+            continue
         try:
             system_packages.install(optional)
-            optional = []
         except (SystemExit, subprocess.TimeoutExpired) as e:
             print(e, file=sys.stderr)
-    missing += optional
+            missing += optional
     if missing:
         print(f"without {' '.join(missing)} (Debian's names) the tests that need them are skipped", file=sys.stderr)
 

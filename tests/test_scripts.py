@@ -114,6 +114,7 @@ def test_programs_that_one_test_wants_cost_that_test_alone(tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr
     installed = (tmp_path / "apt-get.log").read_text()
     assert "xvfb openbox xdotool iproute2 g++ binutils" in installed and "nodejs" not in installed
+    assert "g++-aarch64-linux-gnu qemu-user" in installed
     assert "E: Unable to correct problems" in done.stderr
     assert done.stderr.endswith("without npm (Debian's names) the tests that need them are skipped\n")
 

@@ -42,10 +42,11 @@ class Records:
         replace(self._file, msgspec.json.encode(_Record(self._stamp, found)))
 
     def drop(self, engine: str, precision: str) -> None:
-        """Forget a measurement, of what is built in another way from now on. Raises: OSError."""
+        """Forget the measurements, with each cache, of what is built in another way from now on. Raises: OSError."""
         found = self.found()
-        if found.pop(f"{engine}/{precision}", None):
-            replace(self._file, msgspec.json.encode(_Record(self._stamp, found)))
+        kept = {name: each for name, each in found.items() if not name.startswith(f"{engine}/{precision}/")}
+        if kept != found:
+            replace(self._file, msgspec.json.encode(_Record(self._stamp, kept)))
 
     def found(self) -> Found:
         """Return the measurements; none where they are of another model or of another way of building."""

@@ -13,7 +13,7 @@ from protocol.errors import BadModel, Gpt2dError
 from server.catalogue.adapters import base_problem, tokenizer_folder
 from server.catalogue.architecture import PUBLISHED, Architecture
 from server.catalogue.catalogue import Catalogue, never_looked_for
-from server.catalogue.files import is_adapter
+from server.catalogue.files import CHAT_FILE, is_adapter
 from server.checkpoint.lora import Changes
 from server.checkpoint.tensors import Report
 from server.launch.spec import Spec
@@ -96,6 +96,6 @@ def _complete(name: str, folder: Path, spec: Spec, progress: Report) -> tuple[st
         try:
             _repository(name, spec, progress).complete(unknown, folder.name)
         except (Gpt2dError, OSError):
-            missing = ", ".join(name for name in unknown if not (folder / name).is_file())
-            return (UNKNOWN.format(missing),)
+            missing = [name for name in unknown if not (folder / name).is_file() and name != CHAT_FILE]  # no token's
+            return (UNKNOWN.format(", ".join(missing)),) if missing else ()
     return ()

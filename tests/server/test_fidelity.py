@@ -143,6 +143,13 @@ def test_a_record_holds_while_the_model_does(folder: Path) -> None:
     assert records(folder).found() == {}
 
 
+def test_a_record_is_dropped_whatever_the_cache(folder: Path) -> None:
+    for precision, cache in (("int4", "int8"), ("int4", "fp16"), ("int8", "int8")):
+        records(folder).add("native", precision, cache, FIDELITY)
+    records(folder).drop("native", "int4")
+    assert records(folder).found() == {"native/int8/int8": FIDELITY}
+
+
 def test_a_damaged_record_is_none(folder: Path) -> None:
     records(folder).add("native", "int4", "int8", FIDELITY)
     (kept,) = (folder / "cache").iterdir()

@@ -115,7 +115,8 @@ def test_without_the_packages_a_command_says_what_to_type(program: str, plain: E
     done = plain.run(program)
     assert done.returncode == 1 and done.stdout == ""
     assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith(f"{program}: ")
-    install = f"'{plain.bin}/python' -m pip install '.[server,client]'"
+    extras = "http" if program == "gpt2d-http" else "server,client"
+    install = f"'{plain.bin}/python' -m pip install '.[{extras}]'"
     assert done.stderr.endswith(f" is not installed; in the checkout of gpt2d type: {install}\n")
 
 
