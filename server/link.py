@@ -83,7 +83,7 @@ class Beat(m.Reply, frozen=True, tag_field="type", tag="beat"):
     busy_ms: float = 0.0
 
 
-ForWorker: TypeAlias = Work | m.Cancel | m.Measure | m.Calibrate | Leave
+ForWorker: TypeAlias = Work | m.Cancel | m.Task | Leave
 FromWorker: TypeAlias = m.AnyReply | Pieces | Started | Sized | Ready | Beat
 
 _FOR_WORKER = codec.decoders(

@@ -11,9 +11,18 @@ from pathlib import Path
 
 from protocol.errors import BadModel, LoadFailed
 from server.catalogue.architecture import CALIBRATION_CACHE, Architecture
-from server.catalogue.engines import CALIBRATED, COMPILED_FOLDER, OWN_TEXTS, SOURCE_FILE, TRAITS, choose_cache
+from server.catalogue.engines import (
+    CALIBRATED,
+    CALIBRATES,
+    COMPILED_FOLDER,
+    OWN_TEXTS,
+    SOURCE_FILE,
+    TRAITS,
+    choose_cache,
+)
 from server.catalogue.files import EMBEDDED_FOLDER, hashed_files
 from server.catalogue.notes import SHA256, joined, known_digests
+from server.catalogue.records import Records
 from server.checkpoint.lora import open_weights
 from server.checkpoint.tensors import Report, Tensors
 from server.convert.cache import BuildCache, Built, Count
@@ -77,22 +86,26 @@ def calibrate_model(
 ) -> Path:  # fmt: skip
     """Calibrate the native engine's int4 of a model, and keep it for all loads that follow; return its folder.
 
+    What was measured of that int4 before is forgotten.
+
     `ids` are a text to do it with; None: texts that the model writes. What has been calibrated so already stays.
 
     Raises: BadModel, LoadFailed where it cannot be kept, OSError, MemoryError, FloatingPointError.
     """
-    loading = _prepare(folder, arch, "native", "int4", 1, threads, cache_dir, cache_bytes, progress, base=base)
+    loading = _prepare(folder, arch, *CALIBRATES, 1, threads, cache_dir, cache_bytes, progress, base=base)
     source = OWN_TEXTS if ids is None else hashlib.sha256(str(list(ids)).encode()).hexdigest()
+    name = loading.name("int4", CALIBRATED)
     with contextlib.ExitStack() as calibration:
         place = loading.cache.get(
-            loading.name("int4", CALIBRATED),
+            name,
             lambda count: calibration.enter_context(_calibrated(loading, ids, source, count)),
             lambda done, total: progress("calibrate", done, total, "layers"),
             lambda kept: _source(kept) == source,
         )
-    if place != loading.cache.folder(place.name.rpartition("-v")[0]):
+    if place != loading.cache.folder(name):
         loading.cache.opened(place)
         raise LoadFailed(f"what was calibrated cannot be kept in {cache_dir}; make room there, or choose --cache-dir")
+    Records(cache_dir, folder, arch, base).drop(*CALIBRATES)
     return place
 
 

@@ -214,7 +214,7 @@ class Guard:
         role = self.role(user)
         if role is None:
             raise Unauthorised(REVOKED)
-        if role != "admin" and isinstance(request, m.Load | m.Measure | m.Calibrate | m.Unload):
+        if role != "admin" and isinstance(request, m.Load | m.Task | m.Unload):
             raise Unauthorised(
                 "this key may generate, but not load, measure, calibrate or unload; whoever runs the server can, or "
                 "can make it an admin's"

@@ -9,16 +9,14 @@ from pathlib import Path
 import psutil
 
 from protocol import messages as m
-from protocol.errors import BadRequest, LoadFailed
+from protocol.errors import BadRequest
 from server.catalogue.adapters import architecture_of, tokenizer_folder
 from server.catalogue.notes import digest
-from server.catalogue.records import Records
 from server.checkpoint.tokenizer import read_tokenizer
 from server.engines.load import calibrate_model
 from server.launch.spec import Spec
 from server.link import Beat
-from server.worker.connection import Connection, reporter
-from server.worker.measure import TASK_MS
+from server.worker.connection import Connection, reporter, task_of
 from server.worker.text import Text
 
 BEAT_S = 1.0
@@ -37,13 +35,10 @@ def calibrate(spec: Spec, connection: Connection) -> m.Calibrated:
 
     Raises: BadRequest, BadModel, LoadFailed, and whatever a runtime raises.
     """
-    task = next((message for message in connection.receive(TASK_MS) if isinstance(message, m.Calibrate)), None)
-    if task is None:
-        raise LoadFailed("the gateway sent this process nothing to calibrate")
+    task = task_of(connection, m.Calibrate)
     began = time.perf_counter()
     folder = Path(spec.folder)
     base = Path(spec.base_folder) if spec.base_folder else None
-    cache_dir = Path(spec.cache_dir)
     arch = architecture_of(folder, base)
     ids = None
     if task.text is not None:
@@ -59,8 +54,9 @@ def calibrate(spec: Spec, connection: Connection) -> m.Calibrated:
             beat_at = time.monotonic()
             connection.send(Beat(id=None, rss_bytes=psutil.Process().memory_info().rss))
 
-    place = calibrate_model(folder, arch, spec.threads, cache_dir, spec.cache_bytes, progress, ids=ids, base=base)
-    Records(cache_dir, folder, arch, base).drop(spec.engine, spec.precision)
+    place = calibrate_model(
+        folder, arch, spec.threads, Path(spec.cache_dir), spec.cache_bytes, progress, ids=ids, base=base
+    )
     file = max(place.iterdir(), key=lambda file: file.stat().st_size)
     return m.Calibrated(
         id=None,

@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 import sys
 import time
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import zmq
 
 from protocol import messages as m, sockets
-from protocol.errors import BadRequest
+from protocol.errors import BadRequest, LoadFailed
 from server import link
 from server.checkpoint.tensors import Report
 from server.launch.spec import CUT_OFF, UNREACHED, Spec
 from server.link import ForWorker, FromWorker, Leave, Pieces
 
+T = TypeVar("T", m.Measure, m.Calibrate)
+
 CONNECT_S = 30.0
+TASK_MS = 10_000
 PROGRESS_S = 0.05
 """Shortest time between two messages of progress, except at the end of a stage."""
 
@@ -101,3 +104,11 @@ def reporter(connection: Connection) -> Report:
             connection.send(m.Progress(id=None, stage=stage, done=done, total=total, unit=unit))
 
     return progress
+
+
+def task_of(connection: Connection, kind: type[T]) -> T:
+    """Return what the gateway has for a process that does one task. Raises: LoadFailed where it sends nothing."""
+    task = next((message for message in connection.receive(TASK_MS) if isinstance(message, kind)), None)
+    if task is None:
+        raise LoadFailed(f"the gateway sent this process nothing to {kind.__struct_config__.tag}")
+    return task

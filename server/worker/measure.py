@@ -8,7 +8,6 @@ from pathlib import Path
 import psutil
 
 from protocol import messages as m
-from protocol.errors import LoadFailed
 from server.catalogue.adapters import architecture_of, tokenizer_folder
 from server.catalogue.catalogue import HELD_OUT_FILE
 from server.catalogue.engines import REFERENCE
@@ -17,11 +16,9 @@ from server.checkpoint.tokenizer import read_tokenizer
 from server.engines.load import Made, load_engine
 from server.launch.spec import Spec
 from server.link import Beat
-from server.worker.connection import Connection, reporter
+from server.worker.connection import Connection, reporter, task_of
 from server.worker.fidelity import CHUNK, check, compare
 from server.worker.text import Text
-
-TASK_MS = 10_000
 
 
 def measure(spec: Spec, connection: Connection) -> m.Measured:
@@ -29,9 +26,7 @@ def measure(spec: Spec, connection: Connection) -> m.Measured:
 
     Raises: BadRequest, BadModel, LoadFailed, and whatever a runtime raises.
     """
-    task = next((message for message in connection.receive(TASK_MS) if isinstance(message, m.Measure)), None)
-    if task is None:
-        raise LoadFailed("the gateway sent this process nothing to measure")
+    task = task_of(connection, m.Measure)
     progress = reporter(connection)
     folder = Path(spec.folder)
     base = Path(spec.base_folder) if spec.base_folder else None

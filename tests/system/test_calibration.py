@@ -14,9 +14,11 @@ from protocol import Client, messages as m
 from protocol.connection import Event
 from protocol.errors import BadRequest, Busy, Cancelled, NoMemory, NotLoaded
 from scripts.daemon import Daemon
+from server.catalogue.architecture import read_architecture
 from server.catalogue.catalogue import DEMO_FOLDER
+from server.catalogue.records import Records
 from tests.conftest import wait_for
-from tests.server.test_fidelity import VERSE
+from tests.server.test_fidelity import FIDELITY, VERSE
 
 TEXT = VERSE * 20
 
@@ -98,6 +100,9 @@ def test_the_servers_command(tmp_path: Path, cache: Path) -> None:
     assert refused.returncode == 1 and "must have at least 1,024 tokens" in refused.stderr
     unknown = quantise("nobody")
     assert unknown.returncode == 1 and "nobody" in unknown.stderr and "Traceback" not in unknown.stderr
+    records = Records(cache, DEMO_FOLDER, read_architecture(DEMO_FOLDER))
+    records.add("native", "int4", "int8", FIDELITY)
     done = quantise("demo")
     assert done.returncode == 0, done.stderr
+    assert "native/int4/int8" not in records.found(), "it was of what there was before"
     assert "demo: this takes about" in done.stdout and f"int4 is calibrated in {cache}" in done.stdout
