@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from server.catalogue.architecture import Architecture
 from server.catalogue.engines import BITS, BLOCK, HEAD_BITS
-from server.convert.quantise import Blocks, quantise
+from server.convert.quantise import Blocks, block_sums, quantise
 
 PANEL, ALIGNED = 32, 64
 COARSE_OUTPUTS = 256 * PANEL
@@ -122,7 +122,7 @@ def coarse_head(blocks: Blocks) -> tuple[Blocks, NDArray[np.float16]]:
         exact -= (nibbles.astype(np.float32) - 8) * _stored(coarse.scales)
         values.append(coarse.values)
         scales.append(coarse.scales)
-        left_out = np.sqrt(np.einsum("nbk,nbk->nb", exact, exact, dtype=np.float64))
+        left_out = np.sqrt(block_sums(exact * exact), dtype=np.float64)
         scale = np.abs(_stored(coarse.scales)[:, :, 0], dtype=np.float64)
         unknown = np.where(left_out == 0, 0.0, np.inf)  # such a head is read whole
         norms.append(np.divide(left_out, scale, out=unknown, where=np.isfinite(left_out) & (scale > 0)))

@@ -69,8 +69,8 @@ def _int4(blocks: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.fl
         scale = reach * np.float32(shrink)
         values = np.rint(blocks * _inverse(scale)[:, :, None])
         np.clip(values, -8, 7, out=values)
-        squares = _sums(values * values)
-        scale = _sums(values * blocks) * _inverse(squares)  # least squares for these values
+        squares = block_sums(values * values)
+        scale = block_sums(values * blocks) * _inverse(squares)  # least squares for these values
         # |w - s q|^2 without |w|^2, which all candidates share.
         error = -scale * scale * squares
         better = error < best_error
@@ -82,7 +82,7 @@ def _int4(blocks: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.fl
     return packed, best_scale
 
 
-def _sums(blocks: NDArray[np.float32]) -> NDArray[np.float32]:
+def block_sums(blocks: NDArray[np.float32]) -> NDArray[np.float32]:
     """Add up each block of [N, ceil(K / 32), 32] in a tree of its own: NumPy's order depends on the processor."""
     sums = np.ascontiguousarray(blocks.reshape(-1, BLOCK).T)
     while len(sums) > 1:

@@ -26,7 +26,7 @@ from server.catalogue.catalogue import DEMO_FOLDER, HELD_OUT_FILE, Catalogue
 from server.catalogue.engines import BLOCK, ENGINES, choose_engine
 from server.catalogue.notes import digest, known_digest
 from server.checkpoint.tensors import Weights
-from server.convert.quantise import Blocks, _sums, quantise
+from server.convert.quantise import Blocks, block_sums, quantise
 from server.engines.load import load_engine
 from tests.dequantise import dequantise
 
@@ -250,7 +250,7 @@ def test_the_sums_of_a_block_are_a_tree() -> None:
     tree = list(numbers)
     while len(tree) > 1:
         tree = [a + b for a, b in zip(tree[: len(tree) // 2], tree[len(tree) // 2 :], strict=True)]
-    assert _sums(numbers.reshape(1, 1, 32)).tolist() == [[float(tree[0])]]
+    assert block_sums(numbers.reshape(1, 1, 32)).tolist() == [[float(tree[0])]]
 
 
 def test_int4_scales_are_better_on_real_weights() -> None:
