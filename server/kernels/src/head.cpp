@@ -19,7 +19,7 @@ constexpr size_t LEAST_BYTES = size_t(4) << 20;  // of a head that is read in tw
 // Of the strips: with more of them than the first, two passes take longer than one; with more than the second, what is left of
 // the second pass does. A strip takes 1.7 times as long as in a stream, and the first pass 0.57 of the whole head.
 constexpr double WORTH_SHARE = 0.18, MOST_SHARE = 0.4;
-constexpr int FAILURES = 2, REST = 32;  // after so many steps in a row that were not worth it, so many read the whole head at once
+constexpr int FAILURES = 2, REST = 32;  // after FAILURES steps in a row that were not worth it, REST read the whole head at once
 
 }  // namespace
 

@@ -106,8 +106,9 @@ struct Ops {
     void (*matmul_strips)(const Matrix &m, const Rows &x, int rows, float *y, int stride, const int *strips, int first, int end, int count);
     // The largest output of each of the strips first..end-1; false where one of them all is not a number.
     bool (*largest)(const float *y, int first, int end, float *tops);
-    // The same of panels first..end-1's strips of coarse outputs y, and what an exact one can be at most: y + DEVIATIONS of a sum of random signs. In a block of
-    // 32 inputs the coarse weights of an output leave out at most norms[panel, block] times their scale.
+    // The same of panels first..end-1's strips of coarse outputs y, and what an exact one can be at most: y + DEVIATIONS of a sum
+    // of random signs. In a block of 32 inputs the coarse weights of an output leave out at most norms[panel, block] times their
+    // scale.
     bool (*bound)(const Matrix &m, const float *y, const uint16_t *norms, const float *x_norms, int first, int end, float *tops, float *most);
     // Layer normalisation of `width` values; `padded` are written.
     void (*norm)(const float *x, const float *gain, const float *bias, int width, int padded, float epsilon, float *y);

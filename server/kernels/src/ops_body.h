@@ -78,18 +78,28 @@ inline TileSums<R> multiply_floats(const uint8_t *w, int inputs, const Rows &x, 
     return out;
 }
 
-// A block's weights are multiplied by R rows in parts, those of a register, and so many of them together as there are registers
+// Where R rows of x have their bytes, scales and offsets.
+template <int R>
+struct Quantised {
+    const int8_t *q[R];
+    const float *scale[R];
+    const int32_t *offset[R];
+
+    Quantised(const Rows &x, int row) {
+        for (int r = 0; r < R; r++) {
+            size_t at = size_t(row + r) * x.stride;
+            q[r] = x.q + at, scale[r] = x.scales + at / BLOCK, offset[r] = x.offsets + at / BLOCK;
+        }
+    }
+};
+
+// A block's weights are multiplied by R rows in parts, those of a register, and as many of them together as there are registers
 // for their sums.
 template <int BITS, int R, bool ALONE>
 inline TileSums<R> multiply_blocks(const uint8_t *w, int inputs, const Rows &x, int row, Turn turn, TileSums<R> out) {
     constexpr size_t BYTES = Matrix::block_bytes(BITS);
-    const int8_t *q[R];
-    const float *scale[R];
-    const int32_t *offset[R];
-    for (int r = 0; r < R; r++) {
-        size_t at = size_t(row + r) * x.stride;
-        q[r] = x.q + at, scale[r] = x.scales + at / BLOCK, offset[r] = x.offsets + at / BLOCK;
-    }
+    const Quantised<R> in_rows(x, row);
+    auto &[q, scale, offset] = in_rows;
     for (int b = 0; b < inputs / BLOCK; b++, w += BYTES) {
         fetch<BITS, R, ALONE>(w, inputs, turn);
         if (ALONE && BITS == 8 && R <= 2) wait_for_loads();
@@ -221,13 +231,8 @@ struct Strips {
 template <int R>
 inline TileSums<R> multiply_strips(const Strips &strips, const Strips &next, int inputs, const Rows &x, int row, TileSums<R> out) {
     constexpr size_t BYTES = Matrix::block_bytes(8);
-    const int8_t *q[R];
-    const float *scale[R];
-    const int32_t *offset[R];
-    for (int r = 0; r < R; r++) {
-        size_t at = size_t(row + r) * x.stride;
-        q[r] = x.q + at, scale[r] = x.scales + at / BLOCK, offset[r] = x.offsets + at / BLOCK;
-    }
+    const Quantised<R> in_rows(x, row);
+    auto &[q, scale, offset] = in_rows;
     for (size_t b = 0, at = 0; b < size_t(inputs / BLOCK); b++, at += BYTES) {
         for (const uint8_t *w : next.w)
             for (size_t i = 0; i < 8; i++) prefetch_far(w + at + i * 128);
