@@ -10,7 +10,6 @@ try:
     if sys.platform != "win32":
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # scripts/run.py holds it back until here
     import argparse
-    import getpass
     import io
     import os
     import stat
@@ -20,7 +19,7 @@ try:
 
     from client.libraries import what_is_missing
     from protocol.keys import DEFAULT_ENDPOINT, Address, read_secret
-    from protocol.programs import VERSION, command, needed_by, printed_by
+    from protocol.programs import VERSION, command, given_line, needed_by, printed_by
 
     with needed_by("gpt2d-client"):
         from client import servers
@@ -147,11 +146,7 @@ def drop_output() -> None:
 
 def find_server(args: argparse.Namespace) -> Address:
     """Return the server that the arguments mean. Raises: ValueError."""
-    text = args.server
-    if text == "-" and sys.stdin is None:
-        raise ValueError("stdin is closed, so no connect line can be read from it")
-    if text == "-":
-        text = (getpass.getpass("connect line: ") if sys.stdin.isatty() else sys.stdin.readline()).strip()
+    text = given_line(args.server)
     if args.key or args.server_key:
         return Address.parse(text, args.server_key, read_secret(args.key).secret if args.key else None)
     return servers.resolve(text)

@@ -6,6 +6,7 @@ A message names a command that works where it is read: typed in the same shell, 
 from __future__ import annotations
 
 import contextlib
+import getpass
 import os
 import shlex
 import shutil
@@ -49,6 +50,18 @@ def command(program: str) -> str:
 def install(extras: str) -> str:
     """Return the command that installs what these extras bring; it is typed in the checkout."""
     return typed(sys.executable, "-m", "pip", "install", f".[{extras}]")
+
+
+def given_line(text: str) -> str:
+    """Return the connect line that an argument means: `-` is for one from stdin, which nobody sees typed.
+
+    Raises: ValueError where stdin is closed, EOFError.
+    """
+    if text != "-":
+        return text
+    if sys.stdin is None:
+        raise ValueError("stdin is closed, so no connect line can be read from it")
+    return (getpass.getpass("connect line: ") if sys.stdin.isatty() else sys.stdin.readline()).strip()
 
 
 @contextlib.contextmanager

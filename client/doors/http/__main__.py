@@ -8,7 +8,6 @@ try:
     import argparse
     import asyncio
     import contextlib
-    import getpass
     import ipaddress
     import logging
     import os
@@ -19,7 +18,7 @@ try:
     from protocol.aio import AsyncClient
     from protocol.errors import Gpt2dError
     from protocol.keys import DEFAULT_ENDPOINT, Address, KeyFileError, read_secret
-    from protocol.programs import VERSION, needed_by, printed_by
+    from protocol.programs import VERSION, given_line, needed_by, printed_by
 
     with needed_by("gpt2d-http", "http"):
         import uvicorn
@@ -137,11 +136,7 @@ def main() -> None:
 
 def find_server(args: argparse.Namespace) -> Address:
     """Return the daemon that the arguments mean. Raises: ValueError."""
-    text = args.server
-    if text == "-" and sys.stdin is None:
-        raise ValueError("stdin is closed, so no connect line can be read from it")
-    if text == "-":
-        text = (getpass.getpass("connect line: ") if sys.stdin.isatty() else sys.stdin.readline()).strip()
+    text = given_line(args.server)
     try:
         return Address.parse(text, args.server_key, read_secret(args.key).secret if args.key else None)
     except KeyFileError:
@@ -202,7 +197,7 @@ async def serve(door: Door, address: Address, listener: socket.socket) -> None:
 
 
 async def meet(address: Address) -> str:
-    """Return what is at the other end. Not to find it is no fault: it may come later."""
+    """Return what is at the other end. It need not be there yet."""
     key = address.key.secret if address.key else None
     async with AsyncClient(address.endpoint, server_key=address.server_key, key=key) as client:
         try:

@@ -22,6 +22,7 @@ from client.doors.http.completions import Completions
 from client.doors.http.errors import SERVER, Refused, refused
 from client.doors.http.guard import Guard, read_body
 from client.doors.http.leaving import Events, Left, stopping, unless_left
+from protocol import messages as m
 from protocol.aio import AsyncClient
 from protocol.errors import ConnectionFailed, Gpt2dError
 from protocol.keys import Address
@@ -126,16 +127,15 @@ class Door:
         body = fields.read(fields.Tokenize, request.state.body)
         which = await self._names.which(body.model)
         told = await self._client.tokenize(body.prompt, about=True, **which)
-        if told.about is None:
-            raise Refused(501, "the server is older than this door, and tells nothing of its tokenizers")
-        before = len(told.about.before) if body.add_special_tokens is False else 0
+        about = _about(told)
+        before = len(about.before) if body.add_special_tokens is False else 0
         texts = None
         if body.return_token_strs:
             data = told.text.encode()
             places = zip(told.offsets[before:], told.offsets[before + 1 :], strict=False)
             texts = [data[begin:end].decode(errors="replace") for begin, end in places]
         ids = told.ids[before:]
-        return _json({"count": len(ids), "max_model_len": told.about.context, "tokens": ids, "token_strs": texts})
+        return _json({"count": len(ids), "max_model_len": about.context, "tokens": ids, "token_strs": texts})
 
     async def _detokenize(self, request: Request) -> Answer:
         body = fields.read(fields.Detokenize, request.state.body)
@@ -144,9 +144,7 @@ class Door:
 
     async def _tokenizer_info(self, request: Request) -> Answer:
         which = await self._names.which(request.query_params.get("model"))
-        about = (await self._client.tokenize("", about=True, **which)).about
-        if about is None:
-            raise Refused(501, "the server is older than this door, and tells nothing of its tokenizers")
+        about = _about(await self._client.tokenize("", about=True, **which))
         return _json(
             {
                 "tokenizer_class": "gpt2d",
@@ -185,6 +183,13 @@ class Door:
                 "gpt2d-client",
                 "permission_error",
             )
+
+
+def _about(told: m.Tokenized) -> m.TokenizerInfo:
+    """Return what is told of the tokenizer. Raises: Refused."""
+    if told.about is None:
+        raise Refused(501, "the server is older than this door, and tells nothing of its tokenizers")
+    return told.about
 
 
 async def _events(pieces: AsyncGenerator[bytes]) -> Events:

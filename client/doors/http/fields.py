@@ -129,7 +129,7 @@ class Message(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     name: str | None = None
 
     def told(self) -> dict[str, str]:
-        """Return what a template sees. Raises: Refused for what is no text."""
+        """Return what a template sees. Raises: Refused for what is not text."""
         content = self.content
         if not isinstance(content, str):
             if any(part.get("type") != "text" or not isinstance(part.get("text"), str) for part in content):
