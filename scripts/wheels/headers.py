@@ -81,7 +81,7 @@ def read(library: Path) -> Facts:
             exports = {str(entry.name) for entry in binary.get_export().entries}
             libraries = {entry.name for entry in binary.imports}
             return Facts(binary.header.machine.name, frozenset(exports), frozenset(libraries))
-    raise ValueError(f"{library} is no library")
+    raise ValueError(f"{library} is not a library")
 
 
 def _version(name: str) -> tuple[int, ...]:

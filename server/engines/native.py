@@ -184,7 +184,7 @@ class NativeEngine:
         """`weights` is the file that `Layout.write` made; `progress(done, total)` counts its bytes.
 
         Raises: ImportError, MemoryError, OSError, ValueError if the file does not belong to the
-        architecture, or if the environment forces an instruction set that there is not.
+        architecture, or if the environment forces an instruction set that is not here.
         """
         self.rows = rows
         self.best_rows = min(rows, BEST_ROWS)
