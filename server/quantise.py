@@ -56,8 +56,7 @@ def _calibrate(config: Config, name: str, text: Path | None) -> int:
         return 1
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's own, beside those that share out the products
     from server.checkpoint.tokenizer import read_tokenizer
-    from server.engines.load import calibrate_model
-    from server.worker.calibrate import enough
+    from server.worker.calibrate import enough, keep
     from server.worker.text import Text
 
     ids = None
@@ -68,7 +67,7 @@ def _calibrate(config: Config, name: str, text: Path | None) -> int:
         enough(ids)
     seconds = arch.calibration_seconds(config.threads)
     sys.stdout.write(f"{name}: this takes about {seconds} s\n")
-    place = calibrate_model(
+    place = keep(
         model.folder, arch, config.threads, config.cache_dir, config.cache_bytes, _shown, ids=ids,
         base=model.base_folder,
     )  # fmt: skip

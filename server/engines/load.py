@@ -22,7 +22,6 @@ from server.catalogue.engines import (
 )
 from server.catalogue.files import EMBEDDED_FOLDER, hashed_files
 from server.catalogue.notes import SHA256, joined, known_digests
-from server.catalogue.records import Records
 from server.checkpoint.lora import open_weights
 from server.checkpoint.tensors import Report, Tensors
 from server.convert.cache import BuildCache, Built, Count
@@ -86,8 +85,6 @@ def calibrate_model(
 ) -> Path:  # fmt: skip
     """Calibrate the native engine's int4 of a model, and keep it for all loads that follow; return its folder.
 
-    What was measured of that int4 before is forgotten.
-
     `ids` are a text to do it with; None: texts that the model writes. What has been calibrated so already stays.
 
     Raises: BadModel, LoadFailed where it cannot be kept, OSError, MemoryError, FloatingPointError.
@@ -105,7 +102,6 @@ def calibrate_model(
     if place != loading.cache.folder(name):
         loading.cache.opened(place)
         raise LoadFailed(f"what was calibrated cannot be kept in {cache_dir}; make room there, or choose --cache-dir")
-    Records(cache_dir, folder, arch, base).drop(*CALIBRATES)
     return place
 
 

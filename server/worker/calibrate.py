@@ -11,7 +11,11 @@ import psutil
 from protocol import messages as m
 from protocol.errors import BadRequest
 from server.catalogue.adapters import architecture_of, tokenizer_folder
+from server.catalogue.architecture import Architecture
+from server.catalogue.engines import CALIBRATES
 from server.catalogue.notes import digest
+from server.catalogue.records import Records
+from server.checkpoint.tensors import Report
 from server.checkpoint.tokenizer import read_tokenizer
 from server.engines.load import calibrate_model
 from server.launch.spec import Spec
@@ -28,6 +32,16 @@ def enough(ids: Sequence[int]) -> None:
     """Check that a text is long enough. Raises: BadRequest."""
     if len(ids) < MIN_TOKENS:
         raise BadRequest(f"calibrate: the text must have at least {MIN_TOKENS:,} tokens, got {len(ids):,}")
+
+
+def keep(
+    folder: Path, arch: Architecture, threads: int, cache_dir: Path, cache_bytes: int, progress: Report,
+    *, ids: Sequence[int] | None, base: Path | None,
+) -> Path:  # fmt: skip
+    """Calibrate as `calibrate_model` does, and forget what was measured of that int4 before."""
+    place = calibrate_model(folder, arch, threads, cache_dir, cache_bytes, progress, ids=ids, base=base)
+    Records(cache_dir, folder, arch, base).drop(*CALIBRATES)
+    return place
 
 
 def calibrate(spec: Spec, connection: Connection) -> m.Calibrated:
@@ -54,9 +68,7 @@ def calibrate(spec: Spec, connection: Connection) -> m.Calibrated:
             beat_at = time.monotonic()
             connection.send(Beat(id=None, rss_bytes=psutil.Process().memory_info().rss))
 
-    place = calibrate_model(
-        folder, arch, spec.threads, Path(spec.cache_dir), spec.cache_bytes, progress, ids=ids, base=base
-    )
+    place = keep(folder, arch, spec.threads, Path(spec.cache_dir), spec.cache_bytes, progress, ids=ids, base=base)
     file = max(place.iterdir(), key=lambda file: file.stat().st_size)
     return m.Calibrated(
         id=None,
