@@ -98,20 +98,19 @@ struct Quantised {
 template <int BITS, int R, bool ALONE>
 inline TileSums<R> multiply_blocks(const uint8_t *w, int inputs, const Rows &x, int row, Turn turn, TileSums<R> out) {
     constexpr size_t BYTES = Matrix::block_bytes(BITS);
-    const Quantised<R> in_rows(x, row);
-    auto &[q, scale, offset] = in_rows;
+    const Quantised<R> of(x, row);
     for (int b = 0; b < inputs / BLOCK; b++, w += BYTES) {
         fetch<BITS, R, ALONE>(w, inputs, turn);
         if (ALONE && BITS == 8 && R <= 2) wait_for_loads();
         Inputs<BITS> in[R];
-        for (int r = 0; r < R; r++) in[r] = inputs_of<BITS>(q[r] + b * BLOCK);
+        for (int r = 0; r < R; r++) in[r] = inputs_of<BITS>(of.q[r] + b * BLOCK);
         Dot<BITS> dots[R][PARTS];
         each(std::make_index_sequence<PARTS / together(R)>{}, [&](auto turn) {
             constexpr int T = together(R), FIRST = turn * T;
             if (FIRST) asm volatile("" : : : "memory");  // else what is loaded in each turn would be kept, by way of the stack
             Dot<BITS> dot[R][T];
             for (int r = 0; r < R; r++)
-                for (int t = 0; t < T; t++) dot[r][t] = start<BITS>(offset[r][b]);
+                for (int t = 0; t < T; t++) dot[r][t] = start<BITS>(of.offset[r][b]);
             for (int j = 0; j < BITS; j++) {
                 Part ws[T];
                 for (int t = 0; t < T; t++) ws[t] = load_part(w + j * 128 + (FIRST + t) * sizeof(Part));
@@ -131,8 +130,8 @@ inline TileSums<R> multiply_blocks(const uint8_t *w, int inputs, const Rows &x, 
         auto *scales = reinterpret_cast<const uint16_t *>(w + BYTES - 64);
         F s0 = load_half(scales), s1 = load_half(scales + LANES);
         for (int r = 0; r < R; r++) {
-            F s = set(scale[r][b]);
-            I first = finish<BITS>(dots[r], offset[r][b]), second = finish<BITS>(dots[r] + PARTS / 2, offset[r][b]);
+            F s = set(of.scale[r][b]);
+            I first = finish<BITS>(dots[r], of.offset[r][b]), second = finish<BITS>(dots[r] + PARTS / 2, of.offset[r][b]);
             out.of[r][0] = fma(to_float(first), s0 * s, out.of[r][0]), out.of[r][1] = fma(to_float(second), s1 * s, out.of[r][1]);
         }
     }
@@ -231,20 +230,19 @@ struct Strips {
 template <int R>
 inline TileSums<R> multiply_strips(const Strips &strips, const Strips &next, int inputs, const Rows &x, int row, TileSums<R> out) {
     constexpr size_t BYTES = Matrix::block_bytes(8);
-    const Quantised<R> in_rows(x, row);
-    auto &[q, scale, offset] = in_rows;
+    const Quantised<R> of(x, row);
     for (size_t b = 0, at = 0; b < size_t(inputs / BLOCK); b++, at += BYTES) {
         for (const uint8_t *w : next.w)
             for (size_t i = 0; i < 8; i++) prefetch_far(w + at + i * 128);
         for (const uint8_t *scales : next.scales) prefetch_far(scales + at);
         Inputs<8> in[R];
-        for (int r = 0; r < R; r++) in[r] = inputs_of<8>(q[r] + b * BLOCK);
+        for (int r = 0; r < R; r++) in[r] = inputs_of<8>(of.q[r] + b * BLOCK);
         Dot<8> dots[R][PARTS];
         each(std::make_index_sequence<PARTS / together(R)>{}, [&](auto turn) {
             constexpr int T = together(R), FIRST = turn * T, HALF = PARTS / 2;
             Dot<8> dot[R][T];
             for (int r = 0; r < R; r++)
-                for (int t = 0; t < T; t++) dot[r][t] = start<8>(offset[r][b]);
+                for (int t = 0; t < T; t++) dot[r][t] = start<8>(of.offset[r][b]);
             for (int j = 0; j < 8; j++) {
                 Part ws[T];
                 for (int t = 0; t < T; t++) ws[t] = load_part(strips.w[(FIRST + t) / HALF] + at + j * 128 + (FIRST + t) % HALF * sizeof(Part));
@@ -259,8 +257,8 @@ inline TileSums<R> multiply_strips(const Strips &strips, const Strips &next, int
         F s0 = load_half(reinterpret_cast<const uint16_t *>(strips.scales[0] + at));
         F s1 = load_half(reinterpret_cast<const uint16_t *>(strips.scales[1] + at));
         for (int r = 0; r < R; r++) {
-            F s = set(scale[r][b]);
-            I first = finish<8>(dots[r], offset[r][b]), second = finish<8>(dots[r] + PARTS / 2, offset[r][b]);
+            F s = set(of.scale[r][b]);
+            I first = finish<8>(dots[r], of.offset[r][b]), second = finish<8>(dots[r] + PARTS / 2, of.offset[r][b]);
             out.of[r][0] = fma(to_float(first), s0 * s, out.of[r][0]), out.of[r][1] = fma(to_float(second), s1 * s, out.of[r][1]);
         }
     }
