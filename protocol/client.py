@@ -216,7 +216,11 @@ class Client:
     def stream(
         self, prompt: str | None = None, *, timeout: float | None = GENERATE_S, wait: bool = True, **settings: Any
     ) -> Stream:
-        """Continue a text; iterate over the pieces, then look at `.result`. Raises: as `generate`, in the iteration."""
+        """Continue a text; iterate over the pieces, then look at `.result`.
+
+        A piece has what was written in 20 ms; `stream_interval_ms`, up to 1000, asks for fewer, which cost less; 0 for
+        one after each step. Raises: as `generate`, in the iteration.
+        """
         return Stream(self.connection, request(m.Generate, settings, prompt=prompt, stream=True), timeout, wait=wait)
 
     def tokenize(

@@ -181,6 +181,10 @@ class Generate(Request, frozen=True, tag="generate"):
     prompt: str | None = None
     prompt_ids: Annotated[list[TokenId], Meta(max_length=65_536)] | None = None
     stream: bool = False
+    stream_interval_ms: Annotated[int, Meta(ge=0, le=1000)] = 20
+    """Least milliseconds between two pieces of a stream, after the first, which comes at once. Each piece wakes the
+    gateway and the client, which may want the cores that write the text. 0: a piece after each step.
+    """
     n: Annotated[int, Meta(ge=1, le=16, description="How many continuations to write; they share one prefill.")] = 1
     deterministic: Annotated[
         bool,

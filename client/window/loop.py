@@ -119,6 +119,7 @@ class Window:
         if (owes or happened or (figures and self.pace.refreshes(now))) and not self.backend.minimised:
             own = self.frame() + taken
             self.pace.drew(time.process_time() - began)
+            self.app.state.interval_ms = self.pace.interval_ms
             if self._unsettled():
                 self.backend.touch()
             if self.watch:

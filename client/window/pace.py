@@ -16,8 +16,12 @@ MOVE_S = 1 / 30
 """Least seconds between two frames that show a pointer that moves."""
 STREAM_S = 1 / 20
 """Most seconds for which incoming text waits for more, to be shown with it, and least seconds between two frames that
-show some. It comes every 20 ms, and nobody reads that fast: more frames show the same words a moment earlier, and take
-the time in which the next ones would be written.
+show some. Nobody reads faster: more frames show the same words a moment earlier, and take the time in which the next
+ones would be written.
+"""
+PIECES_MS, RAREST_MS = 66, 1000
+"""Least and most milliseconds between two pieces of a text that the server is asked for: a little more than STREAM_S,
+so that each piece is shown at once, and none wakes the server and this process only to wait for the next.
 """
 SHARE = 0.25
 """Most of a core that such frames take: the decoder, which writes what they show, wants the others and most of this."""
@@ -43,6 +47,11 @@ class Pace:
     def pause(self) -> float:
         """Seconds from one frame to the next while nothing changes but what streams in."""
         return self._pause(STREAM_S)
+
+    @property
+    def interval_ms(self) -> int:
+        """Milliseconds between two pieces of a text that are as many as frames show."""
+        return min(RAREST_MS, max(PIECES_MS, math.ceil(self.pause * 1000)))
 
     def _pause(self, least: float) -> float:
         return min(SLOWEST_S, max(least, self._cost / SHARE))

@@ -19,6 +19,7 @@ from client.window.autosave import Autosaved
 from client.window.document import Document
 from client.window.editor.find import Find
 from client.window.editor.view import View
+from client.window.pace import PIECES_MS
 from client.window.parameters import OWN, fits
 from client.window.sidecar import Branches
 from client.window.textfile import TextFile
@@ -542,6 +543,8 @@ class AppState:
     """Monotonic seconds, of this frame."""
     unix: float = 0.0
     """Seconds since 1970, for what people read."""
+    interval_ms: int = PIECES_MS
+    """Milliseconds between two pieces of a text to ask for: whoever draws the frames knows how many show something."""
 
     def spares_spaces(self, model: str) -> bool:
         """Return True if spaces at the end of a prompt are not sent to a model."""

@@ -16,6 +16,7 @@ from server.launch.spec import Spec
 from server.link import Beat, ForWorker, Pieces, Work
 from server.worker.connection import Connection
 from server.worker.faults import incident
+from server.worker.intervals import Intervals
 from server.worker.prefix_cache import PrefixCache
 from server.worker.reader import Reader, is_long
 from server.worker.replies import Answer, Served, prompt_tokens
@@ -27,8 +28,6 @@ from server.worker.text import Text
 
 BEAT_S = 0.25
 """Longest time between two beats, by which the gateway knows that the loop moves."""
-PIECES_S = 0.020
-"""Shortest time between two messages with the new text of all streams; a stream's first goes out at once."""
 READING_MS = 1
 """Longest sleep of an idle loop while a request is being read."""
 YIELD_S = 0.001
@@ -67,7 +66,7 @@ class Worker:
         """Request id -> its answer, until that is complete."""
         self._process = psutil.Process()
         self._beat_at = 0.0
-        self._pieces_at = 0.0
+        self._intervals = Intervals()
         self._taken = 0
         self._prompt_tokens = self._new_tokens = 0
         self._busy_s = 0.0
@@ -174,16 +173,13 @@ class Worker:
         for task in self.scheduler.find(request_id):
             task.end("cancelled")
 
-    def _send_pieces(self, tasks: Iterable[Task]) -> None:
+    def _send_pieces(self, tasks: Many[Task]) -> None:
         """Send the results of a step: new text of streams, and the last replies of requests that finished."""
-        now = time.monotonic()
-        due = now >= self._pieces_at + PIECES_S
-        if due:
-            self._pieces_at = now
+        due = self._intervals.due({task.interval_ms for task in tasks}, time.monotonic())
         pieces: list[m.Tokens] = []
         ended: list[Task] = []
         for task in tasks:
-            if task.finished is None and (due or task.silent):
+            if task.finished is None and (task.silent or task.interval_ms in due):
                 try:
                     pieces += task.pieces()
                 except Exception as e:  # noqa: BLE001 - whatever it is, it concerns this request alone

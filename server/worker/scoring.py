@@ -38,6 +38,7 @@ class Scoring:
     reuses = False
     streams = False
     silent = False
+    interval_ms = 0
     branches = False
     looks_inside = False
     width = 0

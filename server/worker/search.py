@@ -51,6 +51,10 @@ class Lane:
     def silent(self) -> bool:
         return self.search.silent
 
+    @property
+    def interval_ms(self) -> int:
+        return self.search.interval_ms
+
     def end(self, reason: m.FinishReason) -> None:
         self.search.end(reason)
 
@@ -86,6 +90,7 @@ class Search(ABC):
         self.alone = request.deterministic
         self.reuses = not request.deterministic
         self.streams = request.stream
+        self.interval_ms = request.stream_interval_ms
         self.ids = list(generation.prompt)
         self.prompt_tokens = len(generation.prompt)
         self.cached = 0

@@ -96,6 +96,7 @@ class Sequence:
         self.guesser: Guesser | None = PromptLookup() if request.speculate else None
         self.pace = Pace()
         self.silent = request.stream
+        self.interval_ms = request.stream_interval_ms
         self.expires = generation.received + request.deadline_ms / 1000 if request.deadline_ms else math.inf
         self._vocabulary = generation.vocabulary
         self._increments = generation.increments()

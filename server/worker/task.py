@@ -72,6 +72,11 @@ class Task(Protocol):
         """True if it streams and its client has been sent nothing yet: its first piece waits for nothing."""
         ...
 
+    @property
+    def interval_ms(self) -> int:
+        """Least milliseconds between two of its pieces, after the first."""
+        ...
+
     def end(self, reason: m.FinishReason) -> None:
         """End it from outside with its text so far: it is cancelled, or out of time."""
         ...

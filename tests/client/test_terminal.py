@@ -24,7 +24,7 @@ from client.terminal import Choice, Terminal
 from protocol import Client, messages as m
 from protocol.errors import BadModel, BadRequest, UnknownModel
 from protocol.keys import Address, CurveKeys, write_secret
-from protocol.testing import generated
+from protocol.testing import FakeServer, generated
 from scripts.daemon import Daemon
 from tests.client.fake import ReplicaServer
 
@@ -358,6 +358,15 @@ def test_clearly_fewer_threads_than_the_engine_has_are_said(capsys: pytest.Captu
             said.append(capsys.readouterr().err)
     assert "tokens/s with 1.3 of 2 threads; first token" in said[0]
     assert all("tokens/s; first token" in line for line in said[1:])
+
+
+def test_text_is_asked_for_as_often_as_an_eye_wants_it() -> None:
+    def answer(request: m.AnyRequest) -> list[str] | None:
+        return ["x"] if isinstance(request, m.Generate) else None
+
+    with FakeServer(answer) as server, Terminal(Address(server.endpoint)) as terminal:
+        assert terminal.write("x")
+        assert [asked.stream_interval_ms for asked in server.asked(m.Generate)] == [50]
 
 
 def test_an_engine_that_the_server_lacks_is_named_with_the_reason() -> None:

@@ -153,6 +153,28 @@ def test_streams_have_their_pieces_in_one_message_every_20_ms(clock: list[float]
     assert loop.link.messages == 1 and isinstance(newest, m.Tokens) and newest.id == 9, "and it alone"
 
 
+def test_a_stream_has_its_pieces_as_often_as_it_asked(clock: list[float]) -> None:
+    loop = Loop(rows=4)
+    for request_id, interval in enumerate((0, 20, 60, 60), 1):
+        settings = {"max_new_tokens": 200, "strategy": "greedy", "stream_interval_ms": interval}
+        loop.ask(request_id, group=request_id, prompt_ids=[request_id], stream=True, **settings)
+    for _ in range(4):
+        clock[0] += 0.004
+        loop.turn()
+    assert {p.id for p in loop.link.sent} == {1, 2, 3, 4}, "each has its first token at once"
+    clock[0] += 0.060
+    loop.turn()
+    loop.link.sent.clear()
+    loop.link.messages = 0
+    for _ in range(60):
+        clock[0] += 0.004
+        loop.turn()
+    counts = [sum(p.id == request_id for p in loop.link.sent) for request_id in (1, 2, 3, 4)]
+    assert counts == [60, 12, 4, 4]
+    assert loop.link.messages == 60, "those that are due in a step are sent together"
+    assert all(len(p.ids) == 15 for p in loop.link.sent if isinstance(p, m.Tokens) and p.id > 2)
+
+
 class Changing(FakeEngine):
     """Takes one step with both of its threads, and all others with one."""
 
@@ -367,7 +389,8 @@ def test_a_stream_alone_pauses_once_after_its_first_token(monkeypatch: pytest.Mo
 def test_a_fault_in_a_reply_costs_its_own_request(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     loop = Loop(rows=2)
     for request_id in (1, 2):
-        loop.ask(request_id, prompt_ids=[request_id], max_new_tokens=6, strategy="greedy", stream=True)
+        settings = {"max_new_tokens": 6, "strategy": "greedy", "stream_interval_ms": 0}
+        loop.ask(request_id, prompt_ids=[request_id], stream=True, **settings)
     loop.turn(3)
     (broken,) = loop.scheduler.find(2)
 
@@ -375,7 +398,6 @@ def test_a_fault_in_a_reply_costs_its_own_request(monkeypatch: pytest.MonkeyPatc
         raise MemoryError
 
     monkeypatch.setattr(broken, place, fault)
-    monkeypatch.setattr("server.worker.loop.PIECES_S", 0.0)
     loop.turn(12)
     last = {reply.id: reply for reply in loop.link.sent}
     assert isinstance(last[1], m.Generated) and last[1].ids == loop.engine.greedy([1], 6)

@@ -67,6 +67,16 @@ def test_a_stream_is_the_result_in_pieces(client: Client) -> None:
     assert stream.result.text == client.generate(PROMPT, seed=2, max_new_tokens=60).text
 
 
+def test_a_stream_has_as_few_pieces_as_it_asks_for(client: Client) -> None:
+    asked = {"seed": 2, "max_new_tokens": 60, "ignore_eos": True}
+    few = list(stream := client.stream(PROMPT, stream_interval_ms=1000, **asked))
+    assert len(few[0].ids) == 1 and len(few) <= 3 + stream.result.ledger.inference_ms / 1000
+    every = list(client.stream(PROMPT, stream_interval_ms=0, speculate=0, **asked))
+    assert [i for p in every for i in p.ids] == [i for p in few for i in p.ids] and len(every) == 60
+    with pytest.raises(BadRequest, match="stream_interval_ms must be a whole number <= 1000"):
+        client.stream(PROMPT, stream_interval_ms=1001)
+
+
 def test_seeds(client: Client) -> None:
     texts = [client.generate(PROMPT, seed=seed).text for seed in (1, 1, 2)]
     assert texts[0] == texts[1] != texts[2]

@@ -187,6 +187,7 @@ def _generate(state: AppState, column: Column, way: tuple[str, str, str]) -> lis
         "seed": compare.seed,
         "max_new_tokens": compare.max_new_tokens,
         "n": 1,
+        "stream_interval_ms": state.interval_ms,
         "truncate": "left",
         **dict(zip(("model", "engine", "precision"), way, strict=True)),
     }

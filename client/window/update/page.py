@@ -171,7 +171,7 @@ def generate(
     request = {**state.settings, **_which(state), "stream": True, "truncate": "left"}
     if request.get("strategy") not in m.SEARCHES:
         request.setdefault("logprobs", ALTERNATIVES)
-    request["n"] = count
+    request |= {"n": count, "stream_interval_ms": state.interval_ms}
     if begins and begins.prompt_ids is not None:
         request["prompt_ids"] = begins.prompt_ids + begins.ids
     else:

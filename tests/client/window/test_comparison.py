@@ -86,6 +86,7 @@ def test_a_download_is_asked_for_once_and_the_pages_text_can_be_the_prompt() -> 
     loaded = replace(LOADED, model="gpt2-xl", byte_level=True)
     (request,) = sent(apply(state, e.Replied("compare load", loaded, 1)), m.Generate)
     assert request.prompt == "Once", "what stands before the cursor, without the space at its end"
+    assert request.stream and request.stream_interval_ms == state.interval_ms > 50
 
 
 def test_a_stopped_comparison_waits_for_nobody_that_stands_still() -> None:

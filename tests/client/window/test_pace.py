@@ -70,6 +70,15 @@ def test_pieces_that_follow_each_other_are_shown_together_and_soon(every: float,
     assert longest <= (STREAM_S if every < STREAM_S else 0) + cost + 1e-9
 
 
+def test_pieces_that_come_as_often_as_they_are_asked_for_are_shown_at_once() -> None:
+    for cost, interval_ms in ((0.003, 66), (0.03, 120), (10.0, 500)):
+        pace = resting(cost)
+        assert pace.interval_ms == interval_ms
+        if cost < SLOWEST_S:
+            frames, longest = drawn(pace, 1.0, cost, pace.interval_ms / 1000)
+            assert frames <= 1000 / interval_ms and longest <= cost + 1e-9
+
+
 def test_news_wakes_the_loop_once_until_it_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     woken = list[float | None]()
     window = loop.Window.__new__(loop.Window)

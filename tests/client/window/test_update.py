@@ -130,6 +130,7 @@ def sent(effects: list[e.Effect], kind: type[Any]) -> list[Any]:
 
 def test_a_generation_streams_into_the_place_it_was_asked_for() -> None:
     state = ready()
+    state.interval_ms = 120  # where a frame is dear
     apply(state, e.Edit(0, 0, "Once END", "typed"))
     apply(state, e.Select(4, 4))
     (request,) = sent(apply(state, e.Do("generate")), m.Generate)
@@ -140,6 +141,7 @@ def test_a_generation_streams_into_the_place_it_was_asked_for() -> None:
         10,
         "demo",
     )
+    assert request.stream_interval_ms == 120, "no piece comes that no frame shows"
     for text in (" upon", " a", " time"):
         apply(state, e.Replied("page", m.Tokens(id=1, text=text, ids=[1]), 1))
     assert state.page.document.text == "Once upon a time END"
