@@ -15,6 +15,7 @@ from server.checkpoint.decoder import BYTE, read_stages
 from server.checkpoint.tokenizer import ModelTokenizer, bound_cache
 from server.worker import spans
 from server.worker.increments import ByteDecoder, CleanDecoder, Decoder, Increments, StageDecoder
+from server.worker.words import Boundaries
 
 MAX_TOKENS = 65_536
 """Largest number of tokens of a text that is tokenised or scored, since one reply has to hold them."""
@@ -170,6 +171,18 @@ class Text:
             offsets[-1] = len(request.text.encode())
         return Spans(request.text, ids, offsets)
 
+    @cached_property
+    def boundaries(self) -> Boundaries:
+        """Which tokens words begin with. Raises: BadRequest where the tokens do not say."""
+        if self._bytes is None and not any(word and word.startswith(SPACE) for word in self._words):
+            raise BadRequest(
+                'score: unit="word" needs a model whose tokens have the spaces between words, and the tokens of this '
+                'one do not; ask for unit="token"'
+            )
+        pieces = self._bytes or [_plain(word) for word in self._words]
+        start = () if self._start is None else (self._start,)
+        return Boundaries(pieces, {*start, *self._ends, *self.before})
+
     def about(self, context: int) -> TokenizerInfo:
         """Return what the model's files say of its texts."""
         return TokenizerInfo(
@@ -267,6 +280,14 @@ class Text:
             return words != [self._tokenizer.id_to_token(token) for token in encoding.ids]
         unknown: str | None = self._tokenizer.model.unk_token
         return unknown != word and unknown in words
+
+
+def _plain(word: str | None) -> bytes:
+    """Return the bytes of a token of sentencepiece within a text; none for padding of the vocabulary."""
+    if word is None:
+        return b""
+    byte = BYTE.fullmatch(word)
+    return bytes.fromhex(byte[1]) if byte else word.replace(SPACE, " ").encode()
 
 
 def _bytes_of(word: str | None) -> bytes:

@@ -16,6 +16,7 @@ from server.catalogue.architecture import read_architecture
 from server.catalogue.catalogue import DEMO_FOLDER
 from server.checkpoint.tokenizer import read_tokenizer
 from server.checkpoint.tokenizer_classes import END_OF_TEXT
+from server.worker import words
 from server.worker.text import Text
 
 ARCH = read_architecture(DEMO_FOLDER)
@@ -106,3 +107,19 @@ def test_every_token_has_a_name_of_its_own() -> None:
     assert (end.text, end.name) == ("", END_OF_TEXT)
     assert [one.text for one in told if one.name == r"bytes:\xe2"] == ["\ufffd"]
     assert all(one.name == "" for one in told if one.text and "\ufffd" not in one.text)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(st.sampled_from("ab.'é日🙂 \n\t\u00a0\u3000"), max_size=30) | st.text(max_size=30))
+def test_words_are_what_stands_between_whitespace(text: str) -> None:
+    """Whatever the tokens are: whitespace of several bytes parts nothing."""
+    spans = TEXT.spans(Tokenize(text=text, specials=False))
+    found = words.find(text, spans.ids, spans.offsets, TEXT.boundaries)
+    assert [text[word.begin : word.end].encode() for word in found] == text.encode().split()
+
+
+def test_words_begin_with_whitespace_or_where_the_text_ends() -> None:
+    mask = TEXT.boundaries.mask
+    begin = {token for token in range(ARCH.vocabulary) if TEXT.vocabulary.text_of(token)[:1] in {*" \n\t\r\f\v"} - {""}}
+    assert {*mask.nonzero()[0].tolist()} == begin | {*ARCH.ends}
+    assert TEXT.boundaries.mask is mask, "made once"

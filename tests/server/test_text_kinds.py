@@ -19,6 +19,7 @@ from server.catalogue.architecture import read_architecture
 from server.catalogue.catalogue import DEMO_FOLDER
 from server.checkpoint.decoder import read_stages
 from server.checkpoint.tokenizer import ModelTokenizer, read_tokenizer
+from server.worker import words
 from server.worker.text import Text
 from tests.server.tokenizer_kinds import KINDS as KINDS_THAT_PEOPLE_HAVE, TEXTS as SENTENCES
 
@@ -179,6 +180,18 @@ def test_tokens_have_places_in_the_text_that_is_told(name: str, tokens: list[flo
     assert told.text == of.judge.decode(told.ids)
     assert len(told.offsets) == len(told.ids) + 1 and told.offsets[0] == 0
     assert told.offsets == sorted(told.offsets) and told.offsets[-1] == (len(told.text.encode()) if told.ids else 0)
+
+
+@pytest.mark.parametrize("name", [name for name in KINDS if not name.endswith("+")])
+def test_words_are_found_by_tokens_that_have_the_spaces(name: str) -> None:
+    of, text = kind(name), "a bad\n ab. b"
+    told = of.text.spans(Tokenize(text=text))
+    if name.startswith("Word"):
+        with pytest.raises(BadRequest, match='tokens of this one do not; ask for unit="token"'):
+            _ = of.text.boundaries
+        return
+    found = words.find(text, told.ids, told.offsets, of.text.boundaries)
+    assert [text[word.begin : word.end] for word in found] == text.split()
 
 
 def test_every_kind_that_people_have_has_the_text_of_transformers_5(tmp_path: Path) -> None:

@@ -1,0 +1,159 @@
+"""Words of a text and their probabilities: a made-up model of six tokens, whose words can all be listed."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence as Many
+
+import numpy as np
+import pytest
+
+from protocol.errors import BadRequest
+from server.worker import words
+from server.worker.words import Boundaries
+
+PIECES = [b"a", b" a", b"b.", b"\n", b".\n", b"<end>"]
+END = 5
+BOUNDARIES = Boundaries(PIECES, [END])
+RNG = np.random.default_rng(26)
+FIRST, SECOND = RNG.dirichlet(np.ones(6) * 2, 7), RNG.dirichlet(np.ones(6) * 2, (7, 7))
+
+
+def chances(before: Many[int]) -> list[float]:
+    """Probabilities of the token after others, of which the last two count."""
+    last, other = [6, 6, *before][-1], [6, 6, *before][-2]
+    found: list[float] = ((FIRST[last] + SECOND[other, last]) / 2).tolist()
+    return found
+
+
+def scored(ids: Many[int], context: Many[int] = ()) -> tuple[list[float], list[float]]:
+    """Log-probabilities of tokens, and of what a word begins with at their places and after them."""
+    tokens, masses = [], []
+    for i in range(len(ids) + 1):
+        here = chances([*context, *ids[:i]])
+        masses.append(math.log(sum(one for one, begins in zip(here, BOUNDARIES.mask, strict=True) if begins)))
+        if i < len(ids):
+            tokens.append(math.log(here[ids[i]]))
+    return tokens, masses
+
+
+def text_of(ids: Many[int]) -> tuple[str, list[int]]:
+    parts = [PIECES[i] for i in ids]
+    return b"".join(parts).decode(), [0, *itertools.accumulate(map(len, parts))]
+
+
+def found(ids: Many[int], context: Many[int] = ()) -> list[tuple[str, float | None]]:
+    """The words of tokens after others, and their log-probabilities."""
+    text, offsets = text_of(ids)
+    ours = words.find(text, ids, offsets, BOUNDARIES, BOUNDARIES.after(context))
+    values = words.logprobs(ours, *scored(ids, context))
+    return [(text[word.begin : word.end], value) for word, value in zip(ours, values, strict=True)]
+
+
+def outcomes(context: Many[int], ids: list[int], chance: float, longest: int) -> Iterator[float]:
+    """Probabilities of all that can come after tokens of one word: words, the text's end, and what is left open."""
+    text = text_of(ids)[0]
+    here = chances([*context, *ids])
+    open_ = 1.0
+    if text.strip():
+        ((_, logprob),) = found(ids, context)
+        assert logprob is not None
+        yield math.exp(logprob)
+        mass = math.exp(scored(ids, context)[1][-1])
+        open_ = 0.0 if text[-1].isspace() else 1 - mass
+    if len(ids) == longest:
+        yield chance * open_
+        return
+    for token in range(END) if open_ else ():
+        if not (text.strip() and BOUNDARIES.mask[token]):
+            yield from outcomes(context, [*ids, token], chance * here[token], longest)
+    if not text.strip():
+        yield chance * here[END]
+
+
+@pytest.mark.parametrize(
+    ("context", "given"),
+    [([], "solid"), ([], "blank"), ([0], "blank"), ([2, 4], "any"), ([1, 3], "any"), ([0, 2, 0], "blank")],
+)
+def test_the_words_that_can_come_next_sum_to_one(context: list[int], given: str) -> None:
+    """With the text's end in place of a word, and those that are not over after seven tokens."""
+    mass = math.exp(scored([], context)[1][0])
+    here = chances(context)
+    firsts = [token for token in range(END) if given == "any" or BOUNDARIES.mask[token] == (given == "blank")]
+    share = {"any": 1.0, "blank": mass, "solid": 1 - mass}[given]
+    parts = [value for token in firsts for value in outcomes(context, [token], here[token] / share, 7)]
+    ends = 0.0 if given == "solid" else here[END] / share
+    assert sum(parts) + ends == pytest.approx(1, abs=1e-9)
+
+
+def test_the_corrections_are_those_of_the_papers() -> None:
+    """Next to the plain products: the end of each word is the word's own, and no longer the next one's."""
+    ids = [0, 2, 1, 0, 3, 0, 4]  # "ab. aa\na.\n"
+    tokens, masses = scored(ids)
+    plain = [sum(tokens[:2]), sum(tokens[2:4]), sum(tokens[4:])]
+    fixed = [
+        plain[0] + masses[2] - math.log(1 - math.exp(masses[0])),
+        plain[1] + masses[4] - masses[2],
+        plain[2] - masses[4],  # over with its last token, which ends in a line feed
+    ]
+    told, values = zip(*found(ids), strict=True)
+    assert told == ("ab.", "aa", "a.")
+    assert values == pytest.approx(fixed)
+
+
+def test_whitespace_belongs_to_the_word_after_it() -> None:
+    ids = [3, 3, 0, 3, 1, 3, 3]
+    text, offsets = text_of(ids)
+    ours = words.find(text, ids, offsets, BOUNDARIES)
+    assert [(text[word.begin : word.end], word.first, word.last) for word in ours] == [("a", 0, 3), ("a", 3, 5)]
+    tokens, masses = scored(ids)
+    values = words.logprobs(ours, tokens, masses)
+    assert values == [
+        pytest.approx(sum(tokens[:3]) + masses[3] - masses[0]),
+        pytest.approx(sum(tokens[3:5]) + masses[5] - masses[3]),
+    ]
+
+
+def test_the_rest_of_a_word_whose_beginning_is_in_the_context() -> None:
+    tokens, masses = scored([0, 1], [0])
+    told, values = zip(*found([0, 1], [0]), strict=True)
+    assert told == ("a", "a")
+    assert values == pytest.approx((tokens[0] + masses[1], tokens[1] + masses[2] - masses[1]))
+
+
+def test_a_text_may_end_within_another() -> None:
+    """What comes after the end begins as a text does."""
+    ids = [0, END, 0]
+    tokens, masses = scored(ids)
+    first, second = (-math.log(1 - math.exp(masses[i])) for i in (0, 2))
+    assert [value for _, value in found(ids)] == [
+        pytest.approx(tokens[0] + masses[1] + first),
+        pytest.approx(tokens[2] + masses[3] + second),
+    ]
+    assert BOUNDARIES.after(ids) == "inside"
+    assert BOUNDARIES.after([0, END]) == BOUNDARIES.after([]) == "start"
+    assert BOUNDARIES.after([4]) == "between"
+
+
+def test_a_first_token_without_a_value_leaves_its_word_without_one() -> None:
+    ids = [0, 2, 1]
+    text, offsets = text_of(ids)
+    ours = words.find(text, ids, offsets, BOUNDARIES)
+    tokens, masses = scored(ids)
+    values = words.logprobs(ours, [None, *tokens[1:]], [None, *masses[1:]])
+    assert values == [None, pytest.approx(tokens[2] + masses[3] - masses[2])]
+
+
+@pytest.mark.parametrize("ids", [[], [3], [END], [3, END, 3]])
+def test_texts_without_words(ids: list[int]) -> None:
+    assert found(ids) == []
+
+
+def test_what_no_word_can_be_made_of_is_refused() -> None:
+    several = Boundaries([b"a b", b" c"], [])
+    with pytest.raises(BadRequest, match="token 0 of this text spans several words"):
+        words.find("a b c", [0, 1], [0, 3, 5], several)
+    plain = Boundaries([b"a", b" b"], [])
+    with pytest.raises(BadRequest, match=r"at character 0, 'ab'; ask for"):  # as of a tokenizer that parts punctuation
+        words.find("ab", [0, 1], [0, 1, 2], plain)
