@@ -322,7 +322,9 @@ class Terminal:
             each = f"{replicas.count(loaded.replicas)} of " if loaded.replicas != 1 else ""
             took = f"loaded in {loaded.load_ms / 1000:.1f} s"
             kept = f", KV cache {loaded.cache}" if loaded.cache else ""
-            self.say(f"{name} {took}, {each}{loaded.rss_bytes / 1e6:.0f} MB, {loaded.threads} threads{kept}")
+            instructions = f", {loaded.instruction_set}" if loaded.instruction_set else ""
+            memory = f"{loaded.rss_bytes / 1e6:.0f} MB"
+            self.say(f"{name} {took}, {each}{memory}, {loaded.threads} threads{instructions}{kept}")
         elif number:
             self.say(f"{name}: {replicas.count(loaded.replicas)}")
         elif mention_loaded:

@@ -545,6 +545,8 @@ class ServerInfo(Result, frozen=True, tag="hello"):
     """What a user of this server should know: a sentence each."""
     limits: Limits | None = None
     """None: unknown, by an older server."""
+    instruction_set: str = ""
+    """Instructions that the engine native computes with on the server's machine; empty where it cannot be used."""
 
 
 class WorkerHealth(Told, frozen=True, kw_only=True):
@@ -570,6 +572,8 @@ class WorkerHealth(Told, frozen=True, kw_only=True):
     that ends in a space is best sent without it."""
     calibrated: bool = False
     """Whether its weights were rounded by calibration."""
+    instruction_set: str = ""
+    """Instructions that it computes with, of the engine native once it is ready; all give the same bits."""
 
 
 class Pong(Result, frozen=True, tag="ping"):
@@ -680,6 +684,8 @@ class Loaded(Result, frozen=True, tag="load"):
     """Whether the weights were rounded by calibration."""
     cache: str = ""
     """What its KV cache is made of."""
+    instruction_set: str = ""
+    """As in WorkerHealth."""
 
 
 class Measured(Result, frozen=True, tag="measure"):
@@ -766,6 +772,8 @@ class Generated(Result, frozen=True, tag="generate"):
     """Whether the model's weights were rounded by calibration."""
     cache: str = ""
     """What the KV cache was made of."""
+    instruction_set: str = ""
+    """As in WorkerHealth."""
 
 
 class TokenizerInfo(Told, frozen=True, kw_only=True):

@@ -23,7 +23,7 @@ try:
 
     with needed_by("gpt2d-server"):
         from server import build, logs, settings
-        from server.catalogue.engines import COMPILED_FOLDER, SUMS_FILE, notices
+        from server.catalogue.engines import COMPILED_FOLDER, SUMS_FILE, force_instruction_set, notices
         from server.check import check
         from server.config import Config
         from server.gateway.gateway import Gateway
@@ -170,6 +170,8 @@ def start(config: Config) -> Gateway:
         except ClusterError as e:
             raise StartError(f"--cluster {config.cluster}: {e}") from None
     try:
+        if config.instruction_set and not config.cluster:  # a cluster's nodes have processors of their own
+            force_instruction_set(config.instruction_set)
         return Gateway(config, launcher, metrics)
     except (Gpt2dError, KeyFileError) as e:
         raise StartError(str(e)) from None

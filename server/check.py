@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from protocol.errors import RequestError
 from protocol.keys import KeyFileError, read_secret
 from server.catalogue.catalogue import Catalogue
+from server.catalogue.engines import native_problem
 from server.config import Config
 from server.gateway.auth import Keyring
 from server.settings import SettingsError
@@ -25,6 +26,9 @@ def check(config: Config) -> None:
         catalogue = Catalogue(config.models_dir, config.hub_cache, allow_hub=config.allow_hub)
         for name in config.preload:
             catalogue.parse(name)
+    forced = "" if config.cluster else config.instruction_set  # a cluster's nodes have processors of their own
+    if forced and (problem := native_problem(forced)):
+        raise SettingsError(f"instruction_set: {problem}")
     # Neither needs to exist yet: models come later, and the cache is made when something is built.
     with _about("models_dir"):
         if config.models_dir.exists():

@@ -133,6 +133,14 @@ class Config:
     threads: Annotated[
         Annotated[int, Meta(ge=1, le=1024)], setting("threads of each worker", "N", unset="the physical cores")
     ] = field(default_factory=default_threads)
+    instruction_set: Annotated[
+        Text | None,
+        setting(
+            "instructions that the engine native computes with, for comparisons: all give the same text",
+            "NAME",
+            unset="GPT2D_INSTRUCTION_SET, else the fastest that a worker's processor has",
+        ),
+    ] = None
     rows: Annotated[
         Count | None,
         setting(

@@ -63,6 +63,8 @@ class Ready(m.Reply, frozen=True, tag_field="type", tag="ready"):
     """Whether its tokenizer is byte-level BPE."""
     calibrated: bool = False
     """Whether its weights were rounded by calibration."""
+    instruction_set: str = ""
+    """Instructions that the engine native computes with."""
 
 
 class Pieces(m.Reply, frozen=True, tag_field="type", tag="pieces"):

@@ -13,7 +13,7 @@ from protocol.errors import Gpt2dError
 from server import settings
 from server.catalogue.adapters import architecture_of, tokenizer_folder
 from server.catalogue.catalogue import Catalogue
-from server.catalogue.engines import CALIBRATES, choose_engine
+from server.catalogue.engines import CALIBRATES, choose_engine, force_instruction_set
 from server.config import Config
 
 CHUNK_CHARACTERS = 1 << 20
@@ -41,6 +41,8 @@ def main(argv: list[str]) -> int:
 
 
 def _calibrate(config: Config, name: str, text: Path | None) -> int:
+    if config.instruction_set:
+        force_instruction_set(config.instruction_set)
     choose_engine(*CALIBRATES)  # which says how the kernels are built where they are not
     model = Catalogue(config.models_dir, config.hub_cache, allow_hub=config.allow_hub).find(name)
     if model.folder is None or not model.on_disk:

@@ -121,6 +121,7 @@ healths = st.builds(
     node=texts,
     byte_level=st.booleans(),
     calibrated=st.booleans(),
+    instruction_set=texts,
 )
 replies = st.one_of(
     st.builds(m.Progress, **reply, stage=texts, done=counts, total=counts, unit=texts),

@@ -50,8 +50,8 @@ COMPILED_FOLDER = "torch"
 """The folder of the cache where torch's compiler keeps its own."""
 
 
-def native_problem() -> str:
-    """Return why the native engine cannot be used; empty if it can."""
+def native_problem(forced: str | None = None) -> str:
+    """Return why the native engine cannot be used, with that instruction set if one is forced; empty if it can."""
     install = TRAITS["native"].install
     try:
         import gpt2d_kernels
@@ -63,7 +63,7 @@ def native_problem() -> str:
         versions = f"version {gpt2d_kernels.VERSION} instead of {KERNELS_VERSION}"
         return f"the native kernels have {versions}; {install} builds that"
     try:
-        forced_instruction_set()
+        instruction_set(forced)
     except OSError as e:
         return f"the native kernels cannot be loaded ({e}); {install} builds them for this machine"
     except ValueError as e:
@@ -84,15 +84,29 @@ def instruction_sets() -> list[str]:
     return bytes(names()).decode().split(",")
 
 
-def forced_instruction_set() -> str | None:
-    """Return what the environment wants instead of the best, for tests and comparisons.
+def instruction_set(forced: str | None = None) -> str:
+    """Return the one that is used: what is forced, else what the environment wants, else the best.
 
     Raises: ImportError and OSError as `instruction_sets`, ValueError if this processor or the kernels do not have it.
     """
-    known, wanted = instruction_sets(), os.environ.get(INSTRUCTION_SET)
+    known, wanted = instruction_sets(), forced or os.environ.get(INSTRUCTION_SET)
     if wanted and wanted not in known:
-        raise ValueError(f"{INSTRUCTION_SET} is {wanted}, and here there are {', '.join(known)}")
-    return wanted or None
+        name = "the instruction set" if forced else INSTRUCTION_SET
+        raise ValueError(f"{name} is {wanted}, and here there are {', '.join(known)}")
+    return wanted or known[0]
+
+
+def force_instruction_set(name: str) -> None:
+    """Let this process, and those that it starts, use an instruction set instead of the best.
+
+    Raises: BadModel if the native engine cannot be used with it, saying why.
+    """
+    if problem := native_problem(name):
+        raise BadModel(problem)
+    os.environ[INSTRUCTION_SET] = name
+    found = usable()
+    ENGINES.clear()
+    ENGINES.update(found)
 
 
 def onnx_problem() -> str:
@@ -236,9 +250,16 @@ TRAITS = {
 def usable() -> dict[str, Traits]:
     """Return the engines that can be used here, the default first."""
     found = {name: traits for name, traits in TRAITS.items() if not traits.problem()}
-    if "native" in found and instruction_sets() == ["plain"]:
+    if "native" in found and instruction_set() == "plain":
         found["native"] = found.pop("native")
     return found
+
+
+def _plain() -> str:
+    """Return why native is slow here, as a part of a sentence."""
+    if instruction_sets() == ["plain"]:
+        return "this processor has none of the instructions that make native fast (AVX2, VNNI or Arm's dot products)"
+    return "native is made to do without the instructions that make it fast (its instruction set is plain)"
 
 
 def notices() -> list[str]:
@@ -251,8 +272,8 @@ def notices() -> list[str]:
         since = f"the native kernels were built after this server was started (process {os.getpid()})"
         return [f"the slower engine {next(iter(ENGINES))} is the default: {since}; they are used once it is restarted"]
     if next(iter(ENGINES)) != "native":
-        reason = "this processor has none of the instructions that make native fast (AVX2, VNNI or Arm's dot products)"
-        return [f"{next(iter(ENGINES))} is the default engine: {reason}"]
+        promise = "the same text on every processor is native's promise alone (docs/kernels.md)"
+        return [f"{next(iter(ENGINES))} is the default engine: {_plain()}; {promise}"]
     return []
 
 

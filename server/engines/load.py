@@ -36,7 +36,7 @@ class Made:
 
     `disk_bytes`: size of these files. `separate_head`: whether the head has weights of its own.
     `notices`: what a user should know of how the files were read. `calibrated`: whether its weights were rounded by
-    calibration.
+    calibration. `instruction_set`: the engine native's.
     """
 
     engine: Engine
@@ -45,6 +45,7 @@ class Made:
     separate_head: bool
     notices: tuple[str, ...] = ()
     calibrated: bool = False
+    instruction_set: str = ""
 
 
 def load_engine(
@@ -76,7 +77,8 @@ def load_engine(
     opened = OPENERS[engine](loading)  # which says how large the files are that it has opened
     disk_bytes = loading.disk_bytes or sum(file.stat().st_size for file in hashed_files(folder, base))
     notices = (*weights.notices, *loading.notices)
-    return Made(opened, loading.sha, disk_bytes, weights.has_head, notices, loading.calibrated)
+    instruction_set = getattr(opened, "instruction_set", "")
+    return Made(opened, loading.sha, disk_bytes, weights.has_head, notices, loading.calibrated, instruction_set)
 
 
 def calibrate_model(

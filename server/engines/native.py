@@ -23,8 +23,7 @@ from server.catalogue.engines import (
     KERNELS_INSTALL,
     KERNELS_VERSION,
     choose_cache,
-    forced_instruction_set,
-    instruction_sets,
+    instruction_set as set_in_force,
 )
 from server.convert.native_layout import head_bits
 from server.engines.base import KV, Hidden, Logits, Run
@@ -201,7 +200,7 @@ class NativeEngine:
         shape = shape_of(arch, precision, cache)
         self._kv_dtype = np.dtype({32: np.float32, 16: np.float16, 8: np.int8}[shape.cache_bits])
         self._kv_head = arch.head + (CACHE_SCALE_BYTES if shape.cache_bits == 8 else 0)
-        self.instruction_set = instruction_set or forced_instruction_set() or instruction_sets()[0]
+        self.instruction_set = instruction_set or set_in_force()
         for tied in (1, 0):  # the file's size says which
             shape.tied = tied
             self._model = self._kernels.gpt2d_new(shape, rows, threads, self.instruction_set.encode())

@@ -138,6 +138,7 @@ class Replica:
             rss_bytes=self.rss_bytes, quantised_share=ready.quantised_share, disk_bytes=ready.disk_bytes,
             load_ms=self.load_ms, already=already, replicas=replicas, notices=list(ready.notices),
             byte_level=ready.byte_level, calibrated=ready.calibrated, cache=self.cache,
+            instruction_set=ready.instruction_set,
         )  # fmt: skip
 
     def health(self) -> m.WorkerHealth:
@@ -148,6 +149,7 @@ class Replica:
             running=self.beat.running if self.beat else 0, waiting=self.beat.waiting if self.beat else 0,
             byte_level=self.ready is not None and self.ready.byte_level,
             calibrated=self.ready is not None and self.ready.calibrated, cache=self.cache,
+            instruction_set=self.ready.instruction_set if self.ready else "",
         )  # fmt: skip
 
     def stats(self) -> m.WorkerStats:
@@ -225,6 +227,7 @@ class Replicas:
             task=type_of(task) if task else "", threads=config.threads, rows=rows, room=room, share=rows_share(config),
             base=model.base.name if model.base else "", base_folder=str(model.base_folder or ""),
             cache_dir=str(config.cache_dir), cache_bytes=config.cache_bytes,
+            instruction_set=config.instruction_set or "",
         )  # fmt: skip
         taken = {r.number for r in others}
         number = next(i for i in range(len(taken) + 1) if i not in taken)

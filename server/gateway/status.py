@@ -22,7 +22,7 @@ from protocol.parameters import parameters
 from protocol.programs import VERSION
 from server.catalogue.architecture import Architecture
 from server.catalogue.catalogue import Model
-from server.catalogue.engines import CALIBRATES, ENGINES, Traits, notices
+from server.catalogue.engines import CALIBRATES, ENGINES, Traits, instruction_set, notices
 from server.catalogue.findings import Finding
 from server.catalogue.records import Found, Records
 from server.config import Config
@@ -55,6 +55,7 @@ def _server_info(server_id: str, role: Role, limits: m.Limits, _: int) -> m.Serv
         role=role,
         notices=notices(),
         limits=limits,
+        instruction_set=instruction_set() if "native" in ENGINES else "",
     )
 
 

@@ -46,6 +46,8 @@ class Spec:
     compiled: bool = False
     cache: str = ""
     """What the KV cache is made of; empty: the default."""
+    instruction_set: str = ""
+    """The one that the engine native must use; empty: its own choice."""
     task: str = ""
     """`measure` or `calibrate`: only do that. Empty: serve."""
     base: str = ""

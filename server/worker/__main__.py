@@ -19,6 +19,7 @@ import psutil
 from protocol import messages as m
 from protocol.errors import Gpt2dError, RequestError
 from server.catalogue.adapters import architecture_of
+from server.catalogue.engines import force_instruction_set
 from server.catalogue.files import without_folder
 from server.checkpoint.tokenizer import read_tokenizer
 from server.child import end_with_stdin
@@ -42,6 +43,8 @@ def load(spec: Spec, connection: Connection) -> Worker:
 
     Raises: BadModel, LoadFailed, and whatever a runtime raises.
     """
+    if spec.instruction_set:
+        force_instruction_set(spec.instruction_set)  # a node's environment says nothing of it
     progress = reporter(connection)
     progress("start", 1, 1, "process")
     source = find(spec, progress)
@@ -75,7 +78,16 @@ def load(spec: Spec, connection: Connection) -> Worker:
     engine.prefill(0, [0], 0, [0])
     engine.decode([0], [1])
     progress("warm up", 1, 1, "step")
-    worker = Worker(spec, connection, engine, text, made.digest, arch, calibrated=made.calibrated)
+    worker = Worker(
+        spec,
+        connection,
+        engine,
+        text,
+        made.digest,
+        arch,
+        calibrated=made.calibrated,
+        instruction_set=made.instruction_set,
+    )
     ready = Ready(
         id=None,
         digest=made.digest,
@@ -88,6 +100,7 @@ def load(spec: Spec, connection: Connection) -> Worker:
         notices=(*source.notices, *arch.notices, *made.notices),
         byte_level=tokenizer.byte_level,
         calibrated=made.calibrated,
+        instruction_set=made.instruction_set,
     )
     connection.send(ready)
     return worker

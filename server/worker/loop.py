@@ -52,11 +52,20 @@ class Worker:
         arch: Architecture,
         *,
         calibrated: bool = False,
+        instruction_set: str = "",
     ) -> None:
         self._connection = connection
         adaptive = engine if isinstance(engine, Adaptive) else None
         served = Served(
-            spec.model, spec.engine, spec.precision, digest, engine.threads, spec.cache, adaptive, calibrated
+            spec.model,
+            spec.engine,
+            spec.precision,
+            digest,
+            engine.threads,
+            spec.cache,
+            adaptive,
+            calibrated,
+            instruction_set,
         )
         self._requests = Requests(engine, text, served)
         self.scheduler = Scheduler(engine, _prefix_cache(arch, spec))

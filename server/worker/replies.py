@@ -30,6 +30,8 @@ class Served:
     """The engine, where its steps do not all take all of its threads."""
     calibrated: bool = False
     """Whether its weights were rounded by calibration."""
+    instruction_set: str = ""
+    """The engine native's."""
 
     def steps(self) -> tuple[int, int]:
         """Return the number of its steps so far, and the sum of their threads."""
@@ -114,6 +116,7 @@ def result(sequences: list[Sequence], served: Served, threads_used: float) -> m.
         threads_used=threads_used,
         calibrated=served.calibrated,
         cache=served.cache,
+        instruction_set=served.instruction_set,
         ledger=first.ledger(),
         logprobs=first.logprobs,
         score=first.score,

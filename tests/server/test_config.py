@@ -11,6 +11,7 @@ import pytest
 from protocol.keys import CurveKeys, write_public, write_secret
 from server import config
 from server.__main__ import parse
+from server.catalogue.engines import INSTRUCTION_SET, instruction_sets, native_problem
 from server.config import Config
 from server.settings import settings
 
@@ -108,6 +109,7 @@ def test_a_files_paths_are_relative_to_it(tmp_path: Path, monkeypatch: pytest.Mo
         ('preload = "demo"', "preload: must be a list of texts, got 'demo'"),
         ("preload = [1]", "preload: must be a list of texts, got [1]"),
         ("allow_hub = 1", "allow_hub: must be true or false, got 1"),
+        ('instruction_set = ""', "instruction_set: must be a text of one line, got ''"),
         ('log_format = "xml"', "log_format: must be 'json' or 'text', got 'xml'"),
         ('models_dir = ""', "models_dir: must be a path, got ''"),
         ('models_dir = "~nobody-of-that-name/x"', "models_dir: there is no home folder for '~nobody-of-that-name/x'"),
@@ -150,6 +152,20 @@ def test_wrong_flags_say_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     assert "argument --log-format: must be 'json' or 'text', got 'xml'" in refused(capsys, "--log-format", "xml")
 
 
+@pytest.mark.skipif(bool(native_problem()), reason="needs the native kernels")
+def test_an_instruction_set_must_be_the_processors(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cluster's nodes have processors of their own: they say it."""
+    monkeypatch.delenv(INSTRUCTION_SET, raising=False)
+    there = ", ".join(instruction_sets())
+    said = refused(capsys, "--instruction-set", "mmx", "--check")
+    assert said == f"gpt2d-server: instruction_set: the instruction set is mmx, and here there are {there}\n"
+    assert 'instruction_set = "plain"' in checked(capsys, "--instruction-set", "plain")
+    assert 'instruction_set = "mmx"' in checked(capsys, "--instruction-set", "mmx", "--cluster", "auto")
+    assert INSTRUCTION_SET not in os.environ, "it was only checked"
+
+
 def test_what_check_prints_is_a_file_that_says_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_secret(tmp_path / "keys" / "server.key", CurveKeys.new())
     write_public(tmp_path / "keys" / "authorised" / "a.pub", CurveKeys.new().public, "admin")
@@ -171,6 +187,8 @@ def test_what_check_prints_is_a_file_that_says_the_same(tmp_path: Path, capsys: 
         "auto",
         "--cluster-resources",
         "fast=1",
+        "--instruction-set",
+        "avx2",
         "--max-memory",
         "1.5",
         "--rows",

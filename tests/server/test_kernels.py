@@ -70,7 +70,8 @@ def test_where_the_kernels_have_plain_instructions_alone_onnx_is_the_default(tmp
     )
     assert done.stdout == (
         "onnx|('onnx', 'int8')|('native', 'int8')|onnx is the default engine: this processor has none of the "
-        "instructions that make native fast (AVX2, VNNI or Arm's dot products)\n"
+        "instructions that make native fast (AVX2, VNNI or Arm's dot products); the same text on every processor is "
+        "native's promise alone (docs/kernels.md)\n"
     )
 
 

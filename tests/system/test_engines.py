@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from client.terminal import Choice, Terminal
 from protocol import Client, messages as m
 from protocol.connection import Event
 from protocol.errors import (
@@ -24,7 +25,9 @@ from protocol.errors import (
     NoMemory,
     NotLoaded,
 )
+from protocol.keys import Address
 from scripts.daemon import Daemon
+from server.catalogue.engines import instruction_sets
 from tests.conftest import COMPILER, COMPILES, wait_for
 from tests.server.test_fidelity import VERSE
 
@@ -62,6 +65,33 @@ def test_the_engines_write_the_same(own_daemon: Daemon) -> None:
         for engine, precision in (("torch", "int8"), ("native", "fp32")):
             with pytest.raises(BadModel, match="what can: torch at fp32 and bf16"):
                 client.load("demo", engine=engine, precision=precision, compile=True)
+
+
+def test_an_instruction_set_is_told_wherever_it_computes(
+    tmp_path: Path, cache: Path, shared_daemon: Daemon, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One that makes native slow makes onnx the default, with a notice; what native writes stays the same."""
+    with Client(shared_daemon.endpoint) as client:
+        expected = client.generate("Shall I", engine="native", precision="int8", seed=5, max_new_tokens=9)
+        best = client.hello().instruction_set
+        assert best == expected.instruction_set == instruction_sets()[0]
+    with (
+        Daemon(tmp_path, "--cache-dir", str(cache), "--instruction-set", "plain") as daemon,
+        Client(daemon.endpoint) as client,
+        Terminal(Address(daemon.endpoint)) as terminal,
+    ):
+        terminal.start(client.hello(), Choice("demo", "native", "int8"), [], hint=False)
+        told = capfd.readouterr().err
+        assert "threads, plain, KV cache int8" in told, told
+        assert "onnx is the default engine: native is made to do without the instructions" in told
+        assert client.hello().engines[0].name == "onnx" and client.hello().instruction_set == "plain"
+        assert [(w.engine, w.instruction_set) for w in client.ping().workers] == [("native", "plain")]
+        assert client.load("demo", engine="native").instruction_set == "plain"
+        found = client.generate("Shall I", engine="native", seed=5, max_new_tokens=9)
+        assert (found.instruction_set, found.ids) == ("plain", expected.ids)
+        assert client.load("demo").engine == "onnx" and not client.generate("x", engine="onnx").instruction_set
+    with pytest.raises(RuntimeError, match="the instruction set is mmx, and here there are"):
+        Daemon(tmp_path, "--instruction-set", "mmx")
 
 
 def test_a_load_chooses_what_its_cache_is_made_of(own_daemon: Daemon) -> None:

@@ -119,6 +119,8 @@ def draw_details(ledgers: Ledgers, result: m.Generated) -> None:
     widgets.row("decode", f"{ledger.decode_ms:,.1f} ms for {ledger.new_tokens} tokens")
     if result.cache:
         widgets.row("KV cache", result.cache)
+    if result.instruction_set:
+        widgets.row("instructions", result.instruction_set)
     if result.threads_used > 0:
         widgets.row("threads", f"{result.threads_used:.1f} on average, of {result.threads}")
     widgets.row("tokenise", f"{ledger.tokenise_ms:,.1f} ms")

@@ -75,9 +75,11 @@ def test_a_model_is_called_by_one_name_and_the_built_in_one_is_on_no_disk() -> N
         (1.0, "1.0 of 2 threads"),
     ],
 )
-def test_fewer_threads_than_the_engine_has_are_told(monkeypatch: pytest.MonkeyPatch, used: float, said: str) -> None:
+def test_fewer_threads_than_the_engine_has_are_told_and_its_instructions(
+    monkeypatch: pytest.MonkeyPatch, used: float, said: str
+) -> None:
     state = AppState()
-    state.ledgers.last = replace(RESULT, threads=2, threads_used=used)
+    state.ledgers.last = replace(RESULT, threads=2, threads_used=used, instruction_set="avx2" if used else "")
     widgets, imgui = MagicMock(), MagicMock()
     imgui.get_font_size.return_value = 16.0
     for name, mock in (
@@ -92,6 +94,7 @@ def test_fewer_threads_than_the_engine_has_are_told(monkeypatch: pytest.MonkeyPa
     assert drawn == ([(f"{said}: another program is at work", "warn")] if said else [])
     rows = {arguments[0]: arguments[1] for arguments, _ in widgets.row.call_args_list}
     assert rows.get("threads") == (f"{used:.1f} on average, of 2" if used else None)
+    assert rows.get("instructions") == ("avx2" if used else None)
 
 
 def test_the_line_below_the_page_stays_within_it() -> None:
