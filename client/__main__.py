@@ -175,7 +175,7 @@ def show(args: argparse.Namespace) -> str:
     try:
         window.main(args.address.line() if args.server != DEFAULT_ENDPOINT else None)
     except window.NoWindow as e:
-        return f"{e}; see Troubleshooting in the README"
+        return f"{e}; see docs/troubleshooting.md in the checkout"
     return ""
 
 

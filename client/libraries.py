@@ -20,5 +20,5 @@ def what_is_missing(error: ImportError) -> str:
         if error.name == "imgui_bundle" and sys.platform == "darwin" and platform.machine() == "x86_64":
             return NO_WHEEL
         return f"its libraries are missing ({error}); in the checkout of gpt2d type: {install('client')}"
-    advice = SYSTEM if sys.platform == "linux" else "see Troubleshooting in the README"
+    advice = SYSTEM if sys.platform == "linux" else "see docs/troubleshooting.md in the checkout"
     return f"its libraries cannot be loaded ({error}); {advice}"

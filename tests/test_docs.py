@@ -1,5 +1,5 @@
-"""Tree of docs/architecture.md: it names every file of the product, and no other. Keys of docs/window.md: those that
-act; names of panels and buttons in it: those that are drawn.
+"""The documents and what they describe: every link leads somewhere, the tree of docs/architecture.md names every file
+of the product and no other, docs/window.md names the keys that act and what is drawn, docs/settings.md every setting.
 """
 
 from __future__ import annotations
@@ -9,12 +9,20 @@ from pathlib import Path
 
 import pytest
 
+from protocol.parameters import parameters
+from server.settings import settings
 from tests.conftest import WINDOW
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 ELSEWHERE = {"client/window/update", "client/window/views", "server/kernels/gpt2d_kernels"}
 """Folders that the tree names as one line."""
+DOCUMENTS = [
+    *ROOT.glob("*.md"),
+    *(ROOT / "docs").rglob("*.md"),
+    ROOT / "protocol" / "PROTOCOL.md",
+    ROOT / "server" / "demo_model" / "README.md",
+]
 
 
 def tree() -> set[str]:
@@ -40,13 +48,69 @@ def test_the_tree_names_every_file() -> None:
 
 def test_every_path_in_the_documents_exists() -> None:
     missing = []
-    for document in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), ROOT / "protocol" / "PROTOCOL.md"]:
+    for document in set(DOCUMENTS) - {ROOT / "CHANGELOG.md"}:  # which names what was
         for path in re.findall(
             r"`((?:server|client|protocol|scripts|tests)/[\w/]+\.\w+)`", document.read_text("utf-8")
         ):
             if not (ROOT / path).exists():
                 missing.append(f"{document.name}: {path}")
     assert missing == []
+
+
+def anchors(document: Path) -> set[str]:
+    """Return what a link can name of a document: its headings, as GitHub makes names of them."""
+    prose = re.sub(r"^```.*?^```", "", document.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", prose, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_link_leads_somewhere() -> None:
+    links = [
+        (document, link)
+        for document in DOCUMENTS
+        for link in re.findall(r"\]\(([^)\s]+)\)", document.read_text("utf-8"))
+        if not link.startswith(("http://", "https://"))
+    ]
+    lost = []
+    for document, link in links:
+        path, anchor = link.partition("#")[::2]
+        target = document.parent / path if path else document
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            lost.append(f"{document.name}: {link}")
+    assert len(links) > 100 and lost == []
+
+
+def test_every_document_is_in_the_index() -> None:
+    index = ROOT / "docs" / "README.md"
+    named = {(index.parent / link).resolve() for link in re.findall(r"\]\(([^)#]+)", index.read_text("utf-8"))}
+    named |= {folder / "README.md" for folder in named}
+    decisions = set((ROOT / "docs" / "decisions").glob("*.md"))
+    assert {path for path in DOCUMENTS if path.is_relative_to(ROOT / "docs")} - named - decisions == {index}
+
+
+def setting_rows() -> list[str]:
+    """Return the rows of docs/settings.md: every setting of a generation."""
+    rows = []
+    for p in parameters():
+        limits = [f"{limit:,}" for limit in (p.minimum, p.maximum) if limit is not None]
+        allowed = ", ".join(p.choices) or " to ".join(limits) or ("no, yes" if p.type == "bool" else "")
+        default = "" if p.default in (None, []) else str(p.default).replace("False", "no").replace("True", "yes")
+        description = p.description.replace("|", "\\|")
+        rows.append(f"| `{p.name}` | {default} | {allowed} | {description} |")
+    return rows
+
+
+def test_every_setting_of_a_generation_is_in_its_document() -> None:
+    wanted = setting_rows()
+    section = (ROOT / "docs" / "settings.md").read_text("utf-8").split("\n## ")[1]
+    rows = [line for line in section.splitlines() if line.startswith("| `")]
+    assert rows == wanted, "put these rows into docs/settings.md:\n" + "\n".join(wanted)
+
+
+def test_every_setting_of_the_daemon_is_in_its_document() -> None:
+    section = (ROOT / "docs" / "settings.md").read_text("utf-8").split("\n## Of the daemon\n")[1]
+    named = set(re.findall(r"`(--[\w-]+)`", section))
+    assert {setting.flag for setting in settings().values()} <= named
 
 
 def test_the_keys_are_those_of_the_table_of_chords() -> None:

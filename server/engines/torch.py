@@ -25,7 +25,7 @@ try:
     from transformers.pytorch_utils import Conv1D
 except ImportError as e:
     missing = TRAITS["torch"].missing("torch", e.name)
-    raise ImportError(f"{missing} (the README says how to take torch without CUDA)") from None
+    raise ImportError(f"{missing} (docs/install.md says how to take torch without CUDA)") from None
 
 from protocol.errors import LoadFailed
 from server.catalogue.architecture import Architecture

@@ -54,7 +54,7 @@ def at_a_terminal(*arguments: str, environment: dict[str, str]) -> str:
     ("variables", "said"),
     [
         ({"WAYLAND_DISPLAY": "wayland-0"}, "no XWayland, which it needs; install it (Debian, Ubuntu: `apt install"),
-        ({"DISPLAY": "nowhere"}, "Failed to open display nowhere; see Troubleshooting"),
+        ({"DISPLAY": "nowhere"}, "Failed to open display nowhere; see docs/troubleshooting.md"),
         ({}, ""),
     ],
     ids=["wayland alone", "a display that is gone", "nothing"],
@@ -152,7 +152,7 @@ def test_a_text_that_cannot_be_written_is_one_sentence(redirection: str, said: s
         ("linux", "x86_64", ModuleNotFoundError("No module named 'glfw'", name="glfw"), "pip install"),
         ("darwin", "x86_64", ModuleNotFoundError("x", name="imgui_bundle"), "Macs with Intel processors"),
         ("darwin", "arm64", ModuleNotFoundError("x", name="imgui_bundle"), "pip install"),
-        ("win32", "AMD64", ImportError("DLL load failed"), "see Troubleshooting"),
+        ("win32", "AMD64", ImportError("DLL load failed"), "see docs/troubleshooting.md"),
     ],
 )
 def test_libraries_of_the_window_that_are_missing_are_named_with_the_command(

@@ -13,7 +13,7 @@ import pytest
 from protocol.keys import Address, CurveKeys
 from tests.conftest import wait_for
 from tests.hosts import Hosts
-from tests.test_readme import README, ROOT, blocks
+from tests.test_readme import ROOT, TWO_MACHINES, blocks
 from tests.trap import WHY_NOT, possible
 
 pytestmark = [pytest.mark.skipif(not possible(), reason=WHY_NOT), pytest.mark.alone]
@@ -41,8 +41,8 @@ with Client(sys.argv[1]) as client:
 
 
 def connect(hosts: Hosts, line: str) -> tuple[int, str]:
-    """Paste the README's line on the client's host, with this connect line."""
-    words = [line if "#" in word else word for word in blocks(README, "bash connect")[0].split()]
+    """Paste the document's line on the client's host, with this connect line."""
+    words = [line if "#" in word else word for word in blocks(TWO_MACHINES, "bash connect")[0].split()]
     return hosts.ask(hosts.client, *words, "--prompt", "Shall I", "--max-new-tokens", "9")
 
 
@@ -50,13 +50,13 @@ def connect(hosts: Hosts, line: str) -> tuple[int, str]:
 def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
     if not (ROOT / ".venv").exists():
         pytest.skip("run.py would install everything into a new .venv")
-    serve = blocks(README, "bash serve")[0].split()
+    serve = blocks(TWO_MACHINES, "bash serve")[0].split()
     hosts = Hosts(tmp_path_factory.mktemp("hosts"), f"{SERVER}/24", f"{CLIENT}/24", *serve, SERVER)
     yield hosts
     hosts.close()
 
 
-def test_namespace_the_two_lines_of_the_readme(hosts: Hosts) -> None:
+def test_namespace_the_two_lines_of_the_document(hosts: Hosts) -> None:
     assert f"tcp://{SERVER}:5757#" in hosts.line
     code, said = connect(hosts, hosts.line)
     assert code == 0 and re.search(r"\[inference \d+ ms: .* 2 \+ 9 tokens", said), said

@@ -198,8 +198,8 @@ def test_langchain(url: str, client: Client) -> None:
     assert [answer[0].text for answer in model.generate([PROMPT, PROMPT]).generations] == [want, want]
 
 
-def test_the_lines_of_the_readme(url: str) -> None:
-    section = (ROOT / "README.md").read_text(encoding="utf-8").split("```bash http\n")[1].split("```")[0]
+def test_the_lines_of_its_document(url: str) -> None:
+    section = (ROOT / "docs" / "http.md").read_text(encoding="utf-8").split("```bash http\n")[1].split("```")[0]
     lines = [line for line in section.replace("\\\n", " ").splitlines() if line.startswith("curl ")]
     assert len(lines) == 2
     for line in lines:
