@@ -23,6 +23,7 @@ try:
 
     with needed_by("gpt2d-client"):
         from client import servers
+    from client.corpus import commands as corpus
 except KeyboardInterrupt:  # these take a moment, in which no traceback helps
     sys.exit(130)
 
@@ -33,6 +34,7 @@ examples:
   gpt2d-client --prompt "Shall I compare thee"      one generation, then exit
   gpt2d-client 'tcp://host:5757#...'                a server on another machine, by the line that it printed
   echo "Shall I compare thee" | gpt2d-client --model demo --set temperature=0.8 --set seed=1
+  gpt2d-client generate prompts.jsonl --out written.jsonl    continues every text of a file; see generate --help
 
 The text goes to stdout, everything else to stderr. `/set` at the prompt lists every setting with its range.
 """
@@ -50,6 +52,9 @@ NO_XWAYLAND = (
 
 
 def main() -> None:
+    if sys.argv[1:2] and sys.argv[1] in corpus.NAMES:
+        use_utf8()
+        sys.exit(corpus.main(sys.argv[1:], find_server, keep))
     parser = argparse.ArgumentParser(
         prog="gpt2d-client",
         description="Write with a GPT-2 that a gpt2d-server holds.",
@@ -97,9 +102,7 @@ def main() -> None:
     parser.add_argument("--version", action="version", version=f"gpt2d {VERSION}")
     with printed_by("gpt2d-client"):
         args = parser.parse_args()
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(encoding="utf-8", errors="replace")  # whatever the system's code page is
+    use_utf8()
     if args.launcher:
         sys.exit(launch(args.launcher))
     try:
@@ -121,6 +124,13 @@ def main() -> None:
         drop_output()
         print(f"gpt2d-client: the text cannot be read or written: {e.strerror}", file=sys.stderr)
         sys.exit(1)
+
+
+def use_utf8() -> None:
+    """Read and print UTF-8, whatever the system's code page is."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="replace")
 
 
 def launch(what: str) -> int:

@@ -5,19 +5,19 @@ Text goes to stdout and everything about it to stderr, so that a pipe gets the t
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import math
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self, TypeVar, assert_never
+from typing import Any, Self, TypeVar
 
 from client import replicas, threads
 from client.servers import notices
 from protocol import Client, Gpt2dError, messages as m
 from protocol.keys import Address
+from protocol.parameters import find_parameter, read_settings, read_value
 from protocol.programs import needed_by
 
 HELP = """\
@@ -33,14 +33,6 @@ Type the beginning of a text; the model goes on from it. An empty line continues
 Ctrl-C cancels the generation, or clears the line; at an empty line a second one leaves."""
 UNSET = {"seed": "new each time"}
 """What it means that a setting has no value, where that is not that it is off."""
-KINDS = {
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "on or off",
-    "biases": "of the form TOKEN:BIAS,TOKEN:BIAS",
-    "strings": "a text with escapes as Python has them",
-}
-"""What a setting's value must be, by its type."""
 BAR = 24
 INTERVAL_MS = 50
 """Milliseconds between two pieces of a text: to the eye as good as 20, and fewer of them wake anybody."""
@@ -110,14 +102,7 @@ class Terminal:
         self._parameters = {p.name: p for p in info.parameters}
         self._engines = {engine.name: engine for engine in info.engines}
         self._host = info.host
-        for setting in settings:
-            if "=" not in setting:
-                raise ValueError(f"a setting must be NAME=VALUE, got {setting!r}")
-            name, value = setting.split("=", 1)
-            before = self._settings.get(name)
-            self._set(name, value)
-            if isinstance(before, list):  # a list that is given again grows
-                self._settings[name] = before + self._settings[name]
+        self._settings |= read_settings(self._parameters, settings)
         if hint:
             self.say(f"gpt2d {info.version} on {info.host} ({info.cpu}, {info.cores} cores), {self._endpoint}")
         self._notices = notices(info)
@@ -191,9 +176,9 @@ class Terminal:
             case "/set", []:
                 self._list_settings()
             case "/set", [name]:
-                self._settings.pop(self._parameter(name).name, None)
+                self._settings.pop(find_parameter(self._parameters, name).name, None)
             case "/set", [name, *_]:
-                self._set(name, line.split(None, 2)[2])
+                self._settings[name] = read_value(find_parameter(self._parameters, name), line.split(None, 2)[2])
             case _:
                 raise ValueError(f"{line.strip()!r} is not a command; /help lists them")
         return True
@@ -432,35 +417,3 @@ class Terminal:
             if p.minimum is not None or p.maximum is not None:
                 values += f", {p.minimum} to {p.maximum}"
             self.say(f"  {p.name:<20} {value!s:<14} {p.description} ({values})")
-
-    def _parameter(self, name: str) -> m.Parameter:
-        if name not in self._parameters:
-            likely = difflib.get_close_matches(name, self._parameters, 1)
-            there = f"did you mean {likely[0]}?" if likely else f"the settings are: {', '.join(self._parameters)}"
-            raise ValueError(f"there is no setting {name!r}; {there}")
-        return self._parameters[name]
-
-    def _set(self, name: str, text: str) -> None:
-        """Change a setting; the server checks its range. Raises: ValueError for an unknown name or another type."""
-        parameter = self._parameter(name)
-        try:
-            match parameter.type:
-                case "int":
-                    self._settings[name] = int(text)
-                case "float":
-                    self._settings[name] = float(text)
-                case "bool":
-                    self._settings[name] = {"true": True, "false": False, "on": True, "off": False}[text.lower()]
-                case "biases":
-                    pairs = (pair.split(":") for pair in text.split(","))
-                    self._settings[name] = [(int(token), float(bias)) for token, bias in pairs]
-                case "strings":
-                    if "\\" in text:
-                        text = text.encode("latin-1", "backslashreplace").decode("unicode_escape")
-                    self._settings[name] = [text]
-                case "choice":
-                    self._settings[name] = text
-                case _:
-                    assert_never(parameter.type)
-        except (ValueError, KeyError):
-            raise ValueError(f"{name} must be {KINDS[parameter.type]}, got {text!r}") from None

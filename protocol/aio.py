@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+import contextlib
+import itertools
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from typing import Any, Self, TypeVar
 
 from protocol import messages as m
@@ -19,7 +22,9 @@ from protocol.client import (
     is_last,
 )
 from protocol.connection import Connection, Event
+from protocol.errors import Gpt2dError
 from protocol.keys import DEFAULT_ENDPOINT
+from protocol.many import GENERATIONS, MANY_S, generations
 from protocol.requests import request
 
 R = TypeVar("R", bound=m.Result)
@@ -156,6 +161,17 @@ class AsyncClient:
         generate = request(m.Generate, settings, prompt=prompt, stream=True)
         return AsyncStream(self.connection, generate, timeout, wait=wait)
 
+    async def generate_many(
+        self, prompts: Iterable[str], *, timeout: float | None = MANY_S, **settings: Any
+    ) -> AsyncGenerator[m.Generated, None]:
+        """Same as Client.generate_many, for `async for`. Who leaves the loop early cancels what is under way with
+        `contextlib.aclosing(client.generate_many(...))`, or by cancelling the task.
+        """
+        in_order = self._in_order(generations(prompts, settings), m.Generated, timeout, GENERATIONS)
+        async with contextlib.aclosing(in_order) as answers:
+            async for result, _ in answers:
+                yield result
+
     async def tokenize(
         self,
         text: str | None = None,
@@ -209,6 +225,27 @@ class AsyncClient:
             return expect(event, wanted)
         finally:
             if not over:  # cancelled, or an error in on_progress: nobody waits for it any more
+                self.connection.cancel(request_id)
+
+    async def _in_order(
+        self, requests: Iterator[m.AnyRequest], wanted: type[R], timeout: float | None, ahead: int
+    ) -> AsyncGenerator[tuple[R, list[m.AnyReply]], None]:
+        """Same as Client._in_order."""
+        under_way: deque[tuple[int, asyncio.Queue[Event]]] = deque()
+        try:
+            while True:
+                for asked in itertools.islice(requests, ahead - len(under_way)):
+                    events, on_event = _event_queue()
+                    under_way.append((self.connection.submit(asked, on_event, timeout, wait=True), events))
+                if not under_way:
+                    return
+                before: list[m.AnyReply] = []
+                while not isinstance(event := await under_way[0][1].get(), m.Result | Gpt2dError):
+                    before.append(event)
+                under_way.popleft()
+                yield expect(event, wanted), before
+        finally:
+            for request_id, _ in under_way:
                 self.connection.cancel(request_id)
 
 

@@ -15,8 +15,10 @@ The server bounds what one client may have open (`hello().limits`). Calls beyond
 
 from __future__ import annotations
 
+import itertools
 import queue
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -24,6 +26,7 @@ from protocol import messages as m
 from protocol.connection import Connection, Event
 from protocol.errors import Gpt2dError, NotGpt2d
 from protocol.keys import DEFAULT_ENDPOINT
+from protocol.many import GENERATIONS, MANY_S, generations
 from protocol.requests import request
 
 R = TypeVar("R", bound=m.Result)
@@ -223,6 +226,20 @@ class Client:
         """
         return Stream(self.connection, request(m.Generate, settings, prompt=prompt, stream=True), timeout, wait=wait)
 
+    def generate_many(
+        self, prompts: Iterable[str], *, timeout: float | None = MANY_S, **settings: Any
+    ) -> Generator[m.Generated, None, None]:
+        """Continue any number of texts, and yield their results in the same order. `settings`: as for generate.
+
+        A few prompts are read ahead, so that the server never waits. `seed` is that of the first prompt; each of the
+        others goes on with the numbers that follow. Leaving the loop, or close(), cancels what is under way. `timeout`
+        is that of each generation.
+
+        Raises: as `generate`, in the iteration.
+        """
+        for result, _ in self._in_order(generations(prompts, settings), m.Generated, timeout, GENERATIONS):
+            yield result
+
     def tokenize(
         self,
         text: str | None = None,
@@ -286,6 +303,27 @@ class Client:
             return expect(event, wanted)
         finally:
             if not over:  # Ctrl-C, or an error in on_progress: nobody waits for it any more
+                self.connection.cancel(request_id)
+
+    def _in_order(
+        self, requests: Iterator[m.AnyRequest], wanted: type[R], timeout: float | None, ahead: int
+    ) -> Generator[tuple[R, list[m.AnyReply]], None, None]:
+        """Send requests, at most `ahead` of them at a time, and yield the result of each with what came before it."""
+        under_way: deque[tuple[int, queue.SimpleQueue[Event]]] = deque()
+        try:
+            while True:
+                for asked in itertools.islice(requests, ahead - len(under_way)):
+                    events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+                    under_way.append((self.connection.submit(asked, events.put, timeout, wait=True), events))
+                if not under_way:
+                    return
+                before: list[m.AnyReply] = []
+                while not isinstance(event := _next(under_way[0][1]), m.Result | Gpt2dError):
+                    before.append(event)
+                under_way.popleft()
+                yield expect(event, wanted), before
+        finally:
+            for request_id, _ in under_way:
                 self.connection.cancel(request_id)
 
 

@@ -1,12 +1,23 @@
-"""Describes the generation settings, so that clients need not know them beforehand."""
+"""Describes the generation settings, so that clients need not know them beforehand; reads what people type."""
 
 from __future__ import annotations
 
-from typing import Literal
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, assert_never
 
 import msgspec
 
 from protocol import messages as m
+
+KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "on or off",
+    "biases": "of the form TOKEN:BIAS,TOKEN:BIAS",
+    "strings": "a text with escapes as Python has them",
+}
+"""What a setting's value must be, by its type."""
 
 
 def parameters() -> list[m.Parameter]:
@@ -38,3 +49,49 @@ def _parameter(name: str, field: msgspec.structs.FieldInfo) -> m.Parameter:
     return m.Parameter(
         name=name, type="biases" if name == "logit_bias" else "strings", default=default, description=description
     )
+
+
+def find_parameter(there: Mapping[str, m.Parameter], name: str) -> m.Parameter:
+    """Return the parameter of that name. Raises: ValueError, which names one that is likely meant."""
+    if name not in there:
+        likely = difflib.get_close_matches(name, there, 1)
+        hint = f"did you mean {likely[0]}?" if likely else f"the settings are: {', '.join(there)}"
+        raise ValueError(f"there is no setting {name!r}; {hint}")
+    return there[name]
+
+
+def read_settings(there: Mapping[str, m.Parameter], typed: Iterable[str]) -> dict[str, Any]:
+    """Read settings of the form NAME=VALUE; a list that is given again grows. Raises: ValueError."""
+    settings: dict[str, Any] = {}
+    for setting in typed:
+        if "=" not in setting:
+            raise ValueError(f"a setting must be NAME=VALUE, got {setting!r}")
+        name, text = setting.split("=", 1)
+        value = read_value(find_parameter(there, name), text)
+        settings[name] = settings.get(name, []) + value if isinstance(value, list) else value
+    return settings
+
+
+def read_value(parameter: m.Parameter, text: str) -> Any:
+    """Read a setting's value; the server checks its range. Raises: ValueError for one of another type."""
+    try:
+        match parameter.type:
+            case "int":
+                return int(text)
+            case "float":
+                return float(text)
+            case "bool":
+                return {"true": True, "false": False, "on": True, "off": False}[text.lower()]
+            case "biases":
+                pairs = (pair.split(":") for pair in text.split(","))
+                return [(int(token), float(bias)) for token, bias in pairs]
+            case "strings":
+                if "\\" in text:
+                    text = text.encode("latin-1", "backslashreplace").decode("unicode_escape")
+                return [text]
+            case "choice":
+                return text
+            case _:
+                assert_never(parameter.type)
+    except (ValueError, KeyError):
+        raise ValueError(f"{parameter.name} must be {KINDS[parameter.type]}, got {text!r}") from None

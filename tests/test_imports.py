@@ -24,6 +24,7 @@ RAY = {"server.launch.agent", "server.launch.host"}
 ROOMS: dict[str, set[str]] = {
     "protocol": MODELS | {"server", "client", "psutil", "platformdirs", "prompt_toolkit", "ray"},
     "client": MODELS | DRAWING | {"server", "ray"},
+    "client.corpus": MODELS | DRAWING | {"server", "ray", "pyarrow", "client.doors"} | CLIENTS,
     "client.doors": MODELS | DRAWING | {"server", "ray"} | CLIENTS,
     "client.doors.http": MODELS | DRAWING | {"server", "ray", "jinja2"} | CLIENTS,
     "client.window": (MODELS - {"numpy"}) | {"server", "ray"},

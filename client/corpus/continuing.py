@@ -1,0 +1,53 @@
+"""Rows of a table -> continuations of their texts."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+from client.corpus.journal import Done
+from client.corpus.model import Model
+from client.corpus.tables import Table
+from protocol import Client, messages as m
+
+DEFAULTS: dict[str, Any] = {"truncate": "left", "seed": 0}
+"""Where they differ from the server's: a prompt that is too long ends nothing, and a text can be had again."""
+
+
+def columns(table: Table, settings: dict[str, Any]) -> dict[str, type | None]:
+    """Return our columns and their types."""
+    ours = table.source | {
+        "text_number": int, "continuation": int, "generated": str, "finish_reason": str, "new_tokens": int,
+        "prompt_truncated": int, "seed": int,
+    }  # fmt: skip
+    if settings.get("strategy") in m.SEARCHES:
+        ours["score"] = float
+    if settings.get("logprobs") is not None:
+        ours["logprobs"] = None
+    return ours
+
+
+def continued(client: Client, table: Table, model: Model, settings: dict[str, Any], done: int) -> Iterator[Done]:
+    """Yield the rows of each text's continuations, from text number `done` on."""
+    rows, ahead = itertools.tee(itertools.islice(table.rows(), done, None))
+    given = DEFAULTS | settings | model.which
+    given["seed"] += done * given.get("n", 1)
+    results = client.generate_many((row.text for row in ahead), **given)
+    for number, (row, result) in enumerate(zip(rows, results, strict=True), done + 1):
+        parts: list[m.Generated | m.Continuation] = [result, *result.others]
+        cells = [
+            [*row.cells, *table.source_of(row), number, place, *_cells(result, one)]
+            for place, one in enumerate(parts, 1)
+        ]
+        yield Done(cells, len(row.text), sum(len(one.ids) for one in parts))
+
+
+def _cells(result: m.Generated, one: m.Generated | m.Continuation) -> list[Any]:
+    seed = result.settings["seed"] if isinstance(one, m.Generated) else one.seed
+    cells = [one.text, one.finish_reason, len(one.ids), result.prompt_truncated, seed]
+    if result.settings["strategy"] in m.SEARCHES:
+        cells.append(one.score)
+    if result.settings["logprobs"] is not None:
+        cells.append([token.to_dict() for token in one.logprobs])
+    return cells

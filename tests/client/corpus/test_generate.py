@@ -1,0 +1,244 @@
+"""`gpt2d-client generate`: a file of prompts in, a table of continuations out."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from client.corpus import commands
+from protocol import Client, messages as m
+from protocol.errors import Unauthorised, WorkerDied
+from protocol.keys import Address
+from protocol.testing import Answer, FakeServer, generated
+from scripts.daemon import Daemon
+from tests.client.corpus.running import OURS, command, read, run
+from tests.conftest import wait_for
+
+LOADED: dict[str, Any] = {
+    "id": None, "model": "demo", "engine": "native", "precision": "int8", "digest": "d" * 64, "context": 64, "rows": 1,
+    "threads": 1, "rss_bytes": 1, "load_ms": 1.0, "already": True,
+}  # fmt: skip
+READY = m.WorkerHealth(
+    model="demo", engine="native", precision="int8", state="ready", moved_ms_ago=1, running=0, waiting=0
+)
+
+
+def usual(request: m.AnyRequest, *, digest: str = "d" * 64) -> Answer:
+    """Answer what is asked before the work begins, by a server that has one model."""
+    match request:
+        case m.Ping():
+            return m.Pong(id=None, server_id="fake", uptime_ms=1, draining=False, workers=[READY])
+        case m.Load():
+            return m.Loaded(**(LOADED | {"digest": digest}))
+    return None
+
+
+def written(request: m.AnyRequest) -> Answer:
+    return generated(request, f"{request.prompt}!") if isinstance(request, m.Generate) else usual(request)
+
+
+def call(server: FakeServer, *words: str) -> int:
+    """Run a command in this process; return its exit code."""
+    return commands.main(["generate", *words], lambda _: Address(server.endpoint), lambda _: None)
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    """A file of ten prompts, in the folder that the test works in."""
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(f'{{"prompt": "{number}", "kind": {number % 2}}}\n' for number in range(10)))
+    return file
+
+
+def test_a_user_gets_a_table(shared_daemon: Daemon, client: Client, tmp_path: Path) -> None:
+    """Columns of the input first; each text's seed is that after the last one's, so that it can be had again."""
+    (tmp_path / "p.csv").write_bytes(b'\xef\xbb\xbfid,prompt\r\n7,"To be,\r\nor"\r\n8,\r\n')
+    words = ("generate", "p.csv", "--out", "o.csv", "--set", "n=2", "-n", "6", "--set", "seed=5")
+    done = run(shared_daemon.endpoint, *words, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "2 texts, by demo/native/int8\no.csv: 2 texts, 24 tokens in " in done.stderr
+    rows = read(tmp_path / "o.csv")
+    assert list(rows[0]) == [
+        "id", "prompt", "text_number", "continuation", "generated", "finish_reason", "new_tokens", "prompt_truncated",
+        "seed",
+    ]  # fmt: skip
+    assert [(row["id"], row["text_number"], row["continuation"], row["seed"]) for row in rows] == [
+        ("7", "1", "1", "5"), ("7", "1", "2", "6"), ("8", "2", "1", "7"), ("8", "2", "2", "8"),
+    ]  # fmt: skip
+    for row in rows:
+        again = client.generate(row["prompt"], seed=int(row["seed"]), max_new_tokens=6)
+        assert again.text == row["generated"]
+    assert {file.name for file in tmp_path.iterdir()} == {"p.csv", "o.csv"}
+
+
+def position(folder: Path) -> int:
+    """Return how many texts the file of progress says are done."""
+    file = folder / "o.csv.progress"
+    return int(json.loads(file.read_bytes())["position"]["done"]) if file.exists() else 0
+
+
+@pytest.mark.parametrize("kill", [True, False], ids=["killed", "ctrl_c"])
+def test_an_interrupted_one_goes_on_where_it_was(prompts: Path, tmp_path: Path, kill: bool) -> None:
+    """The table is, to the last byte, that of a run which nothing has interrupted; what was kept is not asked again."""
+    later = threading.Event()
+
+    def slowly(request: m.AnyRequest) -> Answer:
+        if not isinstance(request, m.Generate):
+            return usual(request)
+        answer = generated(request, f"{request.prompt}!")
+        return answer if int(request.prompt or "") < 3 else [later, answer]
+
+    words = ["generate", prompts.name, "--out", "o.csv", "--set", "n=1"]
+    with FakeServer(slowly) as server:
+        process = subprocess.Popen(
+            command(server.endpoint, *words), cwd=tmp_path, env=OURS, stderr=subprocess.PIPE, text=True
+        )
+        wait_for(lambda: position(tmp_path) > 0 or process.poll() is not None, 20)
+        process.send_signal(signal.SIGKILL if kill else signal.SIGINT)
+        _, said = process.communicate(timeout=20)
+        later.set()
+        kept, asked = position(tmp_path), len(server.asked(m.Generate))
+        assert 1 <= kept <= 3 and asked == 10
+        assert not (tmp_path / "o.csv").exists()
+        if not kill:
+            assert process.returncode == 130
+            assert "stopped; what is done is kept in o.csv.part; this goes on where it was:\n" in said
+            assert said.rstrip().endswith(" ".join(command(server.endpoint, *words)[3:]))
+        done = run(server.endpoint, *words, folder=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert f"going on after {kept} of 10 texts" in done.stderr
+        assert len(server.asked(m.Generate)) == asked + 10 - kept
+        words[3] = "whole.csv"
+        assert run(server.endpoint, *words, folder=tmp_path).returncode == 0
+    assert (tmp_path / "o.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    rows = read(tmp_path / "o.csv")
+    assert [(row["generated"], row["seed"]) for row in rows] == [(f"{number}!", str(number)) for number in range(10)]
+
+
+@pytest.mark.usefixtures("prompts")
+def test_what_a_server_ends_goes_on_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def die(request: m.AnyRequest) -> Answer:
+        return WorkerDied("gone") if isinstance(request, m.Generate) and request.prompt == "4" else written(request)
+
+    with FakeServer(die) as server:
+        assert call(server, "prompts.jsonl", "-o", "o.csv") == 1
+        said = capsys.readouterr().err
+        assert "this goes on where it was:" in said and said.endswith("gpt2d-client: gone\n")
+        assert position(tmp_path) == 4
+        server.answer = written
+        assert call(server, "prompts.jsonl", "-o", "o.csv") == 0
+        assert [row["kind"] for row in read(tmp_path / "o.csv")] == ["0", "1"] * 5
+
+
+@pytest.mark.usefixtures("prompts")
+def test_what_would_be_another_table_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Other settings, other weights under the same name, and another input."""
+    monkeypatch.chdir(tmp_path)
+    with FakeServer(lambda request: WorkerDied("x") if isinstance(request, m.Generate) else usual(request)) as server:
+        assert call(server, "prompts.jsonl", "-o", "o.csv") == 1
+        server.answer = written
+        capsys.readouterr()
+        assert call(server, "prompts.jsonl", "-o", "o.csv", "-n", "3") == 1
+        assert "begun with another settings" in capsys.readouterr().err
+        server.answer = lambda request: usual(request, digest="e" * 64) or written(request)
+        assert call(server, "prompts.jsonl", "-o", "o.csv") == 1
+        assert "begun with another model ('demo/native/int8 dddd" in capsys.readouterr().err
+        server.answer = written
+        (tmp_path / "prompts.jsonl").write_text('{"prompt": "x"}\n')
+        assert call(server, "prompts.jsonl", "-o", "o.csv") == 1
+        assert "begun with another files" in capsys.readouterr().err
+        assert call(server, "prompts.jsonl", "-o", "o.csv", "--overwrite") == 0
+        assert [row["generated"] for row in read(tmp_path / "o.csv")] == ["x!"]
+        assert call(server, "prompts.jsonl", "-o", "o.csv") == 1
+        assert "o.csv exists already; give another --out, or --overwrite" in capsys.readouterr().err
+
+
+def test_every_setting_of_the_terminal(
+    prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = ["temperature=0.5", "stop=a", "stop=\\n", "logit_bias=1:2,3:4", "logprobs=1", "seed=100", "n=2"]
+    words = [word for setting in settings for word in ("--set", setting)]
+    with FakeServer(written) as server:
+        assert call(server, prompts.name, "-o", "o.jsonl", "--column", "prompt", *words) == 0
+        asked = server.asked(m.Generate)
+        assert (asked[0].stop, asked[0].logit_bias, asked[0].truncate) == (["a", "\n"], [(1, 2.0), (3, 4.0)], "left")
+        assert [request.seed for request in asked] == list(range(100, 120, 2))
+        assert {request.model for request in asked} == {"demo"}, "no other model can take its place on the way"
+        row = json.loads((tmp_path / "o.jsonl").read_text().splitlines()[3])
+        assert (row["prompt"], row["kind"], row["logprobs"]) == ("3", 1, [])
+        assert call(server, prompts.name, "-o", "p.csv", "--set", "temperatur=1") == 1
+        assert "did you mean temperature?" in capsys.readouterr().err
+        assert call(server, prompts.name, "-o", "p.csv", "--column", "text") == 1
+        assert "no column 'text' in prompts.jsonl; its columns are 'prompt', 'kind'" in capsys.readouterr().err
+
+
+def test_the_model_is_one_and_named(prompts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where nothing or several are loaded it has to be said which; who may not load uses what is there."""
+    there: list[m.WorkerHealth] = []
+
+    def answer(request: m.AnyRequest) -> Answer:
+        match request:
+            case m.Ping():
+                return m.Pong(id=None, server_id="fake", uptime_ms=1, draining=False, workers=there)
+            case m.Load():
+                return Unauthorised("this key may not load")
+            case m.Models():
+                info = m.ModelInfo(name="demo", parameters=1, context=64, file_bytes=1, precisions=[])
+                return m.ModelList(id=None, models=[info])
+        return written(request)
+
+    out = str(prompts.with_name("o.csv"))
+    with FakeServer(answer) as server:
+        assert call(server, str(prompts), "-o", out) == 1
+        assert "nothing is loaded that this could be done with; name a model" in capsys.readouterr().err
+        there += [READY, m.WorkerHealth(**(READY.to_dict() | {"precision": "int4"}))]
+        assert call(server, str(prompts), "-o", out) == 1
+        assert "several are loaded (demo/native/int8, demo/native/int4); say which" in capsys.readouterr().err
+        assert call(server, str(prompts), "-o", out, "--precision", "int4") == 0
+        assert {request.precision for request in server.asked(m.Generate)} == {"int4"}
+        assert call(server, str(prompts), "-o", str(prompts.with_name("p.csv")), "-m", "gpt2") == 1
+        assert "this key may not load" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_not_there(prompts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with FakeServer(written) as server:
+        assert call(server, str(prompts), "-o", str(prompts.parent / "missing" / "o.csv")) == 1
+        assert "missing/o.csv.part: No such file or directory" in capsys.readouterr().err
+
+
+def test_parquet_without_its_library(prompts: Path, tmp_path: Path) -> None:
+    """A sentence that says what to install, before anything is computed."""
+    (tmp_path / "pyarrow.py").write_text("raise ImportError('no pyarrow here')")
+    with FakeServer(written) as server:
+        done = subprocess.run(
+            command(server.endpoint, "generate", str(prompts), "--out", "o.parquet"),
+            env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 2
+        assert "parquet needs pyarrow (no pyarrow here); in the checkout of gpt2d type: " in done.stderr
+        assert server.requests == []
+
+
+def test_help_teaches() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "client", "generate", "--help"], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.count("gpt2d-client generate ") >= 3 and "exit codes" in done.stdout
