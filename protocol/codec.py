@@ -61,7 +61,12 @@ REQUESTS: Mapping[str, type[m.Request]] = {
     "tokenize": m.Tokenize,
     "score": m.Score,
 }
-REPLIES: Mapping[str, type[m.Reply]] = {"progress": m.Progress, "tokens": m.Tokens, "error": m.Failure}
+REPLIES: Mapping[str, type[m.Reply]] = {
+    "progress": m.Progress,
+    "tokens": m.Tokens,
+    "scored": m.ScoredText,
+    "error": m.Failure,
+}
 RESULTS: Mapping[str, type[m.Result]] = {
     "hello": m.ServerInfo,
     "ping": m.Pong,

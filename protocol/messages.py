@@ -17,6 +17,8 @@ from protocol.ledger import Ledger
 
 MAJOR, MINOR = 1, 0
 MAX_REPLICAS = 64
+MAX_TEXTS = 1024
+"""Most texts of one request to score."""
 CHARACTERS = 4
 """Characters of a text that is not encoded yet for which a token is counted."""
 WIRE_ONLY = frozenset({"id", "seq"})
@@ -124,7 +126,7 @@ class Cancel(Request, frozen=True, tag="cancel"):
 
 
 class OfText(Request, frozen=True):
-    """Base of requests about a given text, with a loaded model. Exactly one of `text` and `ids`."""
+    """Base of requests about a given text, with a loaded model: exactly one of `text` and `ids`."""
 
     model: Name | None = None
     engine: Name | None = None
@@ -146,19 +148,56 @@ class Tokenize(OfText, frozen=True, tag="tokenize"):
     """Whether to tell of the tokenizer, too."""
 
 
+class Passage(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A text to score, as `text` or `ids`, and at most one form of what stands before it and is not scored."""
+
+    text: str | None = None
+    ids: Annotated[list[TokenId], Meta(max_length=65_536)] | None = None
+    context: str | None = None
+    context_ids: Annotated[list[TokenId], Meta(max_length=65_536)] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.text is None) == (self.ids is None):
+            raise ValueError("give exactly one of `text` and `ids` in each of `texts`")
+        if self.context is not None and self.context_ids is not None:
+            raise ValueError("give at most one of `context` and `context_ids` in each of `texts`")
+
+    @property
+    def cost(self) -> int:
+        """Number of its tokens, as far as that is known."""
+        characters = len(self.text or "") + len(self.context or "")
+        return len(self.ids or ()) + len(self.context_ids or ()) + characters // CHARACTERS
+
+
 class Score(OfText, frozen=True, tag="score"):
-    """The log-probabilities of a text; answered by Scored. One longer than the context is scored in windows, `stride`
-    tokens apart.
+    """The log-probabilities of a text, answered by Scored, or of many `texts`: each is answered by a ScoredText as soon
+    as it is ready, in any order, and all by a Scored of their sums.
+
+    A text longer than the model's context is scored in windows, `stride` tokens apart. One that cannot be scored
+    refuses all of a request before anything is computed.
     """
 
+    texts: Annotated[list[Passage], Meta(min_length=1, max_length=MAX_TEXTS)] | None = None
+    bos: Literal["auto", "always", "never"] = "auto"
+    """Whether the token that the model begins with stands before a text, which gives the first token a value: where the
+    text has no context and does not begin with it, and the model has one; always, before a context too, where a model
+    without one is refused; or never.
+    """
+    unit: Literal["token", "word"] = "token"
+    """Whether to tell the words, too."""
     stride: Annotated[int, Meta(ge=1, le=65_536)] | None = None
     """At most the model's context. None: 512, or half the context where that is less."""
     top: Annotated[int, Meta(ge=0, le=20)] = 0
     """Number of the likeliest tokens to tell for the place of each token."""
 
+    def __post_init__(self) -> None:
+        if sum(form is not None for form in (self.text, self.ids, self.texts)) != 1:
+            raise ValueError("give exactly one of `text`, `ids` and `texts`")
+
     @property
     def cost(self) -> int:
-        return len(self.ids or ()) + len(self.text or "") // CHARACTERS
+        own = len(self.ids or ()) + len(self.text or "") // CHARACTERS
+        return own + sum(passage.cost for passage in self.texts or ())
 
 
 Strategy: TypeAlias = Literal["sample", "greedy", "mirostat", "beam", "beam_sample", "diverse_beam", "contrastive"]
@@ -803,21 +842,71 @@ class Tokenized(Result, frozen=True, tag="tokenize"):
     """Where asked for."""
 
 
-class Scored(Result, frozen=True, tag="score"):
-    """`logprobs` are natural, one for each of `ids`; that of the first, which nothing precedes, is None."""
+class Words(Told, frozen=True, kw_only=True):
+    """Words of a text that was scored; word i is text[starts[i] : ends[i]], in characters."""
 
+    texts: list[str]
+    starts: list[int]
+    ends: list[int]
+    tokens: list[int]
+    """Index of each word's first token."""
+    logprobs: list[float | None]
+    """Natural log-probability of each word, corrected for where words end; None where nothing stands before it."""
+
+
+class ScoredText(Reply, frozen=True, tag_field="type", tag="scored"):
+    """One of the texts of a Score. The lists have an entry for each of `ids`: None where nothing stands before it,
+    which can be so of the first token only, and which the sums leave out.
+    """
+
+    index: int
+    """Which of the request's texts it is."""
     ids: list[int]
     logprobs: list[float | None]
+    """Natural log-probabilities."""
+    ranks: list[int | None]
+    """1, and the number of tokens whose logit is greater."""
+    entropies: list[float | None]
+    """Entropies of the distributions, in nats."""
+    greedy: list[int | None]
+    """Tokens that would be chosen greedily: the likeliest, of several that with the lowest number."""
+    sum: float
+    """Sum of the log-probabilities."""
+    mean: float
     perplexity: float
     """exp of the mean loss per token."""
     bits_per_byte: float
-    """Bits per byte of the UTF-8 text, without the first token."""
-    elapsed_ms: float
+    """Bits per byte of the UTF-8 text, without a first token that nothing stands before."""
     top: list[list[Alternative]] = []
-    """For each of `ids`, where asked for: the likeliest tokens at its place, best first; none for the first.
+    """Where asked for: the likeliest tokens at each place, best first; none where nothing stands before it.
 
     A token has the same log-probability there as in `logprobs`, to the last bit.
     """
+    words: Words | None = None
+    """Where asked for."""
+
+
+class Scored(Result, frozen=True, kw_only=True, tag="score"):
+    """Scores of a text, as in ScoredText; of many texts, sums and means over all of their tokens, and empty lists."""
+
+    ids: list[int]
+    logprobs: list[float | None]
+    ranks: list[int | None] = []
+    entropies: list[float | None] = []
+    greedy: list[int | None] = []
+    sum: float = 0.0
+    mean: float = 0.0
+    perplexity: float
+    bits_per_byte: float
+    tokens: int = 0
+    """Number of tokens that have a log-probability."""
+    computed: int = 0
+    """Number of tokens that were computed for it: those of all windows, and what stands before texts where it was not
+    known already.
+    """
+    elapsed_ms: float
+    top: list[list[Alternative]] = []
+    words: Words | None = None
 
 
 class WorkerStats(Told, frozen=True, kw_only=True):
@@ -871,4 +960,4 @@ AnyResult: TypeAlias = (
     | Tokenized
     | Scored
 )
-AnyReply: TypeAlias = Progress | Tokens | Failure | AnyResult
+AnyReply: TypeAlias = Progress | Tokens | ScoredText | Failure | AnyResult

@@ -14,8 +14,8 @@ from protocol.errors import BadRequest
 
 R = TypeVar("R", bound=m.Request)
 
-LISTS = frozenset({"prompt_ids", "ids", "logit_bias", "stop", "bad_words"})
-IN_ORDER = frozenset({"prompt_ids", "ids"})
+LISTS = frozenset({"prompt_ids", "ids", "context_ids", "texts", "logit_bias", "stop", "bad_words"})
+IN_ORDER = frozenset({"prompt_ids", "ids", "context_ids", "texts"})
 WORDS = frozenset({"stop", "bad_words"})
 """Lists of texts, of which one may be given by itself."""
 OURS = {"id": "", "deadline_ms": "; give timeout, in seconds", "stream": "; call stream() for one"}
@@ -55,6 +55,12 @@ def _instead(field: str, known: Collection[str]) -> str:
 
 def _plain(field: str, value: Any) -> Any:
     """Return a field's value made of Python's own types, as far as it is something that may be sent."""
+    if isinstance(value, m.Passage):
+        value = {name: getattr(value, name) for name in m.Passage.__struct_fields__}
+    if isinstance(value, Mapping) and field == "texts":
+        return {name: _plain(name, part) for name, part in value.items()}
+    if field == "texts" and isinstance(value, list | tuple):
+        return [{"text": _scalar(text)} if isinstance(text, str) else _plain(field, text) for text in value]
     if isinstance(value, str) and field in WORDS:
         return [_scalar(value)]
     if isinstance(value, Mapping) and field in LISTS:

@@ -59,6 +59,13 @@ tokenizations = st.builds(
     what=st.fixed_dictionaries({"text": texts}) | st.fixed_dictionaries({"ids": st.lists(st.integers(0, 99))}),
     **head,
     **which,
+) | st.builds(
+    m.Score,
+    texts=st.lists(st.builds(m.Passage, text=texts, context=st.none() | texts), min_size=1, max_size=3),
+    bos=st.sampled_from(["auto", "always", "never"]),
+    unit=st.sampled_from(["token", "word"]),
+    **head,
+    **which,
 )
 requests = st.one_of(
     tokenizations,
@@ -123,19 +130,27 @@ healths = st.builds(
     calibrated=st.booleans(),
     instruction_set=texts,
 )
+scores: dict[str, Any] = {
+    "ids": st.lists(counts, max_size=3),
+    "logprobs": st.lists(st.none() | st.floats(-9, 0)),
+    "ranks": st.lists(st.none() | counts),
+    "entropies": st.lists(st.none() | floats),
+    "greedy": st.lists(st.none() | counts),
+    **dict.fromkeys(("sum", "mean", "perplexity", "bits_per_byte"), floats),
+    "words": st.none()
+    | st.builds(
+        m.Words,
+        texts=st.lists(texts, max_size=2),
+        **dict.fromkeys(("starts", "ends", "tokens"), st.lists(counts, max_size=2)),
+        logprobs=st.lists(st.none() | st.floats(-9, 0), max_size=2),
+    ),
+}
 replies = st.one_of(
     st.builds(m.Progress, **reply, stage=texts, done=counts, total=counts, unit=texts),
     st.builds(m.Tokens, **reply, text=texts, ids=st.lists(counts, max_size=9)),
     st.builds(m.Failure, **reply, code=st.sampled_from(sorted(BY_CODE)), message=texts),
-    st.builds(
-        m.Scored,
-        **reply,
-        ids=st.lists(counts, max_size=3),
-        logprobs=st.lists(st.none() | st.floats(-9, 0)),
-        perplexity=floats,
-        bits_per_byte=floats,
-        elapsed_ms=floats,
-    ),
+    st.builds(m.ScoredText, **reply, **scores, index=counts),
+    st.builds(m.Scored, **reply, **scores, tokens=counts, computed=counts, elapsed_ms=floats),
     st.builds(m.Tokenized, **reply, text=texts, ids=st.lists(counts, max_size=3), offsets=st.lists(counts, max_size=3)),
     st.builds(m.Unloaded, **reply, names=st.lists(texts, max_size=3)),
     st.builds(m.CancelSent, **reply, found=st.booleans()),

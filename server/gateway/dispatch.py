@@ -88,7 +88,7 @@ class Dispatch:
             self._note(replica, entry, message)
         if isinstance(message, m.Failure):
             log.info("%s %s failed: %s", codec.type_of(entry.request), replica.name, message.code)
-        if isinstance(message, m.Progress | m.Tokens | m.Generated | m.Tokenized | m.Scored | m.Failure):
+        if isinstance(message, m.Progress | m.Tokens | m.ScoredText | m.Generated | m.Tokenized | m.Scored | m.Failure):
             replica.used = time.monotonic()
             self._done(entry, replica).count(message)
             self._sessions.reply(entry, message)

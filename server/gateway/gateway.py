@@ -148,6 +148,8 @@ class Gateway:
             request_id = request.id
             if message.takes_one_reply and isinstance(request, m.Generate | m.Load | m.Task) and request.stream:
                 raise BadRequest("a REQ socket takes one reply to each request; use a DEALER for `stream`")
+            if message.takes_one_reply and isinstance(request, m.Score) and request.texts is not None:
+                raise BadRequest("a REQ socket takes one reply to each request; use a DEALER for `texts`")
             entry = self._sessions.admit(message.peer, message.fd, message.envelope, request, message.user)
             self._guard.check(message.user, request)
             self._on_request(entry, request)

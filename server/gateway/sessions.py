@@ -31,7 +31,7 @@ class Done:
     def count(self, reply: m.AnyReply) -> None:
         """Count what a result's ledgers say."""
         if isinstance(reply, m.Scored):
-            self.prompt_tokens += len(reply.ids)
+            self.prompt_tokens += reply.computed
             self.busy_ms += reply.elapsed_ms
         elif isinstance(reply, m.Generated):
             for ledger in (reply.ledger, *(other.ledger for other in reply.others)):
@@ -87,7 +87,7 @@ class Open:
     tokens: int = 0
     """Number of tokens that it counts for."""
     text_sent: bool = False
-    """Whether some of its text has been sent."""
+    """Whether some of its text, or of its texts' scores, has been sent."""
     moved: bool = False
     """Whether its worker was lost and another has it now."""
 
@@ -240,7 +240,7 @@ class Sessions:
             self.reply(entry, m.Failure(id=None, code=e.code, message=refusal))
             return
         entry.seq += 1
-        entry.text_sent = entry.text_sent or isinstance(reply, m.Tokens)
+        entry.text_sent = entry.text_sent or isinstance(reply, m.Tokens | m.ScoredText)
         if last:
             self.outcomes[codec.type_of(entry.request), reply.code if isinstance(reply, m.Failure) else "ok"] += 1
             if isinstance(reply, m.Failure):

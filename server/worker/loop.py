@@ -207,9 +207,15 @@ class Worker:
             self._connection.send(Pieces(id=None, pieces=list(pieces)))
 
     def _answer(self, task: Task) -> None:
-        """Send the last reply to the request of a task that has finished, unless other tasks of it go on."""
+        """Send what the request of a task that has finished is answered, and put further tasks of it in line."""
         answer = self._answers.get(task.id)
-        if answer is None or not answer.complete:
+        if answer is None:
+            return
+        for ready in answer.ready():
+            self._connection.send(ready)
+        for prompt in answer.prompts():
+            self.scheduler.add(prompt)
+        if not answer.complete:
             return
         del self._answers[task.id]
         try:

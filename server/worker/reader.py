@@ -71,5 +71,7 @@ class Reader:
 
 def is_long(request: m.OfModel) -> bool:
     """Return whether reading a request takes long enough to hold others up."""
+    if isinstance(request, m.Score) and request.texts and request.cost * m.CHARACTERS >= LONG_CHARACTERS:
+        return True
     text = request.prompt if isinstance(request, m.Generate) else request.text
     return len(text or "") >= LONG_CHARACTERS or not request.specials

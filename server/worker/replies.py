@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Many
+from collections.abc import Iterable, Sequence as Many
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,6 +11,7 @@ import msgspec
 from protocol import messages as m
 from server.engines.base import Adaptive
 from server.worker.sequence import Sequence
+from server.worker.task import Prompt
 
 WAITED = {"cancelled": "cancelled while it waited", "deadline": "its time ran out while it waited"}
 
@@ -56,6 +57,14 @@ class Answer(Protocol):
         """Number of tokens written so far, as its ledgers will count them."""
         ...
 
+    def prompts(self) -> Iterable[Prompt]:
+        """Take the prompts that are to be put in line, since some of its tasks have finished."""
+        ...
+
+    def ready(self) -> Iterable[m.ScoredText]:
+        """Take what is ready before the last reply, beside streams."""
+        ...
+
     def rest(self) -> Many[m.Tokens]:
         """Take the text that its streams have not sent yet."""
         ...
@@ -80,6 +89,12 @@ class Continuations:
     @property
     def new_tokens(self) -> int:
         return sum(s.new_tokens for s in self._sequences)
+
+    def prompts(self) -> tuple[()]:
+        return ()
+
+    def ready(self) -> tuple[()]:
+        return ()
 
     def rest(self) -> list[m.Tokens]:
         return [piece for s in self._sequences if s.request.stream and (piece := s.take_piece())]
@@ -125,9 +140,9 @@ def result(sequences: list[Sequence], served: Served, threads_used: float) -> m.
 
 
 def prompt_tokens(reply: m.Generated | m.Scored | m.Failure) -> int:
-    """Return the number of prompt tokens that a last reply counts: those of its ledgers, or of the text scored."""
+    """Return the number of prompt tokens that a last reply counts: those of its ledgers, or computed for scores."""
     if isinstance(reply, m.Scored):
-        return len(reply.ids)
+        return reply.computed
     if isinstance(reply, m.Generated):
         return reply.ledger.prompt_tokens + sum(other.ledger.prompt_tokens for other in reply.others)
     return 0

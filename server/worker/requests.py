@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import secrets
 from collections.abc import Sequence as Many
 from typing import TypeAlias
@@ -13,8 +12,9 @@ from server.engines.base import Engine
 from server.link import Work
 from server.worker.beams import BeamSearch
 from server.worker.contrastive import ContrastiveSearch
+from server.worker.passages import Passages
 from server.worker.replies import Answer, Continuations, Served
-from server.worker.scoring import Scoring, check_cost, check_told, stride_of
+from server.worker.scoring import Scores, Told, texts_of
 from server.worker.sequence import Generation, Sequence
 from server.worker.task import Prompt
 from server.worker.text import Text
@@ -37,23 +37,20 @@ class Requests:
         return m.Tokenized(id=request_id, text=spans.text, ids=spans.ids, offsets=spans.offsets, about=about)
 
     def scoring(self, work: Work, request: m.Score, received: float) -> Opened:
-        """Make the task of a score request, which is its answer too.
+        """Make the answer of a score request, and its first tasks.
 
         Raises: BadRequest for a token that does not exist, too few, or too large a stride.
         """
-        spans = self._text.spans(request)
-        if len(spans.ids) < 2:
-            raise BadRequest(f"score: the text must have at least 2 tokens, got {len(spans.ids)}")
+        if request.unit == "word":
+            raise BadRequest("score: this server tells no words; leave out `unit`")
         if request.stride and request.stride > self._engine.context:
             raise BadRequest(
                 f"score: stride must be at most the context of {self._engine.context} tokens, got {request.stride}"
             )
-        check_cost(len(spans.ids), stride_of(request, self._engine.context), self._engine.context)
-        check_told(len(spans.ids), request.top)
-        sizes = [end - start for start, end in itertools.pairwise(spans.offsets)]
-        told = self._text.vocabulary.alternative
-        scoring = Scoring(work, request, spans.ids, sizes, self._engine.context, received, told)
-        return scoring, [scoring]
+        told = Told(request.top, self._text.vocabulary.alternative)
+        texts = texts_of(request, Passages(self._text, request), told, self._engine.context)
+        scores = Scores(work, request, texts, received)
+        return scores, list(scores.prompts())
 
     def generation(self, work: Work, request: m.Generate, received: float) -> Opened:
         """Encode the prompt and fit it into the context; make a task for each continuation, or one for all of a search.

@@ -8,8 +8,8 @@ one that has just come goes before them, so that a short one waits for the chunk
 engine can run rows together, a step has chunks of as many prompts as its time allows, and what is left of that begins
 further prompts of groups whose own one ends in the step.
 Within a group the first comes first, but a prompt that waits for room blocks nothing that fits, until it has waited for
-KEEP_S: then rows are kept free for it. Where no row is left for a group that waits, a text that is scored gives up its
-row after each of its windows.
+KEEP_S: then rows are kept free for it. Windows of texts that are scored are prompts like others: they leave their rows
+when they are computed, and a step has as many of them as there are rows.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ class Scheduler:
                 self._decode_from_here(part.prompt, fresh)
                 advanced += fresh
                 continue
-            self._take_turns(part.prompt)
+            self._prefilling.append(part.prompt)
             if part.prompt.finished is not None:
                 advanced.append(part.prompt)
         return advanced
@@ -222,7 +222,7 @@ class Scheduler:
             if not parts or (len(part.chunk) <= left and (part.is_last or len(part.chunk) >= MIN_CHUNK)):
                 parts.append(part)
                 left -= len(part.chunk)
-                if part.is_last and part.prompt.width and not part.prompt.branches:
+                if part.is_last and not part.prompt.branches:
                     ending.append(part.prompt)
             if not self._together:
                 break
@@ -246,7 +246,7 @@ class Scheduler:
         prompt.begin(self._free_rows(len(self._running))[0])
         self._prefilling.append(prompt)
         self._fresh.append(prompt)
-        if prompt.reuses:
+        if prompt.reusable:
             with contextlib.suppress(MemoryError):  # what cannot be restored is computed
                 self._restore(prompt)
 
@@ -285,27 +285,18 @@ class Scheduler:
         if kept is not None:
             self._engine.restore(free, kept)
 
-    def _take_turns(self, prompt: Prompt) -> None:
-        """Put a prompt that goes on behind the others that prefill; without a row where its window is done and others
-        wait for one.
-        """
-        more = set(self._free_rows(len(self._running))) - {prompt.row}
-        if prompt.finished is None and prompt.cached == 0 and self._waiting and not more:
-            prompt.row = -1
-            self._waiting.put_back(prompt.group, prompt)
-        else:
-            self._prefilling.append(prompt)
-
     def _restore(self, prompt: Prompt) -> None:
-        """Copy the known part of a prompt into its row; the last token is always computed, for its logits."""
-        known = self._cache.get(prompt.ids[: prompt.prompt_tokens - 1], prompt.owner)
+        """Copy the known part of a prompt into its row; tokens whose logits are needed are always computed."""
+        known = self._cache.get(prompt.ids[: prompt.reusable], prompt.owner)
         if known:
             self._engine.restore(prompt.row, known)
             prompt.restored(known.positions)
 
     def _most_tokens(self) -> int:
         """Return the number of tokens of prompts that the next step computes."""
-        others = self._running or len(self._prefilling) > 1 or self._waiting.has_others(self._prefilling[0].group)
+        group = self._prefilling[0].group
+        others = self._running or any(prompt.group != group for prompt in self._prefilling)
+        others = others or self._waiting.has_others(group)
         budget = SHARED_MS if others else ALONE_MS
         return max(MIN_CHUNK, min(MAX_CHUNK, int(budget * self.tokens_per_ms)))
 

@@ -1,178 +1,413 @@
-"""Log-probabilities of a given text, by sliding windows.
+"""Scores of given texts: each token's log-probability, rank and more, by windows that are prompts of their own.
 
 A text longer than the context is cut into overlapping windows. Each scores only the tokens that the window before did
 not, so that all but those of the first window have at least context - stride tokens before them
 (https://huggingface.co/docs/transformers/perplexity). Unlike there, windows that are a whole context apart overlap by
-one token: the first of each would have none before it, and no score.
+one token: the first of each would have none before it, and no score. The last token of a window is not computed, so a
+text with something before it that fits the context but for that one is one window, as in lm-evaluation-harness.
+
+Windows of a text, and texts, are rows of one step as far as they fit: no score depends on what is computed beside it.
+Texts with the same context take it from the prefix cache, where a `Lead` puts it before them.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence as Many
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from protocol import messages as m
 from protocol.errors import BadRequest
 from server.engines.base import Engine, Hidden, Logits
 from server.link import Work
-from server.worker.softmax import log_totals
+from server.worker.judging import Judged, judge
+from server.worker.text import Spans
 
 MAX_COMPUTED = 4_000_000
-"""Most tokens that are computed for one text, those of every window counted: some minutes of a model of 124 M."""
+"""Most tokens that are computed for one request, those of every window counted: some minutes of a model of 124 M."""
 STRIDE = 512
 """Distance of two windows by default, where half the context is not less."""
 MAX_TOLD = 50_000
 """Most alternatives of one answer: some 3 MB."""
+AHEAD = 96
+"""Most windows of a request that are in line: what a step takes of short ones, and the next."""
+SHARED = 24
+"""Least tokens of a context that several texts share for which it is computed by itself: a copy costs less."""
+
+Spell = Callable[[Spans, Many[float | None], Many[float | None]], m.Words]
+"""Makes words of a text's tokens, their log-probabilities, and the log masses of the tokens that begin a word: before
+each token and after the last."""
 
 
-class Scoring:
-    """A text being scored: a Prompt (task.py) that is prefilled window after window and never decodes.
+@dataclass(frozen=True)
+class Told:
+    """What a request wants to be told, and by what it is."""
 
-    The task is its own Answer (replies.py) too.
-    """
+    top: int
+    alternative: Callable[[int, float], m.Alternative]
+    """Makes what is told of a possible token."""
+    members: NDArray[np.bool_] | None = None
+    """Tokens that begin a word, [vocabulary], where words are told."""
+    spell: Spell | None = None
+    """Makes the words, with `members`."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A text to score, and the tokens before it."""
+
+    lead: list[int]
+    spans: Spans
+
+
+class Windows:
+    """Cuts of one text: where each begins and ends, and from which token on it scores."""
+
+    def __init__(self, lead: int, tokens: int, stride: int, context: int, *, after: bool) -> None:
+        """`after`: whether what follows the last token is wanted, which is then computed too."""
+        self.first = max(lead, 1)  # nothing comes before the first token
+        self.end = lead + tokens
+        self._after = int(after)
+        self._stride, self._context = stride, context
+        most = context + (1 if lead and not after else 0)
+        self.begin = max(0, lead + min(tokens, stride) - most)
+        self._one = self.end - self.begin <= most
+
+    def __iter__(self) -> Iterator[tuple[int, int, int]]:
+        """Yield begin, end of what is computed, and the first token that is scored."""
+        begin, scored = self.begin, self.first
+        while True:
+            end = self.end if self._one else min(self.end, begin + self._context)
+            last = end == self.end
+            yield begin, end - 1 + (self._after if last else 0), scored
+            if last:
+                return
+            scored, begin = end, begin + self._stride
+
+    @property
+    def count(self) -> int:
+        return 1 if self._one else 1 + math.ceil((self.end - self.begin - self._context) / self._stride)
+
+    @property
+    def computed(self) -> int:
+        """Number of tokens that all of them compute, at most."""
+        return self.count * min(self._context, self.end - self.begin)
+
+
+class TextScores:
+    """Scores of one text, as its windows find them."""
+
+    def __init__(self, index: int, piece: Piece, windows: Windows, told: Told) -> None:
+        self.index, self.piece = index, piece
+        self.told = told
+        self.windows = windows
+        self.tokens = [*piece.lead, *piece.spans.ids]
+        self.left = windows.count
+        """Windows that are not done."""
+        self.shared = False
+        """Whether others have the same lead, which is computed by itself."""
+        count = len(piece.spans.ids)
+        self._logprobs, self._entropies = np.zeros(count), np.zeros(count)
+        self._ranks, self._greedy = np.zeros(count, np.int32), np.zeros(count, np.int32)
+        self._masses = np.zeros(count + 1) if told.members is not None else None
+        self._top: list[list[m.Alternative]] = [[] for _ in range(count)] if told.top else []
+        self.unscored = windows.first - len(piece.lead)
+        """1 where nothing stands before the first token."""
+        self.sum = 0.0
+
+    @property
+    def scored(self) -> int:
+        """Number of tokens that have a log-probability."""
+        return len(self.piece.spans.ids) - self.unscored
+
+    @property
+    def size(self) -> int:
+        """Bytes of the tokens that have one."""
+        offsets = self.piece.spans.offsets
+        return max(1, offsets[-1] - offsets[self.unscored])
+
+    def take(self, at: int, judged: Judged, logits: Logits | None) -> None:
+        """Take what was found of the tokens from `at` on, of all tokens; the last may be what follows the text."""
+        first = at - len(self.piece.lead)
+        count = min(len(judged.logprobs), len(self._logprobs) - first)
+        part = slice(first, first + count)
+        self._logprobs[part], self._entropies[part] = judged.logprobs[:count], judged.entropies[:count]
+        self._ranks[part], self._greedy[part] = judged.ranks[:count], judged.greedy[:count]
+        if self._masses is not None and judged.masses is not None:
+            self._masses[first : first + len(judged.masses)] = judged.masses
+        if self._top and logits is not None:
+            for i, row in enumerate(logits[:count]):
+                own = self.piece.spans.ids[first + i]
+                total = float(row[own]) - float(judged.logprobs[i])
+                self._top[first + i] = self._likeliest(row, total, own, float(judged.logprobs[i]))
+
+    def fields(self) -> dict[str, object]:
+        """Return what is told of the text, once all windows are done."""
+        none, spans = [None] * self.unscored, self.piece.spans
+        values = self._logprobs[self.unscored :]
+        self.sum = float(values.sum())
+        logprobs: list[float | None] = [*none, *values.tolist()]
+        words = None
+        if self.told.spell and self._masses is not None:
+            words = self.told.spell(spans, logprobs, [*none, *self._masses[self.unscored :].tolist()])
+        return {
+            "ids": spans.ids,
+            "logprobs": logprobs,
+            "ranks": [*none, *self._ranks[self.unscored :].tolist()],
+            "entropies": [*none, *self._entropies[self.unscored :].tolist()],
+            "greedy": [*none, *self._greedy[self.unscored :].tolist()],
+            "top": self._top,
+            "words": words,
+            **means(self.sum, self.scored, self.size),
+        }
+
+    def _likeliest(self, logits: Logits, total: float, own: int, logprob: float) -> list[m.Alternative]:
+        """Return the likeliest tokens, best first, of equal ones that with the lowest number.  # [vocabulary]"""
+        count = self.told.top
+        if count == 1:
+            best = logits.argmax(0, keepdims=True)
+        else:
+            best = np.sort(np.argpartition(logits, len(logits) - count)[len(logits) - count :])
+            best = best[np.argsort(-logits[best], kind="stable")]
+        logs = (logits[best].astype(np.float64) - total).tolist()
+        pairs = zip(best.tolist(), logs, strict=True)
+        return [self.told.alternative(token, logprob if token == own else log) for token, log in pairs]
+
+
+def means(total: float, count: int, size: int) -> dict[str, float]:
+    """Return what is told of `count` log-probabilities with this sum, of a text of `size` bytes."""
+    mean = total / max(1, count)
+    return {
+        "sum": total,
+        "mean": mean,
+        "perplexity": math.exp(min(-mean, 700.0)),
+        "bits_per_byte": -total / math.log(2) / max(1, size),
+    }
+
+
+class _Part:
+    """Common part of the prompts of a request to score: they are prefilled, and never decode."""
 
     alone = False
-    reuses = False
     streams = False
     silent = False
     interval_ms = 0
     branches = False
     looks_inside = False
     width = 0
-    new_tokens = 0
-    owner = 0
+    reuses = False
+    reusable = 0
 
-    def __init__(
-        self,
-        work: Work,
-        request: m.Score,
-        tokens: list[int],
-        sizes: list[int],
-        context: int,
-        received: float,
-        told: Callable[[int, float], m.Alternative],
-    ) -> None:
-        """Make a task; `sizes` are the tokens' lengths in bytes, `received` is on the monotonic clock, and `told` makes
-        what is told of a possible token.
-        """
-        self.id = work.id
-        self.group = work.group
+    def __init__(self, scores: Scores, ids: list[int]) -> None:
+        self._scores = scores
+        self.id, self.expires = scores.id, scores.expires
+        self.group, self.owner = scores.group, scores.owner
         self.row = -1
-        self.place = 0
-        self.cached = 0
+        self.place = self.cached = 0
+        self.ids = ids
         self.finished: m.FinishReason | None = None
         self.fault = ""
-        self._tokens = tokens
-        self._sizes = sizes
-        self._context = context
-        self._stride = stride_of(request, context)
-        self._logprobs = np.zeros(len(tokens), np.float64)  # [tokens]
-        self._count = request.top
-        self._told = told
-        self._top: list[list[m.Alternative]] = [[]]
-        """As far as they are scored; none for the first token."""
-        self._begin = 0
-        self._scored = 1  # nothing comes before the first token
-        self._received = received
-        self.expires = received + request.deadline_ms / 1000 if request.deadline_ms else math.inf
-        self.ids = tokens[:context]
 
     @property
     def prompt_tokens(self) -> int:
-        """Number of tokens in the present window."""
         return len(self.ids)
 
     def begin(self, row: int) -> None:
         self.row = row
 
     def restored(self, positions: int) -> None:
-        raise NotImplementedError("a text is scored without the prefix cache")
+        self.cached = positions
 
     def end(self, reason: m.FinishReason) -> None:
-        self.finished = reason
+        self._leave(reason)
+        self._scores.end(reason)
 
     def fail(self, fault: str) -> None:
         self.fault = fault
-        self.finished = "cancelled"
+        self._leave("cancelled")
+        self._scores.fail(fault)
 
     def pieces(self) -> tuple[m.Tokens, ...]:
         return ()
 
+    def _leave(self, reason: m.FinishReason) -> None:
+        if self.finished is None:
+            self.finished = reason
+            self._scores.open -= 1
+
+
+class Lead(_Part):
+    """What stands before several texts, computed for the prefix cache."""
+
+    reuses = True
+    branches = True
+
+    @property
+    def reusable(self) -> int:  # type: ignore[override]
+        return len(self.ids) - 1
+
+    def wanted(self, count: int) -> list[int]:  # noqa: ARG002 - none of them
+        return []
+
+    def prefilled(self, count: int, logits: Logits, hidden: Hidden | None, engine: Engine) -> tuple[()]:  # noqa: ARG002
+        self.cached += count
+        self._scores.computed += count
+        if self.cached == self.prompt_tokens:
+            self._leave("length")
+        return ()
+
+
+class Window(_Part):
+    """A window of a text: a Prompt (task.py) that is prefilled and never decodes."""
+
+    def __init__(self, scores: Scores, text: TextScores, begin: int, end: int, scored: int) -> None:
+        super().__init__(scores, text.tokens[begin:end])
+        self._text = text
+        self._begin, self._scored = begin, scored
+        if text.shared:
+            self.reusable = len(text.piece.lead) - 1
+
     def wanted(self, count: int) -> list[int]:
         """Return which of the window's next `count` tokens have a successor that is not scored yet."""
         first = max(0, self._scored - 1 - self._begin - self.cached)
-        last = min(count, self.prompt_tokens - 1 - self.cached)
-        return list(range(first, last))
+        return list(range(first, count))
 
-    def prefilled(
-        self,
-        count: int,
-        logits: Logits,
-        hidden: Hidden | None,  # noqa: ARG002 - a search uses these two
-        engine: Engine,  # noqa: ARG002
-    ) -> tuple[()]:
+    def prefilled(self, count: int, logits: Logits, hidden: Hidden | None, engine: Engine) -> tuple[()]:  # noqa: ARG002
         wanted = self.wanted(count)
         if wanted:
             at = self._begin + self.cached + wanted[0] + 1
-            successors = self._tokens[at : at + len(wanted)]
-            totals = log_totals(logits)
-            self._logprobs[at : at + len(wanted)] = logits[np.arange(len(wanted)), successors] - totals
-            if self._count:
-                self._top.extend(self._likeliest(row, total) for row, total in zip(logits, totals, strict=True))
-            self._scored = at + len(wanted)
+            successors = self._text.tokens[at : at + len(wanted)]
+            successors += [0] * (len(wanted) - len(successors))  # nothing follows the last one
+            judged = judge(logits, successors, self._text.told.members)
+            self._text.take(at, judged, logits if self._text.told.top else None)
         self.cached += count
-        if self.cached < self.prompt_tokens:
-            return ()
-        if self._scored >= len(self._tokens):
-            self.finished = "length"
-        else:
-            self._begin += self._stride
-            self.ids = self._tokens[self._begin : self._begin + self._context]
-            self.cached = 0
+        self._scores.computed += count
+        if self.cached == self.prompt_tokens:
+            self._leave("length")
+            self._scores.done(self._text)
         return ()
 
-    def _likeliest(self, logits: Logits, total: np.float64) -> list[m.Alternative]:
-        """Return the likeliest tokens, best first, of equal ones that with the lowest number.  # [vocabulary]"""
-        if self._count == 1:
-            best = logits.argmax(0, keepdims=True)
+
+class Scores:
+    """Answer to a request to score (replies.py), and the source of its prompts."""
+
+    new_tokens = 0
+
+    def __init__(self, work: Work, request: m.Score, texts: list[TextScores], received: float) -> None:
+        """`received` is on the monotonic clock."""
+        self.id = work.id
+        self.group, self.owner = work.group, work.owner
+        self.expires = received + request.deadline_ms / 1000 if request.deadline_ms else math.inf
+        self.open = 0
+        """Prompts that have not finished."""
+        self.computed = 0
+        self._received = received
+        self._single = request.texts is None
+        self._texts = texts
+        self._ready: deque[m.ScoredText] = deque()
+        self._parts = self._all()
+        self._next = next(self._parts, None)
+        self._ended: m.FinishReason | None = None
+        self._fault = ""
+        self._last: dict[str, object] = {}
+
+    def prompts(self) -> Iterator[Lead | Window]:
+        """Yield the prompts that are to be put in line now."""
+        while self._next is not None and self.open < AHEAD and self._ended is None:
+            part, self._next = self._next, next(self._parts, None)
+            self.open += 1
+            yield part
+
+    def end(self, reason: m.FinishReason) -> None:
+        """Note that it was ended from outside."""
+        self._ended = self._ended or reason
+
+    def fail(self, fault: str) -> None:
+        self._fault = self._fault or fault
+        self.end("cancelled")
+
+    def done(self, text: TextScores) -> None:
+        """Note that a window of a text is done."""
+        text.left -= 1
+        if text.left:
+            return
+        fields = text.fields()
+        if self._single:
+            self._last = fields
         else:
-            best = np.sort(np.argpartition(logits, len(logits) - self._count)[len(logits) - self._count :])
-            best = best[np.argsort(-logits[best], kind="stable")]
-        logs = logits[best] - total
-        return list(map(self._told, best.tolist(), logs.tolist()))
+            self._ready.append(m.ScoredText(id=self.id, index=text.index, **fields))  # type: ignore[arg-type]
+
+    def ready(self) -> Iterator[m.ScoredText]:
+        """Take the texts that are ready."""
+        while self._ready:
+            yield self._ready.popleft()
 
     def rest(self) -> tuple[m.Tokens, ...]:
         return ()
 
     @property
     def complete(self) -> bool:
-        return self.finished is not None
+        return not self.open and (self._next is None or self._ended is not None)
 
     def last(self) -> m.Scored | m.Failure:
-        if self.fault:
-            return m.Failure(id=self.id, code="internal", message=self.fault)
-        if self.finished != "length":
-            return m.Failure(id=self.id, code=str(self.finished), message="ended before the whole text was scored")
-        loss = -float(self._logprobs[1:].sum())
-        count = max(1, len(self._tokens) - 1)
-        size = max(1, sum(self._sizes[1:]))
-        return m.Scored(
-            id=self.id,
-            ids=self._tokens,
-            logprobs=[None, *self._logprobs[1:].tolist()],
-            perplexity=math.exp(min(loss / count, 700.0)),
-            bits_per_byte=loss / math.log(2) / size,
-            elapsed_ms=(time.monotonic() - self._received) * 1000,
-            top=self._top if self._count else [],
-        )
+        if self._fault:
+            return m.Failure(id=self.id, code="internal", message=self._fault)
+        if self._ended:
+            return m.Failure(id=self.id, code=str(self._ended), message="ended before the whole text was scored")
+        count = sum(text.scored for text in self._texts)
+        fields = self._last or {"ids": [], "logprobs": []}
+        fields |= means(sum(text.sum for text in self._texts), count, sum(text.size for text in self._texts))
+        elapsed_ms = (time.monotonic() - self._received) * 1000
+        return m.Scored(id=self.id, **fields, tokens=count, computed=self.computed, elapsed_ms=elapsed_ms)  # type: ignore[arg-type]
+
+    def _all(self) -> Iterator[Lead | Window]:
+        """Yield all prompts: texts with the same lead one after the other, and what they share before them."""
+        by_lead: dict[tuple[int, ...], list[TextScores]] = {}
+        for text in self._texts:
+            by_lead.setdefault(tuple(text.piece.lead), []).append(text)
+        for lead, texts in by_lead.items():
+            whole = [text for text in texts if text.windows.begin == 0]
+            if len(whole) > 1 and len(lead) > SHARED:
+                for text in whole:
+                    text.shared = True
+                yield Lead(self, list(lead[:-1]))
+            for text in texts:
+                for begin, end, scored in text.windows:
+                    yield Window(self, text, begin, end, scored)
 
 
 def stride_of(request: m.Score, context: int) -> int:
     """Return how far apart two windows are."""
     return min(request.stride or min(STRIDE, context // 2), context - 1)
+
+
+def texts_of(request: m.Score, pieces: Iterable[Piece], told: Told, context: int) -> list[TextScores]:
+    """Return the texts of a request. Raises: BadRequest, which says what would do, where they are too much work."""
+    stride = stride_of(request, context)
+    texts: list[TextScores] = []
+    for index, piece in enumerate(pieces):
+        count = len(piece.spans.ids)
+        which = "the text" if request.texts is None else f"texts[{index}]"
+        if not piece.lead and count < 2:
+            raise BadRequest(f"score: {which} must have at least 2 tokens, got {count}")
+        if not count:
+            raise BadRequest(f"score: {which} must have at least 1 token, got none")
+        check_cost(len(piece.lead) + count, stride, context)
+        check_told(count, request.top)
+        windows = Windows(len(piece.lead), count, stride, context, after=told.members is not None)
+        texts.append(TextScores(index, piece, windows, told))
+    computed = sum(text.windows.computed for text in texts)
+    if computed > MAX_COMPUTED and len(texts) > 1:
+        raise BadRequest(
+            f"score: these {len(texts)} texts are {computed:,} tokens to compute, and the limit is {MAX_COMPUTED:,}; "
+            "send fewer in one request"
+        )
+    return texts
 
 
 def check_cost(tokens: int, stride: int, context: int) -> None:

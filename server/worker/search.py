@@ -114,6 +114,10 @@ class Search(ABC):
     def silent(self) -> bool:
         return any(output.silent for output in self.outputs)
 
+    @property
+    def reusable(self) -> int:
+        return self.prompt_tokens - 1 if self.reuses else 0
+
     def begin(self, row: int) -> None:
         self.row = row
         for output in self.outputs:

@@ -121,6 +121,10 @@ class Sequence:
         self._batch_total = 0
 
     @property
+    def reusable(self) -> int:
+        return self.prompt_tokens - 1 if self.reuses else 0
+
+    @property
     def new_tokens(self) -> int:
         return len(self.ids) - self.prompt_tokens
 

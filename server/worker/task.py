@@ -2,11 +2,11 @@
 
 A task has a row of the engine from `begin` on. It comes as a `Prompt`, waits in line for its row, and is prefilled
 there. Its `prefilled` decides what follows: a `Sequence` decodes in its row, a `Search` spreads over several rows, its
-`Lane`s, and a `Scoring` has finished, or has another window to prefill. A task that decodes is a `Row`.
+`Lane`s, and a `Window` or `Lead` of texts to score has finished. A task that decodes is a `Row`.
 
     Sequence    Prompt, then Row: its own sampler chooses its tokens (`Sampled`)
     Search      Prompt; its Lanes are Rows, whose logits it takes together (`Joint`)
-    Scoring     Prompt only
+    Window      Prompt only
 
 To cancel a task means to `end` it: it leaves its row before the next step. A fault that concerns a task alone ends it
 by `fail`.
@@ -119,6 +119,11 @@ class Prompt(Task, Protocol):
     @property
     def prompt_tokens(self) -> int:
         """Number of its tokens that are prefilled."""
+        ...
+
+    @property
+    def reusable(self) -> int:
+        """Number of its first tokens that may come from the prefix cache: their logits are not needed."""
         ...
 
     @property

@@ -90,7 +90,8 @@ class Text:
         self._tokenizer = made.tokenizer
         self.before = made.before
         """Tokens that stand before every text."""
-        self._start = arch.start
+        self.start = arch.start
+        """Token that a text begins with, where the model has one."""
         self._size = arch.vocabulary
         self._clean_up = made.clean_up
         self._words = [self._tokenizer.id_to_token(token) for token in range(self._size)]
@@ -158,18 +159,27 @@ class Text:
         Raises: BadRequest for a token that does not exist, or too many.
         """
         if request.text is None:
-            ids = list(request.ids or [])
-            self._checked(ids)
-            text, offsets = spans.of_tokens(self._all.fork(), ids, clean_up=self._clean_up)
-            return Spans(text, ids, offsets)
-        encoding = self._encoding(request.text, specials=request.specials)
-        ids = [*self.before, *self._known(encoding.ids)]
+            return self.spans_of_tokens(request.ids or [])
+        return self.spans_of_text(request.text, self.before, specials=request.specials)
+
+    def spans_of_tokens(self, tokens: Many[int]) -> Spans:
+        """Return tokens with their text. Raises: BadRequest for a token that does not exist."""
+        ids = self._checked(tokens)
+        text, offsets = spans.of_tokens(self._all.fork(), ids, clean_up=self._clean_up)
+        return Spans(text, ids, offsets)
+
+    def spans_of_text(self, text: str, before: Many[int], *, specials: bool) -> Spans:
+        """Return a text's tokens after those of `before`. Raises: BadRequest for a token that does not exist, or too
+        many.
+        """
+        encoding = self._encoding(text, specials=specials)
+        ids = [*before, *self._known(encoding.ids)]
         if len(ids) > MAX_TOKENS:
             raise BadRequest(f"the text must have at most {MAX_TOKENS} tokens, got {len(ids)}; send it in parts")
-        offsets = [0] * len(self.before) + self._offsets(request.text, encoding)
+        offsets = [0] * len(before) + self._offsets(text, encoding)
         if ids:
-            offsets[-1] = len(request.text.encode())
-        return Spans(request.text, ids, offsets)
+            offsets[-1] = len(text.encode())
+        return Spans(text, ids, offsets)
 
     @cached_property
     def boundaries(self) -> Boundaries:
@@ -180,7 +190,7 @@ class Text:
                 'one do not; ask for unit="token"'
             )
         pieces = self._bytes or [_plain(word) for word in self._words]
-        start = () if self._start is None else (self._start,)
+        start = () if self.start is None else (self.start,)
         return Boundaries(pieces, {*start, *self._ends, *self.before})
 
     def about(self, context: int) -> TokenizerInfo:
@@ -188,7 +198,7 @@ class Text:
         return TokenizerInfo(
             context=context,
             before=list(self.before),
-            bos="" if self._start is None else self._words[self._start] or "",
+            bos="" if self.start is None else self._words[self.start] or "",
             eos=[name for token in self._ends if (name := self._words[token])],
             chat_template=self._chat_template,
         )
@@ -217,12 +227,12 @@ class Text:
 
     def _empty(self) -> list[int]:
         """Return an empty prompt's tokens. Raises: BadRequest."""
-        if self._start is None:
+        if self.start is None:
             raise BadRequest(
                 "the prompt is empty, and this model has neither a bos_token_id nor an eos_token_id to begin with; "
                 "give it a prompt of at least one token"
             )
-        return [self._start]
+        return [self.start]
 
     def _encoding(self, text: str, *, specials: bool = True) -> Encoding:
         """Return the tokens of a text without any around it. Raises: BadRequest if it cannot be encoded.

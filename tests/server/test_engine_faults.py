@@ -122,7 +122,7 @@ def test_a_fault_before_the_engine_is_reached_ends_its_request_alone(monkeypatch
 
 def test_a_text_that_is_scored_ends_too() -> None:
     loop = Loop(engine=Faulty(2, "raises", 5))
-    loop.worker.take(Work(id=3, group=0, request=m.Score(ids=[POISON] * 9)))
+    loop.worker.take(Work(id=3, group=0, request=m.Score(ids=[POISON] * 9, bos="never")))
     loop.turn(3)
     (failure,) = loop.link.sent
     assert isinstance(failure, m.Failure) and failure.code == "internal" and loop.scheduler.running == 0

@@ -22,7 +22,7 @@ def test_every_reply_survives_the_link(reply: m.AnyReply) -> None:
 
 def test_strategies_cover_every_type() -> None:
     """A new message type must be added to the tests here."""
-    assert len(get_args(FromWorker)) == 20
+    assert len(get_args(FromWorker)) == 21
 
 
 @given(generations | tokenizations, ids)

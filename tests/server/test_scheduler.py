@@ -17,9 +17,9 @@ from server.worker.increments import ByteDecoder
 from server.worker.prefix_cache import PrefixCache
 from server.worker.runner import Runner
 from server.worker.scheduler import KEEP_S, MIN_CHUNK, Scheduler
-from server.worker.scoring import Scoring
+from server.worker.scoring import Piece, Scores, Told, texts_of
 from server.worker.sequence import Generation, Sequence
-from server.worker.text import Vocabulary
+from server.worker.text import Spans, Vocabulary
 
 
 def scheduler_of(engine: FakeEngine, cache_bytes: int = 0) -> Scheduler:
@@ -28,6 +28,17 @@ def scheduler_of(engine: FakeEngine, cache_bytes: int = 0) -> Scheduler:
 
 def sequence(request_id: int, prompt: list[int], new: int, group: int = 0, **settings: object) -> Sequence:
     return Sequence(generation_of(request_id, prompt, new, group, **settings))
+
+
+def scores_in(scheduler: Scheduler, tokens: int, stride: int) -> Scores:
+    """Put a text to score in line, in a context of 64 tokens."""
+    request = Score(ids=[1] * tokens, stride=stride, bos="never")
+    spans = Spans("x" * tokens, [1] * tokens, list(range(tokens + 1)))
+    texts = texts_of(request, [Piece([], spans)], Told(0, told), 64)
+    scores = Scores(Work(id=0, group=1, request=request), request, texts, 0.0)
+    for prompt in scores.prompts():
+        scheduler.add(prompt)
+    return scores
 
 
 def generation_of(request_id: int, prompt: list[int], new: int, group: int = 0, **settings: Any) -> Generation:
@@ -303,15 +314,13 @@ def told(token: int, logprob: float) -> Alternative:
 def test_on_one_row_texts_that_are_scored_take_turns_by_window() -> None:
     engine = FakeEngine(1, context=64)
     scheduler = scheduler_of(engine)
-    work = Work(id=0, group=1, request=Score(ids=[1] * 1000, stride=32))
-    scoring = Scoring(work, work.request, [1] * 1000, [1] * 1000, 64, 0.0, told)  # type: ignore[arg-type]
-    scheduler.add(scoring)
+    scores = scores_in(scheduler, 1000, stride=32)
     take(scheduler, engine)
     scheduler.add(sequence(1, [2] * 3, 2, group=2))
     take(scheduler, engine, 4)
-    assert engine.calls == ["prefill 0 0+64", "prefill 0 0+64", "prefill 0 0+3", "decode 1", "prefill 0 0+64"]
+    assert engine.calls == ["prefill 0 0+63", "prefill 0 0+63", "prefill 0 0+3", "decode 1", "prefill 0 0+63"]
     take(scheduler, engine, 40)
-    assert scoring.complete and not scheduler.waiting
+    assert scores.complete and not scheduler.waiting
 
 
 def test_the_prefix_cache_finds_what_its_owner_has_kept_alone() -> None:
@@ -413,14 +422,12 @@ def test_a_prompt_that_fails_leaves_no_gap_between_the_rows(monkeypatch: pytest.
 def test_a_text_that_is_scored_keeps_its_place_beside_prompts_that_end() -> None:
     engine, scheduler = together(3, context=64)
     scheduler.tokens_per_ms = 3.0
-    work = Work(id=0, group=1, request=Score(ids=[1] * 200, stride=60))
-    scoring = Scoring(work, work.request, [1] * 200, [1] * 200, 64, 0.0, told)  # type: ignore[arg-type]
-    scheduler.add(scoring)
+    scores = scores_in(scheduler, 200, stride=60)
     written = [sequence(request_id, [request_id] * 5, 6, group=1 + request_id) for request_id in (1, 2)]
     for one in written:
         scheduler.add(one)
     take(scheduler, engine, 12)
-    assert engine.calls[0] == "run 2:0+64 0:0+5 1:0+5"
-    assert scoring.complete and not scoring.fault
+    assert engine.calls[0] == "run 2:0+63 0:0+5 1:0+5"
+    assert scores.complete and not scheduler.waiting
     for one in written:
         assert one.ids[5:] == engine.greedy([one.id] * 5, 6)

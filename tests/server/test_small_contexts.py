@@ -94,7 +94,7 @@ def test_scores_are_those_of_the_sliding_window_of_transformers(narrow: Narrow, 
     lengths = {2, *(n + i for n in (CONTEXT, CONTEXT + step, CONTEXT + 2 * step, 3 * CONTEXT) for i in (-1, 0, 1))}
     for length in sorted(lengths):
         ids = [(7 * i * i + 11) % 4096 for i in range(length)]
-        got = asked(narrow.engine, narrow.arch, m.Score(ids=ids, stride=stride))
+        got = asked(narrow.engine, narrow.arch, m.Score(ids=ids, stride=stride, bos="never"))
         assert isinstance(got, m.Scored), got
         assert got.ids == ids and got.logprobs[0] is None
         assert got.logprobs[1:] == pytest.approx(sliding(narrow.model, ids, step), abs=1e-4), length
@@ -104,7 +104,8 @@ def test_the_default_stride_goes_with_the_context(narrow: Narrow) -> None:
     assert CONTEXT // 2 < STRIDE
     ids = list(range(1, 40))
     scores = [
-        asked(narrow.engine, narrow.arch, m.Score(ids=ids, stride=stride)).logprobs for stride in (None, CONTEXT // 2)
+        asked(narrow.engine, narrow.arch, m.Score(ids=ids, stride=stride, bos="never")).logprobs
+        for stride in (None, CONTEXT // 2)
     ]
     assert scores[0] == scores[1]
     refused = asked(narrow.engine, narrow.arch, m.Score(ids=ids, stride=CONTEXT + 1))

@@ -458,7 +458,8 @@ def test_the_beat_counts_prompt_tokens_as_the_ledgers_do() -> None:
     ledgers = [ledger for r in results for ledger in (r.ledger, *(other.ledger for other in r.others))]
     assert len(ledgers) == 6 and sum(ledger.reused_tokens for ledger in ledgers) > 0
     assert isinstance(beat, Beat)
-    assert beat.prompt_tokens == sum(ledger.prompt_tokens for ledger in ledgers) + ARCH.context + 100
+    (scored,) = (reply for reply in loop.link.sent if isinstance(reply, m.Scored))
+    assert beat.prompt_tokens == sum(ledger.prompt_tokens for ledger in ledgers) + scored.computed
 
 
 @pytest.fixture

@@ -134,7 +134,7 @@ class Completions:
             return Asked(told.text, 0 if body.longest else count)
         scored = None
         if count > 1:
-            scored = await self._client.score(ids=told.ids, top=body.logprobs, **self._which)
+            scored = await self._client.score(ids=told.ids, top=body.logprobs, bos="never", **self._which)
         listing = Listing(body.logprobs)
         listing.prompt(told, scored)
         return Asked(told.text, 0 if body.longest else count, listing.take())

@@ -105,7 +105,7 @@ def test_settings_arrive(ai: Any, client: Client) -> None:
 @pytest.mark.parametrize("prompt", [PROMPT, "naïve — 汉字🙂", "<|endoftext|>x"])
 def test_an_echo_with_log_probabilities_is_the_score(ai: Any, client: Client, prompt: str) -> None:
     ids = client.tokenize(prompt).ids
-    scored = client.score(ids=ids)
+    scored = client.score(ids=ids, bos="never")
     for longest in (0, 4):
         told = ai.completions.create(
             model="demo", prompt=prompt, echo=True, logprobs=3, max_tokens=longest, temperature=0
@@ -147,7 +147,7 @@ def test_what_lm_eval_asks_and_how_it_judges(url: str, client: Client) -> None:
         listed = choice["logprobs"]
         own = listed["token_logprobs"][len(context) : -1]
         top = listed["top_logprobs"][len(context) : -1]
-        scored = [value for value in client.score(ids=ids).logprobs if value is not None]
+        scored = [value for value in client.score(ids=ids, bos="never").logprobs if value is not None]
         assert sum(own) == pytest.approx(sum(scored[len(context) - 1 :]), abs=1e-9)
         judged.append(all(one == max(others.values()) for one, others in zip(own, top, strict=True)))
     assert judged == [True, False, True]
