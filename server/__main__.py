@@ -26,6 +26,7 @@ try:
         from server.catalogue.engines import COMPILED_FOLDER, SUMS_FILE, force_instruction_set, notices
         from server.check import check
         from server.config import Config
+        from server.cores import threads_here
         from server.gateway.gateway import Gateway
 except KeyboardInterrupt:  # these take a moment, in which no traceback helps
     sys.exit(130)
@@ -135,7 +136,9 @@ def serve(config: Config) -> int:
             signal.signal(number, lambda *_: gateway.drain())
     for notice in notices():
         log.warning("%s", notice)
-    log.info("gpt2d %s listens on %s, %d threads a worker", VERSION, gateway.endpoint, config.threads)
+    usual = threads_here()
+    reason = f", {usual.reason}" if config.threads == usual.number else ""
+    log.info("gpt2d %s listens on %s, %d threads a worker%s", VERSION, gateway.endpoint, config.threads, reason)
     try:
         gateway.run()
         log.info("stopped")

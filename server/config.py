@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import platformdirs
-import psutil
 from msgspec import Meta
 
 from protocol.keys import DEFAULT_ENDPOINT, check_endpoint
+from server.cores import threads_here
 
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -41,22 +41,8 @@ def default_hub_cache() -> Path:
 
 
 def default_threads() -> int:
-    """Number of physical cores that this process may use, by its affinity and by a container's limit."""
-    physical = psutil.cpu_count(logical=False) or os.cpu_count() or 1
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else physical
-    return max(1, min(physical, allowed, _cgroup_cores() or physical))
-
-
-def _cgroup_cores() -> int | None:
-    """Number of whole cores that a container may use; None: no limit.
-
-    cgroup v2: cpu.max is "QUOTA PERIOD" in microseconds.
-    """
-    try:
-        quota, period = (CGROUP / "cpu.max").read_text().split()
-        return max(1, int(quota) // int(period))
-    except (OSError, ValueError):  # no such file; "max"
-        return None
+    """Number of the fast physical cores that this process may use."""
+    return threads_here().number
 
 
 def check_cluster(address: str) -> str:
@@ -131,7 +117,8 @@ class Config:
         tuple[Text, ...], setting("model[/engine[/precision]][:replicas], loaded at the start", "MODEL")
     ] = ()
     threads: Annotated[
-        Annotated[int, Meta(ge=1, le=1024)], setting("threads of each worker", "N", unset="the physical cores")
+        Annotated[int, Meta(ge=1, le=1024)],
+        setting("threads of each worker", "N", unset="one for each fast physical core"),
     ] = field(default_factory=default_threads)
     instruction_set: Annotated[
         Text | None,

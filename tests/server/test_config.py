@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from protocol.keys import CurveKeys, write_public, write_secret
-from server import config
 from server.__main__ import parse
 from server.catalogue.engines import INSTRUCTION_SET, instruction_sets, native_problem
 from server.config import Config
@@ -38,19 +37,6 @@ def checked(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     said = capsys.readouterr()
     assert not end.value.code and not said.err
     return said.out
-
-
-@pytest.mark.parametrize(
-    ("limit", "most"),
-    [("150000 100000", 1), ("50000 100000", 1), ("300000 100000", 3), ("max 100000", None), ("", None)],
-)
-def test_threads_keep_to_a_containers_share(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, most: int | None
-) -> None:
-    monkeypatch.setattr(config, "CGROUP", tmp_path)
-    free = config.default_threads()
-    (tmp_path / "cpu.max").write_text(limit)
-    assert config.default_threads() == min(free, most or free) >= 1
 
 
 def test_without_a_file_the_defaults_hold() -> None:
