@@ -41,13 +41,12 @@ class Requests:
 
         Raises: BadRequest for a token that does not exist, too few, or too large a stride.
         """
-        if request.unit == "word":
-            raise BadRequest("score: this server tells no words; leave out `unit`")
         if request.stride and request.stride > self._engine.context:
             raise BadRequest(
                 f"score: stride must be at most the context of {self._engine.context} tokens, got {request.stride}"
             )
-        told = Told(request.top, self._text.vocabulary.alternative)
+        boundaries = self._text.boundaries if request.unit == "word" else None
+        told = Told(request.top, self._text.vocabulary.alternative, boundaries)
         texts = texts_of(request, Passages(self._text, request), told, self._engine.context)
         scores = Scores(work, request, texts, received)
         return scores, list(scores.prompts())

@@ -25,8 +25,10 @@ from protocol import messages as m
 from protocol.errors import BadRequest
 from server.engines.base import Engine, Hidden, Logits
 from server.link import Work
+from server.worker import words as words_of
 from server.worker.judging import Judged, judge
 from server.worker.text import Spans
+from server.worker.words import Boundaries, Word
 
 MAX_COMPUTED = 4_000_000
 """Most tokens that are computed for one request, those of every window counted: some minutes of a model of 124 M."""
@@ -39,10 +41,6 @@ AHEAD = 96
 SHARED = 24
 """Least tokens of a context that several texts share for which it is computed by itself: a copy costs less."""
 
-Spell = Callable[[Spans, Many[float | None], Many[float | None]], m.Words]
-"""Makes words of a text's tokens, their log-probabilities, and the log masses of the tokens that begin a word: before
-each token and after the last."""
-
 
 @dataclass(frozen=True)
 class Told:
@@ -51,10 +49,13 @@ class Told:
     top: int
     alternative: Callable[[int, float], m.Alternative]
     """Makes what is told of a possible token."""
-    members: NDArray[np.bool_] | None = None
-    """Tokens that begin a word, [vocabulary], where words are told."""
-    spell: Spell | None = None
-    """Makes the words, with `members`."""
+    boundaries: Boundaries | None = None
+    """Which tokens words begin with, where words are told."""
+
+    @property
+    def members(self) -> NDArray[np.bool_] | None:
+        """Tokens that begin a word, [vocabulary], where words are told."""
+        return None if self.boundaries is None else self.boundaries.mask
 
 
 @dataclass(frozen=True)
@@ -99,10 +100,30 @@ class Windows:
         return self.count * min(self._context, self.end - self.begin)
 
 
+def find(piece: Piece, boundaries: Boundaries) -> list[Word]:
+    """Return the words of a text after its lead. Raises: BadRequest."""
+    spans = piece.spans
+    return words_of.find(spans.text, spans.ids, spans.offsets, boundaries, boundaries.after(piece.lead))
+
+
+def spelled(found: Many[Word], text: str, tokens: Many[float | None], masses: Many[float | None]) -> m.Words:
+    """Return what is told of words, from the log-probabilities of a text's tokens and the masses of words' beginnings:
+    at each token and after the last.
+    """
+    return m.Words(
+        texts=[text[word.begin : word.end] for word in found],
+        starts=[word.begin for word in found],
+        ends=[word.end for word in found],
+        tokens=[word.first for word in found],
+        logprobs=words_of.logprobs(found, tokens, masses),
+    )
+
+
 class TextScores:
     """Scores of one text, as its windows find them."""
 
     def __init__(self, index: int, piece: Piece, windows: Windows, told: Told) -> None:
+        """Raises: BadRequest for a text whose words cannot be told."""
         self.index, self.piece = index, piece
         self.told = told
         self.windows = windows
@@ -116,6 +137,7 @@ class TextScores:
         self._ranks, self._greedy = np.zeros(count, np.int32), np.zeros(count, np.int32)
         self._masses = np.zeros(count + 1) if told.members is not None else None
         self._top: list[list[m.Alternative]] = [[] for _ in range(count)] if told.top else []
+        self._words = find(piece, told.boundaries) if told.boundaries else []
         self.unscored = windows.first - len(piece.lead)
         """1 where nothing stands before the first token."""
         self.sum = 0.0
@@ -153,8 +175,8 @@ class TextScores:
         self.sum = float(values.sum())
         logprobs: list[float | None] = [*none, *values.tolist()]
         words = None
-        if self.told.spell and self._masses is not None:
-            words = self.told.spell(spans, logprobs, [*none, *self._masses[self.unscored :].tolist()])
+        if self._masses is not None:
+            words = spelled(self._words, spans.text, logprobs, [*none, *self._masses[self.unscored :].tolist()])
         return {
             "ids": spans.ids,
             "logprobs": logprobs,
@@ -400,7 +422,10 @@ def texts_of(request: m.Score, pieces: Iterable[Piece], told: Told, context: int
         check_cost(len(piece.lead) + count, stride, context)
         check_told(count, request.top)
         windows = Windows(len(piece.lead), count, stride, context, after=told.members is not None)
-        texts.append(TextScores(index, piece, windows, told))
+        try:
+            texts.append(TextScores(index, piece, windows, told))
+        except BadRequest as e:
+            raise BadRequest(f"score: {which}: {e}") from None
     computed = sum(text.windows.computed for text in texts)
     if computed > MAX_COMPUTED and len(texts) > 1:
         raise BadRequest(

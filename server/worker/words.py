@@ -144,8 +144,7 @@ def _runs(ids: Many[int], boundaries: Boundaries, place: Place) -> Iterator[tupl
         kind = boundaries.kinds[token]
         if kind & PARTED:
             raise BadRequest(
-                f"score: token {token} of this text spans several words, which have no probability of their own; "
-                'ask for unit="token"'
+                f'token {token} of it spans several words, which have no probability of their own; ask for unit="token"'
             )
         if solid and boundaries.mask[token]:
             yield first, i, begins, False
@@ -195,6 +194,6 @@ def _different(text: str, own: Many[tuple[int, int]], found: Many[Word]) -> str:
     pairs = itertools.zip_longest(own, told)
     begin, end = next(one or other or (0, 0) for one, other in pairs if one != other)
     return (
-        "score: the tokens of this model are not parted where the words of this text are, as at character "
+        "the tokens of this model are not parted where its words are, as at character "
         f'{begin}, {text[begin:end]!r:.40}; ask for unit="token"'
     )

@@ -152,7 +152,7 @@ def test_texts_without_words(ids: list[int]) -> None:
 
 def test_what_no_word_can_be_made_of_is_refused() -> None:
     several = Boundaries([b"a b", b" c"], [])
-    with pytest.raises(BadRequest, match="token 0 of this text spans several words"):
+    with pytest.raises(BadRequest, match="token 0 of it spans several words"):
         words.find("a b c", [0, 1], [0, 3, 5], several)
     plain = Boundaries([b"a", b" b"], [])
     with pytest.raises(BadRequest, match=r"at character 0, 'ab'; ask for"):  # as of a tokenizer that parts punctuation
