@@ -1,4 +1,4 @@
-"""The real window, driven through what the README's pictures show; it takes each before the frame is shown."""
+"""The real window, driven through what the documents' pictures show; it takes each before the frame is shown."""
 
 from __future__ import annotations
 
@@ -110,12 +110,17 @@ class Photographer(Driven):
         yield lambda: not self._next_picture
 
 
-def save(path: Path) -> None:
-    """Write what the window shows."""
+def taken() -> Image.Image:
+    """Return what the window shows."""
     width, height = map(int, GL.glGetIntegerv(GL.GL_VIEWPORT)[2:])
     GL.glPixelStorei(GL.GL_PACK_ALIGNMENT, 1)
     data = GL.glReadPixels(0, 0, width, height, GL.GL_RGB, GL.GL_UNSIGNED_BYTE)
-    picture = Image.frombytes("RGB", (width, height), data).transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+    return Image.frombytes("RGB", (width, height), data).transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+
+
+def save(path: Path) -> None:
+    """Write what the window shows."""
+    picture = taken()
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.save(path, optimize=True)
     print(f"wrote {path}, {path.stat().st_size >> 10} KB")

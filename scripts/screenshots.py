@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes the README's pictures of the window, from the real program with a daemon of its own.
+"""Makes the documents' pictures of the window, from the real program with a daemon of its own.
 
     xvfb-run -a -s "-screen 0 1400x900x24" python -m scripts.screenshots
 
