@@ -49,7 +49,9 @@ the beginning, and where one was there before. Where it is not certain a request
 DEADLINE_GRACE_S = 2.0
 """Seconds after its deadline that a request waits for the server's own answer to it."""
 TICK_MS, IDLE_MS = 50, 10_000
-"""How often the times are looked at, while anything is pending and otherwise."""
+"""How often the times are looked at, while something waits to be sent, and while nothing is pending."""
+SENT_MS = 100
+"""The same while all that is pending was sent: it waits for seconds, and the pieces of a stream come faster."""
 RETRY_S, RETRY_MOST_S = 0.05, 1.0
 """Seconds before a request is sent again for which the server had no place, the first time and at most."""
 CLOSE_S = 5.0
@@ -138,7 +140,7 @@ class Exchange:
     def _run(self) -> None:
         try:
             while not self._closing:
-                self._line.poll(TICK_MS if self._pending or self._line.tries else IDLE_MS)
+                self._line.poll(self._tick_ms())
                 self._take_inbox()
                 self._watch()
                 self._receive()
@@ -149,6 +151,11 @@ class Exchange:
             self.state = "closed"
             self._fail_all(Closed("this client was closed"))
             self._line.close()
+
+    def _tick_ms(self) -> int:
+        if self._line.tries or (self._pending and (self._waiting or self.state != "ready")):
+            return TICK_MS
+        return SENT_MS if self._pending else IDLE_MS
 
     def _items(self) -> Iterator[Pending | int]:
         """Yield what other threads have handed in since the last time."""

@@ -34,6 +34,7 @@ from protocol.errors import (
     ServerStuck,
     VersionMismatch,
 )
+from protocol.line import Line
 from protocol.testing import FakeServer, Step
 from scripts.daemon import Daemon
 from scripts.reliability import zmtp
@@ -261,6 +262,26 @@ def test_leaving_a_stream_cancels_it() -> None:
         generate = next(r for r in server.requests if isinstance(r, m.Generate))
         assert [r.target for r in server.requests if isinstance(r, m.Cancel)] == [generate.id]
     server.close()
+
+
+def test_pieces_of_a_stream_come_faster_than_the_thread_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits, poll = list[int](), Line.poll
+
+    def noted(line: Line, timeout_ms: int) -> None:
+        waits.append(timeout_ms)
+        poll(line, timeout_ms)
+
+    monkeypatch.setattr(Line, "poll", noted)
+    with FakeServer(lambda r: [] if isinstance(r, m.Generate) else None) as server, Client(server.endpoint) as client:
+        client.ping()
+        stream = client.stream("x")
+        wait_for(lambda: bool(server.asked(m.Generate)))
+        waits.clear()
+        wait_for(lambda: len(waits) > 1)
+        assert set(waits) == {100}, (
+            "a window asks for a piece in 66 ms; each look beside it takes a core from the decoder"
+        )
+        stream.close()
 
 
 def test_closing_ends_what_is_pending() -> None:

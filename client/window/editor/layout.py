@@ -43,6 +43,8 @@ CLOSING = np.array(
     ],
     np.uint32,
 )
+WIDE = 0x2E80
+"""First of the code points between which lines may end: those of Chinese, Japanese and Korean."""
 KIND_SPACE, KIND_HYPHEN = 1, 2
 KIND_OPENING, KIND_CLOSING = 4, 8
 
@@ -199,18 +201,21 @@ class _Part:
         self._sums = array("d", _summed(measure(codes)).tobytes())
         kinds = np.where(codes < len(KINDS), KINDS[np.minimum(codes, len(KINDS) - 1)], 0)
         space = (kinds & KIND_SPACE) != 0
-        wide = ((codes >= 0x2E80) & (codes < 0xA000)) | ((codes >= 0xF900) & (codes < 0xFB00)) | (codes >= 0x20000)
-        wide |= (codes >= 0xFF00) & (codes < 0xFFF0)
         before = np.arange(self.length + 1)
         before[1:] = np.maximum.accumulate(np.where(space, -1, before[:-1])) + 1
         before[0] = 0
         # Index i: a line may end before code point i + 1.
         plain = ~space[1:]
         ends = space[:-1] & plain
-        ends |= (wide[:-1] | wide[1:]) & plain & ((kinds[:-1] & KIND_OPENING) == 0) & ((kinds[1:] & KIND_CLOSING) == 0)
+        if codes.max(initial=0) >= WIDE:  # most texts have none, and each step here costs a frame beside a decoder
+            wide = ((codes >= WIDE) & (codes < 0xA000)) | ((codes >= 0xF900) & (codes < 0xFB00)) | (codes >= 0x20000)
+            wide |= (codes >= 0xFF00) & (codes < 0xFFF0)
+            opens, closes = (kinds[:-1] & KIND_OPENING) != 0, (kinds[1:] & KIND_CLOSING) != 0
+            ends |= (wide[:-1] | wide[1:]) & plain & ~opens & ~closes
         hyphen = (kinds & KIND_HYPHEN) != 0
-        joins = plain & ~hyphen[1:] & ~((codes[1:] >= 0x30) & (codes[1:] < 0x3A))
-        ends[1:] |= hyphen[1:-1] & ~space[:-2] & ~hyphen[:-2] & joins[1:]
+        if hyphen.any():
+            joins = plain & ~hyphen[1:] & ~((codes[1:] >= 0x30) & (codes[1:] < 0x3A))
+            ends[1:] |= hyphen[1:-1] & ~space[:-2] & ~hyphen[:-2] & joins[1:]
         places = np.flatnonzero(ends) + 1
         self._places, self._contents = places.tolist(), before[places].tolist()
         newlines = np.flatnonzero(codes == NEWLINE)
