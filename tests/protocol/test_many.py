@@ -11,7 +11,7 @@ import pytest
 
 from protocol import AsyncClient, Client, messages as m
 from protocol.errors import BadRequest, WorkerDied
-from protocol.many import GENERATIONS
+from protocol.many import GENERATIONS, parts
 from protocol.testing import Answer, FakeServer, generated
 from tests.conftest import wait_for
 
@@ -27,6 +27,12 @@ def endless() -> Iterator[str]:
 def unanswered(request: m.AnyRequest) -> Answer:
     """Answer the first of all generations alone."""
     return written(request) if not isinstance(request, m.Generate) or request.prompt == "0" else []
+
+
+def all_cancelled(server: FakeServer) -> bool:
+    """Return whether every generation that has come and has no answer is cancelled."""
+    unanswered = {request.id for request in server.asked(m.Generate) if request.prompt != "0"}
+    return unanswered == {request.target for request in server.asked(m.Cancel)}
 
 
 def test_results_come_in_the_order_of_the_prompts_with_seeds_that_follow() -> None:
@@ -50,7 +56,8 @@ def test_only_a_few_are_read_ahead_and_leaving_cancels_them() -> None:
             assert result.text == "0!"
             break
         assert len(read) == GENERATIONS
-        wait_for(lambda: len(server.asked(m.Cancel)) == GENERATIONS - 1)
+        client.generate("0")  # comes after all that was sent before
+        wait_for(lambda: all_cancelled(server))
         results = client.generate_many(prompts())
         with contextlib.closing(results):
             next(client.generate_many(["0"]))
@@ -58,26 +65,25 @@ def test_only_a_few_are_read_ahead_and_leaving_cancels_them() -> None:
 
 
 def test_asyncio_has_the_same() -> None:
-    async def main(client: AsyncClient) -> list[str]:
-        async with client:
+    async def main(server: FakeServer) -> None:
+        async with AsyncClient(server.endpoint) as client:
             texts = [result.text async for result in client.generate_many(map(str, range(50)), seed=1)]
-            async with contextlib.aclosing(client.generate_many(endless(), max_new_tokens=9)) as results:
+            assert texts == [f"{number}!" for number in range(50)]
+            assert [request.seed for request in server.asked(m.Generate)] == list(range(1, 51))
+            server.requests.clear()
+            server.answer = unanswered
+            async with contextlib.aclosing(client.generate_many(endless())) as results:
                 assert (await anext(results)).text == "0!"
-            task = asyncio.create_task(anext(client.generate_many(["1"], max_new_tokens=9)))
+            task = asyncio.create_task(anext(client.generate_many(["1"])))
             await asyncio.sleep(0)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            return texts
+            await client.generate("0")
+            await asyncio.to_thread(wait_for, lambda: all_cancelled(server))
 
-    def answer(request: m.AnyRequest) -> Answer:
-        endless_one = isinstance(request, m.Generate) and request.max_new_tokens == 9
-        return unanswered(request) if endless_one else written(request)
-
-    with FakeServer(answer) as server:
-        assert asyncio.run(main(AsyncClient(server.endpoint))) == [f"{number}!" for number in range(50)]
-        assert [request.seed for request in server.asked(m.Generate)[:50]] == list(range(1, 51))
-        wait_for(lambda: len(server.asked(m.Cancel)) >= GENERATIONS - 1)
+    with FakeServer(written) as server:
+        asyncio.run(main(server))
 
 
 def test_what_fails_ends_it_and_says_which() -> None:
@@ -93,3 +99,20 @@ def test_what_fails_ends_it_and_says_which() -> None:
             next(client.generate_many(["x", "\ud800"]))
         with pytest.raises(BadRequest, match="did you mean temperature"):
             next(client.generate_many(["x"], temperatur=1))
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("", []),
+        ("to be or", ["to be or"]),
+        ("to be or not", ["to be or", " not"]),
+        ("to be\n\nor, not", ["to be", "\n\nor,", " not"]),
+        ("ends in spaces   ", ["ends in", " spaces", "   "]),
+        ("字字。字字", ["字字", "。", "字字"]),
+        ("a.字。字字字", ["a.字。", "字字", "字"]),
+        ("wonderfully", ["wonderfu", "lly"]),
+    ],
+)
+def test_a_long_text_is_parted_where_words_end(text: str, wanted: list[str]) -> None:
+    assert [text[begin:end] for begin, end in parts(text, 8)] == wanted
