@@ -24,7 +24,7 @@ from protocol.client import (
 from protocol.connection import Connection, Event
 from protocol.errors import Gpt2dError
 from protocol.keys import DEFAULT_ENDPOINT
-from protocol.many import GENERATIONS, MANY_S, generations
+from protocol.many import GENERATIONS, MANY_S, SCORES, ManyScores, generations
 from protocol.requests import request
 
 R = TypeVar("R", bound=m.Result)
@@ -167,10 +167,10 @@ class AsyncClient:
         """Same as Client.generate_many, for `async for`. Who leaves the loop early cancels what is under way with
         `contextlib.aclosing(client.generate_many(...))`, or by cancelling the task.
         """
-        in_order = self._in_order(generations(prompts, settings), m.Generated, timeout, GENERATIONS)
-        async with contextlib.aclosing(in_order) as answers:
-            async for result, _ in answers:
-                yield result
+        requests = generations(prompts, settings)
+        async with contextlib.aclosing(self._in_order(requests, timeout, GENERATIONS)) as answers:
+            async for last, _ in answers:
+                yield expect(last, m.Generated)
 
     async def tokenize(
         self,
@@ -195,6 +195,21 @@ class AsyncClient:
     ) -> m.Scored:
         """Same as Client.score."""
         return await self._call(request(m.Score, which, text=text, ids=ids), m.Scored, timeout, wait=wait)
+
+    async def score_many(
+        self,
+        texts: Iterable[str | m.Passage],
+        *,
+        contexts: Iterable[str] | None = None,
+        timeout: float | None = MANY_S,
+        **settings: Any,
+    ) -> AsyncGenerator[m.ScoredText, None]:
+        """Same as Client.score_many, for `async for`; who leaves the loop early does as generate_many says."""
+        many = ManyScores(texts, contexts, settings)
+        async with contextlib.aclosing(self._in_order(many.requests(), timeout, SCORES)) as answers:
+            async for last, before in answers:
+                for scored in many.take(last, before):
+                    yield scored
 
     async def close(self) -> None:
         await asyncio.to_thread(self.connection.close)
@@ -228,8 +243,8 @@ class AsyncClient:
                 self.connection.cancel(request_id)
 
     async def _in_order(
-        self, requests: Iterator[m.AnyRequest], wanted: type[R], timeout: float | None, ahead: int
-    ) -> AsyncGenerator[tuple[R, list[m.AnyReply]], None]:
+        self, requests: Iterator[m.AnyRequest], timeout: float | None, ahead: int
+    ) -> AsyncGenerator[tuple[Event, list[m.AnyReply]], None]:
         """Same as Client._in_order."""
         under_way: deque[tuple[int, asyncio.Queue[Event]]] = deque()
         try:
@@ -243,7 +258,7 @@ class AsyncClient:
                 while not isinstance(event := await under_way[0][1].get(), m.Result | Gpt2dError):
                     before.append(event)
                 under_way.popleft()
-                yield expect(event, wanted), before
+                yield event, before
         finally:
             for request_id, _ in under_way:
                 self.connection.cancel(request_id)

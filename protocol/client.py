@@ -15,6 +15,7 @@ The server bounds what one client may have open (`hello().limits`). Calls beyond
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import queue
 from collections import deque
@@ -26,7 +27,7 @@ from protocol import messages as m
 from protocol.connection import Connection, Event
 from protocol.errors import Gpt2dError, NotGpt2d
 from protocol.keys import DEFAULT_ENDPOINT
-from protocol.many import GENERATIONS, MANY_S, generations
+from protocol.many import GENERATIONS, MANY_S, SCORES, ManyScores, generations
 from protocol.requests import request
 
 R = TypeVar("R", bound=m.Result)
@@ -237,8 +238,10 @@ class Client:
 
         Raises: as `generate`, in the iteration.
         """
-        for result, _ in self._in_order(generations(prompts, settings), m.Generated, timeout, GENERATIONS):
-            yield result
+        requests = generations(prompts, settings)
+        with contextlib.closing(self._in_order(requests, timeout, GENERATIONS)) as answers:
+            for last, _ in answers:
+                yield expect(last, m.Generated)
 
     def tokenize(
         self,
@@ -271,6 +274,29 @@ class Client:
         Raises: NotLoaded, BadRequest, and what every call raises.
         """
         return self._call(request(m.Score, which, text=text, ids=ids), m.Scored, timeout, wait=wait)
+
+    def score_many(
+        self,
+        texts: Iterable[str | m.Passage],
+        *,
+        contexts: Iterable[str] | None = None,
+        timeout: float | None = MANY_S,
+        **settings: Any,
+    ) -> Generator[m.ScoredText, None, None]:
+        """Score any number of texts, and yield their scores in the same order, each with its `index`.
+
+        `contexts` are what stands before each text and is not scored. `settings` are the fields of messages.Score, as
+        `bos`, `unit`, `top` and `stride`, and what names the model. A few requests of many texts are under way at a
+        time, so that the server never waits and memory does not grow. A text of more than 32 KiB is scored in parts
+        that end where words end, each after what stands before it, and told as one. Leaving the loop, or close(),
+        cancels what is under way. `timeout` is that of each request.
+
+        Raises: as `score`, in the iteration; BadRequest names the text, as `texts[7]`.
+        """
+        many = ManyScores(texts, contexts, settings)
+        with contextlib.closing(self._in_order(many.requests(), timeout, SCORES)) as answers:
+            for last, before in answers:
+                yield from many.take(last, before)
 
     def close(self) -> None:
         self.connection.close()
@@ -306,9 +332,9 @@ class Client:
                 self.connection.cancel(request_id)
 
     def _in_order(
-        self, requests: Iterator[m.AnyRequest], wanted: type[R], timeout: float | None, ahead: int
-    ) -> Generator[tuple[R, list[m.AnyReply]], None, None]:
-        """Send requests, at most `ahead` of them at a time, and yield the result of each with what came before it."""
+        self, requests: Iterator[m.AnyRequest], timeout: float | None, ahead: int
+    ) -> Generator[tuple[Event, list[m.AnyReply]], None, None]:
+        """Send requests, at most `ahead` of them at a time; yield the last event of each, and what came before it."""
         under_way: deque[tuple[int, queue.SimpleQueue[Event]]] = deque()
         try:
             while True:
@@ -321,7 +347,7 @@ class Client:
                 while not isinstance(event := _next(under_way[0][1]), m.Result | Gpt2dError):
                     before.append(event)
                 under_way.popleft()
-                yield expect(event, wanted), before
+                yield event, before
         finally:
             for request_id, _ in under_way:
                 self.connection.cancel(request_id)

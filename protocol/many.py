@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from protocol import messages as m
-from protocol.errors import BadRequest
+from protocol.errors import BadRequest, Gpt2dError, NotGpt2d
 from protocol.requests import request
 
 MANY_S = 3600.0
 """Timeout of one of many requests, which wait for each other."""
 GENERATIONS = 32
 """Most generations under way: twice as many as the rows that a model has by default."""
-
+SCORES = 3
+"""Most requests to score under way: one is computed, one waits, one is on its way."""
+REQUEST_BYTES = 64 << 10
+"""Bytes of the texts of one request, about: some seconds of a model of 124 M."""
+PART_BYTES = 32 << 10
+"""Most bytes of a text that is scored as one; a longer one is scored in parts."""
+TOLD = 50_000
+"""Most alternatives of one text that a server tells."""
+BEFORE = 16_384
+"""Characters before a part that stand before it, of which the server takes as many as are of use."""
 WORDS = re.compile(r".*[^ \t\n\v\f\r](?=[ \t\n\v\f\r])", re.DOTALL)
 SIGNS = re.compile(r".*[^\w\s](?=\w)", re.DOTALL)
 """Up to the last end of a word, or of a run of signs: where tokens end, too."""
+PLACE = re.compile(r"texts\[(\d+)\]")
+LISTS = ("ids", "logprobs", "ranks", "entropies", "greedy", "top")
+"""Fields of scores that have an entry for each token."""
 
 
 def generations(prompts: Iterable[str], settings: Mapping[str, Any]) -> Iterator[m.Generate]:
@@ -50,3 +67,146 @@ def parts(text: str, limit: int) -> Iterator[tuple[int, int]]:
             end = found.end() if found else end
         yield begin, end
         begin = end
+
+
+def passages(text: str, context: str = "", *, top: int = 0) -> Iterator[m.Passage]:
+    """Yield a text as passages to score: one, or where it is long several, each with what stands before it."""
+    limit = min(PART_BYTES, TOLD // max(1, top))
+    for begin, end in parts(text, limit) if text else [(0, 0)]:
+        own = text[max(0, begin - BEFORE) : begin]
+        before = context[max(0, len(context) - BEFORE + len(own)) :] + own
+        yield m.Passage(text=text[begin:end], context=before or None)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A passage of a request: of which of all texts it is, and whether that ends with it."""
+
+    index: int
+    passage: m.Passage
+    last: bool
+
+
+class ManyScores:
+    """Requests that score any number of texts, and their answers put together."""
+
+    def __init__(
+        self, texts: Iterable[str | m.Passage], contexts: Iterable[str] | None, settings: Mapping[str, Any]
+    ) -> None:
+        self._texts = iter(texts)
+        self._contexts = iter(contexts) if contexts is not None else None
+        self._settings = settings
+        self._asked: deque[list[_Part]] = deque()
+        self._held: list[tuple[str, m.ScoredText]] = []
+        """The parts of a text whose other parts are not answered yet, and their answers."""
+
+    def requests(self) -> Iterator[m.Score]:
+        """Yield the requests, as they are wanted. Raises: BadRequest."""
+        held: list[_Part] = []
+        size = 0
+        for part in self._parts():
+            more = _size(part.passage)
+            if held and (len(held) == m.MAX_TEXTS or size + more > REQUEST_BYTES):
+                yield self._request(held)
+                held, size = [], 0
+            held.append(part)
+            size += more
+        if held:
+            yield self._request(held)
+
+    def take(self, last: m.AnyReply | Gpt2dError, before: Iterable[m.AnyReply]) -> Iterator[m.ScoredText]:
+        """Yield the scores that the answer to the oldest request completes, in the order of the texts.
+
+        Raises: the error that it is; BadRequest with the text's place among all of them.
+        """
+        asked = self._asked.popleft()
+        if isinstance(last, BadRequest):
+            said = PLACE.sub(lambda found: f"texts[{asked[int(found[1])].index}]", str(last))
+            raise BadRequest(said)
+        if isinstance(last, Gpt2dError):
+            raise last
+        found = {reply.index: reply for reply in before if isinstance(reply, m.ScoredText)}
+        if len(found) < len(asked):
+            raise NotGpt2d(f"the server answered {len(found)} of {len(asked)} texts")
+        for place, part in enumerate(asked):
+            self._held.append((part.passage.text or "", found[place]))
+            if part.last:
+                yield _joined(part.index, self._held)
+                self._held = []
+
+    def _request(self, held: list[_Part]) -> m.Score:
+        made = request(m.Score, self._settings, texts=[part.passage for part in held])
+        self._asked.append(held)
+        return made
+
+    def _parts(self) -> Iterator[_Part]:
+        top = self._settings.get("top") or 0
+        for index, text in enumerate(self._texts):
+            if isinstance(text, m.Passage) and self._contexts is None:
+                yield _Part(index, text, last=True)
+                continue
+            context = next(self._contexts, None) if self._contexts is not None else ""
+            if not isinstance(text, str) or not isinstance(context, str):
+                raise BadRequest(f"score: texts[{index}] must be a text, with a context of its own, or a Passage")
+            if not (text + context).isascii():
+                _check(text + context, index)
+            cut = list(passages(text, context, top=top))
+            for place, passage in enumerate(cut, 1):
+                yield _Part(index, passage, last=place == len(cut))
+
+
+def _check(text: str, index: int) -> None:
+    """Raise BadRequest for a text that cannot be sent."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as e:
+        raise BadRequest(f"score: texts[{index}] cannot be encoded in UTF-8: lone surrogate") from e
+
+
+def _size(passage: m.Passage) -> int:
+    """Return about how many bytes a passage takes in a request."""
+    letters = sum(len(text.encode(errors="replace")) for text in (passage.text, passage.context) if text)
+    return letters + 5 * (len(passage.ids or ()) + len(passage.context_ids or ()))
+
+
+def _joined(index: int, parts_of: Sequence[tuple[str, m.ScoredText]]) -> m.ScoredText:
+    """Return the scores of a text, made of those of its parts."""
+    scores = [score for _, score in parts_of]
+    first = scores[0]
+    if len(scores) == 1:
+        return msgspec.structs.replace(first, index=index)
+    known = [value for part in scores for value in part.logprobs if value is not None]
+    total = math.fsum(known)
+    offsets = [0]
+    for part in scores:
+        offsets += [offsets[-1] + offset for offset in part.offsets[1:]]
+    size = offsets[-1] - offsets[sum(value is None for value in first.logprobs)]
+    mean = total / max(1, len(known))
+    return msgspec.structs.replace(
+        first,
+        index=index,
+        **{name: [one for part in scores for one in getattr(part, name)] for name in LISTS},
+        offsets=offsets,
+        sum=total,
+        mean=mean,
+        perplexity=math.exp(min(-mean, 700.0)),
+        bits_per_byte=-total / math.log(2) / max(1, size),
+        words=_words(parts_of),
+    )
+
+
+def _words(parts_of: Sequence[tuple[str, m.ScoredText]]) -> m.Words | None:
+    """Return the words of a text, made of those of its parts."""
+    made: dict[str, list[Any]] = {name: [] for name in m.Words.__struct_fields__}
+    characters = tokens = 0
+    for text, part in parts_of:
+        if part.words is None:
+            return None
+        made["texts"] += part.words.texts
+        made["logprobs"] += part.words.logprobs
+        made["starts"] += [characters + start for start in part.words.starts]
+        made["ends"] += [characters + end for end in part.words.ends]
+        made["tokens"] += [tokens + token for token in part.words.tokens]
+        characters += len(text)
+        tokens += len(part.ids)
+    return m.Words(**made)

@@ -877,6 +877,8 @@ class ScoredText(Reply, frozen=True, tag_field="type", tag="scored"):
     """exp of the mean loss per token."""
     bits_per_byte: float
     """Bits per byte of the UTF-8 text, without a first token that nothing stands before."""
+    offsets: list[int] = []
+    """Where the tokens are in the text, as in Tokenized."""
     top: list[list[Alternative]] = []
     """Where asked for: the likeliest tokens at each place, best first; none where nothing stands before it.
 
@@ -905,6 +907,7 @@ class Scored(Result, frozen=True, kw_only=True, tag="score"):
     known already.
     """
     elapsed_ms: float
+    offsets: list[int] = []
     top: list[list[Alternative]] = []
     words: Words | None = None
 

@@ -131,7 +131,7 @@ healths = st.builds(
     instruction_set=texts,
 )
 scores: dict[str, Any] = {
-    "ids": st.lists(counts, max_size=3),
+    **dict.fromkeys(("ids", "offsets"), st.lists(counts, max_size=3)),
     "logprobs": st.lists(st.none() | st.floats(-9, 0)),
     "ranks": st.lists(st.none() | counts),
     "entropies": st.lists(st.none() | floats),

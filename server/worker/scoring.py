@@ -179,6 +179,7 @@ class TextScores:
             words = spelled(self._words, spans.text, logprobs, [*none, *self._masses[self.unscored :].tolist()])
         return {
             "ids": spans.ids,
+            "offsets": spans.offsets,
             "logprobs": logprobs,
             "ranks": [*none, *self._ranks[self.unscored :].tolist()],
             "entropies": [*none, *self._entropies[self.unscored :].tolist()],

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import math
 from collections.abc import Iterator
 
 import pytest
 
-from protocol import AsyncClient, Client, messages as m
+from protocol import AsyncClient, Client, many, messages as m
 from protocol.errors import BadRequest, WorkerDied
 from protocol.many import GENERATIONS, parts
 from protocol.testing import Answer, FakeServer, generated
@@ -32,6 +33,7 @@ def unanswered(request: m.AnyRequest) -> Answer:
 def all_cancelled(server: FakeServer) -> bool:
     """Return whether every generation that has come and has no answer is cancelled."""
     unanswered = {request.id for request in server.asked(m.Generate) if request.prompt != "0"}
+    unanswered |= {request.id for request in server.asked(m.Score) if (request.texts or [])[0].text != "0"}
     return unanswered == {request.target for request in server.asked(m.Cancel)}
 
 
@@ -99,6 +101,134 @@ def test_what_fails_ends_it_and_says_which() -> None:
             next(client.generate_many(["x", "\ud800"]))
         with pytest.raises(BadRequest, match="did you mean temperature"):
             next(client.generate_many(["x"], temperatur=1))
+
+
+def scored(request: m.Score) -> list[m.ScoredText | m.Scored]:
+    """Score each text, a token for each of its bytes with as many nats as its number, the last text first."""
+    texts: list[m.ScoredText | m.Scored] = []
+    for index, passage in reversed([*enumerate(request.texts or [])]):
+        data = (passage.text or "").encode()
+        values: list[float | None] = [-float(byte) for byte in data]
+        if not passage.context and request.bos == "never":
+            values[0] = None
+        words = m.Words(
+            texts=[passage.text or ""], starts=[0], ends=[len(passage.text or "")], tokens=[0], logprobs=[-1]
+        )
+        texts.append(
+            m.ScoredText(
+                id=None, seq=0, index=index, ids=list(data), offsets=list(range(len(data) + 1)), logprobs=values,
+                ranks=list(data), entropies=values, greedy=list(data), sum=-float(sum(data)), mean=-1, perplexity=1,
+                bits_per_byte=1, words=words if request.unit == "word" else None,
+            )
+        )  # fmt: skip
+    return [*texts, m.Scored(id=None, ids=[], logprobs=[], perplexity=1, bits_per_byte=1, elapsed_ms=1)]
+
+
+def scoring(request: m.AnyRequest) -> Answer:
+    return scored(request) if isinstance(request, m.Score) else None
+
+
+def test_scores_come_in_the_order_of_the_texts() -> None:
+    """Texts and contexts of any number, in requests of at most a thousand of them."""
+    texts = [f"text {number}" for number in range(2500)]
+    with FakeServer(scoring) as server, Client(server.endpoint) as client:
+        found = list(client.score_many(texts, contexts=map(str, range(2500)), model="demo", bos="never"))
+        assert [(one.index, bytes(one.ids).decode()) for one in found] == list(enumerate(texts))
+        asked = [request.texts or [] for request in server.asked(m.Score)]
+        assert [len(texts) for texts in asked] == [1024, 1024, 452]
+        assert [one.context for one in asked[2]] == [str(number) for number in range(2048, 2500)]
+        assert list(client.score_many([])) == []
+
+
+def test_a_long_text_is_told_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In parts, each after what stands before it; sums, words and places are those of the whole text."""
+    monkeypatch.setattr(many, "PART_BYTES", 8)
+    monkeypatch.setattr(many, "BEFORE", 6)
+    text = "to be or nöt to be"
+    with FakeServer(scoring) as server, Client(server.endpoint) as client:
+        short, long = client.score_many(["x", text], contexts=["", "before"], unit="word", bos="never")
+        asked = server.asked(m.Score)[0].texts or []
+        assert [(one.context, one.text) for one in asked] == [
+            (None, "x"), ("before", "to be or"), (" be or", " nöt to"), ("nöt to", " be"),
+        ]  # fmt: skip
+        assert (short.index, short.logprobs, long.index) == (0, [None], 1)
+        data = text.encode()
+        assert bytes(long.ids) == bytes(token or 0 for token in long.greedy) == data
+        assert long.offsets == list(range(len(data) + 1))
+        assert long.sum == -sum(data) and long.mean == pytest.approx(-sum(data) / len(data))
+        assert long.bits_per_byte == pytest.approx(sum(data) / math.log(2) / len(data))
+        assert long.words is not None
+        assert long.words.texts == ["to be or", " nöt to", " be"]
+        assert [
+            text[begin:end] for begin, end in zip(long.words.starts, long.words.ends, strict=True)
+        ] == long.words.texts
+        assert long.words.tokens == [0, 8, 16]
+
+
+def test_alternatives_of_a_part_fit_an_answer() -> None:
+    with FakeServer(scoring) as server, Client(server.endpoint) as client:
+        list(client.score_many(["word " * 2000], top=20))
+        assert max(len((one.text or "").encode()) for one in server.asked(m.Score)[0].texts or []) <= many.TOLD // 20
+
+
+def test_a_refusal_names_the_text_among_all() -> None:
+    def refuse(request: m.AnyRequest) -> Answer:
+        if isinstance(request, m.Score) and (request.texts or [])[0].text == "1024":
+            return BadRequest("score: texts[3] must have at least 2 tokens, got 1")
+        return scoring(request)
+
+    with FakeServer(refuse) as server, Client(server.endpoint) as client:
+        found = client.score_many(map(str, range(5000)))
+        assert [next(found).index for _ in range(1024)] == list(range(1024))
+        with pytest.raises(BadRequest, match=r"^score: texts\[1027\] must have at least 2 tokens"):
+            next(found)
+        for texts, contexts, says in (
+            (["a", "b\ud800"], None, r"texts\[1\] cannot be encoded in UTF-8: lone surrogate"),
+            (["a", "b"], ["c"], r"texts\[1\] must be a text, with a context of its own"),
+            (["a", 3], None, r"texts\[1\] must be a text"),
+        ):
+            with pytest.raises(BadRequest, match=says):
+                list(client.score_many(texts, contexts=contexts))  # type: ignore[arg-type]
+
+
+def test_scores_that_nobody_wants_are_cancelled() -> None:
+    read = []
+
+    def texts() -> Iterator[str]:
+        for text in endless():
+            read.append(text)
+            yield text
+
+    def slowly(request: m.AnyRequest) -> Answer:
+        if isinstance(request, m.Score) and (request.texts or [])[0].text != "0":
+            return []
+        return scoring(request)
+
+    async def main(server: FakeServer) -> None:
+        async with AsyncClient(server.endpoint) as client:
+            async with contextlib.aclosing(client.score_many(endless())) as found:
+                assert (await anext(found)).index == 0
+            assert [one.index async for one in client.score_many(["0", "1"])] == [0, 1]
+            await asyncio.to_thread(wait_for, lambda: all_cancelled(server))
+
+    with FakeServer(slowly) as server:
+        with Client(server.endpoint) as client:
+            for one in client.score_many(texts()):
+                assert one.index == 0
+                break
+            assert len(read) <= many.SCORES * m.MAX_TEXTS + 1
+            list(client.score_many(["0"]))
+            wait_for(lambda: all_cancelled(server))
+        server.requests.clear()
+        asyncio.run(main(server))
+
+
+def test_scores_of_a_daemon_are_those_of_each_text_alone(client: Client) -> None:
+    texts = ["Shall I compare thee to a summer's day?", "To be,\nor not", "é"]
+    for one, text in zip(client.score_many(texts, top=2), texts, strict=True):
+        alone = client.score(text, top=2)
+        assert one.ids == alone.ids and one.logprobs == alone.logprobs and one.top == alone.top
+        assert one.offsets == client.tokenize(text).offsets == alone.offsets
 
 
 @pytest.mark.parametrize(
