@@ -17,7 +17,7 @@ from pathlib import Path
 from protocol.errors import BadModel
 from protocol.programs import command, install, typed
 
-KERNELS_VERSION = 6
+KERNELS_VERSION = 7
 """Version of the package gpt2d-kernels that the native engine works with."""
 BLOCK = 32
 """Weights that share a scale."""
@@ -31,7 +31,7 @@ CACHE_BITS = {"int8": 8, "fp16": 16, "bf16": 16, "fp32": 32}
 """Bits of an element of the KV cache, by what the cache is called."""
 CACHE_SCALE_BYTES = 4
 """Bytes of the scale that the elements of a head have at each position, where they are integers."""
-BUILD_FORMAT = 5
+BUILD_FORMAT = 6
 """Raised whenever the same weights are built into something else (convert/, or the export of engines/optimum.py)."""
 SUMS_FILE = "SHA256SUMS"
 """The file that makes a folder of the cache one built model."""

@@ -16,7 +16,7 @@ from server.catalogue.architecture import Architecture
 from server.catalogue.engines import BITS, BLOCK, HEAD_BITS
 from server.convert.quantise import Blocks, block_sums, quantise
 
-PANEL, ALIGNED = 32, 64
+PANEL, STRIP, ALIGNED = 32, 16, 64
 COARSE_OUTPUTS = 256 * PANEL
 """Outputs of a head that are made coarse at a time: some 25 MB of gpt2's."""
 FILE = "native.bin"
@@ -92,10 +92,10 @@ class Layout:
                 yield pack(head, bits)
             return
         blocks = quantise(np.ascontiguousarray(table), bits)
-        yield pack_blocks(blocks)
+        yield pack_strips(blocks)
         if head is not None:
             blocks = quantise(np.ascontiguousarray(head), bits)
-            yield pack_blocks(blocks)
+            yield pack_strips(blocks)
         coarse, norms = coarse_head(blocks)
         yield pack_blocks(coarse)
         yield norms
@@ -148,13 +148,8 @@ def pack(matrix: NDArray[np.float32], bits: int) -> NDArray[np.generic]:
 
 def pack_blocks(blocks: Blocks) -> Bytes:
     """Lay out a quantised matrix: uint8 [panels, blocks, 32 * 32 * bits / 8 + 64]."""
-    bits, zero = blocks.bits, 1 << (blocks.bits - 1)
-    outputs, count = blocks.values.shape[:2]
-    values, scales = blocks.values, blocks.scales.astype(np.float16)
-    if missing := -outputs % PANEL:
-        fill = zero if bits == 8 else zero | zero << 4
-        values = np.concatenate([values, np.full((missing, *values.shape[1:]), fill, np.uint8)])
-        scales = np.concatenate([scales, np.zeros((missing, count), np.float16)])
+    values, scales = _whole_panels(blocks)
+    count, bits = scales.shape[1], blocks.bits
     if bits == 4:  # the low nibbles of four bytes are four inputs that follow each other, the high ones the next four
         single = np.stack([values & 15, values >> 4], axis=-1).reshape(len(values), count, 4, 2, 4)
         values = single[:, :, :, 0] | single[:, :, :, 1] << np.uint8(4)
@@ -162,6 +157,26 @@ def pack_blocks(blocks: Blocks) -> Bytes:
     body = values.reshape(panels, PANEL, count, bits, 4).transpose(0, 2, 3, 1, 4).reshape(panels, count, -1)
     tail = np.ascontiguousarray(scales.reshape(panels, PANEL, count).transpose(0, 2, 1)).view(np.uint8)
     return np.concatenate([body, tail], axis=2)
+
+
+def pack_strips(blocks: Blocks) -> Bytes:
+    """Lay out a head of 8 bits so that each strip of 16 outputs lies by itself: uint8 [strips, blocks * 544]."""
+    values, scales = _whole_panels(blocks)
+    strips, count = len(values) // STRIP, scales.shape[1]
+    body = values.reshape(strips, STRIP, count, 8, 4).transpose(0, 2, 3, 1, 4).reshape(strips, -1)
+    tail = np.ascontiguousarray(scales.reshape(strips, STRIP, count).transpose(0, 2, 1)).reshape(strips, -1)
+    return np.concatenate([body, tail.view(np.uint8)], axis=1)
+
+
+def _whole_panels(blocks: Blocks) -> tuple[Bytes, NDArray[np.float16]]:
+    """Return values and scales of as many outputs as whole panels have; those that it adds are 0."""
+    values, scales = blocks.values, blocks.scales.astype(np.float16)
+    zero = 1 << (blocks.bits - 1)
+    if missing := -len(values) % PANEL:
+        fill = zero if blocks.bits == 8 else zero | zero << 4
+        values = np.concatenate([values, np.full((missing, *values.shape[1:]), fill, np.uint8)])
+        scales = np.concatenate([scales, np.zeros((missing, scales.shape[1]), np.float16)])
+    return values, scales
 
 
 def _padded(array: NDArray[np.float32], to: int) -> NDArray[np.float32]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-VERSION = 6
+VERSION = 7
 """Of the C interface and the layout of the weights: GPT2D_VERSION."""
 NAMES = ("libgpt2d_kernels.so", "libgpt2d_kernels.dylib", "gpt2d_kernels.dll")
 """On Linux, macOS and Windows."""

@@ -20,7 +20,7 @@ extern "C" {
 enum { GPT2D_BAD_ARGUMENT = -1, GPT2D_NO_MEMORY = -2 };
 
 /* Raised with every change of this interface or of the layout of the weights. */
-enum { GPT2D_VERSION = 6 };
+enum { GPT2D_VERSION = 7 };
 GPT2D_API int gpt2d_version(void);
 
 /* The instruction sets that this processor has and this library knows, best first, with commas between. Static. */

@@ -50,8 +50,9 @@ size_t Model::lay_out(const unsigned char *base) {
         const float *gain = floats(size_t(width_));
         return Norm{gain, floats(size_t(width_))};
     };
-    auto matrix = [&](int outputs, int inputs, int bits, bool biased) {
+    auto matrix = [&](int outputs, int inputs, int bits, bool biased, bool apart = false) {
         Matrix m;
+        m.apart = apart;
         m.outputs = padded(outputs, PANEL), m.inputs = padded(inputs, BLOCK), m.bits = bits, m.data = base + at;
         at += m.panels() * m.panel_bytes();
         if (biased) m.bias = floats(size_t(m.outputs));
@@ -67,8 +68,9 @@ size_t Model::lay_out(const unsigned char *base) {
         layer.down = matrix(shape_.width, shape_.inner, shape_.bits, true);
     }
     final_norm_ = norm();
-    table_ = matrix(shape_.vocabulary, shape_.width, shape_.head_bits, false);
-    lm_head_ = shape_.tied ? table_ : matrix(shape_.vocabulary, shape_.width, shape_.head_bits, false);
+    auto head = [&] { return matrix(shape_.vocabulary, shape_.width, shape_.head_bits, false, shape_.head_bits != 32); };
+    table_ = head();
+    lm_head_ = shape_.tied ? table_ : head();
     if (shape_.head_bits != 32) {
         coarse_ = matrix(shape_.vocabulary, shape_.width, 4, false);
         coarse_norms_ = reinterpret_cast<const uint16_t *>(base + at);

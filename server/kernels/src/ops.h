@@ -18,14 +18,18 @@ constexpr float DEVIATIONS = 8;  // so far may an exact logit be from a coarse o
 //   4 bits: [4 groups of 8 inputs][32 outputs][4 inputs] low and 4 more in the high nibbles, value + 8, then scales
 //   float:  [32 inputs][32 outputs] float
 // so that a register holds 16 outputs and a lane is an output: no horizontal sums, and one stream to read.
+// Of the token table and the LM head at 8 bits the two strips of a panel lie apart, since they are also read by themselves; in
+// one the blocks of 32 inputs: [8 groups of 4 inputs][16 outputs][4 inputs] uint8, then those of scales: [16 outputs] fp16
 struct Matrix {
     const uint8_t *data = nullptr;
     const float *bias = nullptr;  // [N], or null
     int outputs = 0, inputs = 0, bits = 0;
+    bool apart = false;
 
     static constexpr size_t block_bytes(int bits) { return bits == 32 ? BLOCK * PANEL * 4 : BLOCK * PANEL * bits / 8 + PANEL * 2; }
     size_t panel_bytes() const { return inputs / BLOCK * block_bytes(bits); }
     int panels() const { return outputs / PANEL; }
+    const uint8_t *strip(int i) const { return data + size_t(i) * (panel_bytes() / 2); }
     int zero() const { return bits == 32 ? 0 : 1 << (bits - 1); }
 };
 
@@ -101,7 +105,7 @@ struct Ops {
     bool (*usable)();
     // Panels first..end-1 of x m + bias.
     void (*matmul)(const Matrix &m, const Rows &x, int rows, const Result &result, int first, int end);
-    // The same bits for strips[first..end-1] of a list of `count`, for one or two rows and 8 bits without a bias; where `first`
+    // The same bits for strips[first..end-1] of a list of `count`, for one or two rows and a head of 8 bits; where `first`
     // is even and `end` is odd, the strip after it is computed, too.
     void (*matmul_strips)(const Matrix &m, const Rows &x, int rows, float *y, int stride, const int *strips, int first, int end, int count);
     // The largest output of each of the strips first..end-1; false where one of them all is not a number.

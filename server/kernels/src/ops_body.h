@@ -144,6 +144,62 @@ inline TileSums<R> multiply(const uint8_t *w, int inputs, const Rows &x, int row
     else return multiply_blocks<BITS, R, ALONE>(w, inputs, x, row, turn, out);
 }
 
+// Two strips of 8 bits, wherever they lie.
+struct Strips {
+    const uint8_t *w[2], *scales[2];
+
+    Strips(const Matrix &m, int one, int other) : w{m.strip(one), m.strip(other)} {
+        for (int i : {0, 1}) scales[i] = w[i] + m.inputs * STRIP;
+    }
+};
+
+// R rows of x times two strips, while the next two are fetched, or of several tiles each fetches its share of them: with the
+// operations of a panel, in their order. It does not wait for loads: nothing else fetches what it reads.
+template <int R, bool ALONE>
+inline TileSums<R> multiply_strips(const Strips &strips, const Strips &next, int inputs, const Rows &x, int row, Turn turn, TileSums<R> out) {
+    constexpr size_t BYTES = BLOCK * STRIP, LINE = 64;
+    const Quantised<R> of(x, row);
+    for (size_t b = 0, at = 0; b < size_t(inputs / BLOCK); b++, at += BYTES) {
+        for (const uint8_t *w : next.w) {
+            if constexpr (ALONE) {
+#pragma GCC unroll 8
+                for (size_t i = 0; i < BYTES; i += LINE) prefetch_far(w + at + i);
+            } else {
+                for (size_t i = turn.tile * LINE; i < BYTES; i += turn.tiles * LINE) prefetch_far(w + at + i);
+            }
+        }
+        for (const uint8_t *scales : next.scales) prefetch_far(scales + at / LANES);
+        Inputs<8> in[R];
+        for (int r = 0; r < R; r++) in[r] = inputs_of<8>(of.q[r] + b * BLOCK);
+        Dot<8> dots[R][PARTS];
+        each(std::make_index_sequence<PARTS / together(R)>{}, [&](auto turn) {
+            constexpr int T = together(R), FIRST = turn * T, HALF = PARTS / 2;
+            if (FIRST) asm volatile("" : : : "memory");  // as in a panel
+            Dot<8> dot[R][T];
+            for (int r = 0; r < R; r++)
+                for (int t = 0; t < T; t++) dot[r][t] = start<8>(of.offset[r][b]);
+            for (int j = 0; j < 8; j++) {
+                Part ws[T];
+                for (int t = 0; t < T; t++) ws[t] = load_part(strips.w[(FIRST + t) / HALF] + at + j * 64 + (FIRST + t) % HALF * sizeof(Part));
+                for (int r = 0; r < R; r++) {
+                    auto v = pick(in[r], j);
+                    for (int t = 0; t < T; t++) dot[r][t] = multiply8(dot[r][t], ws[t], v);
+                }
+            }
+            for (int r = 0; r < R; r++)
+                for (int t = 0; t < T; t++) dots[r][FIRST + t] = dot[r][t];
+        });
+        F s0 = load_half(reinterpret_cast<const uint16_t *>(strips.scales[0] + at / LANES));
+        F s1 = load_half(reinterpret_cast<const uint16_t *>(strips.scales[1] + at / LANES));
+        for (int r = 0; r < R; r++) {
+            F s = set(of.scale[r][b]);
+            I first = finish<8>(dots[r], of.offset[r][b]), second = finish<8>(dots[r] + PARTS / 2, of.offset[r][b]);
+            out.of[r][0] = fma(to_float(first), s0 * s, out.of[r][0]), out.of[r][1] = fma(to_float(second), s1 * s, out.of[r][1]);
+        }
+    }
+    return out;
+}
+
 // Two registers of outputs are a block of inputs of what is multiplied next.
 inline void quantise_into(const Result &result, int row, int n, F lo, F hi) {
     const Rows &next = *result.blocks;
@@ -163,7 +219,7 @@ __attribute__((noinline)) void activate(const Result &result, int row, int rows,
     });
 }
 
-template <int BITS, int R>
+template <int BITS, bool APART, int R>
 void tile(const Matrix &m, const uint8_t *panel, const Rows &x, int row, Turn turn, const Result &result, int n) {
     TileSums<R> out;
     for (int r = 0; r < R && !result.blocks; r++) {  // where the results go
@@ -172,7 +228,12 @@ void tile(const Matrix &m, const uint8_t *panel, const Rows &x, int row, Turn tu
     }
     for (int r = 0; r < R; r++)
         for (int g = 0; g < 2; g++) out.of[r][g] = m.bias ? load(m.bias + n + g * LANES) : set(0.f);
-    if (turn.tiles == 1) out = multiply<BITS, R, true>(panel, m.inputs, x, row, turn, out);
+    if constexpr (APART) {
+        int strip = n / STRIP;
+        Strips strips(m, strip, strip + 1), next(m, strip + 2, strip + 3);
+        if (turn.tiles == 1) out = multiply_strips<R, true>(strips, next, m.inputs, x, row, turn, out);
+        else out = multiply_strips<R, false>(strips, next, m.inputs, x, row, turn, out);
+    } else if (turn.tiles == 1) out = multiply<BITS, R, true>(panel, m.inputs, x, row, turn, out);
     else out = multiply<BITS, R, false>(panel, m.inputs, x, row, turn, out);
     for (int r = 0; r < R; r++) {
         float *to = result.y + size_t(row + r) * result.stride + n;
@@ -192,9 +253,9 @@ void tile(const Matrix &m, const uint8_t *panel, const Rows &x, int row, Turn tu
 }
 
 // Each panel goes through as few tiles as there can be, of equal height.
-template <int BITS, size_t... R>
+template <int BITS, bool APART, size_t... R>
 void matmul_of(const Matrix &m, const Rows &x, int rows, const Result &result, int first, int end, std::index_sequence<R...>) {
-    static constexpr decltype(&tile<BITS, 1>) of_height[] = {tile<BITS, R + 1>...};
+    static constexpr decltype(&tile<BITS, APART, 1>) of_height[] = {tile<BITS, APART, R + 1>...};
     constexpr int highest = sizeof...(R);
     int tiles = (rows + highest - 1) / highest;
     for (int p = first; p < end; p++) {
@@ -208,61 +269,10 @@ void matmul_of(const Matrix &m, const Rows &x, int rows, const Result &result, i
 
 void matmul(const Matrix &m, const Rows &x, int rows, const Result &result, int first, int end) {
     std::make_index_sequence<BLOCK_ROWS> heights;
-    if (m.bits == 32) matmul_of<32>(m, x, rows, result, first, end, std::make_index_sequence<FLOAT_ROWS>{});
-    else if (m.bits == 8) matmul_of<8>(m, x, rows, result, first, end, heights);
-    else matmul_of<4>(m, x, rows, result, first, end, heights);
-}
-
-// Two strips of 8 bits, wherever they lie, and where their scales are.
-struct Strips {
-    const uint8_t *w[2], *scales[2];
-
-    Strips(const Matrix &m, int one, int other) {
-        for (int i : {0, 1}) {
-            int strip = i ? other : one, half = strip % 2;
-            w[i] = m.data + strip / 2 * m.panel_bytes() + half * 64, scales[i] = w[i] + BLOCK * PANEL - half * 32;
-        }
-    }
-};
-
-// R rows of x times two strips, while the next two are fetched: with the operations of a tile, in their order. It does not wait
-// for loads: nothing else fetches what it reads.
-template <int R>
-inline TileSums<R> multiply_strips(const Strips &strips, const Strips &next, int inputs, const Rows &x, int row, TileSums<R> out) {
-    constexpr size_t BYTES = Matrix::block_bytes(8);
-    const Quantised<R> of(x, row);
-    for (size_t b = 0, at = 0; b < size_t(inputs / BLOCK); b++, at += BYTES) {
-        for (const uint8_t *w : next.w)
-            for (size_t i = 0; i < 8; i++) prefetch_far(w + at + i * 128);
-        for (const uint8_t *scales : next.scales) prefetch_far(scales + at);
-        Inputs<8> in[R];
-        for (int r = 0; r < R; r++) in[r] = inputs_of<8>(of.q[r] + b * BLOCK);
-        Dot<8> dots[R][PARTS];
-        each(std::make_index_sequence<PARTS / together(R)>{}, [&](auto turn) {
-            constexpr int T = together(R), FIRST = turn * T, HALF = PARTS / 2;
-            Dot<8> dot[R][T];
-            for (int r = 0; r < R; r++)
-                for (int t = 0; t < T; t++) dot[r][t] = start<8>(of.offset[r][b]);
-            for (int j = 0; j < 8; j++) {
-                Part ws[T];
-                for (int t = 0; t < T; t++) ws[t] = load_part(strips.w[(FIRST + t) / HALF] + at + j * 128 + (FIRST + t) % HALF * sizeof(Part));
-                for (int r = 0; r < R; r++) {
-                    auto v = pick(in[r], j);
-                    for (int t = 0; t < T; t++) dot[r][t] = multiply8(dot[r][t], ws[t], v);
-                }
-            }
-            for (int r = 0; r < R; r++)
-                for (int t = 0; t < T; t++) dots[r][FIRST + t] = dot[r][t];
-        });
-        F s0 = load_half(reinterpret_cast<const uint16_t *>(strips.scales[0] + at));
-        F s1 = load_half(reinterpret_cast<const uint16_t *>(strips.scales[1] + at));
-        for (int r = 0; r < R; r++) {
-            F s = set(of.scale[r][b]);
-            I first = finish<8>(dots[r], of.offset[r][b]), second = finish<8>(dots[r] + PARTS / 2, of.offset[r][b]);
-            out.of[r][0] = fma(to_float(first), s0 * s, out.of[r][0]), out.of[r][1] = fma(to_float(second), s1 * s, out.of[r][1]);
-        }
-    }
-    return out;
+    if (m.bits == 32) matmul_of<32, false>(m, x, rows, result, first, end, std::make_index_sequence<FLOAT_ROWS>{});
+    else if (m.apart) matmul_of<8, true>(m, x, rows, result, first, end, heights);
+    else if (m.bits == 8) matmul_of<8, false>(m, x, rows, result, first, end, heights);
+    else matmul_of<4, false>(m, x, rows, result, first, end, heights);
 }
 
 template <int R>
@@ -271,7 +281,7 @@ void strips_of(const Matrix &m, const Rows &x, int row, float *y, int stride, co
         auto strip = [&](int k) { return strips[std::min(k, count - 1)]; };  // the last one twice where their number is odd
         TileSums<R> out;
         for (int r = 0; r < R; r++) out.of[r][0] = out.of[r][1] = set(0.f);
-        out = multiply_strips<R>({m, strip(i), strip(i + 1)}, {m, strip(i + 2), strip(i + 3)}, m.inputs, x, row, out);
+        out = multiply_strips<R, true>({m, strip(i), strip(i + 1)}, {m, strip(i + 2), strip(i + 3)}, m.inputs, x, row, {0, 1}, out);
         for (int r = 0; r < R; r++)
             for (int g = 0; g < 2; g++) store(y + size_t(row + r) * stride + strip(i + g) * STRIP, out.of[r][g]);
     }
@@ -332,17 +342,21 @@ void norm(const float *x, const float *gain, const float *bias, int width, int p
 }
 
 void embed(const Matrix &table, int token, const float *place, float *x) {
-    size_t bytes = Matrix::block_bytes(table.bits);
-    const uint8_t *block = table.data + token / PANEL * table.panel_bytes();
-    int n = token % PANEL;
-    for (int k = 0; k < table.inputs; k += BLOCK, block += bytes) {
-        if (table.bits == 32) {
-            auto *column = reinterpret_cast<const float *>(block) + n;
+    size_t floats = Matrix::block_bytes(32);
+    if (table.bits == 32) {
+        const uint8_t *block = table.data + token / PANEL * table.panel_bytes();
+        for (int k = 0; k < table.inputs; k += BLOCK, block += floats) {
+            auto *column = reinterpret_cast<const float *>(block) + token % PANEL;
             for (int i = 0; i < BLOCK; i++) x[k + i] = column[i * PANEL] + place[k + i];
-        } else {  // 8 bits
-            float scale = from_half(reinterpret_cast<const uint16_t *>(block + BLOCK * PANEL)[n]);
-            for (int i = 0; i < BLOCK; i++) x[k + i] = float(block[i / 4 * 128 + n * 4 + i % 4] - 128) * scale + place[k + i];
         }
+        return;
+    }
+    const uint8_t *values = table.strip(token / STRIP);
+    auto *scales = reinterpret_cast<const uint16_t *>(values + table.inputs * STRIP);
+    int n = token % STRIP;
+    for (int k = 0; k < table.inputs; k += BLOCK, values += BLOCK * STRIP, scales += STRIP) {
+        float scale = from_half(scales[n]);
+        for (int i = 0; i < BLOCK; i++) x[k + i] = float(values[i / 4 * 64 + n * 4 + i % 4] - 128) * scale + place[k + i];
     }
 }
 
