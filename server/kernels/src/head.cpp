@@ -17,8 +17,8 @@ namespace {
 constexpr int MOST_ROWS = 2;                    // with more, weights that are read once serve them all
 constexpr size_t LEAST_BYTES = size_t(4) << 20;  // of a head that is read in two passes: a smaller one lies in a cache
 // Of the strips: with more of them than the first, two passes take longer than one; with more than the second, what is left of
-// the second pass does. A strip takes 1.7 times as long as in a stream, and the first pass 0.57 of the whole head.
-constexpr double WORTH_SHARE = 0.18, MOST_SHARE = 0.4;
+// the second pass does. The first pass takes 0.53 of the whole head; one row gains up to half of the strips, two up to 0.3.
+constexpr double WORTH_SHARE = 0.3, MOST_SHARE = 0.7;
 constexpr int FAILURES = 2, REST = 32;  // after FAILURES steps in a row that were not worth it, REST read the whole head at once
 
 }  // namespace

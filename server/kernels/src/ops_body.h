@@ -157,18 +157,17 @@ struct Strips {
 // operations of a panel, in their order. It does not wait for loads: nothing else fetches what it reads.
 template <int R, bool ALONE>
 inline TileSums<R> multiply_strips(const Strips &strips, const Strips &next, int inputs, const Rows &x, int row, Turn turn, TileSums<R> out) {
-    constexpr size_t BYTES = BLOCK * STRIP, LINE = 64;
+    constexpr size_t BYTES = Matrix::block_bytes(8), LINE = 64;
     const Quantised<R> of(x, row);
-    for (size_t b = 0, at = 0; b < size_t(inputs / BLOCK); b++, at += BYTES) {
-        for (const uint8_t *w : next.w) {
-            if constexpr (ALONE) {
-#pragma GCC unroll 8
-                for (size_t i = 0; i < BYTES; i += LINE) prefetch_far(w + at + i);
-            } else {
-                for (size_t i = turn.tile * LINE; i < BYTES; i += turn.tiles * LINE) prefetch_far(w + at + i);
-            }
+    size_t blocks = size_t(inputs / BLOCK), half = (blocks + 1) / 2;
+    for (size_t b = 0, at = 0; b < blocks; b++, at += BLOCK * STRIP) {
+        const uint8_t *w = b < half ? next.w[0] + b * BYTES : next.w[1] + (b - half) * BYTES;  // one after the other
+        if constexpr (ALONE) {
+#pragma GCC unroll 17
+            for (size_t i = 0; i < BYTES; i += LINE) prefetch_far(w + i);
+        } else {
+            for (size_t i = turn.tile * LINE; i < BYTES; i += turn.tiles * LINE) prefetch_far(w + i);
         }
-        for (const uint8_t *scales : next.scales) prefetch_far(scales + at / LANES);
         Inputs<8> in[R];
         for (int r = 0; r < R; r++) in[r] = inputs_of<8>(of.q[r] + b * BLOCK);
         Dot<8> dots[R][PARTS];
