@@ -16,7 +16,8 @@ from server.catalogue.architecture import Architecture
 from server.catalogue.engines import BITS, BLOCK, HEAD_BITS
 from server.convert.quantise import Blocks, block_sums, quantise
 
-PANEL, STRIP, ALIGNED = 32, 16, 64
+PANEL, STRIP = 32, 16
+ALIGNED = 64
 COARSE_OUTPUTS = 256 * PANEL
 """Outputs of a head that are made coarse at a time: some 25 MB of gpt2's."""
 FILE = "native.bin"
