@@ -16,7 +16,7 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-VERSION = "0.1.0"
+VERSION = "0.2.0"
 MODULES = {
     "gpt2d-server": "server",
     "gpt2d-client": "client",

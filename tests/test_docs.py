@@ -5,11 +5,13 @@ of the product and no other, docs/window.md names the keys that act and what is 
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from protocol.parameters import parameters
+from protocol.programs import VERSION
 from server.settings import settings
 from tests.conftest import WINDOW
 
@@ -111,6 +113,14 @@ def test_every_setting_of_the_daemon_is_in_its_document() -> None:
     section = (ROOT / "docs" / "settings.md").read_text("utf-8").split("\n## Of the daemon\n")[1]
     named = set(re.findall(r"`(--[\w-]+)`", section))
     assert {setting.flag for setting in settings().values()} <= named
+
+
+def test_one_version_is_told_everywhere() -> None:
+    """Package gpt2d takes protocol's, as `hello`, `--version` and the metrics do."""
+    kernels = tomllib.loads((ROOT / "server" / "kernels" / "pyproject.toml").read_text("utf-8"))["project"]["version"]
+    newest = re.findall(r"^## (\d+\.\d+\.\d+)", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)[0]
+    logged = re.findall(r"INFO gpt2d (\S+) listens", "".join(document.read_text("utf-8") for document in DOCUMENTS))
+    assert {VERSION} == {kernels, newest, *logged}
 
 
 def test_the_keys_are_those_of_the_table_of_chords() -> None:

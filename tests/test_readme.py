@@ -14,6 +14,7 @@ import pytest
 import zmq
 
 from protocol import Client, codec, messages as m
+from protocol.programs import VERSION
 from scripts.daemon import Daemon
 from tests.conftest import free_port, listener
 
@@ -74,6 +75,10 @@ def test_the_speeds_are_those_that_were_measured() -> None:
     section = README.split("## How fast it is\n")[1].split("\n## ")[0]
     table = [line for line in section.splitlines() if line.startswith("|")]
     assert len(table) > 5 and "\n".join(table) in PERFORMANCE
+
+
+def test_hello_tells_the_version(client: Client) -> None:
+    assert client.hello().version == VERSION
 
 
 def test_the_sample_is_what_its_seed_gives(client: Client) -> None:

@@ -20,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from protocol import Client
 from protocol.errors import Internal, NotLoaded
+from protocol.programs import VERSION
 from scripts.daemon import Daemon
 from scripts.reliability.daemon import POISON, Behaviour, FakeDaemon
 from tests.conftest import free_port, wait_for
@@ -139,7 +140,7 @@ def test_what_was_done_is_counted(tmp_path: Path, cache: Path) -> None:
         assert of("prompt_tokens_total", **WORKER) >= sum(x.prompt_tokens for x in ledgers)
         (worker,) = daemon.workers()
         assert of("worker_resident_bytes", **WORKER) == pytest.approx(worker.memory_info().rss, rel=0.2)
-        assert any(name == "gpt2d_build_info" and ("version", "0.1.0") in labels for name, labels in found)
+        assert any(name == "gpt2d_build_info" and ("version", VERSION) in labels for name, labels in found)
 
         client.unload("demo")
         wait_for(lambda: not any(dict(labels).get("model") for _, labels in scrape(port)))
