@@ -15,8 +15,10 @@ try:
     import stat
     import subprocess
     import threading
+    import traceback
     from pathlib import Path
 
+    from client import unseen
     from client.libraries import what_is_missing
     from protocol.keys import DEFAULT_ENDPOINT, Address, read_secret
     from protocol.programs import VERSION, command, given_line, needed_by, printed_by
@@ -98,6 +100,11 @@ def main() -> None:
     )
     launcher.add_argument(
         "--remove-launcher", action="store_const", const="remove", dest="launcher", help="take it out again"
+    )
+    parser.add_argument(
+        "--from-menu",
+        action="store_true",
+        help="say what goes wrong in a dialog, since no terminal shows it: what the system's menu gives",
     )
     parser.add_argument("--version", action="version", version=f"gpt2d {VERSION}")
     with printed_by("gpt2d-client"):
@@ -213,10 +220,17 @@ def keep(address: Address) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do what the arguments say; return the exit code."""
-    if not args.terminal and args.prompt is None and not has_input() and has_display():
-        trouble = show(args)
+    if args.from_menu or (not args.terminal and args.prompt is None and not has_input() and has_display()):
+        try:
+            trouble = show(args)
+        except Exception as e:
+            if args.from_menu:
+                unseen.tell(f"gpt2d has ended by a fault: {type(e).__name__}: {e}", traceback.format_exc())
+            raise
         if not trouble:
             return 0
+        if args.from_menu:
+            unseen.tell(f"The window cannot be opened: {trouble}")
         goes_on = sys.stdin is not None and sys.stdin.isatty()
         instead = "this is the terminal instead" if goes_on else "--terminal does the same work in a terminal"
         print(f"gpt2d-client: the window cannot be opened: {trouble}; {instead}", file=sys.stderr)

@@ -48,7 +48,7 @@ def install() -> list[Path]:
     """Write the launcher; return the files. Raises: OSError, subprocess.SubprocessError."""
     if sys.platform == "win32":
         return _install_shortcut()
-    written = {_entry(): ENTRY.format(command=exec_line(words("gpt2d-client"))).encode()}
+    written = {_entry(): ENTRY.format(command=exec_line([*words("gpt2d-client"), "--from-menu"])).encode()}
     if sys.platform == "darwin":
         written = {_entry(): f"#!/bin/sh\nexec {shlex.join(words('gpt2d-client'))}\n".encode()}
     else:
@@ -105,7 +105,7 @@ def _install_shortcut() -> list[Path]:
     script = SHORTCUT.format(
         entry=_powershell(str(entry)),
         program=_powershell(str(python)),
-        arguments=_powershell("-P -m client"),
+        arguments=_powershell("-P -m client --from-menu"),
         icon=_powershell(str(picture)),
     )
     for path in (entry, picture):

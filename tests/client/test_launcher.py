@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
 import configparser
 import shlex
+import shutil
 import struct
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import platformdirs
 import pytest
 
+from client import __main__ as client_main, unseen
 from client.window import icon, launcher
 from scripts import draw_icon
+from tests.conftest import wait_for
 
 
 def client(*words: str) -> subprocess.CompletedProcess[str]:
@@ -35,6 +40,7 @@ def test_the_launcher_is_installed_told_and_removed(tmp_path: Path, monkeypatch:
     file.read(data / "applications" / "gpt2d.desktop", encoding="utf-8")
     entry = file["Desktop Entry"]
     assert (entry["Name"], entry["StartupWMClass"], entry["Terminal"]) == ("gpt2d", "gpt2d", "false")
+    assert shlex.split(entry["Exec"])[-1] == "--from-menu", "no terminal shows what it prints"
     version = subprocess.run([*shlex.split(entry["Exec"]), "--version"], capture_output=True, text=True, timeout=60)
     assert version.stdout.startswith("gpt2d "), version.stderr
     for size in icon.SIZES:
@@ -45,6 +51,54 @@ def test_the_launcher_is_installed_told_and_removed(tmp_path: Path, monkeypatch:
     assert done.returncode == 0, done.stderr
     assert not [path for path in data.rglob("*") if path.is_file()] and done.stdout.count("deleted ") == len(told)
     assert client("--remove-launcher").stdout == "there was no launcher\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="programs of Linux's desktops")
+def test_a_window_that_does_not_open_from_the_menu_says_so_in_a_dialog(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("DISPLAY", ":987")
+    shown, dialog = tmp_path / "shown", tmp_path / "bin" / "zenity"
+    dialog.parent.mkdir()
+    dialog.write_text(f"#!/bin/sh\nprintf '%s\\n' \"$@\" > {shown}.part; mv {shown}.part {shown}\n")
+    dialog.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{dialog.parent}:/usr/bin:/bin")
+    from_menu = [sys.executable, "-m", "client", "--from-menu"]
+    done = subprocess.run(from_menu, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "the window cannot be opened: " in done.stderr
+    wait_for(shown.exists)
+    why = "The window cannot be opened: "
+    log = tmp_path / "state" / "gpt2d" / "client.log"
+    assert f"--text={why}" in shown.read_text() and str(log) in shown.read_text()
+    assert why in log.read_text() and "X11" in log.read_text()
+
+
+def test_a_fault_is_kept_whole_and_the_log_does_not_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platformdirs, "user_state_path", lambda *_: tmp_path)
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    args = argparse.Namespace(from_menu=True, terminal=False, prompt=None)
+
+    def fault(_: object) -> str:
+        raise FileNotFoundError(2, "gone", "x.ttf")
+
+    monkeypatch.setattr(client_main, "show", fault)
+    for _ in range(2):
+        with pytest.raises(FileNotFoundError):
+            client_main.run(args)
+    log = (tmp_path / "client.log").read_text()
+    assert log.count("gpt2d has ended by a fault: FileNotFoundError") == 1 and log.count("Traceback") == 1
+
+
+def test_on_windows_it_is_a_message_box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = list[tuple[object, ...]]()
+    boxes = SimpleNamespace(user32=SimpleNamespace(MessageBoxW=lambda *words: shown.append(words)))
+    monkeypatch.setattr(platformdirs, "user_state_path", lambda *_: tmp_path)
+    monkeypatch.setattr("ctypes.windll", boxes, raising=False)
+    monkeypatch.setattr(sys, "platform", "win32")
+    unseen.tell("The window cannot be opened: it is late")
+    ((owner, text, title, kind),) = shown
+    assert (owner, title, kind) == (None, "gpt2d", unseen.ERROR_ICON) and str(tmp_path / "client.log") in str(text)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="XDG_DATA_HOME is Linux's")
