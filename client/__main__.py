@@ -36,6 +36,7 @@ examples:
   gpt2d-client --prompt "Shall I compare thee"      one generation, then exit
   gpt2d-client 'tcp://host:5757#...'                a server on another machine, by the line that it printed
   echo "Shall I compare thee" | gpt2d-client --model demo --set temperature=0.8 --set seed=1
+  gpt2d-client score sentences.txt --out surprisal.csv       surprisals of every token; see score --help
   gpt2d-client generate prompts.jsonl --out written.jsonl    continues every text of a file; see generate --help
 
 The text goes to stdout, everything else to stderr. `/set` at the prompt lists every setting with its range.

@@ -1,4 +1,4 @@
-"""Command `gpt2d-client generate`: a file of texts in, a table out."""
+"""Commands `gpt2d-client score` and `gpt2d-client generate`: a file of texts in, a table out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from client.corpus import continuing
+from client.corpus import continuing, scoring
 from client.corpus.journal import Done, Journal, Position
 from client.corpus.model import Model, choose
 from client.corpus.output import ENDS, Sheet, format_of
@@ -20,7 +20,7 @@ from protocol.keys import DEFAULT_ENDPOINT, Address
 from protocol.parameters import read_settings
 from protocol.programs import command, printed_by, typed
 
-NAMES = ("generate",)
+NAMES = ("score", "generate")
 FILES = """\
 FILE is one of
   .txt            a text a line, or with --per a text a paragraph, a text a file; blank lines are no texts
@@ -32,6 +32,26 @@ What is done is kept, and after an interruption of any kind the same command goe
 rows stand in OUT.part, and then in OUT. Files that were changed, other settings and another model are refused.
 
 exit codes: 0 all is done; 1 it ended with an error, which says what to do; 2 the command is wrong; 130 Ctrl-C
+"""
+SCORE = """\
+examples:
+  gpt2d-client score sentences.txt --unit word --out surprisal.csv --model gpt2
+  gpt2d-client score items.csv --column target --context-column preamble --unit word --out items-words.csv
+  gpt2d-client score novel.txt --per file --unit word --stride 256 --out novel.csv --connect host
+
+The output has a row for each word (--unit word) or token. start and end are characters of the text, from 0; texts,
+words and tokens are numbered from 1.
+  word    text_number, word_number, word, start, end, surprisal_bits, and of the word's first token
+          first_token_entropy_bits, first_token_rank, first_token_greedy
+  token   text_number, token_number, token, token_id, start, end, surprisal_bits, entropy_bits, rank, greedy, and with
+          --top K: top_1, top_1_surprisal_bits, ...
+Surprisals are -log2 of a probability. What a word is and how its probability is computed: docs/scoring.md. A text of no
+words has one row, with nothing in our columns. A table's texts stand beside each word as long as none is longer than
+2,000 characters. The space between a context and its text may be in either, or in neither. Read it with
+  pandas   pandas.read_csv("surprisal.csv", keep_default_na=False, na_values=[""])
+  R        read.csv("surprisal.csv", na.strings = "", quote = "\\"")
+so that words like NA and null stay words.
+
 """
 GENERATE = """\
 examples:
@@ -54,6 +74,8 @@ def main(
     with printed_by("gpt2d-client"):
         args = parser.parse_args(words[1:])
     args.again = typed(command("gpt2d-client"), *words)
+    if words[0] == "score" and args.unit == "word" and args.top:
+        parser.error("--top tells the likeliest tokens, and words are asked for; leave it out, or ask for --unit token")
     try:
         address = find_server(args)
         args.format = format_of(args.out, args.format)
@@ -62,12 +84,14 @@ def main(
     except (KeyboardInterrupt, EOFError):
         return 130
     try:
-        table = Table(args.files, args.column, None, args.per)
+        table = Table(args.files, args.column, args.context_column, args.per)
         table.look()
         with Client(address.line()) as client:
             info = client.hello()
             keep(address)
             model = choose(client, args.model, args.engine, args.precision)
+            if words[0] == "score":
+                return score(args, client, table, model)
             return generate(args, client, table, model, {p.name: p for p in info.parameters})
     except KeyboardInterrupt:
         return 130
@@ -80,10 +104,12 @@ def main(
 
 def parser_of(name: str) -> argparse.ArgumentParser:
     """Return the parser of a command."""
+    scores = name == "score"
+    does = "Tell how surprising every word of a file's texts is" if scores else "Continue every text of a file"
     parser = argparse.ArgumentParser(
         prog=f"gpt2d-client {name}",
-        description="Continue every text of a file, with a GPT-2 that a gpt2d-server holds.",
-        epilog=GENERATE + FILES,
+        description=f"{does}, with a GPT-2 that a gpt2d-server holds.",
+        epilog=(SCORE if scores else GENERATE) + FILES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="the texts, see below")
@@ -92,10 +118,19 @@ def parser_of(name: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--format", choices=list(dict.fromkeys(ENDS.values())), help="its format, whatever its name")
     parser.add_argument("--overwrite", action="store_true", help="replace an OUT that is there already")
-    parser.add_argument("--column", default="prompt", help="the column that has the texts (default: %(default)s)")
+    parser.add_argument(
+        "--column",
+        default="text" if scores else "prompt",
+        metavar="NAME",
+        help="the column that has the texts (default: %(default)s)",
+    )
     parser.add_argument(
         "--per", choices=("line", "paragraph", "file"), default="line", help="what a text is in a .txt (default: line)"
     )
+    if scores:
+        add_scoring(parser)
+    else:
+        add_settings(parser)
     parser.add_argument(
         "--connect",
         default=DEFAULT_ENDPOINT,
@@ -111,6 +146,37 @@ def parser_of(name: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--engine", help="its engine (default: the server's)")
     parser.add_argument("--precision", help="its precision (default: the engine's)")
+    return parser
+
+
+def add_scoring(parser: argparse.ArgumentParser) -> None:
+    """Add what only `score` takes."""
+    parser.add_argument("--unit", choices=("token", "word"), default="token", help="what has a row (default: token)")
+    parser.add_argument(
+        "--context-column", metavar="NAME", help="the column with what stands before each text, unscored"
+    )
+    parser.add_argument(
+        "--bos",
+        choices=("auto", "always", "never"),
+        default="auto",
+        help="whether the token that the model begins with stands before a text: where it has no context (auto, the "
+        "default), always, or never; then the first token has no value",
+    )
+    parser.add_argument(
+        "--stride",
+        type=number_from(1),
+        metavar="N",
+        help="distance in tokens of the windows in which a text longer than the model's context is scored: smaller is "
+        "slower, and gives each token more context (default: 512, or half the context where that is less)",
+    )
+    parser.add_argument(
+        "--top", type=number_from(0), default=0, metavar="K", help="tell the K likeliest tokens, too, 20 at most"
+    )
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Add what only `generate` takes."""
+    parser.set_defaults(context_column=None)
     parser.add_argument("-n", "--max-new-tokens", metavar="N", help="the largest number of tokens to write")
     parser.add_argument(
         "--set",
@@ -120,7 +186,30 @@ def parser_of(name: str) -> argparse.ArgumentParser:
         dest="settings",
         help="a generation setting; may be repeated, and a list (stop, bad_words, logit_bias) then grows",
     )
-    return parser
+
+
+def number_from(least: int) -> Callable[[str], int]:
+    """Return a type of argparse's: whole numbers of at least `least`."""
+
+    def number(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise ValueError
+        return value
+
+    number.__name__ = f"whole number >= {least}"  # argparse's message names it
+    return number
+
+
+def score(args: argparse.Namespace, client: Client, table: Table, model: Model) -> int:
+    """Score the texts of a table; return the exit code. Raises: Gpt2dError, ValueError, OSError."""
+    asked = scoring.Asked(args.unit, args.bos, args.stride, args.top)
+    kept = scoring.kept(table)
+    for name in [name for name in table.columns if name not in kept and not table.plain]:
+        say(f"column {name!r} is left out: one of its texts has {table.longest:,} characters, repeated for each word")
+    sheet = Sheet(args.format, {name: table.kinds.get(name, set()) for name in kept}, scoring.columns(table, asked))
+    shaped = asked.settings | {"context column": args.context_column}
+    return write(args, table, model, sheet, shaped, lambda at: scoring.scored(client, table, model, asked, at))
 
 
 def generate(
@@ -129,7 +218,8 @@ def generate(
     """Continue the texts of a table; return the exit code. Raises: Gpt2dError, ValueError, OSError."""
     more = [f"max_new_tokens={args.max_new_tokens}"] if args.max_new_tokens else []
     settings = read_settings(there, args.settings + more)
-    sheet = Sheet(args.format, table.kinds, continuing.columns(table, settings))
+    kinds = {name: table.kinds.get(name, set()) for name in table.columns}
+    sheet = Sheet(args.format, kinds, continuing.columns(table, settings))
     shaped = {"settings": continuing.DEFAULTS | settings}
     return write(
         args, table, model, sheet, shaped, lambda at: continuing.continued(client, table, model, settings, at.done)

@@ -8,8 +8,9 @@ from typing import Any
 
 from client.corpus.journal import Done
 from client.corpus.model import Model
-from client.corpus.tables import Table
+from client.corpus.tables import Table, Unusable
 from protocol import Client, messages as m
+from protocol.errors import BadRequest
 
 DEFAULTS: dict[str, Any] = {"truncate": "left", "seed": 0}
 """Where they differ from the server's: a prompt that is too long ends nothing, and a text can be had again."""
@@ -34,7 +35,11 @@ def continued(client: Client, table: Table, model: Model, settings: dict[str, An
     given = DEFAULTS | settings | model.which
     given["seed"] += done * given.get("n", 1)
     results = client.generate_many((row.text for row in ahead), **given)
-    for number, (row, result) in enumerate(zip(rows, results, strict=True), done + 1):
+    for number, row in enumerate(rows, done + 1):
+        try:
+            result = next(results)
+        except BadRequest as e:
+            raise Unusable(f"{row.file}, line {row.line}: {e}") from None
         parts: list[m.Generated | m.Continuation] = [result, *result.others]
         cells = [
             [*row.cells, *table.source_of(row), number, place, *_cells(result, one)]

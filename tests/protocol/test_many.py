@@ -15,6 +15,7 @@ from protocol.errors import BadRequest, WorkerDied
 from protocol.many import GENERATIONS, parts
 from protocol.testing import Answer, FakeServer, generated
 from tests.conftest import wait_for
+from tests.protocol.scored import scored
 
 
 def written(request: m.AnyRequest) -> Answer:
@@ -101,27 +102,6 @@ def test_what_fails_ends_it_and_says_which() -> None:
             next(client.generate_many(["x", "\ud800"]))
         with pytest.raises(BadRequest, match="did you mean temperature"):
             next(client.generate_many(["x"], temperatur=1))
-
-
-def scored(request: m.Score) -> list[m.ScoredText | m.Scored]:
-    """Score each text, a token for each of its bytes with as many nats as its number, the last text first."""
-    texts: list[m.ScoredText | m.Scored] = []
-    for index, passage in reversed([*enumerate(request.texts or [])]):
-        data = (passage.text or "").encode()
-        values: list[float | None] = [-float(byte) for byte in data]
-        if not passage.context and request.bos == "never":
-            values[0] = None
-        words = m.Words(
-            texts=[passage.text or ""], starts=[0], ends=[len(passage.text or "")], tokens=[0], logprobs=[-1]
-        )
-        texts.append(
-            m.ScoredText(
-                id=None, seq=0, index=index, ids=list(data), offsets=list(range(len(data) + 1)), logprobs=values,
-                ranks=list(data), entropies=values, greedy=list(data), sum=-float(sum(data)), mean=-1, perplexity=1,
-                bits_per_byte=1, words=words if request.unit == "word" else None,
-            )
-        )  # fmt: skip
-    return [*texts, m.Scored(id=None, ids=[], logprobs=[], perplexity=1, bits_per_byte=1, elapsed_ms=1)]
 
 
 def scoring(request: m.AnyRequest) -> Answer:

@@ -9,36 +9,15 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from client.corpus import commands
 from protocol import Client, messages as m
 from protocol.errors import Unauthorised, WorkerDied
-from protocol.keys import Address
 from protocol.testing import Answer, FakeServer, generated
 from scripts.daemon import Daemon
-from tests.client.corpus.running import OURS, command, read, run
+from tests.client.corpus.running import OURS, READY, command, here, position, read, run, usual
 from tests.conftest import wait_for
-
-LOADED: dict[str, Any] = {
-    "id": None, "model": "demo", "engine": "native", "precision": "int8", "digest": "d" * 64, "context": 64, "rows": 1,
-    "threads": 1, "rss_bytes": 1, "load_ms": 1.0, "already": True,
-}  # fmt: skip
-READY = m.WorkerHealth(
-    model="demo", engine="native", precision="int8", state="ready", moved_ms_ago=1, running=0, waiting=0
-)
-
-
-def usual(request: m.AnyRequest, *, digest: str = "d" * 64) -> Answer:
-    """Answer what is asked before the work begins, by a server that has one model."""
-    match request:
-        case m.Ping():
-            return m.Pong(id=None, server_id="fake", uptime_ms=1, draining=False, workers=[READY])
-        case m.Load():
-            return m.Loaded(**(LOADED | {"digest": digest}))
-    return None
 
 
 def written(request: m.AnyRequest) -> Answer:
@@ -46,8 +25,8 @@ def written(request: m.AnyRequest) -> Answer:
 
 
 def call(server: FakeServer, *words: str) -> int:
-    """Run a command in this process; return its exit code."""
-    return commands.main(["generate", *words], lambda _: Address(server.endpoint), lambda _: None)
+    """Run the command in this process; return its exit code."""
+    return here(server, "generate", *words)
 
 
 @pytest.fixture
@@ -77,12 +56,6 @@ def test_a_user_gets_a_table(shared_daemon: Daemon, client: Client, tmp_path: Pa
         again = client.generate(row["prompt"], seed=int(row["seed"]), max_new_tokens=6)
         assert again.text == row["generated"]
     assert {file.name for file in tmp_path.iterdir()} == {"p.csv", "o.csv"}
-
-
-def position(folder: Path) -> int:
-    """Return how many texts the file of progress says are done."""
-    file = folder / "o.csv.progress"
-    return int(json.loads(file.read_bytes())["position"]["done"]) if file.exists() else 0
 
 
 @pytest.mark.parametrize("kill", [True, False], ids=["killed", "ctrl_c"])
