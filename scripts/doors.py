@@ -13,7 +13,6 @@ or a greedy choice or a text is another.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -25,40 +24,14 @@ from typing import Any
 from protocol import Client
 from scripts.bench.door import opened
 from scripts.daemon import Daemon
-from server.catalogue.catalogue import DEMO_FOLDER
+from scripts.judges import tasks
+from scripts.judges.tasks import CHOICES, CONTEXT, CONTEXTS, LONGEST, VERSE
 
 ROOT = Path(__file__).resolve().parents[1]
 VERSION = "0.4.13"
 ENVIRONMENT = ROOT / "build" / "lm-eval"
-INSTALL_S, RUN_S = 1200.0, 600.0
+INSTALL_S = 1200.0
 CLOSE = 1e-6
-LONGEST = 12
-CHOICES = ["summer's day", "winter's night — 汉字 🙂", "thing"]
-VERSE = (DEMO_FOLDER / "held_out.txt").read_text(encoding="utf-8")[:1200]
-CONTEXTS = ["Shall I compare thee to a", "O, what a naïve", "The king is"]
-TASKS: dict[str, dict[str, Any]] = {
-    "choice": {
-        "output_type": "multiple_choice",
-        "doc_to_text": "{{text}}",
-        "doc_to_choice": CHOICES,
-        "doc_to_target": 0,
-        "metric_list": [{"metric": "acc"}],
-    },
-    "rolling": {
-        "output_type": "loglikelihood_rolling",
-        "doc_to_text": "",
-        "doc_to_target": "{{text}}",
-        "metric_list": [{"metric": "bits_per_byte"}],
-    },
-    "writing": {
-        "output_type": "generate_until",
-        "doc_to_text": "{{text}}",
-        "doc_to_target": "",
-        "generation_kwargs": {"until": ["\n"], "max_gen_toks": LONGEST},
-        "metric_list": [{"metric": "exact_match"}],
-    },
-}
-TEXTS = {"choice": CONTEXTS, "rolling": [VERSE], "writing": CONTEXTS}
 
 
 def judge() -> Path:
@@ -74,33 +47,11 @@ def judge() -> Path:
     return commands
 
 
-def write_tasks(folder: Path) -> None:
-    """Write the tasks' settings, which YAML reads as JSON, and their texts."""
-    for name, settings in TASKS.items():
-        data = folder / f"{name}.jsonl"
-        data.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS[name]), encoding="utf-8")
-        source = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(data)}}, "test_split": "test"}
-        told = {"task": f"verse_{name}"} | source | settings
-        (folder / f"{name}.yaml").write_text(json.dumps(told, ensure_ascii=False), encoding="utf-8")
-
-
 def run(commands: Path, place: str, model: str, folder: Path) -> dict[str, list[Any]]:
-    """Return what lm-eval got as answers: for each task those of each text."""
-    given = f"base_url=http://{place}/v1/completions,model={model},max_length=1024,num_concurrent=2"
-    tasks = ",".join(f"verse_{name}" for name in TASKS)
+    """Return what lm-eval got as answers through the door: for each task those of each text."""
+    given = f"base_url=http://{place}/v1/completions,model={model},max_length={CONTEXT},num_concurrent=2"
     command = [str(commands / "lm-eval"), "run", "--model", "local-completions", "--model_args", given]
-    command += ["--tasks", tasks, "--include_path", str(folder), "--output_path", str(folder / "out"), "--log_samples"]
-    quiet = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(folder / "cache")}
-    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | quiet
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=RUN_S, check=False)
-    if done.returncode:
-        sys.exit(f"lm-eval failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-    answers = {}
-    for name in TASKS:
-        (file,) = (folder / "out").rglob(f"samples_verse_{name}_*.jsonl")
-        samples = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        answers[name] = [sample["filtered_resps"] for sample in sorted(samples, key=lambda one: int(one["doc_id"]))]
-    return answers
+    return tasks.run(command, folder)
 
 
 def differences(client: Client, answers: dict[str, list[Any]], which: dict[str, Any]) -> Iterator[str]:
@@ -140,7 +91,7 @@ def main() -> int:
         loaded = client.load(args.model)
         which: dict[str, Any] = {"model": loaded.model, "engine": loaded.engine, "precision": loaded.precision}
         folder = Path(scratch)
-        write_tasks(folder)
+        tasks.write(folder, tasks.tasks(), tasks.TEXTS)
         answers = run(commands, place, "/".join(which.values()), folder)
         found = list(differences(client, answers, which))
     count = sum(len(one) for task in answers.values() for one in task)

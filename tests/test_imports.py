@@ -27,6 +27,7 @@ ROOMS: dict[str, set[str]] = {
     "client.corpus": MODELS | DRAWING | {"server", "ray", "pyarrow", "client.doors"} | CLIENTS,
     "client.doors": MODELS | DRAWING | {"server", "ray"} | CLIENTS,
     "client.doors.http": MODELS | DRAWING | {"server", "ray", "jinja2"} | CLIENTS,
+    "client.doors.lm_eval": MODELS | DRAWING | {"server", "ray"} | CLIENTS,
     "client.window": (MODELS - {"numpy"}) | {"server", "ray"},
     "server": MODELS | {"client", "ray"},
     "server.catalogue": MODELS | {"client", "ray", "psutil"},
@@ -38,7 +39,11 @@ ROOMS: dict[str, set[str]] = {
     "server.engines": REFERENCES - {"onnxruntime"} | {"client", "server.gateway", "server.worker", "server.link"},
     "server.worker": REFERENCES | {"client", "server.gateway"},
 }
-OWN = {"server.engines": {"server.engines.torch", "server.engines.optimum"}, "server.launch": RAY}
+OWN = {
+    "client.doors.lm_eval": {"client.doors.lm_eval.__main__", "client.doors.lm_eval.model"},
+    "server.engines": {"server.engines.torch", "server.engines.optimum"},
+    "server.launch": RAY,
+}
 """Modules that are there to load what their folder otherwise must not."""
 
 

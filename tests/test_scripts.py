@@ -17,6 +17,8 @@ CHILDREN = {
     "scripts.bench.peer",
     "scripts.bench.steps",
     "scripts.checkpoints.judge",
+    "scripts.judges.measures",
+    "scripts.judges.turns",
     "scripts.investigation.method_child",
     "scripts.probe",
     "scripts.reliability.daemon",

@@ -1,0 +1,156 @@
+"""Which tokens lm-eval's questions are about, by the rules of its own `hf`; what its settings of a generation mean."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from importlib.util import find_spec
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from client.doors.lm_eval import pairs, writing
+from client.doors.lm_eval.pairs import Pair
+from protocol import Client
+from protocol.messages import Passage
+from scripts.daemon import Daemon
+
+PREFIX = 0
+END = "<|endoftext|>"
+TEXT = "Shall I compare thee to a summer's day? Thou art more lovely, and more temperate: "
+
+
+def test_a_continuation_has_the_tokens_that_it_has_in_the_whole_text() -> None:
+    """Spaces at the context's end move into it, so that a word begins with its space."""
+    assert pairs.texts("Is it? ", "Yes") == ("Is it?", "Is it? Yes")
+    encoded = {"Is it?": [1, 2, 3], "Is it? Yes": [1, 2, 3, 4, 5]}
+    assert pairs.of_texts("Is it? ", "Yes", encoded, PREFIX, 0) == Pair([1, 2, 3], [4, 5])
+    joined = {"a": [7], "aa": [8]}  # one token of both
+    assert pairs.of_texts("a", "a", joined, PREFIX, 0) == Pair([7], [])
+
+
+def test_without_a_context_the_prefix_stands_before_it() -> None:
+    encoded = {"Yes": [9, 4, 5], "": [9], "<end>Yes": [PREFIX, 4, 5]}
+    assert pairs.of_texts("", "Yes", encoded, PREFIX, 1) == Pair([PREFIX], [4, 5])
+    assert pairs.of_texts("", "<end>Yes", encoded, PREFIX, 0) == Pair([PREFIX], [4, 5])
+
+
+def test_rolling_windows_judge_each_token_once() -> None:
+    """The example of lm-eval's own docstring, and its edges."""
+    ids = list(range(1, 11))
+    assert list(pairs.windows(ids, PREFIX, 4)) == [
+        Pair([PREFIX], [1, 2, 3, 4]),
+        Pair([4], [5, 6, 7, 8]),
+        Pair([6, 7, 8], [9, 10]),
+    ]
+    assert list(pairs.windows(ids[:4], PREFIX, 4)) == [Pair([PREFIX], [1, 2, 3, 4])]
+    assert list(pairs.windows([], PREFIX, 4)) == []
+
+
+def test_a_long_context_loses_its_beginning() -> None:
+    """The model reads all tokens but the last."""
+    assert pairs.cut(Pair([1, 2, 3, 4], [5, 6]), 4) == Pair([2, 3, 4], [5, 6])
+    assert pairs.cut(Pair([1, 2], [5, 6]), 4) == Pair([1, 2], [5, 6])
+    assert pairs.cut(Pair([1, 2], [5, 6, 7, 8]), 4) == Pair([2], [5, 6, 7, 8])
+    for continuation in ([], [1, 2, 3, 4, 5]):
+        with pytest.raises(ValueError, match="must have 1 to 4 tokens"):
+            pairs.cut(Pair([1], continuation), 4)
+
+
+def test_settings_of_a_generation() -> None:
+    plain = writing.read({"until": "\n", "max_gen_toks": 12, "do_sample": False, "temperature": 0.7})
+    assert plain.settings == {"strategy": "greedy", "stop": ["\n"]} and plain.length == 12
+    assert writing.read({}).settings == {"strategy": "greedy", "stop": []}
+    assert writing.read({"do_sample": True}).settings["strategy"] == "greedy", "at temperature 0"
+    assert (writing.read({}).length, writing.read({"max_tokens": 3, "max_new_tokens": 4}).length) == (256, 4)
+    random.seed(1)
+    drawn = [writing.read({"temperature": 0.7, "top_p": 0.9, "num_beams": 1}).settings for _ in range(2)]
+    random.seed(1)
+    again = writing.read({"do_sample": True, "temperature": 0.7, "top_p": 0.9}).settings
+    assert again == drawn[0] != drawn[1], "drawn anew each time, and again with the same --seed"
+    assert again | {"seed": 0} == {"strategy": "sample", "temperature": 0.7, "top_p": 0.9, "stop": [], "seed": 0}
+
+
+def test_more_strings_than_a_request_has_room_for_end_a_text_all_the_same() -> None:
+    ends = [str(i) for i in range(10, 30)]
+    many = writing.read({"until": [*ends, ""]})
+    assert many.settings["stop"] == ends[:16]
+    assert many.cut("one 29 two 12") == "one "
+
+
+class Harness:
+    """Stands in for lm_eval.api.model.LM, which need not be installed: what a model has from it."""
+
+    def __init__(self) -> None:
+        self.kept: list[tuple[Any, ...]] = []
+        self.cache_hook = SimpleNamespace(add_partial=lambda *given: self.kept.append(given))
+
+
+@pytest.fixture
+def model(shared_daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> Any:
+    if not find_spec("lm_eval"):
+        for name in ("lm_eval", "lm_eval.api", "lm_eval.api.model"):
+            monkeypatch.setitem(sys.modules, name, ModuleType(name))
+        monkeypatch.setattr(sys.modules["lm_eval.api.model"], "LM", Harness, raising=False)
+    monkeypatch.delitem(sys.modules, "client.doors.lm_eval.model", raising=False)
+    from client.doors.lm_eval.model import DaemonLM
+
+    return DaemonLM(shared_daemon.endpoint, model="demo", precision="int8", batch_size=1, device=None)
+
+
+def asking(*given: tuple[Any, ...]) -> list[SimpleNamespace]:
+    return [SimpleNamespace(args=args) for args in given]
+
+
+def test_continuations_have_the_scores_of_the_protocol(model: Any, client: Client) -> None:
+    """In the order of the questions, whatever the order in which they are sent; what greedy would write is told."""
+    best = client.generate(TEXT.rstrip(), strategy="greedy", max_new_tokens=3).text
+    choices = [(TEXT, "Rough winds"), (TEXT.rstrip(), best), ("", "O, what"), (TEXT, "do shake"), ("O,", " what 汉字")]
+    answers = model.loglikelihood(asking(*choices), disable_tqdm=True)
+    for (context, continuation), (logprob, greedy) in zip(choices, answers, strict=True):
+        before = client.tokenize(context.rstrip()).ids if context else client.tokenize(END).ids
+        whole = client.tokenize((context or END) + continuation).ids
+        told = client.score(ids=whole, bos="never")
+        assert logprob == sum(value or 0.0 for value in told.logprobs[len(before) :])
+        assert greedy == (told.greedy[len(before) :] == told.ids[len(before) :]) == (continuation == best)
+
+
+def test_a_text_of_any_length_is_judged_in_windows(model: Any, client: Client) -> None:
+    text = TEXT * 60
+    ids = client.tokenize(text).ids
+    assert 1024 < len(ids) < 2048
+    (whole, short) = model.loglikelihood_rolling(asking((text,), (TEXT,)), disable_tqdm=True)
+    first = client.score(ids=ids[:1024])
+    (rest,) = client.score_many([Passage(ids=ids[1024:], context_ids=ids[len(ids) - 1025 : 1024])])
+    assert whole == first.sum + rest.sum
+    assert short == client.score(TEXT).sum
+
+
+def test_what_is_written_ends_before_a_string(model: Any, client: Client) -> None:
+    kwargs = {"until": ["\n", " the"], "max_gen_toks": 40}
+    long, short = model.generate_until(asking((TEXT * 100, kwargs), ("O,", kwargs)), disable_tqdm=True)
+    ids = client.tokenize(TEXT * 100).ids[-(1024 - 40) :]
+    whole = client.generate(prompt_ids=ids, strategy="greedy", max_new_tokens=40).text
+    assert long == whole.split("\n")[0].split(" the")[0]
+    assert "\n" not in short and " the" not in short
+    with pytest.raises(ValueError, match="max_gen_toks must be less than the 1024 tokens of a text, got 1024"):
+        model.generate_until(asking(("O,", {"max_gen_toks": 1024})), disable_tqdm=True)
+
+
+def test_arguments_that_mean_nothing_are_refused(model: Any, shared_daemon: Daemon) -> None:
+    for given, says in (
+        ({"endpoint": f"{shared_daemon.endpoint}#a.b"}, "write endpoint=- and give the line on stdin"),
+        ({"dtype": "float32"}, "model_args has no 'dtype'"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            type(model)(**given)
+
+
+@pytest.mark.skipif(find_spec("lm_eval") is not None, reason="lm-eval is installed")
+def test_without_lm_eval_the_command_says_what_to_install() -> None:
+    command = [sys.executable, "-m", "client.doors.lm_eval", "run"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1 and "lm_eval is not installed" in done.stderr and "[lm-eval]" in done.stderr
+    assert "Traceback" not in done.stderr
