@@ -63,6 +63,30 @@ class Run:
     ids: Sequence[int]
     past: int
     wanted: Sequence[int]
+    judged: Sequence[int] = ()
+    """Tokens of which it is told how likely they are after the last tokens of the run, as many of these: for a `Judge`
+    alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What is told of tokens at their places, each [tokens]."""
+
+    logprobs: NDArray[np.float64]
+    """Natural log-probabilities."""
+    ranks: NDArray[np.int32]
+    """1, and the number of greater logits."""
+    entropies: NDArray[np.float64]
+    """Of the distributions, in nats."""
+    greedy: NDArray[np.int32]
+    """Tokens with the largest logit, of several the lowest."""
+    masses: NDArray[np.float64] | None = None
+    """Logarithms of the summed probability of a set of tokens, where one is given."""
+
+    def part(self, first: int, end: int) -> Judged:
+        masses = None if self.masses is None else self.masses[first:end]
+        part = slice(first, end)
+        return Judged(self.logprobs[part], self.ranks[part], self.entropies[part], self.greedy[part], masses)
 
 
 @runtime_checkable
@@ -77,6 +101,19 @@ class Together(Protocol):
 
         Returns float32 [all wanted, vocabulary], run after run, valid until the next call. What is not kept of the
         positions is simply written over later.
+        """
+        ...
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """An engine that tells of tokens at their places without giving all logits."""
+
+    def judge(self, runs: Sequence[Run], members: NDArray[np.float32] | None) -> tuple[Logits, Judged]:
+        """Run tokens as `Together.run` does, and tell of those that are to be judged, run after run.
+
+        `members`, [vocabulary] of 1 and 0, are the set of tokens whose mass is told. Its memory does not grow with
+        tokens times the vocabulary. Raises: FloatingPointError where logits are not numbers.
         """
         ...
 

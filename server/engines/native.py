@@ -26,7 +26,7 @@ from server.catalogue.engines import (
     instruction_set as set_in_force,
 )
 from server.convert.native_layout import head_bits
-from server.engines.base import KV, Hidden, Logits, Run
+from server.engines.base import KV, Hidden, Judged, Logits, Run
 from server.engines.crew import Crew
 
 CHUNK = 16 << 20
@@ -89,6 +89,20 @@ class Choice(ctypes.Structure):
     )  # fmt: skip
 
 
+class Scores(ctypes.Structure):
+    """What is told of tokens at their places, as gpt2d_scores in gpt2d_kernels.h."""
+
+    _fields_ = (
+        ("count", ctypes.c_int32),
+        *(
+            (name, ctypes.c_void_p)
+            for name in (
+                "places", "tokens", "members", "logits", "totals", "entropies", "masses", "ranks", "greedy",
+            )
+        ),
+    )  # fmt: skip
+
+
 def shape_of(arch: Architecture, precision: str, cache: str | None = None) -> Shape:
     """Return the numbers of a model whose LM head is its token table."""
     cache_bits = CACHE_BITS[choose_cache("native", precision, cache)]
@@ -120,6 +134,7 @@ def library() -> ctypes.CDLL:
     kernels.gpt2d_observe.argtypes = [pointer, integer, integer, pointer, pointer, pointer, pointer, pointer]
     kernels.gpt2d_calibrate.argtypes = [integer, integer, pointer, pointer, integer, pointer, pointer]
     kernels.gpt2d_forward.argtypes = [pointer, integer, pointer, pointer, pointer, integer, *[pointer] * 4]
+    kernels.gpt2d_score.argtypes = [pointer, integer, pointer, pointer, pointer, integer, *[pointer] * 3]
     kernels.gpt2d_strips_read.argtypes = [pointer]
     kernels.gpt2d_always_two_passes.argtypes, kernels.gpt2d_always_two_passes.restype = [pointer, integer], None
     kernels.gpt2d_use_threads.argtypes = [pointer, integer]
@@ -255,16 +270,39 @@ class NativeEngine:
         return self._step_logits[:count]
 
     def run(self, runs: Sequence[Run]) -> Logits:
-        ids: list[int] = []
-        rows: list[int] = []
-        positions: list[int] = []
-        wanted: list[int] = []
-        for run in runs:
-            wanted += [len(ids) + index for index in run.wanted]
-            ids += run.ids
-            rows += [run.row] * len(run.ids)
-            positions += range(run.past, run.past + len(run.ids))
+        ids, rows, positions, wanted = _steps(runs)
         return self._forward(ids, rows, positions, wanted)
+
+    def judge(self, runs: Sequence[Run], members: NDArray[np.float32] | None) -> tuple[Logits, Judged]:
+        steps = _steps(runs)
+        wanted = np.array(steps.pop(), np.int32)
+        places: list[int] = []
+        tokens: list[int] = []
+        end = 0
+        for run in runs:
+            end += len(run.ids)
+            places += range(end - len(run.judged), end)
+            tokens += run.judged
+        count = len(tokens)
+        made = np.array(steps, np.int32)
+        asked = np.array([places, tokens], np.int32)
+        logits = np.empty((len(wanted), self.vocabulary), np.float32)
+        own = np.empty(count, np.float32)
+        found, counts = np.empty((3, count)), np.empty((2, count), np.int32)
+        if members is not None:
+            members = np.ascontiguousarray(members, np.float32)
+        scores = Scores(
+            count, *map(_at, asked), None if members is None else _at(members), _at(own), *map(_at, found),
+            *map(_at, counts),
+        )  # fmt: skip
+        self._run(
+            end, *map(_at, made), len(wanted), _at(wanted), _at(logits), ctypes.addressof(scores),
+            call=self._kernels.gpt2d_score,
+        )  # fmt: skip
+        if np.isnan(own).any():
+            raise FloatingPointError("the logits are not numbers")
+        masses = None if members is None else found[2]
+        return logits, Judged(own - found[0], counts[0], found[1], counts[1], masses)
 
     def choose(self, logits: Logits, rows: Sequence[int], choices: Sequence[Choice]) -> list[int]:
         """Choose as `choose` does, by the model's threads: a row, which may come once, is a thread's."""
@@ -329,14 +367,17 @@ class NativeEngine:
         )  # fmt: skip
         return logits
 
-    def _run(self, count: int, *arguments: int | None) -> None:
-        """Take a step with as many threads as the crew says. Raises: MemoryError, ValueError."""
+    def _run(self, count: int, *arguments: int | None, call: Callable[..., int] | None = None) -> None:
+        """Take a step with as many threads as the crew says, by gpt2d_forward or another `call`.
+
+        Raises: MemoryError, ValueError.
+        """
         model, crew = self._running(), self._crew
         if crew.used != self.threads_used:
             self._kernels.gpt2d_use_threads(model, crew.used)
             self.threads_used = crew.used
         began = time.perf_counter()
-        self._check(self._kernels.gpt2d_forward(model, count, *arguments))
+        self._check((call or self._kernels.gpt2d_forward)(model, count, *arguments))
         took = time.perf_counter() - began
         self.steps += 1
         self.steps_threads += self.threads_used
@@ -355,6 +396,20 @@ class NativeEngine:
         if not self._model:
             raise RuntimeError("the engine is closed")
         return int(self._model)
+
+
+def _steps(runs: Sequence[Run]) -> list[list[int]]:
+    """Return the tokens of all runs, their rows and positions, and which of them are wanted."""
+    ids: list[int] = []
+    rows: list[int] = []
+    positions: list[int] = []
+    wanted: list[int] = []
+    for run in runs:
+        wanted += [len(ids) + index for index in run.wanted]
+        ids += run.ids
+        rows += [run.row] * len(run.ids)
+        positions += range(run.past, run.past + len(run.ids))
+    return [ids, rows, positions, wanted]
 
 
 def _at(array: NDArray[np.generic]) -> int:

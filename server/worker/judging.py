@@ -3,35 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Many
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from server.engines.base import Logits
+from server.engines.base import Judged, Logits
 from server.worker.softmax import log_totals
 
 AT_ONCE = 32
 """Most places whose probabilities are in memory at a time."""
 
 
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """Facts of tokens at their places, each [tokens]."""
-
-    logprobs: NDArray[np.float64]
-    """Natural log-probabilities."""
-    ranks: NDArray[np.int32]
-    """1, and the number of greater logits."""
-    entropies: NDArray[np.float64]
-    """Of the distributions, in nats."""
-    greedy: NDArray[np.int32]
-    """Tokens with the largest logit, of several the lowest."""
-    masses: NDArray[np.float64] | None = None
-    """Logarithms of the summed probability of a set of tokens, where one is given."""
-
-
-def judge(logits: Logits, tokens: Many[int], members: NDArray[np.bool_] | None = None) -> Judged:
+def judge(logits: Logits, tokens: Many[int], members: NDArray[np.float32] | None = None) -> Judged:
     """Return what is told of each of `tokens`, of which the logits are [tokens, vocabulary].
 
     `members`, [vocabulary], are the set of tokens whose mass is told. Raises: FloatingPointError for what is no number.

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from protocol import messages as m
 from protocol.errors import BadRequest, TooLong
-from server.engines.base import Engine
+from server.engines.base import Engine, Judge
 from server.link import Work
 from server.worker.beams import BeamSearch
 from server.worker.contrastive import ContrastiveSearch
@@ -48,7 +48,7 @@ class Requests:
         boundaries = self._text.boundaries if request.unit == "word" else None
         told = Told(request.top, self._text.vocabulary.alternative, boundaries)
         texts = texts_of(request, Passages(self._text, request), told, self._engine.context)
-        scores = Scores(work, request, texts, received)
+        scores = Scores(work, request, texts, received, judges=isinstance(self._engine, Judge))
         return scores, list(scores.prompts())
 
     def generation(self, work: Work, request: m.Generate, received: float) -> Opened:

@@ -12,12 +12,12 @@ from collections.abc import Sequence as Many
 
 import numpy as np
 
-from server.engines.base import Adaptive, Engine, Hidden, Logits, Run, Selective, Together
+from server.engines.base import Adaptive, Engine, Hidden, Judge, Logits, Run, Selective, Together
 from server.worker.costs import Costs, price
 from server.worker.faults import incident
 from server.worker.sampling import sample
 from server.worker.scheduler import Batch, Outcome, Part
-from server.worker.task import Row, Sampled, is_sampled
+from server.worker.task import Question, Row, Sampled, is_sampled
 
 Chosen = list[tuple[Sampled, list[int]]]
 MOST_LOGITS = 144
@@ -29,6 +29,7 @@ class Runner:
         self._engine = engine
         self._together = engine if isinstance(engine, Together) else None
         self._selective = engine if isinstance(engine, Selective) else None
+        self._judging = engine if isinstance(engine, Judge) else None
         self._adaptive = engine if isinstance(engine, Adaptive) else None
         self.costs = Costs()
 
@@ -56,12 +57,11 @@ class Runner:
         rows, parts = batch.decode, batch.prefill
         guesses = self._guesses(rows)
         runs = _runs_of(rows, guesses)
-        runs += [
-            Run(part.prompt.row, part.chunk, part.prompt.cached, part.prompt.wanted(len(part.chunk))) for part in parts
-        ]
+        questions = self._questions(parts)
+        runs += [_run_of(part, question) for part, question in zip(parts, questions, strict=True)]
         began = time.perf_counter()
         try:
-            logits = engine.run(runs)  # [all wanted, vocabulary]
+            logits = self._judge(runs, questions) if any(questions) else engine.run(runs)  # [all wanted, vocabulary]
         except Exception as e:  # noqa: BLE001 - whatever it is
             incident("the engine", e)
             return None
@@ -80,12 +80,31 @@ class Runner:
         prompt, chunk = part.prompt, part.chunk
         try:
             wanted = prompt.wanted(len(chunk))
+            if any(questions := self._questions([part])):
+                return self._prefilled(part, self._judge([_run_of(part, questions[0])], questions), None)
             hidden = self._hidden(len(chunk)) if prompt.looks_inside else None
             logits = self._engine.prefill(prompt.row, chunk, prompt.cached, wanted, hidden)  # [wanted, vocabulary]
         except Exception as e:  # noqa: BLE001 - whatever it is, it concerns this prompt alone
             prompt.fail(incident("the engine", e))
             return ()
         return self._prefilled(part, logits, hidden)
+
+    def _questions(self, parts: Many[Part]) -> list[Question | None]:
+        """Return what each of the prompts asks of an engine that judges."""
+        return [part.prompt.asked(len(part.chunk)) if self._judging else None for part in parts]
+
+    def _judge(self, runs: Many[Run], questions: Many[Question | None]) -> Logits:
+        """Take a step, answer the questions of its last runs, and return the logits that are wanted."""
+        if self._judging is None:
+            raise TypeError("this engine does not judge")
+        members = next((question.members for question in questions if question and question.members is not None), None)
+        logits, judged = self._judging.judge(runs, members)
+        first = 0
+        for question in questions:
+            if question is not None:
+                question.take(judged.part(first, first + len(question.tokens)))
+                first += len(question.tokens)
+        return logits
 
     def _prefilled(self, part: Part, logits: Logits, hidden: Hidden | None) -> Many[Row]:
         """Give a prompt the results of its chunk; return the rows that decode from here on."""
@@ -209,6 +228,12 @@ def _look_inside(batch: Batch) -> bool:
     """Return True if some task of a step needs hidden states."""
     searches = [row.search for row in batch.decode if row.search is not None]
     return any(search.looks_inside for search in searches) or any(part.prompt.looks_inside for part in batch.prefill)
+
+
+def _run_of(part: Part, question: Question | None) -> Run:
+    """Return what the engine runs of a prompt's chunk."""
+    wanted, judged = part.prompt.wanted(len(part.chunk)), question.tokens if question else ()
+    return Run(part.prompt.row, part.chunk, part.prompt.cached, wanted, judged)
 
 
 def _runs_of(rows: Many[Row], guesses: list[list[int]]) -> list[Run]:

@@ -302,7 +302,7 @@ class Scheduler:
 
     def _chunk(self, prompt: Prompt, most: int) -> list[int]:
         """Return the next tokens of a prompt: `most`, but how one is cut that must be the same each time is fixed."""
-        size = most if prompt.reuses else FIXED_CHUNK
+        size = FIXED_CHUNK if prompt.fixed else most
         return prompt.ids[prompt.cached : min(prompt.cached + size, prompt.prompt_tokens)]
 
     def _decode_from_here(self, prompt: Prompt, rows: Many[Row]) -> None:

@@ -23,10 +23,11 @@ from numpy.typing import NDArray
 
 from protocol import messages as m
 from protocol.errors import BadRequest
-from server.engines.base import Engine, Hidden, Logits
+from server.engines.base import Engine, Hidden, Judged, Logits
 from server.link import Work
 from server.worker import words as words_of
-from server.worker.judging import Judged, judge
+from server.worker.judging import judge
+from server.worker.task import Question
 from server.worker.text import Spans
 from server.worker.words import Boundaries, Word
 
@@ -53,9 +54,9 @@ class Told:
     """Which tokens words begin with, where words are told."""
 
     @property
-    def members(self) -> NDArray[np.bool_] | None:
-        """Tokens that begin a word, [vocabulary], where words are told."""
-        return None if self.boundaries is None else self.boundaries.mask
+    def members(self) -> NDArray[np.float32] | None:
+        """1 for tokens that begin a word and 0 for others, [vocabulary], where words are told."""
+        return None if self.boundaries is None else self.boundaries.members
 
 
 @dataclass(frozen=True)
@@ -274,8 +275,13 @@ class Lead(_Part):
     def reusable(self) -> int:  # type: ignore[override]
         return len(self.ids) - 1
 
+    fixed = False
+
     def wanted(self, count: int) -> list[int]:  # noqa: ARG002 - none of them
         return []
+
+    def asked(self, count: int) -> None:  # noqa: ARG002 - nothing
+        return None
 
     def prefilled(self, count: int, logits: Logits, hidden: Hidden | None, engine: Engine) -> tuple[()]:  # noqa: ARG002
         self.cached += count
@@ -292,22 +298,48 @@ class Window(_Part):
         super().__init__(scores, text.tokens[begin:end])
         self._text = text
         self._begin, self._scored = begin, scored
+        self._judged: Judged | None = None
+        """What an engine that judges has told of the next chunk."""
         if text.shared:
             self.reusable = len(text.piece.lead) - 1
 
+    @property
+    def fixed(self) -> bool:
+        """Chunks are bounded where logits of all their tokens are in memory; their results are the same bits anyway on
+        an engine that judges.
+        """
+        return not self._scores.judges or self._text.told.top > 0
+
     def wanted(self, count: int) -> list[int]:
+        if self._scores.judges and not self._text.told.top:
+            return []
+        return self._places(count)
+
+    def asked(self, count: int) -> Question | None:
+        places = self._places(count) if self._scores.judges else []
+        return Question(self._successors(places), self._text.told.members, self._take) if places else None
+
+    def _take(self, judged: Judged) -> None:
+        self._judged = judged
+
+    def _places(self, count: int) -> list[int]:
         """Return which of the window's next `count` tokens have a successor that is not scored yet."""
         first = max(0, self._scored - 1 - self._begin - self.cached)
         return list(range(first, count))
 
+    def _successors(self, places: list[int]) -> list[int]:
+        """Return the tokens after these; nothing follows the last one of a text, whose score is not kept."""
+        at = self._begin + self.cached + 1
+        tokens = self._text.tokens
+        return [tokens[at + place] if at + place < len(tokens) else 0 for place in places]
+
     def prefilled(self, count: int, logits: Logits, hidden: Hidden | None, engine: Engine) -> tuple[()]:  # noqa: ARG002
-        wanted = self.wanted(count)
-        if wanted:
-            at = self._begin + self.cached + wanted[0] + 1
-            successors = self._text.tokens[at : at + len(wanted)]
-            successors += [0] * (len(wanted) - len(successors))  # nothing follows the last one
-            judged = judge(logits, successors, self._text.told.members)
-            self._text.take(at, judged, logits if self._text.told.top else None)
+        places, told = self._places(count), self._text.told
+        if places:
+            judged, self._judged = self._judged, None
+            if judged is None:
+                judged = judge(logits, self._successors(places), told.members)
+            self._text.take(self._begin + self.cached + places[0] + 1, judged, logits if told.top else None)
         self.cached += count
         self._scores.computed += count
         if self.cached == self.prompt_tokens:
@@ -321,14 +353,15 @@ class Scores:
 
     new_tokens = 0
 
-    def __init__(self, work: Work, request: m.Score, texts: list[TextScores], received: float) -> None:
-        """`received` is on the monotonic clock."""
+    def __init__(self, work: Work, request: m.Score, texts: list[TextScores], received: float, *, judges: bool) -> None:
+        """`received` is on the monotonic clock, `judges` says whether the engine does it itself."""
         self.id = work.id
         self.group, self.owner = work.group, work.owner
         self.expires = received + request.deadline_ms / 1000 if request.deadline_ms else math.inf
         self.open = 0
         """Prompts that have not finished."""
         self.computed = 0
+        self.judges = judges
         self._received = received
         self._single = request.texts is None
         self._texts = texts

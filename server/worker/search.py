@@ -115,6 +115,13 @@ class Search(ABC):
         return any(output.silent for output in self.outputs)
 
     @property
+    def fixed(self) -> bool:
+        return not self.reuses
+
+    def asked(self, count: int) -> None:  # noqa: ARG002 - it chooses from logits
+        return None
+
+    @property
     def reusable(self) -> int:
         return self.prompt_tokens - 1 if self.reuses else 0
 

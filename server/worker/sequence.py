@@ -121,6 +121,13 @@ class Sequence:
         self._batch_total = 0
 
     @property
+    def fixed(self) -> bool:
+        return not self.reuses
+
+    def asked(self, count: int) -> None:  # noqa: ARG002 - it chooses from logits
+        return None
+
+    @property
     def reusable(self) -> int:
         return self.prompt_tokens - 1 if self.reuses else 0
 

@@ -14,11 +14,15 @@ by `fail`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Many
+from collections.abc import Callable, Sequence as Many
+from dataclasses import dataclass
 from typing import Protocol, TypeGuard
 
+import numpy as np
+from numpy.typing import NDArray
+
 from protocol import messages as m
-from server.engines.base import Engine, Hidden, Logits
+from server.engines.base import Engine, Hidden, Judged, Logits
 from server.worker.sampling import Sampler
 
 
@@ -143,6 +147,15 @@ class Prompt(Task, Protocol):
         """Return the indices of those of its next `count` tokens whose logits it needs."""
         ...
 
+    @property
+    def fixed(self) -> bool:
+        """True if its prompt is cut the same way each time."""
+        ...
+
+    def asked(self, count: int) -> Question | None:
+        """Return what it wants to be told of its next `count` tokens by an engine that judges; None: logits alone."""
+        ...
+
     def prefilled(self, count: int, logits: Logits, hidden: Hidden | None, engine: Engine) -> Many[Row]:
         """Take the results of its next `count` tokens; return the rows that decode from now on, in the engine's order.
 
@@ -150,6 +163,18 @@ class Prompt(Task, Protocol):
         Without rows, there is more to prefill, or it has finished. Raises: whatever choosing a token raises.
         """
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Tokens of which a prompt wants to be told how likely they are, and who is to take it."""
+
+    tokens: Many[int]
+    """Successors of the last tokens of its chunk, as many of these."""
+    members: NDArray[np.float32] | None
+    """Tokens whose mass it wants to know, [vocabulary]."""
+    take: Callable[[Judged], None]
+    """Is called before `prefilled`."""
 
 
 class Row(Task, Protocol):

@@ -56,6 +56,8 @@ class Boundaries:
         self.kinds: list[int] = kinds.tolist()
         self.mask: NDArray[np.bool_] = (kinds & (BLANK_FIRST | END)) != 0  # [vocabulary]
         """Tokens that begin a word, or end the text: those after which nothing more belongs to a word before them."""
+        self.members = self.mask.astype(np.float32)
+        """The same as 1 and 0."""
 
     def after(self, ids: Many[int]) -> Place:
         """Return where a text is after these tokens."""

@@ -1,4 +1,4 @@
-"""Every logit keeps its bits: digests that were made once hold on each instruction set and after each change.
+"""Every logit and score keeps its bits: digests that were made once hold on each instruction set and after each change.
 
 A change of a sum's order changes what a seed writes. If one is meant, docs/kernels.md ("The order of every sum") says
 so first, and the digests that a failure prints replace those in tests/data/digests.json.
@@ -44,6 +44,11 @@ def requests(engine: NativeEngine, arch: Architecture) -> Iterator[tuple[str, by
         yield f"a step of {rows}", engine.decode(ids[:rows], pasts[:rows]).tobytes()
     guessed = [Run(row, part, pasts[row], range(len(part))) for row, part in enumerate((ids[:4], ids[4:5], ids[5:8]))]
     yield "guesses", engine.run(guessed).tobytes()
+    members = (np.arange(arch.vocabulary) % 3 == 0).astype(np.float32)
+    _, told = engine.judge([Run(0, ids, 0, (), ids[1:])], members)
+    assert told.masses is not None
+    arrays = (told.logprobs, told.ranks, told.entropies, told.greedy, told.masses)
+    yield "scores", b"".join(array.tobytes() for array in arrays)
 
 
 def _name(model: str, precision: str, cache: str) -> str:

@@ -35,7 +35,7 @@ def scores_in(scheduler: Scheduler, tokens: int, stride: int) -> Scores:
     request = Score(ids=[1] * tokens, stride=stride, bos="never")
     spans = Spans("x" * tokens, [1] * tokens, list(range(tokens + 1)))
     texts = texts_of(request, [Piece([], spans)], Told(0, told), 64)
-    scores = Scores(Work(id=0, group=1, request=request), request, texts, 0.0)
+    scores = Scores(Work(id=0, group=1, request=request), request, texts, 0.0, judges=False)
     for prompt in scores.prompts():
         scheduler.add(prompt)
     return scores

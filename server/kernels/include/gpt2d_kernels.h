@@ -72,6 +72,25 @@ GPT2D_API void *gpt2d_weights(gpt2d_model *model, size_t *bytes);
 GPT2D_API int gpt2d_forward(gpt2d_model *model, int count, const int32_t *ids, const int32_t *rows, const int32_t *positions,
                             int wanted_count, const int32_t *wanted, float *logits, float *hidden, const int32_t *best);
 
+/* What is told of tokens at their places in a text. Of place i, after the token places[i] of a step, it is told of tokens[i]. No
+ * logit is kept but the token's own, so that memory does not grow with count times the vocabulary. The same bits with any number
+ * of threads and whatever else the step has. */
+typedef struct {
+    int32_t count;
+    const int32_t *places, *tokens;
+    const float *members; /* [vocabulary]: 1 for the tokens whose mass is told, 0 for others; or NULL */
+    float *logits;        /* the token's own; not a number where one of all is none */
+    double *totals;       /* logarithm of the sum of all e^logit: the log-probability is the logit less this */
+    double *entropies;    /* of the distribution, in nats */
+    double *masses;       /* logarithm of the members' probability; unless members is NULL */
+    int32_t *ranks;       /* 1, and the number of greater logits */
+    int32_t *greedy;      /* the token with the largest logit, of several the lowest */
+} gpt2d_scores;
+
+/* Run tokens as gpt2d_forward does, and tell scores. */
+GPT2D_API int gpt2d_score(gpt2d_model *model, int count, const int32_t *ids, const int32_t *rows, const int32_t *positions,
+                          int wanted_count, const int32_t *wanted, float *logits, const gpt2d_scores *scores);
+
 /* The strips of 16 tokens whose exact logits the last gpt2d_forward computed after a first pass; 0: it read the head once. */
 GPT2D_API int gpt2d_strips_read(gpt2d_model *model);
 

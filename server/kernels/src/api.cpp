@@ -107,6 +107,17 @@ int gpt2d_forward(gpt2d_model *model, int count, const int32_t *ids, const int32
     });
 }
 
+int gpt2d_score(gpt2d_model *model, int count, const int32_t *ids, const int32_t *rows, const int32_t *positions, int wanted_count,
+                const int32_t *wanted, float *logits, const gpt2d_scores *scores) {
+    return guarded([&] {
+        Step step{count, ids, rows, positions, wanted_count, wanted, logits, nullptr};
+        step.scores = scores;
+        if (!scores || !model->model.valid(step)) return int(GPT2D_BAD_ARGUMENT);
+        model->model.forward(step);
+        return 0;
+    });
+}
+
 int gpt2d_observe(gpt2d_model *model, int layer, int count, const int32_t *rows, const int32_t *positions, float *x,
                   int8_t *const *q, float *const *scales) {
     return guarded([&] {

@@ -92,7 +92,12 @@ bool Model::valid(const Step &s) const {
         seen[size_t(row)] = true;
     }
     if (s.best && !std::all_of(s.best, s.best + s.wanted_count, [](int k) { return k >= 0; })) return false;
-    return std::all_of(s.wanted, s.wanted + s.wanted_count, [&](int w) { return w >= 0 && w < s.count; });
+    auto known = [](const int32_t *values, int n, int end) { return std::all_of(values, values + n, [&](int x) { return x >= 0 && x < end; }); };
+    if (s.scores) {
+        if (s.scores->count < 0 || !known(s.scores->places, s.scores->count, s.count)) return false;
+        if (!known(s.scores->tokens, s.scores->count, shape_.vocabulary)) return false;
+    }
+    return known(s.wanted, s.wanted_count, s.count);
 }
 
 void Model::reserve(int count, int wanted_count) {
@@ -109,7 +114,11 @@ void Model::reserve(int count, int wanted_count) {
 }
 
 void Model::forward(const Step &step) {
-    reserve(step.count, step.wanted_count);
+    int scored = step.scores ? step.scores->count : 0;
+    reserve(std::max(step.count, step.wanted_count + scored), step.wanted_count);
+    if (scored) reserve_scores(step);
+    raised_.assign(step.wanted, step.wanted + step.wanted_count);
+    if (scored) raised_.insert(raised_.end(), step.scores->places, step.scores->places + scored);
     two_.used = in_two_passes(step);
     runs_.clear();
     for (int i = 0; i < step.count; i++) {
@@ -162,7 +171,7 @@ void Model::work(const Step &step) {
         keep(step, 3, inner);
         bool last = l == shape_.layers - 1;
         multiply(layer.down, inner, count, {x_.data(), width_, Finish::add},
-                 last ? Next{final_norm_, lm_head_, step.wanted_count, step.wanted}
+                 last ? Next{final_norm_, lm_head_, int(raised_.size()), raised_.data()}
                       : Next{layers_[size_t(l) + 1].before_attention, layers_[size_t(l) + 1].qkv, count, nullptr});
     }
     if (step.look) {
@@ -172,6 +181,13 @@ void Model::work(const Step &step) {
         return;
     }
     raise_head(normed, step);
+    if (step.scores && step.scores->count) {
+        if (step.wanted_count) team_.barrier();
+        size_t at = size_t(step.wanted_count) * width_;
+        Rows scored{normed_.data() + at, width_};
+        if (lm_head_.bits != 32) scored.q = &q_[at], scored.scales = &scales_[at / BLOCK], scored.offsets = &offsets_[at / BLOCK];
+        raise_scores(scored, step);
+    }
     if (step.hidden) {
         team_.barrier();  // the norms go where the head reads
         team_.work_off(count, 1, [&](int first, int end) {

@@ -28,6 +28,7 @@ struct Step {
     float *logits, *hidden;
     const int32_t *best = nullptr;  // how many of the largest logits are needed of each that is wanted, 0: all; or null
     const Look *look = nullptr;
+    const gpt2d_scores *scores = nullptr;
 };
 
 // What the two passes over the head keep of a step, for one or two rows.
@@ -104,6 +105,11 @@ class Model {
     template <class Wanted>
     void list(Wanted wanted);
     float least_of_best(const Step &step, int row);
+    // Scores, in score.cpp.
+    int parts() const;
+    void reserve_scores(const Step &step);
+    void raise_scores(const Rows &x, const Step &step);
+    void survey_part(const Rows &x, const gpt2d_scores &scores, int part, int row, int rows);
     void attend(int layer, const Step &step, int unit, float *scratch);
     Cache cache(int layer, int row, int head) const;
 
@@ -127,6 +133,12 @@ class Model {
     std::vector<float> scales_, inner_scales_;
     std::vector<int32_t> offsets_, inner_offsets_;
     std::vector<Run> runs_;
+    std::vector<int32_t> raised_;  // tokens whose last norm the head is multiplied by: those that are wanted, then those with scores
+
+    // Scores: the logits of a part, for each thread; what is told of each part, [scores, parts]; the largest logit that each
+    // thread has seen, [threads, scores]; the members, padded as the head is.
+    std::vector<float> tiles_, tops_seen_, members_;
+    std::vector<Survey> surveys_;
     const size_t scratch_size_;
     std::vector<float> scratch_;  // [threads, scratch_size_]
     std::vector<Draft> drafts_;   // [threads]

@@ -100,6 +100,15 @@ struct Draft {
     }
 };
 
+// What is told of a part of a row's logits, or of all of them.
+struct Survey {
+    float highest;
+    int32_t at;                  // where that is first; -1: nobody asked
+    int32_t greater;             // logits that are greater than the token's own
+    bool broken;                 // something was not a number
+    double sum, weighted, mass;  // of e^x with x = logit - highest, of x e^x, of e^x of the members
+};
+
 struct Ops {
     const char *name;
     bool (*usable)();
@@ -123,6 +132,10 @@ struct Ops {
     void (*attend)(const Attention &a);
     // The token that a row of logits gives, which the choice changes; -1 where they are not numbers.
     int (*sample)(float *logits, int n, const gpt2d_choice &choice, Draft &draft);
+    // Of `n` logits, a multiple of 16, beside a token's own one; members, 1 or 0 for each, may be null. `at` is left to the caller.
+    Survey (*survey)(const float *y, int n, float own, const float *members);
+    // Of all parts of a row, in their order.
+    Survey (*join)(const Survey *parts, int count);
     // The first positions of keys and values, [positions] of Cache::position bytes each, from the cache or into it.
     void (*copy_out)(const Cache &cache, int padded, int head, int positions, void *keys, void *values);
     void (*copy_in)(const Cache &cache, int padded, int head, int positions, const void *keys, const void *values);

@@ -4,5 +4,6 @@
 #include "ops_body.h"
 #include "attention_body.h"
 #include "sample_body.h"
+#include "score_body.h"
 
-const gpt2d::Ops gpt2d::avxvnni_ops = {"avxvnni", has_avxvnni, matmul, matmul_strips, largest_of_strips, bound, norm, quantise, embed, attend, sample, copy_out, copy_in};
+const gpt2d::Ops gpt2d::avxvnni_ops = {"avxvnni", has_avxvnni, matmul, matmul_strips, largest_of_strips, bound, norm, quantise, embed, attend, sample, survey, join, copy_out, copy_in};

@@ -1,5 +1,6 @@
 // The kernels by themselves: every instruction set, odd sizes, several threads, all functions. All sets give the same bits, and
 // what is printed is the same on every processor. For the sanitizers, and for processors that are emulated.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -70,6 +71,18 @@ std::vector<float> a_model(int bits, int cache_bits, int threads, const std::str
     auto part = [&](int first, int end) { return std::vector<float>(all.begin() + first * ODD.vocabulary, all.begin() + end * ODD.vocabulary); };
     CHECK(run(model, 2, {ids.begin(), ids.begin() + 17}, 0) == part(0, 17));
     for (int i = 17; i < 20; i++) CHECK(run(model, 2, {ids[size_t(i)]}, i) == part(i, i + 1));
+    std::vector<int32_t> rows(50, 1), places, ranks(50), greedy(50);
+    std::vector<float> own(50), members(size_t(ODD.vocabulary), 1.f);
+    std::vector<double> totals(50), entropies(50), masses(50);
+    for (int i = 0; i < 50; i++) places.push_back(i);
+    gpt2d_scores scores = {50, places.data(), ids.data(), members.data(), own.data(), totals.data(), entropies.data(), masses.data(), ranks.data(), greedy.data()};
+    CHECK(gpt2d_score(model, 50, ids.data(), rows.data(), places.data(), 0, nullptr, nullptr, &scores) == 0);
+    for (int i = 0; i < 50; i++) {
+        const float *y = &all[size_t(i * ODD.vocabulary)];
+        CHECK(own[size_t(i)] == y[ids[size_t(i)]] && greedy[size_t(i)] == std::max_element(y, y + ODD.vocabulary) - y);
+        CHECK(ranks[size_t(i)] == 1 + std::count_if(y, y + ODD.vocabulary, [&](float x) { return x > own[size_t(i)]; }));
+        CHECK(std::fabs(masses[size_t(i)]) < 1e-6 && entropies[size_t(i)] >= 0 && totals[size_t(i)] >= double(own[size_t(i)]));
+    }
     CHECK(gpt2d_move(model, 2, 1, 0, 20) == 0);
     std::vector<float> keys(size_t(ODD.layers * 20 * ODD.width)), values(keys.size());
     CHECK(gpt2d_export(model, 1, 20, keys.data(), values.data()) == 0);
