@@ -9,15 +9,20 @@ of the step, with as many threads: a machine that others share has states that l
 from __future__ import annotations
 
 import ctypes
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from server.catalogue.architecture import Architecture
-from server.catalogue.engines import BITS, TRAITS
+from server.catalogue.engines import BITS, TRAITS, instruction_sets
 from server.convert.native_layout import PANEL
+from server.gateway.status import cpu
 
 SOURCE = Path(__file__).with_name("machine_probe.c")
 COMPILE_S = 120
@@ -25,6 +30,8 @@ PASSES = 5
 """Passes of a measurement, the best of which counts."""
 FORMAT_SHARE = 0.76
 """Share of the dot products that blocks of 32 inputs allow: 4 operations for scales beside 16 products, and loads."""
+READ_BYTES = 512 << 20
+"""What is read where the weights of others are not at hand: more than any cache holds."""
 MEETINGS_MS = 0.1
 """Time of a step in which threads meet, whatever they compute."""
 
@@ -117,3 +124,39 @@ class Probe:
         if found <= 0:
             sys.exit(f"{SOURCE.name} measures nothing here: it knows avx512 and avx2, and starts up to 256 threads")
         return found
+
+
+def processor() -> str:
+    """Return the processor's name with family and model; the name of a virtual machine's may be the maker's alone."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return cpu()
+    numbers = re.search(r"^cpu family\s*: (\d+)\nmodel\s*: (\d+)$", text, re.MULTILINE)
+    return f"{cpu()}, family {numbers[1]}, model {numbers[2]}" if numbers else cpu()
+
+
+class Limits:
+    """What the machine allows whatever runs on it, to be measured in the same minutes: B, and C by precision."""
+
+    def __init__(self, threads: int) -> None:
+        """Compile the probe. Exits with a sentence where that fails."""
+        with tempfile.TemporaryDirectory() as folder:
+            self._probe = Probe(compile_probe(Path(folder)), threads)
+        self._memory = np.ones(READ_BYTES // 8)
+
+    def measured(self, passes: int = PASSES) -> dict[str, float]:
+        """Return B, and C at int8 and fp32; int4 computes as int8 does. Takes a quarter of a second."""
+        best = instruction_sets()[0]
+        return {
+            "read_gb_s": self._probe.read_gb_s(self._memory.ctypes.data, self._memory.nbytes, passes),
+            "int8_gmac_s": self._probe.gmac_s(best, "int8", passes),
+            "fp32_gmac_s": self._probe.gmac_s(best, "fp32", passes),
+        }
+
+
+def allowed(arch: Architecture, precision: str, step: Step, measured: dict[str, float]) -> float:
+    """Return the tokens/s of a step that takes L."""
+    products = measured["fp32_gmac_s" if precision == "fp32" else "int8_gmac_s"]
+    ms = amount(arch, precision, step).least_ms(measured["read_gb_s"], products)
+    return 1e3 * step.rows * step.tokens / ms

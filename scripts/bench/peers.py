@@ -1,18 +1,27 @@
 #!/usr/bin/env python3
 """Measure our engines beside those that others have built, in turns: the same model, threads and prompts for all.
 
-    python -m scripts.bench.peers --like gpt2 --only native-int8,llama.cpp-q8_0,native-int4,llama.cpp-q4_0,openvino-int8
+    python -m scripts.bench.peers --pieces                     what there is to measure, and how long it takes
+    python -m scripts.bench.peers --like gpt2 --piece int8     one piece
+    python -m scripts.bench.peers --like gpt2                  all pieces of a model that are not measured yet
     python -m scripts.bench.peers --like gpt2 --quick --only native-int8,onnx-int8
+    python -m scripts.bench.peers --write                      the tables of README.md and docs/performance.md
+
+A piece is a few engines that fit into the memory together, the default among them; what it measured is kept in
+docs/results/peers.jsonl, a line for each engine, and not measured again on the same processor unless --again says so.
 
 Each engine runs in a process of its own; runs alternate (A B A B), and one lock keeps other benchmarks of this machine
 away from each. `decode1`, `decode8` and `decode16` are tokens a second of one, eight and sixteen sequences together (32
 tokens of prompt; 128 new ones of one sequence, 64 of more), `prefill512` tokens of a prompt a second; medians of --runs
-after a warm-up, end of text ignored. --sampler says how our own engines choose tokens; the peers take the likeliest.
+after a warm-up, end of text ignored. Engines that write one text after the other are asked for one. `cold` is the time
+from the start of a new process to the end of its first 25 tokens: import, load, prefill, decode, with the files in
+the system's cache. --sampler says how our own engines choose tokens; the peers take the likeliest.
+
+B, C and L are measured in the same minutes, in each turn: what the machine itself allows (scripts/bench/machine.py).
 
 What is missing is installed into build/peers first: llama.cpp is compiled for this processor, and OpenVINO's and
 CTranslate2's forms of the model are made in an environment of their own; that takes minutes, once. An engine that
-cannot be had is reported with the reason. `probe` is scripts/bench/decode_probe.c in the same minutes: what the machine
-itself allows. The last line is one JSON object.
+cannot be had is reported with the reason.
 """
 
 from __future__ import annotations
@@ -21,21 +30,28 @@ import argparse
 import fcntl
 import json
 import os
+import shlex
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from scripts.bench.arguments import add_place, find_model
 from scripts.bench.engine import ROOT, SAMPLERS, EngineFailed, EngineProcess, Run, Variant, as_module
+from scripts.bench.machine import Limits, processor
+from scripts.bench.peers_table import FILE, Row, read, write
 from server.catalogue.architecture import PUBLISHED
-from server.catalogue.engines import ENGINES
+from server.catalogue.engines import ENGINES, TRAITS
 
 HERE = Path(__file__).parent
 BUILD = ROOT / "build" / "peers"
@@ -43,6 +59,9 @@ LOCK = Path(tempfile.gettempdir()) / "gpt2d-bench.lock"
 ROWS = 16
 SHAPES = {"decode1": (1, 32, 128), "decode8": (8, 32, 64), "decode16": (ROWS, 32, 64), "prefill512": (1, 512, 1)}
 """Sequences, prompt tokens and new tokens of each measurement."""
+COLD = (32, 25, 0)
+"""Prompt tokens, new tokens and seed of a cold start's text."""
+COLD_RUNS = 3
 OWN = [f"{engine}-{precision}" for engine, traits in ENGINES.items() for precision in traits.precisions]
 OWN += ["transformers-fp32", "transformers-bf16", "transformers-int8"]
 """Engines that run in the checkout's own environment."""
@@ -52,7 +71,28 @@ PEERS = [
     *("openvino-fp32", "openvino-int8", "openvino-int4"),
 ]
 """Engines that run in build/peers/env."""
+DEFAULT = "native-int8"
+"""Engine that each piece has, so that what different pieces measured can be compared by its figures."""
 INSTALL_S = 3600
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Engines that are measured together."""
+
+    engines: tuple[str, ...]
+    minutes: float
+    """What it takes with gpt2 on two cores of an EPYC, about, once everything is installed."""
+
+
+PIECES = {
+    "int8": Piece((DEFAULT, "llama.cpp-q8_0", "openvino-int8", "ctranslate2-int8", "onnx-int8"), 2.0),
+    "int4": Piece((DEFAULT, "native-int4", "llama.cpp-q4_0", "openvino-int4", "onnx-int4"), 1.5),
+    "fp32": Piece((DEFAULT, "native-fp32", "openvino-fp32", "ctranslate2-fp32"), 3.0),
+    "half": Piece((DEFAULT, "llama.cpp-f16", "transformers-bf16"), 4.0),
+    "transformers": Piece((DEFAULT, "transformers-fp32", "transformers-int8"), 4.0),
+    "optimum": Piece((DEFAULT, "optimum-fp32", "optimum-int8"), 1.5),
+}
 
 
 def main() -> None:
@@ -62,34 +102,88 @@ def main() -> None:
     which.add_argument(
         "--like", choices=list(PUBLISHED), default="gpt2", help="random weights of these shapes (default: %(default)s)"
     )
-    parser.add_argument("--only", metavar="A,B,...", help=f"of: {', '.join([*OWN, *PEERS])} (default: all)")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--piece", choices=list(PIECES), metavar="NAME", help=f"one of: {', '.join(PIECES)}")
+    what.add_argument("--only", metavar="A,B,...", help=f"of: {', '.join([*OWN, *PEERS])}; printed, and not kept")
+    what.add_argument("--pieces", action="store_true", help="list the pieces of gpt2 and gpt2-large")
+    what.add_argument("--write", action="store_true", help="write the tables from what was measured")
     parser.add_argument("--runs", type=int, default=5, help="default: %(default)s")
     parser.add_argument("--sampler", choices=list(SAMPLERS), default="greedy", help="default: %(default)s")
-    parser.add_argument("--quick", action="store_true", help="three runs")
+    parser.add_argument("--quick", action="store_true", help="one run, and one cold start")
+    parser.add_argument("--again", action="store_true", help="measure again what is measured already")
+    parser.add_argument("--file", type=Path, default=FILE, help="where lines are kept (default: %(default)s)")
     add_place(parser)
     args = parser.parse_args()
-    names = args.only.split(",") if args.only else [*OWN, *PEERS]
-    if unknown := [name for name in names if name not in (*OWN, *PEERS)]:
-        parser.error(f"unknown engine: {', '.join(unknown)}; the engines are: {', '.join([*OWN, *PEERS])}")
+    if args.pieces:
+        list_pieces(read(args.file))
+    elif args.write:
+        write(read(args.file))
+    elif args.only:
+        names = args.only.split(",")
+        if unknown := [name for name in names if name not in (*OWN, *PEERS)]:
+            parser.error(f"unknown engine: {', '.join(unknown)}; the engines are: {', '.join([*OWN, *PEERS])}")
+        print_rows(run(args, "", names))
+    else:
+        for name in [args.piece] if args.piece else PIECES:
+            if not args.again and is_measured(read(args.file), args.model or args.like, name):
+                print(f"{name}: measured already (--again measures it again)", file=sys.stderr)
+                continue
+            rows = run(args, name, PIECES[name].engines)
+            args.file.parent.mkdir(parents=True, exist_ok=True)
+            with args.file.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(row) + "\n" for row in rows)
+            print_rows(rows)
+
+
+def is_measured(rows: Sequence[Row], model: str, piece: str) -> bool:
+    """Return whether every engine of a piece has a line of this processor, with figures or the reason why not."""
+    there = {row["engine"] for row in rows if (row["like"], row["piece"], row["cpu"]) == (model, piece, processor())}
+    return set(PIECES[piece].engines) <= there
+
+
+def list_pieces(rows: Sequence[Row]) -> None:
+    for model in ("gpt2", "gpt2-large"):
+        for name, piece in PIECES.items():
+            minutes = piece.minutes * PUBLISHED[model].parameters / PUBLISHED["gpt2"].parameters
+            state = "measured" if is_measured(rows, model, name) else f"some {minutes:.0f} min"
+            command = shlex.join(["python", "-m", "scripts.bench.peers", "--like", model, "--piece", name])
+            print(f"{command:70}{state}")
+
+
+def run(args: argparse.Namespace, piece: str, names: Sequence[str]) -> list[Row]:
+    """Measure engines in turns; return a row for each."""
     model = find_model(args.model, args.like, args.models_dir)
     if model.folder is None or model.architecture is None:
         raise RuntimeError(f"{model.name} was found without its folder")
-    results: dict[str, dict[str, object]] = {}
+    folder, vocabulary = model.folder, model.architecture.vocabulary
+    found: dict[str, dict[str, Any]] = {}
+    limits = Limits(args.threads)
     with ExitStack() as stack:
         processes: dict[str, EngineProcess] = {}
         for name in names:
             try:
-                processes[name] = stack.enter_context(
-                    start(name, model.folder, model.architecture.vocabulary, args.threads, args.sampler)
-                )
+                processes[name] = stack.enter_context(start(name, folder, vocabulary, args.threads, args.sampler))
             except (EngineFailed, OSError, subprocess.SubprocessError) as e:
-                results[name] = {"error": str(e)}
+                found[name] = {"error": str(e)}
                 print(f"{name}: {e}", file=sys.stderr)
-        measured = measure(processes, 3 if args.quick else args.runs)
+        rates, machine = measure(processes, limits, 1 if args.quick else args.runs)
         for name, process in processes.items():
-            results[name] = {**measured[name], "load_s": round(process.load_s, 2), "rss_mb": round(process.rss_mb())}
-    print_table(results)
-    print(json.dumps({"model": model.name, "threads": args.threads, "engines": results, "probe": probe(args.threads)}))
+            found[name] = {"rates": rates[name], "load_s": round(process.load_s, 2), "rss_mb": round(process.rss_mb())}
+    for name in processes:
+        found[name]["cold_s"] = [
+            round(cold_start(name, folder, vocabulary, args.threads, args.sampler), 3)
+            for _ in range(1 if args.quick else COLD_RUNS)
+        ]
+    common = {
+        "piece": piece,
+        "like": args.model or args.like,
+        "cpu": processor(),
+        "threads": args.threads,
+        "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "command": shlex.join(["python", "-m", "scripts.bench.peers", *sys.argv[1:]]),
+        "machine": machine,
+    }
+    return [{"engine": name, **common, **found[name]} for name in names]
 
 
 def start(name: str, folder: Path, vocabulary: int, threads: int, sampler: str) -> EngineProcess:
@@ -161,50 +255,62 @@ def alone() -> Iterator[None]:
         yield
 
 
-def measure(processes: dict[str, EngineProcess], runs: int) -> dict[str, dict[str, float]]:
-    found: dict[str, dict[str, list[float]]] = {name: {shape: [] for shape in SHAPES} for name in processes}
+def most_sequences(name: str) -> int:
+    """Return how many sequences an engine can decode together."""
+    traits = TRAITS.get(name.rsplit("-", 1)[0])
+    return (traits.most_rows if traits else 0) or ROWS
+
+
+def measure(
+    processes: dict[str, EngineProcess], limits: Limits, runs: int
+) -> tuple[dict[str, dict[str, list[float]]], dict[str, list[float]]]:
+    """Return the rates of each engine's runs, and what the machine allowed in each turn."""
+    found: dict[str, dict[str, list[float]]] = {name: {} for name in processes}
+    machine: dict[str, list[float]] = {}
     seeds = np.random.SeedSequence(1).generate_state((runs + 1) * len(SHAPES)).tolist()
     for i in range(runs + 1):
         print(f"run {i} of {runs}, load {os.getloadavg()[0]:.1f}", file=sys.stderr, flush=True)
         for shape, (batch, prompt, new) in SHAPES.items():
             seed = seeds.pop()
             for name, process in processes.items():
-                with alone():
-                    run = process.run(prompt, new, seed, batch)
+                if batch > most_sequences(name):
+                    continue
+                try:
+                    with alone():
+                        run = process.run(prompt, new, seed, batch)
+                except EngineFailed as e:
+                    raise EngineFailed(f"{name}, {shape}: {e}; the other engines of this piece by --only") from None
                 if i:  # the first warms up
-                    found[name][shape].append(rate(run, batch, prompt, new))
-    return {
-        name: {shape: round(statistics.median(rates), 1) for shape, rates in shapes.items()}
-        for name, shapes in found.items()
-    }
+                    found[name].setdefault(shape, []).append(round(rate(run, batch, prompt, new), 1))
+            with alone():
+                for name, value in limits.measured().items():
+                    machine.setdefault(name, []).append(round(value, 1))
+    return found, machine
 
 
 def rate(run: Run, batch: int, prompt: int, new: int) -> float:
     return batch * (new - 1) / run.decode_s if new > 1 else prompt / run.prefill_s
 
 
-def probe(threads: int) -> dict[str, object]:
-    """Return what decode_probe.c measures, or why it measures nothing."""
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    if compiler is None:
-        return {"error": "no C compiler"}
-    BUILD.mkdir(parents=True, exist_ok=True)
-    program = BUILD / "decode_probe"
-    source = HERE / "decode_probe.c"
-    flags = ["-O3", "-march=native", "-ffast-math", "-pthread"]
-    subprocess.run([compiler, *flags, str(source), "-o", str(program), "-lm"], check=True, timeout=120)
+def cold_start(name: str, folder: Path, vocabulary: int, threads: int, sampler: str) -> float:
+    """Return the seconds from the start of a process to the end of its first text."""
     with alone():
-        done = subprocess.run([str(program), str(threads)], capture_output=True, text=True, timeout=300, check=False)
-    figures: dict[str, object] = json.loads(done.stdout)
-    return figures
+        began = time.perf_counter()
+        with start(name, folder, vocabulary, threads, sampler) as process:
+            process.run(*COLD)
+            return time.perf_counter() - began
 
 
-def print_table(results: dict[str, dict[str, object]]) -> None:
-    columns = [*SHAPES, "load_s", "rss_mb"]
-    print(f"{'':20}" + "".join(f"{c:>12}" for c in columns), file=sys.stderr)
-    for name, row in results.items():
-        cells = str(row["error"])[:80] if "error" in row else "".join(f"{row[c]!s:>12}" for c in columns)
-        print(f"{name:20}{cells}", file=sys.stderr)
+def print_rows(rows: Sequence[Row]) -> None:
+    """Print the medians to stderr, and the rows as one JSON object."""
+    print(f"{'':20}" + "".join(f"{c:>12}" for c in [*SHAPES, "load_s", "rss_mb", "cold_s"]), file=sys.stderr)
+    for row in rows:
+        cells = str(row.get("error", ""))[:80]
+        if not cells:
+            rates = [statistics.median(row["rates"][s]) if s in row["rates"] else "-" for s in SHAPES]
+            cells = "".join(f"{c!s:>12}" for c in [*rates, row["load_s"], row["rss_mb"], min(row["cold_s"])])
+        print(f"{row['engine']:20}{cells}", file=sys.stderr)
+    print(json.dumps(rows))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,189 @@
+"""Tables of what scripts.bench.peers has measured, for README.md and docs/performance.md.
+
+GB/s is what a step of one sequence reads of the weights, as the engine's format has them, and GMAC/s what a prompt of
+512 tokens multiplies; `of L` is a speed over the one that memory and arithmetic allowed in the same minutes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from scripts.bench.engine import ROOT
+from scripts.bench.machine import Step, allowed, amount
+from server.catalogue.architecture import PUBLISHED
+from server.catalogue.engines import TRAITS
+
+Row = dict[str, Any]
+FILE = ROOT / "docs" / "results" / "peers.jsonl"
+STEPS = {"decode1": Step(1, 96), "decode8": Step(8, 64), "decode16": Step(16, 64), "prefill512": Step(1, 0, 512)}
+"""What each of peers.py's shapes computes, in the middle of its text."""
+BYTES = {
+    "fp32": (4.0, 4.0),
+    "bf16": (2.0, 2.0),
+    "f16": (2.0, 2.0),
+    "int8": (1.0, 1.0),
+    "int4": (0.5 + 2 / 128, 1.0),
+    "q8_0": (34 / 32, 34 / 32),
+    "q4_0": (18 / 32, 210 / 256),
+}
+"""Bytes of a weight of the blocks and of the head, in the formats of others."""
+NAMES = {
+    "llama.cpp-q4_0": "llama.cpp Q4_0 (LM head 6 bits)",
+    "llama.cpp-q8_0": "llama.cpp Q8_0",
+    "llama.cpp-f16": "llama.cpp F16",
+    "native-int4": "**`native` int4** (LM head 8 bits)",
+}
+SHORT = (
+    "native-int4", "native-int8", "native-fp32", "llama.cpp-q4_0", "llama.cpp-q8_0", "openvino-int4", "openvino-int8",
+    "ctranslate2-int8", "optimum-int8", "transformers-fp32",
+)  # fmt: skip
+"""Engines of the README's table."""
+MARK = "<!-- {} of scripts.bench.peers --write -->"
+
+
+def read(file: Path) -> list[Row]:
+    """Return the lines of a file of results."""
+    if not file.exists():
+        return []
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def newest(rows: Sequence[Row], model: str) -> dict[str, Row]:
+    """Return the last row of each engine of a model that was measured on the machine of the newest line."""
+    own = [row for row in rows if row["like"] == model and "error" not in row]
+    return {row["engine"]: row for row in own if row["cpu"] == own[-1]["cpu"]}
+
+
+def called(engine: str) -> str:
+    name, precision = engine.rsplit("-", 1)
+    return NAMES.get(engine) or (f"**`native` {precision}**" if name == "native" else f"{name} {precision}")
+
+
+def rate(row: Row, shape: str) -> float:
+    """Return the median of an engine's runs; 0 where it has none."""
+    return statistics.median(row["rates"][shape]) if shape in row["rates"] else 0.0
+
+
+def machine(row: Row) -> dict[str, float]:
+    return {name: statistics.median(values) for name, values in row["machine"].items()}
+
+
+def read_gb_s(row: Row) -> float:
+    """Return GB/s of weights that one sequence's steps read."""
+    name, precision = row["engine"].rsplit("-", 1)
+    arch = PUBLISHED[row["like"]]
+    traits = TRAITS.get(name)
+    stored = traits.precisions[precision] if traits and name in {"native", "onnx"} else None
+    blocks, head = (stored.blocks, stored.head) if stored else BYTES[precision]
+    matrices = arch.layers * (4 * arch.width**2 + 2 * arch.width * arch.inner)
+    return rate(row, "decode1") * (blocks * matrices + head * arch.vocabulary * arch.width) / 1e9
+
+
+def gmac_s(row: Row) -> float:
+    """Return GMAC/s that a prompt of 512 tokens comes to."""
+    return amount(PUBLISHED[row["like"]], "int8", STEPS["prefill512"]).macs / 512 * rate(row, "prefill512") / 1e9
+
+
+def share(row: Row, shape: str) -> str:
+    """Return a speed of ours over the one that the machine allowed."""
+    name, precision = row["engine"].rsplit("-", 1)
+    if name != "native":
+        return ""
+    return f"{rate(row, shape) / allowed(PUBLISHED[row['like']], precision, STEPS[shape], machine(row)):.2f}"
+
+
+def number(value: float) -> str:
+    return f"{value:,.0f}" if value else ""
+
+
+SHORT_COLUMNS: dict[str, Callable[[Row], str]] = {
+    "one sequence": lambda row: number(rate(row, "decode1")),
+    "eight together": lambda row: number(rate(row, "decode8")),
+    "prefill of 512": lambda row: number(rate(row, "prefill512")),
+    "resident, MB": lambda row: number(row["rss_mb"]),
+    "cold start, s": lambda row: f"{statistics.median(row['cold_s']):.1f}",
+}
+COLUMNS: dict[str, Callable[[Row], str]] = {
+    "one sequence": SHORT_COLUMNS["one sequence"],
+    "of L": lambda row: share(row, "decode1"),
+    "GB/s": lambda row: number(read_gb_s(row)),
+    "eight": SHORT_COLUMNS["eight together"],
+    "of L ": lambda row: share(row, "decode8"),
+    "sixteen": lambda row: number(rate(row, "decode16")),
+    "of L  ": lambda row: share(row, "decode16"),
+    "prefill": SHORT_COLUMNS["prefill of 512"],
+    "of L   ": lambda row: share(row, "prefill512"),
+    "GMAC/s": lambda row: number(gmac_s(row)),
+    "MB": SHORT_COLUMNS["resident, MB"],
+    "load, s": lambda row: f"{row['load_s']:.2f}",
+    "cold start, s": SHORT_COLUMNS["cold start, s"],
+}
+
+
+def table(rows: Sequence[Row], columns: dict[str, Callable[[Row], str]]) -> list[str]:
+    lines = [f"| tokens/s | {' | '.join(name.strip() for name in columns)} |", "|---" * (len(columns) + 1) + "|"]
+    return lines + [
+        f"| {called(row['engine'])} | {' | '.join(cell(row) for cell in columns.values())} |" for row in rows
+    ]
+
+
+def limits_line(row: Row) -> str:
+    """Return what the machine allowed, in a sentence."""
+    found, arch = machine(row), PUBLISHED[row["like"]]
+    parts = [
+        f"{precision} {', '.join(number(allowed(arch, precision, STEPS[s], found)) for s in STEPS)}"
+        for precision in ("int8", "int4", "fp32")
+    ]
+    return (
+        f"What the machine allowed in the same minutes (L; memory at {found['read_gb_s']:.0f} GB/s, products at "
+        f"{found['int8_gmac_s']:.0f} GMAC/s, at fp32 {found['fp32_gmac_s']:.0f}): {'; '.join(parts)} tokens/s of one, "
+        "eight and sixteen sequences and of a prompt."
+    )
+
+
+def short(rows: Sequence[Row]) -> str:
+    """Return the README's table, with the machine that it is of."""
+    found = newest(rows, "gpt2")
+    first = next(iter(found.values()))
+    of = f"GPT-2's shapes of 124 million parameters, {first['cpu']}, {first['threads']} threads, {first['date'][:10]}:"
+    return "\n".join([of, "", *table([found[name] for name in SHORT if name in found], SHORT_COLUMNS)])
+
+
+def full(rows: Sequence[Row]) -> str:
+    """Return the tables of docs/performance.md."""
+    text = []
+    for model in PUBLISHED:
+        if found := newest(rows, model):
+            first = next(iter(found.values()))
+            commands = sorted({row["command"] for row in found.values()})
+            text += [f"**{model}**, {first['cpu']}, {first['threads']} threads, {first['date'][:10]}:", ""]
+            text += [*table(list(found.values()), COLUMNS), "", limits_line(first), "", "```", *commands, "```", ""]
+    return "\n".join(text).rstrip()
+
+
+def between(document: str, mark: str, text: str) -> str:
+    """Return a document with a text between its two marks. Raises: ValueError."""
+    begin, end = MARK.format(mark), MARK.format(f"end of {mark}")
+    if document.count(begin) != 1 or document.count(end) != 1:
+        raise ValueError(f"the document has no place for the {mark}: {begin} and {end}")
+    found = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
+    return found.sub(lambda _: f"{begin}\n{text}\n{end}", document)
+
+
+def write(rows: Sequence[Row]) -> None:
+    """Put the tables into the documents. Exits with a sentence where nothing was measured."""
+    if not newest(rows, "gpt2"):
+        raise SystemExit("nothing of gpt2 is measured yet: python -m scripts.bench.peers --like gpt2")
+    readme, performance = ROOT / "README.md", ROOT / "docs" / "performance.md"
+    texts = {readme: {"table": short(rows)}, performance: {"table": short(rows), "full tables": full(rows)}}
+    for document, parts in texts.items():
+        text = document.read_text(encoding="utf-8")
+        for mark, part in parts.items():
+            text = between(text, mark, part)
+        document.write_text(text, encoding="utf-8")
+        print(f"wrote {document}")

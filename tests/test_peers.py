@@ -1,0 +1,68 @@
+"""Tables of engines beside others': their figures by hand, and that the documents have a place for them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts.bench import peers_table
+from scripts.bench.machine import allowed, processor
+from scripts.bench.peers import DEFAULT, OWN, PEERS, PIECES, is_measured, most_sequences
+from server.catalogue.architecture import PUBLISHED
+
+MACHINE = {"read_gb_s": [40.0, 30.0, 50.0], "int8_gmac_s": [400.0], "fp32_gmac_s": [100.0]}
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def row(engine: str, **more: Any) -> dict[str, Any]:
+    rates = {"decode1": [200.0, 300.0, 250.0], "decode8": [1000.0], "decode16": [1200.0], "prefill512": [2000.0]}
+    common = {"piece": "int8", "like": "gpt2", "cpu": processor(), "threads": 2, "date": "2026-11-30T00:00:00Z"}
+    figures = {"rates": rates, "load_s": 0.5, "rss_mb": 250, "cold_s": [1.25, 1.5, 1.75], "machine": MACHINE}
+    return {"engine": engine, "command": "python -m scripts.bench.peers", **common, **figures, **more}
+
+
+ROWS = [row(DEFAULT), row("llama.cpp-q8_0"), row("optimum-int8", rates={"decode1": [80.0], "prefill512": [500.0]})]
+
+
+def test_a_table_has_what_was_measured_last_on_the_newest_machine() -> None:
+    older = [row(DEFAULT, cpu="another"), row("native-int4", cpu="another"), row(DEFAULT, rss_mb=1)]
+    lines = peers_table.short([*older, *ROWS]).splitlines()
+    assert [line for line in lines if line.startswith("| ") and "int8" in line] == [
+        "| **`native` int8** | 250 | 1,000 | 2,000 | 250 | 1.5 |",
+        "| optimum int8 | 80 |  | 500 | 250 | 1.5 |",
+    ]
+    assert "| llama.cpp Q8_0 | 250 | 1,000 | 2,000 | 250 | 1.5 |" in lines and not [x for x in lines if "int4" in x]
+
+
+def test_speeds_stand_beside_what_the_machine_allowed() -> None:
+    gpt2, step = PUBLISHED["gpt2"], peers_table.STEPS["decode1"]
+    at = allowed(gpt2, "int8", step, {"read_gb_s": 40.0, "int8_gmac_s": 400.0, "fp32_gmac_s": 100.0})
+    assert peers_table.share(ROWS[0], "decode1") == f"{250 / at:.2f}" and 200 < at < 320
+    assert peers_table.share(ROWS[1], "decode1") == ""
+    # 85 million weights of blocks and 39 of the head at 34 bytes for 32 of them, 250 times a second.
+    assert peers_table.read_gb_s(ROWS[1]) == pytest.approx(250 * 34 / 32 * 0.12353, rel=0.01)
+    assert peers_table.gmac_s(ROWS[1]) == pytest.approx(2000 * 0.0850, rel=0.01)
+    assert f"{at:,.0f}, " in peers_table.full(ROWS)
+
+
+def test_a_piece_is_measured_when_all_its_engines_have_lines_of_this_processor() -> None:
+    rows = [row(engine) for engine in PIECES["int8"].engines]
+    assert is_measured(rows, "gpt2", "int8") and not is_measured(rows, "gpt2-large", "int8")
+    assert not is_measured([*rows[1:], row(DEFAULT, cpu="another")], "gpt2", "int8")
+    assert {name for piece in PIECES.values() for name in piece.engines} <= {*OWN, *PEERS}
+    assert all(DEFAULT in piece.engines for piece in PIECES.values())
+    assert (most_sequences("optimum-int8"), most_sequences(DEFAULT), most_sequences("openvino-int8")) == (1, 16, 16)
+
+
+def test_the_documents_have_a_place_for_the_tables(tmp_path: Path) -> None:
+    for document, marks in (("README.md", ["table"]), ("docs/performance.md", ["table", "full tables"])):
+        text = (ROOT / document).read_text(encoding="utf-8")
+        for mark in marks:
+            text = peers_table.between(text, mark, f"the new {mark}")
+            assert f"-->\nthe new {mark}\n<!--" in text
+    file = tmp_path / "peers.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    assert peers_table.read(file) == ROWS and peers_table.read(tmp_path / "none") == []
