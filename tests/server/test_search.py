@@ -303,7 +303,7 @@ def test_searches_and_others_run_together_as_they_do_alone(engine: Engine) -> No
 
 def test_a_stream_of_beams_is_what_all_agree_on(engine: Engine) -> None:
     loop = Loop(engine=engine)
-    beams = {"strategy": "beam", "n": 2, "max_new_tokens": 24}
+    beams: dict[str, Any] = {"strategy": "beam", "n": 2, "max_new_tokens": 24}
     loop.ask(1, prompt_ids=PROMPTS[0], **beams, stream=True, stream_interval_ms=0)
     loop.turn(40)
     *pieces, result = [r for r in loop.link.sent if r.id == 1]

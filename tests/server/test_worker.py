@@ -9,6 +9,7 @@ from collections.abc import Sequence as Many
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -156,8 +157,8 @@ def test_streams_have_their_pieces_in_one_message_every_20_ms(clock: list[float]
 def test_a_stream_has_its_pieces_as_often_as_it_asked(clock: list[float]) -> None:
     loop = Loop(rows=4)
     for request_id, interval in enumerate((0, 20, 60, 60), 1):
-        settings = {"max_new_tokens": 200, "strategy": "greedy", "stream_interval_ms": interval}
-        loop.ask(request_id, group=request_id, prompt_ids=[request_id], stream=True, **settings)
+        asked: dict[str, Any] = {"max_new_tokens": 200, "strategy": "greedy", "stream_interval_ms": interval}
+        loop.ask(request_id, group=request_id, prompt_ids=[request_id], stream=True, **asked)
     for _ in range(4):
         clock[0] += 0.004
         loop.turn()
@@ -172,7 +173,7 @@ def test_a_stream_has_its_pieces_as_often_as_it_asked(clock: list[float]) -> Non
     counts = [sum(p.id == request_id for p in loop.link.sent) for request_id in (1, 2, 3, 4)]
     assert counts == [60, 12, 4, 4]
     assert loop.link.messages == 60, "those that are due in a step are sent together"
-    assert all(len(p.ids) == 15 for p in loop.link.sent if isinstance(p, m.Tokens) and p.id > 2)
+    assert all(len(p.ids) == 15 for p in loop.link.sent if isinstance(p, m.Tokens) and p.id in {3, 4})
 
 
 class Changing(FakeEngine):
@@ -389,8 +390,8 @@ def test_a_stream_alone_pauses_once_after_its_first_token(monkeypatch: pytest.Mo
 def test_a_fault_in_a_reply_costs_its_own_request(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     loop = Loop(rows=2)
     for request_id in (1, 2):
-        settings = {"max_new_tokens": 6, "strategy": "greedy", "stream_interval_ms": 0}
-        loop.ask(request_id, prompt_ids=[request_id], stream=True, **settings)
+        asked: dict[str, Any] = {"max_new_tokens": 6, "strategy": "greedy", "stream_interval_ms": 0}
+        loop.ask(request_id, prompt_ids=[request_id], stream=True, **asked)
     loop.turn(3)
     (broken,) = loop.scheduler.find(2)
 

@@ -68,8 +68,9 @@ def test_a_stream_is_the_result_in_pieces(client: Client) -> None:
 
 
 def test_a_stream_has_as_few_pieces_as_it_asks_for(client: Client) -> None:
-    asked = {"seed": 2, "max_new_tokens": 60, "ignore_eos": True}
-    few = list(stream := client.stream(PROMPT, stream_interval_ms=1000, **asked))
+    asked: dict[str, Any] = {"seed": 2, "max_new_tokens": 60, "ignore_eos": True}
+    stream = client.stream(PROMPT, stream_interval_ms=1000, **asked)
+    few = list(stream)
     assert len(few[0].ids) == 1 and len(few) <= 3 + stream.result.ledger.inference_ms / 1000
     every = list(client.stream(PROMPT, stream_interval_ms=0, speculate=0, **asked))
     assert [i for p in every for i in p.ids] == [i for p in few for i in p.ids] and len(every) == 60
