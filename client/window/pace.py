@@ -15,9 +15,12 @@ FRAME_S = 1 / 60
 MOVE_S = 1 / 30
 """Least seconds between two frames that show a pointer that moves."""
 STREAM_S = 1 / 20
-"""Most seconds for which incoming text waits for more, to be shown with it, and least seconds between two frames that
-show some. Nobody reads faster: more frames show the same words a moment earlier, and take the time in which the next
-ones would be written.
+"""Least seconds between two frames that show incoming text. Nobody reads faster: more frames show the same words a
+moment earlier, and take the time in which the next ones would be written.
+"""
+TOGETHER_S = 0.005
+"""Seconds within which all comes that the server has sent together: the pieces of several texts, the last piece and the
+result. Meanwhile those who bring it are done, who would hold a frame up.
 """
 PIECES_MS, RAREST_MS = 66, 1000
 """Least and most milliseconds between two pieces of a text that the server is asked for: a little more than STREAM_S,
@@ -78,9 +81,8 @@ class Pace:
             return self._looked + FRAME_S
         if self._moving:
             return self._looked + self._pause(MOVE_S)
-        if news is not None:  # so soon after a look it is one piece of many, which come together
-            soon = news < self._looked + STREAM_S
-            return max(self._looked + self.pause, news + STREAM_S * soon)
+        if news is not None:
+            return max(self._looked + self.pause, news + TOGETHER_S)
         return min(self._looked + IDLE_S, until, *self._follow)
 
     def look(self, now: float) -> bool:

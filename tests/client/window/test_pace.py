@@ -14,7 +14,7 @@ pytest.importorskip("client.window.loop", exc_type=ImportError, reason=WINDOW)
 
 from client.window import app as apps, loop
 from client.window.events import Replied
-from client.window.pace import FRAME_S, IDLE_S, MOVE_S, SETTLE, SHARE, SLOWEST_S, STREAM_S, Pace
+from client.window.pace import FRAME_S, IDLE_S, MOVE_S, SETTLE, SHARE, SLOWEST_S, STREAM_S, TOGETHER_S, Pace
 from client.window.update import notices
 from tests.client.window.test_update import INFO, PONG, WORKER
 
@@ -60,14 +60,10 @@ def test_a_stream_takes_a_quarter_of_a_core_at_most(cost: float, fewest: int, mo
         assert frames * cost <= SHARE + cost
 
 
-@pytest.mark.parametrize(
-    ("every", "fewest", "most"), [(0.02, 14, 17), (0.0223, 14, 16), (0.033, 14, 16), (0.06, 16, 17)]
-)
-def test_pieces_that_follow_each_other_are_shown_together_and_soon(every: float, fewest: int, most: int) -> None:
+def test_pieces_that_follow_each_other_fast_are_shown_together_and_soon() -> None:
     cost = 0.003
-    frames, longest = drawn(resting(cost), 1.0, cost, every)
-    assert fewest <= frames <= most, "a piece that comes alone is shown at once"
-    assert longest <= (STREAM_S if every < STREAM_S else 0) + cost + 1e-9
+    frames, longest = drawn(resting(cost), 1.0, cost, 0.02)
+    assert 18 <= frames <= 20 and longest <= STREAM_S + cost
 
 
 def test_pieces_that_come_as_often_as_they_are_asked_for_are_shown_at_once() -> None:
@@ -76,7 +72,24 @@ def test_pieces_that_come_as_often_as_they_are_asked_for_are_shown_at_once() -> 
         assert pace.interval_ms == interval_ms
         if cost < SLOWEST_S:
             frames, longest = drawn(pace, 1.0, cost, pace.interval_ms / 1000)
-            assert frames <= 1000 / interval_ms and longest <= cost + 1e-9
+            assert frames <= 1000 / interval_ms and longest <= TOGETHER_S + cost + 1e-9
+
+
+def test_a_piece_that_had_to_wait_makes_no_later_one_wait() -> None:
+    pace, cost = resting(0.003), 0.003
+    waited, now = list[float](), 10.01
+    for number in range(12):
+        news = 10.01 + number * pace.interval_ms / 1000
+        now = max(now, pace.due(news))
+        pace.look(now)
+        pace.drew(cost)
+        waited.append(now - news)
+    assert 0.03 < waited[0] < STREAM_S and max(waited[-8:]) == pytest.approx(TOGETHER_S)
+
+
+def test_what_the_server_has_sent_together_is_shown_by_one_frame() -> None:
+    pace = resting(0.003)
+    assert pace.due(12.0) == 12.0 + TOGETHER_S < 12.010
 
 
 def test_news_wakes_the_loop_once_until_it_looks(monkeypatch: pytest.MonkeyPatch) -> None:
