@@ -22,7 +22,6 @@ from protocol.client import (
     is_last,
 )
 from protocol.connection import Connection, Event
-from protocol.errors import Gpt2dError
 from protocol.keys import DEFAULT_ENDPOINT
 from protocol.many import GENERATIONS, MANY_S, SCORES, ManyScores, generations
 from protocol.requests import request
@@ -169,8 +168,8 @@ class AsyncClient:
         """
         requests = generations(prompts, settings)
         async with contextlib.aclosing(self._in_order(requests, timeout, GENERATIONS)) as answers:
-            async for last, _ in answers:
-                yield expect(last, m.Generated)
+            async for event in answers:
+                yield expect(event, m.Generated)
 
     async def tokenize(
         self,
@@ -207,8 +206,8 @@ class AsyncClient:
         """Same as Client.score_many, for `async for`; who leaves the loop early does as generate_many says."""
         many = ManyScores(texts, contexts, settings)
         async with contextlib.aclosing(self._in_order(many.requests(), timeout, SCORES)) as answers:
-            async for last, before in answers:
-                for scored in many.take(last, before):
+            async for event in answers:
+                for scored in many.take(event):
                     yield scored
 
     async def close(self) -> None:
@@ -244,7 +243,7 @@ class AsyncClient:
 
     async def _in_order(
         self, requests: Iterator[m.AnyRequest], timeout: float | None, ahead: int
-    ) -> AsyncGenerator[tuple[Event, list[m.AnyReply]], None]:
+    ) -> AsyncGenerator[Event, None]:
         """Same as Client._in_order."""
         under_way: deque[tuple[int, asyncio.Queue[Event]]] = deque()
         try:
@@ -254,11 +253,10 @@ class AsyncClient:
                     under_way.append((self.connection.submit(asked, on_event, timeout, wait=True), events))
                 if not under_way:
                     return
-                before: list[m.AnyReply] = []
-                while not isinstance(event := await under_way[0][1].get(), m.Result | Gpt2dError):
-                    before.append(event)
-                under_way.popleft()
-                yield event, before
+                event = await under_way[0][1].get()
+                if is_last(event):
+                    under_way.popleft()
+                yield event
         finally:
             for request_id, _ in under_way:
                 self.connection.cancel(request_id)

@@ -240,8 +240,8 @@ class Client:
         """
         requests = generations(prompts, settings)
         with contextlib.closing(self._in_order(requests, timeout, GENERATIONS)) as answers:
-            for last, _ in answers:
-                yield expect(last, m.Generated)
+            for event in answers:
+                yield expect(event, m.Generated)
 
     def tokenize(
         self,
@@ -295,8 +295,8 @@ class Client:
         """
         many = ManyScores(texts, contexts, settings)
         with contextlib.closing(self._in_order(many.requests(), timeout, SCORES)) as answers:
-            for last, before in answers:
-                yield from many.take(last, before)
+            for event in answers:
+                yield from many.take(event)
 
     def close(self) -> None:
         self.connection.close()
@@ -333,8 +333,8 @@ class Client:
 
     def _in_order(
         self, requests: Iterator[m.AnyRequest], timeout: float | None, ahead: int
-    ) -> Generator[tuple[Event, list[m.AnyReply]], None, None]:
-        """Send requests, at most `ahead` of them at a time; yield the last event of each, and what came before it."""
+    ) -> Generator[Event, None, None]:
+        """Send requests, at most `ahead` of them at a time, and yield their events, those of the oldest one first."""
         under_way: deque[tuple[int, queue.SimpleQueue[Event]]] = deque()
         try:
             while True:
@@ -343,11 +343,10 @@ class Client:
                     under_way.append((self.connection.submit(asked, events.put, timeout, wait=True), events))
                 if not under_way:
                     return
-                before: list[m.AnyReply] = []
-                while not isinstance(event := _next(under_way[0][1]), m.Result | Gpt2dError):
-                    before.append(event)
-                under_way.popleft()
-                yield event, before
+                event = _next(under_way[0][1])
+                if is_last(event):
+                    under_way.popleft()
+                yield event
         finally:
             for request_id, _ in under_way:
                 self.connection.cancel(request_id)

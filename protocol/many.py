@@ -97,6 +97,10 @@ class ManyScores:
         self._contexts = iter(contexts) if contexts is not None else None
         self._settings = settings
         self._asked: deque[list[_Part]] = deque()
+        self._taken = 0
+        """Number of the oldest request's texts whose scores are taken, all in their order."""
+        self._early: dict[int, m.ScoredText] = {}
+        """Scores of the oldest request that came before those of texts before them."""
         self._held: list[tuple[str, m.ScoredText]] = []
         """The parts of a text whose other parts are not answered yet, and their answers."""
 
@@ -114,25 +118,34 @@ class ManyScores:
         if held:
             yield self._request(held)
 
-    def take(self, last: m.AnyReply | Gpt2dError, before: Iterable[m.AnyReply]) -> Iterator[m.ScoredText]:
-        """Yield the scores that the answer to the oldest request completes, in the order of the texts.
+    def take(self, event: m.AnyReply | Gpt2dError) -> Iterator[m.ScoredText]:
+        """Yield the scores that an answer to the oldest request completes, in the order of the texts.
 
         Raises: the error that it is; BadRequest with the text's place among all of them.
         """
-        asked = self._asked.popleft()
-        if isinstance(last, BadRequest):
-            said = PLACE.sub(lambda found: f"texts[{asked[int(found[1])].index}]", str(last))
+        asked = self._asked[0]
+        if isinstance(event, BadRequest):
+            said = PLACE.sub(lambda found: f"texts[{asked[int(found[1])].index}]", str(event))
             raise BadRequest(said)
-        if isinstance(last, Gpt2dError):
-            raise last
-        found = {reply.index: reply for reply in before if isinstance(reply, m.ScoredText)}
-        if len(found) < len(asked):
-            raise NotGpt2d(f"the server answered {len(found)} of {len(asked)} texts")
-        for place, part in enumerate(asked):
-            self._held.append((part.passage.text or "", found[place]))
-            if part.last:
-                yield _joined(part.index, self._held)
-                self._held = []
+        if isinstance(event, Gpt2dError):
+            raise event
+        if isinstance(event, m.ScoredText):
+            self._early[event.index] = event
+            while (score := self._early.pop(self._taken, None)) is not None:
+                yield from self._complete(asked[self._taken], score)
+                self._taken += 1
+        elif isinstance(event, m.Result):
+            if self._taken < len(asked):
+                raise NotGpt2d(f"the server answered {self._taken} of {len(asked)} texts")
+            self._asked.popleft()
+            self._taken = 0
+
+    def _complete(self, part: _Part, score: m.ScoredText) -> Iterator[m.ScoredText]:
+        """Yield the scores of the text that a part completes, if it does."""
+        self._held.append((part.passage.text or "", score))
+        if part.last:
+            yield _joined(part.index, self._held)
+            self._held = []
 
     def _request(self, held: list[_Part]) -> m.Score:
         made = request(m.Score, self._settings, texts=[part.passage for part in held])

@@ -49,7 +49,7 @@ Surprisals are -log2 of a probability. What a word is and how its probability is
 words has one row, with nothing in our columns. A table's texts stand beside each word as long as none is longer than
 2,000 characters. The space between a context and its text may be in either, or in neither. Read it with
   pandas   pandas.read_csv("surprisal.csv", keep_default_na=False, na_values=[""])
-  R        read.csv("surprisal.csv", na.strings = "", quote = "\\"")
+  R        read.csv("surprisal.csv", na.strings = "")
 so that words like NA and null stay words.
 
 """

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 
 from client.corpus.journal import Done, Position
 
 BAR = 24
-DRAW_S, LINE_S = 0.1, 10.0
+DRAW_S, LINE_S = 0.5, 10.0
 """Seconds between two drawings on a terminal, and between two lines elsewhere."""
 
 
@@ -23,43 +24,54 @@ def say(text: str) -> None:
 
 
 class Bar:
-    """Shows texts done, tokens a second, time left. A context manager: its line on a terminal goes with it."""
+    """Shows texts done, tokens a second and the time left, by a thread: answers come in bursts, seconds apart."""
 
     def __init__(self, texts: int, characters: int, position: Position) -> None:
         """Start the clock, at what an earlier run has done of all `texts` with so many `characters`."""
         self._texts = texts
         self._characters = max(1, characters)
-        self._began = time.monotonic()
-        self._drawn = self._began if not sys.stderr.isatty() else 0.0
+        self._began = self._last = time.monotonic()
         self._done = position.texts
         self._read = self._skipped = position.characters
         self.tokens = 0
         """Those of this run."""
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
 
     def add(self, done: Done) -> None:
-        """Count one more passage, and show how far it all is now."""
+        """Count one more passage."""
         self._done += done.whole
         self._read += done.characters
         self.tokens += done.tokens
-        now = time.monotonic()
-        if now - self._drawn < (DRAW_S if sys.stderr.isatty() else LINE_S):
-            return
-        self._drawn = now
-        share = min(1.0, self._read / self._characters)
-        took = max(0.001, now - self._began)
-        speed = (self._read - self._skipped) / took
-        left = duration((self._characters - self._read) / speed) if speed else "unknown time"
-        told = f"{self._done:,} of {self._texts:,} texts, {self.tokens / took:,.0f} tokens/s, {left} left"
-        if sys.stderr.isatty():
-            filled = int(BAR * share)
-            print(f"\r\x1b[K[{'#' * filled}{'.' * (BAR - filled)}] {told}", end="", file=sys.stderr, flush=True)
-        else:
-            say(f"{share:.0%}, {told}")
+        self._last = time.monotonic()
 
     @property
     def seconds(self) -> float:
         return time.monotonic() - self._began
 
     def close(self) -> None:
-        if sys.stderr.isatty():
+        """End the thread; its line on a terminal goes with it."""
+        self._over.set()
+        self._thread.join()
+
+    def told(self) -> str:
+        """Return how far it is, in words."""
+        share = f"{min(1.0, self._read / self._characters):.0%}, {self._done:,} of {self._texts:,} texts"
+        took = self._last - self._began
+        if not self.tokens or not took or self._read == self._skipped:
+            return share
+        left = (self._characters - self._read) * took / (self._read - self._skipped)
+        return f"{share}, {self.tokens / took:,.0f} tokens/s, {duration(left)} left"
+
+    def _run(self) -> None:
+        on_terminal = sys.stderr.isatty()
+        while not self._over.wait(DRAW_S if on_terminal else LINE_S):
+            if on_terminal:
+                filled = int(BAR * min(1.0, self._read / self._characters))
+                bar = "#" * filled + "." * (BAR - filled)
+                print(f"\r\x1b[K[{bar}] {self.told()}", end="", file=sys.stderr, flush=True)
+            else:
+                say(self.told())
+        if on_terminal:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import math
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -118,6 +119,22 @@ def test_scores_come_in_the_order_of_the_texts() -> None:
         assert [len(texts) for texts in asked] == [1024, 1024, 452]
         assert [one.context for one in asked[2]] == [str(number) for number in range(2048, 2500)]
         assert list(client.score_many([])) == []
+
+
+def test_a_score_is_told_as_soon_as_those_before_it_are() -> None:
+    later = threading.Event()
+
+    def slowly(request: m.AnyRequest) -> Answer:
+        if not isinstance(request, m.Score):
+            return None
+        *texts, last = scored(request)  # the last text is answered first
+        return [texts[3], texts[1], texts[2], later, texts[0], last]
+
+    with FakeServer(slowly) as server, Client(server.endpoint) as client:
+        found = client.score_many(["a", "b", "c", "d"])
+        assert [next(found).index for _ in range(3)] == [0, 1, 2]
+        later.set()
+        assert [one.index for one in found] == [3]
 
 
 def test_a_long_text_is_told_as_one(monkeypatch: pytest.MonkeyPatch) -> None:

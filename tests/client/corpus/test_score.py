@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import math
+import os
 import re
 import signal
 import subprocess
@@ -233,3 +235,31 @@ def test_the_documents_example_is_true(shared_daemon: Daemon) -> None:
     lines = done.stdout.splitlines()
     assert lines[0].startswith("Shall I compare thee to a summer's day? ")
     assert [line.split()[0] for line in lines[1:9]] == SONNET.split()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
+def test_a_terminal_shows_how_far_it_is(tmp_path: Path) -> None:
+    (tmp_path / "s.txt").write_text("first text\nsecond\n")
+    later = threading.Event()
+
+    def slowly(request: m.AnyRequest) -> Answer:
+        if not isinstance(request, m.Score):
+            return usual(request)
+        *texts, last = scored(request)  # the last text first
+        return [texts[1], later, texts[0], last]
+
+    main, terminal = os.openpty()
+    with FakeServer(slowly) as server:
+        words = command(server.endpoint, "score", "s.txt", "--out", "o.csv")
+        process = subprocess.Popen(words, cwd=tmp_path, env=OURS, stderr=terminal)
+        os.close(terminal)
+        seen = b""
+        while not re.search(rb"\r\x1b\[K\[#{15}\.{9}\] 62%, 1 of 2 texts, [\d,]+ tokens/s, \d+ s left", seen):
+            seen += os.read(main, 1000)
+        later.set()
+        with contextlib.suppress(OSError):  # the process has ended
+            while more := os.read(main, 1000):
+                seen += more
+        assert process.wait(timeout=20) == 0
+    os.close(main)
+    assert b"\r\x1b[Ko.csv: 2 texts, 16 tokens in " in seen
