@@ -128,6 +128,12 @@ class BuildCache:
         entry = self.folder(name)
         return entry.is_dir(), _intact(entry)
 
+    def outdated(self, name: str) -> bool:
+        """True if what is called `name` is there in an older format only."""
+        formats = [entry.name.removeprefix(f"{name}-v") for entry in self._folder.glob(f"{name}-v*")]
+        numbers = [int(number) for number in formats if number.isdecimal()]
+        return bool(numbers) and max(numbers) < BUILD_FORMAT
+
     def folder(self, name: str) -> Path:
         """Return where what is called `name` is kept."""
         return self._folder / f"{name}-v{BUILD_FORMAT}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,9 @@ from server.convert.cache import BuildCache, Built, Count
 from server.engines.base import Engine
 
 DAMAGED = "its calibrated int4 is damaged, so each weight is rounded by itself; calibrate it again"
+OUTDATED = "its calibrated int4 has an older format, so each weight is rounded by itself; calibrate it again"
+BUILD, BUILD_AGAIN = "build", "build again"
+"""Stages of a load; the second where what was built before has an older format."""
 
 
 @dataclass(frozen=True)
@@ -173,13 +177,23 @@ class _Loading:
         return f"{content}-{self.engine}-{precision}{variant}"
 
     @contextlib.contextmanager
-    def built(self, build: Callable[[Tensors, Count], Built], variant: str = "") -> Iterator[Path]:
-        """Yield the folder of what `build` makes of the weights. `variant`: what that depends on beside them."""
+    def built(
+        self, build: Callable[[Tensors, Count], Built], variant: str = "", *, precision: str | None = None
+    ) -> Iterator[Path]:
+        """Yield the folder of what `build` makes of the weights. `variant`: what that depends on beside them.
+
+        `precision`: another one than what is loaded.
+        """
         unit = TRAITS[self.engine].build_unit
+        name = self.name(precision or self.precision, variant)
+        stage = BUILD
+        if self.cache.outdated(name):
+            stage = BUILD_AGAIN
+            print(f"{name} was built in an older format, and is built again", file=sys.stderr, flush=True)
         place = self.cache.get(
-            self.name(self.precision, variant),
+            name,
             lambda count: build(self.weights, count),
-            lambda done, total: self.progress("build", done, total, unit),
+            lambda done, total: self.progress(stage, done, total, unit),
         )
         try:
             yield place
@@ -205,10 +219,11 @@ def _native(loading: _Loading) -> Engine:
     arch = loading.arch
     precision = loading.precision
     if precision == "int4":
-        there, intact = loading.cache.find(loading.name(precision, CALIBRATED))
+        name = loading.name(precision, CALIBRATED)
+        there, intact = loading.cache.find(name)
         loading.calibrated = intact or loading.embedded
-        if there and not loading.calibrated:
-            loading.notices += (DAMAGED,)
+        if not loading.calibrated and (there or loading.cache.outdated(name)):
+            loading.notices += (DAMAGED if there else OUTDATED,)
     with contextlib.ExitStack() as calibration:
 
         def build(weights: Tensors, count: Count) -> Built:
@@ -240,16 +255,9 @@ def _calibrated(loading: _Loading, ids: Sequence[int] | None, source: str, count
     from server.engines.native import NativeEngine
 
     arch = loading.arch
-    place = loading.cache.get(
-        loading.name("int8"),
-        lambda inner: Layout(arch, loading.weights, "int8", inner),
-        lambda done, total: loading.progress("build", done, total, "layers"),
-    )
     rows = arch.calibration_rows()
-    try:
+    with loading.built(lambda weights, inner: Layout(arch, weights, "int8", inner), precision="int8") as place:
         engine = NativeEngine(arch, place / FILE, "int8", rows, loading.threads, cache=CALIBRATION_CACHE)
-    finally:
-        loading.cache.opened(place)
     with contextlib.closing(engine):
         if ids is None:
             texts = write_texts(engine, arch, lambda done, total: loading.progress("write", done, total, "tokens"))

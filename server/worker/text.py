@@ -10,6 +10,7 @@ from tokenizers import Encoding, Tokenizer, models
 
 from protocol.errors import BadRequest
 from protocol.messages import Alternative, OfText, TokenizerInfo
+from protocol.tokens import name_of_part
 from server.catalogue.architecture import Architecture
 from server.checkpoint.decoder import BYTE, read_stages
 from server.checkpoint.tokenizer import ModelTokenizer, bound_cache
@@ -61,7 +62,7 @@ class Vocabulary:
         data = self.bytes_of(token) if REPLACEMENT in text else None
         if data is None or data == text.encode():
             return ""
-        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+        return name_of_part(data)
 
     def alternative(self, token: int, logprob: float) -> Alternative:
         """Return what is told of a possible token."""

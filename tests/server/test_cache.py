@@ -229,6 +229,29 @@ assert "build" in stages and "open" in stages
     assert (tmp_path / "builds").read_text() == "built\n"
 
 
+def test_what_was_built_in_an_older_format_is_built_again_and_said(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arch = read_architecture(DEMO_FOLDER)
+
+    def stages() -> set[str]:
+        found: list[str] = []
+        made = load_engine(DEMO_FOLDER, arch, "native", "int8", 1, 1, tmp_path, 1 << 30, lambda *s: found.append(s[0]))
+        made.engine.close()
+        return set(found)
+
+    assert "build" in stages() and not capfd.readouterr().err
+    (built,) = tmp_path.glob("*-native-int8-v*")
+    older = built.name.replace(f"-v{BUILD_FORMAT}", f"-v{BUILD_FORMAT - 1}")
+    built.rename(built.with_name(older))
+    found = stages()
+    assert "build again" in found and "build" not in found
+    assert "-native-int8 was built in an older format, and is built again\n" in capfd.readouterr().err
+    assert not stages() & {"build", "build again"} and not capfd.readouterr().err
+    built.rename(built.with_name(f"{older[:-1]}{BUILD_FORMAT + 1}"))
+    assert "build" in stages(), "a newer one is another program's"
+
+
 def test_what_another_built_is_opened_as_if_it_were_ones_own(tmp_path: Path) -> None:
     arch = read_architecture(DEMO_FOLDER)
     sizes = []

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from protocol.errors import LoadFailed
 from server.catalogue.architecture import Architecture, read_architecture
 from server.catalogue.catalogue import DEMO_FOLDER, HELD_OUT_FILE
-from server.catalogue.engines import BLOCK, instruction_sets
+from server.catalogue.engines import BLOCK, BUILD_FORMAT, instruction_sets
 from server.checkpoint.tensors import expected_shapes
 from server.checkpoint.tokenizer import read_tokenizer
 from server.convert.cache import DRAFT
@@ -25,7 +25,7 @@ from server.convert.native_layout import FILE, Layout
 from server.convert.quantise import INT4_SHRINKS, Blocks, quantise
 from server.engines import calibration
 from server.engines.calibration import Calibrated, calibrate, in_windows, multiply, write_texts
-from server.engines.load import DAMAGED, Made, calibrate_model, load_engine
+from server.engines.load import DAMAGED, OUTDATED, Made, calibrate_model, load_engine
 from server.engines.native import NativeEngine
 from server.worker.fidelity import compare
 from server.worker.text import Text
@@ -250,6 +250,10 @@ def test_what_was_calibrated_is_picked_up_and_what_is_damaged_is_said(
     assert ask(list(range(300))) == place and "write" not in stages
     made, given = load()
     assert made.calibrated and not np.array_equal(own, given), "another text takes its place"
+    older = place.rename(place.with_name(place.name.replace(f"-v{BUILD_FORMAT}", f"-v{BUILD_FORMAT - 1}")))
+    made, after = load()
+    assert not made.calibrated and made.notices == (OUTDATED,) and np.array_equal(after, plain)
+    older.rename(place)
     (place / FILE).write_bytes(b"damaged")
     made, after = load()
     assert not made.calibrated and made.notices == (DAMAGED,) and np.array_equal(after, plain)

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 
 from protocol.errors import BadModel, BadRequest
 from protocol.messages import Tokenize
+from protocol.tokens import bytes_of
 from server.catalogue.architecture import read_architecture
 from server.catalogue.catalogue import DEMO_FOLDER
 from server.checkpoint.tokenizer import read_tokenizer
@@ -107,6 +108,7 @@ def test_every_token_has_a_name_of_its_own() -> None:
     assert (end.text, end.name) == ("", END_OF_TEXT)
     assert [one.text for one in told if one.name == r"bytes:\xe2"] == ["\ufffd"]
     assert all(one.name == "" for one in told if one.text and "\ufffd" not in one.text)
+    assert [bytes_of(name) for name in ("bytes:\\xe2\\x80", "bytes:", "é")] == [b"\xe2\x80", b"bytes:", "é".encode()]
 
 
 @settings(max_examples=100, deadline=None)

@@ -38,13 +38,19 @@ SIZE = WEIGHTS.stat().st_size
 
 @pytest.fixture
 def hub() -> Iterator[Hub]:
+    """Yield a hub; before it ends, what the test has started does, also where the test failed."""
     with Hub() as hub:
         hub.add("gpt2", DEMO_FOLDER)
         yield hub
+        while started:
+            started.pop().kill()
+
+
+started: list[Daemon] = []
 
 
 def serve(tmp_path: Path, cache: Path, hub: Hub, *arguments: str, **environment: str) -> Daemon:
-    return Daemon(
+    daemon = Daemon(
         tmp_path,
         "--cache-dir",
         str(cache),
@@ -53,6 +59,8 @@ def serve(tmp_path: Path, cache: Path, hub: Hub, *arguments: str, **environment:
         HF_HUB_CACHE=str(tmp_path / "hub"),
         **environment,
     )
+    started.append(daemon)
+    return daemon
 
 
 def test_a_download_is_told_in_bytes_and_shared_with_transformers(tmp_path: Path, cache: Path, hub: Hub) -> None:
@@ -98,7 +106,6 @@ def test_the_cache_of_transformers_is_used_under_either_name(tmp_path: Path, cac
     daemon = serve(tmp_path, cache, hub, "--preload", "gpt2")
     with Client(daemon.endpoint) as client:
         assert client.load("gpt2") and not hub.asked
-    daemon.kill()
 
 
 def test_a_folder_comes_before_the_hub(tmp_path: Path, cache: Path, hub: Hub) -> None:
@@ -106,7 +113,6 @@ def test_a_folder_comes_before_the_hub(tmp_path: Path, cache: Path, hub: Hub) ->
     daemon = serve(tmp_path, cache, hub)
     with Client(daemon.endpoint) as client:
         assert client.load("gpt2") and not hub.asked
-    daemon.kill()
 
 
 def test_a_cancelled_download_goes_on_where_it_stopped(tmp_path: Path, cache: Path, hub: Hub) -> None:
@@ -130,7 +136,6 @@ def test_a_cancelled_download_goes_on_where_it_stopped(tmp_path: Path, cache: Pa
     assert (
         tmp_path / "hub" / "models--gpt2" / "snapshots" / COMMIT / "model.safetensors"
     ).read_bytes() == WEIGHTS.read_bytes()
-    daemon.kill()
 
 
 def test_a_cut_connection_is_taken_up_again_by_itself(tmp_path: Path, cache: Path, hub: Hub) -> None:
@@ -139,7 +144,6 @@ def test_a_cut_connection_is_taken_up_again_by_itself(tmp_path: Path, cache: Pat
     with Client(daemon.endpoint) as client:
         assert client.load("gpt2")
     assert hub.served("model.safetensors") == [0, 5 << 20, 10 << 20]
-    daemon.kill()
 
 
 @pytest.mark.skipif(not RESUMES, reason="this huggingface_hub writes under a name that nobody knows beforehand")
@@ -155,7 +159,6 @@ def test_a_download_onto_a_full_disk_says_where_room_is_needed(tmp_path: Path, c
             client.load("gpt2")
         incomplete.unlink()
         assert client.load("gpt2")
-    daemon.kill()
 
 
 def test_a_damaged_download_is_said_and_deleted(tmp_path: Path, cache: Path, hub: Hub) -> None:
@@ -166,7 +169,6 @@ def test_a_damaged_download_is_said_and_deleted(tmp_path: Path, cache: Path, hub
             client.load("gpt2")
         hub.damaged = False
         assert client.load("gpt2")
-    daemon.kill()
 
 
 def test_damage_on_disk_is_found(tmp_path: Path, cache: Path, hub: Hub) -> None:
@@ -182,7 +184,6 @@ def test_damage_on_disk_is_found(tmp_path: Path, cache: Path, hub: Hub) -> None:
             client.load("gpt2")
         blob.unlink()
         assert client.load("gpt2")
-    daemon.kill()
 
 
 def test_without_a_network_it_says_what_and_where_instead(tmp_path: Path, cache: Path, hub: Hub) -> None:
@@ -204,7 +205,6 @@ def test_without_a_network_it_says_what_and_where_instead(tmp_path: Path, cache:
     with Client(daemon.endpoint) as client, pytest.raises(LoadFailed, match="HF_HUB_OFFLINE is set"):
         client.load("gpt2")
     assert not hub.asked
-    daemon.kill()
 
 
 def in_shards(folder: Path, parts: int) -> None:
@@ -242,7 +242,6 @@ def test_of_shards_those_come_that_the_index_names(tmp_path: Path, cache: Path, 
         with pytest.raises(BadModel, match=r"has no model-00002-of-00002.safetensors, which its .*index.json names"):
             client.load("some/gap")
         assert len(hub.served("model-00001-of-00002.safetensors")) == 1, "nothing large came of what has a gap"
-    daemon.kill()
 
 
 def test_a_file_of_torch_comes_where_there_is_no_other(tmp_path: Path, cache: Path, hub: Hub) -> None:
@@ -255,7 +254,6 @@ def test_a_file_of_torch_comes_where_there_is_no_other(tmp_path: Path, cache: Pa
     with Client(daemon.endpoint) as client:
         client.load("some/torch")
         assert client.generate("Shall I", max_new_tokens=3).ids
-    daemon.kill()
 
 
 def test_other_repositories_need_a_word_of_the_operator(tmp_path: Path, cache: Path, hub: Hub) -> None:
@@ -280,7 +278,6 @@ def test_other_repositories_need_a_word_of_the_operator(tmp_path: Path, cache: P
         for name in ("../demo", "a/../b", "/etc/passwd", "a//b", "https://x/y"):
             with pytest.raises(UnknownModel):
                 client.load(name)
-    daemon.kill()
 
 
 def test_what_is_refused_costs_no_weights(tmp_path: Path, cache: Path, hub: Hub) -> None:
@@ -306,7 +303,6 @@ def test_what_is_refused_costs_no_weights(tmp_path: Path, cache: Path, hub: Hub)
             client.load("some/gate")
         assert not [model.name for model in client.models() if model.name.startswith("some/")]
     assert not hub.weights_asked()
-    daemon.kill()
 
 
 def test_an_earlier_snapshot_is_completed_or_told(tmp_path: Path, cache: Path, hub: Hub) -> None:
@@ -331,7 +327,6 @@ def test_an_earlier_snapshot_is_completed_or_told(tmp_path: Path, cache: Path, h
         asked = len(hub.asked)
         client.unload("some/verse")
         assert client.load("some/verse") and len(hub.asked) == asked and not hub.weights_asked()
-    daemon.kill()
 
 
 def test_a_model_that_turns_out_too_large_is_refused_before_its_weights_come(
@@ -348,7 +343,6 @@ def test_a_model_that_turns_out_too_large_is_refused_before_its_weights_come(
         with pytest.raises(NoMemory):
             client.load("gpt2-xl")
     assert [file for _, file, _ in hub.asked if "gpt2-xl" in file] == []
-    daemon.kill()
 
 
 @pytest.mark.parametrize("said", ["etag", "commit"])
@@ -358,7 +352,6 @@ def test_a_hub_that_is_none_writes_nothing_anywhere(tmp_path: Path, cache: Path,
     with Client(daemon.endpoint) as client, pytest.raises(LoadFailed, match=f"{said} that is not a digest"):
         client.load("gpt2")
     assert not list(tmp_path.rglob("evil*"))
-    daemon.kill()
 
 
 def test_small_files_are_small(tmp_path: Path, cache: Path, hub: Hub) -> None:
@@ -367,7 +360,6 @@ def test_small_files_are_small(tmp_path: Path, cache: Path, hub: Hub) -> None:
     with Client(daemon.endpoint) as client, pytest.raises(BadModel, match="more than such a file ever needs"):
         client.load("gpt2")
     assert not hub.served("config.json")
-    daemon.kill()
 
 
 def test_cancelling_a_load_tells_the_waiter(tmp_path: Path, cache: Path, hub: Hub) -> None:
@@ -380,9 +372,9 @@ def test_cancelling_a_load_tells_the_waiter(tmp_path: Path, cache: Path, hub: Hu
         client.connection.cancel(load)
         wait_for(lambda: isinstance(events[-1], Cancelled))
         wait_for(lambda: not daemon.workers())
-    daemon.kill()
 
 
+@pytest.mark.usefixtures("hub")
 def test_what_was_downloaded_once_is_loaded_again_without_the_hub(tmp_path: Path, cache: Path) -> None:
     with Hub() as hub:
         hub.add("gpt2", DEMO_FOLDER)
@@ -395,7 +387,6 @@ def test_what_was_downloaded_once_is_loaded_again_without_the_hub(tmp_path: Path
     with Client(daemon.endpoint) as client:
         assert client.load("gpt2", timeout=20)
     assert "cannot be" not in daemon.logged()
-    daemon.kill()
 
 
 def test_names_of_the_cache_are_read_with_care(tmp_path: Path) -> None:

@@ -11,11 +11,12 @@ import msgspec
 from client.doors.http.catalogue import Which
 from client.doors.http.errors import Refused
 from client.doors.http.fields import Chat
-from client.doors.http.logprobs import bytes_of, name_of
+from client.doors.http.logprobs import name_of
 from client.doors.http.replies import Text, Usage, finish, head, identify, merged, texts
 from client.doors.http.template import render
 from protocol import messages as m
 from protocol.aio import AsyncClient
+from protocol.tokens import bytes_of
 
 
 class Conversation:

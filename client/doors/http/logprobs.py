@@ -8,8 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from protocol import messages as m
-
-PART = "bytes:"
+from protocol.tokens import bytes_of, name_of_part
 
 
 class Listing:
@@ -73,14 +72,9 @@ def name_of(one: m.Alternative) -> str:
     return one.name or one.text or f"<{one.id}>"
 
 
-def bytes_of(name: str) -> bytes:
-    """Return the bytes of a token that was named by them, or of its text."""
-    return bytes.fromhex(name.removeprefix(PART).replace("\\x", "")) if name.startswith(f"{PART}\\x") else name.encode()
-
-
 def _readable(piece: bytes) -> str:
     """Return the text of a token, or where it has parts of characters their bytes."""
     try:
         return piece.decode()
     except UnicodeDecodeError:
-        return PART + "".join(f"\\x{byte:02x}" for byte in piece)
+        return name_of_part(piece)
