@@ -270,8 +270,7 @@ class NativeEngine:
         return self._step_logits[:count]
 
     def run(self, runs: Sequence[Run]) -> Logits:
-        ids, rows, positions, wanted = _steps(runs)
-        return self._forward(ids, rows, positions, wanted)
+        return self._forward(*_steps(runs))
 
     def judge(self, runs: Sequence[Run], members: NDArray[np.float32] | None) -> tuple[Logits, Judged]:
         steps = _steps(runs)
