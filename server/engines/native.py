@@ -270,7 +270,8 @@ class NativeEngine:
         return self._step_logits[:count]
 
     def run(self, runs: Sequence[Run]) -> Logits:
-        return self._forward(*_steps(runs))
+        steps = _steps(runs)
+        return self._forward(steps[0], steps[1], steps[2], steps[3])
 
     def judge(self, runs: Sequence[Run], members: NDArray[np.float32] | None) -> tuple[Logits, Judged]:
         steps = _steps(runs)
