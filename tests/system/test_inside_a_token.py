@@ -63,14 +63,16 @@ def test_scores_are_those_of_the_sliding_window_of_transformers(client: Client, 
     assert got.perplexity == pytest.approx(math.exp(loss / (len(ids) - 1)), rel=1e-4)
     first = client.tokenize(text, precision="int8").offsets[1]
     assert got.bits_per_byte == pytest.approx(loss / math.log(2) / (len(text) - first), rel=1e-4)
-    assert client.score(ids=ids[:50], precision="fp32").logprobs[1:] == pytest.approx(expected[1:50], abs=2e-4)
+    assert client.score(ids=ids[:50], precision="fp32", bos="never").logprobs[1:] == pytest.approx(
+        expected[1:50], abs=2e-4
+    )
     client.unload("demo", precision="fp32")
 
 
 def test_what_cannot_be_scored_is_refused(client: Client) -> None:
     for wrong, says in (
-        ({"text": ""}, "at least 2 tokens"),
-        ({"ids": [5]}, "at least 2 tokens"),
+        ({"text": ""}, "at least 1 token, got none"),
+        ({"ids": [5], "bos": "never"}, "at least 2 tokens"),
         ({"text": "a b c", "stride": 2000}, "context of 1024 tokens, got 2000"),
         ({}, "exactly one"),
     ):

@@ -87,7 +87,7 @@ const words = "Sh\u00e4ll I?";
 const tokenized = await ask({ type: "tokenize", text: words });
 assert.equal(tokenized.offsets.length, tokenized.ids.length + 1);
 assert.equal(tokenized.offsets.at(-1), Buffer.byteLength(words));
-const scored = await ask({ type: "score", ids: tokenized.ids });
+const scored = await ask({ type: "score", ids: tokenized.ids, bos: "never" });
 assert.equal(scored.logprobs[0], null);
 assert.ok(scored.logprobs.slice(1).every((p) => p < 0) && scored.perplexity > 1);
 
