@@ -14,7 +14,8 @@ from client.window import disk, events as e, fonts, secret
 from client.window.disk import Disk
 from client.window.link import Link, LinkEffect
 from client.window.pieces import joined
-from client.window.state import LAYOUT_VERSION, POPOVERS, AppState
+from client.window.preferences import LAYOUT_VERSION, POPOVERS
+from client.window.state import AppState
 from client.window.update.apply import apply
 from client.window.views.main import ui
 from protocol import messages as m

@@ -42,7 +42,8 @@ from client.window.events import (
     SaveFile,
     SavePreferences,
 )
-from client.window.state import LEAST_ZOOM, MOST_ZOOM, Entry, Preferences
+from client.window.preferences import LEAST_ZOOM, MOST_ZOOM, Preferences
+from client.window.results import Entry
 from client.window.textfile import TextFile, is_text
 
 DiskEffect: TypeAlias = (

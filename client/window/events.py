@@ -13,8 +13,9 @@ from typing import Any, Literal, TypeAlias
 
 from client.window.autosave import Autosaved
 from client.window.editor import editing
+from client.window.preferences import Preferences
+from client.window.results import Entry
 from client.window.sidecar import Branches
-from client.window.state import Entry, Preferences
 from client.window.textfile import TextFile
 from client.window.tree import Pruned
 from protocol import connection, messages as m

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from client import replicas
-from client.window.state import Entry
+from client.window.results import Entry
 
 SCRIPT = '''\
 """Repeats a generation of {what}. The server must have the model under that name; the digest of its weights was

@@ -13,7 +13,7 @@ from pathlib import Path
 from imgui_bundle import imgui
 
 from client.window import theme
-from client.window.state import Preferences
+from client.window.preferences import Preferences
 
 SHIPPED = Path(__file__).parent / "assets" / "fonts"
 SANS, BOLD = str(SHIPPED / "Inter-Regular.ttf"), str(SHIPPED / "Inter-SemiBold.ttf")

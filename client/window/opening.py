@@ -11,7 +11,7 @@ import imgui_bundle  # noqa: F401 - before glfw: it points pyGLFW at its own GLF
 import glfw
 
 from client.window import icon
-from client.window.state import Preferences
+from client.window.preferences import Preferences
 
 NAME = "gpt2d"
 OPENGL = ((3, glfw.OPENGL_CORE_PROFILE, "#version 330"), (1, glfw.OPENGL_ANY_PROFILE, "#version 140"))

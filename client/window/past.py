@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from client.window.state import MAX_HISTORY, Entry
+from client.window.results import MAX_HISTORY, Entry
 
 MAX_BYTES = 16 << 20
 """Most bytes that are read, and half of those at which a file is cut to the generations that count."""

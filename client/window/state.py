@@ -6,24 +6,18 @@ exist is an error.
 from __future__ import annotations
 
 import math
-from collections import deque
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
-
-import msgspec
 
 from client import replicas
 from client.window.alternatives import Alternatives, Tokens
 from client.window.autosave import Autosaved
-from client.window.document import Document
-from client.window.editor.find import Find
-from client.window.editor.view import View
 from client.window.pace import PIECES_MS
 from client.window.parameters import OWN, fits
-from client.window.sidecar import Branches
-from client.window.textfile import TextFile
-from client.window.tree import Tree
+from client.window.preferences import Preferences, Settings
+from client.window.results import Compare, History, Ledgers
+from client.window.writing import REST_S, STOP_S, Hovered, Page
 from protocol import messages as m
 from protocol.keys import DEFAULT_ENDPOINT
 
@@ -44,27 +38,6 @@ Status: TypeAlias = Literal[
 ]
 GOES_ON = frozenset[Status]({"ready", "stuck", "late", "busy", "stopping", "failed"})
 """The connection is there, so that what is under way may still come to an end."""
-LEAST_ZOOM, MOST_ZOOM = 0.5, 4.0
-"""Sizes of the page's letters, as shares of the usual one."""
-MAX_HISTORY, MAX_POINTS = 500, 2000
-REST_S = 0.25
-"""Seconds for which the mouse rests on a word of the page before the list of what else could stand there opens."""
-STOP_S, MAX_LATE = 0.25, 16
-"""The last words of a generation that is stopped are waited for this long; a worker that stands still has none. And the
-number of such generations whose results still go into the history.
-"""
-KEPT_LOGPROBS, MAX_LOGPROBS = 50, 20_000
-"""Number of generations, the newest, that keep their tokens' probabilities, which take far more memory than their
-texts; and most tokens, of all their texts together: 2 KB each.
-"""
-SIDE, DRAWER = ("Model", "Sampling"), ("Inference", "Tokens", "Tree", "History", "Compare")
-"""Panels beside the page, and below it."""
-POPOVERS = ("Connection", "Settings", "Keys")
-"""Panels that are open for as long as they have the focus."""
-LAYOUT_VERSION = 3
-"""Raised when the panels or their first places change: a layout of other panels is not applied."""
-Settings: TypeAlias = dict[str, Any]
-"""Generation settings by name, those of messages.SETTINGS that differ from the default."""
 
 
 @dataclass(slots=True)
@@ -156,66 +129,6 @@ class Models:
         return info.context if info and info.context else 1024
 
 
-@dataclass(slots=True)
-class Generating:
-    """The generation that writes into the page."""
-
-    start: int
-    end: int
-    """It has written the characters of the page from `start` to here."""
-    prompt: str
-    asked: int
-    """Most new tokens, of all continuations together."""
-    began: float
-    place: int = 0
-    """Place in the server's queue; 0: running."""
-    stopping: bool = False
-    stopped_at: float = 0.0
-    tokens: int = 0
-    """Number of new tokens so far."""
-    first_at: float = 0.0
-    """Time of the first of them, and of the latest."""
-    latest_at: float = 0.0
-    spaces: list[int] = field(default_factory=list)
-    """For each continuation, the number of spaces at the prompt's end that were not sent: as many leading ones of the
-    answer are dropped.
-    """
-    dropped: list[int] = field(default_factory=list)
-    """For each, the number of leading spaces that were dropped."""
-    begins: Branch | None = None
-    """The tokens that it goes on from, which belong to it."""
-    until: int = 0
-    """The first text takes the place of what stands before this character."""
-    nodes: dict[int, int] = field(default_factory=dict)
-    """Number of a continuation -> its take; empty until there is some text."""
-    index: int = 0
-    """The continuation that is on the page."""
-    way: tuple[str, str, str] = ("", "", "")
-    """Model, engine and precision that write."""
-    wanted: Wanted | None = None
-    """What it came from."""
-    number: int = 0
-    """Number of its request."""
-    instead: int = 0
-    """The take in whose place it was written; 0: none."""
-
-    @property
-    def rate(self) -> float:
-        """Tokens a second, from the first to the latest; 0 until there are some."""
-        took = self.latest_at - self.first_at
-        return (self.tokens - 1) / took if took > 0 else 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What is written as soon as the chosen model is loaded."""
-
-    action: Any
-    """An events.WriteAction."""
-    missing: bool = False
-    """The server has said that the model is not loaded, whatever it said before."""
-
-
 @dataclass(frozen=True, slots=True)
 class Question:
     """Whether models may be downloaded that are not on the server's disk."""
@@ -223,233 +136,6 @@ class Question:
     downloads: list[m.ModelInfo]
     then: Any
     """The events.Action that follows if they may."""
-
-
-@dataclass(slots=True)
-class Branch:
-    """A token was chosen instead of another: the server is being asked what it takes to go on from it."""
-
-    start: int
-    ids: list[int]
-    """The tokens after the prompt, the chosen one last."""
-    tokens: list[m.TokenLogprobs]
-    """What is known of each."""
-    prompt_ids: list[int] | None = None
-    text: str | None = None
-
-
-@dataclass(slots=True)
-class Page:
-    document: Document = field(default_factory=Document)
-    tree: Tree = field(default_factory=Tree)
-    path: Path | None = None
-    file: TextFile = field(default_factory=TextFile)
-    """The file as it was opened or saved."""
-    autosaved: int = 0
-    """Version of the document that was autosaved."""
-    autosaved_at: float = 0.0
-    branches_saved: int = 0
-    """Version of the tree that is beside the file."""
-    offered: Branches | None = None
-    """Branches of another version of the text, which were beside it."""
-    generating: Generating | None = None
-    wanted: Wanted | None = None
-    branch: Branch | None = None
-    asked: int = 0
-    """Number of generations that were asked for."""
-    late: dict[int, Generating] = field(default_factory=dict)
-    """Generations that were stopped, by number, for whose results the page does not wait: the history does."""
-    batch: list[int] = field(default_factory=list)
-    """The takes that were written at once and are shown side by side."""
-    move_cursor: bool = False
-    """The text field takes over the document's cursor in its next frame."""
-    counted: int = -1
-    """Version of the document whose tokens were counted."""
-    counting: bool = False
-    changed_at: float = 0.0
-    tokens: int = 0
-    """Tokens before the cursor; of a long page an estimate."""
-    exact: bool = True
-    view: View = field(default_factory=View)
-    find: Find = field(default_factory=Find)
-    sight: int = 0
-    """The character where the model's sight begins."""
-
-    def leave(self, going: Generating) -> None:
-        """Leave the result of a generation to the history."""
-        self.late[going.number] = going
-        if len(self.late) > MAX_LATE:
-            del self.late[min(self.late)]
-
-    @property
-    def busy(self) -> bool:
-        """True while something is written, or waits for its model."""
-        return self.generating is not None or self.wanted is not None
-
-    @property
-    def last(self) -> int | None:
-        """Character at which the last generation began."""
-        return self.document.sticky.get("last")
-
-    @last.setter
-    def last(self, start: int) -> None:
-        self.document.sticky["last"] = start
-
-    @property
-    def dirty(self) -> bool:
-        return self.document.text != self.file.text
-
-
-@dataclass(slots=True)
-class Hovered:
-    """The token that the mouse rests on, and the list of what else could stand there."""
-
-    offset: int
-    """Where it begins."""
-    version: int
-    """Of the text that it is in."""
-    since: float
-    word: tuple[float, float, float, float]
-    """Left, top, right and bottom of the place on the screen that the mouse is on, and of the list."""
-    list: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
-    opened: bool = False
-    drawn: int = 0
-    """Number of frames in which the list was drawn: it takes some to find its size."""
-
-
-@dataclass(slots=True)
-class Ledgers:
-    """The last generation's times, and those of the session."""
-
-    last: m.Generated | None = None
-    whole_ms: float = 0.0
-    """Time that the window measured: the difference to the server's is the network's share."""
-    series: dict[str, deque[tuple[float, float, float]]] = field(default_factory=dict)
-    """model/engine/precision -> (number of the generation, tokens a second, ms to the first token)."""
-    count: int = 0
-
-
-@dataclass(slots=True)
-class Column:
-    """One of the compared ways."""
-
-    model: str = ""
-    engine: str = ""
-    precision: str = ""
-    preset: str = ""
-    as_chosen: bool = False
-    """What is chosen in the Model panel was wanted here."""
-    settings: Settings = field(default_factory=dict)
-    """Settings of the preset; empty: those of the Sampling panel."""
-    text: str = ""
-    result: m.Generated | None = None
-    error: str = ""
-    parts: list[tuple[str, bool]] = field(default_factory=list)
-    """The text, cut into (part, whether it is the word with which it parts from the first column's)."""
-
-    @property
-    def way(self) -> tuple[str, str, str]:
-        """Model, engine and precision; empty: those of the Model panel."""
-        return replicas.way(self)
-
-    @way.setter
-    def way(self, way: tuple[str, str, str]) -> None:
-        self.model, self.engine = way[:2]
-        self.precision = way[2]
-
-
-@dataclass(slots=True)
-class Compare:
-    prompt: str = "Shall I compare thee"
-    seed: int = 1
-    max_new_tokens: int = 40
-    columns: list[Column] = field(default_factory=lambda: [Column(), Column()])
-    running: int | None = None
-    """The column whose turn it is."""
-    stopping: bool = False
-    """True from the stop to the end of what was under way, for which is waited a moment."""
-    stopped_at: float = 0.0
-    awaited: Literal["compare", "compare load"] = "compare"
-    """Purpose of the request that is under way: answers to another are those of an earlier comparison."""
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One generation of the session."""
-
-    number: int
-    at: float
-    """Unix time."""
-    prompt: str
-    result: m.Generated
-    endpoint: str
-
-    @property
-    def told(self) -> int:
-        """Number of tokens whose probabilities it has."""
-        return len(self.result.logprobs) + sum(len(other.logprobs) for other in self.result.others)
-
-    @property
-    def bare(self) -> Entry:
-        """The same without any probabilities."""
-        others = [msgspec.structs.replace(other, logprobs=[]) for other in self.result.others]
-        return replace(self, result=msgspec.structs.replace(self.result, logprobs=[], others=others))
-
-
-@dataclass(slots=True)
-class History:
-    entries: deque[Entry] = field(default_factory=lambda: deque(maxlen=MAX_HISTORY))
-    search: str = ""
-    chosen: int | None = None
-    kept: int = 0
-    """Number of the newest that other sessions have."""
-
-    def entry(self, number: int | None) -> Entry | None:
-        return next((entry for entry in self.entries if entry.number == number), None)
-
-
-@dataclass(slots=True)
-class Preferences:
-    """Choices that are kept in the user's config folder."""
-
-    font: str = ""
-    """Path of a font file, or a name of fonts.BUILT_IN."""
-    page_font: str = ""
-    font_size: float = 16.0
-    page_font_size: float = 20.0
-    zoom: float = 1.0
-    """What the page's size of letters is multiplied by."""
-    scale: float = 1.0
-    theme: Literal["dark", "light"] = "dark"
-    enter_generates: bool = False
-    shade_tokens: bool = False
-    """What the model wrote is shaded on the page: the stronger, the less likely it was."""
-    spare_spaces: bool = True
-    """Spaces at the end of a prompt are not sent to a byte-level tokenizer, which has them in the next word's token."""
-    server: str = DEFAULT_ENDPOINT
-    chosen: list[str] = field(default_factory=list)
-    """Model, engine and precision that were chosen last."""
-    recent: list[str] = field(default_factory=list)
-    sampling: Settings = field(default_factory=dict)
-    presets: dict[str, Settings] = field(default_factory=dict)
-    layout: str = ""
-    """Dear ImGui's own description of where the panels are."""
-    layout_version: int = 0
-    """The LAYOUT_VERSION that it belongs to."""
-    closed: list[str] = field(default_factory=lambda: [*POPOVERS])
-    """Panels that are not shown."""
-    files: list[tuple[str, int]] = field(default_factory=list)
-    """The files of the last pages, and where the cursor was in each."""
-    last: str = ""
-    """The file of the page that was open last."""
-    folded: list[Literal["side", "drawer"]] = field(default_factory=list)
-    """What is folded away where there would be room for it."""
-    width: int = 1360
-    height: int = 860
-    x: int | None = None
-    """Where the window was; None: it has not been anywhere."""
-    y: int | None = None
-    maximised: bool = False
 
 
 @dataclass(slots=True)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from client import replicas
 from client.window import events as e
-from client.window.state import AppState, Generating, Question, Wanted
+from client.window.state import AppState, Question
 from client.window.update import models, notices, page
+from client.window.writing import Generating, Wanted
 from protocol import messages as m
 from protocol.connection import Event as Reply
 from protocol.errors import Gpt2dError

@@ -7,9 +7,11 @@ from typing import assert_never
 from client.window import events as e
 from client.window.document import Sheet, clean
 from client.window.marks import Span, Written
-from client.window.state import AppState, Entry, Generating
+from client.window.results import Entry
+from client.window.state import AppState
 from client.window.tree import MAX_KEPT, Node
 from client.window.update import notices
+from client.window.writing import Generating
 
 SENT_BYTES = 100_000
 """Most bytes before the cursor that are sent: far more than any context holds, and far less than a request may have."""

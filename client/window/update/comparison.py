@@ -8,10 +8,12 @@ from typing import assert_never
 from client import replicas
 from client.window import events as e
 from client.window.export import as_json, as_python
-from client.window.state import STOP_S, AppState, Column, Question
+from client.window.results import Column
+from client.window.state import AppState, Question
 from client.window.update.files import show_files
 from client.window.update.models import LOAD_S, learn
 from client.window.update.page import GENERATE_S, note, spared
+from client.window.writing import STOP_S
 from protocol import messages as m
 from protocol.client import is_last
 from protocol.connection import Event as Reply

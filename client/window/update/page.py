@@ -8,20 +8,12 @@ from typing import Any, assert_never
 from client import replicas
 from client.window import events as e
 from client.window.alternatives import Written
+from client.window.results import KEPT_LOGPROBS, MAX_LOGPROBS, MAX_POINTS, Entry
 from client.window.speed import tokens_per_second
-from client.window.state import (
-    KEPT_LOGPROBS,
-    MAX_LATE,
-    MAX_LOGPROBS,
-    MAX_POINTS,
-    STOP_S,
-    AppState,
-    Branch,
-    Entry,
-    Generating,
-)
+from client.window.state import AppState
 from client.window.update import branches, files, notices
 from client.window.update.branches import SENT_BYTES
+from client.window.writing import MAX_LATE, STOP_S, Branch, Generating
 from protocol import messages as m
 from protocol.client import is_last
 from protocol.connection import Event as Reply

@@ -8,7 +8,8 @@ from typing import assert_never
 
 from client.window import events as e
 from client.window.chords import keys_of
-from client.window.state import LEAST_ZOOM, MOST_ZOOM, AppState
+from client.window.preferences import LEAST_ZOOM, MOST_ZOOM
+from client.window.state import AppState
 from client.window.update import notices
 
 ZOOM_STEP = 1.1

@@ -10,7 +10,8 @@ from client import replicas
 from client.window import theme
 from client.window.events import Action, ChooseColumn, Do, Enter
 from client.window.icons import ICONS
-from client.window.state import AppState, Column
+from client.window.results import Column
+from client.window.state import AppState
 from client.window.views import widgets
 
 BAR = 0.35

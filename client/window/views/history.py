@@ -10,8 +10,9 @@ from imgui_bundle import imgui
 from client import replicas
 from client.window.events import Action, Do, Enter, ExportEntry, Restore
 from client.window.parameters import OWN
+from client.window.results import Entry
 from client.window.speed import tokens_per_second
-from client.window.state import AppState, Entry
+from client.window.state import AppState
 from client.window.views import widgets
 
 OF_THE_WINDOW = {"n", "truncate", "logprobs", "logprobs_of"}

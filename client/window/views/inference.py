@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from client import replicas, threads
 from client.window.events import Action
+from client.window.results import Ledgers
 from client.window.speed import tokens_per_second
-from client.window.state import AppState, Ledgers
+from client.window.state import AppState
 from client.window.views import live, widgets
 from protocol import messages as m
 from protocol.ledger import Ledger

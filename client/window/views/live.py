@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from imgui_bundle import imgui
 
-from client.window.state import AppState, Generating
+from client.window.state import AppState
 from client.window.views import widgets
+from client.window.writing import Generating
 
 LINE = 2.0
 """Thickness of the line, at scale 1."""

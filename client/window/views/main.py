@@ -15,7 +15,8 @@ from imgui_bundle import ImVec2, imgui
 from client.window import chords
 from client.window.events import Action, CancelLoad, Connect, Disconnect, Do, LoadModel, Prefer
 from client.window.icons import ICONS
-from client.window.state import DRAWER, POPOVERS, SIDE, AppState
+from client.window.preferences import DRAWER, POPOVERS, SIDE
+from client.window.state import AppState
 from client.window.views import (
     branches,
     compare,

@@ -10,9 +10,10 @@ import math
 from imgui_bundle import ImVec2, imgui
 
 from client.window.events import Action
-from client.window.state import REST_S, AppState, Hovered
+from client.window.state import AppState
 from client.window.views import widgets
 from client.window.views.tokens import GONE, WIDTH, draw_list
+from client.window.writing import REST_S, Hovered
 
 NAME = "##alternatives"
 FLAGS = (

@@ -12,10 +12,11 @@ from tests.conftest import WINDOW
 pytest.importorskip("client.window.loop", exc_type=ImportError, reason=WINDOW)
 
 from client.window import events as e
-from client.window.state import MAX_LATE, STOP_S, AppState
+from client.window.state import AppState
 from client.window.update.apply import apply
 from client.window.update.page import BEAT_S
 from client.window.views.connection import condition
+from client.window.writing import MAX_LATE, STOP_S
 from protocol import messages as m
 from protocol.errors import Cancelled, ConnectionLost, LoadFailed, NoServer, NotLoaded, ServerStuck, Unauthorised
 from tests.client.window.test_update import INFO, LOADED, MODEL, PONG, RESULT, WORKER, ready, sent

@@ -14,9 +14,9 @@ pytest.importorskip("client.window.loop", exc_type=ImportError, reason=WINDOW)
 from imgui_bundle import imgui
 
 from client.window.events import DiskFailed, Do
-from client.window.state import Generating
 from client.window.update import notices
 from client.window.views import inference, live, toasts
+from client.window.writing import Generating
 from tests.client.fake import ReplicaServer
 from tests.client.window import driver
 from tests.client.window.driver import Driver, drive

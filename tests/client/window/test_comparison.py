@@ -10,9 +10,10 @@ from tests.conftest import WINDOW
 pytest.importorskip("client.window.loop", exc_type=ImportError, reason=WINDOW)
 
 from client.window import events as e
-from client.window.state import STOP_S, AppState
+from client.window.state import AppState
 from client.window.update.apply import apply
 from client.window.update.comparison import differences
+from client.window.writing import STOP_S
 from protocol import messages as m
 from tests.client.window.test_update import INFO, LOADED, MODEL, RESULT, ready, sent
 

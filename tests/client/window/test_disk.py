@@ -26,7 +26,7 @@ from client.window.events import (
     SaveFile,
     SavePreferences,
 )
-from client.window.state import Preferences
+from client.window.preferences import Preferences
 from client.window.textfile import TextFile
 
 

@@ -17,7 +17,8 @@ from client import replicas
 from client.window import events as e, secret
 from client.window.export import as_json, as_python
 from client.window.parameters import OWN, usable
-from client.window.state import GOES_ON, MAX_LOGPROBS, AppState, Status
+from client.window.results import MAX_LOGPROBS
+from client.window.state import GOES_ON, AppState, Status
 from client.window.textfile import TextFile
 from client.window.update.apply import ANSWERS, STATUS, apply
 from client.window.update.comparison import differences
