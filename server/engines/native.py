@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -208,6 +209,8 @@ class NativeEngine:
         self.threads = self.threads_used = threads
         self.steps = self.steps_threads = 0
         self._crew = Crew(threads)
+        self._last: Callable[[], Logits | None] = lambda: None
+        """What the last step returned, while somebody has it."""
         self._waits = (ctypes.c_double * threads)()
         self.quantised_share = float(precision != "fp32")  # layout.py packs all matrices
         self._arch, self._kernels = arch, library()
@@ -267,7 +270,7 @@ class NativeEngine:
             count, *self._step[:3], count, *self._step[3:], None if hidden is None else _at(hidden),
             None if best is None else _at(self._step_best),
         )  # fmt: skip
-        return self._step_logits[:count]
+        return self._returned(self._step_logits[:count])
 
     def run(self, runs: Sequence[Run]) -> Logits:
         steps = _steps(runs)
@@ -305,10 +308,22 @@ class NativeEngine:
         return logits, Judged(own - found[0], counts[0], found[1], counts[1], masses)
 
     def choose(self, logits: Logits, rows: Sequence[int], choices: Sequence[Choice]) -> list[int]:
-        """Choose as `choose` does, by the model's threads: a row, which may come once, is a thread's."""
-        tokens, at = _numbers([0] * len(rows)), _at(logits)
+        """Choose as `choose` does, by the model's threads: a row, which may come once, is a thread's.
+
+        It is faster from what the last step has returned, which nobody else can change.
+        """
+        tokens, at = _numbers([0] * len(rows)), None if self._are_last(logits) else _at(logits)
         code = self._kernels.gpt2d_choose(self._running(), len(rows), _numbers(rows), at, _addresses(choices), tokens)
+        if code != NO_MEMORY:
+            self._check(code)
         return _chosen(code, tokens)
+
+    def _are_last(self, logits: Logits) -> bool:
+        """Return True for what the last step has returned, or its first rows."""
+        last = self._last()
+        if last is None:
+            return False
+        return logits is last or (logits.base is not None and logits.base is last and _at(logits) == _at(last))
 
     def observe(
         self, layer: int, rows: Sequence[int], positions: Sequence[int], x: Hidden, inputs: Sequence[Quantised]
@@ -365,6 +380,12 @@ class NativeEngine:
             len(ids), *map(_at, steps), len(wanted), _at(chosen), _at(logits),
             None if hidden is None else _at(hidden), None,
         )  # fmt: skip
+        return self._returned(logits)
+
+    def _returned(self, logits: Logits) -> Logits:
+        """Note what a step returns. Only the kernels may change it, who know what is in it."""
+        logits.flags.writeable = False
+        self._last = weakref.ref(logits)
         return logits
 
     def _run(self, count: int, *arguments: int | None, call: Callable[..., int] | None = None) -> None:

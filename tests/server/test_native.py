@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import multiprocessing
 import os
@@ -272,6 +273,57 @@ def test_what_there_is_not_is_refused(odd: NativeEngine, call: object) -> None:
     assert callable(call)
     with pytest.raises(ValueError, match="that there is not"):
         call(odd)
+
+
+@pytest.mark.parametrize("instruction_set", instruction_sets())
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_tokens_of_the_last_step_are_those_of_a_copy_of_its_logits(
+    instruction_set: str, precision: str, tmp_path: Path
+) -> None:
+    """What the kernels have noted of a step's logits changes no choice, nor what a choice makes of them."""
+    arch = replace(ODD, vocabulary=2000)  # in chunks of 64, the last of 16
+    engine = make(tmp_path, arch, precision, threads=3, instruction_set=instruction_set)
+    named = (ctypes.c_int32 * 3)(1999, 70, 3)
+    biases, at = (ctypes.c_float * 3)(9, -3, 0.5), ctypes.addressof(named)
+    changes = {"biased": at, "biases": ctypes.addressof(biases), "biased_count": 3, "seen": at, "counts": at}
+    kinds: list[dict[str, float]] = [
+        {"top_k": 50}, {"top_k": 1}, {"temperature": 0}, {"top_k": 3, **changes},
+        {"top_k": 0, "top_p": 0.5, "banned": at, "banned_count": 2}, {"temperature": 0, **changes, "seen_count": 3},
+    ]  # fmt: skip
+    settings_of = [
+        {"top_p": 1, "typical_p": 1, "temperature": 1, "repetition": 1.5, "uniform": 0.6, **k} for k in kinds
+    ]
+    for past, kind in enumerate(settings_of * 2):
+        ids, rows = [past, 2, 1999, 7], [3, 0, 1, 2]
+        logits = (
+            engine.decode(ids, [past] * 4) if past % 2 else engine.run([Run(r, [ids[r]], past, [0]) for r in range(4)])
+        )
+        copied, choices = logits.copy(), [Choice(**kind) for _ in rows]
+        for _ in range(2):  # the second time from what the first has changed
+            want = choose(copied, rows, choices, instruction_set=instruction_set)
+            assert engine.choose(logits, rows, choices) == want and min(want) >= 0
+            np.testing.assert_array_equal(logits, copied)
+        fewer = engine.decode(ids, [past] * 4)
+        assert engine.choose(fewer[:2], [1], choices[:1]) == choose(fewer[:2].copy(), [1], choices[:1])
+        with pytest.raises(ValueError, match="read-only"):
+            logits[0, 5] = 100
+    engine.close()
+
+
+def test_a_step_whose_logits_are_not_numbers_gives_no_token(tmp_path: Path) -> None:
+    arch = replace(ODD, vocabulary=2000)
+    weights = {name: np.zeros(shape, np.float32) for name, shape in expected_shapes(arch).items()}
+    weights["wte.weight"][1500] = np.nan
+    Layout(arch, weights, "fp32", lambda *_: None).write(tmp_path)
+    engine = NativeEngine(arch, tmp_path / FILE, "fp32", rows=3, threads=2)
+    logits = engine.decode([1, 2, 3], [0, 0, 0])
+    assert np.isnan(logits[:, 1500]).all()
+    assert (
+        engine.choose(logits, [0, 1, 2], [Choice(), Choice(top_p=1, typical_p=1, temperature=1), Choice()]) == [-1] * 3
+    )
+    with pytest.raises(ValueError, match="row"):
+        engine.choose(logits, [3], [Choice()])
+    engine.close()
 
 
 def leave(mebibytes: float) -> None:

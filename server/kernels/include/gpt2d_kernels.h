@@ -146,7 +146,9 @@ typedef struct {
 GPT2D_API int gpt2d_sample(const char *instruction_set, int count, const int32_t *rows, float *logits, int vocabulary,
                            const gpt2d_choice *const *choices, int32_t *tokens);
 
-/* The same for a model's vocabulary, by the model's threads. No row may come twice. */
+/* The same for a model's vocabulary, by the model's threads. No row may come twice. Where `logits` is null they are those of the
+ * last gpt2d_forward, where it has written them, and must be as it has: something is known of them, so that it is faster.
+ * GPT2D_BAD_ARGUMENT where a row was not in it. */
 GPT2D_API int gpt2d_choose(gpt2d_model *model, int count, const int32_t *rows, float *logits, const gpt2d_choice *const *choices,
                            int32_t *tokens);
 

@@ -177,13 +177,13 @@ int gpt2d_sample(const char *instruction_set, int count, const int32_t *rows, fl
     return guarded([&] {
         Draft &draft = own_draft();
         draft.reserve(vocabulary);
-        for (int i = 0; i < count; i++) tokens[i] = ops->sample(logits + size_t(rows[i]) * vocabulary, vocabulary, *choices[i], draft);
+        for (int i = 0; i < count; i++) tokens[i] = ops->sample(logits + size_t(rows[i]) * vocabulary, vocabulary, *choices[i], nullptr, draft);
         return 0;
     });
 }
 
 int gpt2d_choose(gpt2d_model *model, int count, const int32_t *rows, float *logits, const gpt2d_choice *const *choices, int32_t *tokens) {
-    return guarded([&] { return model->model.choose(count, rows, logits, choices, tokens), 0; });
+    return guarded([&] { return model->model.choose(count, rows, logits, choices, tokens) ? 0 : int(GPT2D_BAD_ARGUMENT); });
 }
 
 int gpt2d_matmul(const char *instruction_set, int bits, int outputs, int inputs, const void *matrix, int rows, int activation,

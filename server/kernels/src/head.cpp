@@ -37,6 +37,7 @@ bool Model::in_two_passes(const Step &step) {
             return false;
         }
     }
+    logits_.resize(MOST_ROWS * size_t(lm_head_.outputs));
     two_.norms.resize(MOST_ROWS * blocks), two_.offsets.resize(MOST_ROWS * blocks);
     for (auto *values : {&two_.tops, &two_.most, &two_.exact_tops}) values->resize(MOST_ROWS * strips);
     two_.values.reserve(strips * STRIP), two_.listed.resize(strips + 1), two_.count = 0;
@@ -63,10 +64,26 @@ void Model::raise_head(const Rows &x, const Step &step) {
     else raise_whole(x, step);
 }
 
+// Straight to where the logits are wanted, but those of the last chunk, behind which is the head's padding; and the largest of each
+// chunk while it is in the first-level cache: who chooses tokens need not read them all again.
 void Model::raise_whole(const Rows &x, const Step &step) {
-    team_.work_off(lm_head_.panels(), part_of(lm_head_), [&](int first, int end) {
-        ops_.matmul(lm_head_, x, step.wanted_count, {logits_.data(), lm_head_.outputs, Finish::store}, first, end);
-        hand_out(step, first * PANEL, end * PANEL);
+    constexpr int EACH = CHUNK / PANEL;
+    int n = shape_.vocabulary, last = chunks() - 1;
+    team_.work_off(chunks(), std::max(1, part_of(lm_head_) / EACH), [&](int first, int end) {
+        for (int c = first; c < end; c++) {
+            if (c < last) {
+                ops_.matmul(lm_head_, x, step.wanted_count, {step.logits, n, Finish::store}, c * EACH, (c + 1) * EACH);
+            } else {
+                Matrix tail = lm_head_;
+                tail.data += size_t(c) * EACH * lm_head_.panel_bytes(), tail.outputs -= c * CHUNK;
+                ops_.matmul(tail, x, step.wanted_count, {tail_.data(), CHUNK, Finish::store}, 0, tail.panels());
+            }
+            for (int i = 0; i < step.wanted_count; i++) {
+                float *y = step.logits + size_t(i) * size_t(n);
+                if (c == last) std::copy_n(&tail_[size_t(i) * CHUNK], n - c * CHUNK, y + c * CHUNK);
+                if (!ops_.find_tops(y, n, c, c + 1, &tops_[size_t(i) * size_t(chunks())])) all_numbers_ = false;
+            }
+        }
     });
 }
 

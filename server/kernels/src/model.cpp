@@ -101,7 +101,9 @@ bool Model::valid(const Step &s) const {
 }
 
 void Model::reserve(int count, int wanted_count) {
-    logits_.resize(std::max(logits_.size(), size_t(wanted_count) * lm_head_.outputs));
+    auto wanted = size_t(wanted_count);
+    tail_.resize(std::max(tail_.size(), wanted * CHUNK)), tops_.resize(std::max(tops_.size(), wanted * size_t(chunks())));
+    has_tops_.assign(wanted, 0);
     if (count <= reserved_) return;
     auto n = size_t(count);
     x_.resize(n * width_), normed_.resize(n * width_), attended_.resize(n * width_), inner_values_.resize(n * inner_);
@@ -114,18 +116,23 @@ void Model::reserve(int count, int wanted_count) {
 }
 
 void Model::forward(const Step &step) {
+    given_ = nullptr;
     int scored = step.scores ? step.scores->count : 0;
     reserve(std::max(step.count, step.wanted_count + scored), step.wanted_count);
     if (scored) reserve_scores(step);
     raised_.assign(step.wanted, step.wanted + step.wanted_count);
     if (scored) raised_.insert(raised_.end(), step.scores->places, step.scores->places + scored);
     two_.used = in_two_passes(step);
+    all_numbers_ = true;
     runs_.clear();
     for (int i = 0; i < step.count; i++) {
         if (i && step.rows[i] == step.rows[i - 1]) runs_.back().count++;
         else runs_.push_back({i, 1});
     }
     team_.run([&] { work(step); });
+    given_ = step.logits;
+    bool all = all_numbers_ && !(two_.used && !two_.whole);
+    has_tops_.assign(has_tops_.size(), all);
 }
 
 // What each thread does; all memory for it was reserved before. The phases of a layer are those of GPT-2: q k v, attention,
@@ -290,14 +297,21 @@ void Model::copy(int row, int positions, void *keys, void *values, bool out) {
 }
 
 // A row is a thread's: few rows are chosen from at a time, and a row's order of sums is the same everywhere.
-void Model::choose(int count, const int32_t *rows, float *logits, const gpt2d_choice *const *choices, int32_t *tokens) {
+bool Model::choose(int count, const int32_t *rows, float *logits, const gpt2d_choice *const *choices, int32_t *tokens) {
+    bool ours = !logits;
+    auto in_step = [&](int row) { return row >= 0 && size_t(row) < has_tops_.size(); };
+    if (ours && (!given_ || !std::all_of(rows, rows + count, in_step))) return false;
+    if (ours) logits = given_;
     for (Draft &draft : drafts_) draft.reserve(shape_.vocabulary);
     auto one = [&](int i) {
-        float *row = logits + size_t(rows[i]) * shape_.vocabulary;
-        tokens[i] = ops_.sample(row, shape_.vocabulary, *choices[i], drafts_[size_t(Team::place())]);
+        auto at = size_t(rows[i]);
+        const float *tops = ours && has_tops_[at] ? &tops_[at * size_t(chunks())] : nullptr;
+        if (ours) has_tops_[at] = 0;  // the choice may change logits
+        tokens[i] = ops_.sample(logits + at * size_t(shape_.vocabulary), shape_.vocabulary, *choices[i], tops, drafts_[size_t(Team::place())]);
     };
-    if (count == 1) return one(0);
-    team_.run([&] { team_.work_off(count, 1, [&](int i, int) { one(i); }); });
+    if (count == 1) one(0);
+    else team_.run([&] { team_.work_off(count, 1, [&](int i, int) { one(i); }); });
+    return true;
 }
 
 }  // namespace gpt2d

@@ -60,8 +60,9 @@ class Model {
     void forward(const Step &step);
     void move(int source, int target, int first, int positions);
     Team &team() { return team_; }
-    // Throws std::bad_alloc before anything is changed.
-    void choose(int count, const int32_t *rows, float *logits, const gpt2d_choice *const *choices, int32_t *tokens);
+    // Without logits, from those of the last step, if the rows were in it: false if not. Throws std::bad_alloc before anything is
+    // changed.
+    bool choose(int count, const int32_t *rows, float *logits, const gpt2d_choice *const *choices, int32_t *tokens);
     void copy(int row, int positions, void *keys, void *values, bool out);
     int strips_read() const { return two_.used && !two_.whole ? int(two_.count) : 0; }
     void always_two_passes(bool always) { two_.always = always; }
@@ -98,6 +99,7 @@ class Model {
     void raise_whole(const Rows &x, const Step &step);
     void raise_best(const Rows &x, const Step &step);
     void hand_out(const Step &step, int first, int end);
+    int chunks() const { return (shape_.vocabulary + CHUNK - 1) / CHUNK; }
     int strips() const { return lm_head_.outputs / STRIP; }
     void list_likely(const Step &step);
     void list_possible(const Step &step);
@@ -128,7 +130,9 @@ class Model {
 
     // The activations of a step, for `reserved_` tokens.
     int reserved_ = 0;
-    std::vector<float> x_, normed_, qkv_, attended_, inner_values_, logits_;
+    std::vector<float> x_, normed_, qkv_, attended_, inner_values_;
+    std::vector<float> logits_;  // of the two passes: [MOST_ROWS, padded vocabulary]
+    std::vector<float> tail_;    // of the last chunk, with the head's padding: [wanted, CHUNK]
     std::vector<int8_t> q_, inner_q_;
     std::vector<float> scales_, inner_scales_;
     std::vector<int32_t> offsets_, inner_offsets_;
@@ -142,6 +146,12 @@ class Model {
     const size_t scratch_size_;
     std::vector<float> scratch_;  // [threads, scratch_size_]
     std::vector<Draft> drafts_;   // [threads]
+
+    // What is kept of a step's logits, from which tokens are chosen.
+    float *given_ = nullptr;         // where they are
+    std::vector<float> tops_;        // the largest of each chunk: [wanted, chunks]
+    std::vector<uint8_t> has_tops_;  // [wanted]
+    std::atomic<bool> all_numbers_{true};
 };
 
 }  // namespace gpt2d

@@ -130,8 +130,11 @@ struct Ops {
     void (*embed)(const Matrix &table, int token, const float *place, float *x);
     // Write the tokens' keys and values, then let each attend to what is before it and itself.
     void (*attend)(const Attention &a);
-    // The token that a row of logits gives, which the choice changes; -1 where they are not numbers.
-    int (*sample)(float *logits, int n, const gpt2d_choice &choice, Draft &draft);
+    // The largest of each of the chunks first..end-1 of n logits; false where one of these is not a number.
+    bool (*find_tops)(const float *logits, int n, int first, int end, float *tops);
+    // The token that a row of logits gives, which the choice changes; -1 where they are not numbers. `tops` are the largest of all
+    // chunks before that, or null.
+    int (*sample)(float *logits, int n, const gpt2d_choice &choice, const float *tops, Draft &draft);
     // Of `n` logits, a multiple of 16, beside a token's own one; members, 1 or 0 for each, may be null. `at` is left to the caller.
     Survey (*survey)(const float *y, int n, float own, const float *members);
     // Of all parts of a row, in their order.
