@@ -269,7 +269,8 @@ class Client:
         **which: Any,
     ) -> m.Scored:
         """Return the log-probability of every token of a text, its perplexity and bits per byte. `which`: as for
-        tokenize, and `stride`, the distance of the windows in which a text longer than the context is scored.
+        tokenize, and the fields of messages.Score, as `bos`, `unit`, `top`, and `stride`, the distance of the windows
+        in which a text longer than the context is scored.
 
         Raises: NotLoaded, BadRequest, and what every call raises.
         """

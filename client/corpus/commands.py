@@ -19,6 +19,7 @@ from protocol.errors import Gpt2dError
 from protocol.keys import DEFAULT_ENDPOINT, Address
 from protocol.parameters import read_settings
 from protocol.programs import command, printed_by, typed
+from protocol.requests import request
 
 NAMES = ("score", "generate")
 FILES = """\
@@ -204,10 +205,10 @@ def number_from(least: int) -> Callable[[str], int]:
 def score(args: argparse.Namespace, client: Client, table: Table, model: Model) -> int:
     """Score the texts of a table; return the exit code. Raises: Gpt2dError, ValueError, OSError."""
     asked = scoring.Asked(args.unit, args.bos, args.stride, args.top)
-    kept = scoring.kept(table)
-    for name in [name for name in table.columns if name not in kept and not table.plain]:
+    beside = scoring.kept(table)
+    for name in [name for name in table.columns if name not in beside and not table.plain]:
         say(f"column {name!r} is left out: one of its texts has {table.longest:,} characters, repeated for each word")
-    sheet = Sheet(args.format, {name: table.kinds.get(name, set()) for name in kept}, scoring.columns(table, asked))
+    sheet = Sheet(args.format, {name: table.kinds.get(name, set()) for name in beside}, scoring.columns(table, asked))
     shaped = asked.settings | {"context column": args.context_column}
     return write(args, table, model, sheet, shaped, lambda at: scoring.scored(client, table, model, asked, at))
 
@@ -218,6 +219,7 @@ def generate(
     """Continue the texts of a table; return the exit code. Raises: Gpt2dError, ValueError, OSError."""
     more = [f"max_new_tokens={args.max_new_tokens}"] if args.max_new_tokens else []
     settings = read_settings(there, args.settings + more)
+    request(m.Generate, settings, prompt="")  # a wrong value is no fault of a text
     kinds = {name: table.kinds.get(name, set()) for name in table.columns}
     sheet = Sheet(args.format, kinds, continuing.columns(table, settings))
     shaped = {"settings": continuing.DEFAULTS | settings}
@@ -245,7 +247,6 @@ def write(
             say(f"going on after {journal.position.texts:,} of {table.count:,} texts")
         else:
             say(f"{table.count:,} texts, by {model.name}")
-        kept = f"what is done is kept in {journal.part}; this goes on where it was:\n  {args.again}"
         try:
             with contextlib.closing(bar):
                 for done in source(journal.position):
@@ -254,10 +255,17 @@ def write(
             table.check_unchanged()
             journal.finish(sheet.convert if args.format == "parquet" else None)
         except KeyboardInterrupt:
-            say(f"stopped; {kept}")
+            say(f"stopped; {kept(journal, args.again)}")
             return 130
         except (Gpt2dError, OSError):
-            say(kept)
+            say(kept(journal, args.again))
             raise
     say(f"{args.out}: {table.count:,} texts, {bar.tokens:,} tokens in {bar.seconds:.1f} s")
     return 0
+
+
+def kept(journal: Journal, again: str) -> str:
+    """Return what an interruption leaves, and how to go on."""
+    if not journal.position.done:
+        return "nothing is done yet"
+    return f"what is done is kept in {journal.part}; this goes on where it was:\n  {again}"

@@ -90,7 +90,6 @@ class Journal:
         try:
             self._lock()
             position = self._begun(overwrite=overwrite)
-            self.resumed = position is not None and position.done > 0
             self.position = position or Position(done=0, size=0)
             self._file.truncate(self.position.size)
             self._note()
@@ -124,6 +123,8 @@ class Journal:
             return None
         except (msgspec.DecodeError, UnicodeDecodeError):
             raise ValueError(f"{self.progress} is damaged; start again with --overwrite") from None
+        if not kept.position.done:  # with whatever settings: it had a header at most
+            return None
         now = msgspec.json.decode(msgspec.json.encode(self._settings))
         for name in {**kept.settings, **now}:
             was, given = kept.settings.get(name), now.get(name)
@@ -203,6 +204,10 @@ class Journal:
             self._note()
         with contextlib.suppress(OSError):
             self._file.close()
+        if not self.position.done:
+            with contextlib.suppress(OSError):
+                self.part.unlink()
+                self.progress.unlink()
 
 
 def _short(value: object) -> str:

@@ -121,7 +121,11 @@ def test_what_would_be_another_table_is_refused(
 ) -> None:
     """Other settings, other weights under the same name, and another input."""
     monkeypatch.chdir(tmp_path)
-    with FakeServer(lambda request: WorkerDied("x") if isinstance(request, m.Generate) else usual(request)) as server:
+
+    def die(request: m.AnyRequest) -> Answer:
+        return WorkerDied("gone") if isinstance(request, m.Generate) and request.prompt == "4" else written(request)
+
+    with FakeServer(die) as server:
         assert call(server, "prompts.jsonl", "-o", "o.csv") == 1
         server.answer = written
         capsys.readouterr()
@@ -156,6 +160,9 @@ def test_every_setting_of_the_terminal(
         assert (row["prompt"], row["kind"], row["logprobs"]) == ("3", 1, [])
         assert call(server, prompts.name, "-o", "p.csv", "--set", "temperatur=1") == 1
         assert "did you mean temperature?" in capsys.readouterr().err
+        assert call(server, prompts.name, "-o", "p.csv", "--set", "n=17") == 1
+        assert "gpt2d-client: generate: n must be a whole number <= 16" in capsys.readouterr().err
+        assert not (tmp_path / "p.csv.part").exists()
         assert call(server, prompts.name, "-o", "p.csv", "--column", "text") == 1
         assert "no column 'text' in prompts.jsonl; its columns are 'prompt', 'kind'" in capsys.readouterr().err
 

@@ -57,14 +57,20 @@ def test_what_a_killed_process_leaves_is_cut_off_where_it_was_complete(tmp_path:
 
 
 def test_a_start_that_was_killed(tmp_path: Path) -> None:
-    out = tmp_path / "out.csv"
-    (tmp_path / "out.csv.part").touch()
-    with begun(out):
-        pass
-    assert (tmp_path / "out.csv.part").read_bytes() == b"header\n"
+    """Nothing was done yet, so that other settings are none of its business; nor does such a run leave anything."""
+    out, part = tmp_path / "out.csv", tmp_path / "out.csv.part"
+    part.touch()
     with begun(out) as journal:
-        journal.finish()
-    assert out.read_bytes() == b"header\n"
+        left = part.read_bytes(), journal.progress.read_bytes()
+    assert list(tmp_path.iterdir()) == []
+    for torn in (left[0], b"header\n", b"hea"):
+        part.write_bytes(torn)
+        journal.progress.write_bytes(left[1])
+        with begun(out, SETTINGS | {"unit": "token"}) as again:
+            again.write(Done([], 1, 1), "row\n")
+            again.finish()
+        assert out.read_bytes() == b"header\nrow\n"
+        out.unlink()
 
 
 def test_an_end_that_was_killed(tmp_path: Path) -> None:
@@ -111,7 +117,8 @@ def test_other_settings_are_refused_unless_all_begins_again(tmp_path: Path) -> N
         assert journal.position.done == 1, "the same command goes on, --overwrite or not"
     with begun(out, SETTINGS | {"unit": "token"}, overwrite=True) as journal:
         assert journal.position.done == 0
-    assert (tmp_path / "out.csv.part").read_text() == "header\n"
+        journal.write(Done([], 1, 1), "other\n")
+    assert (tmp_path / "out.csv.part").read_text() == "header\nother\n"
 
 
 def test_two_processes_do_not_write_one_output(tmp_path: Path) -> None:

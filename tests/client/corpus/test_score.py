@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from protocol import Client, many, messages as m
-from protocol.errors import BadRequest
+from protocol.errors import BadRequest, WorkerDied
 from protocol.testing import Answer, FakeServer
 from scripts.daemon import Daemon
 from tests.client.corpus.running import OURS, ROOT, command, here, position, read, run, usual
@@ -171,9 +171,17 @@ def test_what_would_be_another_table_is_refused(
             return BadRequest("score: texts[1] must have at least 2 tokens, got 1")
         return usual(request)
 
+    def begin(request: m.Score) -> Answer:
+        return [scored(request)[1], WorkerDied("gone")]
+
     with FakeServer(refuse) as server:
         assert call(server, "s.txt", "-o", "o.csv") == 1
         assert "s.txt, line 2: this text must have at least 2 tokens, got 1" in capsys.readouterr().err
+        assert {file.name for file in tmp_path.iterdir()} == {"s.txt"}, "nothing is done, and nothing left"
+        server.answer = lambda request: begin(request) if isinstance(request, m.Score) else usual(request)
+        assert call(server, "s.txt", "-o", "o.csv") == 1
+        assert position(tmp_path) == 1
+        capsys.readouterr()
         server.answer = scoring
         for words in (
             ("--stride", "9"),
