@@ -13,7 +13,7 @@ import pytest
 
 from server.catalogue.engines import instruction_sets
 
-DIGEST = "04fe92d896bf7400"
+DIGEST = "820e3eb7dab2a058"
 """What tests/kernels_test.cpp prints on every processor: of logits, drawn tokens and roundings.
 
 As the digests of test_digests.py it changes only with the order of a sum.
@@ -120,7 +120,7 @@ def test_every_instruction_set_gives_the_bits_that_all_processors_give(tmp_path:
     runs(tmp_path / "kernels_test", library, DIGEST)
 
 
-SOURCES = ("api", "calibrate", "cpu", "head", "model", "team")
+SOURCES = sorted(p.stem for p in (KERNELS / "src").glob("*.cpp") if not p.stem.startswith("ops_"))
 """What every set needs."""
 FLAGS = ("-O1", "-std=c++17", "-pthread", "-ffp-contract=off", "-fno-math-errno", "-Wno-psabi")
 
@@ -150,13 +150,17 @@ def test_the_set_for_avxvnni_gives_these_bits_too(tmp_path: Path) -> None:
 @pytest.mark.skipif(not shutil.which("aarch64-linux-gnu-g++"), reason="needs Debian's g++-aarch64-linux-gnu")
 @pytest.mark.skipif(not shutil.which("qemu-aarch64"), reason="needs Debian's qemu-user")
 def test_arm_gives_these_bits_too(tmp_path: Path) -> None:
-    """With dot products, and on a Raspberry Pi 4's processor, which has none and must do without."""
+    """With products of matrices, with dot products, and on a Raspberry Pi 4's processor, which has neither."""
     compiler = "aarch64-linux-gnu-g++"
-    dotprod, program = tmp_path / "dotprod.o", tmp_path / "program"
-    compiled(compiler, dotprod, ["src/ops_dotprod.cpp"], "-march=armv8.2-a+dotprod", "-c")
-    sources = [f"src/{name}.cpp" for name in (*SOURCES, "ops_plain")] + ["tests/kernels_test.cpp", str(dotprod)]
+    program = tmp_path / "program"
+    objects = {"dotprod": "+dotprod", "i8mm": "+dotprod+i8mm"}
+    for name, features in objects.items():
+        compiled(compiler, tmp_path / f"{name}.o", [f"src/ops_{name}.cpp"], f"-march=armv8.2-a{features}", "-c")
+    sources = [f"src/{name}.cpp" for name in (*SOURCES, "ops_plain")] + ["tests/kernels_test.cpp"]
+    sources += [str(tmp_path / f"{name}.o") for name in objects]
     compiled(compiler, program, sources, "-static")
-    for processor, sets in (("cortex-a72", ["plain"]), ("cortex-a76", ["dotprod", "plain"])):
+    known = ["i8mm", "dotprod", "plain"]
+    for processor, sets in (("cortex-a72", known[2:]), ("cortex-a76", known[1:]), ("max", known)):
         command = ["qemu-aarch64", "-cpu", processor, str(program)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         told = "".join(f"{name}: {DIGEST}\n" for name in sets)

@@ -23,7 +23,7 @@ const Ops *const all[] = {
 #endif
     &avx2_ops, &plain_ops};
 #elif defined(__aarch64__)
-const Ops *const all[] = {&dotprod_ops, &plain_ops};
+const Ops *const all[] = {&i8mm_ops, &dotprod_ops, &plain_ops};
 #else
 const Ops *const all[] = {&plain_ops};
 #endif

@@ -66,19 +66,26 @@ bool has_avx512() { return features().avx512; }
 
 namespace gpt2d {
 
-bool has_dotprod() {
 #if defined(__linux__)
-    return getauxval(AT_HWCAP) >> 20 & 1;  // HWCAP_ASIMDDP
+bool has_dotprod() { return getauxval(AT_HWCAP) >> 20 & 1; }                 // HWCAP_ASIMDDP
+bool has_i8mm() { return has_dotprod() && getauxval(AT_HWCAP2) >> 13 & 1; }  // HWCAP2_I8MM
 #elif defined(__APPLE__)
+namespace {
+bool has(const char *feature) {
     int found = 0;
     size_t size = sizeof found;
-    return sysctlbyname("hw.optional.arm.FEAT_DotProd", &found, &size, nullptr, 0) == 0 && found;
-#elif defined(_WIN32)
-    return IsProcessorFeaturePresent(43);  // PF_ARM_V82_DP_INSTRUCTIONS_AVAILABLE
-#else
-    return false;
-#endif
+    return sysctlbyname(feature, &found, &size, nullptr, 0) == 0 && found;
 }
+}  // namespace
+bool has_dotprod() { return has("hw.optional.arm.FEAT_DotProd"); }
+bool has_i8mm() { return has_dotprod() && has("hw.optional.arm.FEAT_I8MM"); }
+#elif defined(_WIN32)
+bool has_dotprod() { return IsProcessorFeaturePresent(43); }                   // PF_ARM_V82_DP_INSTRUCTIONS_AVAILABLE
+bool has_i8mm() { return has_dotprod() && IsProcessorFeaturePresent(66); }  // PF_ARM_V82_I8MM_INSTRUCTIONS_AVAILABLE
+#else
+bool has_dotprod() { return false; }
+bool has_i8mm() { return false; }
+#endif
 
 }  // namespace gpt2d
 #endif

@@ -6,6 +6,7 @@ namespace gpt2d {
 bool has_avx2();     // with FMA and F16C
 bool has_avxvnni();  // and AVX2, FMA, F16C
 bool has_dotprod();  // of Arm
+bool has_i8mm();     // of Arm, and dot products
 bool has_avx512();   // F, BW, DQ, VL and VNNI
 
 }  // namespace gpt2d

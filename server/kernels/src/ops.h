@@ -148,7 +148,7 @@ constexpr int QUERIES = 12;  // tokens of a row that attend together: a multiple
 
 inline size_t attention_scratch(int context, int padded_head) { return QUERIES * (size_t(context) + 16 + padded_head); }
 
-extern const Ops avx512_ops, avxvnni_ops, avx2_ops, dotprod_ops, plain_ops;
+extern const Ops avx512_ops, avxvnni_ops, avx2_ops, i8mm_ops, dotprod_ops, plain_ops;
 
 // The one of that name, or the best that is usable here; null if it is not usable.
 const Ops *find_ops(const char *name);

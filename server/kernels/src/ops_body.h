@@ -93,6 +93,10 @@ struct Quantised {
     }
 };
 
+// A block times R rows: of sets that have `in_pairs`, which define it.
+template <int BITS, int R, class Of, class Sums>
+Sums multiply_pairs(const uint8_t *w, const Of &of, int b, Sums out);
+
 // A block's weights are multiplied by R rows in parts, those of a register, and as many of them together as there are registers
 // for their sums.
 template <int BITS, int R, bool ALONE>
@@ -102,6 +106,10 @@ inline TileSums<R> multiply_blocks(const uint8_t *w, int inputs, const Rows &x, 
     for (int b = 0; b < inputs / BLOCK; b++, w += BYTES) {
         fetch<BITS, R, ALONE>(w, inputs, turn);
         if (ALONE && BITS == 8 && R <= 2) wait_for_loads();
+        if constexpr (in_pairs(R)) {
+            out = multiply_pairs<BITS, R>(w, of, b, out);
+            continue;
+        }
         Inputs<BITS> in[R];
         for (int r = 0; r < R; r++) in[r] = inputs_of<BITS>(of.q[r] + b * BLOCK);
         Dot<BITS> dots[R][PARTS];

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "simd_inputs.h"
+
 namespace gpt2d {
 namespace {
 
@@ -13,6 +15,7 @@ constexpr int BLOCK_ROWS = 6, FLOAT_ROWS = 8;
 constexpr bool SIGNED_BYTES = false;  // for dot8: the offset is needed
 constexpr int PARTS = 2;              // of a panel
 constexpr int together(int) { return 2; }
+constexpr bool in_pairs(int) { return false; }
 constexpr int GROUP = 6, VALUES = 4;  // of attention: sums of 6 queries for even and odd dimensions, then of 6 x 4 registers of values
 
 struct F { __m512 v; };
@@ -75,12 +78,6 @@ inline Bytes broadcast(const int8_t *p) {
     int32_t x;
     __builtin_memcpy(&x, p, 4);
     return {_mm512_set1_epi32(x)};
-}
-template <int BITS>
-using Inputs = const int8_t *;  // of a block
-template <int BITS>
-inline Inputs<BITS> inputs_of(const int8_t *q) {
-    return q;
 }
 inline Bytes pick(const int8_t *in, int j) { return broadcast(in + 4 * j); }  // four of them, in every lane
 template <int BITS>

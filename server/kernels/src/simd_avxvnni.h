@@ -1,5 +1,6 @@
 // Sixteen lanes on AVX2 with vpdpbusd for registers of 256 bits: AVX-VNNI.
 #pragma once
+#include "simd_inputs.h"
 #include "simd_ymm.h"
 
 namespace gpt2d {
@@ -8,12 +9,6 @@ namespace {
 constexpr int BLOCK_ROWS = 6;  // of 16 registers 12 are sums
 constexpr int together(int rows) { return rows > 3 ? 2 : 4; }
 
-template <int BITS>
-using Inputs = const int8_t *;  // of a block
-template <int BITS>
-inline Inputs<BITS> inputs_of(const int8_t *q) {
-    return q;
-}
 inline __m256i pick(const int8_t *in, int j) { return everywhere(in + 4 * j); }  // four of them, in every lane
 template <int BITS>
 using Dot = __m256i;  // sums of a block's products

@@ -1,12 +1,14 @@
 // Sixteen lanes on what every processor of its family has (SSE2, NEON without dot products), or in plain C++.
 #pragma once
 #include "simd_four.h"
+#include "simd_inputs.h"
 
 namespace gpt2d {
 namespace {
 
 constexpr int BLOCK_ROWS = 1, FLOAT_ROWS = 1;
 constexpr int together(int) { return PARTS; }
+constexpr bool in_pairs(int) { return false; }
 constexpr int GROUP = 1, VALUES = 1;
 
 // The sums of four outputs, and four inputs of each more: these are the same for all outputs.
@@ -34,12 +36,6 @@ inline Ints add_products(Ints sum, Sixteen w, Sixteen x) {
 }
 #endif
 
-template <int BITS>
-using Inputs = const int8_t *;  // of a block
-template <int BITS>
-inline Inputs<BITS> inputs_of(const int8_t *q) {
-    return q;
-}
 inline Sixteen pick(const int8_t *in, int j) { return everywhere(in + 4 * j); }  // four of them, in every lane
 template <int BITS>
 using Dot = Ints;  // sums of a block's products

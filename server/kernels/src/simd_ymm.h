@@ -16,6 +16,7 @@ struct I { __m256i a, b; };
 struct Bytes { __m256i a, b; };  // 16 lanes of 4 bytes
 using Part = __m256i;             // of a block's weights: 4 of each of 8 outputs
 constexpr int PARTS = 4;
+constexpr bool in_pairs(int) { return false; }
 
 inline F load(const float *p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
 inline void store(float *p, F x) { _mm256_storeu_ps(p, x.a), _mm256_storeu_ps(p + 8, x.b); }
