@@ -20,9 +20,9 @@ after which the word is certainly over; and the rest of a word whose beginning s
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence as Many
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -37,13 +37,10 @@ Place: TypeAlias = Literal["start", "inside", "between"]
 Beginning: TypeAlias = Literal["any", "blank", "solid"]
 """What is given of a word's first token: nothing, that it begins with whitespace or that it does not."""
 
-BLANKS = b" \t\n\v\f\r"
-"""What parts words. No other whitespace: the bytes of such a character may lie in several tokens, and none is it."""
-BLANK_FIRST, BLANK_LAST = 1, 2
-SOLID, PARTED = 4, 8
-END = 16
-PARTS = re.compile(rb"[^ \t\n\v\f\r][ \t\n\v\f\r]+[^ \t\n\v\f\r]")
 WORD = re.compile(rb"[^ \t\n\v\f\r]+")
+"""No other whitespace parts words: the bytes of such a character may lie in several tokens, and none is it."""
+NO_BREAK = "\u00a0".encode()
+"""No-break spaces are no word by themselves: GPT-2 has tokens of such and spaces. Between letters they part nothing."""
 
 
 class Boundaries:
@@ -51,31 +48,20 @@ class Boundaries:
 
     def __init__(self, pieces: Many[bytes], ends: Iterable[int]) -> None:
         """Take the bytes of each token within a text, and the tokens at which texts begin and end."""
-        kinds = np.fromiter(map(_kind, pieces), np.uint8, len(pieces))
-        kinds[list(ends)] = END
-        self.kinds: list[int] = kinds.tolist()
-        self.mask: NDArray[np.bool_] = (kinds & (BLANK_FIRST | END)) != 0  # [vocabulary]
+        self._places: list[Place] = ["between" if piece[-1:].isspace() else "inside" for piece in pieces]
+        """Where a text is after each token."""
+        self.mask: NDArray[np.bool_] = np.fromiter((piece[:1].isspace() for piece in pieces), np.bool_, len(pieces))
         """Tokens that begin a word, or end the text: those after which nothing more belongs to a word before them."""
+        self.ends = frozenset(ends)
+        for token in self.ends:
+            self._places[token] = "start"
+            self.mask[token] = True
         self.members = self.mask.astype(np.float32)
         """The same as 1 and 0."""
 
     def after(self, ids: Many[int]) -> Place:
         """Return where a text is after these tokens."""
-        kind = next((kind for token in reversed(ids) if (kind := self.kinds[token])), END)
-        return _place(kind)
-
-
-def _kind(piece: bytes) -> int:
-    solid = piece.strip(BLANKS)
-    kind = BLANK_FIRST * (piece[:1] != solid[:1]) | BLANK_LAST * (piece[-1:] != solid[-1:]) | SOLID * bool(solid)
-    return kind | PARTED * (PARTS.search(piece) is not None)
-
-
-def _place(kind: int) -> Place:
-    """Return where a text is after a token of this kind."""
-    if kind & END:
-        return "start"
-    return "between" if kind & BLANK_LAST else "inside"
+        return self._places[ids[-1]] if ids else "start"
 
 
 @dataclass(frozen=True)
@@ -102,16 +88,18 @@ def find(text: str, ids: Many[int], offsets: Many[int], boundaries: Boundaries, 
     """
     data = text.encode()
     characters = _characters(data)
-    found = []
-    for first, last, begins, ends in _runs(ids, boundaries, place):
-        part = data[offsets[first] : offsets[last]]
-        begin = offsets[first] + len(part) - len(part.lstrip(BLANKS))
-        end = offsets[last] - len(part) + len(part.rstrip(BLANKS))
-        found.append(Word(characters[begin], characters[end], first, last, begins, ends))
-    cuts = [(offsets[i], offsets[i + 1]) for i, token in enumerate(ids) if boundaries.kinds[token] & END]
-    own = [(characters[begin], characters[end]) for begin, end in _spans(data, cuts)]
-    if own != [(word.begin, word.end) for word in found]:
-        raise BadRequest(_different(text, own, found))
+    found: list[Word] = []
+    first = 0
+    for part, until, after in _parts(ids, offsets, boundaries):
+        for begin, end in _spans(data, part, until):
+            last = bisect_left(offsets, end)
+            if not _fits(ids[first:last], offsets[first:last], begin, boundaries, place):
+                raise BadRequest(_different(data[begin:end].decode(), characters[begin]))
+            begins = _beginning(ids[first], boundaries, place)
+            ends = offsets[last] > end
+            found.append(Word(characters[begin], characters[end], first, last, begins, ends))
+            first, place = last, "between" if ends else "inside"
+        first, place = after, "start"
     return found
 
 
@@ -138,39 +126,30 @@ def _logprob(word: Word, tokens: Many[float | None], masses: Many[float | None])
     return min(0.0, sum(known) - before)
 
 
-def _runs(ids: Many[int], boundaries: Boundaries, place: Place) -> Iterator[tuple[int, int, Beginning, bool]]:
-    """Yield the tokens of each word, the first and the one after the last, what is given of it, whether it is over."""
-    first, begins = 0, _beginning(boundaries, ids[:1], place)
-    solid = False
+def _parts(ids: Many[int], offsets: Many[int], boundaries: Boundaries) -> Iterator[tuple[int, int, int]]:
+    """Yield where each part of the text begins and ends, in bytes, and the token after the one that ends it."""
+    begin = 0
     for i, token in enumerate(ids):
-        kind = boundaries.kinds[token]
-        if kind & PARTED:
-            raise BadRequest(
-                f'token {token} of it spans several words, which have no probability of their own; ask for unit="token"'
-            )
-        if solid and boundaries.mask[token]:
-            yield first, i, begins, False
-            solid = False
-            first, begins = i, _beginning(boundaries, [token], "inside")
-        if not kind:
-            continue
-        place = _place(kind)
-        solid = solid or bool(kind & SOLID)
-        over = solid and place == "between"
-        if over:
-            yield first, i + 1, begins, True
-        if over or place == "start":
-            solid = False
-            first, begins = i + 1, _beginning(boundaries, ids[i + 1 : i + 2], place)
-    if solid:
-        yield first, len(ids), begins, False
+        if token in boundaries.ends:
+            yield begin, offsets[i], i + 1
+            begin = offsets[i + 1]
+    yield begin, offsets[-1], len(ids)
 
 
-def _beginning(boundaries: Boundaries, ids: Many[int], before: Place) -> Beginning:
+def _fits(ids: Many[int], offsets: Many[int], begin: int, boundaries: Boundaries, before: Place) -> bool:
+    """Return whether these tokens are those of one word and of the whitespace before it, after this."""
+    if not ids or begin < offsets[0]:  # the token before has some of it
+        return False
+    if before == "inside" and begin > offsets[0] and not boundaries.mask[ids[0]]:
+        return False
+    return not any(offset > begin and boundaries.mask[token] for token, offset in zip(ids, offsets, strict=True))
+
+
+def _beginning(token: int, boundaries: Boundaries, before: Place) -> Beginning:
     """Return what is given of the first token of a word, after this."""
-    if before == "between" or not ids:
+    if before == "between":
         return "any"
-    if boundaries.mask[ids[0]]:
+    if boundaries.mask[token]:
         return "blank"
     return "solid" if before == "start" else "any"
 
@@ -182,20 +161,16 @@ def _characters(data: bytes) -> list[int]:
     return [0, *counts]
 
 
-def _spans(data: bytes, cuts: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """Yield where the words of a text are by its whitespace, in bytes; what is cut out parts them, too."""
-    begin = 0
-    for until, after in [*cuts, (len(data), len(data))]:
-        yield from (found.span() for found in WORD.finditer(data, begin, until))
-        begin = after
+def _spans(data: bytes, begin: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yield where the words of a part of a text are, in bytes."""
+    for found in WORD.finditer(data, begin, end):
+        if found[0].strip(NO_BREAK):
+            yield found.span()
 
 
-def _different(text: str, own: Many[tuple[int, int]], found: Many[Word]) -> str:
-    """Return what to say of a text whose tokens are not parted as its words are."""
-    told = [(word.begin, word.end) for word in found]
-    pairs = itertools.zip_longest(own, told)
-    begin, end = next(one or other or (0, 0) for one, other in pairs if one != other)
+def _different(word: str, at: int) -> str:
+    """Return what to say of a word that has no tokens of its own."""
     return (
-        "the tokens of this model are not parted where its words are, as at character "
-        f'{begin}, {text[begin:end]!r:.40}; ask for unit="token"'
+        f"the tokens of this model are not parted where its words are, as at character {at}, {word!r:.40}; ask for "
+        'unit="token"'
     )

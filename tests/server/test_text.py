@@ -117,7 +117,8 @@ def test_words_are_what_stands_between_whitespace(text: str) -> None:
     """Whatever the tokens are: whitespace of several bytes parts nothing."""
     spans = TEXT.spans(Tokenize(text=text, specials=False))
     found = words.find(text, spans.ids, spans.offsets, TEXT.boundaries)
-    assert [text[word.begin : word.end].encode() for word in found] == text.encode().split()
+    told = [text[word.begin : word.end] for word in found]
+    assert told == [word.decode() for word in text.encode().split() if word.decode().strip("\u00a0")]
 
 
 def test_words_begin_with_whitespace_or_where_the_text_ends() -> None:

@@ -150,10 +150,41 @@ def test_texts_without_words(ids: list[int]) -> None:
     assert found(ids) == []
 
 
-def test_what_no_word_can_be_made_of_is_refused() -> None:
-    several = Boundaries([b"a b", b" c"], [])
-    with pytest.raises(BadRequest, match="token 0 of it spans several words"):
-        words.find("a b c", [0, 1], [0, 3, 5], several)
-    plain = Boundaries([b"a", b" b"], [])
-    with pytest.raises(BadRequest, match=r"at character 0, 'ab'; ask for"):  # as of a tokenizer that parts punctuation
-        words.find("ab", [0, 1], [0, 1, 2], plain)
+@pytest.mark.parametrize(
+    ("pieces", "at"),
+    [
+        ([b"a b", b" c"], 2),  # two words in one token
+        ([b"a b", b"c"], 2),  # the second one goes on
+        ([b"a", b"\n b c"], 5),
+    ],
+)
+def test_tokens_of_two_words_are_refused(pieces: list[bytes], at: int) -> None:
+    text = b"".join(pieces).decode()
+    offsets = [0, *itertools.accumulate(map(len, pieces))]
+    boundaries = Boundaries(pieces, [])
+    with pytest.raises(BadRequest, match=f"not parted where its words are, as at character {at}, "):
+        words.find(text, range(len(pieces)), offsets, boundaries)
+
+
+def test_tokens_that_say_otherwise_than_the_text_are_refused() -> None:
+    """As of a tokenizer that parts punctuation, or that drops a space."""
+    for text, pieces, offsets in (("ab", [b"a", b" b"], [0, 1, 2]), ("a b", [b"a", b"b"], [0, 1, 3])):
+        with pytest.raises(BadRequest, match='ask for unit="token"'):
+            words.find(text, [0, 1], offsets, Boundaries(pieces, []))
+
+
+def test_no_break_spaces_part_nothing_and_are_no_word() -> None:
+    """Whether they are tokens, parts of such, or several tokens."""
+    pieces = [b"a", b" \xc2\xa0 \xc2\xa0", b" b", b"\xc2", b"\xa0", b"\n"]
+    boundaries = Boundaries(pieces, [])
+    for ids, told in (
+        ([0, 1, 2], ["a", "b"]),
+        ([0, 5, 3, 4, 2], ["a", "b"]),
+        ([0, 3, 4, 0, 2], ["a\u00a0a", "b"]),
+        ([3, 4, 5], []),
+    ):
+        text = b"".join(pieces[i] for i in ids).decode()
+        offsets = [0, *itertools.accumulate(len(pieces[i]) for i in ids)]
+        ours = words.find(text, ids, offsets, boundaries)
+        assert [text[word.begin : word.end] for word in ours] == told
+        assert [word.last for word in ours[-1:]] == [len(ids)] * bool(told)
