@@ -56,6 +56,8 @@ class Boundaries:
         for token in self.ends:
             self._places[token] = "start"
             self.mask[token] = True
+        self.begins: list[bool] = self.mask.tolist()
+        """The same, quicker to ask for one."""
         self.members = self.mask.astype(np.float32)
         """The same as 1 and 0."""
 
@@ -140,16 +142,16 @@ def _fits(ids: Many[int], offsets: Many[int], begin: int, boundaries: Boundaries
     """Return whether these tokens are those of one word and of the whitespace before it, after this."""
     if not ids or begin < offsets[0]:  # the token before has some of it
         return False
-    if before == "inside" and begin > offsets[0] and not boundaries.mask[ids[0]]:
+    if before == "inside" and begin > offsets[0] and not boundaries.begins[ids[0]]:
         return False
-    return not any(offset > begin and boundaries.mask[token] for token, offset in zip(ids, offsets, strict=True))
+    return not any(boundaries.begins[token] and offsets[i] > begin for i, token in enumerate(ids))
 
 
 def _beginning(token: int, boundaries: Boundaries, before: Place) -> Beginning:
     """Return what is given of the first token of a word, after this."""
     if before == "between":
         return "any"
-    if boundaries.mask[token]:
+    if boundaries.begins[token]:
         return "blank"
     return "solid" if before == "start" else "any"
 
