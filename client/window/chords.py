@@ -76,7 +76,7 @@ OTHER_KEYS = (
     ("Ctrl+X, Ctrl+C, Ctrl+V, Ctrl+A", "cut, copy, paste, select all"),
     ("Ctrl+arrows, Ctrl+Backspace, Ctrl+Delete", "by words, and by paragraphs up and down"),
     ("Ctrl+wheel", "larger and smaller letters in the page"),
-    ("Enter", "generate, with `Enter generates` on"),
+    ("Enter", "generate, where the settings say so"),
     ("Tab, arrows, Space", "through the panels and their fields"),
     ("Ctrl+Tab", "another panel"),
 )

@@ -19,6 +19,8 @@ OF_THE_WINDOW = {"n", "truncate", "logprobs", "logprobs_of"}
 """Settings that the window sets itself."""
 BESIDE = 45.0
 """Width from which a generation is shown beside the list, in font sizes."""
+BEFORE, AFTER = 40, 80
+"""Characters of a prompt's end and of its continuation in the list."""
 SHOWN = 2000
 """Characters of a prompt's end that are shown, and searched in every frame: the whole page of each entry would take too
 long.
@@ -106,4 +108,7 @@ def matches(entry: Entry, search: str) -> bool:
 
 
 def one_line(entry: Entry) -> str:
-    return " ".join((entry.prompt[-40:] + "|" + entry.result.text[:80]).split())
+    """Return the end of a prompt and the beginning of what followed it, as a part of a label."""
+    dots = "... " if len(entry.prompt) > BEFORE else ""
+    line = " ".join(f"{entry.prompt[-BEFORE:]}|{entry.result.text[:AFTER]}".split())
+    return widgets.item(f"{dots}{line}{' ...' if len(entry.result.text) > AFTER else ''}")

@@ -20,7 +20,10 @@ WIDTH = TEXT + BAR + 3.2
 NOTHING = (
     "The tokens of the continuation at the cursor are shown here: the redder, the less likely. Click one to replace it."
 )
-GONE = "No other tokens are kept of this continuation: it is old, was edited at its beginning, or written by a search."
+GONE = (
+    "No other tokens are kept of this continuation: it is old or of an earlier session, was edited at its beginning, "
+    "or was written by a search."
+)
 
 
 def draw(state: AppState) -> list[Action]:

@@ -10,6 +10,7 @@ from client.window.events import Action, Do, GoTo, KeepNode, NameNode, PruneNode
 from client.window.state import AppState
 from client.window.tree import Node
 from client.window.views import widgets
+from client.window.views.toasts import short
 
 SHOWN = 60
 """Most characters of a take that its row shows."""
@@ -84,6 +85,6 @@ def draw_row(state: AppState, depth: int, node: Node, shown: bool, at: bool) -> 
 
 def title(node: Node) -> str:
     """Return what a row says of a take: its name, or its first words."""
-    words = " ".join(node.text[: SHOWN * 4].split())[:SHOWN] or "(empty)"
+    words = short(node.text, SHOWN) or "(empty)"
     how = {"edited": "  (edited)", "token": "  (another token)"}.get(node.source, "")
     return widgets.item(f"{node.name}: {words}" if node.name else f"{words}{how}")

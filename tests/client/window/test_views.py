@@ -14,9 +14,12 @@ from tests.conftest import WINDOW
 pytest.importorskip("client.window.loop", exc_type=ImportError, reason=WINDOW)
 
 from client import replicas
+from client.window.marks import Passage
+from client.window.results import Entry
 from client.window.speed import tokens_per_second
 from client.window.state import AppState
-from client.window.views import inference, models, page, toasts
+from client.window.tree import Node
+from client.window.views import history, inference, models, page, toasts, tree
 from protocol import messages as m
 from protocol.ledger import ledger
 from tests.client.window.test_update import MODEL, RESULT
@@ -105,6 +108,19 @@ def test_the_line_below_the_page_stays_within_it() -> None:
     assert page.fitting(parts, len(whole) - 1, len) == "king.txt *   3 words   \u2026"
     assert page.fitting(parts, 15, len) == "king.txt *   \u2026"
     assert page.fitting(parts, 3, len) == "king.txt *   \u2026"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text", "line"),
+    [
+        ("Once", " upon\na time", "Once| upon a time"),
+        ("x" * 50, "y" * 90, f"... {'x' * 40}|{'y' * 80} ..."),
+        ("## A heading", "\0 ### more", "#\u200b# A heading|\ufffd #\u200b## more"),
+    ],
+)
+def test_a_line_of_the_history_says_where_it_is_cut_and_shows_all_else(prompt: str, text: str, line: str) -> None:
+    assert history.one_line(Entry(1, 0.0, prompt, replace(RESULT, text=text), "")) == line
+    assert tree.title(Node(1, 0, Passage("z" * 90))) == f"{'z' * 60} ..."
 
 
 def test_the_speed_of_four_texts_is_that_of_all_of_them() -> None:
