@@ -248,21 +248,19 @@ class _Part:
         self.cached = positions
 
     def end(self, reason: m.FinishReason) -> None:
-        self._leave(reason)
         self._scores.end(reason)
 
     def fail(self, fault: str) -> None:
         self.fault = fault
-        self._leave("cancelled")
         self._scores.fail(fault)
 
     def pieces(self) -> tuple[m.Tokens, ...]:
         return ()
 
-    def _leave(self, reason: m.FinishReason) -> None:
-        if self.finished is None:
-            self.finished = reason
-            self._scores.open -= 1
+    def leave(self, reason: m.FinishReason) -> None:
+        """Note that it has ended, or that the others have."""
+        self.finished = self.finished or reason
+        self._scores.open.discard(self)
 
 
 class Lead(_Part):
@@ -287,7 +285,7 @@ class Lead(_Part):
         self.cached += count
         self._scores.computed += count
         if self.cached == self.prompt_tokens:
-            self._leave("length")
+            self.leave("length")
         return ()
 
 
@@ -343,7 +341,7 @@ class Window(_Part):
         self.cached += count
         self._scores.computed += count
         if self.cached == self.prompt_tokens:
-            self._leave("length")
+            self.leave("length")
             self._scores.done(self._text)
         return ()
 
@@ -358,7 +356,7 @@ class Scores:
         self.id = work.id
         self.group, self.owner = work.group, work.owner
         self.expires = received + request.deadline_ms / 1000 if request.deadline_ms else math.inf
-        self.open = 0
+        self.open: set[_Part] = set()
         """Prompts that have not finished."""
         self.computed = 0
         self.judges = judges
@@ -374,16 +372,19 @@ class Scores:
 
     def prompts(self) -> Iterator[Lead | Window]:
         """Yield the prompts that are to be put in line now."""
-        while self._next is not None and self.open < AHEAD and self._ended is None:
+        while self._next is not None and len(self.open) < AHEAD and self._ended is None:
             part, self._next = self._next, next(self._parts, None)
-            self.open += 1
+            self.open.add(part)
             yield part
 
     def end(self, reason: m.FinishReason) -> None:
-        """Note that it was ended from outside."""
+        """End it and all its prompts, from outside."""
         self._ended = self._ended or reason
+        for part in list(self.open):
+            part.leave(reason)
 
     def fail(self, fault: str) -> None:
+        """End it and all its prompts with a fault."""
         self._fault = self._fault or fault
         self.end("cancelled")
 

@@ -120,6 +120,18 @@ def test_a_fault_before_the_engine_is_reached_ends_its_request_alone(monkeypatch
     assert isinstance(result, m.Generated) and result.ids == loop.engine.greedy([7] * 20, 12)
 
 
+def test_one_text_with_a_fault_ends_all_that_are_scored_with_it() -> None:
+    """None of the others is computed any more, and who comes after them does not wait for them."""
+    loop = Loop(engine=Faulty(2, "raises", 5))
+    texts = [m.Passage(ids=[token] * 9) for token in (7, POISON, *range(20, 80))]
+    loop.worker.take(Work(id=3, group=0, request=m.Score(texts=texts, bos="never")))
+    loop.turn(4)
+    *ready, failure = loop.link.sent
+    assert [text.index for text in ready if isinstance(text, m.ScoredText)] == [0] and len(ready) == 1
+    assert isinstance(failure, m.Failure) and failure.code == "internal"
+    assert loop.scheduler.running == loop.scheduler.waiting == 0
+
+
 def test_a_text_that_is_scored_ends_too() -> None:
     loop = Loop(engine=Faulty(2, "raises", 5))
     loop.worker.take(Work(id=3, group=0, request=m.Score(ids=[POISON] * 9, bos="never")))
