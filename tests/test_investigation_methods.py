@@ -12,6 +12,7 @@ import numpy as np
 import psutil
 import pytest
 
+from scripts.bench.machine import can_measure
 from scripts.investigation import method_child, method_figures, methods, onnx_methods, optimisation_methods
 from scripts.investigation.harness import Row
 from server.catalogue.architecture import PUBLISHED
@@ -57,13 +58,14 @@ def run(home: Path, name: str, *only: str) -> Ran:
 
 @needs_native
 def test_optimisations(home: Path) -> None:
-    wanted = ("transformers-int8-head", "native-int8", "page-reused", "lookup-repeating-on")
+    more = ("native-int8-busy", "native-int8-coarse-head")
+    wanted = ("transformers-int8-head", "native-int8", *more, "page-reused", "lookup-repeating-on")
     ran = run(home, "optimisation_methods", *wanted)
     found, kept = ran.found, ran.kept
     baseline = found["transformers-fp32"]
     assert set(found) == {"transformers-fp32", *wanted, "page-anew", "lookup-repeating-off"}
     assert "speedup" not in baseline and found["native-int8"]["against"] == "transformers-fp32"
-    for name in ("transformers-fp32", "transformers-int8-head", "native-int8"):
+    for name in ("transformers-fp32", "transformers-int8-head", "native-int8", *more):
         samples = kept[name]["samples"]
         assert len(samples["whole_8_ms"]) == len(samples["prefill_ms"]) == len(samples["tok_s"]) == 3
         assert samples["prefill_ms"][0] + samples["decode_8_ms"][0] == pytest.approx(samples["whole_8_ms"][0], rel=1e-4)
@@ -71,10 +73,22 @@ def test_optimisations(home: Path) -> None:
         assert low <= found[name]["whole_25_ms"] <= high < found[name]["whole_100_ms"]
     assert abs(baseline["perplexity_change_pct"]) < 0.01 and baseline["top1_agreement"] > 0.99
     assert 0.8 < found["native-int8"]["top1_agreement"] < 1
+    assert can_measure() == all("read_gb_s" in row["facts"] for row in kept.values())
     assert found["page-reused"]["reused_tokens"] == 3 * 512 and found["page-anew"]["reused_tokens"] == 0
     assert found["lookup-repeating-on"]["accepted_tokens"] > 0 and found["lookup-repeating-off"]["guessed_tokens"] == 0
     assert found["page-reused"]["same_text"] and found["lookup-repeating-on"]["same_text"]
     assert "times as fast" in ran.output and "native-int8" in ran.output
+
+
+def test_a_text_is_scored_by_transformers_as_the_engines_do() -> None:
+    pytest.importorskip("transformers")
+    order = method_child.Order("optimisation_methods.transformers", "fp32", "sdpa", str(DEMO_FOLDER), 1)
+    loaded = optimisation_methods.transformers(order)
+    assert loaded.score is not None
+    found = np.asarray(loaded.score([5, 6, 7, 8]))[:, 0]
+    logits = loaded.engine().prefill(0, [5, 6, 7], 0, [0, 1, 2])
+    wanted = [float(row[token] - np.logaddexp.reduce(row)) for row, token in zip(logits, (6, 7, 8), strict=True)]
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
 
 
 def test_onnx(home: Path) -> None:

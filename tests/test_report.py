@@ -17,7 +17,7 @@ pytest.importorskip("matplotlib")
 from matplotlib import pyplot as plt
 
 from scripts.investigation import optimisation_methods
-from scripts.investigation.harness import Row
+from scripts.investigation.harness import Key, Row
 from scripts.report import (
     __main__ as command,
     conclusions,
@@ -240,3 +240,47 @@ def test_command_line(tmp_path: Path) -> None:
         tmp_path / "RESULTS.md"
     ), done.stderr
     assert subprocess.run([*line, "--run", "nothing"], capture_output=True, timeout=120).returncode == 2
+
+
+def test_speeds_stand_beside_what_the_machine_allowed() -> None:
+    machine = {"read_gb_s": 40.0, "int8_gmac_s": 400.0, "fp32_gmac_s": 100.0}
+    key: Key = {"model": "gpt2", "method": "native-int8", "threads": 2, "group": 1, "trained": False}
+    row = Rows().row("optimisation_methods", key, {"tok_s": [250.0], "prefill_ms": [10.0]}, machine)
+    found = rows_of.beside_limits(row)
+    assert found["gb_s"] == pytest.approx(32.8, rel=0.01) and found["gmac_s"] == pytest.approx(276, rel=0.01)
+    assert 0.7 < found["of_limit"] < 1.1
+    others: list[Key] = [{"model": DEMO}, {"method": "native-int8-threads-1"}, {"method": "page-anew"}]
+    for other in others:
+        assert rows_of.beside_limits(replace(row, key=key | other)) == {}
+    assert rows_of.beside_limits(replace(row, facts={})) == {}
+
+
+def test_another_machine_stays_as_the_second(tmp_path: Path) -> None:
+    everything = Rows().everything()
+    older = {
+        name: [replace(row, date="2026-11-01T00:00:00Z", machine=MACHINE | {"cpu": "Older"}) for row in rows]
+        for name, rows in everything.items()
+    }
+    keep(tmp_path / "results", {name: [*older[name], *rows] for name, rows in everything.items()})
+    found = measured.load(tmp_path / "results", quick=False)
+    assert found.second and {row.machine["cpu"] for rows in found.rows.values() for row in rows} == {MACHINE["cpu"]}
+    assert {row.machine["cpu"] for rows in found.second.rows.values() for row in rows} == {"Older"}
+
+    rate = float(found.compared.row("gpt2", "native-int8").median("tok_s"))  # type: ignore[union-attr]
+    cited = conclusions.Cited("fast", (rate - 1, rate + 1), {"model": "gpt2", "method": "native-int8"}, of="tok_s")
+    said = conclusions.Conclusion(section="in_short", text="It is fast.", cites=[cited])
+
+    def sentence(second: measured.Measured) -> str:
+        both = measured.Measured(found.rows, second)
+        return conclusions.Conclusions(both, recommendation.Point(), [said]).of("in_short")[0]
+
+    assert sentence(found.second) == "- It is fast. *(Older: the same.)*"
+    slow = [
+        replace(row, samples=row.samples | {"tok_s": [1.0, 1.0]} if "tok_s" in row.samples else row.samples)
+        for row in found.second.rows["optimisation_methods"]
+    ]
+    slower = measured.Measured(found.second.rows | {"optimisation_methods": slow})
+    assert sentence(slower) == "- It is fast. *(Older: 1 [1, 1].)*"
+    nothing = measured.Measured(found.second.rows | {"optimisation_methods": []})
+    assert sentence(nothing) == "- It is fast. *(Older: not measured.)*"
+    assert "| our kernels, int8" in "\n".join(document.second_machine(found.second)).replace("*", "")

@@ -32,6 +32,8 @@ FORMAT_SHARE = 0.76
 """Share of the dot products that blocks of 32 inputs allow: 4 operations for scales beside 16 products, and loads."""
 READ_BYTES = 512 << 20
 """What is read where the weights of others are not at hand: more than any cache holds."""
+KNOWN = ("avx512", "avx2")
+"""Instruction sets that machine_probe.c knows."""
 MEETINGS_MS = 0.1
 """Time of a step in which threads meet, whatever they compute."""
 
@@ -136,6 +138,15 @@ def processor() -> str:
     return f"{cpu()}, family {numbers[1]}, model {numbers[2]}" if numbers else cpu()
 
 
+def can_measure() -> bool:
+    """Return whether `Limits` can be measured here: there is a C compiler, and one of the instruction sets it knows."""
+    return bool(shutil.which("gcc") or shutil.which("cc") or shutil.which("clang")) and _known() is not None
+
+
+def _known() -> str | None:
+    return next((name for name in instruction_sets() if name in KNOWN), None)
+
+
 class Limits:
     """What the machine allows whatever runs on it, to be measured in the same minutes: B, and C by precision."""
 
@@ -147,7 +158,7 @@ class Limits:
 
     def measured(self, passes: int = PASSES) -> dict[str, float]:
         """Return B, and C at int8 and fp32; int4 computes as int8 does. Takes a quarter of a second."""
-        best = instruction_sets()[0]
+        best = _known() or ""
         return {
             "read_gb_s": self._probe.read_gb_s(self._memory.ctypes.data, self._memory.nbytes, passes),
             "int8_gmac_s": self._probe.gmac_s(best, "int8", passes),

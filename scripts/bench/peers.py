@@ -48,7 +48,7 @@ import numpy as np
 
 from scripts.bench.arguments import add_place, find_model
 from scripts.bench.engine import ROOT, SAMPLERS, EngineFailed, EngineProcess, Run, Variant, as_module
-from scripts.bench.machine import Limits, processor
+from scripts.bench.machine import Limits, can_measure, processor
 from scripts.bench.peers_table import FILE, Row, read, write
 from server.catalogue.architecture import PUBLISHED
 from server.catalogue.engines import ENGINES, TRAITS
@@ -157,6 +157,8 @@ def run(args: argparse.Namespace, piece: str, names: Sequence[str]) -> list[Row]
         raise RuntimeError(f"{model.name} was found without its folder")
     folder, vocabulary = model.folder, model.architecture.vocabulary
     found: dict[str, dict[str, Any]] = {}
+    if not can_measure():
+        sys.exit("this measures the machine, too, for which it needs a C compiler, and a processor with AVX2")
     limits = Limits(args.threads)
     with ExitStack() as stack:
         processes: dict[str, EngineProcess] = {}

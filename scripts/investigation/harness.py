@@ -3,7 +3,8 @@
 A trial is one row of a table: something that can be asked for one run at a time. Trials that are compared are all
 started, warmed up, and asked in turns (A B C A B C), so that a noisy machine is noisy for each; every one works in a
 process of its own. What was measured is appended to a file of JSON lines, a line for each trial; a script that is
-started again measures what is not there yet.
+started again measures what is not there yet. Each trial also gets what the machine allowed in the turns in which it was
+asked: memory and products, measured between them.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ from tqdm import tqdm
 from protocol.errors import Gpt2dError
 from scripts.bench.arguments import add_place
 from scripts.bench.engine import ROOT
+from scripts.bench.machine import Limits, can_measure, processor
 from scripts.make_model import ensure_model
 from server.catalogue.architecture import PUBLISHED
 from server.catalogue.catalogue import DEMO, Catalogue, Model
 from server.config import default_hub_cache, default_threads
-from server.gateway.status import cpu
 
 RESULTS = ROOT / "docs" / "results"
 SIZES = (DEMO, "gpt2", "gpt2-medium", "gpt2-large")
@@ -45,6 +46,8 @@ QUICK_RUNS = 3
 WARMUPS = 2
 RESAMPLES = 2000
 BANDWIDTH_BYTES = 512 << 20
+LIMIT_PASSES = 2
+"""Passes of a measurement of the machine between two turns."""
 PACKAGES = ("torch", "transformers", "onnxruntime", "optimum", "optimum-onnx", "numpy")
 
 Key = dict[str, str | int | float | bool]
@@ -120,7 +123,7 @@ class Results:
 
     def find(self, key: Key) -> Row | None:
         """Return the row of a trial that was measured on this machine, with these versions."""
-        here = cpu(), versions()
+        here = processor(), versions()
         found = [
             r for r in self.rows if r.key == key and r.script == self.script and (r.machine["cpu"], r.versions) == here
         ]
@@ -163,6 +166,8 @@ def measure(results: Results, plans: Sequence[Plan], runs: int, title: str) -> l
     rows = {i: row for i, plan in enumerate(plans) if not results.again and (row := results.find(plan.key))}
     todo = [i for i in range(len(plans)) if i not in rows]
     samples: dict[int, dict[str, list[float]]] = {i: {} for i in todo}
+    limits = Limits(default_threads()) if todo and can_measure() else None
+    allowed: dict[str, list[float]] = {}
     with (
         ExitStack() as stack,
         tqdm(total=len(todo) * (2 + WARMUPS + runs), desc=title, unit="run", disable=not todo) as bar,
@@ -193,8 +198,10 @@ def measure(results: Results, plans: Sequence[Plan], runs: int, title: str) -> l
         for seed in range(-WARMUPS, runs):
             for i in list(trials):
                 attempt(i, lambda: run(i, seed + WARMUPS, kept=seed >= 0))  # noqa: B023 - called at once
+            for name, value in limits.measured(LIMIT_PASSES).items() if limits and seed >= 0 else ():
+                allowed.setdefault(name, []).append(value)
         for i in todo:
-            facts: dict[str, Any] = {}
+            facts: dict[str, Any] = {name: round(statistics.median(of), 1) for name, of in allowed.items()}
             if i in trials:
                 attempt(i, lambda: facts.update(trials[i].facts()))  # noqa: B023 - called at once
             rows[i] = results.add(plans[i].key, {} if i in problems else samples[i], facts, problems.get(i, ""))
@@ -274,7 +281,7 @@ def machine() -> dict[str, Any]:
     import psutil
 
     return {
-        "cpu": cpu(),
+        "cpu": processor(),
         "cores": psutil.cpu_count(logical=False) or 1,
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "system": platform.system(),

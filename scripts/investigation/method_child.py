@@ -12,8 +12,9 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,9 @@ from scripts.bench.engine import as_module
 from scripts.investigation.texts import PROMPT_TOKENS
 from server.catalogue.architecture import Architecture, read_architecture
 from server.catalogue.catalogue import HELD_OUT_FILE
-from server.catalogue.engines import REFERENCE
+from server.catalogue.engines import CACHE_BITS, REFERENCE
 from server.config import Config
-from server.engines.base import Engine
+from server.engines.base import Engine, Selective
 
 PROGRAM = "scripts.investigation.method_child"
 CACHE_BYTES = 64 << 30
@@ -60,6 +61,8 @@ class Loaded:
     """Method as an engine, to compare with full precision."""
     profile: Callable[[], dict[str, float]] | None = None
     """Share of the decode steps' time by operator type. Called last: the engine may be gone then."""
+    score: Callable[[list[int]], object] | None = None
+    """Function that computes the log-probability of each token of a text."""
 
 
 class JustBuilt(Exception):
@@ -69,7 +72,7 @@ class JustBuilt(Exception):
     """
 
 
-def own_engine(order: Order, engine: str, *, compiled: bool = False) -> Engine:
+def own_engine(order: Order, engine: str, *, compiled: bool = False, cache: str | None = None) -> Engine:
     """Load one of the daemon's engines. Raises: JustBuilt, and what load_engine raises."""
     from server.engines.load import load_engine
 
@@ -94,6 +97,7 @@ def own_engine(order: Order, engine: str, *, compiled: bool = False) -> Engine:
         CACHE_BYTES,
         progress,
         compiled=compiled,
+        cache=cache,
     )
     if built:
         raise JustBuilt
@@ -107,15 +111,19 @@ def check_memory(needed: float) -> None:
         raise MemoryError(f"building it takes {needed / 1e9:.1f} GB, and {free / 1e9:.1f} are free")
 
 
-def by_steps(engine: Engine) -> Write:
-    """Return what writes one token after the other, greedily, with the engine's cache."""
+def by_steps(engine: Engine, best: Sequence[int] | None = None) -> Write:
+    """Return what writes one token after the other, greedily, with the engine's cache.
+
+    `best` is how many of the largest logits an engine that can leave out the others has to compute.
+    """
+    decode = partial(engine.decode, best=best) if best and isinstance(engine, Selective) else engine.decode
 
     def write(prompt: list[int], count: int) -> list[float]:
         began = time.perf_counter()
         token = int(engine.prefill(0, prompt, 0, [len(prompt) - 1])[0].argmax())
         stamps = [time.perf_counter() - began]
         for past in range(len(prompt), len(prompt) + count - 1):
-            token = int(engine.decode([token], [past])[0].argmax())
+            token = int(decode([token], [past])[0].argmax())
             stamps.append(time.perf_counter() - began)
         return stamps
 
@@ -127,9 +135,14 @@ def of_engine(engine: Engine) -> Loaded:
 
 
 def own(order: Order) -> Loaded:
-    """Load one of the daemon's engines; `option` is its name, with "+compile" behind it or not."""
-    name = order.option.removesuffix("+compile")
-    return of_engine(own_engine(order, name, compiled=name != order.option))
+    """Load one of the daemon's engines.
+
+    `option` is its name and, behind a "+", nothing or `compile`, `head` (in two passes: the likeliest token is enough),
+    or what its KV cache is made of.
+    """
+    name, more = order.option.partition("+")[::2]
+    engine = own_engine(order, name, compiled=more == "compile", cache=more if more in CACHE_BITS else None)
+    return Loaded(by_steps(engine, [1] if more == "head" else None), lambda: engine)
 
 
 def fidelity(loaded: Loaded, order: Order, tokens: int) -> dict[str, Any]:
@@ -184,6 +197,14 @@ def do(task: dict[str, Any], loaded: Loaded, order: Order) -> dict[str, Any]:
     if "new_tokens" in task:
         prompt = np.random.default_rng(task["seed"]).integers(0, order.architecture.vocabulary, PROMPT_TOKENS).tolist()
         return {"stamps": loaded.write(prompt, task["new_tokens"])}
+    if "score_tokens" in task:
+        if loaded.score is None:
+            raise ValueError(f"{order.loader} scores no texts")
+        rng = np.random.default_rng(task["seed"])
+        text = rng.integers(0, order.architecture.vocabulary, task["score_tokens"]).tolist()
+        began = time.perf_counter()
+        loaded.score(text)
+        return {"score_s": time.perf_counter() - began}
     found: dict[str, Any] = {"build_s": order.build_s}
     if task["fidelity_tokens"]:
         found |= fidelity(loaded, order, task["fidelity_tokens"])

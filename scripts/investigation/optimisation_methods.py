@@ -28,6 +28,10 @@ Slow methods write 8 tokens in most runs: ~ marks a time that follows from prefi
   optimum-*                exported to ONNX, ONNX Runtime; int8 is its dynamic quantisation
   onnx-*                   this daemon's hand-made ONNX graph
   native-*                 this daemon's own kernels
+  *-coarse-head            the LM head in two passes: 4 bits of all of it, 8 of what can be the likeliest
+  *-fp16-cache             keys and values at 16 bits instead of bytes
+  *-busy                   beside another program that keeps one core busy
+  score-*                  log-probabilities of a text of 512 tokens; tokens/s are those of the text
   two-texts-*-1x2, -2x1    two texts: one process with all threads writes one after the other, or two with half of them
                            one each; tokens/s is that of both together, prefill included
   page-anew, page-reused   a page of 512 tokens goes on: 32 more, then 25 new ones, through a daemon; computed again, or
@@ -45,11 +49,14 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -57,9 +64,19 @@ import numpy as np
 
 from protocol import Client, messages as m
 from scripts.bench.arguments import start_daemon
+from scripts.bench.steps import SPIN
 from scripts.investigation.harness import WARMUPS
 from scripts.investigation.method_child import Loaded, Order, Write
-from scripts.investigation.methods import LENGTHS, WARM_UP_TOKENS, Method, MethodProcess, Setup, above, investigate
+from scripts.investigation.methods import (
+    LENGTHS,
+    WARM_UP_TOKENS,
+    Method,
+    MethodProcess,
+    MethodTrial,
+    Setup,
+    above,
+    investigate,
+)
 from server.catalogue.architecture import Architecture
 from server.catalogue.catalogue import DEMO
 from server.catalogue.engines import ENGINES, REFERENCE
@@ -73,6 +90,8 @@ OWN = REFERENCE[0]
 MOST = 500e6
 """Parameters of a model that has all rows."""
 PAGE, MORE = 512, 32
+SCORED = 512
+"""Tokens of a text that is scored."""
 VERSE = "Tyger Tyger, burning bright,\nIn the forests of the night;\n"
 VERSE += "What immortal hand or eye,\nCould frame thy fearful symmetry?\n"
 PLAIN = "In the beginning of the year the king rode out, and with him went his brother, three old captains and a boy.\n"
@@ -86,7 +105,17 @@ def transformers(order: Order) -> Loaded:
     from scripts.bench import baseline
 
     model = baseline.load(order.folder, order.threads, order.precision, order.option)
-    return Loaded(by_generate(model), lambda: as_engine(model, order))
+    return Loaded(by_generate(model), lambda: as_engine(model, order), score=partial(log_probabilities, model))
+
+
+def log_probabilities(model: Any, text: list[int]) -> Any:
+    """Return those of a text's tokens from the second on."""
+    import torch
+
+    ids = torch.tensor([text])  # [1, tokens]
+    with torch.inference_mode():
+        logits = model(ids).logits[0, :-1]  # [tokens - 1, vocabulary]
+        return torch.log_softmax(logits, -1).gather(1, ids[0, 1:, None])
 
 
 def by_generate(model: Any) -> Write:
@@ -164,6 +193,52 @@ class TwoTexts:
         self._stack.close()
 
 
+class Beside(MethodTrial):
+    """Trial beside another program, which keeps a core busy while it runs and is stopped in the turns of others."""
+
+    def __init__(self, method: Method, setup: Setup) -> None:
+        """Start both. Raises: EngineFailed."""
+        super().__init__(method, setup)
+        # A session of its own, as a person's programs have: Linux is fair to sessions.
+        self._other = subprocess.Popen(
+            [sys.executable, "-c", SPIN, "1", "1"], stdout=subprocess.DEVNULL, start_new_session=True
+        )
+        self._other.send_signal(signal.SIGSTOP)
+
+    def run(self, seed: int) -> dict[str, float]:
+        self._other.send_signal(signal.SIGCONT)
+        try:
+            return super().run(seed)
+        finally:
+            self._other.send_signal(signal.SIGSTOP)
+
+    def __exit__(self, *_: object) -> None:
+        self._other.kill()
+        self._other.wait()
+        super().__exit__()
+
+
+class Scored:
+    """Trial of a text of SCORED tokens whose log-probabilities are computed by the method's process."""
+
+    def __init__(self, method: Method, setup: Setup) -> None:
+        """Start the process. Raises: EngineFailed."""
+        self._process = MethodProcess(method.order(setup))
+
+    def run(self, seed: int) -> dict[str, float]:
+        self._process.ask(score_tokens=SCORED, seed=seed)
+        return {"tok_s": SCORED / self._process.answer()["score_s"]}
+
+    def facts(self) -> dict[str, Any]:
+        return {"load_s": round(self._process.load_s, 2), "rss_mb": round(self._process.rss_mb())}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.close()
+
+
 class DaemonTrial:
     """Trial with a daemon of its own; a run asks it for a text."""
 
@@ -224,6 +299,19 @@ class Page(DaemonTrial):
         return began, self._client.generate(prompt_ids=ids, max_new_tokens=LENGTHS[1], deterministic=not reuse, **ask)
 
 
+class ScoredByDaemon(DaemonTrial):
+    """The same text, through a daemon."""
+
+    def run(self, seed: int) -> dict[str, float]:
+        ids = np.random.default_rng(seed).integers(0, self._vocabulary, SCORED).tolist()
+        began = time.perf_counter()
+        self._client.score(ids=ids)
+        return {"tok_s": SCORED / (time.perf_counter() - began)}
+
+    def facts(self) -> dict[str, Any]:
+        return {name: value for name, value in super().facts().items() if name in {"load_s", "rss_mb"}}
+
+
 class Lookup(DaemonTrial):
     """Trial of a text that repeats itself, or does not, with or without guesses; `option` has both."""
 
@@ -258,6 +346,8 @@ def methods_of(size: str, threads: int, sizes: Sequence[str]) -> list[Method]:
     loader = "optimisation_methods.transformers"
     baseline = Method("transformers-fp32", loader, option="eager")
     native8 = Method("native-int8", precision="int8", option="native", tok_s=350, weight_bytes=1.2, torch=False)
+    native4 = Method("native-int4", precision="int4", option="native", tok_s=500, weight_bytes=0.9, torch=False)
+    ours = (native8, native4)
     found = [
         baseline,
         Method(
@@ -280,7 +370,13 @@ def methods_of(size: str, threads: int, sizes: Sequence[str]) -> list[Method]:
         Method("onnx-int4", precision="int4", option="onnx", tok_s=300, weight_bytes=1.3, torch=False),
         Method("native-fp32", option="native", tok_s=60, torch=False),
         native8,
-        Method("native-int4", precision="int4", option="native", tok_s=500, weight_bytes=0.9, torch=False),
+        native4,
+        *(replace(method, name=f"{method.name}-coarse-head", option="native+head", judged=False) for method in ours),
+        *(replace(method, name=f"{method.name}-fp16-cache", option="native+fp16") for method in ours),
+        *(
+            replace(method, name=f"{method.name}-busy", make=Beside, judged=False, tok_s=method.tok_s / 2)
+            for method in (replace(baseline, skip=above(MOST)), native8)
+        ),
     ]
     twice = size == ("gpt2" if "gpt2" in sizes else sizes[0])
     for count in sorted({n for n in (1, 2, 4) if n < threads} | ({2 * threads} if twice else set())):
@@ -311,6 +407,8 @@ def methods_of(size: str, threads: int, sizes: Sequence[str]) -> list[Method]:
         torch=False,
     )
     found += [page, replace(page, name="page-reused", option="reused", run_s=0.5)]
+    scored = replace(baseline, name="score-transformers", against="score-transformers", make=Scored, run_s=0.7)
+    found += [scored, replace(page, name="score-native-int8", against=scored.name, make=ScoredByDaemon, run_s=0.2)]
     if size == DEMO:
         for text in ("repeating", "plain"):
             off = replace(

@@ -183,11 +183,25 @@ class Conclusions:
     def of(self, section: str) -> list[str]:
         """Return the section's sentences as a list in Markdown."""
         own = [c for c in self._every if c.section == section]
-        lines = [f"- {c.text}" for c in own if c.text not in self.unsupported]
+        lines = [f"- {c.text}{self._elsewhere(c)}" for c in own if c.text not in self.unsupported]
         if left_out := len(own) - len(lines):
             sentences = "1 conclusion is" if left_out == 1 else f"{left_out} conclusions are"
             lines.append(f"- *{sentences} left out: these results lack the figures, or have others.*")
         return [*lines, ""] if lines else []
+
+    def _elsewhere(self, conclusion: Conclusion) -> str:
+        """Return whether a sentence is true of the second machine as well, or which figures that has."""
+        second = self._found.second
+        figures = list(conclusion.figures())
+        if second is None or not figures:
+            return ""
+        name = next(str(row.machine["cpu"]) for rows in second.rows.values() for row in rows)
+        try:
+            if not any(cited.problem(second) for cited in figures):
+                return f" *({name}: the same.)*"
+            return f" *({name}: {', '.join(cited.shown(second) for cited in figures)}.)*"
+        except NotMeasured:
+            return f" *({name}: not measured.)*"
 
     def findings(self) -> dict[str, str]:
         """Return the verdict on each finding of the earlier investigation."""
@@ -198,7 +212,7 @@ class Conclusions:
         lines = ["| then | verdict | now | measured |", "| --- | --- | --- | --- |"]
         for c in self._every:
             if c.section == FINDINGS:
-                now = c.text if c.text not in self.unsupported else ""
+                now = f"{c.text}{self._elsewhere(c)}" if c.text not in self.unsupported else ""
                 lines.append(f"| {c.then} | **{self._verdict(c)}** | {now} | {self._intervals(c)} |")
         return lines
 

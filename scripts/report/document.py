@@ -279,6 +279,21 @@ def method_text(found: Measured) -> list[str]:
     ]
 
 
+SECOND = "The second machine"
+
+
+def second_machine(found: Measured) -> list[str]:
+    """Return the section on the machine that was measured before: what is in short of the first, and the limits."""
+    rows = found.rows["optimisation_methods"]
+    said = "Sentences of this document are about the machine under their figures. In brackets they say whether they "
+    said += "hold on another one as well, which was measured before, or which figures it has. One text there:"
+    return [
+        said,
+        "",
+        *(markdown(in_short(found).tables(rows), under(rows)[0]) if rows else not_measured("optimisation_methods")),
+    ]
+
+
 def old_findings(found: Measured, conclusions: Conclusions) -> list[str]:
     """Return the section on what the earlier investigation found."""
     sources = ("optimisation_methods", "decoder_methods")
@@ -351,6 +366,8 @@ def write(found: Measured, folder: Path) -> dict[str, Any]:
     body = ["## The question", "", QUESTION, ""]
     body += guarded("in short", short.title, partial(render, short, found, images, conclusions))
     body += ["## How it was measured", "", *method_text(found)]
+    if found.second:
+        body += guarded("second", SECOND, partial(second_machine, found.second))
     for part in parts:
         body += guarded(part.script, part.title, partial(render, part, found, images, conclusions))
     body += guarded(FINDINGS, "The old findings", partial(old_findings, found, conclusions))

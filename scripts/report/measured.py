@@ -12,7 +12,7 @@ from typing import Any
 from scripts.investigation import method_figures, methods, onnx_methods, optimisation_methods
 from scripts.investigation.harness import Row, read
 from scripts.investigation.one_daemon import lines_of
-from scripts.report.rows import newest, sizes_of, weights_of
+from scripts.report.rows import beside_limits, newest, of_one_machine, sizes_of, weights_of
 
 SCRIPTS = (
     "optimisation_methods",
@@ -98,11 +98,14 @@ class Compared:
             "threads": partial(method_figures.one, name="threads"),
             "runs": partial(method_figures.one, name="runs"),
             **method_figures.columns(self.lengths),
+            "GB/s": partial(method_figures.one, name="gb_s", form="{:.1f}"),
+            "prefill, GMAC/s": partial(method_figures.one, name="gmac_s", form="{:.0f}"),
+            "of L": partial(method_figures.one, name="of_limit", form="{:.2f}"),
         }
         text = []
         for size in sizes_of(self._rows):
             found = [
-                method_figures.figures(row, self.against(row), self.lengths)
+                method_figures.figures(row, self.against(row), self.lengths) | beside_limits(row)
                 for (model, _), row in self._by.items()
                 if model == size
             ]
@@ -122,6 +125,8 @@ class Measured:
 
     rows: dict[str, list[Row]]
     """Rows of each script, newest last."""
+    second: Measured | None = None
+    """The same of another machine, which was measured before."""
     compared: Compared = field(init=False)
     onnx: Compared = field(init=False)
 
@@ -141,11 +146,12 @@ class Measured:
 
 def load(results: Path, *, quick: bool) -> Measured:
     files = {name: results / f"{name}{'.quick' if quick else ''}.jsonl" for name in SCRIPTS}
-    rows = {
-        name: [r for r in newest(read(file)) if r.script == name] if file.exists() else []
+    both = {
+        name: of_one_machine([r for r in read(file) if r.script == name] if file.exists() else [])
         for name, file in files.items()
     }
-    return Measured(rows)
+    first, second = ({name: newest(rows[i]) for name, rows in both.items()} for i in range(2))
+    return Measured(first, Measured(second) if any(second.values()) else None)
 
 
 # Words

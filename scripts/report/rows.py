@@ -6,10 +6,13 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 
+from scripts.bench.machine import Step, allowed, amount
 from scripts.investigation.harness import Row
 from scripts.investigation.methods import shape_of
+from scripts.investigation.texts import PROMPT_TOKENS
 from server.catalogue.architecture import PUBLISHED
 from server.catalogue.catalogue import DEMO
+from server.catalogue.engines import TRAITS
 
 ENGINES = ("transformers", "torch", "optimum", "exported", "onnx", "ours", "native")
 """Words with which the names of plain methods begin; `exported` and `ours` are ONNX graphs."""
@@ -68,6 +71,33 @@ def limits(size: str, read_gb_s: float) -> dict[str, float]:
     if size not in PUBLISHED or not read_gb_s:
         return {}
     return {precision: 1e9 * read_gb_s / bytes_a_token(size, precision) for precision in PRECISIONS}
+
+
+def beside_limits(row: Row) -> dict[str, float]:
+    """Return the GB/s of weights that a method's steps read, GMAC/s that its prefill multiplies, and its speed over L.
+
+    Nothing of `demo`, which caches hold, nor of methods that are not one text by one process, nor where the machine was
+    not measured in the same turns.
+    """
+    size, method = str(row.key["model"]), str(row.key["method"])
+    if size not in PUBLISHED or not is_plain(method) or not row.samples.get("tok_s") or "read_gb_s" not in row.facts:
+        return {}
+    arch, precision = PUBLISHED[size], precision_of(method)
+    found = {"gb_s": row.median("tok_s") * bytes_a_token(size, precision) / 1e9}
+    if row.samples.get("prefill_ms"):
+        work = amount(arch, "int8", Step(1, 0, PROMPT_TOKENS)).macs
+        found["gmac_s"] = work / row.median("prefill_ms") / 1e6
+    if precision in TRAITS["native"].precisions:
+        found["of_limit"] = row.median("tok_s") / allowed(arch, precision, Step(1, 2 * PROMPT_TOKENS), row.facts)
+    return found
+
+
+def of_one_machine(rows: Iterable[Row]) -> tuple[list[Row], list[Row]]:
+    """Return the rows of the processor of the newest, and those of the one before it."""
+    ordered = sorted(rows, key=lambda row: row.date)
+    there = list(dict.fromkeys(str(row.machine["cpu"]) for row in reversed(ordered)))
+    first, second = ([row for row in rows if row.machine["cpu"] == cpu] for cpu in (*there, "", "")[:2])
+    return first, second
 
 
 def newest(rows: Iterable[Row]) -> list[Row]:
