@@ -13,7 +13,7 @@ from protocol.errors import Gpt2dError
 from server import settings
 from server.catalogue.adapters import architecture_of, tokenizer_folder
 from server.catalogue.catalogue import Catalogue
-from server.catalogue.engines import CALIBRATES, choose_engine, force_instruction_set
+from server.catalogue.engines import CALIBRATES, choose_engine, force_instruction_set, pace
 from server.config import Config
 
 CHUNK_CHARACTERS = 1 << 20
@@ -67,7 +67,7 @@ def _calibrate(config: Config, name: str, text: Path | None) -> int:
             found = stream.read(CHUNK_CHARACTERS)
         ids = Text(read_tokenizer(tokenizer_folder(model.folder, model.base_folder)), arch).encode(found)
         enough(ids)
-    seconds = arch.calibration_seconds(config.threads)
+    seconds = arch.calibration_seconds(config.threads, pace())
     sys.stdout.write(f"{name}: this takes about {seconds} s\n")
     place = keep(
         model.folder, arch, config.threads, config.cache_dir, config.cache_bytes, _shown, ids=ids,

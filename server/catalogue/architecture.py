@@ -138,10 +138,23 @@ class Architecture:
         model = self.memory_bytes("native", "int8", self.calibration_rows(), CALIBRATION_CACHE)
         return model + inputs + 24 * widest**2 + matrix
 
-    def calibration_seconds(self, threads: int) -> int:
-        """About how long calibrating takes, as it was measured with two threads of Zen 4 at widths of 768 and 1600."""
-        layer = (3 * self.width**2 + self.inner**2) / 19 * (8.7e-6 + 1.7e-9 * self.width)
-        return math.ceil((2 + 7e-8 * self.parameters + self.layers * layer) * 2 / threads)
+    def calibration_seconds(self, threads: int, pace: float = 1.0) -> int:
+        """About how long calibrating takes, by what it computes and reads: `pace` is that of `engines.pace`.
+
+        Rates are those of two threads of Zen 4, measured at widths of 768 to 6400. For each matrix of a layer the
+        products of its inputs, their factors and inverse, and the rounding of its weights.
+        """
+        tokens, width, inner = CALIBRATION_TOKENS, self.width, self.inner
+        matrices = ((width, 3 * width), (width, width), (width, inner), (inner, width))
+        layer = sum(
+            tokens * (n * n / 8e10 + 8e-9 * n) + 4.7e-11 * n**3 + 5e-11 * outputs * n * n for n, outputs in matrices
+        )
+        rows = self.calibration_rows()
+        step = max(rows * self.parameters / 2e11, self.parameters / 3.5e10)  # arithmetic, or the weights' bytes
+        attention = rows * self.row_bytes("native", "int8", CALIBRATION_CACHE) / 2 / 3e10
+        writing = tokens / rows * (step + attention)
+        built = 6e-8 * self.parameters  # at int8 and at int4
+        return math.ceil(2 + (self.layers * layer + writing + built) * pace * 2 / threads)
 
     def loading_bytes(self, engine: str, precision: str, rows: int, cache: str | None = None) -> int:
         """About what a worker needs until it is ready: an export holds the weights several times over."""

@@ -9,6 +9,7 @@ import ctypes
 import os
 import platform
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -42,6 +43,8 @@ CALIBRATES = ("native", "int4")
 SOURCE_FILE = "calibrated_with"
 """The file in it that says what with: OWN_TEXTS, or a given text's digest."""
 OWN_TEXTS = "texts of its own"
+TRIES, PACE_S = 4, 1.45e-3
+"""How often `pace` measures, and what it found on a core of the machine of `Architecture.calibration_seconds`."""
 LOCK_SUFFIX = ".lock"
 """In the cache: the file of those that wait for a build."""
 INSTRUCTION_SET = "GPT2D_INSTRUCTION_SET"
@@ -107,6 +110,29 @@ def force_instruction_set(name: str) -> None:
     found = usable()
     ENGINES.clear()
     ENGINES.update(found)
+
+
+@cache
+def pace() -> float:
+    """Return how many times as long as where calibration was measured arithmetic takes here: tried once, for some ms.
+
+    Raises: ImportError and OSError as `instruction_sets`.
+    """
+    import gpt2d_kernels
+
+    inputs, outputs = 192, 64
+    calibrate = ctypes.CDLL(str(gpt2d_kernels.library())).gpt2d_calibrate
+    weights, values = (ctypes.c_float * (outputs * inputs))(), (ctypes.c_uint8 * (outputs * inputs))()
+    scales = (ctypes.c_uint16 * (outputs * inputs // BLOCK))()
+    took = []
+    for _ in range(TRIES):  # the shortest: others may have had the core
+        products = (ctypes.c_double * inputs**2)()
+        for i in range(inputs):
+            products[i * inputs + i] = 1
+        began = time.perf_counter()
+        calibrate(outputs, inputs, products, weights, 1, values, scales)
+        took.append(time.perf_counter() - began)
+    return min(took) / PACE_S
 
 
 def onnx_problem() -> str:

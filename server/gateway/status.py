@@ -22,7 +22,7 @@ from protocol.parameters import parameters
 from protocol.programs import VERSION
 from server.catalogue.architecture import Architecture
 from server.catalogue.catalogue import Model
-from server.catalogue.engines import CALIBRATES, ENGINES, Traits, instruction_set, notices
+from server.catalogue.engines import CALIBRATES, ENGINES, Traits, instruction_set, notices, pace
 from server.catalogue.findings import Finding
 from server.catalogue.records import Found, Records
 from server.config import Config
@@ -167,11 +167,12 @@ def describe(model: Model, finding: Finding, config: Config) -> m.ModelInfo:
         for precision in traits.precisions
         for caches in [_memory_by_cache(arch, engine, precision, config)]
     ]
+    calibrates = CALIBRATES[0] in ENGINES and model.on_disk
     return m.ModelInfo(
         name=model.name, parameters=arch.parameters, context=arch.context, file_bytes=model.file_bytes,
         on_disk=model.on_disk, precisions=precisions,
         notices=[*arch.notices, *finding.notices],
-        calibrate_s=arch.calibration_seconds(config.threads) if CALIBRATES[0] in ENGINES and model.on_disk else 0,
+        calibrate_s=arch.calibration_seconds(config.threads, pace()) if calibrates else 0,
     )  # fmt: skip
 
 
