@@ -55,11 +55,12 @@ class Made:
 def load_engine(
     folder: Path, arch: Architecture, engine: str, precision: str, rows: int, threads: int,
     cache_dir: Path, cache_bytes: int, progress: Report, *, compiled: bool = False, cache: str | None = None,
-    base: Path | None = None,
+    base: Path | None = None, reserve: Callable[[int], None] = lambda _: None,
 ) -> Made:  # fmt: skip
     """Make an engine of a model's folder, and of its `base` where that is an adapter.
 
     `compiled` is for torch, `cache` what its KV cache is made of. `progress(stage, done, total, unit)`.
+    `reserve(bytes)` is called where it takes more memory than `loading_bytes`, before it does.
 
     Raises: BadModel, LoadFailed, OSError, MemoryError, and what the runtime raises.
     """
@@ -76,6 +77,7 @@ def load_engine(
         compiled=compiled,
         cache=cache,
         base=base,
+        reserve=reserve,
     )
     weights = loading.weights
     opened = OPENERS[engine](loading)  # which says how large the files are that it has opened
@@ -121,7 +123,7 @@ def _source(folder: Path) -> str:
 def _prepare(
     folder: Path, arch: Architecture, engine: str, precision: str, rows: int, threads: int,
     cache_dir: Path, cache_bytes: int, progress: Report, *, compiled: bool = False, cache: str | None = None,
-    base: Path | None = None,
+    base: Path | None = None, reserve: Callable[[int], None] = lambda _: None,
 ) -> _Loading:  # fmt: skip
     """Check a model's files, and return what an engine is made of. Raises: BadModel, OSError."""
     arch.check_engine(engine)
@@ -145,6 +147,7 @@ def _prepare(
         joined(list(digests.values())),
         BuildCache(cache_dir, cache_bytes),
         progress,
+        reserve,
         embedded=folder == EMBEDDED_FOLDER,
     )
 
@@ -164,6 +167,7 @@ class _Loading:
     sha: str
     cache: BuildCache
     progress: Report
+    reserve: Callable[[int], None]
     embedded: bool = False
     """Whether it is the embedded model."""
     disk_bytes: int = 0
@@ -228,6 +232,7 @@ def _native(loading: _Loading) -> Engine:
 
         def build(weights: Tensors, count: Count) -> Built:
             if loading.calibrated:
+                loading.reserve(arch.calibration_bytes())
                 return calibration.enter_context(_calibrated(loading, None, OWN_TEXTS, count))
             return Layout(arch, weights, precision, count)
 

@@ -51,8 +51,9 @@ def load(spec: Spec, connection: Connection) -> Worker:
     arch = architecture_of(source.folder, source.base)
     arch.check_engine(spec.engine)  # before a download
     rows = spec.rows or arch.fitting_rows(spec.engine, spec.precision, spec.room, spec.share, spec.cache)
+    loading_bytes = arch.loading_bytes(spec.engine, spec.precision, rows, spec.cache)
     if source.fetched:
-        connection.send(Sized(id=None, memory_bytes=arch.loading_bytes(spec.engine, spec.precision, rows, spec.cache)))
+        connection.send(Sized(id=None, memory_bytes=loading_bytes))
     tokenizer = read_tokenizer(source.tokenizer())
     text = Text(tokenizer, arch)
     source.weights(arch)
@@ -69,6 +70,7 @@ def load(spec: Spec, connection: Connection) -> Worker:
         compiled=spec.compiled,
         cache=spec.cache,
         base=source.base,
+        reserve=lambda needed: connection.send(Sized(id=None, memory_bytes=max(needed, loading_bytes))),
     )
     engine = made.engine
     held = replace(arch, tied=not made.separate_head)

@@ -89,6 +89,17 @@ def test_what_cannot_be_calibrated(client: Client, tmp_path: Path, cache: Path) 
         daemon.kill()
 
 
+def test_the_embedded_model_is_calibrated_in_memory_that_is_reserved(tmp_path: Path) -> None:
+    """It is when it is first built, and takes more then than an int4 with one row."""
+    daemon = Daemon(tmp_path, "--max-memory", "0.2", "--rows", "1")
+    try:
+        with Client(daemon.endpoint) as client, pytest.raises(NoMemory, match=r"demo/native/int4 needs about 3\d\d MB"):
+            client.load("demo", engine="native", precision="int4")
+        wait_for(lambda: not daemon.workers())
+    finally:
+        daemon.kill()
+
+
 def test_the_servers_command(tmp_path: Path, cache: Path) -> None:
     def quantise(*words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "server", "quantise", *words, "--config", str(tmp_path / "gpt2d.toml")]
