@@ -144,7 +144,8 @@ class Architecture:
         Rates are those of two threads of Zen 4, measured at widths of 768 to 6400. For each matrix of a layer the
         products of its inputs, their factors and inverse, and the rounding of its weights.
         """
-        tokens, width, inner = CALIBRATION_TOKENS, self.width, self.inner
+        tokens = CALIBRATION_TOKENS
+        width, inner = self.width, self.inner
         matrices = ((width, 3 * width), (width, width), (width, inner), (inner, width))
         layer = sum(
             tokens * (n * n / 8e10 + 8e-9 * n) + 4.7e-11 * n**3 + 5e-11 * outputs * n * n for n, outputs in matrices
