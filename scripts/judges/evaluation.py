@@ -32,8 +32,8 @@ from server.catalogue.architecture import PUBLISHED
 HERE = Path(__file__).parent
 CLOSE = 1e-3
 RUN_S = 1200.0
-TEXTS = 8
-"""Questions of four choices, and texts, that are timed."""
+TEXTS = 4
+"""Questions of four choices, and texts, that are timed in each turn: others each time, since the daemon remembers."""
 CHARACTERS = {"context": 1600, "choice": 40, "rolling": 3500}
 """Lengths of what is asked: of verse, some three for a token."""
 
@@ -64,18 +64,15 @@ def differences(theirs: dict[str, list[Any]], ours: dict[str, list[Any]]) -> Ite
             yield f"writing {i}: {told}, and hf {texts}"
 
 
-def questions() -> dict[str, list[list[str]]]:
-    """Return what is timed: contexts with four choices each, and texts of about a context's length."""
-    text, asked = tasks.HELD_OUT * 2, []
-    size, choice = CHARACTERS["context"], CHARACTERS["choice"]
-    for i in range(TEXTS):
-        context = text[i * size : i * size + size].rstrip()
-        begins = range(4 * choice * i, 4 * choice * (i + 1), choice)
-        asked += [[context, f" {text[at : at + choice]}".rstrip()] for at in begins]
-    rolling = CHARACTERS["rolling"]
+def questions(turn: int) -> dict[str, list[list[str]]]:
+    """Return what is asked in a turn: contexts with four choices each, and texts of about a context's length."""
+    text, choice = tasks.HELD_OUT * 2, CHARACTERS["choice"]
+    begins = [53 * (turn * TEXTS + i) for i in range(TEXTS)]
+    contexts = [text[at : at + CHARACTERS["context"]].rstrip() for at in begins]
+    choices = [f" {text[at : at + choice]}".rstrip() for at in range(0, 4 * choice, choice)]
     return {
-        "loglikelihood": asked,
-        "loglikelihood_rolling": [[text[at : at + rolling]] for at in range(0, TEXTS * rolling, rolling)],
+        "loglikelihood": [[context, one] for context in contexts for one in choices],
+        "loglikelihood_rolling": [[text[at + 7 : at + 7 + CHARACTERS["rolling"]]] for at in begins],
     }
 
 
@@ -85,11 +82,10 @@ def timed(python: str, daemon: Daemon, folder: Path, which: dict[str, str], turn
         "folder": str(folder),
         "endpoint": daemon.endpoint,
         "which": which,
-        "turns": turns,
-        "questions": questions(),
+        "questions": [questions(turn) for turn in range(turns + 1)],
         "batch": 1,
     }
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1"}
+    env = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [python, str(HERE / "turns.py")],
         input=json.dumps(order),

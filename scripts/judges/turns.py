@@ -33,15 +33,14 @@ def main() -> None:
         "hf": HFLM(pretrained=order["folder"], device="cpu", dtype="float32", batch_size=order["batch"]),
         "gpt2d": DaemonLM(endpoint=order["endpoint"], **order["which"]),
     }
-    asked = {kind: questions(kind, arguments) for kind, arguments in order["questions"].items()}
-    found: dict[str, dict[str, list[float]]] = {kind: {name: [] for name in models} for kind in asked}
-    for turn in range(order["turns"] + 1):
-        for kind, instances in asked.items():
+    found: dict[str, dict[str, list[float]]] = {}
+    for turn, asked in enumerate(order["questions"]):
+        for kind, arguments in asked.items():
+            some = questions(kind, arguments if turn else arguments[:1])  # a warm-up
             for name, model in models.items():
-                some = instances if turn else instances[:1]  # a warm-up
                 taken = seconds(getattr(model, kind), some)
                 if turn:
-                    found[kind][name].append(taken)
+                    found.setdefault(kind, {}).setdefault(name, []).append(taken)
     json.dump(found, sys.stdout)
 
 
