@@ -19,9 +19,10 @@ MANY_S = 3600.0
 """Timeout of one of many requests, which wait for each other."""
 GENERATIONS = 32
 """Most generations under way: twice as many as the rows that a model has by default."""
-SCORES = 3
-"""Most requests to score under way: one is computed, one waits, one is on its way."""
-REQUEST_BYTES = 64 << 10
+SCORES = 2
+"""Most requests to score under way. A worker computes them in turns, and their answers are taken one after the other:
+with more, the first would come late."""
+REQUEST_BYTES = 32 << 10
 """Bytes of the texts of one request, about: some seconds of a model of 124 M."""
 PART_BYTES = 32 << 10
 """Most bytes of a text that is scored as one; a longer one is scored in parts."""

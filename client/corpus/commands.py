@@ -244,7 +244,7 @@ def write(
     with Journal(args.out, shaped, sheet.header, overwrite=args.overwrite) as journal:
         bar = Bar(table.count, table.characters, journal.position)
         if journal.position.done:
-            say(f"going on after {journal.position.texts:,} of {table.count:,} texts")
+            say(f"going on after {bar.told()}")
         else:
             say(f"{table.count:,} texts, by {model.name}")
         try:

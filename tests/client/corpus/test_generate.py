@@ -87,7 +87,7 @@ def test_an_interrupted_one_goes_on_where_it_was(prompts: Path, tmp_path: Path, 
             assert said.rstrip().endswith(" ".join(command(server.endpoint, *words)[3:]))
         done = run(server.endpoint, *words, folder=tmp_path)
         assert done.returncode == 0, done.stderr
-        assert f"going on after {kept} of 10 texts" in done.stderr
+        assert f"going on after {kept}0%, {kept} of 10 texts\n" in done.stderr
         assert len(server.asked(m.Generate)) == asked + 10 - kept
         words[3] = "whole.csv"
         assert run(server.endpoint, *words, folder=tmp_path).returncode == 0
