@@ -59,6 +59,16 @@ def test_every_path_in_the_documents_exists() -> None:
     assert missing == []
 
 
+def test_every_page_that_a_source_names_exists() -> None:
+    named = {
+        page
+        for room in ("protocol", "server", "client", "scripts")
+        for source in (ROOT / room).rglob("*.py")
+        for page in re.findall(r"(?<![\w/])docs/[\w/-]+\.md\b", source.read_text("utf-8"))
+    }
+    assert len(named) > 3 and {page for page in named if not (ROOT / page).exists()} == set()
+
+
 def anchors(document: Path) -> set[str]:
     """Return what a link can name of a document: its headings, as GitHub makes names of them."""
     prose = re.sub(r"^```.*?^```", "", document.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)

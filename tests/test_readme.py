@@ -15,6 +15,7 @@ import zmq
 
 from protocol import Client, codec, messages as m
 from protocol.programs import VERSION
+from scripts.bench.engine import module_environment
 from scripts.daemon import Daemon
 from tests.conftest import free_port, listener
 
@@ -130,6 +131,18 @@ def run(line: str, endpoint: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=110, check=False
     )
+
+
+def test_the_command_that_scores_a_file(shared_daemon: Daemon, tmp_path: Path) -> None:
+    found = re.search(r"`gpt2d-client (score \S+ [^`]+)`", README)
+    assert found
+    words = found[1].split()
+    (tmp_path / words[1]).write_text("Shall I compare thee\nNow is the winter\n", encoding="utf-8")
+    command = [sys.executable, "-P", "-m", "client", *words, "--connect", shared_daemon.endpoint]
+    done = subprocess.run(command, cwd=tmp_path, env=module_environment(), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    table = (tmp_path / words[-1]).read_text(encoding="utf-8").splitlines()
+    assert len(table) == 1 + 8 and "winter" in table[-1]
 
 
 @pytest.mark.skipif(not (ROOT / ".venv").exists(), reason="run.py would install everything into a new .venv")
