@@ -99,7 +99,7 @@ def test_the_test_of_a_script() -> None:
 
 def test_every_extra_that_is_named_exists_and_the_other_way_round() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    named = {name for names in re.findall(r"'\.\[([\w,]+)\]'", INSTALL) for name in names.split(",")}
+    named = {name for names in re.findall(r"'\.\[([\w,-]+)\]'", INSTALL) for name in names.split(",")}
     assert named == project["optional-dependencies"].keys()
 
 
