@@ -62,7 +62,7 @@ def test_the_documents_have_a_place_for_the_tables(tmp_path: Path) -> None:
         text = (ROOT / document).read_text(encoding="utf-8")
         for mark in marks:
             text = peers_table.between(text, mark, f"the new {mark}")
-            assert f"-->\nthe new {mark}\n<!--" in text
+            assert f"-->\n\nthe new {mark}\n\n<!--" in text
     file = tmp_path / "peers.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     assert peers_table.read(file) == ROWS and peers_table.read(tmp_path / "none") == []

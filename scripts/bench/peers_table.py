@@ -172,7 +172,7 @@ def between(document: str, mark: str, text: str) -> str:
     if document.count(begin) != 1 or document.count(end) != 1:
         raise ValueError(f"the document has no place for the {mark}: {begin} and {end}")
     found = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
-    return found.sub(lambda _: f"{begin}\n{text}\n{end}", document)
+    return found.sub(lambda _: f"{begin}\n\n{text}\n\n{end}", document)
 
 
 def write(rows: Sequence[Row]) -> None:
