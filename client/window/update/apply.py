@@ -220,7 +220,7 @@ def _met(state: AppState, info: m.ServerInfo) -> list[e.Effect]:
     link = state.link
     before = link.info
     if before is not None and before.server_id != info.server_id:
-        notices.inform(state, "link", "the server was restarted: what it had loaded is gone")
+        notices.inform(state, "link", "the server was restarted")
     elif before is not None and link.status != "ready":
         notices.inform(state, "link", "connected again")
     link.status, link.trouble = "ready", ""

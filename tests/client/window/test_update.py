@@ -111,6 +111,14 @@ def ready() -> AppState:
     return state
 
 
+def test_a_restarted_server_that_has_its_models_again_is_not_said_to_have_lost_them() -> None:
+    state = ready()
+    apply(state, e.Broken())
+    for reply in (msgspec.structs.replace(INFO, server_id="b"), msgspec.structs.replace(PONG, server_id="b")):
+        apply(state, e.Replied("look", reply, 1))
+    assert state.loaded and state.said("link") == "the server was restarted"
+
+
 def meet(state: AppState, parameters: list[m.Parameter]) -> None:
     """A server that describes these settings."""
     apply(state, e.Replied("look", msgspec.structs.replace(INFO, parameters=parameters), 1))
