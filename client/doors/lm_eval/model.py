@@ -15,7 +15,7 @@ from client.doors.lm_eval.pairs import Pair
 from client.doors.lm_eval.writing import Writing
 from protocol import messages as m
 from protocol.client import GENERATE_S, Client
-from protocol.errors import NotGpt2d, NotLoaded
+from protocol.errors import BadRequest, NotGpt2d, NotLoaded
 from protocol.keys import DEFAULT_ENDPOINT
 from protocol.programs import given_line
 
@@ -50,13 +50,13 @@ class DaemonLM(LM):
         """Connect, and load the model where it is not loaded.
 
         `ours` are lm-eval's own, of which none has a meaning here: the batch size and the device are the daemon's.
-        Raises: ValueError for an argument that is not known, and what every call of a Client raises.
+        Raises: BadRequest for an argument that is not known, and what every call of a Client raises.
         """
         super().__init__()
         if unknown := {*ours} - {"batch_size", "max_batch_size", "device"}:
-            raise ValueError(f"model_args has no {min(unknown)!r}; python -m client.doors.lm_eval --help says what")
+            raise BadRequest(f"model_args has no {min(unknown)!r}; python -m client.doors.lm_eval --help says what")
         if "#" in endpoint:
-            raise ValueError(ON_STDIN)
+            raise BadRequest(ON_STDIN)
         self._client = Client(given_line(endpoint))
         self._which: dict[str, Any] = {"model": model, "engine": engine, "precision": precision}
         self._timeout = timeout
@@ -116,10 +116,10 @@ class DaemonLM(LM):
         return told.about
 
     def _first(self, about: m.TokenizerInfo) -> int:
-        """Return the token that stands before a text without a context. Raises: ValueError if the model has none."""
+        """Return the token that stands before a text without a context. Raises: BadRequest if the model has none."""
         name = next(iter((about.bos, *about.eos)), "")
         if not name:
-            raise ValueError("this model has no token to begin a text with: give prefix_token_id")
+            raise BadRequest("this model has no token to begin a text with: give prefix_token_id")
         return self._client.tokenize(name, **self._which).ids[-1]
 
     def _mapped(self, call: Callable[[T], R], items: Iterable[T], what: str = "", *, quiet: bool = True) -> Iterator[R]:
@@ -141,7 +141,7 @@ class DaemonLM(LM):
         ids, how = asked
         room = self.max_length - how.length
         if room < 1:
-            raise ValueError(f"max_gen_toks must be less than the {self.max_length} tokens of a text, got {how.length}")
+            raise BadRequest(f"max_gen_toks must be less than the {self.max_length} tokens of a text, got {how.length}")
         done = self._client.generate(
             prompt_ids=ids[-room:], max_new_tokens=how.length, timeout=self._timeout, **how.settings, **self._which
         )

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from protocol.errors import BadRequest
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -51,9 +53,9 @@ def windows(ids: list[int], prefix: int, longest: int) -> Iterator[Pair]:
 def cut(pair: Pair, longest: int) -> Pair:
     """Cut the context's beginning so that a model that reads `longest` tokens judges the continuation.
 
-    Raises: ValueError for a continuation that is empty or too long by itself.
+    Raises: BadRequest for a continuation that is empty or too long by itself.
     """
     count = len(pair.continuation)
     if not 0 < count <= longest:
-        raise ValueError(f"a continuation must have 1 to {longest} tokens, got {count}")
+        raise BadRequest(f"a continuation must have 1 to {longest} tokens, got {count}")
     return Pair(pair.context[-(longest + 1 - count) :], pair.continuation)
