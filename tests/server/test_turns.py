@@ -45,6 +45,11 @@ requests = st.one_of(
     ),
     st.builds(lambda ids: m.Generate(prompt_ids=ids, max_new_tokens=5, strategy="greedy", deterministic=True), tokens),
     st.builds(lambda ids, stride: m.Score(ids=ids, stride=stride), tokens, st.integers(1, 40)),
+    st.builds(
+        lambda texts, context: m.Score(texts=[m.Passage(ids=ids, context_ids=context) for ids in texts]),
+        st.lists(tokens, min_size=1, max_size=4),
+        st.just([7] * 40) | tokens,
+    ),
 )
 
 
@@ -53,7 +58,7 @@ def told(reply: object) -> Any:
     if isinstance(reply, m.Generated):
         return reply.ids, reply.finish_reason, reply.score
     assert isinstance(reply, m.Scored), reply
-    return reply.logprobs
+    return reply.logprobs, reply.sum, reply.tokens
 
 
 def run(plan: list[tuple[m.Generate | m.Score, int, int]], rows: int) -> dict[int, Any]:
