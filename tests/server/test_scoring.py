@@ -147,12 +147,15 @@ UNKNOWN = f"a token of this model must be 0 to {ARCH.vocabulary - 1}, got 100000
         ([m.Passage(text="a b"), m.Passage(text="")], "score: texts[1] must have at least 1 token, got none"),
         ([m.Passage(ids=[1]), m.Passage(ids=[1, 10**6])], f"score: texts[1]: {UNKNOWN}"),
         ([m.Passage(ids=[1], context_ids=[10**6])], f"score: texts[0]: {UNKNOWN}"),
-        ([m.Passage(ids=[1] * 60_000)] * 60, "score: these 60 texts are 7,188,480 tokens to compute"),
+        (
+            [m.Passage(ids=[1] * 3500)] * 2,
+            "score: these 2 texts are 5,074,944 tokens to compute, and the limit is 4,000,000",
+        ),
     ],
 )
 def test_one_text_that_cannot_be_scored_refuses_all(engine: NativeEngine, passages: list[m.Passage], says: str) -> None:
     loop = Loop(engine=engine, arch=ARCH, name="native")
-    work = Work(id=1, group=0, request=m.Score(texts=passages))
+    work = Work(id=1, group=0, request=m.Score(texts=passages, stride=1))
     loop.worker._read(work)()
     (reply,) = loop.link.sent
     assert isinstance(reply, m.Failure) and reply.code == "bad_request"
