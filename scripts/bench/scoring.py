@@ -32,7 +32,7 @@ import numpy as np
 from protocol import Client, messages as m
 from scripts.bench.arguments import add_arguments, parse, start_daemon
 from server.worker.loop import BEAT_S
-from server.worker.scoring import STRIDE, Windows
+from server.worker.windows import STRIDE, Windows
 
 if TYPE_CHECKING:
     from server.catalogue.catalogue import Model

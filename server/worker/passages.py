@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from protocol import messages as m
 from protocol.errors import BadRequest
-from server.worker.scoring import Piece
 from server.worker.text import Spans, Text
+from server.worker.text_scores import Piece
 
 
 class Passages:

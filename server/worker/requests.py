@@ -14,10 +14,11 @@ from server.worker.beams import BeamSearch
 from server.worker.contrastive import ContrastiveSearch
 from server.worker.passages import Passages
 from server.worker.replies import Answer, Continuations, Served
-from server.worker.scoring import Scores, Told, texts_of
+from server.worker.scoring import Scores, texts_of
 from server.worker.sequence import Generation, Sequence
 from server.worker.task import Prompt
 from server.worker.text import Text
+from server.worker.text_scores import Told
 
 Opened: TypeAlias = tuple[Answer, Many[Prompt]]
 

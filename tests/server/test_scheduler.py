@@ -17,9 +17,10 @@ from server.worker.increments import ByteDecoder
 from server.worker.prefix_cache import PrefixCache
 from server.worker.runner import Runner
 from server.worker.scheduler import KEEP_S, MIN_CHUNK, Scheduler
-from server.worker.scoring import Piece, Scores, Told, texts_of
+from server.worker.scoring import Scores, texts_of
 from server.worker.sequence import Generation, Sequence
 from server.worker.text import Spans, Vocabulary
+from server.worker.text_scores import Piece, Told
 
 
 def scheduler_of(engine: FakeEngine, cache_bytes: int = 0) -> Scheduler:

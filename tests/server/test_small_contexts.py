@@ -17,7 +17,7 @@ from server.catalogue.architecture import Architecture, read_architecture
 from server.engines.base import Engine
 from server.engines.load import load_engine
 from server.link import Work
-from server.worker.scoring import STRIDE
+from server.worker.windows import STRIDE
 from tests.server.test_weights import copy_demo
 from tests.server.test_worker import Loop
 

@@ -14,9 +14,9 @@ from protocol import messages as m
 from protocol.errors import BadRequest
 from server.link import Work
 from server.worker.reader import LONG_CHARACTERS, Reader
-from server.worker.scoring import MAX_COMPUTED, check_cost
 from server.worker.text import Text
 from server.worker.turns import Turns
+from server.worker.windows import MAX_COMPUTED, check_cost
 from tests.server.test_worker import Loop
 
 

@@ -1,0 +1,74 @@
+"""Where the windows begin and end in which a text is scored, and how much work they are.
+
+A text longer than the context is cut into overlapping windows. Each scores only the tokens that the window before did
+not, so that all but those of the first window have at least context - stride tokens before them
+(https://huggingface.co/docs/transformers/perplexity). Unlike there, windows that are a whole context apart overlap by
+one token: the first of each would have none before it, and no score. The last token of a window is not computed, so a
+text with something before it that fits the context but for that one is one window, as in lm-evaluation-harness.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from protocol import messages as m
+from protocol.errors import BadRequest
+
+MAX_COMPUTED = 4_000_000
+"""Most tokens that are computed for one request, those of every window counted: some minutes of a model of 124 M."""
+STRIDE = 512
+"""Distance of two windows by default, where half the context is not less."""
+
+
+class Windows:
+    """Cuts of one text: where each begins and ends, and from which token on it scores."""
+
+    def __init__(self, lead: int, tokens: int, stride: int, context: int, *, after: bool) -> None:
+        """`after`: whether what follows the last token is wanted, which is then computed too."""
+        self.first = max(lead, 1)  # nothing comes before the first token
+        self.end = lead + tokens
+        self._after = int(after)
+        self._stride, self._context = stride, context
+        most = context + (1 if lead and not after else 0)
+        self.begin = max(0, lead + min(tokens, stride) - most)
+        self._one = self.end - self.begin <= most
+
+    def __iter__(self) -> Iterator[tuple[int, int, int]]:
+        """Yield begin, end of what is computed, and the first token that is scored."""
+        begin, scored = self.begin, self.first
+        while True:
+            end = self.end if self._one else min(self.end, begin + self._context)
+            last = end == self.end
+            yield begin, end - 1 + (self._after if last else 0), scored
+            if last:
+                return
+            scored, begin = end, begin + self._stride
+
+    @property
+    def count(self) -> int:
+        return 1 if self._one else 1 + math.ceil((self.end - self.begin - self._context) / self._stride)
+
+    @property
+    def computed(self) -> int:
+        """Number of tokens that all of them compute, at most."""
+        return self.count * min(self._context, self.end - self.begin)
+
+
+def stride_of(request: m.Score, context: int) -> int:
+    """Return how far apart two windows are."""
+    return min(request.stride or min(STRIDE, context // 2), context - 1)
+
+
+def check_cost(tokens: int, stride: int, context: int) -> None:
+    """Check that a text of `tokens` tokens is not too much work. Raises: BadRequest, which says what would do."""
+    more = max(0, tokens - context)
+    windows = 1 + math.ceil(more / stride)
+    if windows * context <= MAX_COMPUTED:
+        return
+    enough = math.ceil(more / (MAX_COMPUTED // context - 1))
+    raise BadRequest(
+        f"score: {tokens} tokens at a stride of {stride} are {windows} windows of {context} tokens, "
+        f"{windows * context:,} tokens to compute, and the limit is {MAX_COMPUTED:,}; a stride of {enough} keeps to "
+        "it, and so does the text in parts"
+    )
