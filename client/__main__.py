@@ -25,7 +25,6 @@ try:
 
     with needed_by("gpt2d-client"):
         from client import servers
-    from client.corpus import commands as corpus
 except KeyboardInterrupt:  # these take a moment, in which no traceback helps
     sys.exit(130)
 
@@ -42,6 +41,8 @@ examples:
 The text goes to stdout, everything else to stderr. `/set` at the prompt lists every setting with its range.
 """
 
+COMMANDS = ("score", "generate")
+"""Words in place of a server that are commands of their own, over whole files (client.corpus)."""
 PATIENCE_S = 2.0
 """Seconds to wait for the end of a prompt on stdin before the user is told that it is missing."""
 NOTHING = (
@@ -55,9 +56,14 @@ NO_XWAYLAND = (
 
 
 def main() -> None:
-    if sys.argv[1:2] and sys.argv[1] in corpus.NAMES:
+    if sys.argv[1:2] and sys.argv[1] in COMMANDS:
         use_utf8()
-        sys.exit(corpus.main(sys.argv[1:], find_server, keep))
+        try:
+            from client.corpus import commands
+
+            sys.exit(commands.main(sys.argv[1:], find_server, keep))
+        except KeyboardInterrupt:
+            sys.exit(130)
     parser = argparse.ArgumentParser(
         prog="gpt2d-client",
         description="Write with a GPT-2 that a gpt2d-server holds.",

@@ -21,7 +21,6 @@ from protocol.parameters import read_settings
 from protocol.programs import command, printed_by, typed
 from protocol.requests import request
 
-NAMES = ("score", "generate")
 FILES = """\
 FILE is one of
   .txt            a text a line, or with --per a text a paragraph, a text a file; blank lines are no texts
