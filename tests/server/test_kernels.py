@@ -145,23 +145,3 @@ def test_the_set_for_avxvnni_gives_these_bits_too(tmp_path: Path) -> None:
     compiled("g++", tmp_path / "program", sources, *flags)
     done = subprocess.run([str(tmp_path / "program")], capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == (f"{DIGEST}\n", f"avxvnni: {DIGEST}\n")
-
-
-@pytest.mark.skipif(not shutil.which("aarch64-linux-gnu-g++"), reason="needs Debian's g++-aarch64-linux-gnu")
-@pytest.mark.skipif(not shutil.which("qemu-aarch64"), reason="needs Debian's qemu-user")
-def test_arm_gives_these_bits_too(tmp_path: Path) -> None:
-    """With products of matrices, with dot products, and on a Raspberry Pi 4's processor, which has neither."""
-    compiler = "aarch64-linux-gnu-g++"
-    program = tmp_path / "program"
-    objects = {"dotprod": "+dotprod", "i8mm": "+dotprod+i8mm"}
-    for name, features in objects.items():
-        compiled(compiler, tmp_path / f"{name}.o", [f"src/ops_{name}.cpp"], f"-march=armv8.2-a{features}", "-c")
-    sources = [f"src/{name}.cpp" for name in (*SOURCES, "ops_plain")] + ["tests/kernels_test.cpp"]
-    sources += [str(tmp_path / f"{name}.o") for name in objects]
-    compiled(compiler, program, sources, "-static")
-    known = ["i8mm", "dotprod", "plain"]
-    for processor, sets in (("cortex-a72", known[2:]), ("cortex-a76", known[1:]), ("max", known)):
-        command = ["qemu-aarch64", "-cpu", processor, str(program)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        told = "".join(f"{name}: {DIGEST}\n" for name in sets)
-        assert (done.stdout, done.stderr) == (f"{DIGEST}\n", told)
