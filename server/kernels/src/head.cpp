@@ -23,7 +23,10 @@ constexpr int FAILURES = 2, REST = 32;  // after FAILURES steps in a row that we
 
 }  // namespace
 
+bool Model::notes_tops(const Step &step) const { return step.wanted_count > MOST_ROWS; }
+
 bool Model::in_two_passes(const Step &step) {
+    logits_.resize(MOST_ROWS * size_t(lm_head_.outputs));
     if (!step.best || !step.wanted_count || step.wanted_count > MOST_ROWS || shape_.head_bits == 32) return false;
     auto all = [&](int k) { return k == 0 || k >= shape_.vocabulary; };
     if (std::any_of(step.best, step.best + step.wanted_count, all)) return false;
@@ -37,7 +40,6 @@ bool Model::in_two_passes(const Step &step) {
             return false;
         }
     }
-    logits_.resize(MOST_ROWS * size_t(lm_head_.outputs));
     two_.norms.resize(MOST_ROWS * blocks), two_.offsets.resize(MOST_ROWS * blocks);
     for (auto *values : {&two_.tops, &two_.most, &two_.exact_tops}) values->resize(MOST_ROWS * strips);
     two_.values.reserve(strips * STRIP), two_.listed.resize(strips + 1), two_.count = 0;
@@ -64,25 +66,31 @@ void Model::raise_head(const Rows &x, const Step &step) {
     else raise_whole(x, step);
 }
 
-// Straight to where the logits are wanted, but those of the last chunk, behind which is the head's padding; and the largest of each
-// chunk while it is in the first-level cache: who chooses tokens need not read them all again.
+// Of several rows straight to where the logits are wanted, but those of the last chunk, behind which is the head's padding. Of a
+// part's chunks the largest logits are noted while it is in a near cache: who chooses tokens need not read them all again. One row
+// or two wait for what they load, and nothing else may hold them up.
 void Model::raise_whole(const Rows &x, const Step &step) {
+    if (!notes_tops(step)) {
+        team_.work_off(lm_head_.panels(), part_of(lm_head_), [&](int first, int end) {
+            ops_.matmul(lm_head_, x, step.wanted_count, {logits_.data(), lm_head_.outputs, Finish::store}, first, end);
+            hand_out(step, first * PANEL, end * PANEL);
+        });
+        return;
+    }
     constexpr int EACH = CHUNK / PANEL;
     int n = shape_.vocabulary, last = chunks() - 1;
     team_.work_off(chunks(), std::max(1, part_of(lm_head_) / EACH), [&](int first, int end) {
-        for (int c = first; c < end; c++) {
-            if (c < last) {
-                ops_.matmul(lm_head_, x, step.wanted_count, {step.logits, n, Finish::store}, c * EACH, (c + 1) * EACH);
-            } else {
-                Matrix tail = lm_head_;
-                tail.data += size_t(c) * EACH * lm_head_.panel_bytes(), tail.outputs -= c * CHUNK;
-                ops_.matmul(tail, x, step.wanted_count, {tail_.data(), CHUNK, Finish::store}, 0, tail.panels());
-            }
-            for (int i = 0; i < step.wanted_count; i++) {
-                float *y = step.logits + size_t(i) * size_t(n);
-                if (c == last) std::copy_n(&tail_[size_t(i) * CHUNK], n - c * CHUNK, y + c * CHUNK);
-                if (!ops_.find_tops(y, n, c, c + 1, &tops_[size_t(i) * size_t(chunks())])) all_numbers_ = false;
-            }
+        int whole = std::min(end, last);
+        ops_.matmul(lm_head_, x, step.wanted_count, {step.logits, n, Finish::store}, first * EACH, whole * EACH);
+        if (end > last) {
+            Matrix tail = lm_head_;
+            tail.data += size_t(last) * EACH * lm_head_.panel_bytes(), tail.outputs -= last * CHUNK;
+            ops_.matmul(tail, x, step.wanted_count, {tail_.data(), CHUNK, Finish::store}, 0, tail.panels());
+        }
+        for (int i = 0; i < step.wanted_count; i++) {
+            float *y = step.logits + size_t(i) * size_t(n);
+            if (end > last) std::copy_n(&tail_[size_t(i) * CHUNK], n - last * CHUNK, y + last * CHUNK);
+            if (!ops_.find_tops(y, n, first, end, &tops_[size_t(i) * size_t(chunks())])) all_numbers_ = false;
         }
     });
 }

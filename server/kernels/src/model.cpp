@@ -131,8 +131,7 @@ void Model::forward(const Step &step) {
     }
     team_.run([&] { work(step); });
     given_ = step.logits;
-    bool all = all_numbers_ && !(two_.used && !two_.whole);
-    has_tops_.assign(has_tops_.size(), all);
+    has_tops_.assign(has_tops_.size(), all_numbers_ && notes_tops(step));
 }
 
 // What each thread does; all memory for it was reserved before. The phases of a layer are those of GPT-2: q k v, attention,

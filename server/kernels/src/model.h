@@ -94,6 +94,7 @@ class Model {
     void keep(const Step &step, int matrix, const Rows &x);
     // The head, in head.cpp.
     bool in_two_passes(const Step &step);
+    bool notes_tops(const Step &step) const;
     void prepare(int row);
     void raise_head(const Rows &x, const Step &step);
     void raise_whole(const Rows &x, const Step &step);
@@ -131,7 +132,7 @@ class Model {
     // The activations of a step, for `reserved_` tokens.
     int reserved_ = 0;
     std::vector<float> x_, normed_, qkv_, attended_, inner_values_;
-    std::vector<float> logits_;  // of the two passes: [MOST_ROWS, padded vocabulary]
+    std::vector<float> logits_;  // of one row or two: [2, padded vocabulary]
     std::vector<float> tail_;    // of the last chunk, with the head's padding: [wanted, CHUNK]
     std::vector<int8_t> q_, inner_q_;
     std::vector<float> scales_, inner_scales_;
