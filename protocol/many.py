@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,7 @@ def generations(prompts: Iterable[str], settings: Mapping[str, Any]) -> Iterator
 
     Raises: BadRequest, which says the number of the prompt, from 0.
     """
+    _check_several("generate: the prompts", prompts)
     given = dict(settings)
     seed = given.pop("seed", None)
     for number, prompt in enumerate(prompts):
@@ -94,6 +95,12 @@ class ManyScores:
     def __init__(
         self, texts: Iterable[str | m.Passage], contexts: Iterable[str] | None, settings: Mapping[str, Any]
     ) -> None:
+        """Raises: BadRequest for one text instead of several, and for a setting that no text makes right."""
+        _check_several("score: the texts", texts)
+        _check_several("score: the contexts", contexts)
+        if isinstance(texts, Sized) and isinstance(contexts, Sized) and len(texts) != len(contexts):
+            raise BadRequest(f"score: each text has a context of its own, got {len(contexts)} for {len(texts)} texts")
+        request(m.Score, settings, texts=[m.Passage(text="")])
         self._texts = iter(texts)
         self._contexts = iter(contexts) if contexts is not None else None
         self._settings = settings
@@ -126,8 +133,7 @@ class ManyScores:
         """
         asked = self._asked[0]
         if isinstance(event, BadRequest):
-            said = PLACE.sub(lambda found: f"texts[{asked[int(found[1])].index}]", str(event))
-            raise BadRequest(said)
+            raise BadRequest(_placed(event, asked))
         if isinstance(event, Gpt2dError):
             raise event
         if isinstance(event, m.ScoredText):
@@ -149,7 +155,10 @@ class ManyScores:
             self._held = []
 
     def _request(self, held: list[_Part]) -> m.Score:
-        made = request(m.Score, self._settings, texts=[part.passage for part in held])
+        try:
+            made = request(m.Score, self._settings, texts=[part.passage for part in held])
+        except BadRequest as e:
+            raise BadRequest(_placed(e, held)) from None
         self._asked.append(held)
         return made
 
@@ -169,12 +178,23 @@ class ManyScores:
                 yield _Part(index, passage, last=place == len(cut))
 
 
+def _check_several(what: str, texts: object) -> None:
+    """Raise BadRequest for one text, whose characters would be taken for texts."""
+    if isinstance(texts, str | bytes):
+        raise BadRequest(f"{what} must be a list of them, got a text; put it into a list")
+
+
 def _check(text: str, index: int) -> None:
     """Raise BadRequest for a text that cannot be sent."""
     try:
         text.encode()
     except UnicodeEncodeError as e:
         raise BadRequest(f"score: texts[{index}] cannot be encoded in UTF-8: lone surrogate") from e
+
+
+def _placed(error: BadRequest, asked: Sequence[_Part]) -> str:
+    """Return what is wrong with a request, with a text's place among all texts instead of that in the request."""
+    return PLACE.sub(lambda found: f"texts[{asked[int(found[1])].index}]", str(error))
 
 
 def _size(passage: m.Passage) -> int:

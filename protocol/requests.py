@@ -58,6 +58,9 @@ def _plain(field: str, value: Any) -> Any:
     if isinstance(value, m.Passage):
         value = {name: getattr(value, name) for name in m.Passage.__struct_fields__}
     if isinstance(value, Mapping) and field == "texts":
+        for name in value:
+            if name not in m.Passage.__struct_fields__:
+                raise ValueError(f"a text has no field {name!r}{_instead(name, m.Passage.__struct_fields__)}")
         return {name: _plain(name, part) for name, part in value.items()}
     if field == "texts" and isinstance(value, list | tuple):
         return [{"text": _scalar(text)} if isinstance(text, str) else _plain(field, text) for text in value]

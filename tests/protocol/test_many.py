@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import itertools
 import math
+import re
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -103,6 +105,8 @@ def test_what_fails_ends_it_and_says_which() -> None:
             next(client.generate_many(["x", "\ud800"]))
         with pytest.raises(BadRequest, match="did you mean temperature"):
             next(client.generate_many(["x"], temperatur=1))
+        with pytest.raises(BadRequest, match="the prompts must be a list of them, got a text; put it into a list"):
+            next(client.generate_many("one prompt"))
 
 
 def scoring(request: m.AnyRequest) -> Answer:
@@ -168,6 +172,19 @@ def test_alternatives_of_a_part_fit_an_answer() -> None:
         assert max(len((one.text or "").encode()) for one in server.asked(m.Score)[0].texts or []) <= many.TOLD // 20
 
 
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"top": 100_000}, "score: top must be a whole number <= 20"),
+        ({"top": "5"}, "score: top must be a whole number, got a text"),
+        ({"strid": 5}, "score has no setting 'strid'; did you mean stride?"),
+    ],
+)
+def test_a_wrong_setting_is_refused_before_a_text_is_read(settings: dict[str, Any], says: str) -> None:
+    with Client("tcp://127.0.0.1:9") as client, pytest.raises(BadRequest, match=re.escape(says)):
+        next(client.score_many(endless(), **settings))
+
+
 def test_a_refusal_names_the_text_among_all() -> None:
     def refuse(request: m.AnyRequest) -> Answer:
         if isinstance(request, m.Score) and (request.texts or [])[0].text == "1024":
@@ -181,11 +198,17 @@ def test_a_refusal_names_the_text_among_all() -> None:
             next(found)
         for texts, contexts, says in (
             (["a", "b\ud800"], None, r"texts\[1\] cannot be encoded in UTF-8: lone surrogate"),
-            (["a", "b"], ["c"], r"texts\[1\] must be a text, with a context of its own"),
+            (["a", "b"], iter(["c"]), r"texts\[1\] must be a text, with a context of its own"),
             (["a", 3], None, r"texts\[1\] must be a text"),
+            (["a"], ["c", "d"], "each text has a context of its own, got 2 for 1 texts"),
+            ("ab", None, "the texts must be a list of them, got a text; put it into a list"),
+            (["a", "b"], "cd", "the contexts must be a list of them, got a text"),
         ):
             with pytest.raises(BadRequest, match=says):
                 list(client.score_many(texts, contexts=contexts))  # type: ignore[arg-type]
+        passages = [m.Passage(ids=[1])] * 1100 + [m.Passage(ids=[-1])]
+        with pytest.raises(BadRequest, match=r"texts\[1100\]\.ids\[0\] must be a whole number >= 0"):
+            list(client.score_many(passages))
 
 
 def test_scores_that_nobody_wants_are_cancelled() -> None:

@@ -131,3 +131,11 @@ def test_tokens_are_any_sequence_or_array_of_integers(ids: Any) -> None:
 def test_a_timeout_that_is_no_time_is_refused(timeout: Any) -> None:
     with Client("tcp://127.0.0.1:9") as client, pytest.raises(BadRequest, match="timeout must be"):
         client.ping(timeout=timeout)
+
+
+def test_a_field_of_a_text_that_is_not_known_is_refused() -> None:
+    """A context that is written wrongly would else be left out, and the text have other scores."""
+    asked = request(m.Score, {"texts": [{"text": "a", "context": "b"}]})
+    assert asked.texts == [m.Passage(text="a", context="b")]
+    with pytest.raises(BadRequest, match="score: a text has no field 'contxt'; did you mean context"):
+        request(m.Score, {"texts": [{"text": "a", "contxt": "b"}]})
