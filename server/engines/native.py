@@ -305,7 +305,7 @@ class NativeEngine:
         if np.isnan(own).any():
             raise FloatingPointError("the logits are not numbers")
         masses = None if members is None else found[2]
-        return logits, Judged(own - found[0], counts[0], found[1], counts[1], masses)
+        return self._returned(logits), Judged(own - found[0], counts[0], found[1], counts[1], masses)
 
     def choose(self, logits: Logits, rows: Sequence[int], choices: Sequence[Choice]) -> list[int]:
         """Choose as `choose` does, by the model's threads: a row, which may come once, is a thread's.

@@ -13,7 +13,7 @@ from server.catalogue.engines import instruction_sets
 from server.checkpoint.tensors import expected_shapes
 from server.convert.native_layout import FILE, Layout
 from server.engines.base import Judged, Run
-from server.engines.native import NativeEngine
+from server.engines.native import Choice, NativeEngine
 from server.worker.judging import judge
 from tests.server.test_native import ODD
 
@@ -82,6 +82,17 @@ def test_company_changes_no_bit(engine: NativeEngine) -> None:
     assert bits(last) == bits(whole.part(48, 49))
     _, without = engine.judge([Run(0, IDS, 0, (), NEXT)], None)
     assert without.masses is None and bits(without)[:4] == bits(whole)[:4]
+
+
+def test_tokens_are_chosen_from_the_logits_that_are_given(engine: NativeEngine) -> None:
+    """Also where a step that judges has come after them, and from that step's own."""
+    before = engine.decode(IDS[:1], [0])
+    after, _ = engine.judge([Run(1, IDS[:3], 0, [1, 2], NEXT[:3])], None)
+    want = [int(row.argmax()) for row in (before[0], *after)]
+    assert len(set(want)) == 3
+    assert engine.choose(before, [0], [Choice()]) + engine.choose(after, [0, 1], [Choice(), Choice()]) == want
+    with pytest.raises(ValueError, match="read-only"):
+        after[0, 5] = 100
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
