@@ -110,7 +110,7 @@ class TextScores:
                 self._top[first + i] = self._likeliest(row, total, own, float(judged.logprobs[i]))
 
     def fields(self) -> dict[str, object]:
-        """Return what is told of the text, once all windows are done."""
+        """Return what is told of the text, once all windows are done: once, since it is not kept."""
         none, spans = [None] * self.unscored, self.piece.spans
         values = self._logprobs[self.unscored :]
         self.sum = float(values.sum())
@@ -118,6 +118,7 @@ class TextScores:
         words = None
         if self._masses is not None:
             words = spelled(self._words, spans.text, logprobs, [*none, *self._masses[self.unscored :].tolist()])
+        top, self._top = self._top, []
         return {
             "ids": spans.ids,
             "offsets": spans.offsets,
@@ -125,19 +126,20 @@ class TextScores:
             "ranks": [*none, *self._ranks[self.unscored :].tolist()],
             "entropies": [*none, *self._entropies[self.unscored :].tolist()],
             "greedy": [*none, *self._greedy[self.unscored :].tolist()],
-            "top": self._top,
+            "top": top,
             "words": words,
             **means(self.sum, self.scored, self.size),
         }
 
     def _likeliest(self, logits: Logits, total: float, own: int, logprob: float) -> list[m.Alternative]:
         """Return the likeliest tokens, best first, of equal ones that with the lowest number.  # [vocabulary]"""
-        count = self.told.top
+        count = min(self.told.top, len(logits))
         if count == 1:
             best = logits.argmax(0, keepdims=True)
         else:
-            best = np.sort(np.argpartition(logits, len(logits) - count)[len(logits) - count :])
-            best = best[np.argsort(-logits[best], kind="stable")]
+            least = np.partition(logits, len(logits) - count)[len(logits) - count]
+            best = np.flatnonzero(logits >= least)  # of several that equal the least, all
+            best = best[np.argsort(-logits[best], kind="stable")][:count]
         logs = (logits[best].astype(np.float64) - total).tolist()
         pairs = zip(best.tolist(), logs, strict=True)
         return [self.told.alternative(token, logprob if token == own else log) for token, log in pairs]

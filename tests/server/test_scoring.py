@@ -15,7 +15,11 @@ from server.checkpoint.tensors import Weights
 from server.convert.native_layout import FILE, Layout
 from server.engines.native import NativeEngine
 from server.link import Work
+from server.worker.judging import judge
 from server.worker.scoring import SHARED
+from server.worker.text import Spans
+from server.worker.text_scores import Piece, TextScores, Told
+from server.worker.windows import Windows
 from tests.server.test_native import ARCH
 from tests.server.test_worker import Loop
 
@@ -180,6 +184,34 @@ def test_a_cancelled_request_leaves_nothing_behind(engine: NativeEngine) -> None
     *texts, last = loop.link.sent
     assert 0 < len(texts) < 300 and isinstance(last, m.Failure) and last.code == "cancelled"
     assert not loop.scheduler.running and not loop.scheduler.waiting and not loop.worker._answers
+
+
+@pytest.mark.parametrize(("likely", "want"), [([9, 7], [7, 9, 0, 1]), ([], [0, 1, 2, 3])])
+def test_of_equally_likely_tokens_those_with_the_lowest_numbers_are_told(likely: list[int], want: list[int]) -> None:
+    logits = np.zeros((1, 1000), np.float32)
+    logits[0, likely] = 1
+    text = one_token(4)
+    text.take(1, judge(logits, [5]), logits)
+    assert alternatives(text) == [want]
+
+
+def test_more_alternatives_than_there_are_tokens_and_none_is_kept() -> None:
+    """A request may have a thousand texts, each with fifty thousand alternatives."""
+    logits = np.arange(3, dtype=np.float32)[None]
+    text = one_token(20)
+    text.take(1, judge(logits, [0]), logits)
+    assert alternatives(text) == [[2, 1, 0]] and alternatives(text) == []
+
+
+def one_token(top: int) -> TextScores:
+    """Return a text of one token after another."""
+    told = Told(top, lambda token, logprob: m.Alternative(id=token, text="", logprob=logprob))
+    return TextScores(0, Piece([0], Spans("a", [0], [0, 1])), Windows(1, 1, 4, 8, after=False), told)
+
+
+def alternatives(text: TextScores) -> list[list[int]]:
+    found: Any = text.fields()["top"]
+    return [[one.id for one in likeliest] for likeliest in found]
 
 
 @pytest.mark.parametrize(
