@@ -40,11 +40,6 @@ class Turns(Generic[T]):
     def add(self, group: int, item: T) -> None:
         self._queues.setdefault(group, deque()).append(item)
 
-    def put_back(self, group: int, item: T) -> None:
-        """Add an item as the first of its group, which has had its turn."""
-        self._queues.setdefault(group, deque()).appendleft(item)
-        self._queues.move_to_end(group)
-
     def take(self, group: int, item: T) -> None:
         """Take an item out; its group has had its turn."""
         self._queues.move_to_end(group)
