@@ -18,13 +18,12 @@ try:
     import traceback
     from pathlib import Path
 
-    from client import unseen
     from client.libraries import what_is_missing
     from protocol.keys import DEFAULT_ENDPOINT, Address, read_secret
     from protocol.programs import VERSION, command, given_line, needed_by, printed_by
 
     with needed_by("gpt2d-client"):
-        from client import servers
+        from client import servers, unseen
 except KeyboardInterrupt:  # these take a moment, in which no traceback helps
     sys.exit(130)
 

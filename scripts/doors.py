@@ -59,7 +59,7 @@ def differences(client: Client, answers: dict[str, list[Any]], which: dict[str, 
     for context, found in zip(CONTEXTS, answers["choice"], strict=True):
         before = len(client.tokenize(context, **which).ids)
         for choice, (told, greedy) in zip(CHOICES, found, strict=True):
-            scored = client.score(f"{context} {choice}", top=1, **which)
+            scored = client.score(f"{context} {choice}", bos="never", top=1, **which)
             want = sum(value or 0.0 for value in scored.logprobs[before:])
             places = range(before, len(scored.ids))
             best = all(scored.top[i][0].logprob == scored.logprobs[i] for i in places)

@@ -63,7 +63,7 @@ def _text(client: Client, text: str) -> Told:
     found = client.tokenize(text)
     logprobs: list[float | None] = [None] * len(found.ids)
     if len(found.ids) > 1:
-        logprobs = client.score(text).logprobs
+        logprobs = client.score(text, bos="never").logprobs
     plain = client.tokenize(text, specials=False).ids
     return {"ids": found.ids, "plain": plain, "offsets": found.offsets, "text": found.text, "logprobs": logprobs}
 

@@ -62,7 +62,7 @@ def quality(client: Client, model: Model, prompt: Sequence[int], ids: Sequence[i
     Perplexity is that under full precision, which must be loaded.
     """
     engine, precision = REFERENCE
-    scored = client.score(ids=[*prompt, *ids], model=model.name, engine=engine, precision=precision)
+    scored = client.score(ids=[*prompt, *ids], bos="never", model=model.name, engine=engine, precision=precision)
     logprobs = [p for p in scored.logprobs[len(prompt) :] if p is not None]
     return {
         "repetition": repetition(ids),

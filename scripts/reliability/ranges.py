@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import msgpack
+import msgspec
 import zmq
 from msgspec import inspect
 
@@ -69,6 +70,9 @@ def good(kind: inspect.Type) -> list[Any]:
             return [list(items) for items in zip(*(_padded(good(item)) for item in kind.item_types), strict=True)]
         case inspect.UnionType():
             return [value for one in kind.types for value in good(one)]
+        case inspect.StructType():
+            maps = [{field.name: value} for field in kind.fields for value in good(field.type) if value is not None]
+            return [value for value in maps if _fits(kind, value)]
     raise NotImplementedError(f"values of {kind}")
 
 
@@ -111,7 +115,19 @@ def _past(kind: inspect.Type) -> list[Any]:
             return [[], whole[:-1], [*whole, whole[-1]], *wrong]
         case inspect.UnionType():
             return [value for one in kind.types for value in _past(one)]
+        case inspect.StructType():
+            maps = [{field.name: value} for field in kind.fields for value in bad(field.type)]
+            return [value for value in ({}, {"none of them": 1}, *maps) if not _fits(kind, value)]
     return []
+
+
+def _fits(kind: inspect.StructType, value: dict[str, Any]) -> bool:
+    """True if a map is what a struct takes: of its fields some are needed, and some exclude each other."""
+    try:
+        msgspec.convert(value, kind.cls)
+    except msgspec.ValidationError:
+        return False
+    return True
 
 
 def bare(kind: inspect.Type) -> inspect.Type:
@@ -145,6 +161,7 @@ def _is(kind: inspect.Type, value: object) -> bool:
         inspect.NoneType: type(None),
         inspect.ListType: list,
         inspect.TupleType: list,
+        inspect.StructType: dict,
     }
     return type(value) is types.get(type(kind), str)  # a literal is one of some words
 
@@ -278,7 +295,7 @@ def _ask(daemon: FakeDaemon, asked: list[Trial]) -> Iterator[tuple[Trial, m.AnyR
         for trial in asked:
             socket.send(trial.frame)
             reply = codec.decode_reply(socket.recv())
-            while isinstance(reply, m.Progress | m.Tokens):
+            while isinstance(reply, m.Progress | m.Tokens | m.ScoredText):
                 reply = codec.decode_reply(socket.recv())
             assert reply is not None
             yield trial, reply

@@ -44,7 +44,8 @@ class Requests:
         """
         if request.stride and request.stride > self._engine.context:
             raise BadRequest(
-                f"score: stride must be at most the context of {self._engine.context} tokens, got {request.stride}"
+                f"score: a stride of {request.stride} is more than the context of {self._engine.context} tokens, "
+                "its limit"
             )
         boundaries = self._text.boundaries if request.unit == "word" else None
         told = Told(request.top, self._text.vocabulary.alternative, boundaries)

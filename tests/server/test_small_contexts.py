@@ -110,7 +110,7 @@ def test_the_default_stride_goes_with_the_context(narrow: Narrow) -> None:
     assert scores[0] == scores[1]
     refused = asked(narrow.engine, narrow.arch, m.Score(ids=ids, stride=CONTEXT + 1))
     assert (refused.code, refused.message) == (
-        "bad_request", f"score: stride must be at most the context of {CONTEXT} tokens, got {CONTEXT + 1}",
+        "bad_request", f"score: a stride of {CONTEXT + 1} is more than the context of {CONTEXT} tokens, its limit",
     )  # fmt: skip
 
 
