@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -68,9 +69,10 @@ class Table:
     def look(self) -> None:
         """Read everything once. Raises: Unusable for what cannot be used, OSError."""
         for file in self.files:
+            _kind(file)
+            self._stamps[file] = _stamp(file)  # before its bytes are read: what changes from here on is noticed
             with file.open("rb") as stream:
                 self.digests[str(file)] = hashlib.file_digest(stream, "sha256").hexdigest()
-            self._stamps[file] = _stamp(file)
         self.plain = all(_kind(file) == "txt" for file in self.files)
         if self.plain:
             self.columns = [self.column]
@@ -134,14 +136,15 @@ class Table:
                 yield line, [record.get(name) for name in self.columns]
             return
         rows = _cells(file)
-        next(rows)
+        _, header = next(rows)
+        others: list[Any] = [None] * (len(self.columns) - len(header))  # columns that a .jsonl beside it has
         for line, cells in rows:
-            if len(cells) != len(self.columns):
+            if len(cells) != len(header):
                 raise Unusable(
-                    f"{file}, line {line}: {len(cells)} cells, where the header has {len(self.columns)}; a cell with "
+                    f"{file}, line {line}: {len(cells)} cells, where the header has {len(header)}; a cell with "
                     'separators or line breaks in it must be in quotes, "like this"'
                 )
-            yield line, cells
+            yield line, cells + others
 
     def _text(self, file: Path, line: int, cells: list[Any], column: str) -> str:
         value = cells[self.columns.index(column)]
@@ -160,8 +163,11 @@ def _kind(file: Path) -> str:
 
 
 def _stamp(file: Path) -> tuple[int, int]:
-    stat = file.stat()
-    return stat.st_size, stat.st_mtime_ns
+    """Return what tells that a file was changed. Raises: Unusable for what cannot be read twice; OSError."""
+    found = file.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise Unusable(f"{file} is a folder, a pipe or a device; texts are read twice, so they must be in a file")
+    return found.st_size, found.st_mtime_ns
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -188,9 +194,11 @@ def _lines(file: Path) -> Iterator[str]:
 
 
 def _texts(file: Path, per: Per) -> Iterator[tuple[int, str]]:
-    """Yield the texts of a .txt, each with the number of its first line; blank lines and paragraphs are none."""
+    """Yield the texts of a .txt, each with the number of its first line, and without the line breaks at its end; blank
+    lines and paragraphs are none.
+    """
     if per == "file":
-        text = "".join(_lines(file))
+        text = "".join(_lines(file)).rstrip("\r\n")
         if text.strip():
             yield 1, text
         return

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
+import os
+import sys
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -48,7 +51,7 @@ def test_a_csv_as_spreadsheets_write_it(tmp_path: Path) -> None:
     [
         ("line", [(1, "one"), (2, " two "), (5, "three"), (6, "four")]),
         ("paragraph", [(1, "one\r\n two "), (5, "three\nfour")]),
-        ("file", [(1, "one\r\n two \r\n\n\nthree\nfour\n")]),
+        ("file", [(1, "one\r\n two \r\n\n\nthree\nfour")]),
     ],
 )
 def test_texts_of_a_txt(tmp_path: Path, per: Per, wanted: list[tuple[int, str]]) -> None:
@@ -108,6 +111,13 @@ def test_several_files(tmp_path: Path) -> None:
         table(other, write(tmp_path, "4.csv", "x,text\n"))
 
 
+def test_a_csv_beside_a_jsonl_that_has_more_columns(tmp_path: Path) -> None:
+    found = table(write(tmp_path, "1.csv", "text\nx\n"), write(tmp_path, "2.jsonl", '{"id": 7, "text": "y"}\n'))
+    assert found.columns == ["text", "id"] and [row.cells for row in found.rows()] == [["x", None], ["y", 7]]
+    with pytest.raises(Unusable, match=r"3\.csv, line 2: 2 cells, where the header has 1"):
+        table(write(tmp_path, "3.csv", "text\nx,7\n"), tmp_path / "2.jsonl")
+
+
 def test_a_file_that_changes_meanwhile(tmp_path: Path) -> None:
     file = write(tmp_path, "a.txt", "one\n")
     found = table(file)
@@ -115,6 +125,32 @@ def test_a_file_that_changes_meanwhile(tmp_path: Path) -> None:
     write(tmp_path, "a.txt", "one\ntwo\n")
     with pytest.raises(Unusable, match="was changed while it was read"):
         found.check_unchanged()
+
+
+def test_a_file_that_changes_while_it_is_read_for_the_first_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its digest would be that of a text which nobody scored."""
+    file = write(tmp_path, "a.txt", "one\n")
+    digest = hashlib.file_digest
+
+    def slowly(stream: Any, name: str) -> Any:
+        found = digest(stream, name)
+        write(tmp_path, "a.txt", "another\n")
+        return found
+
+    monkeypatch.setattr(hashlib, "file_digest", slowly)
+    with pytest.raises(Unusable, match="was changed while it was read"):
+        table(file).check_unchanged()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no named pipes in folders")
+def test_what_cannot_be_read_twice_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.txt")
+    (tmp_path / "b.csv").mkdir()
+    for name in ("a.txt", "b.csv"):
+        with pytest.raises(Unusable, match="texts are read twice, so they must be in a file"):
+            table(tmp_path / name)
 
 
 def test_memory_does_not_grow_with_the_fields(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
