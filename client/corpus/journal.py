@@ -80,11 +80,11 @@ class Journal:
         self.part = out.with_name(out.name + ".part")
         self.progress = out.with_name(out.name + ".progress")
         self._settings = settings
-        if out.is_dir():
-            raise ValueError(f"{out} is a folder; --out must name a file")
+        if out.exists() and not out.is_file():
+            raise ValueError(f"{out} is a folder or a device; --out must name a file")
+        if out.exists() and not overwrite:  # it may have come while this was interrupted
+            raise ValueError(f"{out} exists already; give another --out, or --overwrite to replace it")
         if out.exists() and not self.part.exists():
-            if not overwrite:
-                raise ValueError(f"{out} exists already; give another --out, or --overwrite to replace it")
             self.progress.unlink(missing_ok=True)  # of a run that was killed when all but this was done
         self._file: IO[bytes] = self.part.open("ab")
         try:

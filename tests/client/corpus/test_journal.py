@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -105,6 +106,25 @@ def test_what_is_not_ours_is_left_alone(tmp_path: Path) -> None:
         begun(out)
     with pytest.raises(ValueError, match="is a folder"):
         begun(tmp_path)
+
+
+def test_what_came_while_it_was_interrupted_is_not_replaced_unasked(tmp_path: Path) -> None:
+    out = tmp_path / "out.csv"
+    with begun(out) as journal:
+        journal.write(Done([], 1, 1), "row\n")
+    out.write_text("another result\n")
+    with pytest.raises(ValueError, match="exists already; give another --out, or --overwrite"):
+        begun(out)
+    assert out.read_text() == "another result\n"
+    with begun(out, overwrite=True) as journal:
+        assert journal.position.done == 1, "nothing is lost by it"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no such file")
+def test_a_device_is_not_replaced_by_a_file() -> None:
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match="--out must name a file"):
+            begun(Path(os.devnull), overwrite=overwrite)
 
 
 def test_other_settings_are_refused_unless_all_begins_again(tmp_path: Path) -> None:
