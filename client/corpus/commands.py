@@ -26,7 +26,8 @@ FILE is one of
   .txt            a text a line, or with --per a text a paragraph, a text a file; blank lines are no texts
   .csv .tsv       with the columns' names in the first line
   .jsonl          an object a line
-all in UTF-8. The columns of a table are kept, and come first.
+all in UTF-8. The columns of a table are kept, and come first. Ours then begin with line, where a text of a .txt begins,
+and where there are several files with file.
 
 What is done is kept, and after an interruption of any kind the same command goes on where it was: until all is done the
 rows stand in OUT.part, and then in OUT. Files that were changed, other settings and another model are refused.
@@ -73,7 +74,7 @@ def main(
     parser = parser_of(words[0])
     with printed_by("gpt2d-client"):
         args = parser.parse_args(words[1:])
-    args.again = typed(command("gpt2d-client"), *words)
+    args.words = words
     if words[0] == "score" and args.unit == "word" and args.top:
         parser.error("--top tells the likeliest tokens, and words are asked for; leave it out, or ask for --unit token")
     try:
@@ -84,6 +85,8 @@ def main(
     except (KeyboardInterrupt, EOFError):
         return 130
     try:
+        if any(file.exists() and args.out.exists() and file.samefile(args.out) for file in args.files):
+            raise ValueError(f"{args.out} is what is to be read; give another --out")
         table = Table(args.files, args.column, args.context_column, args.per)
         table.look()
         with Client(address.line()) as client:
@@ -98,7 +101,7 @@ def main(
     except (Gpt2dError, ValueError) as e:
         say(f"gpt2d-client: {e}")
     except OSError as e:
-        say(f"gpt2d-client: {e.filename or args.out}: {e.strerror}")
+        say(f"gpt2d-client: {e.filename or args.out}: {e.strerror or e}")
     return 1
 
 
@@ -254,17 +257,25 @@ def write(
             table.check_unchanged()
             journal.finish(sheet.convert if args.format == "parquet" else None)
         except KeyboardInterrupt:
-            say(f"stopped; {kept(journal, args.again)}")
+            say(f"stopped; {kept(journal, again(args, model))}")
             return 130
         except (Gpt2dError, OSError):
-            say(kept(journal, args.again))
+            say(kept(journal, again(args, model)))
             raise
     say(f"{args.out}: {table.count:,} texts, {bar.tokens:,} tokens in {bar.seconds:.1f} s")
     return 0
 
 
-def kept(journal: Journal, again: str) -> str:
+def again(args: argparse.Namespace, model: Model) -> str:
+    """Return the command that goes on: it names the model, which a restarted server has to load, and no secret."""
+    server = str(args.server)
+    words = [word.replace(server, "-") if "#" in server else word for word in args.words]
+    named = [] if args.model else [f"--{name}={value}" for name, value in model.which.items()]
+    return f"{command('gpt2d-client')} {typed(words[0], *named, *words[1:])}"
+
+
+def kept(journal: Journal, line: str) -> str:
     """Return what an interruption leaves, and how to go on."""
     if not journal.position.done:
         return "nothing is done yet"
-    return f"what is done is kept in {journal.part}; this goes on where it was:\n  {again}"
+    return f"what is done is kept in {journal.part}; this goes on where it was:\n  {line}"

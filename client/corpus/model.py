@@ -78,13 +78,13 @@ def _load(client: Client, model: str, engine: str | None, precision: str | None)
         nonlocal shown
         if sys.stderr.isatty():
             shown = f"{model}: {progress.stage} {progress.done * 100 // max(1, progress.total)} %"
-            print(f"\r\x1b[K{shown}", end="", file=sys.stderr, flush=True)
+            say(f"\r\x1b[K{shown}", end="")
 
     try:
         loaded = client.load(model, engine=engine, precision=precision, on_progress=on_progress)
     finally:
         if shown:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            say("\r\x1b[K", end="")
     if not loaded.already:
         say(f"{loaded.model}/{loaded.engine}/{loaded.precision} loaded in {loaded.load_ms / 1000:.1f} s")
     for notice in loaded.notices:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 import threading
 import time
@@ -11,6 +13,8 @@ from client.corpus.journal import Done, Position
 BAR = 24
 DRAW_S, LINE_S = 0.5, 10.0
 """Seconds between two drawings on a terminal, and between two lines elsewhere."""
+WIDTH = 80
+"""Columns of a terminal that does not say how many it has."""
 
 
 def duration(seconds: float) -> str:
@@ -19,8 +23,17 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
 
 
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+def say(text: str, end: str = "\n") -> None:
+    """Print to stderr. A terminal or a reader that is gone ends no work."""
+    with contextlib.suppress(OSError):
+        print(text, end=end, file=sys.stderr, flush=True)
+
+
+def width() -> int:
+    """Return the number of columns of the terminal that stderr is."""
+    with contextlib.suppress(OSError):
+        return os.get_terminal_size(sys.stderr.fileno()).columns or WIDTH
+    return WIDTH
 
 
 class Bar:
@@ -64,14 +77,18 @@ class Bar:
         left = (self._characters - self._read) * took / (self._read - self._skipped)
         return f"{share}, {self.tokens / took:,.0f} tokens/s, {duration(left)} left"
 
+    def drawn(self, columns: int) -> str:
+        """Return the line for a terminal: one that went on in the next line could not be drawn over."""
+        filled = int(BAR * min(1.0, self._read / self._characters))
+        bar = "#" * filled + "." * (BAR - filled)
+        return f"[{bar}] {self.told()}"[: columns - 1]
+
     def _run(self) -> None:
         on_terminal = sys.stderr.isatty()
         while not self._over.wait(DRAW_S if on_terminal else LINE_S):
             if on_terminal:
-                filled = int(BAR * min(1.0, self._read / self._characters))
-                bar = "#" * filled + "." * (BAR - filled)
-                print(f"\r\x1b[K[{bar}] {self.told()}", end="", file=sys.stderr, flush=True)
+                say(f"\r\x1b[K{self.drawn(width())}", end="")
             else:
                 say(self.told())
         if on_terminal:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            say("\r\x1b[K", end="")

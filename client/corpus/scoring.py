@@ -16,6 +16,7 @@ from client.corpus.tables import Row, Table, Unusable
 from protocol import Client, messages as m
 from protocol.errors import BadRequest
 from protocol.many import passages
+from protocol.tokens import name_of_part
 
 REPEATED = 2000
 """Characters of the longest text that is repeated beside each of its words: with longer ones a table would be mostly
@@ -160,7 +161,7 @@ def _text(piece: bytes) -> str:
     try:
         return piece.decode()
     except UnicodeDecodeError:
-        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)
+        return name_of_part(piece)
 
 
 def _bits(nats: float | None) -> float | None:

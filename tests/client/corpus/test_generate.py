@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,6 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from client.corpus import commands
+from client.corpus.journal import Done, Position
+from client.corpus.model import Model
+from client.corpus.progress import Bar
 from protocol import Client, messages as m
 from protocol.errors import Unauthorised, WorkerDied
 from protocol.testing import Answer, FakeServer, generated
@@ -84,7 +89,8 @@ def test_an_interrupted_one_goes_on_where_it_was(prompts: Path, tmp_path: Path, 
         if not kill:
             assert process.returncode == 130
             assert "stopped; what is done is kept in o.csv.part; this goes on where it was:\n" in said
-            assert said.rstrip().endswith(" ".join(command(server.endpoint, *words)[3:]))
+            named = ["generate", "--model=demo", "--engine=native", "--precision=int8"]
+            assert said.rstrip().endswith(" ".join(named + command(server.endpoint, *words)[4:]))
         done = run(server.endpoint, *words, folder=tmp_path)
         assert done.returncode == 0, done.stderr
         assert f"going on after {kept}0%, {kept} of 10 texts\n" in done.stderr
@@ -193,6 +199,53 @@ def test_the_model_is_one_and_named(prompts: Path, capsys: pytest.CaptureFixture
         assert {request.precision for request in server.asked(m.Generate)} == {"int4"}
         assert call(server, str(prompts), "-o", str(prompts.with_name("p.csv")), "-m", "gpt2") == 1
         assert "this key may not load" in capsys.readouterr().err
+
+
+def test_the_command_that_goes_on_can_be_typed_and_has_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A restarted server has nothing loaded, so it names the model; what starts the program may be several words."""
+    monkeypatch.setattr(commands, "command", lambda _: "'/my programs/python' -m client")
+    line = "tcp://host:5757#server.secret"
+    model = Model("demo", "native", "int8", 64, "", calibrated=False)
+    for given in (["--connect", line], [f"--connect={line}"]):
+        words = ["generate", *given, "-o", "o.csv", "--", "-p.txt"]
+        args = commands.parser_of("generate").parse_args(words[1:])
+        args.words = words
+        said = commands.again(args, model)
+        assert "secret" not in said
+        program, *again = [shlex.split(said)[0], *shlex.split(said)[3:]]
+        assert program == "/my programs/python" and again[0] == "generate"
+        args = commands.parser_of("generate").parse_args(again[1:])
+        assert (args.server, args.model, args.engine, args.precision) == ("-", "demo", "native", "int8")
+        assert [str(file) for file in args.files] == ["-p.txt"]
+
+
+def test_what_is_read_is_not_written_over(prompts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = prompts.read_bytes()
+    with FakeServer(written) as server:
+        other = prompts.parent / "x" / ".." / prompts.name
+        other.parent.parent.mkdir()
+        assert call(server, str(prompts), "-o", str(other), "--overwrite") == 1
+        assert "is what is to be read; give another --out" in capsys.readouterr().err
+        assert server.requests == []
+    assert prompts.read_bytes() == before
+
+
+def test_nobody_who_reads_what_is_said_ends_no_work(tmp_path: Path, prompts: Path) -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with FakeServer(written) as server:
+        words = command(server.endpoint, "generate", prompts.name, "--out", "o.csv")
+        done = subprocess.run(words, cwd=tmp_path, env=OURS, stderr=write_end, timeout=60, check=False)
+    os.close(write_end)
+    assert done.returncode == 0 and len(read(tmp_path / "o.csv")) == 10
+
+
+def test_a_line_stays_in_the_terminal() -> None:
+    bar = Bar(10_000, 1_000_000, Position(done=0, size=0))
+    bar.close()
+    bar.add(Done([], 500_000, 123_456))
+    assert len(bar.told()) > 40 and len(bar.drawn(200)) > 66
+    assert len(bar.drawn(40)) == 39 and bar.drawn(40).startswith("[############............] 50%, 1 of ")
 
 
 def test_a_folder_that_is_not_there(prompts: Path, capsys: pytest.CaptureFixture[str]) -> None:
