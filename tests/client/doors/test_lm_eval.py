@@ -144,9 +144,11 @@ def test_arguments_that_mean_nothing_are_refused(model: Any, shared_daemon: Daem
     for given, says in (
         ({"endpoint": f"{shared_daemon.endpoint}#a.b"}, "write endpoint=- and give the line on stdin"),
         ({"dtype": "float32"}, "model_args has no 'dtype'"),
+        ({"max_length": 1025}, "max_length must be 1 to 1024, the context of this model, got 1025"),
+        ({"max_length": 0}, "max_length must be 1 to 1024"),
     ):
         with pytest.raises(BadRequest, match=says):
-            type(model)(**given)
+            type(model)(**({"endpoint": shared_daemon.endpoint, "model": "demo", "precision": "int8"} | given))
 
 
 @pytest.mark.skipif(find_spec("lm_eval") is not None, reason="lm-eval is installed")
