@@ -32,7 +32,7 @@ import numpy as np
 from protocol import Client, messages as m
 from scripts.bench.arguments import add_arguments, parse, start_daemon
 from server.worker.loop import BEAT_S
-from server.worker.windows import STRIDE, Windows
+from server.worker.windows import STRIDE, Windows, stride_of
 
 if TYPE_CHECKING:
     from server.catalogue.catalogue import Model
@@ -139,7 +139,7 @@ def main() -> None:
     if model.architecture is None:
         sys.exit(f"{model.name} cannot be read")
     context, vocabulary = model.architecture.context, model.architecture.vocabulary
-    stride = args.stride or min(STRIDE, context // 2)
+    stride = stride_of(m.Score(texts=[], stride=args.stride), context)
     scored, computed = amount(args.texts, args.tokens, stride, context)
     peers = peers_of(names, model, args.threads, stride, context)
     random = np.random.default_rng(0)

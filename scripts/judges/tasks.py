@@ -14,7 +14,6 @@ from typing import Any
 from server.catalogue.catalogue import DEMO_FOLDER
 
 RUN_S = 600.0
-CONTEXT = 1024
 LONGEST = 12
 CHOICES = ["summer's day", "winter's night — 汉字 🙂", "thing"]
 HELD_OUT = (DEMO_FOLDER / "held_out.txt").read_text(encoding="utf-8")
