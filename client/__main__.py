@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument(
         "--from-menu",
         action="store_true",
-        help="say what goes wrong in a dialog, since no terminal shows it: what the system's menu gives",
+        help="show in a dialog what goes wrong: the system's menu starts the window with this, where no terminal is",
     )
     parser.add_argument("--version", action="version", version=f"gpt2d {VERSION}")
     with printed_by("gpt2d-client"):

@@ -26,7 +26,7 @@ def tell(text: str, details: str = "") -> None:
     log = platformdirs.user_state_path("gpt2d") / "client.log"
     with contextlib.suppress(OSError):  # a full or foreign disk: the dialog is all that is left
         log.parent.mkdir(parents=True, exist_ok=True)
-        log.write_text(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n{details}", "utf-8")
+        log.write_text(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n{details}", "utf-8", "backslashreplace")
         text = f"{text}\n\nThis is kept in {log}."
     if sys.platform == "win32":
         import ctypes

@@ -22,9 +22,9 @@ TOGETHER_S = 0.005
 """Seconds within which all comes that the server has sent together: the pieces of several texts, the last piece and the
 result. Meanwhile those who bring it are done, who would hold a frame up.
 """
-PIECES_MS, RAREST_MS = 66, 1000
-"""Least and most milliseconds between two pieces of a text that the server is asked for: a little more than STREAM_S,
-so that each piece is shown at once, and none wakes the server and this process only to wait for the next.
+PIECES_MS = 66
+"""Least milliseconds between two pieces of a text that the server is asked for: a little more than STREAM_S, so that
+each piece is shown at once, and none wakes the server and this process only to wait for the next.
 """
 SHARE = 0.25
 """Most of a core that such frames take: the decoder, which writes what they show, wants the others and most of this."""
@@ -54,7 +54,7 @@ class Pace:
     @property
     def interval_ms(self) -> int:
         """Milliseconds between two pieces of a text that are as many as frames show."""
-        return min(RAREST_MS, max(PIECES_MS, math.ceil(self.pause * 1000)))
+        return max(PIECES_MS, math.ceil(self.pause * 1000))
 
     def _pause(self, least: float) -> float:
         return min(SLOWEST_S, max(least, self._cost / SHARE))

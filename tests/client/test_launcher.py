@@ -83,6 +83,7 @@ def test_a_fault_is_kept_whole_and_the_log_does_not_grow(tmp_path: Path, monkeyp
         raise FileNotFoundError(2, "gone", "x.ttf")
 
     monkeypatch.setattr(client_main, "show", fault)
+    unseen.tell("a name of bytes that are no text: \udc80")
     for _ in range(2):
         with pytest.raises(FileNotFoundError):
             client_main.run(args)
