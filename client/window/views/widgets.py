@@ -39,9 +39,9 @@ def printable(text: str) -> str:
 
 def item(text: str) -> str:
     """Return a label that can identify an item: an empty one, or nothing after ###, is an error, and ## hides what
-    follows.
+    follows. So no two # are beside each other, nor the last one beside what comes after the label.
     """
-    return printable(text).replace("##", "#\u200b#") or " "
+    return printable(text).replace("#", "#\u200b") or " "
 
 
 def visible(text: str) -> str:

@@ -19,7 +19,7 @@ from client.window.results import Entry
 from client.window.speed import tokens_per_second
 from client.window.state import AppState
 from client.window.tree import Node
-from client.window.views import history, inference, models, page, toasts, tree
+from client.window.views import history, inference, models, page, toasts, tree, widgets
 from protocol import messages as m
 from protocol.ledger import ledger
 from tests.client.window.test_update import MODEL, RESULT
@@ -115,12 +115,19 @@ def test_the_line_below_the_page_stays_within_it() -> None:
     [
         ("Once", " upon\na time", "Once| upon a time"),
         ("x" * 50, "y" * 90, f"... {'x' * 40}|{'y' * 80} ..."),
-        ("## A heading", "\0 ### more", "#\u200b# A heading|\ufffd #\u200b## more"),
+        ("## A heading", "\0 ### more", "#\u200b#\u200b A heading|\ufffd #\u200b#\u200b#\u200b more"),
     ],
 )
 def test_a_line_of_the_history_says_where_it_is_cut_and_shows_all_else(prompt: str, text: str, line: str) -> None:
     assert history.one_line(Entry(1, 0.0, prompt, replace(RESULT, text=text), "")) == line
     assert tree.title(Node(1, 0, Passage("z" * 90))) == f"{'z' * 60} ..."
+
+
+@pytest.mark.parametrize("token", ["#", "##", "###", "####"])
+def test_tokens_of_number_signs_are_seen_whole(token: str) -> None:
+    """Dear ImGui shows what stands before the first ##: GPT-2 has such tokens, and an id comes after them."""
+    label = f"{widgets.visible(token)}###7"
+    assert label.split("##", 1)[0].replace("\u200b", "") == token
 
 
 def test_the_speed_of_four_texts_is_that_of_all_of_them() -> None:
