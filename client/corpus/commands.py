@@ -26,8 +26,8 @@ FILE is one of
   .txt            a text a line, or with --per a text a paragraph, a text a file; blank lines are no texts
   .csv .tsv       with the columns' names in the first line
   .jsonl          an object a line
-all in UTF-8. The columns of a table are kept, and come first. Ours then begin with line, where a text of a .txt begins,
-and where there are several files with file.
+all in UTF-8. The columns of a table are kept, and come first; then come file, where there are several, and of a .txt
+line, at which a text begins.
 
 What is done is kept, and after an interruption of any kind the same command goes on where it was: until all is done the
 rows stand in OUT.part, and then in OUT. Files that were changed, other settings and another model are refused.
