@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from protocol.messages import Score
-from scripts.bench.scoring import amount, stride_of
+from scripts.bench.scoring import amount
+from server.worker.windows import stride_of
 
 
 @pytest.mark.parametrize(
