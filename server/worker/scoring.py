@@ -112,7 +112,7 @@ class Window(_Part):
         self._begin, self._scored = begin, scored
         self._judged: Judged | None = None
         """What an engine that judges has told of the next chunk."""
-        if text.shared:
+        if text.shared and begin == 0:
             self.reusable = len(text.piece.lead) - 1
 
     @property
