@@ -25,18 +25,26 @@ class Windows:
     """Cuts of one text: where each begins and ends, and from which token on it scores."""
 
     def __init__(self, lead: int, tokens: int, stride: int, context: int, *, after: bool) -> None:
-        """`after`: whether what follows the last token is wanted, which is then computed too."""
+        """`after`: whether what follows the last token is wanted, which is then computed too: in a window of its own
+        where the only one has no room for it, so that no token's score depends on it.
+        """
         self.first = max(lead, 1)  # nothing comes before the first token
         self.end = lead + tokens
         self._after = int(after)
         self._stride, self._context = stride, context
-        most = context + (1 if lead and not after else 0)
+        most = context + (1 if lead else 0)
         self.begin = max(0, lead + min(tokens, stride) - most)
         self._one = self.end - self.begin <= most
+        self._apart = after and self._one and self.end - self.begin > context
+        """Whether what follows the last token has a window of its own."""
 
     def __iter__(self) -> Iterator[tuple[int, int, int]]:
         """Yield begin, end of what is computed, and the first token that is scored."""
         begin, scored = self.begin, self.first
+        if self._apart:
+            yield begin, self.end - 1, scored
+            yield begin + self._stride, self.end, self.end
+            return
         while True:
             end = self.end if self._one else min(self.end, begin + self._context)
             last = end == self.end
@@ -47,7 +55,9 @@ class Windows:
 
     @property
     def count(self) -> int:
-        return 1 if self._one else 1 + math.ceil((self.end - self.begin - self._context) / self._stride)
+        if self._one:
+            return 2 if self._apart else 1
+        return 1 + math.ceil((self.end - self.begin - self._context) / self._stride)
 
     @property
     def computed(self) -> int:

@@ -135,6 +135,26 @@ def test_a_context_that_texts_share_is_computed_once(engine: NativeEngine) -> No
     assert [text.entropies for text in texts] == [text.entropies for text in alone]
 
 
+def test_a_window_takes_nothing_from_the_cache_that_is_to_be_scored(engine: NativeEngine) -> None:
+    """Where a text repeats the context that it shares, later windows may begin as that does."""
+    passages = [m.Passage(ids=[7] * 1500, context_ids=[7] * 65) for _ in range(2)]
+    texts, _ = texts_of(engine, passages, stride=960)
+    text, _ = asked(engine, texts=passages[:1], stride=960)
+    assert text.logprobs == texts[0].logprobs == texts[1].logprobs and 0.0 not in text.logprobs
+    assert text.entropies == texts[1].entropies
+
+
+def test_words_change_no_score_of_a_token(engine: NativeEngine) -> None:
+    """Also where the context has no room for the text's last token, after which its last word may go on."""
+    ids = asked(engine, text="Shall I compare thee to a summer's day?\n" * 200)[0].ids
+    for lead, count in ((0, 1023), (0, 1024), (0, 1025), (300, 725), (1100, 600), (1500, 20)):
+        passage = m.Passage(ids=ids[lead : lead + count], context_ids=ids[:lead] or None)
+        by_token, _ = asked(engine, texts=[passage])
+        by_word, _ = asked(engine, texts=[passage], unit="word")
+        assert by_word.logprobs == by_token.logprobs and by_word.entropies == by_token.entropies, (lead, count)
+        assert all(value is not None and value < 0 for value in by_word.words.logprobs[1:])
+
+
 def test_the_end_of_a_context_that_is_too_long_counts(engine: NativeEngine) -> None:
     context, ids = random_ids(4, 1500), random_ids(5, 7)
     text, _ = asked(engine, texts=[m.Passage(ids=ids, context_ids=context)])
