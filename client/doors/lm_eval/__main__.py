@@ -5,8 +5,12 @@ from __future__ import annotations
 import sys
 
 try:
+    import os
+
     from protocol.programs import needed_by
 
+    # Read once, when the hub's libraries are loaded: they count nothing, and tell nobody of this machine.
+    os.environ |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_UPDATE_DOWNLOAD_COUNTS": "0", "DO_NOT_TRACK": "1"}
     with needed_by("python -m client.doors.lm_eval", "lm-eval"):
         from lm_eval.__main__ import cli_evaluate
         from lm_eval.api.registry import model_registry

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -16,6 +18,7 @@ from client.doors.lm_eval.pairs import Pair
 from protocol import Client
 from protocol.errors import BadRequest
 from protocol.messages import Passage
+from scripts.bench.engine import module_environment
 from scripts.daemon import Daemon
 
 PREFIX = 0
@@ -149,6 +152,23 @@ def test_arguments_that_mean_nothing_are_refused(model: Any, shared_daemon: Daem
     ):
         with pytest.raises(BadRequest, match=says):
             type(model)(**({"endpoint": shared_daemon.endpoint, "model": "demo", "precision": "int8"} | given))
+
+
+def test_the_hubs_libraries_are_told_to_count_nothing_before_they_are_loaded(tmp_path: Path) -> None:
+    """Those that lm-eval loads; one of that name stands in for it."""
+    (tmp_path / "lm_eval" / "api").mkdir(parents=True)
+    for package in (tmp_path / "lm_eval", tmp_path / "lm_eval" / "api"):
+        (package / "__init__.py").touch()
+    seen = "[os.environ.get(name) for name in ('HF_HUB_DISABLE_TELEMETRY', 'HF_UPDATE_DOWNLOAD_COUNTS')]"
+    main = f"import os\nfound = {seen}\ndef cli_evaluate():\n    print(*found)\n"
+    (tmp_path / "lm_eval" / "__main__.py").write_text(main, encoding="utf-8")
+    registry = "class model_registry:\n    @staticmethod\n    def register(name, target): ...\n"
+    (tmp_path / "lm_eval" / "api" / "registry.py").write_text(registry, encoding="utf-8")
+    environment = module_environment()
+    environment["PYTHONPATH"] = f"{tmp_path}{os.pathsep}{environment['PYTHONPATH']}"
+    command = [sys.executable, "-P", "-m", "client.doors.lm_eval", "run"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.split() == ["1", "0"], done.stderr
 
 
 @pytest.mark.skipif(find_spec("lm_eval") is not None, reason="lm-eval is installed")
