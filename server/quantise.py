@@ -16,6 +16,8 @@ from server.catalogue.catalogue import Catalogue
 from server.catalogue.engines import CALIBRATES, choose_engine, force_instruction_set, pace
 from server.config import Config
 
+FLAGS = ("models_dir", "allow_hub", "cache_dir", "cache_bytes", "threads", "instruction_set")
+"""The daemon's settings that matter here."""
 CHUNK_CHARACTERS = 1 << 20
 """Most that is read of a text: far more than the tokens that are used."""
 
@@ -25,12 +27,12 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="gpt2d-server quantise",
         description="Make a model's int4 of the native engine nearly as good as int8: its weights are rounded so that "
-        "their errors make each other good, for texts that the model writes itself. Every load that follows uses it.",
+        "their errors cancel each other out, for texts that the model writes itself. Every load that follows uses it.",
     )
     parser.add_argument("model", metavar="MODEL", help="a model on this disk")
     parser.add_argument("--calibrate", type=Path, metavar="FILE", help="a text of 1,024 tokens or more to do it with")
-    parser.add_argument("--config", type=Path, metavar="FILE", help="the daemon's TOML with any of the settings below")
-    settings.add_flags(parser)
+    parser.add_argument("--config", type=Path, metavar="FILE", help="the daemon's TOML, for the settings below")
+    settings.add_flags(parser, *FLAGS)
     args = vars(parser.parse_args(argv))
     try:
         config = settings.resolve(args, args["config"] and args["config"].expanduser())

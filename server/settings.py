@@ -124,11 +124,11 @@ def settings() -> dict[str, Setting]:
     return found
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add a flag for each setting; those that are not given are absent from the namespace."""
+def add_flags(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Add a flag for each setting, or for these alone; those that are not given are absent from the namespace."""
     group = parser.add_argument_group("settings")
     defaults = Config()
-    for setting in settings().values():
+    for setting in [settings()[name] for name in names or settings()]:
         words = f"{setting.help} (default: {_default(setting, defaults)})"
         more: dict[str, Any]
         if isinstance(setting.kind, BoolType):

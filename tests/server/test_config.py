@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from pathlib import Path
 
 import pytest
 
 from protocol.keys import CurveKeys, write_public, write_secret
+from server import quantise
 from server.__main__ import parse
 from server.catalogue.engines import INSTRUCTION_SET, instruction_sets, native_problem
 from server.config import Config
@@ -216,3 +218,15 @@ def test_check_finds_what_a_start_would(
 def test_the_example_is_good(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     printed = checked(capsys, "--config", str(EXAMPLE), "--cache-dir", str(tmp_path))
     assert tomllib.loads(printed).items() >= tomllib.loads(EXAMPLE.read_text(encoding="utf-8")).items()
+
+
+def test_the_command_that_calibrates_takes_only_the_settings_that_matter_to_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        quantise.main(["--help"])
+    said = capsys.readouterr().out
+    assert end.value.code == 0 and set(re.findall(r"^  (--[\w-]+)", said, re.MULTILINE)) == {
+        "--calibrate", "--config", "--models-dir", "--allow-hub", "--cache-dir", "--cache-bytes", "--threads",
+        "--instruction-set",
+    }  # fmt: skip
