@@ -101,7 +101,7 @@ class Calibrate(Request, frozen=True, tag="calibrate"):
     """Make a model's int4 of the native engine nearly as good as int8; answered by Calibrated, with `stream` also by
     Progress.
 
-    Its weights are rounded so that their errors make each other good, for texts that the model writes itself, or for
+    Its weights are rounded so that their errors cancel each other out, for texts that the model writes itself, or for
     `text`. The model's files must be on the server's disk. What is made is kept, and used by all loads that follow.
     It takes about as long as `calibrate_s` of ModelInfo says.
     """

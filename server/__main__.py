@@ -74,7 +74,7 @@ def parse(argv: list[str] | None = None) -> Config:
         "--check", action="store_true", help="print the settings in force as TOML, or what is wrong with them, and exit"
     )
     parser.add_argument(
-        "--clear-cache", action="store_true", help="delete the built models, what was measured of them, and exit"
+        "--clear-cache", action="store_true", help="delete the built models and what was measured of them, and exit"
     )
     parser.add_argument(
         "--build-kernels", action="store_true", help="build the native engine's kernels for this machine, and exit"

@@ -111,7 +111,10 @@ class Config:
     hub_cache: Path = field(default_factory=default_hub_cache)
     """Moved by the hub's own environment variables."""
     allow_hub: Annotated[
-        bool, setting("let clients load any GPT-2 of the HuggingFace hub as owner/name (off: the five named below)")
+        bool,
+        setting(
+            "let clients load any GPT-2 of the HuggingFace hub as owner/name (off: gpt2 in its four sizes, distilgpt2)"
+        ),
     ] = False
     preload: Annotated[
         tuple[Text, ...], setting("model[/engine[/precision]][:replicas], loaded at the start", "MODEL")

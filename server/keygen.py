@@ -90,7 +90,7 @@ def main() -> None:
         "--role",
         choices=get_args(Role),
         default="admin",
-        help="generate: no load, no measurement, no unload (default: %(default)s)",
+        help="generate: may not load, measure, calibrate or unload models (default: %(default)s)",
     )
     client.add_argument(
         "--endpoint",

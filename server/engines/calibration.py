@@ -1,4 +1,4 @@
-"""int4 that is nearly int8: weights rounded so that their errors make each other good for what the model really sees.
+"""int4 that is nearly int8: weights rounded so that their errors cancel each other out for what the model really sees.
 
 GPTQ (Frantar et al. 2022, https://arxiv.org/abs/2210.17323), in kernels/src/calibrate.cpp. What the model sees is taken
 from texts that it writes itself, or from a given one, with the int8 engine; nothing here depends on the number of

@@ -37,7 +37,7 @@ def draw_calibration(seconds: int, *, may: bool) -> list[Action]:
     imgui.end_disabled()
     widgets.tip(
         "Makes it nearly as good as int8, as small and as fast as before: its weights are rounded so that their\n"
-        "errors make each other good, for texts that the model writes itself. All loads that follow use it."
+        "errors cancel each other out, for texts that the model writes itself. All loads that follow use it."
     )
     return [Do("calibrate")] if clicked else []
 
