@@ -17,7 +17,7 @@ from zmq.utils.monitor import recv_monitor_message
 from protocol import messages as m
 from protocol.codec import MAX_REQUEST_BYTES, REQUESTS
 from protocol.ledger import Ledger
-from protocol.sockets import HANDSHAKE_MS, HEARTBEAT_TIMEOUT_MS
+from protocol.sockets import HANDSHAKE_MS, HEARTBEAT_TIMEOUT_MS, close_monitored
 from scripts.daemon import Daemon
 from server.config import Config
 from tests.system.test_keys import keyed_daemon
@@ -140,7 +140,7 @@ def test_what_is_too_large_ends_the_connection_and_a_full_one_does_not(dealer: z
     events(monitor, zmq.EVENT_HANDSHAKE_SUCCEEDED)
     dealer.send(msgpack.packb({"v": 1, "type": "ping"}))
     assert msgpack.unpackb(dealer.recv())["of"] == "ping", "it connects again by itself"
-    monitor.close()
+    close_monitored(dealer, monitor)
 
 
 def test_an_envelope_is_given_back_up_to_its_limit(dealer: zmq.Socket[bytes]) -> None:
@@ -207,4 +207,4 @@ def test_a_monitor_tells_the_failures_of_a_handshake_apart(
             seen, said = events(monitor, event)
             assert zmq.EVENT_HANDSHAKE_SUCCEEDED not in seen
             assert value in (None, said)
-            monitor.close()
+            close_monitored(socket, monitor)
