@@ -73,7 +73,7 @@ def test_what_cannot_be_scored_is_refused(client: Client) -> None:
     for wrong, says in (
         ({"text": ""}, "at least 1 token, got none"),
         ({"ids": [5], "bos": "never"}, "at least 2 tokens"),
-        ({"text": "a b c", "stride": 2000}, "context of 1024 tokens, got 2000"),
+        ({"text": "a b c", "stride": 2000}, "a stride of 2000 is more than the context of 1024 tokens"),
         ({}, "exactly one"),
     ):
         with pytest.raises(BadRequest, match=says):
