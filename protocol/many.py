@@ -13,6 +13,7 @@ import msgspec
 
 from protocol import messages as m
 from protocol.errors import BadRequest, Gpt2dError, NotGpt2d
+from protocol.means import means
 from protocol.requests import request
 
 MANY_S = 3600.0
@@ -210,21 +211,16 @@ def _joined(index: int, parts_of: Sequence[tuple[str, m.ScoredText]]) -> m.Score
     if len(scores) == 1:
         return msgspec.structs.replace(first, index=index)
     known = [value for part in scores for value in part.logprobs if value is not None]
-    total = math.fsum(known)
     offsets = [0]
     for part in scores:
         offsets += [offsets[-1] + offset for offset in part.offsets[1:]]
     size = offsets[-1] - offsets[sum(value is None for value in first.logprobs)]
-    mean = total / max(1, len(known))
     return msgspec.structs.replace(
         first,
         index=index,
         **{name: [one for part in scores for one in getattr(part, name)] for name in LISTS},
         offsets=offsets,
-        sum=total,
-        mean=mean,
-        perplexity=math.exp(min(-mean, 700.0)),
-        bits_per_byte=-total / math.log(2) / max(1, size),
+        **means(math.fsum(known), len(known), size),
         words=_words(parts_of),
     )
 

@@ -23,7 +23,7 @@ from protocol.requests import request
 
 FILES = """\
 FILE is one of
-  .txt            a text a line, or with --per a text a paragraph, a text a file; blank lines are no texts
+  .txt            a text a line, or with --per a text a paragraph, a text a file; blank lines are skipped
   .csv .tsv       with the columns' names in the first line
   .jsonl          an object a line
 all in UTF-8. The columns of a table are kept, and come first; then come file, where there are several, and of a .txt

@@ -13,11 +13,12 @@ from collections.abc import Iterable, Iterator
 
 from protocol import messages as m
 from protocol.errors import BadRequest
+from protocol.means import means
 from server.engines.base import Engine, Hidden, Judged, Logits
 from server.link import Work
 from server.worker.judging import judge
 from server.worker.task import Question
-from server.worker.text_scores import Piece, TextScores, Told, means
+from server.worker.text_scores import Piece, TextScores, Told
 from server.worker.windows import MAX_COMPUTED, Windows, check_cost, stride_of
 
 MAX_TOLD = 50_000
@@ -233,8 +234,9 @@ class Scores:
         count = sum(text.scored for text in self._texts)
         fields = self._last or {"ids": [], "logprobs": []}
         fields |= means(sum(text.sum for text in self._texts), count, sum(text.size for text in self._texts))
+        fields |= {"tokens": count, "computed": self.computed}
         elapsed_ms = (time.monotonic() - self._received) * 1000
-        return m.Scored(id=self.id, **fields, tokens=count, computed=self.computed, elapsed_ms=elapsed_ms)  # type: ignore[arg-type]
+        return m.Scored(id=self.id, elapsed_ms=elapsed_ms, **fields)  # type: ignore[arg-type]
 
     def _all(self) -> Iterator[Lead | Window]:
         """Yield all prompts: texts with the same lead one after the other, and what they share before them."""

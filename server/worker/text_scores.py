@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence as Many
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocol import messages as m
+from protocol.means import means
 from server.engines.base import Judged, Logits
 from server.worker import words as words_of
 from server.worker.text import Spans
@@ -143,14 +143,3 @@ class TextScores:
         logs = (logits[best].astype(np.float64) - total).tolist()
         pairs = zip(best.tolist(), logs, strict=True)
         return [self.told.alternative(token, logprob if token == own else log) for token, log in pairs]
-
-
-def means(total: float, count: int, size: int) -> dict[str, float]:
-    """Return what is told of `count` log-probabilities with this sum, of a text of `size` bytes."""
-    mean = total / max(1, count)
-    return {
-        "sum": total,
-        "mean": mean,
-        "perplexity": math.exp(min(-mean, 700.0)),
-        "bits_per_byte": -total / math.log(2) / max(1, size),
-    }

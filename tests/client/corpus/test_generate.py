@@ -29,6 +29,11 @@ def written(request: m.AnyRequest) -> Answer:
     return generated(request, f"{request.prompt}!") if isinstance(request, m.Generate) else usual(request)
 
 
+def dying(request: m.AnyRequest) -> Answer:
+    """Answer as a server whose worker dies at the fifth prompt."""
+    return WorkerDied("gone") if isinstance(request, m.Generate) and request.prompt == "4" else written(request)
+
+
 def call(server: FakeServer, *words: str) -> int:
     """Run the command in this process; return its exit code."""
     return here(server, "generate", *words)
@@ -108,10 +113,7 @@ def test_what_a_server_ends_goes_on_later(
 ) -> None:
     monkeypatch.chdir(tmp_path)
 
-    def die(request: m.AnyRequest) -> Answer:
-        return WorkerDied("gone") if isinstance(request, m.Generate) and request.prompt == "4" else written(request)
-
-    with FakeServer(die) as server:
+    with FakeServer(dying) as server:
         assert call(server, "prompts.jsonl", "-o", "o.csv") == 1
         said = capsys.readouterr().err
         assert "this goes on where it was:" in said and said.endswith("gpt2d-client: gone\n")
@@ -128,10 +130,7 @@ def test_what_would_be_another_table_is_refused(
     """Other settings, other weights under the same name, and another input."""
     monkeypatch.chdir(tmp_path)
 
-    def die(request: m.AnyRequest) -> Answer:
-        return WorkerDied("gone") if isinstance(request, m.Generate) and request.prompt == "4" else written(request)
-
-    with FakeServer(die) as server:
+    with FakeServer(dying) as server:
         assert call(server, "prompts.jsonl", "-o", "o.csv") == 1
         server.answer = written
         capsys.readouterr()
