@@ -20,7 +20,7 @@ try:
 
     from client.libraries import what_is_missing
     from protocol.keys import DEFAULT_ENDPOINT, Address, read_secret
-    from protocol.programs import VERSION, command, given_line, needed_by, printed_by
+    from protocol.programs import VERSION, add_settings, command, given_line, needed_by, printed_by
 
     with needed_by("gpt2d-client"):
         from client import servers, unseen
@@ -84,15 +84,7 @@ def main() -> None:
     parser.add_argument("-m", "--model", help="load this model first, if it is not loaded")
     parser.add_argument("--engine", help="its engine (default: the server's)")
     parser.add_argument("--precision", help="its precision (default: the engine's)")
-    parser.add_argument("-n", "--max-new-tokens", metavar="N", help="the largest number of tokens to write")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        dest="settings",
-        help="a generation setting; may be repeated, and a list (stop, bad_words, logit_bias) then grows",
-    )
+    add_settings(parser)
     parser.add_argument(
         "-t", "--terminal", action="store_true", help="write at a prompt in this terminal instead of in a window"
     )

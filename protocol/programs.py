@@ -5,6 +5,7 @@ A message names a command that works where it is read: typed in the same shell, 
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import getpass
 import os
@@ -73,6 +74,19 @@ def needed_by(program: str, extras: str = "server,client") -> Iterator[None]:
         if (e.name or "").partition(".")[0] in OWN:
             raise
         sys.exit(f"{program}: {e.name} is not installed; in the checkout of gpt2d type: {install(extras)}")
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Add the options for the settings of a generation, which `parameters.read_settings` reads."""
+    parser.add_argument("-n", "--max-new-tokens", metavar="N", help="the largest number of tokens to write")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        dest="settings",
+        help="a generation setting; may be repeated, and a list (stop, bad_words, logit_bias) then grows",
+    )
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from protocol import Client, messages as m
 from protocol.errors import Gpt2dError
 from protocol.keys import DEFAULT_ENDPOINT, Address
 from protocol.parameters import read_settings
-from protocol.programs import command, printed_by, typed
+from protocol.programs import add_settings, command, printed_by, typed
 from protocol.requests import request
 
 FILES = """\
@@ -133,6 +133,7 @@ def parser_of(name: str) -> argparse.ArgumentParser:
     if scores:
         add_scoring(parser)
     else:
+        parser.set_defaults(context_column=None)
         add_settings(parser)
     parser.add_argument(
         "--connect",
@@ -174,20 +175,6 @@ def add_scoring(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--top", type=number_from(0), default=0, metavar="K", help="tell the K likeliest tokens, too, 20 at most"
-    )
-
-
-def add_settings(parser: argparse.ArgumentParser) -> None:
-    """Add what only `generate` takes."""
-    parser.set_defaults(context_column=None)
-    parser.add_argument("-n", "--max-new-tokens", metavar="N", help="the largest number of tokens to write")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        dest="settings",
-        help="a generation setting; may be repeated, and a list (stop, bad_words, logit_bias) then grows",
     )
 
 
