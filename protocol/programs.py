@@ -5,7 +5,6 @@ A message names a command that works where it is read: typed in the same shell, 
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import getpass
 import os
@@ -16,6 +15,10 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import argparse  # not for scripts, which have no options of ours
 
 VERSION = "0.2.0"
 MODULES = {
