@@ -43,7 +43,7 @@ def load(spec: Spec, connection: Connection) -> Worker:
 
     Raises: BadModel, LoadFailed, and whatever a runtime raises.
     """
-    if spec.instruction_set:
+    if spec.instruction_set and spec.engine == "native":
         force_instruction_set(spec.instruction_set)  # a node's environment says nothing of it
     progress = reporter(connection)
     progress("start", 1, 1, "process")

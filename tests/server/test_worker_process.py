@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from protocol import messages as m
+from protocol.errors import BadModel
 from scripts.reliability.fakes import FakeEngine, ListConnection
 from server.engines.load import Made
 from server.link import FromWorker, Ready, Started, Work
@@ -52,3 +55,14 @@ def test_a_ready_worker_that_cannot_go_on_has_died(monkeypatch: pytest.MonkeyPat
     failure = sent[-1]
     assert isinstance(failure, m.Failure) and (failure.id, failure.code) == (None, "worker_died")
     assert (str(error) or "MemoryError") in failure.message
+
+
+def test_a_forced_instruction_set_concerns_the_native_engine_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster's node may lack it, or the kernels, and still hold the models of other engines."""
+    engine = FakeEngine(2, ARCH.context, ARCH.vocabulary)
+    monkeypatch.setattr(process, "load_engine", lambda *_, **__: Made(engine, "digest", 0, separate_head=False))
+    connection = ListConnection()
+    process.load(replace(SPEC, engine="onnx", instruction_set="of no processor"), connection)
+    assert isinstance(connection.sent[-1], Ready)
+    with pytest.raises(BadModel, match="of no processor"):
+        process.load(replace(SPEC, engine="native", precision="int8", instruction_set="of no processor"), connection)
