@@ -32,7 +32,7 @@ FORMAT_SHARE = 0.76
 """Share of the dot products that blocks of 32 inputs allow: 4 operations for scales beside 16 products, and loads."""
 READ_BYTES = 512 << 20
 """What is read where the weights of others are not at hand: more than any cache holds."""
-KNOWN = ("avx512", "avx2")
+KNOWN = ("avx512", "avxvnni", "avx2")
 """Instruction sets that machine_probe.c knows."""
 MEETINGS_MS = 0.1
 """Time of a step in which threads meet, whatever they compute."""
@@ -124,7 +124,7 @@ class Probe:
 
     def _checked(self, found: float) -> float:
         if found <= 0:
-            sys.exit(f"{SOURCE.name} measures nothing here: it knows avx512 and avx2, and starts up to 256 threads")
+            sys.exit(f"{SOURCE.name} measures nothing here: it knows {', '.join(KNOWN)}, and starts up to 256 threads")
         return found
 
 

@@ -155,11 +155,19 @@ PRODUCTS(signed_dot_256, __m256i, 8, SIGNED_DOT_256, 32)
 PRODUCTS(fma_256, __m256, 12, FMA_256, 8)
 #endif
 
+#if defined(__AVXVNNI__) && defined(__FMA__)
+#define VNNI_256(i) __asm__ volatile("%{vex%} vpdpbusd %2, %1, %0" : "+x"(s[i]) : "x"(w), "x"(a));
+PRODUCTS(vnni_256, __m256i, 12, VNNI_256, 32)
+#endif
+
 /* Multiplications (each with its addition) a second, as the kernels of an instruction set do them for weights of `bits`
  * bits; negative where this processor or this file has none. */
 double probe_products(const char *instruction_set, int bits, int threads, int passes) {
 #ifdef __AVX512VNNI__
     if (!strcmp(instruction_set, "avx512")) return measure(bits == 32 ? fma_512 : dot_512, NULL, threads, passes);
+#endif
+#if defined(__AVXVNNI__) && defined(__FMA__)
+    if (!strcmp(instruction_set, "avxvnni")) return measure(bits == 32 ? fma_256 : vnni_256, NULL, threads, passes);
 #endif
 #if defined(__AVX2__) && defined(__FMA__)
     if (!strcmp(instruction_set, "avx2"))
