@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
 from client import replicas, threads
+from client.corpus.progress import duration
 from client.servers import notices
 from protocol import Client, Gpt2dError, messages as m
 from protocol.keys import Address
@@ -46,10 +47,6 @@ class Choice:
     model: str | None = None
     engine: str | None = None
     precision: str | None = None
-
-
-def duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} minutes"
 
 
 def describe(p: m.Precision, host: str) -> str:
