@@ -44,8 +44,7 @@ class Passages:
         if passage.text is None:
             spans = self._text.spans_of_tokens(passage.ids or [])
         else:
-            before = () if context else self._text.before
-            spans = self._text.spans_of_text(passage.text, before, specials=self._request.specials)
+            spans = self._text.spans_of_text(passage.text, specials=self._request.specials, after=bool(context))
         own = passage.context is not None if context else passage.text is not None
         return Piece(self._lead(spans, context, own=own), spans)
 
@@ -62,6 +61,6 @@ class Passages:
     def _context(self, text: str) -> list[int]:
         """Return the tokens of a context that was given as a text; none of an empty one."""
         if text not in self._contexts:
-            spans = self._text.spans_of_text(text, self._text.before, specials=self._request.specials)
+            spans = self._text.spans_of_text(text, specials=self._request.specials)
             self._contexts[text] = spans.ids if text else []
         return self._contexts[text]

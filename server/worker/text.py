@@ -161,7 +161,7 @@ class Text:
         """
         if request.text is None:
             return self.spans_of_tokens(request.ids or [])
-        return self.spans_of_text(request.text, self.before, specials=request.specials)
+        return self.spans_of_text(request.text, specials=request.specials)
 
     def spans_of_tokens(self, tokens: Many[int]) -> Spans:
         """Return tokens with their text. Raises: BadRequest for a token that does not exist."""
@@ -169,18 +169,42 @@ class Text:
         text, offsets = spans.of_tokens(self._all.fork(), ids, clean_up=self._clean_up)
         return Spans(text, ids, offsets)
 
-    def spans_of_text(self, text: str, before: Many[int], *, specials: bool) -> Spans:
-        """Return a text's tokens after those of `before`. Raises: BadRequest for a token that does not exist, or too
-        many.
+    def spans_of_text(self, text: str, *, specials: bool, after: bool = False) -> Spans:
+        """Return a text's tokens, with those that stand before every text; `after` a context those of its own alone.
+
+        Raises: BadRequest for a token that does not exist, too many, or what cannot go on after a context.
         """
+        if after and self._puts_space:
+            return self._spans(text, (), *self._going_on(text, specials=specials))
         encoding = self._encoding(text, specials=specials)
-        ids = [*before, *self._known(encoding.ids)]
+        return self._spans(text, () if after else self.before, encoding.ids, encoding.offsets)
+
+    def _spans(self, text: str, before: Many[int], ids: list[int], places: Many[tuple[int, int]]) -> Spans:
+        offsets = [0] * len(before) + self._offsets(text, self._known(ids), places)
+        ids = [*before, *ids]
         if len(ids) > MAX_TOKENS:
             raise BadRequest(f"the text must have at most {MAX_TOKENS} tokens, got {len(ids)}; send it in parts")
-        offsets = [0] * len(before) + self._offsets(text, encoding)
         if ids:
             offsets[-1] = len(text.encode())
         return Spans(text, ids, offsets)
+
+    @cached_property
+    def _puts_space(self) -> bool:
+        """Whether the tokenizer puts a space before every text."""
+        ids = self._encoding("a").ids
+        return bool(ids) and ids[0] < self._size and self._begins_with_space(ids)
+
+    def _going_on(self, text: str, *, specials: bool) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return the tokens of a text that goes on after another, and their places: no space is put before it."""
+        for anchor in ANCHORS:
+            encoding = self._encoding(anchor + text, specials=specials)
+            places = [(begin - len(anchor), end - len(anchor)) for begin, end in encoding.offsets]
+            first = next((i for i, (begin, _) in enumerate(places) if begin >= 0), len(places))
+            if first and places[first - 1][1] <= 0:
+                return encoding.ids[first:], places[first:]
+        raise BadRequest(
+            f"this model's tokenizer cannot tell how {text[:20]!r} goes on after a context; begin the text with a space"
+        )
 
     @cached_property
     def boundaries(self) -> Boundaries:
@@ -246,13 +270,12 @@ class Text:
         except Exception as e:  # noqa: BLE001 - tokenizers raises plain Exception
             raise BadRequest(f"this model's tokenizer cannot encode the text: {e}") from None
 
-    def _offsets(self, text: str, encoding: Encoding) -> list[int]:
-        ids = encoding.ids
+    def _offsets(self, text: str, ids: list[int], places: Many[tuple[int, int]]) -> list[int]:
         if self._bytes is not None:
             exact = spans.by_bytes([self._bytes[token] for token in ids], text.encode())
             if exact is not None:
                 return exact
-        return spans.by_places(encoding.offsets, lambda i: self._bytes_in_text(ids[i]), text)
+        return spans.by_places(places, lambda i: self._bytes_in_text(ids[i]), text)
 
     def _bytes_in_text(self, token: int) -> int:
         """Return the size of a token within a text."""

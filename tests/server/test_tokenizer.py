@@ -9,16 +9,22 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
+from protocol import messages as m
 from protocol.errors import BadModel
+from protocol.many import parts
+from server.catalogue.architecture import read_architecture
 from server.catalogue.catalogue import DEMO_FOLDER
 from server.checkpoint.spiece import check_charsmap, read_pieces
 from server.checkpoint.tokenizer import read_tokenizer
+from server.worker.passages import Passages
+from server.worker.text import Text
 from tests.server import tokenizer_kinds as kinds
 from tests.server.tokenizer_kinds import END, FAST, GPT2, KINDS, SPM, TEXTS, byte_level, config, spiece, write
 
@@ -42,6 +48,27 @@ def test_the_tokens_are_those_of_transformers(tmp_path: Path, kind: str) -> None
     ids = made.tokenizer.encode("a , b .", add_special_tokens=False).ids
     told = made.tokenizer.decode(ids, skip_special_tokens=False)
     assert (told.replace(" ,", ",").replace(" .", ".") if made.clean_up else told) == expected["cleaned"]
+
+
+def text_of(folder: Path) -> Text:
+    """Return the tokenizer of a folder, with a model that has all its tokens."""
+    made = read_tokenizer(folder)
+    return Text(made, replace(read_architecture(folder), vocabulary=made.tokenizer.get_vocab_size()))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind.endswith("of words")])  # which are not cut
+def test_a_text_in_parts_has_the_tokens_of_the_whole(tmp_path: Path, kind: str) -> None:
+    """Parts begin with a space, a line break or a letter: none gets a space that the text does not have."""
+    KINDS[kind](tmp_path)
+    whole = "One, two\nthree (four) five\n\nsix seven 日本、日本、東京、東京、日本、日本"
+    cut = [whole[begin:end] for begin, end in parts(whole, 16)]
+    assert {" ", "\n", "東"} < {part[0] for part in cut}
+    made = text_of(tmp_path)
+    passages = [m.Passage(text=part, context=whole[: sum(map(len, cut[:i]))]) for i, part in enumerate(cut)]
+    pieces = list(Passages(made, m.Score(texts=passages)))
+    assert [piece.spans.text for piece in pieces] == cut
+    assert [i for piece in pieces for i in piece.spans.ids] == made.spans(m.Tokenize(text=whole)).ids
+    assert all(piece.spans.offsets[-1] == len(piece.spans.text.encode()) for piece in pieces if piece.spans.ids)
 
 
 def test_nothing_of_transformers_is_loaded(tmp_path: Path) -> None:
