@@ -402,6 +402,13 @@ def test_a_cache_takes_memory_only_as_far_as_it_is_used() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads what is resident as Linux says it")
+def test_short_texts_take_no_huge_pages() -> None:
+    """Sixteen sentences of 16 tokens of gpt2, as they are scored: at most a tenth more than their keys and values."""
+    taken, needed = cache_memory(8, 16, 16)
+    assert taken < 1.1 * needed
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads what is resident as Linux says it")
 def test_a_cache_of_bytes_takes_half_the_memory() -> None:
     """Two full rows of gpt2, scales and what huge pages leave unused included: at most 0.55 of fp16."""
     assert cache_memory(8, 2, 1024)[0] <= 0.55 * cache_memory(16, 2, 1024)[0]

@@ -32,10 +32,11 @@ Model::Model(const gpt2d_shape &shape, int rows, int threads, const Ops &ops)
     weights_ = std::make_unique<Memory>(weight_bytes_);
     lay_out(weights_->data());
     cache_stride_ = size_t(shape.layers) * shape.heads * 2 * Cache::half_block(padded_head_, shape.cache_bits);
-    size_t used = row_bytes_ = size_t(context_ / Cache::POSITIONS) * cache_stride_, whole = used / Memory::PAGE * Memory::PAGE;
-    if (whole && whole < used) row_bytes_ = whole + Memory::PAGE;  // no two share a page
+    size_t used = row_bytes_ = size_t(context_ / Cache::POSITIONS) * cache_stride_, part = used % Memory::PAGE;
+    if (used > Memory::PAGE && part) row_begin_ = Memory::PAGE - part, row_bytes_ += row_begin_;  // no two share a page
     cache_ = std::make_unique<Memory>(size_t(rows) * row_bytes_);
-    for (int row = 0; row < rows && whole && whole < used; row++) cache_->small_pages(size_t(row) * row_bytes_ + whole, row_bytes_ - whole);
+    // Those pages are small which a row begins in: a short text fills few of them.
+    for (int row = 0; row < rows && row_begin_; row++) cache_->small_pages(size_t(row) * row_bytes_, Memory::PAGE);
 }
 
 // Where each part lies after `base`, in the order of the file; returns where they end.
@@ -271,14 +272,16 @@ void Model::attend(int layer, const Step &step, int unit, float *scratch) {
 
 Cache Model::cache(int layer, int row, int head) const {
     size_t at = (size_t(layer) * shape_.heads + head) * 2 * Cache::half_block(padded_head_, shape_.cache_bits);
-    return {cache_->data() + size_t(row) * row_bytes_ + at, cache_stride_, shape_.cache_bits};
+    return {cache_row(row) + at, cache_stride_, shape_.cache_bits};
 }
+
+unsigned char *Model::cache_row(int row) const { return cache_->data() + size_t(row) * row_bytes_ + row_begin_; }
 
 void Model::move(int source, int target, int first, int positions) {
     if (source == target) return;
     // Whole blocks of 16 positions. Where the first copied position is inside one, the rows are the same before it.
     size_t at = size_t(first) / 16 * cache_stride_, end = size_t(padded(positions, 16)) / 16 * cache_stride_;
-    std::memcpy(cache_->data() + size_t(target) * row_bytes_ + at, cache_->data() + size_t(source) * row_bytes_ + at, end - at);
+    std::memcpy(cache_row(target) + at, cache_row(source) + at, end - at);
 }
 
 void Model::copy(int row, int positions, void *keys, void *values, bool out) {

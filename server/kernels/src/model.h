@@ -115,11 +115,13 @@ class Model {
     void survey_part(const Rows &x, const gpt2d_scores &scores, int part, int row, int rows);
     void attend(int layer, const Step &step, int unit, float *scratch);
     Cache cache(int layer, int row, int head) const;
+    unsigned char *cache_row(int row) const;
 
     const gpt2d_shape shape_;
     const int rows_, width_, inner_, head_, padded_head_, context_;  // padded to 32, 32, -, 16, 16
     const Ops &ops_;
     size_t weight_bytes_ = 0, cache_stride_ = 0, row_bytes_ = 0;  // from a block of positions to the next, from a row to the next
+    size_t row_begin_ = 0;                                        // of a row's memory left free before its first block
     std::unique_ptr<Memory> weights_, cache_;
     const float *places_ = nullptr;
     std::vector<Layer> layers_;
