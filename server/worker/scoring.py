@@ -265,10 +265,10 @@ def texts_of(request: m.Score, pieces: Iterable[Piece], told: Told, context: int
             raise BadRequest(f"score: {which} must have at least 2 tokens, got {count}")
         if not count:
             raise BadRequest(f"score: {which} must have at least 1 token, got none")
-        check_cost(len(piece.lead) + count, stride, context)
-        check_told(count, request.top)
         windows = Windows(len(piece.lead), count, stride, context, after=told.members is not None)
         try:
+            check_cost(windows, stride, context)
+            check_told(count, request.top)
             texts.append(TextScores(index, piece, windows, told))
         except BadRequest as e:
             raise BadRequest(f"score: {which}: {e}") from None
@@ -285,6 +285,6 @@ def check_told(tokens: int, top: int) -> None:
     """Check that one answer has room for what is to be told. Raises: BadRequest, which says what would do."""
     if tokens * top > MAX_TOLD:
         raise BadRequest(
-            f"score: {top} alternatives for each of {tokens} tokens are more than the {MAX_TOLD:,} of one answer; ask "
+            f"{top} alternatives for each of {tokens} tokens are more than the {MAX_TOLD:,} of one answer; ask "
             f"for a smaller `top`, or send the text in parts of {MAX_TOLD // top} tokens"
         )

@@ -70,15 +70,14 @@ def stride_of(request: m.Score, context: int) -> int:
     return min(request.stride or min(STRIDE, context // 2), context - 1)
 
 
-def check_cost(tokens: int, stride: int, context: int) -> None:
-    """Check that a text of `tokens` tokens is not too much work. Raises: BadRequest, which says what would do."""
-    more = max(0, tokens - context)
-    windows = 1 + math.ceil(more / stride)
-    if windows * context <= MAX_COMPUTED:
+def check_cost(windows: Windows, stride: int, context: int) -> None:
+    """Check that a text is not too much work. Raises: BadRequest, which says what would do."""
+    if windows.computed <= MAX_COMPUTED:
         return
-    enough = math.ceil(more / (MAX_COMPUTED // context - 1))
+    tokens = windows.end - windows.begin
+    enough = math.ceil((tokens + stride - context) / (MAX_COMPUTED // context - 1))
     raise BadRequest(
-        f"score: {tokens} tokens at a stride of {stride} are {windows} windows of {context} tokens, "
-        f"{windows * context:,} tokens to compute, and the limit is {MAX_COMPUTED:,}; a stride of {enough} keeps to "
-        "it, and so does the text in parts"
+        f"{tokens} tokens at a stride of {stride} are {windows.count} windows of {context} tokens, "
+        f"{windows.computed:,} tokens to compute, and the limit is {MAX_COMPUTED:,}; a stride of {enough} keeps to it, "
+        "and so does the text in parts"
     )

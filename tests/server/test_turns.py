@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from server.link import Work
 from server.worker.reader import LONG_CHARACTERS, Reader
 from server.worker.text import Text
 from server.worker.turns import Turns
-from server.worker.windows import MAX_COMPUTED, check_cost
+from server.worker.windows import MAX_COMPUTED, Windows, check_cost
 from tests.server.test_worker import Loop
 
 
@@ -156,14 +157,26 @@ def test_short_requests_do_not_wait_for_a_long_text(monkeypatch: pytest.MonkeyPa
     assert isinstance(replies[3], m.Tokenized) and len(replies[3].ids) > 1
 
 
+def check(tokens: int, stride: int, lead: int = 0) -> None:
+    check_cost(Windows(lead, tokens, stride, 1024, after=False), stride, 1024)
+
+
 def test_a_score_is_bounded_by_what_it_computes() -> None:
-    check_cost(50_000, 64, 1024)
-    check_cost(1024, 1, 1024)
-    check_cost(4000, 1, 1024)
+    """A context costs only as much of it as a window has room for."""
+    check(50_000, 64)
+    check(1024, 1)
+    check(4000, 1)
+    check(3800, 1, lead=60_000)
     with pytest.raises(BadRequest, match=r"8000 tokens at a stride of 1 are 6977 windows of 1024 tokens") as refused:
-        check_cost(8000, 1, 1024)
+        check(8000, 1)
     assert f"the limit is {MAX_COMPUTED:,}; a stride of 2 keeps to it" in str(refused.value)
-    check_cost(8000, 2, 1024)
+    check(8000, 2)
+    for tokens, lead in ((8000, 60_000), (60_000, 1000), (60_000, 5000)):
+        with pytest.raises(BadRequest) as refused:
+            check(tokens, 1, lead)
+        found = re.search(r"a stride of (\d+) keeps to it", str(refused.value))
+        assert found
+        check(tokens, int(found[1]), lead)
     loop = Loop()
     loop.worker.take(Work(id=1, group=1, request=m.Score(ids=[5] * 8000, stride=1)))
     (reply,) = loop.link.sent
