@@ -209,9 +209,10 @@ class Scheduler:
     def _parts(self) -> list[Part]:
         """Return the chunks of the next step: as many tokens as its time allows, of one prompt or of several.
 
-        Prompts that have had no chunk go before the others, every second time at most.
+        All logits of a step are in memory: they are those of a fixed chunk at most. Prompts that have had no chunk go
+        before the others, every second time at most.
         """
-        left = self._most_tokens()
+        left, room = self._most_tokens(), FIXED_CHUNK
         fresh = [] if self._jumped else self._fresh
         order = deque([*fresh, *(prompt for prompt in self._prefilling if prompt not in fresh)])
         self._jumped = order[0] is not self._prefilling[0]
@@ -219,9 +220,12 @@ class Scheduler:
         ending: list[Prompt] = []
         while order and left > 0:
             part = Part(order[0], self._chunk(order.popleft(), left))
-            if not parts or (len(part.chunk) <= left and (part.is_last or len(part.chunk) >= MIN_CHUNK)):
+            logits = len(part.prompt.wanted(len(part.chunk)))
+            fits = len(part.chunk) <= left and logits <= room
+            if not parts or (fits and (part.is_last or len(part.chunk) >= MIN_CHUNK)):
                 parts.append(part)
                 left -= len(part.chunk)
+                room -= logits
                 if part.is_last and not part.prompt.branches:
                     ending.append(part.prompt)
             if not self._together:

@@ -155,6 +155,27 @@ def test_words_change_no_score_of_a_token(engine: NativeEngine) -> None:
         assert all(value is not None and value < 0 for value in by_word.words.logprobs[1:])
 
 
+def test_alternatives_take_little_memory_and_change_nothing(
+    engine: NativeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The logits that they are chosen from are in memory: 128 rows at a time, and of no more texts than a step has."""
+    rows: list[int] = []
+    judge_all = engine.judge
+
+    def watched(*given: Any) -> Any:
+        logits, judged = judge_all(*given)
+        rows.append(len(logits))
+        return logits, judged
+
+    passages = [m.Passage(ids=random_ids(n, n)) for n in (300, 1400, *range(20, 60), 300)]
+    plain, _ = texts_of(engine, passages)
+    monkeypatch.setattr(engine, "judge", watched)
+    for text, told in zip(plain, texts_of(engine, passages, top=2)[0], strict=True):
+        assert (text.logprobs, text.ranks, text.entropies) == (told.logprobs, told.ranks, told.entropies)
+        assert [best[0].id for best in told.top] == told.greedy
+    assert 100 < max(rows) <= 128
+
+
 def test_the_end_of_a_context_that_is_too_long_counts(engine: NativeEngine) -> None:
     context, ids = random_ids(4, 1500), random_ids(5, 7)
     text, _ = asked(engine, texts=[m.Passage(ids=ids, context_ids=context)])
@@ -171,6 +192,7 @@ UNKNOWN = f"a token of this model must be 0 to {ARCH.vocabulary - 1}, got 100000
         ([m.Passage(text="a b"), m.Passage(text="")], "score: texts[1] must have at least 1 token, got none"),
         ([m.Passage(ids=[1]), m.Passage(ids=[1, 10**6])], f"score: texts[1]: {UNKNOWN}"),
         ([m.Passage(ids=[1], context_ids=[10**6])], f"score: texts[0]: {UNKNOWN}"),
+        ([m.Passage(ids=[1]), m.Passage(ids=[1] * 9000)], "score: texts[1]: 9001 tokens at a stride of 1 are"),
         (
             [m.Passage(ids=[1] * 3500)] * 2,
             "score: these 2 texts are 5,074,944 tokens to compute, and the limit is 4,000,000",

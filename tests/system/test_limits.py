@@ -64,6 +64,24 @@ def test_a_full_worker_needs_what_was_said(tmp_path: Path, cache: Path) -> None:
     daemon.kill()
 
 
+def test_alternatives_of_many_texts_are_not_kept(own_daemon: Daemon) -> None:
+    """A request tells 50,000 of each of its texts, and needs no more memory than for one."""
+    passages = [m.Passage(ids=random.Random(n).choices(range(1, 4096), k=2500)) for n in range(6)]
+    with Client(own_daemon.endpoint) as client:
+        client.load("demo")
+        (worker,) = own_daemon.workers()
+        resident: list[int] = []
+        for texts in (passages[:1], passages):
+            events: queue.SimpleQueue[m.AnyReply | Exception] = queue.SimpleQueue()
+            client.connection.submit(m.Score(texts=texts, top=20), events.put, 60)
+            for _ in texts:
+                text = events.get(timeout=60)
+                assert isinstance(text, m.ScoredText) and len(text.top) == 2500
+            assert isinstance(events.get(timeout=60), m.Scored)
+            resident.append(worker.memory_info().rss)
+    assert resident[1] < resident[0] + (16 << 20)
+
+
 def test_unloading_gives_the_memory_back(own_daemon: Daemon) -> None:
     """The daemon and all its processes take as much as before, within 5 %."""
 
