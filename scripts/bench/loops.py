@@ -19,6 +19,7 @@ INSTRUCTION = re.compile(r" *([0-9a-f]+):\s+(.*?)\s*(?:#.*)?")
 JUMP = re.compile(r"j\w+ +([0-9a-f]+)\b.*")
 STORE = re.compile(r"vmov\w* +%[xyz]mm\d+,[^,]*\(.*\)(?:\{%k\d\})?")
 BITS = re.compile(r"\w<(32|8|4)[,>]")
+STRIPS = re.compile(r"\w<8, true[,>]")
 DOT = re.compile(r"(?:{vex} )?vpdpbusd|vpmaddubsw|vpmaddwd")
 NO_ARITHMETIC = re.compile(r"v(?:mov|broadcast|insert|extract)\w*")
 MOST_SPILLS = 4
@@ -31,6 +32,8 @@ class Loop:
 
     bits: int
     instructions: tuple[str, ...]
+    strips: bool = False
+    """Whether the weights are strips of a head, which lie apart."""
 
     @property
     def wide(self) -> bool:
@@ -72,7 +75,9 @@ def product_loops(library: Path) -> list[Loop]:
     found = []
     for name, code in functions(done.stdout):
         if bits := BITS.search(name):
-            found += [loop for body in inner_loops(code) if is_product(loop := Loop(int(bits[1]), body))]
+            strips = bool(STRIPS.search(name))
+            loops = [Loop(int(bits[1]), body, strips) for body in inner_loops(code)]
+            found += [loop for loop in loops if is_product(loop)]
     return found
 
 

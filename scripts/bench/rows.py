@@ -103,7 +103,12 @@ def parser() -> argparse.ArgumentParser:
         default=20,
         help="turns of each step, of three steps each (default: %(default)s; 3 with --busy)",
     )
-    made.add_argument("--instruction-set", metavar="NAME", help="avx512, avxvnni or avx2 (default: the best here)")
+    made.add_argument(
+        "--instruction-set",
+        metavar="NAME",
+        help="avx512, avxvnni or avx2 (default: the best here); with :ahead or :wait behind it few rows fetch weights "
+        "ahead, or leave that to the processor (default: what suits it)",
+    )
     made.add_argument("--kernels", type=Path, metavar="FILE", help="libgpt2d_kernels.so (default: the installed one)")
     made.add_argument("--against", type=Path, metavar="FILE", help="another one, to take turns with it")
     made.add_argument(

@@ -244,7 +244,7 @@ def measure(order: Order) -> dict[str, Any]:
     def machine(passes: int = 1) -> tuple[float, float]:
         time.sleep(ASLEEP_S)
         read_gb_s = probe.read_gb_s(first.address, first.size, passes)
-        return read_gb_s, probe.gmac_s(order.instruction_set, order.precision, passes)
+        return read_gb_s, probe.gmac_s(order.instruction_set.partition(":")[0], order.precision, passes)
 
     load, meeting_us = os.getloadavg()[0], probe.meeting_us()
     quiet = machine(PASSES)

@@ -138,8 +138,8 @@ def test_the_set_for_avxvnni_gives_these_bits_too(tmp_path: Path) -> None:
     """With AVX512-VNNI's code of its only instruction: a processor with AVX-VNNI has the set among its own."""
     others = tmp_path / "others.cpp"
     none = '{"", [] { return false; }, {}, {}, {}, {}, {}, {}, {}, {}}'
-    sets = ", ".join(f"{name}_ops = {none}" for name in ("avx512", "avx2", "plain"))
-    others.write_text(f'#include "ops.h"\nnamespace gpt2d {{ const Ops {sets}; }}\n')
+    sets = ", ".join(f"{name}_ops = {{{none}}}" for name in ("avx512", "avx2", "plain"))
+    others.write_text(f'#include "ops.h"\nnamespace gpt2d {{ const BothOps {sets}; }}\n')
     sources = [f"src/{name}.cpp" for name in (*SOURCES, "ops_avxvnni")] + ["tests/kernels_test.cpp", str(others)]
     flags = ("-mavx2", "-mfma", "-mf16c", "-mavx512vl", "-mavx512vnni", "-DGPT2D_EVEX", "-DGPT2D_AVXVNNI")
     compiled("g++", tmp_path / "program", sources, *flags)

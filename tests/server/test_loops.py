@@ -24,6 +24,10 @@ def test_products_of_the_installed_kernels_keep_their_sums_in_registers() -> Non
     assert found == {(wide, bits) for wide in (True, False) for bits in (32, 8, 4)}, "are the names of functions in it?"
     assert max(loop.rows for loop in loops if loop.wide) >= 4
     assert all(loop.fetches for loop in loops if loop.wide and loop.bits < 32 and loop.rows > 3), "memory waits"
+    few = [loop for loop in loops if loop.bits < 32 and 1 <= loop.rows <= 3 and not loop.strips]
+    fetches = {(loop.wide, loop.bits, loop.rows, min(loop.fetches, 2)) for loop in few}
+    ways = {(*tile, of_one) for *tile, _ in fetches for of_one in (0, 1, 2)}
+    assert fetches == ways, "few rows leave fetching to the processor, share it among tiles, and fetch ahead"
     assert not [wrong for loop in loops if (wrong := problem(loop))]
 
 

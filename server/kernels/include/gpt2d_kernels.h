@@ -57,7 +57,8 @@ enum { GPT2D_WIDEST_BYTES = 1 << 15 };
 typedef struct gpt2d_model gpt2d_model;
 
 /* Allocate a model with `rows` rows of KV cache; NULL if there is no memory or an argument makes no sense.
- * `instruction_set` is one of gpt2d_instruction_sets, or NULL for the best. The weights are whatever was there until they are written. */
+ * `instruction_set` is one of gpt2d_instruction_sets, or NULL for the best; for tests and comparisons with :ahead or :wait behind it,
+ * which says whether up to three rows fetch weights ahead or leave that to the processor. By default as suits it. The weights are whatever was there until they are written. */
 GPT2D_API gpt2d_model *gpt2d_new(const gpt2d_shape *shape, int rows, int threads, const char *instruction_set);
 GPT2D_API void gpt2d_free(gpt2d_model *model);
 

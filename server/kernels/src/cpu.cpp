@@ -14,10 +14,11 @@ namespace {
 constexpr bool all_of(uint32_t value, uint32_t bits) { return (value & bits) == bits; }
 
 struct Features {
-    bool avx2 = false, avxvnni = false, avx512 = false;
+    bool amd = false, avx2 = false, avxvnni = false, avx512 = false;
 
     Features() {
         uint32_t eax, ebx, ecx, edx;
+        amd = __get_cpuid(0, &eax, &ebx, &ecx, &edx) && ebx == signature_AMD_ebx && edx == signature_AMD_edx && ecx == signature_AMD_ecx;
         constexpr uint32_t fma = 1u << 12, osxsave = 1u << 27, avx = 1u << 28, f16c = 1u << 29;
         if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || !all_of(ecx, fma | osxsave | avx | f16c)) return;
         if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return;
@@ -49,6 +50,7 @@ const Features &features() {
 
 }  // namespace
 
+bool made_by_amd() { return features().amd; }
 bool has_avx2() { return features().avx2; }
 bool has_avxvnni() { return features().avxvnni; }
 bool has_avx512() { return features().avx512; }

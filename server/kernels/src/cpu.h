@@ -3,6 +3,7 @@
 
 namespace gpt2d {
 
+bool made_by_amd();  // of x86
 bool has_avx2();     // with FMA and F16C
 bool has_avxvnni();  // and AVX2, FMA, F16C
 bool has_dotprod();  // of Arm

@@ -148,9 +148,12 @@ constexpr int QUERIES = 12;  // tokens of a row that attend together: a multiple
 
 inline size_t attention_scratch(int context, int padded_head) { return QUERIES * (size_t(context) + 16 + padded_head); }
 
-extern const Ops avx512_ops, avxvnni_ops, avx2_ops, i8mm_ops, dotprod_ops, plain_ops;
+// Of each set two, of which the second fetches the weights of few rows ahead and the first leaves that to the processor.
+using BothOps = Ops[2];
+extern const BothOps avx512_ops, avxvnni_ops, avx2_ops, i8mm_ops, dotprod_ops, plain_ops;
 
-// The one of that name, or the best that is usable here; null if it is not usable.
+// The one of that name, or the best that is usable here; null if it is not usable. Of its two the one that suits this processor,
+// or with :ahead or :wait behind the name the second or the first.
 const Ops *find_ops(const char *name);
 
 }  // namespace gpt2d

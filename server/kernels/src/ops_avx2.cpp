@@ -5,5 +5,6 @@
 #include "attention_body.h"
 #include "sample_body.h"
 #include "score_body.h"
+#include "ops_table.h"
 
-const gpt2d::Ops gpt2d::avx2_ops = {"avx2", has_avx2, matmul, matmul_strips, largest_of_strips, bound, norm, quantise, embed, attend, find_tops, sample, survey, join, copy_out, copy_in};
+const gpt2d::BothOps gpt2d::avx2_ops = {table<false>("avx2", has_avx2), table<true>("avx2", has_avx2)};

@@ -5,5 +5,6 @@
 #include "attention_body.h"
 #include "sample_body.h"
 #include "score_body.h"
+#include "ops_table.h"
 
-const gpt2d::Ops gpt2d::avxvnni_ops = {"avxvnni", has_avxvnni, matmul, matmul_strips, largest_of_strips, bound, norm, quantise, embed, attend, find_tops, sample, survey, join, copy_out, copy_in};
+const gpt2d::BothOps gpt2d::avxvnni_ops = {table<false>("avxvnni", has_avxvnni), table<true>("avxvnni", has_avxvnni)};

@@ -46,29 +46,31 @@ struct TileSums { F of[R][2]; };
 
 // Memory is to bring weights all the time, also while others are multiplied. So at each block a tile that has the panel to
 // itself fetches what comes AHEAD, and of several each fetches its share of the same block of the next panel. Up to three rows
-// compute so little that the processor's own fetching keeps up and more is in its way. One or two would run ahead at int8, and
+// compute so little that AMD's own fetching keeps up and more is in its way. There one or two would run ahead at int8, and
 // what they load would take the places that fetching needs: they wait for it at each block.
+enum class Fetching { share, ahead, wait };
+
 // In loops: gcc 12 takes a lambda that only fetches for one that does nothing, and leaves it out.
-template <int BITS, int R, bool ALONE>
+template <int BITS, Fetching FETCHING>
 inline void fetch(const uint8_t *w, int inputs, Turn turn) {
     constexpr size_t BYTES = Matrix::block_bytes(BITS), LINE = 64;
-    if constexpr (!ALONE) {
+    if constexpr (FETCHING == Fetching::share) {
         for (size_t i = turn.tile * LINE; i < BYTES; i += turn.tiles * LINE) prefetch_far(w + inputs / BLOCK * BYTES + i);
-    } else if constexpr (R > 3) {
+    } else if constexpr (FETCHING == Fetching::ahead) {
 #pragma GCC unroll 20
         for (size_t i = 0; i < BYTES; i += LINE) prefetch_far(w + AHEAD + i);
     }
 }
 
 // A tile: R rows of x times one panel.
-template <int R, bool ALONE>
+template <int R, Fetching FETCHING>
 inline TileSums<R> multiply_floats(const uint8_t *w, int inputs, const Rows &x, int row, Turn turn, TileSums<R> out) {
     const float *a[R];
     for (int r = 0; r < R; r++) a[r] = x.floats + size_t(row + r) * x.stride;
     for (int k = 0; k < inputs; k++, w += PANEL * 4) {
         auto *from = reinterpret_cast<const float *>(w);
-        if (ALONE) prefetch(w + FLOATS_AHEAD), prefetch(w + FLOATS_AHEAD + 64);
-        else if (k % BLOCK == 0) fetch<32, R, false>(w, inputs, turn);
+        if (FETCHING == Fetching::ahead) prefetch(w + FLOATS_AHEAD), prefetch(w + FLOATS_AHEAD + 64);
+        else if (k % BLOCK == 0) fetch<32, FETCHING>(w, inputs, turn);
         F w0 = load(from), w1 = load(from + LANES);
         each(std::make_index_sequence<R>{}, [&](auto r) {
             F v = set(a[r][k]);
@@ -99,13 +101,13 @@ Sums multiply_pairs(const uint8_t *w, const Of &of, int b, Sums out);
 
 // A block's weights are multiplied by R rows in parts, those of a register, and as many of them together as there are registers
 // for their sums.
-template <int BITS, int R, bool ALONE>
+template <int BITS, int R, Fetching FETCHING>
 inline TileSums<R> multiply_blocks(const uint8_t *w, int inputs, const Rows &x, int row, Turn turn, TileSums<R> out) {
     constexpr size_t BYTES = Matrix::block_bytes(BITS);
     const Quantised<R> of(x, row);
     for (int b = 0; b < inputs / BLOCK; b++, w += BYTES) {
-        fetch<BITS, R, ALONE>(w, inputs, turn);
-        if (ALONE && BITS == 8 && R <= 2) wait_for_loads();
+        fetch<BITS, FETCHING>(w, inputs, turn);
+        if (FETCHING == Fetching::wait && BITS == 8 && R <= 2) wait_for_loads();
         if constexpr (in_pairs(R)) {
             out = multiply_pairs<BITS, R>(w, of, b, out);
             continue;
@@ -146,10 +148,10 @@ inline TileSums<R> multiply_blocks(const uint8_t *w, int inputs, const Rows &x, 
     return out;
 }
 
-template <int BITS, int R, bool ALONE>
+template <int BITS, int R, Fetching FETCHING>
 inline TileSums<R> multiply(const uint8_t *w, int inputs, const Rows &x, int row, Turn turn, const TileSums<R> &out) {
-    if constexpr (BITS == 32) return multiply_floats<R, ALONE>(w, inputs, x, row, turn, out);
-    else return multiply_blocks<BITS, R, ALONE>(w, inputs, x, row, turn, out);
+    if constexpr (BITS == 32) return multiply_floats<R, FETCHING>(w, inputs, x, row, turn, out);
+    else return multiply_blocks<BITS, R, FETCHING>(w, inputs, x, row, turn, out);
 }
 
 // Two strips of 8 bits, wherever they lie.
@@ -226,7 +228,8 @@ __attribute__((noinline)) void activate(const Result &result, int row, int rows,
     });
 }
 
-template <int BITS, bool APART, int R>
+// `ALONE` is how weights are fetched where this is the panel's only tile.
+template <int BITS, bool APART, int R, Fetching ALONE>
 void tile(const Matrix &m, const uint8_t *panel, const Rows &x, int row, Turn turn, const Result &result, int n) {
     TileSums<R> out;
     for (int r = 0; r < R && !result.blocks; r++) {  // where the results go
@@ -240,8 +243,8 @@ void tile(const Matrix &m, const uint8_t *panel, const Rows &x, int row, Turn tu
         Strips strips(m, strip, strip + 1), next(m, strip + 2, strip + 3);
         if (turn.tiles == 1) out = multiply_strips<R, true>(strips, next, m.inputs, x, row, turn, out);
         else out = multiply_strips<R, false>(strips, next, m.inputs, x, row, turn, out);
-    } else if (turn.tiles == 1) out = multiply<BITS, R, true>(panel, m.inputs, x, row, turn, out);
-    else out = multiply<BITS, R, false>(panel, m.inputs, x, row, turn, out);
+    } else if (turn.tiles == 1) out = multiply<BITS, R, ALONE>(panel, m.inputs, x, row, turn, out);
+    else out = multiply<BITS, R, Fetching::share>(panel, m.inputs, x, row, turn, out);
     for (int r = 0; r < R; r++) {
         float *to = result.y + size_t(row + r) * result.stride + n;
         F lo = out.of[r][0], hi = out.of[r][1];
@@ -259,10 +262,11 @@ void tile(const Matrix &m, const uint8_t *panel, const Rows &x, int row, Turn tu
     if (result.finish == Finish::activate) activate(result, row, R, n);
 }
 
-// Each panel goes through as few tiles as there can be, of equal height.
-template <int BITS, bool APART, size_t... R>
+// Each panel goes through as few tiles as there can be, of equal height. Without `AHEAD` few rows leave fetching to the processor.
+template <int BITS, bool APART, bool AHEAD, size_t... R>
 void matmul_of(const Matrix &m, const Rows &x, int rows, const Result &result, int first, int end, std::index_sequence<R...>) {
-    static constexpr decltype(&tile<BITS, APART, 1>) of_height[] = {tile<BITS, APART, R + 1>...};
+    constexpr auto alone = [](size_t height) { return AHEAD || height > 3 ? Fetching::ahead : Fetching::wait; };
+    static constexpr decltype(&tile<BITS, APART, 1, alone(1)>) of_height[] = {tile<BITS, APART, R + 1, alone(R + 1)>...};
     constexpr int highest = sizeof...(R);
     int tiles = (rows + highest - 1) / highest;
     for (int p = first; p < end; p++) {
@@ -274,12 +278,13 @@ void matmul_of(const Matrix &m, const Rows &x, int rows, const Result &result, i
     }
 }
 
+template <bool AHEAD>
 void matmul(const Matrix &m, const Rows &x, int rows, const Result &result, int first, int end) {
     std::make_index_sequence<BLOCK_ROWS> heights;
-    if (m.bits == 32) matmul_of<32, false>(m, x, rows, result, first, end, std::make_index_sequence<FLOAT_ROWS>{});
-    else if (m.apart) matmul_of<8, true>(m, x, rows, result, first, end, heights);
-    else if (m.bits == 8) matmul_of<8, false>(m, x, rows, result, first, end, heights);
-    else matmul_of<4, false>(m, x, rows, result, first, end, heights);
+    if (m.bits == 32) matmul_of<32, false, true>(m, x, rows, result, first, end, std::make_index_sequence<FLOAT_ROWS>{});
+    else if (m.apart) matmul_of<8, true, true>(m, x, rows, result, first, end, heights);
+    else if (m.bits == 8) matmul_of<8, false, AHEAD>(m, x, rows, result, first, end, heights);
+    else matmul_of<4, false, AHEAD>(m, x, rows, result, first, end, heights);
 }
 
 template <int R>

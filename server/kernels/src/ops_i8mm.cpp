@@ -5,5 +5,6 @@
 #include "attention_body.h"
 #include "sample_body.h"
 #include "score_body.h"
+#include "ops_table.h"
 
-const gpt2d::Ops gpt2d::i8mm_ops = {"i8mm", has_i8mm, matmul, matmul_strips, largest_of_strips, bound, norm, quantise, embed, attend, find_tops, sample, survey, join, copy_out, copy_in};
+const gpt2d::BothOps gpt2d::i8mm_ops = {table<false>("i8mm", has_i8mm), table<true>("i8mm", has_i8mm)};

@@ -4,5 +4,6 @@
 #include "attention_body.h"
 #include "sample_body.h"
 #include "score_body.h"
+#include "ops_table.h"
 
-const gpt2d::Ops gpt2d::plain_ops = {"plain", [] { return true; }, matmul, matmul_strips, largest_of_strips, bound, norm, quantise, embed, attend, find_tops, sample, survey, join, copy_out, copy_in};
+const gpt2d::BothOps gpt2d::plain_ops = {table<false>("plain", [] { return true; }), table<true>("plain", [] { return true; })};

@@ -71,6 +71,7 @@ std::vector<float> a_model(int bits, int cache_bits, int threads, const std::str
     auto part = [&](int first, int end) { return std::vector<float>(all.begin() + first * ODD.vocabulary, all.begin() + end * ODD.vocabulary); };
     CHECK(run(model, 2, {ids.begin(), ids.begin() + 17}, 0) == part(0, 17));
     for (int i = 17; i < 20; i++) CHECK(run(model, 2, {ids[size_t(i)]}, i) == part(i, i + 1));
+    for (int i = 20, count = 1; count <= 5; i += count++) CHECK(run(model, 2, {ids.begin() + i, ids.begin() + i + count}, i) == part(i, i + count));
     std::vector<int32_t> rows(50, 1), places, ranks(50), greedy(50);
     std::vector<float> own(50), members(size_t(ODD.vocabulary), 1.f);
     std::vector<double> totals(50), entropies(50), masses(50);
@@ -94,6 +95,13 @@ std::vector<float> a_model(int bits, int cache_bits, int threads, const std::str
     CHECK(gpt2d_forward(model, 1, &id, &zero, &zero, 1, &zero, none, nullptr, nullptr) == GPT2D_BAD_ARGUMENT);
     gpt2d_free(model);
     return all;
+}
+
+// Few rows fetch their weights ahead or leave that to the processor, whichever suits it.
+void both_ways_of_fetching(const std::string &set) {
+    for (int bits : {8, 4}) CHECK(a_model(bits, 16, 2, set + ":ahead", 0) == a_model(bits, 16, 2, set + ":wait", 0));
+    gpt2d_shape shape = {1, 1, 4, 4, 4, 4, 32, 32, 1, GPT2D_GELU_NEW, 1, 0, 1e-5f, 32};
+    CHECK(!gpt2d_new(&shape, 1, 1, (set + ":other").c_str()));
 }
 
 // Alone and by a model's threads, with everything that a choice can ask for.
@@ -242,6 +250,7 @@ int main() {
         digest.add(roundings(set));
         digest.add(calibration(set));
         a_caller_with_other_rounding(set);
+        both_ways_of_fetching(set);
         std::fprintf(stderr, "%s: %016llx\n", set.c_str(), (unsigned long long)digest.value);
         digests.push_back(digest.value);
     }
