@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from server.engines.base import KV, Hidden, Logits, Run
+from server.engines.base import KV, Hidden, Logits, Memory, Run
 from server.link import ForWorker, FromWorker, Pieces
 
 
@@ -50,7 +50,7 @@ class FakeEngine:
         self.cells[target, first:positions] = self.cells[source, first:positions]
         self.cells[target, positions:] = -1
 
-    def export(self, row: int, positions: int) -> KV:
+    def export(self, row: int, positions: int, spare: Memory | None = None) -> KV:
         """Return the tokens in place of their keys and values, 8 bytes a position."""
         cells = self.cells[row, :positions].astype(np.float32).reshape(1, 1, positions, 1).copy()
         return KV(cells, cells)

@@ -6,12 +6,13 @@ rows 0..B-1. A position's keys and values are written once, in place, and never 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -21,10 +22,21 @@ Hidden = NDArray[np.float32]
 """[tokens, width]: what the last layer norm made of each token, of which the LM head makes logits."""
 
 
-def _memory(size: int) -> mmap.mmap:
-    """Return memory of this process alone; by default mmap shares it with children, where a system has such."""
+Memory: TypeAlias = tuple[mmap.mmap, mmap.mmap]
+"""Memory of the keys and of the values of one sequence."""
+
+
+def _memory(size: int, spare: mmap.mmap | None) -> mmap.mmap:
+    """Return memory of this process alone, with the pages of `spare`: a new page costs more than to fill it.
+
+    By default mmap shares it with children, where a system has such.
+    """
     if sys.platform == "win32":
         return mmap.mmap(-1, size)
+    if sys.platform == "linux" and spare is not None:
+        with contextlib.suppress(BufferError):  # somebody looks at it yet
+            spare.resize(size)
+            return spare
     return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
@@ -38,13 +50,20 @@ class KV:
 
     keys: NDArray[np.floating | np.signedinteger]
     values: NDArray[np.floating | np.signedinteger]
+    memory: Memory | None = None
+    """What they lie in, for whoever needs it next; None where that is for nobody else."""
 
     @classmethod
-    def empty(cls, shape: tuple[int, int, int, int], dtype: DTypeLike) -> KV:
-        """Make arrays to fill, not from the heap: there, long-lived arrays of all sizes would leave holes."""
+    def empty(cls, shape: tuple[int, int, int, int], dtype: DTypeLike, spare: Memory | None = None) -> KV:
+        """Make arrays to fill, in memory that is spare as far as it goes.
+
+        It is not from the heap: there, long-lived arrays of all sizes would leave holes.
+        """
         size = max(1, math.prod(shape)) * np.dtype(dtype).itemsize
-        keys, values = (np.frombuffer(_memory(size), dtype, math.prod(shape)).reshape(shape) for _ in range(2))
-        return cls(keys, values)
+        of_keys, of_values = spare or (None, None)
+        memory = _memory(size, of_keys), _memory(size, of_values)
+        keys, values = (np.frombuffer(part, dtype, math.prod(shape)).reshape(shape) for part in memory)
+        return cls(keys, values, memory)
 
     @property
     def positions(self) -> int:
@@ -182,8 +201,8 @@ class Engine(Protocol):
         """Copy positions first..positions-1 of row `source` to row `target`, which holds the same before them."""
         ...
 
-    def export(self, row: int, positions: int) -> KV:
-        """Copy a row's first positions out."""
+    def export(self, row: int, positions: int, spare: Memory | None = None) -> KV:
+        """Copy a row's first positions out, into memory of a KV that nobody has any more, as far as that goes."""
         ...
 
     def restore(self, row: int, kv: KV) -> None:
@@ -203,7 +222,7 @@ class Reference:
     def move(self, source: int, target: int, positions: int, first: int = 0) -> None:
         """Do nothing: there is one row."""
 
-    def export(self, row: int, positions: int) -> KV:
+    def export(self, row: int, positions: int, spare: Memory | None = None) -> KV:
         raise NotImplementedError("a reference engine has no prefix cache")
 
     def restore(self, row: int, kv: KV) -> None:

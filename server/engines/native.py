@@ -27,7 +27,7 @@ from server.catalogue.engines import (
     instruction_set as set_in_force,
 )
 from server.convert.native_layout import head_bits
-from server.engines.base import KV, Hidden, Judged, Logits, Run
+from server.engines.base import KV, Hidden, Judged, Logits, Memory, Run
 from server.engines.crew import Crew
 
 CHUNK = 16 << 20
@@ -351,9 +351,9 @@ class NativeEngine:
     def move(self, source: int, target: int, positions: int, first: int = 0) -> None:
         self._check(self._kernels.gpt2d_move(self._running(), source, target, first, positions))
 
-    def export(self, row: int, positions: int) -> KV:
+    def export(self, row: int, positions: int, spare: Memory | None = None) -> KV:
         shape = (self._arch.layers, self._arch.heads, positions, self._kv_head)
-        kv = KV.empty(shape, self._kv_dtype)
+        kv = KV.empty(shape, self._kv_dtype, spare)
         self._check(
             self._kernels.gpt2d_export(self._running(), row, positions, kv.keys.ctypes.data, kv.values.ctypes.data)
         )

@@ -14,7 +14,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from server.catalogue.architecture import Architecture
-from server.engines.base import KV, Hidden, Logits
+from server.engines.base import KV, Hidden, Logits, Memory
 
 SPIN_US = 20
 """Microseconds that an idle thread of the runtime waits awake: over the gaps between operators.
@@ -109,9 +109,9 @@ class OnnxEngine:
         for cache in (*self._keys, *self._values):
             cache[target, :, first:positions] = cache[source, :, first:positions]
 
-    def export(self, row: int, positions: int) -> KV:
+    def export(self, row: int, positions: int, spare: Memory | None = None) -> KV:
         first = self._keys[0][row, :, :positions]
-        kv = KV.empty((len(self._keys), *first.shape), first.dtype)
+        kv = KV.empty((len(self._keys), *first.shape), first.dtype, spare)
         for arrays, saved in ((self._keys, kv.keys), (self._values, kv.values)):
             np.stack([cache[row, :, :positions] for cache in arrays], out=saved)
         return kv

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from server.engines.base import KV
+from server.engines.base import KV, Memory
 
 MIN_TOKENS = 8
 """Length of the shortest prefix that is kept: shorter ones are computed again as fast as they are found."""
@@ -36,7 +36,7 @@ class PrefixCache:
         """Return the keys and values of the longest beginning of `ids` that an owner has kept, or None."""
         wanted = np.array(ids, np.int64)  # [tokens]
         best, length = None, MIN_TOKENS - 1
-        for key, (tokens, _) in self._alike(owner, wanted):
+        for key, tokens in self._alike(owner, wanted):
             shared = _shared(tokens, wanted)
             if shared > length:
                 best, length = key, shared
@@ -45,33 +45,38 @@ class PrefixCache:
         self._entries.move_to_end(best)
         return self._entries[best][1].first(length)
 
-    def put(self, ids: Sequence[int], export: Callable[[int], KV], owner: int = 0) -> None:
+    def put(self, ids: Sequence[int], export: Callable[[int, Memory | None], KV], owner: int = 0) -> None:
         """Keep a sequence for its owner.
 
-        `export(positions)` copies its keys and values, and is called only if they are kept.
+        `export(positions, spare)` copies its keys and values, into memory of those that have left, and is called only
+        if they are kept.
         """
         tokens = np.array(ids, np.int64)  # [tokens]
         if not MIN_TOKENS <= len(tokens) <= self._max_positions:
             return
-        for key, (known, _) in self._alike(owner, tokens):
+        spare: Memory | None = None
+        for key, known in self._alike(owner, tokens):
             shared = _shared(known, tokens)
             if shared == len(tokens):
                 self._entries.move_to_end(key)
                 return
             if shared == len(known):
-                self._drop(key)  # the new one begins with it
+                spare = self._drop(key)  # the new one begins with it
         while self.positions + len(tokens) > self._max_positions or len(self._entries) >= MAX_ENTRIES:
-            self._drop(next(iter(self._entries)))
-        self._entries[_key(owner, tokens)] = (tokens, export(len(tokens)))
+            spare = self._drop(next(iter(self._entries)))
+        self._entries[_key(owner, tokens)] = (tokens, export(len(tokens), spare))
         self.positions += len(tokens)
 
-    def _alike(self, owner: int, tokens: NDArray[np.int64]) -> list[tuple[bytes, tuple[NDArray[np.int64], KV]]]:
-        """Return an owner's entries whose first MIN_TOKENS tokens are those of `tokens`."""
+    def _alike(self, owner: int, tokens: NDArray[np.int64]) -> list[tuple[bytes, NDArray[np.int64]]]:
+        """Return keys and tokens of an owner's entries whose first MIN_TOKENS tokens are those of `tokens`."""
         head = _key(owner, tokens[:MIN_TOKENS])
-        return [item for item in self._entries.items() if item[0].startswith(head)]
+        return [(key, known) for key, (known, _) in self._entries.items() if key.startswith(head)]
 
-    def _drop(self, key: bytes) -> None:
-        self.positions -= len(self._entries.pop(key)[0])
+    def _drop(self, key: bytes) -> Memory | None:
+        """Forget an entry; return its memory."""
+        tokens, kv = self._entries.pop(key)
+        self.positions -= len(tokens)
+        return kv.memory
 
 
 def _key(owner: int, tokens: NDArray[np.int64]) -> bytes:

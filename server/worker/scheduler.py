@@ -15,6 +15,7 @@ when they are computed, and a step has as many of them as there are rows.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import time
 from collections import deque
@@ -342,7 +343,7 @@ class Scheduler:
         if task.reuses and not task.fault:
             with contextlib.suppress(MemoryError):  # what cannot be kept is computed again
                 kept = task.ids[: task.cached]
-                self._cache.put(kept, lambda positions: self._engine.export(task.row, positions), task.owner)
+                self._cache.put(kept, functools.partial(self._engine.export, task.row), task.owner)
 
     def _place(self, task: Task, row: int) -> None:
         if task.cached:

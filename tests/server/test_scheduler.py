@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import time
+from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
 from protocol.messages import Alternative, Generate, Score
 from scripts.reliability.fakes import FakeEngine, TogetherEngine
+from server.engines.base import KV, Memory
 from server.link import Work
 from server.worker.beams import BeamSearch
 from server.worker.increments import ByteDecoder
@@ -328,8 +332,8 @@ def test_the_prefix_cache_finds_what_its_owner_has_kept_alone() -> None:
     engine = FakeEngine(1)
     cache = PrefixCache(8 * 64, 8)
     ids = list(range(10))
-    cache.put(ids, lambda positions: engine.export(0, positions), owner=1)
-    cache.put(ids[:9], lambda positions: engine.export(0, positions), owner=256)
+    cache.put(ids, partial(engine.export, 0), owner=1)
+    cache.put(ids[:9], partial(engine.export, 0), owner=256)
     found = {owner: kv.positions for owner in (0, 1, 2, 256) if (kv := cache.get(ids, owner))}
     assert found == {1: 10, 256: 9} and len(cache) == 2, "and neither has taken the other's place"
 
@@ -339,15 +343,42 @@ def test_the_prefix_cache_keeps_within_its_bytes() -> None:
     cache = PrefixCache(8 * 40, 8)
     engine.prefill(0, list(range(1, 21)), 0, [])
     for start in (1, 2, 3):
-        cache.put(list(range(start, start + 20)), lambda positions: engine.export(0, positions))
+        cache.put(list(range(start, start + 20)), partial(engine.export, 0))
     assert (len(cache), cache.positions) == (2, 40)
     assert cache.get(list(range(1, 30))) is None, "the oldest has left"
     found = cache.get([*range(2, 12), 99, 98])
     assert found and found.positions == 10
-    cache.put(list(range(2, 18)), lambda _: (_ for _ in ()).throw(AssertionError("it is known already")))
-    cache.put(list(range(1, 60)), lambda _: (_ for _ in ()).throw(AssertionError("it does not fit")))
+    cache.put(list(range(2, 18)), lambda *_: (_ for _ in ()).throw(AssertionError("it is known already")))
+    cache.put(list(range(1, 60)), lambda *_: (_ for _ in ()).throw(AssertionError("it does not fit")))
     assert len(cache) == 2, "one that is larger than the cache is not kept"
     assert cache.get([5, 6, 7]) is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is resized on Linux alone")
+def test_the_prefix_cache_fills_memory_of_what_has_left() -> None:
+    cache = PrefixCache(8 * 40, 8)
+    spares: list[Memory | None] = []
+
+    def export(positions: int, spare: Memory | None) -> KV:
+        spares.append(spare)
+        kv = KV.empty((1, 1, positions, 1), np.float32, spare)
+        assert spare is None or kv.memory == spare
+        kv.keys[:] = kv.values[:] = positions
+        return kv
+
+    for start, tokens in ((1, 20), (2, 20), (3, 16), (4, 30)):
+        cache.put(list(range(start, start + tokens)), export)
+    assert [spare is None for spare in spares] == [True, True, False, False]
+    found = cache.get(list(range(4, 40)))
+    assert found and found.positions == 30 and found.keys.min() == found.keys.max() == 30
+
+
+def test_memory_that_somebody_looks_at_is_not_filled() -> None:
+    old = KV.empty((1, 1, 20, 1), np.float32)
+    old.keys[:] = 1
+    new = KV.empty((1, 1, 20, 1), np.float32, old.memory)
+    new.keys[:] = 2
+    assert old.keys.max() == 1 and new.memory is not None
 
 
 def together(rows: int, **settings: int) -> tuple[TogetherEngine, Scheduler]:
