@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Sequence as Many
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -22,6 +23,24 @@ from server.worker.task import Question, Row, Sampled, is_sampled
 Chosen = list[tuple[Sampled, list[int]]]
 MOST_LOGITS = 144
 """Most tokens of a step with guesses, those of all rows together: their logits take memory (28 MB on gpt2, twice)."""
+
+
+@dataclass(slots=True)
+class _Tried:
+    """Row whose guesses a step verifies."""
+
+    row: Sampled
+    guess: list[int]
+    first: int
+    """Place of its first logits among those of the step."""
+    found: list[int] = field(default_factory=list)
+    """Tokens chosen so far."""
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the token found last is the one guessed, so that the logits after it count."""
+        count = len(self.found)
+        return count <= len(self.guess) and self.found[-1] == self.guess[count - 1] and not self.row.fault
 
 
 class Runner:
@@ -172,7 +191,7 @@ class Runner:
         """Choose from a step's logits, [rows and guesses, vocabulary]; searches take their own."""
         sampled = [row for row in rows if is_sampled(row)]
         if guesses:
-            return self._take_guessed(sampled, guesses, logits)
+            return self._accept(sampled, guesses, logits)
         if len(sampled) < len(rows):
             for search in {id(row.search): row.search for row in rows if row.search is not None}.values():
                 own = [lane.row for lane in search.lanes]
@@ -181,38 +200,39 @@ class Runner:
                 except Exception as e:  # noqa: BLE001 - whatever it is, it concerns this search alone
                     search.fail(incident("a search", e))
             logits = logits[[row.row for row in sampled]]  # [sampled, vocabulary]
-        return [(row, [token]) for row, token in zip(sampled, self._choose(logits, sampled), strict=True)]
+        tokens = self._choose(logits, sampled, [row.ids for row in sampled])
+        return [(row, [token]) for row, token in zip(sampled, tokens, strict=True)]
 
-    def _take_guessed(self, rows: list[Sampled], guesses: list[list[int]], logits: Logits) -> Chosen:
-        chosen: Chosen = []
-        first = 0
-        for row, guess in zip(rows, guesses, strict=True):
-            chosen.append((row, self._accept(logits[first : first + len(guess) + 1], row, guess)))
-            first += len(guess) + 1
-        return chosen
+    def _accept(self, rows: list[Sampled], guesses: list[list[int]], logits: Logits) -> Chosen:
+        """Choose token after token of each row from [rows and guesses, vocabulary], as long as each is the one guessed.
 
-    def _accept(self, logits: Logits, row: Sampled, guess: list[int]) -> list[int]:
-        """Choose token after token from [guess + 1, vocabulary], as long as each is the one guessed."""
-        found: list[int] = []
-        for i in range(len(guess) + 1):
-            (token,) = self._choose(logits[i : i + 1], [row], found)
-            found.append(token)
-            if i == len(guess) or token != guess[i] or row.fault:
-                break
-        if guess:
-            row.learn(len(guess), len(found) - 1)
-        return found
+        The next ones of all rows are chosen together.
+        """
+        firsts = itertools.accumulate((len(guess) + 1 for guess in guesses[:-1]), initial=0)
+        tried = [_Tried(row, guess, first) for row, guess, first in zip(rows, guesses, firsts, strict=True)]
+        going = tried
+        while going:
+            histories = [[*one.row.ids, *one.found] if one.found else one.row.ids for one in going]
+            places = [one.first + len(one.found) for one in going]
+            tokens = self._choose(logits, [one.row for one in going], histories, places)
+            for one, token in zip(going, tokens, strict=True):
+                one.found.append(token)
+            going = [one for one in going if one.goes_on]
+        for one in tried:
+            if one.guess:
+                one.row.learn(len(one.guess), len(one.found) - 1)
+        return [(one.row, one.found) for one in tried]
 
-    def _choose(self, logits: Logits, rows: list[Sampled], more: Many[int] = ()) -> list[int]:
-        """Choose a token for each row of [rows, vocabulary], after the row's own tokens and `more`.
+    def _choose(
+        self, logits: Logits, rows: list[Sampled], histories: Many[Many[int]], places: Many[int] | None = None
+    ) -> list[int]:
+        """Choose a token for each row, after its history, from [., vocabulary] at its place there (None: in order).
 
         A row whose sampler fails ends with the fault, and its token is not used; the others go on.
         """
-        histories = [[*row.ids, *more] if more else row.ids for row in rows]
         tokens: list[int] = []
-        for row, token in zip(
-            rows, sample(logits, [row.sampler for row in rows], histories, self._engine), strict=True
-        ):
+        chosen = sample(logits, [row.sampler for row in rows], histories, self._engine, places)
+        for row, token in zip(rows, chosen, strict=True):
             if isinstance(token, Exception):
                 row.fail(incident("sampling", token))
                 tokens.append(0)

@@ -122,32 +122,38 @@ class Sampler:
 
 
 def sample(
-    logits: Logits, samplers: Many[Sampler], histories: Many[Many[int]], engine: Engine | None = None
+    logits: Logits,
+    samplers: Many[Sampler],
+    histories: Many[Many[int]],
+    engine: Engine | None = None,
+    places: Many[int] | None = None,
 ) -> list[int | Exception]:
-    """Choose one token for each row of float32 [len(samplers), vocabulary]; `histories` are the tokens before it.
+    """Choose a token with each sampler from its row of float32 [., vocabulary]; `histories` are the tokens before it.
 
-    The native engine, if it is given, lends its threads. If a sampler fails, its exception takes the token's place. The
-    logits may be changed.
+    `places` are the samplers' rows, each at most once; None: the first ones, in order. The native engine, if it is
+    given, lends its threads. If a sampler fails, its exception takes the token's place. The logits may be changed.
     """
+    places = range(len(samplers)) if places is None else places
     chosen: list[int | Exception] = [-1] * len(samplers)
-    rows: list[int] = []
+    native_ones: list[int] = []
     choices: list[native.Choice] = []
     for i, sampler in enumerate(samplers):
         try:
             if not sampler.native:
-                chosen[i] = int(logits[i].argmax()) if sampler.plain else sampler.pick(logits[i], histories[i])
+                own = logits[places[i]]
+                chosen[i] = int(own.argmax()) if sampler.plain else sampler.pick(own, histories[i])
                 continue
             choices.append(sampler.choice(histories[i]))
-            rows.append(i)
+            native_ones.append(i)
         except Exception as e:  # noqa: BLE001 - whatever it is, it concerns this sequence alone
             chosen[i] = e
-    if rows:
+    if native_ones:
         choose = engine.choose if isinstance(engine, native.NativeEngine) else native.choose
         try:
-            tokens = choose(logits, rows, choices)
+            tokens = choose(logits, [places[i] for i in native_ones], choices)
         except MemoryError as e:  # their random numbers are drawn: a second try would choose others
-            return [e if i in rows else token for i, token in enumerate(chosen)]
-        for i, token in zip(rows, tokens, strict=True):
+            return [e if i in native_ones else token for i, token in enumerate(chosen)]
+        for i, token in zip(native_ones, tokens, strict=True):
             chosen[i] = token if token >= 0 else FloatingPointError("the logits are not numbers")
     return chosen
 

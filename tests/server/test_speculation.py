@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from server.link import Work
 from server.worker.costs import LOOK_S, ROW_COST, Costs, price
 from server.worker.loop import Worker
 from server.worker.runner import MOST_LOGITS
+from server.worker.sampling import Sampler, sample
 from server.worker.sequence import Sequence as Written
 from server.worker.softmax import softmax
 from server.worker.speculation import PROBE, Guesser, Pace, PromptLookup
@@ -101,6 +103,22 @@ def test_a_batch_guesses_too_and_nobody_notices(engine: NativeEngine) -> None:
     together, _ = write(engine, *requests)
     assert [r.ids for r in together] == [r.ids for r in alone]
     assert sum(r.ledger.accepted_tokens for r in together) > 0
+
+
+def test_the_next_tokens_of_all_rows_are_chosen_together(engine: NativeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    fields = {"prompt": VERSE, "strategy": "greedy", "max_new_tokens": 40, "ignore_eos": True}
+    ((plain,), _) = write(engine, {**fields, "speculate": 0})
+    text = [*Text(read_tokenizer(DEMO_FOLDER), ARCH).encode(VERSE), *plain.ids]
+    chosen: list[int] = []
+
+    def choose(logits: Logits, samplers: Sequence[Sampler], *more: Any) -> list[int | Exception]:
+        chosen.append(len(samplers))
+        return sample(logits, samplers, *more)
+
+    monkeypatch.setattr("server.worker.runner.sample", choose)
+    results, steps = write(engine, *[fields] * 3, guesser=Scripted(text))
+    assert [result.ids for result in results] == [plain.ids] * 3
+    assert len(chosen) > steps and set(chosen) == {3}
 
 
 def test_a_text_that_repeats_itself_takes_fewer_steps(engine: NativeEngine) -> None:
