@@ -167,7 +167,7 @@ class AsyncClient:
         `contextlib.aclosing(client.generate_many(...))`, or by cancelling the task.
         """
         requests = generations(prompts, settings)
-        async with contextlib.aclosing(self._in_order(requests, timeout, GENERATIONS)) as answers:
+        async with contextlib.aclosing(self.in_order(requests, timeout, GENERATIONS)) as answers:
             async for event in answers:
                 yield expect(event, m.Generated)
 
@@ -205,7 +205,7 @@ class AsyncClient:
     ) -> AsyncGenerator[m.ScoredText, None]:
         """Same as Client.score_many, for `async for`; who leaves the loop early does as generate_many says."""
         many = ManyScores(texts, contexts, settings)
-        async with contextlib.aclosing(self._in_order(many.requests(), timeout, SCORES)) as answers:
+        async with contextlib.aclosing(self.in_order(many.requests(), timeout, SCORES)) as answers:
             async for event in answers:
                 for scored in many.take(event):
                     yield scored
@@ -241,10 +241,10 @@ class AsyncClient:
             if not over:  # cancelled, or an error in on_progress: nobody waits for it any more
                 self.connection.cancel(request_id)
 
-    async def _in_order(
+    async def in_order(
         self, requests: Iterator[m.AnyRequest], timeout: float | None, ahead: int
     ) -> AsyncGenerator[Event, None]:
-        """Same as Client._in_order."""
+        """Same as Client.in_order."""
         under_way: deque[tuple[int, asyncio.Queue[Event]]] = deque()
         try:
             while True:

@@ -239,7 +239,7 @@ class Client:
         Raises: as `generate`, in the iteration.
         """
         requests = generations(prompts, settings)
-        with contextlib.closing(self._in_order(requests, timeout, GENERATIONS)) as answers:
+        with contextlib.closing(self.in_order(requests, timeout, GENERATIONS)) as answers:
             for event in answers:
                 yield expect(event, m.Generated)
 
@@ -295,7 +295,7 @@ class Client:
         Raises: as `score`, in the iteration; BadRequest names the text, as `texts[7]`.
         """
         many = ManyScores(texts, contexts, settings)
-        with contextlib.closing(self._in_order(many.requests(), timeout, SCORES)) as answers:
+        with contextlib.closing(self.in_order(many.requests(), timeout, SCORES)) as answers:
             for event in answers:
                 yield from many.take(event)
 
@@ -332,10 +332,13 @@ class Client:
             if not over:  # Ctrl-C, or an error in on_progress: nobody waits for it any more
                 self.connection.cancel(request_id)
 
-    def _in_order(
+    def in_order(
         self, requests: Iterator[m.AnyRequest], timeout: float | None, ahead: int
     ) -> Generator[Event, None, None]:
-        """Send requests, at most `ahead` of them at a time, and yield their events, those of the oldest one first."""
+        """Send requests, at most `ahead` of them at a time, and yield their events, those of the oldest one first.
+
+        What ends a request is its last event, an error too: the others go on.
+        """
         under_way: deque[tuple[int, queue.SimpleQueue[Event]]] = deque()
         try:
             while True:

@@ -12,7 +12,7 @@ from client.corpus import continuing, scoring
 from client.corpus.journal import Done, Journal, Position
 from client.corpus.model import Model, choose
 from client.corpus.output import ENDS, Sheet, format_of
-from client.corpus.progress import Bar, say
+from client.corpus.progress import Bar, counted, say
 from client.corpus.tables import Table
 from protocol import Client, messages as m
 from protocol.errors import Gpt2dError
@@ -21,6 +21,8 @@ from protocol.parameters import read_settings
 from protocol.programs import add_settings, command, printed_by, typed
 from protocol.requests import request
 
+MOST_NAMED = 20
+"""Most refused texts that are named."""
 FILES = """\
 FILE is one of
   .txt            a text a line, or with --per a text a paragraph, a text a file; blank lines are skipped
@@ -32,7 +34,11 @@ line, at which a text begins.
 What is done is kept, and after an interruption of any kind the same command goes on where it was: until all is done the
 rows stand in OUT.part, and then in OUT. Files that were changed, other settings and another model are refused.
 
-exit codes: 0 all is done; 1 it ended with an error, which says what to do; 2 the command is wrong; 130 Ctrl-C
+A text that the server refuses, as one with a character that the model does not have, ends nothing: it has a row without
+values, and its file, its line and the reason are printed.
+
+exit codes: 0 all is done; 3 all is done, but texts were refused; 1 it ended with an error, which says what to do;
+2 the command is wrong; 130 Ctrl-C
 """
 SCORE = """\
 examples:
@@ -235,12 +241,14 @@ def write(
         if journal.position.done:
             say(f"going on after {bar.told()}")
         else:
-            say(f"{table.count:,} texts, by {model.name}")
+            say(f"{counted(table.count, 'text')}, by {model.name}")
         try:
             with contextlib.closing(bar):
                 for done in source(journal.position):
                     journal.write(done, sheet.rows(done.rows))
                     bar.add(done)
+                    if done.refused and journal.position.refused <= MOST_NAMED:
+                        bar.note(done.refused)
             table.check_unchanged()
             journal.finish(sheet.convert if args.format == "parquet" else None)
         except KeyboardInterrupt:
@@ -249,7 +257,11 @@ def write(
         except (Gpt2dError, OSError):
             say(kept(journal, again(args, model)))
             raise
-    say(f"{args.out}: {table.count:,} texts, {bar.tokens:,} tokens in {bar.seconds:.1f} s")
+    say(f"{args.out}: {counted(table.count, 'text')}, {counted(bar.tokens, 'token')} in {bar.seconds:.1f} s")
+    if refused := journal.position.refused:
+        named = f" (the first {MOST_NAMED} were named)" if refused > MOST_NAMED else ""
+        say(f"{refused:,} of these were refused{named}: their rows have no values")
+        return 3
     return 0
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterator
 from typing import Any
 
 from client.corpus.journal import Done
 from client.corpus.model import Model
-from client.corpus.tables import Table, Unusable
+from client.corpus.tables import Table
 from protocol import Client, messages as m
-from protocol.errors import BadRequest
+from protocol.client import expect
+from protocol.errors import BadRequest, TooLong
+from protocol.many import GENERATIONS, MANY_S, generations
 
 DEFAULTS: dict[str, Any] = {"truncate": "left", "seed": 0}
 """Where they differ from the server's: a prompt that is too long ends nothing, and a text can be had again."""
@@ -30,22 +33,34 @@ def columns(table: Table, settings: dict[str, Any]) -> dict[str, type | None]:
 
 
 def continued(client: Client, table: Table, model: Model, settings: dict[str, Any], done: int) -> Iterator[Done]:
-    """Yield the rows of each text's continuations, from text number `done` on."""
+    """Yield the rows of each text's continuations, from text number `done` on; one without values where the server
+    refuses the text. Raises: what concerns no single text, as a setting that is out of this model's range.
+    """
     rows, ahead = itertools.tee(itertools.islice(table.rows(), done, None))
     given = DEFAULTS | settings | model.which
     given["seed"] += done * given.get("n", 1)
-    results = client.generate_many((row.text for row in ahead), **given)
-    for number, row in enumerate(rows, done + 1):
-        try:
-            result = next(results)
-        except BadRequest as e:
-            raise Unusable(f"{row.file}, line {row.line}: {e}") from None
-        parts: list[m.Generated | m.Continuation] = [result, *result.others]
-        cells = [
-            [*row.cells, *table.source_of(row), number, place, *_cells(result, one)]
-            for place, one in enumerate(parts, 1)
-        ]
-        yield Done(cells, len(row.text), sum(len(one.ids) for one in parts))
+    ours = list(columns(table, settings))[len(table.source) + 1 :]
+    fit = False
+    requests = generations((row.text for row in ahead), given)
+    with contextlib.closing(client.in_order(requests, MANY_S, GENERATIONS)) as answers:
+        for number, (row, answer) in enumerate(zip(rows, answers, strict=True), done + 1):
+            beside = [*row.cells, *table.source_of(row), number]
+            if isinstance(answer, BadRequest | TooLong):
+                fit = fit or _fit(client, given)
+                why = f"{row.file}, line {row.line}: {answer}"
+                yield Done([[*beside, *map({"finish_reason": "refused"}.get, ours)]], len(row.text), 0, refused=why)
+                continue
+            result = expect(answer, m.Generated)
+            parts: list[m.Generated | m.Continuation] = [result, *result.others]
+            cells = [[*beside, place, *_cells(result, one)] for place, one in enumerate(parts, 1)]
+            yield Done(cells, len(row.text), sum(len(one.ids) for one in parts))
+
+
+def _fit(client: Client, settings: dict[str, Any]) -> bool:
+    """Return True: the server takes these settings with a text that cannot be wrong. Raises: what it says otherwise."""
+    with client.stream(prompt_ids=[0], **settings) as pieces:
+        next(iter(pieces), None)
+    return True
 
 
 def _cells(result: m.Generated, one: m.Generated | m.Continuation) -> list[Any]:

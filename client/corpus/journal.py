@@ -42,6 +42,8 @@ class Done:
     """Whether its text ends with it."""
     number: int = 0
     """Number of its last row among those of its text, where this goes on."""
+    refused: str = ""
+    """Why the server has refused it, and where it is in the files."""
 
 
 class Position(msgspec.Struct, frozen=True):
@@ -56,6 +58,8 @@ class Position(msgspec.Struct, frozen=True):
     """Characters of the passages."""
     number: int = 0
     """Number of the last row of a text that is not finished."""
+    refused: int = 0
+    """Passages that the server has refused."""
 
 
 class Kept(msgspec.Struct, frozen=True):
@@ -128,6 +132,11 @@ class Journal:
         now = msgspec.json.decode(msgspec.json.encode(self._settings))
         for name in {**kept.settings, **now}:
             was, given = kept.settings.get(name), now.get(name)
+            if was != given and name == "files":
+                raise ValueError(
+                    f"{self.part} was begun with other texts: {_changed(was or {}, given or {})}; give another --out, which keeps "
+                    "what is done, or start again with --overwrite"
+                )
             if was != given:
                 raise ValueError(
                     f"{self.part} was begun with another {name} ({_short(was)}, now {_short(given)}); go on as it was "
@@ -163,6 +172,7 @@ class Journal:
             texts=before.texts + int(done.whole),
             characters=before.characters + done.characters,
             number=done.number,
+            refused=before.refused + bool(done.refused),
         )
         if time.monotonic() - self._noted > EVERY_S:
             self._note()
@@ -208,6 +218,14 @@ class Journal:
             with contextlib.suppress(OSError):
                 self.part.unlink()
                 self.progress.unlink()
+
+
+def _changed(was: dict[str, str], now: dict[str, str]) -> str:
+    """Return what has become of the input's files, of which the digests are given."""
+    changed = [file for file in was if file in now and was[file] != now[file]]
+    if not changed:
+        return f"{', '.join(was)}, now {', '.join(now)}"
+    return f"{', '.join(changed)} {'has' if len(changed) == 1 else 'have'} changed"
 
 
 def _short(value: object) -> str:

@@ -23,6 +23,11 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
 
 
+def counted(number: int, what: str) -> str:
+    """Return a number with its noun: 1 text, 2 texts."""
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
 def say(text: str, end: str = "\n") -> None:
     """Print to stderr. A terminal or a reader that is gone ends no work."""
     with contextlib.suppress(OSError):
@@ -70,7 +75,7 @@ class Bar:
 
     def told(self) -> str:
         """Return how far it is, in words."""
-        share = f"{min(1.0, self._read / self._characters):.0%}, {self._done:,} of {self._texts:,} texts"
+        share = f"{min(1.0, self._read / self._characters):.0%}, {self._done:,} of {counted(self._texts, 'text')}"
         took = self._last - self._began
         if not self.tokens or not took or self._read == self._skipped:
             return share
@@ -82,6 +87,10 @@ class Bar:
         filled = int(BAR * min(1.0, self._read / self._characters))
         bar = "#" * filled + "." * (BAR - filled)
         return f"[{bar}] {self.told()}"[: columns - 1]
+
+    def note(self, text: str) -> None:
+        """Print a line of its own, below which the bar is drawn again."""
+        say(f"\r\x1b[K{text}" if sys.stderr.isatty() else text)
 
     def _run(self) -> None:
         on_terminal = sys.stderr.isatty()

@@ -6,13 +6,14 @@ import contextlib
 import itertools
 import math
 import re
-from collections.abc import Generator, Iterable, Iterator
+from collections import deque
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from client.corpus.journal import Done, Position
 from client.corpus.model import Model
-from client.corpus.tables import Row, Table, Unusable
+from client.corpus.tables import Row, Table
 from protocol import Client, messages as m
 from protocol.errors import BadRequest
 from protocol.many import passages
@@ -22,7 +23,7 @@ REPEATED = 2000
 """Characters of the longest text that is repeated beside each of its words: with longer ones a table would be mostly
 that."""
 BLANKS = " \t\n\v\f\r"
-PLACE = re.compile(r"score: texts\[(\d+)\]:?")
+PLACE = re.compile(r"score: texts\[(\d+)\](:?) ")
 LN2 = math.log(2)
 
 
@@ -54,6 +55,15 @@ class Piece:
     """None: there is nothing to score."""
     last: bool
 
+    @property
+    def characters(self) -> int:
+        return len(self.passage.text or "") if self.passage else 0
+
+    @property
+    def place(self) -> dict[str, int]:
+        """Where it is in the text, by the names of our columns."""
+        return {"start": max(0, self.begin), "end": self.begin + self.characters}
+
 
 def kept(table: Table) -> list[str]:
     """Return the input's columns that stand beside each word or token: a .txt has none, and long texts are left out."""
@@ -83,30 +93,62 @@ def columns(table: Table, asked: Asked) -> dict[str, type | None]:
 def scored(client: Client, table: Table, model: Model, asked: Asked, at: Position) -> Generator[Done, None, None]:
     """Yield the rows of each passage, from a position on."""
     pieces, ahead = itertools.tee(_pieces(table, asked, at.done))
-    settings = asked.settings | model.which
     places = [place for place, name in enumerate(table.columns) if name in kept(table)]
-    width = len(columns(table, asked))
+    ours = list(columns(table, asked))[len(table.source) + 1 :]
     number = at.number
     texts = (piece.passage for piece in ahead if piece.passage)
-    with contextlib.closing(client.score_many(texts, **settings)) as answers:
+    with contextlib.closing(_answers(client, texts, asked.settings | model.which)) as answers:
         for piece in pieces:
             number = 0 if piece.begin <= 0 else number
-            found: list[list[Any]] = []
-            tokens = 0
-            if piece.passage:
-                try:
-                    score = next(answers)
-                except BadRequest as e:
-                    raise _named(e, table, asked, at.done) from None
-                tokens = len(score.ids)
-                found = list(_words(piece, score) if asked.unit == "word" else _tokens(piece, score, asked.top))
+            score = next(answers) if piece.passage else None
             beside = [*(piece.row.cells[place] for place in places), *table.source_of(piece.row), piece.number]
+            if isinstance(score, str):
+                rows = [[*beside, *map(piece.place.get, ours)]]
+                why = f"{piece.row.file}, line {piece.row.line}: {score}"
+                yield Done(rows, piece.characters, 0, whole=piece.last, number=number, refused=why)
+                continue
+            found = list(_found(piece, score, asked)) if score else []
             rows = [[*beside, number + place, *cells] for place, cells in enumerate(found, 1)]
             number += len(found)
             if piece.last and not number:  # so that no text is missing
-                rows = [beside + [None] * (width - len(table.source) - 1)]
-            characters = len(piece.passage.text or "") if piece.passage else 0
-            yield Done(rows, characters, tokens, whole=piece.last, number=number)
+                rows = [[*beside, *[None] * len(ours)]]
+            yield Done(rows, piece.characters, len(score.ids) if score else 0, whole=piece.last, number=number)
+
+
+def _answers(
+    client: Client, texts: Iterator[m.Passage], settings: dict[str, Any]
+) -> Generator[m.ScoredText | str, None, None]:
+    """Yield the scores of texts in their order; of a text that the server refuses, why.
+
+    The server refuses the whole request with it, so the others are sent again. Raises: what concerns no single text.
+    """
+    held: deque[m.Passage] = deque()
+    """Texts that were read and are not answered."""
+
+    def read() -> Iterator[m.Passage]:
+        yield from list(held)
+        for text in texts:
+            held.append(text)
+            yield text
+
+    while True:
+        answered = 0
+        try:
+            with contextlib.closing(client.score_many(read(), **settings)) as scores:
+                for score in scores:
+                    held.popleft()
+                    answered += 1
+                    yield score
+            return
+        except BadRequest as e:
+            found, said = PLACE.match(str(e)), str(e)
+            if found is None and len(held) < 2:
+                raise
+        good = int(found[1]) - answered if found else 1  # alone, where they are too much together
+        yield from _answers(client, iter([held.popleft() for _ in range(good)]), settings)
+        if found:
+            held.popleft()
+            yield said[found.end() :] if found[2] else f"this text {said[found.end() :]}"
 
 
 def _pieces(table: Table, asked: Asked, done: int) -> Iterator[Piece]:
@@ -126,6 +168,10 @@ def _all_pieces(table: Table, top: int) -> Iterator[Piece]:
             after = begin + len(passage.text or "")
             yield Piece(row, number, begin, passage, last=after == end)
             begin = after
+
+
+def _found(piece: Piece, score: m.ScoredText, asked: Asked) -> Iterator[list[Any]]:
+    return _words(piece, score) if asked.unit == "word" else _tokens(piece, score, asked.top)
 
 
 def _words(piece: Piece, score: m.ScoredText) -> Iterator[list[Any]]:
@@ -166,13 +212,3 @@ def _text(piece: bytes) -> str:
 
 def _bits(nats: float | None) -> float | None:
     return None if nats is None else abs(nats) / LN2
-
-
-def _named(error: BadRequest, table: Table, asked: Asked, done: int) -> Exception:
-    """Return a refusal with the place of its text in the file."""
-    found = PLACE.match(str(error))
-    if found is None:
-        return error
-    sent: Iterable[Piece] = (piece for piece in _pieces(table, asked, done) if piece.passage)
-    row = next(itertools.islice(sent, int(found[1]), None)).row
-    return Unusable(f"{row.file}, line {row.line}: this text{str(error)[found.end() :]}")

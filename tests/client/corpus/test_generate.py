@@ -18,7 +18,7 @@ from client.corpus.journal import Done, Position
 from client.corpus.model import Model
 from client.corpus.progress import Bar
 from protocol import Client, messages as m
-from protocol.errors import Unauthorised, WorkerDied
+from protocol.errors import TooLong, Unauthorised, WorkerDied
 from protocol.testing import Answer, FakeServer, generated
 from scripts.daemon import Daemon
 from tests.client.corpus.running import OURS, READY, command, here, position, read, run, usual
@@ -124,6 +124,35 @@ def test_what_a_server_ends_goes_on_later(
 
 
 @pytest.mark.usefixtures("prompts")
+def test_a_prompt_that_is_refused_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It has a row that says so, and the seeds that follow are those that they are without it."""
+    monkeypatch.chdir(tmp_path)
+
+    def strict(request: m.AnyRequest) -> Answer:
+        if isinstance(request, m.Generate) and request.max_new_tokens == 9:
+            return TooLong("max_new_tokens must be at most 8")
+        refused = isinstance(request, m.Generate) and request.prompt in ("3", "9")
+        return TooLong("the prompt has 9 tokens") if refused else written(request)
+
+    with FakeServer(written) as server:
+        assert call(server, "prompts.jsonl", "-o", "all.csv") == 0
+        server.answer = strict
+        assert call(server, "prompts.jsonl", "-o", "o.csv", "--set", "n=2") == 3
+        said = capsys.readouterr().err
+        assert "prompts.jsonl, line 4: the prompt has 9 tokens\n" in said and "2 of these were refused" in said
+        rows = read(tmp_path / "o.csv")
+        refused = [row for row in rows if row["finish_reason"] == "refused"]
+        assert [row["prompt"] for row in refused] == ["3", "9"]
+        assert {refused[0][name] for name in ("continuation", "generated", "new_tokens", "seed")} == {""}
+        assert [row["seed"] for row in rows] == [str(2 * n) if n not in (3, 9) else "" for n in range(10)]
+        assert call(server, "prompts.jsonl", "-o", "other.csv", "-n", "9") == 1, "a setting ends the run"
+        assert "gpt2d-client: max_new_tokens must be at most 8" in capsys.readouterr().err
+        assert not (tmp_path / "other.csv").exists()
+
+
+@pytest.mark.usefixtures("prompts")
 def test_what_would_be_another_table_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -142,7 +171,8 @@ def test_what_would_be_another_table_is_refused(
         server.answer = written
         (tmp_path / "prompts.jsonl").write_text('{"prompt": "x"}\n')
         assert call(server, "prompts.jsonl", "-o", "o.csv") == 1
-        assert "begun with another files" in capsys.readouterr().err
+        said = "o.csv.part was begun with other texts: prompts.jsonl has changed; give another --out, which keeps"
+        assert said in capsys.readouterr().err and position(tmp_path) == 4
         assert call(server, "prompts.jsonl", "-o", "o.csv", "--overwrite") == 0
         assert [row["generated"] for row in read(tmp_path / "o.csv")] == ["x!"]
         assert call(server, "prompts.jsonl", "-o", "o.csv") == 1

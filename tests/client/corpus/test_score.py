@@ -160,25 +160,102 @@ def test_a_long_cell_is_not_repeated_beside_each_word(
         assert (row["text_number"], row["end"]) == ("1", "5000")
 
 
+def test_a_text_that_is_refused_ends_nothing(shared_daemon: Daemon, tmp_path: Path) -> None:
+    """It has a row with its place alone; the others have the values that they have without it."""
+    lines = ["Shall I compare", "a", "", "thee to a day?", "b"]
+    (tmp_path / "s.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    (tmp_path / "good.txt").write_text("Shall I compare\nthee to a day?\n")
+    words = ["score", "--bos", "never", "--out"]
+    done = run(shared_daemon.endpoint, *words, "o.csv", "s.jsonl", folder=tmp_path)
+    assert done.returncode == 3
+    assert "s.jsonl, line 2: this text must have at least 2 tokens, got 1\n" in done.stderr
+    assert "s.jsonl, line 5: this text" in done.stderr and "2 of these were refused" in done.stderr
+    rows = read(tmp_path / "o.csv")
+    empty = [row for row in rows if not row["token"]]
+    assert [(row["text"], row["start"], row["end"]) for row in empty] == [
+        ("a", "0", "1"),
+        ("", "", ""),
+        ("b", "0", "1"),
+    ]
+    assert {row[name] for row in empty for name in ("token_number", "token_id", "surprisal_bits", "rank")} == {""}
+    assert run(shared_daemon.endpoint, *words, "good.csv", "good.txt", folder=tmp_path).returncode == 0
+    told = [(row["token"], row["surprisal_bits"]) for row in rows if row["token"]]
+    assert told == [(row["token"], row["surprisal_bits"]) for row in read(tmp_path / "good.csv")]
+
+
+def strict(request: m.AnyRequest) -> Answer:
+    """Answer as a server that takes no text with an x, four texts in a request at most, and no stride of 7."""
+    if not isinstance(request, m.Score):
+        return usual(request)
+    if request.stride == 7:
+        return BadRequest("score: a stride of 7 is too much")
+    texts = [passage.text or "" for passage in request.texts or []]
+    wrong = next((place for place, text in enumerate(texts) if "x" in text), None)
+    if wrong is not None:
+        return BadRequest(f"score: texts[{wrong}]: 'x' is not a token")
+    return BadRequest("score: these texts are too much") if len(texts) > 4 else scored(request)
+
+
+def test_refusals_are_counted_over_an_interruption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = [f"line {n} x" if n % 3 == 2 or n > 40 else f"line {n}" for n in range(1, 71)]
+    (tmp_path / "s.txt").write_text("\n".join(lines))
+
+    def dying(request: m.AnyRequest) -> Answer:
+        answer = strict(request)
+        texts = [passage.text for passage in (request.texts or [])] if isinstance(request, m.Score) else []
+        return WorkerDied("gone") if isinstance(answer, list) and "line 10" in texts else answer
+
+    with FakeServer(strict) as server:
+        assert call(server, "s.txt", "-o", "whole.csv") == 3
+        said = capsys.readouterr().err
+        assert said.count("'x' is not a token") == 20 and "s.txt, line 2: 'x' is not a token\n" in said
+        assert "whole.csv: 70 texts, " in said and "\n43 of these were refused (the first 20 were named): " in said
+        server.answer = dying
+        assert call(server, "s.txt", "-o", "o.csv") == 1, "a server that fails ends the run"
+        assert 0 < position(tmp_path) < 70
+        server.answer = strict
+        assert call(server, "s.txt", "-o", "o.csv") == 3
+        assert "\n43 of these were refused" in capsys.readouterr().err
+        assert (tmp_path / "o.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+        assert call(server, "s.txt", "-o", "other.csv", "--stride", "7") == 1, "a setting ends the run"
+        assert "gpt2d-client: score: a stride of 7 is too much" in capsys.readouterr().err
+
+
+def test_a_part_that_is_refused_leaves_a_gap_that_can_be_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = "word " * 10_000 + "x " * 10 + "word " * 10_000
+    (tmp_path / "s.txt").write_text(text)
+
+    def by_hundreds(request: m.AnyRequest) -> Answer:
+        answer = strict(request)
+        return scored(request, size=100) if isinstance(request, m.Score) and isinstance(answer, list) else answer
+
+    with FakeServer(by_hundreds) as server:
+        assert call(server, "s.txt", "-o", "o.csv") == 3
+    assert "1 of these were refused" in capsys.readouterr().err
+    rows = read(tmp_path / "o.csv")
+    assert [int(row["start"]) for row in rows[1:]] == [int(row["end"]) for row in rows[:-1]]
+    (gap,) = [row for row in rows if not row["token_id"]]
+    assert "x" in text[int(gap["start"]) : int(gap["end"])]
+    numbers = [int(row["token_number"]) for row in rows if row["token_number"]]
+    assert numbers == [*range(1, len(rows))] and {row["text_number"] for row in rows} == {"1"}
+
+
 def test_what_would_be_another_table_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "s.txt").write_text("a b\nc d\n")
 
-    def refuse(request: m.AnyRequest) -> Answer:
-        if isinstance(request, m.Score):
-            return BadRequest("score: texts[1] must have at least 2 tokens, got 1")
-        return usual(request)
-
     def begin(request: m.Score) -> Answer:
         return [scored(request)[1], WorkerDied("gone")]
 
-    with FakeServer(refuse) as server:
-        assert call(server, "s.txt", "-o", "o.csv") == 1
-        assert "s.txt, line 2: this text must have at least 2 tokens, got 1" in capsys.readouterr().err
-        assert {file.name for file in tmp_path.iterdir()} == {"s.txt"}, "nothing is done, and nothing left"
-        server.answer = lambda request: begin(request) if isinstance(request, m.Score) else usual(request)
+    with FakeServer(lambda request: begin(request) if isinstance(request, m.Score) else usual(request)) as server:
         assert call(server, "s.txt", "-o", "o.csv") == 1
         assert position(tmp_path) == 1
         capsys.readouterr()
