@@ -134,8 +134,8 @@ class Journal:
             was, given = kept.settings.get(name), now.get(name)
             if was != given and name == "files":
                 raise ValueError(
-                    f"{self.part} was begun with other texts: {_changed(was or {}, given or {})}; give another --out, which keeps "
-                    "what is done, or start again with --overwrite"
+                    f"{self.part} was begun with other texts: {_changed(was or {}, given or {})}; give another --out, "
+                    "which keeps what is done, or start again with --overwrite"
                 )
             if was != given:
                 raise ValueError(
