@@ -34,6 +34,8 @@ from server.worker.source import find
 from server.worker.text import Text
 
 TASKS: dict[str, Callable[[Spec, Connection], m.Measured | m.Calibrated]] = {"measure": measure, "calibrate": calibrate}
+SWITCH_S = 0.0005
+"""Time for which the thread that reads requests keeps the loop from going on after each call of the engine."""
 END_MS = 5_000
 """Time for the gateway to read the last message, after which it ends this process."""
 
@@ -109,6 +111,7 @@ def load(spec: Spec, connection: Connection) -> Worker:
 
 
 def main() -> None:
+    sys.setswitchinterval(SWITCH_S)
     spec = Spec.from_line(sys.stdin.buffer.readline())
     end_with_stdin()
     connection = GatewayConnection(spec)

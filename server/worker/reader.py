@@ -1,4 +1,4 @@
-"""Reads requests whose texts take long to tokenise, beside the loop: in a thread, in turns by peer."""
+"""Reads requests whose texts or tokens take long, beside the loop: in a thread, in turns by peer."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from server.worker.turns import Turns
 
 LONG_CHARACTERS = 4096
 """Length from which a text is long: it takes more than a millisecond or two."""
+LONG_TOKENS = 2048
+"""Number of tokens from which their text and its places take as long."""
 
 
 Opened: TypeAlias = Callable[[], None]
@@ -72,6 +74,8 @@ class Reader:
 def is_long(request: m.OfModel) -> bool:
     """Return whether reading a request takes long enough to hold others up."""
     if isinstance(request, m.Score) and request.texts and request.cost * m.CHARACTERS >= LONG_CHARACTERS:
+        return True
+    if isinstance(request, m.OfText) and len(request.ids or ()) >= LONG_TOKENS:
         return True
     text = request.prompt if isinstance(request, m.Generate) else request.text
     return len(text or "") >= LONG_CHARACTERS or not request.specials

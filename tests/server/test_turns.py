@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -14,8 +14,8 @@ from hypothesis import given, settings, strategies as st
 from protocol import messages as m
 from protocol.errors import BadRequest
 from server.link import Work
-from server.worker.reader import LONG_CHARACTERS, Reader
-from server.worker.text import Text
+from server.worker.reader import LONG_CHARACTERS, LONG_TOKENS, Reader
+from server.worker.text import Spans, Text
 from server.worker.turns import Turns
 from server.worker.windows import MAX_COMPUTED, Windows, check_cost
 from tests.server.test_worker import Loop
@@ -126,19 +126,25 @@ def test_short_requests_do_not_wait_for_a_long_text(monkeypatch: pytest.MonkeyPa
     long = "Shall I compare thee to a summer's day? " * (LONG_CHARACTERS // 30)
     expected = loop.worker._requests._text.encode(long)
     held = threading.Event()
-    encoding = Text._encoding
+    encoding, spans_of_tokens = Text._encoding, Text.spans_of_tokens
 
     def slow(self: Text, text: str, *, specials: bool = True) -> Any:
         if len(text) >= LONG_CHARACTERS or not specials:
             assert held.wait(30)
         return encoding(self, text, specials=specials)
 
+    def of_tokens(self: Text, tokens: Sequence[int]) -> Spans:
+        assert held.wait(30)
+        return spans_of_tokens(self, tokens)
+
     monkeypatch.setattr(Text, "_encoding", slow)
+    monkeypatch.setattr(Text, "spans_of_tokens", of_tokens)
     late: list[m.OfModel] = [
         m.Tokenize(text=long),
         m.Score(text=long),
         m.Generate(prompt=long, max_new_tokens=1, truncate="left"),
         m.Tokenize(text="<|endoftext|>", specials=False),
+        m.Tokenize(ids=[1] * LONG_TOKENS),
     ]
     for request_id, request in enumerate(late):
         loop.worker.take(Work(id=request_id, group=1, request=request))
@@ -148,13 +154,14 @@ def test_short_requests_do_not_wait_for_a_long_text(monkeypatch: pytest.MonkeyPa
     loop.cancel(2)
     held.set()
     give_up = time.monotonic() + 20
-    while len(loop.link.sent) < 5 and time.monotonic() < give_up:
+    while len(loop.link.sent) < 1 + len(late) and time.monotonic() < give_up:
         loop.turn()
     replies = {reply.id: reply for reply in loop.link.sent}
     assert isinstance(replies[0], m.Tokenized) and replies[0].ids == expected
     assert isinstance(replies[1], m.Scored) and replies[1].ids == expected
     assert isinstance(replies[2], m.Failure) and replies[2].code == "cancelled"
     assert isinstance(replies[3], m.Tokenized) and len(replies[3].ids) > 1
+    assert isinstance(replies[4], m.Tokenized) and replies[4].ids == [1] * LONG_TOKENS
 
 
 def check(tokens: int, stride: int, lead: int = 0) -> None:
@@ -179,5 +186,8 @@ def test_a_score_is_bounded_by_what_it_computes() -> None:
         check(tokens, int(found[1]), lead)
     loop = Loop()
     loop.worker.take(Work(id=1, group=1, request=m.Score(ids=[5] * 8000, stride=1)))
+    give_up = time.monotonic() + 20
+    while not loop.link.sent and time.monotonic() < give_up:
+        loop.turn()
     (reply,) = loop.link.sent
     assert isinstance(reply, m.Failure) and reply.code == "bad_request" and not loop.scheduler.waiting
