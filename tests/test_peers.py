@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from scripts.bench import peers_table
+from scripts.bench.engine import EngineFailed, Run
 from scripts.bench.machine import allowed, processor
-from scripts.bench.peers import DEFAULT, OWN, PEERS, PIECES, is_measured, most_sequences
+from scripts.bench.peers import DEFAULT, OWN, PEERS, PIECES, SHAPES, is_measured, measure, more_runs, most_sequences
 from server.catalogue.architecture import PUBLISHED
 
 MACHINE = {"read_gb_s": [40.0, 30.0, 50.0], "int8_gmac_s": [400.0], "fp32_gmac_s": [100.0]}
@@ -55,6 +56,51 @@ def test_a_piece_is_measured_when_all_its_engines_have_lines_of_this_processor()
     assert {name for piece in PIECES.values() for name in piece.engines} <= {*OWN, *PEERS}
     assert all(DEFAULT in piece.engines for piece in PIECES.values())
     assert (most_sequences("optimum-int8"), most_sequences(DEFAULT), most_sequences("openvino-int8")) == (1, 16, 16)
+
+
+def test_what_an_instruction_set_alone_came_to_stands_by_itself() -> None:
+    assert PIECES["int8"].of("avx2") == (DEFAULT, "llama.cpp-q8_0") and PIECES["int8"].of("") == PIECES["int8"].engines
+    assert not PIECES["fp32"].of("avx2")  # there is no peer whose set can be chosen
+    forced = [row(engine, instruction_set="avx2", rss_mb=7) for engine in PIECES["int8"].of("avx2")]
+    assert is_measured(forced, "gpt2", "int8", "avx2") and not is_measured(forced, "gpt2", "int8")
+    text = peers_table.full([*ROWS, *forced])
+    assert text.index(", 2 threads") < text.index(", avx2 alone, 2 threads")
+    assert peers_table.short([*ROWS, *forced]) == peers_table.short(ROWS)
+
+
+def test_a_spread_is_the_farthest_run_from_its_median() -> None:
+    assert peers_table.spread(ROWS[0]) == pytest.approx(0.2)  # 200 and 300 beside 250
+
+
+def test_runs_go_on_while_there_is_time() -> None:
+    assert [more_runs(done, 0.0, None) for done in (2, 6, 7)] == [True, True, False]
+    assert [more_runs(done, 1e3, None) for done in (2, 3)] == [True, False]
+    assert [more_runs(done, 1e3, 8) for done in (7, 8)] == [True, False]
+
+
+class Engine:
+    """Engine's process that takes a second for each token, up to a batch that ends it."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+
+    def run(self, prompt: int, new: int, seed: int, batch: int = 1) -> Run:
+        if batch > self._most:
+            raise EngineFailed("it is gone")
+        return Run(prompt, new - 1)
+
+
+def test_an_engine_that_ends_leaves_the_others_their_figures() -> None:
+    class Limits:
+        def measured(self) -> dict[str, float]:
+            return {"read_gb_s": 1.0}
+
+    engines: Any = {"openvino-int8": Engine(8), DEFAULT: Engine(16)}
+    limits: Any = Limits()
+    found = measure(engines, limits, 2)
+    assert found.failed == {"openvino-int8": "decode16: it is gone"}
+    assert found.rates[DEFAULT] == {shape: [float(sequences)] * 2 for shape, (sequences, *_) in SHAPES.items()}
+    assert found.machine == {"read_gb_s": [1.0] * 2 * len(SHAPES)}
 
 
 def test_the_documents_have_a_place_for_the_tables(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -59,20 +59,25 @@ def as_module(name: str, *arguments: str, python: str = sys.executable) -> list[
     return [python, "-P", "-m", name, *arguments]
 
 
-def module_environment() -> dict[str, str]:
-    """Return this process's environment with the checkout on the path of modules."""
-    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+def module_environment(*folders: Path) -> dict[str, str]:
+    """Return this process's environment with the checkout, and these folders, on the path of modules."""
+    paths = [str(ROOT), *map(str, folders), os.environ.get("PYTHONPATH", "")]
     return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 class EngineProcess:
     """Context manager; `load_s` is the time its model took to load, without the interpreter's start."""
 
-    def __init__(self, variant: Variant, command: Sequence[str] = ()) -> None:
-        """Start the engine, or another program that answers in the same way. Raises: EngineFailed."""
+    def __init__(
+        self, variant: Variant, command: Sequence[str] = (), variables: Mapping[str, str] | None = None
+    ) -> None:
+        """Start the engine, or another program that answers in the same way, in an environment or in this process's.
+
+        Raises: EngineFailed.
+        """
         command = command or as_module("scripts.bench.engine", json.dumps(asdict(variant)))
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=module_environment()
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables or module_environment()
         )
         self.load_s = float(self._read()["load_s"])
 

@@ -150,19 +150,19 @@ def _known() -> str | None:
 class Limits:
     """What the machine allows whatever runs on it, to be measured in the same minutes: B, and C by precision."""
 
-    def __init__(self, threads: int) -> None:
-        """Compile the probe. Exits with a sentence where that fails."""
+    def __init__(self, threads: int, instruction_set: str = "") -> None:
+        """Compile the probe; "" measures the products of the best set here. Exits with a sentence where that fails."""
+        self._instruction_set = instruction_set or _known() or ""
         with tempfile.TemporaryDirectory() as folder:
             self._probe = Probe(compile_probe(Path(folder)), threads)
         self._memory = np.ones(READ_BYTES // 8)
 
     def measured(self, passes: int = PASSES) -> dict[str, float]:
         """Return B, and C at int8 and fp32; int4 computes as int8 does. Takes a quarter of a second."""
-        best = _known() or ""
         return {
             "read_gb_s": self._probe.read_gb_s(self._memory.ctypes.data, self._memory.nbytes, passes),
-            "int8_gmac_s": self._probe.gmac_s(best, "int8", passes),
-            "fp32_gmac_s": self._probe.gmac_s(best, "fp32", passes),
+            "int8_gmac_s": self._probe.gmac_s(self._instruction_set, "int8", passes),
+            "fp32_gmac_s": self._probe.gmac_s(self._instruction_set, "fp32", passes),
         }
 
 

@@ -1,11 +1,13 @@
 """Tables of what scripts.bench.peers has measured, for README.md and docs/performance.md.
 
 GB/s is what a step of one sequence reads of the weights, as the engine's format has them, and GMAC/s what a prompt of
-512 tokens multiplies; `of L` is a speed over the one that memory and arithmetic allowed in the same minutes.
+512 tokens multiplies; `of L` is a speed over the one that memory and arithmetic allowed in the same minutes, and
+`spread` how far a run was from the median of its kind, at most.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import statistics
@@ -20,7 +22,7 @@ from server.catalogue.engines import TRAITS
 
 Row = dict[str, Any]
 FILE = ROOT / "docs" / "results" / "peers.jsonl"
-STEPS = {"decode1": Step(1, 96), "decode8": Step(8, 64), "decode16": Step(16, 64), "prefill512": Step(1, 0, 512)}
+STEPS = {"decode1": Step(1, 40), "decode8": Step(8, 24), "decode16": Step(16, 24), "prefill512": Step(1, 0, 512)}
 """What each of peers.py's shapes computes, in the middle of its text."""
 BYTES = {
     "fp32": (4.0, 4.0),
@@ -53,9 +55,14 @@ def read(file: Path) -> list[Row]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
-def newest(rows: Sequence[Row], model: str) -> dict[str, Row]:
+def set_of(row: Row) -> str:
+    """Return the instruction set that engines were made to use; empty: each its best."""
+    return str(row.get("instruction_set", ""))
+
+
+def newest(rows: Sequence[Row], model: str, instruction_set: str = "") -> dict[str, Row]:
     """Return the last row of each engine of a model that was measured on the machine of the newest line."""
-    own = [row for row in rows if row["like"] == model and "error" not in row]
+    own = [row for row in rows if (row["like"], set_of(row)) == (model, instruction_set) and "error" not in row]
     return {row["engine"]: row for row in own if row["cpu"] == own[-1]["cpu"]}
 
 
@@ -67,6 +74,11 @@ def called(engine: str) -> str:
 def rate(row: Row, shape: str) -> float:
     """Return the median of an engine's runs; 0 where it has none."""
     return statistics.median(row["rates"][shape]) if shape in row["rates"] else 0.0
+
+
+def spread(row: Row) -> float:
+    """Return how far a run's speed was from the median of its kind, at most, as a part of it."""
+    return float(max(abs(value / rate(row, shape) - 1) for shape, values in row["rates"].items() for value in values))
 
 
 def machine(row: Row) -> dict[str, float]:
@@ -119,6 +131,7 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "prefill": SHORT_COLUMNS["prefill of 512"],
     "of L   ": lambda row: share(row, "prefill512"),
     "GMAC/s": lambda row: number(gmac_s(row)),
+    "spread": lambda row: f"{spread(row):.0%}",
     "MB": SHORT_COLUMNS["resident, MB"],
     "load, s": lambda row: f"{row['load_s']:.2f}",
     "cold start, s": SHORT_COLUMNS["cold start, s"],
@@ -157,11 +170,13 @@ def short(rows: Sequence[Row]) -> str:
 def full(rows: Sequence[Row]) -> str:
     """Return the tables of docs/performance.md."""
     text = []
-    for model in PUBLISHED:
-        if found := newest(rows, model):
+    sets = sorted({set_of(row) for row in rows})
+    for model, instruction_set in itertools.product(PUBLISHED, sets):
+        if found := newest(rows, model, instruction_set):
             first = next(iter(found.values()))
             commands = sorted({row["command"] for row in found.values()})
-            text += [f"**{model}**, {first['cpu']}, {first['threads']} threads, {first['date'][:10]}:", ""]
+            alone = f"{instruction_set} alone, " if instruction_set else ""
+            text += [f"**{model}**, {first['cpu']}, {alone}{first['threads']} threads, {first['date'][:10]}:", ""]
             text += [*table(list(found.values()), COLUMNS), "", limits_line(first), "", "```", *commands, "```", ""]
     return "\n".join(text).rstrip()
 
