@@ -108,7 +108,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, str):
         text = value
     elif isinstance(value, bool):
-        return "true" if value else "false"
+        return "TRUE" if value else "FALSE"  # of which R, pandas and spreadsheets make truth values
     elif isinstance(value, int | float | Decimal):
         return str(value)
     else:

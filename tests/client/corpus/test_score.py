@@ -67,7 +67,7 @@ def test_a_user_gets_a_row_for_each_word(shared_daemon: Daemon, client: Client, 
         assert score.words is not None
         for value, first in zip(score.words.logprobs, score.words.tokens, strict=True):
             is_greedy = score.greedy[first] == score.ids[first]
-            values.append((bits(value), -bits(score.entropies[first]), score.ranks[first], str(is_greedy).lower()))
+            values.append((bits(value), -bits(score.entropies[first]), score.ranks[first], str(is_greedy).upper()))
     told = [row for row in rows if row["gpt2d_word"]]
     for row, (surprisal, entropy, rank, greedy) in zip(told, values, strict=True):
         assert row["text"][int(row["start"]) : int(row["end"])] == row["gpt2d_word"]

@@ -166,7 +166,7 @@ def test_every_text_comes_back_from_a_csv() -> None:
     """The csv module's own writer leaves a carriage return without quotes, and readers end the row there."""
     line = as_csv([*CELLS, None, 3, 0.5, True, ["x", 1.5]])
     (read,) = csv.reader(io.StringIO(line, newline=""), strict=True)
-    assert read == [*CELLS, "", "3", "0.5", "true", '["x",1.5]']
+    assert read == [*CELLS, "", "3", "0.5", "TRUE", '["x",1.5]']
 
 
 def test_our_columns_have_names_of_their_own() -> None:
