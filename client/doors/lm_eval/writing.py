@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from protocol.errors import BadRequest
+
 LENGTH = 256
 """Tokens to write where a task does not say, as in lm-eval's `hf`."""
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
@@ -36,7 +38,7 @@ def read(given: Mapping[str, Any]) -> Writing:
     """Return what a task's generation_kwargs mean. What lm-eval has no name for is passed on as it is.
 
     A text is drawn where do_sample or a temperature says so, else it is the likeliest; what is drawn depends on
-    lm-eval's --seed.
+    lm-eval's --seed. Raises: BadRequest for what is to be drawn without a temperature, where `hf` ends with an error.
     """
     rest = {name: value for name, value in given.items() if name not in LENGTHS}
     lengths = [int(given[name]) for name in LENGTHS if given.get(name) is not None]
@@ -45,9 +47,14 @@ def read(given: Mapping[str, Any]) -> Writing:
     temperature = float(rest.pop("temperature", None) or 0.0)
     samples = rest.pop("do_sample", None)
     samples = temperature > 0 if samples is None else bool(samples)
+    if samples and temperature <= 0:
+        raise BadRequest(
+            f"generation_kwargs: do_sample needs a temperature above 0, got {temperature:g}; give one, or leave out "
+            "do_sample for the likeliest text"
+        )
     if rest.get("num_beams") == 1:  # transformers' word for none
         del rest["num_beams"]
-    if samples and temperature > 0:
+    if samples:
         rest = {"seed": random.getrandbits(62), "temperature": temperature} | rest
         rest.setdefault("strategy", "sample")
     else:

@@ -67,7 +67,9 @@ def test_settings_of_a_generation() -> None:
     plain = writing.read({"until": "\n", "max_gen_toks": 12, "do_sample": False, "temperature": 0.7})
     assert plain.settings == {"strategy": "greedy", "stop": ["\n"]} and plain.length == 12
     assert writing.read({}).settings == {"strategy": "greedy", "stop": []}
-    assert writing.read({"do_sample": True}).settings["strategy"] == "greedy", "at temperature 0"
+    for given in ({"do_sample": True}, {"do_sample": True, "temperature": 0.0}):
+        with pytest.raises(BadRequest, match="do_sample needs a temperature above 0, got 0; give one, or leave out"):
+            writing.read(given)
     assert (writing.read({}).length, writing.read({"max_tokens": 3, "max_new_tokens": 4}).length) == (256, 4)
     random.seed(1)
     drawn = [writing.read({"temperature": 0.7, "top_p": 0.9, "num_beams": 1}).settings for _ in range(2)]
