@@ -106,33 +106,42 @@ float where_sum_passes(const float *key, const float *mass, int n, float least, 
             }
         }
         Sums lower = no_sums(), within = no_sums();
+        int kept = 0;
+        bool ahead = guess && key != draft.keys.data();  // what lies where it is guessed to be is kept in the same pass
+        float guessed[] = {lo, up};
+        auto keep = [&](F k, F m) {
+            if (mass != key) store_between(&draft.masses[size_t(kept)], m, k, lo, up);
+            kept += store_between(&draft.keys[size_t(kept)], k, k, lo, up);
+        };
         for (int i = 0; i < n; i += LANES) {
             F k = load(key + i), m = load(mass + i), from = zero_below(m, k, lo);
             lower = add(lower, m - from), within = add(within, from - zero_below(m, k, up));
+            if (ahead) keep(k, m);
         }
         double below = before + total(lower), inside = below + total(within);
         if (below > limit) up = lo, lo = -INFINITY;
         else if (inside > limit || up == INFINITY) before = below;
         else before = inside, lo = up, up = INFINITY;
         if (up == std::nextafterf(lo, INFINITY)) return lo;  // the last of all, too, where all sums together do not pass the limit
-        int kept = 0;
-        for (int i = 0; i < n; i += LANES) {
-            F k = load(key + i), m = load(mass + i);
-            store_between(&draft.masses[size_t(kept)], m, k, lo, up);
-            kept += store_between(&draft.keys[size_t(kept)], k, k, lo, up);
+        if (!ahead || lo != guessed[0] || up != guessed[1]) {
+            kept = 0;
+            for (int i = 0; i < n; i += LANES) keep(load(key + i), load(mass + i));
         }
         if (!kept) return std::nextafterf(lo, -INFINITY);  // the last: all sums together do not pass the limit
-        guess = guess && kept <= n / 2, n = kept, key = draft.keys.data(), mass = draft.masses.data();
+        guess = guess && kept <= n / 2, n = kept;
+        if (mass == key) std::copy_n(draft.keys.data(), n, draft.masses.data());
+        key = draft.keys.data(), mass = draft.masses.data();
         end(draft, n);
     }
 }
 
-// Makes new weights of each chunk of the draft, 16 at a time, and sums them; returns the sum of all.
-template <class Make>
-double weigh(Draft &draft, Make make) {
+// Makes new weights of each chunk of the draft that is wanted, 16 at a time, and sums them; returns the sum of all.
+template <class Wanted, class Make>
+double weigh(Draft &draft, Wanted wanted, Make make) {
     int count = 0;
     double sum = 0;
     for (int c = 0; c < draft.count; c++) {
+        if (!wanted(draft.largests[size_t(draft.chunks[size_t(c)])])) continue;
         float *w = &draft.weights[size_t(count) * CHUNK];
         F x0 = make(c, 0), x1 = make(c, 16), x2 = make(c, 32), x3 = make(c, 48);
         store(w, x0), store(w + 16, x1), store(w + 32, x2), store(w + 48, x3);
@@ -171,6 +180,7 @@ int sample(float *logits, int n, const gpt2d_choice &choice, const float *tops, 
         return int(std::find(logits + first, logits + n, highest) - logits);
     }
 
+    auto all = [](float) { return true; };
     auto look_at = [&](auto wanted) {
         draft.count = 0;
         for (int c = 0; c < chunks; c++)
@@ -197,21 +207,27 @@ int sample(float *logits, int n, const gpt2d_choice &choice, const float *tops, 
         }
     }
     float least = choice.top_p < 1 ? 0.f : choice.min_p;  // of the weights; the largest is 1
-    double coldest = least > 0 ? double(choice.temperature) * (std::log(double(least)) - 1e-3) : -INFINITY;
-    look_at([&](float x) { return x >= threshold && double(x) - double(highest) >= coldest; });
+    auto reaches = [&](float weight) {  // whether a chunk may have such a weight, by its largest logit
+        double coldest = weight > 0 ? double(choice.temperature) * (std::log(double(weight)) - 1e-3) : -INFINITY;
+        return [=](float x) { return double(x) - double(highest) >= coldest; };
+    };
+    auto reaches_least = reaches(least);
+    look_at([&](float x) { return x >= threshold && reaches_least(x); });
     F top = set(highest), temperature = set(choice.temperature);
     float *exponents = draft.exponents.data();  // of all chunks
-    double sum = weigh(draft, [&](int c, int i) {
-        F logit = load(at(draft.chunks[size_t(c)]) + i), x = (logit - top) / temperature;
+    bool some = least > 0 || threshold > -INFINITY;
+    double sum = weigh(draft, all, [&](int c, int i) {
+        F logit = load(at(draft.chunks[size_t(c)]) + i), x = logit - top;
+        if (choice.temperature != 1) x = x / temperature;  // which takes as long as half of e^x
         F e = zero_below(exponential(x), x, LEAST);
         if (choice.typical_p < 1) store(exponents + draft.chunks[size_t(c)] * CHUNK + i, max(set(LEAST), x));
-        return zero_below(zero_below(e, e, least), logit, threshold);
+        return some ? zero_below(zero_below(e, e, least), logit, threshold) : e;
     });
     if (choice.top_p < 1) {
         double limit = (1 - choice.top_p) * sum;
         int size = draft.count * CHUNK;  // weights that are less than limit / size come to less than the limit together
         least = std::max(choice.min_p, where_sum_passes(w, w, size, float(limit / size) * 0.999f, limit, true, draft));
-        sum = weigh(draft, [&](int c, int i) {
+        sum = weigh(draft, reaches(least), [&](int c, int i) {
             F x = load(w + c * CHUNK + i);
             return zero_below(x, x, least);
         });
@@ -227,15 +243,15 @@ int sample(float *logits, int n, const gpt2d_choice &choice, const float *tops, 
             mean += total(sums);
         }
         mean /= sum;
-        F high = set(float(mean)), low = set(float(mean - double(float(mean))));
-        auto distance = [&](int c, int i) { return abs((exponent(c, i) - high) - low); };
+        float high = float(mean), low = float(mean - double(high)), *distances = exponents;
         for (int c = 0; c < draft.count; c++)
-            for (int i = 0; i < CHUNK; i += LANES) store(keys + c * CHUNK + i, distance(c, i));
+            for (int i = 0; i < CHUNK; i += LANES) store(distances + c * CHUNK + i, abs((exponent(c, i) - set(high)) - set(low)));
         double limit = std::nextafter(choice.typical_p * sum, 0.0);  // the sum need only reach it
-        float beyond = std::nextafterf(where_sum_passes(keys, w, draft.count * CHUNK, 0.f, limit, false, draft), INFINITY);
-        sum = weigh(draft, [&](int c, int i) {
+        float beyond = std::nextafterf(where_sum_passes(distances, w, draft.count * CHUNK, 0.f, limit, false, draft), INFINITY);
+        auto near = [&](float x) { return (std::max(LEAST, (x - highest) / choice.temperature) - high) - low > -beyond; };
+        sum = weigh(draft, near, [&](int c, int i) {
             F x = load(w + c * CHUNK + i);
-            return x - zero_below(x, distance(c, i), beyond);
+            return x - zero_below(x, load(distances + c * CHUNK + i), beyond);
         });
     }
 
