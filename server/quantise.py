@@ -38,8 +38,13 @@ def main(argv: list[str]) -> int:
         config = settings.resolve(args, args["config"] and args["config"].expanduser())
         return _calibrate(config, args["model"], args["calibrate"])
     except (settings.SettingsError, Gpt2dError, OSError, UnicodeDecodeError, MemoryError, FloatingPointError) as e:
+        _clear_status()
         sys.stderr.write(f"gpt2d-server quantise: {e}\n")
         return 1
+    except KeyboardInterrupt:  # the cache has what is complete alone
+        _clear_status()
+        sys.stderr.write("gpt2d-server quantise: interrupted; the model's int4 is what it was before\n")
+        return 130
 
 
 def _calibrate(config: Config, name: str, text: Path | None) -> int:
@@ -70,7 +75,7 @@ def _calibrate(config: Config, name: str, text: Path | None) -> int:
         ids = Text(read_tokenizer(tokenizer_folder(model.folder, model.base_folder)), arch).encode(found)
         enough(ids)
     seconds = arch.calibration_seconds(config.threads, pace())
-    sys.stdout.write(f"{name}: this takes about {seconds} s\n")
+    print(f"{name}: this takes about {seconds} s", flush=True)  # now, where it is written to a file, too
     place = keep(
         model.folder, arch, config.threads, config.cache_dir, config.cache_bytes, _shown, ids=ids,
         base=model.base_folder,
@@ -80,7 +85,13 @@ def _calibrate(config: Config, name: str, text: Path | None) -> int:
 
 
 def _shown(stage: str, done: int, total: int, unit: str) -> None:
+    _clear_status()
+    if sys.stderr.isatty() and done < total:
+        sys.stderr.write(f"{stage} {done} of {total} {unit}")
+        sys.stderr.flush()
+
+
+def _clear_status() -> None:
     if sys.stderr.isatty():
-        end = "\r\x1b[K" if done >= total else ""
-        sys.stderr.write(f"\r\x1b[K{stage} {done} of {total} {unit}{end}")
+        sys.stderr.write("\r\x1b[K")
         sys.stderr.flush()

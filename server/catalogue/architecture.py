@@ -142,20 +142,21 @@ class Architecture:
         """About how long calibrating takes, by what it computes and reads: `pace` is that of `engines.pace`.
 
         Rates are those of two threads of Zen 4, measured at widths of 768 to 6400. For each matrix of a layer the
-        products of its inputs, their factors and inverse, and the rounding of its weights.
+        products of its inputs, their factors and inverse, and the rounding of its weights. Where the last two, which
+        `pace` tries, are faster, the rest, NumPy's products and reading memory, is taken to be as fast as there.
         """
         tokens = CALIBRATION_TOKENS
         width, inner = self.width, self.inner
         matrices = ((width, 3 * width), (width, width), (width, inner), (inner, width))
-        layer = sum(
-            tokens * (n * n / 8e10 + 8e-9 * n) + 4.7e-11 * n**3 + 5e-11 * outputs * n * n for n, outputs in matrices
-        )
+        products = sum(tokens * (n * n / 8e10 + 8e-9 * n) for n, _ in matrices)
+        rounding = sum(4.7e-11 * n**3 + 5e-11 * outputs * n * n for n, outputs in matrices)
         rows = self.calibration_rows()
         step = max(rows * self.parameters / 2e11, self.parameters / 3.5e10)  # arithmetic, or the weights' bytes
         attention = rows * self.row_bytes("native", "int8", CALIBRATION_CACHE) / 2 / 3e10
         writing = tokens / rows * (step + attention)
         built = 6e-8 * self.parameters  # at int8 and at int4
-        return math.ceil(2 + (self.layers * layer + writing + built) * pace * 2 / threads)
+        rest = (self.layers * products + writing + built) * max(1.0, pace)
+        return math.ceil(2 + (self.layers * rounding * pace + rest) * 2 / threads)
 
     def loading_bytes(self, engine: str, precision: str, rows: int, cache: str | None = None) -> int:
         """About what a worker needs until it is ready: an export holds the weights several times over."""

@@ -110,7 +110,8 @@ def test_its_time_is_told_by_what_is_computed() -> None:
         assert abs(more.parameters / arch.parameters - 1) < 0.01
         layer = (more.calibration_seconds(2) - told[name]) / 10
         assert seconds < layer < 1.3 * seconds, "with its keys and values"
-    assert [PUBLISHED["gpt2"].calibration_seconds(n, pace) for n, pace in ((4, 2.0), (1, 0.5))] == [told["gpt2"]] * 2
+    assert PUBLISHED["gpt2"].calibration_seconds(4, 2.0) == told["gpt2"]
+    assert 80 <= PUBLISHED["gpt2"].calibration_seconds(2, 0.61) <= 100, "it took 91 s on a Xeon with this pace"
     assert 0.05 < pace() < 50 and pace() == pace()
 
 

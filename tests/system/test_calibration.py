@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from scripts.daemon import Daemon
 from server.catalogue.architecture import read_architecture
 from server.catalogue.catalogue import DEMO_FOLDER
 from server.catalogue.records import Records
+from server.convert.cache import DRAFT
 from tests.conftest import wait_for
 from tests.server.test_fidelity import FIDELITY, VERSE
 
@@ -117,3 +119,19 @@ def test_the_servers_command(tmp_path: Path, cache: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "native/int4/int8" not in records.found(), "it was of what there was before"
     assert "demo: this takes about" in done.stdout and f"int4 is calibrated in {cache}" in done.stdout
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
+def test_the_servers_command_tells_its_time_first_and_can_be_interrupted(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    (tmp_path / "gpt2d.toml").write_text(f"cache_dir = '{cache}'\n", encoding="utf-8")
+    command = [sys.executable, "-m", "server", "quantise", "demo", "--config", str(tmp_path / "gpt2d.toml")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        told = running.stdout.readline()
+        running.send_signal(signal.SIGINT)
+        rest, errors = running.communicate(timeout=60)
+    assert "demo: this takes about" in told and not rest
+    assert running.returncode == 130
+    assert errors == "gpt2d-server quantise: interrupted; the model's int4 is what it was before\n"
+    assert not [*cache.glob("*calibrated*"), *cache.glob(f"{DRAFT}*")], "half of one"
