@@ -6,9 +6,12 @@ holds up fast ones, and where a container's share is used up, all its threads st
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
+import struct
 import subprocess
+import sys
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -20,6 +23,10 @@ SLOW = 0.6
 SLOW_CLOCK = 0.85
 """The same of its clock, where nothing else is known of it: a core's design makes more difference than its clock."""
 SYSCTL_S = 5.0
+CORES = 0
+"""Windows' RelationProcessorCore."""
+EFFICIENCY = 9
+"""Where a core's class is, after its kind and size and a byte of flags."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,7 @@ def threads(
 def threads_here() -> Threads:
     """Return what `threads` says of this machine and this process."""
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
-    return threads(allowed=allowed, physical=psutil.cpu_count(logical=False), fast=_apples_fast())
+    return threads(allowed=allowed, physical=psutil.cpu_count(logical=False), fast=_apples_fast() or _windows_fast())
 
 
 def _online(root: Path) -> list[int]:
@@ -127,6 +134,30 @@ def _apples_fast() -> int | None:
         return int(said)
     except (OSError, subprocess.SubprocessError, ValueError):  # Macs with Intel's have no such levels
         return None
+
+
+def _windows_fast() -> int | None:
+    """Return the number of fast cores as Windows says it; None elsewhere."""
+    if sys.platform != "win32":
+        return None
+    query, size = ctypes.WinDLL("kernel32").GetLogicalProcessorInformationEx, ctypes.c_uint32(0)
+    query(CORES, None, ctypes.byref(size))
+    found = ctypes.create_string_buffer(size.value)
+    return fastest(found.raw[: size.value]) if query(CORES, found, ctypes.byref(size)) else None
+
+
+def fastest(cores: bytes) -> int:
+    """Return how many cores have the highest class, of an array of SYSTEM_LOGICAL_PROCESSOR_INFORMATION_EX.
+
+    Each begins with its kind and its size in bytes, of 32 bits. The faster a core is, the higher its EfficiencyClass.
+    """
+    classes, at = list[int](), 0
+    while at < len(cores):
+        kind, size = struct.unpack_from("<II", cores, at)
+        if kind == CORES:
+            classes.append(cores[at + EFFICIENCY])
+        at += size
+    return classes.count(max(classes, default=0))
 
 
 def _list(file: Path) -> list[int]:

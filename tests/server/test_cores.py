@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from server.cores import Threads, threads
+from server.cores import Threads, fastest, threads
 from server.launch.local import ROOT
 
 
@@ -158,6 +159,21 @@ def test_systems_without_such_folders_say_it_themselves(
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="there is no affinity")
+@pytest.mark.parametrize("pointer", ["I", "Q"], ids=["32 bits", "64 bits"])
+def test_windows_says_how_fast_cores_are(pointer: str) -> None:
+    """As 32 and 64 bits have it: the mask of a group is a pointer's size, and a core may have several groups."""
+
+    def core(efficiency: int, groups: int = 1, kind: int = 0) -> bytes:
+        masks = struct.pack(f"<{pointer}HHHH", 1, 0, 0, 0, 0) * groups
+        return struct.pack("<IIBB20xH", kind, 32 + len(masks), 1, efficiency, groups) + masks
+
+    assert fastest(core(0) * 4) == 4
+    assert fastest(core(1) * 2 + core(0) * 8) == 2
+    assert fastest(core(0) + core(1) + core(2, groups=2) * 3) == 3  # Intel's since Meteor Lake have three
+    assert fastest(core(1) * 2 + core(5, kind=3)) == 2  # a package
+    assert fastest(b"") == 0
+
+
 def test_a_process_of_one_cpu_takes_one_thread() -> None:
     code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); from server.config import Config; "
     code += "print(Config().threads)"
