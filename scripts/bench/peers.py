@@ -60,7 +60,7 @@ from scripts.bench.engine import (
     module_environment,
 )
 from scripts.bench.machine import Limits, can_measure, processor
-from scripts.bench.peers_table import FILE, Row, read, set_of, spread, write
+from scripts.bench.peers_table import FILE, Row, rate as rate_of, read, set_of, spread, write
 from server.catalogue.architecture import PUBLISHED
 from server.catalogue.engines import ENGINES, INSTRUCTION_SET, TRAITS, instruction_sets
 
@@ -426,7 +426,7 @@ def print_rows(rows: Sequence[Row]) -> None:
     for row in rows:
         cells = str(row.get("error", ""))[:80]
         if not cells:
-            rates = [statistics.median(row["rates"][s]) if s in row["rates"] else "-" for s in SHAPES]
+            rates = [f"{rate_of(row, shape):.1f}" if shape in row["rates"] else "-" for shape in SHAPES]
             values = [*rates, f"{spread(row):.0%}", row["load_s"], row["rss_mb"], statistics.median(row["cold_s"])]
             cells = "".join(f"{c!s:>12}" for c in values)
         print(f"{row['engine']:20}{cells}", file=sys.stderr)
