@@ -36,13 +36,13 @@ def in_two_parts(timed: Callable[[int], float], new_tokens: int) -> tuple[float,
 def llama(folder: Path, built: Path, precision: str, threads: int) -> Engine:
     import llama_cpp as c
 
-    @c.llama_log_callback
     def say(level: int, text: bytes, _data: object) -> None:
         if level == GGML_ERROR:
             sys.stderr.write(text.decode(errors="replace"))
 
-    KEPT.append(say)
-    c.llama_log_set(say, None)
+    log = c.llama_log_callback(say)
+    KEPT.append(log)
+    c.llama_log_set(log, None)
     c.llama_backend_init()
     print(f"llama.cpp uses {c.llama_print_system_info().decode()}", file=sys.stderr, flush=True)
     kinds = {"q8_0": c.LLAMA_FTYPE_MOSTLY_Q8_0, "q4_0": c.LLAMA_FTYPE_MOSTLY_Q4_0, "f16": c.LLAMA_FTYPE_MOSTLY_F16}
