@@ -158,7 +158,6 @@ def test_systems_without_such_folders_say_it_themselves(
     assert threads(root=tmp_path, **said) == expected  # type: ignore[arg-type]  # by name
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="there is no affinity")
 @pytest.mark.parametrize("pointer", ["I", "Q"], ids=["32 bits", "64 bits"])
 def test_windows_says_how_fast_cores_are(pointer: str) -> None:
     """As 32 and 64 bits have it: the mask of a group is a pointer's size, and a core may have several groups."""
@@ -174,6 +173,7 @@ def test_windows_says_how_fast_cores_are(pointer: str) -> None:
     assert fastest(b"") == 0
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="there is no affinity")
 def test_a_process_of_one_cpu_takes_one_thread() -> None:
     code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); from server.config import Config; "
     code += "print(Config().threads)"
