@@ -29,15 +29,18 @@ Memory: TypeAlias = tuple[mmap.mmap, mmap.mmap]
 def _memory(size: int, spare: mmap.mmap | None) -> mmap.mmap:
     """Return memory of this process alone, with the pages of `spare`: a new page costs more than to fill it.
 
-    By default mmap shares it with children, where a system has such.
+    By default mmap shares it with children, where a system has such. Raises: MemoryError.
     """
-    if sys.platform == "win32":
-        return mmap.mmap(-1, size)
-    if sys.platform == "linux" and spare is not None:
-        with contextlib.suppress(BufferError):  # somebody looks at it yet
-            spare.resize(size)
-            return spare
-    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        if sys.platform == "win32":
+            return mmap.mmap(-1, size)
+        if sys.platform == "linux" and spare is not None:
+            with contextlib.suppress(BufferError):  # somebody looks at it yet
+                spare.resize(size)
+                return spare
+        return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as e:
+        raise MemoryError(f"no memory for keys and values: {e}") from None
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class KV:
     def empty(cls, shape: tuple[int, int, int, int], dtype: DTypeLike, spare: Memory | None = None) -> KV:
         """Make arrays to fill, in memory that is spare as far as it goes.
 
-        It is not from the heap: there, long-lived arrays of all sizes would leave holes.
+        It is not from the heap: there, long-lived arrays of all sizes would leave holes. Raises: MemoryError.
         """
         size = max(1, math.prod(shape)) * np.dtype(dtype).itemsize
         of_keys, of_values = spare or (None, None)

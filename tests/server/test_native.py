@@ -348,6 +348,10 @@ def live_with_little_memory(folder: Path) -> None:
     np.testing.assert_array_equal(engine.prefill(0, short, 0, [2]), first)
     with pytest.raises(MemoryError):
         choose(logits, [0], [choice])
+    spare = engine.export(0, 3).memory
+    for memory in (None, spare):  # the prefix cache goes without
+        with pytest.raises(MemoryError):
+            engine.export(0, arch.context, memory)
     leave(20)
     with pytest.raises(MemoryError):  # some threads begin, for others there is no stack
         NativeEngine(arch, folder / FILE, "int8", rows=1, threads=64)
