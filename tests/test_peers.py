@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from scripts.bench import peers_table
+from scripts.bench import peers, peers_table
 from scripts.bench.engine import EngineFailed, Run
 from scripts.bench.machine import allowed, processor
 from scripts.bench.peers import DEFAULT, OWN, PEERS, PIECES, SHAPES, is_measured, measure, more_runs, most_sequences
@@ -76,6 +76,19 @@ def test_runs_go_on_while_there_is_time() -> None:
     assert [more_runs(done, 0.0, None) for done in (2, 6, 7)] == [True, True, False]
     assert [more_runs(done, 1e3, None) for done in (2, 3)] == [True, False]
     assert [more_runs(done, 1e3, 8) for done in (7, 8)] == [True, False]
+
+
+def test_without_a_run_nothing_is_measured_or_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def nothing(*_: Any) -> list[dict[str, Any]]:
+        raise AssertionError("it began")
+
+    monkeypatch.setattr(peers, "run", nothing)
+    monkeypatch.setattr("sys.argv", ["peers", "--like", "gpt2", "--runs", "0", "--file", str(tmp_path / "lines")])
+    with pytest.raises(SystemExit) as ended:
+        peers.main()
+    assert ended.value.code == 2 and "--runs must be at least 1" in capsys.readouterr().err
 
 
 class Engine:

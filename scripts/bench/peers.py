@@ -175,6 +175,8 @@ def main() -> None:
     parser.add_argument("--file", type=Path, default=FILE, help="where lines are kept (default: %(default)s)")
     add_place(parser)
     args = parser.parse_args()
+    if args.runs is not None and args.runs < 1:
+        parser.error("--runs must be at least 1")
     if args.instruction_set and args.instruction_set not in (here := instruction_sets()):
         parser.error(f"--instruction-set {args.instruction_set} is not of this processor, which has {', '.join(here)}")
     if args.pieces:
