@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sized
 from typing import Protocol, TypeAlias, TypeVar
 
+from client.amounts import counted
 from protocol import messages as m
 
 Way: TypeAlias = tuple[str, str, str]
@@ -47,10 +48,6 @@ def by_way(workers: Iterable[Worker]) -> dict[Way, list[Worker]]:
     return found
 
 
-def count(number: int) -> str:
-    return f"{number} replica" if number == 1 else f"{number} replicas"
-
-
 def place(worker: m.WorkerHealth | m.WorkerStats, group: Sized, host: str) -> str:
     """Return the machine it runs on, where that is of interest: it is one of several, or not on the server's own."""
     return f"on {worker.node[:MAX_NODE]}" if worker.node and (len(group) > 1 or worker.node != host) else ""
@@ -62,4 +59,4 @@ def summary(group: list[m.WorkerHealth], host: str) -> str:
         return "".join(place(worker, group, host) for worker in group)
     nodes = Counter(worker.node[:MAX_NODE] for worker in group if worker.node)
     places = ", ".join(f"{number} on {node}" for node, number in nodes.items())
-    return f"in {count(len(group))}" + (f": {places}" if set(nodes) - {host} else "")
+    return f"in {counted(len(group), 'replica')}" + (f": {places}" if set(nodes) - {host} else "")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
 from client import replicas, threads
-from client.corpus.progress import duration
+from client.amounts import bar, counted, duration
 from client.servers import notices
 from protocol import Client, Gpt2dError, messages as m
 from protocol.keys import Address
@@ -34,7 +34,6 @@ Type the beginning of a text; the model goes on from it. An empty line continues
 Ctrl-C cancels the generation, or clears the line; at an empty line a second one leaves."""
 UNSET = {"seed": "new each time"}
 """What it means that a setting has no value, where that is not that it is off."""
-BAR = 24
 INTERVAL_MS = 50
 """Milliseconds between two pieces of a text: to the eye as good as 20, and fewer of them wake anybody."""
 T = TypeVar("T")
@@ -301,14 +300,14 @@ class Terminal:
         self._choice = Choice(*replicas.way(loaded))
         name = replicas.name(loaded)
         if not loaded.already:
-            each = f"{replicas.count(loaded.replicas)} of " if loaded.replicas != 1 else ""
+            each = f"{counted(loaded.replicas, 'replica')} of " if loaded.replicas != 1 else ""
             took = f"loaded in {loaded.load_ms / 1000:.1f} s"
             kept = f", KV cache {loaded.cache}" if loaded.cache else ""
             instructions = f", {loaded.instruction_set}" if loaded.instruction_set else ""
             memory = f"{loaded.rss_bytes / 1e6:.0f} MB"
             self.say(f"{name} {took}, {each}{memory}, {loaded.threads} threads{instructions}{kept}")
         elif number:
-            self.say(f"{name}: {replicas.count(loaded.replicas)}")
+            self.say(f"{name}: {counted(loaded.replicas, 'replica')}")
         elif mention_loaded:
             self.say(f"{name} is loaded already; what you write goes to it")
         for notice in loaded.notices if not loaded.already else []:
@@ -358,12 +357,11 @@ class Terminal:
             if p.stage != shown:
                 began, had = time.monotonic(), p.done
             if sys.stderr.isatty():
-                filled = BAR * p.done // max(1, p.total)
                 amount = f"{p.done}/{p.total} {p.unit}"
                 if p.unit == "bytes":
                     rate = (p.done - had) / 1e6 / max(0.1, time.monotonic() - began)
                     amount = f"{p.done / 1e6:.0f}/{p.total / 1e6:.0f} MB, {rate:.1f} MB/s"
-                self.say(f"\r\x1b[K{p.stage:<8} [{'#' * filled}{'.' * (BAR - filled)}] {amount}", end="")
+                self.say(f"\r\x1b[K{p.stage:<8} {bar(p.done, p.total)} {amount}", end="")
             shown = p.stage
 
         try:

@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from client.amounts import counted
 from client.corpus import continuing, scoring
 from client.corpus.journal import Done, Journal, Position
 from client.corpus.model import Model, choose
 from client.corpus.output import ENDS, Sheet, format_of
-from client.corpus.progress import Bar, counted, say
+from client.corpus.progress import Bar, say
 from client.corpus.tables import Table
 from protocol import Client, messages as m
 from protocol.errors import Gpt2dError

@@ -8,24 +8,13 @@ import sys
 import threading
 import time
 
+from client.amounts import bar, counted, duration
 from client.corpus.journal import Done, Position
 
-BAR = 24
 DRAW_S, LINE_S = 0.5, 10.0
 """Seconds between two drawings on a terminal, and between two lines elsewhere."""
 WIDTH = 80
 """Columns of a terminal that does not say how many it has."""
-
-
-def duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
-
-
-def counted(number: int, what: str) -> str:
-    """Return a number with its noun: 1 text, 2 texts."""
-    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
 def say(text: str, end: str = "\n") -> None:
@@ -84,9 +73,7 @@ class Bar:
 
     def drawn(self, columns: int) -> str:
         """Return the line for a terminal: one that went on in the next line could not be drawn over."""
-        filled = int(BAR * min(1.0, self._read / self._characters))
-        bar = "#" * filled + "." * (BAR - filled)
-        return f"[{bar}] {self.told()}"[: columns - 1]
+        return f"{bar(self._read, self._characters)} {self.told()}"[: columns - 1]
 
     def note(self, text: str) -> None:
         """Print a line of its own, below which the bar is drawn again."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from client import replicas
+from client.amounts import counted
 from client.window import events as e
 from client.window.state import GOES_ON, AppState, Doing
 from client.window.update import notices
@@ -133,7 +134,7 @@ def worked(state: AppState, tag: e.Tag, event: Reply) -> list[e.Effect]:
         if state.models.way in {way, (event.model, "", "")}:  # else another one has been chosen since
             choose(state, *way)
         took = "is loaded" if event.already else f"loaded in {event.load_ms / 1000:.1f} s"
-        each = f"{replicas.count(event.replicas)} of " if event.replicas != 1 else ""
+        each = f"{counted(event.replicas, 'replica')} of " if event.replicas != 1 else ""
         name = replicas.name(way)
         notes = "".join(f"; note: {notice}" for notice in event.notices)
         notices.inform(state, "model", f"{name} {took}, {each}{event.rss_bytes / 1e6:.0f} MB{notes}")

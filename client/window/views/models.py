@@ -7,6 +7,7 @@ from collections import Counter
 from imgui_bundle import imgui
 
 from client import replicas
+from client.amounts import counted
 from client.window.events import Action, CancelLoad, Choose, Do, Enter, LoadModel, Prefer, UnloadModel
 from client.window.state import AppState
 from client.window.views import connection, fidelity, widgets
@@ -117,7 +118,7 @@ def draw_load(state: AppState, *, may: bool) -> list[Action]:
         actions.append(Enter("models", "replicas", min(m.MAX_REPLICAS, max(1, number))))
     label = "Loaded" if state.loaded else "Load model and weights"
     if state.loaded and state.wanted:
-        label = f"Set to {replicas.count(state.wanted)}"
+        label = f"Set to {counted(state.wanted, 'replica')}"
     imgui.begin_disabled(state.loaded and not state.wanted)
     if imgui.button(f"{label}###Load", (-1, 0)):
         actions.append(LoadModel())
