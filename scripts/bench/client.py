@@ -18,12 +18,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import signal
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 
@@ -34,6 +32,7 @@ from scripts.bench.figures import percentile
 from scripts.bench.window import WAIT_S, Driven, speeds
 from scripts.daemon import Daemon
 from scripts.make_model import ensure_model
+from scripts.stage import own_home
 from server.catalogue.architecture import PUBLISHED
 
 BUSY_S = 6.0
@@ -50,11 +49,8 @@ def main() -> None:
     parser.add_argument("--speeds", action="store_true", help="measure the speeds of texts alone, which takes a minute")
     add_place(parser)
     args = parser.parse_args()
-    if not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        sys.exit('there is no display; xvfb-run -a -s "-screen 0 1400x900x24" makes one')
-    model = ensure_model(args.like, args.models_dir) if args.like else "demo"
-    with tempfile.TemporaryDirectory() as home:
-        os.environ |= {"XDG_CONFIG_HOME": f"{home}/config", "XDG_DATA_HOME": f"{home}/data"}
+    with own_home("1400x900x24"):
+        model = ensure_model(args.like, args.models_dir) if args.like else "demo"
         with start_daemon(args) as daemon:
             figures: dict[str, object] = {**speeds(daemon.endpoint, model)}
             if not args.speeds:
