@@ -98,11 +98,10 @@ class Runner:
         """Run a chunk of a prompt; return the rows that decode from here on."""
         prompt, chunk = part.prompt, part.chunk
         try:
-            wanted = prompt.wanted(len(chunk))
             if any(questions := self._questions([part])):
                 return self._prefilled(part, self._judge([_run_of(part, questions[0])], questions), None)
             hidden = self._hidden(len(chunk)) if prompt.looks_inside else None
-            logits = self._engine.prefill(prompt.row, chunk, prompt.cached, wanted, hidden)  # [wanted, vocabulary]
+            logits = self._engine.prefill(prompt.row, chunk, prompt.cached, part.wanted, hidden)  # [wanted, vocabulary]
         except Exception as e:  # noqa: BLE001 - whatever it is, it concerns this prompt alone
             prompt.fail(incident("the engine", e))
             return ()
@@ -252,8 +251,8 @@ def _look_inside(batch: Batch) -> bool:
 
 def _run_of(part: Part, question: Question | None) -> Run:
     """Return what the engine runs of a prompt's chunk."""
-    wanted, judged = part.prompt.wanted(len(part.chunk)), question.tokens if question else ()
-    return Run(part.prompt.row, part.chunk, part.prompt.cached, wanted, judged)
+    judged = question.tokens if question else ()
+    return Run(part.prompt.row, part.chunk, part.prompt.cached, part.wanted, judged)
 
 
 def _runs_of(rows: Many[Row], guesses: list[list[int]]) -> list[Run]:

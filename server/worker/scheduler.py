@@ -53,6 +53,11 @@ class Part:
         """True if the prompt is complete with it. Only before the step is run."""
         return self.prompt.cached + len(self.chunk) == self.prompt.prompt_tokens
 
+    @property
+    def wanted(self) -> list[int]:
+        """Indices of those of its tokens whose logits the prompt needs. Only before the step is run."""
+        return self.prompt.wanted(len(self.chunk))
+
 
 @dataclass(slots=True)
 class Batch:
@@ -221,7 +226,7 @@ class Scheduler:
         ending: list[Prompt] = []
         while order and left > 0:
             part = Part(order[0], self._chunk(order.popleft(), left))
-            logits = len(part.prompt.wanted(len(part.chunk)))
+            logits = len(part.wanted)
             fits = len(part.chunk) <= left and logits <= room
             if not parts or (fits and (part.is_last or len(part.chunk) >= MIN_CHUNK)):
                 parts.append(part)
