@@ -60,7 +60,7 @@ def test_a_piece_is_measured_when_all_its_engines_have_lines_of_this_processor()
 
 def test_what_an_instruction_set_alone_came_to_stands_by_itself() -> None:
     assert PIECES["int8"].of("avx2") == (DEFAULT, "llama.cpp-q8_0") and PIECES["int8"].of("") == PIECES["int8"].engines
-    assert not PIECES["fp32"].of("avx2")  # there is no peer whose set can be chosen
+    assert not PIECES["fp32"].of("avx2")  # its peers choose their set themselves
     forced = [row(engine, instruction_set="avx2", rss_mb=7) for engine in PIECES["int8"].of("avx2")]
     assert is_measured(forced, "gpt2", "int8", "avx2") and not is_measured(forced, "gpt2", "int8")
     text = peers_table.full([*ROWS, *forced])

@@ -33,7 +33,6 @@ import fcntl
 import json
 import os
 import shlex
-import shutil
 import statistics
 import subprocess
 import sys
@@ -50,7 +49,6 @@ import numpy as np
 
 from scripts.bench.arguments import add_place, find_model
 from scripts.bench.engine import (
-    ROOT,
     SAMPLERS,
     EngineFailed,
     EngineProcess,
@@ -60,12 +58,11 @@ from scripts.bench.engine import (
     module_environment,
 )
 from scripts.bench.machine import Limits, can_measure, processor
-from scripts.bench.peers_table import FILE, Row, rate as rate_of, read, set_of, spread, write
+from scripts.bench.peers_install import BUILD, SET_BUILDS, convert, environment, llama_for
+from scripts.bench.peers_table import FILE, Row, rate, read, set_of, spread, write
 from server.catalogue.architecture import PUBLISHED
 from server.catalogue.engines import ENGINES, INSTRUCTION_SET, TRAITS, instruction_sets
 
-HERE = Path(__file__).parent
-BUILD = ROOT / "build" / "peers"
 LOCK = Path(tempfile.gettempdir()) / "gpt2d-bench.lock"
 ROWS = 16
 SHAPES = {"decode1": (1, 16, 48), "decode8": (8, 16, 16), "decode16": (ROWS, 16, 16), "prefill512": (1, 512, 1)}
@@ -89,15 +86,8 @@ PEERS = [
 """Engines that run in build/peers/env."""
 DEFAULT = "native-int8"
 """Engine that each piece has, so that what different pieces measured can be compared by its figures."""
-LLAMA = "llama-cpp-python"
-NATIVE_BUILD = '-DGGML_NATIVE=ON -DCMAKE_CXX_FLAGS="-fno-tree-dse -fno-dse"'
-"""How llama.cpp is compiled for this processor: without what gcc 12 takes for dead stores of AMX's configuration."""
-AVX2_BUILD = "-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON"
-SET_BUILDS = {"avx2": AVX2_BUILD, "avxvnni": f"{AVX2_BUILD} -DGGML_AVX_VNNI=ON"}
-"""How llama.cpp is compiled for an instruction set of our kernels."""
 OF_A_SET = ("native-", "llama.cpp-")
 """Engines that can be made to use an instruction set."""
-INSTALL_S = 3600
 
 
 @dataclass(frozen=True)
@@ -193,7 +183,7 @@ def main() -> None:
     else:
         usable = [name for name, piece in PIECES.items() if piece.of(args.instruction_set)]
         if args.piece and args.piece not in usable:
-            parser.error(f"of piece {args.piece} there is no peer whose instruction set can be chosen")
+            parser.error(f"piece {args.piece} has only peers that choose their instruction set themselves")
         for name in [args.piece] if args.piece else usable:
             if not args.again and is_measured(read(args.file), args.model or args.like, name, args.instruction_set):
                 print(f"{name}: measured already (--again measures it again)", file=sys.stderr)
@@ -291,68 +281,6 @@ def start(name: str, setup: Setup) -> EngineProcess:
     return EngineProcess(variant, command, module_environment(*folders))
 
 
-def environment(name: str, requirements: str) -> str:
-    """Return the Python of an environment that has these requirements. Raises: SubprocessError."""
-    folder, file = BUILD / name, HERE / requirements
-    python, stamp = folder / "bin" / "python", folder / "installed"
-    made_for = f"{processor()}\n{file.read_text()}"
-    if not stamp.exists() or stamp.read_text() != made_for:
-        print(f"installing {requirements} into {folder} (once; minutes)", file=sys.stderr, flush=True)
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, timeout=INSTALL_S)
-        install(str(python), "-r", str(file), flags=NATIVE_BUILD)
-        # Some of them bring it along, for another torch than this one, and then nothing can be imported.
-        subprocess.run(
-            [str(python), "-m", "pip", "uninstall", "--quiet", "--yes", "torchvision"], check=True, timeout=INSTALL_S
-        )
-        stamp.write_text(made_for)
-    return str(python)
-
-
-def llama_for(instruction_set: str, python: str) -> Path:
-    """Return the folder with the environment's llama.cpp compiled for an instruction set. Raises: SubprocessError."""
-    ask = f"from importlib.metadata import version; print(version({LLAMA!r}))"
-    said = subprocess.run([python, "-P", "-c", ask], check=True, timeout=INSTALL_S, capture_output=True, text=True)
-    wanted, flags = f"{LLAMA}=={said.stdout.strip()}", SET_BUILDS[instruction_set]
-    folder = BUILD / f"llama.cpp-{instruction_set}"
-    stamp, made_for = folder / "installed", f"{wanted} {flags}\n"
-    if not stamp.exists() or stamp.read_text() != made_for:
-        print(f"compiling {wanted} for {instruction_set} into {folder} (once; minutes)", file=sys.stderr, flush=True)
-        shutil.rmtree(folder, ignore_errors=True)
-        install(python, "--no-deps", "--target", str(folder), wanted, flags=flags)
-        stamp.write_text(made_for)
-    return folder
-
-
-def install(python: str, *arguments: str, flags: str) -> None:
-    """Install by pip, llama.cpp compiled with these flags of CMake. Raises: SubprocessError."""
-    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    # What pip keeps of an earlier build was compiled with other flags, or on another processor.
-    compiled = {"CMAKE_ARGS": flags, "PIP_NO_BINARY": LLAMA, "PIP_NO_CACHE_DIR": "1"}
-    subprocess.run([*pip, *arguments], check=True, timeout=INSTALL_S, env=os.environ | compiled, stdout=sys.stderr)
-
-
-def convert(engine: str, precision: str, folder: Path, built: Path) -> None:
-    """Make a peer's own form of the model, where it has one. Raises: SubprocessError."""
-    target = built / f"{engine}-{precision}"
-    if target.exists() or engine not in {"openvino", "ctranslate2"}:
-        return
-    tools = Path(environment("convert", "requirements-peers-convert.txt")).parent
-    if engine == "openvino":
-        command = [str(tools / "optimum-cli"), "export", "openvino", "--model", str(folder)]
-        command += ["--task", "text-generation-with-past", "--weight-format", precision, str(target)]
-    else:
-        kind = {"fp32": "float32", "int8": "int8"}[precision]
-        command = [str(tools / "ct2-transformers-converter"), "--model", str(folder)]
-        command += ["--output_dir", str(target), "--quantization", kind]
-    try:
-        # OpenVINO's tools report their use to Google Analytics unless they believe that they run on a build server.
-        silent = os.environ | {"CI": "true"}
-        subprocess.run(command, check=True, timeout=INSTALL_S, env=silent, stdout=sys.stderr)
-    except subprocess.SubprocessError:
-        shutil.rmtree(target, ignore_errors=True)
-        raise
-
-
 @contextmanager
 def alone() -> Iterator[None]:
     """Keep away everybody else who asks for the same while this one measures."""
@@ -384,7 +312,7 @@ def measure(processes: dict[str, EngineProcess], limits: Limits, runs: int | Non
                 figures.failed[name] = f"{shape}: {e}"
                 print(f"{name}, {figures.failed[name]}", file=sys.stderr)
             else:
-                yield name, rate(run, batch, prompt, min(new, most_tokens))
+                yield name, tokens_s_of(run, batch, prompt, min(new, most_tokens))
 
     for shape in SHAPES:
         list(turn(shape, WARM_UP_TOKENS))
@@ -408,7 +336,7 @@ def more_runs(done: int, took_s: float, wanted: int | None) -> bool:
     return done < FEWEST_RUNS or (done < MOST_RUNS and took_s < RUNS_S)
 
 
-def rate(run: Run, batch: int, prompt: int, new: int) -> float:
+def tokens_s_of(run: Run, batch: int, prompt: int, new: int) -> float:
     return batch * (new - 1) / run.decode_s if new > 1 else prompt / run.prefill_s
 
 
@@ -428,7 +356,7 @@ def print_rows(rows: Sequence[Row]) -> None:
     for row in rows:
         cells = str(row.get("error", ""))[:80]
         if not cells:
-            rates = [f"{rate_of(row, shape):.1f}" if shape in row["rates"] else "-" for shape in SHAPES]
+            rates = [f"{rate(row, shape):.1f}" if shape in row["rates"] else "-" for shape in SHAPES]
             values = [*rates, f"{spread(row):.0%}", row["load_s"], row["rss_mb"], statistics.median(row["cold_s"])]
             cells = "".join(f"{c!s:>12}" for c in values)
         print(f"{row['engine']:20}{cells}", file=sys.stderr)

@@ -24,7 +24,7 @@ from typing import Any
 
 from protocol import Client
 from scripts.bench.arguments import add_place, find_model, start_daemon
-from scripts.bench.peers import environment
+from scripts.bench.peers_install import environment
 from scripts.daemon import ROOT, Daemon
 from scripts.judges import tasks
 from server.catalogue.architecture import PUBLISHED

@@ -24,7 +24,7 @@ from typing import Any
 
 from protocol import Client, messages as m
 from scripts.bench.arguments import add_place, find_model, start_daemon
-from scripts.bench.peers import environment
+from scripts.bench.peers_install import environment
 from scripts.judges.tasks import HELD_OUT
 
 HERE = Path(__file__).parent
