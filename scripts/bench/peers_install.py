@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 from scripts.bench.engine import ROOT
@@ -22,6 +23,7 @@ SET_BUILDS = {"avx2": AVX2_BUILD, "avxvnni": f"{AVX2_BUILD} -DGGML_AVX_VNNI=ON"}
 INSTALL_S = 3600
 
 
+@cache
 def environment(name: str, requirements: str) -> str:
     """Return the Python of an environment that has these requirements. Raises: SubprocessError."""
     folder, file = BUILD / name, HERE / requirements
@@ -39,6 +41,7 @@ def environment(name: str, requirements: str) -> str:
     return str(python)
 
 
+@cache
 def llama_for(instruction_set: str, python: str) -> Path:
     """Return the folder with the environment's llama.cpp compiled for an instruction set. Raises: SubprocessError."""
     ask = f"from importlib.metadata import version; print(version({LLAMA!r}))"
