@@ -47,7 +47,7 @@ class Chord:
 CHORDS = (
     Chord(("Ctrl+Enter",), Do("generate"), "generate at the cursor", "page", unless="enter_generates"),
     Chord(("Esc",), Do("stop"), "stop"),
-    Chord(("Ctrl+Shift+Enter",), Do("continue"), "continue at the end of the last continuation", "page"),
+    Chord(("Ctrl+Shift+Enter",), Do("continue"), "continue at the end of the continuation at the cursor", "page"),
     Chord(("Ctrl+R",), Do("regenerate"), "regenerate", "page"),
     Chord(("Ctrl+B",), Do("branches"), "write 4 branches at the cursor", "page"),
     Chord(("Alt+Left",), Do("earlier"), "the continuation before", "page"),

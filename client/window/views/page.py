@@ -125,7 +125,7 @@ def draw_bar(state: AppState) -> list[Action]:
         widgets.tip(f"Continue from the cursor ({key}). Text after the cursor stays and is not seen by the model.")
     imgui.begin_disabled(not ready or page.busy)
     writing: tuple[tuple[str, PageWord, str], ...] = (
-        ("Continue", "continue", "Go on from the end of the last continuation ({})."),
+        ("Continue", "continue", "Go on from the end of the continuation at the cursor ({})."),
         ("Regenerate", "regenerate", "Write the continuation at the cursor again ({}); the earlier one is kept."),
     )
     for label, what, tip in writing:
