@@ -246,9 +246,10 @@ def write(
         try:
             with contextlib.closing(bar):
                 for done in source(journal.position):
+                    before = journal.position.refused
                     journal.write(done, sheet.rows(done.rows))
                     bar.add(done)
-                    if done.refused and journal.position.refused <= MOST_NAMED:
+                    if before < journal.position.refused <= MOST_NAMED:
                         bar.note(done.refused)
             table.check_unchanged()
             journal.finish(sheet.convert if args.format == "parquet" else None)
@@ -260,8 +261,9 @@ def write(
             raise
     say(f"{args.out}: {counted(table.count, 'text')}, {counted(bar.tokens, 'token')} in {bar.seconds:.1f} s")
     if refused := journal.position.refused:
+        were = "was" if refused == 1 else "were"
         named = f" (the first {MOST_NAMED} were named)" if refused > MOST_NAMED else ""
-        say(f"{refused:,} of these were refused{named}: their rows have no values")
+        say(f"{counted(refused, 'text')} {were} refused{named}: a row without values stands for each")
         return 3
     return 0
 

@@ -59,7 +59,9 @@ class Position(msgspec.Struct, frozen=True):
     number: int = 0
     """Number of the last row of a text that is not finished."""
     refused: int = 0
-    """Passages that the server has refused."""
+    """Texts that the server has refused, or a passage of them."""
+    in_part: bool = False
+    """Whether a text that is not finished is one of them."""
 
 
 class Kept(msgspec.Struct, frozen=True):
@@ -172,7 +174,8 @@ class Journal:
             texts=before.texts + int(done.whole),
             characters=before.characters + done.characters,
             number=done.number,
-            refused=before.refused + bool(done.refused),
+            refused=before.refused + (bool(done.refused) and not before.in_part),
+            in_part=(bool(done.refused) or before.in_part) and not done.whole,
         )
         if time.monotonic() - self._noted > EVERY_S:
             self._note()

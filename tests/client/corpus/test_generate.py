@@ -141,7 +141,7 @@ def test_a_prompt_that_is_refused_ends_nothing(
         server.answer = strict
         assert call(server, "prompts.jsonl", "-o", "o.csv", "--set", "n=2") == 3
         said = capsys.readouterr().err
-        assert "prompts.jsonl, line 4: the prompt has 9 tokens\n" in said and "2 of these were refused" in said
+        assert "prompts.jsonl, line 4: the prompt has 9 tokens\n" in said and "\n2 texts were refused: a row" in said
         rows = read(tmp_path / "o.csv")
         refused = [row for row in rows if row["finish_reason"] == "refused"]
         assert [row["prompt"] for row in refused] == ["3", "9"]

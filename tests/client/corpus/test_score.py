@@ -169,7 +169,7 @@ def test_a_text_that_is_refused_ends_nothing(shared_daemon: Daemon, tmp_path: Pa
     done = run(shared_daemon.endpoint, *words, "o.csv", "s.jsonl", folder=tmp_path)
     assert done.returncode == 3
     assert "s.jsonl, line 2: this text must have at least 2 tokens, got 1\n" in done.stderr
-    assert "s.jsonl, line 5: this text" in done.stderr and "2 of these were refused" in done.stderr
+    assert "s.jsonl, line 5: this text" in done.stderr and "\n2 texts were refused: a row" in done.stderr
     rows = read(tmp_path / "o.csv")
     empty = [row for row in rows if not row["token"]]
     assert [(row["text"], row["start"], row["end"]) for row in empty] == [
@@ -212,13 +212,13 @@ def test_refusals_are_counted_over_an_interruption(
         assert call(server, "s.txt", "-o", "whole.csv") == 3
         said = capsys.readouterr().err
         assert said.count("'x' is not a token") == 20 and "s.txt, line 2: 'x' is not a token\n" in said
-        assert "whole.csv: 70 texts, " in said and "\n43 of these were refused (the first 20 were named): " in said
+        assert "whole.csv: 70 texts, " in said and "\n43 texts were refused (the first 20 were named): " in said
         server.answer = dying
         assert call(server, "s.txt", "-o", "o.csv") == 1, "a server that fails ends the run"
         assert 0 < position(tmp_path) < 70
         server.answer = strict
         assert call(server, "s.txt", "-o", "o.csv") == 3
-        assert "\n43 of these were refused" in capsys.readouterr().err
+        assert "\n43 texts were refused" in capsys.readouterr().err
         assert (tmp_path / "o.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
         assert call(server, "s.txt", "-o", "other.csv", "--stride", "7") == 1, "a setting ends the run"
         assert "gpt2d-client: score: a stride of 7 is too much" in capsys.readouterr().err
@@ -228,7 +228,7 @@ def test_a_part_that_is_refused_leaves_a_gap_that_can_be_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    text = "word " * 10_000 + "x " * 10 + "word " * 10_000
+    text = "word " * 10_000 + "x " * 10 + "word " * 10_000 + "x " + "word " * 10_000
     (tmp_path / "s.txt").write_text(text)
 
     def by_hundreds(request: m.AnyRequest) -> Answer:
@@ -237,13 +237,14 @@ def test_a_part_that_is_refused_leaves_a_gap_that_can_be_seen(
 
     with FakeServer(by_hundreds) as server:
         assert call(server, "s.txt", "-o", "o.csv") == 3
-    assert "1 of these were refused" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "1 text was refused: a row" in said and said.count("'x' is not a token") == 1
     rows = read(tmp_path / "o.csv")
     assert [int(row["start"]) for row in rows[1:]] == [int(row["end"]) for row in rows[:-1]]
-    (gap,) = [row for row in rows if not row["token_id"]]
-    assert "x" in text[int(gap["start"]) : int(gap["end"])]
+    gaps = [row for row in rows if not row["token_id"]]
+    assert len(gaps) == 2 and all("x" in text[int(gap["start"]) : int(gap["end"])] for gap in gaps)
     numbers = [int(row["token_number"]) for row in rows if row["token_number"]]
-    assert numbers == [*range(1, len(rows))] and {row["text_number"] for row in rows} == {"1"}
+    assert numbers == [*range(1, len(rows) - 1)] and {row["text_number"] for row in rows} == {"1"}
 
 
 def test_what_would_be_another_table_is_refused(
