@@ -147,40 +147,46 @@ def test_one_measurement_at_a_time_which_can_be_cancelled(own_daemon: Daemon) ->
         with pytest.raises(NotLoaded):  # it serves nobody
             other.generate("x", model="demo")
         client.connection.cancel(request_id)
-        last = events.get(timeout=10)
+        last = last_of(events)
         assert isinstance(last, Cancelled) and "the measure was cancelled" in str(last)
         wait_for(lambda: not own_daemon.workers())
 
 
 def submit(client: Client) -> tuple[int, queue.SimpleQueue[Event]]:
-    """Begin a measurement that lasts for a while."""
+    """Begin a measurement that lasts for a while; return when its process has told how far it is."""
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-    request = m.Measure(model="demo", engine="torch", precision="fp32", text=VERSE * 20)
-    return client.connection.submit(request, events.put, 60), events
+    request = m.Measure(model="demo", engine="torch", precision="fp32", text=VERSE * 20, stream=True)
+    number = client.connection.submit(request, events.put, 60)
+    assert isinstance(events.get(timeout=30), m.Progress)
+    return number, events
+
+
+def last_of(events: queue.SimpleQueue[Event]) -> Event:
+    """Return what ends a request."""
+    while isinstance(event := events.get(timeout=10), m.Progress):
+        continue
+    return event
 
 
 def test_a_measurement_that_ends_early(own_daemon: Daemon) -> None:
     """Its process dies, its client vanishes, its time runs out: each ends it, and another can begin."""
     with Client(own_daemon.endpoint) as client:
         _, events = submit(client)
-        wait_for(lambda: len(own_daemon.workers()) == 1)
         own_daemon.workers()[0].kill()
-        last = events.get(timeout=10)
+        last = last_of(events)
         assert isinstance(last, LoadFailed) and "died while it measured the fidelity of demo/torch/fp32" in str(last)
         wait_for(lambda: not own_daemon.workers())
         with Client(own_daemon.endpoint) as vanishing:
             submit(vanishing)
-            wait_for(lambda: len(own_daemon.workers()) == 1)
         wait_for(lambda: not own_daemon.workers())
         with pytest.raises(DeadlineExceeded):
             client.measure("demo", engine="torch", precision="fp32", text=VERSE * 20, timeout=0.5)
         wait_for(lambda: not own_daemon.workers())
         _, events = submit(client)
-        wait_for(lambda: len(own_daemon.workers()) == 1)
         client.load("demo")
         assert client.unload("demo") == ["demo/native/int8"] and len(own_daemon.workers()) == 1
         own_daemon.process.terminate()
-        assert isinstance(events.get(timeout=10), Draining)
+        assert isinstance(last_of(events), Draining)
         own_daemon.process.wait(10)
 
 

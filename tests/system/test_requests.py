@@ -258,7 +258,7 @@ def test_control_is_answered_while_work_goes_on(client: Client) -> None:
 
 
 def test_a_client_with_too_many_open_requests_is_told_busy(client: Client) -> None:
-    streams = [client.stream("x", max_new_tokens=1000, ignore_eos=True) for _ in range(64)]
+    streams = [client.stream("x", n=8, max_new_tokens=1000, ignore_eos=True) for _ in range(64)]
     next(streams[0])
     with pytest.raises(Busy, match="64 open requests"):
         client.generate("x", wait=False)
