@@ -38,6 +38,12 @@ def test_a_table_has_what_was_measured_last_on_the_newest_machine() -> None:
     assert "| llama.cpp Q8_0 | 250 | 1,000 | 2,000 | 250 | 1.5 |" in lines and not [x for x in lines if "int4" in x]
 
 
+def test_a_processor_is_called_what_people_call_it() -> None:
+    assert peers_table.named("Intel(R) Xeon(R) Processor, family 6, model 143") == "Intel Xeon, family 6, model 143"
+    assert peers_table.named("AMD EPYC 9B14, family 25, model 17") == "AMD EPYC 9B14, family 25, model 17"
+    assert peers_table.named("Intel(R) Core(TM) i5-8250U CPU @ 1.60GHz") == "Intel Core i5-8250U @ 1.60GHz"
+
+
 def test_speeds_stand_beside_what_the_machine_allowed() -> None:
     gpt2, step = PUBLISHED["gpt2"], peers_table.STEPS["decode1"]
     at = allowed(gpt2, "int8", step, {"read_gb_s": 40.0, "int8_gmac_s": 400.0, "fp32_gmac_s": 100.0})

@@ -163,8 +163,14 @@ def short(rows: Sequence[Row]) -> str:
     """Return the README's table, with the machine that it is of."""
     found = newest(rows, "gpt2")
     first = next(iter(found.values()))
-    of = f"GPT-2's shapes of 124 million parameters, {first['cpu']}, {first['threads']} threads, {first['date'][:10]}:"
+    where = f"{named(first['cpu'])}, {first['threads']} threads, {first['date'][:10]}"
+    of = f"GPT-2 with 124 million parameters (random weights of its shapes; {where}):"
     return "\n".join([of, "", *table([found[name] for name in SHORT if name in found], SHORT_COLUMNS)])
+
+
+def named(cpu: str) -> str:
+    """Return a processor's name without its marks, as in "Intel Xeon, family 6, model 143"."""
+    return re.sub(r"\((R|TM)\)|(?<=\w) (CPU|Processor)\b", "", cpu)
 
 
 def full(rows: Sequence[Row]) -> str:
@@ -176,7 +182,7 @@ def full(rows: Sequence[Row]) -> str:
             first = next(iter(found.values()))
             commands = sorted({row["command"] for row in found.values()})
             alone = f"{instruction_set} alone, " if instruction_set else ""
-            text += [f"**{model}**, {first['cpu']}, {alone}{first['threads']} threads, {first['date'][:10]}:", ""]
+            text += [f"**{model}**, {named(first['cpu'])}, {alone}{first['threads']} threads, {first['date'][:10]}:", ""]
             text += [*table(list(found.values()), COLUMNS), "", limits_line(first), "", "```", *commands, "```", ""]
     return "\n".join(text).rstrip()
 
