@@ -91,8 +91,8 @@ def p99(values: list[float]) -> float:
 
 @promise
 def slow_reader(scale: Scale, folder: Path) -> Figures:
-    """A client that stops reading is cut off once its replies wait; the gateway's memory and the 99th percentile of the
-    others' waits stay as they were.
+    """A client that stops reading is cut off once its replies wait; the gateway grows by less than 32 MiB, and the 99th
+    percentile of the others' waits at most doubles.
     """
     seconds = scale.of(1.5, 5, 30)
     with FakeDaemon(folder, Behaviour(delay_ms=5)) as daemon, Client(daemon.endpoint) as client:

@@ -1,7 +1,7 @@
 """Writes docs/RESULTS.md and its figures from what the investigation's scripts have measured; runs them first if asked.
 
     python -m scripts.report                                      from the results that are there, in seconds
-    python -m scripts.report --run                                all scripts first: hours; an interrupted run goes on
+    python -m scripts.report --run                                all scripts first: some 90 minutes; goes on if stopped
     python -m scripts.report --run serving_methods onnx_methods   some of them first
     python -m scripts.report --quick                              all with --quick, some minutes, into docs/quick/:
                                                                   to see that everything works

