@@ -286,7 +286,8 @@ def second_machine(found: Measured) -> list[str]:
     """Return the section on the machine that was measured before: what is in short of the first, and the limits."""
     rows = found.rows["optimisation_methods"]
     said = "Sentences of this document are about the machine under their figures. In brackets they say whether they "
-    said += "hold on another one as well, which was measured before, or which figures it has. One text there:"
+    said += "hold on another one as well, or which figures it has. That one was measured before, with the version of "
+    said += "gpt2d under its table: what differs is the machine's doing or the version's. One text there:"
     return [
         said,
         "",
