@@ -32,10 +32,16 @@ def test_a_table_has_what_was_measured_last_on_the_newest_machine() -> None:
     older = [row(DEFAULT, cpu="another"), row("native-int4", cpu="another"), row(DEFAULT, rss_mb=1)]
     lines = peers_table.short([*older, *ROWS]).splitlines()
     assert [line for line in lines if line.startswith("| ") and "int8" in line] == [
-        "| **`native` int8** | 250 | 1,000 | 2,000 | 250 | 1.5 |",
+        "| **`native`** int8 | 250 | 1,000 | 2,000 | 250 | 1.5 |",
         "| optimum int8 | 80 |  | 500 | 250 | 1.5 |",
     ]
     assert "| llama.cpp Q8_0 | 250 | 1,000 | 2,000 | 250 | 1.5 |" in lines and not [x for x in lines if "int4" in x]
+
+
+def test_an_engine_of_several_pieces_stands_beside_those_of_its_own() -> None:
+    later = [row(DEFAULT, piece="fp32", rss_mb=1), row("native-fp32", piece="fp32")]
+    assert peers_table.newest([*ROWS, *later], "gpt2")[DEFAULT]["rss_mb"] == 250
+    assert peers_table.newest(later, "gpt2")[DEFAULT]["rss_mb"] == 1
 
 
 def test_a_processor_is_called_what_people_call_it() -> None:
@@ -52,7 +58,7 @@ def test_speeds_stand_beside_what_the_machine_allowed() -> None:
     # 85 million weights of blocks and 39 of the head at 34 bytes for 32 of them, 250 times a second.
     assert peers_table.read_gb_s(ROWS[1]) == pytest.approx(250 * 34 / 32 * 0.12353, rel=0.01)
     assert peers_table.gmac_s(ROWS[1]) == pytest.approx(2000 * 0.0850, rel=0.01)
-    assert f"{at:,.0f}, " in peers_table.full(ROWS)
+    assert f"{at:,.0f}, " in " ".join(peers_table.full(ROWS).split())
 
 
 def test_a_piece_is_measured_when_all_its_engines_have_lines_of_this_processor() -> None:

@@ -11,6 +11,7 @@ import itertools
 import json
 import re
 import statistics
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,9 @@ NAMES = {
     "llama.cpp-q4_0": "llama.cpp Q4_0 (LM head 6 bits)",
     "llama.cpp-q8_0": "llama.cpp Q8_0",
     "llama.cpp-f16": "llama.cpp F16",
-    "native-int4": "**`native` int4** (LM head 8 bits)",
+    "native-int4": "**`native`** int4 (LM head 8 bits)",
 }
+LIBRARIES = {"native": "**`native`**", "onnx": "`onnx`", "openvino": "OpenVINO", "ctranslate2": "CTranslate2"}
 SHORT = (
     "native-int4", "native-int8", "native-fp32", "llama.cpp-q4_0", "llama.cpp-q8_0", "openvino-int4", "openvino-int8",
     "ctranslate2-int8", "optimum-int8", "transformers-fp32",
@@ -61,14 +63,18 @@ def set_of(row: Row) -> str:
 
 
 def newest(rows: Sequence[Row], model: str, instruction_set: str = "") -> dict[str, Row]:
-    """Return the last row of each engine of a model that was measured on the machine of the newest line."""
+    """Return the last row of each engine of a model that was measured on the machine of the newest line.
+
+    Of an engine that several pieces have, that of the piece that is called as its precision is.
+    """
     own = [row for row in rows if (row["like"], set_of(row)) == (model, instruction_set) and "error" not in row]
-    return {row["engine"]: row for row in own if row["cpu"] == own[-1]["cpu"]}
+    here = [row for row in own if row["cpu"] == own[-1]["cpu"]]
+    return {row["engine"]: row for row in sorted(here, key=lambda row: row["engine"].endswith(f"-{row['piece']}"))}
 
 
 def called(engine: str) -> str:
     name, precision = engine.rsplit("-", 1)
-    return NAMES.get(engine) or (f"**`native` {precision}**" if name == "native" else f"{name} {precision}")
+    return NAMES.get(engine) or f"{LIBRARIES.get(name, name)} {precision}"
 
 
 def rate(row: Row, shape: str) -> float:
@@ -152,7 +158,7 @@ def limits_line(row: Row) -> str:
         f"{precision} {', '.join(number(allowed(arch, precision, STEPS[s], found)) for s in STEPS)}"
         for precision in ("int8", "int4", "fp32")
     ]
-    return (
+    return wrapped(
         f"What the machine allowed in the same minutes (L; memory at {found['read_gb_s']:.0f} GB/s, products at "
         f"{found['int8_gmac_s']:.0f} GMAC/s, at fp32 {found['fp32_gmac_s']:.0f}): {'; '.join(parts)} tokens/s of one, "
         "eight and sixteen sequences and of a prompt."
@@ -164,13 +170,17 @@ def short(rows: Sequence[Row]) -> str:
     found = newest(rows, "gpt2")
     first = next(iter(found.values()))
     where = f"{named(first['cpu'])}, {first['threads']} threads, {first['date'][:10]}"
-    of = f"GPT-2 with 124 million parameters (random weights of its shapes; {where}):"
+    of = wrapped(f"GPT-2 with 124 million parameters, random weights of its shapes ({where}):")
     return "\n".join([of, "", *table([found[name] for name in SHORT if name in found], SHORT_COLUMNS)])
 
 
 def named(cpu: str) -> str:
     """Return a processor's name without its marks, as in "Intel Xeon, family 6, model 143"."""
-    return re.sub(r"\((R|TM)\)|(?<=\w) (CPU|Processor)\b", "", cpu)
+    return re.sub(r"\((R|TM)\)| (CPU|Processor)\b", "", cpu)
+
+
+def wrapped(text: str) -> str:
+    return textwrap.fill(text, 120, break_on_hyphens=False)
 
 
 def full(rows: Sequence[Row]) -> str:
