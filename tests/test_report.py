@@ -274,13 +274,13 @@ def test_another_machine_stays_as_the_second(tmp_path: Path) -> None:
         both = measured.Measured(found.rows, second)
         return conclusions.Conclusions(both, recommendation.Point(), [said]).of("in_short")[0]
 
-    assert sentence(found.second) == "- It is fast. *(Older: the same.)*"
+    assert sentence(found.second) == "- It is fast. *(Second machine: the same.)*"
     slow = [
         replace(row, samples=row.samples | {"tok_s": [1.0, 1.0]} if "tok_s" in row.samples else row.samples)
         for row in found.second.rows["optimisation_methods"]
     ]
     slower = measured.Measured(found.second.rows | {"optimisation_methods": slow})
-    assert sentence(slower) == "- It is fast. *(Older: 1 [1, 1].)*"
+    assert sentence(slower) == "- It is fast. *(Second machine: 1 [1, 1].)*"
     nothing = measured.Measured(found.second.rows | {"optimisation_methods": []})
-    assert sentence(nothing) == "- It is fast. *(Older: not measured.)*"
+    assert sentence(nothing) == "- It is fast. *(Second machine: not measured.)*"
     assert "| our kernels, int8" in "\n".join(document.second_machine(found.second)).replace("*", "")

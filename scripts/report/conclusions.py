@@ -195,13 +195,12 @@ class Conclusions:
         figures = list(conclusion.figures())
         if second is None or not figures:
             return ""
-        name = next(str(row.machine["cpu"]) for rows in second.rows.values() for row in rows)
         try:
             if not any(cited.problem(second) for cited in figures):
-                return f" *({name}: the same.)*"
-            return f" *({name}: {', '.join(cited.shown(second) for cited in figures)}.)*"
+                return " *(Second machine: the same.)*"
+            return f" *(Second machine: {', '.join(cited.shown(second) for cited in figures)}.)*"
         except NotMeasured:
-            return f" *({name}: not measured.)*"
+            return " *(Second machine: not measured.)*"
 
     def findings(self) -> dict[str, str]:
         """Return the verdict on each finding of the earlier investigation."""
