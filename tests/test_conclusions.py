@@ -26,9 +26,7 @@ pytestmark = pytest.mark.timeout(300)
 
 EVERY = read()
 SCRIPT = "optimisation_methods"
-RATE = Cited(
-    text="288", row={"model": "gpt2", "method": "native-int8"}, script=SCRIPT, of="tok_s", within=(270, 305)
-)
+RATE = Cited(text="288", row={"model": "gpt2", "method": "native-int8"}, script=SCRIPT, of="tok_s", within=(270, 305))
 SENTENCE = Conclusion(section="in_short", text="It writes 288 tokens/s.", cites=[RATE])
 
 

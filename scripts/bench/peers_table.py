@@ -192,7 +192,8 @@ def full(rows: Sequence[Row]) -> str:
             first = next(iter(found.values()))
             commands = sorted({row["command"] for row in found.values()})
             alone = f"{instruction_set} alone, " if instruction_set else ""
-            text += [f"**{model}**, {named(first['cpu'])}, {alone}{first['threads']} threads, {first['date'][:10]}:", ""]
+            where = f"{named(first['cpu'])}, {alone}{first['threads']} threads, {first['date'][:10]}"
+            text += [f"**{model}**, {where}:", ""]
             text += [*table(list(found.values()), COLUMNS), "", limits_line(first), "", "```", *commands, "```", ""]
     return "\n".join(text).rstrip()
 
