@@ -14,7 +14,7 @@ from protocol.errors import BadRequest, LoadFailed, NoMemory, NotLoaded
 from protocol.keys import CurveKeys
 from server.catalogue.architecture import OVERHEAD_BYTES, Architecture
 from server.catalogue.catalogue import Model
-from server.catalogue.engines import REFERENCE, TRAITS, choose_cache
+from server.catalogue.engines import REFERENCE, TRAITS, choose_cache, choose_engine
 from server.catalogue.files import without_folder
 from server.config import Config
 from server.gateway.defaults import Defaults, agree, in_words
@@ -218,7 +218,8 @@ class Replicas:
         if need > room:
             name = f"{model.name}/{engine}/{precision}"
             what = f"{WORDS[type_of(task)].doing} {name}" if task else name
-            raise self._no_memory(what, need, room, None if task else arch, engine)
+            other = "" if task or arch is None else self._instead(arch, engine, precision, room)
+            raise self._no_memory(what, need, room, other)
         identity = secrets.token_hex(16)
         spec = Spec(
             endpoint=self._endpoint, server_key=self._keys.public, identity=identity,
@@ -255,7 +256,7 @@ class Replicas:
         """Reserve the bytes that a worker says it needs; it may have taken part of them already. Raises: NoMemory."""
         room = self._room(self._launcher_for(replica.task))
         if need - replica.reserved > room:
-            raise self._no_memory(replica.name, need, room, None, replica.engine)
+            raise self._no_memory(replica.name, need, room)
         replica.reserved = need
 
     def _launcher_for(self, task: m.Task | None) -> Launcher:
@@ -269,22 +270,25 @@ class Replicas:
             room = min(room, int(self._config.max_memory * 1e9) - sum(r.reserved for r in self._replicas.values()))
         return max(0, room)
 
-    def _no_memory(self, name: str, need: int, room: int, arch: Architecture | None, engine: str) -> NoMemory:
-        """Return the error, with what could be done about it."""
-        smaller = [
-            f"{p} ({size / 1e6:.0f} MB)"
-            for p in TRAITS[engine].precisions
-            if arch and (size := arch.memory_bytes(engine, p, 1)) < need
-        ]
+    def _no_memory(self, name: str, need: int, room: int, other: str = "") -> NoMemory:
+        """Return the error, with what could be done about it; `other` is what could be loaded instead."""
         loaded = dict.fromkeys(f"{r.name} ({r.reserved / 1e6:.0f} MB)" for r in self.models() if r.reserved)
         ways = [f"unload {' or '.join(loaded)}"] if loaded else []
         ways += [f"wait until {r.name} {r.words.done}" for r in self._replicas.values() if r.task]
-        ways += [f"choose {' or '.join(smaller)}"] if smaller else []
+        ways += [f"choose {other}"] if other else []
         advice = ", or ".join([*ways, "choose a smaller model"])
         there = f"; {places}" if (places := self._launcher.places()) else ""
         return NoMemory(
             f"{name} needs about {need / 1e6:.0f} MB; {room / 1e6:.0f} MB are free for it{there}. You could {advice}."
         )
+
+    def _instead(self, arch: Architecture, engine: str, precision: str, room: int) -> str:
+        """Return the other precisions of an engine that fit into `room` bytes, and the default engine's; "": none."""
+        usual = choose_engine(None, None)
+        ways = {usual: "/".join(usual)} | {(engine, p): p for p in TRAITS[engine].precisions}
+        del ways[engine, precision]
+        sizes = {name: arch.loading_bytes(*way, self._config.rows or 1) for way, name in ways.items()}
+        return " or ".join(f"{name} ({size / 1e6:.0f} MB)" for name, size in sizes.items() if size <= room)
 
     def by_identity(self, identity: str) -> Replica | None:
         return self._replicas.get(identity)

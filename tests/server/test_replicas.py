@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -81,6 +81,24 @@ def test_what_is_taken_already_is_not_asked_for_again(started: Started) -> None:
 def test_growth_is_asked_for(started: Started) -> None:
     with pytest.raises(NoMemory):
         started.replicas.resize(started.replica, started.replica.reserved + 500_000_000)
+
+
+def test_advice_names_what_fits(tmp_path: Path) -> None:
+    """An export takes several times the weights: neither of the engine's precisions fits, the default engine's does."""
+    launcher = Launcher()
+    replicas = Replicas(
+        Config(models_dir=tmp_path, hub_cache=tmp_path), CurveKeys.new(), "tcp://127.0.0.1:1", launcher, launcher
+    )
+    large = replace(Catalogue(tmp_path, tmp_path).find(DEMO), name="large", architecture=PUBLISHED["gpt2-large"])
+    launcher.free = 10_000_000_000
+    with pytest.raises(NoMemory, match=r"You could choose native/int8 \(\d+ MB\), or choose a smaller"):
+        replicas.start(large, "optimum", "int8")
+    launcher.free = 2_000_000_000
+    with pytest.raises(NoMemory, match=r"You could choose int8 \(\d+ MB\) or int4 \(\d+ MB\), or choose a smaller"):
+        replicas.start(large, "native", "fp32")
+    launcher.free = 500_000_000
+    with pytest.raises(NoMemory, match=r"free for it\. You could choose a smaller model"):
+        replicas.start(large, "native", "int8")
 
 
 def test_rows_follow_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
