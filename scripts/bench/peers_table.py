@@ -69,7 +69,8 @@ def newest(rows: Sequence[Row], model: str, instruction_set: str = "") -> dict[s
     """
     own = [row for row in rows if (row["like"], set_of(row)) == (model, instruction_set) and "error" not in row]
     here = [row for row in own if row["cpu"] == own[-1]["cpu"]]
-    return {row["engine"]: row for row in sorted(here, key=lambda row: row["engine"].endswith(f"-{row['piece']}"))}
+    found = {row["engine"]: row for row in sorted(here, key=lambda row: row["engine"].endswith(f"-{row['piece']}"))}
+    return {row["engine"]: found[row["engine"]] for row in here}
 
 
 def called(engine: str) -> str:
