@@ -170,14 +170,19 @@ def short(rows: Sequence[Row]) -> str:
     """Return the README's table, with the machine that it is of."""
     found = newest(rows, "gpt2")
     first = next(iter(found.values()))
-    where = f"{named(first['cpu'])}, {first['threads']} threads, {first['date'][:10]}"
-    of = wrapped(f"GPT-2 with 124 million parameters, random weights of its shapes ({where}):")
+    of = wrapped(f"GPT-2 with 124 million parameters, random weights of its shapes ({setup(first)}):")
     return "\n".join([of, "", *table([found[name] for name in SHORT if name in found], SHORT_COLUMNS)])
 
 
 def named(cpu: str) -> str:
     """Return a processor's name without its marks, as in "Intel Xeon, family 6, model 143"."""
     return re.sub(r"\((R|TM)\)| (CPU|Processor)\b", "", cpu)
+
+
+def setup(row: Row) -> str:
+    """Return the processor, the instruction set where one was forced, the threads and the day."""
+    alone = f"{set_of(row)} alone, " if set_of(row) else ""
+    return f"{named(row['cpu'])}, {alone}{row['threads']} threads, {row['date'][:10]}"
 
 
 def wrapped(text: str) -> str:
@@ -192,9 +197,7 @@ def full(rows: Sequence[Row]) -> str:
         if found := newest(rows, model, instruction_set):
             first = next(iter(found.values()))
             commands = sorted({row["command"] for row in found.values()})
-            alone = f"{instruction_set} alone, " if instruction_set else ""
-            where = f"{named(first['cpu'])}, {alone}{first['threads']} threads, {first['date'][:10]}"
-            text += [f"**{model}**, {where}:", ""]
+            text += [f"**{model}**, {setup(first)}:", ""]
             text += [*table(list(found.values()), COLUMNS), "", limits_line(first), "", "```", *commands, "```", ""]
     return "\n".join(text).rstrip()
 
