@@ -16,6 +16,7 @@ from typing import Any
 import packaging.utils
 import pytest
 
+from scripts.wheels import __main__ as wheels
 from scripts.wheels import headers, pack, targets
 from server import build
 
@@ -46,6 +47,19 @@ def test_the_kernels_compile_for_other_systems_without_a_warning(name: str, tmp_
 
 def test_the_compiler_of_the_tests_is_the_one_that_builds_where_there_is_none() -> None:
     assert build.ZIG in (ROOT / "requirements-dev.txt").read_text(encoding="utf-8").splitlines()
+
+
+def test_windows_stands_outside_the_checkout_while_programs_run(tmp_path: Path) -> None:
+    """A drive of Wine's is a link to /, which setuptools would follow for ever when the checkout is installed."""
+    here = [target for target in targets.TARGETS if wheels.runner(target) == []]
+    if not here:
+        pytest.skip("there are no wheels for this system")
+    for name in wheels.PROGRAMS:
+        (tmp_path / name).write_text('#!/bin/sh\ntest -d "$WINEPREFIX" && echo "$WINEPREFIX"\n', encoding="utf-8")
+        (tmp_path / name).chmod(0o755)
+    prefix = Path(wheels.run(here[0], tmp_path / "library"))
+    assert prefix.is_absolute() and ROOT not in prefix.parents
+    assert not prefix.exists()
 
 
 @pytest.mark.parametrize("of", targets.TARGETS, ids=lambda of: of.name)

@@ -20,6 +20,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from scripts.wheels.headers import Facts, interface, problems, read
@@ -59,14 +60,16 @@ def run(target: Target, library: Path) -> str:
     if before is None:
         return ""
     ending = ".exe" if target.system == "Windows" else ""
-    quiet = os.environ | {"WINEDEBUG": "-all", "WINEPREFIX": str(BUILD / "wine")}
     said: list[str] = []
-    for name in PROGRAMS:
-        command = [*before, str(library.parent / f"{name}{ending}")]
-        done = subprocess.run(command, env=quiet, capture_output=True, text=True, timeout=RUN_S, check=False)
-        if done.returncode:
-            raise BuildFailed(f"{name} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
-        said += done.stdout.split()
+    # Not in the checkout: Wine links to / there, and setuptools follows links for ever when that is installed.
+    with tempfile.TemporaryDirectory(prefix="gpt2d-wine-", ignore_cleanup_errors=True) as prefix:
+        quiet = os.environ | {"WINEDEBUG": "-all", "WINEPREFIX": prefix}
+        for name in PROGRAMS:
+            command = [*before, str(library.parent / f"{name}{ending}")]
+            done = subprocess.run(command, env=quiet, capture_output=True, text=True, timeout=RUN_S, check=False)
+            if done.returncode:
+                raise BuildFailed(f"{name} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+            said += done.stdout.split()
     return said[0]
 
 
