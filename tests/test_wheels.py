@@ -16,8 +16,7 @@ from typing import Any
 import packaging.utils
 import pytest
 
-from scripts.wheels import __main__ as wheels
-from scripts.wheels import headers, pack, targets
+from scripts.wheels import __main__ as wheels, headers, pack, targets
 from server import build
 
 ROOT = Path(__file__).resolve().parent.parent
