@@ -11,10 +11,11 @@
 namespace gpt2d {
 namespace {
 
-constexpr int LANES = 16;
+constexpr int LANES = 16, LINE = 64;
 // Bytes that a tile fetches before it needs them. Quantised weights into the second-level cache: there as many lines may be on
-// their way as memory wants, and a hundred come within a tile's time. Floats into the first: they keep it too busy to wait.
-constexpr int AHEAD = 8192, FLOATS_AHEAD = 8192;
+// their way as memory wants, and a hundred come within a tile's time. Floats keep the first-level cache too busy to wait: AMD's
+// processors fetch them into it at once, Intel's into the second level and, FLOATS_SOON before their use, into the first.
+constexpr int AHEAD = 8192, FLOATS_SOON = 1024;
 
 inline void quantise_block(F lo, F hi, int zero, int8_t *q, float *scale, int32_t *offset) {
     float top = largest(max(abs(lo), abs(hi)));
@@ -47,13 +48,15 @@ struct TileSums { F of[R][2]; };
 // Memory is to bring weights all the time, also while others are multiplied. So at each block a tile that has the panel to
 // itself fetches what comes AHEAD, and of several each fetches its share of the same block of the next panel. Up to three rows
 // compute so little that AMD's own fetching keeps up and more is in its way. There one or two would run ahead at int8, and
-// what they load would take the places that fetching needs: they wait for it at each block.
-enum class Fetching { share, ahead, wait };
+// what they load would take the places that fetching needs: they wait for it at each block. Floats are as many bytes as Intel's
+// processors bring only by their own fetching, which follows what is read: there a panel's first tile has it to itself, and the
+// others find it in the second-level cache.
+enum class Fetching { share, ahead, into_first, wait, none };
 
 // In loops: gcc 12 takes a lambda that only fetches for one that does nothing, and leaves it out.
 template <int BITS, Fetching FETCHING>
 inline void fetch(const uint8_t *w, int inputs, Turn turn) {
-    constexpr size_t BYTES = Matrix::block_bytes(BITS), LINE = 64;
+    constexpr size_t BYTES = Matrix::block_bytes(BITS);
     if constexpr (FETCHING == Fetching::share) {
         for (size_t i = turn.tile * LINE; i < BYTES; i += turn.tiles * LINE) prefetch_far(w + inputs / BLOCK * BYTES + i);
     } else if constexpr (FETCHING == Fetching::ahead) {
@@ -69,8 +72,10 @@ inline TileSums<R> multiply_floats(const uint8_t *w, int inputs, const Rows &x, 
     for (int r = 0; r < R; r++) a[r] = x.floats + size_t(row + r) * x.stride;
     for (int k = 0; k < inputs; k++, w += PANEL * 4) {
         auto *from = reinterpret_cast<const float *>(w);
-        if (FETCHING == Fetching::ahead) prefetch(w + FLOATS_AHEAD), prefetch(w + FLOATS_AHEAD + 64);
-        else if (k % BLOCK == 0) fetch<32, FETCHING>(w, inputs, turn);
+        if (FETCHING == Fetching::share && k % BLOCK == 0) fetch<32, FETCHING>(w, inputs, turn);
+        if (FETCHING == Fetching::ahead) prefetch_far(w + AHEAD), prefetch_far(w + AHEAD + LINE);
+        if (FETCHING == Fetching::ahead) prefetch(w + FLOATS_SOON), prefetch(w + FLOATS_SOON + LINE);
+        if (FETCHING == Fetching::into_first) prefetch(w + AHEAD), prefetch(w + AHEAD + LINE);
         F w0 = load(from), w1 = load(from + LANES);
         each(std::make_index_sequence<R>{}, [&](auto r) {
             F v = set(a[r][k]);
@@ -167,7 +172,7 @@ struct Strips {
 // operations of a panel, in their order. It does not wait for loads: nothing else fetches what it reads.
 template <int R, bool ALONE>
 inline TileSums<R> multiply_strips(const Strips &strips, const Strips &next, int inputs, const Rows &x, int row, Turn turn, TileSums<R> out) {
-    constexpr size_t BYTES = Matrix::block_bytes(8), LINE = 64;
+    constexpr size_t BYTES = Matrix::block_bytes(8);
     const Quantised<R> of(x, row);
     size_t blocks = size_t(inputs / BLOCK), half = (blocks + 1) / 2;
     for (size_t b = 0, at = 0; b < blocks; b++, at += BLOCK * STRIP) {
@@ -228,8 +233,9 @@ __attribute__((noinline)) void activate(const Result &result, int row, int rows,
     });
 }
 
-// `ALONE` is how weights are fetched where this is the panel's only tile.
-template <int BITS, bool APART, int R, Fetching ALONE>
+// How weights are fetched where this is the panel's only tile, and where it shares the panel with others: `none` leaves it to the
+// first of them.
+template <int BITS, bool APART, int R, Fetching ALONE, Fetching SHARED>
 void tile(const Matrix &m, const uint8_t *panel, const Rows &x, int row, Turn turn, const Result &result, int n) {
     TileSums<R> out;
     for (int r = 0; r < R && !result.blocks; r++) {  // where the results go
@@ -243,8 +249,8 @@ void tile(const Matrix &m, const uint8_t *panel, const Rows &x, int row, Turn tu
         Strips strips(m, strip, strip + 1), next(m, strip + 2, strip + 3);
         if (turn.tiles == 1) out = multiply_strips<R, true>(strips, next, m.inputs, x, row, turn, out);
         else out = multiply_strips<R, false>(strips, next, m.inputs, x, row, turn, out);
-    } else if (turn.tiles == 1) out = multiply<BITS, R, ALONE>(panel, m.inputs, x, row, turn, out);
-    else out = multiply<BITS, R, Fetching::share>(panel, m.inputs, x, row, turn, out);
+    } else if (turn.tiles == 1 || (SHARED == Fetching::none && turn.tile == 0)) out = multiply<BITS, R, ALONE>(panel, m.inputs, x, row, turn, out);
+    else out = multiply<BITS, R, SHARED>(panel, m.inputs, x, row, turn, out);
     for (int r = 0; r < R; r++) {
         float *to = result.y + size_t(row + r) * result.stride + n;
         F lo = out.of[r][0], hi = out.of[r][1];
@@ -265,8 +271,14 @@ void tile(const Matrix &m, const uint8_t *panel, const Rows &x, int row, Turn tu
 // Each panel goes through as few tiles as there can be, of equal height. Without `AHEAD` few rows leave fetching to the processor.
 template <int BITS, bool APART, bool AHEAD, size_t... R>
 void matmul_of(const Matrix &m, const Rows &x, int rows, const Result &result, int first, int end, std::index_sequence<R...>) {
-    constexpr auto alone = [](size_t height) { return AHEAD || height > 3 ? Fetching::ahead : Fetching::wait; };
-    static constexpr decltype(&tile<BITS, APART, 1, alone(1)>) of_height[] = {tile<BITS, APART, R + 1, alone(R + 1)>...};
+    constexpr auto alone = [](size_t height) {
+        if (BITS == 32 && height == 1 && PARTS > 2) return Fetching::into_first;  // a row has loads enough in half registers
+        if (AHEAD) return Fetching::ahead;
+        if (BITS == 32) return Fetching::into_first;
+        return height > 3 ? Fetching::ahead : Fetching::wait;
+    };
+    constexpr Fetching shared = AHEAD && BITS == 32 ? Fetching::none : Fetching::share;
+    static constexpr decltype(&tile<BITS, APART, 1, alone(1), shared>) of_height[] = {tile<BITS, APART, R + 1, alone(R + 1), shared>...};
     constexpr int highest = sizeof...(R);
     int tiles = (rows + highest - 1) / highest;
     for (int p = first; p < end; p++) {
@@ -281,7 +293,7 @@ void matmul_of(const Matrix &m, const Rows &x, int rows, const Result &result, i
 template <bool AHEAD>
 void matmul(const Matrix &m, const Rows &x, int rows, const Result &result, int first, int end) {
     std::make_index_sequence<BLOCK_ROWS> heights;
-    if (m.bits == 32) matmul_of<32, false, true>(m, x, rows, result, first, end, std::make_index_sequence<FLOAT_ROWS>{});
+    if (m.bits == 32) matmul_of<32, false, AHEAD>(m, x, rows, result, first, end, std::make_index_sequence<FLOAT_ROWS>{});
     else if (m.apart) matmul_of<8, true, true>(m, x, rows, result, first, end, heights);
     else if (m.bits == 8) matmul_of<8, false, AHEAD>(m, x, rows, result, first, end, heights);
     else matmul_of<4, false, AHEAD>(m, x, rows, result, first, end, heights);
