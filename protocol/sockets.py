@@ -92,8 +92,8 @@ def gateway_socket(
         serve_curve(socket, keys)
         socket.zap_domain = b"gpt2d"
     # Without the errors that a flood of connections makes.
-    events = zmq.EVENT_LISTENING | zmq.EVENT_ACCEPTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
-    return monitored(socket, bind, endpoint, events | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL)
+    events = zmq.EVENT_LISTENING | zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    return monitored(socket, bind, endpoint, events)
 
 
 def zap_socket(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 
 from protocol.codec import MAX_REQUEST_BYTES
-from protocol.sockets import CURVE_BYTES, RECEIVE_BYTES
+from protocol.sockets import CURVE_BYTES, HANDSHAKE_MS, RECEIVE_BYTES
 from server.gateway.descriptors import bytes_received
 from server.gateway.holding import Holding, Traffic
 
@@ -39,6 +39,8 @@ protocol. As long as a handshake may take."""
 MAX_SHAKING, SHAKING_S = 256, 3.0
 """Most connections whose handshakes may take as long as a slow line needs (sockets.HANDSHAKE_MS); where there are more,
 the oldest have as long as a fast one needs."""
+SHAKEN_S = HANDSHAKE_MS / 1000 + 1
+"""Age of a connection whose handshake is done: ZeroMQ has ended the others."""
 SHORT, LONG = 2, 9
 """Bytes that ZMTP adds to a frame of up to 255 bytes, and to a longer one (https://rfc.zeromq.org/spec/37/)."""
 HEARTBEAT_BYTES_S = 256
@@ -75,7 +77,10 @@ class Connections:
         self.ended = 0
         """Number of connections that have ended."""
         self._shaking: dict[int, float] = {}
-        """Time when each connection was made whose handshake is not done, the oldest first."""
+        """Time when each connection was made whose handshake may not be done, the oldest first.
+
+        A message shows that it is: ZeroMQ's event about it does not say of which connection it is.
+        """
         self._last_end = time.monotonic()
         """Time when the last connection ended, or when this table was made."""
 
@@ -106,10 +111,6 @@ class Connections:
         """Note the descriptor of the socket that listens."""
         self._holding.listening(fd)
 
-    def shaken(self, fd: int) -> None:
-        """Note that a connection's handshake is done."""
-        self._shaking.pop(fd, None)
-
     def closed(self, fd: int) -> None:
         self._shaking.pop(fd, None)
         self._holding.closed(fd)
@@ -135,6 +136,7 @@ class Connections:
             on_the_wire = self._on_the_wire(sizes, others, other_bytes)
             if traffic.doubtful and bytes_received(fd) < traffic.total + on_the_wire:
                 return  # it has not sent as much: a former one has
+            self._shaking.pop(fd, None)
             traffic.delivered += on_the_wire
             traffic.total += on_the_wire
             frame = on_the_wire / max(1, frames)
@@ -229,6 +231,8 @@ class Connections:
 
     def _late(self, now: float) -> set[int]:
         """Return those in their handshake that are too old, and too many."""
+        for fd in [fd for fd, began in self._shaking.items() if now > began + SHAKEN_S]:
+            del self._shaking[fd]
         oldest = itertools.islice(self._shaking.items(), max(0, len(self._shaking) - MAX_SHAKING))
         return {fd for fd, began in oldest if now > began + SHAKING_S}
 

@@ -143,8 +143,6 @@ class Front:
                 self._connections.listening(value)
             elif kind == zmq.EVENT_ACCEPTED:
                 self._connections.opened(value, self._guard.admitted)
-            elif kind == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                self._connections.shaken(value)
             elif kind == zmq.EVENT_DISCONNECTED:
                 self._connections.closed(value)
                 self._sessions.drop_fd(value)

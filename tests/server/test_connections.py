@@ -226,9 +226,12 @@ def test_only_so_many_handshakes_may_take_as_long_as_on_a_slow_line(
         for (peer, _), fd in zip(pairs, fds, strict=True):
             opened.enter_context(peer)
             known.opened(fd)
-        known.shaken(fds[0])
+        known.delivered(fds[0], [1])
         assert looked(known, waiting=False) == [], "the third has as long as a fast line needs"
         monkeypatch.setattr(connections, "SHAKING_S", -1.0)
         assert looked(known, waiting=False) == [fds[1]], "the oldest of those that are too many"
         known.closed(fds[1])
         assert looked(known, waiting=False) == []
+        monkeypatch.setattr(connections, "MAX_SHAKING", 0)
+        monkeypatch.setattr(connections, "SHAKEN_S", -1.0)
+        assert looked(known, waiting=False) == [], "ZeroMQ has ended those whose handshakes took too long"

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -18,7 +18,7 @@ from protocol import codec, messages as m, sockets
 from protocol.keys import CurveKeys, write_public
 from scripts.reliability import zmtp
 from server.config import Config
-from server.gateway import front
+from server.gateway import connections, front
 from server.gateway.auth import Guard, Keyring
 from server.gateway.front import Front, Message
 from server.gateway.parts import Skip
@@ -108,6 +108,20 @@ def test_a_message_of_many_parts_is_read_in_turns_and_its_sender_cut(place: Plac
         other.sendall(zmtp.frame(PING))
         (message,) = place.turn()
         assert message.frame == PING
+
+
+def test_whose_handshake_is_done_is_not_cut_for_it(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many there are: ZeroMQ's event about a handshake does not say whose it was."""
+    monkeypatch.setattr(connections, "MAX_SHAKING", 1)
+    monkeypatch.setattr(connections, "SHAKING_S", -1.0)
+    with ExitStack() as stack:
+        for _ in range(3):
+            peer = stack.enter_context(zmtp.connect(place.endpoint))
+            peer.sendall(zmtp.frame(PING))
+            assert len(place.turn()) == 1
+        place.front._connections._looked = 0.0
+        place.front.cut()
+        assert not any(traffic.shut for traffic in place.front._connections._all.values())
 
 
 @pytest.mark.parametrize("way", ["many at a time", "one by one"])
