@@ -110,12 +110,12 @@ struct ByteQueries {
     int32_t offset[QUERIES], rest_offset[QUERIES];  // -128 times their sums
 
     void put(int r, const float *x, int head, int padded, float factor) {
-        int32_t total = 0, rest_total = 0;
+        I total = set_int(0), rest_total = set_int(0);
         scale[r] = factor * quantise_head(x, head, padded, [&](int d, F y) {
-            total += store_bytes(q + size_t(r) * padded + d, y);
-            rest_total += store_bytes(rest + size_t(r) * padded + d, (y - round(y)) * set(FINE));
+            total = total + store_bytes(q + size_t(r) * padded + d, y);
+            rest_total = rest_total + store_bytes(rest + size_t(r) * padded + d, (y - round(y)) * set(FINE));
         });
-        offset[r] = -128 * total, rest_offset[r] = -128 * rest_total;
+        offset[r] = -128 * sum(total), rest_offset[r] = -128 * sum(rest_total);
     }
 };
 

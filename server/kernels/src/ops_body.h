@@ -21,10 +21,9 @@ inline void quantise_block(F lo, F hi, int zero, int8_t *q, float *scale, int32_
     float top = largest(max(abs(lo), abs(hi)));
     F inverse = set(top > 1e-30f ? 127.f / top : 0.f);
     F least = set(-127.f);  // what is not a number becomes this, and none is less
-    int32_t total = store_bytes(q, max(lo * inverse, least));
-    total += store_bytes(q + LANES, max(hi * inverse, least));
+    I first = store_bytes(q, max(lo * inverse, least)), second = store_bytes(q + LANES, max(hi * inverse, least));
     *scale = top / 127.f;
-    *offset = -zero * total;
+    *offset = -zero * sum(first + second);
 }
 
 void quantise(const float *x, int n, int zero, int8_t *q, float *scales, int32_t *offsets) {

@@ -65,10 +65,12 @@ inline F zero_below(F a, F x, float limit) { return {_mm512_maskz_mov_ps(_mm512_
 
 inline I set_int(int32_t x) { return {_mm512_set1_epi32(x)}; }
 inline F to_float(I a) { return {_mm512_cvtepi32_ps(a.v)}; }
-inline int32_t store_bytes(int8_t *p, F a) {  // rounds; returns the sum
-    __m512i i = _mm512_cvtps_epi32(a.v);
-    _mm_storeu_si128(reinterpret_cast<__m128i *>(p), _mm512_cvtsepi32_epi8(i));
-    return _mm512_reduce_add_epi32(i);
+inline I operator+(I a, I b) { return {_mm512_add_epi32(a.v, b.v)}; }
+inline int32_t sum(I a) { return _mm512_reduce_add_epi32(a.v); }
+inline I store_bytes(int8_t *p, F a) {  // returns what it has rounded to
+    I i = {_mm512_cvtps_epi32(a.v)};
+    _mm_storeu_si128(reinterpret_cast<__m128i *>(p), _mm512_cvtsepi32_epi8(i.v));
+    return i;
 }
 inline Bytes load_bytes(const uint8_t *p) { return {_mm512_loadu_si512(p)}; }
 inline Part load_part(const uint8_t *p) { return load_bytes(p); }

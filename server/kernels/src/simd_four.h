@@ -217,8 +217,13 @@ inline I set_int(int32_t x) {
 inline F to_float(I x) {
     return parts([](Ints p) { return __builtin_convertvector(p, Floats); }, x);
 }
-inline int32_t store_bytes(int8_t *p, F x) {
-    Ints a = whole(x.a), b = whole(x.b), c = whole(x.c), d = whole(x.d), t = (a + b) + (c + d);
+inline I operator+(I x, I y) { return {x.a + y.a, x.b + y.b, x.c + y.c, x.d + y.d}; }
+inline int32_t sum(I x) {
+    Ints t = (x.a + x.b) + (x.c + x.d);
+    return (t[0] + t[2]) + (t[1] + t[3]);
+}
+inline I store_bytes(int8_t *p, F x) {
+    Ints a = whole(x.a), b = whole(x.b), c = whole(x.c), d = whole(x.d);
 #if defined(__SSE2__)
     auto pack = [](Ints u, Ints v) { return _mm_packs_epi32(as<__m128i>(u), as<__m128i>(v)); };
     _mm_storeu_si128(reinterpret_cast<__m128i *>(p), _mm_packs_epi16(pack(a, b), pack(c, d)));
@@ -227,7 +232,7 @@ inline int32_t store_bytes(int8_t *p, F x) {
     Four bytes[] = {__builtin_convertvector(a, Four), __builtin_convertvector(b, Four), __builtin_convertvector(c, Four), __builtin_convertvector(d, Four)};
     std::memcpy(p, bytes, sizeof bytes);
 #endif
-    return (t[0] + t[2]) + (t[1] + t[3]);
+    return {a, b, c, d};
 }
 
 struct Bytes { Sixteen a, b, c, d; };  // 16 lanes of 4 bytes

@@ -101,13 +101,19 @@ inline F zero_below(F a, F x, float limit) {
 
 inline I set_int(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
 inline F to_float(I x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
-inline int32_t store_bytes(int8_t *p, F x) {
-    alignas(32) int32_t i[16];
-    _mm256_store_si256(reinterpret_cast<__m256i *>(i), _mm256_cvtps_epi32(x.a));
-    _mm256_store_si256(reinterpret_cast<__m256i *>(i + 8), _mm256_cvtps_epi32(x.b));
-    int32_t total = 0;
-    for (int k = 0; k < 16; k++) total += i[k], p[k] = int8_t(i[k]);
-    return total;
+inline I operator+(I x, I y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
+inline int32_t sum(I x) {
+    __m256i t = _mm256_add_epi32(x.a, x.b);
+    __m128i s = _mm_add_epi32(_mm256_castsi256_si128(t), _mm256_extracti128_si256(t, 1));
+    s = _mm_add_epi32(s, _mm_unpackhi_epi64(s, s));
+    return _mm_cvtsi128_si32(s) + _mm_extract_epi32(s, 1);
+}
+inline I store_bytes(int8_t *p, F x) {
+    I i = {_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)};
+    __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(i.a, i.b), 0xd8);  // packing goes by halves
+    __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i *>(p), bytes);
+    return i;
 }
 inline Part load_part(const uint8_t *p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)); }
 inline Part low(Part x) { return _mm256_and_si256(x, _mm256_set1_epi8(15)); }
