@@ -12,6 +12,7 @@ import pytest
 
 from protocol.parameters import parameters
 from protocol.programs import VERSION
+from server.catalogue.architecture import PUBLISHED
 from server.settings import settings
 from tests.conftest import WINDOW
 
@@ -123,6 +124,13 @@ def test_every_setting_of_the_daemon_is_in_its_document() -> None:
     section = (ROOT / "docs" / "settings.md").read_text("utf-8").split("\n## Of the daemon\n")[1]
     named = set(re.findall(r"`(--[\w-]+)`", section))
     assert {setting.flag for setting in settings().values()} <= named
+
+
+def test_the_times_of_calibration_are_those_that_are_estimated() -> None:
+    document = " ".join((ROOT / "docs" / "engines.md").read_text("utf-8").split())
+    for name, arch in PUBLISHED.items():
+        found = re.search(rf"([\d.]+) (?:minutes )?for {name}\b(?!-)", document)
+        assert found and abs(float(found[1]) - arch.calibration_seconds(2) / 60) < 0.5, name
 
 
 def test_one_version_is_told_everywhere() -> None:
