@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -114,6 +115,23 @@ def test_a_req_socket_gets_no_stream(
     dealer.send_multipart([b"", msgpack.packb(GENERATE | {"stream": True})])
     empty, frame = dealer.recv_multipart()
     assert empty == b"" and msgpack.unpackb(frame)["type"] == "tokens"
+
+
+def test_the_whole_stream_is_what_a_daemon_sends(dealer: zmq.Socket[bytes]) -> None:
+    """All that another machine and another moment give, too."""
+    code = DOCUMENT.partition("```python stream\n")[2].partition("```")[0]
+    listing = DOCUMENT.partition("```json stream\n")[2].partition("```")[0]
+    request, *shown = (json.loads(each) for each in re.split(r"\n+(?={)", listing))
+    printed: list[str] = []
+    exec(code, {"socket": dealer, "msgpack": msgpack, "json": json, "request": request, "print": printed.append})
+    replies = [json.loads(line) for line in printed]
+    assert len(shown) == 4 and list(map(list, replies)) == list(map(list, shown)), "the same fields in the same order"
+    ledgers = [result.pop("ledger") for result in (replies[-1], shown[-1])]
+    assert list(ledgers[0]) == list(ledgers[1])
+    assert [[ledger[f"{kind}_tokens"] for kind in ("prompt", "new")] for ledger in ledgers] == [[4, 3]] * 2
+    for name in ("threads", "threads_used", "instruction_set"):
+        assert type(replies[-1].pop(name)) is type(shown[-1].pop(name))
+    assert replies == shown
 
 
 def events(monitor: zmq.Socket[bytes], wanted: int) -> tuple[set[int], int]:
