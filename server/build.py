@@ -26,7 +26,10 @@ COMPILERS = ("c++", "g++", "clang++")
 PROGRAM = "#include <vector>\nint main() { return int(std::vector<int>(1)[0]); }\n"
 ZIG = "ziglang==0.17.1"
 ZIG_FOLDER = "gpt2d-ziglang"
-INSTALL = "install g++ (Debian: apt install g++; Fedora: dnf install gcc-c++; macOS: xcode-select --install)"
+INSTALL = (
+    "install g++ (Debian: apt install g++; Fedora: dnf install gcc-c++; macOS: xcode-select --install; "
+    "Windows: winget install BrechtSanders.WinLibs.POSIX.UCRT)"
+)
 COMPILE_S = 60
 INSTALL_S = 1200
 BUILD_S = 1800
@@ -138,7 +141,9 @@ def build(compiler: str) -> None:
         with _ziglang() as env:
             _pip(install, env, BUILD_S)
     else:
-        _pip(install, {"CXX": compiler}, BUILD_S)
+        # CMake's own choice on Windows, Visual Studio or NMake, would not take this compiler.
+        generator = {"CMAKE_GENERATOR": "Ninja"} if sys.platform == "win32" else {}
+        _pip(install, {"CXX": compiler} | generator, BUILD_S)
 
 
 def plan(*, ziglang: bool = True) -> str | None:

@@ -89,6 +89,18 @@ def test_what_zig_needs_lies_beside_the_environment_and_goes_however_it_ends(
     assert build.plan(ziglang=False) is None, "and only where it is not declined"
 
 
+@pytest.mark.parametrize(("system", "generator"), [("win32", "Ninja"), ("darwin", None), ("linux", None)])
+def test_on_windows_the_compiler_that_was_found_is_the_one_that_builds(
+    system: str, generator: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CMake's own generators there take Visual Studio's compiler, whatever $CXX says."""
+    seen: list[dict[str, str]] = []
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(build, "_pip", lambda _, env, __: seen.append(env))
+    build.build("g++")
+    assert [(env["CXX"], env.get("CMAKE_GENERATOR")) for env in seen] == [("g++", generator)]
+
+
 def test_kernels_that_are_built_of_these_sources_are_not_planned_again(tmp_path: Path) -> None:
     package = tmp_path / "gpt2d_kernels"
     package.mkdir()
