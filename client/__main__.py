@@ -40,13 +40,15 @@ examples:
 The text goes to stdout, everything else to stderr. `/set` at the prompt lists every setting with its range.
 """
 
-COMMANDS = ("score", "generate")
-"""Words in place of a server that are commands of their own, over whole files (client.corpus)."""
 PATIENCE_S = 2.0
 """Seconds to wait for the end of a prompt on stdin before the user is told that it is missing."""
 NOTHING = (
     "gpt2d-client: stdin is empty, and there is no terminal to write at; give the text with --prompt or through stdin "
     "(--prompt '' writes from nothing)"
+)
+IS_COMMAND = (
+    "gpt2d-client: {name} is a command (`{program} {name} --help`), and a server is saved under the same name: "
+    "`{program} -- {name}` connects to it"
 )
 NO_XWAYLAND = (
     "this Wayland session has no XWayland, which it needs; install it (Debian, Ubuntu: `apt install xwayland`; Fedora: "
@@ -55,8 +57,10 @@ NO_XWAYLAND = (
 
 
 def main() -> None:
-    if sys.argv[1:2] and sys.argv[1] in COMMANDS:
+    if sys.argv[1:2] and sys.argv[1] in servers.COMMANDS:
         use_utf8()
+        if len(sys.argv) == 2 and sys.argv[1] in servers.names():
+            sys.exit(IS_COMMAND.format(name=sys.argv[1], program=command("gpt2d-client")))
         try:
             from client.corpus import commands
 

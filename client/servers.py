@@ -19,6 +19,8 @@ from protocol.keys import DEFAULT_ENDPOINT, Address, read_line
 from protocol.messages import ServerInfo
 
 NAME = re.compile(r"[\w.-]{1,100}", re.ASCII)
+COMMANDS = ("score", "generate")
+"""Words in place of a server that are commands of gpt2d-client (client.corpus), so that no server gets such a name."""
 
 
 def folder() -> Path:
@@ -52,7 +54,8 @@ def is_host(text: str) -> bool:
 
 
 def keep(address: Address) -> str:
-    """Save a connect line under its host's name (and port, where that is not the default); return the name.
+    """Save a connect line under its host's name (and port, where that is not the default); return the name. A host that
+    is called like a command is saved as NAME-server.
 
     Raises: OSError.
     """
@@ -60,6 +63,8 @@ def keep(address: Address) -> str:
     name = re.sub(r"[^\w.-]", "-", parts.hostname or parts.path, flags=re.ASCII).strip("-.") or "server"
     if parts.scheme == "tcp" and parts.port != urlsplit(DEFAULT_ENDPOINT).port:
         name += f"-{parts.port}"
+    if name in COMMANDS:
+        name += "-server"
     while name in names() and address not in kept(
         name
     ):  # another host whose name reads the same, or another key for this one

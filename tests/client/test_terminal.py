@@ -304,6 +304,21 @@ def test_a_connect_line_is_kept_when_it_has_worked(tmp_path: Path, monkeypatch: 
         assert {(servers.folder() / name).stat().st_mode & 0o777 for name in ("some.host", "some.host-6000")} == {0o600}
 
 
+@pytest.mark.parametrize("name", servers.COMMANDS)
+def test_no_command_hides_a_saved_server(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its host may be called like one; what an earlier version has saved so is reached, and the user told how."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    address = Address(f"tcp://{name}:5757", CurveKeys.new().public, CurveKeys.new())
+    assert servers.keep(address) == servers.keep(address) == f"{name}-server"
+    assert servers.keep(Address(f"tcp://{name}:6000", CurveKeys.new().public, CurveKeys.new())) == f"{name}-6000"
+    assert "the following arguments are required" in run(name).stderr
+    saved = servers.folder() / f"{name}-server"
+    saved.rename(saved.with_name(name)).write_text(Address("tcp://127.0.0.1:1").line() + "\n")
+    told = run(name)
+    assert told.returncode == 1 and f"client -- {name}` connects to it" in told.stderr
+    assert "nobody listens on tcp://127.0.0.1:1" in run("--prompt", "x", "--", name).stderr
+
+
 @pytest.mark.skipif(os.name != "posix", reason="only POSIX has these modes")
 def test_a_kept_line_that_others_could_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
