@@ -288,11 +288,12 @@ class Client:
 
         `contexts` are what stands before each text and is not scored. `settings` are the fields of messages.Score, as
         `bos`, `unit`, `top` and `stride`, and what names the model. A few requests of many texts are under way at a
-        time, so that the server never waits and memory does not grow. A text of more than 32 KiB is scored in parts
-        that end where words end, each after what stands before it, and told as one. Leaving the loop, or close(),
-        cancels what is under way. `timeout` is that of each request.
+        time, so that the server never waits and memory does not grow. A text of more than 32 KiB, at a stride below 9
+        of less, is scored in parts that end where words end, each after what stands before it, and told as one. Leaving
+        the loop, or close(), cancels what is under way. `timeout` is that of each request.
 
-        Raises: as `score`, in the iteration; BadRequest names the text, as `texts[7]`.
+        Raises: as `score`, in the iteration; BadRequest names the text, as `texts[7]`; NotGpt2d for scores that do not
+        fit the texts.
         """
         many = ManyScores(texts, contexts, settings)
         with contextlib.closing(self.in_order(many.requests(), timeout, SCORES)) as answers:

@@ -27,6 +27,10 @@ REQUEST_BYTES = 32 << 10
 """Bytes of the texts of one request, about: some seconds of a model of 124 M."""
 PART_BYTES = 32 << 10
 """Most bytes of a text that is scored as one; a longer one is scored in parts."""
+CONTEXT = 1024
+"""Tokens of a model's context where it is not known: those of GPT-2."""
+STRIDE = 512
+"""Most tokens between two windows where no stride is given."""
 TOLD = 50_000
 """Most alternatives of one text that a server tells."""
 BEFORE = 16_384
@@ -34,7 +38,7 @@ BEFORE = 16_384
 WORDS = re.compile(r".*[^ \t\n\v\f\r](?=[ \t\n\v\f\r])", re.DOTALL)
 SIGNS = re.compile(r".*[^\w\s](?=\w)", re.DOTALL)
 """Up to the last end of a word, or of a run of signs: where tokens end, too."""
-PLACE = re.compile(r"texts\[(\d+)\]")
+PLACE = re.compile(r"texts\[([^]]*)\]")
 LISTS = ("ids", "logprobs", "ranks", "entropies", "greedy", "top")
 """Fields of scores that have an entry for each token."""
 
@@ -72,13 +76,25 @@ def parts(text: str, limit: int) -> Iterator[tuple[int, int]]:
         begin = end
 
 
-def passages(text: str, context: str = "", *, top: int = 0) -> Iterator[m.Passage]:
-    """Yield a text as passages to score: one, or where it is long several, each with what stands before it."""
-    limit = min(PART_BYTES, TOLD // max(1, top))
+def part_bytes(top: int = 0, stride: int | None = None, context: int = CONTEXT) -> int:
+    """Return the most bytes of a text that is scored as one.
+
+    `context`: the model's, in tokens. A part at a small stride is many windows, of which a server computes so many for
+    a request; a byte is a token at most.
+    """
+    steps = m.MAX_COMPUTED // context - 2  # one window more than steps, and room for a token before the text
+    return max(4, min(PART_BYTES, TOLD // max(1, top), steps * (stride or STRIDE)))  # a character has 4 bytes at most
+
+
+def passages(text: str, context: str = "", *, limit: int = PART_BYTES) -> Iterator[m.Passage]:
+    """Yield a text as passages to score: one, or where it has more bytes than `limit` several, each with what stands
+    before it.
+    """
     for begin, end in parts(text, limit) if text else [(0, 0)]:
         own = text[max(0, begin - BEFORE) : begin]
         before = context[max(0, len(context) - BEFORE + len(own)) :] + own
-        yield m.Passage(text=text[begin:end], context=before or None)
+        goes_on = 0 < begin <= BEFORE and not context
+        yield m.Passage(text=text[begin:end], context=before or None, goes_on=goes_on)
 
 
 @dataclass(frozen=True)
@@ -102,6 +118,8 @@ class ManyScores:
         if isinstance(texts, Sized) and isinstance(contexts, Sized) and len(texts) != len(contexts):
             raise BadRequest(f"score: each text has a context of its own, got {len(contexts)} for {len(texts)} texts")
         request(m.Score, settings, texts=[m.Passage(text="")])
+        self._stride = settings.get("stride") or STRIDE
+        self._limit = part_bytes(settings.get("top") or 0, self._stride)
         self._texts = iter(texts)
         self._contexts = iter(contexts) if contexts is not None else None
         self._settings = settings
@@ -116,28 +134,36 @@ class ManyScores:
     def requests(self) -> Iterator[m.Score]:
         """Yield the requests, as they are wanted. Raises: BadRequest."""
         held: list[_Part] = []
-        size = 0
+        size = computed = 0
         for part in self._parts():
             more = _size(part.passage)
-            if held and (len(held) == m.MAX_TEXTS or size + more > REQUEST_BYTES):
+            work = _computed(part.passage, self._stride)
+            full = size + more > REQUEST_BYTES or computed + work > m.MAX_COMPUTED
+            if held and (full or len(held) == m.MAX_TEXTS):
                 yield self._request(held)
-                held, size = [], 0
+                held = []
+                size = computed = 0
             held.append(part)
             size += more
+            computed += work
         if held:
             yield self._request(held)
 
     def take(self, event: m.AnyReply | Gpt2dError) -> Iterator[m.ScoredText]:
         """Yield the scores that an answer to the oldest request completes, in the order of the texts.
 
-        Raises: the error that it is; BadRequest with the text's place among all of them.
+        Raises: the error that it is; BadRequest with the text's place among all of them; NotGpt2d for an answer that is
+        not one to what was asked.
         """
         asked = self._asked[0]
         if isinstance(event, BadRequest):
-            raise BadRequest(_placed(event, asked))
+            raise BadRequest(_placed(event, asked, self._taken))
         if isinstance(event, Gpt2dError):
             raise event
         if isinstance(event, m.ScoredText):
+            if not self._taken <= event.index < len(asked) or event.index in self._early:
+                raise NotGpt2d(f"the server answered text {event.index} of {len(asked)}, which it was not asked for")
+            _check_lists(event, asked[event.index].passage.text)
             self._early[event.index] = event
             while (score := self._early.pop(self._taken, None)) is not None:
                 yield from self._complete(asked[self._taken], score)
@@ -159,12 +185,11 @@ class ManyScores:
         try:
             made = request(m.Score, self._settings, texts=[part.passage for part in held])
         except BadRequest as e:
-            raise BadRequest(_placed(e, held)) from None
+            raise BadRequest(_placed(e, held, 0)) from None
         self._asked.append(held)
         return made
 
     def _parts(self) -> Iterator[_Part]:
-        top = self._settings.get("top") or 0
         for index, text in enumerate(self._texts):
             if isinstance(text, m.Passage) and self._contexts is None:
                 yield _Part(index, text, last=True)
@@ -174,7 +199,7 @@ class ManyScores:
                 raise BadRequest(f"score: texts[{index}] must be a text, with a context of its own, or a Passage")
             if not (text + context).isascii():
                 _check(text + context, index)
-            cut = list(passages(text, context, top=top))
+            cut = list(passages(text, context, limit=self._limit))
             for place, passage in enumerate(cut, 1):
                 yield _Part(index, passage, last=place == len(cut))
 
@@ -193,15 +218,47 @@ def _check(text: str, index: int) -> None:
         raise BadRequest(f"score: texts[{index}] cannot be encoded in UTF-8: lone surrogate") from e
 
 
-def _placed(error: BadRequest, asked: Sequence[_Part]) -> str:
-    """Return what is wrong with a request, with a text's place among all texts instead of that in the request."""
-    return PLACE.sub(lambda found: f"texts[{asked[int(found[1])].index}]", str(error))
+def _check_lists(score: m.ScoredText, text: str | None) -> None:
+    """Raise NotGpt2d for scores whose lists are not of the same tokens, or whose places are outside of the text."""
+    count = len(score.ids)
+    sound = {len(getattr(score, name)) for name in LISTS[:-1]} == {count} and len(score.top) in (0, count)
+    sound = sound and all(value is None or math.isfinite(value) for value in score.logprobs)
+    size = len(text.encode()) if text is not None else math.inf
+    sound = sound and len(score.offsets) == count + 1 and all(0 <= offset <= size for offset in score.offsets)
+    if (words := score.words) is not None:
+        sound = sound and len({len(getattr(words, name)) for name in m.Words.__struct_fields__}) == 1
+        sound = sound and all(0 <= token < count for token in words.tokens)
+    if not sound:
+        raise NotGpt2d(f"the server's scores of text {score.index} do not fit together")
+
+
+def _placed(error: BadRequest, asked: Sequence[_Part], taken: int) -> str:
+    """Return what is wrong with a request, with a text's place among all texts instead of that in the request.
+
+    Raises: NotGpt2d where it names none of the texts that are not answered, all but the first `taken`.
+    """
+    open_ = {str(place): asked[place].index for place in range(taken, len(asked))}
+    found = PLACE.search(str(error))
+    if found is None:
+        return str(error)
+    if found[1] not in open_:
+        raise NotGpt2d(f"the server refused a text that it was not asked for, of {len(asked)}: {error}")
+    return f"{str(error)[: found.start()]}texts[{open_[found[1]]}]{str(error)[found.end() :]}"
 
 
 def _size(passage: m.Passage) -> int:
     """Return about how many bytes a passage takes in a request."""
     letters = sum(len(text.encode(errors="replace")) for text in (passage.text, passage.context) if text)
     return letters + 5 * (len(passage.ids or ()) + len(passage.context_ids or ()))
+
+
+def _computed(passage: m.Passage, stride: int) -> int:
+    """Return how many tokens are computed for a passage, at most, where it and its context are of one token a byte."""
+    own = len((passage.text or "").encode(errors="replace")) + len(passage.ids or ())
+    before = len((passage.context or "").encode(errors="replace")) + len(passage.context_ids or ())
+    if own + before < CONTEXT:
+        return own + before
+    return (own // stride + 2) * CONTEXT
 
 
 def _joined(index: int, parts_of: Sequence[tuple[str, m.ScoredText]]) -> m.ScoredText:

@@ -19,6 +19,9 @@ MAJOR, MINOR = 1, 0
 MAX_REPLICAS = 64
 MAX_TEXTS = 1024
 """Most texts of one request to score."""
+MAX_COMPUTED = 4_000_000
+"""Most tokens that are computed for one request to score, those of every window counted: some minutes of a model of
+124 M."""
 CHARACTERS = 4
 """Characters of a text that is not encoded yet for which a token is counted."""
 WIRE_ONLY = frozenset({"id", "seq"})
@@ -155,6 +158,8 @@ class Passage(Struct, frozen=True, kw_only=True, omit_defaults=True):
     ids: Annotated[list[TokenId], Meta(max_length=65_536)] | None = None
     context: str | None = None
     context_ids: Annotated[list[TokenId], Meta(max_length=65_536)] | None = None
+    goes_on: bool = False
+    """Whether its context is the beginning of the same text: then `bos` is as for a text without a context."""
 
     def __post_init__(self) -> None:
         if (self.text is None) == (self.ids is None):

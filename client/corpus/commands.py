@@ -18,6 +18,7 @@ from client.corpus.tables import Table
 from protocol import Client, messages as m
 from protocol.errors import Gpt2dError
 from protocol.keys import DEFAULT_ENDPOINT, Address
+from protocol.many import part_bytes
 from protocol.parameters import read_settings
 from protocol.programs import add_settings, command, printed_by, typed
 from protocol.requests import request
@@ -206,6 +207,8 @@ def score(args: argparse.Namespace, client: Client, table: Table, model: Model) 
         say(f"column {name!r} is left out: one of its texts has {table.longest:,} characters, repeated for each word")
     sheet = Sheet(args.format, {name: table.kinds.get(name, set()) for name in beside}, scoring.columns(table, asked))
     shaped = asked.settings | {"context column": args.context_column}
+    if (limit := part_bytes(asked.top, asked.stride, model.context)) < part_bytes(asked.top):
+        shaped["size of parts"] = limit  # one that was begun with other parts has counted others
     return write(args, table, model, sheet, shaped, lambda at: scoring.scored(client, table, model, asked, at))
 
 

@@ -16,14 +16,14 @@ from client.corpus.model import Model
 from client.corpus.tables import Row, Table
 from protocol import Client, messages as m
 from protocol.errors import BadRequest
-from protocol.many import passages
+from protocol.many import part_bytes, passages
 from protocol.tokens import name_of_part
 
 REPEATED = 2000
 """Characters of the longest text that is repeated beside each of its words: with longer ones a table would be mostly
 that."""
 BLANKS = " \t\n\v\f\r"
-PLACE = re.compile(r"score: texts\[(\d+)\](:?) ")
+PLACE = re.compile(r"score: texts\[([0-9]+)\](:?) ")
 LN2 = math.log(2)
 
 
@@ -92,7 +92,8 @@ def columns(table: Table, asked: Asked) -> dict[str, type | None]:
 
 def scored(client: Client, table: Table, model: Model, asked: Asked, at: Position) -> Generator[Done, None, None]:
     """Yield the rows of each passage, from a position on."""
-    pieces, ahead = itertools.tee(_pieces(table, asked, at.done))
+    limit = part_bytes(asked.top, asked.stride, model.context)
+    pieces, ahead = itertools.tee(itertools.islice(_pieces(table, limit), at.done, None))
     places = [place for place, name in enumerate(table.columns) if name in kept(table)]
     ours = list(columns(table, asked))[len(table.source) + 1 :]
     number = at.number
@@ -151,11 +152,7 @@ def _answers(
             yield said[found.end() :] if found[2] else f"this text {said[found.end() :]}"
 
 
-def _pieces(table: Table, asked: Asked, done: int) -> Iterator[Piece]:
-    return itertools.islice(_all_pieces(table, asked.top), done, None)
-
-
-def _all_pieces(table: Table, top: int) -> Iterator[Piece]:
+def _pieces(table: Table, limit: int) -> Iterator[Piece]:
     for number, row in enumerate(table.rows(), 1):
         if not row.text:
             yield Piece(row, number, 0, None, last=True)
@@ -164,7 +161,7 @@ def _all_pieces(table: Table, top: int) -> Iterator[Piece]:
         apart = not context or context[-1] in BLANKS or row.text[0] in BLANKS
         between = "" if apart and context == row.context else " "
         begin, end = -len(between), len(row.text)
-        for passage in passages(between + row.text, context, top=top):
+        for passage in passages(between + row.text, context, limit=limit):
             after = begin + len(passage.text or "")
             yield Piece(row, number, begin, passage, last=after == end)
             begin = after

@@ -46,15 +46,17 @@ class Passages:
         else:
             spans = self._text.spans_of_text(passage.text, specials=self._request.specials, after=bool(context))
         own = passage.context is not None if context else passage.text is not None
-        return Piece(self._lead(spans, context, own=own), spans)
+        return Piece(self._lead(spans, context, own=own, goes_on=passage.goes_on), spans)
 
-    def _lead(self, spans: Spans, context: list[int], *, own: bool) -> list[int]:
-        """Return what stands before a text; `own`: whether the tokenizer has put its own tokens before that."""
+    def _lead(self, spans: Spans, context: list[int], *, own: bool, goes_on: bool = False) -> list[int]:
+        """Return what stands before a text; `own`: whether the tokenizer has put its own tokens before that; `goes_on`:
+        whether the context is the text's beginning.
+        """
         start, bos = self._text.start, self._request.bos
         if start is None or bos == "never" or (own and self._text.before[:1] == (start,)):
             return context
         first = (context or spans.ids)[:1]
-        if bos == "always" or (not context and first != [start]):
+        if bos == "always" or ((goes_on or not context) and first != [start]):
             return [start, *context]
         return context
 

@@ -19,7 +19,7 @@ from server.link import Work
 from server.worker.judging import judge
 from server.worker.task import Question
 from server.worker.text_scores import Piece, TextScores, Told
-from server.worker.windows import MAX_COMPUTED, Windows, check_cost, stride_of
+from server.worker.windows import Windows, check_cost, stride_of
 
 MAX_TOLD = 50_000
 """Most alternatives of one answer: some 3 MB."""
@@ -273,9 +273,9 @@ def texts_of(request: m.Score, pieces: Iterable[Piece], told: Told, context: int
         except BadRequest as e:
             raise BadRequest(f"score: {which}: {e}") from None
     computed = sum(text.windows.computed for text in texts)
-    if computed > MAX_COMPUTED and len(texts) > 1:
+    if computed > m.MAX_COMPUTED and len(texts) > 1:
         raise BadRequest(
-            f"score: these {len(texts)} texts are {computed:,} tokens to compute, and the limit is {MAX_COMPUTED:,}; "
+            f"score: these {len(texts)} texts are {computed:,} tokens to compute, and the limit is {m.MAX_COMPUTED:,}; "
             "send fewer in one request"
         )
     return texts

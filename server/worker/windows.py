@@ -15,8 +15,6 @@ from collections.abc import Iterator
 from protocol import messages as m
 from protocol.errors import BadRequest
 
-MAX_COMPUTED = 4_000_000
-"""Most tokens that are computed for one request, those of every window counted: some minutes of a model of 124 M."""
 STRIDE = 512
 """Distance of two windows by default, where half the context is not less."""
 
@@ -72,12 +70,12 @@ def stride_of(request: m.Score, context: int) -> int:
 
 def check_cost(windows: Windows, stride: int, context: int) -> None:
     """Check that a text is not too much work. Raises: BadRequest, which says what would do."""
-    if windows.computed <= MAX_COMPUTED:
+    if windows.computed <= m.MAX_COMPUTED:
         return
     tokens = windows.end - windows.begin
-    enough = math.ceil((tokens + stride - context) / (MAX_COMPUTED // context - 1))
+    enough = math.ceil((tokens + stride - context) / (m.MAX_COMPUTED // context - 1))
     raise BadRequest(
         f"{tokens} tokens at a stride of {stride} are {windows.count} windows of {context} tokens, "
-        f"{windows.computed:,} tokens to compute, and the limit is {MAX_COMPUTED:,}; a stride of {enough} keeps to it, "
-        "and so does the text in parts"
+        f"{windows.computed:,} tokens to compute, and the limit is {m.MAX_COMPUTED:,}; a stride of {enough} keeps to "
+        "it, and so does the text in parts"
     )

@@ -11,12 +11,15 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import pytest
 
 from protocol import AsyncClient, Client, many, messages as m
-from protocol.errors import BadRequest, WorkerDied
+from protocol.errors import BadRequest, NotGpt2d, WorkerDied
 from protocol.many import GENERATIONS, parts
 from protocol.testing import Answer, FakeServer, generated
+from scripts.daemon import ROOT
+from server.worker.windows import Windows
 from tests.conftest import wait_for
 from tests.protocol.scored import scored
 
@@ -166,6 +169,22 @@ def test_a_long_text_is_told_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
         assert long.words.tokens == [0, 8, 16]
 
 
+@pytest.mark.parametrize("stride", [1, 2, 5, 8])
+@pytest.mark.parametrize("lead", [0, 1, 1500, 16_384])
+def test_parts_keep_to_what_a_server_computes_at_any_stride(stride: int, lead: int) -> None:
+    """Even where every byte is a token, and the texts of one request together."""
+    texts = ["." * 20_000, *["." * size for size in (900, 1500, 3000, 10, 2000, 900)]]
+    with FakeServer(scoring) as server, Client(server.endpoint) as client:
+        list(client.score_many(texts, contexts=["," * lead] * len(texts), stride=stride))
+        for request in server.asked(m.Score):
+            windows = [
+                Windows(len(one.context or "") + 1, len(one.text or "") + 1, stride, 1024, after=False)
+                for one in request.texts or []
+            ]
+            assert sum(each.computed for each in windows) <= m.MAX_COMPUTED
+        assert len(server.asked(m.Score)) < 60
+
+
 def test_alternatives_of_a_part_fit_an_answer() -> None:
     with FakeServer(scoring) as server, Client(server.endpoint) as client:
         list(client.score_many(["word " * 2000], top=20))
@@ -209,6 +228,65 @@ def test_a_refusal_names_the_text_among_all() -> None:
         passages = [m.Passage(ids=[1])] * 1100 + [m.Passage(ids=[-1])]
         with pytest.raises(BadRequest, match=r"texts\[1100\]\.ids\[0\] must be a whole number >= 0"):
             list(client.score_many(passages))
+
+
+REFUSED = "score: texts[{}] must have at least 2 tokens, got 1"
+
+
+@pytest.mark.parametrize("place", ["3", "1024", "-1", "0", "00", "9" * 5000, "\u0663"])
+def test_a_refusal_of_a_text_that_is_not_open_is_not_gpt2d(place: str) -> None:
+    """Of none of the request's three, or of one that is answered."""
+
+    def refuse(request: m.AnyRequest) -> Answer:
+        if not isinstance(request, m.Score):
+            return None
+        first = next(one for one in scored(request) if isinstance(one, m.ScoredText) and one.index == 0)
+        return [first, BadRequest(REFUSED.format(place))]
+
+    with FakeServer(refuse) as server, Client(server.endpoint) as client:
+        found = client.score_many(["a", "b", "c"])
+        assert next(found).index == 0
+        with pytest.raises(NotGpt2d, match="the server refused a text that it was not asked for, of 3"):
+            next(found)
+
+
+def wrong_scores() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield fields of a score of the three bytes of a text, each with values that do not fit the others."""
+    words: dict[str, Any] = {"texts": ["abc"], "starts": [0], "ends": [3], "tokens": [0], "logprobs": [-1.0]}
+    for index in (-1, 1, 2, 1 << 62):
+        yield f"index {index}", {"index": index}
+    for name in ("ids", "logprobs", "ranks", "entropies", "greedy", "offsets"):
+        for size in (0, 1, 7):
+            yield f"{name} of {size}", {name: [1] * size}
+    yield "one of top", {"top": [[]]}
+    for offsets in ([0, 1, 2, 4], [0, -1, 2, 3], [0, 1, 1 << 62, 3]):
+        yield f"offsets {offsets}", {"offsets": offsets}
+    for value in (math.nan, math.inf, -math.inf):
+        yield f"{value}", {"logprobs": [value, -1.0, 1.0]}
+    for name, value in words.items():
+        yield f"no {name} of words", {"words": m.Words(**(words | {name: []}))}
+        yield f"two {name} of words", {"words": m.Words(**(words | {name: value * 2}))}
+    for token in (-1, 3):
+        yield f"token {token}", {"words": m.Words(**(words | {"tokens": [token]}))}
+
+
+@pytest.mark.parametrize("fields", [pytest.param(fields, id=name) for name, fields in wrong_scores()])
+@pytest.mark.parametrize("cut", [False, True])
+def test_scores_that_do_not_fit_are_not_gpt2d(
+    monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], *, cut: bool
+) -> None:
+    """As one text, and as the first part of one."""
+    monkeypatch.setattr(many, "PART_BYTES", 4 if cut else 99)
+
+    def wrongly(request: m.AnyRequest) -> Answer:
+        if not isinstance(request, m.Score):
+            return None
+        *others, first = scored(request)[:-1]
+        return [msgspec.structs.replace(first, **fields), *others, scored(request)[-1]]
+
+    with FakeServer(wrongly) as server, Client(server.endpoint) as client:
+        with pytest.raises(NotGpt2d, match="the server"):
+            list(client.score_many(["abc def" if cut else "abc"], unit="word"))
 
 
 def test_scores_that_nobody_wants_are_cancelled() -> None:
@@ -266,3 +344,21 @@ def test_scores_of_a_daemon_are_those_of_each_text_alone(client: Client) -> None
 )
 def test_a_long_text_is_parted_where_words_end(text: str, wanted: list[str]) -> None:
     assert [text[begin:end] for begin, end in parts(text, 8)] == wanted
+
+
+@pytest.mark.parametrize("bos", ["auto", "always", "never"])
+def test_parts_at_a_stride_of_one_have_the_values_of_the_whole(
+    monkeypatch: pytest.MonkeyPatch, client: Client, bos: str
+) -> None:
+    """Within the first window, where the model's first token stands before the text, and behind it."""
+    data = (ROOT / "server" / "demo_model" / "held_out.txt").read_bytes()
+    text = data[: client.tokenize(data.decode()).offsets[many.CONTEXT + 4]].decode()
+    whole = client.score(text, stride=1, unit="word", bos=bos)
+    monkeypatch.setattr(many, "PART_BYTES", len(text.encode()) - 40)
+    (late,) = client.score_many([text], stride=1, unit="word", bos=bos)
+    monkeypatch.setattr(many, "PART_BYTES", 200)
+    short = text[:700]
+    (early,) = client.score_many([short], stride=1, unit="word", bos=bos)
+    for cut, uncut in ((late, whole), (early, client.score(short, stride=1, unit="word", bos=bos))):
+        for name in ("ids", "offsets", "logprobs", "ranks", "entropies", "greedy", "words"):
+            assert getattr(cut, name) == getattr(uncut, name), name

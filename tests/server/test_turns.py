@@ -17,7 +17,7 @@ from server.link import Work
 from server.worker.reader import LONG_CHARACTERS, LONG_TOKENS, Reader
 from server.worker.text import Spans, Text
 from server.worker.turns import Turns
-from server.worker.windows import MAX_COMPUTED, Windows, check_cost
+from server.worker.windows import Windows, check_cost
 from tests.server.test_worker import Loop
 
 
@@ -176,7 +176,7 @@ def test_a_score_is_bounded_by_what_it_computes() -> None:
     check(3800, 1, lead=60_000)
     with pytest.raises(BadRequest, match=r"8000 tokens at a stride of 1 are 6977 windows of 1024 tokens") as refused:
         check(8000, 1)
-    assert f"the limit is {MAX_COMPUTED:,}; a stride of 2 keeps to it" in str(refused.value)
+    assert f"the limit is {m.MAX_COMPUTED:,}; a stride of 2 keeps to it" in str(refused.value)
     check(8000, 2)
     for tokens, lead in ((8000, 60_000), (60_000, 1000), (60_000, 5000)):
         with pytest.raises(BadRequest) as refused:

@@ -21,7 +21,8 @@ from protocol import Client, many, messages as m
 from protocol.errors import BadRequest, WorkerDied
 from protocol.testing import Answer, FakeServer
 from scripts.daemon import Daemon
-from tests.client.corpus.running import OURS, ROOT, command, here, position, read, run, usual
+from server.worker.windows import Windows
+from tests.client.corpus.running import LOADED, OURS, ROOT, command, here, position, read, run, usual
 from tests.conftest import wait_for
 from tests.protocol.scored import scored
 
@@ -181,6 +182,40 @@ def test_a_text_that_is_refused_ends_nothing(shared_daemon: Daemon, tmp_path: Pa
     assert run(shared_daemon.endpoint, *words, "good.csv", "good.txt", folder=tmp_path).returncode == 0
     told = [(row["token"], row["surprisal_bits"]) for row in rows if row["token"]]
     assert told == [(row["token"], row["surprisal_bits"]) for row in read(tmp_path / "good.csv")]
+
+
+@pytest.mark.parametrize("context", [1024, 2048])
+def test_a_text_at_a_small_stride_is_cut_so_that_the_server_takes_it(
+    context: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By a server for which each byte is a token. What was begun with other parts is not gone on with."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "s.txt").write_text("word " * 2000 + "\n" + "short\n" * 50)
+
+    def answer(request: m.AnyRequest) -> Answer:
+        if isinstance(request, m.Load):
+            return m.Loaded(**(LOADED | {"context": context}))
+        if not isinstance(request, m.Score):
+            return usual(request)
+        stride = request.stride or 512
+        windows = [
+            Windows(1 + len(one.context or ""), len(one.text or ""), stride, context, after=False)
+            for one in request.texts or []
+        ]
+        computed = sum(each.computed for each in windows)
+        return BadRequest("score: these texts are too much") if computed > m.MAX_COMPUTED else scored(request)
+
+    with FakeServer(answer) as server:
+        assert call(server, "s.txt", "-o", "o.csv", "--stride", "1") == 0, capsys.readouterr().err
+        rows = read(tmp_path / "o.csv")
+        assert "".join(row["token"] for row in rows) == "word " * 2000 + "short" * 50
+        (tmp_path / "o.csv").rename(tmp_path / "o.csv.part")
+        settings = {"unit": "token", "bos": "auto", "stride": 1, "top": 0, "context column": None}
+        settings |= {"format": "csv", "column": "text", "per": "line"}
+        kept = {"settings": settings, "position": {"done": 1, "size": 100}}
+        (tmp_path / "o.csv.progress").write_text(json.dumps(kept))
+        assert call(server, "s.txt", "-o", "o.csv", "--stride", "1") == 1
+        assert "was begun with another size of parts (None, now " in capsys.readouterr().err
 
 
 def strict(request: m.AnyRequest) -> Answer:
