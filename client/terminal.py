@@ -17,6 +17,7 @@ from client import replicas, threads
 from client.amounts import bar, counted, duration
 from client.servers import notices
 from protocol import Client, Gpt2dError, messages as m
+from protocol.errors import NotGpt2d
 from protocol.keys import Address
 from protocol.parameters import find_parameter, read_settings, read_value
 from protocol.programs import needed_by
@@ -220,7 +221,7 @@ class Terminal:
             f"{ledger.prompt_tokens} + {ledger.new_tokens} tokens, {ledger.tokens_per_second:.0f} tokens/s{used}; "
             f"first token {ledger.first_token_ms:.0f} ms; "
             f"{replicas.name(result)}, "
-            f"{result.finish_reason}, seed {result.settings['seed']}{cut}]"
+            f"{result.finish_reason}, seed {result.settings.get('seed')}{cut}]"
         )
 
         for token, chosen in zip(result.ids, result.logprobs, strict=False):
@@ -238,6 +239,8 @@ class Terminal:
 
     def _tokens(self, text: str) -> None:
         tokenized = self._client.tokenize(text, **self._which())
+        if len(tokenized.offsets) != len(tokenized.ids) + 1:
+            raise NotGpt2d("the server's places of tokens do not fit the tokens")
         data = tokenized.text.encode()
         pieces = [data[start:end].decode("utf-8", "replace") for start, end in itertools.pairwise(tokenized.offsets)]
         self.say(" ".join(f"{piece!r}={token}" for piece, token in zip(pieces, tokenized.ids, strict=True)))

@@ -37,7 +37,7 @@ class AsyncStream(OpenStream, AsyncIterator[m.Tokens]):
     """
 
     def __init__(self, connection: Connection, generate: m.Generate, timeout: float | None, *, wait: bool) -> None:
-        super().__init__(connection)
+        super().__init__(connection, generate.n)
         self._events, on_event = _event_queue()
         self.id = connection.submit(generate, on_event, timeout, wait=wait)
 
@@ -54,7 +54,7 @@ class AsyncStream(OpenStream, AsyncIterator[m.Tokens]):
             raise
         self.place = 0
         if isinstance(event, m.Tokens):
-            return event
+            return self._piece(event)
         self._over = True
         self._result = expect(event, m.Generated)
         raise StopAsyncIteration

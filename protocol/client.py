@@ -44,8 +44,9 @@ class OpenStream:
 
     id: int
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, continuations: int) -> None:
         self._connection = connection
+        self._continuations = continuations
         self._over = False
         self._result: m.Generated | None = None
         self.place = 0
@@ -68,6 +69,13 @@ class OpenStream:
             self._over = True
             self._connection.cancel(self.id)
 
+    def _piece(self, piece: m.Tokens) -> m.Tokens:
+        """Return a piece. Raises: NotGpt2d for one of a continuation that was not asked for, which ends the stream."""
+        if not 0 <= piece.index < self._continuations:
+            self.close()
+            raise NotGpt2d(f"the server sent text of continuation {piece.index} of {self._continuations}, from 0")
+        return piece
+
     def __del__(self) -> None:
         if hasattr(self, "id"):
             self.close()
@@ -81,7 +89,7 @@ class Stream(OpenStream, Iterator[m.Tokens]):
     """
 
     def __init__(self, connection: Connection, generate: m.Generate, timeout: float | None, *, wait: bool) -> None:
-        super().__init__(connection)
+        super().__init__(connection, generate.n)
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self.id = connection.submit(generate, self._events.put, timeout, wait=wait)
 
@@ -96,7 +104,7 @@ class Stream(OpenStream, Iterator[m.Tokens]):
             raise
         self.place = 0
         if isinstance(event, m.Tokens):
-            return event
+            return self._piece(event)
         self._over = True
         self._result = expect(event, m.Generated)
         raise StopIteration

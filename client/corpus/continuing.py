@@ -52,7 +52,7 @@ def continued(client: Client, table: Table, model: Model, settings: dict[str, An
                 continue
             result = expect(answer, m.Generated)
             parts: list[m.Generated | m.Continuation] = [result, *result.others]
-            cells = [[*beside, place, *_cells(result, one)] for place, one in enumerate(parts, 1)]
+            cells = [[*beside, place, *_cells(result, one, given)] for place, one in enumerate(parts, 1)]
             yield Done(cells, len(row.text), sum(len(one.ids) for one in parts))
 
 
@@ -63,11 +63,11 @@ def _fit(client: Client, settings: dict[str, Any]) -> bool:
     return True
 
 
-def _cells(result: m.Generated, one: m.Generated | m.Continuation) -> list[Any]:
-    seed = result.settings["seed"] if isinstance(one, m.Generated) else one.seed
+def _cells(result: m.Generated, one: m.Generated | m.Continuation, given: dict[str, Any]) -> list[Any]:
+    seed = result.settings.get("seed") if isinstance(one, m.Generated) else one.seed
     cells = [one.text, one.finish_reason, len(one.ids), result.prompt_truncated, seed]
-    if result.settings["strategy"] in m.SEARCHES:
+    if given.get("strategy") in m.SEARCHES:
         cells.append(one.score)
-    if result.settings["logprobs"] is not None:
+    if given.get("logprobs") is not None:
         cells.append([token.to_dict() for token in one.logprobs])
     return cells

@@ -112,6 +112,34 @@ def test_what_fails_ends_it_and_says_which() -> None:
             next(client.generate_many("one prompt"))
 
 
+@pytest.mark.parametrize("index", [-1, 2, 1 << 62])
+def test_text_of_a_continuation_that_was_not_asked_for_is_not_gpt2d(index: int) -> None:
+    """The stream is over with it, and cancelled."""
+
+    def answer(request: m.AnyRequest) -> Answer:
+        if not isinstance(request, m.Generate):
+            return None
+        return [m.Tokens(id=None, text="a", ids=[1], index=1), m.Tokens(id=None, text="b", ids=[2], index=index)]
+
+    async def main(server: FakeServer) -> None:
+        async with AsyncClient(server.endpoint) as client:
+            stream = client.stream("x", n=2)
+            assert (await anext(stream)).text == "a"
+            with pytest.raises(NotGpt2d, match=f"text of continuation {index} of 2, from 0"):
+                await anext(stream)
+            assert [piece async for piece in stream] == []
+
+    with FakeServer(answer) as server:
+        with Client(server.endpoint) as client:
+            stream = client.stream("x", n=2)
+            assert next(stream).text == "a"
+            with pytest.raises(NotGpt2d, match=f"text of continuation {index} of 2, from 0"):
+                next(stream)
+            assert list(stream) == []
+            wait_for(lambda: bool(server.asked(m.Cancel)))
+        asyncio.run(main(server))
+
+
 def scoring(request: m.AnyRequest) -> Answer:
     return scored(request) if isinstance(request, m.Score) else None
 

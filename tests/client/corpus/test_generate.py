@@ -152,6 +152,20 @@ def test_a_prompt_that_is_refused_ends_nothing(
         assert not (tmp_path / "other.csv").exists()
 
 
+def test_a_server_that_does_not_say_its_settings(prompts: Path, tmp_path: Path) -> None:
+    """What they were is known of the request; the seed that was drawn is not told."""
+
+    def silent(request: m.AnyRequest) -> Answer:
+        if not isinstance(request, m.Generate):
+            return usual(request)
+        return generated(request, "!", settings={"strategy": ["beam"]})
+
+    with FakeServer(silent) as server:
+        assert here(server, "generate", str(prompts), "-o", str(tmp_path / "o.csv"), "--set", "logprobs=1") == 0
+        rows = read(tmp_path / "o.csv")
+        assert {(row["generated"], row["seed"], row["logprobs"]) for row in rows} == {("!", "", "[]")}
+
+
 @pytest.mark.usefixtures("prompts")
 def test_what_would_be_another_table_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
