@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from protocol.codec import MAX_REQUEST_BYTES
 from protocol.sockets import CURVE_BYTES, HANDSHAKE_MS, RECEIVE_BYTES
-from server.gateway.descriptors import bytes_received
+from server.gateway.descriptors import Arrivals, bytes_received
 from server.gateway.holding import Holding, Traffic
 
 MAX_UNFINISHED_BYTES = MAX_REQUEST_BYTES + (16 << 10)
@@ -74,6 +74,7 @@ class Connections:
         """Connections that have ended while messages waited, which may be theirs, by descriptor: the last of each."""
         self._new: list[int] = []
         self._holding = Holding(self._added + SHORT)
+        self.arrivals = Arrivals()
         self.ended = 0
         """Number of connections that have ended."""
         self._shaking: dict[int, float] = {}
@@ -81,6 +82,8 @@ class Connections:
 
         A message shows that it is: ZeroMQ's event about it does not say of which connection it is.
         """
+        self._unfinished = False
+        """Whether some connection had sent what was no message yet, at the last look."""
         self._last_end = time.monotonic()
         """Time when the last connection ended, or when this table was made."""
 
@@ -95,6 +98,13 @@ class Connections:
         """Seconds since there was a connection; 0 while there is one."""
         return 0.0 if self._all else time.monotonic() - self._last_end
 
+    def at_rest(self) -> bool:
+        """Return whether nothing comes: nothing has since the last call, and all that came before was a message.
+
+        What comes from now on makes `arrivals` readable.
+        """
+        return not self._shaking and not self._unfinished and not self._holding and not self.arrivals.take()
+
     def opened(self, fd: int, admitted: int = -1) -> None:
         """Note a new connection, and the number of the one that was admitted last.
 
@@ -106,6 +116,7 @@ class Connections:
         self._shaking[fd] = traffic.moved
         traffic.identify(fd)
         self._new.append(fd)
+        self.arrivals.opened(fd)
 
     def listening(self, fd: int) -> None:
         """Note the descriptor of the socket that listens."""
@@ -216,6 +227,7 @@ class Connections:
                 if traffic.doubtful:  # what was counted may be another's
                     traffic.doubtful = False
                     traffic.frame, traffic.frames = math.inf, 0
+        self._unfinished = any(traffic.level for traffic in self._all.values())
         self._holding.look(self._all, self._left, now, waiting=waiting)
         crowded = sum(traffic.level for traffic in self._all.values()) > CROWDED_BYTES
         late = self._late(now)

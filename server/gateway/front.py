@@ -90,9 +90,13 @@ class Front:
         return self._socket, self._monitor
 
     @property
-    def connected(self) -> bool:
-        """Whether a peer is connected."""
-        return bool(self._connections)
+    def arrivals(self) -> int | None:
+        """Descriptor that is readable when something has come since `at_rest`; None where the system has none."""
+        return self._connections.arrivals.fileno()
+
+    def at_rest(self) -> bool:
+        """Return whether nothing comes from the peers that is not a message."""
+        return self._connections.at_rest()
 
     @property
     def ended(self) -> int:
@@ -159,6 +163,7 @@ class Front:
 
     def close(self) -> None:
         """Close, with a moment for what was sent already to leave."""
+        self._connections.arrivals.close()
         sockets.close_monitored(self._socket, self._monitor, sockets.DRAIN_LINGER_MS)
 
     def _read_on(self) -> _Unread:

@@ -40,10 +40,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("gpt2d")
 
-TICK_MS = 100
-"""Longest wait of the poller when nobody is connected."""
-WATCHFUL_TICK_MS = 20
-"""Longest wait when somebody is connected, who could fill the memory meanwhile."""
+REST_TICK_MS = 100
+"""Longest wait of the poller while nothing comes and nothing is to be done."""
+TICK_MS = 20
+"""Longest wait otherwise: what comes and is no message could fill the memory meanwhile."""
 BACKLOG_TICK_MS = 5
 """Longest wait when replies wait to be sent."""
 LOOK_S = 0.05
@@ -102,16 +102,23 @@ class Gateway:
 
     def run(self) -> None:
         """Serve until drained."""
-        poller = zmq.Poller()
-        for socket in (*self._front.sockets, *self._back.sockets, self._guard.socket):
-            if socket:
-                poller.register(socket, zmq.POLLIN)
-        poller.register(self._listing.woken, zmq.POLLIN)
+        poller, resting = zmq.Poller(), zmq.Poller()
+        own = (*self._front.sockets, *self._back.sockets, self._guard.socket, self._listing.woken)
+        for socket in filter(None, own):
+            poller.register(socket, zmq.POLLIN)
+            resting.register(socket, zmq.POLLIN)
+        if self._front.arrivals is not None:
+            resting.register(self._front.arrivals, zmq.POLLIN)
         looked = 0.0
         self._manager.ready()
         try:
             while not self._over:
-                poller.poll(self._tick_ms())
+                if self._sessions.backlog:
+                    poller.poll(BACKLOG_TICK_MS)
+                elif self._sessions.idle and self._front.at_rest():
+                    resting.poll(REST_TICK_MS)
+                else:
+                    poller.poll(TICK_MS)
                 self._front.watch()
                 self._guard.answer(self._front.watch)
                 for message in self._front.receive(TURN):
@@ -133,11 +140,6 @@ class Gateway:
                     looked = time.monotonic()
         finally:
             self._close()
-
-    def _tick_ms(self) -> int:
-        if self._sessions.backlog:
-            return BACKLOG_TICK_MS
-        return WATCHFUL_TICK_MS if self._front.connected else TICK_MS
 
     # From the peers
 

@@ -137,6 +137,9 @@ class Holding:
     def __contains__(self, fd: int) -> bool:
         return fd in self._held
 
+    def __len__(self) -> int:
+        return len(self._held)
+
     def strike(self, traffic: Traffic, everybody: Iterable[Traffic]) -> None:
         """Note that a connection has sent what nobody sends by mistake."""
         now = time.monotonic()

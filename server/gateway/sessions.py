@@ -158,6 +158,11 @@ class Sessions:
         """Whether some peer has replies that could not be sent yet."""
         return any(s.unsent for s in self._peers.values())
 
+    @property
+    def idle(self) -> bool:
+        """Whether no request is open."""
+        return not self._open
+
     def all_open(self) -> list[Open]:
         return list(self._open.values())
 

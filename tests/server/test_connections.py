@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -213,6 +213,24 @@ def test_looking_at_a_connection_leaves_it_as_zeromq_needs_it(listener: socket.s
         assert not os.get_blocking(ours.fileno())
         assert known.shut(ours.fileno())
         assert not os.get_blocking(ours.fileno())
+
+
+def test_what_zeromq_has_read_still_counts_as_come(listener: socket.socket) -> None:
+    known = Connections(encrypted=False)
+    peer, ours = pair(listener)
+    with peer, ours, closing(known.arrivals):
+        known.opened(ours.fileno())
+        assert known.at_rest() is False, "its handshake is not done"
+        known.delivered(ours.fileno(), [1])
+        known.arrivals.take()
+        assert known.at_rest()
+        peer.sendall(bytes(6000))
+        rest = 6000
+        while rest:
+            rest -= len(ours.recv(rest))
+        assert not known.at_rest() and known.at_rest(), "it says so once"
+        looked(known, waiting=False)
+        assert not known.at_rest(), "that was no message"
 
 
 def test_only_so_many_handshakes_may_take_as_long_as_on_a_slow_line(

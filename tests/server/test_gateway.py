@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,9 +18,11 @@ import zmq
 from protocol import Client, codec, messages as m, sockets
 from protocol.errors import BadModel, BadRequest, Internal, LoadFailed, NoMemory, NotLoaded, RequestError, WorkerDied
 from protocol.ledger import ledger
+from scripts.reliability import zmtp
 from server import link
 from server.config import Config
-from server.gateway import dispatch, kept, status, supervisor
+from server.gateway import dispatch, gateway, kept, status, supervisor
+from server.gateway.front import Front
 from server.gateway.gateway import Gateway
 from server.launch.spec import Spec
 from server.link import ForWorker, FromWorker, Pieces, Ready, Started, Work
@@ -420,3 +424,31 @@ def test_what_users_should_know_is_looked_at_again_after_a_while(monkeypatch: py
     assert [status.server_info("x", "admin", Config()).notices for _ in range(2)] == [["first"], ["first"]]
     monkeypatch.setattr(status, "NOTICES_S", 1e-9)
     assert status.server_info("x", "admin", Config()).notices == ["second"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nobody knows what a connection has sent")
+def test_what_comes_at_rest_is_looked_at_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client with nothing to ask lets the gateway rest, heartbeats or not; a message without an end does not."""
+    monkeypatch.setattr(gateway, "REST_TICK_MS", 3_600_000)
+    rests = threading.Event()
+
+    def at_rest(front: Front, ask: Callable[[Front], bool] = Front.at_rest) -> bool:
+        found = ask(front)
+        if found:
+            rests.set()
+        return found
+
+    with Daemon(tmp_path) as daemon:
+        daemon.client.ping()
+        try:
+            with zmtp.connect(daemon.gateway.endpoint) as peer:
+                peer.sendall(zmtp.frame(codec.encode(m.Ping(id=1))))
+                peer.recv(1)
+                monkeypatch.setattr(Front, "at_rest", at_rest)
+                assert rests.wait(20)
+                with contextlib.suppress(OSError):  # it is cut meanwhile
+                    peer.sendall(zmtp.frame(bytes(250), zmtp.MORE) * 10_000)
+                wait_for(lambda: daemon.gateway._front.ended == 1)
+        finally:
+            daemon.gateway.drain()
+            daemon.gateway.drain()
