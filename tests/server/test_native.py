@@ -406,9 +406,10 @@ def test_a_cache_takes_memory_only_as_far_as_it_is_used() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads what is resident as Linux says it")
-def test_short_texts_take_no_huge_pages() -> None:
+@pytest.mark.parametrize("bits", [8, 16])
+def test_short_texts_take_no_huge_pages(bits: int) -> None:
     """Sixteen sentences of 16 tokens of gpt2, as they are scored: at most a tenth more than their keys and values."""
-    taken, needed = cache_memory(8, 16, 16)
+    taken, needed = cache_memory(bits, 16, 16)
     assert taken < 1.1 * needed
 
 

@@ -36,7 +36,7 @@ Model::Model(const gpt2d_shape &shape, int rows, int threads, const Ops &ops)
     if (used > Memory::PAGE && part) row_begin_ = Memory::PAGE - part, row_bytes_ += row_begin_;  // no two share a page
     cache_ = std::make_unique<Memory>(size_t(rows) * row_bytes_);
     // Those pages are small which a row begins in: a short text fills few of them.
-    for (int row = 0; row < rows && row_begin_; row++) cache_->small_pages(size_t(row) * row_bytes_, Memory::PAGE);
+    for (int row = 0; row < rows && used > Memory::PAGE; row++) cache_->small_pages(size_t(row) * row_bytes_, Memory::PAGE);
 }
 
 // Where each part lies after `base`, in the order of the file; returns where they end.
