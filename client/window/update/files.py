@@ -175,7 +175,10 @@ def show_files(
     dialog.waiting = False
     near = state.page.path or next((Path(path) for path, _ in state.preferences.files), None)
     folder = str(state.page.path.parent) if state.page.path else dialog.folder
-    return [e.ListFolder(folder or (str(near.parent) if near else "~"))]
+    folder = folder or (str(near.parent) if near else "~")
+    if folder != dialog.folder:  # a name that is given before the list comes belongs there, and none of it is known
+        dialog.folder, dialog.listing = folder, []
+    return [e.ListFolder(folder)]
 
 
 def _close(state: AppState) -> None:

@@ -115,6 +115,29 @@ def test_the_file_dialog_stays_until_it_has_done_something(tmp_path: Path) -> No
     assert state.files.purpose == "save" and state.files.error
 
 
+def test_a_name_given_before_the_list_comes_belongs_to_the_folder_that_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, elsewhere, other = tmp_path / "home", tmp_path / "elsewhere", tmp_path / "other"
+    for folder in (home, elsewhere, other):
+        folder.mkdir()
+    for variable in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(variable, str(home))
+    monkeypatch.chdir(elsewhere)
+    state = page("text")
+    apply(state, e.Do("save as"))  # the disk has not answered yet
+    run(state, e.ChooseFile(state.files.folder, "a.txt", done=True))
+    assert (home / "a.txt").read_text() == "text" and not list(elsewhere.iterdir())
+    (other / "page.txt").write_text("mine")
+    open_(state, other, "page.txt")
+    (other / "a.txt").write_text("another's")
+    run(state, e.ChooseFile(str(home), "", done=False))
+    apply(state, e.Do("save as"))
+    run(state, e.ChooseFile(state.files.folder, "a.txt", done=True))
+    assert (other / "a.txt").read_text() == "another's", "that one of this name was seen elsewhere says nothing"
+    assert state.files.exists == other / "a.txt"
+
+
 @POSIX
 def test_modes_and_links_are_kept(tmp_path: Path) -> None:
     before = os.umask(0o027)
