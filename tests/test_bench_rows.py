@@ -14,10 +14,10 @@ import psutil
 import pytest
 
 from scripts.bench import steps
+from scripts.bench.busy import SPIN
 from scripts.bench.engine import module_environment
 from scripts.bench.machine import Amount, Step, amount, compile_probe
 from scripts.bench.rows import parser, steps_of, turns_of
-from scripts.bench.steps import SPIN
 from server.catalogue.architecture import PUBLISHED
 from server.catalogue.engines import instruction_sets, native_problem
 from server.checkpoint.tensors import expected_shapes

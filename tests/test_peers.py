@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from scripts.bench import peers, peers_table
+from scripts.bench.busy import busy_processes
 from scripts.bench.engine import EngineFailed, Run
 from scripts.bench.machine import allowed, processor
 from scripts.bench.peers import DEFAULT, OWN, PEERS, PIECES, SHAPES, is_measured, measure, more_runs, most_sequences
@@ -137,3 +141,18 @@ def test_the_documents_have_a_place_for_the_tables(tmp_path: Path) -> None:
     file = tmp_path / "peers.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     assert peers_table.read(file) == ROWS and peers_table.read(tmp_path / "none") == []
+
+
+def test_what_stands_beside_busy_processes_is_not_kept() -> None:
+    command = [sys.executable, "-m", "scripts.bench.peers", "--like", "gpt2", "--busy", "1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2 and "--busy is for --only" in done.stderr
+
+
+def test_busy_processes_are_busy_and_end() -> None:
+    with busy_processes(2) as busy:
+        for process in busy:
+            before = psutil.Process(process.pid).cpu_times().user
+            while psutil.Process(process.pid).cpu_times().user < before + 0.05:
+                assert process.poll() is None
+    assert all(process.returncode for process in busy)

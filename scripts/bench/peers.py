@@ -5,6 +5,7 @@
     python -m scripts.bench.peers --like gpt2 --piece int8     one piece
     python -m scripts.bench.peers --like gpt2                  all pieces of a model that are not measured yet
     python -m scripts.bench.peers --like gpt2 --quick --only native-int8,onnx-int8
+    python -m scripts.bench.peers --like gpt2 --only native-int8,llama.cpp-q8_0 --busy 1     beside another busy process
     python -m scripts.bench.peers --like gpt2 --instruction-set avx2     our kernels and llama.cpp with this set alone
     python -m scripts.bench.peers --write                      the tables of README.md and docs/performance.md
 
@@ -17,7 +18,8 @@ tokens of prompt; 48 new ones of one sequence, 16 of more), `prefill512` tokens 
 runs after a warm-up, end of text ignored, and `spread` is how far a run was from its median, at most. Engines that
 write one text after the other are asked for one. `cold` is the time from the start of a new process to the end of its
 first 25 tokens: import, load, prefill, decode, with the files in the system's cache. --sampler says how our own engines
-choose tokens; the peers take the likeliest.
+choose tokens; the peers take the likeliest. With --busy others take their shares of the cores from the first run on,
+also while the machine is measured.
 
 B, C and L are measured in the same minutes, in each turn: what the machine itself allows (scripts/bench/machine.py).
 
@@ -48,6 +50,7 @@ from typing import Any
 import numpy as np
 
 from scripts.bench.arguments import add_place, find_model
+from scripts.bench.busy import busy_processes
 from scripts.bench.engine import (
     SAMPLERS,
     EngineFailed,
@@ -160,6 +163,7 @@ def main() -> None:
     runs = f"{FEWEST_RUNS} to {MOST_RUNS}, as many as fit into {RUNS_S / 60:g} minutes"
     parser.add_argument("--runs", type=int, help=f"default: {runs}")
     parser.add_argument("--sampler", choices=list(SAMPLERS), default="greedy", help="default: %(default)s")
+    parser.add_argument("--busy", type=int, default=0, metavar="N", help="with --only: others, each busy on a core")
     parser.add_argument("--quick", action="store_true", help="one run, and one cold start")
     parser.add_argument("--again", action="store_true", help="measure again what is measured already")
     parser.add_argument("--file", type=Path, default=FILE, help="where lines are kept (default: %(default)s)")
@@ -167,6 +171,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.runs is not None and args.runs < 1:
         parser.error("--runs must be at least 1")
+    if args.busy and not args.only:
+        parser.error("--busy is for --only: what is kept was measured on a quiet machine")
     if args.instruction_set and args.instruction_set not in (here := instruction_sets()):
         parser.error(f"--instruction-set {args.instruction_set} is not of this processor, which has {', '.join(here)}")
     if args.pieces:
@@ -232,6 +238,7 @@ def run(args: argparse.Namespace, piece: str, names: Sequence[str]) -> list[Row]
             except (EngineFailed, OSError, subprocess.SubprocessError) as e:
                 found[name] = {"error": str(e)}
                 print(f"{name}: {e}", file=sys.stderr)
+        stack.enter_context(busy_processes(args.busy))
         figures = measure(processes, limits, 1 if args.quick else args.runs)
         for name, error in figures.failed.items():
             del processes[name]

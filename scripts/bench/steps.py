@@ -7,15 +7,13 @@ its argument and prints what it has measured, a line of JSON.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from scripts.bench.busy import busy_processes
 from scripts.bench.machine import PASSES, Probe, Step
 from server.catalogue.architecture import Architecture
 from server.catalogue.engines import CACHE_SCALE_BYTES, choose_cache
@@ -42,18 +41,6 @@ BUSY_TURN_S = 2.0
 """Length of a turn beside busy processes: hundreds of slices of the scheduler, and some trials of another number of
 threads.
 """
-SPIN = """
-import os, sys, time
-busy, period, parent = float(sys.argv[1]), float(sys.argv[2]), os.getppid()
-print("begun", flush=True)
-while os.getppid() == parent:
-    until = time.perf_counter() + busy
-    while time.perf_counter() < until:
-        pass
-    if period > busy:
-        time.sleep(period - busy)
-"""
-"""A program that is busy for a share of the time, until its parent is gone."""
 
 
 @dataclass(frozen=True)
@@ -208,24 +195,6 @@ def _check(code: int) -> None:
         sys.exit(f"the kernels refuse the step, or have no memory for it (code {code})")
 
 
-@contextlib.contextmanager
-def busy_processes(order: Order) -> Iterator[None]:
-    """Run others beside, each in a session of its own as a person's programs are: Linux is fair to sessions."""
-    spinners = []
-    try:
-        for _ in range(order.busy):
-            command = [sys.executable, "-c", SPIN, str(order.busy_ms / 1e3), str(order.period_ms / 1e3)]
-            spinners.append(subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True))
-        for spinner in spinners:
-            if spinner.stdout:
-                spinner.stdout.readline()
-        yield
-    finally:
-        for spinner in spinners:
-            spinner.kill()
-            spinner.communicate()
-
-
 @dataclass
 class Times:
     """Times of a step with one build, turn by turn, and what the machine could do beside each turn."""
@@ -251,7 +220,7 @@ def measure(order: Order) -> dict[str, Any]:
     sections = []
     for past in dict.fromkeys(step.past for step in order.steps):
         times = {step: [Times() for _ in models] for step in order.steps if step.past == past}
-        with busy_processes(order):
+        with busy_processes(order.busy, order.busy_ms, order.period_ms):
             for turn in range(order.turns):
                 take_turn(turn, models, times, order, rng, (lambda: quiet) if order.busy else machine)
         sections += [{"step": asdict(step), "builds": [asdict(t) for t in found]} for step, found in times.items()]
