@@ -118,9 +118,11 @@ def test_the_file_dialog_stays_until_it_has_done_something(tmp_path: Path) -> No
 def test_a_name_given_before_the_list_comes_belongs_to_the_folder_that_is_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    home, elsewhere, other = tmp_path / "home", tmp_path / "elsewhere", tmp_path / "other"
-    for folder in (home, elsewhere, other):
+    folders = [tmp_path / name for name in ("home", "elsewhere", "other")]
+    for folder in folders:
         folder.mkdir()
+    home, elsewhere = folders[:2]
+    other = folders[2]
     for variable in ("HOME", "USERPROFILE"):
         monkeypatch.setenv(variable, str(home))
     monkeypatch.chdir(elsewhere)
