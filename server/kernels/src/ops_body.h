@@ -47,9 +47,9 @@ struct TileSums { F of[R][2]; };
 // Memory is to bring weights all the time, also while others are multiplied. So at each block a tile that has the panel to
 // itself fetches what comes AHEAD, and of several each fetches its share of the same block of the next panel. Up to three rows
 // compute so little that AMD's own fetching keeps up and more is in its way. There one or two would run ahead at int8, and
-// what they load would take the places that fetching needs: they wait for it at each block. Floats are as many bytes as Intel's
-// processors bring only by their own fetching, which follows what is read: there a panel's first tile has it to itself, and the
-// others find it in the second-level cache.
+// what they load would take the places that fetching needs: they wait for it at each block. Floats are four times the bytes. Intel's
+// processors bring these only by their own fetching, which follows what is read: there a panel's first tile reads it from memory as
+// if it were alone, and the others find it in the second-level cache.
 enum class Fetching { share, ahead, into_first, wait, none };
 
 // In loops: gcc 12 takes a lambda that only fetches for one that does nothing, and leaves it out.
