@@ -64,7 +64,7 @@ import numpy as np
 
 from protocol import Client, messages as m
 from scripts.bench.arguments import start_daemon
-from scripts.bench.steps import SPIN
+from scripts.bench.busy import SPIN
 from scripts.investigation.harness import WARMUPS
 from scripts.investigation.method_child import Loaded, Order, Write
 from scripts.investigation.methods import (
