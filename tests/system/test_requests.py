@@ -14,6 +14,7 @@ import pytest
 import zmq
 
 from protocol import AsyncClient, Client, messages as m
+from protocol.client import Stream
 from protocol.errors import BadModel, BadRequest, Busy, NotLoaded, TooLong, UnknownModel
 from scripts.daemon import Daemon
 from server.catalogue.architecture import read_architecture
@@ -257,13 +258,25 @@ def test_control_is_answered_while_work_goes_on(client: Client) -> None:
         assert sorted(latencies)[10] < 0.1
 
 
-def test_a_client_with_too_many_open_requests_is_told_busy(client: Client) -> None:
-    streams = [client.stream("x", n=8, max_new_tokens=1000, ignore_eos=True) for _ in range(64)]
+def test_a_client_with_too_many_open_requests_is_told_busy(shared_daemon: Daemon, client: Client) -> None:
+    def stream() -> Stream:
+        return client.stream("x", n=8, max_new_tokens=1000, ignore_eos=True)
+
+    streams = [stream()]
     next(streams[0])
-    with pytest.raises(Busy, match="64 open requests"):
-        client.generate("x", wait=False)
-    for stream in streams:
-        stream.close()
+    workers = shared_daemon.workers()
+    for worker in workers:
+        worker.suspend()  # so that no text ends before all are open
+    try:
+        streams += [stream() for _ in range(63)]
+        wait_for(lambda: client.stats().open_requests >= 64)
+        with pytest.raises(Busy, match="64 open requests"):
+            client.generate("x", wait=False, timeout=20)
+    finally:
+        for worker in workers:
+            worker.resume()
+    for one in streams:
+        one.close()
     wait_for(lambda: client.stats().open_requests <= 1)
 
 
