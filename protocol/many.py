@@ -29,10 +29,6 @@ PART_BYTES = 32 << 10
 """Most bytes of a text that is scored as one; a longer one is scored in parts."""
 CONTEXT = 1024
 """Tokens of a model's context where it is not known: those of GPT-2."""
-STRIDE = 512
-"""Most tokens between two windows where no stride is given."""
-TOLD = 50_000
-"""Most alternatives of one text that a server tells."""
 BEFORE = 16_384
 """Characters before a part that stand before it, of which the server takes as many as are of use."""
 WORDS = re.compile(r".*[^ \t\n\v\f\r](?=[ \t\n\v\f\r])", re.DOTALL)
@@ -79,11 +75,12 @@ def parts(text: str, limit: int) -> Iterator[tuple[int, int]]:
 def part_bytes(top: int = 0, stride: int | None = None, context: int = CONTEXT) -> int:
     """Return the most bytes of a text that is scored as one.
 
-    `context`: the model's, in tokens. A part at a small stride is many windows, of which a server computes so many for
-    a request; a byte is a token at most.
+    `context`: the model's, in tokens. A part at a small stride is many windows, and a server computes only
+    MAX_COMPUTED tokens for a request; a byte is a token at most.
     """
     steps = m.MAX_COMPUTED // context - 2  # one window more than steps, and room for a token before the text
-    return max(4, min(PART_BYTES, TOLD // max(1, top), steps * (stride or STRIDE)))  # a character has 4 bytes at most
+    most = min(PART_BYTES, m.MAX_TOLD // max(1, top), steps * (stride or m.STRIDE))
+    return max(4, most)  # a character has 4 bytes at most
 
 
 def passages(text: str, context: str = "", *, limit: int = PART_BYTES) -> Iterator[m.Passage]:
@@ -118,7 +115,7 @@ class ManyScores:
         if isinstance(texts, Sized) and isinstance(contexts, Sized) and len(texts) != len(contexts):
             raise BadRequest(f"score: each text has a context of its own, got {len(contexts)} for {len(texts)} texts")
         request(m.Score, settings, texts=[m.Passage(text="")])
-        self._stride = settings.get("stride") or STRIDE
+        self._stride = settings.get("stride") or m.STRIDE
         self._limit = part_bytes(settings.get("top") or 0, self._stride)
         self._texts = iter(texts)
         self._contexts = iter(contexts) if contexts is not None else None
@@ -246,16 +243,23 @@ def _placed(error: BadRequest, asked: Sequence[_Part], taken: int) -> str:
     return f"{str(error)[: found.start()]}texts[{open_[found[1]]}]{str(error)[found.end() :]}"
 
 
+def _bytes(text: str | None) -> int:
+    """Return how many bytes a text takes in UTF-8; what cannot be encoded takes one."""
+    if text is None or text.isascii():
+        return len(text or "")
+    return len(text.encode(errors="replace"))
+
+
 def _size(passage: m.Passage) -> int:
     """Return about how many bytes a passage takes in a request."""
-    letters = sum(len(text.encode(errors="replace")) for text in (passage.text, passage.context) if text)
-    return letters + 5 * (len(passage.ids or ()) + len(passage.context_ids or ()))
+    tokens = len(passage.ids or ()) + len(passage.context_ids or ())
+    return _bytes(passage.text) + _bytes(passage.context) + 5 * tokens
 
 
 def _computed(passage: m.Passage, stride: int) -> int:
     """Return how many tokens are computed for a passage, at most, where it and its context are of one token a byte."""
-    own = len((passage.text or "").encode(errors="replace")) + len(passage.ids or ())
-    before = len((passage.context or "").encode(errors="replace")) + len(passage.context_ids or ())
+    own = _bytes(passage.text) + len(passage.ids or ())
+    before = _bytes(passage.context) + len(passage.context_ids or ())
     if own + before < CONTEXT:
         return own + before
     return (own // stride + 2) * CONTEXT

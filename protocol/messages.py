@@ -19,6 +19,10 @@ MAJOR, MINOR = 1, 0
 MAX_REPLICAS = 64
 MAX_TEXTS = 1024
 """Most texts of one request to score."""
+STRIDE = 512
+"""Distance in tokens of two windows of a text to score by default, where half the context is not less."""
+MAX_TOLD = 50_000
+"""Most alternatives of one scored text: some 3 MB."""
 MAX_COMPUTED = 4_000_000
 """Most tokens that are computed for one request to score, those of every window counted: some minutes of a model of
 124 M."""

@@ -32,7 +32,7 @@ import numpy as np
 from protocol import Client, messages as m
 from scripts.bench.arguments import add_arguments, parse, start_daemon
 from server.worker.loop import BEAT_S
-from server.worker.windows import STRIDE, Windows, stride_of
+from server.worker.windows import Windows, stride_of
 
 if TYPE_CHECKING:
     from server.catalogue.catalogue import Model
@@ -130,7 +130,7 @@ def main() -> None:
     add_arguments(parser, runs=5)
     parser.add_argument("--texts", type=int, default=8, help="default: %(default)s")
     parser.add_argument("--tokens", type=int, default=512, help="of each text; default: %(default)s")
-    parser.add_argument("--stride", type=int, default=None, help=f"default: {STRIDE}, or half the context")
+    parser.add_argument("--stride", type=int, default=None, help=f"default: {m.STRIDE}, or half the context")
     parser.add_argument("--peers", default="", metavar="NAME,...", help="of transformers, minicons")
     args, model = parse(parser)
     names = [name for name in args.peers.split(",") if name]

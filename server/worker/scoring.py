@@ -21,8 +21,6 @@ from server.worker.task import Question
 from server.worker.text_scores import Piece, TextScores, Told
 from server.worker.windows import Windows, check_cost, stride_of
 
-MAX_TOLD = 50_000
-"""Most alternatives of one answer: some 3 MB."""
 AHEAD = 96
 """Most windows of a request that are in line: what a step takes of short ones, and the next."""
 SHARED = 24
@@ -283,8 +281,8 @@ def texts_of(request: m.Score, pieces: Iterable[Piece], told: Told, context: int
 
 def check_told(tokens: int, top: int) -> None:
     """Check that one answer has room for what is to be told. Raises: BadRequest, which says what would do."""
-    if tokens * top > MAX_TOLD:
+    if tokens * top > m.MAX_TOLD:
         raise BadRequest(
-            f"{top} alternatives for each of {tokens} tokens are more than the {MAX_TOLD:,} of one answer; ask "
-            f"for a smaller `top`, or send the text in parts of {MAX_TOLD // top} tokens"
+            f"{top} alternatives for each of {tokens} tokens are more than the {m.MAX_TOLD:,} of one answer; ask "
+            f"for a smaller `top`, or send the text in parts of {m.MAX_TOLD // top} tokens"
         )

@@ -15,9 +15,6 @@ from collections.abc import Iterator
 from protocol import messages as m
 from protocol.errors import BadRequest
 
-STRIDE = 512
-"""Distance of two windows by default, where half the context is not less."""
-
 
 class Windows:
     """Cuts of one text: where each begins and ends, and from which token on it scores."""
@@ -65,7 +62,7 @@ class Windows:
 
 def stride_of(request: m.Score, context: int) -> int:
     """Return how far apart two windows are."""
-    return min(request.stride or min(STRIDE, context // 2), context - 1)
+    return min(request.stride or min(m.STRIDE, context // 2), context - 1)
 
 
 def check_cost(windows: Windows, stride: int, context: int) -> None:

@@ -216,7 +216,7 @@ def test_parts_keep_to_what_a_server_computes_at_any_stride(stride: int, lead: i
 def test_alternatives_of_a_part_fit_an_answer() -> None:
     with FakeServer(scoring) as server, Client(server.endpoint) as client:
         list(client.score_many(["word " * 2000], top=20))
-        assert max(len((one.text or "").encode()) for one in server.asked(m.Score)[0].texts or []) <= many.TOLD // 20
+        assert max(len((one.text or "").encode()) for one in server.asked(m.Score)[0].texts or []) <= m.MAX_TOLD // 20
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,6 @@ from server.catalogue.architecture import Architecture, read_architecture
 from server.engines.base import Engine
 from server.engines.load import load_engine
 from server.link import Work
-from server.worker.windows import STRIDE
 from tests.server.test_weights import copy_demo
 from tests.server.test_worker import Loop
 
@@ -101,7 +100,7 @@ def test_scores_are_those_of_the_sliding_window_of_transformers(narrow: Narrow, 
 
 
 def test_the_default_stride_goes_with_the_context(narrow: Narrow) -> None:
-    assert CONTEXT // 2 < STRIDE
+    assert CONTEXT // 2 < m.STRIDE
     ids = list(range(1, 40))
     scores = [
         asked(narrow.engine, narrow.arch, m.Score(ids=ids, stride=stride, bos="never")).logprobs
