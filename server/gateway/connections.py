@@ -227,9 +227,9 @@ class Connections:
                 if traffic.doubtful:  # what was counted may be another's
                     traffic.doubtful = False
                     traffic.frame, traffic.frames = math.inf, 0
-        self._unfinished = any(traffic.level for traffic in self._all.values())
+        unfinished = sum(traffic.level for traffic in self._all.values())
+        self._unfinished, crowded = unfinished > 0, unfinished > CROWDED_BYTES
         self._holding.look(self._all, self._left, now, waiting=waiting)
-        crowded = sum(traffic.level for traffic in self._all.values()) > CROWDED_BYTES
         late = self._late(now)
         cut = [
             fd
