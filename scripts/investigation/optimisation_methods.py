@@ -50,7 +50,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -64,7 +63,7 @@ import numpy as np
 
 from protocol import Client, messages as m
 from scripts.bench.arguments import start_daemon
-from scripts.bench.busy import SPIN
+from scripts.bench.busy import busy_processes
 from scripts.investigation.harness import WARMUPS
 from scripts.investigation.method_child import Loaded, Order, Write
 from scripts.investigation.methods import (
@@ -199,10 +198,8 @@ class Beside(MethodTrial):
     def __init__(self, method: Method, setup: Setup) -> None:
         """Start both. Raises: EngineFailed."""
         super().__init__(method, setup)
-        # A session of its own, as a person's programs have: Linux is fair to sessions.
-        self._other = subprocess.Popen(
-            [sys.executable, "-c", SPIN, "1", "1"], stdout=subprocess.DEVNULL, start_new_session=True
-        )
+        self._stack = ExitStack()
+        (self._other,) = self._stack.enter_context(busy_processes(1))
         self._other.send_signal(signal.SIGSTOP)
 
     def run(self, seed: int) -> dict[str, float]:
@@ -213,8 +210,7 @@ class Beside(MethodTrial):
             self._other.send_signal(signal.SIGSTOP)
 
     def __exit__(self, *_: object) -> None:
-        self._other.kill()
-        self._other.wait()
+        self._stack.close()
         super().__exit__()
 
 
