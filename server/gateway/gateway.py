@@ -43,7 +43,7 @@ log = logging.getLogger("gpt2d")
 REST_TICK_MS = 100
 """Longest wait of the poller while nothing comes and nothing is to be done."""
 TICK_MS = 20
-"""Longest wait otherwise: what comes and is no message could fill the memory meanwhile."""
+"""Longest wait otherwise: peers could fill the memory meanwhile with bytes that make no whole message."""
 BACKLOG_TICK_MS = 5
 """Longest wait when replies wait to be sent."""
 LOOK_S = 0.05
