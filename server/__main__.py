@@ -26,6 +26,7 @@ try:
         from server.catalogue.engines import COMPILED_FOLDER, SUMS_FILE, force_instruction_set, notices
         from server.check import check
         from server.config import Config
+        from server.convert.cache import sweep
         from server.cores import threads_here
         from server.gateway.gateway import Gateway
 except KeyboardInterrupt:  # these take a moment, in which no traceback helps
@@ -103,9 +104,10 @@ def clear(cache_dir: Path) -> int:
     Loaded models keep their files open.
     """
     entries = [p for p in cache_dir.glob("*-v*") if (p / SUMS_FILE).is_file()]
+    sweep(cache_dir)
     for entry in (*entries, *cache_dir.glob(f"{COMPILED_FOLDER}-v*")):
         shutil.rmtree(entry, ignore_errors=True)
-    for pattern in ("*.digest", "*.fidelity"):
+    for pattern in ("*.digest", "*.fidelity", "*.finding"):
         for note in cache_dir.glob(pattern):
             note.unlink(missing_ok=True)
     return len(entries)

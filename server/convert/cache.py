@@ -57,14 +57,15 @@ class BuildCache:
         `build` takes the progress to report. One that another process builds is waited for, with that one's progress.
         Raises: LoadFailed where it can be written nowhere, and what `build` raises.
         """
+        sweep(self._folder)
         entry = self.folder(name)
         if _intact(entry) and wanted(entry):
             with contextlib.suppress(OSError):
                 os.utime(entry)
             return entry
-        lock = self._turn(f"{name}.v{BUILD_FORMAT}{LOCK_SUFFIX}", progress)
+        lock = self._turn(f"{_task(name)}{LOCK_SUFFIX}", progress)
         if lock is None:
-            return self._build(entry, lambda: build(progress))
+            return self._build(name, lambda: build(progress))
 
         def count(done: int, total: int) -> None:
             lock.note(done, total)
@@ -72,7 +73,7 @@ class BuildCache:
 
         try:  # another may have built it meanwhile
             there = _intact(entry) and wanted(entry)
-            return entry if there else self._build(entry, lambda: build(count))
+            return entry if there else self._build(name, lambda: build(count))
         finally:
             lock.release()
 
@@ -94,12 +95,11 @@ class BuildCache:
             time.sleep(LOOK_S)
         return None
 
-    def _build(self, entry: Path, build: Callable[[], Built]) -> Path:
-        built = build()
+    def _build(self, name: str, build: Callable[[], Built]) -> Path:
+        built, entry = build(), self.folder(name)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            _sweep(self._folder, DRAFT)
-            self._store(built, entry)
+            self._store(built, name)
             self.trim(keep=entry)
         except OSError as e:
             print(f"the cache of built models {self._folder} cannot be used: {e}", file=sys.stderr)
@@ -110,7 +110,7 @@ class BuildCache:
         """Write to the temporary folder what the cache has refused. Raises: LoadFailed."""
         temporary = None
         try:
-            _sweep(Path(tempfile.gettempdir()), TEMPORARY)
+            sweep(Path(tempfile.gettempdir()), TEMPORARY)
             temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY))
             _write(built, temporary)
         except OSError as e:
@@ -143,8 +143,9 @@ class BuildCache:
         if self._folder not in folder.parents:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _store(self, built: Built, entry: Path) -> None:
-        draft = Path(tempfile.mkdtemp(prefix=DRAFT, dir=self._folder))
+    def _store(self, built: Built, name: str) -> None:
+        entry = self.folder(name)
+        draft = Path(tempfile.mkdtemp(prefix=f"{DRAFT}{_task(name)}-", dir=self._folder))
         try:
             _write(built, draft)
             if entry.exists():  # damaged: out of the way in one step, so that nobody sees half of it
@@ -161,7 +162,7 @@ class BuildCache:
         """Delete the least recently used of what is too much, but `keep`; what takes long to make again comes last."""
         ages: dict[Path, float] = {}
         sizes: dict[Path, int] = {}
-        for entry in self._folder.glob("*-v*"):
+        for entry in self._folder.glob("[!.]*-v*"):  # no drafts, whose names may have this, too
             with contextlib.suppress(OSError):  # another worker may be deleting it
                 sizes[entry] = sum(f.stat().st_size for f in entry.rglob("*"))
                 ages[entry] = entry.stat().st_mtime
@@ -175,12 +176,30 @@ class BuildCache:
                     del sizes[entry]
 
 
-def _sweep(folder: Path, prefix: str) -> None:
-    """Delete what workers left that were ended while they built."""
+def sweep(folder: Path, prefix: str = DRAFT) -> None:
+    """Delete what workers left that were ended while they built, each as large as its model."""
     for draft in folder.glob(f"{prefix}*"):
         with contextlib.suppress(OSError):
-            if time.time() - draft.stat().st_mtime > STALE_S:
+            if _is_left(draft, draft.name.removeprefix(prefix).rpartition("-")[0]):
                 shutil.rmtree(draft, ignore_errors=True)
+
+
+def _is_left(draft: Path, task: str) -> bool:
+    """Return whether nobody writes a draft any more: its lock is free, or where there is none it is old."""
+    try:
+        if task:
+            Lock(draft.parent / f"{task}{LOCK_SUFFIX}").release()
+            return True
+    except Taken:
+        return False
+    except OSError:  # no locks here
+        pass
+    return time.time() - draft.stat().st_mtime > STALE_S
+
+
+def _task(name: str) -> str:
+    """Return what the lock and the drafts are called of those who build what is called `name`."""
+    return f"{name}.v{BUILD_FORMAT}"
 
 
 def _write(built: Built, folder: Path) -> None:

@@ -192,6 +192,37 @@ BuildCache(Path({str(tmp_path)!r}), 1 << 20).get("a", build)
     assert built == ["a"] and [p.name for p in tmp_path.iterdir()] == [f"a-v{BUILD_FORMAT}"]
 
 
+@pytest.mark.parametrize("command", [False, True], ids=["another load", "--clear-cache"])
+def test_what_a_killed_builder_has_written_goes_at_once(tmp_path: Path, command: bool) -> None:
+    """Each load of a large model that is cancelled leaves gigabytes else; one that still builds keeps its own."""
+    code = f"""
+from pathlib import Path
+from server.convert.cache import BuildCache
+class Large:
+    def write(self, folder):
+        (folder / "model.onnx").touch()
+        print("writes", flush=True)
+        input()
+BuildCache(Path({str(tmp_path)!r}), 1 << 20).get("a", lambda _: Large())
+"""
+
+    def left() -> list[str]:
+        if command:
+            words = [sys.executable, "-m", "server", "--clear-cache", "--cache-dir", str(tmp_path)]
+            subprocess.run(words, check=True, capture_output=True, timeout=WAIT_S)
+        else:
+            get(BuildCache(tmp_path, 1 << 20), "b", [])
+        return [p.name for p in tmp_path.iterdir() if p.name.startswith(".building")]
+
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as builder:
+        assert builder.stdout and builder.stdout.readline() == "writes\n"
+        assert len(left()) == 1
+        builder.kill()
+    assert left() == []
+
+
 def test_replicas_on_a_cold_cache_build_once(tmp_path: Path) -> None:
     """Processes, as workers are; what each of them builds is a line of a file."""
     code = f"""
