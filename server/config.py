@@ -19,8 +19,6 @@ from msgspec import Meta
 from protocol.keys import DEFAULT_ENDPOINT, check_endpoint
 from server.cores import threads_here
 
-CGROUP = Path("/sys/fs/cgroup")
-
 
 def default_models_dir() -> Path:
     """Folder that is searched for GPT-2 models: `gpt2d/models` in the user's data folder."""

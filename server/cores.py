@@ -14,9 +14,11 @@ import subprocess
 import sys
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import psutil
+
+from server.groups import groups, text
 
 SLOW = 0.6
 """Part of the fastest core's capacity below which a core is a slow one: Arm's small ones have a half or less."""
@@ -84,7 +86,7 @@ def _cores(root: Path, cpus: Collection[int]) -> list[list[int]]:
     found: dict[str, list[int]] = {}
     for cpu in cpus:
         folder = root / f"sys/devices/system/cpu/cpu{cpu}/topology"
-        siblings = _text(folder / "core_cpus_list") or _text(folder / "thread_siblings_list")
+        siblings = text(folder / "core_cpus_list") or text(folder / "thread_siblings_list")
         if not siblings:
             return []
         found.setdefault(siblings, []).append(cpu)
@@ -104,18 +106,12 @@ def _fast(root: Path, cores: list[list[int]], machine: str) -> list[list[int]]:
 
 
 def _shares(root: Path) -> Iterator[float]:
-    """Yield the CPUs that each of the groups allows in which this process is (cgroup v2, then v1)."""
-    top = root / "sys/fs/cgroup"
-    for line in (_text(root / "proc/self/cgroup") or "0::/\n1:cpu:/").splitlines():
-        controllers, group = line.split(":", 2)[1:]
-        place = PurePosixPath(group.lstrip("/"))
-        for inner in (place, *place.parents):  # a container may see its own group as the top
-            if not controllers:
-                yield from _share(*(_text(top / inner / "cpu.max") or "").split())
-            elif "cpu" in controllers.split(","):
-                for folder in {top / "cpu", top / controllers}:
-                    files = (folder / inner / "cpu.cfs_quota_us", folder / inner / "cpu.cfs_period_us")
-                    yield from _share(*(_text(file) or "" for file in files))
+    """Yield the CPUs that each of the groups allows in which this process is."""
+    for version, folder in groups("cpu", root):
+        if version == 2:
+            yield from _share(*(text(folder / "cpu.max") or "").split())
+        else:
+            yield from _share(*(text(folder / f"cpu.cfs_{name}_us") or "" for name in ("quota", "period")))
 
 
 def _share(quota: str = "", period: str = "") -> Iterator[float]:
@@ -163,7 +159,7 @@ def fastest(cores: bytes) -> int:
 def _list(file: Path) -> list[int]:
     """Return the numbers of a list such as 0-3,8."""
     found: list[int] = []
-    for part in (_text(file) or "").split(","):
+    for part in (text(file) or "").split(","):
         ends = [int(end) for end in part.split("-") if end.isdigit()]
         if ends:
             found += range(ends[0], ends[-1] + 1)
@@ -171,12 +167,5 @@ def _list(file: Path) -> list[int]:
 
 
 def _number(file: Path) -> int | None:
-    text = _text(file) or ""
-    return int(text) if text.isdigit() else None
-
-
-def _text(file: Path) -> str | None:
-    try:
-        return file.read_text(encoding="ascii").strip()
-    except (OSError, ValueError):
-        return None
+    found = text(file) or ""
+    return int(found) if found.isdigit() else None

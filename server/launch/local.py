@@ -20,14 +20,14 @@ import psutil
 
 from protocol import messages as m
 from protocol.errors import RequestError
-from server.config import CGROUP
+from server.groups import groups, text
 from server.launch.spec import Spec
 
-CGROUP_FILES = (
-    ("memory.max", "memory.current"),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-)
-"""Files with the limit and the use of memory, of cgroup v2 and of v1."""
+MEMORY_FILES = {
+    2: (("memory.max", "memory.current"), ("active_file", "inactive_file", "slab_reclaimable")),
+    1: (("memory.limit_in_bytes", "memory.usage_in_bytes"), ("total_active_file", "total_inactive_file")),
+}
+"""Files with the limit and the use of a group's memory by cgroup's version, and what the system can take back of it."""
 log = logging.getLogger("gpt2d.worker")
 
 LINE_BYTES = 4096
@@ -107,7 +107,8 @@ class LocalLauncher:
         return process
 
     def free_memory(self, untaken: int) -> int:
-        return min([int(psutil.virtual_memory().available), *_cgroup_rooms()]) - untaken
+        rooms = (limit - used for limit, used in group_memory())
+        return min([int(psutil.virtual_memory().available), *rooms]) - untaken
 
     def places(self) -> str:
         return ""
@@ -118,12 +119,21 @@ class LocalLauncher:
 
 @functools.cache
 def machine_memory() -> int:
-    """Return the bytes that this machine has, or that a container's limit allows."""
-    limits = [int(psutil.virtual_memory().total)]
-    for limit, _ in CGROUP_FILES:
-        with contextlib.suppress(OSError, ValueError):
-            limits.append(int((CGROUP / limit).read_text()))
-    return min(limits)
+    """Return the bytes that this machine has, or that a limit of a service or a container allows."""
+    return min([int(psutil.virtual_memory().total), *(limit for limit, _ in group_memory())])
+
+
+def group_memory(root: Path = Path("/")) -> Iterator[tuple[int, int]]:
+    """Yield the memory that each control group around this process may have, and what it cannot do without.
+
+    The rest of what it uses is mostly copies of files, with which downloading or reading a model fills any limit.
+    """
+    for version, folder in groups("memory", root):
+        files, spare = MEMORY_FILES[version]
+        limit, used = (text(folder / name) or "" for name in files)
+        if limit.isdigit() and used.isdigit():  # not "max"
+            stat = dict(line.split() for line in (text(folder / "memory.stat") or "").splitlines())
+            yield int(limit), int(used) - sum(int(stat.get(name, 0)) for name in spare)
 
 
 def relay(stderr: IO[bytes], name: str) -> None:
@@ -131,10 +141,3 @@ def relay(stderr: IO[bytes], name: str) -> None:
     with stderr:
         while line := stderr.readline(LINE_BYTES):
             log.warning("%s: %s", name, COLOUR.sub("", line.decode(errors="replace")).rstrip())
-
-
-def _cgroup_rooms() -> Iterator[int]:
-    """Yield what a container's limit leaves, where there is one (cgroup v2, then v1)."""
-    for limit, used in CGROUP_FILES:
-        with contextlib.suppress(OSError, ValueError):  # no such file; "max"
-            yield int((CGROUP / limit).read_text()) - int((CGROUP / used).read_text())
