@@ -837,6 +837,8 @@ class TokenizerInfo(Told, frozen=True, kw_only=True):
     """Names of the tokens that end a text."""
     chat_template: str
     """Template in Jinja that makes a prompt of a conversation; empty where there is none."""
+    names: dict[str, str] = {}
+    """Special tokens as such a template may ask for them, {"bos_token": "<s>"}: those that the tokenizer has."""
 
 
 class Tokenized(Result, frozen=True, tag="tokenize"):

@@ -7,7 +7,8 @@ was trained with are the one fault that nobody sees.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,8 @@ class ModelTokenizer:
     """What the loader's user should know."""
     chat_template: str = ""
     """What makes a prompt of a conversation, in Jinja."""
+    names: Mapping[str, str] = field(default_factory=dict)
+    """Special tokens as that may ask for them: {"bos_token": "<s>"}, without those that there are not."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,8 @@ class Made:
     tokenizer: Tokenizer
     special: set[str]
     """Texts of the tokens that are listed as special somewhere, whatever else lists them."""
+    names: dict[str, str]
+    """Those that have a name, by that."""
     notices: list[str]
 
 
@@ -134,6 +139,7 @@ def _read(folder: Path) -> ModelTokenizer:
         clean_up=bool(settings.options.get("clean_up_tokenization_spaces", False)) and (not bpe or bool(forced)),
         notices=tuple(notices),
         chat_template=read_chat_template(folder, settings),
+        names=made.names,
     )
 
 
@@ -240,7 +246,7 @@ def _finish(tokenizer: Tokenizer, settings: Settings, names: Names, extra: list[
         start = "bos_token" if options.get("add_bos_token") and named.get("bos_token") else None
         end = "eos_token" if options.get("add_eos_token") and named.get("eos_token") else None
         tokenizer.post_processor = _template(tokenizer, tuple(filter(None, (start, "$A", end))), named)
-    return Made(tokenizer, special, notices)
+    return Made(tokenizer, special, {name: str(token) for name, token in named.items() if token is not None}, notices)
 
 
 def _without_end(new: list[Token], tokenizer: Tokenizer, settings: Settings, extra: list[Token]) -> list[str]:

@@ -115,7 +115,7 @@ class Text:
         first = CleanDecoder(decoder) if made.clean_up else decoder
         self.vocabulary = Vocabulary(first, arch.ends, within, names, self._bytes_alone)
         self._ends = arch.ends
-        self._chat_template = made.chat_template
+        self._chat_template, self._names = made.chat_template, dict(made.names)
 
     @cached_property
     def _without_specials(self) -> Tokenizer:
@@ -226,6 +226,7 @@ class Text:
             bos="" if self.start is None else self._words[self.start] or "",
             eos=[name for token in self._ends if (name := self._words[token])],
             chat_template=self._chat_template,
+            names=self._names,
         )
 
     def check(self, ids: list[int]) -> list[int]:

@@ -349,3 +349,18 @@ def test_a_chat_template_is_handed_on_as_it_is(tmp_path: Path) -> None:
     (folder / "chat_template.jinja").write_bytes(b"\xff")
     with pytest.raises(BadModel, match=r"chat_template.jinja is not UTF-8 text"):
         read_tokenizer(folder)
+
+
+def test_special_tokens_have_the_names_that_a_template_asks_for(tmp_path: Path) -> None:
+    """The eos_token is the tokenizer's, whatever else ends a text; those that a class has are among them."""
+    folder = tmp_path / "model"
+    shutil.copytree(DEMO_FOLDER, folder)
+    told = {"eos_token": "<|im_end|>", "pad_token": {"__type": "AddedToken", "content": "<|pad|>"}, "bos_token": None}
+    own = {"eos_token": "<|im_end|>", "pad_token": "<|pad|>"}
+    for options, names in (
+        ({}, dict.fromkeys(("bos_token", "eos_token", "unk_token"), END)),
+        (told, own | {"unk_token": END}),
+        (told | FAST, own),
+    ):
+        (folder / "tokenizer_config.json").write_text(json.dumps(options))
+        assert read_tokenizer(folder).names == names

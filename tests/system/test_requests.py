@@ -480,5 +480,6 @@ def test_a_score_tells_no_more_than_one_answer_holds(client: Client) -> None:
 def test_tokenize_tells_of_the_tokenizer_where_asked(client: Client) -> None:
     about = client.tokenize("", about=True).about
     end = "<|endoftext|>"
-    assert about == m.TokenizerInfo(context=1024, before=[], bos=end, eos=[end], chat_template="")
+    names = dict.fromkeys(("bos_token", "eos_token", "unk_token"), end)
+    assert about == m.TokenizerInfo(context=1024, before=[], bos=end, eos=[end], chat_template="", names=names)
     assert client.tokenize("x").about is None

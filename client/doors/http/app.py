@@ -148,8 +148,8 @@ class Door:
         return _json(
             {
                 "tokenizer_class": "gpt2d",
-                "bos_token": about.bos or None,
-                "eos_token": about.eos[0] if about.eos else None,
+                "bos_token": about.names.get("bos_token"),
+                "eos_token": about.names.get("eos_token"),
                 "chat_template": about.chat_template or None,
                 "model_max_length": about.context,
             }

@@ -73,8 +73,7 @@ class Conversation:
                 param="model",
             )
         messages = [message.told() for message in body.messages]
-        tokens = {"bos_token": about.bos, "eos_token": about.eos[0] if about.eos else ""}
-        prompt = await render(about.chat_template, messages, tokens)
+        prompt = await render(about.chat_template, messages, about.names)
         ids = (await self._client.tokenize(prompt, **self._which)).ids[len(about.before) :]  # the template has its own
         longest = max(1, about.context - len(ids)) if body.longest is None else body.longest
         own = {"prompt_ids": ids, "max_new_tokens": longest, "logprobs": body.told}

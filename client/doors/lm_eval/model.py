@@ -119,7 +119,8 @@ class DaemonLM(LM):
 
     def _first(self, about: m.TokenizerInfo) -> int:
         """Return the token that stands before a text without a context. Raises: BadRequest if the model has none."""
-        name = next(iter((about.bos, *about.eos)), "")
+        own = (about.names.get(name, "") for name in ("bos_token", "eos_token"))  # as lm-eval's hf takes them
+        name = next(filter(None, (*own, about.bos, *about.eos)), "")
         if not name:
             raise BadRequest("this model has no token to begin a text with: give prefix_token_id")
         return self._client.tokenize(name, **self._which).ids[-1]

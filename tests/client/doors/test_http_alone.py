@@ -270,7 +270,9 @@ TEMPLATE = """\
 
 def talk(template: str, body: dict[str, Any], *, stream: bool = False) -> tuple[list[m.Generate], tuple[int, Any]]:
     """Hold a conversation with a model of that template; return what it was asked, the status and the answer."""
-    about = m.TokenizerInfo(context=100, before=[7], bos="<s>", eos=["</s>"], chat_template=template)
+    about = m.TokenizerInfo(
+        context=100, before=[7], bos="<s>", eos=["<end>", "</s>"], chat_template=template, names={"eos_token": "</s>"}
+    )
 
     def answer(request: m.AnyRequest) -> Answer:
         if isinstance(request, m.Tokenize):
@@ -317,6 +319,18 @@ def test_a_conversation_is_written_as_its_template_says() -> None:
 def test_a_template_has_no_more_than_its_sandbox(template: str, sentence: str) -> None:
     asked, (status, told) = talk(template, {"messages": [{"role": "user", "content": "Hi"}]})
     assert (asked, status) == ([], 400) and sentence in told["error"]["message"]
+
+
+def test_a_template_finds_what_transformers_gives_it() -> None:
+    """No tools and no documents, tokens that the tokenizer has, marks of what is trained on, and the date."""
+    template = (
+        "{% if tools is not none or documents is not none %}no{% endif %}{{ bos_token }}"
+        "{{ strftime_now('%Y') | length }}{% for message in messages %}{% generation %}"
+        "{{ message | tojson(sort_keys=true) }}{{ eos_token }}{% endgeneration %}{% endfor %}"
+    )
+    asked, (status, _) = talk(template, {"messages": [{"role": "user", "content": "ü"}]})
+    assert status == 200
+    assert bytes(asked[0].prompt_ids or []).decode() == '4{"content": "ü", "role": "user"}</s>'
 
 
 def test_a_template_that_takes_too_much_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
