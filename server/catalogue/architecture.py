@@ -12,7 +12,7 @@ from pathlib import Path
 from protocol.errors import BadModel
 from server.catalogue.config_keys import activation, epsilon, flag, refuse_what_is_not_computed, size
 from server.catalogue.engines import CACHE_BITS, CACHE_SCALE_BYTES, TRAITS, choose_cache
-from server.catalogue.files import ADAPTER_CONFIG, CONFIG_FILE, deeper, read_map
+from server.catalogue.files import CONFIG_FILE, read_map, without_config
 from server.catalogue.generation import read_bounds
 
 OVERHEAD_BYTES = 80 << 20
@@ -204,7 +204,7 @@ def read_architecture(folder: Path) -> Architecture:
     """
     file = folder / CONFIG_FILE
     if not file.is_file():
-        raise BadModel(f"config.json is missing{deeper(folder, [CONFIG_FILE, ADAPTER_CONFIG])}")
+        raise BadModel(without_config(folder))
     config = read_map(file)
     kind = config.get("model_type")
     if kind is None:

@@ -33,13 +33,21 @@ TOKENIZER_FILES = (
     ("spiece.model",), ("sentencepiece.bpe.model",), ("tokenizer.model",),
 )  # fmt: skip
 """Files that together are a tokenizer: any of these may do, which one the tokenizer's class says."""
-NO_TOKENIZER = "tokenizer.json (or vocab.json with merges.txt, or vocab.txt, or spiece.model) is missing"
+NO_TOKENIZER = (
+    "tokenizer.json (or vocab.json with merges.txt, or vocab.txt, or spiece.model) is missing: copy the files of the "
+    "tokenizer that it was trained with into its folder"
+)
 OTHER_FILES = (
     GENERATION_FILE, CHAT_FILE, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     *(name for names in TOKENIZER_FILES for name in names),
 )  # fmt: skip
 """What may lie beside: it goes wherever the model goes."""
-NOT_READ = ("tf_model.h5", "flax_model.msgpack", "rust_model.ot", "model.ckpt.index")
+NOT_READ = (
+    "tf_model.h5", "flax_model.msgpack", "rust_model.ot", "model.ckpt.index", "*.gguf", "*.onnx", "openvino_model.xml",
+    "*.npz", "*.ckpt", "ckpt.pt", "model.pt", "model.pth", "consolidated.*",
+)  # fmt: skip
+"""Weights of other programs, the likeliest first."""
+A_MODEL = "a model's folder has it beside weights and a tokenizer, as transformers' save_pretrained writes them"
 MAX_CONFIG_BYTES = 1 << 20
 MAX_INDEX_BYTES = 4 << 20
 MAX_SHARDS = 256
@@ -193,14 +201,40 @@ def _last(name: str) -> tuple[int, str]:
     return (int(number[1]) if number else -1, name)
 
 
+def without_config(folder: Path) -> str:
+    """Say what is there instead of a configuration."""
+    if hint := deeper(folder, [CONFIG_FILE, ADAPTER_CONFIG]):
+        return f"{CONFIG_FILE} is missing{hint}"
+    return _of_another(folder) or f"{CONFIG_FILE} is missing: {A_MODEL}"
+
+
 def _without_weights(folder: Path) -> str:
     """Say what is there instead of weights."""
-    other = next((name for name in NOT_READ if (folder / name).is_file()), None)
-    other = other or next((file.name for file in sorted(folder.glob("*.gguf"))), None)
-    if other:
-        return (
-            f"the weights are in {other}, which is not read: save them once with transformers' save_pretrained, which "
-            f"writes {WEIGHTS_FILE}"
-        )
+    if other := _of_another(folder) or _misnamed(folder):
+        return other
     hint = deeper(folder, WEIGHTS_FILES)
     return f"{WEIGHTS_FILE} (or {TORCH_FILE}, or shards with a {WEIGHTS_FILE}{INDEX}) is missing{hint}"
+
+
+def _of_another(folder: Path) -> str:
+    """Return a sentence where another program's weights are here, or an adapter's; else nothing."""
+    if adapter := next((name for name in ADAPTER_FILES if (folder / name).is_file()), ""):
+        return f"{adapter} is here without {ADAPTER_CONFIG}, which peft writes beside it: copy that, too"
+    found = (file.name for pattern in NOT_READ for file in sorted(folder.glob(pattern)) if file.is_file())
+    if name := next(found, ""):
+        return (
+            f"the weights are in {name}, which is not read: save them once with transformers' save_pretrained, which "
+            f"writes {WEIGHTS_FILE}"
+        )
+    return ""
+
+
+def _misnamed(folder: Path) -> str:
+    """Return a sentence where weights have another name, or shards no index; else nothing."""
+    for whole in (WEIGHTS_FILE, TORCH_FILE):
+        here = [file.name for file in sorted(folder.glob(f"*{Path(whole).suffix}")) if file.is_file()]
+        if shard := next((name for name in here if "-of-" in name), ""):
+            return f"{shard} is here without {whole}{INDEX}, which names all shards: copy that, too"
+        if len(here) == 1 and whole == WEIGHTS_FILE:
+            return f"weights are looked for in {whole}, and here is {here[0]}: if these are the model's, rename it"
+    return ""

@@ -221,11 +221,34 @@ def test_an_index_names_files_of_its_folder(tmp_path: Path, content: str) -> Non
     assert problem(folder).startswith("model.safetensors.index.json ")
 
 
-@pytest.mark.parametrize("other", ["tf_model.h5", "flax_model.msgpack", "gpt2.Q4_0.gguf"])
+@pytest.mark.parametrize("other", ["tf_model.h5", "flax_model.msgpack", "gpt2.Q4_0.gguf", "ckpt.pt"])
 def test_weights_in_another_format_are_named(tmp_path: Path, other: str) -> None:
+    """Such a file is often alone."""
     folder = demo(tmp_path)
     (folder / "model.safetensors").rename(folder / other)
-    assert problem(folder).startswith(f"the weights are in {other}, which is not read: ")
+    for _ in range(2):
+        assert problem(folder).startswith(f"the weights are in {other}, which is not read: ")
+        (folder / "config.json").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        (
+            "model.fp16.safetensors",
+            "weights are looked for in model.safetensors, and here is model.fp16.safetensors: if",
+        ),
+        ("model-00001-of-00002.safetensors", "is here without model.safetensors.index.json, which names all shards"),
+        ("pytorch_model-00001-of-00002.bin", "is here without pytorch_model.bin.index.json, which names all shards"),
+        ("adapter_model.safetensors", "is here without adapter_config.json, which peft writes beside it"),
+    ],
+)
+def test_what_is_beside_weights_of_that_name_is_said(tmp_path: Path, name: str, says: str) -> None:
+    folder = demo(tmp_path)
+    (folder / "model.safetensors").rename(folder / name)
+    assert says in problem(folder)
+    (folder / "config.json").unlink()
+    assert says in problem(folder) or problem(folder).startswith("config.json is missing: a model's folder has it")
 
 
 def test_a_model_one_folder_deeper_is_named(tmp_path: Path) -> None:
