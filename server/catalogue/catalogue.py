@@ -101,7 +101,8 @@ class Catalogue:
     def parse(self, name: str) -> tuple[Model, str, str, int]:
         """Read model[/engine[/precision]][:replicas], where model may be owner/name. Raises: UnknownModel, BadModel."""
         way, replicas = name, "1"
-        if found := re.fullmatch(r"(.+):(\d{1,2})", name, re.DOTALL):
+        found = re.fullmatch(r"(.+):(\d{1,2})", name, re.DOTALL)
+        if found and not self._has(name):  # a folder may be called so
             way, replicas = found.groups()
         if not 1 <= int(replicas) <= MAX_REPLICAS:
             raise BadModel(f"{name}: the number of replicas must be 1 to {MAX_REPLICAS}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import secrets
 import time
 from collections import deque
@@ -15,7 +16,6 @@ from protocol.keys import CurveKeys
 from server.catalogue.architecture import OVERHEAD_BYTES, Architecture
 from server.catalogue.catalogue import Model
 from server.catalogue.engines import REFERENCE, TRAITS, choose_cache, choose_engine
-from server.catalogue.files import without_folder
 from server.config import Config
 from server.gateway.defaults import Defaults, agree, in_words
 from server.gateway.routing import Known
@@ -235,7 +235,8 @@ class Replicas:
         try:
             process = launcher.start(spec, need)
         except OSError as e:
-            raise LoadFailed(f"no worker process can be started: {without_folder(e)}") from None
+            hint = "; allow the server more of them (`ulimit -n`)" if e.errno in (errno.EMFILE, errno.ENFILE) else ""
+            raise LoadFailed(f"no worker process can be started: {e.strerror or e}{hint}") from None
         replica = Replica(
             model.name,
             engine,

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
-from protocol.errors import BadModel, NoMemory
+from protocol.errors import BadModel, LoadFailed, NoMemory
 from protocol.keys import CurveKeys
 from server.catalogue.architecture import PUBLISHED
-from server.catalogue.catalogue import DEMO, Catalogue
+from server.catalogue.catalogue import DEMO, DEMO_FOLDER, Catalogue
 from server.config import Config
 from server.gateway.replicas import Replica, Replicas, rows_share
 from server.launch.spec import Spec
@@ -67,6 +70,24 @@ def started(tmp_path: Path) -> Started:
     )
     replica = replicas.start(Catalogue(tmp_path, tmp_path).find(DEMO), "native", "int8")
     return Started(replicas, replica, launcher)
+
+
+def test_a_folder_may_be_called_as_replicas_are_written(tmp_path: Path) -> None:
+    shutil.copytree(DEMO_FOLDER, tmp_path / "poems:3")
+    found = [Catalogue(tmp_path, tmp_path).parse(name) for name in ("poems:3", "poems:3/native:2", "demo:2")]
+    assert [(model.name, replicas) for model, *_, replicas in found] == [("poems:3", 1), ("poems:3", 2), ("demo", 2)]
+
+
+def test_where_files_are_too_few_the_load_says_what_to_do(
+    started: Started, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> Idle:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), os.devnull)
+
+    monkeypatch.setattr(started.launcher, "start", refuse)
+    started.launcher.free = 1 << 40
+    with pytest.raises(LoadFailed, match=r"be started: Too many open files; allow the server more of them"):
+        started.replicas.start(Catalogue(tmp_path, tmp_path).find(DEMO), "native", "int4")
 
 
 def test_what_is_taken_already_is_not_asked_for_again(started: Started) -> None:

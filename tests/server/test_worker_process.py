@@ -42,6 +42,7 @@ def test_a_load_that_fails_says_so(monkeypatch: pytest.MonkeyPatch, error: Excep
     assert isinstance(started, Started)
     assert isinstance(failure, m.Failure) and (failure.id, failure.code) == (None, code)
     assert failure.message.startswith("demo/onnx/fp32: ")
+    assert ("unload another model, choose int8" in failure.message) == isinstance(error, MemoryError)
 
 
 @pytest.mark.parametrize("error", [MemoryError(), ValueError("a bug")], ids=str)
