@@ -13,7 +13,6 @@ try:
     import os
     import socket
     from pathlib import Path
-    from typing import Any
 
     from protocol.aio import AsyncClient
     from protocol.errors import Gpt2dError
@@ -25,7 +24,7 @@ try:
 
         from client.doors.http.app import Door
         from client.doors.http.guard import Guard, read_tokens
-        from client.doors.http.patience import HEAD_S, patient
+        from client.doors.http.patience import HEAD_S, Patient
 except KeyboardInterrupt:  # these take a moment, in which no traceback helps
     sys.exit(130)
 
@@ -173,10 +172,9 @@ def listen(host: str, port: int) -> socket.socket:
 async def serve(door: Door, address: Address, listener: socket.socket) -> None:
     """Answer until a signal comes; then what is under way has a few seconds."""
     logging.basicConfig(format="gpt2d-http: %(message)s", level=logging.WARNING)
-    made: dict[str, Any] = {"http": patient}  # whatever makes a protocol will do, and its types name classes
     config = uvicorn.Config(
         door.app(),
-        **made,
+        http=Patient,
         loop="asyncio",
         ws="none",
         lifespan="on",

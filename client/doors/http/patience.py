@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -11,20 +10,26 @@ HEAD_S = 60.0
 """Seconds in which the head of a request has to arrive, the first and each later one; at most twice that passes."""
 
 
-def patient(**given: Any) -> Any:
-    """Return a connection's protocol, as uvicorn makes it, which ends where no head comes."""
-    protocol = H11Protocol(**given)
-    asyncio.get_running_loop().call_later(HEAD_S, _look, protocol, None)
-    return protocol
+class Patient(H11Protocol):
+    """A connection as uvicorn makes it, which ends where no head comes."""
 
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self._look_later()
 
-def _look(protocol: Any, before: object) -> None:
-    """Close a connection that has begun no request since the last look, and has none that is answered."""
-    transport = protocol.transport
-    if transport is None or transport.is_closing():
-        return
-    answered = protocol.cycle is None or protocol.cycle.response_complete
-    if protocol.cycle is before and answered:
-        transport.close()
-        return
-    asyncio.get_running_loop().call_later(HEAD_S, _look, protocol, protocol.cycle)
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._next_look.cancel()  # these would hold all of the connection for a minute
+        self._unset_keepalive_if_required()
+
+    def _look_later(self) -> None:
+        self._next_look = self.loop.call_later(HEAD_S, self._look, self.cycle)
+
+    def _look(self, before: object) -> None:
+        """Close the connection if it has begun no request since the last look, and has none that is answered."""
+        if self.transport is None or self.transport.is_closing():
+            return
+        if self.cycle is before and (before is None or self.cycle.response_complete):
+            self.transport.close()
+        else:
+            self._look_later()

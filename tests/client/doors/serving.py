@@ -16,11 +16,10 @@ import uvicorn
 from client.doors.http.__main__ import listen
 from client.doors.http.app import Door
 from client.doors.http.guard import Guard
-from client.doors.http.patience import patient
+from client.doors.http.patience import Patient
 from protocol.keys import Address
 
 SECONDS = 60
-HTTP: dict[str, Any] = {"http": patient}
 
 
 @contextlib.contextmanager
@@ -28,7 +27,7 @@ def opened(endpoint: str, guard: Guard | None = None) -> Iterator[str]:
     """Open a door to a daemon; give its address. It is closed again at the end."""
     listener = listen("127.0.0.1", 0)
     app = Door(Address.parse(endpoint), guard or Guard()).app()
-    server = uvicorn.Server(uvicorn.Config(app, **HTTP, loop="asyncio", lifespan="on", log_config=None))
+    server = uvicorn.Server(uvicorn.Config(app, http=Patient, loop="asyncio", lifespan="on", log_config=None))
     server.config.timeout_graceful_shutdown = 0
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])))
     thread.start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import http.client
 import json
 import socket
@@ -19,6 +20,8 @@ import pytest
 
 pytest.importorskip("starlette", reason="needs requirements-http.txt")
 
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
 from client.doors.http.__main__ import listen
 from client.doors.http.fields import Completion, read
 from client.doors.http.guard import Guard, read_tokens
@@ -28,6 +31,7 @@ from protocol.errors import WorkerDied
 from protocol.keys import KeyFileError
 from protocol.testing import Answer, FakeServer, generated
 from tests.client.doors.serving import ask, opened
+from tests.conftest import wait_for
 
 ADMIN, USER = "an-admin-s-long-token", "a-user-s-long-token-"
 
@@ -169,6 +173,21 @@ def test_who_says_nothing_is_left(sent: bytes, monkeypatch: pytest.MonkeyPatch) 
         caller.sendall(sent)
         while caller.recv(4096):
             pass
+
+
+def test_of_a_connection_that_has_ended_nothing_stays() -> None:
+    """Eight kilobytes for a minute each are hundreds of megabytes where each request has a connection of its own."""
+
+    def held() -> list[object]:
+        gc.collect()
+        return [found for found in gc.get_objects() if isinstance(found, H11Protocol)]
+
+    with FakeServer() as server, opened(server.endpoint) as url:
+        assert ask(f"{url}/v1/models")[0] == 200
+        with connected(url) as caller:
+            caller.sendall(HEAD)
+            wait_for(lambda: len(held()) == 1)
+        wait_for(lambda: not held())
 
 
 def test_who_leaves_within_a_body_is_no_fault(caplog: pytest.LogCaptureFixture) -> None:
