@@ -33,12 +33,12 @@ def ray_cluster(nodes: int) -> Iterator[Cluster]:
             cluster.add_node(num_cpus=1, node_name=f"node-{i}", memory=NODE_BYTES)
         yield cluster
     finally:
-        cluster.shutdown()  # type: ignore[no-untyped-call]
+        cluster.shutdown()
 
 
 def alive(cluster: Cluster) -> int:
     """Return the number of nodes."""
-    return len(cluster.global_state._live_node_ids())  # type: ignore[no-untyped-call]
+    return len(cluster.global_state._live_node_ids())
 
 
 @contextmanager

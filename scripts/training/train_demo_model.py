@@ -96,7 +96,7 @@ def loss_of(model: GPT2LMHeadModel, ids: torch.Tensor, targets: torch.Tensor, po
 @torch.no_grad()
 def held_out_loss(model: GPT2LMHeadModel, stream: torch.Tensor, window: int) -> float:
     """Return the mean loss a token (nats) over consecutive windows of the held-out works."""
-    model.eval()  # type: ignore[no-untyped-call]  # transformers leaves it so
+    model.eval()
     total, count = 0.0, 0
     for start in range(0, len(stream) - 1, window):
         piece = stream[start : start + window + 1]
@@ -177,7 +177,7 @@ def train(
 
 @torch.no_grad()
 def sample(model: GPT2LMHeadModel, tokenizer: Tokenizer, prompt: str) -> str:
-    model.eval()  # type: ignore[no-untyped-call]  # transformers leaves it so
+    model.eval()
     torch.manual_seed(1)
     ids = torch.tensor([tokenizer.encode(prompt).ids])
     out = model.generate(
@@ -268,7 +268,7 @@ def main() -> None:
     )
 
     torch.manual_seed(0)
-    config = GPT2Config(  # type: ignore[no-untyped-call]  # transformers leaves both so
+    config = GPT2Config(
         vocab_size=tokenizer.get_vocab_size(),
         n_positions=plan.full,
         n_embd=256,
@@ -280,7 +280,7 @@ def main() -> None:
         attn_pdrop=0.0,
         resid_pdrop=0.15,
     )
-    model = GPT2LMHeadModel(config).train()  # type: ignore[no-untyped-call]  # transformers leaves it so
+    model = GPT2LMHeadModel(config).train()
     seconds = train(model, stream, held_out, plan, args.checkpoint, args.resume)
     figures = {"model": held_out_loss(model, held_out, plan.full), "unigram": unigram, "minutes": seconds / 60}
     texts = [sample(model, tokenizer, prompt) for prompt in SAMPLE_PROMPTS]

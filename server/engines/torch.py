@@ -120,7 +120,7 @@ def transformers_model(arch: Architecture, weights: Weights, dtype: torch.dtype)
 
     The configuration is the architecture, not config.json, which can ask for tuples instead of results by name.
     """
-    config = GPT2Config(  # type: ignore[no-untyped-call]
+    config = GPT2Config(
         vocab_size=arch.vocabulary,
         n_positions=arch.context,
         n_embd=arch.width,
@@ -138,7 +138,7 @@ def transformers_model(arch: Architecture, weights: Weights, dtype: torch.dtype)
     attention = "sdpa" if plain else "eager"
     with no_init_weights():
         model: GPT2LMHeadModel = GPT2LMHeadModel._from_config(config, attn_implementation=attention, dtype=dtype).eval()
-    model.tie_weights()  # type: ignore[no-untyped-call]
+    model.tie_weights()
     parameters = dict(model.named_parameters())  # a tied head is not among them
     with torch.no_grad():
         for name, parameter in parameters.items():

@@ -84,7 +84,7 @@ class Host:
             time.sleep(PAUSE_S)
         return 0
 
-    @ray.method(concurrency_group=CONTROL, max_task_retries=0)
+    @ray.method(concurrency_group=CONTROL, max_task_retries=0)  # type: ignore[untyped-decorator]  # Ray is Any
     def stop(self) -> None:
         """End the worker; called beside `run`, which then returns."""
         self._stops = True
@@ -93,7 +93,7 @@ class Host:
             if process.wait(STOP_S) is None:
                 process.kill()
 
-    @ray.method(concurrency_group=CONTROL, max_task_retries=0)
+    @ray.method(concurrency_group=CONTROL, max_task_retries=0)  # type: ignore[untyped-decorator]  # Ray is Any
     def cut(self, routing_id: str) -> None:
         """End a process that the gateway has lost, which may not know; `run` begins another."""
         if self._process and routing_id == self._routing_id:

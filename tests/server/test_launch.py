@@ -194,7 +194,7 @@ def test_a_stop_that_comes_before_the_process_is_not_lost(tmp_path: Path, monkey
             return 0
 
     def start(*_: object) -> Worker:
-        Host.stop(here)  # type: ignore[operator]  # Ray's types lose the method; called as by the actor's other thread
+        Host.stop(here)  # called as by the actor's other thread
         begun.append(Worker())
         return begun[-1]
 

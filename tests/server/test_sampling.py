@@ -98,7 +98,7 @@ def theirs(
         steps.append(MinPLogitsWarper(fields["min_p"]))
     if fields.get("typical_p", 1) < 1:
         steps.append(TypicalLogitsWarper(fields["typical_p"]))
-    scores = steps(torch.tensor([seen]), torch.tensor(logits)[None])  # type: ignore[arg-type]  # plain tensors
+    scores = steps(torch.tensor([seen]), torch.tensor(logits)[None])
     return np.asarray(torch.softmax(scores[0].double(), dim=-1).numpy())
 
 

@@ -44,7 +44,7 @@ def cluster() -> Iterator[Cluster]:
             initialize_head=True, head_node_args={"num_cpus": 0, "node_name": "head", "include_dashboard": False}
         )
         yield cluster
-        cluster.shutdown()  # type: ignore[no-untyped-call]  # Ray has no types there
+        cluster.shutdown()
 
 
 Add = Callable[..., Node]
@@ -63,7 +63,7 @@ def add(cluster: Cluster) -> Iterator[Add]:
 
     yield add
     for node in nodes:
-        if node in cluster.list_all_nodes():  # type: ignore[no-untyped-call]  # as above
+        if node in cluster.list_all_nodes():
             cluster.remove_node(node)
 
 
