@@ -62,6 +62,8 @@ DiskEffect: TypeAlias = (
 )
 BINARY = getattr(os, "O_BINARY", 0)
 MAX_FILE_BYTES = 4 << 20
+DRAFT_NAME = 60
+"""Characters of a file's name in that of its draft: of four bytes each, they fit into a name."""
 MAX_LISTED, MAX_FONTS = 2000, 2000
 FONT_FOLDERS = {
     "linux": ["~/.fonts", "~/.local/share/fonts", "/usr/local/share/fonts", "/usr/share/fonts"],
@@ -256,7 +258,7 @@ def write(path: Path, data: bytes, mode: int = 0o666) -> None:
     Raises: OSError.
     """
     there = Path(os.path.realpath(path))  # a link stays one
-    draft = there.with_name(f".{there.name[:100]}.{secrets.token_hex(4)}")
+    draft = there.with_name(f".{there.name[:DRAFT_NAME]}.{secrets.token_hex(4)}")
     try:
         there.parent.mkdir(parents=True, exist_ok=True)
         if there.exists() and not there.is_file():

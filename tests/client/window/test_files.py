@@ -161,6 +161,15 @@ def test_modes_and_links_are_kept(tmp_path: Path) -> None:
     assert sorted(file.name for file in tmp_path.iterdir()) == ["link.txt", "new.txt"]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="file systems of 255 bytes for a name")
+def test_a_name_as_long_as_a_file_can_have_is_saved(tmp_path: Path) -> None:
+    for name in ("\u4e2d" * 85, "\U0001f600" * 63, "a" * 255):
+        disk.write(tmp_path / name, b"1")
+        disk.write(tmp_path / name, b"2")
+        assert [file.name for file in tmp_path.iterdir()] == [name] and (tmp_path / name).read_bytes() == b"2"
+        (tmp_path / name).unlink()
+
+
 def kept(state: AppState, now: float) -> list[Autosaved]:
     return [effect.saved for effect in apply(state, e.Tick(now, 1e9)) if isinstance(effect, e.KeepPage)]
 
