@@ -40,7 +40,8 @@ def apply(state: AppState, message: e.FileEvent) -> list[e.Effect]:
             notices.inform(state, "file", f"saved {path}")
             if trouble:
                 notices.warn(state, "branches", trouble)
-            return [e.ForgetPage(), *(_confirmed(state) if state.confirm else [])]
+            forgets = [] if page.dirty else [e.ForgetPage()]  # what was typed meanwhile is kept
+            return [*forgets, *(_confirmed(state) if state.confirm else [])]
         case e.Exists(path):
             _close(state)
             dialog.exists = path

@@ -187,6 +187,17 @@ def test_a_page_is_kept_once_in_two_seconds_whatever_is_written() -> None:
     assert len(texts) <= 7 and texts[-1] == state.page.document.text
 
 
+def test_what_is_typed_while_the_page_is_saved_stays_kept(tmp_path: Path) -> None:
+    state = page("Once")
+    run(state, e.Do("save as"))
+    (save,) = apply(state, e.ChooseFile(str(tmp_path), "a.txt", done=True))
+    assert isinstance(save, e.SaveFile)
+    typed(state, " upon")
+    assert [saved.text for saved in kept(state, 99.0)] == ["Once upon"]
+    assert apply(state, e.Saved(save.path, save.file)) == [], "it is in no file yet"
+    assert state.page.dirty and state.page.file.text == "Once"
+
+
 def kept_by(folder: Path, saved: Autosaved, code: str = "import os; os._exit(1)") -> None:
     """Let another process keep a page, and end as it does."""
     program = (
