@@ -33,6 +33,7 @@ from client.window.events import (
     Listed,
     ListFolder,
     ListFonts,
+    NotKept,
     Opened,
     OpenFile,
     OpenRecovered,
@@ -70,6 +71,14 @@ FONT_FOLDERS = {
     "darwin": ["~/Library/Fonts", "/Library/Fonts", "/System/Library/Fonts"],
     "win32": ["~/AppData/Local/Microsoft/Windows/Fonts", "C:/Windows/Fonts"],
 }
+UNASKED: dict[type[DiskEffect], str] = {
+    KeepPage: "changes that you do not save would not survive a crash",
+    ForgetPage: "what was kept of a page for a crash cannot be deleted",
+    KeepHistory: "the history cannot be kept",
+    SaveBranches: "the branches cannot be kept beside the page",
+    SavePreferences: "the settings cannot be kept",
+}
+"""What is done without being asked for, and how its failure is told."""
 CLOSE_S = 5.0
 log = logging.getLogger(__name__)
 Line: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[^\0]+$")]
@@ -100,6 +109,8 @@ class Disk:
         """Pages of sessions that crashed."""
         self._effects: queue.SimpleQueue[DiskEffect | None] = queue.SimpleQueue()
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._not_kept = set[str]()
+        """What has failed of what nobody asked for, which is said once."""
         self._thread = threading.Thread(target=self._run, name="disk", daemon=True)
         self._thread.start()
 
@@ -121,18 +132,32 @@ class Disk:
 
     def _run(self) -> None:
         while (effect := self._effects.get()) is not None:
-            try:
-                event = self._carry_out(effect)
-            except (OSError, ValueError) as e:
-                event = DiskFailed(describe(e))
-            except (
-                Exception
-            ) as e:  # a fault of the window itself: the thread must go on, what comes after is to be saved
-                log.exception("%s failed", type(effect).__name__)
-                event = DiskFailed(f"{type(e).__name__}: {e}")
-            if event:
+            if event := self._done(effect):
                 self._events.put(event)
                 self._wake()
+
+    def _done(self, effect: DiskEffect) -> Event | None:
+        """Do what was asked for; return what is to be told of it."""
+        what = UNASKED.get(type(effect), "")
+        try:
+            event = self._carry_out(effect)
+        except (OSError, ValueError) as e:
+            return self._failed(what, describe(e))
+        except Exception as e:  # a fault of the window itself: the thread must go on, what comes after is to be saved
+            log.exception("%s failed", type(effect).__name__)
+            return self._failed(what, f"{type(e).__name__}: {e}")
+        if what in self._not_kept:
+            self._not_kept.remove(what)
+            return NotKept(what)
+        return event
+
+    def _failed(self, what: str, error: str) -> Event | None:
+        """Tell a failure; of what nobody asked for once, until it has worked again."""
+        if not what:
+            return DiskFailed(error)
+        known = what in self._not_kept
+        self._not_kept.add(what)
+        return None if known else NotKept(what, error)
 
     def _carry_out(self, effect: DiskEffect) -> Event | None:
         match effect:

@@ -375,7 +375,19 @@ class Exported:
 
 @dataclass(frozen=True)
 class DiskFailed:
+    """What was asked for could not be done."""
+
     error: str
+
+
+@dataclass(frozen=True)
+class NotKept:
+    """What is kept without being asked for cannot be, or can be again."""
+
+    what: str
+    """What that means, as the beginning of a sentence."""
+    error: str = ""
+    """Empty: it can be again."""
 
 
 @dataclass(frozen=True)
@@ -426,6 +438,7 @@ Event: TypeAlias = (
     | Exists
     | Exported
     | DiskFailed
+    | NotKept
     | Listed
     | FontsListed
     | FontsLeftOut
@@ -571,5 +584,5 @@ Effect: TypeAlias = (
     | SavePreferences
 )
 FileAction: TypeAlias = ChooseFile | Recover | Forget | OpenRecent | Dropped
-FileEvent: TypeAlias = Opened | Recovered | Saved | Exists | Exported | DiskFailed | Listed
+FileEvent: TypeAlias = Opened | Recovered | Saved | Exists | Exported | DiskFailed | NotKept | Listed
 Message: TypeAlias = Action | Event

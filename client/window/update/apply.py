@@ -131,7 +131,9 @@ def apply(state: AppState, message: e.Message) -> list[e.Effect]:
             return comparison.apply(state, message)
         case e.ChooseFile() | e.Recover() | e.Forget() | e.OpenRecent() | e.Dropped():
             return files.act(state, message)
-        case e.Opened() | e.Recovered() | e.Saved() | e.Exists() | e.Exported() | e.DiskFailed() | e.Listed():
+        case e.Opened() | e.Recovered() | e.Saved() | e.Exists() | e.Exported() | e.Listed():
+            return files.apply(state, message)
+        case e.DiskFailed() | e.NotKept():
             return files.apply(state, message)
         case _:
             assert_never(message)

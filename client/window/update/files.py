@@ -53,6 +53,11 @@ def apply(state: AppState, message: e.FileEvent) -> list[e.Effect]:
             dialog.waiting = False
             if not dialog.purpose:
                 notices.warn(state, "file", error)
+        case e.NotKept(what, error):
+            if error:
+                notices.warn(state, what, f"{what}: {error}")
+            else:
+                notices.drop(state, what)
         case _:
             assert_never(message)
     return []

@@ -12,22 +12,28 @@ from typing import Any
 import pytest
 
 from client.window import disk
+from client.window.autosave import Autosaved
 from client.window.disk import Disk, DiskEffect
 from client.window.events import (
     DiskFailed,
     Event,
     Export,
     FontsListed,
+    KeepPage,
     Listed,
     ListFolder,
     ListFonts,
+    NotKept,
     OpenFile,
     Saved,
     SaveFile,
     SavePreferences,
 )
 from client.window.preferences import Preferences
+from client.window.state import AppState
 from client.window.textfile import TextFile
+from client.window.update import files
+from tests.conftest import wait_for
 
 
 @pytest.fixture
@@ -159,3 +165,36 @@ def test_an_unexpected_error_costs_one_effect(
     failed, listed = answer(ListFonts(), ListFolder(str(tmp_path)))
     assert failed == DiskFailed("KeyError: 'a bug'") and isinstance(listed, Listed)
     assert "ListFonts failed" in caplog.text
+
+
+def told(helper: Disk, *effects: DiskEffect) -> list[Event]:
+    """What is told of effects, up to a list that is asked for after them."""
+    found: list[Event] = []
+    for effect in (*effects, ListFolder(os.sep)):
+        helper.do(effect)
+
+    def listed() -> bool:
+        found.extend(helper.events())
+        return bool(found) and isinstance(found[-1], Listed)
+
+    wait_for(listed, 10)
+    return found[:-1]
+
+
+def test_what_cannot_be_kept_unasked_is_said_once_and_ends_no_question(home: Path) -> None:
+    """In a home that is full or read-only, for a while."""
+    in_the_way = home / "data"
+    in_the_way.touch()
+    keep, helper, state = KeepPage(Autosaved("text")), Disk(lambda: None), AppState()
+    (failed,) = told(helper, keep, keep)
+    assert isinstance(failed, NotKept) and str(in_the_way) in failed.error
+    state.page.document.edit(0, 0, "text", "typed")
+    files.do(state, "quit")
+    files.apply(state, failed)
+    assert state.confirm == "quit" and state.files.error == "" and failed.error in state.said(failed.what)
+    in_the_way.unlink()
+    for event in told(helper, keep, keep):
+        assert isinstance(event, NotKept)
+        files.apply(state, event)
+    assert not state.notices, "it is no longer so"
+    helper.close()

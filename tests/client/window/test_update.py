@@ -694,6 +694,7 @@ messages: st.SearchStrategy[Any] = st.one_of(
     st.builds(e.Opened, st.just(Path("x")), st.builds(TextFile, st.builds(str.encode, st.text(max_size=5)))),
     st.builds(e.Saved, st.just(Path("x")), st.just(TextFile(b"a"))),
     st.just(e.DiskFailed("full")),
+    st.builds(e.NotKept, st.just("the settings"), st.sampled_from(["full", ""])),
     st.builds(
         e.Choose, st.sampled_from(["demo", "gone"]), st.sampled_from(["onnx", "x"]), st.sampled_from(["int8", "y"])
     ),
