@@ -138,5 +138,5 @@ class App:
 
     def _keep(self) -> None:
         if self.state.preferences != self._kept:
-            self._kept = copy.deepcopy(self.state.preferences)
-            self.disk.do(e.SavePreferences(self._kept))
+            before, self._kept = self._kept, copy.deepcopy(self.state.preferences)
+            self.disk.do(e.SavePreferences(before, self._kept))

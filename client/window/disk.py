@@ -43,7 +43,7 @@ from client.window.events import (
     SaveFile,
     SavePreferences,
 )
-from client.window.preferences import LEAST_ZOOM, MOST_ZOOM, Preferences
+from client.window.preferences import LEAST_ZOOM, MOST_ZOOM, Preferences, merged
 from client.window.results import Entry
 from client.window.textfile import TextFile, is_text
 
@@ -213,8 +213,9 @@ def carry_out(effect: DiskEffect) -> Event | None:
                 return _listed(path)
             write(path, text.encode())
             return Exported(path)
-        case SavePreferences(preferences):
-            _write_private(folder() / "client.json", msgspec.json.format(msgspec.json.encode(preferences)))
+        case SavePreferences(before, preferences):
+            both = merged(before, preferences, read_preferences())
+            _write_private(folder() / "client.json", msgspec.json.format(msgspec.json.encode(both)))
         case ListFolder(where):
             return _listed(expanded(Path(where)))
         case ListFonts():

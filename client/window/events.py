@@ -561,6 +561,9 @@ class ListFonts:
 
 @dataclass(frozen=True)
 class SavePreferences:
+    """What differs between two preferences is kept; the rest may be another window's."""
+
+    before: Preferences
     preferences: Preferences
 
 

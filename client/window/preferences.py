@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from protocol.keys import DEFAULT_ENDPOINT
 
@@ -15,6 +15,9 @@ POPOVERS = ("Connection", "Settings", "Keys")
 """Panels that are open for as long as they have the focus."""
 LAYOUT_VERSION = 3
 """Raised when the panels or their first places change: a layout of other panels is not applied."""
+MAX_FILES, MAX_SERVERS = 12, 10
+"""Most recent files and servers that are kept."""
+Entry = TypeVar("Entry")
 Settings: TypeAlias = dict[str, Any]
 """Generation settings by name, those of messages.SETTINGS that differ from the default."""
 
@@ -61,3 +64,23 @@ class Preferences:
     """Where the window was; None: it has not been anywhere."""
     y: int | None = None
     maximised: bool = False
+
+
+def merged(before: Preferences, now: Preferences, there: Preferences) -> Preferences:
+    """Return what a window has changed since `before`, with what others have kept meanwhile: `there`. Of presets and of
+    recent files and servers, each counts by itself.
+    """
+    changed = {f.name: getattr(now, f.name) for f in fields(now) if getattr(now, f.name) != getattr(before, f.name)}
+    files = _entries(dict(before.files), dict(now.files), dict(there.files))
+    servers = _entries(*(dict.fromkeys(each.recent, 0) for each in (before, now, there)))
+    changed["presets"] = _entries(before.presets, now.presets, there.presets)
+    changed["files"], changed["recent"] = [*files.items()][:MAX_FILES], [*servers][:MAX_SERVERS]
+    return replace(there, **changed)
+
+
+def _entries(before: dict[str, Entry], now: dict[str, Entry], there: dict[str, Entry]) -> dict[str, Entry]:
+    if now == before:
+        return there
+    own = {key: entry for key, entry in now.items() if key not in before or before[key] != entry}
+    kept = {key: own[key] if key in own else there[key] for key in now if key in own or key in there}
+    return kept | {key: entry for key, entry in there.items() if key not in before and key not in now}

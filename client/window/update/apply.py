@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from client.window import events as e, secret
 from client.window.parameters import usable
+from client.window.preferences import MAX_SERVERS
 from client.window.state import GOES_ON, AppState, Status
 from client.window.update import act, branches, comparison, files, models, notices, page, seeing
 from protocol import messages as m
@@ -36,7 +37,6 @@ from protocol.errors import (
 
 LOOK_S, RETRY_S = 3.0, 2.0
 LOOK_TIMEOUT_S = 10.0
-MAX_RECENT = 10
 ANSWERS: dict[e.Tag, tuple[type[m.Reply], ...]] = {
     "look": (m.ServerInfo, m.Pong),
     "models": (m.ModelList,),
@@ -232,7 +232,7 @@ def _met(state: AppState, info: m.ServerInfo) -> list[e.Effect]:
     state.models.listed = False
     link.info = replace(info, parameters=[*{p.name: p for p in info.parameters if usable(p)}.values()])
     name = link.server.strip()
-    state.preferences.recent = [name, *(r for r in state.preferences.recent if r != name)][:MAX_RECENT]
+    state.preferences.recent = [name, *(r for r in state.preferences.recent if r != name)][:MAX_SERVERS]
     state.preferences.sampling = state.fitting(state.settings)  # the others belong to another version
     state.page.counted = -1
     return [

@@ -10,6 +10,7 @@ from typing import Literal, assert_never
 from client.window import events as e, sidecar
 from client.window.autosave import Autosaved
 from client.window.document import Document
+from client.window.preferences import MAX_FILES
 from client.window.state import AppState
 from client.window.textfile import TextFile, is_text
 from client.window.tree import Tree
@@ -17,7 +18,6 @@ from client.window.update import notices
 
 AUTOSAVE_S = 2.0
 """Seconds between two times that a page is kept."""
-MAX_RECENT = 12
 
 
 def apply(state: AppState, message: e.FileEvent) -> list[e.Effect]:
@@ -168,7 +168,7 @@ def remember(state: AppState) -> None:
     preferences.last = named(page.path)
     if preferences.last:
         others = [recent for recent in preferences.files if recent[0] != preferences.last]
-        preferences.files = [(preferences.last, page.document.cursor), *others][:MAX_RECENT]
+        preferences.files = [(preferences.last, page.document.cursor), *others][:MAX_FILES]
 
 
 def show_files(

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +71,25 @@ def test_preferences_come_back() -> None:
         closed=[],
         width=1000,
     )
-    disk.carry_out(SavePreferences(preferences))
+    disk.carry_out(SavePreferences(Preferences(), preferences))
     assert disk.read_preferences() == preferences
+
+
+@pytest.mark.usefixtures("home")
+def test_two_windows_lose_nothing_of_each_others_preferences() -> None:
+    before = Preferences(presets={"old": {}, "bad": {}}, files=[("/a", 1), ("/b", 2)], recent=["h", "gone"])
+    disk.carry_out(SavePreferences(Preferences(), before))
+    one = replace(before, theme="light", presets={"old": {"top_k": 1}, "bad": {}, "one": {}}, recent=["h"])
+    other = replace(before, width=900, presets={"old": {}, "other": {}}, files=[("/c", 3), ("/a", 9), ("/b", 2)])
+    disk.carry_out(SavePreferences(before, replace(one, files=[("/d", 4), ("/a", 1), ("/b", 5)])))
+    disk.carry_out(SavePreferences(before, other))
+    assert disk.read_preferences() == replace(
+        other,
+        theme="light",
+        presets={"old": {"top_k": 1}, "other": {}, "one": {}},
+        files=[("/c", 3), ("/a", 9), ("/b", 5), ("/d", 4)],
+        recent=["h"],
+    )
 
 
 @pytest.mark.parametrize(
