@@ -20,6 +20,8 @@ from client.window.update.apply import apply
 from client.window.views.main import ui
 from protocol import messages as m
 
+PAGE = "[Window][Page]"
+"""Part of every layout that places the page."""
 KEEP_S = 1.0
 """Seconds between two looks at whether preferences have to be saved."""
 
@@ -57,7 +59,7 @@ class App:
         io.config_input_text_cursor_blink = False  # frames are drawn when something changes: it would freeze unseen
         io.set_ini_filename(None)  # with "", Dear ImGui never asks for its layout to be saved
         preferences = self.state.preferences
-        if preferences.layout_version != LAYOUT_VERSION:
+        if preferences.layout_version != LAYOUT_VERSION or PAGE not in preferences.layout:
             preferences.layout, preferences.closed = "", []
             preferences.layout_version = LAYOUT_VERSION
         preferences.closed = [*dict.fromkeys([*preferences.closed, *POPOVERS])]

@@ -23,6 +23,7 @@ from client.window.backend import Backend, as_text
 from client.window.events import Do, Dropped
 from client.window.opening import NAME, keep_place, open_window
 from client.window.pace import Pace
+from client.window.textfile import told
 from client.window.views import widgets
 
 OPENS = 3
@@ -168,7 +169,7 @@ class Window:
         self.backend.show_cursor()
         glfw.swap_buffers(self.window)
         page = self.app.state.page
-        title = f"{page.path.name if page.path else 'Untitled'}{' *' if page.dirty else ''} - {NAME}"
+        title = f"{told(page.path.name) if page.path else 'Untitled'}{' *' if page.dirty else ''} - {NAME}"
         if title != self._title:
             self._title = title
             glfw.set_window_title(self.window, title)

@@ -80,3 +80,8 @@ def _alike(these: list[str], those: list[str]) -> int:
 def is_text(name: str) -> bool:
     """Return False for a file's name in another encoding, which the window can neither show nor keep."""
     return not any("\ud800" <= c <= "\udfff" for c in name)
+
+
+def told(name: str) -> str:
+    """Return a file's name as the window can show it."""
+    return name if is_text(name) else name.encode("utf-8", "replace").decode()

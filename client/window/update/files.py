@@ -12,7 +12,7 @@ from client.window.autosave import Autosaved
 from client.window.document import Document
 from client.window.preferences import MAX_FILES
 from client.window.state import AppState
-from client.window.textfile import TextFile, is_text
+from client.window.textfile import TextFile, is_text, told
 from client.window.tree import Tree
 from client.window.update import notices
 
@@ -100,7 +100,7 @@ def do(state: AppState, what: e.FileWord) -> list[e.Effect]:
             return _save(state, page.path) if page.path else show_files(state, "save", "page.txt")
         case "save as":
             state.files.exists = None
-            return show_files(state, "save", page.path.name if page.path else "page.txt")
+            return show_files(state, "save", told(page.path.name) if page.path else "page.txt")
         case "replace":
             path, state.files.exists = state.files.exists, None
             return _save(state, path, replace=True) if path else []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 from imgui_bundle import ImVec2, imgui
@@ -12,6 +11,8 @@ from client.window.events import Action, ChooseFile, Do, Enter, Forget, OpenRece
 from client.window.state import AppState
 from client.window.views import widgets
 
+LISTING = 32
+"""Width of a folder's list, in font sizes."""
 TITLES = {"open": "Open", "save": "Save as", "export": "Export"}
 
 
@@ -33,8 +34,10 @@ def draw_files(state: AppState) -> list[Action]:
     if not files.purpose or not modal(f"{TITLES[files.purpose]}###Files"):
         return actions
     size = imgui.get_font_size()
-    imgui.text_disabled(files.folder)
-    if imgui.begin_child("listing", (size * 32, size * 16), imgui.ChildFlags_.borders):
+    imgui.push_text_wrap_pos(imgui.get_cursor_pos_x() + size * LISTING)
+    imgui.text_disabled(widgets.printable(files.folder))
+    imgui.pop_text_wrap_pos()
+    if imgui.begin_child("listing", (size * LISTING, size * 16), imgui.ChildFlags_.borders):
         if imgui.selectable("..", False, imgui.SelectableFlags_.no_auto_close_popups)[0]:
             actions.append(ChooseFile(str(Path(files.folder).parent), "", done=False))
         for name, is_folder in files.listing:
@@ -139,7 +142,7 @@ def draw_recovered(state: AppState) -> list[Action]:
     many = len(state.left_behind)
     imgui.text("A session ended unexpectedly. Its page was kept:" if many == 1 else f"{many} pages were left behind:")
     for number, (name, saved) in enumerate(state.left_behind.items()):
-        at = time.strftime("%Y-%m-%d %H:%M", time.localtime(saved.at))
+        at = widgets.moment(saved.at, "%Y-%m-%d %H:%M")
         imgui.text(widgets.printable(f"{at}  {Path(saved.path).name if saved.path else 'not saved yet'}"))
         imgui.text_disabled(widgets.printable(" ".join(saved.text[:300].split()[:20])[:100]))
         chosen = imgui.button(f"Restore it###restore {name}")

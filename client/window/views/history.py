@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from imgui_bundle import imgui
@@ -50,7 +49,7 @@ def draw(state: AppState) -> list[Action]:
             for entry in found[clipper.display_start : clipper.display_end]:
                 result = entry.result
                 today = entry.at > state.unix - 86_400
-                at = time.strftime("%H:%M:%S" if today else "%Y-%m-%d", time.localtime(entry.at))
+                at = widgets.moment(entry.at, "%H:%M:%S" if today else "%Y-%m-%d")
                 label = f"{at}  {result.model}/{result.precision}  {one_line(entry)}"
                 if imgui.selectable(f"{label}###entry {entry.number}", entry.number == history.chosen)[0]:
                     actions.append(Enter("history", "chosen", entry.number))

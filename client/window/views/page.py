@@ -188,7 +188,7 @@ def draw_status(state: AppState) -> None:
         parts.insert(0, waiting(state))
     live.line(live.share(state))
     line = fitting(parts, imgui.get_content_region_avail().x, lambda text: imgui.calc_text_size(text).x)
-    imgui.text_disabled(line)
+    imgui.text_disabled(widgets.printable(line))
     if len(line) < len(GAP.join(parts)):
         widgets.tip("\n".join(parts))
 

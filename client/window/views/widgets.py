@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from imgui_bundle import ImVec4, imgui
@@ -10,6 +11,7 @@ from client.window import fonts, theme
 from client.window.events import Action, Enter, Part
 from client.window.icons import ICONS
 from client.window.state import Doing
+from client.window.textfile import told
 
 THIN = 0.25
 """Size of a thin slider, in that of text."""
@@ -33,8 +35,10 @@ def wrapped(text: str, name: str) -> None:
 
 
 def printable(text: str) -> str:
-    """Return the text as a label can show it: without NUL, which would end it, and not longer than anybody reads."""
-    return text[:MAX_SHOWN].replace("\0", "\ufffd")
+    """Return the text as a label can show it: without NUL, which would end it, or what is no text in a file's name, and
+    not longer than anybody reads.
+    """
+    return told(text[:MAX_SHOWN].replace("\0", "\ufffd"))
 
 
 def item(text: str) -> str:
@@ -53,7 +57,7 @@ def visible(text: str) -> str:
 def tip(text: str) -> None:
     """Explain the item above when the mouse rests on it."""
     if imgui.is_item_hovered(imgui.HoveredFlags_.for_tooltip):
-        imgui.set_tooltip(text)
+        imgui.set_tooltip(printable(text))
 
 
 def name_and_value(name: str, value: str, colour: str, room: float = 0.0) -> None:
@@ -189,6 +193,14 @@ def selectable_text(label: str, text: str, height: float) -> None:
     """Draw wrapped text that can be selected and copied."""
     flags = imgui.InputTextFlags_.read_only | imgui.InputTextFlags_.word_wrap
     imgui.input_text_multiline(label, printable(text), (-1, height), flags)
+
+
+def moment(unix: float, form: str) -> str:
+    """Return a time as people read it; a damaged file may have one that no calendar has."""
+    try:
+        return time.strftime(form, time.localtime(unix))
+    except (OverflowError, ValueError, OSError):
+        return "?"
 
 
 def megabytes(size: float) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,8 @@ pytest.importorskip("client.window.loop", exc_type=ImportError, reason=WINDOW)
 from imgui_bundle import imgui
 
 from client.window.autosave import Autosaved
-from client.window.events import Do, Edit
-from tests.client.window.driver import Driver, drive
+from client.window.events import Do, Edit, OpenRecent
+from tests.client.window.driver import SIZE, Driver, drive
 
 pytestmark = pytest.mark.usefixtures("screen")
 Key = imgui.Key
@@ -75,6 +77,28 @@ def test_a_page_that_was_left_behind_is_restored_by_enter_and_never_discarded_by
         assert page.document.text == "Once!", "one goes on at its end"
         left_behind(d, Key.tab, Key.space)
         assert d.state.left_behind and d.state.confirm in {"", "recover"}
+
+    drive(NOBODY, test)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every file name is text")
+def test_files_whose_names_are_no_text_or_endless_are_shown(home: Path) -> None:
+    folder = home.joinpath(os.fsdecode(b"caf\xe9"), *["long" * 50] * 3)
+    folder.mkdir(parents=True)
+    name = os.fsdecode(b"\xe9.txt")
+    (folder / name).write_text("Once", encoding="utf-8")
+
+    def test(d: Driver) -> None:
+        d.app.tell(OpenRecent(str(folder / name)))
+        d.wait(lambda: d.state.page.document.text == "Once")
+        d.app.tell(Do("save as"))
+        d.wait(lambda: d.state.files.folder == str(folder) and d.state.files.name == "?.txt")
+        d.ctx.yield_(4)
+        assert imgui.internal.find_window_by_name("###Files").size.x < SIZE[0]
+        d.app.tell(Do("close files"))
+        d.app.tell(OpenRecent(str(folder / "gone")))
+        d.wait(lambda: "No such file" in d.state.said("file"))
+        d.ctx.yield_(4)
 
     drive(NOBODY, test)
 

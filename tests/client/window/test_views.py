@@ -142,3 +142,9 @@ def test_the_speed_of_four_texts_is_that_of_all_of_them() -> None:
     assert tokens_per_second(result) == pytest.approx(100)
     assert tokens_per_second(replace(result, others=others)) == pytest.approx((10 + 9 + 11) / 0.2)
     assert tokens_per_second(replace(RESULT, ledger=ledger(), others=others[:1])) >= 0
+
+
+@pytest.mark.parametrize("unix", [1e300, -1e300, float("inf"), float("nan")])
+def test_a_time_that_no_calendar_has_is_shown(unix: float) -> None:
+    """A damaged file of the history, or of a page that was left behind, would end every window that shows it."""
+    assert widgets.moment(unix, "%Y-%m-%d") == "?" and len(widgets.moment(1.7e9, "%Y-%m-%d")) == 10

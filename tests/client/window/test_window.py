@@ -22,6 +22,7 @@ from imgui_bundle import imgui
 
 from client.window.disk import system_fonts
 from client.window.events import Do, Prefer, Select
+from client.window.preferences import LAYOUT_VERSION
 from client.window.views import compare
 from protocol import messages as m
 from protocol.keys import Address, CurveKeys
@@ -532,6 +533,18 @@ def test_preferences_broken_by_hand_are_drawn(window: Window, home: Path) -> Non
             assert d.state.settings == {"seed": 3}
 
         window(server.endpoint, test)
+
+
+def test_a_layout_without_the_page_is_none(window: Window, home: Path) -> None:
+    kept = home / "config" / "gpt2d" / "client.json"
+    kept.parent.mkdir(parents=True)
+    kept.write_text(json.dumps({"layout": "[Window][Model]\nPos=5,5\n", "layout_version": LAYOUT_VERSION}))
+
+    def test(d: Driver) -> None:
+        d.ctx.yield_(10)
+        assert imgui.internal.find_window_by_name("Page").size.x > 500
+
+    window("tcp://127.0.0.1:1", test)
 
 
 def test_a_hostile_server_freezes_nothing(window: Window) -> None:
