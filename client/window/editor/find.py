@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
 from operator import itemgetter
@@ -9,7 +10,7 @@ from operator import itemgetter
 import regex
 
 MOST = 10_000
-"""Most places that are found; a page of one letter has as many of it as it is long."""
+"""Most places that are shown; a page of one letter has as many of it as it is long."""
 LONGEST = 1000
 """Most code points of what is sought."""
 START = itemgetter(0)
@@ -38,13 +39,13 @@ class Find:
         return self._places
 
 
-def search(text: str, sought: str, case: bool) -> list[tuple[int, int]]:
-    """Return the places of what is sought, which do not overlap."""
+def search(text: str, sought: str, case: bool, most: float = MOST) -> list[tuple[int, int]]:
+    """Return the places of what is sought, which do not overlap; not more than `most`."""
     pattern = regex.compile(regex.escape(sought[:LONGEST]), 0 if case else regex.IGNORECASE)
     found = list[tuple[int, int]]()
     for match in pattern.finditer(text):
         found.append(match.span())
-        if len(found) == MOST:
+        if len(found) == most:
             break
     return found
 
@@ -72,6 +73,9 @@ def number(places: list[tuple[int, int]], selected: tuple[int, int]) -> int:
     return index if index and places[index - 1] == chosen else 0
 
 
-def replaced(text: str, places: list[tuple[int, int]], put: str) -> list[tuple[int, int, str]]:
-    """Return the edits that replace every place, the last first, so that those before keep their offsets."""
-    return [(start, end, put) for start, end in reversed(places) if text[start:end] != put]
+def replaced(text: str, find: Find) -> list[tuple[int, int, str]]:
+    """Return the edits that replace every place, those that are not shown too; the last first, so that those before
+    keep their offsets.
+    """
+    places = search(text, find.text, find.case, math.inf)
+    return [(start, end, find.put) for start, end in reversed(places) if text[start:end] != find.put]

@@ -81,10 +81,12 @@ def _replace(state: AppState, places: list[tuple[int, int]], selected: tuple[int
     imgui.begin_disabled(not places)
     one = imgui.button("Replace") or entered
     imgui.same_line()
+    imgui.begin_disabled(state.page.generating is not None)
     every = imgui.button("Replace all")
     imgui.end_disabled()
+    imgui.end_disabled()
     if every and places:
-        return [ReplaceAll(tuple(find.replaced(text, places, sought.put)))]
+        return [ReplaceAll(tuple(find.replaced(text, sought)))]
     if not one or not places:
         return []
     state.page.view.reveal = True

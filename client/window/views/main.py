@@ -227,7 +227,7 @@ def draw_bar(state: AppState) -> list[Action]:
     imgui.pop_style_var()
     if not opened:
         return actions
-    writing = state.page.busy
+    writing, still = state.page.busy, state.page.generating is None
     entries: dict[str, tuple[menus.Item, ...]] = {
         "File": (
             ("New", Do("new"), True),
@@ -237,8 +237,8 @@ def draw_bar(state: AppState) -> list[Action]:
             ("Quit", Do("quit"), True),
         ),
         "Edit": (
-            ("Undo", Do("undo"), state.page.document.can_undo),
-            ("Redo", Do("redo"), state.page.document.can_redo),
+            ("Undo", Do("undo"), still and state.page.document.can_undo),
+            ("Redo", Do("redo"), still and state.page.document.can_redo),
             *menus.editing(state),
             ("Find", Do("find"), True),
             ("Find and replace", Do("find and replace"), True),

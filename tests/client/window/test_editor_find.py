@@ -40,9 +40,10 @@ def test_one_goes_round() -> None:
 
 def test_all_are_replaced() -> None:
     text = TEXT
-    for start, end, put in find.replaced(TEXT, PLACES, "less and less"):
+    for start, end, put in find.replaced(TEXT, Find(text="more", put="less and less")):
         text = text[:start] + put + text[end:]
     assert text == "Thou art less and less lovely and less and less temperate. less and less!"
+    assert len(find.replaced("a" * 50_000, Find(text="a", put="b"))) == 50_000, "those that are not shown, too"
 
 
 def test_nothing_is_searched_twice(monkeypatch: pytest.MonkeyPatch) -> None:
