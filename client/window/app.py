@@ -16,6 +16,7 @@ from client.window.link import Link, LinkEffect
 from client.window.pieces import joined
 from client.window.preferences import LAYOUT_VERSION, POPOVERS
 from client.window.state import AppState
+from client.window.update import files
 from client.window.update.apply import apply
 from client.window.views.main import ui
 from protocol import messages as m
@@ -113,12 +114,12 @@ class App:
             self.tell(action)
 
     def close(self) -> None:
-        """Save the preferences, and end link and disk."""
+        """Save the preferences, keep a page that is not saved unless the user quits, and end link and disk."""
         if imgui.get_current_context():
             self._keep_layout()  # Dear ImGui asks for that seconds after a change
         self._keep()
-        if not self.state.page.dirty or self.state.quitting:
-            self.disk.do(e.ForgetPage())
+        leaves = self.state.page.dirty and not self.state.quitting
+        self.disk.do(e.KeepPage(files.kept(self.state)) if leaves else e.ForgetPage())
         self.disk.close()
         self.link.close()
 

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import math
 import os
+import signal
 import sys
 import time
 from collections import deque
@@ -65,13 +66,15 @@ class Window:
         """Called after each frame with: seconds of the window's own code, how late it began, when it was shown
         (monotonic).
         """
+        self._ended_by = 0
+        """Number of the signal that ends the window; 0: none has come."""
         self._title = ""
         self._noticed = self.app.state.notices
 
     def run(self) -> None:
         """Draw until the user quits."""
         gc.freeze()  # the libraries' objects stay: to look through them again takes longer than two frames
-        while not self.app.state.quitting:
+        while not (self.app.state.quitting or self._ended_by):
             self._notice(time.monotonic())  # what the frame itself has left to do
             due = self._due()
             wait = due - time.monotonic()
@@ -86,6 +89,19 @@ class Window:
             if now >= self._due():
                 self._look(now, late=now - due)
         keep_place(self.window, self.app.state.preferences)
+        if self._ended_by:
+            sys.exit(128 + self._ended_by)
+
+    def end_by_signals(self) -> None:
+        """Have the end of a session or of a terminal end the window as its user finds it: what is not saved is kept."""
+
+        def ended(number: int, _frame: object) -> None:
+            self._ended_by = number
+
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number and signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, ended)
 
     def _dropped(self, _window: object, paths: Sequence[str]) -> None:
         self.app.tell(Dropped(tuple(paths)))
@@ -217,6 +233,7 @@ def main(server: str | None = None) -> None:
     """Open the window and stay until it is closed. Raises: NoWindow."""
     window = Window(server)
     try:
+        window.end_by_signals()
         window.run()
     finally:
         window.close()

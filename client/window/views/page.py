@@ -12,6 +12,7 @@ from client.window.editor import drawing
 from client.window.editor.view import TOP
 from client.window.events import Action, Do, PageWord
 from client.window.state import AppState
+from client.window.textfile import told
 from client.window.views import find, live, menus, token_popup, widgets
 from client.window.views.toasts import short
 
@@ -172,7 +173,7 @@ def waiting(state: AppState) -> str:
 def draw_status(state: AppState) -> None:
     page, context = state.page, state.models.context
     words = page.view.words.count(page.document.text)
-    name = page.path.name if page.path else "not saved yet"
+    name = told(page.path.name) if page.path else "not saved yet"
     parts = [f"{short(name, MAX_NAME)}{' *' if page.dirty else ''}", f"{words:,} word{'s' * (words != 1)}"]
     if state.link.status == "ready" and page.counted >= 0:
         tokens = f"{page.tokens} tokens" if page.exact else f"about {page.tokens} tokens"
@@ -188,7 +189,7 @@ def draw_status(state: AppState) -> None:
         parts.insert(0, waiting(state))
     live.line(live.share(state))
     line = fitting(parts, imgui.get_content_region_avail().x, lambda text: imgui.calc_text_size(text).x)
-    imgui.text_disabled(widgets.printable(line))
+    imgui.text_disabled(line)
     if len(line) < len(GAP.join(parts)):
         widgets.tip("\n".join(parts))
 

@@ -16,6 +16,7 @@ from tests.conftest import WINDOW
 pytest.importorskip("client.window.loop", exc_type=ImportError, reason=WINDOW)
 
 from client.window import disk, events as e, past, sidecar
+from client.window.app import App
 from client.window.autosave import Autosave, Autosaved
 from client.window.document import Document
 from client.window.marks import Passage
@@ -224,6 +225,17 @@ def test_each_process_keeps_its_own_page_and_all_that_crashed_are_offered(tmp_pa
     other.forget(name)
     mine.clear()
     assert [file.name for file in tmp_path.glob("*.json")] == ["1-damaged.json"]
+
+
+def test_what_was_typed_last_is_kept_when_the_window_ends_unasked(home: Path) -> None:
+    """By a signal, Ctrl+C in its terminal, or a fault, less than two seconds after the page was kept last."""
+    app = App(lambda: None, "tcp://127.0.0.1:1")
+    for at, word in ((0, "Once"), (4, " upon")):
+        app.tell(e.Edit(at, at, word, "typed"))
+        app.tell(e.Tick(app.state.now, 1e9))
+    app.close()
+    (file,) = (home / "data" / "gpt2d" / "autosave").glob("*.json")
+    assert msgspec.json.decode(file.read_bytes(), type=Autosaved).text == "Once upon"
 
 
 def test_a_page_that_was_left_behind_comes_back_whole(tmp_path: Path) -> None:

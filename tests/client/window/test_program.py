@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -71,6 +72,20 @@ def test_a_person_writes_and_quits(screen: str, home: Path, shared_daemon: Daemo
         _, errors = program.communicate()
         print(errors)  # shown where something fails
     assert "Traceback" not in errors, errors
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_the_end_of_a_session_or_of_a_terminal_ends_it_in_order(screen: str, home: Path, name: str) -> None:
+    code = "from client.window import loop as window; window.main('tcp://127.0.0.1:1')"
+    program = subprocess.Popen(
+        [sys.executable, "-P", "-c", code], env=os.environ | {"DISPLAY": screen}, stderr=subprocess.PIPE, text=True
+    )
+    kept = home / "config" / "gpt2d" / "client.json"
+    wait_for(kept.exists, 30)
+    program.send_signal(getattr(signal, name))
+    _, errors = program.communicate(timeout=20)
+    assert program.returncode == 128 + getattr(signal, name) and "Traceback" not in errors, errors
+    assert json.loads(kept.read_text(encoding="utf-8"))["x"] is not None, "its place is kept"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Wayland is Linux's")
