@@ -176,10 +176,12 @@ class Notice:
 
 @dataclass(slots=True)
 class Drafts:
-    """Text that is being typed in small fields."""
+    """What is being typed or dragged."""
 
     preset: str = ""
     font: str = ""
+    sizes: dict[str, float] = field(default_factory=dict)
+    """Preferences that a slider is at, until it is let go."""
 
 
 @dataclass(slots=True)

@@ -170,23 +170,30 @@ def waiting(state: AppState) -> str:
     return f"loading {doing.name}: {doing.stage}{amount} ({keys_of(Do('stop'))} stops)"
 
 
-def draw_status(state: AppState) -> None:
+def parts_of_status(state: AppState) -> list[str]:
+    """Return what the line below the page says. What was counted is left out until it is that of the present cursor."""
     page, context = state.page, state.models.context
     words = page.view.words.count(page.document.text)
     name = told(page.path.name) if page.path else "not saved yet"
     parts = [f"{short(name, MAX_NAME)}{' *' if page.dirty else ''}", f"{words:,} word{'s' * (words != 1)}"]
-    if state.link.status == "ready" and page.counted >= 0:
+    counted = state.link.status == "ready" and page.counted >= 0 and not page.counting
+    if counted:
         tokens = f"{page.tokens} tokens" if page.exact else f"about {page.tokens} tokens"
         share = min(1.0, page.tokens / context)
         parts.append(f"{tokens} before the cursor, {share:.0%} of the context of {context}")
     if spaces := state.unsent_spaces:
         parts.append("the space before the cursor is not sent" if spaces == 1 else f"{spaces} spaces are not sent")
-    if page.sight:
+    if counted and page.sight:
         parts.append("the beginning is out of the model's sight")
     if page.generating:
         parts.insert(0, live.words(page.generating))
     elif page.wanted:
         parts.insert(0, waiting(state))
+    return parts
+
+
+def draw_status(state: AppState) -> None:
+    parts = parts_of_status(state)
     live.line(live.share(state))
     line = fitting(parts, imgui.get_content_region_avail().x, lambda text: imgui.calc_text_size(text).x)
     imgui.text_disabled(line)

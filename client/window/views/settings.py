@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from imgui_bundle import imgui
 
-from client.window.events import Action, Prefer
+from client.window.events import Action, Enter, Prefer
 from client.window.fonts import BUILT_IN
 from client.window.state import AppState
 from client.window.views import widgets
 
 MAX_SHOWN = 200
+OWN = {"font_size", "scale"}
+"""Sizes of these sliders themselves: applied when they are let go, or they would run away under the mouse."""
 
 
 def draw(state: AppState) -> list[Action]:
     preferences, actions = state.preferences, list[Action]()
+    if imgui.is_window_appearing():  # it may have been closed under a drag
+        actions.append(Enter("drafts", "sizes", {}))
     imgui.text_disabled("Colours")
     for theme in ("dark", "light"):
         if imgui.radio_button(theme, preferences.theme == theme):
@@ -29,13 +33,16 @@ def draw(state: AppState) -> list[Action]:
         ("Page size", "page_font_size", 8.0, 60.0),
         ("Scale", "scale", 0.5, 4.0),
     ):
-        value = getattr(preferences, name)
+        value = state.drafts.sizes.get(name, getattr(preferences, name))
         widgets.name_and_value(label, f"{value:g}", "dim")
         changed, value = widgets.thin_slider(
             f"##{label}", value, low, high, whole=False, flags=imgui.SliderFlags_.always_clamp
         )
+        value = round(value * 2) / 2 if high > 10 else round(value, 1)
         if changed:
-            actions.append(Prefer(name, round(value * 2) / 2 if high > 10 else round(value, 1)))
+            actions.append(Enter("drafts", "sizes", {name: value}) if name in OWN else Prefer(name, value))
+        if imgui.is_item_deactivated() and name in state.drafts.sizes:
+            actions += [Prefer(name, value), Enter("drafts", "sizes", {})]
     widgets.tip("Makes everything larger or smaller, on top of the screen's own scale.")
     changed, value = imgui.checkbox("Enter generates", preferences.enter_generates)
     widgets.tip("Enter generates and Ctrl+Enter makes a new line, instead of the other way round.")

@@ -110,6 +110,17 @@ def test_the_line_below_the_page_stays_within_it() -> None:
     assert page.fitting(parts, 3, len) == "king.txt *   \u2026"
 
 
+def test_a_count_of_another_place_is_not_shown() -> None:
+    """A slow server: the cursor has left the end of a long page, and its tokens are being counted."""
+    state = AppState()
+    state.link.status = "ready"
+    state.page.counted, state.page.counting = 0, True
+    state.page.tokens, state.page.sight = 5000, 300
+    assert page.parts_of_status(state) == ["not saved yet", "0 words"]
+    state.page.counting = False
+    assert len(page.parts_of_status(state)) == 4
+
+
 @pytest.mark.parametrize(
     ("prompt", "text", "line"),
     [

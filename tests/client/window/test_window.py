@@ -22,7 +22,7 @@ from imgui_bundle import imgui
 
 from client.window.disk import system_fonts
 from client.window.events import Do, Prefer, Select
-from client.window.preferences import LAYOUT_VERSION
+from client.window.preferences import LAYOUT_VERSION, Preferences
 from client.window.views import compare
 from protocol import messages as m
 from protocol.keys import Address, CurveKeys
@@ -414,6 +414,22 @@ def test_fonts_theme_and_panels_are_kept(window: Window, shared_daemon: Daemon, 
 
     window(shared_daemon.endpoint, change)
     window(shared_daemon.endpoint, see)
+
+
+def test_a_slider_that_sets_its_own_size_stays_under_the_mouse(window: Window) -> None:
+    def test(d: Driver) -> None:
+        d.panel("Settings")
+        for label, name, middle in (("##Scale", "scale", 2.25), ("##Size", "font_size", 34.0)):
+            d.ctx.mouse_move(f"//Settings/Settings/{label}")
+            d.ctx.mouse_down(0)
+            d.ctx.yield_(8)
+            d.ctx.mouse_up(0)
+            d.ctx.yield_(3)
+            assert getattr(d.state.preferences, name) == pytest.approx(middle, rel=0.1)
+            d.app.tell(Prefer(name, getattr(Preferences(), name)))
+            d.ctx.yield_(5)
+
+    window("tcp://127.0.0.1:1", test)
 
 
 def test_a_killed_daemon_is_said_and_found_again(
