@@ -37,12 +37,12 @@ class App:
         self.state = AppState(preferences=disk.read_preferences())
         preferences = self.state.preferences
         self.state.link.server, self.state.link.secret = secret.read(server or preferences.server, "")
-        self.link, self.disk = Link(wake), Disk(wake)
+        self._kept, self._kept_at = copy.deepcopy(preferences), 0.0
+        self.link, self.disk = Link(wake), Disk(wake, self._kept)
         self.state.history.entries.extend(disk.read_history())
         self.state.history.kept = len(self.state.history.entries)
         self.state.left_behind = self.disk.left_behind
         self.state.recovering = bool(self.state.left_behind)
-        self._kept, self._kept_at = copy.deepcopy(preferences), 0.0
         self.signs = False
         """The last look found signs of life of the server."""
         self._fonts: fonts.Fonts | None = None
@@ -117,7 +117,7 @@ class App:
         """Save the preferences, keep a page that is not saved unless the user quits, and end link and disk."""
         if imgui.get_current_context():
             self._keep_layout()  # Dear ImGui asks for that seconds after a change
-        self._keep()
+        self.disk.do(e.SavePreferences(self.state.preferences))  # also what could not be saved before
         leaves = self.state.page.dirty and not self.state.quitting
         self.disk.do(e.KeepPage(files.kept(self.state)) if leaves else e.ForgetPage())
         self.disk.close()
@@ -141,5 +141,5 @@ class App:
 
     def _keep(self) -> None:
         if self.state.preferences != self._kept:
-            before, self._kept = self._kept, copy.deepcopy(self.state.preferences)
-            self.disk.do(e.SavePreferences(before, self._kept))
+            self._kept = copy.deepcopy(self.state.preferences)
+            self.disk.do(e.SavePreferences(self._kept))

@@ -102,8 +102,10 @@ def history_file() -> Path:
 class Disk:
     """`do` and `events` never wait."""
 
-    def __init__(self, wake: Callable[[], None]) -> None:
+    def __init__(self, wake: Callable[[], None], saved: Preferences | None = None) -> None:
+        """`saved`: the preferences as they were read; without them, the defaults."""
         self._wake = wake
+        self._saved = saved or Preferences()
         self._autosave = Autosave(platformdirs.user_data_path("gpt2d") / "autosave", _write_private)
         self.left_behind = self._autosave.left_behind()
         """Pages of sessions that crashed."""
@@ -168,6 +170,11 @@ class Disk:
                     self._autosave.forget(name)
                 else:
                     self._autosave.clear()
+            case SavePreferences(preferences) if preferences != self._saved:
+                save_preferences(merged(self._saved, preferences, read_preferences()))
+                self._saved = preferences
+            case SavePreferences():
+                pass  # they are
             case _:
                 return carry_out(effect)
         return None
@@ -213,9 +220,6 @@ def carry_out(effect: DiskEffect) -> Event | None:
                 return _listed(path)
             write(path, text.encode())
             return Exported(path)
-        case SavePreferences(before, preferences):
-            both = merged(before, preferences, read_preferences())
-            _write_private(folder() / "client.json", msgspec.json.format(msgspec.json.encode(both)))
         case ListFolder(where):
             return _listed(expanded(Path(where)))
         case ListFonts():
@@ -224,7 +228,7 @@ def carry_out(effect: DiskEffect) -> Event | None:
             past.append(history_file(), entries)
         case ForgetHistory():
             history_file().unlink(missing_ok=True)
-        case KeepPage() | ForgetPage():
+        case KeepPage() | ForgetPage() | SavePreferences():
             raise AssertionError("those are the thread's own")
         case _:
             assert_never(effect)
@@ -306,6 +310,11 @@ def write(path: Path, data: bytes, mode: int = 0o666) -> None:
 
 def _write_private(path: Path, data: bytes) -> None:
     write(path, data, 0o600)
+
+
+def save_preferences(preferences: Preferences) -> None:
+    """Raises: OSError."""
+    _write_private(folder() / "client.json", msgspec.json.format(msgspec.json.encode(preferences)))
 
 
 def read_preferences() -> Preferences:

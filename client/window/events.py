@@ -561,9 +561,8 @@ class ListFonts:
 
 @dataclass(frozen=True)
 class SavePreferences:
-    """What differs between two preferences is kept; the rest may be another window's."""
+    """What differs from the preferences that were saved last is kept; the rest may be another window's."""
 
-    before: Preferences
     preferences: Preferences
 
 

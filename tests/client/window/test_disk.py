@@ -71,25 +71,8 @@ def test_preferences_come_back() -> None:
         closed=[],
         width=1000,
     )
-    disk.carry_out(SavePreferences(Preferences(), preferences))
+    disk.save_preferences(preferences)
     assert disk.read_preferences() == preferences
-
-
-@pytest.mark.usefixtures("home")
-def test_two_windows_lose_nothing_of_each_others_preferences() -> None:
-    before = Preferences(presets={"old": {}, "bad": {}}, files=[("/a", 1), ("/b", 2)], recent=["h", "gone"])
-    disk.carry_out(SavePreferences(Preferences(), before))
-    one = replace(before, theme="light", presets={"old": {"top_k": 1}, "bad": {}, "one": {}}, recent=["h"])
-    other = replace(before, width=900, presets={"old": {}, "other": {}}, files=[("/c", 3), ("/a", 9), ("/b", 2)])
-    disk.carry_out(SavePreferences(before, replace(one, files=[("/d", 4), ("/a", 1), ("/b", 5)])))
-    disk.carry_out(SavePreferences(before, other))
-    assert disk.read_preferences() == replace(
-        other,
-        theme="light",
-        presets={"old": {"top_k": 1}, "other": {}, "one": {}},
-        files=[("/c", 3), ("/a", 9), ("/b", 5), ("/d", 4)],
-        recent=["h"],
-    )
 
 
 @pytest.mark.parametrize(
@@ -215,4 +198,34 @@ def test_what_cannot_be_kept_unasked_is_said_once_and_ends_no_question(home: Pat
         assert isinstance(event, NotKept)
         files.apply(state, event)
     assert not state.notices, "it is no longer so"
+    helper.close()
+
+
+@pytest.mark.usefixtures("home")
+def test_two_windows_lose_nothing_of_each_others_preferences() -> None:
+    before = Preferences(presets={"old": {}, "bad": {}}, files=[("/a", 1), ("/b", 2)], recent=["h", "gone"])
+    disk.save_preferences(before)
+    one = replace(before, theme="light", presets={"old": {"top_k": 1}, "bad": {}, "one": {}}, recent=["h"])
+    other = replace(before, width=900, presets={"old": {}, "other": {}}, files=[("/c", 3), ("/a", 9), ("/b", 2)])
+    windows = Disk(lambda: None, before), Disk(lambda: None, before)
+    told(windows[0], SavePreferences(replace(one, files=[("/d", 4), ("/a", 1), ("/b", 5)])))
+    told(windows[1], SavePreferences(other))
+    assert disk.read_preferences() == replace(
+        other,
+        theme="light",
+        presets={"old": {"top_k": 1}, "other": {}, "one": {}},
+        files=[("/c", 3), ("/a", 9), ("/b", 5), ("/d", 4)],
+        recent=["h"],
+    )
+    for window in windows:
+        window.close()
+
+
+def test_preferences_that_could_not_be_saved_are_saved_with_the_next(home: Path) -> None:
+    (home / "config").touch()
+    helper, changed = Disk(lambda: None), Preferences(theme="light")
+    (failed,) = told(helper, SavePreferences(changed))
+    (home / "config").unlink()
+    assert isinstance(failed, NotKept) and told(helper, SavePreferences(changed)) == [NotKept(failed.what)]
+    assert disk.read_preferences() == changed
     helper.close()
