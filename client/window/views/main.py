@@ -168,6 +168,7 @@ def draw_over(state: AppState, part: Part) -> list[Action]:
             imgui.end_tab_bar()
         if is_left():
             state.over = ""
+            actions += to_the_page()
     imgui.end()
     return actions
 
@@ -189,7 +190,7 @@ def draw_popover(state: AppState, name: str) -> list[Action]:
         widgets.heading(name)
         actions += draw_panel(state, name)
         if is_left():
-            actions.append(toggle(state, name))
+            actions += [toggle(state, name), *to_the_page()]
     imgui.end()
     return actions
 
@@ -203,6 +204,13 @@ def is_left() -> bool:
         return imgui.get_io().mouse_pos.y >= imgui.get_main_viewport().work_pos.y
     popup = imgui.is_popup_open("", imgui.PopupFlags_.any_popup_id | imgui.PopupFlags_.any_popup_level)
     return not popup and imgui.is_key_pressed(imgui.Key.escape, False)
+
+
+def to_the_page() -> list[Action]:
+    """Give the keyboard back to the page where Esc has left this window: Dear ImGui would give it to what lies on top,
+    which may be a notice.
+    """
+    return [Do("to the page")] if imgui.is_window_focused(imgui.FocusedFlags_.root_and_child_windows) else []
 
 
 def toggle(state: AppState, panel: str) -> Action:

@@ -85,6 +85,12 @@ def test_the_page_has_most_of_the_width_and_what_is_around_it_folds() -> None:
         d.click("//##toast file/###way out")
         d.ctx.yield_(3)
         assert d.state.said("file") == "it is still full", "what a way out has to say is not taken for its beginning"
+        for opener in (f"{BAR}###settings", f"{BAR}###connection"):
+            d.click(opener)
+            d.ctx.yield_(3)
+            d.keys(imgui.Key.escape)
+            d.ctx.yield_(3)
+            assert d.state.page.view.keyboard, "not the notice: a space is typed, too"
 
     with ReplicaServer() as server:
         drive(server.endpoint, test)
