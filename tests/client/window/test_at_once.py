@@ -67,6 +67,7 @@ for key in (glfw.KEY_F10, glfw.KEY_RIGHT, glfw.KEY_ENTER, glfw.KEY_ENTER):
 print(document.text.endswith("menus"), document.can_redo)
 type(".")
 print(repr(document.text[-2:]))
+window.app.state.quitting = True  # what is on the page is not kept for the next window
 window.close()
 """
 

@@ -186,7 +186,8 @@ def test_what_cannot_be_kept_unasked_is_said_once_and_ends_no_question(home: Pat
     """In a home that is full or read-only, for a while."""
     in_the_way = home / "data"
     in_the_way.touch()
-    keep, helper, state = KeepPage(Autosaved("text")), Disk(lambda: None), AppState()
+    keep, helper = KeepPage(Autosaved("text")), Disk(lambda: None)
+    state = AppState()
     (failed,) = told(helper, keep, keep)
     assert isinstance(failed, NotKept) and str(in_the_way) in failed.error
     state.page.document.edit(0, 0, "text", "typed")
