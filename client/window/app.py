@@ -60,7 +60,7 @@ class App:
         io.config_input_text_cursor_blink = False  # frames are drawn when something changes: it would freeze unseen
         io.set_ini_filename(None)  # with "", Dear ImGui never asks for its layout to be saved
         preferences = self.state.preferences
-        if preferences.layout_version != LAYOUT_VERSION or PAGE not in preferences.layout:
+        if preferences.layout_version != LAYOUT_VERSION or (preferences.layout and PAGE not in preferences.layout):
             preferences.layout, preferences.closed = "", []
             preferences.layout_version = LAYOUT_VERSION
         preferences.closed = [*dict.fromkeys([*preferences.closed, *POPOVERS])]
