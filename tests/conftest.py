@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -57,8 +58,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("alone")
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 5) -> None:
-    """Wait until something is so; an assertion fails if it does not come to that."""
+def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
+    """Wait until something is so, on a busy machine too; an assertion fails if it does not come to that."""
     give_up = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < give_up
@@ -85,6 +86,19 @@ def answers(client: Client) -> bool:
         return bool(client.ping(timeout=1))
     except Gpt2dError:
         return False
+
+
+@contextlib.contextmanager
+def held(*processes: psutil.Process) -> Iterator[None]:
+    """Hold processes still, a daemon's workers say: what they have begun neither goes on nor ends meanwhile."""
+    for process in processes:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):  # it was killed meanwhile
+                process.resume()
 
 
 @pytest.fixture

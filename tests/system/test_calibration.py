@@ -70,7 +70,7 @@ def test_one_at_a_time_which_can_be_cancelled(own_daemon: Daemon) -> None:
         client.connection.cancel(number)
         last: object = m.Progress(id=None, stage="", done=0, total=0, unit="")
         while isinstance(last, m.Progress):
-            last = events.get(timeout=10)
+            last = events.get(timeout=60)
         assert isinstance(last, Cancelled) and "the calibrate was cancelled" in str(last)
         wait_for(lambda: not own_daemon.workers())
 

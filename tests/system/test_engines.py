@@ -157,13 +157,13 @@ def submit(client: Client) -> tuple[int, queue.SimpleQueue[Event]]:
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
     request = m.Measure(model="demo", engine="torch", precision="fp32", text=VERSE * 20, stream=True)
     number = client.connection.submit(request, events.put, 60)
-    assert isinstance(events.get(timeout=30), m.Progress)
+    assert isinstance(events.get(timeout=60), m.Progress)
     return number, events
 
 
 def last_of(events: queue.SimpleQueue[Event]) -> Event:
     """Return what ends a request."""
-    while isinstance(event := events.get(timeout=10), m.Progress):
+    while isinstance(event := events.get(timeout=60), m.Progress):
         continue
     return event
 
@@ -187,7 +187,7 @@ def test_a_measurement_that_ends_early(own_daemon: Daemon) -> None:
         assert client.unload("demo") == ["demo/native/int8"] and len(own_daemon.workers()) == 1
         own_daemon.process.terminate()
         assert isinstance(last_of(events), Draining)
-        own_daemon.process.wait(10)
+        own_daemon.process.wait(30)
 
 
 def test_without_a_network_or_a_place_to_keep_it(tmp_path: Path) -> None:

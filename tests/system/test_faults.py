@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from protocol.errors import (
 from scripts.daemon import Daemon
 from scripts.reliability.daemon import POISON, Behaviour, FakeDaemon
 from server.catalogue.architecture import PUBLISHED
-from tests.conftest import answers, wait_for
+from tests.conftest import answers, held, wait_for
 from tests.server.test_weights import copy_demo
 
 pytestmark = pytest.mark.alone  # that something has ended is known within seconds
@@ -46,13 +47,21 @@ ENDLESS = LONG | {"n": 16}
 posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
 
 
+@pytest.fixture
+def slow(tmp_path: Path) -> Iterator[Client]:
+    """A client of a daemon with a fake engine, where each text of LONG takes 5 s, and so do sixteen."""
+    with FakeDaemon(tmp_path, Behaviour(delay_ms=5)) as daemon, Client(daemon.endpoint) as client:
+        client.load("demo")
+        yield client
+
+
 def idle(client: Client) -> bool:
     workers = client.ping().workers
     return all(w.running + w.waiting == 0 for w in workers)
 
 
-def test_cancel_while_decoding(client: Client) -> None:
-    stream = client.stream("x", **LONG)
+def test_cancel_while_decoding(slow: Client) -> None:
+    stream = slow.stream("x", **LONG)
     next(stream)
     began = time.monotonic()
     stream.cancel()
@@ -78,7 +87,7 @@ def test_a_deadline_while_waiting(one_row: Client) -> None:
     running = one_row.stream("x", **ENDLESS)
     next(running)
     with pytest.raises(DeadlineExceeded, match="while it waited"):
-        one_row.generate("y", timeout=0.1)
+        one_row.generate("y", timeout=0.5)
     running.close()
 
 
@@ -89,29 +98,27 @@ def test_cancelling_something_unknown_or_finished_changes_nothing(client: Client
     assert client.generate("x", max_new_tokens=2).finish_reason == "length"
 
 
-def test_leaving_a_stream_ends_its_work(client: Client) -> None:
-    before = client.stats().workers[0].new_tokens
-    for _ in client.stream("x", **ENDLESS):
+def test_leaving_a_stream_ends_its_work(slow: Client) -> None:
+    for _ in slow.stream("x", **ENDLESS):
         break
-    wait_for(lambda: idle(client) and client.stats().open_requests == 1)
-    assert client.stats().workers[0].new_tokens - before < 8000, "of 16,000"
+    wait_for(lambda: idle(slow) and slow.stats().open_requests == 1)
+    assert slow.stats().workers[0].new_tokens < 8000, "of 16,000"
 
 
-def test_a_vanished_peers_work_is_cancelled(shared_daemon: Daemon, client: Client) -> None:
+def test_a_vanished_peers_work_is_cancelled(slow: Client) -> None:
     """Streaming or not: the connection of a killed process breaks, and its requests end."""
     code = (
         "import sys; from protocol import Client; c = Client(sys.argv[1]); "
         "s = c.stream('x', max_new_tokens=1000, ignore_eos=True, n=16); "
         "next(s); print('started', flush=True); c.generate('y', max_new_tokens=1000, ignore_eos=True, n=16)"
     )
-    before = client.stats().workers[0].new_tokens
-    process = subprocess.Popen([sys.executable, "-c", code, shared_daemon.endpoint], stdout=subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-c", code, slow.connection.endpoint], stdout=subprocess.PIPE)
     assert process.stdout and process.stdout.readline().strip() == b"started"
-    wait_for(lambda: client.stats().open_requests == 3)
+    wait_for(lambda: slow.stats().open_requests == 3)
     process.kill()
     process.wait()
-    wait_for(lambda: client.stats().open_requests == 1 and idle(client), 2)
-    assert client.stats().workers[0].new_tokens - before < 24_000, "of 32,000"
+    wait_for(lambda: slow.stats().open_requests == 1 and idle(slow), 2)
+    assert slow.stats().workers[0].new_tokens < 24_000, "of 32,000"
 
 
 @posix
@@ -122,7 +129,7 @@ def test_a_killed_worker_costs_its_own_requests(own_daemon: Daemon) -> None:
         client.load("demo", precision="fp32")
         other = client.stream("x", precision="fp32", **LONG)
         next(other)
-        stream = client.stream("x", precision="int8", **LONG)
+        stream = client.stream("x", precision="int8", **ENDLESS)
         next(stream)
         int8.kill()
         killed = time.monotonic()
@@ -203,7 +210,7 @@ def test_a_model_that_breaks_while_loading_says_why(own_daemon: Daemon) -> None:
 def test_unload_gives_the_memory_back(own_daemon: Daemon) -> None:
     with Client(own_daemon.endpoint) as client:
         client.load("demo")
-        stream = client.stream("x", **LONG)
+        stream = client.stream("x", **ENDLESS)
         next(stream)
         assert client.unload("demo") == ["demo/native/int8"]
         assert own_daemon.workers() == []
@@ -249,7 +256,7 @@ def test_those_who_name_no_model_wait_for_the_one_that_died(own_daemon: Daemon) 
                 return False
             return True
 
-        wait_for(back, 20)
+        wait_for(back)
         assert "an unnamed model means demo/native/int8 here, which is not ready" in refusals[-1]
 
 
@@ -295,14 +302,14 @@ def test_a_killed_daemon_leaves_no_worker_and_its_clients_are_told(own_daemon: D
     with Client(own_daemon.endpoint) as client:
         client.load("demo")
         workers = own_daemon.workers()
-        stream = client.stream("x", **LONG)
+        stream = client.stream("x", **ENDLESS)
         next(stream)
         own_daemon.kill()
         killed = time.monotonic()
         with pytest.raises(ConnectionLost):
             list(stream)
         assert time.monotonic() - killed < 5
-        _, alive = psutil.wait_procs(workers, timeout=3)
+        _, alive = psutil.wait_procs(workers, timeout=10)
         assert not alive
         with pytest.raises(NoServer):
             client.ping()
@@ -312,7 +319,7 @@ def test_a_killed_daemon_leaves_no_worker_and_its_clients_are_told(own_daemon: D
 def test_a_stopped_daemon_is_called_stuck(own_daemon: Daemon) -> None:
     with Client(own_daemon.endpoint) as client:
         client.load("demo")
-        stream = client.stream("x", **LONG)
+        stream = client.stream("x", **ENDLESS)
         next(stream)
         own_daemon.process.send_signal(signal.SIGSTOP)
         stopped = time.monotonic()
@@ -322,7 +329,7 @@ def test_a_stopped_daemon_is_called_stuck(own_daemon: Daemon) -> None:
         with pytest.raises(ServerStuck):
             client.ping(timeout=1)
         own_daemon.process.send_signal(signal.SIGCONT)
-        wait_for(lambda: answers(client), 10)
+        wait_for(lambda: answers(client))
 
 
 @posix
@@ -347,15 +354,16 @@ def test_drain_lets_running_streams_finish(tmp_path: Path, cache: Path) -> None:
         client.load("demo")
         stream = client.stream("x", **ENDLESS)
         next(stream)
-        daemon.process.terminate()
-        wait_for(lambda: client.ping().draining)
-        with pytest.raises(Draining):
-            client.generate("y")
-        with pytest.raises(Draining):
-            client.load("demo", precision="fp32")
+        with held(*daemon.workers()):
+            daemon.process.terminate()
+            wait_for(lambda: client.ping().draining)
+            with pytest.raises(Draining):
+                client.generate("y")
+            with pytest.raises(Draining):
+                client.load("demo", precision="fp32")
         list(stream)
         assert [len(stream.result.ids), *(len(o.ids) for o in stream.result.others)] == [1000] * 16
-        assert daemon.process.wait(10) == 0
+        assert daemon.process.wait(20) == 0
 
 
 @posix
@@ -431,7 +439,7 @@ def test_a_ready_worker_that_cannot_go_on_has_died(replicas: int, tmp_path: Path
     greedy: dict[str, Any] = {"strategy": "greedy", "ignore_eos": True}
     with FakeDaemon(tmp_path, behaviour) as daemon, Client(daemon.endpoint) as client:
         client.load("demo", replicas=replicas)
-        first = client.stream(prompt_ids=[5], max_new_tokens=100, **greedy)
+        first = client.stream(prompt_ids=[5], max_new_tokens=200, **greedy)
         next(first)
         streams = [client.stream(prompt_ids=[POISON, i], max_new_tokens=400, **greedy) for i in range(4)]
         ended = []
@@ -449,4 +457,4 @@ def test_a_ready_worker_that_cannot_go_on_has_died(replicas: int, tmp_path: Path
             except (NotLoaded, WorkerDied):
                 return False
 
-        wait_for(serves_again, 15)
+        wait_for(serves_again)

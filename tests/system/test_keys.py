@@ -24,7 +24,7 @@ from protocol.connection import Event
 from protocol.errors import BadRequest, Busy, KeyRefused, NoServer, Unauthorised
 from protocol.keys import Address, CurveKeys, Role, write_public, write_secret
 from scripts.daemon import Daemon
-from tests.conftest import answers, wait_for
+from tests.conftest import answers, held, wait_for
 
 LONG: dict[str, Any] = {"max_new_tokens": 1000, "ignore_eos": True}
 
@@ -156,8 +156,8 @@ def _refused(connect: Callable[[], Client], said: str, logged: str, daemon: Daem
     """Be refused; return True once the log has it. It has at most one refusal of a kind a second."""
     began = time.monotonic()
     with connect() as client, pytest.raises(KeyRefused, match=said):
-        client.ping()
-    assert time.monotonic() - began < 3
+        client.ping(timeout=60)
+    assert time.monotonic() - began < 30, "it is known before the time is over"
     return logged in daemon.logged()
 
 
@@ -175,7 +175,7 @@ def test_each_refusal_is_said_on_both_sides(keyed: Keyed) -> None:
         ),
     ]
     for connect, said, logged in cases:
-        wait_for(partial(_refused, connect, said, logged, keyed.daemon), 6)
+        wait_for(partial(_refused, connect, said, logged, keyed.daemon))
     with keyed.client(keyed.owner) as owner:
         assert owner.stats().peers == 1 and owner.stats().errors == {}, "nothing of all that was dispatched"
     keyed.daemon.kill()
@@ -189,7 +189,7 @@ def test_a_key_for_a_server_that_has_none(own_daemon: Daemon) -> None:
     def connect() -> Client:
         return Client(own_daemon.endpoint, server_key=CurveKeys.new().public, key=CurveKeys.new().secret)
 
-    wait_for(partial(_refused, connect, "has no keys", "it has a key, and this server has none", own_daemon), 6)
+    wait_for(partial(_refused, connect, "has no keys", "it has a key, and this server has none", own_daemon))
 
 
 def test_without_a_handler_nobody_is_admitted(context: zmq.Context[zmq.Socket[bytes]]) -> None:
@@ -199,11 +199,15 @@ def test_without_a_handler_nobody_is_admitted(context: zmq.Context[zmq.Socket[by
     address = Address(sockets.endpoint_of(socket), server.public, own)
     client, events = sockets.client_socket(context, address)
     sockets.connect(client, address.endpoint)
-    assert socket.poll(500) == 0
     kinds = set()
-    while event := sockets.next_event(events):
-        kinds.add(event[0])
-    assert zmq.EVENT_HANDSHAKE_SUCCEEDED not in kinds and zmq.EVENT_CONNECTED in kinds
+
+    def connected() -> bool:
+        while event := sockets.next_event(events):
+            kinds.add(event[0])
+        return zmq.EVENT_CONNECTED in kinds
+
+    wait_for(connected)
+    assert socket.poll(500) == 0 and connected() and zmq.EVENT_HANDSHAKE_SUCCEEDED not in kinds
     sockets.close_monitored(client, events)
     sockets.close_monitored(socket, monitor)
 
@@ -214,11 +218,12 @@ def test_a_revoked_key_loses_its_work_at_once_and_others_nothing(keyed: Keyed) -
         owner.load("demo")
         stream, other = guest.stream("x", **LONG, n=16), owner.stream("x", **LONG)
         next(stream), next(other)
-        began = time.monotonic()
-        (keyed.authorised / "guest.pub").unlink()
-        with pytest.raises(Unauthorised, match="not authorised any more"):
-            list(stream)
-        assert time.monotonic() - began < 1
+        with held(*keyed.daemon.workers()):
+            began = time.monotonic()
+            (keyed.authorised / "guest.pub").unlink()
+            with pytest.raises(Unauthorised, match="not authorised any more"):
+                list(stream)
+            assert time.monotonic() - began < 1
         with pytest.raises(Unauthorised, match="not authorised any more"):
             guest.ping()
         list(other)
@@ -242,7 +247,7 @@ def test_a_refused_client_gets_in_by_itself_once_its_key_is_authorised(keyed: Ke
             except KeyRefused:
                 return False
 
-        wait_for(gets_in, 5)
+        wait_for(gets_in)
 
 
 def test_the_only_key_is_revoked_and_given_back(keyed: Keyed) -> None:
@@ -317,7 +322,7 @@ def test_a_restarted_server_with_keys_is_found_again(keyed: Keyed, tmp_path: Pat
         keyed.daemon.kill()
         keys = ["--key", str(tmp_path / "server.key"), "--authorised-keys", str(keyed.authorised)]
         again = Daemon(tmp_path, "--cache-dir", str(cache), "--endpoint", endpoint, *keys)
-        wait_for(lambda: bool(owner.ping()), 5)
+        wait_for(lambda: answers(owner))
         again.kill()
 
 
@@ -367,12 +372,13 @@ def test_the_connections_of_a_key_are_counted_together(keyed: Keyed) -> None:
     with keyed.client(keyed.owner) as owner, keyed.client(keyed.guest) as one, keyed.client(keyed.guest) as two:
         owner.load("demo")
         events: list[Event] = []
-        for _ in range(32):
-            for client in (one, two):
-                client.connection.submit(m.Generate(prompt="x", **LONG, n=16), events.append, 60)
-        wait_for(lambda: owner.stats().open_requests == 65)
-        with pytest.raises(Busy, match="64 open requests, which is the limit"):
-            one.generate("x", wait=False)
+        with held(*keyed.daemon.workers()):
+            for _ in range(32):
+                for client in (one, two):
+                    client.connection.submit(m.Generate(prompt="x", **LONG, n=16), events.append, 60)
+            wait_for(lambda: owner.stats().open_requests == 65)
+            with pytest.raises(Busy, match="64 open requests, which is the limit"):
+                one.generate("x", wait=False)
         assert owner.generate("x", max_new_tokens=3).ids, "others are served"
 
 
@@ -389,13 +395,16 @@ def test_the_administrator_always_finds_a_place(tmp_path: Path, cache: Path) -> 
                 keyed.authorise(name, key, "generate")
                 guests.append(stack.enter_context(keyed.client(key)))
             wait_for(lambda: all(answers(guest) for guest in guests), 20)
-            streams = [guests[0].stream("x", **endless) for _ in range(2)]
-            wait_for(lambda: owner.stats().open_requests == 3)
-            streams += [guest.stream("x", **endless) for guest in guests[1:3]]
-            wait_for(lambda: owner.stats().open_requests == 5)
-            with pytest.raises(Busy, match="2 requests to do"):
-                guests[3].generate("x", wait=False)
-            assert owner.generate("x", max_new_tokens=2, wait=False).ids
+            with held(*keyed.daemon.workers()):
+                streams = [guests[0].stream("x", **endless) for _ in range(2)]
+                wait_for(lambda: owner.stats().open_requests == 3)
+                streams += [guest.stream("x", **endless) for guest in guests[1:3]]
+                wait_for(lambda: owner.stats().open_requests == 5)
+                with pytest.raises(Busy, match="2 requests to do"):
+                    guests[3].generate("x", wait=False)
+                own = owner.stream("x", max_new_tokens=2, wait=False)
+                wait_for(lambda: owner.stats().open_requests == 6)
+            assert list(own)
             for stream in streams:
                 stream.close()
     finally:

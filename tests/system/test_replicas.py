@@ -22,7 +22,7 @@ from scripts.daemon import Daemon
 from scripts.reliability.asking import VOCABULARY, Asked, ask
 from scripts.reliability.daemon import POISON, Behaviour, FakeDaemon, expected
 from server.catalogue.catalogue import Catalogue
-from tests.conftest import wait_for
+from tests.conftest import held, wait_for
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
 SLOW = Behaviour(delay_ms=5)
@@ -58,7 +58,7 @@ def long(seed: int, tokens: int = 500, *, stream: bool = True) -> m.Generate:
 
 
 def running(asked: list[Asked]) -> None:
-    assert all(one.begun.wait(10) for one in asked)
+    assert all(one.begun.wait(30) for one in asked)
 
 
 def process_of(daemon: FakeDaemon, replica: int) -> psutil.Process:
@@ -94,15 +94,18 @@ def test_requests_are_shared_out_and_come_back_whole(client: Client) -> None:
 
 def test_more_and_fewer(client: Client, daemon: FakeDaemon) -> None:
     client.load("demo")
-    streams = [ask(client, long(i, 300)) for i in range(2)]
+    streams = [ask(client, long(i)) for i in range(2)]
     running(streams)
-    assert client.load("demo", replicas=3).replicas == 3
-    streams += [ask(client, long(i, 300)) for i in range(2, 6)]
-    running(streams)
-    wait_for(lambda: [w.running for w in health(client)] == [2, 2, 2])
-    assert client.load("demo", replicas=1).replicas == 1
-    states = Counter(w.state for w in health(client))
-    assert states == {"ready": 1, "stopping": 2}, "those that are let go finish what they have"
+    wait_for(lambda: [w.running for w in health(client)] == [2])
+    with held(*daemon.workers()):  # so that its texts do not end before others have begun
+        assert client.load("demo", replicas=3).replicas == 3
+        streams += [ask(client, long(i)) for i in range(2, 6)]
+        running(streams)
+        wait_for(lambda: [w.running for w in health(client)] == [2, 2, 2])
+        with held(*daemon.workers()):
+            assert client.load("demo", replicas=1).replicas == 1
+            states = Counter(w.state for w in health(client))
+            assert states == {"ready": 1, "stopping": 2}, "those that are let go finish what they have"
     more = ask(client, long(9, 10))
     for one in (*streams, more):
         one.wait(30)
@@ -135,15 +138,17 @@ def test_what_had_not_begun_is_begun_elsewhere(client: Client, daemon: FakeDaemo
     client.load("demo", replicas=2)
     streams = [ask(client, long(i)) for i in range(2)]
     running(streams)
-    silent = [ask(client, long(10 + i, 100, stream=False)) for i in range(6)]
-    wait_for(lambda: all(w.running == 4 for w in health(client)))
-    process_of(daemon, 1).kill()
-    ends = [type(one.wait(5 if i else 30)) for i, one in enumerate(sorted(streams, key=lambda one: one is streams[0]))]
-    assert WorkerDied in ends, "its text was under way"
-    for one in silent:
+    with held(*daemon.workers()):
+        silent = [ask(client, long(10 + i, 100, stream=False)) for i in range(6)]
+        wait_for(lambda: client.stats().open_requests == 9)
+        process_of(daemon, 1).kill()
+        wait_for(lambda: any(one.done.is_set() for one in streams))
+    (cut,) = [one for one in streams if one.done.is_set()]
+    assert isinstance(cut.last, WorkerDied), "its text was under way"
+    for one in (*silent, *(one for one in streams if one is not cut)):
         one.wait(30)
         one.is_right()
-    wait_for(lambda: ready(client) == [0, 1], 10)
+    wait_for(lambda: ready(client) == [0, 1])
 
 
 @posix
@@ -157,7 +162,7 @@ def test_what_ends_one_worker_does_not_end_them_all(tmp_path: Path) -> None:
         assert client.generate(
             prompt_ids=good.prompt_ids, max_new_tokens=5, strategy="greedy", ignore_eos=True
         ).ids == expected(list(good.prompt_ids or ()), 5, VOCABULARY)
-        wait_for(lambda: ready(client) == [0, 1, 2], 10)
+        wait_for(lambda: ready(client) == [0, 1, 2])
 
 
 @posix
@@ -167,9 +172,9 @@ def test_a_stuck_one_hands_over(tmp_path: Path) -> None:
         process_of(daemon, 0).send_signal(signal.SIGSTOP)
         asked = [ask(client, long(i, 20, stream=False)) for i in range(4)]
         for one in asked:
-            one.wait(10)
+            one.wait(30)
             one.is_right()
-        wait_for(lambda: ready(client) == [0, 1], 10)
+        wait_for(lambda: ready(client) == [0, 1])
 
 
 def test_all_or_none(tmp_path: Path) -> None:
@@ -191,11 +196,11 @@ def test_a_load_that_is_cancelled_leaves_none(tmp_path: Path) -> None:
         load = ask(client, m.Load(model="demo", replicas=3))
         wait_for(lambda: len(daemon.workers()) == 3)
         client.connection.submit(m.Cancel(target=load.id), lambda _: None, 5)
-        assert isinstance(load.wait(5), Cancelled)
+        assert isinstance(load.wait(30), Cancelled)
         wait_for(lambda: not daemon.workers())
         load, fewer = ask(client, m.Load(model="demo", replicas=3)), ask(client, m.Load(model="demo", replicas=1))
         for one in (load, fewer):
-            loaded = one.wait(10)
+            loaded = one.wait(30)
             assert isinstance(loaded, m.Loaded) and loaded.replicas == 1, "who asked last said how many"
 
 
@@ -213,37 +218,41 @@ def test_preloaded_so_many_times(tmp_path: Path) -> None:
 
 @posix
 def test_what_is_begun_elsewhere_is_begun_with_the_same_model(client: Client, daemon: FakeDaemon) -> None:
-    """Also what left the model out, though another one is loaded by now; and to the same deadline."""
+    """Also what left the model out, though another one is loaded by now."""
     client.load("demo", engine="onnx", replicas=2)
-    long_ones = [ask(client, replace(long(i, 600, stream=False), deadline_ms=4000)) for i in range(2)]
-    score = ask(client, m.Score(text="a b c d e f g " * 100))
-    wait_for(lambda: sum(w.running for w in health(client)) >= 2)
-    client.load("demo", engine="native")
-    process_of(daemon, 1).kill()
+    with held(*daemon.workers()):
+        long_ones = [ask(client, replace(long(i, stream=False), deadline_ms=60_000)) for i in range(2)]
+        score = ask(client, m.Score(text="a b c d e f g " * 100))
+        wait_for(lambda: client.stats().open_requests == 4)
+        client.load("demo", engine="native")
+        process_of(daemon, 1).kill()
     for one in (*long_ones, score):
-        result = one.wait(20)
+        result = one.wait(30)
         assert isinstance(result, m.Generated | m.Scored), result
         if isinstance(result, m.Generated):
-            assert (result.engine, result.finish_reason) in {("onnx", "length"), ("onnx", "deadline")}
+            assert (result.engine, result.finish_reason) == ("onnx", "length")
     process_of(daemon, 0).kill()
-    wait_for(lambda: sum(w.engine == "onnx" and w.state == "ready" for w in health(client)) == 2, 10)
+    wait_for(lambda: sum(w.engine == "onnx" and w.state == "ready" for w in health(client)) == 2)
 
 
 @posix
 def test_without_another_replica_nothing_is_begun_elsewhere(client: Client, daemon: FakeDaemon) -> None:
     client.load("demo", engine="onnx")
-    one = ask(client, long(1, stream=False))
-    wait_for(lambda: any(w.running for w in health(client)))
-    client.load("demo", engine="native")
-    process_of(daemon, 0).kill()
-    assert isinstance(one.wait(5), WorkerDied)
+    with held(*daemon.workers()):
+        one = ask(client, long(1, stream=False))
+        wait_for(lambda: client.stats().open_requests == 2)
+        client.load("demo", engine="native")
+        process_of(daemon, 0).kill()
+    assert isinstance(one.wait(30), WorkerDied)
 
 
 def test_a_replica_that_is_full_is_passed_over(tmp_path: Path) -> None:
     with FakeDaemon(tmp_path, SLOW, "--max-open-per-worker", "3") as daemon, Client(daemon.endpoint) as client:
         client.load("demo", replicas=2)
-        asked = [ask(client, long(1, 100)) for _ in range(7)]
-        ends = Counter(type(one.wait(20)) for one in asked)
+        with held(*daemon.workers()):
+            asked = [ask(client, long(1, 100)) for _ in range(7)]
+            wait_for(lambda: any(one.done.is_set() for one in asked))
+        ends = Counter(type(one.wait(30)) for one in asked)
         assert ends == {m.Generated: 6, Busy: 1}
 
 
@@ -253,7 +262,7 @@ def test_a_load_of_which_one_fails_leaves_none(tmp_path: Path) -> None:
         load = ask(client, m.Load(model="demo", replicas=3))
         wait_for(lambda: len(daemon.workers()) == 3)
         process_of(daemon, 1).kill()
-        assert isinstance(load.wait(5), LoadFailed)
+        assert isinstance(load.wait(30), LoadFailed)
         wait_for(lambda: not daemon.workers())
     with (
         FakeDaemon(tmp_path / "2", Behaviour(load_s=1), "--preload", "demo:2") as daemon,
@@ -261,7 +270,7 @@ def test_a_load_of_which_one_fails_leaves_none(tmp_path: Path) -> None:
     ):
         wait_for(lambda: len(daemon.workers()) == 2)
         process_of(daemon, 1).kill()
-        wait_for(lambda: ready(client) == [0, 1], 10)
+        wait_for(lambda: ready(client) == [0, 1])
 
 
 def test_what_one_client_cancels_another_keeps(tmp_path: Path) -> None:
@@ -275,17 +284,17 @@ def test_what_one_client_cancels_another_keeps(tmp_path: Path) -> None:
         three = ask(other, m.Load(model="demo", replicas=3))
         wait_for(lambda: len(daemon.workers()) == 3)
         other.connection.submit(m.Cancel(target=three.id), lambda _: None, 5)
-        assert isinstance(three.wait(5), Cancelled)
-        loaded = two.wait(10)
+        assert isinstance(three.wait(30), Cancelled)
+        loaded = two.wait(30)
         assert isinstance(loaded, m.Loaded) and loaded.replicas == 2
         process_of(daemon, 1).kill()
         wait_for(lambda: ready(client) != [0, 1])
-        wait_for(lambda: ready(client) == [0, 1], 10)
+        wait_for(lambda: ready(client) == [0, 1])
         three = ask(other, m.Load(model="demo", replicas=3))
         wait_for(lambda: len(daemon.workers()) == 3)
         assert client.load("demo").replicas == 2, "a load that asks for no number changes none"
         other.connection.submit(m.Cancel(target=three.id), lambda _: None, 5)
-        assert isinstance(three.wait(5), Cancelled)
+        assert isinstance(three.wait(30), Cancelled)
         wait_for(lambda: len(daemon.workers()) == 2)
 
 

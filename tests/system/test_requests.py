@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -17,13 +18,14 @@ from protocol import AsyncClient, Client, messages as m
 from protocol.client import Stream
 from protocol.errors import BadModel, BadRequest, Busy, NotLoaded, TooLong, UnknownModel
 from scripts.daemon import Daemon
+from scripts.reliability.daemon import Behaviour, FakeDaemon
 from server.catalogue.architecture import read_architecture
 from server.catalogue.catalogue import DEMO_FOLDER
 from server.checkpoint.tokenizer import read_tokenizer
 from server.config import Config
 from server.gateway.replicas import rows_share
 from server.worker.text import Text
-from tests.conftest import wait_for
+from tests.conftest import held, wait_for
 
 PROMPT = "Shall I compare thee"
 ARCH = read_architecture(DEMO_FOLDER)
@@ -200,10 +202,12 @@ def test_many_requests_at_once_each_get_their_own_text(shared_daemon: Daemon, cl
     assert results == alone
 
 
-def test_streams_share_a_batch(client: Client) -> None:
+def test_streams_share_a_batch(shared_daemon: Daemon, client: Client) -> None:
     """Many at once, from one client: each its own text, several in each step."""
     alone = [client.generate(PROMPT, seed=seed, max_new_tokens=200, ignore_eos=True, top_k=5) for seed in range(4)]
-    streams = [client.stream(PROMPT, seed=seed, max_new_tokens=200, ignore_eos=True, top_k=5) for seed in range(4)]
+    with held(*shared_daemon.workers()):
+        streams = [client.stream(PROMPT, seed=seed, max_new_tokens=200, ignore_eos=True, top_k=5) for seed in range(4)]
+        wait_for(lambda: client.stats().open_requests == 5)
     for stream in streams:
         list(stream)
     # int8 texts may part where a batch's rounding tips a draw; most do not.
@@ -233,7 +237,8 @@ def test_reuse_shows_in_the_ledger_and_changes_nothing(client: Client) -> None:
     assert fresh.ledger.reused_tokens == 0
     assert again.ledger.reused_tokens == again.ledger.prompt_tokens - 1
     assert longer.ledger.reused_tokens > again.ledger.prompt_tokens
-    assert again.ledger.prefill_ms < fresh.ledger.prefill_ms / 3
+    quickest = min(client.generate(page, strategy="greedy").ledger.prefill_ms for _ in range(5))
+    assert quickest < fresh.ledger.prefill_ms / 3
 
 
 def test_several_continuations(client: Client) -> None:
@@ -264,25 +269,21 @@ def test_a_client_with_too_many_open_requests_is_told_busy(shared_daemon: Daemon
 
     streams = [stream()]
     next(streams[0])
-    workers = shared_daemon.workers()
-    for worker in workers:
-        worker.suspend()  # so that no text ends before all are open
-    try:
+    with held(*shared_daemon.workers()):
         streams += [stream() for _ in range(63)]
         wait_for(lambda: client.stats().open_requests >= 64)
         with pytest.raises(Busy, match="64 open requests"):
             client.generate("x", wait=False, timeout=20)
-    finally:
-        for worker in workers:
-            worker.resume()
     for one in streams:
         one.close()
     wait_for(lambda: client.stats().open_requests <= 1)
 
 
-def test_deadlines(client: Client) -> None:
-    result = client.generate("x", n=16, max_new_tokens=1000, ignore_eos=True, timeout=0.2)
-    assert result.finish_reason == "deadline" and 0 < len(result.ids) < 1000
+def test_deadlines(tmp_path: Path) -> None:
+    with FakeDaemon(tmp_path, Behaviour(delay_ms=20)) as daemon, Client(daemon.endpoint) as client:
+        client.load("demo")
+        result = client.generate("x", n=2, max_new_tokens=1000, ignore_eos=True, timeout=2)
+        assert result.finish_reason == "deadline" and 0 < len(result.ids) < 1000
 
 
 def test_asyncio(shared_daemon: Daemon, client: Client) -> None:
@@ -354,7 +355,7 @@ def test_garbage_gets_an_error_and_harms_nobody(
 ) -> None:
     socket = context.socket(zmq.DEALER)
     socket.linger = 0
-    socket.rcvtimeo = 5000
+    socket.rcvtimeo = 20_000
     socket.connect(shared_daemon.endpoint)
     stream = client.stream(PROMPT, max_new_tokens=300, ignore_eos=True)
     for garbage in (b"", b"\xc1", b"\x91" * 9999, msgpack.packb([]), msgpack.packb({"v": 1, "id": 1, "type": "x"})):
@@ -370,14 +371,16 @@ def test_garbage_gets_an_error_and_harms_nobody(
 def test_an_id_may_not_be_open_twice(shared_daemon: Daemon, context: zmq.Context[zmq.Socket[bytes]]) -> None:
     socket = context.socket(zmq.DEALER)
     socket.linger = 0
-    socket.rcvtimeo = 5000
+    socket.rcvtimeo = 20_000
     socket.connect(shared_daemon.endpoint)
     long = {"v": 1, "id": 5, "type": "generate", "prompt": "x", "max_new_tokens": 900, "ignore_eos": True}
-    socket.send(msgpack.packb(long))
-    socket.send(msgpack.packb(long))
-    answer = msgpack.unpackb(socket.recv())
-    assert answer["code"] == "bad_request" and "still open" in answer["message"]
-    socket.send(msgpack.packb({"v": 1, "id": 6, "type": "cancel", "target": 5}))
+    with held(*shared_daemon.workers()):
+        socket.send(msgpack.packb(long))
+        socket.send(msgpack.packb(long))
+        answer = msgpack.unpackb(socket.recv())
+        assert answer["code"] == "bad_request" and "still open" in answer["message"]
+        socket.send(msgpack.packb({"v": 1, "id": 6, "type": "cancel", "target": 5}))
+        assert socket.poll(20_000)
     answers = {a["id"]: a for a in (msgpack.unpackb(socket.recv()) for _ in range(2))}
     assert answers[6]["found"] and answers[5].get("finish_reason", answers[5].get("code")) == "cancelled"
     socket.close()

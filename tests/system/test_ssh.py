@@ -15,7 +15,7 @@ import pytest
 from protocol import Client
 from protocol.errors import ConnectionLost, NoServer
 from scripts.daemon import Daemon
-from tests.conftest import free_port, wait_for
+from tests.conftest import free_port, held, wait_for
 
 SSHD = shutil.which("sshd", path=os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin")))
 pytestmark = pytest.mark.skipif(
@@ -93,7 +93,9 @@ def tunnel(tmp_path: Path, shared_daemon: Daemon) -> Iterator[Tunnel]:
     tunnel.close()
 
 
-def test_a_tunnel_carries_streams_and_when_it_is_cut_that_is_said(tunnel: Tunnel, client: Client) -> None:
+def test_a_tunnel_carries_streams_and_when_it_is_cut_that_is_said(
+    tunnel: Tunnel, client: Client, shared_daemon: Daemon
+) -> None:
     settings: dict[str, Any] = {"prompt": "Shall I", "seed": 1, "max_new_tokens": 40, "deterministic": True}
     with Client(tunnel.endpoint) as far:
         assert far.hello().server_id == client.hello().server_id
@@ -102,9 +104,10 @@ def test_a_tunnel_carries_streams_and_when_it_is_cut_that_is_said(tunnel: Tunnel
         assert text == client.generate(**settings).text
         with far.stream("x", max_new_tokens=1000, ignore_eos=True, n=16) as stream:
             next(stream)
-            tunnel.ssh.kill()
-            with pytest.raises(ConnectionLost, match="broke and could not be made again"):
-                list(stream)
+            with held(*shared_daemon.workers()):
+                tunnel.ssh.kill()
+                with pytest.raises(ConnectionLost, match="broke and could not be made again"):
+                    list(stream)
         with pytest.raises(NoServer, match="any more; start the server again, or the tunnel that led to it"):
             far.ping(timeout=0.1)
         wait_for(lambda: sum(worker.running for worker in client.ping().workers) == 0)
