@@ -48,7 +48,7 @@ def test_localhost_of_both_families_finds_a_daemon_on_one(
     try:
         assert daemon.endpoint.startswith(listens.removesuffix("0"))
         with named(monkeypatch, *order), Client(f"localhost:{daemon.endpoint.rpartition(':')[2]}") as client:
-            assert client.ping(timeout=5)
+            assert client.ping(timeout=20)
     finally:
         daemon.kill()
 
@@ -58,7 +58,7 @@ def test_an_ipv6_address_without_a_scheme(tmp_path: Any) -> None:
     daemon = Daemon(tmp_path, "--endpoint", "tcp://[::1]:0")
     try:
         with Client(daemon.endpoint.removeprefix("tcp://")) as client:
-            assert client.ping(timeout=5)
+            assert client.ping(timeout=20)
     finally:
         daemon.kill()
 
@@ -66,7 +66,7 @@ def test_an_ipv6_address_without_a_scheme(tmp_path: Any) -> None:
 def test_a_name_whose_first_address_leads_nowhere(shared_daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
     port = shared_daemon.endpoint.rpartition(":")[2]
     with named(monkeypatch, "192.0.2.77", "127.0.0.1"), Client(f"tcp://two.test:{port}") as client:
-        assert client.ping(timeout=5)
+        assert client.ping(timeout=20)
 
 
 @pytest.mark.parametrize("hosts", [("127.0.0.1",), ("192.0.2.77", "127.0.0.1")])
@@ -79,7 +79,7 @@ def test_a_daemon_that_starts_after_its_name_was_looked_up(
             client.ping(timeout=5)
         daemon = Daemon(tmp_path, "--endpoint", f"tcp://127.0.0.1:{port}")
         try:
-            assert client.ping(timeout=5)
+            assert client.ping(timeout=20)
         finally:
             daemon.kill()
 
@@ -104,7 +104,7 @@ def test_a_name_server_that_does_not_answer_is_asked_again(monkeypatch: pytest.M
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
     with Client("tcp://later.test:5757") as client, pytest.raises(NoServer, match="cannot be looked up: Temporary"):
-        client.ping(timeout=1)
+        client.ping(timeout=2)
     assert asked > 1
 
 
