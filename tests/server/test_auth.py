@@ -102,6 +102,7 @@ def test_an_unreadable_folder_is_refused(folder: Path) -> None:
 def test_a_flood_of_refusals_is_logged_in_few_lines(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(repeats, "QUIET_S", 3600.0)
     refusals = auth.Refusals(keyed=True)
     for _ in range(1000):
         refusals.key("somebody")

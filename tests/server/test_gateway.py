@@ -29,7 +29,7 @@ from server.link import ForWorker, FromWorker, Pieces, Ready, Started, Work
 from tests.conftest import wait_for
 from tests.server.test_weights import copy_demo
 
-WAIT_MS = 10_000
+WAIT_MS = 30_000
 M = TypeVar("M", bound=ForWorker)
 
 

@@ -176,14 +176,15 @@ def test_the_chunk_follows_the_measured_speed() -> None:
 
 
 def test_deadlines_end_waiting_and_running_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     engine = FakeEngine(1)
     scheduler = scheduler_of(engine)
     running, waiting = sequence(0, [1], 60, deadline_ms=30), sequence(1, [1], 60, deadline_ms=30)
     scheduler.add(running)
     scheduler.add(waiting)
     step(scheduler, engine)
-    later = time.monotonic() + 1
-    monkeypatch.setattr(time, "monotonic", lambda: later)
+    now += 1
     assert {s.id for s in scheduler.reap()} == {0, 1}
     assert (running.finished, waiting.finished) == ("deadline", "deadline")
     assert (running.started, waiting.started) == (True, False)
@@ -235,8 +236,9 @@ def test_a_continued_page_computes_its_new_tokens_only() -> None:
     assert engine.calls[0] == "prefill 0 0+31"
 
 
-def test_deterministic_runs_alone_and_reuses_nothing() -> None:
+def test_deterministic_runs_alone_and_reuses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those after it need not wait, as long as it has not waited for long."""
+    monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
     engine = FakeEngine(4)
     scheduler = scheduler_of(engine, 10_000)
     page = list(range(1, 31))
