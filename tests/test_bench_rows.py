@@ -159,7 +159,7 @@ def test_a_busy_process_ends_with_the_one_that_started_it() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     pid = int(done.stdout)
-    wait_for(lambda: ended(pid), 20)
+    wait_for(lambda: ended(pid))
 
 
 def ended(pid: int) -> bool:

@@ -34,14 +34,14 @@ def at_a_terminal(*arguments: str, environment: dict[str, str]) -> str:
         command, stdin=child, stdout=child, stderr=child, env=environment, start_new_session=True
     )
     os.close(child)
-    shown, give_up = "", time.monotonic() + 20
+    shown, give_up = "", time.monotonic() + 60
     try:
         while not re.search(r"/help lists[^>]*>[\s\x08]*$", CONTROL.sub("", shown)):
             assert time.monotonic() < give_up and process.poll() is None, shown
             if select.select([main], [], [], 0.1)[0]:
                 shown += os.read(main, 4096).decode(errors="replace")
         os.write(main, b"\x04")
-        assert process.wait(10) == 0
+        assert process.wait(30) == 0
     finally:
         process.kill()
         process.wait()
@@ -85,7 +85,7 @@ def test_without_a_terminal_it_ends_with_that_sentence() -> None:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=60,
         env=surroundings(WAYLAND_DISPLAY="wayland-0"),
     )
     assert done.returncode == 1 and "no XWayland" in done.stderr and "--terminal does the same work" in done.stderr
@@ -109,7 +109,7 @@ def test_a_stdin_that_does_not_end_is_said(shared_daemon: Daemon) -> None:
     pipe = subprocess.PIPE
     process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=surroundings())
     assert process.stderr and "reading the prompt from stdin, to its end" in process.stderr.readline()
-    text, told = process.communicate("Shall I", timeout=20)
+    text, told = process.communicate("Shall I", timeout=60)
     assert process.returncode == 0 and text and "2 + 3 tokens" in told
 
 

@@ -26,6 +26,7 @@ from protocol.errors import BadModel, BadRequest, UnknownModel
 from protocol.keys import Address, CurveKeys, write_secret
 from protocol.testing import FakeServer, generated
 from scripts.daemon import Daemon
+from scripts.reliability.daemon import Behaviour, FakeDaemon
 from tests.client.fake import ReplicaServer
 
 LEDGER = re.compile(
@@ -219,8 +220,17 @@ def test_replicas(capsys: pytest.CaptureFixture[str]) -> None:
         assert "loaded in 0.1 s, 2 replicas of 42 MB, 2 threads" in says("/load demo replicas=2")
 
 
+@pytest.fixture
+def slow_daemon(tmp_path: Path) -> Iterator[Daemon]:
+    """A daemon with demo/native/int8, a fake one, whose text of a thousand tokens takes 20 s."""
+    with FakeDaemon(tmp_path / "daemon", Behaviour(delay_ms=20)) as daemon:
+        with Client(daemon.endpoint) as client:
+            client.load("demo")
+        yield daemon
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
-def test_at_a_real_terminal(shared_daemon: Daemon, tmp_path: Path) -> None:
+def test_at_a_real_terminal(slow_daemon: Daemon, tmp_path: Path) -> None:
     """Prompt, stream, Ctrl-C cancels, /quit; then the history of the last session, Ctrl-D."""
     import pty
 
@@ -230,14 +240,14 @@ def test_at_a_real_terminal(shared_daemon: Daemon, tmp_path: Path) -> None:
     def session(keys: list[tuple[str, bytes | int]], code: int = 0) -> str:
         """Wait for each pattern in what came since the last keys, then type the keys or send the signal."""
         main, child = pty.openpty()
-        command = [sys.executable, "-m", "client", "--terminal", shared_daemon.endpoint]
+        command = [sys.executable, "-m", "client", "--terminal", slow_daemon.endpoint]
         process = subprocess.Popen(
             command, stdin=child, stdout=child, stderr=child, env=environment, start_new_session=True
         )
         os.close(child)
         everything, new = "", ""
         for wanted, action in keys:
-            give_up = time.monotonic() + 10
+            give_up = time.monotonic() + 60
             while not re.search(wanted, CONTROL.sub("", new)):
                 assert time.monotonic() < give_up, (wanted, CONTROL.sub("", new))
                 if select.select([main], [], [], 0.1)[0]:
@@ -248,7 +258,7 @@ def test_at_a_real_terminal(shared_daemon: Daemon, tmp_path: Path) -> None:
                 process.send_signal(action)
             elif action:
                 os.write(main, action)
-        assert process.wait(10) == code, everything
+        assert process.wait(30) == code, everything
         os.close(main)
         return everything
 

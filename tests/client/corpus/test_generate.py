@@ -84,9 +84,9 @@ def test_an_interrupted_one_goes_on_where_it_was(prompts: Path, tmp_path: Path, 
         process = subprocess.Popen(
             command(server.endpoint, *words), cwd=tmp_path, env=OURS, stderr=subprocess.PIPE, text=True
         )
-        wait_for(lambda: position(tmp_path) > 0 or process.poll() is not None, 20)
+        wait_for(lambda: (position(tmp_path) > 0 and len(server.asked(m.Generate)) == 10) or process.poll() is not None)
         process.send_signal(signal.SIGKILL if kill else signal.SIGINT)
-        _, said = process.communicate(timeout=20)
+        _, said = process.communicate(timeout=60)
         later.set()
         kept, asked = position(tmp_path), len(server.asked(m.Generate))
         assert 1 <= kept <= 3 and asked == 10

@@ -27,7 +27,7 @@ SHOTS = os.environ.get("GPT2D_SHOTS")
 
 
 SIZE = (1360, 860)
-TEST_S = 60.0
+TEST_S = 100.0
 
 
 class Driver:
@@ -66,7 +66,7 @@ class Driver:
         self.ctx.window_focus(f"//{name}")
         self.ctx.yield_(2)
 
-    def wait(self, condition: Callable[[], bool], seconds: float = 10) -> None:
+    def wait(self, condition: Callable[[], bool], seconds: float = 30) -> None:
         give_up = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < give_up, (

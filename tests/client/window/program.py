@@ -64,7 +64,7 @@ window.watch = watch
 window.run()
 window.close()
 """
-START_S = 40.0
+START_S = 60.0
 
 
 @contextmanager
@@ -128,7 +128,7 @@ class Program:
         self.xdotool("windowactivate", "--sync", self.id)
 
     def xdotool(self, *words: str) -> str:
-        done = subprocess.run(["xdotool", *words], env=self._environment, capture_output=True, text=True, timeout=20)
+        done = subprocess.run(["xdotool", *words], env=self._environment, capture_output=True, text=True, timeout=60)
         return done.stdout.strip()
 
     def keys(self, *chords: str) -> None:
@@ -136,7 +136,7 @@ class Program:
         for chord in chords:
             self.xdotool("key", chord)
 
-    def expect(self, line: str, seconds: float = 15.0) -> list[str]:
+    def expect(self, line: str, seconds: float = 30.0) -> list[str]:
         """Wait for a line that begins so; return the lines up to it. An assertion fails if it does not come."""
         seen, until = list[str](), time.monotonic() + seconds
         while not seen or not f"{seen[-1]} ".startswith(f"{line} "):
@@ -154,7 +154,7 @@ class Program:
         """Do this again and again until a line comes: the window manager may still hold the keyboard, or move the
         window.
         """
-        until = time.monotonic() + 20
+        until = time.monotonic() + 60
         while True:
             self.xdotool(*words)
             with contextlib.suppress(AssertionError):
@@ -164,11 +164,11 @@ class Program:
 
     def layout(self, name: str) -> None:
         """Give the keyboard another layout."""
-        subprocess.run(["setxkbmap", name], env=self._environment, check=True, timeout=10)
+        subprocess.run(["setxkbmap", name], env=self._environment, check=True, timeout=30)
 
     def ended(self) -> str:
         """Wait for its end; return what it said on stderr."""
-        assert self.process.wait(20) == 0, "".join(self._errors)
+        assert self.process.wait(60) == 0, "".join(self._errors)
         return self._done()
 
     def kill(self) -> str:

@@ -34,13 +34,13 @@ def test_panels_and_place_are_kept_from_start_to_start(display: str, home: Path)
     first.xdotool("mousedown", "1")
     for step in (20, 60):
         first.xdotool("mousemove", "--window", first.id, str(edge - step), before.middle[1])
-    wait_for(lambda: first.page.width == before.width - 60, 10)
+    wait_for(lambda: first.page.width == before.width - 60)
     first.xdotool("mouseup", "1", "windowmove", "--sync", first.id, "70", "50")
     places = [closed(first, home)]
     assert places[0][0] >= 70 and places[0][1] >= 50
     for _ in range(2):
         again = Program(display)
-        wait_for(lambda: again.page == before._replace(width=before.width - 60), 10)  # noqa: B023 - called at once
+        wait_for(lambda: again.page == before._replace(width=before.width - 60))  # noqa: B023 - called at once
         places.append(closed(again, home))
     assert places[0] == places[1] == places[2]
 
@@ -106,7 +106,7 @@ def test_a_modifier_that_is_held_on_the_way_to_another_window_and_back_neither_s
             program.xdotool("windowactivate", "--sync", program.id)
             for there in (beside, program.id):
                 program.xdotool("keydown", "alt", "key", "Tab", "keyup", "alt")
-                wait_for(lambda: program.xdotool("getactivewindow") == there, 10)  # noqa: B023 - called at once
+                wait_for(lambda: program.xdotool("getactivewindow") == there)  # noqa: B023 - called at once
             program.insist("key f6", "key", "F6")  # and not Alt+F6
             program.xdotool("keydown", "ctrl", "windowactivate", "--sync", beside, "keyup", "ctrl")
             program.xdotool("windowactivate", "--sync", program.id)
@@ -142,7 +142,7 @@ def test_a_minimised_window_is_not_drawn_and_asks_in_sight(display: str) -> None
         assert os.sched_getscheduler(program.process.pid) == os.SCHED_BATCH, "it breaks into no step of the decoder"
         program.keys("x")
         program.expect("key x")
-        wait_for(lambda: "*" in program.xdotool("getwindowname", program.id), 10)
+        wait_for(lambda: "*" in program.xdotool("getwindowname", program.id))
         program.xdotool("windowminimize", program.id)
         program.expect("look minimised")
         assert program.xdotool("getwindowname", program.id) == "Untitled * - gpt2d"

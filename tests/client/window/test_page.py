@@ -313,7 +313,7 @@ import glfw
 window = Window("tcp://127.0.0.1:1")
 dropped = glfw.set_drop_callback(window.window, None)
 dropped(window.window, 2, (ctypes.c_char_p * 2)(sys.argv[1].encode(), b"another"))
-page, over = window.app.state.page, time.monotonic() + 10
+page, over = window.app.state.page, time.monotonic() + 30
 while not page.document.text and time.monotonic() < over:
     glfw.wait_events_timeout(0.05)
     window.app.take_events()

@@ -35,15 +35,15 @@ def test_a_person_writes_and_quits(screen: str, home: Path, shared_daemon: Daemo
     )
 
     def xdotool(*words: str) -> str:
-        return subprocess.run(["xdotool", *words], capture_output=True, text=True, timeout=10).stdout.strip()
+        return subprocess.run(["xdotool", *words], capture_output=True, text=True, timeout=30).stdout.strip()
 
     try:
-        wait_for(lambda: program.poll() is not None or xdotool("search", "--name", "gpt2d") != "", 30)
+        wait_for(lambda: program.poll() is not None or xdotool("search", "--name", "gpt2d") != "")
         assert program.poll() is None, "it did not start"
         window = xdotool("search", "--name", "gpt2d").split()[-1]
         before = client.stats().requests.get("generate", 0)
         kept = home / "config" / "gpt2d" / "client.json"
-        wait_for(kept.exists, 10)  # it has met the server and drawn its panels
+        wait_for(kept.exists)  # it has met the server and drawn its panels
         xdotool("windowfocus", window)
 
         def writes() -> bool:
@@ -54,7 +54,7 @@ def test_a_person_writes_and_quits(screen: str, home: Path, shared_daemon: Daemo
             time.sleep(0.3)
             return "*" in xdotool("getwindowname", window)
 
-        wait_for(writes, 15)
+        wait_for(writes)
         xdotool("type", "--delay", "30", "Shall I compare thee")
 
         def asked() -> bool:
@@ -62,9 +62,9 @@ def test_a_person_writes_and_quits(screen: str, home: Path, shared_daemon: Daemo
             time.sleep(0.2)
             return client.stats().requests.get("generate", 0) > before
 
-        wait_for(asked, 10)
+        wait_for(asked)
         folder = home / "data" / "gpt2d" / "autosave"
-        wait_for(lambda: any("compare thee" in file.read_text("utf-8") for file in folder.glob("*.json")), 10)
+        wait_for(lambda: any("compare thee" in file.read_text("utf-8") for file in folder.glob("*.json")))
         assert program.poll() is None
         assert json.loads(kept.read_text(encoding="utf-8"))["server"] == shared_daemon.endpoint
     finally:
