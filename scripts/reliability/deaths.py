@@ -169,12 +169,12 @@ def engine_faults(scale: Scale, folder: Path) -> Figures:
                 failure = poisoned.wait(20)
                 assert isinstance(failure, Internal), failure
                 incident = str(failure).split()[-1]
-                until(lambda: incident in daemon.logged(), 5, "the incident in the log")  # noqa: B023 - called at once
+                until(lambda: incident in daemon.logged(), 30, "the incident in the log")  # noqa: B023 - called at once
                 for one in good:
                     one.wait(20)
                     one.is_right()
                 faults += 1
-            until(lambda: running(client) == 0, 5, "no row stays taken")
+            until(lambda: running(client) == 0, 30, "no row stays taken")
             full = [ask(client, text(500 + i, 20)) for i in range(4)]
             for one in full:
                 one.wait(20)

@@ -169,8 +169,8 @@ def _builds_killed(daemon: Daemon, client: Client, count: int, rng: random.Rando
         for process in daemon.workers():
             process.kill()
             killed += 1
-        waiting.wait(10)
-        until(lambda: not daemon.workers(), 5, "the daemon has seen that they are gone")
+        waiting.wait(30)
+        until(lambda: not daemon.workers(), 30, "the daemon has seen that they are gone")
     return killed
 
 

@@ -138,7 +138,7 @@ def load(scale: Scale, folder: Path) -> Figures:
         for own in asked:
             for one in own:
                 one.is_right()
-        until(lambda: running(everybody[0]) == 0, 5, "no row stays taken")
+        until(lambda: running(everybody[0]) == 0, 30, "no row stays taken")
     count = clients * requests
     return {"answers": count, "per_s": round(count / (time.monotonic() - began))}
 
@@ -207,7 +207,7 @@ def cancel_races(scale: Scale, folder: Path) -> Figures:
             cancel(ask(client, text(round_ + 5, 20)), client)  # in the queue
             cancel(ask(client, text(round_ + 6, 20, prompt_tokens=900)), client)  # in its prefill, or before
             writing = ask(client, text(round_ + 7, 200))
-            writing.begun.wait(10)
+            assert writing.begun.wait(30)
             time.sleep(rng.random() * 0.005)
             cancel(writing, client)
             finished = ask(client, text(round_ + 8, 2))
@@ -216,7 +216,7 @@ def cancel_races(scale: Scale, folder: Path) -> Figures:
             for one in ahead:
                 cancel(one, other)  # the id is not that of one of its own requests
                 one.is_right()
-        until(lambda: running(client) == 0, 5, "no row stays taken")
+        until(lambda: running(client) == 0, 30, "no row stays taken")
         assert client.stats().open_requests == 1
     return {"rounds": rounds, **ended}
 

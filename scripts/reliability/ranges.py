@@ -255,15 +255,15 @@ def ranges(scale: Scale, folder: Path) -> Figures:
                 assert code not in {"internal", "worker_died"}, (
                     f"{trial}: {reply.message}\n{trial.fields}\n{daemon.logged()[-3000:]}"
                 )
-        client.ping(timeout=5)
+        client.ping()
     figures: Figures = {"allowed": len(allowed), "refused": len(refused)}
     return figures | {f"answered_{code}": count for code, count in sorted(codes.items())}
 
 
 def _work(client: Client, least: int) -> int:
     """Return the number of requests that the worker has got, with one more that comes after all others in its queue."""
-    client.generate("x", max_new_tokens=1, timeout=10)
-    give_up = time.monotonic() + 5  # the worker reports its figures now and then
+    client.generate("x", max_new_tokens=1, timeout=30)
+    give_up = time.monotonic() + 30  # the worker reports its figures now and then
     while (count := client.stats().workers[0].requests) <= least - 1 or count == 0:
         assert time.monotonic() < give_up, f"the worker reports {count} requests"
         time.sleep(0.02)
@@ -289,7 +289,7 @@ def _ask(daemon: FakeDaemon, asked: list[Trial]) -> Iterator[tuple[Trial, m.AnyR
     socket = context.socket(zmq.DEALER)
     socket.linger = 0
     socket.rcvtimeo = 20_000
-    socket.sndtimeo = 5000
+    socket.sndtimeo = 20_000
     try:
         socket.connect(daemon.endpoint)
         for trial in asked:

@@ -33,7 +33,7 @@ def shake(peer: socket.socket, **properties: bytes) -> None:
     exactly(peer, exactly(peer, 2)[1])
 
 
-def connect(endpoint: str, *, receive_buffer: int | None = None, timeout: float = 5) -> socket.socket:
+def connect(endpoint: str, *, receive_buffer: int | None = None, timeout: float = 20) -> socket.socket:
     """Return the connection of a DEALER after its handshake. Raises: OSError."""
     parts = urlsplit(endpoint)
     peer = socket.socket()
