@@ -187,7 +187,7 @@ class Adapted(Tensors):
     def notices(self) -> tuple[str, ...]:
         return (*self._base.notices, MERGED)
 
-    def __getitem__(self, name: str) -> NDArray[np.float32]:
+    def _tensor(self, name: str) -> NDArray[np.float32]:
         tensor = self._changes.instead(name)
         if tensor is None:
             tensor = self._base[TABLE if name == HEAD and not self._base.has_head else name]

@@ -97,6 +97,19 @@ class Tensors(Mapping[str, NDArray[np.float32]]):
     def notices(self) -> tuple[str, ...]:
         """Return what a user should know of how these files are read."""
 
+    @abstractmethod
+    def _tensor(self, name: str) -> NDArray[np.float32]: ...
+
+    def __getitem__(self, name: str) -> NDArray[np.float32]:
+        """Return a tensor. Raises: BadModel where it is not all numbers, which would show in no text at 8 or 4 bits."""
+        tensor = self._tensor(name)
+        if not np.isfinite([tensor.min(), tensor.max()]).all():
+            raise BadModel(
+                f"{name} is not all numbers (NaN or infinite), as after a training that has diverged or has left the "
+                "range of float16: take a checkpoint from before that"
+            )
+        return tensor
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._shapes)
 
@@ -153,7 +166,7 @@ class Weights(Tensors):
         file, stored = self._stored[name]
         return as_float32(file.read(stored, shape), file.dtype(stored))
 
-    def __getitem__(self, name: str) -> NDArray[np.float32]:
+    def _tensor(self, name: str) -> NDArray[np.float32]:
         return self._read(name, self._shapes[name])
 
 
@@ -188,8 +201,10 @@ def _by_name(files: tuple[Path, ...]) -> dict[str, tuple[Stored, str]]:
 
 
 def _hint(stored: Mapping[str, object]) -> str:
-    """Return what is before the names, where a part of GPT-2's is among them."""
-    name = next((name for name in stored if name.endswith((f".{TABLE}", ".h.0.ln_1.weight"))), "")
+    """Return what is before the names, where a part of GPT-2's is among them, or that there are no names of its."""
+    name = next((name for name in stored if name.endswith((TABLE, "h.0.ln_1.weight"))), None)
+    if name is None:
+        return ", nor any other of a GPT-2: save the model with transformers' save_pretrained"
     prefix = name.removesuffix(TABLE).removesuffix("h.0.ln_1.weight")
     return f": its names begin with {prefix[:80]!a}; save it without that" if prefix else ""
 

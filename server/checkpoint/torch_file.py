@@ -274,7 +274,8 @@ class Machine:
         except ValueError:
             hint = " (float8 or unsigned integers)" if name == "_rebuild_tensor_v3" else ""
             raise self._refused(
-                f"asks for {f'{module}.{name}'!a}{hint}, which no GPT-2 needs; nothing of the file was run"
+                f"asks for {f'{module}.{name}'!a}{hint}, which no GPT-2's state dict needs; nothing of the file was "
+                "run. Save the model with transformers' save_pretrained"
             ) from None
 
     def _reduce(self) -> None:
@@ -333,7 +334,7 @@ class Machine:
 
     def _protocol(self) -> None:
         if (version := self._number("<B")) != 2:
-            raise self._refused(f"is of protocol {version}; torch.save writes 2")
+            raise self._refused(f"is of protocol {version}; save it with torch.save's own, which is 2")
 
     def _long(self) -> None:
         self._push(int.from_bytes(self._take(self._number("<B")), "little", signed=True))

@@ -141,6 +141,7 @@ def test_bfloat16_needs_no_other_library(tmp_path: Path) -> None:
         (rewrite(changed(QKV, torch.zeros(32, 96).to(torch.float8_e4m3fn))), "stored as F8_E4M3: quantised"),
         (rewrite(changed(QKV, torch.zeros(96, 32))), r"shape \[96, 32\], config.json says \[32, 96\]"),
         (rewrite(without("transformer.wpe.weight")), "no tensor wpe.weight$"),
+        (rewrite(lambda _: {"step": torch.zeros(1)}), "no tensor wte.weight, nor any other of a GPT-2: save the model"),
         (rewrite(lambda has: {f"model.{n}": t for n, t in has.items()}), "names begin with 'model.transformer.'"),
         (rewrite(lambda has: {n.removeprefix("transformer.h.0."): t for n, t in has.items()}), r"no tensor h\.0\.attn"),
     ],
@@ -295,3 +296,15 @@ def test_a_changed_shard_is_another_model(tmp_path: Path) -> None:
         shard = max(tmp_path.glob("model-*.safetensors"))
         save_file({n: t * 2 for n, t in load_file(shard).items()}, shard)
     assert digests[0][0] != digests[1][0] and digests[0][1] != digests[1][1]
+
+
+@pytest.mark.parametrize(("name", "precision"), [("h.1.mlp.c_fc.weight", "int4"), ("ln_f.bias", "int8")])
+def test_weights_of_a_training_that_diverged_are_refused(tmp_path: Path, name: str, precision: str) -> None:
+    """At 4 bits they became zeros, at 8 any number, without a word."""
+    folder = demo(tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    weights[name][-1:] = np.nan
+    save_file(weights, folder / "model.safetensors")
+    arch = read_architecture(folder)
+    with pytest.raises(BadModel, match=rf"{name} is not all numbers \(NaN or infinite\), as after a training"):
+        load_engine(folder, arch, "native", precision, 1, 1, tmp_path / "cache", 1 << 30, lambda *_: None)
