@@ -145,6 +145,10 @@ class Files:
     purpose: Literal["", "open", "save", "export"] = ""
     folder: str = ""
     name: str = ""
+    proposed: str = ""
+    """Name that was proposed before it was known which are taken."""
+    replaced: bool = False
+    """The field takes over another name in its next frame."""
     listing: list[tuple[str, bool]] = field(default_factory=list)
     """(name, is a folder)."""
     error: str = ""

@@ -28,6 +28,9 @@ def apply(state: AppState, message: e.FileEvent) -> list[e.Effect]:
             dialog.error = ""
             if dialog.waiting:  # what was typed is a folder
                 dialog.name, dialog.waiting = "", False
+            elif dialog.proposed and dialog.proposed == dialog.name:
+                dialog.name, dialog.replaced = _free(dialog.name, listing), True
+            dialog.proposed = ""
         case e.Opened():
             return _opened(state, message)
         case e.Recovered():
@@ -99,8 +102,11 @@ def do(state: AppState, what: e.FileWord) -> list[e.Effect]:
         case "save":
             return _save(state, page.path) if page.path else show_files(state, "save", "page.txt")
         case "save as":
-            state.files.exists = None
-            return show_files(state, "save", told(page.path.name) if page.path else "page.txt")
+            other, state.files.exists = state.files.exists, None
+            effects = show_files(state, "save", told(page.path.name) if page.path else "page.txt")
+            if page.path and not other:  # its own file may be replaced
+                state.files.proposed = ""
+            return effects
         case "replace":
             path, state.files.exists = state.files.exists, None
             return _save(state, path, replace=True) if path else []
@@ -177,6 +183,7 @@ def show_files(
     """Open the file dialog, where the page's file is, or where it was last."""
     dialog = state.files
     dialog.purpose, dialog.name = purpose, name
+    dialog.proposed = name
     dialog.content, dialog.error = content, ""
     dialog.waiting = False
     near = state.page.path or next((Path(path) for path, _ in state.preferences.files), None)
@@ -185,6 +192,13 @@ def show_files(
     if folder != dialog.folder:  # a name that is given before the list comes belongs there, and none of it is known
         dialog.folder, dialog.listing = folder, []
     return [e.ListFolder(folder)]
+
+
+def _free(name: str, listing: list[tuple[str, bool]]) -> str:
+    """Return a name that no file has: this one, or with the first number that makes it one."""
+    taken, stem, ending = {other for other, _ in listing}, Path(name).stem, Path(name).suffix
+    names = (f"{stem} {number}{ending}" if number > 1 else name for number in itertools.count(1))
+    return next(free for free in names if free not in taken)
 
 
 def _close(state: AppState) -> None:

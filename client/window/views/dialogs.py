@@ -13,6 +13,7 @@ from client.window.views import widgets
 
 LISTING = 32
 """Width of a folder's list, in font sizes."""
+NAME = "##file name"
 TITLES = {"open": "Open", "save": "Save as", "export": "Export"}
 
 
@@ -55,7 +56,11 @@ def draw_files(state: AppState) -> list[Action]:
     imgui.set_next_item_width(-1)
     if imgui.is_window_appearing():
         imgui.set_keyboard_focus_here()
-    actions += widgets.field("##file name", "name, or a folder", "files", "name", files.name)
+    field = imgui.internal.get_input_text_state(imgui.get_id(NAME))
+    if files.replaced and field is not None:
+        field.reload_user_buf_and_select_all()
+    files.replaced = False  # the field has the new text now
+    actions += widgets.field(NAME, "name, or a folder", "files", "name", files.name)
     there = files.purpose != "open" and (files.name, False) in files.listing
     if there:
         widgets.colored("a file of this name exists and will be replaced", "warn")

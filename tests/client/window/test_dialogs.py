@@ -81,6 +81,24 @@ def test_a_page_that_was_left_behind_is_restored_by_enter_and_never_discarded_by
     drive(NOBODY, test)
 
 
+def test_the_field_of_the_name_shows_the_one_that_is_free(home: Path) -> None:
+    (home / "page.txt").write_text("another page", encoding="utf-8")
+
+    def test(d: Driver) -> None:
+        d.state.preferences.files = [(str(home / "gone.txt"), 0)]
+        d.app.tell(Edit(0, 0, "Once", "typed"))
+        d.app.tell(Do("save"))
+        d.wait(lambda: d.state.files.name == "page 2.txt")
+        d.ctx.yield_(4)
+        d.keys(Key.end)
+        d.ctx.key_chars("x")
+        d.keys(Key.enter)
+        d.wait(lambda: not d.state.page.dirty)
+        assert sorted(file.name for file in home.glob("*.txt*")) == ["page 2.txtx", "page.txt"]
+
+    drive(NOBODY, test)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every file name is text")
 def test_files_whose_names_are_no_text_or_endless_are_shown(home: Path) -> None:
     folder = home.joinpath(os.fsdecode(b"caf\xe9"), *["long" * 50] * 3)

@@ -92,6 +92,28 @@ def test_what_another_program_wrote_is_not_replaced_unasked(tmp_path: Path) -> N
     assert (tmp_path / "b.txt").read_bytes() == b"my !one", "the dialog had said that it is replaced"
 
 
+def test_the_name_that_is_proposed_is_that_of_no_other_file(tmp_path: Path) -> None:
+    """Ctrl+S and Enter, once for each of several pages: none of them takes the place of another."""
+    state = page("")
+    state.preferences.files = [(str(tmp_path / "gone.txt"), 0)]
+    for text in ("one", "two", "three"):
+        run(state, e.Do("new"))
+        typed(state, text)
+        run(state, e.Do("save"))
+        run(state, e.ChooseFile(state.files.folder, state.files.name, done=True))
+        assert not state.page.dirty
+    written = {file.name: file.read_text() for file in tmp_path.iterdir()}
+    assert written == {"page.txt": "one", "page 2.txt": "two", "page 3.txt": "three"}
+    run(state, e.Do("save as"))
+    assert state.files.name == "page 3.txt", "it may take its own place"
+    run(state, e.Do("close files"))
+    (tmp_path / "page 3.txt").write_text("another's")
+    typed(state, "!")
+    run(state, e.Do("save"))
+    run(state, e.Do("save as"))
+    assert state.files.name == "page 3 2.txt"
+
+
 def test_the_file_dialog_stays_until_it_has_done_something(tmp_path: Path) -> None:
     (tmp_path / "inner").mkdir()
     (tmp_path / "inner" / "a.txt").write_text("text")
