@@ -196,9 +196,9 @@ def show_files(
 
 def _free(name: str, listing: list[tuple[str, bool]]) -> str:
     """Return a name that no file has: this one, or with the first number that makes it one."""
-    taken, stem, ending = {other for other, _ in listing}, Path(name).stem, Path(name).suffix
-    names = (f"{stem} {number}{ending}" if number > 1 else name for number in itertools.count(1))
-    return next(free for free in names if free not in taken)
+    taken, path = {other for other, _ in listing}, Path(name)
+    others = (f"{path.stem} {number}{path.suffix}" for number in itertools.count(2))
+    return next(free for free in itertools.chain([name], others) if free not in taken)
 
 
 def _close(state: AppState) -> None:
