@@ -8,6 +8,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_S = 60.0
 """Seconds in which the head of a request has to arrive, the first and each later one; at most twice that passes."""
+BUSY = object()
+"""What stands for a request that was being answered at a look."""
 
 
 class Patient(H11Protocol):
@@ -23,13 +25,14 @@ class Patient(H11Protocol):
         self._unset_keepalive_if_required()
 
     def _look_later(self) -> None:
-        self._next_look = self.loop.call_later(HEAD_S, self._look, self.cycle)
+        rests = self.cycle is None or self.cycle.response_complete
+        self._next_look = self.loop.call_later(HEAD_S, self._look, self.cycle if rests else BUSY)
 
     def _look(self, before: object) -> None:
-        """Close the connection if it has begun no request since the last look, and has none that is answered."""
+        """Close the connection if it has rested since the last look, `before` being its latest request then."""
         if self.transport is None or self.transport.is_closing():
             return
-        if self.cycle is before and (before is None or self.cycle.response_complete):
+        if self.cycle is before:
             self.transport.close()
         else:
             self._look_later()
