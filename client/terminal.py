@@ -5,7 +5,6 @@ Text goes to stdout and everything about it to stderr, so that a pipe gets the t
 
 from __future__ import annotations
 
-import itertools
 import math
 import sys
 import time
@@ -17,10 +16,10 @@ from client import replicas, threads
 from client.amounts import bar, counted, duration
 from client.servers import notices
 from protocol import Client, Gpt2dError, messages as m
-from protocol.errors import NotGpt2d
 from protocol.keys import Address
 from protocol.parameters import find_parameter, read_settings, read_value
 from protocol.programs import needed_by
+from protocol.tokens import pieces_of
 
 HELP = """\
 Type the beginning of a text; the model goes on from it. An empty line continues the last text.
@@ -239,10 +238,7 @@ class Terminal:
 
     def _tokens(self, text: str) -> None:
         tokenized = self._client.tokenize(text, **self._which())
-        if len(tokenized.offsets) != len(tokenized.ids) + 1:
-            raise NotGpt2d("the server's places of tokens do not fit the tokens")
-        data = tokenized.text.encode()
-        pieces = [data[start:end].decode("utf-8", "replace") for start, end in itertools.pairwise(tokenized.offsets)]
+        pieces = [piece.decode(errors="replace") for piece in pieces_of(tokenized)]
         self.say(" ".join(f"{piece!r}={token}" for piece, token in zip(pieces, tokenized.ids, strict=True)))
 
     def _way(self, model: str, words: list[str]) -> Choice:

@@ -1,6 +1,12 @@
-r"""Names of tokens that are parts of characters: their bytes, as `bytes:\xe2\x80`."""
+r"""Bytes of tokens, and names of those that are parts of characters: their bytes, as `bytes:\xe2\x80`."""
 
 from __future__ import annotations
+
+import contextlib
+import itertools
+
+from protocol import messages as m
+from protocol.errors import NotGpt2d
 
 PART = "bytes:"
 BYTE = "\\x"
@@ -13,6 +19,15 @@ def name_of_part(data: bytes) -> str:
 
 def bytes_of(name: str) -> bytes:
     """Return the bytes of a token that was named by them, or of its text."""
-    if not name.startswith(PART + BYTE):
-        return name.encode()
-    return bytes.fromhex(name.removeprefix(PART).replace(BYTE, ""))
+    if name.startswith(PART + BYTE):
+        with contextlib.suppress(ValueError):  # no name of ours, but a text that begins like one
+            return bytes.fromhex(name.removeprefix(PART).replace(BYTE, ""))
+    return name.encode()
+
+
+def pieces_of(told: m.Tokenized) -> list[bytes]:
+    """Return the bytes of each token of a text. Raises: NotGpt2d for places that are not those of its tokens."""
+    if len(told.offsets) != len(told.ids) + 1:
+        raise NotGpt2d("the server's places of tokens do not fit the tokens")
+    data = told.text.encode()
+    return [data[begin:end] for begin, end in itertools.pairwise(told.offsets)]

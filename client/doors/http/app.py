@@ -26,6 +26,7 @@ from protocol import messages as m
 from protocol.aio import AsyncClient
 from protocol.errors import ConnectionFailed, Gpt2dError
 from protocol.keys import Address
+from protocol.tokens import pieces_of
 
 HEALTH_S = 5.0
 LEFT = 499
@@ -131,9 +132,7 @@ class Door:
         before = len(about.before) if body.add_special_tokens is False else 0
         texts = None
         if body.return_token_strs:
-            data = told.text.encode()
-            places = zip(told.offsets[before:], told.offsets[before + 1 :], strict=False)
-            texts = [data[begin:end].decode(errors="replace") for begin, end in places]
+            texts = [piece.decode(errors="replace") for piece in pieces_of(told)[before:]]
         ids = told.ids[before:]
         return _json({"count": len(ids), "max_model_len": about.context, "tokens": ids, "token_strs": texts})
 

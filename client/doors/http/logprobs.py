@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import codecs
-import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from protocol import messages as m
-from protocol.tokens import bytes_of, name_of_part
+from protocol.errors import NotGpt2d
+from protocol.tokens import bytes_of, name_of_part, pieces_of
 
 
 class Listing:
@@ -26,15 +26,19 @@ class Listing:
         self._offsets: list[int] = []
 
     def prompt(self, told: m.Tokenized, scored: m.Scored | None) -> None:
-        """List the tokens of a prompt. `scored` is None for a single one, which nothing precedes."""
-        data = told.text.encode()
-        for index, (begin, end) in enumerate(itertools.pairwise(told.offsets)):
-            piece = data[begin:end]
-            logprob = scored.logprobs[index] if scored else None
-            top = scored.top[index] if scored and scored.top else []
-            own = next((one for one in top if one.id == told.ids[index]), None)
+        """List the tokens of a prompt. `scored` is None for a single one, which nothing precedes.
+
+        Raises: NotGpt2d for places or scores that do not fit the tokens.
+        """
+        pieces = pieces_of(told)
+        logprobs: Sequence[float | None] = scored.logprobs if scored else [None] * len(pieces)
+        tops = scored.top if scored and scored.top else [[]] * len(pieces)
+        if not len(logprobs) == len(tops) == len(pieces):
+            raise NotGpt2d("the server's scores of tokens do not fit the tokens")
+        for token, piece, logprob, top in zip(told.ids, pieces, logprobs, tops, strict=True):
+            own = next((one for one in top if one.id == token), None)
             name = name_of(own) if own else _readable(piece)
-            self._add(name, logprob, top if logprob is not None else None, piece)
+            self._add(name, logprob, top, piece)
 
     def new(self, tokens: Iterable[m.TokenLogprobs]) -> None:
         """List tokens that were written."""
@@ -54,12 +58,12 @@ class Listing:
         self._alternatives, self._offsets = [], []
         return taken
 
-    def _add(self, name: str, logprob: float | None, top: Sequence[m.Alternative] | None, piece: bytes) -> None:
+    def _add(self, name: str, logprob: float | None, top: Sequence[m.Alternative], piece: bytes) -> None:
         self._names.append(name)
         self._logprobs.append(logprob)
         self._offsets.append(self._offset)
         self._offset += len(self._characters.decode(piece))
-        if logprob is None or top is None:
+        if logprob is None:
             self._alternatives.append(None)
             return
         # The token's own value is always there, and of two of one name the likelier one.

@@ -118,12 +118,18 @@ class DaemonLM(LM):
         return told.about
 
     def _first(self, about: m.TokenizerInfo) -> int:
-        """Return the token that stands before a text without a context. Raises: BadRequest if the model has none."""
+        """Return the token that stands before a text without a context.
+
+        Raises: BadRequest if the model has none, NotGpt2d if the server does not tell it.
+        """
         own = (about.names.get(name, "") for name in ("bos_token", "eos_token"))  # as lm-eval's hf takes them
         name = next(filter(None, (*own, about.bos, *about.eos)), "")
         if not name:
             raise BadRequest("this model has no token to begin a text with: give prefix_token_id")
-        return self._client.tokenize(name, **self._which).ids[-1]
+        ids = self._client.tokenize(name, **self._which).ids
+        if not ids:
+            raise NotGpt2d(f"the server found no token in {name!r}, with which it says that a text begins")
+        return ids[-1]
 
     def _mapped(self, call: Callable[[T], R], items: Iterable[T], what: str = "", *, quiet: bool = True) -> Iterator[R]:
         """Yield what a call returns for each item, several at a time."""

@@ -173,6 +173,10 @@ def test_errors_are_openais(ai: Any, url: str) -> None:
         with pytest.raises(openai.BadRequestError, match=sentence) as wrong:
             ai.completions.create(**{"model": "demo", "prompt": "x"} | given)
         assert wrong.value.type == "invalid_request_error"
+    with pytest.raises(openai.BadRequestError, match=r"stop\[1\] must be a text of length >= 1") as within:
+        ai.completions.create(model="demo", prompt="x", stop=["a", ""])
+    assert within.value.param == "stop"
+    assert ask(f"{url}/v1/completions", b"[]")[1]["error"]["message"] == "the body must be an object of JSON"
     assert ask(f"{url}/v1/completions", b"{")[1]["error"]["message"].startswith("the body is not JSON")
     assert ask(f"{url}/nowhere")[0] == 404 and ask(f"{url}/v1/completions")[0] == 405
 

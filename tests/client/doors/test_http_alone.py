@@ -26,6 +26,7 @@ from client.doors.http.__main__ import listen
 from client.doors.http.fields import Completion, read
 from client.doors.http.guard import Guard, read_tokens
 from client.doors.http.logprobs import Listing
+from client.doors.http.patience import Patient
 from protocol import messages as m
 from protocol.errors import WorkerDied
 from protocol.keys import KeyFileError
@@ -188,6 +189,55 @@ def test_of_a_connection_that_has_ended_nothing_stays() -> None:
             caller.sendall(HEAD)
             wait_for(lambda: len(held()) == 1)
         wait_for(lambda: not held())
+
+
+def test_who_waited_long_for_an_answer_has_time_for_the_next_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection whose answer came just before a look is not closed by that look."""
+    busy = threading.Event()
+    closed: list[bool] = []
+    look = Patient._look
+
+    def seen(protocol: Any, before: object) -> None:
+        look(protocol, before)
+        if protocol.cycle and protocol.cycle.response_complete:
+            closed.append(protocol.transport.is_closing())
+        elif protocol.cycle:
+            busy.set()
+
+    def answer(request: m.AnyRequest) -> Answer:
+        return [busy, generated(request, "x")] if isinstance(request, m.Generate) else None
+
+    monkeypatch.setattr("client.doors.http.patience.HEAD_S", 0.2)
+    monkeypatch.setattr(Patient, "_look", seen)
+    with FakeServer(answer) as server, opened(server.endpoint) as url, connected(url) as caller:
+        caller.sendall(HEAD + b'Content-Length: 15\r\n\r\n{"prompt": "x"}')
+        while caller.recv(4096):
+            pass
+    assert closed == [False, True], "but by the next one"
+
+
+@pytest.mark.parametrize(
+    ("told", "scores"),
+    [((1, 2), 2), ((1,), 2), ((), 2), ((0, 1, 1, 2), 2), ((0, 1, 2), 1), ((0, 1, 2), 3), ((0, 1, 2), 0)],
+)
+def test_lists_of_another_server_that_do_not_fit_are_no_fault_of_the_door(told: tuple[int, ...], scores: int) -> None:
+    about = m.TokenizerInfo(context=100, before=[], bos="", eos=[], chat_template="")
+
+    def answer(request: m.AnyRequest) -> Answer:
+        if isinstance(request, m.Tokenize):
+            return m.Tokenized(id=None, text="ab", ids=[1, 2], offsets=[*told], about=about)
+        if isinstance(request, m.Score):
+            sums = {"perplexity": 1.0, "bits_per_byte": 1.0, "elapsed_ms": 1.0}
+            return m.Scored(id=None, ids=[1, 2], logprobs=[None, *[-1.0] * (scores - 1)][:scores], **sums)
+        return None
+
+    with FakeServer(answer) as server, opened(server.endpoint) as url:
+        body = {"prompt": "ab", "echo": True, "logprobs": 0, "max_tokens": 0}
+        status, answered = ask(f"{url}/v1/completions", body)
+        assert status == 503 and "the server's" in answered["error"]["message"], answered
+        if len(told) != 3:
+            status, answered = ask(f"{url}/tokenize", {"prompt": "ab", "return_token_strs": True})
+            assert status == 503 and "do not fit the tokens" in answered["error"]["message"]
 
 
 def test_who_leaves_within_a_body_is_no_fault(caplog: pytest.LogCaptureFixture) -> None:

@@ -15,9 +15,10 @@ import pytest
 
 from client.doors.lm_eval import pairs, writing
 from client.doors.lm_eval.pairs import Pair
-from protocol import Client
-from protocol.errors import BadRequest
+from protocol import Client, messages as m
+from protocol.errors import BadRequest, NotGpt2d
 from protocol.messages import Passage
+from protocol.testing import FakeServer
 from scripts.bench.engine import module_environment
 from scripts.daemon import Daemon
 
@@ -95,7 +96,8 @@ class Harness:
 
 
 @pytest.fixture
-def model(shared_daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> Any:
+def kind(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The class that lm-eval makes a model of."""
     if not find_spec("lm_eval"):
         for name in ("lm_eval", "lm_eval.api", "lm_eval.api.model"):
             monkeypatch.setitem(sys.modules, name, ModuleType(name))
@@ -103,7 +105,12 @@ def model(shared_daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.delitem(sys.modules, "client.doors.lm_eval.model", raising=False)
     from client.doors.lm_eval.model import DaemonLM
 
-    return DaemonLM(shared_daemon.endpoint, model="demo", precision="int8", batch_size=1, device=None)
+    return DaemonLM
+
+
+@pytest.fixture
+def model(shared_daemon: Daemon, kind: Any) -> Any:
+    return kind(shared_daemon.endpoint, model="demo", precision="int8", batch_size=1, device=None)
 
 
 def asking(*given: tuple[Any, ...]) -> list[SimpleNamespace]:
@@ -154,6 +161,14 @@ def test_arguments_that_mean_nothing_are_refused(model: Any, shared_daemon: Daem
     ):
         with pytest.raises(BadRequest, match=says):
             type(model)(**({"endpoint": shared_daemon.endpoint, "model": "demo", "precision": "int8"} | given))
+
+
+def test_a_server_that_knows_no_token_of_its_own_is_not_one_of_ours(kind: Any) -> None:
+    about = m.TokenizerInfo(context=64, before=[], bos="<s>", eos=[], chat_template="")
+
+    told = m.Tokenized(id=None, text="", ids=[], offsets=[0], about=about)
+    with FakeServer(lambda _: told) as server, pytest.raises(NotGpt2d, match="found no token in '<s>'"):
+        kind(server.endpoint)
 
 
 def test_the_hubs_libraries_are_told_to_count_nothing_before_they_are_loaded(tmp_path: Path) -> None:
