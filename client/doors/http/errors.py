@@ -43,8 +43,8 @@ KINDS: tuple[tuple[type[Gpt2dError], int, str, str | None], ...] = (
     (DeadlineExceeded, 504, SERVER, "timeout"),
 )
 """Status, type and code of each error; of all others 500."""
-FIELD = re.compile(r"(\w+) (?:must|cannot) be ")
-"""How a sentence begins that is about one field."""
+FIELD = re.compile(r"(\w+)(?:\[\d+\])* (?:must|cannot) be ")
+"""How a sentence begins that is about one field, or something in it."""
 NAMES = {
     'shorten either, or ask for truncate="left"': "shorten either",
     "max_new_tokens": "max_tokens",

@@ -184,6 +184,8 @@ def read(kind: type[B], body: bytes) -> B:
             known = "" if found[2] else ", ".join(name for name in kind.__struct_fields__ if name != "suffix")
             more = f"; there are: {known}" if known else ""
             raise Refused(400, f"{found[1]} is not supported here{more}", param=found[1]) from None
+        if str(e).startswith("Expected `object`") and "$" not in str(e):
+            raise Refused(400, "the body must be an object of JSON") from None
         at = FIELD.search(str(e))
         raise Refused(400, sentence(e, kind), param=at[1] if at else None) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
