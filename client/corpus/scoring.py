@@ -7,7 +7,7 @@ import itertools
 import math
 import re
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,9 @@ from client.corpus.journal import Done, Position
 from client.corpus.model import Model
 from client.corpus.tables import Row, Table
 from protocol import Client, messages as m
+from protocol.client import is_last
 from protocol.errors import BadRequest
-from protocol.many import part_bytes, passages
+from protocol.many import MANY_S, ManyScores, part_bytes, passages
 from protocol.tokens import name_of_part
 
 REPEATED = 2000
@@ -24,6 +25,9 @@ REPEATED = 2000
 that."""
 BLANKS = " \t\n\v\f\r"
 PLACE = re.compile(r"score: texts\[([0-9]+)\](:?) ")
+ALONE = 32
+"""Texts that are sent each by itself after one that is refused; where more than these are good before it, those go
+together, as they did."""
 LN2 = math.log(2)
 
 
@@ -121,7 +125,8 @@ def _answers(
 ) -> Generator[m.ScoredText | str, None, None]:
     """Yield the scores of texts in their order; of a text that the server refuses, why.
 
-    The server refuses the whole request with it, so the others are sent again. Raises: what concerns no single text.
+    The server refuses the whole request with it, so the others are sent again. Where one is refused, others near it
+    often are, too: these are sent each by itself. Raises: what concerns no single text.
     """
     held: deque[m.Passage] = deque()
     """Texts that were read and are not answered."""
@@ -142,14 +147,44 @@ def _answers(
                     yield score
             return
         except BadRequest as e:
-            found, said = PLACE.match(str(e)), str(e)
-            if found is None and len(held) < 2:
+            refused = _refused(e)
+            if refused is None and len(held) < 2:
                 raise
-        good = int(found[1]) - answered if found else 1  # alone, where they are too much together
-        yield from _answers(client, iter([held.popleft() for _ in range(good)]), settings)
-        if found:
+        good = refused[0] - answered if refused else 0
+        if refused and good >= ALONE:
+            yield from _answers(client, iter([held.popleft() for _ in range(good)]), settings)
             held.popleft()
-            yield said[found.end() :] if found[2] else f"this text {said[found.end() :]}"
+            yield refused[1]
+        else:
+            yield from _each(client, [held.popleft() for _ in range(min(ALONE, len(held)))], settings)
+
+
+def _each(
+    client: Client, texts: Sequence[m.Passage], settings: dict[str, Any]
+) -> Generator[m.ScoredText | str, None, None]:
+    """Same as _answers, of texts that are sent each by itself, all at once."""
+    asked = [ManyScores([text], None, settings) for text in texts]
+    requests = itertools.chain.from_iterable(one.requests() for one in asked)
+    with contextlib.closing(client.in_order(requests, MANY_S, ALONE)) as events:
+        for one in asked:
+            try:
+                for event in events:
+                    yield from one.take(event)
+                    if is_last(event):
+                        break
+            except BadRequest as e:
+                refused = _refused(e)
+                if refused is None:
+                    raise
+                yield refused[1]
+
+
+def _refused(error: BadRequest) -> tuple[int, str] | None:
+    """Return the number of the text that an error is about, and why it is refused; None if it is about none of them."""
+    found, said = PLACE.match(str(error)), str(error)
+    if found is None:
+        return None
+    return int(found[1]), said[found.end() :] if found[2] else f"this text {said[found.end() :]}"
 
 
 def _pieces(table: Table, limit: int) -> Iterator[Piece]:

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from client.corpus.scoring import ALONE
 from protocol import Client, many, messages as m
 from protocol.errors import BadRequest, WorkerDied
 from protocol.testing import Answer, FakeServer
@@ -257,6 +258,26 @@ def test_refusals_are_counted_over_an_interruption(
         assert (tmp_path / "o.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
         assert call(server, "s.txt", "-o", "other.csv", "--stride", "7") == 1, "a setting ends the run"
         assert "gpt2d-client: score: a stride of 7 is too much" in capsys.readouterr().err
+
+
+def test_where_many_are_refused_the_others_do_not_wait_for_each_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those near a refused one are asked by themselves, all at once, and the rest together again."""
+    monkeypatch.chdir(tmp_path)
+    lines = [f"line {n} x" if n % 3 == 2 and n < 150 else f"line {n}" for n in range(1, 401)]
+    (tmp_path / "s.txt").write_text("\n".join(lines))
+
+    def answer(request: m.AnyRequest) -> Answer:
+        said = strict(request)
+        return scored(request) if isinstance(said, BadRequest) and "too much" in str(said) else said
+
+    with FakeServer(answer) as server:
+        assert call(server, "s.txt", "-o", "o.csv") == 3
+        several = [request for request in server.asked(m.Score) if len(request.texts or []) > 1]
+    assert len(several) == 1 + -(-149 // ALONE)
+    texts = {row["text_number"]: row["token"] == "" for row in read(tmp_path / "o.csv")}
+    assert [texts[str(n)] for n in range(1, 401)] == ["x" in line for line in lines]
 
 
 def test_a_part_that_is_refused_leaves_a_gap_that_can_be_seen(
