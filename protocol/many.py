@@ -27,10 +27,10 @@ REQUEST_BYTES = 32 << 10
 """Bytes of the texts of one request, about: some seconds of a model of 124 M."""
 PART_BYTES = 32 << 10
 """Most bytes of a text that is scored as one; a longer one is scored in parts."""
-CONTEXT = 1024
-"""Tokens of a model's context where it is not known: those of GPT-2."""
 BEFORE = 16_384
 """Characters before a part that stand before it, of which the server takes as many as are of use."""
+CONTEXT = 4096
+"""Most tokens of a model's context where it is not known: as many as BEFORE has room for."""
 WORDS = re.compile(r".*[^ \t\n\v\f\r](?=[ \t\n\v\f\r])", re.DOTALL)
 SIGNS = re.compile(r".*[^\w\s](?=\w)", re.DOTALL)
 """Up to the last end of a word, or of a run of signs: where tokens end, too."""
@@ -260,9 +260,9 @@ def _computed(passage: m.Passage, stride: int) -> int:
     """Return how many tokens are computed for a passage, at most, where it and its context are of one token a byte."""
     own = _bytes(passage.text) + len(passage.ids or ())
     before = _bytes(passage.context) + len(passage.context_ids or ())
-    if own + before < CONTEXT:
-        return own + before
-    return (own // stride + 2) * CONTEXT
+    context = min(CONTEXT, max(before, (own + before) // 2))  # where windows as long as this are the most work
+    steps = min(own, own + before - context) // stride
+    return (context + 1) * (steps + 2)
 
 
 def _joined(index: int, parts_of: Sequence[tuple[str, m.ScoredText]]) -> m.ScoredText:

@@ -199,14 +199,15 @@ def test_a_long_text_is_told_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("stride", [1, 2, 5, 8])
 @pytest.mark.parametrize("lead", [0, 1, 1500, 16_384])
-def test_parts_keep_to_what_a_server_computes_at_any_stride(stride: int, lead: int) -> None:
-    """Even where every byte is a token, and the texts of one request together."""
+@pytest.mark.parametrize("context", [64, 1024, 2048, 4096])
+def test_parts_keep_to_what_a_server_computes_at_any_stride(stride: int, lead: int, context: int) -> None:
+    """Whatever the model's context, even where every byte is a token, and the texts of one request together."""
     texts = ["." * 20_000, *["." * size for size in (900, 1500, 3000, 10, 2000, 900)]]
     with FakeServer(scoring) as server, Client(server.endpoint) as client:
         list(client.score_many(texts, contexts=["," * lead] * len(texts), stride=stride))
         for request in server.asked(m.Score):
             windows = [
-                Windows(len(one.context or "") + 1, len(one.text or "") + 1, stride, 1024, after=False)
+                Windows(len(one.context or "") + 1, len(one.text or "") + 1, stride, context, after=False)
                 for one in request.texts or []
             ]
             assert sum(each.computed for each in windows) <= m.MAX_COMPUTED
@@ -380,7 +381,7 @@ def test_parts_at_a_stride_of_one_have_the_values_of_the_whole(
 ) -> None:
     """Within the first window, where the model's first token stands before the text, and behind it."""
     data = (ROOT / "server" / "demo_model" / "held_out.txt").read_bytes()
-    text = data[: client.tokenize(data.decode()).offsets[many.CONTEXT + 4]].decode()
+    text = data[: client.tokenize(data.decode()).offsets[1024 + 4]].decode()
     whole = client.score(text, stride=1, unit="word", bos=bos)
     monkeypatch.setattr(many, "PART_BYTES", len(text.encode()) - 40)
     (late,) = client.score_many([text], stride=1, unit="word", bos=bos)
