@@ -97,7 +97,7 @@ class Stream(OpenStream, Iterator[m.Tokens]):
         if self._over:
             raise StopIteration
         try:
-            while isinstance(event := _next(self._events), m.Progress):
+            while isinstance(event := _next(self._connection, self._events), m.Progress):
                 self.place = event.done
         except BaseException:  # a traceback may keep this stream for long; who goes on gets what was written so far
             self.cancel()
@@ -282,7 +282,7 @@ class Client:
 
         Raises: NotLoaded, BadRequest, and what every call raises.
         """
-        return self._call(request(m.Score, which, text=text, ids=ids), m.Scored, timeout, wait=wait)
+        return self._call(request(m.Score, which, text=text, ids=ids, texts=None), m.Scored, timeout, wait=wait)
 
     def score_many(
         self,
@@ -296,7 +296,7 @@ class Client:
 
         `contexts` are what stands before each text and is not scored. `settings` are the fields of messages.Score, as
         `bos`, `unit`, `top` and `stride`, and what names the model. A few requests of many texts are under way at a
-        time, so that the server never waits and memory does not grow. A text of more than 32 KiB, at a stride below 9
+        time, so that the server never waits and memory does not grow. A text of more than 32 KiB, at a stride below 34
         of less, is scored in parts that end where words end, each after what stands before it, and told as one. Leaving
         the loop, or close(), cancels what is under way. `timeout` is that of each request.
 
@@ -332,7 +332,7 @@ class Client:
         request_id = self.connection.submit(asked, events.put, timeout, wait=wait)
         over = False
         try:
-            while isinstance(event := _next(events), m.Progress):
+            while isinstance(event := _next(self.connection, events), m.Progress):
                 if on_progress:
                     on_progress(event)
             over = is_last(event)
@@ -356,7 +356,7 @@ class Client:
                     under_way.append((self.connection.submit(asked, events.put, timeout, wait=True), events))
                 if not under_way:
                     return
-                event = _next(under_way[0][1])
+                event = _next(self.connection, under_way[0][1])
                 if is_last(event):
                     under_way.popleft()
                 yield event
@@ -382,9 +382,10 @@ def expect(event: Event, wanted: type[R]) -> R:
     return event
 
 
-def _next(events: queue.SimpleQueue[Event]) -> Event:
+def _next(connection: Connection, events: queue.SimpleQueue[Event]) -> Event:
+    """Wait for the next event of a request. Raises: Closed in a process that was forked off meanwhile."""
     while True:
         try:
             return events.get(timeout=0.2)  # in slices: Windows delivers Ctrl-C only between them
         except queue.Empty:
-            continue
+            connection.check_process()

@@ -72,21 +72,35 @@ class Connection:
         Raises: Closed in a process that was forked off the one that made this connection, BadRequest for a timeout that
         is no time.
         """
-        if os.getpid() != self._process:
-            raise Closed("this client was made before a fork and has no thread in this process; make a new one here")
+        self.check_process()
         return self._exchange.submit(request, on_event, seconds(timeout), wait=wait)
 
     def cancel(self, request_id: int) -> None:
-        """Ask the server to cancel a request, which still gets its last event. May be called by a finaliser."""
-        self._exchange.cancel(request_id)
+        """Ask the server to cancel a request, which still gets its last event. May be called by a finaliser.
+
+        In a process that was forked off, it does nothing: the request is the other process's.
+        """
+        if self._is_here:
+            self._exchange.cancel(request_id)
 
     def close(self) -> None:
         """End the thread, and wait for up to 5 s until it has ended; what is pending fails with Closed.
 
-        Called by a callback, it does not wait: the thread ends once the callback has returned.
+        Called by a callback, it does not wait: the thread ends once the callback has returned. In a process that was
+        forked off, it does nothing.
         """
-        self._end()
-        self._exchange.join()
+        if self._is_here:
+            self._end()
+            self._exchange.join()
+
+    def check_process(self) -> None:
+        """Raises: Closed in a process that was forked off the one that made this connection: nothing comes here."""
+        if not self._is_here:
+            raise Closed("this client was made before a fork and has no thread in this process; make a new one here")
+
+    @property
+    def _is_here(self) -> bool:
+        return os.getpid() == self._process
 
 
 def seconds(timeout: float | None) -> float:

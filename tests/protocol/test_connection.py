@@ -7,6 +7,7 @@ import contextlib
 import http.server
 import os
 import queue
+import signal
 import socket
 import subprocess
 import sys
@@ -35,7 +36,7 @@ from protocol.errors import (
     VersionMismatch,
 )
 from protocol.line import Line
-from protocol.testing import FakeServer, Step
+from protocol.testing import Answer, FakeServer, Step
 from scripts.daemon import Daemon
 from scripts.reliability import zmtp
 from tests.conftest import free_port, wait_for
@@ -376,6 +377,33 @@ def test_a_client_does_not_survive_a_fork() -> None:
                 os._exit(1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
     server.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_stream_goes_on_in_the_process_that_opened_it() -> None:
+    """In one that was forked off it ends with an error, and what is dropped there cancels nothing."""
+    later = threading.Event()
+
+    def answer(request: m.AnyRequest) -> Answer:
+        return ["a", later, "b"] if isinstance(request, m.Generate) else None
+
+    with FakeServer(answer) as server, Client(server.endpoint) as client:
+        stream = client.stream("x")
+        assert next(stream).text == "a"
+        child = os.fork()
+        if child == 0:
+            signal.alarm(30)
+            try:
+                next(stream)
+            except Closed:
+                stream.close()
+                client.close()
+                os._exit(7)
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+        later.set()
+        assert [piece.text for piece in stream] == ["b"] and stream.result.text == "ab"
 
 
 def test_asyncio_cancel_cancels() -> None:
