@@ -193,7 +193,7 @@ class AsyncClient:
         **which: Any,
     ) -> m.Scored:
         """Same as Client.score."""
-        return await self._call(request(m.Score, which, text=text, ids=ids), m.Scored, timeout, wait=wait)
+        return await self._call(request(m.Score, which, text=text, ids=ids, texts=None), m.Scored, timeout, wait=wait)
 
     async def score_many(
         self,

@@ -72,6 +72,9 @@ class Address:
 
         Raises: ValueError, which repeats no key.
         """
+        if not isinstance(text, str):  # as a variable that is not set
+            what = type(text).__name__
+            raise ValueError(f"an endpoint must be a text like {DEFAULT_ENDPOINT}, got {what}")  # noqa: TRY004 - as above
         endpoint = text.partition("#")[0]
         if HOST_PORT.fullmatch(endpoint):
             text, endpoint = f"tcp://{text}", f"tcp://{endpoint}"
@@ -126,7 +129,7 @@ def check_endpoint(endpoint: str) -> str:
 def check_key(key: str) -> str:
     """Return the key, if it is valid. Raises: ValueError, without repeating it."""
     try:
-        good = len(key) == Z85_CHARACTERS and len(z85.decode(key.encode("ascii"))) == KEY_BYTES
+        good = isinstance(key, str) and len(key) == Z85_CHARACTERS and len(z85.decode(key.encode("ascii"))) == KEY_BYTES
     except (ValueError, KeyError, ArithmeticError, struct.error):
         good = False
     if not good:

@@ -20,6 +20,7 @@ WORDS = frozenset({"stop", "bad_words"})
 """Lists of texts, of which one may be given by itself."""
 OURS = {"id": "", "deadline_ms": "; give timeout, in seconds", "stream": "; call stream() for one"}
 """Fields that are not a caller's to give, and what is instead."""
+INSTEAD = OURS | {"texts": "; call score_many() for several"}
 
 
 def request(kind: type[R], settings: Mapping[str, Any], **fields: Any) -> R:
@@ -47,8 +48,8 @@ def request(kind: type[R], settings: Mapping[str, Any], **fields: Any) -> R:
 
 
 def _instead(field: str, known: Collection[str]) -> str:
-    if field in OURS:
-        return OURS[field]
+    if field in INSTEAD:
+        return INSTEAD[field]
     likely = difflib.get_close_matches(field, known, 1)
     return f"; did you mean {likely[0]}?" if likely else f"; there are: {', '.join(sorted(known))}"
 

@@ -6,6 +6,7 @@ import os
 import stat
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, strategies as st
@@ -62,6 +63,15 @@ def test_nothing_else_is_a_key(text: str) -> None:
     with pytest.raises(ValueError) as error:
         Address.parse(f"tcp://h:1#{text}")
     assert len(text) < 8 or text not in str(error.value)
+
+
+@pytest.mark.parametrize("given", [None, 5, b"tcp://h:1"])
+def test_what_is_no_text_is_no_endpoint_and_no_key(given: Any) -> None:
+    """As a variable that is not set, or keys as pyzmq has them."""
+    with pytest.raises(ValueError, match="an endpoint must be a text like"):
+        Address.parse(given)
+    with pytest.raises(ValueError, match="not a valid key"):
+        check_key(given)
 
 
 def test_no_error_repeats_a_secret() -> None:
