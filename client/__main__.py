@@ -46,6 +46,10 @@ NOTHING = (
     "gpt2d-client: stdin is empty, and there is no terminal to write at; give the text with --prompt or through stdin "
     "(--prompt '' writes from nothing)"
 )
+NOT_UTF8 = (
+    "gpt2d-client: the text on stdin is not UTF-8; convert it, as with `iconv -f LATIN1 -t UTF-8`, so that the model "
+    "reads what you wrote"
+)
 IS_COMMAND = (
     "gpt2d-client: {name} is a command (`{program} {name} --help`), and a server is saved under the same name: "
     "`{program} -- {name}` connects to it"
@@ -136,8 +140,10 @@ def main() -> None:
 
 
 def use_utf8() -> None:
-    """Read and print UTF-8, whatever the system's code page is."""
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
+    """Read and print UTF-8, whatever the system's code page is. A byte order mark is no part of what is read."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")
+    for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="replace")
 
@@ -199,7 +205,10 @@ def show(args: argparse.Namespace) -> str:
 
 
 def read_prompt() -> str:
-    """Read stdin to its end. Say so where that takes a while: through ssh without -t it never ends by itself."""
+    """Read stdin to its end. Say so where that takes a while: through ssh without -t it never ends by itself.
+
+    Raises: UnicodeDecodeError.
+    """
     said = "gpt2d-client: reading the prompt from stdin, to its end (Ctrl-D); for the window or the prompt use `ssh -t`"
     waiting = threading.Timer(PATIENCE_S, print, [said], {"file": sys.stderr, "flush": True})
     waiting.daemon = True
@@ -249,7 +258,11 @@ def run(args: argparse.Namespace) -> int:
         print("gpt2d-client: stdout is closed, so no text can be written to it", file=sys.stderr)
         return 1
     if prompt is None and not sys.stdin.isatty():
-        prompt = read_prompt()
+        try:
+            prompt = read_prompt()
+        except UnicodeDecodeError:
+            print(NOT_UTF8, file=sys.stderr)
+            return 1
         if not prompt:
             print(NOTHING, file=sys.stderr)
             return 1

@@ -13,6 +13,7 @@ import pytest
 
 from client.__main__ import has_display
 from client.libraries import what_is_missing
+from protocol import Client
 from scripts.daemon import Daemon
 from tests.client.test_terminal import CONTROL
 from tests.conftest import WINDOW
@@ -101,6 +102,19 @@ def test_an_empty_stdin_is_not_a_prompt(text: str, shared_daemon: Daemon) -> Non
         )
         assert done.returncode == code and said in done.stderr, done.stderr
         assert ("stdin is empty" in done.stderr) is (code == 1) and (code == 0 or not done.stdout)
+
+
+def test_a_stdin_of_another_encoding_is_refused(shared_daemon: Daemon, client: Client) -> None:
+    """A byte order mark, as editors of Windows write it, is no part of the prompt."""
+    command = [sys.executable, "-m", "client", shared_daemon.endpoint, "--set", "seed=1", "-n", "5"]
+
+    def given(data: bytes) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(command, input=data, capture_output=True, timeout=60, env=surroundings(), check=False)
+
+    refused = given("café".encode("latin-1"))
+    assert (refused.returncode, refused.stdout) == (1, b"") and b"stdin is not UTF-8" in refused.stderr
+    want = client.generate("café", seed=1, max_new_tokens=5).text
+    assert given("\ufeffcafé\n".encode()).stdout.decode() == f"{want}\n"
 
 
 def test_a_stdin_that_does_not_end_is_said(shared_daemon: Daemon) -> None:

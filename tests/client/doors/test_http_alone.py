@@ -227,7 +227,7 @@ def test_lists_of_another_server_that_do_not_fit_are_no_fault_of_the_door(told: 
         if isinstance(request, m.Tokenize):
             return m.Tokenized(id=None, text="ab", ids=[1, 2], offsets=[*told], about=about)
         if isinstance(request, m.Score):
-            sums = {"perplexity": 1.0, "bits_per_byte": 1.0, "elapsed_ms": 1.0}
+            sums: dict[str, Any] = {"perplexity": 1.0, "bits_per_byte": 1.0, "elapsed_ms": 1.0}
             return m.Scored(id=None, ids=[1, 2], logprobs=[None, *[-1.0] * (scores - 1)][:scores], **sums)
         return None
 
