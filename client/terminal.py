@@ -175,6 +175,8 @@ class Terminal:
                 self._settings.pop(find_parameter(self._parameters, name).name, None)
             case "/set", [name, *_]:
                 self._settings[name] = read_value(find_parameter(self._parameters, name), line.split(None, 2)[2])
+            case _ if command in HELP.split():
+                raise ValueError(f"{line.strip()!r} is not how {command} is written; /help shows it")
             case _:
                 raise ValueError(f"{line.strip()!r} is not a command; /help lists them")
         return True

@@ -170,6 +170,20 @@ def test_commands(terminal: Terminal, capsys: pytest.CaptureFixture[str]) -> Non
         terminal.do("x")
 
 
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("/load", "'/load' is not how /load is written; /help shows it"),
+        ("/unload a b", "'/unload a b' is not how /unload is written"),
+        ("/quite", "'/quite' is not a command; /help lists them"),
+        ("/MODEL", "'/MODEL' is not a command"),
+    ],
+)
+def test_a_command_with_too_few_or_too_many_words_is_one(terminal: Terminal, line: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        terminal.do(line)
+
+
 def test_an_empty_line_goes_on(terminal: Terminal, client: Client, capsys: pytest.CaptureFixture[str]) -> None:
     terminal.do("/set strategy greedy")
     terminal.do("/set max_new_tokens 8")
