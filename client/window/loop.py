@@ -192,6 +192,7 @@ class Window:
         return own
 
     def close(self) -> None:
+        glfw.hide_window(self.window)  # its user has done with it, and what is left may wait for a disk or a server
         self.app.close()
         self.backend.shutdown()
         glfw.terminate()

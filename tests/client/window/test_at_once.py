@@ -185,6 +185,30 @@ def test_letters_and_clicks_at_once(screen: str) -> None:
         assert said[4:] == ["False True", "'l.'"], "undone by the Edit menu, and the page has the keyboard again"
 
 
+CLOSING = """
+import glfw
+from client.window.loop import Window
+
+window = Window("tcp://127.0.0.1:1")
+window.frame()
+print(glfw.get_window_attrib(window.window, glfw.VISIBLE))
+close = window.app.close
+
+def slow():
+    print(glfw.get_window_attrib(window.window, glfw.VISIBLE))
+    close()
+
+window.app.close = slow
+window.close()
+"""
+
+
+@pytest.mark.usefixtures("home")
+def test_a_window_that_closes_is_gone_at_once(screen: str) -> None:
+    """Whatever its disk and its server take."""
+    assert run(screen, CLOSING) == ["1", "0"]
+
+
 def run(screen: str, code: str) -> list[str]:
     """Return the lines that a fresh process prints."""
     done = subprocess.run(
