@@ -14,7 +14,7 @@ from client.window.preferences import MAX_FILES
 from client.window.state import AppState
 from client.window.textfile import TextFile, is_text, told
 from client.window.tree import Tree
-from client.window.update import notices
+from client.window.update import branches, notices
 
 AUTOSAVE_S = 2.0
 """Seconds between two times that a page is kept."""
@@ -146,8 +146,8 @@ def _keep_page(state: AppState) -> list[e.Effect]:
         return [e.KeepPage(kept(state))]
     if page.path and not (page.dirty or page.generating) and page.branches_saved != page.tree.version:
         page.branches_saved, page.autosaved_at = page.tree.version, state.now
-        branches = sidecar.snapshot(page.document, page.tree)
-        return [e.SaveBranches(page.path, branches)] if branches and not page.offered else []
+        beside = sidecar.snapshot(page.document, page.tree)
+        return [e.SaveBranches(page.path, beside)] if beside and not page.offered else []
     return []
 
 
@@ -208,14 +208,10 @@ def _close(state: AppState) -> None:
 def _show(state: AppState, path: Path | None, file: TextFile) -> list[e.Effect]:
     """Put another text on the page."""
     page = state.page
-    was_generating = page.generating is not None
-    if page.generating:
-        page.leave(page.generating)
+    effects = _end_writing(state)
     for going in page.late.values():
         going.nodes = {}  # those of the other page
     remember(state)
-    page.generating = page.branch = None
-    page.batch = []
     page.document, page.tree = Document(file.text), Tree()
     page.document.select(0)
     page.path, page.file = path, file
@@ -226,7 +222,18 @@ def _show(state: AppState, path: Path | None, file: TextFile) -> list[e.Effect]:
     notices.drop(state, "page", "branches", "file")
     _close(state)
     remember(state)
-    return [e.Cancel("page")] if was_generating else []
+    return effects
+
+
+def _end_writing(state: AppState) -> list[e.Effect]:
+    """End what is being written on the page; its result is left to the history."""
+    page, going = state.page, state.page.generating
+    page.branch, page.batch = None, []
+    if going is None:
+        return []
+    page.leave(going)
+    branches.ended(state, "")
+    return [e.Cancel("page")]
 
 
 def _opened(state: AppState, message: e.Opened) -> list[e.Effect]:
@@ -286,13 +293,14 @@ def _use_branches(state: AppState) -> None:
 
 def _save(state: AppState, path: Path, *, replace: bool = False) -> list[e.Effect]:
     page = state.page
+    effects = _end_writing(state) if state.confirm else []  # the page is left then: what came later would be lost
     if not page.generating:
         page.tree.settle(page.document)
     if page.tree.nodes:
         _use_branches(state)  # what was beside the file is not lost where others take its place
-    branches = sidecar.snapshot(page.document, page.tree)
+    beside = sidecar.snapshot(page.document, page.tree)
     known = page.file.data if path == page.path else None
-    return [e.SaveFile(path, page.file.with_text(page.document.text), branches, known, replace)]
+    return [*effects, e.SaveFile(path, page.file.with_text(page.document.text), beside, known, replace)]
 
 
 def _choose_file(state: AppState, message: e.ChooseFile) -> list[e.Effect]:

@@ -443,3 +443,21 @@ def test_the_history_is_kept_across_sessions(tmp_path: Path, monkeypatch: pytest
 def test_the_history_is_this_users_alone(tmp_path: Path) -> None:
     past.append(tmp_path / "folder" / "generations.jsonl", [])
     assert (tmp_path / "folder" / "generations.jsonl").stat().st_mode & 0o777 == 0o600
+
+
+def test_who_saves_in_order_to_leave_saves_all_that_is_shown(tmp_path: Path) -> None:
+    state = page("Once")
+    apply(state, e.Do("generate"))
+    piece(state, " upon")
+    apply(state, e.Do("quit"))
+    assert state.confirm == "quit"
+    apply(state, e.Do("save"))
+    piece(state, " a")
+    effects = apply(state, e.ChooseFile(str(tmp_path), "a.txt", done=True))
+    assert e.Cancel("page") in effects
+    piece(state, " time")  # which was on its way
+    (save,) = (effect for effect in effects if isinstance(effect, e.SaveFile))
+    saved = disk.carry_out(save)
+    assert saved
+    apply(state, saved)
+    assert state.quitting and (tmp_path / "a.txt").read_text() == state.page.document.text == "Once upon a"
