@@ -94,6 +94,51 @@ def test_two_builds_take_turns_beside_what_the_machine_allows() -> None:
     assert "x L" in table[-7] and table[-1].endswith("against")
 
 
+def test_the_machine_reads_the_weights_of_the_build_whose_turn_it_is() -> None:
+    """Those of the first alone would lie in the caches before its steps, and in the way of the others'."""
+    order = steps.Order({}, "int8", "", "avx512", [], [], turns=2, threads=1, probe="")
+    said: list[str] = []
+
+    class Fake:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def time(self, *_: object) -> float:
+            said.append(self.name)
+            return 1.0
+
+    def machine(model: steps.Timed) -> tuple[float, float]:
+        assert isinstance(model, Fake)
+        said.append(f"machine of {model.name}")
+        return 30.0, 300.0
+
+    models = [Fake("A"), Fake("B")]
+    step = Step(1, 5)
+    times = {step: [steps.Times() for _ in models]}
+    for turn in range(2):
+        steps.take_turn(turn, models, times, order, np.random.default_rng(1), machine)
+    a, b = ([f"machine of {name}", *[name] * (1 + steps.TIMED), f"machine of {name}"] for name in "AB")
+    assert said == [*a, *b, *b, *a]
+
+
+@pytest.mark.parametrize(("last_first", "made"), [(False, ["A", "B"]), (True, ["B", "A"])])
+def test_either_build_can_be_the_first_that_takes_memory(
+    monkeypatch: pytest.MonkeyPatch, last_first: bool, made: list[str]
+) -> None:
+    said: list[str] = []
+
+    class Fake:
+        def __init__(self, _: steps.Order, build: steps.Build) -> None:
+            self.name = build.name
+            said.append(build.name)
+
+    monkeypatch.setattr(steps, "Model", Fake)
+    builds = [steps.Build(name, f"{name}.so", 1) for name in "AB"]
+    order = steps.Order({}, "int8", "", "avx512", builds, [], turns=2, threads=1, probe="", last_first=last_first)
+    assert [getattr(model, "name", None) for model in steps.make_models(order)] == ["A", "B"]
+    assert said == made
+
+
 def test_a_turn_is_judged_by_the_machine_beside_it() -> None:
     """Memory halves its speed in the second turn, arithmetic in the third: the step is as near to L as before."""
     work = Amount(weight_bytes=60e6, kv_bytes=0, macs=800e6)

@@ -21,10 +21,10 @@ time over L, and not by another run's milliseconds; `least` and `most` are those
 (weights, keys and values) and GMAC/s (matrices) are medians of all turns, too.
 
 --against has a second build of the kernels take turns with the first (A B, then B A), --against-cache the same kernels
-with another KV cache: `x first` is its time over that of the first, the median of all turns. --busy runs other
-processes beside the steps, and has three take turns: all threads, one, and as many as the daemon's engine chooses;
-times of a turn are then means, since what counts is how many tokens come in a second, and B and C are those of
-the quiet machine before.
+with another KV cache: `x first` is its time over that of the first, the median of all turns. Every other process makes
+the models in the other order: have an even number of them. --busy runs other processes beside the steps, and has three
+take turns: all threads, one, and as many as the daemon's engine chooses; times of a turn are then means, since what
+counts is how many tokens come in a second, and B and C are those of the quiet machine before.
 Tables go to stderr. The one line on stdout is a JSON object with every time and with the state of the machine: keep it
 with the figures.
 """
@@ -38,7 +38,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -282,7 +282,7 @@ def main() -> None:
                 busy_ms=args.busy_share[0],
                 period_ms=args.busy_share[1],
             )
-            found[precision] = [run(order) for _ in range(args.processes)]
+            found[precision] = [run(replace(order, last_first=i % 2 == 1)) for i in range(args.processes)]
             print_table(order, of.arch, found[precision])
     print(
         json.dumps(

@@ -72,6 +72,8 @@ class Order:
     threads: int
     """Threads of the machine's own figures."""
     probe: str
+    last_first: bool = False
+    """The last build's model is made first, and gets the memory that the first's would have had."""
     busy: int = 0
     busy_ms: float = 0
     period_ms: float = 0
@@ -205,26 +207,35 @@ class Times:
 
 
 def measure(order: Order) -> dict[str, Any]:
-    first = Model(order, order.builds[0])
-    others = [Model(order, build) if build.library else Engine(order, build) for build in order.builds[1:]]
-    models: list[Timed] = [first, *others]
+    models = make_models(order)
+    first = next(model for model in models if isinstance(model, Model))
     probe, rng = Probe(Path(order.probe), order.threads), np.random.default_rng(1)
 
-    def machine(passes: int = 1) -> tuple[float, float]:
+    def machine(model: Timed, passes: int = 1) -> tuple[float, float]:
         time.sleep(ASLEEP_S)
-        read_gb_s = probe.read_gb_s(first.address, first.size, passes)
+        read = model if isinstance(model, Model) else first
+        read_gb_s = probe.read_gb_s(read.address, read.size, passes)
         return read_gb_s, probe.gmac_s(order.instruction_set.partition(":")[0], order.precision, passes)
 
     load, meeting_us = os.getloadavg()[0], probe.meeting_us()
-    quiet = machine(PASSES)
+    quiet = machine(first, PASSES)
     sections = []
     for past in dict.fromkeys(step.past for step in order.steps):
         times = {step: [Times() for _ in models] for step in order.steps if step.past == past}
         with busy_processes(order.busy, order.busy_ms, order.period_ms):
             for turn in range(order.turns):
-                take_turn(turn, models, times, order, rng, (lambda: quiet) if order.busy else machine)
+                take_turn(turn, models, times, order, rng, (lambda _: quiet) if order.busy else machine)
         sections += [{"step": asdict(step), "builds": [asdict(t) for t in found]} for step, found in times.items()]
     return {"meeting_us": round(meeting_us, 3), "load_average": round(load, 2), "sections": sections}
+
+
+def make_models(order: Order) -> list[Model | Engine]:
+    """Return the builds' models in the builds' order."""
+    made = {
+        build: Model(order, build) if build.library else Engine(order, build)
+        for build in (reversed(order.builds) if order.last_first else order.builds)
+    }
+    return [made[build] for build in order.builds]
 
 
 def take_turn(
@@ -233,29 +244,29 @@ def take_turn(
     times: dict[Step, list[Times]],
     order: Order,
     rng: np.random.Generator,
-    machine: Callable[[], tuple[float, float]],
+    machine: Callable[[Timed], tuple[float, float]],
 ) -> None:
     """Have each build compute some steps of each kind, in the other order than in the turn before; add their times.
 
-    The machine is measured before and after each build's: what counts is the mean time of these two.
+    The machine is measured before and after each build's: what counts is the mean time of these two. It reads that
+    build's own weights: those of another would take their place in the caches.
     """
     for step, lists in times.items():
         if step.tokens > 1 and turn % PREFILL_TURNS:
             continue
         pairs = list(zip(models, lists, strict=True))
-        before = machine()
         for model, found in pairs if turn % 2 == 0 else reversed(pairs):
+            before = machine(model)
             model.time(step, rng)
             until = time.perf_counter() + (BUSY_TURN_S if order.busy else 0)
             taken = [model.time(step, rng) for _ in range(1 if step.tokens > 1 else TIMED)]
             while time.perf_counter() < until:
                 taken.append(model.time(step, rng))
-            after = machine()
+            after = machine(model)
             found.ms.append([round(ms, 4) for ms in taken])
             read_gb_s, gmac_s = (statistics.harmonic_mean(both) for both in zip(before, after, strict=True))
             found.read_gb_s.append(round(read_gb_s, 2))
             found.gmac_s.append(round(gmac_s, 1))
-            before = after
 
 
 def main() -> None:
