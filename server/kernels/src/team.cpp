@@ -68,6 +68,10 @@ void Team::end() {
 
 void Team::use(int threads) {
     if (threads == used_) return;
+    uint64_t last = call_;
+    // Who is set aside may still be leaving the last job, and the next one, which does not wait for it, changes what it sees.
+    for (int i = threads; i < std::min(used_, int(last & 0xffff)); i++)
+        while (shares_[size_t(i)].left.load(std::memory_order_acquire) != last >> 16) std::this_thread::yield();
     std::lock_guard<std::mutex> lock(mutex_);
     for (int i = used_; i < threads; i++)
         for (auto &taken : shares_[size_t(i)].taken) taken = 0;
@@ -154,6 +158,7 @@ void Team::help(int thread) {
         if (ending_) return;
         done = call_ >> 16;
         take_part();
+        shares_[size_t(thread)].left.store(done, std::memory_order_release);
     }
 }
 

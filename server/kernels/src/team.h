@@ -90,6 +90,7 @@ class Team {
     std::exception_ptr error_;  // the first; written before a meeting, under the mutex, read after it
     struct alignas(64) Share {
         std::atomic<int> taken[2] = {0, 0};  // in phases of even and odd number
+        std::atomic<uint64_t> left{0};  // the number of the last job that its thread has left
         double off = 0;
     };
     std::vector<Share> shares_;

@@ -53,6 +53,16 @@ void changes(gpt2d::Team &team) {
     team.use(team.size());
 }
 
+// Who is set aside right after a job that failed has left it before the next begins.
+void fails_and_changes(gpt2d::Team &team) {
+    for (int used = 1; used < team.size(); used++) {
+        fails(team, caller, 1);
+        team.use(used);
+        works(team);
+        team.use(team.size());
+    }
+}
+
 }  // namespace
 
 int main() {
@@ -65,6 +75,7 @@ int main() {
                     works(team);
                 }
         changes(team);
+        for (int round = 0; round < 50; round++) fails_and_changes(team);
     }
     std::puts("ok");
     return 0;
