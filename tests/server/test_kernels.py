@@ -113,6 +113,14 @@ def test_every_call_survives_every_allocation_that_fails(tmp_path: Path) -> None
 
 
 @needs_compiler
+def test_steps_give_their_bits_with_any_threads_and_in_any_company(tmp_path: Path) -> None:
+    """Also scores, and a head that is read in two passes."""
+    library = gpt2d_kernels.library()
+    assert library
+    runs(tmp_path / "steps_test", library)
+
+
+@needs_compiler
 def test_every_instruction_set_gives_the_bits_that_all_processors_give(tmp_path: Path) -> None:
     """Also for numbers that are too large or below the normal ones, and for a caller that rounds in another way."""
     library = gpt2d_kernels.library()

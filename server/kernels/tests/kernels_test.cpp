@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "gpt2d_kernels.h"
+#include "check.h"
 
 #if defined(__x86_64__)
 #include <xmmintrin.h>
@@ -17,20 +17,7 @@
 
 namespace {
 
-#define CHECK(condition) \
-    if (!(condition)) std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition), std::exit(1)
-
 const gpt2d_shape ODD = {2, 3, 60, 100, 50, 77, 0, 0, 1, GPT2D_GELU_NEW, 1, 0, 1e-5f, 0};
-
-std::vector<std::string> instruction_sets() {
-    std::vector<std::string> found;
-    std::string names = gpt2d_instruction_sets();
-    for (size_t at = 0, end; at < names.size(); at = end + 1) {
-        end = std::min(names.find(',', at), names.size());
-        found.push_back(names.substr(at, end - at));
-    }
-    return found;
-}
 
 gpt2d_model *make(int bits, int cache_bits, int rows, int threads, const std::string &set, int activation) {
     gpt2d_shape shape = ODD;

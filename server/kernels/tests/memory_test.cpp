@@ -8,10 +8,7 @@
 #include <new>
 #include <vector>
 
-#include "gpt2d_kernels.h"
-
-#define CHECK(condition) \
-    if (!(condition)) std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition), std::exit(1)
+#include "check.h"
 
 namespace {
 

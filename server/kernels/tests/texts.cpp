@@ -6,12 +6,9 @@
 #include <iostream>
 #include <vector>
 
-#include "gpt2d_kernels.h"
+#include "check.h"
 
 namespace {
-
-#define CHECK(condition) \
-    if (!(condition)) std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition), std::exit(1)
 
 template <class T>
 std::vector<T> numbers() {
