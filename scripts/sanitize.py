@@ -2,7 +2,8 @@
 """Run the kernels' own tests under the address, undefined-behaviour and thread sanitizers.
 
 They run every instruction set of this processor at each precision: models, layers and choices by themselves, steps of
-1 to 16 rows with scores, a head in two passes and another number of threads each time, and memory that runs out.
+1 to 16 rows with scores, a head in two passes and another number of threads each time, memory that runs out, and
+arguments, settings and weights that make no sense.
 
     python -m scripts.sanitize              all three
     python -m scripts.sanitize thread       one of them
@@ -22,11 +23,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 KINDS = ("address", "undefined", "thread")
-TESTS = ("kernels_test", "steps_test", "memory_test", "team_test")
+TESTS = ("kernels_test", "steps_test", "refusals_test", "memory_test", "team_test")
 OPTIONS = {
-    "ASAN_OPTIONS": "detect_leaks=1",
+    "ASAN_OPTIONS": "detect_leaks=1:allocator_may_return_null=1",
     "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
-    "TSAN_OPTIONS": "halt_on_error=1",
+    "TSAN_OPTIONS": "halt_on_error=1:allocator_may_return_null=1",
 }
 
 

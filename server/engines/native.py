@@ -40,6 +40,8 @@ NOTHING_S = 10e-6
 """Time without a core that a step may have without a word: some clocks and interrupts."""
 BEST_ROWS = 2
 """Most rows of a step for which the kernels read the head in two passes (src/head.cpp)."""
+LONGEST_BYTES = 1 << 17
+"""GPT2D_LONGEST_BYTES in gpt2d_kernels.h: the longest context whose keys and values can be bytes."""
 NO_MEMORY = -2
 """GPT2D_NO_MEMORY in gpt2d_kernels.h."""
 
@@ -199,7 +201,8 @@ class NativeEngine:
         """`weights` is the file that `Layout.write` made; `progress(done, total)` counts its bytes.
 
         Raises: ImportError, MemoryError, OSError, ValueError if the file does not belong to the
-        architecture, or if the environment forces an instruction set that is not here.
+        architecture, if its context is too long for a cache of bytes, or if the environment forces
+        an instruction set that is not here.
         """
         self.rows = rows
         self.best_rows = min(rows, BEST_ROWS)
@@ -216,6 +219,11 @@ class NativeEngine:
         self._arch, self._kernels = arch, library()
         size = weights.stat().st_size
         shape = shape_of(arch, precision, cache)
+        if shape.cache_bits == 8 and arch.context > LONGEST_BYTES:
+            raise ValueError(
+                f"a context of {arch.context} tokens is too long for keys and values of bytes, which reach "
+                f"{LONGEST_BYTES}: load it with the cache fp16"
+            )
         self._kv_dtype = np.dtype({32: np.float32, 16: np.float16, 8: np.int8}[shape.cache_bits])
         self._kv_head = arch.head + (CACHE_SCALE_BYTES if shape.cache_bits == 8 else 0)
         self.instruction_set = instruction_set or set_in_force()

@@ -121,6 +121,14 @@ def test_steps_give_their_bits_with_any_threads_and_in_any_company(tmp_path: Pat
 
 
 @needs_compiler
+def test_what_makes_no_sense_is_refused_and_ends_nothing(tmp_path: Path) -> None:
+    """Arguments of every call beside their limits, weights of any bytes, settings of any numbers."""
+    library = gpt2d_kernels.library()
+    assert library
+    runs(tmp_path / "refusals_test", library)
+
+
+@needs_compiler
 def test_every_instruction_set_gives_the_bits_that_all_processors_give(tmp_path: Path) -> None:
     """Also for numbers that are too large or below the normal ones, and for a caller that rounds in another way."""
     library = gpt2d_kernels.library()

@@ -23,7 +23,7 @@ from server.checkpoint.tensors import expected_shapes
 from server.convert.native_layout import FILE, Layout, pack, pack_blocks
 from server.convert.quantise import Blocks, quantise
 from server.engines.base import Run
-from server.engines.native import NO_ACTIVATION, Choice, NativeEngine, Shape, choose, library
+from server.engines.native import LONGEST_BYTES, NO_ACTIVATION, Choice, NativeEngine, Shape, choose, library
 from tests.dequantise import dequantise
 
 ARCH = read_architecture(DEMO_FOLDER)
@@ -326,6 +326,15 @@ def test_a_step_whose_logits_are_not_numbers_gives_no_token(tmp_path: Path) -> N
     engine.close()
 
 
+def test_a_context_whose_sums_of_bytes_may_pass_32_bits_asks_for_another_cache(tmp_path: Path) -> None:
+    arch = replace(ODD, context=LONGEST_BYTES + 1)
+    weights = {name: np.zeros(shape, np.float32) for name, shape in expected_shapes(arch).items()}
+    Layout(arch, weights, "int8", lambda *_: None).write(tmp_path)
+    with pytest.raises(ValueError, match=r"131073 tokens is too long for keys and values of bytes, .* cache fp16"):
+        NativeEngine(arch, tmp_path / FILE, "int8", rows=1, threads=1)
+    NativeEngine(arch, tmp_path / FILE, "int8", rows=1, threads=1, cache="fp16").close()
+
+
 def leave(mebibytes: float) -> None:
     """Let this process have only so much more address space than it has now."""
     import resource
@@ -336,7 +345,7 @@ def leave(mebibytes: float) -> None:
 
 def live_with_little_memory(folder: Path) -> None:
     """In a process of its own: an engine whose threads and steps do not get the memory that they ask for."""
-    arch = replace(ODD, context=200_000)  # so that what each thread needs for itself is megabytes
+    arch = replace(ODD, context=131_000)  # so that what each thread needs for itself is megabytes
     short, long = [5, 6, 7], [n % arch.vocabulary for n in range(60_000)]
     logits = np.zeros((1, 4 << 20), np.float32)  # [1, vocabulary]
     logits[0, 7], choice = 100, Choice(uniform=0.5, top_p=1, typical_p=1, temperature=1, repetition=1)

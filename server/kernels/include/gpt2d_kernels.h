@@ -1,7 +1,8 @@
 /* The C interface of gpt2d's kernels: one GPT-2, its KV cache, and steps over them. Loaded with ctypes by server/engines/native.py.
  *
- * A call runs on the calling thread and on the model's own helpers; calls for one model must not overlap. All arrays are
- * row-major and owned by the caller. Functions that return int return 0, or a negative GPT2D_ code.
+ * A call runs on the calling thread and on the model's own helpers; calls for one model must not overlap. A child of fork has none
+ * of the helpers: it makes a model of its own. All arrays are row-major and owned by the caller. Functions that return int return 0,
+ * or a negative GPT2D_ code.
  */
 #ifndef GPT2D_KERNELS_H
 #define GPT2D_KERNELS_H
@@ -51,8 +52,8 @@ typedef struct {
     int32_t cache_bits; /* of keys and values: 32 if bits is 32, else 16 or 8 */
 } gpt2d_shape;
 
-/* The widest head whose keys can be bytes: sums of its products stay within 32 bits. */
-enum { GPT2D_WIDEST_BYTES = 1 << 15 };
+/* The widest head and the longest context whose keys and values can be bytes: sums of their products stay within 32 bits. */
+enum { GPT2D_WIDEST_BYTES = 1 << 15, GPT2D_LONGEST_BYTES = 1 << 17 };
 
 typedef struct gpt2d_model gpt2d_model;
 
@@ -143,7 +144,8 @@ typedef struct {
 } gpt2d_choice;
 
 /* tokens[i] is chosen by *choices[i] from row rows[i] of logits float32 [., vocabulary], which the choice changes; -1 where
- * these are not numbers, or where a token that the choice names is not in the vocabulary. GPT2D_NO_MEMORY changes nothing. */
+ * these are not numbers, where a token that the choice names is not in the vocabulary, or where the settings make no sense.
+ * GPT2D_NO_MEMORY changes nothing. */
 GPT2D_API int gpt2d_sample(const char *instruction_set, int count, const int32_t *rows, float *logits, int vocabulary,
                            const gpt2d_choice *const *choices, int32_t *tokens);
 

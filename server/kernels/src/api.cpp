@@ -53,11 +53,13 @@ Draft &own_draft() {
 
 bool known(int activation) { return activation >= 0 && activation < GPT2D_ACTIVATIONS; }
 
-bool sensible(const gpt2d_shape &s) {
+bool sensible(const gpt2d_shape &s, int rows) {
     for (int n : {s.layers, s.heads, s.width, s.inner, s.context, s.vocabulary})
         if (n < 1 || n > 1 << 20) return false;
     bool exact = s.bits == 32 && s.head_bits == 32 && s.cache_bits == 32, blocks = (s.bits == 8 || s.bits == 4) && s.head_bits == 8;
-    bool bytes = s.cache_bits == 8 && s.width / s.heads <= GPT2D_WIDEST_BYTES, cached = bytes || s.cache_bits == 16;
+    if (rows < 1 || int64_t(s.heads) * std::max(rows, s.layers) > INT32_MAX) return false;
+    bool bytes = s.cache_bits == 8 && s.width / s.heads <= GPT2D_WIDEST_BYTES && s.context <= GPT2D_LONGEST_BYTES;
+    bool cached = bytes || s.cache_bits == 16;
     return s.width % s.heads == 0 && (exact || (blocks && cached)) && s.epsilon >= 0 && known(s.activation);
 }
 
@@ -92,7 +94,7 @@ const char *gpt2d_instruction_sets(void) {
 
 gpt2d_model *gpt2d_new(const gpt2d_shape *shape, int rows, int threads, const char *instruction_set) {
     const Ops *ops = find_ops(instruction_set);
-    if (!ops || !shape || !sensible(*shape) || rows < 1 || threads < 1 || threads > 1024) return nullptr;
+    if (!ops || !shape || !sensible(*shape, rows) || threads < 1 || threads > 1024) return nullptr;
     try {
         return new gpt2d_model{{*shape, rows, threads, *ops}};
     } catch (...) {
@@ -183,7 +185,7 @@ int gpt2d_restore(gpt2d_model *model, int row, int positions, const void *keys, 
 int gpt2d_sample(const char *instruction_set, int count, const int32_t *rows, float *logits, int vocabulary,
                  const gpt2d_choice *const *choices, int32_t *tokens) {
     const Ops *ops = find_ops(instruction_set);
-    if (!ops || vocabulary < 1) return GPT2D_BAD_ARGUMENT;
+    if (!ops || count < 0 || vocabulary < 1) return GPT2D_BAD_ARGUMENT;
     return guarded([&] {
         Draft &draft = own_draft();
         draft.reserve(vocabulary);
@@ -199,7 +201,8 @@ int gpt2d_choose(gpt2d_model *model, int count, const int32_t *rows, float *logi
 int gpt2d_matmul(const char *instruction_set, int bits, int outputs, int inputs, const void *matrix, int rows, int activation,
                  const float *x, float *y) {
     const Ops *ops = find_ops(instruction_set);
-    if (!ops || outputs % PANEL || inputs % BLOCK || rows < 1 || (bits != 32 && bits != 8 && bits != 4)) return GPT2D_BAD_ARGUMENT;
+    if (!ops || outputs < 1 || outputs % PANEL || inputs < 1 || inputs % BLOCK || rows < 1) return GPT2D_BAD_ARGUMENT;
+    if (bits != 32 && bits != 8 && bits != 4) return GPT2D_BAD_ARGUMENT;
     if (activation != GPT2D_NO_ACTIVATION && !known(activation)) return GPT2D_BAD_ARGUMENT;
     return guarded([&] {
         Matrix m;

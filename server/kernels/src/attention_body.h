@@ -60,7 +60,8 @@ inline float quantise_head(const float *x, int head, int padded, Function f) {
     for (int d = 0; d < padded; d += LANES) top = max(top, abs(load_some(x + d, head - d)));
     float most = largest(top);
     F inverse = set(most > 1e-30f ? 127.f / most : 0.f);
-    for (int d = 0; d < padded; d += LANES) f(d, load_some(x + d, head - d) * inverse);
+    F least = set(-127.f);  // what is not a number becomes this, and none is less
+    for (int d = 0; d < padded; d += LANES) f(d, max(load_some(x + d, head - d) * inverse, least));
     return most / 127.f;
 }
 

@@ -150,6 +150,7 @@ void Model::raise_best(const Rows &x, const Step &step) {
 
 // The strips in which the 2k largest coarse logits are, and some more: the largest of each strip says which.
 void Model::list_likely(const Step &step) {
+    if (give_up()) return;
     size_t strips = two_.read.size();
     auto &values = two_.values;
     for (int i = 0; i < step.wanted_count; i++) {
@@ -169,6 +170,7 @@ void Model::list_likely(const Step &step) {
 
 // All others in which an exact logit may be one of the best, or equal to the last of them.
 void Model::list_possible(const Step &step) {
+    if (give_up()) return;
     float least[MOST_ROWS];
     for (int i = 0; i < step.wanted_count; i++) least[i] = least_of_best(step, i);
     list([&](size_t s) {
@@ -180,19 +182,25 @@ void Model::list_possible(const Step &step) {
     note(worth);
 }
 
+// The whole head is read where something is not a number, of which no order can be made.
+bool Model::give_up() {
+    if (two_.broken) two_.whole = true, note(false);
+    return two_.broken;
+}
+
 // Whether the two passes of a step were worth it.
 void Model::note(bool worth) {
     two_.failed = worth ? 0 : two_.failed + 1;
     if (two_.failed == FAILURES) two_.failed = 0, two_.resting = REST;
 }
 
-// Adds strips to those that are read exactly; if they become too many, or something is not a number, the whole head is.
+// Adds strips to those that are read exactly; if they become too many, the whole head is.
 template <class Wanted>
 void Model::list(Wanted wanted) {
     size_t strips = two_.read.size(), count = two_.count;
     for (size_t s = 0; s < strips; s++) two_.listed[count] = int(s), count += wanted(s);  // no branch: half a nanosecond each
     two_.count = count;
-    two_.whole = two_.broken || (!two_.always && double(count) > MOST_SHARE * double(strips));
+    two_.whole = !two_.always && double(count) > MOST_SHARE * double(strips);
 }
 
 // The smallest of the best logits of a row among those that were read: none of the best of all is below it.

@@ -9,6 +9,8 @@ namespace {
 
 // Rows whose norms one thread does sooner than all would meet once more: half a microsecond each.
 constexpr int ALONE = 3;
+// More than any system gives a process: sizes are checked before they grow past what a size_t holds.
+constexpr size_t MOST_BYTES = size_t(1) << 47;
 
 int padded(int n, int to) { return (n + to - 1) / to * to; }
 
@@ -28,10 +30,11 @@ Model::Model(const gpt2d_shape &shape, int rows, int threads, const Ops &ops)
       scratch_size_((attention_scratch(context_, padded_head_) + 15) / 16 * 16),
       scratch_(scratch_size_ * size_t(threads)),
       drafts_(size_t(threads)) {
-    weight_bytes_ = lay_out(nullptr);
+    weight_bytes_ = lay_out(0);
     weights_ = std::make_unique<Memory>(weight_bytes_);
-    lay_out(weights_->data());
+    lay_out(reinterpret_cast<uintptr_t>(weights_->data()));
     cache_stride_ = size_t(shape.layers) * shape.heads * 2 * Cache::half_block(padded_head_, shape.cache_bits);
+    if (double(cache_stride_) * context_ * rows > double(MOST_BYTES)) throw std::bad_alloc();
     size_t used = row_bytes_ = size_t(context_ / Cache::POSITIONS) * cache_stride_, part = used % Memory::PAGE;
     if (used > Memory::PAGE && part) row_begin_ = Memory::PAGE - part, row_bytes_ += row_begin_;  // no two share a page
     cache_ = std::make_unique<Memory>(size_t(rows) * row_bytes_);
@@ -40,7 +43,7 @@ Model::Model(const gpt2d_shape &shape, int rows, int threads, const Ops &ops)
 }
 
 // Where each part lies after `base`, in the order of the file; returns where they end.
-size_t Model::lay_out(const unsigned char *base) {
+size_t Model::lay_out(uintptr_t base) {
     size_t at = 0;
     auto floats = [&](size_t n) {
         auto *found = reinterpret_cast<const float *>(base + at);
@@ -54,7 +57,8 @@ size_t Model::lay_out(const unsigned char *base) {
     auto matrix = [&](int outputs, int inputs, int bits, bool biased, bool apart = false) {
         Matrix m;
         m.apart = apart;
-        m.outputs = padded(outputs, PANEL), m.inputs = padded(inputs, BLOCK), m.bits = bits, m.data = base + at;
+        m.outputs = padded(outputs, PANEL), m.inputs = padded(inputs, BLOCK), m.bits = bits;
+        m.data = reinterpret_cast<const uint8_t *>(base + at);
         at += m.panels() * m.panel_bytes();
         if (biased) m.bias = floats(size_t(m.outputs));
         return m;
@@ -67,6 +71,7 @@ size_t Model::lay_out(const unsigned char *base) {
         layer.before_mlp = norm();
         layer.up = matrix(shape_.inner, shape_.width, shape_.bits, true);
         layer.down = matrix(shape_.width, shape_.inner, shape_.bits, true);
+        if (at > MOST_BYTES) throw std::bad_alloc();
     }
     final_norm_ = norm();
     auto head = [&] { return matrix(shape_.vocabulary, shape_.width, shape_.head_bits, false, shape_.head_bits != 32); };
@@ -300,6 +305,7 @@ void Model::copy(int row, int positions, void *keys, void *values, bool out) {
 
 // A row is a thread's: few rows are chosen from at a time, and a row's order of sums is the same everywhere.
 bool Model::choose(int count, const int32_t *rows, float *logits, const gpt2d_choice *const *choices, int32_t *tokens) {
+    if (count < 0) return false;
     bool ours = !logits;
     auto in_step = [&](int row) { return row >= 0 && size_t(row) < has_tops_.size(); };
     if (ours && (!given_ || !std::all_of(rows, rows + count, in_step))) return false;

@@ -82,7 +82,7 @@ class Model {
         const int32_t *rows;
     };
 
-    size_t lay_out(const unsigned char *base);
+    size_t lay_out(uintptr_t base);
     void reserve(int count, int wanted_count);
     void work(const Step &step);
     void normalise(const Norm &norm, const float *x, int row, int to, const Matrix &next);
@@ -104,6 +104,7 @@ class Model {
     int strips() const { return lm_head_.outputs / STRIP; }
     void list_likely(const Step &step);
     void list_possible(const Step &step);
+    bool give_up();
     void note(bool worth);
     template <class Wanted>
     void list(Wanted wanted);

@@ -24,6 +24,11 @@ bool find_tops(const float *logits, int n, int first, int end, float *tops) {
     return !nan;
 }
 
+// Whether these settings leave the likeliest token, at least.
+bool sensible(const gpt2d_choice &c) {
+    return std::isfinite(c.temperature) && c.min_p <= 1 && c.top_p >= 0 && c.typical_p >= 0;
+}
+
 bool edit(float *logits, int n, const gpt2d_choice &c) {
     auto known = [&](const int32_t *ids, int count) { return std::all_of(ids, ids + count, [&](int id) { return id >= 0 && id < n; }); };
     if (!known(c.biased, c.biased_count) || !known(c.banned, c.banned_count) || !known(c.seen, c.seen_count)) return false;
@@ -166,7 +171,7 @@ bool find_tops_again(const float *logits, int n, const gpt2d_choice &c, const fl
 }
 
 int sample(float *logits, int n, const gpt2d_choice &choice, const float *tops, Draft &draft) {
-    if (!edit(logits, n, choice)) return -1;
+    if (!sensible(choice) || !edit(logits, n, choice)) return -1;
     int whole = n / CHUNK, chunks = (n + CHUNK - 1) / CHUNK;
     float rest[CHUNK];
     std::copy_n(logits + whole * CHUNK, n % CHUNK, rest), std::fill(rest + n % CHUNK, rest + CHUNK, -INFINITY);

@@ -136,7 +136,7 @@ inline float largest(F x) {
 // For x between -2^22 and 2^22: where the last bit of a float is worth 1, a sum is rounded to the nearest whole number.
 constexpr float WHOLE = 12582912.f;
 inline F round(F x) { return (x + set(WHOLE)) - set(WHOLE); }
-inline Ints whole(Floats x) { return as<Ints>(x + four(WHOLE)) - as<Ints>(four(WHOLE)); }
+inline Ints whole(Floats x) { return as<Ints>(as<Bits>(x + four(WHOLE)) - as<Bits>(four(WHOLE))); }  // others wrap
 inline F scale2(F x, F n) {  // for n of whole numbers from -126 to 127
     return parts([](Floats p, Floats k) { return p * as<Floats>((whole(k) + 127) << 23); }, x, n);
 }
