@@ -21,10 +21,11 @@ time over L, and not by another run's milliseconds; `least` and `most` are those
 (weights, keys and values) and GMAC/s (matrices) are medians of all turns, too.
 
 --against has a second build of the kernels take turns with the first (A B, then B A), --against-cache the same kernels
-with another KV cache: `x first` is its time over that of the first, the median of all turns. Every other process makes
-the models in the other order: have an even number of them. --busy runs other processes beside the steps, and has three
-take turns: all threads, one, and as many as the daemon's engine chooses; times of a turn are then means, since what
-counts is how many tokens come in a second, and B and C are those of the quiet machine before.
+with another KV cache: `x first` is its time over that of the first, the mean of two medians: of the turns that either
+begins. Every other process makes the models in the other order: have an even number of them. --busy runs other
+processes beside the steps, and has three take turns: all threads, one, and as many as the daemon's engine chooses;
+times of a turn are then means, since what counts is how many tokens come in a second, and B and C are those of the
+quiet machine before.
 Tables go to stderr. The one line on stdout is a JSON object with every time and with the state of the machine: keep it
 with the figures.
 """
@@ -214,6 +215,19 @@ def turns_of(process: dict[str, Any], section: int, build: int, work: Amount, *,
     )
 
 
+def over_first(first: Sequence[Turns], other: Sequence[Turns]) -> float:
+    """Return a build's time over that of the first, each with its turns of some processes.
+
+    Who begins a turn has ended the one before, and its weights are still in the caches: the medians of the turns that
+    either begins are averaged.
+    """
+    halves = [
+        [t / f for a, b in zip(first, other, strict=True) for f, t in zip(a.ms[half::2], b.ms[half::2], strict=True)]
+        for half in range(2)
+    ]
+    return statistics.geometric_mean(statistics.median(half) for half in halves if half)
+
+
 def print_table(order: Order, arch: Architecture, processes: Sequence[dict[str, Any]]) -> None:
     median = statistics.median
     say(
@@ -228,13 +242,13 @@ def print_table(order: Order, arch: Architecture, processes: Sequence[dict[str, 
     for i, section in enumerate(processes[0]["sections"]):
         step = Step(**section["step"])
         work = amount(arch, order.precision, step)
-        of_first: list[float] = []
+        of_first: list[Turns] = []
         for j, build in enumerate(order.builds):
             runs = [turns_of(process, i, j, work, busy=bool(order.busy)) for process in processes]
             times, over = [ms for run in runs for ms in run.ms], [median(run.over) for run in runs]
             ms = median(times)
-            of_first = of_first or times
-            x_first = median(t / f for t, f in zip(times, of_first, strict=True))
+            of_first = of_first or runs
+            x_first = over_first(of_first, runs)
             say(
                 f"{step.name if j == 0 else '':>14}{step.past:6}{ms:9.3f}"
                 f"{median(b for run in runs for b in run.read_gb_s):7.1f}"
