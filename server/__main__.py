@@ -55,7 +55,8 @@ config.json, weights (model.safetensors or pytorch_model.bin, whole or in shards
 vocab.json and merges.txt, vocab.txt or spiece.model, as transformers has them); its name is the model's name. Clients
 connect with `gpt2d-client ENDPOINT`, scripts with `protocol.Client(ENDPOINT)`.
 
-Ctrl-C (or SIGTERM) stops: no new work, running streams finish within --drain-seconds. A second one stops at once.
+Ctrl-C (or SIGTERM) stops: no new work, running streams finish within --drain-seconds. A second one stops at once. A
+terminal that is closed stops it like the first; nohup gpt2d-server outlives that.
 """
 
 
@@ -125,6 +126,21 @@ def raise_descriptor_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
 
 
+def end_by_signals(gateway: Gateway) -> None:
+    """Have the gateway drain at a signal to end, and also once a terminal is closed, unless nohup has that ignored."""
+
+    def hung_up(number: int, _frame: object) -> None:
+        signal.signal(number, signal.SIG_IGN)  # the terminal sends it and its shell again, which is not to hurry
+        gateway.drain()
+
+    for name in ENDING:
+        if number := getattr(signal, name, None):
+            signal.signal(number, lambda *_: gateway.drain())
+    hang_up = getattr(signal, "SIGHUP", None)
+    if hang_up and signal.getsignal(hang_up) is not signal.SIG_IGN:
+        signal.signal(hang_up, hung_up)
+
+
 def serve(config: Config) -> int:
     """Serve until a signal; return the exit code."""
     raise_descriptor_limit()
@@ -133,9 +149,7 @@ def serve(config: Config) -> int:
     except StartError as e:
         log.critical("%s", e)
         return 1
-    for name in ENDING:
-        if number := getattr(signal, name, None):
-            signal.signal(number, lambda *_: gateway.drain())
+    end_by_signals(gateway)
     for notice in notices():
         log.warning("%s", notice)
     usual = threads_here()

@@ -347,16 +347,20 @@ def test_a_stuck_worker_shows_in_ping(own_daemon: Daemon) -> None:
 
 
 @posix
-def test_drain_lets_running_streams_finish(tmp_path: Path, cache: Path) -> None:
-    """With time enough to drain: sixteen rows take seconds, and more of them on a slow machine."""
+@pytest.mark.parametrize("signals", [["SIGTERM"], ["SIGHUP", "SIGHUP"]])
+def test_drain_lets_running_streams_finish(signals: list[str], tmp_path: Path, cache: Path) -> None:
+    """With time enough to drain: sixteen rows take seconds, and more of them on a slow machine. A terminal that is
+    closed sends its signal, and the shell in it another.
+    """
     daemon = Daemon(tmp_path, "--cache-dir", str(cache), "--drain-seconds", "30")
     with daemon, Client(daemon.endpoint) as client:
         client.load("demo")
         stream = client.stream("x", **ENDLESS)
         next(stream)
         with held(*daemon.workers()):
-            daemon.process.terminate()
-            wait_for(lambda: client.ping().draining)
+            for name in signals:
+                daemon.process.send_signal(getattr(signal, name))
+                wait_for(lambda: client.ping().draining)
             with pytest.raises(Draining):
                 client.generate("y")
             with pytest.raises(Draining):
@@ -364,6 +368,18 @@ def test_drain_lets_running_streams_finish(tmp_path: Path, cache: Path) -> None:
         list(stream)
         assert [len(stream.result.ids), *(len(o.ids) for o in stream.result.others)] == [1000] * 16
         assert daemon.process.wait(20) == 0
+
+
+@posix
+def test_under_nohup_a_closed_terminal_is_nothing(tmp_path: Path) -> None:
+    was = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # which the daemon inherits
+    try:
+        daemon = Daemon(tmp_path)
+    finally:
+        signal.signal(signal.SIGHUP, was)
+    with daemon, Client(daemon.endpoint) as client:
+        daemon.process.send_signal(signal.SIGHUP)
+        assert not client.ping().draining and daemon.process.poll() is None
 
 
 @posix
