@@ -71,7 +71,7 @@ SCRIPT = "from protocol import Client; print(Client({}).generate('To be').text)"
 def run_in_foreground(
     command: list[str | Path], when_started: Callable[[subprocess.Popen[bytes]], None] = lambda _: None
 ) -> int:
-    """Run a program that handles Ctrl-C itself, which the terminal sends to both; a SIGTERM to this one ends it.
+    """Run a program that handles Ctrl-C itself, which the terminal sends to both; what ends this is passed on.
 
     It begins with Ctrl-C held back, since no interpreter is ready for it, and lets it through in its first lines.
     """
@@ -79,7 +79,7 @@ def run_in_foreground(
     with held_back():
         child = subprocess.Popen(command, env=environment.surroundings())
     for number in ENDING:
-        signal.signal(number, lambda *_: child.terminate())
+        signal.signal(number, lambda number, _: child.send_signal(number))
     try:
         when_started(child)
         return child.wait()

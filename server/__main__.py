@@ -128,17 +128,12 @@ def raise_descriptor_limit() -> None:
 
 def end_by_signals(gateway: Gateway) -> None:
     """Have the gateway drain at a signal to end, and also once a terminal is closed, unless nohup has that ignored."""
-
-    def hung_up(number: int, _frame: object) -> None:
-        signal.signal(number, signal.SIG_IGN)  # the terminal sends it and its shell again, which is not to hurry
-        gateway.drain()
-
     for name in ENDING:
         if number := getattr(signal, name, None):
             signal.signal(number, lambda *_: gateway.drain())
     hang_up = getattr(signal, "SIGHUP", None)
     if hang_up and signal.getsignal(hang_up) is not signal.SIG_IGN:
-        signal.signal(hang_up, hung_up)
+        signal.signal(hang_up, lambda *_: gateway.drain(hurry=False))  # it comes from the terminal and from its shell
 
 
 def serve(config: Config) -> int:

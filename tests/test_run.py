@@ -22,7 +22,7 @@ from protocol.testing import server_info
 from scripts.daemon import Daemon
 from server.catalogue.engines import native_problem
 from tests.client.fake import ReplicaServer
-from tests.conftest import free_port, listener, wait_for
+from tests.conftest import free_port, held, listener, wait_for
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT_S = 60
@@ -118,6 +118,25 @@ def test_it_outlives_the_terminal_that_started_it(runner: Runner) -> None:
         os.killpg(process.pid, signal.SIGHUP)  # what the system sends to the session's leader and its children
         process.wait(LIMIT_S)
         assert client.ping().server_id == joined
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="closes a terminal as POSIX does")
+def test_a_daemon_in_the_foreground_ends_its_texts_when_its_terminal_is_closed(runner: Runner) -> None:
+    process = runner.start("--no-client", start_new_session=True)
+    wait_for(lambda: listener(runner.endpoint) is not None)
+    with Client(runner.endpoint) as client:
+        client.load("demo")
+        daemon = listener(runner.endpoint)
+        assert daemon
+        stream = client.stream("x", max_new_tokens=1000, ignore_eos=True, n=4)
+        next(stream)
+        with held(*daemon.children()):
+            os.killpg(process.pid, signal.SIGHUP)  # what the system sends to all of its processes
+            wait_for(lambda: client.ping().draining)
+        list(stream)
+        assert stream.result.finish_reason == "length"
+    process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 0
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there a daemon is ended, not asked to end")

@@ -93,11 +93,14 @@ class Gateway:
         self._memory = Memory()
         self._supervisor.preload(preloads)
 
-    def drain(self) -> None:
-        """Take no new work and stop when the running streams have finished; called again, stop now. Signal-safe."""
+    def drain(self, *, hurry: bool = True) -> None:
+        """Take no new work and stop when the running streams have finished; called again to `hurry`, stop now.
+
+        Signal-safe.
+        """
         if self._drain_by is None:
             self._drain_by = time.monotonic() + self._config.drain_seconds
-        else:
+        elif hurry:
             self._over = True
 
     def run(self) -> None:

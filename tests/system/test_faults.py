@@ -347,7 +347,7 @@ def test_a_stuck_worker_shows_in_ping(own_daemon: Daemon) -> None:
 
 
 @posix
-@pytest.mark.parametrize("signals", [["SIGTERM"], ["SIGHUP", "SIGHUP"]])
+@pytest.mark.parametrize("signals", [["SIGTERM", "SIGHUP"], ["SIGHUP", "SIGHUP"]])
 def test_drain_lets_running_streams_finish(signals: list[str], tmp_path: Path, cache: Path) -> None:
     """With time enough to drain: sixteen rows take seconds, and more of them on a slow machine. A terminal that is
     closed sends its signal, and the shell in it another.
