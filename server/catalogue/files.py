@@ -205,12 +205,13 @@ def without_config(folder: Path) -> str:
     """Say what is there instead of a configuration."""
     if hint := deeper(folder, [CONFIG_FILE, ADAPTER_CONFIG]):
         return f"{CONFIG_FILE} is missing{hint}"
-    return _of_another(folder) or f"{CONFIG_FILE} is missing: {A_MODEL}"
+    known = any((folder / name).is_file() for name in WEIGHTS_FILES)
+    return ("" if known else _of_another(folder)) or f"{CONFIG_FILE} is missing: {A_MODEL}"
 
 
 def _without_weights(folder: Path) -> str:
     """Say what is there instead of weights."""
-    if other := _of_another(folder) or _misnamed(folder):
+    if other := _without_index(folder) or _of_another(folder) or _misnamed(folder):
         return other
     hint = deeper(folder, WEIGHTS_FILES)
     return f"{WEIGHTS_FILE} (or {TORCH_FILE}, or shards with a {WEIGHTS_FILE}{INDEX}) is missing{hint}"
@@ -229,12 +230,22 @@ def _of_another(folder: Path) -> str:
     return ""
 
 
-def _misnamed(folder: Path) -> str:
-    """Return a sentence where weights have another name, or shards no index; else nothing."""
+def _without_index(folder: Path) -> str:
+    """Return a sentence where shards have no index; else nothing."""
     for whole in (WEIGHTS_FILE, TORCH_FILE):
-        here = [file.name for file in sorted(folder.glob(f"*{Path(whole).suffix}")) if file.is_file()]
-        if shard := next((name for name in here if "-of-" in name), ""):
+        if shard := next((name for name in _like(folder, whole) if "-of-" in name), ""):
             return f"{shard} is here without {whole}{INDEX}, which names all shards: copy that, too"
-        if len(here) == 1 and whole == WEIGHTS_FILE:
-            return f"weights are looked for in {whole}, and here is {here[0]}: if these are the model's, rename it"
     return ""
+
+
+def _misnamed(folder: Path) -> str:
+    """Return a sentence where weights have another name; else nothing."""
+    here = _like(folder, WEIGHTS_FILE)
+    if len(here) != 1:
+        return ""
+    return f"weights are looked for in {WEIGHTS_FILE}, and here is {here[0]}: if these are the model's, rename it"
+
+
+def _like(folder: Path, name: str) -> list[str]:
+    """Return the names of files that end as this one."""
+    return [file.name for file in sorted(folder.glob(f"*{Path(name).suffix}")) if file.is_file()]

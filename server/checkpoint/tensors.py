@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -23,6 +24,8 @@ PREFIX = "transformer."
 WRAPPERS = ("module.", "_orig_mod.")
 """What DataParallel and torch.compile put before every name."""
 HEAD, TABLE = "lm_head.weight", "wte.weight"
+OWN = re.compile(r"(^|\.)(wte|wpe|ln_f|h\.[0-9]+)\.")
+"""What the names of a GPT-2's tensors have in common."""
 OTHER_HEAD = (
     "config.json says that the LM head is the token table, and the weights have a head with other values: it is used, "
     "as by transformers 5 (4.57 used the table)"
@@ -202,9 +205,9 @@ def _by_name(files: tuple[Path, ...]) -> dict[str, tuple[Stored, str]]:
 
 def _hint(stored: Mapping[str, object]) -> str:
     """Return what is before the names, where a part of GPT-2's is among them, or that there are no names of its."""
-    name = next((name for name in stored if name.endswith((TABLE, "h.0.ln_1.weight"))), None)
-    if name is None:
+    if not any(OWN.search(name) for name in stored):
         return ", nor any other of a GPT-2: save the model with transformers' save_pretrained"
+    name = next((name for name in stored if name.endswith((TABLE, "h.0.ln_1.weight"))), "")
     prefix = name.removesuffix(TABLE).removesuffix("h.0.ln_1.weight")
     return f": its names begin with {prefix[:80]!a}; save it without that" if prefix else ""
 

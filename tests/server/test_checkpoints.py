@@ -40,6 +40,8 @@ from server.checkpoint.tensors import Weights
 from server.engines.load import load_engine
 
 IDS = [5, 6, 7, 40]
+BARE = "config.json is missing: a model's folder has it"
+PEFT = "is here without adapter_config.json, which peft writes beside it"
 KINDS: dict[str, Make] = {
     "fp32": stored("fp32", "safetensors"),
     "fp16": stored("fp16", "safetensors"),
@@ -233,23 +235,42 @@ def test_weights_in_another_format_are_named(tmp_path: Path, other: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("name", "says"),
+    ("name", "says", "without_config"),
     [
         (
             "model.fp16.safetensors",
             "weights are looked for in model.safetensors, and here is model.fp16.safetensors: if",
+            BARE,
         ),
-        ("model-00001-of-00002.safetensors", "is here without model.safetensors.index.json, which names all shards"),
-        ("pytorch_model-00001-of-00002.bin", "is here without pytorch_model.bin.index.json, which names all shards"),
-        ("adapter_model.safetensors", "is here without adapter_config.json, which peft writes beside it"),
+        ("model-00001-of-00002.safetensors", "is here without model.safetensors.index.json, which names all", BARE),
+        ("pytorch_model-00001-of-00002.bin", "is here without pytorch_model.bin.index.json, which names all", BARE),
+        ("adapter_model.safetensors", PEFT, PEFT),
     ],
 )
-def test_what_is_beside_weights_of_that_name_is_said(tmp_path: Path, name: str, says: str) -> None:
+def test_what_is_beside_weights_of_that_name_is_said(tmp_path: Path, name: str, says: str, without_config: str) -> None:
     folder = demo(tmp_path)
     (folder / "model.safetensors").rename(folder / name)
     assert says in problem(folder)
     (folder / "config.json").unlink()
-    assert says in problem(folder) or problem(folder).startswith("config.json is missing: a model's folder has it")
+    assert without_config in problem(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "gone", "says"),
+    [
+        ("model.safetensors", "config.json", BARE),
+        ("model-00001-of-00002.safetensors", "", "is here without model.safetensors.index.json, which names all"),
+    ],
+)
+def test_other_formats_beside_what_is_read_are_nothing(tmp_path: Path, name: str, gone: str, says: str) -> None:
+    """As in the folders of the hub's own GPT-2s."""
+    folder = demo(tmp_path)
+    (folder / "model.safetensors").rename(folder / name)
+    for other in ("tf_model.h5", "flax_model.msgpack", "rust_model.ot"):
+        (folder / other).write_bytes(b"other")
+    if gone:
+        (folder / gone).unlink()
+    assert says in problem(folder)
 
 
 def test_a_model_one_folder_deeper_is_named(tmp_path: Path) -> None:
