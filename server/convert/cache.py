@@ -65,7 +65,7 @@ class BuildCache:
             return entry
         lock = self._turn(f"{_task(name)}{LOCK_SUFFIX}", progress)
         if lock is None:
-            return self._build(name, lambda: build(progress))
+            return self._build(name, "", lambda: build(progress))
 
         def count(done: int, total: int) -> None:
             lock.note(done, total)
@@ -73,7 +73,7 @@ class BuildCache:
 
         try:  # another may have built it meanwhile
             there = _intact(entry) and wanted(entry)
-            return entry if there else self._build(name, lambda: build(count))
+            return entry if there else self._build(name, _task(name), lambda: build(count))
         finally:
             lock.release()
 
@@ -95,11 +95,12 @@ class BuildCache:
             time.sleep(LOOK_S)
         return None
 
-    def _build(self, name: str, build: Callable[[], Built]) -> Path:
+    def _build(self, name: str, task: str, build: Callable[[], Built]) -> Path:
+        """Build and store what is called `name`; `task` is the one that is locked, empty for none."""
         built, entry = build(), self.folder(name)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._store(built, name)
+            self._store(built, name, task)
             self.trim(keep=entry)
         except OSError as e:
             print(f"the cache of built models {self._folder} cannot be used: {e}", file=sys.stderr)
@@ -143,9 +144,9 @@ class BuildCache:
         if self._folder not in folder.parents:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _store(self, built: Built, name: str) -> None:
+    def _store(self, built: Built, name: str, task: str) -> None:
         entry = self.folder(name)
-        draft = Path(tempfile.mkdtemp(prefix=f"{DRAFT}{_task(name)}-", dir=self._folder))
+        draft = Path(tempfile.mkdtemp(prefix=f"{DRAFT}{task}-", dir=self._folder))
         try:
             _write(built, draft)
             if entry.exists():  # damaged: out of the way in one step, so that nobody sees half of it
@@ -185,7 +186,7 @@ def sweep(folder: Path, prefix: str = DRAFT) -> None:
 
 
 def _is_left(draft: Path, task: str) -> bool:
-    """Return whether nobody writes a draft any more: its lock is free, or where there is none it is old."""
+    """Return whether nobody writes a draft any more: its lock is free, or where it has none it is old."""
     try:
         if task:
             Lock(draft.parent / f"{task}{LOCK_SUFFIX}").release()

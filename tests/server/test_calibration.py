@@ -21,7 +21,7 @@ from server.catalogue.catalogue import DEMO_FOLDER, HELD_OUT_FILE
 from server.catalogue.engines import BLOCK, BUILD_FORMAT, instruction_sets, pace
 from server.checkpoint.tensors import expected_shapes
 from server.checkpoint.tokenizer import read_tokenizer
-from server.convert.cache import DRAFT
+from server.convert.cache import BuildCache
 from server.convert.native_layout import FILE, Layout
 from server.convert.quantise import INT4_SHRINKS, Blocks, quantise
 from server.engines import calibration
@@ -275,11 +275,10 @@ def test_what_was_calibrated_is_picked_up_and_what_is_damaged_is_said(
     (place / FILE).write_bytes(b"damaged")
     made, after = load()
     assert not made.calibrated and made.notices == (DAMAGED,) and np.array_equal(after, plain)
-    monkeypatch.setattr("server.convert.cache._sweep", refuse_drafts)
+    monkeypatch.setattr(BuildCache, "_store", refused)
     with pytest.raises(LoadFailed, match="cannot be kept"):
         ask()
 
 
-def refuse_drafts(_: Path, prefix: str) -> None:
-    if prefix == DRAFT:
-        raise OSError(errno.ENOSPC, "No space left on device")
+def refused(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
