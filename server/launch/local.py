@@ -24,10 +24,16 @@ from server.groups import groups, text
 from server.launch.spec import Spec
 
 MEMORY_FILES = {
-    2: (("memory.max", "memory.current"), ("active_file", "inactive_file", "slab_reclaimable")),
-    1: (("memory.limit_in_bytes", "memory.usage_in_bytes"), ("total_active_file", "total_inactive_file")),
+    2: (("memory.max", "memory.current"), ("active_file", "inactive_file", "slab_reclaimable"), "file_mapped"),
+    1: (
+        ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+        ("total_active_file", "total_inactive_file"),
+        "total_mapped_file",
+    ),
 }
-"""Files with the limit and the use of a group's memory by cgroup's version, and what the system can take back of it."""
+"""Files with the limit and the use of a group's memory by cgroup's version, what the system can take back of it, and
+what of that is in use all the same, as weights that an engine reads where they lie.
+"""
 log = logging.getLogger("gpt2d.worker")
 
 LINE_BYTES = 4096
@@ -129,11 +135,12 @@ def group_memory(root: Path = Path("/")) -> Iterator[tuple[int, int]]:
     The rest of what it uses is mostly copies of files, with which downloading or reading a model fills any limit.
     """
     for version, folder in groups("memory", root):
-        files, spare = MEMORY_FILES[version]
+        files, spare, mapped = MEMORY_FILES[version]
         limit, used = (text(folder / name) or "" for name in files)
         if limit.isdigit() and used.isdigit():  # not "max"
             stat = dict(line.split() for line in (text(folder / "memory.stat") or "").splitlines())
-            yield int(limit), int(used) - sum(int(stat.get(name, 0)) for name in spare)
+            free = sum(int(stat.get(name, 0)) for name in spare) - int(stat.get(mapped, 0))
+            yield int(limit), int(used) - max(0, free)
 
 
 def relay(stderr: IO[bytes], name: str) -> None:

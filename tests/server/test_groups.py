@@ -12,13 +12,13 @@ from server.launch.local import group_memory
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
-        (  # a container sees its own group at the top; copies of files fill it, and make room when it is wanted
+        (  # a container sees its own group at the top; copies of files fill it; those that are not mapped make room
             {
                 "memory.max": "1000",
                 "memory.current": "990",
-                "memory.stat": "anon 50\nactive_file 600\ninactive_file 300\n",
+                "memory.stat": "anon 50\nactive_file 600\ninactive_file 300\nfile_mapped 20\n",
             },
-            [(1000, 90)],
+            [(1000, 110)],
         ),
         ({"memory.max": "1000", "memory.current": "50"}, [(1000, 50)]),
         ({"memory.max": "max", "memory.current": "50"}, []),
@@ -38,9 +38,10 @@ from server.launch.local import group_memory
                 "/proc/self/cgroup": "4:memory:/docker/f00\n0::/",
                 "memory/memory.limit_in_bytes": "1000",
                 "memory/memory.usage_in_bytes": "900",
-                "memory/memory.stat": "active_file 1\ntotal_active_file 200\ntotal_inactive_file 100\n",
+                "memory/memory.stat": "active_file 1\ntotal_active_file 200\ntotal_inactive_file 100\n"
+                "mapped_file 1\ntotal_mapped_file 30\n",
             },
-            [(1000, 600)],
+            [(1000, 630)],
         ),
     ],
 )  # fmt: skip
