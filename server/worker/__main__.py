@@ -36,7 +36,7 @@ from server.worker.text import Text
 TASKS: dict[str, Callable[[Spec, Connection], m.Measured | m.Calibrated]] = {"measure": measure, "calibrate": calibrate}
 SWITCH_S = 0.0005
 """Time for which the thread that reads requests keeps the loop from going on after each call of the engine."""
-MORE_ROOM = "unload another model, choose int8 or int4, or start the server with fewer --rows or a higher `ulimit -v`"
+MORE_ROOM = "unload another model, {}or start the server with fewer --rows or a higher `ulimit -v`"
 END_MS = 5_000
 """Time for the gateway to read the last message, after which it ends this process."""
 
@@ -143,8 +143,9 @@ def live(spec: Spec, connection: Connection) -> None:
             traceback.print_exc()
         code = "worker_died" if ready else _load_error(e)
         reason = without_folder(e) or type(e).__name__
-        if isinstance(e, MemoryError) and not ready:  # though enough seemed to be free
-            reason = f"the system refused it memory ({reason}); {MORE_ROOM}"
+        if isinstance(e, MemoryError) and not (ready or spec.task):  # though enough seemed to be free
+            smaller = "" if spec.precision in {"int8", "int4"} else "choose int8 or int4, "
+            reason = f"the system refused it memory ({reason}); {MORE_ROOM.format(smaller)}"
         connection.send(m.Failure(id=None, code=code, message=f"{spec.name}: {reason}"))
         connection.receive(END_MS)
 
