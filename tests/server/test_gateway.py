@@ -215,9 +215,12 @@ def test_a_ready_workers_own_fault_moves_its_requests(daemon: Daemon) -> None:
     first, second = daemon.ready(2)
     asked = Asked(lambda: daemon.client.generate("x"))
     has_it, other = (first, second) if first_hears(first, second) else (second, first)
-    has_it.hear(Work)
+    was = has_it.hear(Work)
     has_it.say(fault())
-    other.say(generated(other.hear(Work), "elsewhere"))
+    again = other.hear(Work)
+    left, given = (work.request.deadline_ms for work in (again, was))
+    assert left and given and 0 < left < given, "it has the time that is left"
+    other.say(generated(again, "elsewhere"))
     result = asked.result()
     assert isinstance(result, m.Generated) and result.text == "elsewhere"
 

@@ -99,7 +99,7 @@ def test_more_and_fewer(client: Client, daemon: FakeDaemon) -> None:
     wait_for(lambda: [w.running for w in health(client)] == [2])
     with held(*daemon.workers()):  # so that its texts do not end before others have begun
         assert client.load("demo", replicas=3).replicas == 3
-        streams += [ask(client, long(i)) for i in range(2, 6)]
+        streams += [ask(client, long(i, 900)) for i in range(2, 6)]
         running(streams)
         wait_for(lambda: [w.running for w in health(client)] == [2, 2, 2])
         with held(*daemon.workers()):
