@@ -34,7 +34,7 @@ Model::Model(const gpt2d_shape &shape, int rows, int threads, const Ops &ops)
     weights_ = std::make_unique<Memory>(weight_bytes_);
     lay_out(reinterpret_cast<uintptr_t>(weights_->data()));
     cache_stride_ = size_t(shape.layers) * shape.heads * 2 * Cache::half_block(padded_head_, shape.cache_bits);
-    if (double(cache_stride_) * context_ * rows > double(MOST_BYTES)) throw std::bad_alloc();
+    if (double(cache_stride_) * (context_ / Cache::POSITIONS) * rows > double(MOST_BYTES)) throw std::bad_alloc();
     size_t used = row_bytes_ = size_t(context_ / Cache::POSITIONS) * cache_stride_, part = used % Memory::PAGE;
     if (used > Memory::PAGE && part) row_begin_ = Memory::PAGE - part, row_bytes_ += row_begin_;  // no two share a page
     cache_ = std::make_unique<Memory>(size_t(rows) * row_bytes_);
