@@ -27,10 +27,12 @@ REQUEST_BYTES = 32 << 10
 """Bytes of the texts of one request, about: some seconds of a model of 124 M."""
 PART_BYTES = 32 << 10
 """Most bytes of a text that is scored as one; a longer one is scored in parts."""
-BEFORE = 16_384
-"""Characters before a part that stand before it, of which the server takes as many as are of use."""
+BEFORE = 32_768
+"""Most characters that stand before a part, of which the server takes as many as are of use."""
+BEFORE_BYTES = 64_000
+"""Most bytes of these: a byte can be a token, of which a server takes 65,536."""
 CONTEXT = 4096
-"""Most tokens of a model's context where it is not known: as many as BEFORE has room for."""
+"""Most tokens of a model's context where it is not known: BEFORE has room for as many, of up to eight characters."""
 WORDS = re.compile(r".*[^ \t\n\v\f\r](?=[ \t\n\v\f\r])", re.DOTALL)
 SIGNS = re.compile(r".*[^\w\s](?=\w)", re.DOTALL)
 """Up to the last end of a word, or of a run of signs: where tokens end, too."""
@@ -89,9 +91,16 @@ def passages(text: str, context: str = "", *, limit: int = PART_BYTES) -> Iterat
     """
     for begin, end in parts(text, limit) if text else [(0, 0)]:
         own = text[max(0, begin - BEFORE) : begin]
-        before = context[max(0, len(context) - BEFORE + len(own)) :] + own
-        goes_on = 0 < begin <= BEFORE and not context
+        before = _last_bytes(context[max(0, len(context) - BEFORE + len(own)) :] + own)
+        goes_on = not context and len(before) == begin > 0
         yield m.Passage(text=text[begin:end], context=before or None, goes_on=goes_on)
+
+
+def _last_bytes(text: str) -> str:
+    """Return as many of a text's last characters as BEFORE_BYTES has room for."""
+    if text.isascii():
+        return text
+    return text.encode()[-BEFORE_BYTES:].decode(errors="ignore")
 
 
 @dataclass(frozen=True)

@@ -198,7 +198,7 @@ def test_a_long_text_is_told_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("stride", [1, 2, 5, 8])
-@pytest.mark.parametrize("lead", [0, 1, 1500, 16_384])
+@pytest.mark.parametrize("lead", [0, 1, 1500, 16_384, 32_768])
 @pytest.mark.parametrize("context", [64, 1024, 2048, 4096])
 def test_parts_keep_to_what_a_server_computes_at_any_stride(stride: int, lead: int, context: int) -> None:
     """Whatever the model's context, even where every byte is a token, and the texts of one request together."""
@@ -212,6 +212,23 @@ def test_parts_keep_to_what_a_server_computes_at_any_stride(stride: int, lead: i
             ]
             assert sum(each.computed for each in windows) <= m.MAX_COMPUTED
         assert len(server.asked(m.Score)) < 60
+
+
+@pytest.mark.parametrize("word", ["word ", "слово ", "語", "\U0001f600"])
+def test_what_stands_before_a_part_fills_a_context_and_is_no_more_than_a_server_takes(word: str) -> None:
+    """A word being a token where it is counted whether they are enough, and a byte where whether they are too many."""
+    text = word * 30_000
+    with FakeServer(scoring) as server, Client(server.endpoint) as client:
+        list(client.score_many([text], stride=1))
+        asked = [one for request in server.asked(m.Score) for one in request.texts or []]
+    begin = 0
+    for one in asked:
+        before = one.context or ""
+        assert text[:begin].endswith(before)
+        assert before.count(word) >= min(text[:begin].count(word), many.CONTEXT)
+        assert len(before.encode()) < 65_536
+        assert one.goes_on == (len(before) == begin > 0)
+        begin += len(one.text or "")
 
 
 def test_alternatives_of_a_part_fit_an_answer() -> None:
