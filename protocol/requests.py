@@ -20,7 +20,8 @@ WORDS = frozenset({"stop", "bad_words"})
 """Lists of texts, of which one may be given by itself."""
 OURS = {"id": "", "deadline_ms": "; give timeout, in seconds", "stream": "; call stream() for one"}
 """Fields that are not a caller's to give, and what is instead."""
-INSTEAD = OURS | {"texts": "; call score_many() for several"}
+MANY = {"generate": "generate_many", "score": "score_many"}
+"""What is called for several texts."""
 
 
 def request(kind: type[R], settings: Mapping[str, Any], **fields: Any) -> R:
@@ -35,7 +36,7 @@ def request(kind: type[R], settings: Mapping[str, Any], **fields: Any) -> R:
     for field in settings:
         if field in OURS or field in fields or field not in kind.__struct_fields__:
             known = {*kind.__struct_fields__} - {*OURS} - {*fields}
-            raise BadRequest(f"{name} has no setting {field!r}{_instead(field, known)}")
+            raise BadRequest(f"{name} has no setting {field!r}{_instead(field, known, name)}")
     plain: dict[str, Any] = {}
     try:
         for field, value in {**settings, **fields}.items():
@@ -47,9 +48,11 @@ def request(kind: type[R], settings: Mapping[str, Any], **fields: Any) -> R:
         raise BadRequest(f"{name}: {sentence(e, kind)}") from None
 
 
-def _instead(field: str, known: Collection[str]) -> str:
-    if field in INSTEAD:
-        return INSTEAD[field]
+def _instead(field: str, known: Collection[str], request_type: str = "") -> str:
+    if field in OURS:
+        return OURS[field]
+    if field == "texts" and request_type in MANY:
+        return f"; call {MANY[request_type]}() for several"
     likely = difflib.get_close_matches(field, known, 1)
     return f"; did you mean {likely[0]}?" if likely else f"; there are: {', '.join(sorted(known))}"
 

@@ -90,8 +90,11 @@ def test_a_setting_that_there_is_not_is_never_a_type_error() -> None:
     assert "there are: bad_words, deterministic" in refused(xyz=1)
     with Client("tcp://127.0.0.1:9") as client, pytest.raises(BadRequest, match="score has no setting 'temperature'"):
         client.score("x", temperature=1)
-    with Client("tcp://127.0.0.1:9") as client, pytest.raises(BadRequest, match=r"'texts'; call score_many\(\)"):
+    with Client("tcp://127.0.0.1:9") as client, pytest.raises(BadRequest, match=r"'texts'; call score_many\(\) for"):
         client.score(texts=["x"])
+    assert refused(texts=["x"]) == "generate has no setting 'texts'; call generate_many() for several"
+    with Client("tcp://127.0.0.1:9") as client, pytest.raises(BadRequest, match="no setting 'texts'; there are"):
+        client.tokenize(texts=["x"])
 
 
 @pytest.mark.parametrize(
