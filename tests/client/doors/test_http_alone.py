@@ -198,6 +198,9 @@ def test_who_waited_long_for_an_answer_has_time_for_the_next_request(monkeypatch
     look = Patient._look
 
     def seen(protocol: Any, before: object) -> None:
+        if protocol.cycle is None:  # the request has not come yet
+            protocol._look_later()
+            return
         look(protocol, before)
         if protocol.cycle and protocol.cycle.response_complete:
             closed.append(protocol.transport.is_closing())
