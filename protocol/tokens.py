@@ -27,7 +27,8 @@ def bytes_of(name: str) -> bytes:
 
 def pieces_of(told: m.Tokenized) -> list[bytes]:
     """Return the bytes of each token of a text. Raises: NotGpt2d for places that are not those of its tokens."""
-    if len(told.offsets) != len(told.ids) + 1:
-        raise NotGpt2d("the server's places of tokens do not fit the tokens")
     data = told.text.encode()
+    places = [0, *told.offsets, len(data)]
+    if len(told.offsets) != len(told.ids) + 1 or places != sorted(places):
+        raise NotGpt2d("the server's places of tokens do not fit the tokens")
     return [data[begin:end] for begin, end in itertools.pairwise(told.offsets)]

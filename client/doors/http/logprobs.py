@@ -33,7 +33,7 @@ class Listing:
         pieces = pieces_of(told)
         logprobs: Sequence[float | None] = scored.logprobs if scored else [None] * len(pieces)
         tops = scored.top if scored and scored.top else [[]] * len(pieces)
-        if not len(logprobs) == len(tops) == len(pieces):
+        if not len(logprobs) == len(tops) == len(pieces) or (scored and scored.ids != told.ids):
             raise NotGpt2d("the server's scores of tokens do not fit the tokens")
         for token, piece, logprob, top in zip(told.ids, pieces, logprobs, tops, strict=True):
             own = next((one for one in top if one.id == token), None)

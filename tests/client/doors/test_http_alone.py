@@ -220,10 +220,17 @@ def test_who_waited_long_for_an_answer_has_time_for_the_next_request(monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("told", "scores"),
-    [((1, 2), 2), ((1,), 2), ((), 2), ((0, 1, 1, 2), 2), ((0, 1, 2), 1), ((0, 1, 2), 3), ((0, 1, 2), 0)],
-)
-def test_lists_of_another_server_that_do_not_fit_are_no_fault_of_the_door(told: tuple[int, ...], scores: int) -> None:
+    ("told", "scores", "scored"),
+    [
+        ((1, 2), 2, [1, 2]), ((1,), 2, [1, 2]), ((), 2, [1, 2]), ((0, 1, 1, 2), 2, [1, 2]), ((0, 9, 2), 2, [1, 2]),
+        ((0, 1, 9), 2, [1, 2]), ((0, 2, 1), 2, [1, 2]), ((0, -1, 2), 2, [1, 2]), ((-1, 1, 2), 2, [1, 2]),
+        ((0, 1, 2), 1, [1, 2]), ((0, 1, 2), 3, [1, 2]), ((0, 1, 2), 0, [1, 2]), ((0, 1, 2), 2, [1, 3]),
+        ((0, 1, 2), 2, [1]),
+    ],
+)  # fmt: skip
+def test_lists_of_another_server_that_do_not_fit_are_no_fault_of_the_door(
+    told: tuple[int, ...], scores: int, scored: list[int]
+) -> None:
     about = m.TokenizerInfo(context=100, before=[], bos="", eos=[], chat_template="")
 
     def answer(request: m.AnyRequest) -> Answer:
@@ -231,14 +238,14 @@ def test_lists_of_another_server_that_do_not_fit_are_no_fault_of_the_door(told: 
             return m.Tokenized(id=None, text="ab", ids=[1, 2], offsets=[*told], about=about)
         if isinstance(request, m.Score):
             sums: dict[str, Any] = {"perplexity": 1.0, "bits_per_byte": 1.0, "elapsed_ms": 1.0}
-            return m.Scored(id=None, ids=[1, 2], logprobs=[None, *[-1.0] * (scores - 1)][:scores], **sums)
+            return m.Scored(id=None, ids=scored, logprobs=[None, *[-1.0] * (scores - 1)][:scores], **sums)
         return None
 
     with FakeServer(answer) as server, opened(server.endpoint) as url:
         body = {"prompt": "ab", "echo": True, "logprobs": 0, "max_tokens": 0}
         status, answered = ask(f"{url}/v1/completions", body)
         assert status == 503 and "the server's" in answered["error"]["message"], answered
-        if len(told) != 3:
+        if told != (0, 1, 2):
             status, answered = ask(f"{url}/tokenize", {"prompt": "ab", "return_token_strs": True})
             assert status == 503 and "do not fit the tokens" in answered["error"]["message"]
 
