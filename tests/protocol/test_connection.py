@@ -71,14 +71,16 @@ def pong(request: m.AnyRequest) -> m.Pong:
     return m.Pong(id=request.id, server_id="one", uptime_ms=1, draining=False, workers=[])
 
 
-def when_asked(server: FakeServer, act: Callable[[], None]) -> None:
-    """Do something once a generation has come, in a thread of its own."""
+def when_asked(server: FakeServer, act: Callable[[], None]) -> threading.Thread:
+    """Do something once a generation has come, in a thread that is to be joined."""
 
     def run() -> None:
         wait_for(lambda: bool(server.asked(m.Generate)))
         act()
 
-    threading.Thread(target=run).start()
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread
 
 
 def test_nobody_there() -> None:
@@ -235,11 +237,12 @@ def test_a_server_that_goes_away_for_good() -> None:
     server = FakeServer(lambda r: [] if isinstance(r, m.Generate) else [pong(r)])
     with Client(server.endpoint) as client:
         client.ping()
-        when_asked(server, server.close)
+        closing = when_asked(server, server.close)
         with pytest.raises(ConnectionLost):
             client.generate("x")
         with pytest.raises(NoServer, match="any more; start the server again, or the tunnel"):
             client.ping()
+        closing.join()
 
 
 def test_a_lost_reply_is_noticed() -> None:
@@ -299,11 +302,12 @@ def test_pieces_of_a_stream_come_faster_than_the_thread_looks(monkeypatch: pytes
 def test_closing_ends_what_is_pending() -> None:
     server = FakeServer(lambda _: [])
     client = Client(server.endpoint)
-    when_asked(server, client.close)
+    closing = when_asked(server, client.close)
     with pytest.raises(Closed):
         client.generate("x")
     with pytest.raises(Closed):
         client.ping()
+    closing.join()
     server.close()
 
 
