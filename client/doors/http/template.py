@@ -1,7 +1,8 @@
 """Conversation -> prompt, by the template that the model's folder has.
 
 A template is a program that came with a model, so it is run in Jinja's sandbox, and in a process of its own, which is
-ended where it takes too long or too much. It finds what transformers' apply_chat_template gives it.
+ended where it takes too long or too much. It finds what transformers' apply_chat_template gives it, but for lists of
+special tokens.
 """
 
 from __future__ import annotations
