@@ -73,8 +73,8 @@ class Address:
         Raises: ValueError, which repeats no key.
         """
         if not isinstance(text, str):  # as a variable that is not set
-            what = type(text).__name__
-            raise ValueError(f"an endpoint must be a text like {DEFAULT_ENDPOINT}, got {what}")  # noqa: TRY004 - as above
+            wrong = f"an endpoint must be a text like {DEFAULT_ENDPOINT}, got {type(text).__name__}"
+            raise ValueError(wrong)  # noqa: TRY004 - as of every wrong endpoint
         endpoint = text.partition("#")[0]
         if HOST_PORT.fullmatch(endpoint):
             text, endpoint = f"tcp://{text}", f"tcp://{endpoint}"

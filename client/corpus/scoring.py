@@ -26,8 +26,8 @@ that."""
 BLANKS = " \t\n\v\f\r"
 PLACE = re.compile(r"score: texts\[([0-9]+)\](:?) ")
 ALONE = 32
-"""Texts that are sent each by itself after one that is refused; where more than these are good before it, those go
-together, as they did."""
+"""Texts, a refused one among them, that are sent each by itself; where as many are good before it, those go
+together."""
 LN2 = math.log(2)
 
 
