@@ -165,7 +165,6 @@ def test_arguments_that_mean_nothing_are_refused(model: Any, shared_daemon: Daem
 
 def test_a_server_that_knows_no_token_of_its_own_is_not_one_of_ours(kind: Any) -> None:
     about = m.TokenizerInfo(context=64, before=[], bos="<s>", eos=[], chat_template="")
-
     told = m.Tokenized(id=None, text="", ids=[], offsets=[0], about=about)
     with FakeServer(lambda _: told) as server, pytest.raises(NotGpt2d, match="found no token in '<s>'"):
         kind(server.endpoint)
