@@ -24,11 +24,10 @@ from server.groups import groups, text
 from server.launch.spec import Spec
 
 MEMORY_FILES = {
-    2: (("memory.max", "memory.current"), ("active_file", "inactive_file", "slab_reclaimable"), "file_mapped"),
+    2: (("memory.max", "memory.current"), (("active_file", "inactive_file", "slab_reclaimable"), "file_mapped")),
     1: (
         ("memory.limit_in_bytes", "memory.usage_in_bytes"),
-        ("total_active_file", "total_inactive_file"),
-        "total_mapped_file",
+        (("total_active_file", "total_inactive_file"), "total_mapped_file"),
     ),
 }
 """Files with the limit and the use of a group's memory by cgroup's version, what the system can take back of it, and
@@ -135,10 +134,11 @@ def group_memory(root: Path = Path("/")) -> Iterator[tuple[int, int]]:
     The rest of what it uses is mostly copies of files, with which downloading or reading a model fills any limit.
     """
     for version, folder in groups("memory", root):
-        files, spare, mapped = MEMORY_FILES[version]
+        files, counts = MEMORY_FILES[version]
         limit, used = (text(folder / name) or "" for name in files)
         if limit.isdigit() and used.isdigit():  # not "max"
             stat = dict(line.split() for line in (text(folder / "memory.stat") or "").splitlines())
+            spare, mapped = counts
             free = sum(int(stat.get(name, 0)) for name in spare) - int(stat.get(mapped, 0))
             yield int(limit), int(used) - max(0, free)
 
