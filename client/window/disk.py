@@ -214,10 +214,12 @@ def carry_out(effect: DiskEffect) -> Event | None:
             return Saved(path, file)
         case SaveBranches(path, branches):
             write(sidecar.beside(expanded(path)), sidecar.packed(branches))
-        case Export(path, text):
+        case Export(path, text, replace):
             path = expanded(path)
             if path.is_dir():
                 return _listed(path)
+            if not replace and path.is_file():
+                return Exists(path, text)
             write(path, text.encode())
             return Exported(path)
         case ListFolder(where):

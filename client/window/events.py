@@ -355,9 +355,11 @@ class Recovered:
 
 @dataclass(frozen=True)
 class Exists:
-    """A page was not saved: there is a file that nobody said is to be replaced."""
+    """Nothing was written: there is a file that nobody said is to be replaced."""
 
     path: Path
+    content: str = ""
+    """Text that an export was to write; empty: the page was to be saved."""
 
 
 @dataclass(frozen=True)
@@ -521,6 +523,8 @@ class SaveBranches:
 class Export:
     path: Path
     text: str
+    replace: bool = False
+    """A file that is there is replaced."""
 
 
 @dataclass(frozen=True)

@@ -153,7 +153,7 @@ class Files:
     """(name, is a folder)."""
     error: str = ""
     content: str = ""
-    """Text that an export writes."""
+    """Text that an export writes; where `exists` is a file, empty: the page was to be saved there."""
     waiting: bool = False
     """The disk was asked for what the dialog is about."""
     exists: Path | None = None

@@ -45,15 +45,15 @@ def apply(state: AppState, message: e.FileEvent) -> list[e.Effect]:
                 notices.warn(state, "branches", trouble)
             forgets = [] if page.dirty else [e.ForgetPage()]  # what was typed meanwhile is kept
             return [*forgets, *(_confirmed(state) if state.confirm else [])]
-        case e.Exists(path):
+        case e.Exists(path, content):
             _close(state)
-            dialog.exists = path
+            dialog.exists, dialog.content = path, content
         case e.Exported(path):
             _close(state)
             notices.inform(state, "file", f"exported to {path}")
         case e.DiskFailed(error):
             dialog.error, state.confirm = error, ""
-            dialog.waiting = False
+            dialog.waiting, dialog.proposed = False, ""
             if not dialog.purpose:
                 notices.warn(state, "file", error)
         case e.NotKept(what, error):
@@ -103,12 +103,16 @@ def do(state: AppState, what: e.FileWord) -> list[e.Effect]:
             return _save(state, page.path) if page.path else show_files(state, "save", "page.txt")
         case "save as":
             other, state.files.exists = state.files.exists, None
+            if other and state.files.content:
+                return show_files(state, "export", told(other.name), state.files.content)
             effects = show_files(state, "save", told(page.path.name) if page.path else "page.txt")
             if page.path and not other:  # its own file may be replaced
                 state.files.proposed = ""
             return effects
         case "replace":
             path, state.files.exists = state.files.exists, None
+            if path and state.files.content:
+                return [e.Export(path, state.files.content, replace=True)]
             return _save(state, path, replace=True) if path else []
         case "recover":
             state.recovering = bool(state.left_behind)
@@ -309,17 +313,19 @@ def _choose_file(state: AppState, message: e.ChooseFile) -> list[e.Effect]:
     dialog.name = message.name
     if not message.done or not message.name:
         return [e.ListFolder(message.folder)]
-    if dialog.waiting or not dialog.purpose:
+    unknown = message.name == dialog.proposed  # whether it is free, until the list comes
+    if dialog.waiting or unknown or not dialog.purpose:
         return []
     dialog.waiting, dialog.error = True, ""
     path = Path(message.name) if message.name.startswith("~") else Path(message.folder) / message.name
+    listed = (message.name, False) in dialog.listing  # of such a name the dialog says that it is replaced
     match dialog.purpose:
         case "open":
             return _open(state, path)
         case "export":
-            return [e.Export(path, dialog.content)]
-        case "save":  # of a name in the list the dialog says that it is replaced
-            return _save(state, path, replace=path != state.page.path and (message.name, False) in dialog.listing)
+            return [e.Export(path, dialog.content, replace=listed)]
+        case "save":
+            return _save(state, path, replace=path != state.page.path and listed)
         case _:
             assert_never(dialog.purpose)
 

@@ -95,7 +95,7 @@ def draw_exists(state: AppState) -> list[Action]:
     path = state.files.exists
     if path is None or state.files.purpose or not modal("The file is there"):
         return []
-    changed = path == state.page.path and bool(state.page.file.data)
+    changed = path == state.page.path and bool(state.page.file.data) and not state.files.content
     what = "was changed by another program since it was opened here" if changed else "exists already"
     imgui.text(widgets.printable(f"{path.name} {what}."))
     imgui.text_disabled(widgets.printable(str(path.parent)))

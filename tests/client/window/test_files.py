@@ -114,6 +114,62 @@ def test_the_name_that_is_proposed_is_that_of_no_other_file(tmp_path: Path) -> N
     assert state.files.name == "page 3 2.txt"
 
 
+def test_a_name_is_not_saved_before_it_is_known_to_be_free(tmp_path: Path) -> None:
+    """Ctrl+S and Enter while the disk is late: the list in memory is that of the last time."""
+    state = page("one")
+    state.preferences.files = [(str(tmp_path / "gone.txt"), 0)]
+    run(state, e.Do("save"))
+    run(state, e.ChooseFile(str(tmp_path), "page.txt", done=True))
+    run(state, e.Do("save as"))
+    run(state, e.Do("close files"))
+    assert ("page.txt", False) in state.files.listing
+    run(state, e.Do("new"))
+    typed(state, "two")
+    (listing,) = apply(state, e.Do("save"))
+    assert isinstance(listing, e.ListFolder)
+    assert apply(state, e.ChooseFile(str(tmp_path), "page.txt", done=True)) == []
+    listed = disk.carry_out(listing)
+    assert listed
+    apply(state, listed)
+    run(state, e.ChooseFile(str(tmp_path), state.files.name, done=True))
+    written = {file.name: file.read_text() for file in tmp_path.iterdir()}
+    assert written == {"page.txt": "one", "page 2.txt": "two"}
+    run(state, e.Do("new"))
+    typed(state, "three")
+    apply(state, e.Do("save"))
+    apply(state, e.DiskFailed("the folder cannot be listed"))
+    assert apply(state, e.ChooseFile(str(tmp_path), "page.txt", done=True)), "no list comes"
+
+
+def test_an_export_replaces_no_file_unasked(tmp_path: Path) -> None:
+    state = page("Once")
+    written(state, " x")
+    save_as(state, tmp_path, ".page.txt")  # the list leaves it out
+    run(state, e.ExportEntry(1, "json"))
+    run(state, e.ChooseFile(str(tmp_path), ".page.txt", done=True))
+    assert state.files.exists == tmp_path / ".page.txt" and (tmp_path / ".page.txt").read_text() == "Once x"
+    run(state, e.Do("save as"))
+    assert (state.files.purpose, state.files.name) == ("export", ".page.txt")
+    run(state, e.ChooseFile(str(tmp_path), "other.json", done=True))
+    exported = (tmp_path / "other.json").read_text()
+    assert '"prompt": "Once"' in exported and state.files.exists is None
+    (tmp_path / ".old.json").write_text("old")
+    run(state, e.ExportEntry(1, "json"))
+    run(state, e.ChooseFile(str(tmp_path), ".old.json", done=True))
+    assert (tmp_path / ".old.json").read_text() == "old"
+    run(state, e.Do("replace"))
+    assert (tmp_path / ".old.json").read_text() == exported and not state.files.exists
+    assert (tmp_path / ".page.txt").read_text() == "Once x"
+    run(state, e.ExportEntry(1, "json"))
+    run(state, e.ChooseFile(str(tmp_path), "other.json", done=True))
+    assert state.files.exists is None, "the dialog had said that it is replaced"
+    (tmp_path / ".page.txt").write_text("another's")
+    typed(state, "!")
+    run(state, e.Do("save"))
+    run(state, e.Do("replace"))
+    assert (tmp_path / ".page.txt").read_text() == "Once x!", "the page, and no export"
+
+
 def test_the_file_dialog_stays_until_it_has_done_something(tmp_path: Path) -> None:
     (tmp_path / "inner").mkdir()
     (tmp_path / "inner" / "a.txt").write_text("text")
