@@ -230,11 +230,12 @@ def _show(state: AppState, path: Path | None, file: TextFile) -> list[e.Effect]:
 
 
 def _end_writing(state: AppState) -> list[e.Effect]:
-    """End what is being written on the page; its result is left to the history."""
+    """End what is being written on the page, or waits for its model; a result is left to the history."""
     page, going = state.page, state.page.generating
+    wanted, page.wanted = page.wanted, None
     page.branch, page.batch = None, []
     if going is None:
-        return []
+        return [e.Cancel("load")] if wanted and state.models.loading else []
     page.leave(going)
     branches.ended(state, "")
     return [e.Cancel("page")]

@@ -80,6 +80,14 @@ def test_stop_ends_the_wait_too(while_loading: bool) -> None:
     assert not sent(effects, m.Generate) and not any(n.kind == "failed" for n in state.notices)
 
 
+def test_what_waits_for_its_model_is_not_written_into_another_page() -> None:
+    state = unloaded()
+    assert sent(apply(state, e.Do("generate")), m.Load)
+    assert apply(state, e.Do("new")) == [] and state.page.busy, "the page is still there, and asks"
+    assert e.Cancel("load") in apply(state, e.Do("confirmed")) and not state.page.busy
+    assert not sent(apply(state, e.Replied("load", LOADED, 1)), m.Generate)
+
+
 def test_another_precision_chosen_meanwhile_is_the_one_that_writes() -> None:
     state = unloaded(replace(MODEL, precisions=[*MODEL.precisions, FOUR_BITS]))
     apply(state, e.Do("generate"))
