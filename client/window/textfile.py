@@ -79,7 +79,11 @@ def _alike(these: list[str], those: list[str]) -> int:
 
 def is_text(name: str) -> bool:
     """Return False for a file's name in another encoding, which the window can neither show nor keep."""
-    return not any("\ud800" <= c <= "\udfff" for c in name)
+    try:
+        name.encode()  # labels of any length ask in every frame: a loop over their characters takes long
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def told(name: str) -> str:
