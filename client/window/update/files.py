@@ -105,8 +105,9 @@ def do(state: AppState, what: e.FileWord) -> list[e.Effect]:
             other, state.files.exists = state.files.exists, None
             if other and state.files.content:
                 return show_files(state, "export", told(other.name), state.files.content)
-            effects = show_files(state, "save", told(page.path.name) if page.path else "page.txt")
-            if page.path and not other:  # its own file may be replaced
+            name = told(page.path.name) if page.path else "page.txt"
+            effects = show_files(state, "save", name)
+            if page.path and page.path.name == name and not other:  # its own file may be replaced
                 state.files.proposed = ""
             return effects
         case "replace":

@@ -450,6 +450,9 @@ def test_a_name_that_is_no_text_is_not_kept(tmp_path: Path) -> None:
     Autosave(tmp_path / "kept", disk.write).write(saved)
     run(state, e.Do("save"))
     assert (tmp_path / name).read_text() == "text!" and msgspec.json.encode(state.preferences)
+    (tmp_path / "caf?.txt").write_text("another's")
+    run(state, e.Do("save as"))
+    assert state.files.name == "caf? 2.txt", "what stands for its name is another file's"
 
 
 def test_recent_files_open_where_one_was(tmp_path: Path) -> None:
