@@ -72,7 +72,7 @@ class Window:
         self._noticed = self.app.state.notices
 
     def run(self) -> None:
-        """Draw until the user quits."""
+        """Draw until the user quits or a signal comes. Raises: SystemExit(128 + its number) after a signal."""
         gc.freeze()  # the libraries' objects stay: to look through them again takes longer than two frames
         while not (self.app.state.quitting or self._ended_by):
             self._notice(time.monotonic())  # what the frame itself has left to do
@@ -192,7 +192,7 @@ class Window:
         return own
 
     def close(self) -> None:
-        glfw.hide_window(self.window)  # its user has done with it, and what is left may wait for a disk or a server
+        glfw.hide_window(self.window)  # nobody uses it any more, and what is left may wait for a disk or a server
         self.app.close()
         self.backend.shutdown()
         glfw.terminate()
@@ -231,7 +231,7 @@ def fill(colour: imgui.ImVec4) -> None:
 
 
 def main(server: str | None = None) -> None:
-    """Open the window and stay until it is closed. Raises: NoWindow."""
+    """Open the window and stay until it is closed. Raises: NoWindow; SystemExit after a signal that ended it."""
     window = Window(server)
     try:
         window.end_by_signals()
