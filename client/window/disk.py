@@ -45,7 +45,7 @@ from client.window.events import (
 )
 from client.window.preferences import LEAST_ZOOM, MOST_ZOOM, Preferences, merged
 from client.window.results import Entry
-from client.window.textfile import TextFile, is_text
+from client.window.textfile import MAX_FILE_BYTES, TextFile, is_text
 
 DiskEffect: TypeAlias = (
     OpenFile
@@ -62,7 +62,6 @@ DiskEffect: TypeAlias = (
     | SavePreferences
 )
 BINARY = getattr(os, "O_BINARY", 0)
-MAX_FILE_BYTES = 4 << 20
 DRAFT_NAME = 60
 """Characters of a file's name in that of its draft: of four bytes each, they fit into a name."""
 MAX_LISTED, MAX_FONTS = 2000, 2000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Any, assert_never
 
 from client import replicas
@@ -11,6 +12,7 @@ from client.window.alternatives import Written
 from client.window.results import KEPT_LOGPROBS, MAX_LOGPROBS, MAX_POINTS, Entry
 from client.window.speed import tokens_per_second
 from client.window.state import AppState
+from client.window.textfile import MAX_FILE_BYTES
 from client.window.update import branches, files, notices
 from client.window.update.branches import SENT_BYTES
 from client.window.writing import MAX_LATE, STOP_S, Branch, Generating
@@ -47,8 +49,7 @@ def apply(state: AppState, message: e.PageAction) -> list[e.Effect]:
             _select(state, cursor, anchor)
         case e.ReplaceAll(edits):
             if not page.generating:
-                page.document.edit_all(edits, "replaced", state.now)
-                page.changed_at, page.exact = state.now, False
+                _replace_all(state, edits)
         case e.TakeToken(start, index, token):
             return _branch(state, start, index, token)
         case e.Restore(number):
@@ -63,6 +64,18 @@ def _select(state: AppState, cursor: int, anchor: int) -> None:
     if cursor != page.document.cursor:
         page.changed_at, page.counted = state.now, -1
     page.document.select(cursor, anchor)
+
+
+def _replace_all(state: AppState, edits: Sequence[tuple[int, int, str]]) -> None:
+    """Make edits at once, unless their text could be saved and not be opened again."""
+    page, text = state.page, state.page.document.text
+    size = len(text.encode()) + sum(len(put.encode()) - len(text[start:end].encode()) for start, end, put in edits)
+    if size > MAX_FILE_BYTES:
+        why = f"nothing was replaced: the text would be too large, a page holds at most {MAX_FILE_BYTES >> 20} MB"
+        notices.warn(state, "page", why)
+        return
+    page.document.edit_all(edits, "replaced", state.now)
+    page.changed_at, page.exact = state.now, False
 
 
 def _edit(state: AppState, edit: e.Edit) -> list[e.Effect]:
