@@ -126,11 +126,17 @@ class Page:
     changed_at: float = 0.0
     tokens: int = 0
     """Tokens before the cursor; of a long page an estimate."""
+    known: bool = False
+    """`tokens` is of the place of the cursor, if perhaps of a text that was edited since."""
     exact: bool = True
     view: View = field(default_factory=View)
     find: Find = field(default_factory=Find)
     sight: int = 0
     """The character where the model's sight begins."""
+
+    def uncount(self) -> None:
+        """Have the tokens counted again: what is known is of another place, text or model."""
+        self.counted, self.known = -1, False
 
     def leave(self, going: Generating) -> None:
         """Leave the result of a generation to the history."""

@@ -234,7 +234,7 @@ def _met(state: AppState, info: m.ServerInfo) -> list[e.Effect]:
     name = link.server.strip()
     state.preferences.recent = [name, *(r for r in state.preferences.recent if r != name)][:MAX_SERVERS]
     state.preferences.sampling = state.fitting(state.settings)  # the others belong to another version
-    state.page.counted = -1
+    state.page.uncount()
     return [
         e.KeepServer(),
         e.Send("models", m.Models(), models.CONTROL_S),

@@ -119,7 +119,8 @@ def ended(state: AppState, error: str) -> None:
     elif going and going.stopping and going.nodes and going.instead in page.tree.nodes:
         told = "what was written until you stopped it is a branch, and so is the earlier text"
         notices.inform(state, "page", told, e.Take(going.instead), "Bring the earlier text back")
-    page.changed_at, page.counted = state.now, -1
+    page.changed_at = state.now
+    page.uncount()
 
 
 def flip(state: AppState, step: int) -> None:
@@ -163,6 +164,7 @@ def _show(state: AppState, span: Span, node: Node) -> None:
     page = state.page
     page.document.select(page.document.show(span.start, span.end, node.passage, node.id, "flipped"))
     page.move_cursor, page.changed_at = True, state.now
+    page.uncount()
     page.last = span.start
 
 
@@ -177,6 +179,7 @@ def go(state: AppState, node: int) -> None:
     sheet = page.tree.page(node)
     page.document.become(sheet)
     page.move_cursor, page.changed_at = True, state.now
+    page.uncount()
     page.last = sheet.cursor - (len(page.tree.nodes[node].text) if node else 0)
 
 
@@ -192,6 +195,7 @@ def restore(state: AppState, number: int) -> None:
     document.become(Sheet(prompt + text, Written(), end))
     page.tree.add(document, start, end, "restored").entry = number
     page.move_cursor, page.changed_at = True, state.now
+    page.uncount()
     page.last = start
 
 

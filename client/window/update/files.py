@@ -222,7 +222,8 @@ def _show(state: AppState, path: Path | None, file: TextFile) -> list[e.Effect]:
     page.path, page.file = path, file
     page.offered, page.autosaved = None, 0
     page.branches_saved = page.tree.version
-    page.move_cursor, page.counted = True, -1
+    page.move_cursor = True
+    page.uncount()
     state.focus_page = max(1, state.focus_page)  # whoever opens a text writes on at its end
     notices.drop(state, "page", "branches", "file")
     _close(state)

@@ -69,7 +69,7 @@ def choose(state: AppState, model: str, engine: str, precision: str) -> None:
         engine, precision = next(iter(same_engine or ways), ("", ""))
     models.engine, models.precision = engine, precision
     models.replicas, models.cache = None, ""
-    state.page.counted = -1
+    state.page.uncount()
     notices.drop(state, "load", "measure", "calibrate", "page")
 
 

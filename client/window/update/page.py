@@ -62,7 +62,8 @@ def apply(state: AppState, message: e.PageAction) -> list[e.Effect]:
 def _select(state: AppState, cursor: int, anchor: int) -> None:
     page = state.page
     if cursor != page.document.cursor:
-        page.changed_at, page.counted = state.now, -1
+        page.changed_at = state.now
+        page.uncount()
     page.document.select(cursor, anchor)
 
 
@@ -120,6 +121,7 @@ def do(state: AppState, what: e.PageWord) -> list[e.Effect]:
             if not page.generating:
                 page.document.undo() if what == "undo" else page.document.redo()
                 page.move_cursor, page.changed_at = True, state.now
+                page.uncount()
         case "earlier" | "later":
             branches.flip(state, -1 if what == "earlier" else 1)
         case "close branches":
@@ -158,8 +160,8 @@ def generate(
     if page.generating:
         return []
     prompt, spaces = spared(state, page.document.before(start, SENT_BYTES), state.models.model)
-    page.last, page.counted = start, -1
-    page.batch = []
+    page.last, page.batch = start, []
+    page.uncount()
     if not start <= page.document.cursor <= max(start, until):
         page.document.select(max(start, until))
     page.document.select(page.document.cursor)  # the caret goes with what is written
@@ -199,8 +201,10 @@ def replied(state: AppState, tag: e.PageTag, event: Reply, took_ms: float, of: i
             page.counting = False
             if page.counted != page.document.version:
                 page.counted = -1  # the text or the cursor was another one
-            elif isinstance(event, m.Tokenized):  # after an error there is just no count
+            elif isinstance(event, m.Tokenized):
                 _counted(state, event)
+            else:
+                page.known = False  # after an error there is just no count
         case "branch ids" | "branch text":
             return _branched(state, tag, event)
         case _:
@@ -210,7 +214,8 @@ def replied(state: AppState, tag: e.PageTag, event: Reply, took_ms: float, of: i
 
 def lost(state: AppState) -> None:
     """The server is gone, and what it was writing with it."""
-    state.page.counting, state.page.counted = False, -1
+    state.page.counting = False
+    state.page.uncount()
     state.page.branch = state.page.wanted = None
     state.page.late.clear()
     if state.page.generating:
@@ -333,7 +338,7 @@ def _counted(state: AppState, counted: m.Tokenized) -> None:
     """Take over how many tokens there are before the cursor, and where the model's sight begins."""
     page, number = state.page, len(counted.ids)
     before, part = page.document.text[: page.document.cursor], counted.text.encode()
-    whole = len(before.encode())
+    whole, page.known = len(before.encode()), True
     page.exact = whole <= COUNTED_BYTES
     page.tokens = number if page.exact else round(number * whole / max(1, len(part)))
     seen = max(1, state.models.context - state.setting("max_new_tokens"))

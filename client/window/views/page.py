@@ -171,14 +171,17 @@ def waiting(state: AppState) -> str:
 
 
 def parts_of_status(state: AppState) -> list[str]:
-    """Return what the line below the page says. What was counted is left out until it is that of the present cursor."""
+    """Return what the line below the page says. What was counted is left out where the cursor has moved since, and an
+    estimate where the text was edited.
+    """
     page, context = state.page, state.models.context
     words = page.view.words.count(page.document.text)
     name = told(page.path.name) if page.path else "not saved yet"
     parts = [f"{short(name, MAX_NAME)}{' *' if page.dirty else ''}", f"{words:,} word{'s' * (words != 1)}"]
-    counted = state.link.status == "ready" and page.counted >= 0 and not page.counting
+    counted = state.link.status == "ready" and page.known
     if counted:
-        tokens = f"{page.tokens} tokens" if page.exact else f"about {page.tokens} tokens"
+        exact = page.exact and page.counted == page.document.version and not page.counting
+        tokens = f"{page.tokens} tokens" if exact else f"about {page.tokens} tokens"
         share = min(1.0, page.tokens / context)
         parts.append(f"{tokens} before the cursor, {share:.0%} of the context of {context}")
     if spaces := state.unsent_spaces:

@@ -14,15 +14,18 @@ from tests.conftest import WINDOW
 pytest.importorskip("client.window.loop", exc_type=ImportError, reason=WINDOW)
 
 from client import replicas
+from client.window import events as e
 from client.window.marks import Passage
 from client.window.results import Entry
 from client.window.speed import tokens_per_second
 from client.window.state import AppState
 from client.window.tree import Node
+from client.window.update.apply import apply
 from client.window.views import history, inference, models, page, toasts, tree, widgets
 from protocol import messages as m
+from protocol.errors import DeadlineExceeded
 from protocol.ledger import ledger
-from tests.client.window.test_update import MODEL, RESULT
+from tests.client.window.test_update import MODEL, RESULT, ready
 
 
 def test_the_plots_arrays_are_made_once_a_frame(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,15 +113,40 @@ def test_the_line_below_the_page_stays_within_it() -> None:
     assert page.fitting(parts, 3, len) == "king.txt *   \u2026"
 
 
-def test_a_count_of_another_place_is_not_shown() -> None:
-    """A slow server: the cursor has left the end of a long page, and its tokens are being counted."""
-    state = AppState()
-    state.link.status = "ready"
-    state.page.counted, state.page.counting = 0, True
-    state.page.tokens, state.page.sight = 5000, 300
-    assert page.parts_of_status(state) == ["not saved yet", "0 words"]
-    state.page.counting = False
-    assert len(page.parts_of_status(state)) == 4
+def test_a_count_of_another_place_is_not_shown_and_one_of_an_earlier_text_is_an_estimate() -> None:
+    """A slow server: each count is asked for, and answered later."""
+    state, seen = ready(), list[str]()
+
+    def see(*messages: e.Message) -> None:
+        for message in messages:
+            apply(state, message)
+            told = [part.split(" before")[0] for part in page.parts_of_status(state) if "the cursor" in part]
+            seen.append(told[0] if told else "")
+
+    def counted(text: str) -> e.Replied:
+        ids = [1] * len(text.split())
+        return e.Replied("count", m.Tokenized(id=1, text=text, ids=ids, offsets=[0] * (len(ids) + 1)), 1)
+
+    see(e.Edit(0, 0, "one two", "typed"), e.Tick(9.0, 1e9), counted("one two"))
+    assert seen == ["", "", "2 tokens"]
+    seen.clear()
+    see(e.Edit(7, 7, " three", "typed"), e.Tick(9.1, 1e9), e.Tick(10.0, 1e9), counted("one two three"))
+    assert seen == ["about 2 tokens", "about 2 tokens", "about 2 tokens", "3 tokens"], "it does not blink"
+    seen.clear()
+    see(
+        e.Select(3, 3),
+        e.Tick(11.0, 1e9),
+        e.Edit(3, 3, "s", "typed"),
+        counted("one"),
+        e.Tick(12.0, 1e9),
+        counted("ones"),
+    )
+    assert seen == ["", "", "", "", "", "1 tokens"]
+    seen.clear()
+    see(e.Do("undo"), e.Tick(13.0, 1e9), counted("one"), e.Edit(0, 0, "x", "typed"), e.Tick(14.0, 1e9))
+    assert seen == ["", "", "1 tokens", "about 1 tokens", "about 1 tokens"]
+    see(e.Replied("count", DeadlineExceeded("late"), 1), e.Tick(15.0, 1e9))
+    assert seen[5:] == ["", ""] and not state.page.counting, "after an error there is none, and none is asked for"
 
 
 @pytest.mark.parametrize(
