@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +16,8 @@ from typing import IO
 
 import msgspec
 
+from client.window import locks
 from client.window.sidecar import Branches, check
-
-if sys.platform == "win32":
-    import msvcrt
-else:
-    import fcntl
 
 MAX_OFFERED = 20
 """Most texts that are offered; the newest."""
@@ -74,17 +69,10 @@ class Autosave:
 
     def _lock(self, file: Path) -> bool:
         """Take the lock of a file; return False if a process that lives has it."""
-        handle = file.with_suffix(".lock").open("ab")
-        try:
-            if sys.platform == "win32":
-                msvcrt.locking(handle.fileno(), msvcrt.LK_NBLCK, 1)
-            else:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            handle.close()
-            return False
-        self._locks[file] = handle
-        return True
+        handle = locks.take(file.with_suffix(".lock"))
+        if handle:
+            self._locks[file] = handle
+        return handle is not None
 
     def _remove(self, file: Path) -> None:
         file.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ from typing import Annotated, Any, TypeAlias, assert_never, get_args, get_origin
 import msgspec
 import platformdirs
 
-from client.window import past, sidecar
+from client.window import locks, past, sidecar
 from client.window.autosave import Autosave
 from client.window.events import (
     DiskFailed,
@@ -170,7 +170,9 @@ class Disk:
                 else:
                     self._autosave.clear()
             case SavePreferences(preferences) if preferences != self._saved:
-                save_preferences(merged(self._saved, preferences, read_preferences()))
+                folder().mkdir(parents=True, exist_ok=True)
+                with locks.held(folder() / "client.lock"):  # two windows end at once when a session does
+                    save_preferences(merged(self._saved, preferences, read_preferences()))
                 self._saved = preferences
             case SavePreferences():
                 pass  # they are

@@ -8,11 +8,11 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
-from client.window import disk
+from client.window import disk, locks
 from client.window.autosave import Autosaved
 from client.window.disk import Disk, DiskEffect
 from client.window.events import (
@@ -220,6 +220,50 @@ def test_two_windows_lose_nothing_of_each_others_preferences() -> None:
     )
     for window in windows:
         window.close()
+
+
+@pytest.mark.usefixtures("home")
+def test_windows_that_end_at_once_keep_each_others_preferences(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a session ends, all of them save at the same moment."""
+    save, take = disk.save_preferences, locks.take
+    between, other = threading.Event(), threading.Event()
+
+    def saved(preferences: Preferences) -> None:
+        if not between.is_set():
+            between.set()
+            assert other.wait(10), "the other window has neither saved nor found the lock taken"
+            save(preferences)
+        else:
+            save(preferences)
+            other.set()
+
+    def taken(file: Path) -> IO[bytes] | None:
+        lock = take(file)
+        if lock is None:
+            other.set()
+        return lock
+
+    monkeypatch.setattr(disk, "save_preferences", saved)
+    monkeypatch.setattr(locks, "take", taken)
+    windows = Disk(lambda: None), Disk(lambda: None)
+    windows[0].do(SavePreferences(Preferences(theme="light")))
+    assert between.wait(10)
+    windows[1].do(SavePreferences(Preferences(width=900)))
+    for window in windows:
+        window.close()
+    assert disk.read_preferences() == Preferences(theme="light", width=900)
+
+
+@pytest.mark.usefixtures("home")
+def test_a_lock_that_is_never_let_go_of_holds_up_nothing_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A window that was stopped has it."""
+    monkeypatch.setattr(locks, "HOLD_S", 0.0)
+    disk.folder().mkdir(parents=True)
+    lock, helper = locks.take(disk.folder() / "client.lock"), Disk(lambda: None)
+    assert lock and told(helper, SavePreferences(Preferences(theme="light"))) == []
+    assert disk.read_preferences() == Preferences(theme="light")
+    lock.close()
+    helper.close()
 
 
 def test_preferences_that_could_not_be_saved_are_saved_with_the_next(home: Path) -> None:
