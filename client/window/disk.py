@@ -11,6 +11,7 @@ import secrets
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias, assert_never, get_args, get_origin, get_type_hints
 
@@ -172,7 +173,8 @@ class Disk:
             case SavePreferences(preferences) if preferences != self._saved:
                 folder().mkdir(parents=True, exist_ok=True)
                 with locks.held(folder() / "client.lock"):  # two windows end at once when a session does
-                    save_preferences(merged(self._saved, preferences, read_preferences()))
+                    there = preferences_there(self._saved)
+                    save_preferences(merged(self._saved, preferences, there) if there else preferences)
                 self._saved = preferences
             case SavePreferences():
                 pass  # they are
@@ -322,11 +324,16 @@ def save_preferences(preferences: Preferences) -> None:
 
 def read_preferences() -> Preferences:
     """Read the preferences as they were saved; what is missing or damaged gets its default."""
-    preferences = Preferences()
+    return preferences_there(Preferences()) or Preferences()
+
+
+def preferences_there(known: Preferences) -> Preferences | None:
+    """Read the preferences as they were saved; what is missing or damaged is as `known`. None: they cannot be read."""
+    preferences = replace(known)
     try:
         kept = msgspec.json.decode((folder() / "client.json").read_bytes(), type=dict[str, Any])
     except (OSError, msgspec.DecodeError, RecursionError):
-        return preferences
+        return None
     for name, kind in KINDS.items():
         with contextlib.suppress(KeyError, msgspec.ValidationError):
             setattr(preferences, name, _of_kind(kept[name], kind))

@@ -266,6 +266,23 @@ def test_a_lock_that_is_never_let_go_of_holds_up_nothing_for_long(monkeypatch: p
     helper.close()
 
 
+@pytest.mark.parametrize("content", [None, '{"presets": {"a"', "", '{"presets": 5, "width": "wide", "theme": "light"}'])
+def test_preferences_outlast_their_file(kept: Path, content: str | None) -> None:
+    """It is deleted, or half edited by hand, while a window is open."""
+    before = Preferences(presets={"mine": {"top_k": 1}}, width=900, files=[("/a", 1)])
+    disk.save_preferences(before)
+    helper = Disk(lambda: None, before)
+    if content is None:
+        kept.unlink()
+    else:
+        kept.write_text(content, encoding="utf-8")
+    changed = replace(before, zoom=2.0)
+    assert told(helper, SavePreferences(changed)) == []
+    theirs = content is not None and "light" in content
+    assert disk.read_preferences() == replace(changed, theme="light" if theirs else "dark")
+    helper.close()
+
+
 def test_preferences_that_could_not_be_saved_are_saved_with_the_next(home: Path) -> None:
     (home / "config").touch()
     helper, changed = Disk(lambda: None), Preferences(theme="light")
