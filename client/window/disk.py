@@ -111,8 +111,8 @@ class Disk:
         """Pages of sessions that crashed."""
         self._effects: queue.SimpleQueue[DiskEffect | None] = queue.SimpleQueue()
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self._not_kept = set[str]()
-        """What has failed of what nobody asked for, which is said once."""
+        self._not_kept = set[tuple[str, str]]()
+        """What has failed of what nobody asked for, and of which file, which is said once."""
         self._thread = threading.Thread(target=self._run, name="disk", daemon=True)
         self._thread.start()
 
@@ -140,7 +140,7 @@ class Disk:
 
     def _done(self, effect: DiskEffect) -> Event | None:
         """Do what was asked for; return what is to be told of it."""
-        what = UNASKED.get(type(effect), "")
+        what = UNASKED.get(type(effect), ""), _file(effect)
         try:
             event = self._carry_out(effect)
         except (OSError, ValueError) as e:
@@ -150,16 +150,16 @@ class Disk:
             return self._failed(what, f"{type(e).__name__}: {e}")
         if what in self._not_kept:
             self._not_kept.remove(what)
-            return NotKept(what)
+            return NotKept(what[0])
         return event
 
-    def _failed(self, what: str, error: str) -> Event | None:
-        """Tell a failure; of what nobody asked for once, until it has worked again."""
-        if not what:
+    def _failed(self, what: tuple[str, str], error: str) -> Event | None:
+        """Tell a failure; of what nobody asked for once for each file, until it has worked again."""
+        if not what[0]:
             return DiskFailed(error)
         known = what in self._not_kept
         self._not_kept.add(what)
-        return None if known else NotKept(what, error)
+        return None if known else NotKept(what[0], error)
 
     def _carry_out(self, effect: DiskEffect) -> Event | None:
         match effect:
@@ -181,6 +181,17 @@ class Disk:
             case _:
                 return carry_out(effect)
         return None
+
+
+def _file(effect: DiskEffect) -> str:
+    """Return which file it is that is kept without being asked for; empty where there is one alone."""
+    match effect:
+        case SaveBranches(path):
+            return str(path)
+        case ForgetPage(name):
+            return name
+        case _:
+            return ""
 
 
 def describe(error: OSError | ValueError) -> str:

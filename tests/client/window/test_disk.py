@@ -26,11 +26,14 @@ from client.window.events import (
     ListFonts,
     NotKept,
     OpenFile,
+    SaveBranches,
     Saved,
     SaveFile,
     SavePreferences,
 )
+from client.window.marks import Passage
 from client.window.preferences import Preferences
+from client.window.sidecar import Branches
 from client.window.state import AppState
 from client.window.textfile import TextFile
 from client.window.update import files
@@ -199,6 +202,22 @@ def test_what_cannot_be_kept_unasked_is_said_once_and_ends_no_question(home: Pat
         assert isinstance(event, NotKept)
         files.apply(state, event)
     assert not state.notices, "it is no longer so"
+    helper.close()
+
+
+@pytest.mark.usefixtures("home")
+def test_branches_that_cannot_be_kept_are_said_of_each_file(tmp_path: Path) -> None:
+    branches, helper = Branches("", [], [], Passage(""), [], []), Disk(lambda: None)
+    ways = [tmp_path / name / "page.txt" for name in ("one", "other")]
+    for way in ways:
+        way.parent.touch()
+    effects = [SaveBranches(way, branches) for way in ways]
+    failures = [told(helper, effect, effect) for effect in effects]
+    for (failed,), way in zip(failures, ways, strict=True):
+        assert isinstance(failed, NotKept) and str(way) in failed.error
+    ways[1].parent.unlink()
+    what = disk.UNASKED[SaveBranches]
+    assert told(helper, effects[0], effects[1], effects[1]) == [NotKept(what)]
     helper.close()
 
 
