@@ -45,7 +45,7 @@ from client.window.events import (
     SavePreferences,
 )
 from client.window.preferences import LEAST_ZOOM, MOST_ZOOM, Preferences, merged
-from client.window.results import Entry
+from client.window.results import MAX_HISTORY, Entry
 from client.window.textfile import MAX_FILE_BYTES, TextFile, is_text
 
 DiskEffect: TypeAlias = (
@@ -113,6 +113,8 @@ class Disk:
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._not_kept = set[tuple[str, str]]()
         """What has failed of what nobody asked for, and of which file, which is said once."""
+        self._unkept = list[Entry]()
+        """Generations that could not be kept, which come with the next ones."""
         self._thread = threading.Thread(target=self._run, name="disk", daemon=True)
         self._thread.start()
 
@@ -178,6 +180,13 @@ class Disk:
                 self._saved = preferences
             case SavePreferences():
                 pass  # they are
+            case KeepHistory(entries):
+                self._unkept = [*self._unkept, *(entry.bare for entry in entries)][-MAX_HISTORY:]
+                carry_out(KeepHistory(self._unkept))
+                self._unkept = []
+            case ForgetHistory():
+                self._unkept = []
+                carry_out(effect)
             case _:
                 return carry_out(effect)
         return None

@@ -20,6 +20,8 @@ from client.window.events import (
     Event,
     Export,
     FontsListed,
+    ForgetHistory,
+    KeepHistory,
     KeepPage,
     Listed,
     ListFolder,
@@ -33,10 +35,13 @@ from client.window.events import (
 )
 from client.window.marks import Passage
 from client.window.preferences import Preferences
+from client.window.results import Entry
 from client.window.sidecar import Branches
 from client.window.state import AppState
 from client.window.textfile import TextFile
 from client.window.update import files
+from protocol import messages as m
+from protocol.ledger import ledger
 from tests.conftest import wait_for
 
 
@@ -218,6 +223,37 @@ def test_branches_that_cannot_be_kept_are_said_of_each_file(tmp_path: Path) -> N
     ways[1].parent.unlink()
     what = disk.UNASKED[SaveBranches]
     assert told(helper, effects[0], effects[1], effects[1]) == [NotKept(what)]
+    helper.close()
+
+
+def test_a_history_that_could_not_be_kept_is_kept_with_the_next(home: Path) -> None:
+    result = m.Generated(
+        id=1,
+        text="x",
+        ids=[1],
+        finish_reason="length",
+        prompt_truncated=0,
+        settings={},
+        model="demo",
+        engine="onnx",
+        precision="int8",
+        digest="",
+        threads=1,
+        ledger=ledger(),
+    )
+    entries = [Entry(1, 0.0, prompt, result, "") for prompt in "abc"]
+    (home / "data").touch()
+    helper = Disk(lambda: None)
+    (failed,) = told(helper, KeepHistory(entries[:1]), KeepHistory(entries[1:2]))
+    (home / "data").unlink()
+    assert isinstance(failed, NotKept) and told(helper, KeepHistory(entries[2:])) == [NotKept(failed.what)]
+    assert [entry.prompt for entry in disk.read_history()] == ["a", "b", "c"]
+    disk.history_file().unlink()
+    disk.history_file().mkdir()
+    told(helper, KeepHistory(entries[:1]), ForgetHistory())
+    disk.history_file().rmdir()
+    told(helper, KeepHistory(entries[1:2]))
+    assert [entry.prompt for entry in disk.read_history()] == ["b"], "what was cleared is not kept later"
     helper.close()
 
 
