@@ -25,12 +25,11 @@ from pathlib import Path
 
 from scripts.wheels.headers import Facts, interface, problems, read
 from scripts.wheels.pack import files_of, write_wheel
-from scripts.wheels.targets import TARGETS, BuildFailed, Target, build_library
+from scripts.wheels.targets import PROGRAMS, TARGETS, BuildFailed, Target, build_library
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "wheels"
 RUN_S, LOAD_S = 300, 60
-PROGRAMS = ("kernels_test", "team_test")
 ARM_LIBRARIES = "/usr/aarch64-linux-gnu"
 """Where Debian's package libc6-arm64-cross has them."""
 LOAD = """

@@ -23,6 +23,8 @@ from server.build import SOURCES, write_zig_wrapper
 CACHE = Path(__file__).resolve().parents[2] / "build" / "zig"
 """What zig keeps: the standard library of each system, which takes it a minute."""
 CONFIGURE_S, BUILD_S = 60, 900
+PROGRAMS = ("kernels_test", "steps_test", "refusals_test", "team_test")
+"""The kernels' tests that run beside each library; the first says what it has computed."""
 TOLD = {
     "CMAKE_CXX_COMPILER_ID": "Clang",
     "CMAKE_CXX_COMPILER_ID_RUN": "1",
@@ -132,7 +134,7 @@ def compile_one(command: Sequence[str], build: Path) -> None:
 def build_library(target: Target, folder: Path, *, tests: bool = False) -> Path:
     """Build the kernels, and return the library; with `tests` their programs lie beside it. Raises: BuildFailed."""
     build = configure(target, folder, tests=tests)
-    names = ["gpt2d_kernels", *(("kernels_test", "team_test") if tests else ())]
+    names = ["gpt2d_kernels", *(PROGRAMS if tests else ())]
     _run([str(cmake()), "--build", str(build), "--parallel", "--target", *names], build, BUILD_S)
     return build / target.library
 
