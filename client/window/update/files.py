@@ -235,6 +235,7 @@ def _end_writing(state: AppState) -> list[e.Effect]:
     """End what is being written on the page, or waits for its model; a result is left to the history."""
     page, going = state.page, state.page.generating
     wanted, page.wanted = page.wanted, None
+    state.asking = None
     page.branch, page.batch = None, []
     if going is None:
         return [e.Cancel("load")] if wanted and state.models.loading else []
@@ -245,7 +246,7 @@ def _end_writing(state: AppState) -> list[e.Effect]:
 
 def _opened(state: AppState, message: e.Opened) -> list[e.Effect]:
     page, path = state.page, message.path
-    if message.at_start and (page.dirty or page.path or page.document.version):
+    if message.at_start and (page.dirty or page.path or page.document.version or page.busy):
         return []
     effects = _show(state, path, message.file)
     if message.file.keeps:

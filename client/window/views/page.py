@@ -181,7 +181,7 @@ def parts_of_status(state: AppState) -> list[str]:
     counted = state.link.status == "ready" and page.known
     if counted:
         exact = page.exact and page.counted == page.document.version and not page.counting
-        tokens = f"{page.tokens} tokens" if exact else f"about {page.tokens} tokens"
+        tokens = f"{'' if exact else 'about '}{page.tokens} token{'s' * (page.tokens != 1)}"
         share = min(1.0, page.tokens / context)
         parts.append(f"{tokens} before the cursor, {share:.0%} of the context of {context}")
     if spaces := state.unsent_spaces:

@@ -26,6 +26,7 @@ from client.window.textfile import TextFile
 from client.window.tree import Node, Place, Tree
 from client.window.update.apply import apply
 from tests.client.window.test_tree import page, piece, takes, typed, written
+from tests.client.window.test_update import ready
 
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="modes and links of POSIX")
 
@@ -480,6 +481,11 @@ def test_recent_files_open_where_one_was(tmp_path: Path) -> None:
     typed(started, "at once")
     apply(started, e.Opened(tmp_path / "a.txt", TextFile(b"text a"), at_start=True))
     assert started.page.document.text == "at once", "what is typed before it has come stays"
+    started = ready()
+    apply(started, e.Do("generate"))
+    assert started.page.busy
+    apply(started, e.Opened(tmp_path / "a.txt", TextFile(b"text a"), at_start=True))
+    assert started.page.busy and not started.page.document.text, "and what is generated"
 
 
 def test_the_history_is_kept_across_sessions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,10 +141,10 @@ def test_a_count_of_another_place_is_not_shown_and_one_of_an_earlier_text_is_an_
         e.Tick(12.0, 1e9),
         counted("ones"),
     )
-    assert seen == ["", "", "", "", "", "1 tokens"]
+    assert seen == ["", "", "", "", "", "1 token"]
     seen.clear()
     see(e.Do("undo"), e.Tick(13.0, 1e9), counted("one"), e.Edit(0, 0, "x", "typed"), e.Tick(14.0, 1e9))
-    assert seen == ["", "", "1 tokens", "about 1 tokens", "about 1 tokens"]
+    assert seen == ["", "", "1 token", "about 1 token", "about 1 token"]
     see(e.Replied("count", DeadlineExceeded("late"), 1), e.Tick(15.0, 1e9))
     assert seen[5:] == ["", ""] and not state.page.counting, "after an error there is none, and none is asked for"
 
