@@ -53,7 +53,7 @@ def test_windows_stands_outside_the_checkout_while_programs_run(tmp_path: Path) 
     here = [target for target in targets.TARGETS if wheels.runner(target) == []]
     if not here:
         pytest.skip("wheels are built for other systems only")
-    for name in wheels.PROGRAMS:
+    for name in targets.PROGRAMS:
         (tmp_path / name).write_text('#!/bin/sh\ntest -d "$WINEPREFIX" && echo "$WINEPREFIX"\n', encoding="utf-8")
         (tmp_path / name).chmod(0o755)
     prefix = Path(wheels.run(here[0], tmp_path / "library"))
