@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
+#include <random>
 #include <string>
 #include <vector>
 
@@ -19,4 +21,19 @@ inline std::vector<std::string> instruction_sets() {
         found.push_back(names.substr(at, end - at));
     }
     return found;
+}
+
+// Any floats and any bytes will do: halves and floats whose exponents are small.
+inline void fill(gpt2d_model *model, int bits) {
+    size_t bytes;
+    auto *data = static_cast<unsigned char *>(gpt2d_weights(model, &bytes));
+    std::mt19937 random(7);
+    if (bits == 32) {
+        for (size_t i = 0; i < bytes / 4; i++) {
+            float x = float(random() % 2001) / 1e4f - 0.1f;
+            std::memcpy(data + 4 * i, &x, 4);
+        }
+    } else {
+        for (size_t i = 0; i < bytes; i++) data[i] = (unsigned char)(random() % 48);
+    }
 }

@@ -25,18 +25,7 @@ gpt2d_model *make(int bits, int cache_bits, int rows, int threads, const std::st
     shape.bits = bits, shape.head_bits = bits == 32 ? 32 : 8, shape.cache_bits = cache_bits;
     gpt2d_model *model = gpt2d_new(&shape, rows, threads, set.c_str());
     CHECK(model);
-    size_t bytes;
-    auto *data = static_cast<unsigned char *>(gpt2d_weights(model, &bytes));
-    // Any floats and any bytes will do: halves and floats whose exponents are small.
-    std::mt19937 random(7);
-    if (bits == 32) {
-        for (size_t i = 0; i < bytes / 4; i++) {
-            float x = float(random() % 2001) / 1e4f - 0.1f;
-            std::memcpy(data + 4 * i, &x, 4);
-        }
-    } else {
-        for (size_t i = 0; i < bytes; i++) data[i] = (unsigned char)(random() % 48);
-    }
+    fill(model, bits);
     return model;
 }
 

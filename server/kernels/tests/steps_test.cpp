@@ -1,7 +1,6 @@
 // Steps as a worker takes them: 1 to 16 rows that begin and go on at any time, prompts and scores among them, with another number
 // of threads each time, and the head in two passes. Each logit and score has the bits that its row has alone, with one thread.
 #include <cmath>
-#include <cstring>
 #include <random>
 
 #include "check.h"
@@ -18,14 +17,7 @@ gpt2d_model *make(int bits, int cache_bits, int threads, const std::string &set)
     shape.bits = bits, shape.head_bits = bits == 32 ? 32 : 8, shape.cache_bits = cache_bits;
     gpt2d_model *model = gpt2d_new(&shape, ROWS, threads, set.c_str());
     CHECK(model);
-    size_t bytes;
-    auto *data = static_cast<unsigned char *>(gpt2d_weights(model, &bytes));
-    std::mt19937 random(7);
-    for (size_t i = 0; i < bytes; i += 4) {  // as halves, too: small numbers
-        float x = float(random() % 2001) / 1e4f - 0.1f;
-        if (bits == 32) std::memcpy(data + i, &x, 4);
-        else for (size_t j = i; j < i + 4; j++) data[j] = (unsigned char)(random() % 48);
-    }
+    fill(model, bits);
     return model;
 }
 
