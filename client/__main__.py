@@ -140,7 +140,7 @@ def main() -> None:
 
 
 def use_utf8() -> None:
-    """Read and print UTF-8, whatever the system's code page is. A byte order mark is no part of what is read."""
+    """Read and print UTF-8, whatever the system's code page is. A byte order mark is not part of what is read."""
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")
     for stream in (sys.stdout, sys.stderr):

@@ -204,7 +204,7 @@ def _by_name(files: tuple[Path, ...]) -> dict[str, tuple[Stored, str]]:
 
 
 def _hint(stored: Mapping[str, object]) -> str:
-    """Return what is before the names, where a part of GPT-2's is among them, or that there are no names of its."""
+    """Return what is before the names, where a part of GPT-2's is among them, or that none is a GPT-2's."""
     if not any(OWN.search(name) for name in stored):
         return ", nor any other of a GPT-2: save the model with transformers' save_pretrained"
     name = next((name for name in stored if name.endswith((TABLE, "h.0.ln_1.weight"))), "")

@@ -105,7 +105,7 @@ def test_an_empty_stdin_is_not_a_prompt(text: str, shared_daemon: Daemon) -> Non
 
 
 def test_a_stdin_of_another_encoding_is_refused(shared_daemon: Daemon, client: Client) -> None:
-    """A byte order mark, as editors of Windows write it, is no part of the prompt."""
+    """A byte order mark, as editors of Windows write it, is not part of the prompt."""
     command = [sys.executable, "-m", "client", shared_daemon.endpoint, "--set", "seed=1", "-n", "5"]
 
     def given(data: bytes) -> subprocess.CompletedProcess[bytes]:

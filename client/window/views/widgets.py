@@ -35,8 +35,8 @@ def wrapped(text: str, name: str) -> None:
 
 
 def printable(text: str) -> str:
-    """Return the text as a label can show it: without NUL, which would end it, or what is no text in a file's name, and
-    not longer than anybody reads.
+    """Return the text as a label can show it: without NUL, which would end it, or bytes of a file's name that are not
+    text, and not longer than anybody reads.
     """
     return told(text[:MAX_SHOWN].replace("\0", "\ufffd"))
 

@@ -217,7 +217,7 @@ void matrices(const char *set) {
     }
 }
 
-// Inputs without products, or with such as no inputs have, are refused; weights that are no numbers give any values.
+// Inputs without products, or with such as no inputs have, are refused; weights that are NaN or infinite give any values.
 void calibration() {
     constexpr double nan = std::numeric_limits<double>::quiet_NaN(), inf = std::numeric_limits<double>::infinity();
     std::vector<uint8_t> values(OUTPUTS * INPUTS);
