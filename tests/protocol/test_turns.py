@@ -190,7 +190,7 @@ def settled(wanted):
         time.sleep(0.01)
     return count()
 with Client(sys.argv[1]) as client:
-    client.ping()
+    peers = client.stats().peers
 before = count()
 for _ in range(100):
     Client(sys.argv[1]).ping()
@@ -201,9 +201,9 @@ del unused, piece
 assert settled(before) == before, (settled(before), before)
 with Client(sys.argv[1]) as client:
     give_up = time.monotonic() + 20
-    while client.stats().peers > 1 and time.monotonic() < give_up:  # the server has seen the others go
+    while client.stats().peers > peers and time.monotonic() < give_up:  # the server has seen the others go
         time.sleep(0.01)
-    assert client.stats().peers == 1, client.stats()
+    assert client.stats().peers <= peers, client.stats()
 """
 
 FULL = """

@@ -60,12 +60,16 @@ class DaemonLM(LM):
         self._client = Client(given_line(endpoint))
         self._which: dict[str, Any] = {"model": model, "engine": engine, "precision": precision}
         self._timeout = timeout
-        about = self._about()
-        self.max_length = about.context if max_length is None else max_length
-        if not 1 <= self.max_length <= about.context:
-            raise BadRequest(f"max_length must be 1 to {about.context}, the context of this model, got {max_length}")
-        self._before = len(about.before)
-        self._prefix = prefix_token_id if prefix_token_id is not None else self._first(about)
+        try:
+            about = self._about()
+            self.max_length = about.context if max_length is None else max_length
+            if not 1 <= self.max_length <= about.context:
+                raise BadRequest(f"max_length must be 1 to {about.context}, this model's context, got {max_length}")
+            self._before = len(about.before)
+            self._prefix = prefix_token_id if prefix_token_id is not None else self._first(about)
+        except BaseException:
+            self._client.close()
+            raise
 
     @property
     def tokenizer_name(self) -> str:
