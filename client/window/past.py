@@ -24,7 +24,10 @@ def append(file: Path, entries: Iterable[Entry]) -> None:
     """Raises: OSError."""
     file.parent.mkdir(parents=True, exist_ok=True)
     data = b"".join(_line(entry) for entry in entries)
-    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as stream:
+    with open(file, "a+b", opener=lambda name, flags: os.open(name, flags, 0o600)) as stream:
+        if stream.tell():
+            stream.seek(-1, os.SEEK_END)
+            data = data if stream.read() == b"\n" else b"\n" + data  # a full disk has cut the last line
         stream.write(data)
 
 

@@ -226,7 +226,8 @@ def test_branches_that_cannot_be_kept_are_said_of_each_file(tmp_path: Path) -> N
     helper.close()
 
 
-def test_a_history_that_could_not_be_kept_is_kept_with_the_next(home: Path) -> None:
+def generations(prompts: str) -> list[Entry]:
+    """Return a generation for each letter."""
     result = m.Generated(
         id=1,
         text="x",
@@ -241,7 +242,11 @@ def test_a_history_that_could_not_be_kept_is_kept_with_the_next(home: Path) -> N
         threads=1,
         ledger=ledger(),
     )
-    entries = [Entry(1, 0.0, prompt, result, "") for prompt in "abc"]
+    return [Entry(1, 0.0, prompt, result, "") for prompt in prompts]
+
+
+def test_a_history_that_could_not_be_kept_is_kept_with_the_next(home: Path) -> None:
+    entries = generations("abc")
     (home / "data").touch()
     helper = Disk(lambda: None)
     (failed,) = told(helper, KeepHistory(entries[:1]), KeepHistory(entries[1:2]))
@@ -255,6 +260,18 @@ def test_a_history_that_could_not_be_kept_is_kept_with_the_next(home: Path) -> N
     told(helper, KeepHistory(entries[1:2]))
     assert [entry.prompt for entry in disk.read_history()] == ["b"], "what was cleared is not kept later"
     helper.close()
+
+
+@pytest.mark.usefixtures("home")
+def test_a_history_that_a_full_disk_has_cut_takes_the_next_generation() -> None:
+    entries = generations("abcd")
+    disk.carry_out(KeepHistory(entries[:2]))
+    file = disk.history_file()
+    os.truncate(file, file.stat().st_size - 10)
+    disk.carry_out(KeepHistory(entries[2:3]))
+    disk.carry_out(KeepHistory(entries[3:]))
+    assert [entry.prompt for entry in disk.read_history()] == ["a", "c", "d"]
+    assert b"\n\n" not in file.read_bytes()
 
 
 @pytest.mark.usefixtures("home")
