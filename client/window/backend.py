@@ -1,7 +1,10 @@
-"""Input of the window: keys by their letter on the present layout, modifiers that never stick, clipboard, cursors."""
+"""Input of the window: keys by their letter on the present layout, modifiers that never stick, clipboard, cursors,
+files that are dropped.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -238,6 +241,19 @@ class Backend(GlfwRenderer):
         if shape != self._cursor:
             self._cursor = shape
             glfw.set_cursor(self.window, self._cursors.get(shape))  # type: ignore[arg-type]  # None is the arrow
+
+
+def on_drop(window: Any, dropped: Callable[[tuple[str, ...]], None]) -> Callable[..., None]:
+    """Have `dropped` called with the paths of files that are dropped on a window, for as long as what is returned is
+    kept. pyGLFW's own callback takes names in UTF-8 alone, and any other ends the program.
+    """
+
+    def callback(_window: Any, count: int, paths: Any) -> None:
+        dropped(tuple(os.fsdecode(paths[i]) for i in range(count)))
+
+    kept: Callable[..., None] = glfw._GLFWdropfun(callback)  # type: ignore[attr-defined]
+    glfw._glfw.glfwSetDropCallback(window, kept)  # type: ignore[attr-defined]
+    return kept
 
 
 def as_text(given: str | bytes | None) -> str:

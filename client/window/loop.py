@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import imgui_bundle  # noqa: F401 - before glfw: it points pyGLFW at its own GLFW, so that one library serves both
 
@@ -20,7 +20,7 @@ from imgui_bundle import imgui, implot
 from OpenGL import GL
 
 from client.window.app import App
-from client.window.backend import Backend, as_text
+from client.window.backend import Backend, as_text, on_drop
 from client.window.events import Do, Dropped
 from client.window.opening import NAME, keep_place, open_window
 from client.window.pace import Pace
@@ -61,7 +61,8 @@ class Window:
         self._scaled()
         glfw.set_window_content_scale_callback(self.window, lambda *_: self._scaled())
         self.app.start()
-        glfw.set_drop_callback(self.window, self._dropped)  # type: ignore[arg-type]  # a list of paths comes
+        self.drop = on_drop(self.window, self._dropped)
+        """What GLFW calls at the end of a drag."""
         self.watch: Callable[[float, float, float], None] | None = None
         """Called after each frame with: seconds of the window's own code, how late it began, when it was shown
         (monotonic).
@@ -103,8 +104,8 @@ class Window:
             if number and signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, ended)
 
-    def _dropped(self, _window: object, paths: Sequence[str]) -> None:
-        self.app.tell(Dropped(tuple(paths)))
+    def _dropped(self, paths: tuple[str, ...]) -> None:
+        self.app.tell(Dropped(paths))
         self.backend.touch()
 
     def _closed(self) -> None:
