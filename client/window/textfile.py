@@ -51,6 +51,11 @@ class TextFile:
             found.append(f"line ends of several kinds ({', '.join(ENDS[end] for end in ENDS if self._ends[end])})")
         return " and ".join(found)
 
+    def most_bytes(self, size: int, lines: int) -> int:
+        """Return the most bytes that the file has with another text, of `size` bytes and so many line ends."""
+        beside = len(self.data) - len(self.text.encode()) - self._ends["\r\n"]
+        return size + beside + lines * ("\r\n" in self._ends)
+
     def with_text(self, text: str) -> TextFile:
         """Return the file with another text: lines at its beginning and end that are as before keep their bytes."""
         if text == self.text:

@@ -70,8 +70,11 @@ def _select(state: AppState, cursor: int, anchor: int) -> None:
 def _replace_all(state: AppState, edits: Sequence[tuple[int, int, str]]) -> None:
     """Make edits at once, unless their text could be saved and not be opened again."""
     page, text = state.page, state.page.document.text
-    size = len(text.encode()) + sum(len(put.encode()) - len(text[start:end].encode()) for start, end, put in edits)
-    if size > MAX_FILE_BYTES:
+    size, lines = len(text.encode()), text.count("\n")
+    for start, end, put in edits:
+        size += len(put.encode()) - len(text[start:end].encode())
+        lines += put.count("\n") - text.count("\n", start, end)
+    if page.file.most_bytes(size, lines) > MAX_FILE_BYTES:
         why = f"nothing was replaced: the text would be too large, a page holds at most {MAX_FILE_BYTES >> 20} MB"
         notices.warn(state, "page", why)
         return

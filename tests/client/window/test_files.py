@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from client.window.document import Document
 from client.window.marks import Passage
 from client.window.sidecar import Branches
 from client.window.state import AppState
-from client.window.textfile import TextFile
+from client.window.textfile import MAX_FILE_BYTES, TextFile
 from client.window.tree import Node, Place, Tree
 from client.window.update.apply import apply
 from tests.client.window.test_tree import page, piece, takes, typed, written
@@ -179,6 +180,21 @@ def test_replace_all_makes_no_page_that_cannot_be_opened_again(tmp_path: Path) -
     save_as(state, tmp_path, "a.txt")
     open_(state, tmp_path, "a.txt")
     assert len(state.page.document.text) == 4000 * 300 + 1000
+
+
+@pytest.mark.parametrize("mark", [b"", codecs.BOM_UTF8])
+def test_replace_all_counts_the_bytes_that_a_page_does_not_show(tmp_path: Path, mark: bytes) -> None:
+    line = b"x" * 998 + b"\r\n"
+    lines = (MAX_FILE_BYTES - len(mark)) // len(line)
+    (tmp_path / "a.txt").write_bytes(mark + line * lines)
+    state = page("")
+    open_(state, tmp_path, "a.txt")
+    room = MAX_FILE_BYTES - len(mark) - len(line) * lines
+    apply(state, e.ReplaceAll(((0, 1, "y" * (room + 2)),)))
+    assert state.page.document.text.startswith("x") and "at most 4 MB" in state.said("page")
+    apply(state, e.ReplaceAll(((0, 1, "y" * (room + 1)),)))
+    run(state, e.Do("save"))
+    assert (tmp_path / "a.txt").stat().st_size == MAX_FILE_BYTES
 
 
 def test_the_file_dialog_stays_until_it_has_done_something(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ def test_a_file_of_any_lines_takes_any_text(raw: str, text: str, bom: bool) -> N
     new = file.with_text(text)
     assert new.text == text
     assert new.data.startswith(codecs.BOM_UTF8) or not file.data.startswith(codecs.BOM_UTF8)
+    assert len(new.data) <= file.most_bytes(len(text.encode()), text.count("\n")) or text.startswith("\ufeff")
 
 
 @pytest.mark.parametrize(
