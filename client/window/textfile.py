@@ -60,14 +60,16 @@ class TextFile:
         """Return the file with another text: lines at its beginning and end that are as before keep their bytes."""
         if text == self.text:
             return self
+        # Without one, a first character that is the mark's own would be taken for it.
+        bom = codecs.BOM_UTF8 if self.data.startswith(codecs.BOM_UTF8) or text.startswith("\ufeff") else b""
+        if self._raw == self.text:  # most files, and a large one would take half a second by its lines
+            return TextFile(bom + text.encode())
         raw = _lines(self._raw)
         rest = raw.pop() if raw and not clean(raw[-1]) else ""
         before, after = [clean(line) for line in raw], _lines(text)
         start = _alike(before, after)
         end = _alike(before[start:][::-1], after[start:][::-1])
         changed = "".join(after[start : len(after) - end]).replace("\n", self.newline)
-        # Without one, a first character that is the mark's own would be taken for it.
-        bom = codecs.BOM_UTF8 if self.data.startswith(codecs.BOM_UTF8) or text.startswith("\ufeff") else b""
         kept = "".join(raw[:start]) + changed + "".join(raw[len(raw) - end :]) + rest
         new = TextFile(bom + kept.encode())
         # A CR that was kept and an LF that follows it now would be one line end.
