@@ -15,7 +15,7 @@ from client.window.state import AppState
 from client.window.textfile import MAX_FILE_BYTES
 from client.window.update import branches, files, notices
 from client.window.update.branches import SENT_BYTES
-from client.window.writing import MAX_LATE, STOP_S, Branch, Generating
+from client.window.writing import STOP_S, Branch, Generating
 from protocol import messages as m
 from protocol.client import is_last
 from protocol.connection import Event as Reply
@@ -140,9 +140,7 @@ def tick(state: AppState, unix: float) -> list[e.Effect]:
     state.unix = unix
     going = page.generating
     if going and going.stopping and state.now >= going.stopped_at + STOP_S:
-        page.late[going.number] = going
-        if len(page.late) > MAX_LATE:
-            del page.late[min(page.late)]
+        page.leave(going)
         branches.ended(state, "")
     at_rest = not page.generating and state.now > page.changed_at + COUNT_AFTER_S
     can_count = state.link.status == "ready" and state.loaded
