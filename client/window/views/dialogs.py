@@ -121,22 +121,14 @@ def answer(buttons: tuple[tuple[str, Action], ...]) -> list[Action]:
 
 def draw_download(state: AppState) -> list[Action]:
     """Ask whether models may be downloaded."""
-    actions = list[Action]()
     if state.asking is None or not modal("Download"):
-        return actions
+        return []
     for info in state.asking.downloads:
         size = (
             f"of {widgets.megabytes(info.file_bytes)}" if info.file_bytes else "whose size is known once it has begun"
         )
         imgui.text(widgets.printable(f"{info.name} is not on the server's disk yet. It is a download {size}."))
-    imgui.set_item_default_focus()
-    if imgui.button("Download and go on") or enters():
-        actions.append(Do("agree"))
-    imgui.same_line()
-    if imgui.button("Cancel###CancelDownload") or imgui.is_key_pressed(imgui.Key.escape):
-        actions.append(Do("decline"))
-    imgui.end_popup()
-    return actions
+    return answer((("Download and go on", Do("agree")), ("Cancel", Do("decline"))))
 
 
 def draw_recovered(state: AppState) -> list[Action]:
