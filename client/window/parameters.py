@@ -10,6 +10,8 @@ from protocol.parameters import parameters
 
 OWN = {p.name: p for p in parameters()}
 """The settings as this version describes them."""
+OF_THE_WINDOW = frozenset({"n", "truncate", "logprobs", "logprobs_of"})
+"""Settings that the window sets itself."""
 MAX_INT, MAX_FLOAT = 2**31 - 1, 3e38
 """Largest values: the window's number fields hold 32 bits."""
 

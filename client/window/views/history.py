@@ -8,14 +8,12 @@ from imgui_bundle import imgui
 
 from client import replicas
 from client.window.events import Action, Do, Enter, ExportEntry, Restore
-from client.window.parameters import OWN
+from client.window.parameters import OF_THE_WINDOW, OWN
 from client.window.results import Entry
 from client.window.speed import tokens_per_second
 from client.window.state import AppState
 from client.window.views import widgets
 
-OF_THE_WINDOW = {"n", "truncate", "logprobs", "logprobs_of"}
-"""Settings that the window sets itself."""
 BESIDE = 45.0
 """Width from which a generation is shown beside the list, in font sizes."""
 BEFORE, AFTER = 40, 80

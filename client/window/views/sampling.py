@@ -9,6 +9,7 @@ from imgui_bundle import imgui
 from client.window import distribution
 from client.window.alternatives import probability
 from client.window.events import Action, Do, Enter, Prefer, Preset, SetSetting
+from client.window.parameters import OF_THE_WINDOW
 from client.window.state import AppState
 from client.window.views import widgets
 from protocol import messages as m
@@ -43,8 +44,6 @@ SLIDERS = {
 LOGARITHMIC = {"max_new_tokens", "top_k"}
 CURVE_HEIGHT = 4.0
 """In font sizes."""
-HIDDEN = {"n", "truncate", "logprobs", "logprobs_of"}
-"""The window sets these itself."""
 MAX_DIGITS = 19
 """Digits of a seed: 64 bits have no more."""
 
@@ -79,7 +78,7 @@ def draw(state: AppState) -> list[Action]:
         actions.append(Prefer("spare_spaces", spared))
     if widgets.section("More"):
         for name, parameter in parameters.items():
-            if name not in first and name not in HIDDEN:
+            if name not in first and name not in OF_THE_WINDOW:
                 actions += draw_setting(state, parameter)
     return actions
 
