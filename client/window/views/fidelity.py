@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from imgui_bundle import imgui
 
+from client.amounts import duration
 from client.window.events import Action, Do
 from client.window.views import widgets
 from protocol import messages as m
@@ -32,8 +33,7 @@ def draw(way: m.Precision, *, may: bool) -> list[Action]:
 def draw_calibration(seconds: int, *, may: bool) -> list[Action]:
     """Draw the button that calibrates the model, with about how long that takes."""
     imgui.begin_disabled(not may)
-    took = f"{seconds} s" if seconds < 120 else f"{seconds / 60:.0f} min"
-    clicked = imgui.button(f"Calibrate (about {took})###Calibrate", (-1, 0))
+    clicked = imgui.button(f"Calibrate (about {duration(seconds)})###Calibrate", (-1, 0))
     imgui.end_disabled()
     widgets.tip(
         "Makes it nearly as good as int8, as small and as fast as before: its weights are rounded so that their\n"

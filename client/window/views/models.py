@@ -157,10 +157,7 @@ def draw_loaded(state: AppState) -> list[Action]:
         imgui.text_wrapped(f"{name}, KV cache {group[0].cache}" if group[0].cache else name)
         where = replicas.place(group[0], group, host) if len(group) == 1 else ""
         widgets.wrapped(*condition(group, where, memory[way]))
-        imgui.same_line()
-        width = imgui.calc_text_size("Unload").x + 2 * imgui.get_style().frame_padding.x
-        if imgui.get_content_region_avail().x < width:
-            imgui.new_line()
+        widgets.beside("Unload")
         imgui.begin_disabled(not state.may_load)
         if imgui.small_button(f"Unload###unload {name}"):
             actions.append(UnloadModel(*way))
