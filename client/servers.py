@@ -65,9 +65,7 @@ def keep(address: Address) -> str:
         name += f"-{parts.port}"
     if name in COMMANDS:
         name += "-server"
-    while name in names() and address not in kept(
-        name
-    ):  # another host whose name reads the same, or another key for this one
+    while name in names() and address not in kept(name):  # another host that reads the same, or another key
         name += "-2"
     folder().mkdir(parents=True, exist_ok=True, mode=0o700)
     handle, draft = tempfile.mkstemp(dir=folder(), prefix=".")  # readable by this user alone

@@ -123,9 +123,8 @@ def struck(state: AppState, page: PageKeys) -> list[Action]:
             continue
         acts = chord.where == "everywhere" or not (in_field or page == "hidden")
         for each in codes:
-            imgui.shortcut(
-                each, CLAIM
-            )  # keeps it from the active field; that may own the key, so its answer is not used
+            # Keeps it from the active field, which may own the key, so that the answer is of no use.
+            imgui.shortcut(each, CLAIM)
             if acts and imgui.internal.is_key_chord_pressed(each, imgui.InputFlags_.repeat if chord.repeats else 0):
                 actions.append(chord.action)
                 imgui.get_current_context().nav_windowing_toggle_layer = False  # Alt was for this, not for the menu

@@ -390,7 +390,7 @@ def system_fonts() -> list[tuple[str, str]]:
             continue
         for root, _, names in os.walk(path):
             for name in names:
-                path = Path(root) / name
-                if name.lower().endswith((".ttf", ".otf", ".ttc")) and is_text(str(path)) and len(found) < MAX_FONTS:
-                    found.setdefault(path.stem, str(path))
+                file = Path(root) / name
+                if name.lower().endswith((".ttf", ".otf", ".ttc")) and is_text(str(file)) and len(found) < MAX_FONTS:
+                    found.setdefault(file.stem, str(file))
     return sorted(found.items())

@@ -118,11 +118,7 @@ class Link:
             else:
                 self._address = servers.resolve(effect.server)
             self._connection = Connection(self._address.line(), on_lost=lambda: self._lost(epoch))
-        except (
-            ConnectionFailed,
-            ValueError,
-            RuntimeError,
-        ) as e:  # RuntimeError: the home folder that ~ means cannot be found
+        except (ConnectionFailed, ValueError, RuntimeError) as e:  # the last where the home that ~ means is not found
             self._tell(NotConnected(str(e)))
 
     def _disconnect(self) -> None:

@@ -110,7 +110,8 @@ class Written:
         begin = before.pop().start if before and before[-1].end == start else start
         spans = [span for span in there.spans if span.node != node or not node]
         own = next((span.start for span in self.spans if span.node == node and node), start)
-        spans.append(Span(min(own, start), end, node)) if node else None
+        if node:
+            spans.append(Span(min(own, start), end, node))
         return Written((*before, Mark(begin, end), *after), tuple(sorted(spans, key=lambda span: span.start)))
 
     def shown(self, start: int, passage: Passage, node: int) -> Written:
