@@ -482,7 +482,8 @@ class Reply(Told, frozen=True, kw_only=True):
 
 
 class Progress(Reply, frozen=True, tag_field="type", tag="progress"):
-    """Progress of a load or a measurement. `stage` is a word for people; `unit` says what `done` and `total` count.
+    """Progress of a load, a measurement or a calibration. `stage` is a word for people; `unit` says what `done` and
+    `total` count.
 
     For a generation with `stream` that has to wait: stage "waiting", its place in the queue and the queue's length.
     """

@@ -30,8 +30,8 @@ CONNECT_MS = 4000
 seconds.
 """
 HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS = 1000, 10_000
-"""The other side's silence that ends a connection. A client has requests open whose server is silent give up sooner, by
-a ping whose limit grows with the round trip (protocol/pulse.py).
+"""The other side's silence that ends a connection. A client with open requests gives a silent server up sooner, by a
+ping whose limit grows with the round trip (protocol/pulse.py).
 """
 DRAIN_LINGER_MS = 1000
 CURVE_BYTES = 33

@@ -303,7 +303,7 @@ CompareAction: TypeAlias = ChooseColumn | ExportEntry
 PageTag: TypeAlias = Literal["page", "count", "branch ids", "branch text"]
 CompareTag: TypeAlias = Literal["compare", "compare load"]
 Tag: TypeAlias = Literal["look", "models", "stats", "load", "measure", "calibrate", "unload"] | PageTag | CompareTag
-"""Purpose of a request: `look` asks for a sign of life, `branch` serves the token view."""
+"""Purpose of a request: `look` asks for a sign of life, both of `branch` what it takes to go on from another token."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """apply(state, message): what the user did and what happened outside change the state, and effects follow.
 
-No file, no socket, no clock: time comes with Tick. The text is handled in page.py, comparison and history in
-comparison.py, opening and saving in files.py.
+No file, no socket, no clock: time comes with Tick. What is to be written waits in act.py; models are handled in
+models.py, the text in page.py and branches.py, how it is seen in seeing.py, comparison and export in comparison.py,
+opening and saving in files.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Part of update.apply for the comparison and the history."""
+"""Part of update.apply for the comparison, and for what is exported of the history."""
 
 from __future__ import annotations
 
