@@ -229,10 +229,15 @@ def _move_to_new(draft: Path, file: Path) -> None:
         draft.rename(file)
 
 
+def _without_waiting(file: str, flags: int) -> int:
+    """Open a file as open() wants it, which closes it again where it is a folder. A pipe would block."""
+    return os.open(file, flags | getattr(os, "O_NONBLOCK", 0))
+
+
 def _read(file: Path, forbidden: int) -> str:
     """Read a short text file, without waiting if it is a pipe. Raises: KeyFileError."""
     try:
-        with os.fdopen(os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as stream:  # a pipe would block
+        with open(file, "rb", opener=_without_waiting) as stream:
             stat = os.fstat(stream.fileno())
             if not stat_module.S_ISREG(stat.st_mode):
                 raise KeyFileError(f"{file} does not hold a key: it is not a regular file")

@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from protocol.keys import CurveKeys, KeyFileError, Role, write_public
@@ -136,6 +137,18 @@ def test_one_bad_name_costs_nobody_else(folder: Path) -> None:
     if hasattr(os, "mkfifo"):
         os.mkfifo(folder / "pipe.pub", 0o600)
     assert keyring.lost() == set() and keyring.role(A) == "admin" and keyring.role(B) == "generate"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there a folder is not opened")
+def test_a_folder_among_the_keys_costs_no_descriptor(folder: Path) -> None:
+    """The keys are read again at each change, for months."""
+    keyring = Keyring(folder)
+    (folder / "d.pub").mkdir()
+    before = psutil.Process().num_fds()
+    for i in range(9):
+        authorise(folder, f"n{i}", CurveKeys.new().public)
+        keyring.lost()
+    assert psutil.Process().num_fds() <= before
 
 
 def test_the_last_key_can_go_and_come_back(folder: Path, tmp_path: Path) -> None:
