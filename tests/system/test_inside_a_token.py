@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -39,9 +40,17 @@ def test_log_probabilities(client: Client) -> None:
     assert [told.text for told in greedy.logprobs] == [told.top[0].text for told in greedy.logprobs]
 
 
+@pytest.fixture
+def fp32(client: Client) -> Iterator[None]:
+    """Another precision, which is gone again also where a test fails: the shared daemon's int8 is the only one."""
+    client.load("demo", precision="fp32")
+    yield
+    client.unload("demo", precision="fp32")
+
+
+@pytest.mark.usefixtures("fp32")
 @pytest.mark.parametrize("stride", [1024, 512, 100])
 def test_scores_are_those_of_the_sliding_window_of_transformers(client: Client, stride: int) -> None:
-    client.load("demo", precision="fp32")
     model = GPT2LMHeadModel.from_pretrained(DEMO_FOLDER, dtype=torch.float32).eval()
     text = "When forty winters shall besiege thy brow,\nAnd dig deep trenches in thy beauty's field,\n" * 60
     ids = TEXT.encode(text)
@@ -66,7 +75,6 @@ def test_scores_are_those_of_the_sliding_window_of_transformers(client: Client, 
     assert client.score(ids=ids[:50], precision="fp32", bos="never").logprobs[1:] == pytest.approx(
         expected[1:50], abs=2e-4
     )
-    client.unload("demo", precision="fp32")
 
 
 def test_what_cannot_be_scored_is_refused(client: Client) -> None:

@@ -7,6 +7,8 @@ import random
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -95,17 +97,18 @@ class Harness:
         self.cache_hook = SimpleNamespace(add_partial=lambda *_: None)
 
 
+MODEL = "client.doors.lm_eval.model"
+
+
 @pytest.fixture
-def kind(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The class that lm-eval makes a model of."""
+def kind(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The class that lm-eval makes a model of. Its module is gone afterwards, as what stood in for lm-eval."""
     if not find_spec("lm_eval"):
         for name in ("lm_eval", "lm_eval.api", "lm_eval.api.model"):
             monkeypatch.setitem(sys.modules, name, ModuleType(name))
         monkeypatch.setattr(sys.modules["lm_eval.api.model"], "LM", Harness, raising=False)
-    monkeypatch.delitem(sys.modules, "client.doors.lm_eval.model", raising=False)
-    from client.doors.lm_eval.model import DaemonLM
-
-    return DaemonLM
+    yield import_module(MODEL).DaemonLM
+    del sys.modules[MODEL]
 
 
 @pytest.fixture
