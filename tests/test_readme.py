@@ -17,7 +17,7 @@ from protocol import Client, codec, messages as m
 from protocol.programs import VERSION
 from scripts.bench.engine import module_environment
 from scripts.daemon import Daemon
-from tests.conftest import free_port, listener
+from tests.conftest import free_port, listener, wait_for
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -166,10 +166,11 @@ def test_the_first_command() -> None:
 
 @pytest.mark.skipif(not (ROOT / ".venv").exists(), reason="run.py would install everything into a new .venv")
 def test_a_running_daemon_is_used_and_left_running(shared_daemon: Daemon) -> None:
+    before = len(shared_daemon.logged())
     done = run("python3 scripts/run.py --prompt x --max-new-tokens 3", shared_daemon.endpoint)
     assert done.returncode == 0, done.stderr
     assert shared_daemon.process.poll() is None
-    assert "generate demo/native/int8 length" in shared_daemon.logged()
+    wait_for(lambda: "generate demo/native/int8 length" in shared_daemon.logged()[before:])
 
 
 def test_the_client_command(shared_daemon: Daemon) -> None:
