@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import json
+import random
 import shutil
 import signal
 import subprocess
@@ -32,7 +32,6 @@ from tests.conftest import wait_for
 from tests.system.test_replicas import health, long, ready, running
 
 SLOW = Behaviour(delay_ms=5)
-numbers = itertools.count(1)
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +68,8 @@ def add(cluster: Cluster) -> Iterator[Add]:
 
 class OnCluster(FakeDaemon):
     def __init__(self, cluster: Cluster, folder: Path, behaviour: Behaviour, *arguments: str) -> None:
-        # Another delay than any other daemon's, by which on_nodes() knows its workers.
-        self.behaviour = replace(behaviour, delay_ms=behaviour.delay_ms + next(numbers) * 1e-6)
+        # Another delay than any other daemon's of this machine, by which on_nodes() knows its workers.
+        self.behaviour = replace(behaviour, delay_ms=behaviour.delay_ms + random.random() * 1e-3)
         super().__init__(folder, self.behaviour, "--cluster", cluster.address, "--threads", "1", *arguments)
 
     def agent(self) -> psutil.Process:
