@@ -54,7 +54,7 @@ class Listing:
         near, far = socket.socketpair()
         near.setblocking(False)
         self.woken = near
-        """Socket that is readable when a look has ended."""
+        """Socket that is readable when a look has ended: the byte in it says that `_landed` is there."""
         self._far = far
         self._waiters: list[_Waiter] = []
         self._latest: Look | None = None
@@ -74,12 +74,10 @@ class Listing:
 
     def take(self) -> list[tuple[int, Look]]:
         """Return the requests that can be answered, each with what was found. Begins a look where one is needed."""
-        if landed := self._landed:
-            self._latest = landed
-            self._landed = None
-            self._looking = False
+        if self._looking:
             with contextlib.suppress(BlockingIOError):
-                self.woken.recv(64)
+                self.woken.recv(1)
+                self._latest, self._looking = self._landed, False
         if not self._waiters:
             return []
         latest = self._latest

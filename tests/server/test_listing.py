@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import select
 import shutil
+import socket
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -140,6 +141,37 @@ def test_a_disk_that_does_not_answer_keeps_nobody_from_closing(tmp_path: Path) -
     for thread in threading.enumerate():
         if thread.name == "models":
             thread.join(10)
+
+
+class SlowToWake:
+    """The looking thread's socket, at which it stands still until a test lets it."""
+
+    def __init__(self, far: socket.socket) -> None:
+        self._far = far
+        self.reached, self.go = threading.Event(), threading.Event()
+
+    def send(self, data: bytes) -> int:
+        self.reached.set()
+        assert self.go.wait(30)
+        return self._far.send(data)
+
+    def close(self) -> None:
+        self._far.close()
+
+
+def test_a_look_that_wakes_late_wakes_once(asked: Listing, catalogue: SlowCatalogue) -> None:
+    """The loop may come by between the look's end and its word, which then must not wake it again and again."""
+    asked._far = slow = cast("Any", SlowToWake(asked._far))
+    asked.ask(1)
+    asked.take()
+    catalogue.go.release()
+    assert slow.reached.wait(30)
+    served = asked.take()
+    slow.go.set()
+    served += wait(asked)
+    assert [key for key, _ in served] == [1]
+    asked.take()
+    assert not select.select([asked.woken], [], [], 0)[0]
 
 
 class NoReplicas:
