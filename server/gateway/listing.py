@@ -85,7 +85,11 @@ class Listing:
         self._waiters = [w for w in self._waiters if not latest or latest.began < w.oldest]
         if self._waiters and not self._looking:
             self._looking = True
-            threading.Thread(target=self._look, args=(time.monotonic(),), name="models", daemon=True).start()
+            began = time.monotonic()
+            try:
+                threading.Thread(target=self._look, args=(began,), name="models", daemon=True).start()
+            except RuntimeError as e:  # the system gives no more threads
+                self._land(Look(began, {}, {}, e))
         return served
 
     def _look(self, began: float) -> None:
@@ -95,6 +99,10 @@ class Listing:
             found = Look(began, models, {name: codec.packed(model) for name, model in models.items()})
         except Exception as e:  # noqa: BLE001 - whatever it is, those who wait get an answer
             found = Look(began, {}, {}, e)
+        self._land(found)
+
+    def _land(self, found: Look) -> None:
+        """Leave the result of a look, and wake the gateway's thread."""
         self._landed = found
         with contextlib.suppress(OSError):  # the daemon has ended
             self._far.send(b"!")
