@@ -100,12 +100,16 @@ class LocalLauncher:
             start_new_session=True,
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
         )
-        threading.Thread(
+        reading = threading.Thread(
             target=relay, args=(popen.stderr, spec.name), name=f"stderr of {spec.name}", daemon=True
-        ).start()
+        )
         process = LocalProcess(popen)
         try:
+            reading.start()
             process.tell(replace(spec, node=spec.node or platform.node()).to_line())
+        except RuntimeError as e:  # the system gives no more threads
+            process.kill()
+            raise OSError(str(e)) from None
         except OSError:
             process.kill()
             raise

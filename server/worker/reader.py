@@ -43,9 +43,12 @@ class Reader:
         self._open[work.id] = False
         with self._lock:
             self._waiting.add(work.group, work)
-            if not self._runs:
-                self._runs = True
+            begins, self._runs = not self._runs, True
+        if begins:
+            try:
                 threading.Thread(target=self._run, name="reader", daemon=True).start()
+            except RuntimeError:  # the system gives no more threads: the others wait
+                self._run()
 
     def cancel(self, request_id: int) -> None:
         """Note that nobody waits for a request any more."""
@@ -59,7 +62,7 @@ class Reader:
             yield request_id, opened, self._open.pop(request_id)
 
     def _run(self) -> None:
-        """Read until nothing waits; the thread ends then. Runs in the thread."""
+        """Read until nothing waits; the thread ends then."""
         while work := self._next():
             self._done.put((work.id, self._read(work)))
 

@@ -1,7 +1,8 @@
-"""Fixtures that the tests of the engines share."""
+"""Fixtures that these tests share."""
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,3 +23,13 @@ def reference() -> GPT2LMHeadModel:
     model.eval()
     assert isinstance(model, GPT2LMHeadModel)
     return model
+
+
+@pytest.fixture
+def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no more threads begin, as where a container's limit of processes is reached."""
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)

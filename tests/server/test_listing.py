@@ -131,16 +131,10 @@ def test_a_look_that_fails_is_an_answer_too(asked: Listing, catalogue: SlowCatal
     catalogue.fault = None
 
 
-def test_no_thread_for_a_look_is_an_answer_too(asked: Listing, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where a container's limit of processes is reached: the daemon goes on."""
-
-    def none_left(_: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
+@pytest.mark.usefixtures("no_threads")
+def test_no_thread_for_a_look_is_an_answer_too(asked: Listing) -> None:
     asked.ask(1)
-    with monkeypatch.context() as patched:
-        patched.setattr(threading.Thread, "start", none_left)
-        assert asked.take() == []
+    assert asked.take() == []
     ((key, look),) = wait(asked)
     assert key == 1 and isinstance(look.error, RuntimeError)
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import subprocess
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +18,7 @@ from server.catalogue.architecture import PUBLISHED
 from server.catalogue.catalogue import DEMO, DEMO_FOLDER, Catalogue
 from server.config import Config
 from server.gateway.replicas import Replica, Replicas, rows_share
+from server.launch.local import LocalLauncher
 from server.launch.spec import Spec
 
 
@@ -88,6 +91,27 @@ def test_where_files_are_too_few_the_load_says_what_to_do(
     started.launcher.free = 1 << 40
     with pytest.raises(LoadFailed, match=r"be started: Too many open files; allow the server more of them"):
         started.replicas.start(Catalogue(tmp_path, tmp_path).find(DEMO), "native", "int4")
+
+
+@pytest.mark.usefixtures("no_threads")
+def test_where_no_thread_reads_what_a_worker_says_it_does_not_begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[subprocess.Popen[bytes]] = []
+    popen = subprocess.Popen
+
+    def begin(*arguments: Any, **settings: Any) -> subprocess.Popen[bytes]:
+        begun.append(popen(*arguments, **settings))
+        return begun[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", begin)
+    launcher = LocalLauncher()
+    replicas = Replicas(Config(cache_dir=tmp_path), CurveKeys.new(), "tcp://127.0.0.1:1", launcher, launcher)
+    with pytest.raises(LoadFailed, match=r"be started: can't start new thread$"):
+        replicas.start(Catalogue(tmp_path, tmp_path).find(DEMO), "native", "int4")
+    assert not replicas.all()
+    with begun[0]:
+        assert begun[0].wait(30)
 
 
 def test_what_is_taken_already_is_not_asked_for_again(started: Started) -> None:

@@ -120,6 +120,15 @@ def test_long_texts_are_read_in_turns_and_beside_the_loop() -> None:
     assert dict(taken) == {0: False, 1: False, 2: True, 3: False, 4: False} and not len(reader)
 
 
+@pytest.mark.usefixtures("no_threads")
+def test_where_no_thread_can_be_made_a_long_text_is_read_all_the_same() -> None:
+    reader = Reader(lambda _: lambda: None)
+    for request_id in (1, 2):
+        reader.add(work(request_id, 1))
+        assert [(found, cancelled) for found, _, cancelled in reader.take()] == [(request_id, False)]
+    assert not len(reader)
+
+
 def test_short_requests_do_not_wait_for_a_long_text(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither its length nor the kind of its request matters, and it has the same tokens as ever."""
     loop = Loop(rows=4)
