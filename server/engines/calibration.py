@@ -30,25 +30,32 @@ STRIPE = 256
 """Columns of the products that one thread sums up at a time."""
 TOGETHER = 2048
 """Tokens whose inputs are whole numbers at the same time."""
+NO_NUMBERS = "the model's layers make numbers that it cannot be calibrated with"
 
 
 def write_texts(engine: NativeEngine, arch: Architecture, progress: Count) -> list[list[int]]:
-    """Let the model write CALIBRATION_TOKENS tokens, in texts that each have random numbers of their own."""
+    """Let the model write CALIBRATION_TOKENS tokens, in texts that each have random numbers of their own.
+
+    Raises: FloatingPointError where it computes what is not a number.
+    """
+    assert arch.start is not None  # noqa: S101 - `calibrate_model` refuses others
     length = min(arch.context, CALIBRATION_TEXT)
     count = -(-CALIBRATION_TOKENS // length)
-    start = arch.ends[0] if arch.start is None else arch.start
     texts: list[list[int]] = []
     for begin in range(0, count, engine.rows):
         some = range(begin, min(begin + engine.rows, count))
         rows = range(len(some))
         random = np.stack([np.random.default_rng((SEED, number)).random(length) for number in some])
         choices = [Choice(top_p=1, typical_p=1, temperature=1, repetition=1) for _ in rows]
-        written = [[start] for _ in rows]
+        written = [[arch.start] for _ in rows]
         for past in range(length - 1):
             logits = engine.decode([text[-1] for text in written], [past] * len(rows))
             for choice, uniform in zip(choices, random[:, past], strict=True):
                 choice.uniform = uniform
-            for text, token in zip(written, engine.choose(logits, rows, choices), strict=True):
+            tokens = engine.choose(logits, rows, choices)
+            if min(tokens) < 0:
+                raise FloatingPointError(NO_NUMBERS)
+            for text, token in zip(written, tokens, strict=True):
                 text.append(token)
             progress(begin * length + (past + 2) * len(rows), count * length)
         texts += written
@@ -165,7 +172,7 @@ def calibrate(matrix: Matrix, products: NDArray[np.float64], threads: int) -> Bl
     if code == -2:
         raise MemoryError("calibrating ran out of memory")
     if code:
-        raise FloatingPointError("the model's layers make numbers that it cannot be calibrated with")
+        raise FloatingPointError(NO_NUMBERS)
     blocks = values.reshape(outputs, -1, BLOCK)
     packed: NDArray[np.uint8] = blocks[:, :, 0::2] | blocks[:, :, 1::2] << np.uint8(4)
     return Blocks(4, packed, scales.astype(np.float32), matrix.shape[1])

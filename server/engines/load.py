@@ -30,6 +30,10 @@ from server.engines.base import Engine
 
 DAMAGED = "its calibrated int4 is damaged, so each weight is rounded by itself; calibrate it again"
 OUTDATED = "its calibrated int4 has an older format, so each weight is rounded by itself; calibrate it again"
+NO_BEGINNING = (
+    "it has neither a bos_token_id nor an eos_token_id to begin texts of its own with: give it a text to be calibrated "
+    "with"
+)
 BUILD, BUILD_AGAIN = "build", "build again"
 """Stages of a load; the second where what was built before has an older format."""
 
@@ -97,6 +101,8 @@ def calibrate_model(
 
     Raises: BadModel, LoadFailed where it cannot be kept, OSError, MemoryError, FloatingPointError.
     """
+    if ids is None and arch.start is None:
+        raise BadModel(NO_BEGINNING)
     loading = _prepare(folder, arch, *CALIBRATES, 1, threads, cache_dir, cache_bytes, progress, base=base)
     source = OWN_TEXTS if ids is None else hashlib.sha256(str(list(ids)).encode()).hexdigest()
     name = loading.name("int4", CALIBRATED)

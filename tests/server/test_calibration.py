@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from protocol.errors import LoadFailed
+from protocol.errors import BadModel, LoadFailed
 from server.catalogue.architecture import PUBLISHED, Architecture, read_architecture
 from server.catalogue.catalogue import DEMO_FOLDER, HELD_OUT_FILE
 from server.catalogue.engines import BLOCK, BUILD_FORMAT, instruction_sets, pace
+from server.catalogue.files import GENERATION_FILE
 from server.checkpoint.tensors import expected_shapes
 from server.checkpoint.tokenizer import read_tokenizer
 from server.convert.cache import BuildCache
@@ -32,7 +33,7 @@ from server.worker.fidelity import compare
 from server.worker.text import Text
 from tests.dequantise import dequantise
 
-ARCH = Architecture(layers=2, heads=3, width=60, inner=100, context=50, vocabulary=77, epsilon=1e-5, ends=(0,))
+ARCH = Architecture(layers=2, heads=3, width=60, inner=100, context=50, vocabulary=77, epsilon=1e-5, ends=(0,), start=0)
 SETS = instruction_sets()
 Floats = NDArray[np.float32]
 
@@ -212,6 +213,35 @@ def test_texts_do_not_depend_on_how_many_are_written_together(tmp_path: Path, mo
         engine.close()
     assert written[0] == written[1] and len({tuple(text) for text in written[0]}) == 6
     assert all(text[0] == 0 and len(text) == ARCH.context for text in written[0])
+
+
+def test_a_model_whose_logits_are_no_numbers_writes_nothing(tmp_path: Path) -> None:
+    weights = weights_of(ARCH)
+    weights["ln_f.weight"][:] = 3e38
+    Layout(ARCH, weights, "int8", lambda *_: None).write(tmp_path)
+    engine = NativeEngine(ARCH, tmp_path / FILE, "int8", 1, 1, cache="fp16")
+    with pytest.raises(FloatingPointError, match="cannot be calibrated with"):
+        write_texts(engine, ARCH, lambda *_: None)
+    engine.close()
+
+
+def test_a_model_without_a_first_token_is_calibrated_with_a_text_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "CALIBRATION_TOKENS", 200)
+    folder = tmp_path / "endless"
+    shutil.copytree(DEMO_FOLDER, folder)
+    (folder / GENERATION_FILE).write_text("{}")
+    arch = read_architecture(folder)
+    assert arch.start is None
+
+    def ask(ids: list[int] | None) -> Path:
+        return calibrate_model(folder, arch, 1, tmp_path / "cache", 1 << 30, lambda *_: None, ids=ids)
+
+    with pytest.raises(BadModel, match=r"neither a bos_token_id nor an eos_token_id.*: give it a text"):
+        ask(None)
+    assert not list(tmp_path.glob("cache/*-v*")), "nothing was built for it"
+    assert (ask(list(range(200))) / FILE).is_file()
 
 
 def test_a_text_is_cut_into_windows() -> None:
