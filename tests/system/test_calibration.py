@@ -105,7 +105,7 @@ def test_the_embedded_model_is_calibrated_in_memory_that_is_reserved(tmp_path: P
 def test_the_servers_command(tmp_path: Path, cache: Path) -> None:
     def quantise(*words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "server", "quantise", *words, "--config", str(tmp_path / "gpt2d.toml")]
-        return subprocess.run(command, capture_output=True, text=True, timeout=60)
+        return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
     (tmp_path / "gpt2d.toml").write_text(f"cache_dir = '{cache}'\n", encoding="utf-8")
     (tmp_path / "text").write_text(VERSE, encoding="utf-8")
