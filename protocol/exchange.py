@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 
@@ -37,6 +37,7 @@ from protocol.errors import (
 )
 from protocol.keys import Address
 from protocol.line import Line
+from protocol.parameters import missing
 from protocol.pulse import Pulse
 
 Event: TypeAlias = m.AnyReply | Gpt2dError
@@ -102,6 +103,8 @@ class Exchange:
         self._waiting: dict[int, Pending] = {}
         """Those that wait for their turn, in their order."""
         self._allowance = Allowance()
+        self._missing: dict[str, Any] = {}
+        """Settings that the server does not have and would ignore, and their defaults."""
         self._hello_id = self._ping_id = -1
         self._lost_until: float | None = None
         self._thread = threading.Thread(target=self._run, name=f"gpt2d {self._endpoint}", daemon=True)
@@ -188,6 +191,9 @@ class Exchange:
             self._send(pending)
 
     def _send(self, pending: Pending) -> None:
+        if ignored := self._ignored(pending.request):
+            self._finish(pending.request.id, BadRequest(ignored))
+            return
         left_ms = max(1, int((pending.expires - time.monotonic()) * 1000))
         request = msgspec.structs.replace(pending.request, deadline_ms=left_ms)
         try:
@@ -198,6 +204,18 @@ class Exchange:
             pending.sent = True
             self._allowance.take(request)
             self._line.send(data)
+
+    def _ignored(self, request: m.AnyRequest) -> str:
+        """Say which settings of a request the server does not have; empty: none."""
+        if self.info is None or not isinstance(request, m.Generate):
+            return ""
+        names = [name for name, default in self._missing.items() if getattr(request, name) != default]
+        if not names:
+            return ""
+        return (
+            f"the server has gpt2d {self.info.version}, which would ignore {', '.join(names)}; "
+            "leave that out, or update the server"
+        )
 
     def _try_later(self, pending: Pending, why: str) -> None:
         """Let a request that the server had no place for wait again, before those that came after it."""
@@ -293,6 +311,7 @@ class Exchange:
         self._lost_until = None
         self._pulse.greeted()
         self._allowance.renew(reply.limits)
+        self._missing = missing(reply.parameters)
         for pending in list(self._pending.values()):
             if pending.request.id in self._waiting:
                 continue

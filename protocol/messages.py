@@ -545,7 +545,8 @@ class Parameter(Told, frozen=True, kw_only=True):
     """A generation setting, so that a client need not know it beforehand."""
 
     name: str
-    type: Literal["int", "float", "bool", "choice", "strings", "biases"]
+    type: str
+    """int, float, bool, choice, strings or biases; a later server may have others, which nobody here can set."""
     default: Any
     description: str
     minimum: int | float | None = None

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, assert_never
+from typing import Any
 
 import msgspec
 
 from protocol import messages as m
+from protocol.programs import VERSION
 
 KINDS = {
     "int": "a whole number",
@@ -42,13 +43,19 @@ def _parameter(name: str, field: msgspec.structs.FieldInfo) -> m.Parameter:
         return m.Parameter(name=name, type="choice", default=default, description=description, choices=choices)
     if isinstance(info, msgspec.inspect.IntType | msgspec.inspect.FloatType):
         low = info.ge if info.ge is not None else info.gt
-        kind: Literal["int", "float"] = "int" if isinstance(info, msgspec.inspect.IntType) else "float"
+        kind = "int" if isinstance(info, msgspec.inspect.IntType) else "float"
         return m.Parameter(name=name, type=kind, default=default, description=description, minimum=low, maximum=info.le)
     if isinstance(info, msgspec.inspect.BoolType):
         return m.Parameter(name=name, type="bool", default=default, description=description)
     return m.Parameter(
         name=name, type="biases" if name == "logit_bias" else "strings", default=default, description=description
     )
+
+
+def missing(there: Iterable[m.Parameter]) -> dict[str, Any]:
+    """Return the settings that are not among those of a server, as one of an earlier version, and their defaults."""
+    names = {parameter.name for parameter in there}
+    return {parameter.name: parameter.default for parameter in parameters() if parameter.name not in names}
 
 
 def find_parameter(there: Mapping[str, m.Parameter], name: str) -> m.Parameter:
@@ -74,6 +81,8 @@ def read_settings(there: Mapping[str, m.Parameter], typed: Iterable[str]) -> dic
 
 def read_value(parameter: m.Parameter, text: str) -> Any:
     """Read a setting's value; the server checks its range. Raises: ValueError for one of another type."""
+    if parameter.type not in {*KINDS, "choice"}:
+        raise ValueError(f"{parameter.name} is a setting of a later version than {VERSION}, which this program has")
     try:
         match parameter.type:
             case "int":
@@ -89,9 +98,7 @@ def read_value(parameter: m.Parameter, text: str) -> Any:
                 if "\\" in text:
                     text = text.encode("latin-1", "backslashreplace").decode("unicode_escape")
                 return [text]
-            case "choice":
-                return text
             case _:
-                assert_never(parameter.type)
+                return text
     except (ValueError, KeyError):
         raise ValueError(f"{parameter.name} must be {KINDS[parameter.type]}, got {text!r}") from None

@@ -48,6 +48,8 @@ def fits(parameter: m.Parameter, value: Any) -> bool:
             return isinstance(value, list) and all(isinstance(text, str) for text in value)
         case "biases":
             return isinstance(value, list) and all(_is_bias(pair) for pair in value)
+        case _:  # of a later version
+            return False
 
 
 def _is_bias(pair: Any) -> bool:

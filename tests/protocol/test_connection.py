@@ -36,7 +36,8 @@ from protocol.errors import (
     VersionMismatch,
 )
 from protocol.line import Line
-from protocol.testing import Answer, FakeServer, Step
+from protocol.parameters import parameters, read_value
+from protocol.testing import Answer, FakeServer, Step, server_info
 from scripts.daemon import Daemon
 from scripts.reliability import zmtp
 from tests.conftest import free_port, wait_for
@@ -136,6 +137,27 @@ def test_a_server_that_speaks_no_msgpack() -> None:
     with Client(server.endpoint) as client, pytest.raises(NotGpt2d):
         client.ping()
     server.close()
+
+
+def test_an_earlier_server_is_not_sent_a_setting_that_it_would_ignore() -> None:
+    """Any other is answered, and what an earlier server has not."""
+    earlier = server_info(version="0.1.0", parameters=[p for p in parameters() if p.name not in {"min_p", "n"}])
+    with FakeServer(lambda _: "text", info=earlier) as server, Client(server.endpoint) as client:
+        with pytest.raises(BadRequest, match=r"gpt2d 0\.1\.0, which would ignore n, min_p; leave"):
+            client.generate("x", n=2, min_p=0.1, top_p=0.5)
+        assert not server.asked(m.Generate)
+        assert client.generate("x", n=1, top_p=0.5).text == "text"
+
+
+def test_a_later_server_may_have_settings_of_another_type() -> None:
+    """Nothing else of it is lost."""
+    curve = m.Parameter(name="curve", type="points", default=[], description="")
+    later = server_info(version="9", parameters=[*parameters(), curve])
+    with FakeServer(lambda _: "text", info=later) as server, Client(server.endpoint) as client:
+        assert client.generate("x", top_p=0.5).text == "text"
+        assert client.hello().parameters[-1] == curve
+    with pytest.raises(ValueError, match="curve is a setting of a later version"):
+        read_value(curve, "1")
 
 
 def test_something_that_accepts_and_says_nothing() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import assert_never
-
 from imgui_bundle import imgui
 
 from client.window import distribution
@@ -165,8 +163,6 @@ def draw_setting(state: AppState, parameter: m.Parameter) -> list[Action]:
             changed, text = imgui.input_text(label, shown)
             new = read_biases(text)
             changed = changed and new is not None
-        case _:
-            assert_never(parameter.type)
     widgets.tip(explain(parameter))
     if name in state.settings and not slides(parameter):
         imgui.same_line()
