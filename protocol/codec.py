@@ -273,11 +273,6 @@ def _choices(kind: type[msgspec.Struct], name: str) -> list[str]:
     return [str(word) for one in types if isinstance(one, inspect.LiteralType) for word in one.values]
 
 
-def printable(text: str) -> str:
-    """Return a text in which characters that would steer a terminal, and line breaks, are written as escapes."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-
-
 def type_at(packed: bytes) -> str:
     """Return the name of the type that a packed value has, as msgspec names it."""
     return FIRST_BYTES[bisect.bisect_left(FIRST_BYTES, (packed[0], ""))][1] if packed else "empty"

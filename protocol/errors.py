@@ -140,3 +140,11 @@ BY_CODE: dict[str, type[RequestError]] = {cls.code: cls for cls in RequestError.
 def from_code(code: str, message: str) -> RequestError:
     """Return the error of a wire code; a code that this version does not know counts as `internal`."""
     return BY_CODE.get(code, Internal)(message)
+
+
+def printable(text: str) -> str:
+    """Return what is told of an error or a model, without what no message can hold or what would steer a terminal.
+
+    Such characters, and line breaks, are written as escapes: it may repeat what a peer has sent or a file has.
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

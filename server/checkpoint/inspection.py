@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 
-from protocol.errors import BadModel
+from protocol.errors import BadModel, printable
 from server.catalogue import findings
 from server.catalogue.adapters import architecture_of, tokenizer_folder
 from server.catalogue.findings import Finding
@@ -33,8 +33,8 @@ def inspect(folder: Path, base: Path | None = None) -> Finding:
         tokenizer = read_tokenizer(tokenizer_folder(folder, base))
         weights = open_weights(folder, arch, base)
     except BadModel as e:
-        return Finding(problem=str(e))
-    return Finding(notices=[*weights.notices, *tokenizer.notices])
+        return Finding(problem=printable(str(e)))
+    return Finding(notices=[printable(notice) for notice in (*weights.notices, *tokenizer.notices)])
 
 
 def inspect_all(folders: list[tuple[Path, Path | None]], cache_dir: Path) -> None:

@@ -125,7 +125,10 @@ def read_chat_template(folder: Path, settings: Settings) -> str:
     if isinstance(found, list):
         named = [one for one in found if isinstance(one, dict) and one.get("name") == "default"]
         found = named[0].get("template") if named else None
-    return found if isinstance(found, str) else ""
+    template = found if isinstance(found, str) else ""
+    if any("\ud800" <= c <= "\udfff" for c in template):
+        raise BadModel(f"{SETTINGS_FILE} has a chat_template with halves of characters, which are no text")
+    return template
 
 
 def _refuse(options: dict[str, Any]) -> None:

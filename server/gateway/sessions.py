@@ -11,7 +11,7 @@ import msgspec
 import zmq
 
 from protocol import codec, messages as m
-from protocol.errors import BadRequest, Busy, RequestError
+from protocol.errors import BadRequest, Busy, RequestError, printable
 from server.config import Config
 
 
@@ -358,4 +358,4 @@ class Sessions:
 
 def _printable(failure: m.Failure) -> m.Failure:
     """Return a failure whose message steers no terminal: it may repeat what a peer has sent."""
-    return msgspec.structs.replace(failure, message=codec.printable(failure.message))
+    return msgspec.structs.replace(failure, message=printable(failure.message))

@@ -16,7 +16,7 @@ import psutil
 from msgspec.structs import replace
 
 from protocol import messages as m
-from protocol.errors import BadModel
+from protocol.errors import BadModel, printable
 from protocol.keys import Role
 from protocol.parameters import parameters
 from protocol.programs import VERSION
@@ -53,7 +53,7 @@ def _server_info(server_id: str, role: Role, limits: m.Limits, _: int) -> m.Serv
         engines=[_engine(name, traits) for name, traits in ENGINES.items()],
         parameters=parameters(),
         role=role,
-        notices=notices(),
+        notices=[printable(notice) for notice in notices()],
         limits=limits,
         instruction_set=instruction_set() if "native" in ENGINES else "",
     )
@@ -152,7 +152,9 @@ def describe(model: Model, finding: Finding, config: Config) -> m.ModelInfo:
     arch = model.architecture
     if arch is None or finding.problem:
         problem = model.problem or finding.problem
-        return m.ModelInfo(name=model.name, parameters=0, context=0, file_bytes=0, precisions=[], problem=problem)
+        return m.ModelInfo(
+            name=model.name, parameters=0, context=0, file_bytes=0, precisions=[], problem=printable(problem)
+        )
     found = _measured(model, config)
     precisions = [
         m.Precision(
@@ -171,7 +173,7 @@ def describe(model: Model, finding: Finding, config: Config) -> m.ModelInfo:
     return m.ModelInfo(
         name=model.name, parameters=arch.parameters, context=arch.context, file_bytes=model.file_bytes,
         on_disk=model.on_disk, precisions=precisions,
-        notices=[*arch.notices, *finding.notices],
+        notices=[printable(notice) for notice in (*arch.notices, *finding.notices)],
         calibrate_s=arch.calibration_seconds(config.threads, pace()) if calibrates else 0,
     )  # fmt: skip
 

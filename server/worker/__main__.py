@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 
 from protocol import messages as m
-from protocol.errors import Gpt2dError, RequestError
+from protocol.errors import Gpt2dError, RequestError, printable
 from server.catalogue.adapters import architecture_of
 from server.catalogue.engines import force_instruction_set
 from server.catalogue.files import without_folder
@@ -102,7 +102,7 @@ def load(spec: Spec, connection: Connection) -> Worker:
         rows=engine.rows,
         threads=engine.threads,
         rss_bytes=psutil.Process().memory_info().rss,
-        notices=(*source.notices, *arch.notices, *made.notices),
+        notices=tuple(map(printable, (*source.notices, *arch.notices, *made.notices))),
         byte_level=tokenizer.byte_level,
         calibrated=made.calibrated,
         instruction_set=made.instruction_set,
@@ -146,7 +146,7 @@ def live(spec: Spec, connection: Connection) -> None:
         if isinstance(e, MemoryError) and not (ready or spec.task):  # though enough seemed to be free
             smaller = "" if spec.precision in {"int8", "int4"} else "choose int8 or int4, "
             reason = f"the system refused it memory ({reason}); {MORE_ROOM.format(smaller)}"
-        connection.send(m.Failure(id=None, code=code, message=f"{spec.name}: {reason}"))
+        connection.send(m.Failure(id=None, code=code, message=printable(f"{spec.name}: {reason}")))
         connection.receive(END_MS)
 
 

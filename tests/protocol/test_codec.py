@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from protocol import codec, messages as m
-from protocol.errors import BadRequest, Internal, VersionMismatch, from_code
+from protocol.errors import BadRequest, Internal, VersionMismatch, from_code, printable
 from protocol.ledger import Ledger, ledger
 from protocol.parameters import parameters
 from tests.strategies import replies, requests
@@ -159,7 +159,8 @@ def test_every_first_byte_of_msgpack_has_its_type() -> None:
 
 
 def test_what_would_steer_a_terminal_is_written_as_an_escape() -> None:
-    assert codec.printable("a\x1b[31m\n\u202eé 日") == "a\\x1b[31m\\n\\u202eé 日"
+    assert printable("a\x1b[31m\n\u202eé 日") == "a\\x1b[31m\\n\\u202eé 日"
+    assert printable("\ud800") == r"\ud800", "which no message can hold"
 
 
 def test_range_ends_are_good() -> None:

@@ -20,6 +20,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from protocol import Client, messages as m
+from protocol.errors import BadModel
 from scripts.daemon import Daemon
 from server.catalogue import findings
 from server.catalogue.catalogue import DEMO_FOLDER, Catalogue
@@ -73,6 +74,32 @@ def test_models_tells_what_a_load_would(tmp_path: Path) -> None:
         shutil.copy(DEMO_FOLDER / "config.json", tmp_path / "models" / "broken")
         (info,) = [model for model in client.models() if model.name == "broken"]
         assert not info.problem and info.precisions
+
+
+ODD = "a\ud800\x1b[31mb"
+"""What JSON can hold and a message cannot, and what steers a terminal."""
+SHOWN = r"a\ud800\x1b[31mb"
+
+
+def test_what_is_no_text_is_told_as_escapes(tmp_path: Path) -> None:
+    """One such folder costs the others nothing: not the listing, and not its own load where it can be loaded."""
+    models = tmp_path / "models"
+    suggests = {"eos_token_id": 0, "stop_strings": ODD}
+    (copy(models / "suggests") / "generation_config.json").write_text(json.dumps(suggests))
+    config = json.loads((DEMO_FOLDER / "config.json").read_text())
+    (copy(models / "pruned") / "config.json").write_text(json.dumps(config | {"pruned_heads": ODD}))
+    (copy(models / "mute") / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": ODD}))
+    misnamed = copy(models / "misnamed")
+    (misnamed / "model.safetensors").rename(misnamed / os.fsdecode(b"poids-\xe9.safetensors"))
+    with Daemon(tmp_path, "--max-rate-per-peer", "100000") as daemon, Client(daemon.endpoint) as client:
+        assert SHOWN in known(client, "pruned").problem and SHOWN in known(client, "mute").problem
+        assert r"here is poids-\udce9.safetensors" in known(client, "misnamed").problem
+        with pytest.raises(BadModel) as refused:
+            client.load("mute")
+        assert SHOWN in str(refused.value)
+        loaded = client.load("suggests")
+        assert any(SHOWN in notice for notice in loaded.notices)
+        assert known(client, "suggests").notices == loaded.notices
 
 
 @pytest.fixture

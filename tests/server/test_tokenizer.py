@@ -349,6 +349,10 @@ def test_a_chat_template_is_handed_on_as_it_is(tmp_path: Path) -> None:
     (folder / "chat_template.jinja").write_bytes(b"\xff")
     with pytest.raises(BadModel, match=r"chat_template.jinja is not UTF-8 text"):
         read_tokenizer(folder)
+    (folder / "chat_template.jinja").unlink()
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "\ud83d"}))
+    with pytest.raises(BadModel, match=r"chat_template with halves of characters"):
+        read_tokenizer(folder)
 
 
 def test_special_tokens_have_the_names_that_a_template_asks_for(tmp_path: Path) -> None:
