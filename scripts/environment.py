@@ -351,7 +351,7 @@ def _stamp(requirements: tuple[str, ...]) -> Path:
 
 def _installed(requirements: tuple[str, ...]) -> bool:
     stamp = _stamp(requirements)
-    return stamp.exists() and stamp.read_text() == _fingerprint(requirements)
+    return stamp.exists() and stamp.read_text(encoding="utf-8") == _fingerprint(requirements)
 
 
 def _fingerprint(requirements: tuple[str, ...]) -> str:

@@ -297,6 +297,16 @@ def test_a_checkout_that_is_installed_and_cannot_be_written_to(checkout: Checkou
     assert (code, errors) == (0, "")
 
 
+def test_what_is_installed_is_known_where_files_are_read_as_latin_1(checkout: Checkout) -> None:
+    """As on Windows: a folder's name that is not ASCII had everything installed at each start."""
+    code = "import pathlib; read = pathlib.Path.read_text; "
+    code += "pathlib.Path.read_text = lambda path, encoding='latin-1': read(path, encoding); "
+    assert checkout.prepare(code + PREPARE)[0] == 0
+    steps = checkout.steps()
+    assert checkout.prepare(code + PREPARE) == (0, "")
+    assert checkout.steps() == steps
+
+
 def test_a_python_that_cannot_make_environments(checkout: Checkout) -> None:
     hide = "import os, sys; sys.modules['ensurepip'] = None; os.environ['PATH'] = ''; "
     code, errors = checkout.prepare(hide + PREPARE)
