@@ -21,6 +21,7 @@ from scripts.bench.engine import ROOT
 from scripts.investigation.harness import RESULTS, Row
 from scripts.report import document, measured, recommendation
 from scripts.report.conclusions import FINDINGS, RULE_ROWS, Cited, Conclusion, Conclusions, read
+from scripts.report.sections import sections
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -89,7 +90,7 @@ def test_intervals_are_narrow_enough_to_mean_something(conclusion: Conclusion) -
 
 
 def test_every_section_of_the_report_has_conclusions_and_no_other_has() -> None:
-    parts = document.sections(committed()[0])
+    parts = sections(committed()[0])
     known = {"in_short", "recommendation", FINDINGS, *recommendation.PARTS, *(part.script for part in parts)}
     assert {c.section for c in EVERY} == known
 
