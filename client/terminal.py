@@ -1,18 +1,17 @@
-"""The client without a screen: streaming text, the ledger after each generation, commands.
+"""The client without a screen: streaming text and commands.
 
 Text goes to stdout and everything about it to stderr, so that a pipe gets the text alone.
 """
 
 from __future__ import annotations
 
-import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
-from client import replicas, threads
+from client import listings, replicas
 from client.amounts import bar, counted, duration
 from client.servers import notices
 from protocol import Client, Gpt2dError, messages as m
@@ -32,8 +31,6 @@ Type the beginning of a text; the model goes on from it. An empty line continues
   /score TEXT          how likely the text is          /tokens TEXT     show the tokens of the text
   /help                show this list                  /quit            leave (also Ctrl-D)
 Ctrl-C cancels the generation, or clears the line; at an empty line a second one leaves."""
-UNSET = {"seed": "new each time"}
-"""What it means that a setting has no value, where that is not that it is off."""
 INTERVAL_MS = 50
 """Milliseconds between two pieces of a text: to the eye as good as 20, and fewer of them wake anybody."""
 T = TypeVar("T")
@@ -46,17 +43,6 @@ class Choice:
     model: str | None = None
     engine: str | None = None
     precision: str | None = None
-
-
-def describe(p: m.Precision, host: str) -> str:
-    notes = [f"{p.memory_bytes / 1e6:.0f} MB"]
-    if p.loaded:
-        notes.append(f"loaded {replicas.summary([w for w in p.replicas if w.state == 'ready'], host)}".rstrip())
-    if any(worker.calibrated for worker in p.replicas):
-        notes.append("calibrated")
-    if p.fidelity:
-        notes.append(f"perplexity {p.fidelity.perplexity_change_pct:+.2f} %")
-    return f"{p.precision} ({', '.join(notes)})"
 
 
 def _named(words: list[str], name: str) -> str | None:
@@ -88,6 +74,10 @@ class Terminal:
 
     def say(self, text: str, end: str = "\n") -> None:
         print(text, end=end, file=sys.stderr, flush=True)
+
+    def _list(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.say(line)
 
     def meet(self) -> m.ServerInfo:
         """Ask the server who it is. Raises: Gpt2dError, if there is none or it refuses."""
@@ -153,9 +143,9 @@ class Terminal:
             case "/help", []:
                 self.say(HELP)
             case "/models", []:
-                self._models()
+                self._list(listings.models(self._client.models(), self._host))
             case "/stats", []:
-                self._stats()
+                self._list(listings.stats(self._client.stats(), self._host))
             case "/load", [model, *rest]:
                 self._load_with(model, rest)
             case "/measure", rest:
@@ -170,7 +160,7 @@ class Terminal:
             case "/unload", [model]:
                 self.say(f"unloaded {', '.join(self._client.unload(model))}")
             case "/set", []:
-                self._list_settings()
+                self._list(listings.settings(self._parameters.values(), self._settings))
             case "/set", [name]:
                 self._settings.pop(find_parameter(self._parameters, name).name, None)
             case "/set", [name, *_]:
@@ -208,26 +198,8 @@ class Terminal:
             for number, other in enumerate(stream.result.others, 2):
                 self.say(f"continuation {number} of {1 + len(stream.result.others)}:")
                 print(other.text, flush=True)
-            self._ledger(stream.result)
+            self._list(listings.ledger(stream.result))
         return True
-
-    def _ledger(self, result: m.Generated) -> None:
-        ledger = result.ledger
-        fewer = threads.fewer(result)
-        used = f" with {fewer}" if fewer else ""
-        cut = f", prompt cut by {result.prompt_truncated} tokens" if result.prompt_truncated else ""
-        self.say(
-            f"[inference {ledger.inference_ms:.0f} ms: "
-            f"prefill {ledger.prefill_ms:.0f} + decode {ledger.decode_ms:.0f}; "
-            f"{ledger.prompt_tokens} + {ledger.new_tokens} tokens, {ledger.tokens_per_second:.0f} tokens/s{used}; "
-            f"first token {ledger.first_token_ms:.0f} ms; "
-            f"{replicas.name(result)}, "
-            f"{result.finish_reason}, seed {result.settings.get('seed')}{cut}]"
-        )
-
-        for token, chosen in zip(result.ids, result.logprobs, strict=False):
-            chances = ", ".join(f"{a.text!r} {math.exp(a.logprob):.0%}" for a in chosen.top if a.id != token)
-            self.say(f"  {chosen.text!r:<16} {math.exp(chosen.logprob):>4.0%}   {chances}")
 
     def _which(self) -> dict[str, Any]:
         return {"model": self._choice.model, "engine": self._choice.engine, "precision": self._choice.precision}
@@ -370,46 +342,3 @@ class Terminal:
         finally:
             if shown and sys.stderr.isatty():
                 self.say("\r\x1b[K", end="")
-
-    def _models(self) -> None:
-        for model in self._client.models():
-            if model.problem:
-                self.say(f"  {model.name:<16} cannot be loaded: {model.problem}")
-                continue
-            ways = "; ".join(
-                f"{engine} {', '.join(describe(p, self._host) for p in model.precisions if p.engine == engine)}"
-                for engine in dict.fromkeys(p.engine for p in model.precisions)
-            )
-            where = "" if model.on_disk else f", a download of {model.file_bytes / 1e6:.0f} MB first"
-            size = f"{model.parameters / 1e6:>6.1f} M parameters, context {model.context}"
-            self.say(f"  {model.name:<16} {size}{where}\n{'':18} {ways}")
-            for notice in model.notices:
-                self.say(f"{'':18} note: {notice}")
-
-    def _stats(self) -> None:
-        stats = self._client.stats()
-        self.say(
-            f"up {stats.uptime_ms / 1000:.0f} s, {stats.peers} clients, {stats.open_requests} open requests, "
-            f"gateway {stats.rss_bytes / 1e6:.0f} MB"
-        )
-        for name, counts in (("requests", stats.requests), ("errors", stats.errors)):
-            if counts:
-                self.say(f"{name}: {', '.join(f'{kind} {count}' for kind, count in sorted(counts.items()))}")
-        for way, group in replicas.by_way(stats.workers).items():
-            for w in group:
-                number = f"replica {w.replica}" if len(group) > 1 else ""
-                name = " ".join(filter(None, (replicas.name(way), number, replicas.place(w, group, self._host))))
-                self.say(
-                    f"{name}: {w.requests} requests, {w.prompt_tokens} prompt and {w.new_tokens} new tokens "
-                    f"in {w.busy_ms / 1000:.1f} s of work, {w.rss_bytes / 1e6:.0f} MB"
-                )
-
-    def _list_settings(self) -> None:
-        for p in self._parameters.values():
-            value = self._settings.get(p.name, p.default)
-            if value is None:
-                value = UNSET.get(p.name, "off")
-            values = " or ".join(p.choices) if p.choices else p.type
-            if p.minimum is not None or p.maximum is not None:
-                values += f", {p.minimum} to {p.maximum}"
-            self.say(f"  {p.name:<20} {value!s:<14} {p.description} ({values})")
