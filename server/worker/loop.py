@@ -19,7 +19,7 @@ from server.worker.faults import incident
 from server.worker.intervals import Intervals
 from server.worker.prefix_cache import PrefixCache
 from server.worker.reader import Reader, is_long
-from server.worker.replies import Answer, Served, prompt_tokens
+from server.worker.replies import WAITED, Answer, Served, prompt_tokens
 from server.worker.requests import Requests
 from server.worker.runner import Runner
 from server.worker.scheduler import Scheduler
@@ -112,7 +112,8 @@ class Worker:
     def take(self, message: ForWorker) -> None:
         """Take in a message: answer a request, or put it in line; one that takes long to read, later."""
         if isinstance(message, m.Cancel):
-            self._reader.cancel(message.target)
+            if self._reader.cancel(message.target):
+                self._connection.send(m.Failure(id=message.target, code="cancelled", message=WAITED["cancelled"]))
             self._cancel(message.target)
         elif isinstance(message, Work):  # a task is for a process that does it alone
             self._taken += 1

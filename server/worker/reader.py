@@ -50,10 +50,19 @@ class Reader:
             except RuntimeError:  # the system gives no more threads: the others wait
                 self._run()
 
-    def cancel(self, request_id: int) -> None:
-        """Note that nobody waits for a request any more."""
-        if request_id in self._open:
-            self._open[request_id] = True
+    def cancel(self, request_id: int) -> bool:
+        """Note that nobody waits for a request any more. True: it waited to be read, and is forgotten."""
+        if request_id not in self._open:
+            return False
+        with self._lock:
+            work = next((work for work in self._waiting if work.id == request_id), None)
+            if work:
+                self._waiting.drop(work.group, work)
+        if work:
+            del self._open[request_id]
+            return True
+        self._open[request_id] = True
+        return False
 
     def take(self) -> Iterator[tuple[int, Opened, bool]]:
         """Yield the requests that have been read: id, what is to be done, and whether it was cancelled meanwhile."""

@@ -98,26 +98,28 @@ def work(request_id: int, group: int) -> Work:
 
 def test_long_texts_are_read_in_turns_and_beside_the_loop() -> None:
     begun: list[int] = []
-    go = threading.Semaphore(0)
+    go, reads = threading.Semaphore(0), threading.Event()
 
     def read(given: Work) -> Callable[[], None]:
         assert threading.current_thread() is not threading.main_thread()
+        reads.set()
         go.acquire()
         begun.append(given.id)
         return lambda: None
 
     reader = Reader(read)
-    for request_id, group in enumerate([1, 1, 1, 2, 3]):
+    for request_id, group in enumerate([1, 1, 1, 1, 2, 3]):
         reader.add(work(request_id, group))
-    assert len(reader) == 5 and not list(reader.take())
-    reader.cancel(2)
+    assert reads.wait(20) and len(reader) == 6 and not list(reader.take())
+    assert not reader.cancel(0), "it is being read"
+    assert reader.cancel(2) and not reader.cancel(2) and len(reader) == 5, "it is not read"
     go.release(5)
     taken: list[tuple[int, bool]] = []
     give_up = time.monotonic() + 20
     while len(taken) < 5 and time.monotonic() < give_up:
         taken += [(request_id, cancelled) for request_id, _, cancelled in reader.take()]
-    assert begun[0] == 0 and set(begun[1:3]) >= {3} and begun.index(4) < begun.index(2), "each group in turn"
-    assert dict(taken) == {0: False, 1: False, 2: True, 3: False, 4: False} and not len(reader)
+    assert begun[0] == 0 and set(begun[1:3]) >= {4} and begun.index(5) < begun.index(3), "each group in turn"
+    assert dict(taken) == {0: True, 1: False, 3: False, 4: False, 5: False} and not len(reader)
 
 
 @pytest.mark.usefixtures("no_threads")
@@ -161,6 +163,7 @@ def test_short_requests_do_not_wait_for_a_long_text(monkeypatch: pytest.MonkeyPa
     loop.turn(10)
     assert [reply.id for reply in loop.link.sent] == [10]
     loop.cancel(2)
+    assert [reply.id for reply in loop.link.sent] == [10, 2], "what is cancelled is not read first"
     held.set()
     give_up = time.monotonic() + 20
     while len(loop.link.sent) < 1 + len(late) and time.monotonic() < give_up:
