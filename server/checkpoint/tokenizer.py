@@ -92,9 +92,14 @@ def read_tokenizer(folder: Path) -> ModelTokenizer:
     except (BadModel, OSError):
         raise
     except BaseException as e:
-        if not isinstance(e, Exception) and type(e).__name__ != "PanicException":  # a panic of the library in Rust
+        if not is_fault(e):
             raise
         raise BadModel(f"the tokenizer cannot be read: {e}") from None
+
+
+def is_fault(error: BaseException) -> bool:
+    """Return whether the library may have raised this for what it was given: its panics in Rust are no Exception."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def bound_cache(tokenizer: Tokenizer) -> None:

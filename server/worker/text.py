@@ -13,7 +13,7 @@ from protocol.messages import Alternative, OfText, TokenizerInfo
 from protocol.tokens import name_of_part
 from server.catalogue.architecture import Architecture
 from server.checkpoint.decoder import BYTE, read_stages
-from server.checkpoint.tokenizer import ModelTokenizer, bound_cache
+from server.checkpoint.tokenizer import ModelTokenizer, bound_cache, is_fault
 from server.worker import spans
 from server.worker.increments import ByteDecoder, CleanDecoder, Decoder, Increments, StageDecoder
 from server.worker.words import Boundaries
@@ -268,7 +268,9 @@ class Text:
         try:
             tokenizer = self._tokenizer if specials else self._without_specials
             return tokenizer.encode_batch([text], add_special_tokens=False)[0]
-        except Exception as e:  # noqa: BLE001 - tokenizers raises plain Exception
+        except BaseException as e:
+            if not is_fault(e):
+                raise
             raise BadRequest(f"this model's tokenizer cannot encode the text: {e}") from None
 
     def _offsets(self, text: str, ids: list[int], places: Many[tuple[int, int]]) -> list[int]:

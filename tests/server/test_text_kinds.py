@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from hypothesis import given, settings, strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from protocol.errors import BadModel, BadRequest
@@ -273,6 +273,16 @@ def test_a_text_that_the_tokenizer_cannot_encode_is_refused() -> None:
     text = Text(ModelTokenizer(tokenizer, (), frozenset(), False, False, ()), replace(ARCH, vocabulary=1))
     with pytest.raises(BadRequest, match="this model's tokenizer cannot encode the text: WordLevel error: Missing"):
         text.encode("b")
+
+
+def test_a_text_at_which_the_tokenizer_gives_up_is_refused() -> None:
+    """Its expression tries ever more for repeated characters; the library ends that by a panic in Rust."""
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "<unk>": 1}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("(a|aa)+$"), "isolated")
+    text = Text(ModelTokenizer(tokenizer, (), frozenset(), False, False, ()), replace(ARCH, vocabulary=2))
+    assert text.encode("a") == [0]
+    with pytest.raises(BadRequest, match="this model's tokenizer cannot encode the text: Onig"):
+        text.encode("a" * 60 + "b")
 
 
 @pytest.mark.parametrize(
