@@ -91,7 +91,7 @@ class Supervisor:
                 f"{there[0].name} is loaded with a KV cache of {there[0].cache}, not of {cache}; unload it first"
             )
         wanted = request.replicas or len(there) or (kept.replicas if kept else 1)
-        compiled = there[0].compiled if there else request.compile
+        compiled = next((known.compiled for known in (*there, kept) if known), False) or request.compile
         fresh = self._start_more(model, engine, precision, wanted - len(there), compiled=compiled, cache=cache)
         if request.replicas and not kept:
             kept = Kept(model, engine, precision, firm=sum(replica.ready is not None for replica in there))

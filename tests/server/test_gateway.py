@@ -420,6 +420,24 @@ def test_a_preload_begins_again_unless_it_cannot(
                 daemon.client.unload("demo")  # nothing is due
 
 
+def test_what_is_kept_compiled_stays_so_whoever_loads_it_meanwhile(daemon: Daemon) -> None:
+    """As with its KV cache: its worker has died, and a load that asks for nothing comes before it begins again."""
+
+    def load(*, compiled: bool, replicas: int | None) -> Asked:
+        return Asked(lambda: daemon.client.load("demo", "torch", "fp32", compile=compiled, replicas=replicas))
+
+    first = load(compiled=True, replicas=1)
+    worker = daemon.worker()
+    worker.say(READY)
+    assert first.end() is m.Loaded and worker.spec.compiled
+    worker.code = 1
+    wait_for(lambda: not daemon.client.ping().workers)
+    second = load(compiled=False, replicas=None)
+    worker = daemon.worker()
+    worker.say(READY)
+    assert second.end() is m.Loaded and worker.spec.compiled
+
+
 def test_what_users_should_know_is_looked_at_again_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     told = iter([["first"], ["second"]])
     monkeypatch.setattr(status, "notices", lambda: next(told))
