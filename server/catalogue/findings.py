@@ -15,7 +15,7 @@ from protocol.programs import VERSION
 from server.catalogue.files import model_files
 from server.catalogue.notes import file_state, named_after, replace
 
-FORMAT = 1
+FORMAT = 2
 """Changes when other things are looked at, so that what was found before is looked at again."""
 MAX_BYTES = 64 << 10
 

@@ -31,6 +31,7 @@ def inspect(folder: Path, base: Path | None = None) -> Finding:
     try:
         arch = architecture_of(folder, base)
         tokenizer = read_tokenizer(tokenizer_folder(folder, base))
+        tokenizer.check_vocabulary(arch.vocabulary)
         weights = open_weights(folder, arch, base)
     except BadModel as e:
         return Finding(problem=printable(str(e)))

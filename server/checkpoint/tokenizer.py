@@ -69,6 +69,14 @@ class ModelTokenizer:
     names: Mapping[str, str] = field(default_factory=dict)
     """Special tokens as that may ask for them: {"bos_token": "<s>"}, without those that there are not."""
 
+    def check_vocabulary(self, size: int) -> None:
+        """Check that a model of so many tokens has those that stand before every text. Raises: BadModel."""
+        if lacking := [token for token in self.before if token >= size]:
+            raise BadModel(
+                f"its tokenizer puts {self.tokenizer.id_to_token(lacking[0])!r} before every text, token {lacking[0]}, "
+                f"and the model has only the tokens 0 to {size - 1}: take the tokenizer that it was trained with"
+            )
+
 
 @dataclass(frozen=True)
 class Made:

@@ -86,8 +86,9 @@ class Text:
     def __init__(self, made: ModelTokenizer, arch: Architecture) -> None:
         """Make it for a model's vocabulary, which may be larger than the tokenizer's, or smaller.
 
-        Raises: BadModel if tokens cannot be decoded one by one.
+        Raises: BadModel if tokens cannot be decoded one by one, or the model lacks one that stands before every text.
         """
+        made.check_vocabulary(arch.vocabulary)
         self._tokenizer = made.tokenizer
         self.before = made.before
         """Tokens that stand before every text."""

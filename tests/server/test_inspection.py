@@ -49,6 +49,20 @@ def with_another_head(folder: Path) -> None:
     save_file(tensors | {"lm_head.weight": np.ascontiguousarray(table + 1)}, folder / "model.safetensors")
 
 
+def with_a_token_of_its_own_before_every_text(folder: Path) -> None:
+    """The tokenizer has one token more than the model."""
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["added_tokens"].append(content["added_tokens"][0] | {"id": 4096, "content": "[CLS]"})
+    content["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {"[CLS]": {"id": "[CLS]", "ids": [4096], "tokens": ["[CLS]"]}},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+
+
 def known(client: Client, name: str) -> m.ModelInfo:
     """Ask until the folder has been looked into; nobody tells when that is."""
     give_up = time.monotonic() + KNOWN_S
@@ -64,8 +78,10 @@ def test_models_tells_what_a_load_would(tmp_path: Path) -> None:
     without_a_tensor(copy(tmp_path / "models" / "broken"))
     (copy(tmp_path / "models" / "mute") / "tokenizer.json").write_text("{}")
     with_another_head(copy(tmp_path / "models" / "headed"))
+    with_a_token_of_its_own_before_every_text(copy(tmp_path / "models" / "larger"))
     with Daemon(tmp_path, "--max-rate-per-peer", "100000") as daemon, Client(daemon.endpoint) as client:
-        for name in ("broken", "mute"):
+        assert "puts '[CLS]' before every text, token 4096" in known(client, "larger").problem
+        for name in ("broken", "mute", "larger"):
             with pytest.raises(Exception, match=name) as refused:
                 client.load(name)
             assert known(client, name).problem in str(refused.value)
