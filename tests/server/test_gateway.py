@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -424,7 +425,8 @@ def test_what_is_kept_compiled_stays_so_whoever_loads_it_meanwhile(daemon: Daemo
     """As with its KV cache: its worker has died, and a load that asks for nothing comes before it begins again."""
 
     def load(*, compiled: bool, replicas: int | None) -> Asked:
-        return Asked(lambda: daemon.client.load("demo", "torch", "fp32", compile=compiled, replicas=replicas))
+        ask = partial(daemon.client.load, "demo", engine="torch", precision="fp32")
+        return Asked(lambda: ask(compile=compiled, replicas=replicas))
 
     first = load(compiled=True, replicas=1)
     worker = daemon.worker()
