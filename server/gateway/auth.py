@@ -187,7 +187,7 @@ class Guard:
             key = z85.encode(credentials[0]).decode() if mechanism == b"CURVE" and credentials else ""
             known = self._keyring.role(key) is not None
             if not known:
-                self.refusals.key(f"{shown(address)}: {self._keyring.name(key)}")
+                self.refusals.key(f"{shown(address.decode(errors='replace'))}: {self._keyring.name(key)}")
             else:
                 self.admitted += 1
             user = f"{self.admitted} {key}".encode()
@@ -200,6 +200,10 @@ class Guard:
             return UNNUMBERED, ""
         number, key = sockets.user_of(frame).split(" ", 1)
         return int(number), key
+
+    def name(self, user: str) -> str:
+        """Return the name of a user's key; empty where there are no keys."""
+        return "" if self._keyring is None else self._keyring.name(user)
 
     def administers(self, user: str) -> bool:
         """Return whether a user is an administrator among others who are not: where there are no keys, nobody is."""
@@ -229,6 +233,6 @@ class Guard:
             self.socket.close()
 
 
-def shown(address: bytes) -> str:
+def shown(address: str) -> str:
     """Return a peer's address as its owner knows it: a socket of both families maps IPv4's into IPv6."""
-    return address.decode(errors="replace").removeprefix("::ffff:")
+    return address.removeprefix("::ffff:")

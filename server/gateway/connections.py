@@ -131,6 +131,10 @@ class Connections:
             self._last_end = time.monotonic()
             self._left += traffic.level / (SMALL_BYTES if traffic.frame == math.inf else traffic.frame)
 
+    def origin(self, fd: int) -> str:
+        """Return the address of an open connection's peer, of IPv6 the network; empty if it is not known."""
+        return self._all[fd].origin
+
     def owns(self, fd: int, number: int) -> bool:
         """Return whether a message with that descriptor and number is of the connection that has the descriptor now."""
         traffic = self._all.get(fd)

@@ -73,7 +73,8 @@ def origin(peer: socket.socket) -> str:
     host = str(peer.getpeername()[0])
     if peer.family != socket.AF_INET6 or host.startswith("::"):  # IPv4 in IPv6, or this machine
         return host
-    return socket.inet_pton(socket.AF_INET6, host.partition("%")[0])[:NETWORK_BYTES].hex()
+    network = socket.inet_pton(socket.AF_INET6, host.partition("%")[0])[:NETWORK_BYTES]
+    return f"{socket.inet_ntop(socket.AF_INET6, network.ljust(16, bytes(1)))}/{8 * NETWORK_BYTES}"
 
 
 def bytes_received(fd: int) -> int:

@@ -15,6 +15,7 @@ from protocol.errors import Busy, RequestError, WorkerDied
 from server.config import Config
 from server.gateway import faults, routing
 from server.gateway.back import Back
+from server.gateway.repeats import Ration
 from server.gateway.replicas import Replica, Replicas
 from server.gateway.sessions import Done, Open, Sessions
 from server.link import FromWorker, Work
@@ -35,13 +36,14 @@ class Dispatch:
         replicas: Replicas,
         back: Back,
         administers: Callable[[str], bool],
+        ration: Ration,
         metrics: Metrics | None = None,
     ) -> None:
         """Make it. `administers(user)`: whether a user is an administrator among others who are not."""
         self._config, self._metrics = config, metrics
         self._sessions, self._replicas = sessions, replicas
         self._back = back
-        self._administers = administers
+        self._administers, self._ration = administers, ration
 
     def begin(self, entry: Open, request: m.OfModel) -> None:
         """Hand a request to the best replica that takes it.
@@ -87,7 +89,8 @@ class Dispatch:
         if isinstance(message, m.Generated):
             self._note(replica, entry, message)
         if isinstance(message, m.Failure):
-            log.info("%s %s failed: %s", codec.type_of(entry.request), replica.name, message.code)
+            what = f"{codec.type_of(entry.request)} {replica.name} failed: {message.code}"
+            self._ration.info(entry.owner.user, what)
         if isinstance(message, m.Progress | m.Tokens | m.ScoredText | m.Generated | m.Tokenized | m.Scored | m.Failure):
             replica.used = time.monotonic()
             self._done(entry, replica).count(message)
@@ -142,12 +145,13 @@ class Dispatch:
 
     def _note(self, replica: Replica, entry: Open, result: m.Generated) -> None:
         ledger = result.ledger
-        log.info(
-            "generate %s %s: prompt %d, new %d tokens; "
-            "queue %.1f, tokenise %.1f, prefill %.1f, decode %.1f ms; %.1f tokens/s",
-            replica.name, result.finish_reason, ledger.prompt_tokens, ledger.new_tokens,
-            ledger.queue_ms, ledger.tokenise_ms, ledger.prefill_ms, ledger.decode_ms, ledger.tokens_per_second,
-        )  # fmt: skip
+        self._ration.info(
+            entry.owner.user,
+            f"generate {replica.name} {result.finish_reason}: "
+            f"prompt {ledger.prompt_tokens}, new {ledger.new_tokens} tokens; "
+            f"queue {ledger.queue_ms:.1f}, tokenise {ledger.tokenise_ms:.1f}, prefill {ledger.prefill_ms:.1f}, "
+            f"decode {ledger.decode_ms:.1f} ms; {ledger.tokens_per_second:.1f} tokens/s",
+        )
         if self._metrics:
             self._metrics.generated(replica.way, ledger)
         replica.known.learn(routing.blocks_of(entry.request, result, self._keeper(entry)))

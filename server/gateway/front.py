@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import zmq
 
 from protocol import messages as m, sockets
-from server.gateway.auth import Guard
+from server.gateway.auth import Guard, shown
 from server.gateway.connections import Connections
 from server.gateway.parts import Skip
 from server.gateway.repeats import Repeats
@@ -157,9 +157,8 @@ class Front:
     def cut(self) -> None:
         """Cut off connections that send much without finishing a message, or nothing."""
         for fd in self._connections.cut(lambda: sockets.readable(self._socket)):
-            self._repeats.warn(
-                "cut", f"a connection was cut: it sent much without finishing a message, or nothing (descriptor {fd})"
-            )
+            address = shown(self._connections.origin(fd)) or "an address that is not known"
+            self._repeats.warn("cut", f"cut {address}: it sent much without finishing a message, or nothing")
 
     def close(self) -> None:
         """Close, with a moment for what was sent already to leave."""

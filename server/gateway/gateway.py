@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import zmq
 
 from protocol import codec, messages as m, sockets
-from protocol.errors import BadRequest, Cancelled, DeadlineExceeded, Draining, Unauthorised
+from protocol.errors import BadRequest, Busy, Cancelled, DeadlineExceeded, Draining, Unauthorised, printable
 from protocol.keys import CurveKeys, read_secret
 from server.catalogue.catalogue import Catalogue
 from server.config import Config
@@ -27,6 +27,7 @@ from server.gateway.dispatch import Dispatch
 from server.gateway.front import Front, Message
 from server.gateway.listing import Listing
 from server.gateway.memory import Memory
+from server.gateway.repeats import Ration, Repeats
 from server.gateway.replicas import Replica, Replicas
 from server.gateway.sessions import DuplicateId, Open, Sessions
 from server.gateway.supervisor import Supervisor
@@ -81,7 +82,10 @@ class Gateway:
         self._sessions = Sessions(config, socket)
         self._front = Front(socket, monitor, self._sessions, self._guard, encrypted=own_key is not None)
         self._replicas = Replicas(config, keys, self._back.endpoint, launcher or local, measurer=local)
-        self._dispatch = Dispatch(config, self._sessions, self._replicas, self._back, self._guard.administers, metrics)
+        self._ration, self._repeats = Ration(self._guard.name), Repeats()
+        self._dispatch = Dispatch(
+            config, self._sessions, self._replicas, self._back, self._guard.administers, self._ration, metrics
+        )
         self._supervisor = Supervisor(
             config, self._catalogue, self._replicas, self._sessions, self._back, self._dispatch
         )
@@ -160,6 +164,9 @@ class Gateway:
             self._on_request(entry, request)
         except Exception as e:  # noqa: BLE001 - whatever a request meets, it ends with an answer and the gateway goes on
             error = faults.for_client(e)
+            if isinstance(error, Busy):
+                name = self._guard.name(message.user)
+                self._repeats.warn(message.user, f"refused a request{f' of {name}' if name else ''}: {error}")
             if entry:
                 self._sessions.fail(entry, error)
                 return
@@ -171,6 +178,8 @@ class Gateway:
 
     def _on_request(self, entry: Open, request: m.AnyRequest) -> None:
         self._counts[codec.type_of(request)] += 1
+        if entry.owner.user and isinstance(request, m.Load | m.Task | m.Unload):
+            self._ration.info(entry.owner.user, f"asked to {codec.type_of(request)} {printable(request.model)}")
         entry.owner.requests[codec.type_of(request)] += 1
         match request:
             case m.Generate() | m.Tokenize() | m.Score():

@@ -110,6 +110,16 @@ def test_a_message_of_many_parts_is_read_in_turns_and_its_sender_cut(place: Plac
         assert message.frame == PING
 
 
+def test_the_log_says_whose_connection_was_cut(
+    place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(connections, "MAX_SHAKING", 0)
+    monkeypatch.setattr(connections, "SHAKING_S", -1.0)
+    with zmtp.connect(place.endpoint):
+        place.until(lambda: bool(caplog.messages))
+    assert caplog.messages == ["cut 127.0.0.1: it sent much without finishing a message, or nothing"]
+
+
 def test_whose_handshake_is_done_is_not_cut_for_it(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many there are: ZeroMQ's event about a handshake does not say whose it was."""
     monkeypatch.setattr(connections, "MAX_SHAKING", 1)

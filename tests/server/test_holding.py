@@ -280,5 +280,5 @@ def test_all_addresses_of_a_subscriber_are_one() -> None:
         return origin(Named(host))  # type: ignore[arg-type]  # all that is asked of it
 
     assert of("2001:db8:1:2::1") == of("2001:db8:1:2:3::4") != of("2001:db8:1:3::1")
-    assert of("fe80::1%eth0") == of("fe80::2%eth0")
+    assert of("fe80::1%eth0") == of("fe80::2%eth0") == "fe80::/64"
     assert of("::ffff:10.0.0.1") != of("::ffff:10.0.0.2")

@@ -380,6 +380,11 @@ def test_the_connections_of_a_key_are_counted_together(keyed: Keyed) -> None:
             with pytest.raises(Busy, match="64 open requests, which is the limit"):
                 one.generate("x", wait=False)
         assert owner.generate("x", max_new_tokens=3).ids, "others are served"
+    said = (
+        r"asked to load demo, for owner\n.* generate demo/native/int8 length: prompt 1, new 3 [^\n]*, for owner\n",
+        "refused a request of guest: this client has 64 open requests, which",
+    )
+    wait_for(lambda: all(re.search(each, keyed.daemon.logged(), re.DOTALL) for each in said))
 
 
 def test_the_administrator_always_finds_a_place(tmp_path: Path, cache: Path) -> None:
