@@ -48,6 +48,7 @@ def tcp_server(handle: Callable[[socket.socket], None]) -> Iterator[str]:
     """Something that is not ZeroMQ."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         connections: list[socket.socket] = []
+        over = threading.Event()
 
         def serve(connection: socket.socket) -> None:
             with contextlib.suppress(OSError):  # the client, or the test, may be done with it before anything is said
@@ -55,17 +56,22 @@ def tcp_server(handle: Callable[[socket.socket], None]) -> Iterator[str]:
 
         def accept() -> None:
             while True:
-                try:
-                    connection, _ = listener.accept()
-                except OSError:
-                    return
+                connection, _ = listener.accept()
                 connections.append(connection)
+                if over.is_set():
+                    return
                 threading.Thread(target=serve, args=(connection,), daemon=True).start()
 
-        threading.Thread(target=accept, daemon=True).start()
-        yield f"tcp://127.0.0.1:{listener.getsockname()[1]}"
-        for connection in connections:
-            connection.close()
+        accepting = threading.Thread(target=accept, daemon=True)
+        accepting.start()
+        try:
+            yield f"tcp://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            over.set()
+            socket.create_connection(listener.getsockname()).close()  # which ends accept(), as no close() does
+            accepting.join()
+            for connection in connections:
+                connection.close()
 
 
 def pong(request: m.AnyRequest) -> m.Pong:
