@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import closing
 
 import pytest
 from msgspec.structs import replace
@@ -149,20 +150,16 @@ def test_what_expires_is_looked_at_then() -> None:
 
 @pytest.mark.usefixtures("home")
 def test_a_notice_owes_one_frame_when_it_expires(monkeypatch: pytest.MonkeyPatch) -> None:
-    app = apps.App(lambda: None, "tcp://127.0.0.1:1")
-    try:
-        monkeypatch.setattr(app.link, "events", list)
-        monkeypatch.setattr(app.disk, "events", list)
+    with closing(apps.App(lambda: None, "tcp://127.0.0.1:1")) as app, monkeypatch.context() as patched:
+        patched.setattr(app.link, "events", list)
+        patched.setattr(app.disk, "events", list)
         assert app.state.due == math.inf and not app.take_events()
         notices.inform(app.state, "saved", "saved")
         assert app.state.now < app.state.due < app.state.now + 60
         over = app.state.due
-        monkeypatch.setattr(time, "monotonic", lambda: over)
+        patched.setattr(time, "monotonic", lambda: over)
         assert app.take_events() and not app.take_events()
         assert app.state.due == math.inf
-    finally:
-        monkeypatch.undo()
-        app.close()
 
 
 def test_figures_alone_are_drawn_as_often_as_they_cost_little() -> None:
@@ -173,17 +170,13 @@ def test_figures_alone_are_drawn_as_often_as_they_cost_little() -> None:
 
 @pytest.mark.usefixtures("home")
 def test_a_sign_of_life_that_tells_nothing_new_owes_no_frame(monkeypatch: pytest.MonkeyPatch) -> None:
-    app = apps.App(lambda: None, "tcp://127.0.0.1:1")
-    try:
-        monkeypatch.setattr(app.disk, "events", list)
+    with closing(apps.App(lambda: None, "tcp://127.0.0.1:1")) as app, monkeypatch.context() as patched:
+        patched.setattr(app.disk, "events", list)
         app.state.link.status = "ready"
         app.state.link.info = INFO
         owed = list[tuple[bool, bool]]()
         for workers in ([], [], [WORKER], [replace(WORKER, moved_ms_ago=99.0)], []):
             pong = replace(PONG, workers=workers)
-            monkeypatch.setattr(app.link, "events", lambda pong=pong: [Replied("look", pong, 1.0)])
+            patched.setattr(app.link, "events", lambda pong=pong: [Replied("look", pong, 1.0)])
             owed.append((app.take_events(), app.signs))
         assert owed == [(False, True), (False, True), (True, True), (False, True), (True, True)]
-    finally:
-        monkeypatch.undo()
-        app.close()
