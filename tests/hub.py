@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
+import socket
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,6 +15,30 @@ from typing import Any, Self
 COMMIT = "5" * 40
 CHUNK = 64 << 10
 LARGE = (".safetensors", ".bin")
+
+
+class Server(ThreadingHTTPServer):
+    """One that ends its connections when it ends: each that a client keeps would hold a thread and two descriptors."""
+
+    daemon_threads = False  # so that server_close() waits for them
+
+    def __init__(self, handler: type[BaseHTTPRequestHandler]) -> None:
+        self.connections: set[socket.socket] = set()
+        super().__init__(("127.0.0.1", 0), handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self.connections.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self.connections.discard(request)
+        super().shutdown_request(request)
+
+    def server_close(self) -> None:
+        for connection in [*self.connections]:
+            with contextlib.suppress(OSError):  # its client has just closed it
+                connection.shutdown(socket.SHUT_RDWR)
+        super().server_close()
 
 
 @dataclass
@@ -51,6 +77,10 @@ class Hub:
         """Return the first byte of every GET of a file."""
         return [first for method, file, first in self.asked if method == "GET" and file.endswith(name)]
 
+    def connections(self) -> int:
+        """Return how many connections its clients have open."""
+        return len(self._server.connections)
+
     def weights_asked(self) -> list[str]:
         """Return what was asked of files of weights, by any method."""
         return [file for _, file, _ in self.asked if file.endswith(LARGE)]
@@ -70,7 +100,7 @@ class Hub:
             def log_message(self, *_: Any) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = Server(Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
         return self

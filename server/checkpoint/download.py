@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 # Before the library, which reads variables that it sets.
-from server.checkpoint.hub_session import CONTACT_S, CUT, FAILED, RESUMES, UNREACHABLE  # isort: skip
+from server.checkpoint.hub_session import CONTACT_S, CUT, FAILED, RESUMES, UNREACHABLE, leave  # isort: skip
 
 import huggingface_hub
 from huggingface_hub import (
@@ -201,6 +201,7 @@ class Repository:
         look()
         with ThreadPoolExecutor(1) as pool:
             future = pool.submit(self._fetch_one, file, commit)
+            pool.submit(leave)
             while wait([future], LOOK_S).not_done:
                 look()
         folder = Path(self._call(future.result)).parent

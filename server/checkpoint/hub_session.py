@@ -16,7 +16,7 @@ os.environ |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 os.environ.pop("HF_HUB_ENABLE_HF_TRANSFER", None)  # cannot resume either; newer versions warn of it
 
 import huggingface_hub
-from huggingface_hub import constants
+from huggingface_hub import constants, get_session
 from huggingface_hub.errors import HfHubHTTPError
 
 from protocol.errors import BadModel, LoadFailed
@@ -84,6 +84,12 @@ def _session() -> Any:
         session.hooks["response"].append(check)
         return session
     return HTTP.Client(event_hooks={"response": [check]}, follow_redirects=True, timeout=CONTACT_S)
+
+
+def leave() -> None:
+    """Close this thread's connections to the hub. With requests each thread's would stay open as long as the worker."""
+    if WITH_REQUESTS:
+        get_session().close()
 
 
 getattr(huggingface_hub, "configure_http_backend" if WITH_REQUESTS else "set_client_factory")(_session)
