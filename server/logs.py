@@ -44,12 +44,14 @@ def to_stderr(form: Literal["text", "json"]) -> Iterator[None]:
     writer = logging.handlers.QueueListener(lines, logging.StreamHandler())
     writer.start()
     log = logging.getLogger("gpt2d")
+    level = log.level
     log.setLevel(logging.INFO)
     log.addHandler(handler)
     try:
         yield
     finally:
         log.removeHandler(handler)
+        log.setLevel(level)
         # In a thread with a deadline: whoever reads stderr may have stopped.
         last = threading.Thread(target=writer.stop, daemon=True)
         last.start()

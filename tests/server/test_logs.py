@@ -49,6 +49,14 @@ def test_text_keeps_its_form(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(lines) > 3, "with the traceback"
 
 
+def test_the_logger_is_afterwards_as_it_was(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.ERROR, "gpt2d"):
+        handlers = [*log.handlers]
+        with logs.to_stderr("text"):
+            assert log.isEnabledFor(logging.INFO)
+        assert (log.level, log.handlers) == (logging.ERROR, handlers)
+
+
 def test_a_stderr_that_nobody_reads_holds_nothing_up() -> None:
     code = (
         "import logging; from server import logs\n"
