@@ -119,7 +119,10 @@ class Engine:
         return Run(prompt, new - 1)
 
 
-def test_an_engine_that_ends_leaves_the_others_their_figures() -> None:
+def test_an_engine_that_ends_leaves_the_others_their_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also while somebody measures on this machine."""
+    monkeypatch.setattr(peers, "LOCK", tmp_path / "lock")
+
     class Limits:
         def measured(self) -> dict[str, float]:
             return {"read_gb_s": 1.0}
