@@ -8,6 +8,7 @@ import re
 import sys
 from pathlib import Path
 from typing import get_args
+from urllib.parse import urlsplit
 
 from protocol.keys import (
     Address,
@@ -27,6 +28,8 @@ with needed_by("gpt2d-keygen"):
 
 DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.ASCII | re.IGNORECASE)
 """Names that Windows keeps for devices, whatever follows after a dot: a file of that name swallows what is written."""
+EVERY = {"*", "0.0.0.0", "::"}  # noqa: S104 - refused
+"""Hosts of an endpoint by which a server listens on every address: whoever connects there means its own machine."""
 KEYS = platformdirs.user_config_path("gpt2d") / "keys"
 DESCRIPTION = """\
 Make the keys of a daemon that is reached over a network, and of its clients.
@@ -74,6 +77,16 @@ def client_keys(folder: Path, name: str, role: Role) -> CurveKeys:
     return keys
 
 
+def check_reached(endpoint: str) -> None:
+    """Check that a client can connect to an endpoint. Raises: ValueError."""
+    parts = urlsplit(check_endpoint(endpoint))
+    if parts.hostname in EVERY or parts.port == 0:
+        raise ValueError(
+            f"{endpoint} says where a server listens; give the address at which this client reaches it, as "
+            "tcp://192.168.1.5:5757"
+        )
+
+
 @printed_by("gpt2d-keygen")
 def main() -> None:
     parser = argparse.ArgumentParser(
@@ -103,7 +116,7 @@ def main() -> None:
         return
     try:
         if args.kind == "client" and args.endpoint:
-            check_endpoint(args.endpoint)
+            check_reached(args.endpoint)
         server = server_keys(args.keys)
         if args.kind == "server":
             print(f"the server's public key: {server.public}")
