@@ -38,11 +38,11 @@ SUMS_FILE = "SHA256SUMS"
 """The file that makes a folder of the cache one built model."""
 CALIBRATED = "-calibrated"
 """What follows the name of a built int4 whose weights were rounded by calibration (engines/calibration.py)."""
-CALIBRATES = ("native", "int4")
-"""Engine and precision that a calibration is for."""
 SOURCE_FILE = "calibrated_with"
 """The file in it that says what with: OWN_TEXTS, or a given text's digest."""
 OWN_TEXTS = "texts of its own"
+CALIBRATES = ("native", "int4")
+"""Engine and precision that a calibration is for."""
 TRIES, PACE_S = 4, 1.45e-3
 """How often `pace` measures, and what it found on a core of the machine of `Architecture.calibration_seconds`."""
 LOCK_SUFFIX = ".lock"

@@ -215,7 +215,7 @@ class NativeEngine:
         self._last: Callable[[], Logits | None] = lambda: None
         """What the last step returned, while somebody has it."""
         self._waits = (ctypes.c_double * threads)()
-        self.quantised_share = float(precision != "fp32")  # layout.py packs all matrices
+        self.quantised_share = float(precision != "fp32")  # convert/native_layout.py packs all matrices
         self._arch, self._kernels = arch, library()
         size = weights.stat().st_size
         shape = shape_of(arch, precision, cache)

@@ -44,7 +44,7 @@ class OnnxEngine:
 
     def __init__(self, arch: Architecture, graph: Path, precision: str, rows: int, threads: int) -> None:
         """`graph` is the ONNX file that `Graph.write` made."""
-        self.quantised_share = float(precision != "fp32")  # graph.py makes all products of one kind
+        self.quantised_share = float(precision != "fp32")  # all products are of one kind (convert/onnx_graph.py)
         self.rows = rows
         self.context = arch.context
         self.vocabulary = arch.vocabulary

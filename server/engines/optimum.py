@@ -64,9 +64,8 @@ class Export:
         model = transformers_model(self._arch, self._weights, torch.float32)
         config = model.config
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # what tracing remarks on is the same for every GPT-2; the tests compare the logits
+            # What tracing remarks on is the same for every GPT-2; the tests compare the logits.
+            warnings.simplefilter("ignore")
             export(
                 model,
                 GPT2OnnxConfig(config, task="text-generation", use_past=True, use_past_in_inputs=True),

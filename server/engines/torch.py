@@ -76,9 +76,7 @@ class TorchEngine(Reference):
 
     def warm_up(self) -> None:
         """Take a first step, which compiles. Raises: LoadFailed where that is impossible here, OSError, MemoryError."""
-        self.prefill(
-            0, [0], 0, []
-        )  # makes the cache, which would otherwise be made within the graph, and compiled twice
+        self.prefill(0, [0], 0, [])  # makes the cache, which would else be made within the graph, and compiled twice
         try:
             self.decode([0], [1])
         except (OSError, MemoryError):

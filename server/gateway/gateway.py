@@ -1,8 +1,8 @@
 """Loop of the process that answers, and its wiring: from the peers to the workers, and back.
 
 One thread, one poller, no model library. Nothing here waits for a peer or a worker: control is answered at once, work
-is handed to the worker that holds the model, and what a worker says is passed on to the peer that asked. The only file
-it reads is the config.json of the one model that is to be loaded; a thread looks at all of them (listing.py).
+is handed to the worker that holds the model, and what a worker says is passed on to the peer that asked. Of models it
+reads the configuration of the one alone that is to be loaded; a thread looks at all of them (listing.py).
 """
 
 from __future__ import annotations

@@ -49,10 +49,9 @@ class BeamSearch(Search):
 
     Each step takes the 2k best of all one-token continuations of k beams by the sum of their log-probabilities (or
     draws them without replacement: Kool et al. 2019); with more than one end of text as many more as may end. Of the
-    first k of these, those that end are finished; the best k
-    that do not end go on. In diverse beam search groups choose one after the other, and a token costs a later group
-    `diversity_penalty` for each beam of an earlier one that took it (Vijayakumar et al. 2016); the best of all groups
-    are returned.
+    first k of these, those that end are finished; the best k that do not end go on. In diverse beam search groups
+    choose one after the other, and a token costs a later group `diversity_penalty` for each beam of an earlier one that
+    took it (Vijayakumar et al. 2016); the best of all groups are returned.
     """
 
     def __init__(self, generation: Generation) -> None:
