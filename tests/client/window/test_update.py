@@ -20,8 +20,9 @@ from client.window.parameters import OWN, usable
 from client.window.results import MAX_LOGPROBS
 from client.window.state import GOES_ON, AppState, Status
 from client.window.textfile import TextFile
-from client.window.update.apply import ANSWERS, STATUS, apply
+from client.window.update.apply import ANSWERS, apply
 from client.window.update.comparison import differences
+from client.window.update.connection import STATUS
 from client.window.update.page import note
 from client.window.views import connection
 from protocol import messages as m
