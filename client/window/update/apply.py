@@ -1,8 +1,8 @@
 """apply(state, message): what the user did and what happened outside change the state, and effects follow.
 
-No file, no socket, no clock: time comes with Tick. What is to be written waits in act.py; models are handled in
-models.py, the text in page.py and branches.py, how it is seen in seeing.py, comparison and export in comparison.py,
-opening and saving in files.py, the connection in connection.py.
+No file, no socket, no clock: time comes with Tick. What is to be written waits in act.py; the text is handled in
+page.py, generation.py and branches.py, how it is seen in seeing.py, models in models.py, comparison and export in
+comparison.py, opening and saving in files.py, the connection in connection.py.
 """
 
 from __future__ import annotations

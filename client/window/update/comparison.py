@@ -11,8 +11,8 @@ from client.window.export import as_json, as_python
 from client.window.results import Column
 from client.window.state import AppState, Question
 from client.window.update.files import show_files
+from client.window.update.generation import GENERATE_S, note, spared
 from client.window.update.models import LOAD_S, learn
-from client.window.update.page import GENERATE_S, note, spared
 from client.window.writing import STOP_S
 from protocol import messages as m
 from protocol.client import is_last

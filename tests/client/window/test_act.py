@@ -14,7 +14,7 @@ pytest.importorskip("client.window.loop", exc_type=ImportError, reason=WINDOW)
 from client.window import events as e
 from client.window.state import AppState
 from client.window.update.apply import apply
-from client.window.update.page import BEAT_S
+from client.window.update.generation import BEAT_S
 from client.window.views.connection import condition
 from client.window.writing import MAX_LATE, STOP_S
 from protocol import messages as m

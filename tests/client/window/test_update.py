@@ -23,7 +23,7 @@ from client.window.textfile import TextFile
 from client.window.update.apply import ANSWERS, apply
 from client.window.update.comparison import differences
 from client.window.update.connection import STATUS
-from client.window.update.page import note
+from client.window.update.generation import note
 from client.window.views import connection
 from protocol import messages as m
 from protocol.errors import (
