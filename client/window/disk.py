@@ -10,6 +10,7 @@ import queue
 import secrets
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -109,7 +110,8 @@ class Disk:
         self._autosave = Autosave(platformdirs.user_data_path("gpt2d") / "autosave", _write_private)
         self.left_behind = self._autosave.left_behind()
         """Pages of sessions that crashed."""
-        self._effects: queue.SimpleQueue[DiskEffect | None] = queue.SimpleQueue()
+        self._asked = threading.Condition()
+        self._effects = deque[DiskEffect | None]()
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._not_kept = set[tuple[str, str]]()
         """What has failed of what nobody asked for, and of which file, which is said once."""
@@ -119,7 +121,11 @@ class Disk:
         self._thread.start()
 
     def do(self, effect: DiskEffect) -> None:
-        self._effects.put(effect)
+        with self._asked:
+            if isinstance(effect, KeepPage):  # the newest counts: a disk may stand still while pages go on coming
+                self._effects = deque(other for other in self._effects if not isinstance(other, KeepPage))
+            self._effects.append(effect)
+            self._asked.notify()
 
     def events(self) -> list[Event]:
         """Return what has happened since the last call, in order."""
@@ -131,14 +137,22 @@ class Disk:
 
     def close(self) -> None:
         """Finish what was asked for."""
-        self._effects.put(None)
+        with self._asked:
+            self._effects.append(None)
+            self._asked.notify()
         self._thread.join(CLOSE_S)
 
     def _run(self) -> None:
-        while (effect := self._effects.get()) is not None:
+        while (effect := self._next()) is not None:
             if event := self._done(effect):
                 self._events.put(event)
                 self._wake()
+
+    def _next(self) -> DiskEffect | None:
+        """Wait for what is asked for next; None: for nothing more."""
+        with self._asked:
+            self._asked.wait_for(lambda: self._effects)
+            return self._effects.popleft()
 
     def _done(self, effect: DiskEffect) -> Event | None:
         """Do what was asked for; return what is to be told of it."""

@@ -21,6 +21,7 @@ from client.window.events import (
     Export,
     FontsListed,
     ForgetHistory,
+    ForgetPage,
     KeepHistory,
     KeepPage,
     Listed,
@@ -224,6 +225,28 @@ def test_branches_that_cannot_be_kept_are_said_of_each_file(tmp_path: Path) -> N
     what = disk.UNASKED[SaveBranches]
     assert told(helper, effects[0], effects[1], effects[1]) == [NotKept(what)]
     helper.close()
+
+
+def test_of_pages_that_wait_for_the_disk_the_newest_is_kept(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    goes_on, stands = threading.Event(), threading.Event()
+
+    def stand_still(effect: DiskEffect) -> None:
+        stands.set()
+        assert isinstance(effect, ListFonts) and goes_on.wait(60)
+
+    monkeypatch.setattr(disk, "carry_out", stand_still)
+    helper = Disk(lambda: None)
+    helper.do(ListFonts())
+    assert stands.wait(60)
+    for number in range(100):
+        helper.do(KeepPage(Autosaved(f"page {number}")))
+        if number == 50:
+            helper.do(ForgetPage())
+    assert len(helper._effects) == 2
+    goes_on.set()
+    helper.close()
+    (kept,) = (home / "data" / "gpt2d" / "autosave").glob("*.json")
+    assert "page 99" in kept.read_text(encoding="utf-8")
 
 
 def generations(prompts: str) -> list[Entry]:
