@@ -32,6 +32,7 @@ R = TypeVar("R", bound=m.Request)
 
 TICK_MS = 10
 """How often the events that answers wait for are looked at."""
+CLOSE_S = 10.0
 
 Step: TypeAlias = str | m.Reply | RequestError | threading.Event | bytes
 Answer: TypeAlias = Step | Iterable[Step] | None
@@ -122,9 +123,14 @@ class FakeServer:
         return [request for request in self.requests if isinstance(request, kind)]
 
     def close(self) -> None:
-        """End the server: its clients see a connection that breaks."""
+        """End the server: its clients see a connection that breaks.
+
+        Raises: TimeoutError where an answer has not returned within CLOSE_S.
+        """
         self._over.set()
-        self._thread.join()
+        self._thread.join(CLOSE_S)
+        if self._thread.is_alive():
+            raise TimeoutError("an answer of the fake server has not returned: let it yield an event, and not wait")
 
     def __enter__(self) -> Self:
         return self

@@ -144,6 +144,21 @@ def test_a_server_that_goes_away() -> None:
             next(stream)
 
 
+def test_an_answer_that_waits_by_itself_does_not_hang_the_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("protocol.testing.CLOSE_S", 0.1)
+    asked, never = threading.Event(), threading.Event()
+
+    def answer(_: m.AnyRequest) -> list[str]:
+        asked.set()
+        never.wait(60)
+        return []
+
+    with pytest.raises(TimeoutError, match="let it yield an event"), FakeServer(answer) as server:
+        with Client(server.endpoint) as client, client.stream("x"):
+            assert asked.wait(60)
+    never.set()
+
+
 def test_the_example_in_its_docstring_runs() -> None:
     text = protocol.testing.__doc__ or ""
     example = re.sub("^    ", "", text.split("\n\n", 1)[1].split("\n\nIt listens")[0], flags=re.MULTILINE)
