@@ -104,7 +104,7 @@ class History:
     search: str = ""
     chosen: int | None = None
     kept: int = 0
-    """Number of the newest that other sessions have."""
+    """Number of the newest that other sessions have, or that was cleared."""
 
     def entry(self, number: int | None) -> Entry | None:
         return next((entry for entry in self.entries if entry.number == number), None)

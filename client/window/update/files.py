@@ -122,8 +122,10 @@ def do(state: AppState, what: e.FileWord) -> list[e.Effect]:
         case "use branches":
             _use_branches(state)
         case "clear history":
-            state.history.entries.clear()
-            state.history.kept, state.history.chosen = 0, None
+            history = state.history
+            history.kept = history.entries[-1].number if history.entries else history.kept
+            history.entries.clear()
+            history.chosen = None
             return [e.ForgetHistory()]
         case _:
             assert_never(what)

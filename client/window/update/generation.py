@@ -167,7 +167,7 @@ def note(state: AppState, prompt: str, result: m.Generated) -> Entry:
         points = ledgers.series.setdefault(name, deque(maxlen=MAX_POINTS))
         points.append((float(ledgers.count), rate, ledger.first_token_ms))
     entries = state.history.entries
-    number = entries[-1].number + 1 if entries else 1
+    number = (entries[-1].number if entries else state.history.kept) + 1  # of a cleared history none comes again
     entry = Entry(number, state.unix, prompt, result, state.link.endpoint or state.link.server.strip())
     entries.append(entry)
     _forget_probabilities(entries)
