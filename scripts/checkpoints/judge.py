@@ -63,11 +63,10 @@ def ask(folder: Path, texts: list[str], prompts: list[str]) -> Answer:
 
 def _encode(tokenizer: Any, text: str, *, plain: bool = False) -> tuple[list[int], list[list[int]]]:
     """Return a text's tokens without those that are put after it, and their places in it."""
-    bare = len(tokenizer(PROBE, add_special_tokens=False).input_ids)
     probe = tokenizer(PROBE).input_ids
     inside = tokenizer(PROBE, add_special_tokens=False).input_ids
-    before = next(i for i in range(len(probe)) if probe[i : i + bare] == inside)
-    after = len(probe) - before - bare
+    before = next(i for i in range(len(probe)) if probe[i : i + len(inside)] == inside)
+    after = len(probe) - before - len(inside)
     found = tokenizer(text, return_offsets_mapping=True, split_special_tokens=plain)
     keep = len(found.input_ids) - after
     return list(found.input_ids[:keep]), [list(span) for span in found.offset_mapping[:keep]]
