@@ -94,7 +94,8 @@ class Document:
 
     def edit(self, start: int, end: int, text: str, kind: str, now: float = 0.0) -> int:
         """Replace the characters from start to end by text; return where it ends. Marks, cursor, selection and sticky
-        offsets after it are shifted. Changes of one `kind` that go on where the last one ended are undone with it.
+        offsets after it are shifted. Typing that goes on where it ended, and so a generation, are undone together; each
+        has a `kind`, a generation's own begins with "generated".
         """
         inserted, removed = clean(text), self.text[start:end]
         if removed != inserted:
@@ -206,12 +207,14 @@ class Document:
         if last is None or not _goes_on(last, start, removed, inserted, kind, now):
             self._keep(_Edit(start, removed, inserted, self.written, self.cursor, self.anchor, kind, now))
             return
+        before, last.at = last.size, now
         if start < last.start:
             last.start, last.removed = start, removed + last.removed
+        elif removed and removed == last.inserted:
+            last.inserted = inserted
         else:
             last.inserted, last.removed = last.inserted + inserted, last.removed + removed
-        last.at = now
-        self._kept += len(removed) + len(inserted)
+        self._kept += last.size - before
 
     def _keep(self, edit: _Edit) -> None:
         self._undo.append(edit)
@@ -229,15 +232,18 @@ def clean(text: str) -> str:
 
 
 def _goes_on(last: _Edit, start: int, removed: str, inserted: str, kind: str, now: float) -> bool:
-    """Return True if a change is one with the last: text that grows at its end, or that is deleted letter by letter."""
+    """Return True if a change is one with the last: typing and a generation that grow at their ends, another take in
+    the place of what is being generated, text that is deleted letter by letter.
+    """
     if last.kind != kind:
         return False
     if kind == "deleted":
         adjacent = start in {last.start, last.start - len(removed)}
         return adjacent and not inserted and not last.inserted and now < last.at + MERGE_S
-    if removed or start != last.start + len(last.inserted):
-        return False
-    return kind != "typed" or (now < last.at + MERGE_S and not inserted.isspace())
+    grows = not removed and start == last.start + len(last.inserted)
+    if kind == "typed":
+        return grows and now < last.at + MERGE_S and not inserted.isspace()
+    return kind.startswith("generated") and (grows or (start == last.start and removed == last.inserted))
 
 
 def _moved(position: int, start: int, end: int, length: int, *, after: bool) -> int:

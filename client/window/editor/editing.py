@@ -18,7 +18,7 @@ UNITS: dict[int, Unit] = {1: "character", 2: "word", 3: "paragraph"}
 """What is selected by clicks that follow each other."""
 
 
-EditKind: TypeAlias = Literal["typed", "pasted", "cut", "deleted", "replaced", "dropped"]
+EditKind: TypeAlias = Literal["typed", "pasted", "cut", "deleted", "replaced"]
 
 
 @dataclass(frozen=True)

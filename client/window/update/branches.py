@@ -84,13 +84,18 @@ def _write(state: AppState, going: Generating, end: int, text: str) -> int:
     """Put text where the generation is, instead of what is there up to `end`; return where it ends."""
     document, caret = state.page.document, state.page.document.cursor
     selected = (caret, document.anchor) if caret != document.anchor else ()
-    at = document.edit(going.end, end, text, f"generated {going.began}")
+    at = document.edit(going.end, end, text, _kind(going))
     if not selected and going.end < end and going.start <= caret <= end:
         document.select(at)
     elif going.end in selected:  # a selection that ends where it is written does not grow with it
         now = (document.cursor, document.anchor)
         document.select(*(going.end if was == going.end else new for was, new in zip(selected, now, strict=True)))
     return at
+
+
+def _kind(going: Generating) -> str:
+    """Return the kind of edit that a generation is: all of it is undone at once."""
+    return f"generated {going.number}"
 
 
 def length(state: AppState, index: int) -> int:
@@ -147,7 +152,7 @@ def take(state: AppState, node: int) -> None:
     page.batch = []
     if going:
         going.index = next(index for index, other in going.nodes.items() if other == node)
-        going.end = page.document.show(going.start, going.end, taken.passage, node, "flipped")
+        going.end = page.document.show(going.start, going.end, taken.passage, node, _kind(going))
         page.document.select(going.end)
         page.move_cursor = True
         return

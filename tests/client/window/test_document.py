@@ -7,7 +7,7 @@ import time
 import pytest
 from hypothesis import given, strategies as st
 
-from client.window.document import Document, clean
+from client.window.document import Document, Sheet, clean
 from client.window.editor.layout import difference
 from client.window.marks import Mark, Span, Written
 
@@ -56,6 +56,18 @@ def test_typing_is_undone_by_words_and_a_generation_at_once() -> None:
     document.edit(end, end, " two", "generated 1")
     assert document.text == "abcd one two"
     for text in ("abcd", "abc", ""):
+        document.undo()
+        assert document.text == text
+
+
+def test_each_paste_is_undone_by_itself() -> None:
+    """And so is each page that the history or the tree puts back, where it only adds to the one before."""
+    document = Document()
+    for text in ("one", "two"):
+        document.edit(len(document.text), len(document.text), text, "pasted", 0.1)
+    document.become(Sheet("onetwo three", Written(), 12))
+    document.become(Sheet("onetwo three four", Written(), 17))
+    for text in ("onetwo three", "onetwo", "one", ""):
         document.undo()
         assert document.text == text
 
