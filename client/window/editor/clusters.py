@@ -13,7 +13,11 @@ WINDOW = 256
 SIMPLE = "\u0300"
 """Below this no code point joins the one before it."""
 CLUSTER = regex.compile(r"\X")
-WORD = r"\w+(?:['\u2019]\w+)*"
+MARK = r"[\u30fc\u3099\u309a\uff70\uff9e\uff9f]"
+"""What stands in words of Hiragana and of Katakana alike: long vowels, and the marks of voiced sounds."""
+UNSPACED = rf"\p{{Han}}+|(?:\p{{Hiragana}}{MARK}*)+|(?:\p{{Katakana}}{MARK}*)+"
+"""Words of scripts without spaces, as far as a change of script tells them apart."""
+WORD = rf"(?:{UNSPACED}|(?:(?!\p{{Han}}|\p{{Hiragana}}|\p{{Katakana}})\w)+(?:['\u2019]\w+)*)"
 NEXT = regex.compile(rf"\W*{WORD}")
 PREVIOUS = regex.compile(rf"(?r){WORD}\W*")
 RUN = regex.compile(rf"{WORD}|[^\w\s]+|[^\S\n]+|\n")
@@ -95,7 +99,8 @@ def word_at(text: str, position: int) -> tuple[int, int]:
     first = max(line, position - 16 * WINDOW)
     for found in RUN.finditer(text, first):
         if found.end() > position or found.end() == len(text):
-            start, end = int(found.start()), int(found.end())
+            start, end = snap(text, int(found.start())), int(found.end())
+            end = end if is_boundary(text, end) else after(text, end)
             return (start, end) if text[start] != "\n" else (start, start)
     return position, position
 

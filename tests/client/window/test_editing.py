@@ -49,6 +49,20 @@ def test_words() -> None:
     assert hand.go("right", far=True) == 20
 
 
+def test_words_of_scripts_without_spaces_end_where_the_script_changes() -> None:
+    """Ctrl+Backspace would erase a whole sentence."""
+    words = ["\u6771\u4eac", "\u30bf\u30ef\u30fc", "\u3078", "ABC", "\u793e", "\uff8e\uff9f\uff7d\uff84"]
+    hand = Hand("".join(words))
+    ends = [hand.go("right", far=True) for _ in words]
+    assert ends == [sum(map(len, words[: i + 1])) for i in range(len(words))]
+    assert [hand.go("left", far=True) for _ in words] == [0, *ends][-2::-1]
+
+
+def test_a_double_click_selects_whole_characters() -> None:
+    """A part of a family is another picture."""
+    assert clusters.word_at(f"a {FAMILY} b", 2) == (2, 2 + len(FAMILY))
+
+
 def test_the_column_is_remembered_over_short_lines() -> None:
     hand = Hand(POEM, cursor=15)
     assert [hand.go("down") for _ in range(3)] == [36, 40, 56]
