@@ -13,7 +13,7 @@ from functools import cached_property
 from client.window.document import HIDDEN, clean
 
 MAX_FILE_BYTES = 4 << 20
-"""Most bytes of a file that is opened, and of a text that *Replace all* makes."""
+"""Most bytes of a file that is opened, and of a text that a paste or *Replace all* makes."""
 LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n|\Z)")
 ENDS = {"\n": "LF", "\r\n": "CRLF", "\r": "CR"}
 

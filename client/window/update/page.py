@@ -48,18 +48,27 @@ def _select(state: AppState, cursor: int, anchor: int) -> None:
 
 
 def _replace_all(state: AppState, edits: Sequence[tuple[int, int, str]]) -> None:
-    """Make edits at once, unless their text could be saved and not be opened again."""
-    page, text = state.page, state.page.document.text
-    size, lines = len(text.encode()), text.count("\n")
-    for start, end, put in edits:
-        size += len(put.encode()) - len(text[start:end].encode())
-        lines += put.count("\n") - text.count("\n", start, end)
-    if page.file.most_bytes(size, lines) > MAX_FILE_BYTES:
-        why = f"nothing was replaced: the text would be too large, a page holds at most {MAX_FILE_BYTES >> 20} MB"
-        notices.warn(state, "page", why)
+    """Make edits at once."""
+    page = state.page
+    if _is_too_much(state, edits):
         return
     page.document.edit_all(edits, "replaced", state.now)
     page.changed_at, page.exact = state.now, False
+
+
+def _is_too_much(state: AppState, edits: Sequence[tuple[int, int, str]]) -> bool:
+    """Return True, and say why, if edits would make a text that could be saved and not be opened again."""
+    page, text = state.page, state.page.document.text
+    size, lines = len(text.encode()), text.count("\n")
+    before = page.file.most_bytes(size, lines)
+    for start, end, put in edits:
+        size += len(put.encode()) - len(text[start:end].encode())
+        lines += put.count("\n") - text.count("\n", start, end)
+    too_much = page.file.most_bytes(size, lines) > max(before, MAX_FILE_BYTES)
+    if too_much:
+        why = f"nothing was put in: the text would be too large, a page holds at most {MAX_FILE_BYTES >> 20} MB"
+        notices.warn(state, "page", why)
+    return too_much
 
 
 def _edit(state: AppState, edit: e.Edit) -> list[e.Effect]:
@@ -67,6 +76,8 @@ def _edit(state: AppState, edit: e.Edit) -> list[e.Effect]:
     page, document = state.page, state.page.document
     length = len(document.text)
     start, end = max(0, min(edit.start, length)), max(0, min(edit.end, length))
+    if edit.kind == "pasted" and _is_too_much(state, [(start, max(start, end), edit.text)]):  # takes long for a letter
+        return []
     going = page.generating
     stops = going is not None and start <= max(going.end, going.until) and end >= going.start
     document.sticky |= {"begun": going.start, "written": going.end, "until": going.until} if going else {}

@@ -172,8 +172,11 @@ def test_an_export_replaces_no_file_unasked(tmp_path: Path) -> None:
     assert (tmp_path / ".page.txt").read_text() == "Once x!", "the page, and no export"
 
 
-def test_replace_all_makes_no_page_that_cannot_be_opened_again(tmp_path: Path) -> None:
+def test_an_edit_makes_no_page_that_cannot_be_opened_again(tmp_path: Path) -> None:
     state, text = page("a" * 5000), "\u4e2d" * 300
+    apply(state, e.Edit(0, 10, text * 5000, "pasted"))
+    assert state.page.document.text == "a" * 5000 and "at most 4 MB" in state.said("page")
+    apply(state, e.Dismiss("page"))
     apply(state, e.ReplaceAll(tuple((at, at + 1, text) for at in reversed(range(5000)))))
     assert state.page.document.text == "a" * 5000 and "at most 4 MB" in state.said("page")
     apply(state, e.ReplaceAll(tuple((at, at + 1, text) for at in reversed(range(4000)))))
