@@ -109,17 +109,13 @@ def listed() -> list[tuple[str, str]]:
 
 def struck(state: AppState, page: PageKeys) -> list[Action]:
     """Return the actions of the chords that are struck in this frame."""
-    asked = (
-        bool(state.files.purpose or state.confirm or state.asking) or state.recovering or state.files.exists is not None
-    )
-    if asked or imgui.internal.get_top_most_popup_modal():
+    if state.asks or imgui.internal.get_top_most_popup_modal():
         return []
-    in_popup = imgui.is_popup_open("", imgui.PopupFlags_.any_popup_id | imgui.PopupFlags_.any_popup_level)
     in_field = imgui.get_io().want_text_input and page != "typed"
     actions = list[Action]()
     for chord, codes in CODES:
         not_bound = bool(chord.unless) and getattr(state.preferences, chord.unless)
-        if not_bound or (in_field and chord.in_fields) or (in_popup and "Esc" in chord.keys):  # Esc closes the popup
+        if not_bound or (in_field and chord.in_fields) or (state.esc_closes and "Esc" in chord.keys):
             continue
         acts = chord.where == "everywhere" or not (in_field or page == "hidden")
         for each in codes:

@@ -215,6 +215,8 @@ class AppState:
     """Number of frames until panels that were arranged are in their places."""
     focus_mode: bool = False
     """The page alone is shown."""
+    esc_closes: bool = False
+    """Esc closes what the last frame showed: a menu, a list, a panel over the page."""
     arrange: bool = True
     """The panels are put in their first places."""
     over: Literal["", "side", "drawer"] = ""
@@ -237,6 +239,12 @@ class AppState:
     """Seconds since 1970, for what people read."""
     interval_ms: int = PIECES_MS
     """Milliseconds between two pieces of a text to ask for: whoever draws the frames knows how many show something."""
+
+    @property
+    def asks(self) -> bool:
+        """True while a dialog waits for its answer."""
+        files = self.files
+        return bool(files.purpose or self.confirm or self.asking) or self.recovering or files.exists is not None
 
     def spares_spaces(self, model: str) -> bool:
         """Return True if spaces at the end of a prompt are not sent to a model."""

@@ -43,6 +43,8 @@ NARROW = 1000
 """Width at scale 1 below which the panels collapse."""
 BAR_PADDING = 1.8
 """Height of the bar's margin, in that of a button."""
+MENUS, OVER = "##MainMenuBar", "##over "
+"""Name of Dear ImGui's window of the menus, and the beginning of those of the parts that lie over the page."""
 SIDE_SHARE, DRAWER_SHARE = 0.26, 0.32
 OVER_WIDTH = 26.0
 """Width of the side panel over the page, in font sizes."""
@@ -71,6 +73,8 @@ FIXED = (
 def ui(state: AppState, page_font: imgui.ImFont | None = None) -> list[Action]:
     """Draw one frame."""
     actions = [] if state.focus_mode else draw_bar(state)
+    if state.focus_page and not state.page.view.lent and page.keys() != "typed":
+        imgui.internal.clear_active_id()  # a field in the page's own window would keep the keyboard
     actions += chords.struck(state, page.keys())
     imgui.push_style_color(imgui.Col_.window_bg, CLEAR)
     dock = imgui.dock_space_over_viewport(imgui.get_id("dock"))
@@ -100,10 +104,22 @@ def ui(state: AppState, page_font: imgui.ImFont | None = None) -> list[Action]:
     for name in POPOVERS:
         if name not in state.preferences.closed:
             actions += draw_popover(state, name)
+    if imgui.internal.get_top_most_popup_modal() and not state.asks:  # a notice on top would get the keyboard from it
+        state.focus_page, state.page.view.lent = max(1, state.focus_page), False
     if state.focus_page:
         imgui.set_window_focus("Page")
         state.focus_page -= 1
-    return [*actions, *branches.draw(state), *toasts.draw(state), *dialogs.draw(state)]
+    actions += [*branches.draw(state), *toasts.draw(state), *dialogs.draw(state)]
+    state.esc_closes = esc_closes()
+    return actions
+
+
+def esc_closes() -> bool:
+    """True if Esc will close something: Dear ImGui closes its popups before the next frame can see them."""
+    focused = imgui.get_current_context().nav_window
+    name = focused.root_window.name if focused else ""
+    popup = imgui.is_popup_open("", imgui.PopupFlags_.any_popup_id | imgui.PopupFlags_.any_popup_level)
+    return popup or name in {MENUS, *POPOVERS} or name.startswith(OVER)
 
 
 def bare(name: str, dock: int) -> bool:
@@ -155,7 +171,7 @@ def draw_over(state: AppState, part: Part) -> list[Action]:
         size = ImVec2(room.x, room.y * 0.6)
     imgui.set_next_window_pos((place.x + room.x - size.x, place.y + room.y - size.y))
     imgui.set_next_window_size(size)
-    if imgui.begin(f"##over {part}", None, FIXED | imgui.WindowFlags_.no_resize):
+    if imgui.begin(f"{OVER}{part}", None, FIXED | imgui.WindowFlags_.no_resize):
         if imgui.is_window_appearing():
             imgui.set_window_focus()
         if imgui.begin_tab_bar("panels"):
@@ -278,6 +294,8 @@ def draw_bar(state: AppState) -> list[Action]:
     if imgui.begin_menu("View"):
         actions += draw_view_menu(state)
         imgui.end_menu()
+    if imgui.is_window_focused() and imgui.is_key_pressed(imgui.Key.escape, False):
+        actions.append(Do("to the page"))
     actions += draw_right(state)
     imgui.end_main_menu_bar()
     return actions

@@ -14,7 +14,10 @@ pytest.importorskip("client.window.loop", exc_type=ImportError, reason=WINDOW)
 
 CODE = """
 from imgui_bundle import imgui
+from client.window.events import Do
 from client.window.loop import Window
+from client.window.update import notices
+from client.window.writing import Generating
 import glfw
 
 window = Window("tcp://127.0.0.1:1")
@@ -67,6 +70,36 @@ for key in (glfw.KEY_F10, glfw.KEY_RIGHT, glfw.KEY_ENTER, glfw.KEY_ENTER):
 print(document.text.endswith("menus"), document.can_redo)
 type(".")
 print(repr(document.text[-2:]))
+
+def on():
+    return imgui.get_current_context().nav_window.name
+
+for keys in ((glfw.KEY_F10, glfw.KEY_ESCAPE), (glfw.KEY_F10, glfw.KEY_RIGHT, glfw.KEY_ESCAPE)):
+    for key in keys:
+        strike(key)
+    print(on())
+window.app.tell(Do("save"))
+frames()
+saves = on()
+window.app.tell(Do("close files"))
+notices.warn(window.app.state, "file", "saved, as it were")
+frames()
+print(saves, on())
+window.app.tell(Do("find"))
+frames()
+type("sought")
+window.app.tell(Do("to the page"))
+frames()
+type("!")
+print(window.app.state.page.find.text, repr(document.text[-2:]))
+window.app.tell(Do("find"))
+frames()
+strike(glfw.KEY_ESCAPE)
+going = window.app.state.page.generating = Generating(0, 0, "", 25, 0.0)
+for key in (glfw.KEY_F1, glfw.KEY_F10, glfw.KEY_LEFT):
+    strike(key)
+    strike(glfw.KEY_ESCAPE)
+    print(on(), going.stopping)
 window.app.state.quitting = True  # what is on the page is not kept for the next window
 window.close()
 """
@@ -182,7 +215,11 @@ def test_letters_and_clicks_at_once(screen: str) -> None:
         said = run(screen, CODE)
         assert said[:3] == ["Compare is shown", " Start tab panel", "'panel\\t' Page"], start
         assert said[3] != "Page", "Ctrl+Tab goes elsewhere"
-        assert said[4:] == ["False True", "'l.'"], "undone by the Edit menu, and the page has the keyboard again"
+        assert said[4:6] == ["False True", "'l.'"], "undone by the Edit menu, and the page has the keyboard again"
+        assert said[6:8] == ["Page", "Page"], "Esc leaves the menus"
+        assert said[8] == "Save as###Files Page", "what follows a dialog is not for the notice of its end"
+        assert said[9] == "sought '.!'", "the search gives the keyboard back"
+        assert said[10:] == ["Page False", "Page False", "Page True"], "Esc stops where it has nothing to close"
 
 
 CLOSING = """
