@@ -17,11 +17,26 @@ STDERR_S = 2.0
 
 
 class _Bounded(logging.handlers.QueueHandler):
-    """Hands records to a thread that writes them; drops them when a blocked stderr has filled the queue."""
+    """Hands records to a thread that writes them; drops them while a blocked stderr has filled the queue, and says so
+    afterwards.
+    """
+
+    _lost = 0
 
     def enqueue(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(queue.Full):
+        """Called with the handler's lock held."""
+        try:
+            if self._lost:
+                self.queue.put_nowait(self.prepare(_losses(self._lost)))
+                self._lost = 0
             self.queue.put_nowait(record)
+        except queue.Full:
+            self._lost += 1
+
+
+def _losses(number: int) -> logging.LogRecord:
+    said = "%d lines of the log were lost: whoever reads it had stopped"
+    return logging.LogRecord("gpt2d", logging.WARNING, __file__, 0, said, (number,), None)
 
 
 class _Json(logging.Formatter):

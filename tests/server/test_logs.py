@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
+import threading
 from datetime import UTC, datetime
 
 import pytest
 
 from server import logs
+from tests.conftest import wait_for
 
 log = logging.getLogger("gpt2d")
 
@@ -47,6 +51,28 @@ def test_text_keeps_its_form(capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].endswith(" WARNING one") and lines[1].endswith(" ERROR two") and lines[-1] == "ValueError: a fault"
     assert len(lines) > 3, "with the traceback"
+
+
+def test_what_a_stderr_that_stood_still_has_lost_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    goes_on = threading.Event()
+
+    class Stopped(io.StringIO):
+        def write(self, text: str) -> int:
+            assert goes_on.wait(20)
+            return super().write(text)
+
+    stopped = Stopped()
+    monkeypatch.setattr(sys, "stderr", stopped)
+    monkeypatch.setattr(logs, "QUEUE", 4)
+    with logs.to_stderr("text"):
+        for _ in range(20):
+            log.info("early")
+        goes_on.set()
+        wait_for(lambda: stopped.getvalue().count("early\n") >= 4)
+        log.info("late")
+    written = stopped.getvalue()
+    lost = [int(number) for number in re.findall(r"WARNING (\d+) lines of the log were lost: ", written)]
+    assert lost and sum(lost) + written.count("early\n") == 20 and written.endswith("INFO late\n")
 
 
 def test_the_logger_is_afterwards_as_it_was(caplog: pytest.LogCaptureFixture) -> None:
