@@ -86,10 +86,17 @@ class Requests:
     def _prompt(self, request: m.Generate) -> list[int]:
         """Return the prompt's tokens. Raises: BadRequest for a token that does not exist."""
         if request.logit_bias:
-            self._text.check([token for token, _ in request.logit_bias])
+            self._checked("logit_bias", [token for token, _ in request.logit_bias])
         if request.prompt is not None:
             return self._text.encode(request.prompt, specials=request.specials)
-        return self._text.check(request.prompt_ids or [])
+        return self._checked("prompt_ids", request.prompt_ids or [])
+
+    def _checked(self, field: str, ids: list[int]) -> list[int]:
+        """Return what Text.check does. Raises: BadRequest, which names the field."""
+        try:
+            return self._text.check(ids)
+        except BadRequest as e:
+            raise BadRequest(f"{field}: {e}") from None
 
     def _fit(self, prompt: list[int], request: m.Generate) -> tuple[list[int], int]:
         """Return the part of the prompt that fits, and the number of tokens cut off its beginning.

@@ -88,6 +88,16 @@ def test_values_are_taken_or_refused_as_it_says(ask: Ask, fields: dict[str, Any]
     assert ask(fields).get("code") == code
 
 
+def test_the_error_names_the_field_that_has_a_token_too_many(ask: Ask) -> None:
+    """Two fields of a request have tokens."""
+    of_tokens = {field: value for field, value in GENERATE.items() if field != "prompt"}
+    for field, fields in (
+        ("prompt_ids", of_tokens | {"prompt_ids": [1, 99_999]}),
+        ("logit_bias", GENERATE | {"logit_bias": [[99_999, 1.0]]}),
+    ):
+        assert ask(fields)["message"].startswith(f"{field}: a token of this model must be 0 to ")
+
+
 def test_nil_is_taken_where_it_is_the_default(ask: Ask) -> None:
     for field in msgspec.structs.fields(m.Generate):
         if field.name != "prompt":
