@@ -283,6 +283,7 @@ def _install(requirements: tuple[str, ...], descriptor: int) -> None:
             shutil.rmtree(folder)
     pip = [str(PYTHON), "-P", "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
     pip += ["--progress-bar=off"]
+    pip += ["--no-compile"] if requirements == FULL else []  # most of its 20,000 files are never imported
     files = [word for name in requirements for word in ("-r", str(ROOT / name))]
     steps = {
         f"installing {PARTS[requirements]} into {VENV} (once)": ["--only-binary=:all:", *files],
