@@ -231,7 +231,7 @@ class Scores:
             return m.Failure(id=self.id, code=str(self._ended), message="ended before the whole text was scored")
         count = sum(text.scored for text in self._texts)
         fields = self._last or {"ids": [], "logprobs": []}
-        fields |= means(sum(text.sum for text in self._texts), count, sum(text.size for text in self._texts))
+        fields |= means(math.fsum(text.sum for text in self._texts), count, sum(text.size for text in self._texts))
         fields |= {"tokens": count, "computed": self.computed}
         elapsed_ms = (time.monotonic() - self._received) * 1000
         return m.Scored(id=self.id, elapsed_ms=elapsed_ms, **fields)  # type: ignore[arg-type]

@@ -125,7 +125,7 @@ def _logprob(word: Word, tokens: Many[float | None], masses: Many[float | None])
         before = mass
     elif word.begins == "solid":  # as much as its first token has, where rounding leaves less
         before = max(least, math.log1p(-math.exp(mass))) if mass < 0 else least
-    return min(0.0, sum(known) - before)
+    return min(0.0, math.fsum(known) - before)  # sum()'s last bits depend on Python's version
 
 
 def _parts(ids: Many[int], offsets: Many[int], boundaries: Boundaries) -> Iterator[tuple[int, int, int]]:

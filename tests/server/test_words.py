@@ -102,6 +102,12 @@ def test_the_corrections_are_those_of_the_papers() -> None:
     assert values == pytest.approx(fixed)
 
 
+def test_a_word_of_many_tokens_has_the_same_bits_on_every_python() -> None:
+    """sum() adds otherwise from 3.12 on: ten times a tenth is less than one before."""
+    (word,) = words.find("a" * 10, [0] * 10, range(11), BOUNDARIES, "inside")
+    assert words.logprobs([word], [-0.1] * 10, [-0.2] * 10 + [0.0]) == [-1.0]
+
+
 def test_whitespace_belongs_to_the_word_after_it() -> None:
     ids = [3, 3, 0, 3, 1, 3, 3]
     text, offsets = text_of(ids)

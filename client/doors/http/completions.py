@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -166,4 +167,4 @@ class Completions:
 
 def _mean_logprob(one: Text) -> float:
     logprobs = [token.logprob for token in one.logprobs]
-    return sum(logprobs) / len(logprobs) if logprobs else float("-inf")
+    return math.fsum(logprobs) / len(logprobs) if logprobs else float("-inf")

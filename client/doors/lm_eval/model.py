@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence as Many
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -93,7 +94,7 @@ class DaemonLM(LM):
         parts = [list(pairs.windows(encoded[text], self._prefix, self.max_length)) for text in given]
         asked = [pair for windows in parts for pair in windows]
         answers = iter(self._judged(asked, "loglikelihood_rolling", quiet=disable_tqdm))
-        sums = [sum(logprob for logprob, _ in itertools.islice(answers, len(windows))) for windows in parts]
+        sums = [math.fsum(logprob for logprob, _ in itertools.islice(answers, len(windows))) for windows in parts]
         for text, answer in zip(given, sums, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", (text,), answer)
         return sums
