@@ -44,11 +44,12 @@ def words(program: str) -> list[str]:
     return [own] if own else [sys.executable, "-m", MODULES[program]]
 
 
-def command(program: str) -> str:
-    """Return what starts one of our programs here: its name where the shell finds it, else the whole path."""
-    own, *arguments = words(program)
+def command(program: str, *arguments: str) -> str:
+    """Return what starts one of our programs here: by its name where the shell finds it, else by the whole path."""
+    own, *module = words(program)
     found = shutil.which(program)
-    return program if found and not arguments and Path(found).samefile(own) else typed(own, *arguments)
+    named = found and not module and Path(found).samefile(own)
+    return typed(program if named else own, *module, *arguments)
 
 
 def install(extras: str) -> str:

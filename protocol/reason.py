@@ -8,7 +8,7 @@ from typing import Literal
 
 from protocol import sockets
 from protocol.errors import ConnectionFailed, ConnectionLost, KeyRefused, NoServer, NotGpt2d, RequestError, ServerStuck
-from protocol.keys import Address
+from protocol.keys import DEFAULT_ENDPOINT, Address
 from protocol.programs import command
 
 HANG_UPS = 3
@@ -61,7 +61,8 @@ class Reason:
 
     def refused(self) -> None:
         """Note that its machine refuses connections to this port."""
-        start = command("gpt2d-server") if sockets.is_loopback(self._endpoint) else "gpt2d-server"
+        place = [] if self._endpoint == DEFAULT_ENDPOINT else ["--endpoint", self._endpoint]
+        start = command("gpt2d-server", *place) if sockets.is_loopback(self._endpoint) else "gpt2d-server"
         nobody = f"nobody listens on {self._endpoint}; start a server there with `{start}`"
         if self.met:
             nobody = (

@@ -91,7 +91,8 @@ def when_asked(server: FakeServer, act: Callable[[], None]) -> threading.Thread:
 
 
 def test_nobody_there() -> None:
-    with Client(f"tcp://127.0.0.1:{free_port()}") as client, pytest.raises(NoServer, match="gpt2d-server"):
+    endpoint = f"tcp://127.0.0.1:{free_port()}"
+    with Client(endpoint) as client, pytest.raises(NoServer, match=f"gpt2d-server --endpoint {endpoint}`"):
         client.ping()
 
 
