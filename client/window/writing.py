@@ -37,6 +37,8 @@ class Generating:
     """Place in the server's queue; 0: running."""
     stopping: bool = False
     stopped_at: float = 0.0
+    unloads: bool = False
+    """The user has asked for its model to be unloaded: an end by that is a stop, no failure."""
     tokens: int = 0
     """Number of new tokens so far."""
     first_at: float = 0.0

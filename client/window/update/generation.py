@@ -19,7 +19,7 @@ from client.window.writing import Branch, Generating
 from protocol import messages as m
 from protocol.client import is_last
 from protocol.connection import Event as Reply
-from protocol.errors import ConnectionFailed, Gpt2dError, NotGpt2d
+from protocol.errors import ConnectionFailed, Gpt2dError, NotGpt2d, NotLoaded
 
 GENERATE_S = 600.0
 COUNT_S = 10.0
@@ -118,6 +118,7 @@ def written(state: AppState, event: Reply, took_ms: float) -> list[e.Effect]:
         state.link.next_look = state.now + BEAT_S  # its worker has less to do now
         return [e.Send("stats", m.GetStats(), COUNT_S)]
     elif isinstance(event, Gpt2dError):
+        going.stopping |= going.unloads and isinstance(event, NotLoaded)
         error = "" if going.stopping else str(event)
         of_link = isinstance(event, ConnectionFailed) and not isinstance(event, NotGpt2d)
         branches.ended(state, "" if of_link else error)

@@ -171,7 +171,7 @@ def failed(state: AppState, tag: e.Tag, doing: Doing | None, error: Gpt2dError) 
 def unload(state: AppState, model: str, engine: str, precision: str) -> list[e.Effect]:
     going = state.page.generating
     if going and going.way == (model, engine, precision):
-        going.stopping, going.stopped_at = True, state.now  # so that its end is not told as a failure
+        going.unloads = True
     return [e.Send("unload", m.Unload(model=model, engine=engine, precision=precision), UNLOAD_S)]
 
 

@@ -165,6 +165,26 @@ def test_stop_works_where_the_worker_stands_still() -> None:
     assert state.page.document.text == "Once upon"
 
 
+def test_a_model_that_is_unloaded_while_it_writes() -> None:
+    """What was written stays, and nothing loads the model again; where that is refused, the page goes on."""
+    for refused in (False, True):
+        state = ready()
+        apply(state, e.Edit(0, 0, "Once", "typed"))
+        apply(state, e.Do("generate"))
+        apply(state, e.Replied("page", m.Tokens(id=1, ids=[5], text=" upon"), 1, state.page.asked))
+        apply(state, e.UnloadModel(*WAY))
+        if refused:
+            apply(state, e.Replied("unload", Unauthorised("this key may generate, but not unload"), 1))
+            apply(state, e.Tick(state.now + 2 * STOP_S, 1e9))
+            apply(state, e.Replied("page", m.Tokens(id=1, ids=[6], text=" a time"), 1, state.page.asked))
+            assert state.page.document.text == "Once upon a time" and state.page.busy
+            assert "may generate, but not unload" in state.said("model")
+        else:
+            effects = apply(state, e.Replied("page", NotLoaded("demo was unloaded"), 1, state.page.asked))
+            assert not state.page.busy and not state.said("page") and not sent(effects, m.Load)
+            assert state.page.document.text == "Once upon"
+
+
 @pytest.mark.parametrize("error", [Cancelled("cancelled"), ConnectionLost("gone"), NotLoaded("it was unloaded")])
 def test_what_the_user_did_is_no_fault(error: Exception) -> None:
     state = ready()
