@@ -18,7 +18,7 @@ from server.worker.connection import Connection
 from server.worker.faults import incident
 from server.worker.intervals import Intervals
 from server.worker.prefix_cache import PrefixCache
-from server.worker.reader import Reader, is_long
+from server.worker.reader import LONG_CHARACTERS, Reader, is_long, length
 from server.worker.replies import WAITED, Answer, Served, prompt_tokens
 from server.worker.requests import Requests
 from server.worker.runner import Runner
@@ -71,6 +71,8 @@ class Worker:
         self.scheduler = Scheduler(engine, _prefix_cache(arch, spec))
         self._runner = Runner(engine)
         self._reader = Reader(self._read)
+        self._read_here = 0
+        """Length of the requests that were read in the loop's thread since the last step."""
         self._answers: dict[int, Answer] = {}
         """Request id -> its answer, until that is complete."""
         self._process = psutil.Process()
@@ -94,6 +96,7 @@ class Worker:
 
     def step(self) -> None:
         """Schedule, run, postprocess: compute one batch, and send its results."""
+        self._read_here = 0
         if self._reader:
             self._take_read()
         for task in self.scheduler.reap():
@@ -110,16 +113,20 @@ class Worker:
             time.sleep(YIELD_S)
 
     def take(self, message: ForWorker) -> None:
-        """Take in a message: answer a request, or put it in line; one that takes long to read, later."""
+        """Take in a message: answer a request, or put it in line; one that takes long to read, later, and so what many
+        together would take.
+        """
         if isinstance(message, m.Cancel):
             if self._reader.cancel(message.target):
                 self._connection.send(m.Failure(id=message.target, code="cancelled", message=WAITED["cancelled"]))
             self._cancel(message.target)
         elif isinstance(message, Work):  # a task is for a process that does it alone
             self._taken += 1
-            if is_long(message.request):
+            together = self._read_here + length(message.request)
+            if is_long(message.request) or together >= LONG_CHARACTERS:
                 self._reader.add(message)
             else:
+                self._read_here = together
                 self._read(message)()
 
     def beat(self) -> None:

@@ -85,9 +85,13 @@ class Reader:
 
 def is_long(request: m.OfModel) -> bool:
     """Return whether reading a request takes long enough to hold others up."""
-    if isinstance(request, m.Score) and request.texts and request.cost * m.CHARACTERS >= LONG_CHARACTERS:
-        return True
-    if isinstance(request, m.OfText) and len(request.ids or ()) >= LONG_TOKENS:
-        return True
+    return length(request) >= LONG_CHARACTERS or not request.specials
+
+
+def length(request: m.OfModel) -> int:
+    """Return how much of a request there is to read, in characters of a text."""
+    if isinstance(request, m.Score) and request.texts:
+        return request.cost * m.CHARACTERS
     text = request.prompt if isinstance(request, m.Generate) else request.text
-    return len(text or "") >= LONG_CHARACTERS or not request.specials
+    ids = request.ids if isinstance(request, m.OfText) else None
+    return max(len(text or ""), len(ids or ()) * LONG_CHARACTERS // LONG_TOKENS)

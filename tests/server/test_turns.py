@@ -176,6 +176,29 @@ def test_short_requests_do_not_wait_for_a_long_text(monkeypatch: pytest.MonkeyPa
     assert isinstance(replies[4], m.Tokenized) and replies[4].ids == [1] * LONG_TOKENS
 
 
+def test_texts_that_are_nearly_long_are_not_all_read_before_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dozens at once held everybody's texts up for seconds."""
+    loop = Loop(rows=4)
+    here: list[bool] = []
+    encoding = Text._encoding
+
+    def noted(self: Text, text: str, *, specials: bool = True) -> Any:
+        here.append(threading.current_thread() is threading.main_thread())
+        return encoding(self, text, specials=specials)
+
+    monkeypatch.setattr(Text, "_encoding", noted)
+    nearly = m.Tokenize(text="x " * (LONG_CHARACTERS // 5))
+    for request_id in range(10):
+        loop.worker.take(Work(id=request_id, group=1, request=nearly))
+    assert here.count(True) == 2
+    give_up = time.monotonic() + 20
+    while len(loop.link.sent) < 10 and time.monotonic() < give_up:
+        loop.turn()
+    assert {reply.id for reply in loop.link.sent} == set(range(10)) and here.count(True) == 2
+    loop.worker.take(Work(id=10, group=1, request=nearly))
+    assert here.count(True) == 3, "a step has come between"
+
+
 def check(tokens: int, stride: int, lead: int = 0) -> None:
     check_cost(Windows(lead, tokens, stride, 1024, after=False), stride, 1024)
 
