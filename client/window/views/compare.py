@@ -124,18 +124,19 @@ def draw_head(state: AppState, index: int, column: Column) -> list[Action]:
     ways = ["as in Model"]
     ways += [replicas.name((info.name, p.engine, p.precision)) for info in state.models.known for p in info.precisions]
     now = replicas.name(column.way) if column.model else ways[0]
+    presets = ["as in Sampling", *state.preferences.presets]
+    preset = column.preset or presets[0]
     half = (imgui.get_content_region_avail().x - imgui.get_style().item_spacing.x) / 2
-    beside = half > imgui.get_font_size() * 8
+    beside = half >= max(map(widgets.width_of_combo, (now, preset)))
     imgui.set_next_item_width(half if beside else -1)
     if chosen := widgets.combo(f"##way {index}", now, ways):
         way = chosen.rsplit("/", 2) if chosen != ways[0] else ["", "", ""]
         fields = dict(zip(("model", "engine", "precision"), way, strict=True))
         actions.append(ChooseColumn(index, {**fields, "as_chosen": not way[0]}))
-    presets = ["as in Sampling", *state.preferences.presets]
     if beside:
         imgui.same_line()
     imgui.set_next_item_width(-1)
-    if chosen := widgets.combo(f"##preset {index}", column.preset or presets[0], presets):
+    if chosen := widgets.combo(f"##preset {index}", preset, presets):
         preset = "" if chosen == presets[0] else chosen
         actions.append(
             ChooseColumn(index, {"preset": preset, "settings": dict(state.preferences.presets.get(preset, {}))})

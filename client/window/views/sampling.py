@@ -86,10 +86,10 @@ def draw_presets(state: AppState) -> list[Action]:
     imgui.set_next_item_width(imgui.get_font_size() * 8)
     if chosen := widgets.combo("##Presets", "presets", list(state.preferences.presets)):
         actions.append(Preset("load", chosen))
-    imgui.same_line()
+    widgets.beside("Save as preset")
     if imgui.button("Save as preset"):
         imgui.open_popup("Preset")
-    imgui.same_line()
+    widgets.beside("Reset")
     if imgui.button("Reset"):
         actions.append(Do("reset settings"))
     widgets.tip("Set every setting back to the server's default.")

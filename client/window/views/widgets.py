@@ -73,7 +73,7 @@ def thin_slider(
 ) -> tuple[bool, float]:
     """Draw a slider on a line of its own, under the line with its value; Ctrl+click makes it a field."""
     typed = imgui.internal.temp_input_is_active(imgui.get_id(label))
-    shown = typed or imgui.get_io().key_ctrl
+    shown = typed or (imgui.get_io().key_ctrl and imgui.is_mouse_clicked(imgui.MouseButton_.left))
     new: float
     imgui.set_next_item_width(-1)
     imgui.push_font(None, imgui.get_style().font_size_base * (1.0 if typed else THIN))
@@ -170,6 +170,11 @@ def progress(doing: Doing, cancel: str) -> bool:
     imgui.progress_bar(min(1.0, doing.done / doing.total), (-imgui.get_font_size() * 5, 0), "")
     imgui.same_line()
     return imgui.button(f"Cancel###{cancel}", (-1, 0))
+
+
+def width_of_combo(value: str) -> float:
+    """Return the width in which a drop-down list shows all of its value."""
+    return imgui.calc_text_size(value).x + 2 * imgui.get_style().frame_padding.x + imgui.get_frame_height()
 
 
 def combo(label: str, value: str, choices: list[str]) -> str | None:

@@ -136,6 +136,24 @@ def test_a_small_window_shows_the_page_and_lays_over_it_what_is_asked_for(
         drive(server.endpoint, test)
 
 
+def test_a_panel_that_is_not_wide_shows_its_buttons_and_names_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else int8 and int4 look the same in Compare."""
+    monkeypatch.setattr(driver, "SIZE", (1200, 800))
+
+    def test(d: Driver) -> None:
+        ready(d)
+        reset = d.ctx.item_info("//Sampling/Sampling/Reset")
+        sampling = imgui.internal.find_window_by_name("Sampling")
+        assert reset.rect_full.max.x <= sampling.inner_clip_rect.max.x
+        d.panel("Compare")
+        d.ctx.yield_(5)
+        way, preset = (d.ctx.item_info(f"//Compare/Compare/columns/$$0/##{name} 0") for name in ("way", "preset"))
+        assert way.rect_full.min.y < preset.rect_full.min.y
+
+    with ReplicaServer() as server:
+        drive(server.endpoint, test)
+
+
 @pytest.mark.parametrize(
     ("going", "said"),
     [
