@@ -40,7 +40,8 @@ from server.catalogue.architecture import PUBLISHED
 from tests.conftest import answers, held, wait_for
 from tests.server.test_weights import copy_demo
 
-pytestmark = pytest.mark.alone  # that something has ended is known within seconds
+timed = pytest.mark.alone
+"""What has ended is known within seconds, and what is to end still runs when a test looks."""
 LONG: dict[str, Any] = {"max_new_tokens": 1000, "ignore_eos": True}
 ENDLESS = LONG | {"n": 16}
 """Seconds of work on one row, a good second on sixteen: long enough to still run when a test looks."""
@@ -60,6 +61,7 @@ def idle(client: Client) -> bool:
     return all(w.running + w.waiting == 0 for w in workers)
 
 
+@timed
 def test_cancel_while_decoding(slow: Client) -> None:
     stream = slow.stream("x", **LONG)
     next(stream)
@@ -71,6 +73,7 @@ def test_cancel_while_decoding(slow: Client) -> None:
     assert stream.result.text.endswith(text)
 
 
+@timed
 def test_cancel_while_waiting(one_row: Client) -> None:
     running = one_row.stream("x", **ENDLESS)
     next(running)
@@ -83,6 +86,7 @@ def test_cancel_while_waiting(one_row: Client) -> None:
     wait_for(lambda: one_row.stats().open_requests == 1)
 
 
+@timed
 def test_a_deadline_while_waiting(one_row: Client) -> None:
     running = one_row.stream("x", **ENDLESS)
     next(running)
@@ -98,6 +102,7 @@ def test_cancelling_something_unknown_or_finished_changes_nothing(client: Client
     assert client.generate("x", max_new_tokens=2).finish_reason == "length"
 
 
+@timed
 def test_leaving_a_stream_ends_its_work(slow: Client) -> None:
     for _ in slow.stream("x", **ENDLESS):
         break
@@ -105,6 +110,7 @@ def test_leaving_a_stream_ends_its_work(slow: Client) -> None:
     assert slow.stats().workers[0].new_tokens < 8000, "of 16,000"
 
 
+@timed
 def test_a_vanished_peers_work_is_cancelled(slow: Client) -> None:
     """Streaming or not: the connection of a killed process breaks, and its requests end."""
     code = (
@@ -121,6 +127,7 @@ def test_a_vanished_peers_work_is_cancelled(slow: Client) -> None:
     assert slow.stats().workers[0].new_tokens < 24_000, "of 32,000"
 
 
+@timed
 @posix
 def test_a_killed_worker_costs_its_own_requests(own_daemon: Daemon) -> None:
     with Client(own_daemon.endpoint) as client:
@@ -145,6 +152,7 @@ def test_a_killed_worker_costs_its_own_requests(own_daemon: Daemon) -> None:
         assert client.generate("x", precision="int8").ids
 
 
+@timed
 @posix
 def test_a_worker_killed_while_it_loads(own_daemon: Daemon) -> None:
     with Client(own_daemon.endpoint) as client:
@@ -186,6 +194,7 @@ def test_two_loads_of_one_model_share_a_worker(own_daemon: Daemon) -> None:
     assert len(own_daemon.workers()) == 1
 
 
+@timed
 def test_a_cancelled_load_ends_its_worker(own_daemon: Daemon) -> None:
     with Client(own_daemon.endpoint) as client:
         client.ping()
@@ -207,6 +216,7 @@ def test_a_model_that_breaks_while_loading_says_why(own_daemon: Daemon) -> None:
         wait_for(lambda: client.ping().workers == [])
 
 
+@timed
 def test_unload_gives_the_memory_back(own_daemon: Daemon) -> None:
     with Client(own_daemon.endpoint) as client:
         client.load("demo")
@@ -229,7 +239,7 @@ def test_a_second_precision_changes_nothing_for_those_who_name_none(own_daemon: 
 
         client.load("demo", precision="int8")
         client.load("demo", precision="fp32")
-        client.load("demo", precision="int4")
+        client.load("demo", engine="onnx", precision="int4")  # which nobody calibrates
         assert (precision(), precision(model="demo"), precision(precision="fp32")) == ("int8", "int8", "fp32")
         client.unload("demo", precision="int8")
         client.load("demo", precision="int8")
@@ -239,6 +249,7 @@ def test_a_second_precision_changes_nothing_for_those_who_name_none(own_daemon: 
         assert precision(precision="int8") == "int8"
 
 
+@timed
 def test_those_who_name_no_model_wait_for_the_one_that_died(own_daemon: Daemon) -> None:
     """They are not moved to another while it is loaded again."""
     with Client(own_daemon.endpoint) as client:
@@ -298,6 +309,7 @@ def test_a_model_with_a_small_context_and_no_end_of_text(own_daemon: Daemon) -> 
         assert client.score(text, stride=32).perplexity > scored.perplexity
 
 
+@timed
 def test_a_killed_daemon_leaves_no_worker_and_its_clients_are_told(own_daemon: Daemon) -> None:
     with Client(own_daemon.endpoint) as client:
         client.load("demo")
@@ -315,6 +327,7 @@ def test_a_killed_daemon_leaves_no_worker_and_its_clients_are_told(own_daemon: D
             client.ping()
 
 
+@timed
 @posix
 def test_a_stopped_daemon_is_called_stuck(own_daemon: Daemon) -> None:
     with Client(own_daemon.endpoint) as client:
@@ -332,6 +345,7 @@ def test_a_stopped_daemon_is_called_stuck(own_daemon: Daemon) -> None:
         wait_for(lambda: answers(client))
 
 
+@timed
 @posix
 def test_a_stuck_worker_shows_in_ping(own_daemon: Daemon) -> None:
     with Client(own_daemon.endpoint) as client:
@@ -346,6 +360,7 @@ def test_a_stuck_worker_shows_in_ping(own_daemon: Daemon) -> None:
         assert client.generate("x").ids
 
 
+@timed
 @posix
 @pytest.mark.parametrize("signals", [["SIGTERM", "SIGHUP"], ["SIGHUP", "SIGHUP"]])
 def test_drain_lets_running_streams_finish(signals: list[str], tmp_path: Path, cache: Path) -> None:
@@ -382,6 +397,7 @@ def test_under_nohup_a_closed_terminal_is_nothing(tmp_path: Path) -> None:
         assert not client.ping().draining and daemon.process.poll() is None
 
 
+@timed
 @posix
 def test_a_second_signal_stops_at_once(own_daemon: Daemon) -> None:
     with Client(own_daemon.endpoint) as client:
@@ -399,6 +415,7 @@ def test_a_second_signal_stops_at_once(own_daemon: Daemon) -> None:
             list(streams[-1])
 
 
+@timed
 @posix
 def test_streams_that_outlast_the_drain_keep_their_text(tmp_path: Path, cache: Path) -> None:
     daemon = Daemon(tmp_path, "--cache-dir", str(cache), "--drain-seconds", "0.2", "--preload", "demo")
@@ -413,6 +430,7 @@ def test_streams_that_outlast_the_drain_keep_their_text(tmp_path: Path, cache: P
         assert "stopped" in daemon.logged()
 
 
+@timed
 def test_the_daemon_answers_within_half_a_second_of_its_start(tmp_path: Path) -> None:
     took = []
     for attempt in range(3):
@@ -448,6 +466,7 @@ def test_without_the_kernels_the_other_engine_takes_their_place(tmp_path: Path, 
         daemon.kill()
 
 
+@timed
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_a_ready_worker_that_cannot_go_on_has_died(replicas: int, tmp_path: Path) -> None:
     """Its fault is outside what is guarded: a row cannot be moved. The model is kept, and loaded again."""
