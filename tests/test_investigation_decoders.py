@@ -132,7 +132,7 @@ def test_guessing_ahead_writes_what_greedy_writes(decoders: list[dict[str, Any]]
 
 
 def test_combined(home: Path) -> None:
-    rows, printed = run(home, "combined_methods", "--only", "transformers/fp32", "native/int8", "native/int4")
+    rows, printed = run(home, "combined_methods", "--only", "transformers/fp32", "native/int8", "onnx/int4")
     assert len(rows) == 9 and "1 x" in printed
     for row in rows:
         tokens = row["key"]["outputs"] * row["key"]["new_tokens"]
