@@ -17,6 +17,7 @@ from imgui_bundle.python_backends import compute_fb_scale
 from imgui_bundle.python_backends.glfw_backend import GlfwRenderer
 
 from client.window.editor.hands import PRIMARY
+from client.window.selections import Holders
 
 MODIFIERS = {
     glfw.KEY_LEFT_CONTROL: glfw.MOD_CONTROL, glfw.KEY_RIGHT_CONTROL: glfw.MOD_CONTROL,
@@ -74,8 +75,19 @@ class Backend(GlfwRenderer):
         """The pointer has moved."""
         io = imgui.get_platform_io()
         io.platform_get_clipboard_text_fn = lambda _: as_text(glfw.get_clipboard_string(window))
+        self.unanswered: Callable[[], None] = lambda: None
+        """Called where the program that holds what is pasted does not answer."""
         if glfw.get_platform() == glfw.PLATFORM_X11:
-            PRIMARY.read = lambda: as_text(glfw.get_x11_selection_string())
+            holders = Holders(glfw.get_x11_window(window))
+
+            def read(selection: str, pasted: Callable[[], str | bytes | None]) -> str:
+                if holders.answer(selection):
+                    return as_text(pasted())
+                self.unanswered()
+                return ""
+
+            io.platform_get_clipboard_text_fn = lambda _: read("CLIPBOARD", lambda: glfw.get_clipboard_string(window))
+            PRIMARY.read = lambda: read("PRIMARY", glfw.get_x11_selection_string)
             PRIMARY.write = glfw.set_x11_selection_string
         for name in ("key", "char", "mouse_button", "scroll", "window_size"):
             self._notice(window, name)

@@ -404,6 +404,11 @@ class FontsListed:
 
 
 @dataclass(frozen=True)
+class Unanswered:
+    """What was to be pasted cannot be had: the program that holds it does not answer."""
+
+
+@dataclass(frozen=True)
 class FontsLeftOut:
     """Files of fonts that cannot be used, in sentences."""
 
@@ -444,6 +449,7 @@ Event: TypeAlias = (
     | Listed
     | FontsListed
     | FontsLeftOut
+    | Unanswered
     | Kept
     | Tick
 )

@@ -21,7 +21,7 @@ from OpenGL import GL
 
 from client.window.app import App
 from client.window.backend import Backend, as_text, on_drop
-from client.window.events import Do, Dropped
+from client.window.events import Do, Dropped, Unanswered
 from client.window.opening import NAME, keep_place, open_window
 from client.window.pace import Pace
 from client.window.textfile import told
@@ -58,6 +58,7 @@ class Window:
         imgui.create_context()
         implot.create_context()
         self.backend = Backend(self.window, glsl)
+        self.backend.unanswered = lambda: self.app.tell(Unanswered())
         self._scaled()
         glfw.set_window_content_scale_callback(self.window, lambda *_: self._scaled())
         self.app.start()

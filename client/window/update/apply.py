@@ -79,6 +79,10 @@ def apply(state: AppState, message: e.Message) -> list[e.Effect]:
             _preset(state, message)
         case e.FontsListed(fonts):
             state.fonts, state.fonts_changed = fonts, True
+        case e.Unanswered():
+            notices.inform(
+                state, "clipboard", "the program in which you copied does not answer; copy once more, elsewhere"
+            )
         case e.FontsLeftOut(troubles):
             notices.inform(state, "fonts", "; ".join(troubles))
         case e.Do(what):

@@ -222,6 +222,43 @@ def test_letters_and_clicks_at_once(screen: str) -> None:
         assert said[10:] == ["Page False", "Page False", "Page True"], "Esc stops where it has nothing to close"
 
 
+HELD = """
+import glfw
+
+glfw.init()
+glfw.window_hint(glfw.VISIBLE, False)
+glfw.window_hint(glfw.CLIENT_API, glfw.NO_API)
+window = glfw.create_window(9, 9, "", None, None)
+glfw.set_clipboard_string(window, "held")
+print(flush=True)
+while True:
+    glfw.wait_events()
+"""
+
+PASTING = f"""
+import subprocess, sys
+from imgui_bundle import imgui
+from client.window.loop import Window
+
+window = Window("tcp://127.0.0.1:1")
+command = [sys.executable, "-P", "-c", {HELD!r}]
+with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as holder:
+    holder.stdout.readline()
+    print(imgui.get_clipboard_text())
+    holder.send_signal(19)  # SIGSTOP
+    print(imgui.get_clipboard_text(), window.app.state.said("clipboard"))
+    holder.kill()
+imgui.set_clipboard_text("own")
+print(imgui.get_clipboard_text())
+window.close()
+"""
+
+
+def test_a_program_that_hangs_with_the_clipboard_does_not_hang_the_window(screen: str) -> None:
+    said = run(screen, PASTING)
+    assert said[::2] == ["held", "own"] and "does not answer" in said[1]
+
+
 CLOSING = """
 import glfw
 from client.window.loop import Window
