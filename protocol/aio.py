@@ -22,6 +22,7 @@ from protocol.client import (
     is_last,
 )
 from protocol.connection import Connection, Event
+from protocol.errors import Cancelled
 from protocol.keys import DEFAULT_ENDPOINT
 from protocol.many import GENERATIONS, MANY_S, SCORES, ManyScores, generations
 from protocol.requests import request
@@ -272,6 +273,6 @@ def _event_queue() -> tuple[asyncio.Queue[Event], Callable[[Event], None]]:
             loop.call_soon_threadsafe(events.put_nowait, event)
         except RuntimeError:  # the loop was closed, so that nobody waits
             if not is_last(event):
-                raise  # which cancels the request
+                raise Cancelled("its event loop was closed") from None
 
     return events, on_event

@@ -67,7 +67,8 @@ class Connection:
         no more of this client's requests for now; the time counts in the timeout. Otherwise that is answered by Busy.
 
         `on_event` is called in the connection's thread and must not block. Its last call has a Result or an error. An
-        exception that it raises is logged and ends this request alone, whose last event is then Cancelled.
+        exception that it raises ends this request alone, whose last event is then Cancelled, and is logged unless it is
+        itself Cancelled.
 
         Raises: Closed in a process that was forked off the one that made this connection, BadRequest for a timeout that
         is no time.

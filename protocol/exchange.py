@@ -2,7 +2,8 @@
 
 The thread never blocks on anything but its line's poller. Events of a request are handed to the callback given with it,
 in the thread; the last event of each request is a result or an error. The route: `submit` -> inbox -> line ->
-`_receive`. A callback that raises costs its own request alone: the exception is logged, and the request is cancelled.
+`_receive`. A callback that raises costs its own request alone: the exception is logged, unless it is Cancelled, and the
+request is cancelled.
 """
 
 from __future__ import annotations
@@ -415,9 +416,11 @@ def _late(pending: Pending) -> str:
 
 
 def _deliver(pending: Pending, event: Event) -> BaseException | None:
-    """Hand an event to the request's callback; return what it raised, which is logged."""
+    """Hand an event to the request's callback; return what it raised, which is logged where it is a fault."""
     try:
         pending.on_event(event)
+    except Cancelled as e:
+        return e
     except BaseException as e:  # a caller's code, whose faults must not end the thread that serves others
         log.exception("on_event of request %d raised at %s", pending.request.id, type(event).__name__)
         return e
