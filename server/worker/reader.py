@@ -15,7 +15,8 @@ LONG_CHARACTERS = 4096
 """Length from which a text is long: it takes more than a millisecond or two."""
 LONG_TOKENS = 2048
 """Number of tokens from which their text and its places take as long."""
-
+FORMS, WORD_CHARACTERS = 3, 60
+"""How often each of `bad_words` is encoded, about, and what that takes however short the word is."""
 
 Opened: TypeAlias = Callable[[], None]
 """What is to be done with a request when it has been read, in the loop's thread."""
@@ -92,6 +93,6 @@ def length(request: m.OfModel) -> int:
     """Return how much of a request there is to read, in characters of a text."""
     if isinstance(request, m.Score) and request.texts:
         return request.cost * m.CHARACTERS
-    text = request.prompt if isinstance(request, m.Generate) else request.text
-    ids = request.ids if isinstance(request, m.OfText) else None
-    return max(len(text or ""), len(ids or ()) * LONG_CHARACTERS // LONG_TOKENS)
+    if isinstance(request, m.Generate):
+        return len(request.prompt or "") + sum(WORD_CHARACTERS + FORMS * len(word) for word in request.bad_words)
+    return max(len(request.text or ""), len(request.ids or ()) * LONG_CHARACTERS // LONG_TOKENS)
