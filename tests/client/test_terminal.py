@@ -158,14 +158,14 @@ def test_commands(terminal: Terminal, capsys: pytest.CaptureFixture[str]) -> Non
         terminal.do("/load demo native cache=fp16 int8")
     with pytest.raises(BadModel, match="native at int8 has no KV cache of 'q8_0'; it can be: int8, fp16"):
         terminal.do("/measure demo native int8 cache=q8_0")
+    told = says("/calibrate demo")
+    assert re.search(r"^this takes about \d+ s; Ctrl-C stops it", told), told
+    assert re.search(r"demo/native/int4 is calibrated \(\d MB, \d+ s\); the next load takes it", told), told
     assert re.search(
         r"demo/native/int4 against full precision, over 4096 tokens: perplexity \d+\.\d\d \([+-]0\.\d\d %\)",
         says("/measure demo native int4"),
     )
     assert re.search(r"int4 \(\d+ MB, perplexity [+-]0\.\d\d %\)", says("/models"))
-    told = says("/calibrate demo")
-    assert re.search(r"^this takes about \d+ s; Ctrl-C stops it", told), told
-    assert re.search(r"demo/native/int4 is calibrated \(\d MB, \d+ s\); the next load takes it", told), told
     terminal.do("/set top_p 7")
     with pytest.raises(BadRequest, match="top_p"):
         terminal.do("x")
