@@ -102,20 +102,24 @@ def test_the_embedded_model_is_calibrated_in_memory_that_is_reserved(tmp_path: P
         daemon.kill()
 
 
-def test_the_servers_command(tmp_path: Path, cache: Path) -> None:
+def test_the_servers_command(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+
     def quantise(*words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "server", "quantise", *words, "--config", str(tmp_path / "gpt2d.toml")]
         return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
     (tmp_path / "gpt2d.toml").write_text(f"cache_dir = '{cache}'\n", encoding="utf-8")
-    (tmp_path / "text").write_text(VERSE, encoding="utf-8")
-    refused = quantise("demo", "--calibrate", str(tmp_path / "text"))
+    short, enough = tmp_path / "short", tmp_path / "enough"
+    short.write_text(VERSE, encoding="utf-8")
+    enough.write_text(TEXT, encoding="utf-8")
+    refused = quantise("demo", "--calibrate", str(short))
     assert refused.returncode == 1 and "must have at least 1,024 tokens" in refused.stderr
     unknown = quantise("nobody")
     assert unknown.returncode == 1 and "nobody" in unknown.stderr and "Traceback" not in unknown.stderr
     records = Records(cache, DEMO_FOLDER, read_architecture(DEMO_FOLDER))
     records.add("native", "int4", "int8", FIDELITY)
-    done = quantise("demo")
+    done = quantise("demo", "--calibrate", str(enough))
     assert done.returncode == 0, done.stderr
     assert "native/int4/int8" not in records.found(), "it was of what there was before"
     assert "demo: this takes about" in done.stdout and f"int4 is calibrated in {cache}" in done.stdout
