@@ -391,7 +391,7 @@ def test_what_users_of_a_server_should_know_is_said_with_where(capsys: pytest.Ca
 
 
 def test_clearly_fewer_threads_than_the_engine_has_are_said() -> None:
-    said = []
+    said = list[str]()
     for used in (1.26, 1.95, 2.0, 0.0):  # the last of a server that does not say
         said += ledger(generated(m.Generate(prompt="a"), "b", threads=2, threads_used=used))
     assert "tokens/s with 1.3 of 2 threads; first token" in said[0]
