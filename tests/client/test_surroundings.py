@@ -18,6 +18,7 @@ from scripts.daemon import Daemon
 from tests.client.test_terminal import CONTROL
 from tests.conftest import WINDOW
 
+pytestmark = pytest.mark.usefixtures("home")  # a terminal keeps what is typed in it
 NO_SCREEN = {"DISPLAY", "WAYLAND_DISPLAY", "XDG_SESSION_TYPE"}
 
 
