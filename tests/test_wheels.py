@@ -20,8 +20,8 @@ from scripts.wheels import __main__ as wheels, headers, pack, targets
 from server import build
 
 ROOT = Path(__file__).resolve().parent.parent
-COMPILED = ("macos-arm64", "windows-x86_64")
-"""Both systems that this is not, and both processors; `python -m scripts.wheels` builds for all six."""
+COMPILED = ("macos-arm64", "macos-x86_64", "windows-x86_64", "linux-aarch64")
+"""One of each system and of each processor."""
 SOURCES = {"api.cpp", "model.cpp", "team.cpp", "ops_plain.cpp"}
 needs_zig = pytest.mark.skipif(
     targets.zig() is None or targets.cmake() is None, reason="needs ziglang and CMake (requirements-dev.txt)"
