@@ -53,6 +53,7 @@ def test_what_is_calibrated_is_used_by_the_loads_that_follow(tmp_path: Path) -> 
             client.unload("verse")
             assert client.load("verse", engine="native", precision="int4").calibrated and calibrated()
             assert client.ping().workers[0].calibrated
+            assert client.measure("verse", engine="native", precision="int4", text=VERSE).fidelity.calibrated
             again = client.calibrate("verse", text=TEXT)
             assert again.digest == made.digest
     finally:
