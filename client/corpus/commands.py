@@ -238,6 +238,8 @@ def write(
     """Write what a source yields from a position on; return the exit code. Raises: ValueError, OSError, Gpt2dError."""
     shaped = settings | {"format": args.format, "column": args.column, "per": args.per, "model": model.identity}
     shaped["files"] = table.digests
+    if len(table.files) > 1:
+        shaped["order of files"] = [str(file) for file in table.files]
     for name in sheet.renamed:
         say(f"the input has a column {name.removeprefix('gpt2d_')!r}; ours is {name!r}")
     with Journal(args.out, shaped, sheet.header, overwrite=args.overwrite) as journal:

@@ -193,6 +193,23 @@ def test_what_would_be_another_table_is_refused(
         assert "o.csv exists already; give another --out, or --overwrite" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("prompts")
+@pytest.mark.parametrize("files", ["b.jsonl prompts.jsonl", "prompts.jsonl b.jsonl prompts.jsonl"])
+def test_the_same_files_in_another_order_are_other_texts(
+    files: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a shell lists `*.jsonl` in another language, or cron."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "b.jsonl").write_text('{"prompt": "x"}\n')
+    with FakeServer(dying) as server:
+        assert call(server, "prompts.jsonl", "b.jsonl", "-o", "o.csv") == 1
+        server.answer = written
+        capsys.readouterr()
+        assert call(server, *files.split(), "-o", "o.csv") == 1
+        assert "begun with another order of files (['prompts.jsonl', 'b.jsonl'], now" in capsys.readouterr().err
+        assert call(server, "prompts.jsonl", "b.jsonl", "-o", "o.csv") == 0
+
+
 def test_every_setting_of_the_terminal(
     prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
