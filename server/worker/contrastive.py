@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from protocol import messages as m
+from protocol.errors import BadRequest
 from server.engines.base import Engine, Hidden, Logits
+from server.worker.processors import NONE_LEFT, none_left
 from server.worker.sampling import TINY
 from server.worker.search import Search
 from server.worker.sequence import Generation
@@ -53,6 +55,8 @@ class ContrastiveSearch(Search):
         self.outputs[0].finish(reason)
 
     def _propose(self, logits: Logits, parents: list[int], engine: Engine) -> None:
+        if none_left(logits, self.request):
+            raise BadRequest(NONE_LEFT)
         weights = softmax(logits, 1.0)
         chances = weights / weights.sum(dtype=np.float64)  # [vocabulary]
         # By the logits, since chances that are too small for a float are all 0

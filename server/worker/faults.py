@@ -1,4 +1,4 @@
-"""An unforeseen exception -> a sentence for its client, and the details in the log."""
+"""What ends a request -> an error for its client; of an unforeseen exception, the details in the log."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import secrets
 import sys
 import traceback
 
+from protocol.errors import Internal, RequestError
 
-def incident(what: str, error: Exception) -> str:
-    """Log an exception; return the sentence for the client, which names the place in the log."""
+
+def for_client(what: str, error: Exception) -> RequestError:
+    """Return the error itself if it is made for clients; else log it, and return one that names its place there."""
+    if isinstance(error, RequestError):
+        return error
     number = secrets.token_hex(4)
     print(f"{what} failed, incident {number}:", file=sys.stderr)
     traceback.print_exception(error)
-    return f"a fault of the server ({type(error).__name__}); its log has the details under {number}"
+    return Internal(f"a fault of the server ({type(error).__name__}); its log has the details under {number}")

@@ -9,17 +9,16 @@ from functools import partial
 import psutil
 
 from protocol import messages as m
-from protocol.errors import RequestError
 from server.catalogue.architecture import Architecture
 from server.engines.base import Adaptive, Engine
 from server.launch.spec import Spec
 from server.link import Beat, ForWorker, Pieces, Work
 from server.worker.connection import Connection
-from server.worker.faults import incident
+from server.worker.faults import for_client
 from server.worker.intervals import Intervals
 from server.worker.prefix_cache import PrefixCache
 from server.worker.reader import LONG_CHARACTERS, Reader, is_long, length
-from server.worker.replies import WAITED, Answer, Served, prompt_tokens
+from server.worker.replies import WAITED, Answer, Served, failed, prompt_tokens
 from server.worker.requests import Requests
 from server.worker.runner import Runner
 from server.worker.scheduler import Scheduler
@@ -167,11 +166,8 @@ class Worker:
             if isinstance(request, m.Score):
                 return partial(self._line_up, work.id, *self._requests.scoring(work, request, received))
             return partial(self._line_up, work.id, *self._requests.generation(work, request, received))
-        except RequestError as e:
-            failure = m.Failure(id=work.id, code=e.code, message=str(e))
         except Exception as e:  # noqa: BLE001 - whatever it is, it concerns this request alone
-            failure = m.Failure(id=work.id, code="internal", message=incident("a request", e))
-        return partial(self._connection.send, failure)
+            return partial(self._connection.send, failed(work.id, for_client("a request", e)))
 
     def _line_up(self, request_id: int, answer: Answer, prompts: Iterable[Prompt]) -> None:
         """Put the tasks of a request in line."""
@@ -200,7 +196,7 @@ class Worker:
                 try:
                     pieces += task.pieces()
                 except Exception as e:  # noqa: BLE001 - whatever it is, it concerns this request alone
-                    task.fail(incident("a piece of text", e))
+                    task.fail(for_client("a piece of text", e))
             if task.finished is not None:
                 ended.append(task)
         self._send_together(pieces)
@@ -231,7 +227,7 @@ class Worker:
             last = answer.last()
             self._connection.send(last)
         except Exception as e:  # noqa: BLE001 - whatever it is, it concerns this request alone
-            last = m.Failure(id=task.id, code="internal", message=incident("an answer", e))
+            last = failed(task.id, for_client("an answer", e))
             self._connection.send(last)
         self._prompt_tokens += prompt_tokens(last)
         self._new_tokens += answer.new_tokens

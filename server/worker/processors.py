@@ -16,6 +16,16 @@ from protocol.messages import Generate
 from server.engines.base import Logits
 
 NEVER = np.float32(-np.inf)
+NONE_LEFT = (
+    "no token is left that may come: no_repeat_ngram_size, bad_words and min_new_tokens forbid all of the model; "
+    "ask for a shorter text, or forbid fewer"
+)
+
+
+def none_left(logits: Logits, request: Generate) -> bool:
+    """Return whether a request forbids every token, of which the processed logits are [vocabulary]."""
+    forbids = request.no_repeat_ngram_size or request.bad_words or request.min_new_tokens
+    return bool(forbids) and bool(np.isneginf(logits).all())
 
 
 class History:

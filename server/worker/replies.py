@@ -9,6 +9,7 @@ from typing import Protocol
 import msgspec
 
 from protocol import messages as m
+from protocol.errors import RequestError
 from server.engines.base import Adaptive
 from server.worker.sequence import Sequence
 from server.worker.task import Prompt
@@ -103,13 +104,17 @@ class Continuations:
         """Return a result if any of them had started, else an error."""
         sequences = self._sequences
         first = sequences[0]
-        fault = next((s.fault for s in sequences if s.fault), "")
-        if fault:
-            return m.Failure(id=first.id, code="internal", message=fault)
+        if fault := next((s.fault for s in sequences if s.fault), None):
+            return failed(first.id, fault)
         if not any(s.started for s in sequences):
             reason = str(first.finished)
             return m.Failure(id=first.id, code=reason, message=WAITED[reason])
         return result(sequences, self._served, self._served.threads_since(self._before))
+
+
+def failed(request_id: int, fault: RequestError) -> m.Failure:
+    """Return the last reply to a request that ends with an error."""
+    return m.Failure(id=request_id, code=fault.code, message=str(fault))
 
 
 def result(sequences: list[Sequence], served: Served, threads_used: float) -> m.Generated:

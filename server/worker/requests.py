@@ -64,6 +64,8 @@ class Requests:
                 f"strategy {request.strategy} needs {request.rows} rows here, but {self._served.engine} has "
                 f"{self._engine.rows}; ask for fewer, or start the server with more --rows"
             )
+        if request.strategy == "contrastive" and request.num_candidates > self._engine.vocabulary:
+            raise BadRequest(f"num_candidates must be at most the model's {self._engine.vocabulary} tokens")
         generation = Generation(
             id=work.id,
             group=work.group,

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from protocol.errors import RequestError
 from server.engines.base import Adaptive, Engine, Hidden, Judge, Logits, Run, Selective, Together
 from server.worker.costs import Costs, price
-from server.worker.faults import incident
+from server.worker.faults import for_client
 from server.worker.sampling import sample
 from server.worker.scheduler import Batch, Outcome, Part
 from server.worker.task import Question, Row, Sampled, is_sampled
@@ -82,7 +83,7 @@ class Runner:
         try:
             logits = self._judge(runs, questions) if any(questions) else engine.run(runs)  # [all wanted, vocabulary]
         except Exception as e:  # noqa: BLE001 - whatever it is
-            incident("the engine", e)
+            for_client("the engine", e)
             return None
         took_ms = (time.perf_counter() - began) * 1000
         ends = list(itertools.accumulate(len(run.wanted) for run in runs))
@@ -103,7 +104,7 @@ class Runner:
             hidden = self._hidden(len(chunk)) if prompt.looks_inside else None
             logits = self._engine.prefill(prompt.row, chunk, prompt.cached, part.wanted, hidden)  # [wanted, vocabulary]
         except Exception as e:  # noqa: BLE001 - whatever it is, it concerns this prompt alone
-            prompt.fail(incident("the engine", e))
+            prompt.fail(for_client("the engine", e))
             return ()
         return self._prefilled(part, logits, hidden)
 
@@ -129,7 +130,7 @@ class Runner:
         try:
             return part.prompt.prefilled(len(part.chunk), logits, hidden, self._engine)
         except Exception as e:  # noqa: BLE001 - whatever it is, it concerns this prompt alone
-            part.prompt.fail(incident("a prompt", e))
+            part.prompt.fail(for_client("a prompt", e))
             return ()
 
     def _decode(self, rows: Many[Row]) -> Chosen:
@@ -140,10 +141,10 @@ class Runner:
         try:
             return self._advance(rows, self._guesses(rows))
         except Exception as e:  # noqa: BLE001 - the row that causes it is searched for
-            fault = incident("the engine", e)
+            fault = for_client("the engine", e)
         return [] if self._blame(rows, fault) else self._advance(rows, [])
 
-    def _blame(self, rows: Many[Row], fault: str) -> bool:
+    def _blame(self, rows: Many[Row], fault: RequestError) -> bool:
         """End the row with which a step fails; return False if there is none.
 
         A step may be repeated: it writes the same keys and values to the same places.
@@ -197,7 +198,7 @@ class Runner:
                 try:
                     search.advance(logits[own], None if hidden is None else hidden[own], self._engine)
                 except Exception as e:  # noqa: BLE001 - whatever it is, it concerns this search alone
-                    search.fail(incident("a search", e))
+                    search.fail(for_client("a search", e))
             logits = logits[[row.row for row in sampled]]  # [sampled, vocabulary]
         tokens = self._choose(logits, sampled, [row.ids for row in sampled])
         return [(row, [token]) for row, token in zip(sampled, tokens, strict=True)]
@@ -233,7 +234,7 @@ class Runner:
         chosen = sample(logits, [row.sampler for row in rows], histories, self._engine, places)
         for row, token in zip(rows, chosen, strict=True):
             if isinstance(token, Exception):
-                row.fail(incident("sampling", token))
+                row.fail(for_client("sampling", token))
                 tokens.append(0)
             else:
                 tokens.append(token)

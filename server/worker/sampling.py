@@ -17,11 +17,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from protocol.errors import BadRequest
 from protocol.messages import Generate
 from server.catalogue.engines import native_problem
 from server.engines import native
 from server.engines.base import Engine, Logits
-from server.worker.processors import Processors
+from server.worker.processors import NONE_LEFT, Processors, none_left
 from server.worker.softmax import Weights, log_softmax, softmax
 
 NATIVE = not native_problem()
@@ -95,8 +96,10 @@ class Sampler:
         return choice
 
     def pick(self, logits: Logits, ids: Many[int]) -> int:
-        """Choose the token that follows `ids` from float32 [vocabulary]."""
+        """Choose the token that follows `ids` from float32 [vocabulary]. Raises: BadRequest if none may follow."""
         processed = self._processors.apply(logits, ids) if self._processors.active else logits
+        if none_left(processed, self.request):
+            raise BadRequest(NONE_LEFT)
         kept, weights = self._distribution(processed)
         index = int(weights.argmax()) if self._uniforms is None else invert(weights, next(self._uniforms))
         token = index if kept is None else int(kept[index])
@@ -141,7 +144,7 @@ def sample(
         try:
             if not sampler.native:
                 own = logits[places[i]]
-                chosen[i] = int(own.argmax()) if sampler.plain else sampler.pick(own, histories[i])
+                chosen[i] = likeliest(own) if sampler.plain else sampler.pick(own, histories[i])
                 continue
             choices.append(sampler.choice(histories[i]))
             native_ones.append(i)
@@ -154,8 +157,23 @@ def sample(
         except MemoryError as e:  # their random numbers are drawn: a second try would choose others
             return [e if i in native_ones else token for i, token in enumerate(chosen)]
         for i, token in zip(native_ones, tokens, strict=True):
-            chosen[i] = token if token >= 0 else FloatingPointError("the logits are not numbers")
+            chosen[i] = token if token >= 0 else _no_token(logits[places[i]], samplers[i].request)
     return chosen
+
+
+def likeliest(logits: Logits) -> int:
+    """Return the token with the largest of float32 [vocabulary]. Raises: FloatingPointError for what is no number."""
+    token = int(logits.argmax())
+    if not np.isfinite(logits[token]):  # of what is no number argmax gives the first
+        raise FloatingPointError("the logits are not numbers")
+    return token
+
+
+def _no_token(logits: Logits, request: Generate) -> Exception:
+    """Return why no token was chosen from processed logits."""
+    if none_left(logits, request):
+        return BadRequest(NONE_LEFT)
+    return FloatingPointError("the logits are not numbers")
 
 
 def _uniforms(seed: int) -> Iterator[float]:

@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence as Many
 from dataclasses import dataclass
 
+from protocol.errors import Internal
 from server.engines.base import Engine, Together
 from server.worker.prefix_cache import PrefixCache
 from server.worker.task import Prompt, Row, Sampled, Task
@@ -288,7 +289,7 @@ class Scheduler:
         try:
             kept = self._engine.export(other.row, other.cached) if other.cached else None
         except MemoryError:
-            other.fail("the server ran out of memory while it made room; try again")
+            other.fail(Internal("the server ran out of memory while it made room; try again"))
         free = prompt.row
         self._place(prompt, other.row)
         other.row = free

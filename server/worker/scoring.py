@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 
 from protocol import messages as m
-from protocol.errors import BadRequest
+from protocol.errors import BadRequest, RequestError
 from protocol.means import means
 from server.engines.base import Engine, Hidden, Judged, Logits
 from server.link import Work
@@ -48,7 +48,7 @@ class _Part:
         self.place = self.cached = 0
         self.ids = ids
         self.finished: m.FinishReason | None = None
-        self.fault = ""
+        self.fault: RequestError | None = None
 
     @property
     def prompt_tokens(self) -> int:
@@ -63,7 +63,7 @@ class _Part:
     def end(self, reason: m.FinishReason) -> None:
         self._scores.end(reason)
 
-    def fail(self, fault: str) -> None:
+    def fail(self, fault: RequestError) -> None:
         self.fault = fault
         self._scores.fail(fault)
 
@@ -180,7 +180,7 @@ class Scores:
         self._parts = self._all()
         self._next = next(self._parts, None)
         self._ended: m.FinishReason | None = None
-        self._fault = ""
+        self._fault: RequestError | None = None
         self._last: dict[str, object] = {}
 
     def prompts(self) -> Iterator[Lead | Window]:
@@ -196,7 +196,7 @@ class Scores:
         for part in list(self.open):
             part.leave(reason)
 
-    def fail(self, fault: str) -> None:
+    def fail(self, fault: RequestError) -> None:
         """End it and all its prompts with a fault."""
         self._fault = self._fault or fault
         self.end("cancelled")
@@ -226,7 +226,7 @@ class Scores:
 
     def last(self) -> m.Scored | m.Failure:
         if self._fault:
-            return m.Failure(id=self.id, code="internal", message=self._fault)
+            return m.Failure(id=self.id, code=self._fault.code, message=str(self._fault))
         if self._ended:
             return m.Failure(id=self.id, code=str(self._ended), message="ended before the whole text was scored")
         count = sum(text.scored for text in self._texts)

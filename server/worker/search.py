@@ -12,6 +12,7 @@ from collections.abc import Sequence as Many
 from dataclasses import dataclass
 
 from protocol import messages as m
+from protocol.errors import RequestError
 from server.engines.base import Engine, Hidden, Logits
 from server.worker.sequence import Generation, Sequence
 
@@ -40,7 +41,7 @@ class Lane:
         return self.search.finished
 
     @property
-    def fault(self) -> str:
+    def fault(self) -> RequestError | None:
         return self.search.fault
 
     @property
@@ -58,7 +59,7 @@ class Lane:
     def end(self, reason: m.FinishReason) -> None:
         self.search.end(reason)
 
-    def fail(self, fault: str) -> None:
+    def fail(self, fault: RequestError) -> None:
         self.search.fail(fault)
 
     def pieces(self) -> Many[m.Tokens]:
@@ -103,7 +104,7 @@ class Search(ABC):
         return self.outputs[0].finished
 
     @property
-    def fault(self) -> str:
+    def fault(self) -> RequestError | None:
         return self.outputs[0].fault
 
     @property
@@ -164,7 +165,7 @@ class Search(ABC):
         for output in self.outputs:
             output.finish(reason)
 
-    def fail(self, fault: str) -> None:
+    def fail(self, fault: RequestError) -> None:
         for output in self.outputs:
             output.fail(fault)
 

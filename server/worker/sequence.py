@@ -9,6 +9,7 @@ from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 
 from protocol import messages as m
+from protocol.errors import RequestError
 from protocol.ledger import Ledger, ledger
 from server.engines.base import Engine, Hidden, Logits
 from server.worker.increments import Increments
@@ -91,7 +92,7 @@ class Sequence:
         self.row = -1
         self.place = 0
         self.finished: m.FinishReason | None = None
-        self.fault = ""
+        self.fault: RequestError | None = None
         self.sampler = Sampler(request, self.seed, generation.processors())
         self.guesser: Guesser | None = PromptLookup() if request.speculate else None
         self.pace = Pace()
@@ -219,7 +220,7 @@ class Sequence:
         if self.request.stop:
             self._decode()
 
-    def fail(self, fault: str) -> None:
+    def fail(self, fault: RequestError) -> None:
         self.fault = fault
         self.finished = "cancelled"
 

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocol import messages as m
+from protocol.errors import RequestError
 from server.engines.base import Engine, Hidden, Judged, Logits
 from server.worker.sampling import Sampler
 
@@ -62,8 +63,8 @@ class Task(Protocol):
         ...
 
     @property
-    def fault(self) -> str:
-        """Sentence for the client, if a fault has ended the task; else empty."""
+    def fault(self) -> RequestError | None:
+        """Error for the client, if a fault has ended the task."""
         ...
 
     @property
@@ -85,7 +86,7 @@ class Task(Protocol):
         """End it from outside with its text so far: it is cancelled, or out of time."""
         ...
 
-    def fail(self, fault: str) -> None:
+    def fail(self, fault: RequestError) -> None:
         """End it, and what belongs to it, with a fault."""
         ...
 
@@ -221,7 +222,7 @@ class Joint(Protocol):
         """Take a step's logits, [lanes, vocabulary], and hidden states, [lanes, width]; move rows in the engine."""
         ...
 
-    def fail(self, fault: str) -> None:
+    def fail(self, fault: RequestError) -> None:
         """End it with a fault."""
         ...
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -118,6 +119,28 @@ def test_a_fault_before_the_engine_is_reached_ends_its_request_alone(monkeypatch
     failure, result = sorted(loop.link.sent, key=lambda reply: reply.id or 0, reverse=True)
     assert isinstance(failure, m.Failure) and failure.code == "internal" and failure.id == 2
     assert isinstance(result, m.Generated) and result.ids == loop.engine.greedy([7] * 20, 12)
+
+
+@pytest.mark.parametrize("strategy", ["greedy", "sample", "contrastive"])
+def test_what_the_settings_make_impossible_is_no_fault(strategy: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """A model of few tokens, of which none is left to come: as of a genome, with n-grams that must not come twice."""
+    few = replace(ARCH, vocabulary=8)
+    loop = Loop(engine=FakeEngine(8, few.context, few.vocabulary), arch=few)
+    loop.ask(1, prompt_ids=[1, 2, 3], max_new_tokens=12, strategy=strategy, no_repeat_ngram_size=1, ignore_eos=True)
+    loop.turn(40)
+    (failure,) = loop.link.sent
+    assert isinstance(failure, m.Failure) and failure.code == "bad_request"
+    assert failure.message.startswith("no token is left that may come") and "incident" not in capfd.readouterr().err
+    assert loop.scheduler.running == loop.scheduler.waiting == 0
+
+
+def test_more_candidates_than_the_model_has_tokens_are_refused() -> None:
+    few = replace(ARCH, vocabulary=8)
+    loop = Loop(engine=FakeEngine(16, few.context, few.vocabulary), arch=few)
+    loop.ask(1, prompt_ids=[1, 2, 3], strategy="contrastive", num_candidates=9)
+    (failure,) = loop.link.sent
+    assert isinstance(failure, m.Failure) and failure.code == "bad_request"
+    assert failure.message == "num_candidates must be at most the model's 8 tokens"
 
 
 def test_one_text_with_a_fault_ends_all_that_are_scored_with_it() -> None:

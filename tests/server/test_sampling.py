@@ -25,6 +25,7 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
+from protocol.errors import BadRequest
 from protocol.messages import Generate
 from scripts.draws import KINDS, compare, differences
 from server.catalogue.architecture import Architecture
@@ -32,6 +33,7 @@ from server.catalogue.engines import instruction_sets
 from server.checkpoint.tensors import expected_shapes
 from server.convert.native_layout import FILE, Layout
 from server.engines import native
+from server.worker import sampling
 from server.worker.processors import Processors
 from server.worker.sampling import Sampler, candidates, invert, mirostat, sample
 
@@ -232,6 +234,22 @@ def test_logits_that_are_no_numbers_are_an_error_not_a_token() -> None:
     for bad in (np.full(9, np.nan, np.float32), np.full(9, -np.inf, np.float32)):
         with pytest.raises(FloatingPointError):
             sampler_of(Generate(prompt="")).pick(bad, [])
+
+
+def test_without_kernels_the_likeliest_of_no_numbers_is_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "NATIVE", False)
+    sampler = sampler_of(Generate(prompt="", strategy="greedy"))
+    logits = np.stack([logits_of(1), np.full(VOCABULARY, np.nan, np.float32)])
+    number, fault = sample(logits, [sampler, sampler], [[], []])
+    assert number == logits[0].argmax() and isinstance(fault, FloatingPointError)
+
+
+@pytest.mark.parametrize("logprobs", [None, 1])
+@pytest.mark.parametrize("strategy", ["greedy", "sample", "mirostat"])
+def test_where_every_token_is_forbidden_that_is_said(strategy: Any, logprobs: int | None) -> None:
+    request = Generate(prompt="", strategy=strategy, logprobs=logprobs, no_repeat_ngram_size=1)
+    (token,) = sample(logits_of(1, 5)[None], [sampler_of(request)], [[0, 1, 2, 3, 4]])
+    assert isinstance(token, BadRequest) and str(token).startswith("no token is left that may come")
 
 
 def test_kernels_without_memory_fail_what_they_would_have_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
