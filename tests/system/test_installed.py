@@ -143,7 +143,7 @@ def test_a_message_names_a_command_that_its_reader_has(whole: Environment) -> No
         (("python", "-c", print_notices), "gpt2d-server --build-kernels"),
         (("gpt2d-server", "--endpoint", "tcp://0.0.0.0:5757"), "gpt2d-keygen client NAME"),
         (("gpt2d-keygen", "server"), "gpt2d-server --endpoint tcp://0.0.0.0:5757"),
-        (("gpt2d-client", "tcp://127.0.0.1:1", "--prompt", "x"), "gpt2d-server`"),
+        (("gpt2d-client", "tcp://127.0.0.1:1", "--prompt", "x"), "gpt2d-server --endpoint tcp://127.0.0.1:1`"),
     ]
     for words, named in asked:
         done = whole.run(*words)
