@@ -176,10 +176,13 @@ def unload(state: AppState, model: str, engine: str, precision: str) -> list[e.E
 
 
 def unloaded(state: AppState, event: Reply) -> list[e.Effect]:
+    going = state.page.generating
     if isinstance(event, m.Unloaded):
         notices.inform(state, "model", f"unloaded {', '.join(event.names)}")
     elif isinstance(event, Gpt2dError):
         notices.warn(state, "model", str(event))
+    if going and isinstance(event, Gpt2dError):
+        going.unloads = False  # whoever unloads it later is another
     return refresh(state)
 
 

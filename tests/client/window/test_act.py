@@ -179,6 +179,8 @@ def test_a_model_that_is_unloaded_while_it_writes() -> None:
             apply(state, e.Replied("page", m.Tokens(id=1, ids=[6], text=" a time"), 1, state.page.asked))
             assert state.page.document.text == "Once upon a time" and state.page.busy
             assert "may generate, but not unload" in state.said("model")
+            apply(state, e.Replied("page", NotLoaded("demo was unloaded"), 1, state.page.asked))
+            assert state.said("page") == "demo was unloaded", "by somebody else"
         else:
             effects = apply(state, e.Replied("page", NotLoaded("demo was unloaded"), 1, state.page.asked))
             assert not state.page.busy and not state.said("page") and not sent(effects, m.Load)
