@@ -257,6 +257,7 @@ window.close()
 """
 
 
+@pytest.mark.usefixtures("home")
 def test_a_program_that_hangs_with_the_clipboard_does_not_hang_the_window(screen: str) -> None:
     said = run(screen, PASTING)
     assert said[::2] == ["held", "own"] and "does not answer" in said[1]
