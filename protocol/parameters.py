@@ -54,8 +54,10 @@ def _parameter(name: str, field: msgspec.structs.FieldInfo) -> m.Parameter:
 
 def missing(there: Iterable[m.Parameter]) -> dict[str, Any]:
     """Return the settings that are not among those of a server, as one of an earlier version, and their defaults."""
-    names = {parameter.name for parameter in there}
-    return {parameter.name: parameter.default for parameter in parameters() if parameter.name not in names}
+    lacking = {*m.SETTINGS} - {parameter.name for parameter in there}
+    if not lacking:  # as of the same version: to describe them takes as long as a connection does
+        return {}
+    return {parameter.name: parameter.default for parameter in parameters() if parameter.name in lacking}
 
 
 def find_parameter(there: Mapping[str, m.Parameter], name: str) -> m.Parameter:
