@@ -52,7 +52,7 @@ class TextFile:
         return " and ".join(found)
 
     def most_bytes(self, size: int, lines: int) -> int:
-        """Return the most bytes that the file has with another text, of `size` bytes and so many line ends."""
+        """Return the most bytes that the file has with another text, of `size` bytes and `lines` line ends."""
         beside = len(self.data) - len(self.text.encode()) - self._ends["\r\n"]
         return size + beside + lines * ("\r\n" in self._ends)
 

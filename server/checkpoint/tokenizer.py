@@ -70,7 +70,7 @@ class ModelTokenizer:
     """Special tokens as that may ask for them: {"bos_token": "<s>"}, without those that there are not."""
 
     def check_vocabulary(self, size: int) -> None:
-        """Check that a model of so many tokens has those that stand before every text. Raises: BadModel."""
+        """Check that a model of `size` tokens has those that stand before every text. Raises: BadModel."""
         if lacking := [token for token in self.before if token >= size]:
             raise BadModel(
                 f"its tokenizer puts {self.tokenizer.id_to_token(lacking[0])!r} before every text, token {lacking[0]}, "
@@ -106,7 +106,7 @@ def read_tokenizer(folder: Path) -> ModelTokenizer:
 
 
 def is_fault(error: BaseException) -> bool:
-    """Return whether the library may have raised this for what it was given: its panics in Rust are no Exception."""
+    """Return whether the library may have raised this for what it was given: its Rust panics are not Exceptions."""
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 

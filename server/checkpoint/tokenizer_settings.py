@@ -127,7 +127,7 @@ def read_chat_template(folder: Path, settings: Settings) -> str:
         found = named[0].get("template") if named else None
     template = found if isinstance(found, str) else ""
     if any("\ud800" <= c <= "\udfff" for c in template):
-        raise BadModel(f"{SETTINGS_FILE} has a chat_template with halves of characters, which are no text")
+        raise BadModel(f"{SETTINGS_FILE} has a chat_template with halves of characters, which are not text")
     return template
 
 

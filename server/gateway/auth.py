@@ -202,7 +202,7 @@ class Guard:
         return int(number), key
 
     def name(self, user: str) -> str:
-        """Return the name of a user's key; empty where there are no keys."""
+        """Return the name of a user's key; empty on a server without keys."""
         return "" if self._keyring is None else self._keyring.name(user)
 
     def administers(self, user: str) -> bool:

@@ -1,4 +1,4 @@
-"""Log lines that peers can cause: so many a second at most, or a flood of them would fill the log.
+"""Log lines that peers can cause: a limited number a second, or a flood of them would fill the log.
 
 systemd's journal takes 10,000 lines of a service in 30 s and drops all that come after, warnings among them.
 """
@@ -43,7 +43,7 @@ class Ration:
     """
 
     def __init__(self, name: Callable[[str], str]) -> None:
-        """Begin. `name(user)`: the name of a user's key, empty where there are no keys."""
+        """Begin. `name(user)`: the name of a user's key, empty on a server without keys."""
         self._name = name
         self._allowance = float(MOST_LINES_S)
         """Number of lines that may come at once (a token bucket)."""

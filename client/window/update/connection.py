@@ -181,7 +181,7 @@ def _under_way(state: AppState) -> bool:
 
 
 def _lost(state: AppState, why: str) -> None:
-    """There is no server to talk to: what was under way is over. `why`: empty where that was the user's wish."""
+    """The server is gone: what was under way is over. `why`: empty where that was the user's wish."""
     if why:
         notices.warn(state, "link", why)
     else:
